@@ -1,0 +1,291 @@
+"""The command line: parse, call one function, print."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stratascope.errors import InvalidInputError, StratascopeError
+
+if TYPE_CHECKING:
+    from stratascope.extract import ExtractionPlan, ExtractionSettings
+    from stratascope.store import ActivationStore
+
+
+class Commands(click.Group):
+    """Turns the library's errors into one line on stderr and exit code 2; an interruption into 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except StratascopeError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"stratascope: {' '.join(str(error).split())}", err=True)
+            ctx.exit(2)
+        except OSError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"stratascope: {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("stratascope: interrupted; the same command goes on from here", err=True)
+            ctx.exit(130)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of use, not of the alphabet
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="stratascope", prog_name="stratascope")
+def main(debug: bool) -> None:
+    """See in which layers of a vision-language model a spatial relation lives.
+
+    \b
+    stratascope demo                 the whole way, on generated scenes with a built-in model
+    stratascope plan ...             what an extraction would record and cost; runs nothing
+    stratascope extract ...          examples through a model into a store (needs the extra 'extract')
+    stratascope probe STORE          in which layers truth and relation can be read
+    """
+
+
+def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _size(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    width, cross, height = value.lower().partition("x")
+    if not cross or not width.isdecimal() or not height.isdecimal() or not int(width) * int(height):
+        raise click.BadParameter(f"expected WIDTHxHEIGHT in pixels such as 640x480, found {value!r}", param=param)
+    return int(width), int(height)
+
+
+def _shard(_ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
+    rank, slash, of = value.partition("/")
+    if not slash or not rank.isdecimal() or not of.isdecimal() or int(rank) >= int(of):
+        raise click.BadParameter(f"expected I/N with I below N such as 0/2, found {value!r}", param=param)
+    return int(rank), int(of)
+
+
+def _numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(n for part in value.split(",") for n in _number_range(part))
+    except ValueError as error:
+        raise click.BadParameter(f"expected numbers or ranges such as 0,3,8-11, found {value!r}", param=param) from error
+
+
+def _number_range(part: str) -> range:
+    first, dash, last = part.strip().partition("-")
+    return range(int(first), int(last if dash else first) + 1)
+
+
+def _extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = [
+        click.option(
+            "--model",
+            required=True,
+            metavar="demo|PATH|HUB_ID",
+            help="Built-in model, folder, or Hub id such as Qwen/Qwen2.5-VL-7B-Instruct.",
+        ),
+        click.option(
+            "--examples", required=True, multiple=True, type=click.Path(path_type=Path), help="JSONL file in VSR's form; may be repeated."
+        ),
+        click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of the images."),
+        click.option("--boxes", type=click.Path(path_type=Path), help="Gold boxes, in COCO's instances format."),
+        click.option("--prompt", default="true-false", show_default=True, help="Built-in prompt: true-false or where."),
+        click.option("--system", help="Text of the system turn, instead of the chat template's own."),
+        click.option("--condition", default="original", show_default=True, help="original, blank or mirror: what is done to the image."),
+        click.option(
+            "--positions", callback=_names, help="Of final,image,subject,relation,object,subject_box,object_box; default: all there are."
+        ),
+        click.option(
+            "--record",
+            callback=_names,
+            default="residual,attention_rows,attention_maps",
+            show_default=True,
+            help="What to store besides the answer's logits.",
+        ),
+        click.option("--maps", type=int, metavar="N", help="Attention maps of only N examples, evenly spread."),
+        click.option("--limit", type=int, metavar="N", help="Only the first N examples."),
+        click.option("--max-pixels", type=int, metavar="N", help="Shrink larger images; default: the processor's limit."),
+        click.option("--dtype", help="float32, bfloat16 or float16; default: the weights' own on a GPU, float32 on a CPU."),
+        click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ..."),
+        click.option("--revision", help="Branch, tag or commit of a Hub model."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _settings(options: dict[str, Any]) -> ExtractionSettings:
+    from stratascope.extract import ExtractionSettings
+
+    return ExtractionSettings(**options)
+
+
+@main.command()
+@_extraction_options
+@click.option("--image-size", callback=_size, metavar="WxH", help="Assume this size of every image, when the photos are not there yet.")
+def plan(**options: Any) -> None:
+    """What an extraction would record and cost. Runs no model, writes nothing.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope plan --model demo --examples demo/scenes/scenes.jsonl --images demo/scenes/images
+    """
+    from stratascope.extract import plan_extraction
+
+    made = plan_extraction(_settings(options), progress=sys.stderr.isatty())
+    click.echo(_plan_text(made))
+
+
+def _plan_text(made: ExtractionPlan) -> str:
+    from stratascope.datasets.examples import describe
+    from stratascope.extract.summary import plan_summary
+
+    return f"{describe(made.examples)}\n\n{plan_summary(made)}"
+
+
+@main.command()
+@_extraction_options
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="STORE.zarr", help="The store to fill, or to go on filling.")
+@click.option("--batch-tokens", default=8192, show_default=True, help="Tokens in a forward pass, at most; halve it when memory runs out.")
+@click.option("--shard", callback=_shard, default="0/1", show_default=True, metavar="I/N", help="Take every N-th block from the I-th.")
+def extract(out: Path, batch_tokens: int, shard: tuple[int, int], **options: Any) -> None:
+    """Run every example through the model once and fill a store. Goes on where it stopped.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope extract --model demo --examples demo/scenes/scenes.jsonl --images demo/scenes/images --out mine.zarr
+    """
+    from stratascope.extract import plan_extraction, run_extraction
+    from stratascope.extract.extraction import require_extract_extra
+
+    require_extract_extra()
+    made = plan_extraction(_settings(options), weights=True, progress=sys.stderr.isatty())
+    report = run_extraction(made, out, rank=shard[0], of=shard[1], batch_tokens=batch_tokens, progress=sys.stderr.isatty())
+    done = f"wrote {report.written_examples:,} examples in {report.written_blocks} of {report.blocks} blocks"
+    click.echo(f"{out}: {done if report.written_blocks else 'nothing left to do'}")
+
+
+def _open(path: str) -> ActivationStore:
+    from stratascope.store import ActivationStore
+
+    return ActivationStore.open(path)
+
+
+@main.command()
+@click.argument("store")
+def info(store: str) -> None:
+    """What a store holds, how complete it is, where it comes from, how large it is.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope info demo/original.zarr
+    """
+    from stratascope.store.info import store_info
+
+    click.echo(store_info(_open(store)))
+
+
+@main.command()
+@click.argument("store")
+@click.option(
+    "--tasks", callback=_names, default="truth,relation", show_default=True, help="What to read: truth, relation, answer or a column."
+)
+@click.option("--positions", callback=_names, help="Where to read it; default: all that the store has.")
+@click.option("--folds", default=5, show_default=True, help="Folds, grouped by image.")
+@click.option("--seed", default=0, show_default=True, help="Of folds and resamples.")
+@click.option("--baseline", metavar="STORE", help="Second store (the blank condition, say) whose curves are drawn beside.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
+def probe(
+    store: str, tasks: tuple[str, ...], positions: tuple[str, ...] | None, folds: int, seed: int, baseline: str | None, out: Path | None
+) -> None:
+    """In which layers truth and relation can be read: a cross-validated logistic probe for each layer and position.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope probe demo/original.zarr --tasks truth --positions final --baseline demo/blank.zarr
+    """
+    from stratascope.workflow import probe_and_draw
+
+    folder = out or _results_folder(store)
+    click.echo(
+        probe_and_draw(
+            _open(store),
+            _open(baseline) if baseline else None,
+            folder,
+            tasks=tasks,
+            positions=positions,
+            folds=folds,
+            seed=seed,
+            progress=sys.stderr.isatty(),
+        )
+    )
+
+
+def _results_folder(store: str) -> Path:
+    if "://" in store:
+        return Path(f"{Path(store.rstrip('/')).stem}-results")
+    path = Path(store)
+    return path.with_name(f"{path.stem}-results")
+
+
+@main.command()
+@click.argument("store")
+@click.option("--examples", callback=_numbers, metavar="N,M-K", help="Example numbers; default: the first eight with maps.")
+@click.option("--window", callback=_numbers, metavar="A-B", help="Roll only through blocks A to B; default: all.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
+def rollout(store: str, examples: tuple[int, ...] | None, window: tuple[int, ...] | None, out: Path | None) -> None:
+    """Attention rollout of the final token onto the image, for chosen examples.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope rollout demo/original.zarr --examples 0-3
+    """
+    from stratascope.workflow import roll_and_draw
+
+    blocks = (window[0], window[-1] + 1) if window else None
+    click.echo(roll_and_draw(_open(store), out or _results_folder(store), examples=examples, window=blocks))
+
+
+@main.command()
+@click.argument("store")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
+def share(store: str, out: Path | None) -> None:
+    """How the final token's attention is divided between image, caption and the rest, by layer and head.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope share demo/original.zarr
+    """
+    from stratascope.workflow import share_and_draw
+
+    click.echo(share_and_draw(_open(store), out or _results_folder(store)))
+
+
+@main.command()
+@click.option("--out", default="stratascope-demo", show_default=True, type=click.Path(path_type=Path), help="Folder to fill.")
+@click.option("--scenes", default=512, show_default=True, help="How many scenes to generate.")
+@click.option("--seed", default=0, show_default=True, help="Of the scenes.")
+def demo(out: Path, scenes: int, seed: int) -> None:
+    """The whole way on generated scenes with the built-in model: scenes, store, probes, rollout, figures.
+
+    \b
+    Example:
+      stratascope demo --out demo
+    """
+    from stratascope.demo import run_demo
+
+    if scenes < 1:
+        raise InvalidInputError(f"expected --scenes to be at least 1, found {scenes}")
+    click.echo(run_demo(out, scenes=scenes, seed=seed, progress=sys.stderr.isatty(), say=click.echo))

@@ -1,0 +1,98 @@
+"""Gold boxes in COCO's instances format, matched to the words of a caption."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stratascope.errors import InvalidInputError
+
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in the image file's pixels."""
+
+
+class BoxIndex:
+    """Boxes by image file name and category name."""
+
+    def __init__(self, boxes: Mapping[str, Mapping[str, list[Box]]]) -> None:
+        self._boxes = boxes
+
+    @classmethod
+    def from_coco(cls, path: Path | str) -> BoxIndex:
+        """Read COCO's `instances*.json`: images, annotations with `bbox` as [x, y, width, height], categories.
+
+        Boxes that reach beyond their image by up to a pixel are cut to it.
+
+        Raises
+        ------
+        InvalidInputError
+            If the file is not of that form, or a box lies outside its image (the annotation is named).
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            images = {int(row["id"]): (str(row["file_name"]), float(row["width"]), float(row["height"])) for row in data["images"]}
+            names = {int(row["id"]): str(row["name"]) for row in data["categories"]}
+            annotations = data["annotations"]
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise InvalidInputError(
+                f"{path}: expected COCO's instances format (images, annotations, categories), found: {type(error).__name__} {error}"
+            ) from error
+        boxes: dict[str, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
+        for row in annotations:
+            name, category, box = _annotation(row, images, names, path)
+            if box is not None:
+                boxes[name][category].append(box)
+        return cls({name: dict(by_category) for name, by_category in boxes.items()})
+
+    def match(self, image: str, noun: str) -> Box | None:
+        """The box of the only instance of `noun` in `image`; None where there is none or several."""
+        found = self._boxes.get(Path(image).name, {}).get(noun.strip().lower(), [])
+        return found[0] if len(found) == 1 else None
+
+
+def _annotation(
+    row: Any, images: Mapping[int, tuple[str, float, float]], names: Mapping[int, str], path: Path | str
+) -> tuple[str, str, Box | None]:
+    try:
+        name, width, height = images[int(row["image_id"])]
+        category = names[int(row["category_id"])].lower()
+        x, y, w, h = (float(v) for v in row["bbox"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInputError(f"{path}: expected image_id, category_id and bbox [x, y, width, height], found {row!r}") from error
+    if row.get("iscrowd"):
+        return name, category, None
+    inside = w > 0 and h > 0 and x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1
+    if not inside or not all(math.isfinite(v) for v in (x, y, w, h)):
+        raise InvalidInputError(
+            f"{path}: expected a box within {name} ({width:g} x {height:g}), found bbox {row['bbox']} in annotation {row.get('id')}"
+        )
+    return name, category, (max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height))
+
+
+def cells_in_box(box: Box, image_size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+    """Raster indices of the image cells whose centre lies in `box`; the nearest cell where none does.
+
+    Parameters
+    ----------
+    box
+        (x0, y0, x1, y1) in the image file's pixels.
+    image_size
+        (width, height) of the image file.
+    grid
+        (rows, columns) of cells; the model sees the whole image, stretched to the grid.
+    """
+    rows, columns = grid
+    y = (np.arange(rows) + 0.5) * image_size[1] / rows
+    x = (np.arange(columns) + 0.5) * image_size[0] / columns
+    inside = ((y >= box[1]) & (y < box[3]))[:, None] & ((x >= box[0]) & (x < box[2]))[None]
+    if not inside.any():
+        row = int(np.abs(y - (box[1] + box[3]) / 2).argmin())
+        column = int(np.abs(x - (box[0] + box[2]) / 2).argmin())
+        return np.array([row * columns + column])
+    return np.flatnonzero(inside)

@@ -1,0 +1,42 @@
+"""Stratascope's exceptions: each is also a built-in one, and each message says what was expected, what was found and what to do."""
+
+from __future__ import annotations
+
+
+class StratascopeError(Exception):
+    """Anything that Stratascope refuses or cannot do."""
+
+
+class InvalidInputError(StratascopeError, ValueError):
+    """Data or an option is not what it must be."""
+
+
+class MissingExtraError(StratascopeError, ImportError):
+    """An optional part of the installation is absent."""
+
+
+class StoreError(StratascopeError, ValueError):
+    """A store is not what it must be: foreign, of another version, or damaged."""
+
+
+class ProvenanceMismatchError(StoreError):
+    """A store was made by something else than what would now be written into it."""
+
+
+class NotRecordedError(StratascopeError, KeyError):
+    """The store does not hold what was asked for: an array, a layer, a position, an example."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class UnwrittenBlockError(NotRecordedError):
+    """The store has a place for what was asked for, but extraction has not filled it yet."""
+
+
+class TooFewExamplesError(InvalidInputError):
+    """There is not enough data for an answer that means anything."""
+
+
+class CaptureError(StratascopeError, RuntimeError):
+    """What was captured from the model does not agree with the model itself."""

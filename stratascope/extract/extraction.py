@@ -1,0 +1,113 @@
+"""Examples through the model into the store: batches, self-checks, blocks, resuming."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from stratascope.errors import InvalidInputError
+from stratascope.extract.plan import ExtractionPlan
+from stratascope.extract.sources import missing_extra
+from stratascope.store import BlockWriter, create_store
+
+LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "qwen-vl-utils", "numpy", "pillow", "zarr", "numcodecs", "stratascope")
+
+
+@dataclass(frozen=True)
+class ExtractionReport:
+    """What a run did: blocks and examples written now, and how many were there before."""
+
+    store: Path
+    written_blocks: int
+    written_examples: int
+    blocks: int
+
+
+def require_extract_extra() -> None:
+    """Fail early, with the pip command, where torch and its companions are not installed.
+
+    Raises
+    ------
+    MissingExtraError
+    """
+    try:
+        import qwen_vl_utils  # noqa: F401
+        import torch  # noqa: F401
+        import torchvision  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("extraction", error) from error
+
+
+def run_extraction(
+    plan: ExtractionPlan,
+    out: Path | str,
+    *,
+    rank: int = 0,
+    of: int = 1,
+    batch_tokens: int = 8192,
+    progress: bool = False,
+) -> ExtractionReport:
+    """Fill the store at `out` according to `plan`; continue where an earlier run stopped.
+
+    Parameters
+    ----------
+    plan
+        From `plan_extraction`.
+    out
+        The store's folder; made if it does not exist, else continued if its provenance is the same.
+    rank, of
+        This process takes the blocks b with b % of == rank.
+    batch_tokens
+        At most so many tokens, padding included, in a forward pass.
+    progress
+        Show examples per second and the time left where there is a terminal.
+
+    Raises
+    ------
+    ProvenanceMismatchError
+        If the store was made by something else; the differing fields are named.
+    CaptureError
+        If what is captured from the first batch does not agree with the model's own answers.
+    MissingExtraError
+        If torch, torchvision, transformers or qwen-vl-utils is not installed.
+    """
+    require_extract_extra()
+    if plan.settings.image_size is not None:
+        raise InvalidInputError("expected real images for an extraction, found a plan with a stated image size; leave out --image-size")
+    if not 0 <= rank < of:
+        raise InvalidInputError(f"expected a shard I/N with 0 <= I < N, found {rank}/{of}")
+    out = Path(out)
+    contents = plan.store_contents()
+    contents["provenance"] = {**contents["provenance"], "libraries": library_versions()}
+    if not out.exists():
+        create_store(out, plan.store, **contents)
+    writer = BlockWriter(out)
+    writer.check_provenance(contents["provenance"])
+    pending = writer.pending(rank, of)
+    total = -(-len(plan.examples) // plan.store.block)
+    if not pending:
+        return ExtractionReport(out, 0, 0, total)
+    from stratascope.extract.session import ExtractionSession  # torch is imported only now that there is work for it
+
+    session = ExtractionSession(plan, batch_tokens)
+    count = sum(len(writer.block_examples(block)) for block in pending)
+    with tqdm(total=count, desc="extract", unit="example", disable=not progress) as bar:
+        for block in pending:
+            writer.write(block, session.block(writer.block_examples(block), bar))
+    return ExtractionReport(out, len(pending), count, total)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of everything that can move a number, and Python's."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found

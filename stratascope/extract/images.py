@@ -1,0 +1,115 @@
+"""Images of examples: found, checked, conditioned (no torch)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm.auto import tqdm
+
+from stratascope.errors import InvalidInputError
+
+CONDITIONS = ("original", "blank", "mirror")
+"""What may be done to an image before extraction: nothing; replaced by its mean colour; flipped left-right."""
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """Size in pixels and hash of an image file."""
+
+    width: int
+    height: int
+    sha256: str
+
+
+def open_image(path: Path) -> Image.Image:
+    """The whole image in RGB, upright as its EXIF orientation says, transparency laid on white."""
+    return _decode(path.read_bytes())
+
+
+def _decode(data: bytes) -> Image.Image:
+    with Image.open(BytesIO(data)) as opened:
+        upright = ImageOps.exif_transpose(opened)
+        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+            rgba = upright.convert("RGBA")
+            ground = Image.new("RGBA", rgba.size, "white")
+            return Image.alpha_composite(ground, rgba).convert("RGB")
+        return upright.convert("RGB")
+
+
+def inspect_images(folder: Path, names: Iterable[str], *, progress: bool = False) -> dict[str, ImageFacts]:
+    """Decode every image once: its size and hash by name.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming the images that are missing or cannot be decoded, all at once.
+    """
+    unique = list(dict.fromkeys(names))
+    if not folder.is_dir():
+        raise InvalidInputError(f"expected a folder of images, found none at {folder}; pass --images DIR")
+    problems: list[str] = []
+    facts: dict[str, ImageFacts] = {}
+
+    def inspect(name: str) -> ImageFacts | str:
+        path = folder / name
+        try:
+            data = path.read_bytes()
+            image = _decode(data)
+        except FileNotFoundError:
+            return f"{path} is missing"
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return f"{path} cannot be read ({error})"
+        return ImageFacts(image.width, image.height, hashlib.sha256(data).hexdigest())
+
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(inspect, unique)
+        for name, fact in zip(unique, tqdm(found, "images", len(unique), disable=not progress, unit="image", leave=False), strict=True):
+            if isinstance(fact, str):
+                problems.append(fact)
+            else:
+                facts[name] = fact
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise InvalidInputError(
+            f"expected {len(unique)} readable images, found {len(problems)} that are not: " + "; ".join(problems[:_SHOWN]) + more
+        )
+    return facts
+
+
+def stated_images(names: Iterable[str], width: int, height: int) -> dict[str, ImageFacts]:
+    """Facts for images that are absent, all of one stated size, so that a plan can be made before they are fetched."""
+    return {name: ImageFacts(width, height, "") for name in names}
+
+
+def images_digest(facts: Mapping[str, ImageFacts]) -> str:
+    """One hash over all names and file hashes, for provenance."""
+    digest = hashlib.sha256()
+    for name in sorted(facts):
+        digest.update(f"{name}\0{facts[name].sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def apply_condition(image: Image.Image, condition: str) -> Image.Image:
+    """The image as the model is shown it."""
+    if condition == "original":
+        return image
+    if condition == "mirror":
+        return ImageOps.mirror(image)
+    if condition == "blank":
+        mean = np.asarray(image, np.float64).reshape(-1, 3).mean(0).round().astype(int)
+        return Image.new("RGB", image.size, tuple(int(v) for v in mean))
+    raise InvalidInputError(f"expected a condition of {', '.join(CONDITIONS)}, found {condition!r}")
+
+
+def thumbnail(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """(height, width, 3) uint8: the whole image stretched to `size` = (height, width); a viewer restores its shape."""
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.LANCZOS), np.uint8)

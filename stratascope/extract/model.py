@@ -1,0 +1,146 @@
+"""The model itself: loaded, set to capture, and asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from qwen_vl_utils import fetch_image
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForImageTextToText
+
+from stratascope.errors import InvalidInputError
+from stratascope.extract.capture import NAME, Capture, Pooling, capturing
+from stratascope.extract.families import ImageGrid
+from stratascope.extract.sources import ModelSource
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one forward pass, right-padded: causal attention never sees the padding, so no mask is needed."""
+
+    members: tuple[int, ...]
+    """Example numbers."""
+    input_ids: torch.Tensor
+    """(batch, token) int64."""
+    lengths: torch.Tensor
+    """(batch,) int64."""
+    pixels: torch.Tensor
+    """(patch, channels x frames x patch x patch), of all images after one another."""
+    grid: torch.Tensor
+    """(batch, 3): frames, rows and columns of patches of each image."""
+    pooling: Pooling
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
+        pooling = Pooling(self.pooling.index.to(device), self.pooling.weight.to(device))
+        return Batch(
+            self.members, self.input_ids.to(device), self.lengths.to(device), self.pixels.to(device, dtype), self.grid.to(device), pooling
+        )
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What one batch gave, on the host."""
+
+    residual: np.ndarray
+    """(layer, position, example, hidden) float32."""
+    rows: np.ndarray
+    """(block, example, head, token) float32, zero beyond an example's own tokens."""
+    fused: np.ndarray | None
+    """(example, block, query, key) float32."""
+    answer_logits: np.ndarray
+    """(example, choice) float32."""
+
+
+class CaptureModel:
+    """A vision-language model that answers batches with what was captured on the way.
+
+    Raises
+    ------
+    InvalidInputError
+        If the weights do not fit the configuration, or the device is absent.
+    """
+
+    def __init__(self, source: ModelSource, *, device: str, dtype: str, grid: ImageGrid) -> None:
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise InvalidInputError(f"expected a CUDA device for --device {device}, found none; use --device cpu")
+        self.device, self.dtype, self._grid = torch.device(device), getattr(torch, dtype), grid
+        try:
+            model, info = AutoModelForImageTextToText.from_pretrained(
+                source.folder,
+                dtype=self.dtype,
+                attn_implementation={"text_config": NAME, "vision_config": "sdpa"},
+                output_loading_info=True,
+                local_files_only=True,
+            )
+            self.image_processor = AutoImageProcessor.from_pretrained(source.folder, local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InvalidInputError(
+                f"{source.name}: expected weights that fit its configuration in {source.folder}, found: {error}"
+            ) from error
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise InvalidInputError(f"{source.name}: expected all weights, found {len(missing)} missing, the first {missing[0]!r}")
+        self.model = model.to(self.device).eval()
+        self.decoder: nn.Module = model.model.language_model
+        self.name = type(model).__name__
+
+    def prepare(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels and patch grids of images, resized by qwen_vl_utils so that the processor need not resize again."""
+        resized = []
+        for image in images:
+            width, height = self._grid.resize(*image.size)
+            size = {"resized_width": width, "resized_height": height}
+            resized.append(fetch_image({"image": image, **size}, image_patch_size=self._grid.patch))
+        made = self.image_processor(images=resized, return_tensors="pt", do_resize=False)
+        return made["pixel_values"], made["image_grid_thw"]
+
+    @torch.inference_mode()
+    def run(self, batch: Batch, choice_ids: Sequence[int], *, maps: bool) -> Captured:
+        """One forward pass without a cache; the logits of the final tokens only."""
+        batch = batch.to(self.device, self.dtype)
+        last = batch.lengths - 1
+        capture = Capture(last, batch.pooling, maps)
+        kinds = (batch.input_ids == self.model.config.image_token_id).int()
+        real = torch.arange(batch.input_ids.shape[1], device=self.device) < batch.lengths[:, None]
+        positions, _ = self.model.model.get_rope_index(
+            batch.input_ids, mm_token_type_ids=kinds, image_grid_thw=batch.grid, attention_mask=real.long()
+        )
+        wanted, which = torch.unique(last, return_inverse=True)
+        with capturing(self.decoder, capture):
+            output = self.model(
+                input_ids=batch.input_ids,
+                position_ids=positions,
+                pixel_values=batch.pixels,
+                image_grid_thw=batch.grid,
+                mm_token_type_ids=kinds,
+                use_cache=False,
+                logits_to_keep=wanted,
+            )
+        logits = output.logits[torch.arange(len(last), device=self.device), which]
+        return Captured(
+            residual=_stack(capture.residual).transpose(1, 2).cpu().numpy(),
+            rows=_stack(capture.rows).cpu().numpy(),
+            fused=_stack(capture.fused).transpose(0, 1).cpu().numpy() if maps else None,
+            answer_logits=logits[:, list(choice_ids)].float().cpu().numpy(),
+        )
+
+    @torch.inference_mode()
+    def readout(self, residual: np.ndarray, choice_ids: Sequence[int]) -> np.ndarray:
+        """(example, hidden) leaving the last block -> (example, choice) logits through the model's own norm and head."""
+        hidden = torch.from_numpy(residual).to(self.device, self.dtype)
+        logits = self.model.lm_head(self.decoder.norm(hidden))  # type: ignore[operator]
+        return np.asarray(logits[:, list(choice_ids)].float().cpu().numpy())
+
+    def describe(self) -> Mapping[str, Any]:
+        """What the model is and runs on, for provenance."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {"class": self.name, "attention": "sdpa with captured rows", "hardware": name}
+
+
+def _stack(by_layer: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    return torch.stack([by_layer[k].float() for k in sorted(by_layer)])

@@ -1,0 +1,248 @@
+"""The plan of an extraction: everything that is known before the model runs, and what it will cost (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from stratascope.datasets.boxes import BoxIndex, cells_in_box
+from stratascope.datasets.examples import Example, files_digest, load_examples
+from stratascope.datasets.prompts import PROMPTS, Prompt
+from stratascope.errors import InvalidInputError
+from stratascope.extract.families import ModelShape, check_family, image_grid, model_shape
+from stratascope.extract.images import ImageFacts, images_digest, inspect_images, stated_images
+from stratascope.extract.layout import SPANS, PromptTokenizer, TokenLayout
+from stratascope.extract.settings import BOX_POSITIONS, POSITIONS, TEXT_POSITIONS, ExtractionSettings
+from stratascope.extract.sources import ModelSource, resolve_model
+from stratascope.store import StoreLayout
+
+
+@dataclass(frozen=True)
+class ExtractionPlan:
+    """Examples with their tokens, the store's layout, and the provenance that is known beforehand."""
+
+    settings: ExtractionSettings
+    source: ModelSource
+    shape: ModelShape
+    tokenizer: PromptTokenizer
+    examples: list[Example]
+    facts: Mapping[str, ImageFacts]
+    layouts: list[TokenLayout]
+    has_map: np.ndarray
+    """(example,) bool."""
+    store: StoreLayout
+    provenance: dict[str, Any]
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.tokenizer.prompt
+
+    @property
+    def token_counts(self) -> np.ndarray:
+        """(example,) int32."""
+        return np.array([len(layout.ids) for layout in self.layouts], np.int32)
+
+    def position_tokens(self, example: int, position: str) -> np.ndarray | None:
+        """Token indices whose mean is the vector of `position`; None where this example has no such position."""
+        layout = self.layouts[example]
+        if position == "final":
+            return np.array([len(layout.ids) - 1])
+        if position == "image":
+            return np.arange(*layout.spans["image"])
+        if position in TEXT_POSITIONS:
+            span = layout.spans.get(position)
+            return None if span is None else np.array([span[1] - 1])
+        row = self.examples[example]
+        box = row.subject_box if position == "subject_box" else row.object_box
+        if box is None:
+            return None
+        fact = self.facts[row.image]
+        if self.settings.condition == "mirror":
+            box = (fact.width - box[2], box[1], fact.width - box[0], box[3])
+        return layout.spans["image"][0] + cells_in_box(box, (fact.width, fact.height), layout.grid)
+
+    def store_contents(self) -> dict[str, Any]:
+        """What `create_store` writes before the model runs."""
+        count, longest = len(self.examples), self.store.tokens
+        token_ids = np.full((count, longest), -1, np.int32)
+        spans = np.full((count, len(SPANS), 2), -1, np.int32)
+        present = np.zeros((count, len(self.store.positions)), bool)
+        for k, layout in enumerate(self.layouts):
+            token_ids[k, : len(layout.ids)] = layout.ids
+            for name, interval in layout.spans.items():
+                spans[k, SPANS.index(name)] = interval
+            present[k] = [self.position_tokens(k, position) is not None for position in self.store.positions]
+        used = np.unique(token_ids[token_ids >= 0])
+        decode = self.tokenizer.tokenizer.decode
+        return {
+            "examples": self._table(),
+            "spans": spans,
+            "token_ids": token_ids,
+            "vocabulary": {int(t): decode([int(t)], skip_special_tokens=False) for t in used},
+            "n_tokens": self.token_counts,
+            "grid": np.array([layout.grid for layout in self.layouts], np.int32),
+            "position_present": present,
+            "has_map": self.has_map,
+            "provenance": self.provenance,
+        }
+
+    def _table(self) -> pd.DataFrame:
+        rows = []
+        for example in self.examples:
+            fact = self.facts[example.image]
+            row: dict[str, Any] = {
+                "id": example.id,
+                "image": example.image,
+                "caption": example.caption,
+                "relation": example.relation,
+                "label": int(example.label),
+                "subject": example.subject,
+                "object": example.object,
+                "split": example.split,
+                "image_width": fact.width,
+                "image_height": fact.height,
+            }
+            for name, box in (("subject", example.subject_box), ("object", example.object_box)):
+                row |= dict(zip([f"{name}_{side}" for side in ("x0", "y0", "x1", "y1")], box or (np.nan,) * 4, strict=True))
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, progress: bool = False) -> ExtractionPlan:
+    """Tokenise every example, check every image, lay out the store; run nothing and write nothing.
+
+    Parameters
+    ----------
+    settings
+        What was chosen.
+    weights
+        Fetch a Hub model's weights too, since an extraction follows.
+    progress
+        Show progress bars where there is a terminal.
+
+    Raises
+    ------
+    InvalidInputError
+        For anything that would make the extraction fail or mean nothing: bad rows, missing or unreadable images, an answer
+        that is not one token, a prompt longer than the model's context, a position that no example has.
+    """
+    source = resolve_model(settings.model, revision=settings.revision, weights=weights)
+    check_family(source)
+    shape = model_shape(source)
+    grid = image_grid(source, settings.max_pixels)
+    tokenizer = PromptTokenizer(source, PROMPTS[settings.prompt], grid, settings.system)
+    boxes = BoxIndex.from_coco(settings.boxes) if settings.boxes else None
+    examples = load_examples(settings.examples, boxes)[: settings.limit]
+    names = [example.image for example in examples]
+    if settings.image_size is not None:
+        facts = stated_images(names, *settings.image_size)
+    else:
+        facts = inspect_images(settings.images, names, progress=progress)
+    layouts = []
+    for example in tqdm(examples, "tokens", disable=not progress, unit="example", leave=False):
+        fact = facts[example.image]
+        layouts.append(tokenizer.layout(example, (fact.width, fact.height)))
+    longest = max(range(len(layouts)), key=lambda k: len(layouts[k].ids))
+    if len(layouts[longest].ids) > shape.context:
+        fact = facts[examples[longest].image]
+        raise InvalidInputError(
+            f"example {examples[longest].id}: expected at most {shape.context} tokens (the model's context), "
+            f"found {len(layouts[longest].ids)}, {np.prod(layouts[longest].grid)} of them for an image of "
+            f"{fact.width} x {fact.height}; lower --max-pixels"
+        )
+    has_map = _spread(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
+    record = frozenset(settings.record) - (frozenset() if has_map.any() else {"attention_maps"})
+    dtype, device = _dtype_and_device(settings, shape)
+    store = StoreLayout(
+        examples=len(examples),
+        layers=shape.layers,
+        hidden=shape.hidden,
+        heads=shape.heads,
+        tokens=len(layouts[longest].ids),
+        positions=_positions(settings, examples, layouts),
+        spans=SPANS,
+        choices=tuple(tokenizer.prompt.choices),
+        record=record,
+        block=settings.block,
+        computed_dtype=dtype,
+    )
+    provenance = {
+        "model": {
+            "name": settings.model,
+            "revision": source.revision,
+            "family": str(source.config["model_type"]),
+            "dtype": dtype,
+            "device": device,
+            "files": source.digests(),
+        },
+        "processor": {"min_pixels": grid.min_pixels, "max_pixels": grid.max_pixels, "patch": grid.patch, "merge": grid.merge},
+        "prompt": {
+            "name": tokenizer.prompt.name,
+            "text": tokenizer.prompt.text,
+            "system": settings.system,
+            "choices": tokenizer.choice_ids,
+            "answers": list(tokenizer.prompt.answers) if tokenizer.prompt.answers else None,
+            "chat_template": source.chat_template,
+        },
+        "data": {
+            "examples": files_digest(settings.examples),
+            "boxes": files_digest([settings.boxes]) if settings.boxes else None,
+            "images": images_digest(facts),
+            "limit": settings.limit,
+        },
+        "condition": settings.condition,
+        "seed": settings.seed,
+        "fusion": store.fusion,
+        "maps": settings.maps,
+    }
+    return ExtractionPlan(settings, source, shape, tokenizer, examples, facts, layouts, has_map, store, provenance)
+
+
+def _spread(count: int, wanted: int | None) -> np.ndarray:
+    chosen = np.zeros(count, bool)
+    if wanted is None or wanted >= count:
+        chosen[:] = True
+    else:
+        chosen[(np.arange(wanted) * count) // max(wanted, 1)] = True
+    return chosen
+
+
+def _positions(settings: ExtractionSettings, examples: Sequence[Example], layouts: Sequence[TokenLayout]) -> tuple[str, ...]:
+    exists: dict[str, Callable[[], bool]] = {
+        "final": lambda: True,
+        "image": lambda: True,
+        **{name: lambda name=name: any(name in layout.spans for layout in layouts) for name in TEXT_POSITIONS},  # type: ignore[misc]
+        "subject_box": lambda: any(example.subject_box for example in examples),
+        "object_box": lambda: any(example.object_box for example in examples),
+    }
+    if settings.positions is None:
+        return tuple(name for name in POSITIONS if exists[name]())
+    for name in settings.positions:
+        if not exists[name]():
+            why = (
+                "no boxes were matched; pass --boxes instances.json"
+                if name in BOX_POSITIONS
+                else f"the prompt {settings.prompt!r} does not name it"
+            )
+            raise InvalidInputError(f"expected an example with position {name!r}, found none: {why}")
+    return tuple(name for name in POSITIONS if name in settings.positions)
+
+
+def _dtype_and_device(settings: ExtractionSettings, shape: ModelShape) -> tuple[str, str]:
+    """The precision and kind of device of the extraction; without torch (a laptop that plans) a GPU is assumed for `auto`."""
+    device = settings.device
+    if device == "auto":
+        try:
+            import torch
+
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        except ImportError:
+            device = "cuda"
+    if settings.dtype is not None:
+        return settings.dtype, device
+    return ("float32" if device == "cpu" else shape.dtype), device

@@ -1,0 +1,71 @@
+"""What a person chooses of an extraction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stratascope.datasets.prompts import PROMPTS
+from stratascope.errors import InvalidInputError
+from stratascope.extract.images import CONDITIONS
+
+RECORDS = ("residual", "attention_rows", "attention_maps")
+"""What can be recorded; the answer's logits always are."""
+
+TEXT_POSITIONS = ("subject", "relation", "object")
+BOX_POSITIONS = ("subject_box", "object_box")
+POSITIONS = ("final", "image", *TEXT_POSITIONS, *BOX_POSITIONS)
+"""Rules that turn a span into one vector, in the order in which they are stored."""
+
+
+@dataclass(frozen=True)
+class ExtractionSettings:
+    """What a person chooses of an extraction; validated at birth."""
+
+    model: str
+    """`demo`, a folder or a Hub id."""
+    examples: tuple[Path, ...]
+    images: Path
+    boxes: Path | None = None
+    prompt: str = "true-false"
+    system: str | None = None
+    """The system turn's text; None leaves it to the chat template."""
+    condition: str = "original"
+    positions: tuple[str, ...] | None = None
+    """None: final, image, subject, relation, object as far as the prompt has them, and the boxes' where boxes are given."""
+    record: tuple[str, ...] = RECORDS
+    maps: int | None = None
+    """Attention maps of only so many examples, evenly spread; None: of all."""
+    limit: int | None = None
+    """Only the first so many examples."""
+    max_pixels: int | None = None
+    dtype: str | None = None
+    """float32, bfloat16 or float16; None: float32 on a CPU, the weights' own on a GPU."""
+    device: str = "auto"
+    revision: str | None = None
+    block: int = 64
+    seed: int = 0
+    image_size: tuple[int, int] | None = field(default=None, compare=False)
+    """(width, height) to assume of every image, for a plan only."""
+
+    def __post_init__(self) -> None:
+        _expect_among("--prompt", self.prompt, PROMPTS)
+        _expect_among("--condition", self.condition, CONDITIONS)
+        for name in self.record:
+            _expect_among("--record", name, RECORDS)
+        for name in self.positions or ():
+            _expect_among("--positions", name, POSITIONS)
+        if self.dtype is not None:
+            _expect_among("--dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        for option, value in (("--limit", self.limit), ("--block", self.block), ("--max-pixels", self.max_pixels)):
+            if value is not None and value < 1:
+                raise InvalidInputError(f"expected {option} to be at least 1, found {value}")
+        if self.maps is not None and self.maps < 0:
+            raise InvalidInputError(f"expected --maps to be 0 or more, found {self.maps}")
+
+
+def _expect_among(option: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
+    if value not in known:
+        raise InvalidInputError(f"expected {option} to be among {', '.join(known)}, found {value!r}")

@@ -1,0 +1,121 @@
+"""Where a model's files come from: the built-in model, a folder, or the Hub; read without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from stratascope.errors import InvalidInputError, MissingExtraError
+
+BUILT_IN = "demo"
+"""The name by which the built-in model is asked for."""
+
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
+_EXTRACT_EXTRA = "pip install 'stratascope[extract]'"
+
+
+def missing_extra(what: str, error: ImportError) -> MissingExtraError:
+    """The error that names the pip command by which `what` becomes possible."""
+    return MissingExtraError(f"{what} needs packages that are not installed (no module {error.name!r}): run {_EXTRACT_EXTRA}")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's name as it was asked for, the folder of its files, and its commit hash where it came from the Hub."""
+
+    name: str
+    folder: Path
+    revision: str | None = None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return self._json("config.json")
+
+    @cached_property
+    def processor_config(self) -> dict[str, Any]:
+        """Settings of the image processor, from `processor_config.json` or `preprocessor_config.json`."""
+        if (self.folder / "processor_config.json").exists():
+            nested = self._json("processor_config.json").get("image_processor")
+            if isinstance(nested, dict):
+                return nested
+        return self._json("preprocessor_config.json")
+
+    @cached_property
+    def chat_template(self) -> str:
+        """The Jinja text that lays out a conversation, from wherever this version of the files keeps it."""
+        plain = self.folder / "chat_template.jinja"
+        if plain.exists():
+            return plain.read_text(encoding="utf-8")
+        for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+            if (self.folder / name).exists():
+                template = self._json(name).get("chat_template")
+                if isinstance(template, str):
+                    return template
+        raise InvalidInputError(f"{self.name}: expected a chat template in {self.folder}, found none; use an instruction-tuned model")
+
+    @property
+    def tokenizer_file(self) -> Path:
+        path = self.folder / "tokenizer.json"
+        if not path.exists():
+            raise InvalidInputError(f"{self.name}: expected a fast tokenizer (tokenizer.json) in {self.folder}, found none")
+        return path
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of tokenizer, chat template and weights, by name; weights only where they lie in the folder."""
+        files = [self.tokenizer_file, *sorted(self.folder.glob("*.safetensors"))]
+        found = {path.name: _sha256(path) for path in files}
+        found["chat_template"] = hashlib.sha256(self.chat_template.encode()).hexdigest()
+        return found
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            value = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"{self.name}: expected a readable {name} in {self.folder}, found: {error}") from error
+        if not isinstance(value, dict):
+            raise InvalidInputError(f"{self.name}: expected a JSON object in {self.folder / name}, found {type(value).__name__}")
+        return value
+
+
+def resolve_model(name: str, *, revision: str | None = None, weights: bool = False) -> ModelSource:
+    """Find a model's files: `demo` (built in), a folder, or a Hub id such as `Qwen/Qwen2.5-VL-7B-Instruct`.
+
+    Of a Hub model only configuration, tokenizer and template are fetched, unless `weights` is true; `revision` is resolved to
+    a commit hash, which is part of a store's provenance.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such folder, or the Hub does not give the model.
+    MissingExtraError
+        If a Hub model is asked for without the `extract` extra.
+    """
+    if name == BUILT_IN:
+        return ModelSource(name, Path(str(resources.files("stratascope") / "demo" / "model")))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return ModelSource(name, folder.resolve())
+    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise InvalidInputError(f"expected 'demo', a folder or a Hub id OWNER/NAME for the model, found {name!r}")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise missing_extra(f"fetching {name} from the Hub", error) from error
+    patterns = [*_SMALL_FILES, *(["*.safetensors"] if weights else [])]
+    try:
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InvalidInputError(f"{name}: expected a folder of that name or a model on the Hub, found neither ({first})") from error
+    return ModelSource(name, path, revision=path.name)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,71 @@
+"""A plan in words: shapes, bytes on disk, blocks, tokens, and one example's tokens with their spans."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stratascope.extract.plan import ExtractionPlan
+
+
+def readable_bytes(count: float) -> str:
+    """1536 -> '1.5 kB', in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("the loop ends at TB")
+
+
+def plan_summary(plan: ExtractionPlan) -> str:
+    """What would be recorded, in which shapes, at what cost on disk."""
+    counts, layout = plan.token_counts, plan.store
+    model = plan.provenance["model"]
+    cells = np.array([np.prod(tokens.grid) for tokens in plan.layouts])
+    lines = [
+        f"model      {plan.settings.model} ({model['family']}): {plan.shape.layers} blocks, hidden {plan.shape.hidden}, "
+        f"{plan.shape.heads} heads; "
+        f"{model['dtype']} on {model['device']}",
+        f"prompt     {plan.prompt.name}: {plan.prompt.text!r}; answers "
+        + ", ".join(f"{c!r} = token {t}" for c, t in plan.tokenizer.choice_ids.items()),
+        f"condition  {plan.settings.condition}",
+        f"tokens     {counts.min()} to {counts.max()}, mean {counts.mean():.1f}; "
+        f"of them image {cells.min()} to {cells.max()}, mean {cells.mean():.1f}",
+        f"blocks     {-(-layout.examples // layout.block)} of {layout.block} examples",
+        "",
+        f"{'array':<18} {'shape':<58} {'raw':>9} {'on disk':>9}",
+    ]
+    present = np.array(
+        [[plan.position_tokens(k, position) is not None for position in layout.positions] for k in range(len(plan.examples))]
+    )
+    table = layout.estimate(counts, plan.has_map, present).set_index("array")
+    for spec in layout.arrays():
+        if spec.by_block and spec.name in table.index:
+            row = table.loc[spec.name]
+            shape = " x ".join(f"{n} {d}" for d, n in zip(spec.dims, spec.shape, strict=True))
+            lines.append(f"{spec.name:<18} {shape:<58} {readable_bytes(row.raw_bytes):>9} {readable_bytes(row.estimated_bytes):>9}")
+    lines.append(f"{'all':<18} {'':<58} {readable_bytes(table['raw_bytes'].sum()):>9} {readable_bytes(table['estimated_bytes'].sum()):>9}")
+    absent = [
+        f"{position} in {sum(plan.position_tokens(k, position) is None for k in range(len(plan.examples))):,}"
+        for position in layout.positions
+        if position.endswith("_box")
+    ]
+    if absent:
+        lines += ["", f"examples without a box: {', '.join(absent)}"]
+    lines += ["", "the first example's prompt, [span text]:", example_tokens(plan, 0)]
+    return "\n".join(lines)
+
+
+def example_tokens(plan: ExtractionPlan, example: int) -> str:
+    """One example's prompt with its spans in brackets; image tokens as a count."""
+    layout = plan.layouts[example]
+    decode = plan.tokenizer.tokenizer.decode
+    named = [name for name in ("system", "image", "subject", "relation", "object") if name in layout.spans]
+    pieces: list[str] = []
+    start = 0
+    for name in sorted(named, key=lambda n: layout.spans[n]):
+        a, b = layout.spans[name]
+        inside = f" {b - a} tokens" if name == "image" else decode(layout.ids[a:b].tolist(), skip_special_tokens=False)
+        pieces += [decode(layout.ids[start:a].tolist(), skip_special_tokens=False), f"[{name}:{inside}]"]
+        start = b
+    pieces.append(decode(layout.ids[start:].tolist(), skip_special_tokens=False))
+    return "  " + "".join(pieces).replace("\n", "\\n")

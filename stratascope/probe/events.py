@@ -1,0 +1,93 @@
+"""Onset and offset: the first layer at which an advantage is real, and the first after the peak from which it is gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stratascope.probe.intervals import Band
+
+Floats = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class LayerEvent:
+    """A layer, or that there is none."""
+
+    kind: str
+    """onset or offset"""
+    layer: int | None
+    """None: never found (onset), or still found at the last layer (offset)."""
+    low: int | None
+    high: int | None
+    """95 % interval of the layer over bootstrap draws, with the threshold of the band; None stands for no layer at all."""
+    candidates: tuple[int, ...]
+    """Layers that the simultaneous band does not exclude: many where the curve changes slowly."""
+    margin: float
+    """The advantage has to exceed it."""
+    level: float
+
+    def __str__(self) -> str:
+        if self.layer is None:
+            return "no onset" if self.kind == "onset" else "no offset"
+        span = "" if self.low == self.high == self.layer else f" ({_name(self.low)}-{_name(self.high)})"
+        return f"{self.kind} at layer {self.layer}{span}"
+
+
+def _name(layer: int | None) -> str:
+    return "none" if layer is None else str(layer)
+
+
+def onset(layers: NDArray[np.integer], value: Floats, draws: Floats, bands: Band, *, margin: float = 0.0, level: float = 0.95) -> LayerEvent:
+    """First layer whose simultaneous lower bound exceeds the margin and whose successor's does, too.
+
+    On pure noise any layer is named in at most 1 - level of all data sets.
+
+    Parameters
+    ----------
+    layers : (layer,) ascending; value (layer,) and draws (draw, layer): the advantage over the baseline
+    """
+    threshold = margin + (value - bands.low_simultaneous)
+    found = _first(value > threshold)
+    places = np.array([_first(row) for row in draws > threshold])
+    may = bands.high_simultaneous > margin
+    # a layer may be the onset as long as no earlier pair of layers is sure, and it is not itself surely below the margin
+    last = found if found < len(layers) else len(layers) - 1
+    candidates = tuple(int(layers[i]) for i in range(last + 1) if may[i])
+    return _event("onset", layers, found, places, candidates, margin, level)
+
+
+def offset(layers: NDArray[np.integer], value: Floats, draws: Floats, bands: Band, *, margin: float = 0.0, level: float = 0.95) -> LayerEvent:
+    """First layer from which on, after the last two layers that are sure of the advantage, it can no longer be found."""
+    threshold = margin + (value - bands.low_simultaneous)
+    count = len(layers)
+    from_top = _first((value > threshold)[::-1])
+    if from_top == count:
+        return LayerEvent("offset", None, None, None, (), margin, level)
+    found = count - from_top
+    places = np.array([count - _first(row[::-1]) for row in draws > threshold])
+    # the advantage may live on in later layers, as far as the band does not exclude it
+    candidates = tuple(int(layers[i]) for i in range(found, count) if i == found or bands.high_simultaneous[i - 1] > margin)
+    return _event("offset", layers, found, places, candidates, margin, level)
+
+
+def _first(above: NDArray[np.bool_]) -> int:
+    """First place that is above together with its successor (the last place: alone); the length if there is none."""
+    pair = above.copy()
+    pair[:-1] &= above[1:]
+    return int(np.argmax(pair)) if pair.any() else len(above)
+
+
+def _event(
+    kind: str, layers: NDArray[np.integer], found: int, places: NDArray[np.intp], candidates: tuple[int, ...], margin: float, level: float
+) -> LayerEvent:
+    tail = (1 - level) / 2
+    low, high = np.quantile(places, [tail, 1 - tail], method="nearest")
+
+    def name(place: int) -> int | None:
+        return int(layers[place]) if place < len(layers) else None
+
+    return LayerEvent(kind, name(found), name(int(low)), name(int(high)), candidates, margin, level)

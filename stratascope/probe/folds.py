@@ -1,0 +1,141 @@
+"""Folds that keep every example of a group (an image) together, balanced by class where that is possible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stratascope.errors import InvalidInputError, TooFewExamplesError
+
+MINIMUM_PER_FOLD = 10
+"""Below this many examples a fold, an interval over test examples means nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Folds:
+    """Which fold each example is tested in."""
+
+    of: NDArray[np.intp]
+    """(example,) fold number, -1 for an example that takes no part."""
+    groups: NDArray[np.intp]
+    """(example,) group number, the same in one fold only."""
+    seed: int
+
+    @property
+    def count(self) -> int:
+        return int(self.of.max()) + 1
+
+    def training(self) -> NDArray[np.bool_]:
+        """(fold, fold) whether fold column is trained on when fold row is held out."""
+        return ~np.eye(self.count, dtype=bool)
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Every pair of folds. Models that leave out a pair serve both of its folds: nested choice needs 10 of them at 5 folds, not 20."""
+        return list(combinations(range(self.count), 2))
+
+
+def number_groups(names: NDArray[np.generic] | list[str]) -> NDArray[np.intp]:
+    """(example,) group number by sorted name."""
+    return np.unique(np.asarray(names), return_inverse=True)[1].astype(np.intp)
+
+
+def grouped_folds(
+    groups: NDArray[np.generic] | list[str],
+    classes: NDArray[np.integer] | None = None,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    class_names: tuple[str, ...] | None = None,
+) -> Folds:
+    """Divide groups of examples into folds of equal size, each with the same share of every class where groups allow it.
+
+    Groups are dealt largest first, in random order among equals, each to the fold in which the sum over classes of squared
+    counts, divided by the class's total, grows least.
+
+    Parameters
+    ----------
+    groups : (example,) names or numbers; examples with the same one are never separated.
+    classes : (example,) class codes, -1 for an example that takes no part; None to balance sizes alone.
+
+    Raises
+    ------
+    TooFewExamplesError
+        Fewer than 10 examples a fold, fewer groups than folds, or a class that occurs in fewer groups than there are folds.
+    """
+    number = number_groups(groups)
+    codes = np.zeros(len(number), dtype=np.intp) if classes is None else np.asarray(classes, dtype=np.intp)
+    if folds < 2:
+        raise InvalidInputError(f"expected at least 2 folds, found {folds}; give folds=5")
+    if len(codes) != len(number):
+        raise InvalidInputError(f"expected one class for each of {len(number)} examples, found {len(codes)}")
+    used = codes >= 0
+    names = class_names or tuple(str(c) for c in range(int(codes.max(initial=0)) + 1))
+    _refuse_too_few(number[used], codes[used], folds, names)
+
+    table = np.zeros((number.max() + 1, int(codes.max()) + 1))
+    np.add.at(table, (number[used], codes[used]), 1)
+    totals = np.maximum(table.sum(0), 1)
+    sizes = table.sum(1)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(np.flatnonzero(sizes))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    counts = np.zeros((folds, table.shape[1]))
+    filled = np.zeros(folds)
+    place = np.full(len(table), -1, dtype=np.intp)
+    weight = table / totals
+    for group in order:
+        # the growth of sum(count^2 / total) when the group joins a fold, without the part that is the same for all folds;
+        # the size term settles ties between folds that are equal by class
+        growth = counts @ weight[group] + 1e-3 * filled * sizes[group] / len(number)
+        fold = int(np.argmin(growth))
+        place[group] = fold
+        counts[fold] += table[group]
+        filled[fold] += sizes[group]
+    return Folds(of=np.where(used, place[number], -1), groups=number, seed=seed)
+
+
+def folds_from_column(groups: NDArray[np.generic] | list[str], fold_of: NDArray[np.integer], *, seed: int = 0) -> Folds:
+    """Folds that are given, fold numbers from 0 and -1 for examples that take no part; groups must not be separated.
+
+    Raises
+    ------
+    InvalidInputError
+        A group lies in more than one fold.
+    """
+    number = number_groups(groups)
+    of = np.asarray(fold_of, dtype=np.intp)
+    seen = np.unique(np.stack([number[of >= 0], of[of >= 0]], axis=1), axis=0)
+    torn = np.flatnonzero(np.bincount(seen[:, 0]) > 1)
+    if len(torn):
+        raise InvalidInputError(
+            f"expected every group in one fold, found {len(torn)} groups in several; a probe would be tested on images it was trained on. "
+            "Let grouped_folds choose them, or use official_split, which reports the leakage"
+        )
+    return Folds(of=of, groups=number, seed=seed)
+
+
+def _refuse_too_few(number: NDArray[np.intp], codes: NDArray[np.intp], folds: int, names: tuple[str, ...]) -> None:
+    if len(codes) < MINIMUM_PER_FOLD * folds:
+        raise TooFewExamplesError(
+            f"expected at least {MINIMUM_PER_FOLD * folds} examples for {folds} folds ({MINIMUM_PER_FOLD} a fold), found {len(codes)}; "
+            "extract more examples, or give fewer folds"
+        )
+    if len(np.unique(number)) < folds:
+        raise TooFewExamplesError(
+            f"expected at least {folds} groups for {folds} folds, found {len(np.unique(number))}; "
+            "examples of one image stay together, so more images are needed"
+        )
+    present = np.unique(codes)
+    if len(present) < 2 and len(names) > 1:
+        raise TooFewExamplesError(f"expected at least two classes, found only {names[present[0]]!r}; choose another task or other examples")
+    seen = np.unique(np.stack([number, codes], axis=1), axis=0)
+    per_class = np.bincount(seen[:, 1], minlength=len(names))
+    rare = [names[c] for c in present if per_class[c] < folds]
+    if rare:
+        raise TooFewExamplesError(
+            f"expected every class in at least {folds} groups (one a fold), found fewer for {', '.join(rare[:8])}"
+            f"{' and others' if len(rare) > 8 else ''}; raise the minimum count of a class, or give fewer folds"
+        )

@@ -1,0 +1,94 @@
+"""Scores of out-of-fold predictions, with bootstrap draws that are paired over layers, labellings and stores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.probe.bootstrap import Bootstrap, auroc
+from stratascope.probe.intervals import band
+from stratascope.probe.losses import loss_for
+
+Floats = NDArray[Any]
+
+
+def metric_names(classes: int) -> tuple[str, ...]:
+    """Metrics of a task: AUROC for two classes only."""
+    return ("accuracy", "balanced_accuracy", "auroc", "log_loss") if classes == 2 else ("accuracy", "balanced_accuracy", "log_loss")
+
+
+def main_metric(classes: int) -> str:
+    """The metric that onset and plots use: it does not depend on the frequency of the classes."""
+    return "auroc" if classes == 2 else "balanced_accuracy"
+
+
+def chance_levels(codes: NDArray[np.intp], classes: int) -> dict[str, float]:
+    """Score of a guess that knows the frequencies of the classes and nothing else."""
+    share = np.bincount(codes, minlength=classes) / len(codes)
+    entropy = -float((share[share > 0] * np.log(share[share > 0])).sum())
+    return {"accuracy": float(share.max()), "balanced_accuracy": 1 / classes, "auroc": 0.5, "log_loss": entropy}
+
+
+def score_layers(
+    logits: Floats, codes: NDArray[np.intp], folds: NDArray[np.integer], classes: int, bootstrap: Bootstrap
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Values (layer,) and draws (draw, layer) of each metric.
+
+    Parameters
+    ----------
+    logits : (layer, output, example)
+    codes, folds : (example,)
+    """
+    predicted = predict(logits)
+    right = (predicted == codes).T.astype(np.float64)
+    loss = np.clip(loss_for(classes).each(logits.astype(np.float64), np.broadcast_to(codes, predicted.shape)), 0, 100).T
+    present = [c for c in range(classes) if (codes == c).any()]
+    recall = [right[codes == c].mean(axis=0) for c in present]
+    # a draw may miss a rare class altogether: its recall then counts as not known, not as zero
+    recall_draws = np.zeros((len(bootstrap.weights), len(logits)))
+    drawn = np.zeros((len(bootstrap.weights), 1))
+    for c in present:
+        there = bootstrap.weights @ np.bincount(bootstrap.groups[codes == c], minlength=bootstrap.count).astype(np.float32) > 0
+        recall_draws += np.where(there[:, None], bootstrap.mean(right, codes == c), 0)
+        drawn += there[:, None]
+    values = {"accuracy": right.mean(axis=0), "balanced_accuracy": np.mean(recall, axis=0), "log_loss": loss.mean(axis=0)}
+    draws = {"accuracy": bootstrap.mean(right), "balanced_accuracy": recall_draws / np.maximum(drawn, 1), "log_loss": bootstrap.mean(loss)}
+    if classes == 2:
+        positive = codes == 1
+        values["auroc"] = np.array([auroc(layer[0], positive, folds) for layer in logits])
+        draws["auroc"] = np.stack([bootstrap.auroc(layer[0], positive, folds) for layer in logits], axis=1)
+    return values, draws
+
+
+def predict(logits: Floats) -> NDArray[np.intp]:
+    """(..., example) class codes of (..., output, example) logits; a single output is the logit of class 1."""
+    if logits.shape[-2] == 1:
+        return (logits[..., 0, :] > 0).astype(np.intp)
+    return np.asarray(logits.argmax(axis=-2))
+
+
+def score_table(
+    layers: NDArray[np.integer], values: dict[str, Floats], draws: dict[str, Floats], chance: dict[str, float], groups: int, level: float
+) -> pd.DataFrame:
+    """Rows (metric, layer) with value, own and simultaneous interval, and chance."""
+    parts = []
+    for metric in values:
+        found = band(values[metric], draws[metric], level=level, groups=groups)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "layer": layers,
+                    "metric": metric,
+                    "value": values[metric],
+                    "low": found.low,
+                    "high": found.high,
+                    "low_simultaneous": found.low_simultaneous,
+                    "high_simultaneous": found.high_simultaneous,
+                    "chance": chance[metric],
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)

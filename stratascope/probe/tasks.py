@@ -1,0 +1,128 @@
+"""What a probe is asked to read: the truth label, the caption's relation, the model's answer, or any column of the examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
+from stratascope.probe.categories import category_of
+
+if TYPE_CHECKING:
+    from stratascope.store import ActivationStore
+
+CONTROLS = ("shuffled", "control")
+MINIMUM_COUNT = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A class for each example."""
+
+    name: str
+    codes: NDArray[np.intp]
+    """(example,) number into `classes`, -1 for an example without one."""
+    classes: tuple[str, ...]
+    """Sorted."""
+
+    def among(self, examples: NDArray[np.bool_], minimum: int = 1) -> Task:
+        """The task on a subset (example,) of the examples, without classes of fewer than `minimum` of them.
+
+        Raises
+        ------
+        TooFewExamplesError
+            Fewer than two classes are left.
+        """
+        codes = np.where(examples, self.codes, -1)
+        counts = np.bincount(codes[codes >= 0], minlength=len(self.classes))
+        kept = np.flatnonzero(counts >= max(minimum, 1))
+        if len(kept) < 2:
+            found = ", ".join(f"{c} {n}" for c, n in zip(self.classes[:8], counts, strict=False))
+            raise TooFewExamplesError(
+                f"task {self.name!r}: expected at least two classes of {max(minimum, 1)} examples or more, found {found}; "
+                "lower the minimum count, extract more examples, or choose another task"
+            )
+        renumber = np.full(len(self.classes) + 1, -1, dtype=np.intp)
+        renumber[kept] = np.arange(len(kept))
+        return Task(self.name, renumber[codes], tuple(self.classes[k] for k in kept))
+
+
+def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[object], wanted: NDArray[np.bool_] | None = None) -> Task:
+    """A task from one value an example: text, truth values or whole numbers.
+
+    Parameters
+    ----------
+    wanted : (example,) the examples that will be used; values are looked at there alone
+
+    Raises
+    ------
+    InvalidInputError
+        A value is missing, or values are fractions.
+    """
+    series = pd.Series(values).reset_index(drop=True)
+    used = np.ones(len(series), bool) if wanted is None else wanted
+    missing = np.flatnonzero(series.isna().to_numpy() & used)
+    if len(missing):
+        raise InvalidInputError(
+            f"task {name!r}: expected a value for every example, found {len(missing)} of {int(used.sum())} missing "
+            f"(the first is example {missing[0]}); fill them, or pass examples= without them"
+        )
+    kept = series[used]
+    if pd.api.types.is_float_dtype(kept):
+        if (kept % 1 != 0).any():
+            raise InvalidInputError(f"task {name!r}: expected classes, found fractions such as {kept[kept % 1 != 0].iloc[0]:g}; bin them first")
+        kept = kept.astype(int)
+    ordered = sorted(kept.unique().tolist())
+    names = {value: str(value) for value in ordered}
+    codes = np.full(len(series), -1, dtype=np.intp)
+    codes[used] = np.searchsorted(np.asarray(ordered), kept.to_numpy()) if len(ordered) else -1
+    return Task(name, codes, tuple(names.values()))
+
+
+def find_task(
+    store: ActivationStore, task: str | Task, wanted: NDArray[np.bool_], values: Mapping[str, object] | None = None
+) -> tuple[Task, str | None]:
+    """The task that a name stands for, and the control after its colon.
+
+    `truth` is the label, `relation` the caption's relation, `category` its meta category, `answer` the most likely of the
+    recorded choices; any other name is a column of the examples. `values` adds tasks by example id, such as from a CSV file.
+
+    Raises
+    ------
+    NotRecordedError
+        No such column; the message lists what there is.
+    """
+    if isinstance(task, Task):
+        return task, None
+    name, _, control = task.partition(":")
+    if control and control not in CONTROLS:
+        raise InvalidInputError(f"task {task!r}: expected a control of {', '.join(CONTROLS)} after the colon, found {control!r}")
+    table = store.examples
+    if values is not None and name in values:
+        by_id = pd.Series(values[name])  # type: ignore[call-overload]
+        found = task_from_values(name, table["id"].map(by_id), wanted)
+    elif name == "truth":
+        labels = task_from_values(name, table["label"], wanted)
+        found = Task(name, labels.codes, tuple({"0": "False", "1": "True"}.get(c, c) for c in labels.classes))
+    elif name == "category":
+        found = task_from_values(name, table["relation"].map(category_of), wanted)
+    elif name == "answer":
+        found = _answers(store, wanted)
+    elif name in table.columns:
+        found = task_from_values(name, table[name], wanted)
+    else:
+        columns = ", ".join(c for c in table.columns if c not in ("id", "image", "caption"))
+        raise NotRecordedError(f"expected a task truth, category, answer or a column of the examples, found {name!r}; columns are {columns}")
+    return found, control or None
+
+
+def _answers(store: ActivationStore, wanted: NDArray[np.bool_]) -> Task:
+    codes = np.full(len(wanted), -1, dtype=np.intp)
+    index = np.flatnonzero(wanted)
+    codes[index] = store.read("answer_logits", examples=index).argmax(axis=1)
+    return Task("answer", codes, tuple(store.layout.choices))

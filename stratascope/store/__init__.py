@@ -1,0 +1,26 @@
+"""The format on disk: activations of one model on many examples, as a plain Zarr v3 group (docs/format.md)."""
+
+from stratascope.store.arrays import ArraySpec
+from stratascope.store.create import create_store
+from stratascope.store.layout import RECORDED, STATUS_CODES, StoreLayout
+from stratascope.store.packing import decode_maps, encode_maps
+from stratascope.store.provenance import VOLATILE
+from stratascope.store.reader import ActivationStore
+from stratascope.store.results import ResultFile, load_result, save_result
+from stratascope.store.writer import BlockWriter
+
+__all__ = [
+    "RECORDED",
+    "STATUS_CODES",
+    "VOLATILE",
+    "ActivationStore",
+    "ArraySpec",
+    "BlockWriter",
+    "ResultFile",
+    "StoreLayout",
+    "create_store",
+    "decode_maps",
+    "encode_maps",
+    "load_result",
+    "save_result",
+]

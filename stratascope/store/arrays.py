@@ -1,0 +1,173 @@
+"""The one table of a store's arrays: what each holds, along which dimensions, in what pieces, by which codec, and when."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Codec = Literal["floats", "zstd", "text", "marker"]
+When = Literal["creation", "block", "derived", "marker"]
+
+LAYER_DIMS = ("layer", "attention_layer", "vision_layer")
+"""Dimensions that answer to `layer=` when reading: of the residual stream, of attention blocks, of the vision tower."""
+POSITION_DIMS = ("position", "vision_position")
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a store, as a layout shapes it."""
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    """NumPy name, or "str" for text of any length."""
+    fill: float | int | bool | str
+    chunk: tuple[int, ...]
+    """Shape of the piece that is compressed and checksummed by itself."""
+    shard: tuple[int, ...] | None
+    """Shape of the file that holds the chunks; None where a file is one chunk."""
+    codec: Codec
+    when: When
+    """`creation`: known before the model runs; `block`: handed to the writer; `derived`: computed by it; `marker`: `written`."""
+    description: str
+
+    @property
+    def by_block(self) -> bool:
+        """Whether each block of examples fills one file of this array."""
+        return self.when in ("block", "derived")
+
+    @property
+    def example_axis(self) -> int:
+        """The axis of examples; ValueError where the array has none."""
+        return self.dims.index("example")
+
+    @property
+    def layer_dim(self) -> str | None:
+        """The dimension that `layer=` selects on, None where there is none."""
+        return next((d for d in self.dims if d in LAYER_DIMS), None)
+
+    @property
+    def position_dim(self) -> str | None:
+        """The dimension that `position=` selects on, None where there is none."""
+        return next((d for d in self.dims if d in POSITION_DIMS), None)
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of all values before compression (16 a value for text)."""
+        return math.prod(self.shape) * (16 if self.dtype == "str" else np.dtype(self.dtype).itemsize)
+
+    def block_shape(self, examples: int) -> tuple[int, ...]:
+        """The array's shape with `examples` along its example axis."""
+        axis = self.example_axis
+        return (*self.shape[:axis], examples, *self.shape[axis + 1 :])
+
+    def key(self, block: int) -> str:
+        """Path of the file that holds a block, relative to the store."""
+        parts = [str(block) if i == self.example_axis else "0" for i in range(len(self.dims))]
+        return f"{self.name}/c/{'/'.join(parts)}"
+
+
+@dataclass(frozen=True)
+class ArrayKind:
+    """A row of the table: an array before a layout gives it sizes."""
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: str
+    fill: float | int | bool | str
+    pieces: Mapping[str, int]
+    """Chunk length by dimension; dimensions not named here are never split. The block is the most along `example`."""
+    codec: Codec
+    when: When
+    description: str
+    optional: bool = False
+    """Held only where the layout's `record` names it."""
+
+    def shaped(self, sizes: Mapping[str, int], block: int) -> ArraySpec:
+        """The array with a length for every dimension; one file a block of examples where it is written by block."""
+        by_block = self.when in ("block", "derived")
+        file = tuple(block if d == "example" and by_block else max(sizes[d], 1) for d in self.dims)
+        chunk = tuple(_piece(n, self.pieces.get(d, n), tiled=by_block) for d, n in zip(self.dims, file, strict=True))
+        shape = tuple(sizes[d] for d in self.dims)
+        shard = file if by_block and file != chunk else None
+        return ArraySpec(self.name, self.dims, shape, self.dtype, self.fill, chunk, shard, self.codec, self.when, self.description)
+
+
+_NAN = math.nan
+_ROW = ("attention_layer", "example", "head", "token")
+TABLE = (
+    ArrayKind(
+        "residual", ("layer", "position", "example", "hidden"), "float32", _NAN,
+        {"layer": 1, "position": 1, "example": 32}, "floats", "block",
+        "residual stream after `layer` decoder blocks, before the final norm; NaN where the position is absent", True,
+    ),
+    ArrayKind(
+        "vision_residual", ("vision_layer", "vision_position", "example", "vision_hidden"), "float32", _NAN,
+        {"vision_layer": 1, "vision_position": 1, "example": 32}, "floats", "block",
+        "residual stream of the vision tower after `vision_layer` blocks", True,
+    ),
+    ArrayKind(
+        "attention_rows", _ROW, "float16", _NAN, {"attention_layer": 1, "example": 4}, "zstd", "block",
+        "the final token's post-softmax weights over all tokens, by head; NaN beyond n_tokens", True,
+    ),
+    ArrayKind(
+        "attention_mean", ("example", "attention_layer", "token"), "float16", _NAN, {"example": 1}, "zstd", "derived",
+        "attention_rows averaged over heads; NaN beyond n_tokens", True,
+    ),
+    ArrayKind(
+        "attention_maps", ("example", "attention_layer", "query", "key"), "uint8", 0,
+        {"example": 1, "attention_layer": 1}, "zstd", "block",
+        "whole attention matrix fused over heads, packed: round(255 * sqrt(value / row maximum))", True,
+    ),
+    ArrayKind(
+        "value_norms", _ROW, "float16", _NAN, {"attention_layer": 1, "example": 4}, "zstd", "block",
+        "norm of what each head would write if it attended to that token alone; NaN beyond n_tokens", True,
+    ),
+    ArrayKind(
+        "head_outputs", ("attention_layer", "example", "head", "head_dim"), "float32", _NAN,
+        {"attention_layer": 1, "example": 32}, "floats", "block", "output of each head at the final token, before W_O", True,
+    ),
+    ArrayKind(
+        "head_logits", ("attention_layer", "example", "head"), "float32", _NAN, {}, "zstd", "block",
+        "each head's direct contribution to the difference of the first two choices' logits", True,
+    ),
+    ArrayKind("answer_logits", ("example", "choice"), "float32", _NAN, {}, "zstd", "block", "logits of the answer choices"),
+    ArrayKind("status", ("example",), "uint8", 0, {}, "zstd", "block", "what became of the example, see flag_meanings"),
+    ArrayKind(
+        "thumbnail", ("example", "height", "width", "rgb"), "uint8", 0, {"example": 1}, "zstd", "block",
+        "the image as the model saw it, scaled to fit, padded with black", True,
+    ),
+    ArrayKind("token_ids", ("example", "token"), "int32", -1, {"example": 4096}, "zstd", "creation", "prompt; -1 beyond n_tokens"),
+    ArrayKind("n_tokens", ("example",), "int32", -1, {}, "zstd", "creation", "length of the prompt in tokens"),
+    ArrayKind("grid", ("example", "grid_axis"), "int32", -1, {}, "zstd", "creation", "rows and columns of image cells (one token each)"),
+    ArrayKind("spans", ("example", "span", "bound"), "int32", -1, {}, "zstd", "creation", "token interval [start, stop); -1 where absent"),
+    ArrayKind("position_present", ("example", "position"), "bool", False, {}, "zstd", "creation", "whether the position exists"),
+    ArrayKind("has_map", ("example",), "bool", False, {}, "zstd", "creation", "whether attention_maps holds the example"),
+    ArrayKind("layer", ("layer",), "int32", -1, {}, "zstd", "creation", "decoder blocks passed: 0 is what enters the first"),
+    ArrayKind("attention_layer", ("attention_layer",), "int32", -1, {}, "zstd", "creation", "index of the decoder block"),
+    ArrayKind("vision_layer", ("vision_layer",), "int32", -1, {}, "zstd", "creation", "vision blocks passed"),
+    ArrayKind("position", ("position",), "str", "", {}, "text", "creation", "names of positions"),
+    ArrayKind("vision_position", ("vision_position",), "str", "", {}, "text", "creation", "names of positions in the vision tower"),
+    ArrayKind("span", ("span",), "str", "", {}, "text", "creation", "names of spans"),
+    ArrayKind("bound", ("bound",), "str", "", {}, "text", "creation", "start and stop"),
+    ArrayKind("grid_axis", ("grid_axis",), "str", "", {}, "text", "creation", "rows and columns"),
+    ArrayKind("choice", ("choice",), "str", "", {}, "text", "creation", "answer choices"),
+    ArrayKind("example", ("example",), "str", "", {}, "text", "creation", "unique id of the example"),
+    ArrayKind("relation", ("example",), "str", "", {}, "text", "creation", "relation that the caption claims"),
+    ArrayKind("label", ("example",), "int64", -1, {}, "zstd", "creation", "1 where the caption is true of the image, else 0"),
+    ArrayKind("written", ("block",), "uint8", 0, {"block": 1}, "marker", "marker", "1 where every array holds the block"),
+)  # fmt: skip
+RECORDABLE = tuple(a.name for a in TABLE if a.optional and a.name not in ("attention_mean", "thumbnail"))
+"""Names that a layout's `record` may hold."""
+
+
+def _piece(length: int, wanted: int, *, tiled: bool) -> int:
+    """Length of a chunk: at most `wanted`, and a divisor of `length` where chunks must tile their file."""
+    if wanted >= length or not tiled:
+        return min(wanted, length)
+    return next(k for k in range(wanted, 0, -1) if length % k == 0)

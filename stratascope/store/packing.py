@@ -1,0 +1,79 @@
+"""Attention maps in one byte a weight: the square root of each weight over its row's maximum (METHODS, section 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stratascope.errors import InvalidInputError
+
+_TOLERANCE = 2e-3
+"""How far a row may be from summing to 1: float16 weights over a thousand tokens stay well within."""
+
+
+def encode_maps(maps: NDArray[Any]) -> NDArray[np.uint8]:
+    """Pack causal attention maps: `round(255 * sqrt(value / row maximum))`.
+
+    Parameters
+    ----------
+    maps
+        (layer, query, key) weights; each row sums to 1 and is zero to the right of the diagonal.
+
+    Returns
+    -------
+    (layer, query, key) uint8.
+
+    Raises
+    ------
+    InvalidInputError
+        Where a map is not square, not causal, not finite, negative, or a row does not sum to 1; it names layer and row.
+    """
+    values = np.asarray(maps)
+    if values.ndim != 3 or values.shape[1] != values.shape[2] or not values.size or values.dtype.kind != "f":
+        raise InvalidInputError(f"expected float maps of shape (layer, token, token), found {values.dtype} of shape {values.shape}")
+    values = values.astype(np.float32 if values.dtype.itemsize < 8 else np.float64, copy=False)
+    off = np.abs(values.sum(-1, dtype=np.float64) - 1.0)
+    # written so that NaN counts as wrong
+    wrong = ~(off <= _TOLERANCE) | (values < 0).any(-1)
+    if wrong.any():
+        layer, row = np.argwhere(wrong)[0]
+        found = f"row {row} of layer index {layer}, which sums to {values[layer, row].sum():.6g} (lowest {values[layer, row].min():.3g})"
+        raise InvalidInputError(f"expected finite, non-negative attention rows that sum to 1, found {found}; pass post-softmax weights")
+    if np.triu(values, 1).any():
+        layer, row, column = np.argwhere(np.triu(values, 1))[0]
+        raise InvalidInputError(
+            f"expected causal maps (zero where key > query), found {values[layer, row, column]:.3g} at layer index {layer}, "
+            f"query {row}, key {column}; pass (layer, query, key)"
+        )
+    top = values.max(-1, keepdims=True)
+    return np.rint(np.sqrt(values / top) * 255).astype(np.uint8)
+
+
+def decode_maps(packed: NDArray[np.uint8], n_tokens: int | None = None) -> NDArray[np.float64]:
+    """Unpack maps: squares, with every row renormalised to sum to 1.
+
+    Parameters
+    ----------
+    packed
+        (layer, query, key) uint8 as of `encode_maps`, possibly padded with zeros.
+    n_tokens
+        Length of the prompt: what lies beyond is padding and is cut off. None for all.
+
+    Returns
+    -------
+    (layer, n_tokens, n_tokens) float64.
+
+    Raises
+    ------
+    InvalidInputError
+        Where a row within the prompt is all zero: there is no map.
+    """
+    size = packed.shape[-1] if n_tokens is None else int(n_tokens)
+    values = np.square(packed[..., :size, :size].astype(np.float64))
+    totals = values.sum(-1, keepdims=True)
+    if not totals.all():
+        layer, row = np.argwhere(totals[..., 0] == 0)[0][-2:]
+        raise InvalidInputError(f"expected a packed map, found an empty row {row} at layer index {layer}: no map is held here")
+    return np.asarray(values / totals)

@@ -1,0 +1,136 @@
+"""Results of any kind in one file: a zip that holds a Zarr v3 group of tables, arrays and attributes."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+from numpy.typing import NDArray
+from zarr.storage import MemoryStore
+
+from stratascope.errors import InvalidInputError, StoreError
+from stratascope.store.access import GuardedStore
+from stratascope.store.durable import write_file
+from stratascope.store.provenance import plain_json
+from stratascope.store.tables import as_numpy, get_table, put_array, put_table
+
+RESULT_FORMAT = "stratascope-result"
+RESULT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """What a result consists of, whatever its kind."""
+
+    kind: str
+    """Which result it is, such as "layer_curve"."""
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    arrays: Mapping[str, tuple[tuple[str, ...], NDArray[Any]]] = field(default_factory=dict)
+    """Name -> (names of the dimensions, values)."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Plain JSON: settings, provenance of the store, ..."""
+
+
+def save_result(path: str | Path, result: ResultFile) -> None:
+    """Write a result, whole or not at all; the same result always gives the same bytes.
+
+    Raises
+    ------
+    InvalidInputError
+        For an array without a name for each dimension, or what a table or JSON cannot hold.
+    StoreError
+        Where the file cannot be written.
+    """
+    files: dict[str, Any] = {}
+    group = zarr.create_group(MemoryStore(files))
+    for name, frame in result.tables.items():
+        put_table(_subgroup(group, "tables"), name, frame, "row")
+    for name, (dims, values) in result.arrays.items():
+        array = np.asarray(values)
+        if len(dims) != array.ndim:
+            raise InvalidInputError(f"array {name!r}: expected {array.ndim} dimension names, found {dims}")
+        if array.dtype.kind not in "biufOU":
+            raise InvalidInputError(f"array {name!r}: expected numbers, truth values or text, found {array.dtype}")
+        put_array(_subgroup(group, "arrays"), name, array, tuple(dims))
+    head = {"format": RESULT_FORMAT, "format_version": RESULT_VERSION, "kind": result.kind}
+    group.attrs.update({**head, "attributes": plain_json(dict(result.attributes), "attributes")})
+    plain = {k: v.to_bytes() if hasattr(v, "to_bytes") else bytes(v) for k, v in files.items()}
+    try:
+        write_file(Path(path), [zipped(plain)])
+    except OSError as error:
+        raise StoreError(f"{path}: expected to write the result, found: {error}") from error
+
+
+def load_result(path: str | Path) -> ResultFile:
+    """The result that `save_result` wrote.
+
+    Raises
+    ------
+    StoreError
+        For a file that is missing, damaged, of another kind or of a newer version.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+            if damaged:
+                raise StoreError(f"{path}: expected a whole file, found damage in {damaged}; make the result again")
+            files = {name: archive.read(name) for name in archive.namelist()}
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: expected a result file, found nothing; check the path") from error
+    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError) as error:
+        raise StoreError(f"{path}: expected a result of Stratascope, found another or a damaged file: {error}") from error
+    store = {k: zarr.core.buffer.cpu.Buffer.from_bytes(v) for k, v in files.items()}
+    try:
+        group = zarr.open_group(GuardedStore(MemoryStore(store, read_only=True)), mode="r", zarr_format=3)
+        attributes: Any = dict(group.attrs)
+    except Exception as error:
+        raise StoreError(f"{path}: expected a result of Stratascope, found a zip of another kind: {error}") from error
+    if attributes.get("format") != RESULT_FORMAT:
+        found = attributes.get("format")
+        raise StoreError(f"{path}: expected a result of Stratascope (format {RESULT_FORMAT!r}), found format {found!r}")
+    if attributes.get("format_version") != RESULT_VERSION:
+        raise StoreError(
+            f"{path}: expected result version {RESULT_VERSION}, found {attributes.get('format_version')!r}; "
+            "upgrade with `pip install -U stratascope`, or make the result again"
+        )
+    tables: dict[str, pd.DataFrame] = {}
+    arrays: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
+    try:
+        if "tables" in group:
+            tables = {name: get_table(table) for name, table in sorted(group["tables"].groups())}  # type: ignore[union-attr]
+        if "arrays" in group:
+            for name, array in sorted(group["arrays"].arrays()):  # type: ignore[union-attr]
+                arrays[name] = (tuple(array.metadata.dimension_names), as_numpy(array))
+    except StoreError:
+        raise
+    except Exception as error:
+        raise StoreError(f"{path}: expected whole tables and arrays, found: {error}; make the result again") from error
+    return ResultFile(attributes["kind"], tables, arrays, attributes["attributes"])
+
+
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    """A stored (uncompressed) zip whose bytes depend on names and contents alone."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            archive.writestr(zip_entry(name), files[name])
+    return out.getvalue()
+
+
+def zip_entry(name: str) -> zipfile.ZipInfo:
+    """The header of a file in a zip, without date or owner."""
+    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    entry.external_attr = 0o644 << 16
+    entry.create_system = 3
+    return entry
+
+
+def _subgroup(group: zarr.Group, name: str) -> zarr.Group:
+    return group.require_group(name)

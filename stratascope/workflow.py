@@ -1,0 +1,171 @@
+"""What one command does with a store: compute, save the results, draw them, and say in a few words what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.report import draw_attention_share, draw_layer_curves, draw_overlay, new_figure, paper_style, save_figure
+
+if TYPE_CHECKING:
+    from stratascope.analysis import RolloutResult
+    from stratascope.probe import LayerCurve
+    from stratascope.store import ActivationStore
+
+SHOWN_ROLLOUTS = 8
+
+
+def probe_and_draw(
+    store: ActivationStore,
+    baseline: ActivationStore | None,
+    folder: Path,
+    *,
+    tasks: Sequence[str],
+    positions: Sequence[str] | None,
+    folds: int,
+    seed: int,
+    progress: bool = False,
+) -> str:
+    """Probe every task at every position, save each curve, draw one figure a task; the text names peaks and files."""
+    from stratascope.probe import probe_study
+
+    chosen = tuple(positions or store.layout.positions)
+    curves = probe_study(store, tasks=tasks, positions=chosen, folds=folds, seed=seed, progress=progress)
+    beside = [] if baseline is None else probe_study(baseline, tasks=tasks, positions=chosen, folds=folds, seed=seed, progress=progress)
+    lines = []
+    for curve in curves:
+        curve.save(curve_path(folder, curve))
+        lines.append(f"{curve.task:<12} {curve.position:<12} {peak_text(curve)}")
+    for curve in beside:
+        curve.save(curve_path(folder, curve, "baseline"))
+        lines.append(f"{curve.task:<12} {curve.position:<12} {peak_text(curve)}  (baseline)")
+    for task in tasks:
+        of_task = {c.position: c for c in curves if c.task == task}
+        muted = {f"{c.position}, baseline": c for c in beside if c.task == task}
+        path = draw_curves(of_task, folder / f"probe-{task}.png", muted=muted, title=f"{task}: probe accuracy by layer")
+        lines.append(f"figure {path}")
+    return "\n".join([*lines, f"results in {folder}"])
+
+
+def curve_path(folder: Path, curve: LayerCurve, suffix: str = "") -> Path:
+    """Where a curve is saved: probe-TASK-POSITION[-SUFFIX].zarr.zip."""
+    return folder / ("-".join(filter(None, ["probe", curve.task, curve.position, suffix])) + ".zarr.zip")
+
+
+def peak_text(curve: LayerCurve) -> str:
+    """The best layer's accuracy with its interval."""
+    rows = curve.table[curve.table["metric"] == "accuracy"]
+    best = rows.loc[rows["value"].idxmax()]
+    return f"accuracy {best.value:.3f} [{best.low:.3f}, {best.high:.3f}] at layer {int(best.layer)}, chance {best.chance:.3f}"
+
+
+def draw_curves(curves: Mapping[str, LayerCurve], path: Path, *, muted: Mapping[str, LayerCurve], title: str) -> Path:
+    """Layer curves of one task with their controls, as a figure file."""
+    figure, (ax,) = new_figure(1, width=4.6, height=2.9)
+    first = next(iter(curves.values())).table
+    chance = float(first.loc[first["metric"] == "accuracy", "chance"].iloc[0])
+    with paper_style():
+        tables = {name: curve.table for name, curve in [*curves.items(), *muted.items()]}
+        draw_layer_curves(tables, ax, chance=chance, muted=list(muted), title=title)
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return save_figure(figure, path)
+
+
+def share_and_draw(store: ActivationStore, folder: Path) -> str:
+    """Attention share of all examples: saved, drawn, and said for the block where the image gets most."""
+    from stratascope.analysis import attention_share
+
+    found = attention_share(store)
+    folder.mkdir(parents=True, exist_ok=True)
+    found.save(folder / "share.zarr.zip")
+    figure, (ax,) = new_figure(1, width=4.6, height=2.9)
+    with paper_style():
+        draw_attention_share(found.values, found.tokens, found.parts, ax, title="where the final token looks")
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    path = save_figure(figure, folder / "share.png")
+    image = found.parts.index("image")
+    by_block = found.values[..., image].mean((0, 2))
+    best = int(by_block.argmax())
+    return (
+        f"image: {found.tokens[:, image].mean():.1%} of the tokens, {by_block[best]:.1%} of the final token's attention in block {best} "
+        f"(its highest, mean over heads), {by_block.mean():.1%} over all blocks\nfigure {path}\nresults in {folder}"
+    )
+
+
+def roll_and_draw(store: ActivationStore, folder: Path, *, examples: Sequence[int] | None, window: tuple[int, int] | None) -> str:
+    """Rollout of chosen examples: saved, and drawn over the images."""
+    from stratascope.analysis import rollout_examples
+
+    if examples is None:
+        if "attention_maps" in store.layout.record:
+            examples = np.flatnonzero(store.available("attention_maps"))[:SHOWN_ROLLOUTS].tolist()
+            if not examples:
+                raise NotRecordedError("expected examples with attention maps, found none written yet; finish the extraction")
+        else:
+            examples = [0]  # rollout_examples explains what is missing
+    outside = [k for k in examples if not 0 <= k < store.layout.examples]
+    if outside:
+        raise InvalidInputError(f"expected example numbers from 0 to {store.layout.examples - 1}, found {outside[0]}")
+    found = rollout_examples(store, examples, window=window)
+    folder.mkdir(parents=True, exist_ok=True)
+    found.save(folder / "rollout.zarr.zip")
+    path = draw_rollouts(store, found, folder / "rollout.png")
+    return f"figure {path}\nresults in {folder}"
+
+
+def picture(store: ActivationStore, example: int) -> np.ndarray:
+    """The stored thumbnail at its image's own shape: (height, width, 3) uint8."""
+    from PIL import Image
+
+    row = store.examples.iloc[example]
+    small = store.thumbnail(example)
+    longest = max(small.shape[:2])
+    scale = 2 * longest / max(row.image_width, row.image_height)
+    size = max(1, round(row.image_width * scale)), max(1, round(row.image_height * scale))
+    return np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC))
+
+
+def relative_boxes(store: ActivationStore, example: int) -> dict[str, tuple[float, float, float, float]]:
+    """Gold boxes that are known of an example, as shares of width and height, by what they hold."""
+    row = store.examples.iloc[example]
+    found = {}
+    for name in ("subject", "object"):
+        x0, y0, x1, y1 = (float(row[f"{name}_{side}"]) for side in ("x0", "y0", "x1", "y1"))
+        if np.isfinite(x0):
+            if store.provenance["condition"] == "mirror":
+                x0, x1 = row.image_width - x1, row.image_width - x0
+            found[str(row[name])] = (x0 / row.image_width, y0 / row.image_height, x1 / row.image_width, y1 / row.image_height)
+    return found
+
+
+def draw_rollouts(store: ActivationStore, found: RolloutResult, path: Path) -> Path:
+    """Up to eight examples in rows of four: image, rollout onto its cells, boxes where known, caption and label."""
+    shown = range(min(len(found.examples), SHOWN_ROLLOUTS))
+    columns = min(len(shown), 4)
+    from matplotlib.figure import Figure
+
+    with paper_style():
+        lines = -(-len(shown) // columns)
+        figure = Figure(figsize=(1.85 * columns, 2.15 * lines + 0.25))
+        axes = figure.subplots(lines, columns, squeeze=False).ravel()
+        for ax in axes[len(shown) :]:
+            ax.remove()
+        for k in shown:
+            number = int(found.examples["example"].iloc[k])
+            row = store.examples.iloc[number]
+            cells = found.onto_image(k)
+            text = f"{row.caption}\n{'true' if row.label else 'false'}; {cells.sum():.0%} on the image"
+            draw_overlay(picture(store, number), cells, axes[k], boxes=relative_boxes(store, number))
+            axes[k].set_title(text, fontsize=6.5, fontweight="normal")
+        span = found.attributes["window"] or [0, store.layout.layers]
+        figure.suptitle(
+            f"raw rollout of the final token, blocks {span[0]} to {span[1] - 1}, {found.attributes['fusion']} over heads",
+            fontsize=8,
+            x=0.01,
+            ha="left",
+        )
+    return save_figure(figure, path)

@@ -1,0 +1,58 @@
+"""Shared pieces of the tests: generated scenes, the built-in model's plan and store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of 96 generated scenes: scenes.jsonl, images/, instances.json."""
+    from stratascope.datasets import write_scenes
+
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, 96, seed=7)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings(scenes: Path):
+    from stratascope.extract import ExtractionSettings
+
+    return ExtractionSettings(
+        model="demo",
+        examples=(scenes / "scenes.jsonl",),
+        images=scenes / "images",
+        boxes=scenes / "instances.json",
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
+def plan(settings):
+    from stratascope.extract import plan_extraction
+
+    return plan_extraction(settings)
+
+
+@pytest.fixture(scope="session")
+def store_path(plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of the 96 scenes, extracted by the built-in model."""
+    pytest.importorskip("torch")
+    from stratascope.extract import run_extraction
+
+    path = tmp_path_factory.mktemp("stores") / "scenes.zarr"
+    run_extraction(plan, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def store(store_path: Path):
+    from stratascope.store import ActivationStore
+
+    return ActivationStore.open(store_path)

@@ -1,0 +1,104 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stratascope.datasets import BoxIndex, cells_in_box, load_examples
+from stratascope.errors import InvalidInputError
+
+ROW = {"image": "a.png", "caption": "The cat is under the bed.", "label": 1, "relation": "under"}
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_published_rows_load(tmp_path: Path) -> None:
+    published = {
+        **ROW,
+        "image_link": "http://images.example/a.png",
+        "annotator_id": 3,
+        "vote_true_validator_id": "[2, 9]",
+        "reference_frame": None,
+    }
+    (example,) = load_examples(write(tmp_path / "test.jsonl", published))
+    assert (example.id, example.split, example.subject, example.object, example.label) == ("test-000001", "test", "cat", "bed", True)
+    assert example.extra == {"image_link": "http://images.example/a.png", "annotator_id": 3, "vote_true_validator_id": "[2, 9]"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("{not json", "JSON object"),
+        ("[1]", "JSON object"),
+        ({**ROW, "label": 2}, "label 0 or 1"),
+        ({**ROW, "label": "1"}, "label 0 or 1"),
+        ({**ROW, "caption": ""}, "'caption'"),
+        ({"image": "a.png"}, "'caption'"),
+        ({**ROW, "relation": "above"}, "SUBJECT above OBJECT"),
+        ({**ROW, "image": "../a.png"}, "within the folder"),
+        ({**ROW, "image": "/a.png"}, "within the folder"),
+    ],
+)
+def test_bad_rows_are_refused_with_file_line_and_reason(tmp_path: Path, bad: object, reason: str) -> None:
+    path = write(tmp_path / "rows.jsonl", ROW, "", bad)
+    with pytest.raises(InvalidInputError) as caught:
+        load_examples(path)
+    assert f"{path}, line 3" in str(caught.value)
+    assert reason in str(caught.value)
+
+
+def test_duplicate_ids_name_both_places(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", {**ROW, "id": "x"}, {**ROW, "id": "x"})
+    with pytest.raises(InvalidInputError, match=r"line 2: .*'x' again \(first in .*line 1\)"):
+        load_examples(path)
+
+
+def test_no_rows_and_no_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="at least one row"):
+        load_examples(write(tmp_path / "empty.jsonl"))
+    with pytest.raises(InvalidInputError, match=r"absent\.jsonl: expected a readable"):
+        load_examples(tmp_path / "absent.jsonl")
+
+
+def coco(tmp_path: Path, *boxes: tuple[int, list[float]]) -> Path:
+    data = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 50}],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "Bed"}],
+        "annotations": [{"id": k, "image_id": 1, "category_id": c, "bbox": box} for k, (c, box) in enumerate(boxes)],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_boxes_match_only_where_unique(tmp_path: Path) -> None:
+    boxes = BoxIndex.from_coco(coco(tmp_path, (1, [10, 20, 30, 10]), (2, [0, 0, 5, 5]), (2, [50, 0, 5, 5])))
+    (example,) = load_examples(write(tmp_path / "rows.jsonl", ROW), boxes)
+    assert example.subject_box == (10, 20, 40, 30)
+    assert example.object_box is None
+
+
+def test_a_box_outside_its_image_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"within a\.png \(100 x 50\), found bbox \[90, 0, 30, 10\] in annotation 0"):
+        BoxIndex.from_coco(coco(tmp_path, (1, [90, 0, 30, 10])))
+
+
+def test_cells_are_those_whose_centre_lies_in_the_box() -> None:
+    # 100 x 60 pixels, 3 rows x 5 columns: cells of 20 x 20, centres at 10, 30, ...
+    assert cells_in_box((0, 0, 40, 20), (100, 60), (3, 5)).tolist() == [0, 1]
+    assert cells_in_box((25, 25, 100, 60), (100, 60), (3, 5)).tolist() == [6, 7, 8, 9, 11, 12, 13, 14]
+    assert cells_in_box((61, 1, 62, 2), (100, 60), (3, 5)).tolist() == [3], "a box smaller than a cell still has one"
+    assert cells_in_box((0, 0, 100, 60), (100, 60), (3, 5)).tolist() == np.arange(15).tolist()
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the published VSR files are not at hand")
+def test_all_published_vsr_rows_load() -> None:
+    rows = load_examples([SHARED / "vsr" / "random" / f"{split}.jsonl" for split in ("train", "dev", "test")])
+    assert len(rows) == 10_972
+    assert len({row.image for row in rows}) == 6_259
+    assert len({row.relation for row in rows}) == 66
+    assert round(np.mean([row.label for row in rows]), 3) == 0.512

@@ -1,0 +1,87 @@
+"""Token layouts without torch equal the real processor's, and spans point at their words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stratascope.datasets import PROMPTS, Example, Prompt, split_caption
+from stratascope.errors import InvalidInputError
+from stratascope.extract.families import ImageGrid, image_grid
+from stratascope.extract.layout import PromptTokenizer
+from stratascope.extract.sources import resolve_model
+
+SIZES = [(168, 168), (640, 480), (480, 640), (500, 333), (50, 40), (31, 200), (1920, 1080)]
+CAPTION = "The refrigerator is at the left side of the potted plant."
+
+
+def example(caption: str = CAPTION, relation: str = "at the left side of") -> Example:
+    return Example("x", "x.png", caption, relation, True, "test", split_caption(caption, relation))
+
+
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=lambda p: p.name)
+@pytest.mark.parametrize("system", [None, "Answer briefly."])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_layout_equals_the_processor(prompt: Prompt, system: str | None, size: tuple[int, int]) -> None:
+    transformers = pytest.importorskip("transformers")
+    source = resolve_model("demo")
+    tokenizer = PromptTokenizer(source, prompt, image_grid(source), system)
+    processor = transformers.AutoProcessor.from_pretrained(source.folder)
+    text = processor.apply_chat_template(tokenizer.conversation(prompt.fill(example()).text), add_generation_prompt=True)
+    made = processor(text=[text], images=[Image.new("RGB", size)], return_tensors="np")
+    layout = tokenizer.layout(example(), size)
+    assert layout.ids.tolist() == made["input_ids"][0].tolist()
+    assert (2 * layout.grid[0], 2 * layout.grid[1]) == tuple(made["image_grid_thw"][0][1:].tolist())
+
+
+@pytest.mark.parametrize("limits", [(56 * 56, 168 * 168), (56 * 56, 1280 * 28 * 28), (200 * 28 * 28, 1280 * 28 * 28)])
+def test_resizing_equals_qwen_vl_utils(limits: tuple[int, int]) -> None:
+    utils = pytest.importorskip("qwen_vl_utils")
+    grid = ImageGrid(14, 2, *limits)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        width, height = (int(v) for v in rng.integers(30, 2000, 2))
+        expected = utils.vision_process.smart_resize(height, width, 28, *limits)
+        if min(expected) > 0:  # of extreme shapes qwen_vl_utils leaves nothing, the processor at least one cell
+            assert grid.resize(width, height) == expected[::-1]
+
+
+def test_full_size_grid_of_a_coco_photo() -> None:
+    assert ImageGrid(14, 2, 56 * 56, 12_845_056).cells(640, 480) == (17, 23)
+
+
+def test_spans_hold_exactly_their_words() -> None:
+    source = resolve_model("demo")
+    tokenizer = PromptTokenizer(source, PROMPTS["true-false"], image_grid(source))
+    layout = tokenizer.layout(example(), (168, 168))
+    words = {
+        name: tokenizer.tokenizer.decode(layout.ids[a:b].tolist(), skip_special_tokens=False).strip() for name, (a, b) in layout.spans.items()
+    }
+    assert words["subject"] == "refrigerator"
+    assert words["relation"] == "at the left side of"
+    assert words["object"] == "potted plant"
+    assert words["caption"] == CAPTION
+    assert words["system"] == "You are a helpful assistant."
+    assert words["prompt"] == f"True or false: {CAPTION} Answer True or False."
+    assert set(layout.ids[slice(*layout.spans["image"])].tolist()) == {tokenizer.image_id}
+    assert layout.spans["image"][1] - layout.spans["image"][0] == 36
+    assert layout.spans["final"] == (len(layout.ids) - 1, len(layout.ids))
+
+
+def test_an_answer_of_several_tokens_is_refused() -> None:
+    source = resolve_model("demo")
+    with pytest.raises(InvalidInputError, match=r"one token of demo, found 'Definitely'"):
+        PromptTokenizer(source, Prompt("x", "{caption}", ("True", "Definitely")), image_grid(source))
+
+
+def test_a_caption_with_control_tokens_is_refused() -> None:
+    source = resolve_model("demo")
+    tokenizer = PromptTokenizer(source, PROMPTS["true-false"], image_grid(source))
+    with pytest.raises(InvalidInputError, match="control token"):
+        tokenizer.layout(example("The <|image_pad|> is under the bed.", "under"), (168, 168))
+
+
+def test_an_image_too_thin_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="aspect ratio"):
+        ImageGrid(14, 2, 56 * 56, 168 * 168).cells(3000, 10)

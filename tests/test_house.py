@@ -1,0 +1,59 @@
+"""What holds for the package as a whole: who imports whom, what an import loads, how fast help answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "transformers", "sklearn", "dask", "matplotlib", "pandas", "zarr")
+ROOT = Path(__file__).parents[1]
+
+
+def loaded_by(code: str) -> set[str]:
+    report = f"import sys; sys.argv = ['stratascope', '--help']\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("code", ["import stratascope", "from stratascope.cli import main; main()"], ids=["import", "--help"])
+def test_nothing_heavy_is_loaded(code: str) -> None:
+    assert not loaded_by(code) & set(HEAVY)
+
+
+@pytest.mark.parametrize("unit", ["store", "probe", "analysis", "report", "datasets", "extract"])
+def test_no_unit_loads_torch_at_import(unit: str) -> None:
+    assert not loaded_by(f"import stratascope.{unit}") & {"torch", "transformers"}
+
+
+def test_help_answers_within_a_second() -> None:
+    command = [sys.executable, "-m", "stratascope", "--help"]
+    subprocess.run(command, capture_output=True, check=True)
+    fastest = min(_seconds(command) for _ in range(3))
+    assert fastest < 1.0
+
+
+def _seconds(command: list[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run(command, capture_output=True, check=True)
+    return time.perf_counter() - start
+
+
+def test_who_may_import_whom() -> None:
+    lint = Path(sys.executable).with_name("lint-imports")
+    if not lint.exists():
+        pytest.skip("import-linter is not installed in this environment")
+    done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_public_names_are_reachable() -> None:
+    import stratascope
+
+    for name in stratascope.__all__:
+        assert getattr(stratascope, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = stratascope.nothing

@@ -1,0 +1,106 @@
+"""Turn a finished run into the built-in model: `python -m training.finish RUN FOLDER`.
+
+Saves float16 weights, configuration, tokenizer and processor as `from_pretrained` wants them, then measures the saved model
+through stock transformers on unseen scenes: as they are, with blank images, and with images exchanged between scenes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+
+from stratascope.datasets.scenes import render, sample_scene, sample_statement
+from training.batched_vision import BatchedVision, patchify
+from training.packing import verdict_question
+from training.tiny_model import build_model, build_processor, build_tokenizer
+
+SEED = 20_000
+"""Of the scenes that are measured on; training draws from seeds of its own."""
+
+
+def save(checkpoint: Path, folder: Path) -> None:
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    model.generation_config = GenerationConfig(
+        max_new_tokens=1, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    check_batched_vision(model)
+    model.half().save_pretrained(folder)
+    build_processor(tokenizer).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["window_size"] = model.config.vision_config.window_size  # written even where it is a version's default
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+@torch.no_grad()
+def check_batched_vision(model: torch.nn.Module) -> None:
+    """The forward that was trained must be the stock one."""
+    rng = np.random.default_rng(0)
+    images = np.stack([render(sample_scene(rng), rng) for _ in range(4)])
+    vision = BatchedVision(model.model.visual)
+    patches = torch.from_numpy(patchify(images))
+    single = (patches.float() - vision.mean) * vision.scale
+    doubled = single.reshape(-1, 3, 1, 196).expand(-1, 3, 2, 196).reshape(-1, 1176)
+    stock = model.model.visual(doubled, torch.tensor([[1, 12, 12]] * 4)).pooler_output
+    gap = (stock.reshape(4, 36, -1) - vision(patches)).abs().max().item()
+    if gap > 1e-4:
+        raise SystemExit(f"expected the batched vision tower to equal the stock one, found them {gap:.2g} apart")
+
+
+@torch.no_grad()
+def measure(folder: Path, count: int = 2000) -> dict[str, float]:
+    """Accuracy of the saved model's True against False at the final token."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    words = [processor.tokenizer.encode(w, add_special_tokens=False)[0] for w in ("False", "True")]
+    rng = np.random.default_rng(SEED)
+    scenes = [sample_scene(rng) for _ in range(count)]
+    images = [Image.fromarray(render(things, rng)) for things in scenes]
+    asked = [sample_statement(things, rng) for things in scenes]
+    right: dict[str, list[bool]] = defaultdict(list)
+    for start in range(0, count, 50):
+        part = range(start, min(start + 50, count))
+        texts = [
+            processor.apply_chat_template(
+                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": verdict_question(asked[k], scenes[k])}]}],
+                add_generation_prompt=True,
+            )
+            for k in part
+        ]
+        shown = {
+            "verdict": [images[k] for k in part],
+            "blank": [Image.new("RGB", images[k].size, tuple(np.asarray(images[k]).reshape(-1, 3).mean(0).astype(int).tolist())) for k in part],
+            "exchanged": [images[(k + 1) % count] for k in part],
+        }
+        for name, pictures in shown.items():
+            inputs = processor(text=texts, images=pictures, padding=True, padding_side="left", return_tensors="pt")
+            answers = model(**inputs, logits_to_keep=1).logits[:, -1, words].argmax(-1).tolist()
+            for k, answer in zip(part, answers, strict=True):
+                right[name].append(bool(answer) == asked[k].label)
+                if name == "verdict":
+                    right[asked[k].relation].append(right[name][-1])
+    return {name: round(float(np.mean(values)), 4) for name, values in right.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of `training.train --out`")
+    parser.add_argument("folder", type=Path, help="where the model goes")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    save(given.run / "checkpoint.pt", given.folder)
+    figures = measure(given.folder)
+    print(json.dumps(figures, indent=2))
+    (given.run / "measured.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
