@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -172,7 +173,15 @@ def extract(out: Path, batch_tokens: int, shard: tuple[int, int], **options: Any
 
     require_extract_extra()
     made = plan_extraction(_settings(options), weights=True, progress=sys.stderr.isatty())
-    report = run_extraction(made, out, rank=shard[0], of=shard[1], batch_tokens=batch_tokens, progress=sys.stderr.isatty())
+    report = run_extraction(
+        made,
+        out,
+        rank=shard[0],
+        of=shard[1],
+        batch_tokens=batch_tokens,
+        progress=sys.stderr.isatty(),
+        command=shlex.join(["stratascope", *sys.argv[1:]]),
+    )
     done = f"wrote {report.written_examples:,} examples in {report.written_blocks} of {report.blocks} blocks"
     click.echo(f"{out}: {done if report.written_blocks else 'nothing left to do'}")
 
@@ -192,9 +201,9 @@ def info(store: str) -> None:
     Example, after 'stratascope demo --out demo':
       stratascope info demo/original.zarr
     """
-    from stratascope.store.info import store_info
+    from stratascope.workflow import describe_store
 
-    click.echo(store_info(_open(store)))
+    click.echo(describe_store(_open(store)))
 
 
 @main.command()
@@ -224,10 +233,7 @@ def probe(
             _open(store),
             _open(baseline) if baseline else None,
             folder,
-            tasks=tasks,
-            positions=positions,
-            folds=folds,
-            seed=seed,
+            **options,
             progress=sys.stderr.isatty(),
         )
     )

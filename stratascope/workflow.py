@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,24 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 SHOWN_ROLLOUTS = 8
+LONGEST_VALUE = 100
+
+
+def describe_store(store: ActivationStore) -> str:
+    """What a store holds, how complete it is, and its provenance field by field."""
+    lines = [repr(store), "", "provenance"]
+    for name, value in _flat(store.provenance):
+        text = str(value).replace("\n", "\\n")
+        lines.append(f"  {name:<28} {text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + '...'}")
+    return "\n".join(lines)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{prefix}{key}.")
+        elif inner is not None:
+            yield f"{prefix}{key}", inner
 
 
 def probe_and_draw(
@@ -28,49 +46,66 @@ def probe_and_draw(
     positions: Sequence[str] | None,
     folds: int,
     seed: int,
+    scheduler: str | None = None,
     progress: bool = False,
 ) -> str:
-    """Probe every task at every position, save each curve, draw one figure a task; the text names peaks and files."""
-    from stratascope.probe import probe_study
-
+    """Probe every task at every position, save each curve, draw one figure a task; the text names peaks, onsets and files."""
     chosen = tuple(positions or store.layout.positions)
-    curves = probe_study(store, tasks=tasks, positions=chosen, folds=folds, seed=seed, progress=progress)
-    beside = [] if baseline is None else probe_study(baseline, tasks=tasks, positions=chosen, folds=folds, seed=seed, progress=progress)
-    lines = []
-    for curve in curves:
-        curve.save(curve_path(folder, curve))
-        lines.append(f"{curve.task:<12} {curve.position:<12} {peak_text(curve)}")
-    for curve in beside:
-        curve.save(curve_path(folder, curve, "baseline"))
-        lines.append(f"{curve.task:<12} {curve.position:<12} {peak_text(curve)}  (baseline)")
-    for task in tasks:
-        of_task = {c.position: c for c in curves if c.task == task}
-        muted = {f"{c.position}, baseline": c for c in beside if c.task == task}
-        path = draw_curves(of_task, folder / f"probe-{task}.png", muted=muted, title=f"{task}: probe accuracy by layer")
+    lines, drawn = [], dict[str, dict[str, LayerCurve]]()
+    muted = dict[str, dict[str, LayerCurve]]()
+    for which, suffix in ((store, ""), (baseline, "baseline")):
+        for position in chosen if which is not None else ():
+            assert which is not None
+            for curve in _curves(which, tasks, position, folds=folds, seed=seed, scheduler=scheduler, progress=progress):
+                save_curve(curve, folder, suffix)
+                kept, name = (muted, f"{position}, baseline") if suffix else (drawn, position)
+                kept.setdefault(curve.task, {})[name] = curve
+                lines.append(f"{curve.task:<16} {position:<12} {peak_text(curve)}{'  (baseline)' if suffix else ''}")
+    for task, curves in drawn.items():
+        path = draw_curves(
+            curves, folder / f"probe-{_file_name(task)}.png", muted=muted.get(task, {}), title=f"{task}: what a probe reads, by layer"
+        )
         lines.append(f"figure {path}")
     return "\n".join([*lines, f"results in {folder}"])
 
 
-def curve_path(folder: Path, curve: LayerCurve, suffix: str = "") -> Path:
-    """Where a curve is saved: probe-TASK-POSITION[-SUFFIX].zarr.zip."""
-    return folder / ("-".join(filter(None, ["probe", curve.task, curve.position, suffix])) + ".zarr.zip")
+def _curves(store: ActivationStore, tasks: Sequence[str], position: str, **options: Any) -> list[LayerCurve]:
+    """The curves of one position, over the examples that have it."""
+    from stratascope.probe import probe_study
+
+    present = store.position_present[:, store.layout.positions.index(position)] if position in store.layout.positions else None
+    examples = None if present is None or present.all() else np.flatnonzero(present)
+    return probe_study(store, tasks, (position,), examples=examples, **options)
+
+
+def save_curve(curve: LayerCurve, folder: Path, suffix: str = "") -> Path:
+    """Save as probe-TASK-POSITION[-SUFFIX].zarr.zip in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ("-".join(filter(None, ["probe", _file_name(curve.task), curve.position, suffix])) + ".zarr.zip")
+    curve.save(path)
+    return path
+
+
+def _file_name(task: str) -> str:
+    return task.replace(":", "-")
 
 
 def peak_text(curve: LayerCurve) -> str:
-    """The best layer's accuracy with its interval."""
-    rows = curve.table[curve.table["metric"] == "accuracy"]
+    """The best layer's accuracy with its interval, and where the score first rises above chance."""
+    rows = curve.rows("accuracy")
     best = rows.loc[rows["value"].idxmax()]
-    return f"accuracy {best.value:.3f} [{best.low:.3f}, {best.high:.3f}] at layer {int(best.layer)}, chance {best.chance:.3f}"
+    return f"accuracy {best.value:.3f} [{best.low:.3f}, {best.high:.3f}] at layer {int(best.layer)}, chance {best.chance:.3f}; onset {curve.onset}"
 
 
-def draw_curves(curves: Mapping[str, LayerCurve], path: Path, *, muted: Mapping[str, LayerCurve], title: str) -> Path:
+def draw_curves(
+    curves: Mapping[str, LayerCurve], path: Path, *, muted: Mapping[str, LayerCurve], title: str, metric: str = "accuracy"
+) -> Path:
     """Layer curves of one task with their controls, as a figure file."""
     figure, (ax,) = new_figure(1, width=4.6, height=2.9)
-    first = next(iter(curves.values())).table
-    chance = float(first.loc[first["metric"] == "accuracy", "chance"].iloc[0])
     with paper_style():
         tables = {name: curve.table for name, curve in [*curves.items(), *muted.items()]}
-        draw_layer_curves(tables, ax, chance=chance, muted=list(muted), title=title)
+        chance = float(next(iter(curves.values())).rows(metric)["chance"].iloc[0])
+        draw_layer_curves(tables, ax, metric=metric, chance=chance, muted=list(muted), title=title)
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return save_figure(figure, path)
 

@@ -110,6 +110,11 @@ def rollout_examples(store: ActivationStore, examples: Sequence[int], *, window:
             "expected attention maps in the store, found none: rollout needs every token's attention, and final-token rows cannot stand "
             "in for it; extract again with --record attention_maps"
         )
+    if store.layout.attention_layers != tuple(range(store.layout.layers)):
+        raise NotRecordedError(
+            f"expected the maps of all {store.layout.layers} blocks, found those of {list(store.layout.attention_layers)}: a rollout through "
+            "a gap would be wrong; copy the store again with all layers"
+        )
     chosen = list(examples)
     image = store.spans["image"]
     rows, values = [], []

@@ -55,7 +55,7 @@ class AttentionShare:
     """The final token's attention by part of the prompt, and each part's share of the tokens."""
 
     values: np.ndarray
-    """(example, layer, head, part) float32; sums to 1 over parts."""
+    """(example, layer, head, part) float32; sums to 1 over parts; the layers are `attributes["layers"]`."""
     tokens: np.ndarray
     """(example, part) float32: share of the example's tokens."""
     examples: np.ndarray
@@ -102,12 +102,12 @@ def attention_share(store: ActivationStore, examples: Sequence[int] | None = Non
     layout = store.layout
     parts = token_parts({name: span[chosen] for name, span in store.spans.items()}, store.n_tokens[chosen], layout.tokens)
     member = (parts[..., None] == np.arange(len(PARTS))).astype(np.float32)
-    values = np.empty((len(chosen), layout.layers, layout.heads, len(PARTS)), np.float32)
+    values = np.empty((len(chosen), len(layout.attention_layers), layout.heads, len(PARTS)), np.float32)
     for start in range(0, len(chosen), layout.block):
         stop = start + layout.block
-        for layer in range(layout.layers):
+        for k, layer in enumerate(layout.attention_layers):
             rows = np.nan_to_num(store.read("attention_rows", layer=layer, examples=chosen[start:stop]), copy=False)
-            values[start:stop, layer] = rows @ member[start:stop]
+            values[start:stop, k] = rows @ member[start:stop]
     values /= values.sum(-1, keepdims=True)
     tokens = member.sum(1) / store.n_tokens[chosen][:, None].astype(np.float32)
-    return AttentionShare(values, tokens, chosen, {"store": store.fingerprint(), "condition": store.provenance["condition"]})
+    return AttentionShare(values, tokens, chosen, {"store": store.fingerprint(), "layers": list(layout.attention_layers), "condition": store.provenance["condition"]})

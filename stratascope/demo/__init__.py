@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from stratascope.probe import LayerCurve
     from stratascope.store import ActivationStore
 
-SHUFFLED = "shuffled"
+SHUFFLED = "truth:shuffled"
 CLEAR = 0.6
 """Accuracy that the interval's lower end must pass to be called clearly above chance."""
 
@@ -77,7 +75,7 @@ def run_demo(
     say("4/5 probing every layer")
     curves = _probe(original, stores["blank"], seed, progress)
     for name, curve in curves.items():
-        curve.save(results / f"probe-{name}.zarr.zip")
+        workflow.save_curve(curve, results, "blank" if name.endswith("blank") else "")
     _draw(curves, results)
     say("5/5 attention share and rollout")
     workflow.share_and_draw(original, results)
@@ -87,15 +85,14 @@ def run_demo(
 
 
 def _probe(original: ActivationStore, blank: ActivationStore, seed: int, progress: bool) -> dict[str, LayerCurve]:
-    from stratascope.probe import layer_curve, probe_study
+    """Curves by name: task-position, with `-blank` for those of the store with blank images."""
+    from stratascope.probe import probe_study
 
-    curves = {}
-    positions = ("final", "subject", "object")
-    for curve in probe_study(original, tasks=("truth", "relation"), positions=positions, seed=seed, progress=progress):
-        curves[f"{curve.task}-{curve.position}"] = curve
-    for curve in probe_study(blank, tasks=("truth", "relation"), positions=("final",), seed=seed, progress=progress):
+    options: dict[str, Any] = {"seed": seed, "scheduler": "threads", "progress": progress}
+    found = probe_study(original, ("truth", SHUFFLED, "relation"), ("final", "subject", "object"), **options)
+    curves = {f"{curve.task}-{curve.position}": curve for curve in found}
+    for curve in probe_study(blank, ("truth", "relation"), ("final",), **options):
         curves[f"{curve.task}-{curve.position}-blank"] = curve
-    curves[f"truth-final-{SHUFFLED}"] = layer_curve(original, task="truth", position="final", control="shuffle", seed=seed)
     return curves
 
 
@@ -105,7 +102,7 @@ def _draw(curves: dict[str, LayerCurve], folder: Path) -> None:
     draw_curves(
         {"final token": curves["truth-final"], "object": curves["truth-object"], "subject": curves["truth-subject"]},
         folder / "truth.png",
-        muted={"blank image, final": curves["truth-final-blank"], "labels shuffled, final": curves[f"truth-final-{SHUFFLED}"]},
+        muted={"blank image, final": curves["truth-final-blank"], "labels shuffled, final": curves[f"{SHUFFLED}-final"]},
         title="Is the caption true?",
     )
     draw_curves(
@@ -118,7 +115,7 @@ def _draw(curves: dict[str, LayerCurve], folder: Path) -> None:
 
 def _sentences(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
     """What the truth curve shows, with the model's own accuracy beside it, in two sentences."""
-    truth, blank, shuffled = (_accuracy(curves[f"truth-final{which}"]) for which in ("", "-blank", f"-{SHUFFLED}"))
+    truth, blank, shuffled = (curves[name].rows("accuracy") for name in ("truth-final", "truth-final-blank", f"{SHUFFLED}-final"))
     logits = store.read("answer_logits")
     answers = np.array(store.layout.choices)[logits.argmax(-1)]
     right = (answers == np.where(store.examples["label"].to_numpy() == 1, "True", "False")).mean()
@@ -134,8 +131,3 @@ def _sentences(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
         "what it reads comes from the image.\n\n"
         "(Early in its training the model was taught to look from a name to its thing; that it does so is no finding.)"
     )
-
-
-def _accuracy(curve: LayerCurve) -> pd.DataFrame:
-    table = curve.table
-    return table[table["metric"] == "accuracy"].sort_values("layer")

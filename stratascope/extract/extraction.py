@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -51,6 +53,7 @@ def run_extraction(
     of: int = 1,
     batch_tokens: int = 8192,
     progress: bool = False,
+    command: str | None = None,
 ) -> ExtractionReport:
     """Fill the store at `out` according to `plan`; continue where an earlier run stopped.
 
@@ -66,6 +69,8 @@ def run_extraction(
         At most so many tokens, padding included, in a forward pass.
     progress
         Show examples per second and the time left where there is a terminal.
+    command
+        The command line that asked for this, kept in the store's provenance.
 
     Raises
     ------
@@ -83,23 +88,35 @@ def run_extraction(
         raise InvalidInputError(f"expected a shard I/N with 0 <= I < N, found {rank}/{of}")
     out = Path(out)
     contents = plan.store_contents()
-    contents["provenance"] = {**contents["provenance"], "libraries": library_versions()}
+    contents["provenance"] = {**contents["provenance"], **run_provenance(plan, command)}
     if not out.exists():
         create_store(out, plan.store, **contents)
-    writer = BlockWriter(out)
-    writer.check_provenance(contents["provenance"])
-    pending = writer.pending(rank, of)
-    total = -(-len(plan.examples) // plan.store.block)
-    if not pending:
-        return ExtractionReport(out, 0, 0, total)
-    from stratascope.extract.session import ExtractionSession  # torch is imported only now that there is work for it
+    with BlockWriter(out) as writer:
+        writer.check_provenance(contents["provenance"])
+        pending = writer.pending(rank, of)
+        count = sum(len(writer.block_examples(block)) for block in pending)
+        if pending:
+            from stratascope.extract.session import ExtractionSession  # torch is imported only now that there is work for it
 
-    session = ExtractionSession(plan, batch_tokens)
-    count = sum(len(writer.block_examples(block)) for block in pending)
-    with tqdm(total=count, desc="extract", unit="example", disable=not progress) as bar:
-        for block in pending:
-            writer.write(block, session.block(writer.block_examples(block), bar))
-    return ExtractionReport(out, len(pending), count, total)
+            session = ExtractionSession(plan, batch_tokens)
+            with tqdm(total=count, desc="extract", unit="example", disable=not progress) as bar:
+                for block in pending:
+                    writer.write(block, session.block(writer.block_examples(block), bar))
+    return ExtractionReport(out, len(pending), count, plan.store.blocks)
+
+
+def run_provenance(plan: ExtractionPlan, command: str | None) -> dict[str, Any]:
+    """What is known of a run beyond its plan: hardware, library versions, date and command (the last two are not compared on resuming)."""
+    import torch
+
+    model = plan.provenance["model"]
+    hardware = torch.cuda.get_device_name(model["device"]) if model["device"].startswith("cuda") and torch.cuda.is_available() else "cpu"
+    return {
+        "model": {**model, "hardware": hardware, "attention": "sdpa"},
+        "libraries": library_versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+    }
 
 
 def library_versions() -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -87,7 +86,6 @@ class CaptureModel:
             raise InvalidInputError(f"{source.name}: expected all weights, found {len(missing)} missing, the first {missing[0]!r}")
         self.model = model.to(self.device).eval()
         self.decoder: nn.Module = model.model.language_model
-        self.name = type(model).__name__
 
     def prepare(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
         """Pixels and patch grids of images, resized by qwen_vl_utils so that the processor need not resize again."""
@@ -135,11 +133,6 @@ class CaptureModel:
         hidden = torch.from_numpy(residual).to(self.device, self.dtype)
         logits = self.model.lm_head(self.decoder.norm(hidden))  # type: ignore[operator]
         return np.asarray(logits[:, list(choice_ids)].float().cpu().numpy())
-
-    def describe(self) -> Mapping[str, Any]:
-        """What the model is and runs on, for provenance."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return {"class": self.name, "attention": "sdpa with captured rows", "hardware": name}
 
 
 def _stack(by_layer: Mapping[int, torch.Tensor]) -> torch.Tensor:

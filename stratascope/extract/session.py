@@ -14,11 +14,7 @@ from stratascope.extract.capture import Pooling
 from stratascope.extract.images import apply_condition, open_image, thumbnail
 from stratascope.extract.model import Batch, Captured, CaptureModel
 from stratascope.extract.plan import ExtractionPlan
-from stratascope.store import encode_maps
-
-RECORDED = 1
-"""Status of an example that was extracted."""
-
+from stratascope.store import RECORDED, encode_maps
 
 class ExtractionSession:
     """A loaded model and the plan it works through."""

@@ -66,8 +66,8 @@ class ModelSource:
         return path
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of tokenizer, chat template and weights, by name; weights only where they lie in the folder."""
-        files = [self.tokenizer_file, *sorted(self.folder.glob("*.safetensors"))]
+        """SHA-256 of tokenizer, chat template and weights by name; weights of a Hub model are pinned by its commit instead."""
+        files = [self.tokenizer_file, *(sorted(self.folder.glob("*.safetensors")) if self.revision is None else [])]
         found = {path.name: _sha256(path) for path in files}
         found["chat_template"] = hashlib.sha256(self.chat_template.encode()).hexdigest()
         return found

@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stratascope.extract.plan import ExtractionPlan
-
-
-def readable_bytes(count: float) -> str:
-    """1536 -> '1.5 kB', in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("the loop ends at TB")
+from stratascope.store.overview import bytes_text
 
 
 def plan_summary(plan: ExtractionPlan) -> str:
@@ -30,7 +22,7 @@ def plan_summary(plan: ExtractionPlan) -> str:
         f"condition  {plan.settings.condition}",
         f"tokens     {counts.min()} to {counts.max()}, mean {counts.mean():.1f}; "
         f"of them image {cells.min()} to {cells.max()}, mean {cells.mean():.1f}",
-        f"blocks     {-(-layout.examples // layout.block)} of {layout.block} examples",
+        f"blocks     {layout.blocks} of {layout.block} examples",
         "",
         f"{'array':<18} {'shape':<58} {'raw':>9} {'on disk':>9}",
     ]
@@ -42,8 +34,8 @@ def plan_summary(plan: ExtractionPlan) -> str:
         if spec.by_block and spec.name in table.index:
             row = table.loc[spec.name]
             shape = " x ".join(f"{n} {d}" for d, n in zip(spec.dims, spec.shape, strict=True))
-            lines.append(f"{spec.name:<18} {shape:<58} {readable_bytes(row.raw_bytes):>9} {readable_bytes(row.estimated_bytes):>9}")
-    lines.append(f"{'all':<18} {'':<58} {readable_bytes(table['raw_bytes'].sum()):>9} {readable_bytes(table['estimated_bytes'].sum()):>9}")
+            lines.append(f"{spec.name:<18} {shape:<58} {bytes_text(int(row.raw_bytes)):>9} {bytes_text(int(row.estimated_bytes)):>9}")
+    lines.append(f"{'all':<18} {'':<58} {bytes_text(int(table['raw_bytes'].sum())):>9} {bytes_text(int(table['estimated_bytes'].sum())):>9}")
     absent = [
         f"{position} in {sum(plan.position_tokens(k, position) is None for k in range(len(plan.examples))):,}"
         for position in layout.positions

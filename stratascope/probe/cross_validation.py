@@ -38,6 +38,8 @@ class OutOfFold:
     """(fold,) bound on the distance to the exact weights, in standardised coordinates."""
     iterations: NDArray[np.intp]
     """(fold,) of the chosen model."""
+    noise_share: Floats
+    """(fold,) share of the variance of the logits that the choice of training examples makes, 0..1; NaN where not measured."""
     absent: NDArray[np.bool_]
     """(fold, class) classes without a training example: their probability is 0 there."""
     direction: Floats
@@ -55,6 +57,7 @@ class _Best:
         self.strength, self.loss = np.full(folds, np.nan), np.full(folds, np.inf)
         self.gap, self.certificate = np.full(folds, np.nan), np.full(folds, np.nan)
         self.iterations = np.zeros(folds, np.intp)
+        self.noise_share = np.full(folds, np.nan)
         self.absent = np.zeros((folds, classes), bool)
         self.direction, self.intercept = np.zeros((outputs, columns)), np.zeros(outputs)
         self.direction_strength, self.direction_loss = np.nan, np.inf
@@ -104,7 +107,7 @@ def cross_validate(
             f"expected at least 3 folds to choose among {len(path)} strengths inside the training folds, found {folds.count}; "
             "give folds=3 or more, or a single strength"
         )
-    pairs = folds.pairs() if nested else []
+    pairs = folds.pairs() if folds.count > 2 else []
     outer, everything = len(pairs), len(pairs) + folds.count
     models = np.concatenate([_without(folds.count, pairs), folds.training(), np.ones((1, folds.count), bool)])
     solver = BatchSolver(
@@ -127,7 +130,7 @@ def cross_validate(
             first = j * len(models)
             loss = _inner_loss(solver, first, pairs, folds.count) if nested else np.zeros(folds.count)
             best[j].curve.append(loss)
-            _keep_best(best[j], solver, first + outer, first + everything, loss, strength)
+            _keep_best(best[j], solver, first, pairs, first + everything, loss, strength)
         going = [j for j in going if not best[j].rising()]
         if not going:
             break
@@ -144,7 +147,9 @@ def _without(folds: int, pairs: list[tuple[int, int]]) -> NDArray[np.bool_]:
 def _refuse_constant(solver: BatchSolver, models: int, outer: int) -> None:
     inner = np.arange(solver.count) % models < outer
     if ((~solver.absent[inner]).sum(axis=1) < 2).any():
-        raise TooFewExamplesError("expected two classes within the training folds, found a constant label; give fewer folds or more examples")
+        raise TooFewExamplesError(
+            "expected two classes within the training folds, found a constant label; give fewer folds or more examples"
+        )
 
 
 def _inner_loss(solver: BatchSolver, first: int, pairs: list[tuple[int, int]], folds: int) -> Floats:
@@ -163,12 +168,17 @@ def _inner_loss(solver: BatchSolver, first: int, pairs: list[tuple[int, int]], f
     return total / np.maximum(count, 1)
 
 
-def _keep_best(best: _Best, solver: BatchSolver, outer: int, everything: int, loss: Floats, strength: float) -> None:
+def _keep_best(
+    best: _Best, solver: BatchSolver, first: int, pairs: list[tuple[int, int]], everything: int, loss: Floats, strength: float
+) -> None:
     for fold in np.flatnonzero(loss < best.loss):
-        model = outer + int(fold)
+        model = first + len(pairs) + int(fold)
         best.loss[fold], best.strength[fold] = loss[fold], strength
         rows = solver.rows.order[solver.rows.part(int(fold))]
         best.logits[:, rows] = solver.logits(np.array([model]), int(fold))[0]
+        smaller = np.array([first + i for i, pair in enumerate(pairs) if fold in pair], dtype=np.intp)
+        if len(smaller):
+            best.noise_share[fold] = noise_share(best.logits[:, rows], solver.logits(smaller, int(fold)), len(best.strength))
         best.gap[fold] = solver.report.gap[model] / solver.report.objective[model]
         best.certificate[fold], best.iterations[fold] = solver.report.certificate[model], solver.report.iterations[model]
         best.absent[fold] = solver.absent[model]
@@ -176,6 +186,22 @@ def _keep_best(best: _Best, solver: BatchSolver, outer: int, everything: int, lo
         best.direction_loss, best.direction_strength = float(loss.mean()), strength
         direction, intercept = solver.directions(np.array([everything]))
         best.direction, best.intercept = direction[0], intercept[0]
+
+
+def noise_share(logits: Floats, smaller: Floats, folds: int) -> float:
+    """How much of the logits' variance comes from the training examples that happened to be drawn.
+
+    Logits (output, row) of a model of folds - 1 folds are compared with those (model, output, row) of models that lack one of
+    them. Without any signal the logits are sums of independent contributions of the training folds, and correlate by
+    sqrt((folds - 2) / (folds - 1)); with nothing but signal they are the same.
+    """
+    centred = logits - logits.mean(axis=1, keepdims=True)
+    others = smaller - smaller.mean(axis=2, keepdims=True)
+    size = np.sqrt((centred**2).sum() * (others**2).sum(axis=(1, 2)))
+    if not (size > 0).all():
+        return 1.0
+    correlation = float(((others * centred).sum(axis=(1, 2)) / size).mean())
+    return float(np.clip((1 - correlation) / (1 - np.sqrt((folds - 2) / (folds - 1))), 0, 1))
 
 
 def _result(best: _Best, strengths: int, nested: bool) -> OutOfFold:
@@ -189,6 +215,7 @@ def _result(best: _Best, strengths: int, nested: bool) -> OutOfFold:
         gap=best.gap,
         certificate=best.certificate,
         iterations=best.iterations,
+        noise_share=best.noise_share,
         absent=best.absent,
         direction=best.direction,
         intercept=best.intercept,

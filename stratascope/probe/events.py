@@ -41,7 +41,9 @@ def _name(layer: int | None) -> str:
     return "none" if layer is None else str(layer)
 
 
-def onset(layers: NDArray[np.integer], value: Floats, draws: Floats, bands: Band, *, margin: float = 0.0, level: float = 0.95) -> LayerEvent:
+def onset(
+    layers: NDArray[np.integer], value: Floats, draws: Floats, bands: Band, *, margin: float = 0.0, level: float = 0.95
+) -> LayerEvent:
     """First layer whose simultaneous lower bound exceeds the margin and whose successor's does, too.
 
     On pure noise any layer is named in at most 1 - level of all data sets.
@@ -60,7 +62,9 @@ def onset(layers: NDArray[np.integer], value: Floats, draws: Floats, bands: Band
     return _event("onset", layers, found, places, candidates, margin, level)
 
 
-def offset(layers: NDArray[np.integer], value: Floats, draws: Floats, bands: Band, *, margin: float = 0.0, level: float = 0.95) -> LayerEvent:
+def offset(
+    layers: NDArray[np.integer], value: Floats, draws: Floats, bands: Band, *, margin: float = 0.0, level: float = 0.95
+) -> LayerEvent:
     """First layer from which on, after the last two layers that are sure of the advantage, it can no longer be found."""
     threshold = margin + (value - bands.low_simultaneous)
     count = len(layers)

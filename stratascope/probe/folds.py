@@ -23,17 +23,20 @@ class Folds:
     groups: NDArray[np.intp]
     """(example,) group number, the same in one fold only."""
     seed: int
+    test: int | None = None
+    """The fold that alone is tested, where a split is given and not chosen; the others are its training set."""
 
     @property
     def count(self) -> int:
         return int(self.of.max()) + 1
 
-    def training(self) -> NDArray[np.bool_]:
-        """(fold, fold) whether fold column is trained on when fold row is held out."""
-        return ~np.eye(self.count, dtype=bool)
+    @property
+    def tested(self) -> NDArray[np.bool_]:
+        """(example,) whether an example gets an out-of-fold answer."""
+        return self.of >= 0 if self.test is None else self.of == self.test
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Every pair of folds. Models that leave out a pair serve both of its folds: nested choice needs 10 of them at 5 folds, not 20."""
+        """Every pair of folds."""
         return list(combinations(range(self.count), 2))
 
 

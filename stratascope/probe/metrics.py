@@ -33,7 +33,12 @@ def chance_levels(codes: NDArray[np.intp], classes: int) -> dict[str, float]:
 
 
 def score_layers(
-    logits: Floats, codes: NDArray[np.intp], folds: NDArray[np.integer], classes: int, bootstrap: Bootstrap
+    logits: Floats,
+    codes: NDArray[np.intp],
+    folds: NDArray[np.integer],
+    classes: int,
+    bootstrap: Bootstrap,
+    noise_share: Floats | None = None,
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """Values (layer,) and draws (draw, layer) of each metric.
 
@@ -41,6 +46,9 @@ def score_layers(
     ----------
     logits : (layer, output, example)
     codes, folds : (example,)
+    noise_share : (layer,) of `OutOfFold`; draws are widened by sqrt(1 + share). A bootstrap of out-of-fold predictions takes
+        examples for independent, but two examples of different folds meet twice: once each trains the model that tests the
+        other. As far as the logits are made by chance of training, that doubles the variance of a score.
     """
     predicted = predict(logits)
     right = (predicted == codes).T.astype(np.float64)
@@ -60,6 +68,9 @@ def score_layers(
         positive = codes == 1
         values["auroc"] = np.array([auroc(layer[0], positive, folds) for layer in logits])
         draws["auroc"] = np.stack([bootstrap.auroc(layer[0], positive, folds) for layer in logits], axis=1)
+    if noise_share is not None:
+        width = np.sqrt(1 + noise_share)
+        draws = {metric: values[metric] + (drawn - values[metric]) * width for metric, drawn in draws.items()}
     return values, draws
 
 
@@ -77,16 +88,15 @@ def score_table(
     parts = []
     for metric in values:
         found = band(values[metric], draws[metric], level=level, groups=groups)
+        top = np.inf if metric == "log_loss" else 1.0
+        intervals = {k: np.clip(getattr(found, k), 0, top) for k in ("low", "high", "low_simultaneous", "high_simultaneous")}
         parts.append(
             pd.DataFrame(
                 {
                     "layer": layers,
                     "metric": metric,
                     "value": values[metric],
-                    "low": found.low,
-                    "high": found.high,
-                    "low_simultaneous": found.low_simultaneous,
-                    "high_simultaneous": found.high_simultaneous,
+                    **intervals,
                     "chance": chance[metric],
                 }
             )

@@ -27,7 +27,8 @@ from stratascope.probe.rows import Eigenbasis, Rows
 Floats = NDArray[Any]
 _ABSENT = -60.0
 """Intercept of a class without training examples: exp(-60) of the others, where the exact solution has minus infinity."""
-_PATIENCE = 12
+_PATIENCE = 10
+"""Iterations over which the objective has to fall by a part of the tolerance, or the arithmetic has reached its floor."""
 
 
 @dataclass
@@ -196,8 +197,7 @@ class BatchSolver:
         value, residual, curvature = self.evaluate(active, logits, blocks)
         gradient, bias = self.backward(active, residual, blocks)
         history = History(self.memory)
-        best = np.full(len(active), np.inf)
-        improved = np.zeros(len(active), dtype=np.intp)
+        past: list[Floats] = []
         stalled = np.zeros(len(active), dtype=bool)
         for iteration in range(self.max_iterations + 1):
             decay = 1 / strengths[active]
@@ -216,24 +216,27 @@ class BatchSolver:
             certificate = strengths[active] * np.sqrt(dot(total, total))
             allowed = self.tolerance[active] * objective
             reached = gap <= allowed
-            improved = np.where(gap < 0.8 * best, iteration, improved)
-            best = np.minimum(best, gap)
-            # under the floor of the arithmetic the gap stops falling: accept a little above the tolerance, rather than burn time
-            floor = (iteration - improved >= _PATIENCE) & (gap <= 100 * allowed)
+            floor = np.zeros(len(active), dtype=bool)
+            past.append(objective)
+            if len(past) > _PATIENCE:
+                fall = past.pop(0) - objective
+                floor = fall <= 0.3 * allowed
+                # the decrement looks through few directions and promises too much where progress is slow
+                reached &= fall <= _PATIENCE * allowed
             done = reached | floor | stalled | (iteration == self.max_iterations)
             if done.any():
                 index = active[done]
                 self.coef[index], self.intercept[index] = coef[done], intercept[done]
                 self.report.objective[index], self.report.gap[index] = objective[done], gap[done]
                 self.report.certificate[index], self.report.iterations[index] = certificate[done], iteration
-                self.report.converged[index] = (reached | floor)[done] | (gap[done] <= 100 * allowed[done])
+                self.report.converged[index] = gap[done] <= 100 * allowed[done]
                 keep = ~done
                 if not keep.any():
                     break
                 logits = [part[keep[member]] for part, member in zip(logits, blocks, strict=True)]
                 active, coef, intercept, total, bias = active[keep], coef[keep], intercept[keep], total[keep], bias[keep]
                 step, bias_step, slope, value = step[keep], bias_step[keep], slope[keep], value[keep]
-                best, improved, decay = best[keep], improved[keep], decay[keep]
+                past, decay = [values[keep] for values in past], decay[keep]
                 history.keep(keep)
                 blocks = self.members(active)
             # logits are linear in the weights: the same map gives their change

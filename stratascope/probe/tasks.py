@@ -75,7 +75,9 @@ def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[o
     kept = series[used]
     if pd.api.types.is_float_dtype(kept):
         if (kept % 1 != 0).any():
-            raise InvalidInputError(f"task {name!r}: expected classes, found fractions such as {kept[kept % 1 != 0].iloc[0]:g}; bin them first")
+            raise InvalidInputError(
+                f"task {name!r}: expected classes, found fractions such as {kept[kept % 1 != 0].iloc[0]:g}; bin them first"
+            )
         kept = kept.astype(int)
     ordered = sorted(kept.unique().tolist())
     names = {value: str(value) for value in ordered}
@@ -117,7 +119,9 @@ def find_task(
         found = task_from_values(name, table[name], wanted)
     else:
         columns = ", ".join(c for c in table.columns if c not in ("id", "image", "caption"))
-        raise NotRecordedError(f"expected a task truth, category, answer or a column of the examples, found {name!r}; columns are {columns}")
+        raise NotRecordedError(
+            f"expected a task truth, category, answer or a column of the examples, found {name!r}; columns are {columns}"
+        )
     return found, control or None
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+TINT = (0.86, 0.29, 0.0)
+"""Colour of maps laid over images."""
+
 METRIC_LABELS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
 
 PART_LABELS = {
@@ -91,8 +94,8 @@ def draw_attention_share(values: np.ndarray, tokens: np.ndarray, parts: Sequence
     Parameters
     ----------
     values
-        (example, layer, head, part); the lines are means over examples and heads, the bands span the heads (lowest to highest
-        mean of a head), since an average hides them.
+        (example, layer, head, part); the lines are means over examples and heads; each head's own mean is a dot,
+        since an average hides the heads.
     tokens
         (example, part) share of the tokens.
     parts
@@ -113,9 +116,11 @@ def draw_attention_share(values: np.ndarray, tokens: np.ndarray, parts: Sequence
         ("system turn and template", by_head[:, :, other].sum(-1), tokens[:, other].sum(-1).mean()),
     )
     for k, (name, share, of_tokens) in enumerate(lines):
-        ax.fill_between(layers, share.min(1), share.max(1), color=COLOURS[k], alpha=0.15, linewidth=0)
+        beside = layers[:, None] + 0.12 * (k - 1)
+        ax.scatter(np.broadcast_to(beside, share.shape), share, s=7, color=COLOURS[k], alpha=0.45, linewidths=0)
         ax.plot(layers, share.mean(1), color=COLOURS[k], marker=MARKERS[k], label=name)
         ax.axhline(of_tokens, color=COLOURS[k], linestyle=":", linewidth=0.9)
+    ax.plot([], [], "o", color=GREY, markersize=2.5, alpha=0.6, label="one head")
     ax.plot([], [], color=GREY, linestyle=":", linewidth=0.9, label="its share of the tokens")
     ax.set_xlabel("decoder block")
     ax.set_ylabel("share of the final token's attention")
@@ -136,7 +141,7 @@ def draw_overlay(
     image
         (height, width, 3) uint8.
     cells
-        (rows, columns) values of at least 0; the colours run from 0 to the largest.
+        (rows, columns) values of at least 0; the tint runs from none at 0 to full at the largest.
     ax
         Where to draw.
     boxes
@@ -153,7 +158,7 @@ def draw_overlay(
         raise InvalidInputError("expected a map of finite values of at least 0")
     height, width = image.shape[:2]
     grey = image.mean(-1, keepdims=True).repeat(3, -1)
-    ax.imshow((0.55 * image + 0.45 * grey).astype(np.uint8), extent=(0, width, height, 0))
+    ax.imshow((0.5 * image + 0.5 * grey).astype(np.uint8), extent=(0, width, height, 0))
     peak = float(cells.max())
     share = cells / peak if peak > 0 else cells
     drawn = ax.imshow(
@@ -163,7 +168,7 @@ def draw_overlay(
     for k, (name, (x0, y0, x1, y1)) in enumerate((boxes or {}).items()):
         from matplotlib.patches import Rectangle
 
-        colour = ("#FFFFFF", "#56B4E9")[k % 2]
+        colour = ("#000000", "#0072B2")[k % 2]
         ax.add_patch(
             Rectangle((x0 * width, y0 * height), (x1 - x0) * width, (y1 - y0) * height, fill=False, edgecolor=colour, linewidth=1.2)
         )
@@ -173,7 +178,7 @@ def draw_overlay(
             color=colour,
             fontsize=6.5,
             va="bottom",
-            bbox={"facecolor": "black", "alpha": 0.55, "pad": 0.8, "linewidth": 0},
+            bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.8, "linewidth": 0},
         )
     ax.set_xticks([])
     ax.set_yticks([])

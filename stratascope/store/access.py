@@ -14,6 +14,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore, ZipStore
 
 from stratascope.errors import MissingExtraError, StoreError
+from stratascope.store.arrays import ArraySpec
 
 MARKERS = "written/c/"
 """The one place where absence has a meaning: the block is not written."""
@@ -21,6 +22,11 @@ MARKERS = "written/c/"
 
 class GuardedStore(WrapperStore[Store]):
     """A read-only view of a Zarr store in which a file of values that is missing or empty is an error, never fill."""
+
+    @property
+    def wrapped(self) -> Store:
+        """The store behind the view."""
+        return self._store
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """The bytes of a key.
@@ -91,6 +97,20 @@ def open_root(store: Store, name: str) -> zarr.Group:
         raise StoreError(f"{name}: expected a Zarr v3 group, found none (no zarr.json); check the path") from error
     except Exception as error:  # damaged or foreign metadata fails in many ways
         raise StoreError(f"{name}: expected the consolidated metadata of a Zarr v3 group, found: {error}") from error
+
+
+def checked_array(root: zarr.Group, spec: ArraySpec, name: str) -> Any:
+    """The Zarr array of a spec; StoreError where it is not as the layout says."""
+    array: Any = root.get(spec.name)
+    if array is None:
+        raise StoreError(f"{name}: expected array {spec.name}, found none; the store is damaged: fetch it again")
+    dims = tuple(array.metadata.dimension_names or ())
+    shards = array.shards if spec.shard is not None else None
+    found = (array.shape, dims, array.chunks, shards)
+    if found != (spec.shape, spec.dims, spec.chunk, spec.shard):
+        wanted = (spec.shape, spec.dims, spec.chunk, spec.shard)
+        raise StoreError(f"{name}: expected {spec.name} with shape, dimensions, chunks and shards {wanted}, found {found}; fetch it again")
+    return array
 
 
 def is_url(name: str) -> bool:

@@ -162,7 +162,7 @@ TABLE = (
     ArrayKind("label", ("example",), "int64", -1, {}, "zstd", "creation", "1 where the caption is true of the image, else 0"),
     ArrayKind("written", ("block",), "uint8", 0, {"block": 1}, "marker", "marker", "1 where every array holds the block"),
 )  # fmt: skip
-RECORDABLE = tuple(a.name for a in TABLE if a.optional and a.name not in ("attention_mean", "thumbnail"))
+RECORDABLE = tuple(a.name for a in TABLE if a.optional and a.name != "thumbnail")
 """Names that a layout's `record` may hold."""
 
 

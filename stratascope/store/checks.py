@@ -42,6 +42,10 @@ def checked_block(layout: StoreLayout, facts: BlockFacts, arrays: Mapping[str, A
         position), a row that does not sum to 1.
     """
     specs = {s.name: s for s in layout.arrays() if s.when == "block"}
+    if "attention_mean" in layout.record and "attention_rows" not in layout.record:
+        raise InvalidInputError(
+            "expected a store that holds attention_rows beside attention_mean, found a copy that left them out; extract anew"
+        )
     if set(arrays) != set(specs):
         missing, extra = sorted(set(specs) - set(arrays)), sorted(set(arrays) - set(specs))
         raise InvalidInputError(
@@ -149,8 +153,8 @@ def _check_rows(layout: StoreLayout, rows: NDArray[Any], facts: BlockFacts, reco
     picked = rows[:, recorded]  # (layer, recorded example, head, token)
     if not picked.size:
         return
-    sums = np.nansum(picked, -1, dtype=np.float32)
-    low = np.nanmin(picked, -1)
+    sums = np.asarray(np.nansum(picked, -1, dtype=np.float32))
+    low = np.asarray(np.nanmin(picked, -1))
     wrong = ~(np.abs(sums - 1) <= ROW_TOLERANCE) | (low < 0)
     if wrong.any():
         layer, i, head = np.argwhere(wrong)[0]

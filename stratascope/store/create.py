@@ -148,13 +148,15 @@ def known_digest(files: Mapping[str, bytes]) -> str:
 
 def _declare(group: zarr.Group, layout: StoreLayout, spec: ArraySpec) -> None:
     """Create the metadata of an array whose files are written later, by block."""
-    compressor = {
-        "floats": [BloscCodec(typesize=np.dtype(spec.dtype).itemsize, cname="lz4", clevel=5, shuffle="bitshuffle", blocksize=0)],
-        "zstd": [ZstdCodec(level=ZSTD_LEVEL, checksum=False)],
-    }.get(spec.codec, [])
+    compressors: list[Any] = [Crc32cCodec()]
+    if spec.codec == "floats":
+        size = np.dtype(spec.dtype).itemsize
+        compressors.insert(0, BloscCodec(typesize=size, cname="lz4", clevel=5, shuffle="bitshuffle", blocksize=0))
+    elif spec.codec == "zstd":
+        compressors.insert(0, ZstdCodec(level=ZSTD_LEVEL, checksum=False))
     group.create_array(
         spec.name, shape=spec.shape, dtype=spec.dtype, chunks=spec.chunk, shards=spec.shard, fill_value=spec.fill,
-        compressors=[*compressor, Crc32cCodec()], dimension_names=spec.dims, attributes=_attributes(layout, spec),
+        compressors=compressors, dimension_names=spec.dims, attributes=_attributes(layout, spec),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class StoreLayout:
     spans: tuple[str, ...]
     choices: tuple[str, ...]
     record: frozenset[str] = frozenset({"residual", "attention_rows"})
-    """Optional arrays that are held; `attention_mean` comes with `attention_rows`."""
+    """Optional arrays that are held; `attention_mean` comes with `attention_rows`, and stands alone only in copies."""
     fusion: str = "mean"
     """How attention_maps were fused over heads."""
     block: int = 64
@@ -152,11 +152,15 @@ class StoreLayout:
         n_tokens: NDArray[Any] | None = None,
         has_map: NDArray[Any] | None = None,
         position_present: NDArray[Any] | None = None,
+        thumbnails: NDArray[Any] | None = None,
     ) -> pd.DataFrame:
         """Table of arrays with columns array, shape, raw_bytes, estimated_bytes (on disk); see `estimate.estimated_sizes`."""
         from stratascope.store.estimate import estimated_sizes
 
-        return estimated_sizes(self, n_tokens=n_tokens, has_map=has_map, position_present=position_present)
+        table: pd.DataFrame = estimated_sizes(
+            self, n_tokens=n_tokens, has_map=has_map, position_present=position_present, thumbnails=thumbnails
+        )
+        return table
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON of all fields; `from_json` reads it back."""
@@ -172,7 +176,7 @@ class StoreLayout:
             odd = ", ".join(sorted(known ^ set(values)))
             raise InvalidInputError(f"layout: expected exactly the fields {', '.join(sorted(known))}; too many or missing: {odd}")
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
+        return cls(**cast("dict[str, Any]", plain))
 
     def subset(self, **changes: Any) -> StoreLayout:
         """A layout with some fields changed, checked again."""
@@ -181,8 +185,8 @@ class StoreLayout:
     def _holds(self, row: ArrayKind) -> bool:
         if row.name == "thumbnail":
             return self.thumbnail is not None
-        name = "attention_rows" if row.name == "attention_mean" else row.name
-        if row.optional and name not in self.record:
+        derived = row.name == "attention_mean" and "attention_rows" in self.record
+        if row.optional and row.name not in self.record and not derived:
             return False
         if "attention_layer" in row.dims and not self.attention_layers:
             return False

@@ -24,8 +24,8 @@ def lazy_array(store: ActivationStore, array: str, layer: Layers, position: Posi
     """
     selection = select(store.layout, array, layer, position, examples)
     if selection.spec.by_block:
-        store._require_written(selection)
-        store._require_recorded(selection)
+        store.require_written(selection)
+        store.require_recorded(selection)
     return _assembled(_Source(store, selection, strict=True))
 
 
@@ -76,8 +76,8 @@ class _Source:
         read = (*where[:2], slice(None), slice(None)) if self._decode else where
         part = Selection(self.selection.spec, tuple(i[w] for i, w in zip(self.selection.indices, read, strict=True)), ())
         if part.spec.by_block:
-            self.store._require_written(part)
-        values = self.store._fetch(part)
+            self.store.require_written(part)
+        values = self.store.fetch(part)
         return self._decoded(values, part.along("example"))[:, :, where[2], where[3]] if self._decode else values
 
     def _decoded(self, packed: NDArray[Any], numbers: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def disk_sizes(store: ActivationStore) -> dict[str, int] | None:
     """Array name -> bytes on disk ("" for metadata); None where the files cannot be listed."""
-    inner = store._store._store
+    inner = store.files_of.wrapped
     sizes: Counter[str] = Counter()
     if isinstance(inner, LocalStore):
         root = Path(inner.root)

@@ -48,7 +48,7 @@ def encode_maps(maps: NDArray[Any]) -> NDArray[np.uint8]:
             f"query {row}, key {column}; pass (layer, query, key)"
         )
     top = values.max(-1, keepdims=True)
-    return np.rint(np.sqrt(values / top) * 255).astype(np.uint8)
+    return np.asarray(np.rint(np.sqrt(values / top) * 255), dtype=np.uint8)
 
 
 def decode_maps(packed: NDArray[np.uint8], n_tokens: int | None = None) -> NDArray[np.float64]:

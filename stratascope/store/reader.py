@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,12 +12,13 @@ import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 
-from stratascope.errors import InvalidInputError, NotRecordedError, StoreError, UnwrittenBlockError
-from stratascope.store.access import GuardedStore, open_root, open_target
+from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
+from stratascope.store.access import GuardedStore, checked_array, open_root, open_target
+from stratascope.store.blockfiles import BlockFiles, byte_source, require_written
 from stratascope.store.layout import RECORDED, StoreLayout
 from stratascope.store.packing import decode_maps
 from stratascope.store.provenance import VOLATILE, check_attributes, digest
-from stratascope.store.selection import Examples, Layers, Positions, Selection, listing, runs, select
+from stratascope.store.selection import Examples, Layers, Positions, Selection, listing, select
 from stratascope.store.tables import as_numpy, get_table
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class ActivationStore:
     """
 
     def __init__(self, target: str | Path | Store, store: GuardedStore, root: zarr.Group, name: str) -> None:
-        attributes = dict(root.attrs)
+        attributes: dict[str, Any] = dict(root.attrs)
         self.layout: StoreLayout = check_attributes(attributes, name)
         """Shapes of the store."""
         self.provenance: dict[str, Any] = attributes["provenance"]
@@ -41,10 +41,14 @@ class ActivationStore:
         """What a copy took of its source; None for an original."""
         self.name = name
         self._target = target
-        self._store = store
-        self._root = root
-        self._known: str = attributes["known"]
-        self._arrays = {s.name: _checked_array(root, s, name) for s in self.layout.arrays()}
+        self.files_of = store
+        """The Zarr store behind it, read-only."""
+        self._files = BlockFiles(byte_source(store), name, self.layout.block)
+        self.group = root
+        """The Zarr group behind it, read-only."""
+        self.known: str = attributes["known"]
+        """Digest of what was written at creation."""
+        self._arrays = {s.name: checked_array(root, s, name) for s in self.layout.arrays()}
 
     @classmethod
     def open(cls, target: str | Path | Store) -> Self:
@@ -59,12 +63,13 @@ class ActivationStore:
         return cls(target, store, open_root(store, name), name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).open, (self._target,)
+        return _reopened, (type(self), self._target, self.fingerprint())
 
     @cached_property
     def written(self) -> NDArray[np.bool_]:
         """(block,) whether each block is written."""
-        return as_numpy(self._arrays["written"]) == 1
+        spec = self.layout.array("written")
+        return self._files.markers([f"written/c/{b}" for b in range(self.layout.blocks)], spec)
 
     @property
     def complete(self) -> bool:
@@ -74,20 +79,21 @@ class ActivationStore:
     @cached_property
     def examples(self) -> pd.DataFrame:
         """Table of examples, index 0..n-1: id, image, caption, relation, label, ..., and `status` (0 where unwritten)."""
-        others = self._root["examples"]
+        others = self.group["examples"]
         frame = get_table(others)  # type: ignore[arg-type]
         frame["id"] = _text(self._arrays["example"])
         frame["relation"] = _text(self._arrays["relation"])
         frame["label"] = as_numpy(self._arrays["label"])
         order: Any = others.attrs["order"]
-        return frame[order].assign(status=self.status)
+        table: pd.DataFrame = frame[order].assign(status=self.status)
+        return table
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:
         """(example,) status codes, 0 where the block is not written; see `layout.STATUS_CODES`."""
         status = np.zeros(self.layout.examples, dtype=np.uint8)
         there = np.flatnonzero(self._written_examples)
-        status[there] = self._fetch(select(self.layout, "status", None, None, there))
+        status[there] = self.fetch(select(self.layout, "status", None, None, there))
         return status
 
     @cached_property
@@ -119,7 +125,7 @@ class ActivationStore:
     @cached_property
     def vocabulary(self) -> dict[int, str]:
         """Token id -> text, for the ids that the prompts use."""
-        words = get_table(self._root["vocabulary"])  # type: ignore[arg-type]
+        words = get_table(self.group["vocabulary"])  # type: ignore[arg-type]
         return dict(zip(words["id"].tolist(), words["text"].tolist(), strict=True))
 
     def index_of(self, example_id: str) -> int:
@@ -172,9 +178,9 @@ class ActivationStore:
         """
         selection = select(self.layout, array, layer, position, examples)
         if selection.spec.by_block:
-            self._require_written(selection)
-            self._require_recorded(selection)
-        values = self._fetch(selection)
+            self.require_written(selection)
+            self.require_recorded(selection)
+        values = self.fetch(selection)
         if selection.spec.by_block and values.dtype.kind == "f" and values.size and np.isnan(values[..., 0]).any():
             raise StoreError(f"{self.name}: expected numbers in {array}, found chunks that were never filled; run `stratascope verify`")
         return values
@@ -210,7 +216,7 @@ class ActivationStore:
         """Digest of provenance (all but `VOLATILE`), layout, examples and what is written: the key of results made from it."""
         provenance = {k: v for k, v in self.provenance.items() if k not in VOLATILE}
         blocks = hashlib.sha256(self.written.tobytes()).hexdigest()
-        return digest([provenance, self.layout.to_json(), self.taken, self._known, blocks])
+        return digest([provenance, self.layout.to_json(), self.taken, self.known, blocks])
 
     def __repr__(self) -> str:
         from stratascope.store.overview import as_text
@@ -243,19 +249,14 @@ class ActivationStore:
             names = [self.layout.positions_of(spec.position_dim)[i] for i in selection.along(spec.position_dim)]
             columns = [self.layout.positions.index(n) for n in names if n in self.layout.positions]
             mask &= self.position_present[:, columns].all(1)
-        return mask
+        return np.asarray(mask)
 
-    def _require_written(self, selection: Selection) -> None:
-        numbers = selection.along("example")
-        if not (lacking := ~self._written_examples[numbers]).any():
-            return
-        blocks = np.unique(numbers[lacking] // self.layout.block).tolist()
-        raise UnwrittenBlockError(
-            f"{self.name}: expected written blocks, found {len(blocks)} not written yet: {listing(blocks)} (of {self.layout.blocks}); "
-            f"finish the extraction, or pass examples=store.available({selection.spec.name!r})"
-        )
+    def require_written(self, selection: Selection) -> None:
+        """Refuse a selection of examples whose blocks are not written; UnwrittenBlockError names the blocks."""
+        require_written(self.name, selection.spec.name, selection.along("example"), self.written, self.layout.block)
 
-    def _require_recorded(self, selection: Selection) -> None:
+    def require_recorded(self, selection: Selection) -> None:
+        """Refuse a selection of examples that failed, lack a position or have no map; NotRecordedError lists them."""
         numbers = selection.along("example")
         mask = self._available(selection)
         if mask[numbers].all():
@@ -267,67 +268,30 @@ class ActivationStore:
             f"{listing(lacking)}; it holds {int(mask.sum())} of {len(mask)}: pass examples=store.available({name!r}, position)"
         )
 
-    def _fetch(self, selection: Selection) -> NDArray[Any]:
-        """Values of a selection, whose blocks are known to be written."""
-        spec, array = selection.spec, self._arrays[selection.spec.name]
-        dtype = np.dtype(object if spec.dtype == "str" else np.float32 if array.dtype.kind == "f" else spec.dtype)
-        axes = [
-            list(runs(indices, chunk, self.layout.block if dim == "example" else None))
-            for indices, chunk, dim in zip(selection.indices, spec.chunk, spec.dims, strict=True)
-        ]
-        out: NDArray[Any] | None = None
-        for parts in itertools.product(*axes):
-            part = self._decode(array, selection, tuple(slice(p.start, p.stop) for p in parts))
-            if all(isinstance(p.target, slice) for p in parts):
-                out = part.astype(dtype, copy=False)
-                break
-            if out is None:
-                out = np.empty(selection.shape, dtype=dtype)
-            out[_orthogonal([p.target for p in parts], selection.shape)] = part[_orthogonal([p.source for p in parts], part.shape)]
-        if out is None:
-            out = np.empty(selection.shape, dtype=dtype)
-        return out.reshape([n for i, n in enumerate(selection.shape) if i not in selection.dropped])
-
-    def _decode(self, array: Any, selection: Selection, where: tuple[slice, ...]) -> NDArray[Any]:
-        try:
-            return np.asarray(array[where])
-        except Exception as error:  # checksums, codecs and files fail in many ways
-            text = f"{self.name}: expected whole files of {selection.spec.name}, found {error}{self._damage(array, selection, where)}"
-            raise StoreError(text) from error
-
-    def _damage(self, array: Any, selection: Selection, where: tuple[slice, ...]) -> str:
-        """Which blocks cannot be read, for a message."""
-        if not selection.spec.by_block:
-            return "; fetch the store again"
-        axis, bad = selection.spec.example_axis, []
-        for block in range(where[axis].start // self.layout.block, (where[axis].stop - 1) // self.layout.block + 1):
-            members = self.layout.block_examples(block)
+    def fetch(self, selection: Selection) -> NDArray[Any]:
+        """Values of a selection, whether recorded or not; the caller has made sure that its blocks are written."""
+        spec = selection.spec
+        if spec.by_block:
+            values = self._files.read(selection)
+        else:
             try:
-                array[(*where[:axis], slice(members.start, members.stop), *where[axis + 1 :])]
-            except Exception:
-                bad.append(block)
-        return f" (blocks {listing(bad)}); run `stratascope verify --repair` and extract again, or fetch the store again"
+                values = as_numpy(self._arrays[spec.name])
+            except Exception as error:  # checksums, codecs and files fail in many ways
+                raise StoreError(f"{self.name}: expected to read {spec.name}, found: {error}; fetch the store again") from error
+            values = values[np.ix_(*selection.indices)]
+        return values.reshape([n for i, n in enumerate(selection.shape) if i not in selection.dropped])
 
 
-def _checked_array(root: zarr.Group, spec: Any, name: str) -> Any:
-    """The Zarr array of a spec; StoreError where it is not as the layout says."""
-    array: Any = root.get(spec.name)
-    if array is None:
-        raise StoreError(f"{name}: expected array {spec.name}, found none; the store is damaged: fetch it again")
-    dims = tuple(array.metadata.dimension_names or ())
-    shards = array.shards if spec.shard is not None else None
-    found = (array.shape, dims, array.chunks, shards)
-    if found != (spec.shape, spec.dims, spec.chunk, spec.shard):
-        wanted = (spec.shape, spec.dims, spec.chunk, spec.shard)
-        raise StoreError(f"{name}: expected {spec.name} with shape, dimensions, chunks and shards {wanted}, found {found}; fetch it again")
-    return array
+@lru_cache(maxsize=8)
+def _reopened(kind: type[ActivationStore], target: str | Path | Store, fingerprint: str) -> ActivationStore:
+    """A store by its address, opened once for all tasks of a process; StoreError where another store lies there now."""
+    store = kind.open(target)
+    if store.fingerprint() != fingerprint:
+        raise StoreError(
+            f"{store.name}: expected the store that was open when the task was made, found another or more blocks; start again"
+        )
+    return store
 
 
 def _text(array: Any) -> list[str]:
     return [str(v) for v in as_numpy(array)]
-
-
-def _orthogonal(picks: list[Any], shape: tuple[int, ...]) -> tuple[Any, ...]:
-    if all(isinstance(p, slice) for p in picks):
-        return tuple(picks)
-    return np.ix_(*[np.arange(n)[p] for p, n in zip(picks, shape, strict=True)])

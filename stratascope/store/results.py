@@ -59,7 +59,7 @@ def save_result(path: str | Path, result: ResultFile) -> None:
         if array.dtype.kind not in "biufOU":
             raise InvalidInputError(f"array {name!r}: expected numbers, truth values or text, found {array.dtype}")
         put_array(_subgroup(group, "arrays"), name, array, tuple(dims))
-    head = {"format": RESULT_FORMAT, "format_version": RESULT_VERSION, "kind": result.kind}
+    head: dict[str, Any] = {"format": RESULT_FORMAT, "format_version": RESULT_VERSION, "kind": result.kind}
     group.attrs.update({**head, "attributes": plain_json(dict(result.attributes), "attributes")})
     plain = {k: v.to_bytes() if hasattr(v, "to_bytes") else bytes(v) for k, v in files.items()}
     try:
@@ -86,7 +86,7 @@ def load_result(path: str | Path) -> ResultFile:
         raise StoreError(f"{path}: expected a result file, found nothing; check the path") from error
     except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError) as error:
         raise StoreError(f"{path}: expected a result of Stratascope, found another or a damaged file: {error}") from error
-    store = {k: zarr.core.buffer.cpu.Buffer.from_bytes(v) for k, v in files.items()}
+    store: dict[str, Any] = {k: zarr.core.buffer.cpu.Buffer.from_bytes(v) for k, v in files.items()}
     try:
         group = zarr.open_group(GuardedStore(MemoryStore(store, read_only=True)), mode="r", zarr_format=3)
         attributes: Any = dict(group.attrs)

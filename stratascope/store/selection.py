@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,6 @@ from stratascope.store.layout import StoreLayout
 Layers = int | Sequence[int] | None
 Positions = str | Sequence[str] | None
 Examples = int | Sequence[int] | NDArray[Any] | None
-
-_BLOCKS_AT_ONCE = 8
-"""Blocks decoded together where only some of their examples are wanted: bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -105,35 +102,6 @@ def example_numbers(count: int, examples: Examples) -> NDArray[np.int64]:
     if odd.size:
         raise NotRecordedError(f"examples: expected numbers within 0..{count - 1}, found {odd[:5].tolist()}")
     return found.astype(np.int64)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A stretch of an axis that is read at once."""
-
-    start: int
-    stop: int
-    source: NDArray[np.int64] | slice
-    """Which of what was read."""
-    target: NDArray[np.int64] | slice
-    """Where it goes."""
-
-
-def runs(indices: NDArray[np.int64], chunk: int, block: int | None = None) -> Iterator[Run]:
-    """Cut indices into stretches that decode no chunk without need; stretches with gaps end at every few blocks."""
-    if not len(indices):
-        return
-    if len(indices) == indices[-1] - indices[0] + 1 and (np.diff(indices) == 1).all():
-        yield Run(int(indices[0]), int(indices[-1]) + 1, slice(None), slice(None))
-        return
-    unique = np.unique(indices)
-    cuts = np.diff(unique // chunk) > 1
-    if block is not None:
-        cuts |= np.diff(unique // (block * _BLOCKS_AT_ONCE)) > 0
-    for part in np.split(unique, np.flatnonzero(cuts) + 1):
-        start, stop = int(part[0]), int(part[-1]) + 1
-        target = np.flatnonzero((indices >= start) & (indices < stop))
-        yield Run(start, stop, indices[target] - start, target)
 
 
 def _place(array: str, what: str, held: Sequence[Any], asked: Any) -> int:

@@ -24,7 +24,9 @@ from stratascope.store.arrays import ArraySpec
 
 ZSTD_LEVEL = 3
 BLOSC = {"cname": "lz4", "clevel": 5, "shuffle": Blosc.BITSHUFFLE}
-_ABSENT = np.uint64(2**64 - 1)
+_CODECS = {"floats": Blosc(**BLOSC), "zstd": Zstd(level=ZSTD_LEVEL)}
+ABSENT = np.uint64(2**64 - 1)
+"""Offset and length, in an index, of a chunk that is not there."""
 _AHEAD = 16
 """Chunks that wait to be written while others are compressed: bounds memory."""
 
@@ -35,8 +37,8 @@ def encode_file(spec: ArraySpec, values: NDArray[Any]) -> Iterator[bytes]:
     `values` has the array's dimensions with the block's examples along the example axis; chunks that reach beyond are padded
     with fill. The same values always give the same bytes.
     """
-    counts = _chunk_counts(spec)
-    index = np.full((*counts, 2), _ABSENT, dtype="<u8")
+    counts = chunk_counts(spec)
+    index = np.full((*counts, 2), ABSENT, dtype="<u8")
     present = [at for at in itertools.product(*map(range, counts)) if _overlaps(at, spec.chunk, values.shape)]
     offset = 0
     with _one_thread_per_chunk(), ThreadPoolExecutor(2) as pool:
@@ -53,67 +55,89 @@ def encode_file(spec: ArraySpec, values: NDArray[Any]) -> Iterator[bytes]:
 def encode_chunk(spec: ArraySpec, chunk: NDArray[Any]) -> bytes:
     """One chunk, compressed, followed by its CRC-32C."""
     plain = np.ascontiguousarray(chunk, dtype=np.dtype(spec.dtype).newbyteorder("<"))
-    if spec.codec == "floats":
-        return _with_checksum(bytes(Blosc(**BLOSC).encode(plain)))
-    if spec.codec == "zstd":
-        return _with_checksum(bytes(Zstd(level=ZSTD_LEVEL).encode(plain)))
-    return _with_checksum(plain.tobytes())
+    codec = _CODECS.get(spec.codec)
+    return _with_checksum(bytes(codec.encode(plain)) if codec else plain.tobytes())
 
 
-def check_file(spec: ArraySpec, data: bytes, examples: int) -> None:
-    """Decode every chunk of a file that holds `examples` examples.
+def decode_chunk(spec: ArraySpec, data: bytes | memoryview, what: str, into: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Values of one chunk, checked against its checksum; written into `into` (contiguous, of the array's type) if given.
 
     Raises
     ------
     StoreError
-        Saying what is wrong: an index or a chunk that does not fit its checksum, a chunk that is absent, bytes to spare.
+        For bytes that do not fit their checksum or do not decode to a chunk; `what` names it.
     """
-    counts = _chunk_counts(spec)
-    shape = spec.block_shape(examples)
-    if spec.shard is None:
-        _check_chunk(spec, data, "the chunk")
-        return
-    size = 16 * int(np.prod(counts)) + 4
-    if len(data) < size:
-        raise StoreError(f"expected at least {size} bytes of index, found a file of {len(data)} bytes")
-    index = np.frombuffer(_without_checksum(data[-size:], "the index"), dtype="<u8").reshape(*counts, 2)
-    end = 0
-    for at in itertools.product(*map(range, counts)):
-        start, length = (int(v) for v in index[at])
-        if not _overlaps(at, spec.chunk, shape):
-            continue
-        if start == int(_ABSENT):
-            raise StoreError(f"expected chunk {at}, found none in the index")
-        if start != end:
-            raise StoreError(f"expected chunk {at} at byte {end}, found it at {start}: chunks must follow each other in row-major order")
-        end = start + length
-        _check_chunk(spec, data[start:end], f"chunk {at}")
-    if end + size != len(data):
-        raise StoreError(f"expected {end + size} bytes, found {len(data)}")
-
-
-def _check_chunk(spec: ArraySpec, data: bytes, what: str) -> None:
     inner = _without_checksum(data, what)
     expected = int(np.prod(spec.chunk)) * np.dtype(spec.dtype).itemsize
     try:
-        plain = Blosc().decode(inner) if spec.codec == "floats" else Zstd().decode(inner) if spec.codec == "zstd" else inner
+        plain = _CODECS[spec.codec].decode(inner, out=into) if spec.codec in _CODECS else inner
     except Exception as error:  # the codecs raise many kinds
         raise StoreError(f"expected {what} to decompress, found: {error}") from error
+    if into is not None and spec.codec in _CODECS:
+        return into
     if len(plain) != expected:
         raise StoreError(f"expected {expected} bytes in {what}, found {len(plain)}")
+    return np.frombuffer(plain, dtype=np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.chunk)
+
+
+def index_size(spec: ArraySpec) -> int:
+    """Bytes of the index at the end of a file."""
+    return 16 * int(np.prod(chunk_counts(spec))) + 4
+
+
+def decode_index(spec: ArraySpec, data: bytes | memoryview) -> NDArray[np.uint64]:
+    """(chunks along each axis..., 2) offset and length of every chunk; StoreError for a damaged index."""
+    if len(data) != index_size(spec):
+        raise StoreError(f"expected {index_size(spec)} bytes of index, found {len(data)}")
+    return np.frombuffer(_without_checksum(data, "the index"), dtype="<u8").reshape(*chunk_counts(spec), 2)
+
+
+def decode_file(spec: ArraySpec, data: bytes, examples: int) -> NDArray[Any]:
+    """All values of a file that holds `examples` examples, to the letter of the format.
+
+    Raises
+    ------
+    StoreError
+        Saying what is wrong: an index or a chunk that does not fit its checksum, a chunk that is absent or out of order, bytes to spare.
+    """
+    shape = spec.block_shape(examples)
+    if spec.shard is None:
+        return decode_chunk(spec, data, "the chunk")[tuple(map(slice, shape))]
+    index = decode_index(spec, data[-index_size(spec) :])
+    out = np.empty(shape, dtype=spec.dtype)
+    end = 0
+    for at in itertools.product(*map(range, chunk_counts(spec))):
+        start, length = (int(v) for v in index[at])
+        if not _overlaps(at, spec.chunk, shape):
+            if start != int(ABSENT):
+                raise StoreError(f"expected no chunk {at}, which lies beyond the array, found one")
+            continue
+        if start != end:
+            found = "none" if start == int(ABSENT) else f"it at byte {start}"
+            raise StoreError(f"expected chunk {at} at byte {end}, chunks in row-major order, found {found}")
+        end = start + length
+        chunk = decode_chunk(spec, memoryview(data)[start:end], f"chunk {at}")
+        part = out[tuple(slice(i * c, (i + 1) * c) for i, c in zip(at, spec.chunk, strict=True))]
+        part[...] = chunk[tuple(map(slice, part.shape))]
+    if end + index_size(spec) != len(data):
+        raise StoreError(f"expected {end + index_size(spec)} bytes, found {len(data)}")
+    return out
 
 
 def _with_checksum(data: bytes) -> bytes:
     return data + int(google_crc32c.value(data)).to_bytes(4, "little")
 
 
-def _without_checksum(data: bytes, what: str) -> bytes:
-    if len(data) < 4 or int(google_crc32c.value(data[:-4])) != int.from_bytes(data[-4:], "little"):
+def _without_checksum(data: bytes | memoryview, what: str) -> memoryview:
+    view = memoryview(data)
+    # the checksum library takes bytes and read-only buffers alike, but wants them contiguous
+    if len(view) < 4 or int(google_crc32c.value(np.frombuffer(view[:-4], np.uint8))) != int.from_bytes(view[-4:], "little"):
         raise StoreError(f"expected {what} to fit its checksum, found other bytes")
-    return data[:-4]
+    return view[:-4]
 
 
-def _chunk_counts(spec: ArraySpec) -> tuple[int, ...]:
+def chunk_counts(spec: ArraySpec) -> tuple[int, ...]:
+    """Chunks of a file along each axis."""
     return tuple(s // c for s, c in zip(spec.shard or spec.chunk, spec.chunk, strict=True))
 
 

@@ -44,7 +44,7 @@ class BlockWriter:
         if not self.path.is_dir():
             raise StoreError(f"{path}: expected the folder of a store, found none; create it with create_store (a zip or URL is only read)")
         root = open_root(LocalStore(self.path, read_only=True), str(path))
-        attributes = dict(root.attrs)
+        attributes: dict[str, Any] = dict(root.attrs)
         self.layout: StoreLayout = check_attributes(attributes, str(path))
         """Shapes of the store."""
         self.provenance: dict[str, Any] = attributes["provenance"]

@@ -1,0 +1,204 @@
+"""A score by layer of one task at one position, with all that is needed to compare it with another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.errors import InvalidInputError, StoreError
+from stratascope.probe.advantage import Advantage
+from stratascope.probe.events import LayerEvent
+from stratascope.probe.losses import probabilities
+from stratascope.probe.metrics import main_metric, predict
+from stratascope.store import ResultFile, load_result, save_result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Floats = NDArray[Any]
+KIND = "layer_curve"
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCurve:
+    """Out-of-fold scores of one task by layer."""
+
+    task: str
+    """Such as truth, or truth:shuffled for its control."""
+    position: str | None
+    classes: tuple[str, ...]
+    table: pd.DataFrame
+    """One row per layer and metric: layer, position, task, metric, value, low, high, low_simultaneous, high_simultaneous, chance."""
+    folds: pd.DataFrame
+    """One row per layer and fold: strength, at_edge, inner_loss, accuracy, gap, certificate, iterations, noise_share,
+    absent_classes."""
+    examples: pd.DataFrame
+    """The examples that took part: example (number in the store), id, group, fold, label (class code)."""
+    logits: Floats
+    """(layer, output, example) out of fold; one output for two classes, the logit of the second."""
+    draws: Mapping[str, Floats]
+    """Metric -> (layer, draw) bootstrap over groups, the same draws for all curves of the same groups."""
+    directions: Floats
+    """(layer, output, column) weights on activations as recorded, of a probe of all examples; empty where they were not kept."""
+    intercepts: Floats
+    """(layer, output)"""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Settings, provenance and fingerprint of the store."""
+
+    @property
+    def layers(self) -> NDArray[np.intp]:
+        """(layer,) layer numbers, ascending."""
+        return self.table.loc[self.table["metric"] == "accuracy", "layer"].to_numpy()
+
+    @property
+    def metric(self) -> str:
+        """The metric of onset and plot: AUROC for two classes, else balanced accuracy."""
+        return main_metric(len(self.classes))
+
+    @property
+    def chance(self) -> float:
+        """Chance level of the main metric."""
+        return float(self.rows()["chance"].iloc[0])
+
+    def rows(self, metric: str | None = None) -> pd.DataFrame:
+        """Rows of the table of one metric, by layer."""
+        name = metric or self.metric
+        found = self.table[self.table["metric"] == name].reset_index(drop=True)
+        if found.empty:
+            raise InvalidInputError(f"expected a metric of {sorted(set(self.table['metric']))}, found {name!r}")
+        return found
+
+    def value(self, layer: int, metric: str | None = None) -> float:
+        """The score at one layer."""
+        rows = self.rows(metric).set_index("layer")["value"]
+        if layer not in rows.index:
+            raise InvalidInputError(f"expected a layer of {rows.index.tolist()}, found {layer}")
+        return float(rows[layer])
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """One row per layer and example: layer, example, id, fold, label, predicted, right, probability (of the label)."""
+        chances = probabilities(self.logits)
+        predicted = predict(self.logits)
+        label = self.examples["label"].to_numpy()
+        names = np.asarray(self.classes, dtype=object)
+        count, layers = len(self.examples), self.layers
+        return pd.DataFrame(
+            {
+                "layer": np.repeat(layers, count),
+                "example": np.tile(self.examples["example"].to_numpy(), len(layers)),
+                "id": np.tile(self.examples["id"].to_numpy(), len(layers)),
+                "fold": np.tile(self.examples["fold"].to_numpy(), len(layers)),
+                "label": np.tile(names[label], len(layers)),
+                "predicted": names[predicted.ravel()],
+                "right": (predicted == label).ravel(),
+                "probability": np.take_along_axis(chances, np.broadcast_to(label[:, None], (len(layers), count, 1)), axis=2).ravel(),
+            }
+        )
+
+    def difference(self, baseline: LayerCurve | None = None, metric: str | None = None) -> Advantage:
+        """This curve minus a baseline, layer by layer and draw by draw; minus chance if none is given.
+
+        Minus the control task's curve it is the selectivity; minus the curve of a blank-image store, the advantage over text.
+
+        Raises
+        ------
+        InvalidInputError
+            The curves are of other layers or other groups of examples, so that they cannot be paired.
+        """
+        name = metric or self.metric
+        rows, level = self.rows(name), float(self.attributes.get("level", 0.95))
+        value, draws = rows["value"].to_numpy(), self.draws[name].T
+        label = f"{self.task} at {self.position}"
+        if baseline is None:
+            chance = rows["chance"].to_numpy()
+            return Advantage.of(self.layers, value - chance, draws - chance, metric=name, name=label, baseline="chance", level=level)
+        self._refuse_unpaired(baseline)
+        other = baseline.rows(name)["value"].to_numpy()
+        return Advantage.of(
+            self.layers,
+            value - other,
+            draws - baseline.draws[name].T,
+            metric=name,
+            name=label,
+            baseline=str(baseline.attributes.get("store", baseline.task)) if baseline.task == self.task else baseline.task,
+            level=level,
+        )
+
+    def _refuse_unpaired(self, other: LayerCurve) -> None:
+        if not np.array_equal(self.layers, other.layers):
+            raise InvalidInputError(f"expected curves of the same layers, found {self.layers.tolist()} and {other.layers.tolist()}")
+        keys = [
+            (c.attributes.get("draws"), c.attributes.get("seed"), c.examples[["id", "group"]].to_numpy().tolist()) for c in (self, other)
+        ]
+        if keys[0] != keys[1]:
+            raise InvalidInputError(
+                f"expected curves of the same examples and seed, so that differences are paired, found {len(self.examples)} and "
+                f"{len(other.examples)} examples with seeds {keys[0][1]} and {keys[1][1]}; pass the same examples= and seed= to both"
+            )
+
+    @property
+    def onset(self) -> LayerEvent:
+        """First layer at which the main metric is above chance; see `difference` for another baseline."""
+        return self.difference().onset()
+
+    @property
+    def offset(self) -> LayerEvent:
+        """First layer after the peak from which on the main metric is no longer above chance."""
+        return self.difference().offset()
+
+    def plot(self, ax: Axes | None = None, *, baselines: Mapping[str, LayerCurve] | None = None, metric: str | None = None) -> Axes:
+        """Draw the curve with its interval, chance, and any baselines dashed in grey."""
+        from stratascope.report.figures import draw_layer_curves
+        from stratascope.report.style import paper_style
+
+        with paper_style():
+            if ax is None:
+                import matplotlib.pyplot as plt
+
+                ax = plt.subplots()[1]
+            others = dict(baselines or {})
+            tables = {self.task: self.table, **{name: curve.table for name, curve in others.items()}}
+            name = metric or self.metric
+            chance = float(self.rows(name)["chance"].iloc[0])
+            title = f"{self.task} at {self.position}" if self.position else self.task
+            return draw_layer_curves(tables, ax, metric=name, chance=chance, muted=tuple(others), title=title)
+
+    def save(self, path: str | Path) -> None:
+        """Write one file, read back by `LayerCurve.load`."""
+        arrays: dict[str, tuple[tuple[str, ...], Floats]] = {
+            "logits": (("layer", "output", "example"), self.logits),
+            "directions": (("layer", "output", "column"), self.directions),
+            "intercepts": (("layer", "output"), self.intercepts),
+        }
+        arrays |= {f"draws_{name}": (("layer", "draw"), values) for name, values in self.draws.items()}
+        attributes = {"task": self.task, "position": self.position, "classes": list(self.classes), "settings": dict(self.attributes)}
+        tables = {"table": self.table, "folds": self.folds, "examples": self.examples}
+        save_result(path, ResultFile(kind=KIND, tables=tables, arrays=arrays, attributes=attributes))
+
+    @classmethod
+    def load(cls, path: str | Path) -> LayerCurve:
+        """The curve that `save` wrote; StoreError for any other file."""
+        result = load_result(path)
+        if result.kind != KIND:
+            raise StoreError(f"{path}: expected a {KIND}, found a {result.kind}; load it with what made it")
+        arrays = {name: values for name, (_, values) in result.arrays.items()}
+        return cls(
+            task=result.attributes["task"],
+            position=result.attributes["position"],
+            classes=tuple(result.attributes["classes"]),
+            table=result.tables["table"],
+            folds=result.tables["folds"],
+            examples=result.tables["examples"],
+            logits=arrays["logits"],
+            draws={name.removeprefix("draws_"): values for name, values in arrays.items() if name.startswith("draws_")},
+            directions=arrays["directions"],
+            intercepts=arrays["intercepts"],
+            attributes=result.attributes["settings"],
+        )

@@ -1,0 +1,91 @@
+"""Running independent tasks with Dask: here, in threads, in processes, or on a cluster that exists already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from stratascope.errors import InvalidInputError
+
+Work = TypeVar("Work")
+Answer = TypeVar("Answer")
+LOCAL = ("synchronous", "threads", "processes")
+
+
+def run_all(
+    function: Callable[[Work], Answer],
+    work: Sequence[Work],
+    *,
+    scheduler: str | None = None,
+    progress: bool = False,
+    finished: Callable[[int, Answer], None] | None = None,
+) -> list[Answer]:
+    """function of every item, in order; `finished` is called in this process with the number and answer of each as it is done.
+
+    Parameters
+    ----------
+    scheduler : None or `synchronous`, `threads`, `processes`, or the address of a Dask scheduler
+    progress : a bar, where there is a terminal
+
+    Raises
+    ------
+    InvalidInputError
+        The scheduler is none of these, or does not answer.
+    """
+    from tqdm.auto import tqdm
+
+    name = scheduler or "synchronous"
+    answers: dict[int, Answer] = {}
+    with tqdm(total=len(work), disable=None if progress else True, desc="layers") as bar:
+
+        def done(number: int, answer: Answer) -> None:
+            answers[number] = answer
+            if finished is not None:
+                finished(number, answer)
+            bar.update()
+
+        if not work:
+            return []
+        if "://" in name:
+            _on_cluster(function, work, name, done)
+        elif name in LOCAL:
+            _here(function, work, name, done)
+        else:
+            raise InvalidInputError(f"expected a scheduler of {', '.join(LOCAL)} or an address such as tcp://host:8786, found {name!r}")
+    return [answers[number] for number in range(len(work))]
+
+
+def _here(function: Callable[[Work], Answer], work: Sequence[Work], name: str, done: Callable[[int, Answer], None]) -> None:
+    import dask
+    from dask.callbacks import Callback
+
+    names = [f"layer-{number}" for number in range(len(work))]
+    numbers = {key: number for number, key in enumerate(names)}
+
+    def after(key: Any, result: Any, *_: Any) -> None:
+        if key in numbers:
+            done(numbers[key], result)
+
+    # the work itself is passed as an opaque object, so that Dask looks for nothing inside
+    delayed = dask.delayed(function, pure=False, traverse=False)
+    tasks = [delayed(item, dask_key_name=key) for item, key in zip(work, names, strict=True)]
+    with Callback(posttask=after):
+        dask.compute(*tasks, scheduler=name, optimize_graph=False)
+
+
+def _on_cluster(function: Callable[[Work], Answer], work: Sequence[Work], address: str, done: Callable[[int, Answer], None]) -> None:
+    try:
+        from distributed import Client, as_completed
+    except ImportError as error:
+        raise InvalidInputError(
+            "expected the package distributed for a scheduler's address; install it with pip install distributed"
+        ) from error
+    try:
+        client = Client(address, timeout="10s", set_as_default=False)
+    except OSError as error:
+        raise InvalidInputError(f"expected a Dask scheduler at {address}, found none: {error}; start one with `dask scheduler`") from error
+    with client:
+        futures = client.map(function, list(work), pure=False, retries=2)
+        numbers = {future.key: number for number, future in enumerate(futures)}
+        for future, answer in as_completed(futures, with_results=True):
+            done(numbers[future.key], answer)

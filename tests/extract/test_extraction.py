@@ -1,0 +1,234 @@
+"""Extraction into a store: what is stored is what was captured, and stopping at any moment changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stratascope.datasets import load_examples
+from stratascope.errors import InvalidInputError, MissingExtraError, ProvenanceMismatchError
+from stratascope.extract import ExtractionSettings, plan_extraction
+from stratascope.store import ActivationStore
+
+pytest.importorskip("torch")
+
+from stratascope.extract import run_extraction
+from stratascope.extract.images import open_image
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Every file of a store but the group's own metadata, which holds the date."""
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file() and p.parent != path}
+
+
+def test_the_store_holds_what_the_model_gives(plan, store: ActivationStore) -> None:
+    from stratascope.extract.session import ExtractionSession
+
+    session = ExtractionSession(plan, batch_tokens=8192)
+    for k in (0, 40, 95):
+        image = open_image(plan.settings.images / plan.examples[k].image)
+        alone = session.model.run(session._batch([k], [image]), session.choices, maps=True)
+        tokens = int(plan.token_counts[k])
+        for column, position in enumerate(plan.store.positions):
+            stored = store.read("residual", position=position, examples=[k])[:, 0]
+            np.testing.assert_allclose(stored, alone.residual[:, column, 0], atol=1e-5)
+        rows = store.read("attention_rows", examples=[k])[:, 0, :, :tokens]
+        np.testing.assert_allclose(rows, alone.rows[:, 0, :, :tokens], atol=5e-4)
+        np.testing.assert_allclose(store.maps(k), alone.fused[0], atol=4e-3)
+        np.testing.assert_allclose(store.read("answer_logits", examples=[k])[0], alone.answer_logits[0], atol=1e-5)
+
+
+def test_the_tables_describe_the_examples(plan, store: ActivationStore) -> None:
+    table = store.examples
+    assert table["caption"].tolist() == [example.caption for example in plan.examples]
+    assert table["label"].tolist() == [int(example.label) for example in plan.examples]
+    assert store.complete
+    assert store.provenance["condition"] == "original"
+    tokens = store.tokens(3)
+    a, b = store.spans["subject"][3]
+    assert "".join(tokens[a:b]).strip() == plan.examples[3].subject
+    assert store.thumbnail(3).shape == (112, 112, 3)
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(plan, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stratascope.extract.session import ExtractionSession
+
+    real, calls = ExtractionSession.block, []
+
+    def stop_at_the_second(self, members, bar):
+        calls.append(members)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, members, bar)
+
+    path = tmp_path / "stopped.zarr"
+    monkeypatch.setattr(ExtractionSession, "block", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run_extraction(plan, path)
+    assert ActivationStore.open(path).written.tolist() == [True, False]
+    monkeypatch.undo()
+    assert run_extraction(plan, path).written_blocks == 1
+    assert contents(path) == contents(store_path)
+    assert run_extraction(plan, path).written_blocks == 0
+
+
+def test_killed_at_any_moment_and_resumed_equals_uninterrupted(scenes: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stratascope", "extract", "--model", "demo", "--examples", str(scenes / "scenes.jsonl")]
+    command += ["--images", str(scenes / "images"), "--device", "cpu", "--record", "residual"]
+    whole = tmp_path / "whole.zarr"
+    subprocess.run([*command, "--out", str(whole)], check=True, capture_output=True)
+    killed = tmp_path / "killed.zarr"
+    for wait in (3.0, 4.5, 6.0):
+        process = subprocess.Popen([*command, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, "--out", str(killed)], check=True, capture_output=True)
+    assert contents(killed) == contents(whole)
+
+
+def test_two_shards_make_one_store(plan, store_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sharded.zarr"
+    for rank in (1, 0):
+        run_extraction(plan, path, rank=rank, of=2)
+    assert contents(path) == contents(store_path)
+
+
+@pytest.mark.parametrize(("change", "named"), [({"condition": "blank"}, "condition"), ({"max_pixels": 112 * 112}, "processor.max_pixels")])
+def test_a_store_of_other_provenance_is_refused(settings, store_path: Path, change: dict, named: str) -> None:
+    other = plan_extraction(dataclasses.replace(settings, **change))
+    with pytest.raises(ProvenanceMismatchError, match=named):
+        run_extraction(other, store_path)
+
+
+def test_small_batches_give_the_same_numbers(plan, store: ActivationStore, tmp_path: Path) -> None:
+    path = tmp_path / "single.zarr"
+    run_extraction(plan, path, batch_tokens=1)
+    alone = ActivationStore.open(path)
+    np.testing.assert_allclose(alone.read("answer_logits"), store.read("answer_logits"), atol=1e-4)
+    np.testing.assert_allclose(alone.read("residual", position="final"), store.read("residual", position="final"), atol=2e-4)
+
+
+def test_the_prompt_that_does_not_name_the_relation(settings, tmp_path: Path) -> None:
+    plan = plan_extraction(dataclasses.replace(settings, prompt="where", limit=8, record=("residual",)))
+    assert plan.store.positions == ("final", "image", "subject", "object", "subject_box", "object_box")
+    run_extraction(plan, tmp_path / "where.zarr")
+    assert ActivationStore.open(tmp_path / "where.zarr").read("answer_logits").shape == (8, 6)
+
+
+def test_the_plan_writes_nothing_and_needs_no_torch(scenes: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
+        "from stratascope.cli import main\n"
+        f"main(['plan', '--model', 'demo', '--examples', {str(scenes / 'scenes.jsonl')!r}, '--images', {str(scenes / 'images')!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "residual" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_extra_the_pip_command_is_named(scenes: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from stratascope.cli import main\n"
+        f"main(['extract', '--model', 'demo', '--examples', 'x', '--images', 'y', '--out', {str(tmp_path / 's.zarr')!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "pip install 'stratascope[extract]'" in done.stderr
+    assert issubclass(MissingExtraError, ImportError)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder: (folder / "images" / "scene_000002.png").unlink(), r"scene_000002\.png is missing"),
+        (lambda folder: (folder / "images" / "scene_000001.png").write_bytes(b"not an image"), r"scene_000001\.png cannot be read"),
+        (lambda folder: os.truncate(folder / "images" / "scene_000001.png", 900), r"scene_000001\.png cannot be read"),
+    ],
+    ids=["missing", "foreign", "truncated"],
+)
+def test_bad_images_are_named_before_the_model_is_loaded(tmp_path: Path, spoil, reason: str) -> None:
+    from stratascope.datasets import write_scenes
+
+    rows = write_scenes(tmp_path, 4, seed=0)
+    spoil(tmp_path)
+    with pytest.raises(InvalidInputError, match=reason):
+        plan_extraction(ExtractionSettings(model="demo", examples=(rows,), images=tmp_path / "images"))
+
+
+def test_a_position_that_no_example_has_is_refused(scenes: Path) -> None:
+    with pytest.raises(InvalidInputError, match="pass --boxes"):
+        plan_extraction(
+            ExtractionSettings(model="demo", examples=(scenes / "scenes.jsonl",), images=scenes / "images", positions=("final", "subject_box"))
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "option"),
+    [
+        ({"condition": "upside-down"}, "--condition"),
+        ({"prompt": "poem"}, "--prompt"),
+        ({"record": ("everything",)}, "--record"),
+        ({"positions": ("verb",)}, "--positions"),
+        ({"limit": 0}, "--limit"),
+        ({"maps": -1}, "--maps"),
+        ({"dtype": "int8"}, "--dtype"),
+    ],
+)
+def test_wrong_choices_are_refused_with_what_there_is(settings, change: dict, option: str) -> None:
+    with pytest.raises(InvalidInputError, match=option):
+        dataclasses.replace(settings, **change)
+
+
+def test_maps_of_only_some_examples(settings, tmp_path: Path) -> None:
+    plan = plan_extraction(dataclasses.replace(settings, limit=10, maps=3))
+    run_extraction(plan, tmp_path / "few.zarr")
+    store = ActivationStore.open(tmp_path / "few.zarr")
+    assert np.flatnonzero(store.available("attention_maps")).tolist() == [0, 3, 6]
+
+
+def test_a_model_of_another_family_is_refused(tmp_path: Path, scenes: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(InvalidInputError, match=r"families qwen2_5_vl.*found model_type 'bert'"):
+        plan_extraction(ExtractionSettings(model=str(tmp_path), examples=(scenes / "scenes.jsonl",), images=scenes / "images"))
+
+
+def test_a_capture_that_does_not_agree_with_the_model_stops(plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stratascope.errors import CaptureError
+    from stratascope.extract.model import CaptureModel
+
+    real = CaptureModel.readout
+    monkeypatch.setattr(CaptureModel, "readout", lambda self, residual, ids: real(self, 1.5 * residual + 0.1, ids))
+    with pytest.raises(CaptureError, match="last captured residual"):
+        run_extraction(plan, tmp_path / "never.zarr")
+    assert not ActivationStore.open(tmp_path / "never.zarr").written.any()
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the COCO photos are not at hand")
+def test_real_vsr_rows_with_photos_and_boxes(tmp_path: Path) -> None:
+    photos = SHARED / "vsr_photos"
+    settings = ExtractionSettings(
+        model="demo", examples=(photos / "vsr.jsonl",), images=photos / "images", boxes=photos / "instances.json", device="cpu"
+    )
+    plan = plan_extraction(settings)
+    assert len(plan.examples) == len(load_examples(photos / "vsr.jsonl")) == 14
+    assert {layout.grid for layout in plan.layouts} == {(5, 6), (6, 5), (4, 6)} or all(np.prod(layout.grid) <= 36 for layout in plan.layouts)
+    run_extraction(plan, tmp_path / "vsr.zarr")
+    store = ActivationStore.open(tmp_path / "vsr.zarr")
+    assert store.complete
+    assert store.available("residual", "subject_box").all()
+    np.testing.assert_allclose(store.maps(0).sum(-1), 1)

@@ -1,0 +1,92 @@
+"""Synthetic stores whose truth label can be read from a known layer on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stratascope.store import BlockWriter, StoreLayout, create_store
+
+RELATIONS = ("left of", "right of", "above", "below")
+POSITIONS = ("final", "relation")
+
+
+def planted_store(
+    path: Path,
+    *,
+    examples: int = 400,
+    layers: int = 5,
+    hidden: int = 12,
+    onset: int = 3,
+    offset: int | None = None,
+    strength: float = 1.0,
+    outlier: float = 0.0,
+    seed: int = 0,
+    condition: str = "original",
+    written: int | None = None,
+) -> Path:
+    """Two examples an image; the label lies along one direction at `final` in layers onset..offset-1, the relation at `relation` everywhere.
+
+    The last example lacks the position `relation`. Examples do not depend on the condition; a `blank` store has no label to read.
+    """
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame(
+        {
+            "id": [f"e{i:05d}" for i in range(examples)],
+            "image": [f"{i // 2:05d}.png" for i in range(examples)],
+            "caption": "The cat is somewhere.",
+            "relation": rng.choice(RELATIONS, examples),
+            "label": rng.integers(0, 2, examples),
+            "subject": rng.choice(["cat", "dog", "cup"], examples),
+            "object": rng.choice(["bed", "box"], examples),
+            "split": "test",
+            "image_width": 56,
+            "image_height": 56,
+            "brightness": rng.normal(size=examples),
+        }
+    )
+    layout = StoreLayout(
+        examples=examples, layers=layers, hidden=hidden, heads=2, tokens=6, positions=POSITIONS, spans=("image", "final"),
+        choices=("True", "False"), record=frozenset({"residual"}), block=64, thumbnail=None, computed_dtype="float32",
+    )  # fmt: skip
+    present = np.ones((examples, 2), dtype=bool)
+    present[-1, 1] = False
+    create_store(
+        path,
+        layout,
+        examples=table,
+        spans=np.tile(np.array([[0, 4], [5, 6]], np.int32), (examples, 1, 1)),
+        token_ids=np.zeros((examples, 6), np.int32),
+        vocabulary={0: "x"},
+        n_tokens=np.full(examples, 6),
+        grid=np.tile(np.array([2, 2], np.int32), (examples, 1)),
+        position_present=present,
+        has_map=np.zeros(examples, bool),
+        provenance={"model": "planted", "condition": condition},
+    )
+    noise = np.random.default_rng([seed, 1 if condition == "original" else 2])
+    residual = noise.normal(size=(layers + 1, 2, examples, hidden)).astype(np.float32)
+    residual[:, :, :, 1] += outlier
+    direction = np.ones(hidden) / np.sqrt(hidden)
+    sign = 2.0 * table["label"].to_numpy() - 1
+    last = layers + 1 if offset is None else offset
+    if condition == "original":
+        residual[onset:last, 0] += (strength * sign[:, None] * direction).astype(np.float32)
+    code = table["relation"].map({r: i for i, r in enumerate(RELATIONS)}).to_numpy()
+    residual[:, 1, np.arange(examples), 2 + code] += 4
+    residual[:, ~present.T] = np.nan
+    logits = np.stack([sign, -sign], axis=1) + noise.normal(size=(examples, 2))
+    with BlockWriter(path) as writer:
+        for block in range(layout.blocks if written is None else written):
+            members = layout.block_examples(block)
+            part = slice(members.start, members.stop)
+            arrays: dict[str, Any] = {
+                "residual": residual[:, :, part],
+                "answer_logits": logits[part].astype(np.float32),
+                "status": np.ones(len(members), np.uint8),
+            }
+            writer.write(block, arrays)
+    return path
