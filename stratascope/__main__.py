@@ -2,4 +2,4 @@
 
 from stratascope.cli import main
 
-main()
+main(prog_name="stratascope")

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 
+ORDER = ("demo", "plan", "extract", "info", "verify", "copy", "diff", "probe", "share", "rollout")
+"""Of the commands in the help: the order of use."""
+
+
 class Commands(click.Group):
     """Turns the library's errors into one line on stderr and exit code 2; an interruption into 130."""
 
@@ -38,7 +42,7 @@ class Commands(click.Group):
             ctx.exit(130)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of use, not of the alphabet
+        return sorted(self.commands, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -47,11 +51,7 @@ class Commands(click.Group):
 def main(debug: bool) -> None:
     """See in which layers of a vision-language model a spatial relation lives.
 
-    \b
-    stratascope demo                 the whole way, on generated scenes with a built-in model
-    stratascope plan ...             what an extraction would record and cost; runs nothing
-    stratascope extract ...          examples through a model into a store (needs the extra 'extract')
-    stratascope probe STORE          in which layers truth and relation can be read
+    Begin with 'stratascope demo --out demo'. The example in each command's --help then works on it.
     """
 
 
@@ -133,7 +133,7 @@ def _settings(options: dict[str, Any]) -> ExtractionSettings:
     return ExtractionSettings(**options)
 
 
-@main.command()
+@main.command(short_help="What an extraction would record and cost; runs nothing.")
 @_extraction_options
 @click.option("--image-size", callback=_size, metavar="WxH", help="Assume this size of every image, when the photos are not there yet.")
 def plan(**options: Any) -> None:
@@ -156,7 +156,7 @@ def _plan_text(made: ExtractionPlan) -> str:
     return f"{describe(made.examples)}\n\n{plan_summary(made)}"
 
 
-@main.command()
+@main.command(short_help="Examples through the model, once, into a store.")
 @_extraction_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="STORE.zarr", help="The store to fill, or to go on filling.")
 @click.option("--batch-tokens", default=8192, show_default=True, help="Tokens in a forward pass, at most; halve it when memory runs out.")
@@ -192,7 +192,7 @@ def _open(path: str) -> ActivationStore:
     return ActivationStore.open(path)
 
 
-@main.command()
+@main.command(short_help="What a store holds, and where it comes from.")
 @click.argument("store")
 def info(store: str) -> None:
     """What a store holds, how complete it is, where it comes from, how large it is.
@@ -206,7 +206,7 @@ def info(store: str) -> None:
     click.echo(describe_store(_open(store)))
 
 
-@main.command()
+@main.command(short_help="In which layers truth and relation can be read.")
 @click.argument("store")
 @click.option(
     "--tasks", callback=_names, default="truth,relation", show_default=True, help="What to read: truth, relation, answer or a column."
@@ -215,10 +215,9 @@ def info(store: str) -> None:
 @click.option("--folds", default=5, show_default=True, help="Folds, grouped by image.")
 @click.option("--seed", default=0, show_default=True, help="Of folds and resamples.")
 @click.option("--baseline", metavar="STORE", help="Second store (the blank condition, say) whose curves are drawn beside.")
+@click.option("--scheduler", default="threads", show_default=True, help="synchronous, threads, processes, or a Dask scheduler's address.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
-def probe(
-    store: str, tasks: tuple[str, ...], positions: tuple[str, ...] | None, folds: int, seed: int, baseline: str | None, out: Path | None
-) -> None:
+def probe(store: str, baseline: str | None, out: Path | None, **options: Any) -> None:
     """In which layers truth and relation can be read: a cross-validated logistic probe for each layer and position.
 
     \b
@@ -246,7 +245,7 @@ def _results_folder(store: str) -> Path:
     return path.with_name(f"{path.stem}-results")
 
 
-@main.command()
+@main.command(short_help="Where the final token's attention comes from.")
 @click.argument("store")
 @click.option("--examples", callback=_numbers, metavar="N,M-K", help="Example numbers; default: the first eight with maps.")
 @click.option("--window", callback=_numbers, metavar="A-B", help="Roll only through blocks A to B; default: all.")
@@ -264,7 +263,7 @@ def rollout(store: str, examples: tuple[int, ...] | None, window: tuple[int, ...
     click.echo(roll_and_draw(_open(store), out or _results_folder(store), examples=examples, window=blocks))
 
 
-@main.command()
+@main.command(short_help="How the final token's attention is divided.")
 @click.argument("store")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
 def share(store: str, out: Path | None) -> None:
@@ -279,7 +278,7 @@ def share(store: str, out: Path | None) -> None:
     click.echo(share_and_draw(_open(store), out or _results_folder(store)))
 
 
-@main.command()
+@main.command(short_help="The whole way, on generated scenes.")
 @click.option("--out", default="stratascope-demo", show_default=True, type=click.Path(path_type=Path), help="Folder to fill.")
 @click.option("--scenes", default=512, show_default=True, help="How many scenes to generate.")
 @click.option("--seed", default=0, show_default=True, help="Of the scenes.")

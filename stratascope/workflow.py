@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,8 +52,9 @@ def probe_and_draw(
 ) -> str:
     """Probe every task at every position, save each curve, draw one figure a task; the text names peaks, onsets and files."""
     chosen = tuple(positions or store.layout.positions)
-    lines, drawn = [], dict[str, dict[str, LayerCurve]]()
-    muted = dict[str, dict[str, LayerCurve]]()
+    lines: list[str] = []
+    drawn: dict[str, dict[str, LayerCurve]] = {}
+    muted: dict[str, dict[str, LayerCurve]] = {}
     for which, suffix in ((store, ""), (baseline, "baseline")):
         for position in chosen if which is not None else ():
             assert which is not None
@@ -93,8 +95,9 @@ def _file_name(task: str) -> str:
 def peak_text(curve: LayerCurve) -> str:
     """The best layer's accuracy with its interval, and where the score first rises above chance."""
     rows = curve.rows("accuracy")
-    best = rows.loc[rows["value"].idxmax()]
-    return f"accuracy {best.value:.3f} [{best.low:.3f}, {best.high:.3f}] at layer {int(best.layer)}, chance {best.chance:.3f}; onset {curve.onset}"
+    best = rows.iloc[int(rows["value"].to_numpy().argmax())]
+    interval = f"[{best['low']:.3f}, {best['high']:.3f}]"
+    return f"accuracy {best['value']:.3f} {interval} at layer {int(best['layer'])}, chance {best['chance']:.3f}; onset {curve.onset}"
 
 
 def draw_curves(
@@ -193,12 +196,13 @@ def draw_rollouts(store: ActivationStore, found: RolloutResult, path: Path) -> P
             number = int(found.examples["example"].iloc[k])
             row = store.examples.iloc[number]
             cells = found.onto_image(k)
-            text = f"{row.caption}\n{'true' if row.label else 'false'}; {cells.sum():.0%} on the image"
+            text = f"{textwrap.fill(row.caption, 34)}\n{'true' if row.label else 'false'}; {cells.sum():.0%} on the image"
             draw_overlay(picture(store, number), cells, axes[k], boxes=relative_boxes(store, number))
             axes[k].set_title(text, fontsize=6.5, fontweight="normal")
         span = found.attributes["window"] or [0, store.layout.layers]
         figure.suptitle(
-            f"raw rollout of the final token, blocks {span[0]} to {span[1] - 1}, {found.attributes['fusion']} over heads",
+            f"raw rollout of the final token, blocks {span[0]} to {span[1] - 1}, {found.attributes['fusion']} over heads; "
+            "full tint: the image's largest cell",
             fontsize=8,
             x=0.01,
             ha="left",

@@ -14,7 +14,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def loaded_by(code: str) -> set[str]:
-    report = f"import sys; sys.argv = ['stratascope', '--help']\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint(*sys.modules, file=sys.stderr)"
+    begin, end = (
+        "import sys; sys.argv = ['stratascope', '--help']\ntry:\n",
+        "except SystemExit:\n    pass\nprint(*sys.modules, file=sys.stderr)",
+    )
+    report = f"{begin}    {code}\n{end}"
     done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
     return set(done.stderr.split())
 

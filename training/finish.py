@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from stratascope.datasets.scenes import render, sample_scene, sample_statement
+from stratascope.extract.images import apply_condition
 from training.batched_vision import BatchedVision, patchify
 from training.packing import verdict_question
 from training.tiny_model import build_model, build_processor, build_tokenizer
@@ -77,7 +78,7 @@ def measure(folder: Path, count: int = 2000) -> dict[str, float]:
         ]
         shown = {
             "verdict": [images[k] for k in part],
-            "blank": [Image.new("RGB", images[k].size, tuple(np.asarray(images[k]).reshape(-1, 3).mean(0).astype(int).tolist())) for k in part],
+            "blank": [apply_condition(images[k], "blank") for k in part],
             "exchanged": [images[(k + 1) % count] for k in part],
         }
         for name, pictures in shown.items():

@@ -93,7 +93,7 @@ class RolloutResult:
         file = load_result(path)
         if file.kind != RESULT_KIND:
             raise InvalidInputError(f"{path}: expected results of kind {RESULT_KIND!r}, found {file.kind!r}")
-        return cls(file.tables["examples"], file.arrays["rollout"][1], file.attributes)
+        return cls(file.tables["examples"], file.arrays["rollout"][1], dict(file.attributes))
 
 
 def rollout_examples(store: ActivationStore, examples: Sequence[int], *, window: tuple[int, int] | None = None) -> RolloutResult:
@@ -112,8 +112,8 @@ def rollout_examples(store: ActivationStore, examples: Sequence[int], *, window:
         )
     if store.layout.attention_layers != tuple(range(store.layout.layers)):
         raise NotRecordedError(
-            f"expected the maps of all {store.layout.layers} blocks, found those of {list(store.layout.attention_layers)}: a rollout through "
-            "a gap would be wrong; copy the store again with all layers"
+            f"expected the maps of all {store.layout.layers} blocks, found those of {list(store.layout.attention_layers)}: a rollout "
+            "through a gap would be wrong; copy the store again with all layers"
         )
     chosen = list(examples)
     image = store.spans["image"]

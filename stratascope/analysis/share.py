@@ -80,7 +80,7 @@ class AttentionShare:
         file = load_result(path)
         if file.kind != RESULT_KIND or tuple(file.attributes.get("parts", ())) != PARTS:
             raise InvalidInputError(f"{path}: expected results of kind {RESULT_KIND!r} with parts {', '.join(PARTS)}, found {file.kind!r}")
-        return cls(file.arrays["share"][1], file.arrays["token_share"][1], file.arrays["example"][1], file.attributes)
+        return cls(file.arrays["share"][1], file.arrays["token_share"][1], file.arrays["example"][1], dict(file.attributes))
 
 
 def attention_share(store: ActivationStore, examples: Sequence[int] | None = None) -> AttentionShare:
@@ -110,4 +110,5 @@ def attention_share(store: ActivationStore, examples: Sequence[int] | None = Non
             values[start:stop, k] = rows @ member[start:stop]
     values /= values.sum(-1, keepdims=True)
     tokens = member.sum(1) / store.n_tokens[chosen][:, None].astype(np.float32)
-    return AttentionShare(values, tokens, chosen, {"store": store.fingerprint(), "layers": list(layout.attention_layers), "condition": store.provenance["condition"]})
+    attributes = {"store": store.fingerprint(), "layers": list(layout.attention_layers), "condition": store.provenance["condition"]}
+    return AttentionShare(values, tokens, chosen, attributes)

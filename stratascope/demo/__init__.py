@@ -120,7 +120,7 @@ def _sentences(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
     answers = np.array(store.layout.choices)[logits.argmax(-1)]
     right = (answers == np.where(store.examples["label"].to_numpy() == 1, "True", "False")).mean()
     start = truth["value"].iloc[0]
-    best = truth.loc[truth["value"].idxmax()]
+    best = truth.iloc[int(truth["value"].to_numpy().argmax())]
     clear = truth.loc[truth["low"] > CLEAR, "layer"]
     rises = f"rises clearly above chance from layer {int(clear.iloc[0])} on" if len(clear) else "never rises clearly above chance"
     return (

@@ -16,6 +16,7 @@ from stratascope.extract.model import Batch, Captured, CaptureModel
 from stratascope.extract.plan import ExtractionPlan
 from stratascope.store import RECORDED, encode_maps
 
+
 class ExtractionSession:
     """A loaded model and the plan it works through."""
 

@@ -29,13 +29,13 @@ def plan_summary(plan: ExtractionPlan) -> str:
     present = np.array(
         [[plan.position_tokens(k, position) is not None for position in layout.positions] for k in range(len(plan.examples))]
     )
-    table = layout.estimate(counts, plan.has_map, present).set_index("array")
-    for spec in layout.arrays():
-        if spec.by_block and spec.name in table.index:
-            row = table.loc[spec.name]
-            shape = " x ".join(f"{n} {d}" for d, n in zip(spec.dims, spec.shape, strict=True))
-            lines.append(f"{spec.name:<18} {shape:<58} {bytes_text(int(row.raw_bytes)):>9} {bytes_text(int(row.estimated_bytes)):>9}")
-    lines.append(f"{'all':<18} {'':<58} {bytes_text(int(table['raw_bytes'].sum())):>9} {bytes_text(int(table['estimated_bytes'].sum())):>9}")
+    table = layout.estimate(counts, plan.has_map, present)
+    specs = [spec for spec in layout.arrays() if spec.by_block]
+    shapes = {spec.name: " x ".join(f"{n} {d}" for d, n in zip(spec.dims, spec.shape, strict=True)) for spec in specs}
+    for name, raw, disk in zip(table["array"], table["raw_bytes"], table["estimated_bytes"], strict=True):
+        if name in shapes:
+            lines.append(_row(name, shapes[name], int(raw), int(disk)))
+    lines.append(_row("all", "", int(table["raw_bytes"].sum()), int(table["estimated_bytes"].sum())))
     absent = [
         f"{position} in {sum(plan.position_tokens(k, position) is None for k in range(len(plan.examples))):,}"
         for position in layout.positions
@@ -45,6 +45,10 @@ def plan_summary(plan: ExtractionPlan) -> str:
         lines += ["", f"examples without a box: {', '.join(absent)}"]
     lines += ["", "the first example's prompt, [span text]:", example_tokens(plan, 0)]
     return "\n".join(lines)
+
+
+def _row(name: str, shape: str, raw: int, disk: int) -> str:
+    return f"{name:<18} {shape:<58} {bytes_text(raw):>9} {bytes_text(disk):>9}"
 
 
 def example_tokens(plan: ExtractionPlan, example: int) -> str:

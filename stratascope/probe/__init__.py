@@ -7,44 +7,67 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stratascope.probe.advantage import Advantage
+    from stratascope.probe.calibration import calibration
+    from stratascope.probe.codelength import Codelength, codelength_by_layer, online_codelength
     from stratascope.probe.curve import LayerCurve
     from stratascope.probe.estimator import LogisticProbe
     from stratascope.probe.events import LayerEvent
     from stratascope.probe.folds import Folds, grouped_folds
     from stratascope.probe.plan import ProbeSettings
+    from stratascope.probe.splits import Leakage, official_split, split_leakage
     from stratascope.probe.study import layer_curve, probe_study
     from stratascope.probe.tasks import Task, task_from_values
+    from stratascope.probe.transfer import transfer_matrix
 
 _MODULES = {
     "Advantage": "advantage",
+    "Codelength": "codelength",
     "Folds": "folds",
     "LayerCurve": "curve",
     "LayerEvent": "events",
+    "Leakage": "splits",
     "LogisticProbe": "estimator",
     "ProbeSettings": "plan",
     "Task": "tasks",
+    "calibration": "calibration",
+    "codelength_by_layer": "codelength",
     "grouped_folds": "folds",
     "layer_curve": "study",
+    "official_split": "splits",
+    "online_codelength": "codelength",
     "probe_study": "study",
+    "split_leakage": "splits",
     "task_from_values": "tasks",
+    "transfer_matrix": "transfer",
 }
 
 __all__ = [
     "Advantage",
+    "Codelength",
     "Folds",
     "LayerCurve",
     "LayerEvent",
+    "Leakage",
     "LogisticProbe",
     "ProbeSettings",
     "Task",
+    "calibration",
+    "codelength_by_layer",
     "grouped_folds",
     "layer_curve",
+    "official_split",
+    "online_codelength",
     "probe_study",
+    "split_leakage",
     "task_from_values",
+    "transfer_matrix",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    # importing the submodule `calibration` binds the module under this name; the function is what is meant
+    globals()[name] = value
+    return value

@@ -4,22 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stratascope.errors import InvalidInputError, TooFewExamplesError
+from stratascope.errors import InvalidInputError
+from stratascope.probe.design import Design, Outer, design_for
 from stratascope.probe.folds import Folds
+from stratascope.probe.means import MeansSolver
+from stratascope.probe.ridge import RidgeSolver
 from stratascope.probe.rows import Eigenbasis, Rows
-from stratascope.probe.solver import BatchSolver
+from stratascope.probe.solver import BatchSolver, Report
 
 Floats = NDArray[Any]
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Held-out accuracy of standardised activations was best at 1e-3 .. 1e-2; the path stops soon after its optimum."""
+RIDGE_STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+METHODS = ("logistic", "means")
 
+TOLERANCE = 3e-7
+"""Relative to F. The solver's estimate of the gap is a few times too small where weights are hardly regularised."""
 INNER_TOLERANCE = 1e-5
-"""Of the models that only choose a strength: relative to F, far below the differences between strengths."""
+"""Of the models that only choose a strength: far below the differences between strengths."""
+
+
+class Fitter(Protocol):
+    """Problems on shared rows: P = labellings x models of a design, in this order."""
+
+    report: Report
+    absent: NDArray[np.bool_]
+
+    def solve(self, strength: float, problems: NDArray[np.intp]) -> Report: ...
+
+    def logits(self, problems: NDArray[np.intp], block: int) -> Floats:
+        """(problem, output, row of the block)"""
+
+    def held_out(self, problems: NDArray[np.intp], block: int) -> tuple[Floats, NDArray[np.bool_]]:
+        """Loss (problem, row of the block), and whether the model can know the row's class."""
+
+    def directions(self, problems: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        """(problem, output, column) and (problem, output) on x as recorded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +52,11 @@ class OutOfFold:
     """The answers of one labelling: every example's from models that saw neither it nor another example of its group."""
 
     logits: Floats
-    """(output, example) float32, NaN for examples that take no part; one output for two classes (the logit of the second)."""
+    """(output, example) float32, NaN for examples not tested; one output for two classes (the logit of the second)."""
     strength: Floats
     """(fold,) the chosen C."""
     inner_loss: Floats
-    """(strength, fold) mean log-loss within the training folds, nats; NaN where the path had stopped, or nothing was chosen."""
+    """(strength, fold) mean loss within the training folds; NaN where the path had stopped, or nothing was chosen."""
     gap: Floats
     """(fold,) estimate of (F - F*) / F of the chosen model."""
     certificate: Floats
@@ -42,24 +67,99 @@ class OutOfFold:
     """(fold,) share of the variance of the logits that the choice of training examples makes, 0..1; NaN where not measured."""
     absent: NDArray[np.bool_]
     """(fold, class) classes without a training example: their probability is 0 there."""
+    fold_directions: Floats
+    """(fold, output, column) float32 weights on x as recorded."""
+    fold_intercepts: Floats
+    """(fold, output)"""
     direction: Floats
-    """(output, column) weights on x as recorded, fitted on all examples at the strength best on average."""
+    """(output, column) of a model of all training examples, at the strength best on average."""
     intercept: Floats
     """(output,)"""
     direction_strength: float
 
 
-class _Best:
-    """The solution of each outer fold, and of all examples, at the best strength seen so far."""
+def classify(
+    rows: Rows,
+    labels: NDArray[np.integer],
+    folds: Folds,
+    *,
+    classes: int,
+    strengths: Sequence[float] | None = None,
+    basis: Eigenbasis | None = None,
+    tolerance: float = TOLERANCE,
+    method: str = "logistic",
+) -> list[OutOfFold]:
+    """Solve all folds, strengths and labellings of one layer together.
 
-    def __init__(self, outputs: int, examples: int, folds: int, classes: int, columns: int) -> None:
+    Parameters
+    ----------
+    rows : built with `folds.of` as blocks
+    labels : (labelling, example) class codes
+    strengths : inverse regularisation C; a single one is used as it is
+    method : logistic, or means (difference in means, which has no strength)
+
+    Raises
+    ------
+    TooFewExamplesError
+        A training set has one class only.
+    """
+    labels = np.atleast_2d(labels)
+    path = (1.0,) if method == "means" else tuple(sorted(strengths or STRENGTHS))
+    design = design_for(folds, len(path))
+    training = np.tile(design.training, (len(labels), 1))
+    which = np.repeat(np.arange(len(labels)), len(design.training))
+    allowed = np.where(np.arange(len(design.training)) < design.inner, max(INNER_TOLERANCE, tolerance), tolerance)
+    fitter: Fitter
+    if method == "logistic":
+        fitter = BatchSolver(
+            rows, labels, training, classes=classes, which=which, basis=basis, tolerance=np.tile(allowed, len(labels))
+        )  # fmt: skip
+    elif method == "means":
+        fitter = MeansSolver(rows, labels, training, classes=classes, which=which)
+    else:
+        raise InvalidInputError(f"expected a method of {', '.join(METHODS)}, found {method!r}")
+    return _follow(fitter, design, rows, labels.shape, path)
+
+
+def regress(rows: Rows, values: Floats, folds: Folds, *, strengths: Sequence[float] | None = None) -> list[OutOfFold]:
+    """Ridge regression of values (labelling, example, target), as `classify`; logits are the predicted targets."""
+    path = tuple(sorted(strengths or RIDGE_STRENGTHS))
+    design = design_for(folds, len(path))
+    training = np.tile(design.training, (len(values), 1))
+    which = np.repeat(np.arange(len(values)), len(design.training))
+    fitter = RidgeSolver(rows, values, training, which=which)
+    return _follow(fitter, design, rows, values.shape[:2], path)
+
+
+def _follow(fitter: Fitter, design: Design, rows: Rows, shape: tuple[int, ...], path: tuple[float, ...]) -> list[OutOfFold]:
+    """All models along ascending strengths, with warm starts; a labelling leaves when its mean inner loss has risen twice."""
+    labellings, examples = shape
+    models = len(design.training)
+    tracks = [_Track(fitter, design, rows, number * models, examples) for number in range(labellings)]
+    going = list(tracks)
+    for strength in path:
+        fitter.solve(strength, np.concatenate([np.arange(track.first, track.first + models) for track in going]))
+        for track in going:
+            track.visit(strength, choose=len(path) > 1)
+        going = [track for track in going if not track.rising()]
+        if not going:
+            break
+    return [track.result(len(path)) for track in tracks]
+
+
+class _Track:
+    """The best solution so far of each outer model, and of all examples, of one labelling."""
+
+    def __init__(self, fitter: Fitter, design: Design, rows: Rows, first: int, examples: int) -> None:
+        self.fitter, self.design, self.rows, self.first = fitter, design, rows, first
+        count = len(design.outer)
+        outputs = fitter.logits(np.array([first]), design.outer[0].block).shape[1]
         self.logits = np.full((outputs, examples), np.nan, np.float32)
-        self.strength, self.loss = np.full(folds, np.nan), np.full(folds, np.inf)
-        self.gap, self.certificate = np.full(folds, np.nan), np.full(folds, np.nan)
-        self.iterations = np.zeros(folds, np.intp)
-        self.noise_share = np.full(folds, np.nan)
-        self.absent = np.zeros((folds, classes), bool)
-        self.direction, self.intercept = np.zeros((outputs, columns)), np.zeros(outputs)
+        self.strength, self.loss = np.full(count, np.nan), np.full(count, np.inf)
+        self.gap, self.certificate, self.noise = (np.full(count, np.nan) for _ in range(3))
+        self.iterations = np.zeros(count, np.intp)
+        self.weights, self.biases = np.zeros((count, outputs, rows.d), np.float32), np.zeros((count, outputs))
+        self.direction, self.intercept = np.zeros((outputs, rows.d)), np.zeros(outputs)
         self.direction_strength, self.direction_loss = np.nan, np.inf
         self.curve: list[Floats] = []
 
@@ -68,131 +168,71 @@ class _Best:
         mean = [float(np.mean(loss)) for loss in self.curve[-3:]]
         return len(mean) == 3 and mean[0] < mean[1] < mean[2]
 
+    def visit(self, strength: float, *, choose: bool) -> None:
+        """Take note of the solutions at a strength."""
+        loss = self._inner_loss() if choose else np.zeros(len(self.design.outer))
+        self.curve.append(loss)
+        for number, outer in enumerate(self.design.outer):
+            if loss[number] < self.loss[number]:
+                self.loss[number], self.strength[number] = loss[number], strength
+                self._keep(number, outer)
+        if loss.mean() < self.direction_loss:
+            self.direction_loss, self.direction_strength = float(loss.mean()), strength
+            weight, bias = self.fitter.directions(np.array([self.first + self.design.everything]))
+            self.direction, self.intercept = weight[0], bias[0]
 
-def cross_validate(
-    rows: Rows,
-    labels: NDArray[np.integer],
-    folds: Folds,
-    *,
-    classes: int,
-    strengths: Sequence[float] = STRENGTHS,
-    basis: Eigenbasis | None = None,
-    tolerance: float = 1e-6,
-) -> list[OutOfFold]:
-    """Solve all folds, strengths and labellings of one layer together.
+    def _keep(self, number: int, outer: Outer) -> None:
+        model = self.first + outer.model
+        index = self.rows.order[self.rows.part(outer.block)]
+        self.logits[:, index] = self.fitter.logits(np.array([model]), outer.block)[0]
+        report = self.fitter.report
+        self.gap[number] = report.gap[model] / max(report.objective[model], 1e-300)
+        self.certificate[number], self.iterations[number] = report.certificate[model], report.iterations[model]
+        weight, bias = self.fitter.directions(np.array([model]))
+        self.weights[number], self.biases[number] = weight[0], bias[0]
+        if outer.smaller:
+            others = self.fitter.logits(self.first + np.array(outer.smaller), outer.block)
+            self.noise[number] = noise_share(self.logits[:, index], others, outer.smaller_correlation)
 
-    With several strengths, the models that leave out a pair of folds choose: for outer fold f, the mean over the other folds g
-    of the log-loss on g of the model trained without f and g. A model without {f, g} serves both, so 5 folds need 10 inner and
-    5 outer models. All follow the ascending strengths with warm starts; a labelling leaves the path when its mean inner loss
-    has risen twice.
+    def _inner_loss(self) -> Floats:
+        """(outer,) mean held-out loss; examples of classes that the model never saw do not count."""
+        asked = sorted({pair for outer in self.design.outer for pair in outer.inner})
+        found: dict[tuple[int, int], tuple[float, int]] = {}
+        for block in sorted({block for _, block in asked}):
+            models = [model for model, b in asked if b == block]
+            loss, known = self.fitter.held_out(self.first + np.array(models), block)
+            for model, row, seen in zip(models, loss, known, strict=True):
+                found[model, block] = (float(row[seen].sum()), int(seen.sum()))
+        sums = [np.sum([found[pair] for pair in outer.inner], axis=0) for outer in self.design.outer]
+        return np.array([total / max(count, 1) for total, count in sums])
 
-    Parameters
-    ----------
-    rows : built with `folds.of` as blocks
-    labels : (labelling, example) class codes
-    strengths : inverse regularisation C; a single one is used as it is
-
-    Raises
-    ------
-    InvalidInputError
-        A choice of strength is asked for with fewer than 3 folds.
-    """
-    labels = np.atleast_2d(labels)
-    path = sorted(float(c) for c in strengths)
-    nested = len(path) > 1
-    if not path:
-        raise InvalidInputError("expected at least one strength, found none; give strengths=(1e-3, 1e-2, 1e-1)")
-    if nested and folds.count < 3:
-        raise InvalidInputError(
-            f"expected at least 3 folds to choose among {len(path)} strengths inside the training folds, found {folds.count}; "
-            "give folds=3 or more, or a single strength"
-        )
-    pairs = folds.pairs() if folds.count > 2 else []
-    outer, everything = len(pairs), len(pairs) + folds.count
-    models = np.concatenate([_without(folds.count, pairs), folds.training(), np.ones((1, folds.count), bool)])
-    solver = BatchSolver(
-        rows,
-        labels,
-        np.tile(models, (len(labels), 1)),
-        classes=classes,
-        which=np.repeat(np.arange(len(labels)), len(models)),
-        basis=basis,
-        tolerance=np.tile(np.where(np.arange(len(models)) < outer, max(INNER_TOLERANCE, tolerance), tolerance), len(labels)),
-    )
-    if len(pairs):
-        _refuse_constant(solver, len(models), outer)
-    best = [_Best(solver.loss.outputs, labels.shape[1], folds.count, classes, rows.d) for _ in labels]
-    going = list(range(len(labels)))
-    for strength in path:
-        problems = np.concatenate([np.arange(j * len(models), (j + 1) * len(models)) for j in going])
-        solver.solve(strength, problems)
-        for j in going:
-            first = j * len(models)
-            loss = _inner_loss(solver, first, pairs, folds.count) if nested else np.zeros(folds.count)
-            best[j].curve.append(loss)
-            _keep_best(best[j], solver, first, pairs, first + everything, loss, strength)
-        going = [j for j in going if not best[j].rising()]
-        if not going:
-            break
-    return [_result(b, len(path), nested) for b in best]
-
-
-def _without(folds: int, pairs: list[tuple[int, int]]) -> NDArray[np.bool_]:
-    masks = np.ones((len(pairs), folds), dtype=bool)
-    for row, pair in enumerate(pairs):
-        masks[row, list(pair)] = False
-    return masks
-
-
-def _refuse_constant(solver: BatchSolver, models: int, outer: int) -> None:
-    inner = np.arange(solver.count) % models < outer
-    if ((~solver.absent[inner]).sum(axis=1) < 2).any():
-        raise TooFewExamplesError(
-            "expected two classes within the training folds, found a constant label; give fewer folds or more examples"
+    def result(self, strengths: int) -> OutOfFold:
+        """What was kept."""
+        inner = np.full((strengths, len(self.strength)), np.nan)
+        if strengths > 1:
+            inner[: len(self.curve)] = self.curve
+        return OutOfFold(
+            logits=self.logits,
+            strength=self.strength,
+            inner_loss=inner,
+            gap=self.gap,
+            certificate=self.certificate,
+            iterations=self.iterations,
+            noise_share=self.noise,
+            absent=self.fitter.absent[[self.first + outer.model for outer in self.design.outer]],
+            fold_directions=self.weights,
+            fold_intercepts=self.biases,
+            direction=self.direction,
+            intercept=self.intercept,
+            direction_strength=self.direction_strength,
         )
 
 
-def _inner_loss(solver: BatchSolver, first: int, pairs: list[tuple[int, int]], folds: int) -> Floats:
-    """(fold,) mean log-loss of held-out inner folds; examples of classes that the model never saw do not count."""
-    total, count = np.zeros(folds), np.zeros(folds)
-    for block in range(folds):
-        models = np.array([i for i, pair in enumerate(pairs) if block in pair])
-        labels = solver.labels[solver.which[first], solver.rows.part(block)]
-        loss = solver.loss.each(solver.logits(first + models, block), np.broadcast_to(labels, (len(models), len(labels))))
-        known = ~solver.absent[first + models][:, labels.astype(np.intp)]
-        for model, row, seen in zip(models, loss, known, strict=True):
-            f, g = pairs[model]
-            held = g if block == f else f  # the model without f and g, tested on f, speaks for outer fold g
-            total[held] += row[seen].sum()
-            count[held] += seen.sum()
-    return total / np.maximum(count, 1)
-
-
-def _keep_best(
-    best: _Best, solver: BatchSolver, first: int, pairs: list[tuple[int, int]], everything: int, loss: Floats, strength: float
-) -> None:
-    for fold in np.flatnonzero(loss < best.loss):
-        model = first + len(pairs) + int(fold)
-        best.loss[fold], best.strength[fold] = loss[fold], strength
-        rows = solver.rows.order[solver.rows.part(int(fold))]
-        best.logits[:, rows] = solver.logits(np.array([model]), int(fold))[0]
-        smaller = np.array([first + i for i, pair in enumerate(pairs) if fold in pair], dtype=np.intp)
-        if len(smaller):
-            best.noise_share[fold] = noise_share(best.logits[:, rows], solver.logits(smaller, int(fold)), len(best.strength))
-        best.gap[fold] = solver.report.gap[model] / solver.report.objective[model]
-        best.certificate[fold], best.iterations[fold] = solver.report.certificate[model], solver.report.iterations[model]
-        best.absent[fold] = solver.absent[model]
-    if loss.mean() < best.direction_loss:
-        best.direction_loss, best.direction_strength = float(loss.mean()), strength
-        direction, intercept = solver.directions(np.array([everything]))
-        best.direction, best.intercept = direction[0], intercept[0]
-
-
-def noise_share(logits: Floats, smaller: Floats, folds: int) -> float:
+def noise_share(logits: Floats, smaller: Floats, without_signal: float) -> float:
     """How much of the logits' variance comes from the training examples that happened to be drawn.
 
-    Logits (output, row) of a model of folds - 1 folds are compared with those (model, output, row) of models that lack one of
-    them. Without any signal the logits are sums of independent contributions of the training folds, and correlate by
+    Logits (output, row) are compared with those (model, output, row) of models that lack one more fold. Without any signal
+    logits are sums of independent contributions of the training folds, and correlate by `without_signal` =
     sqrt((folds - 2) / (folds - 1)); with nothing but signal they are the same.
     """
     centred = logits - logits.mean(axis=1, keepdims=True)
@@ -201,23 +241,4 @@ def noise_share(logits: Floats, smaller: Floats, folds: int) -> float:
     if not (size > 0).all():
         return 1.0
     correlation = float(((others * centred).sum(axis=(1, 2)) / size).mean())
-    return float(np.clip((1 - correlation) / (1 - np.sqrt((folds - 2) / (folds - 1))), 0, 1))
-
-
-def _result(best: _Best, strengths: int, nested: bool) -> OutOfFold:
-    inner = np.full((strengths, len(best.strength)), np.nan)
-    if nested:
-        inner[: len(best.curve)] = best.curve
-    return OutOfFold(
-        logits=best.logits,
-        strength=best.strength,
-        inner_loss=inner,
-        gap=best.gap,
-        certificate=best.certificate,
-        iterations=best.iterations,
-        noise_share=best.noise_share,
-        absent=best.absent,
-        direction=best.direction,
-        intercept=best.intercept,
-        direction_strength=best.direction_strength,
-    )
+    return float(np.clip((1 - correlation) / (1 - without_signal), 0, 1))

@@ -50,16 +50,18 @@ class LayerCurve:
     """(layer, output)"""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Settings, provenance and fingerprint of the store."""
+    targets: tuple[str, ...] = ()
+    """What was regressed on, of a task of values; `classes` is empty then, and logits are predictions."""
 
     @property
     def layers(self) -> NDArray[np.intp]:
         """(layer,) layer numbers, ascending."""
-        return self.table.loc[self.table["metric"] == "accuracy", "layer"].to_numpy()
+        return self.rows()["layer"].to_numpy()
 
     @property
     def metric(self) -> str:
-        """The metric of onset and plot: AUROC for two classes, else balanced accuracy."""
-        return main_metric(len(self.classes))
+        """The metric of onset and plot: AUROC for two classes, balanced accuracy for more, R2 for values."""
+        return "r2" if self.targets else main_metric(len(self.classes))
 
     @property
     def chance(self) -> float:
@@ -83,7 +85,14 @@ class LayerCurve:
 
     @property
     def predictions(self) -> pd.DataFrame:
-        """One row per layer and example: layer, example, id, fold, label, predicted, right, probability (of the label)."""
+        """One row per layer and example: layer, example, id, fold, label, predicted, right, probability (of the label).
+
+        Of a task of values: the predicted targets in columns of their names.
+        """
+        if self.targets:
+            parts = [self.examples[["example", "id", "fold"]].assign(layer=layer) for layer in self.layers]
+            found = pd.concat(parts, ignore_index=True)
+            return found.assign(**{name: self.logits[:, number].ravel() for number, name in enumerate(self.targets)})
         chances = probabilities(self.logits)
         predicted = predict(self.logits)
         label = self.examples["label"].to_numpy()
@@ -178,9 +187,9 @@ class LayerCurve:
             "intercepts": (("layer", "output"), self.intercepts),
         }
         arrays |= {f"draws_{name}": (("layer", "draw"), values) for name, values in self.draws.items()}
-        attributes = {"task": self.task, "position": self.position, "classes": list(self.classes), "settings": dict(self.attributes)}
+        head = {"task": self.task, "position": self.position, "classes": list(self.classes), "targets": list(self.targets)}
         tables = {"table": self.table, "folds": self.folds, "examples": self.examples}
-        save_result(path, ResultFile(kind=KIND, tables=tables, arrays=arrays, attributes=attributes))
+        save_result(path, ResultFile(kind=KIND, tables=tables, arrays=arrays, attributes=head | {"settings": dict(self.attributes)}))
 
     @classmethod
     def load(cls, path: str | Path) -> LayerCurve:
@@ -201,4 +210,5 @@ class LayerCurve:
             directions=arrays["directions"],
             intercepts=arrays["intercepts"],
             attributes=result.attributes["settings"],
+            targets=tuple(result.attributes["targets"]),
         )

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stratascope.probe.cross_validation import OutOfFold, cross_validate
-from stratascope.probe.plan import Batch
+from stratascope.probe.cross_validation import OutOfFold, classify, regress
+from stratascope.probe.plan import Batch, ProbeSettings
 from stratascope.probe.rows import Eigenbasis, Rows
 from stratascope.store import ActivationStore
 
@@ -23,12 +23,10 @@ class LayerTask:
     """One layer and position, with all its batches. Pickles to the store's address and small arrays."""
 
     store: ActivationStore
-    array: str
     layer: int
     position: str | None
     batches: Sequence[Batch]
-    strengths: tuple[float, ...]
-    tolerance: float
+    settings: ProbeSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,23 +47,28 @@ def run_layer(task: LayerTask) -> LayerAnswer:
     started = time.perf_counter()
     with threadpool_limits(1, user_api="blas"):
         used = np.flatnonzero(np.any([batch.used for batch in task.batches], axis=0))
-        x = task.store.read(task.array, layer=task.layer, position=task.position, examples=used)
+        x = task.store.read(task.settings.array, layer=task.layer, position=task.position, examples=used)
         x = x.reshape(len(used), -1)
         basis: Eigenbasis | None = None
         answers = []
         for batch in task.batches:
             rows = Rows(x, batch.folds.of[used])
-            # the basis of one set of examples serves the others: it only speeds up
-            basis = rows.eigenbasis() if basis is None else basis
+            if batch.targets:
+                answers.append(regress(rows, batch.labels[:, used], batch.folds, strengths=task.settings.strengths))
+                continue
+            if basis is None and task.settings.method == "logistic":
+                # the basis of one set of examples serves the others: it only speeds up
+                basis = rows.eigenbasis()
             answers.append(
-                cross_validate(
+                classify(
                     rows,
                     batch.labels[:, used],
                     batch.folds,
                     classes=len(batch.classes),
-                    strengths=task.strengths,
+                    strengths=task.settings.strengths,
                     basis=basis,
-                    tolerance=task.tolerance,
+                    tolerance=task.settings.tolerance,
+                    method=task.settings.method,
                 )
             )
             del rows

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, UnwrittenBlockError
 from stratascope.probe.controls import TYPES, control_labels, shuffled_labels
-from stratascope.probe.cross_validation import STRENGTHS
+from stratascope.probe.cross_validation import METHODS, TOLERANCE
 from stratascope.probe.folds import Folds, grouped_folds
+from stratascope.probe.splits import official_split
 from stratascope.probe.tasks import MINIMUM_COUNT, Task, find_task
 from stratascope.store import ActivationStore
 
@@ -26,15 +27,19 @@ class ProbeSettings:
     folds: int = 5
     seed: int = 0
     """Of folds, controls and bootstrap."""
-    strengths: tuple[float, ...] = STRENGTHS
-    """Inverse regularisation; several are chosen among inside the training folds."""
+    strengths: tuple[float, ...] | None = None
+    """Inverse regularisation C; several are chosen among inside the training folds. None: 1e-5 .. 100, for ridge 1e-6 .. 1."""
+    method: str = "logistic"
+    """logistic, or means: the difference in means. Tasks of values are always fitted by ridge regression."""
+    split: tuple[str, ...] = ()
+    """Names of the training and the test split, such as ("train", "test"), instead of cross-validation."""
     groups: str = "image"
     """Column of the examples whose equal values are never divided between folds."""
     minimum: int = MINIMUM_COUNT
     """Classes of fewer examples are left out."""
     types: tuple[str, ...] = TYPES
     """Columns that make the type in a control task."""
-    tolerance: float = 1e-6
+    tolerance: float = TOLERANCE
     """Of the solver, relative to the objective."""
     draws: int = 2000
     """Of the bootstrap."""
@@ -43,10 +48,16 @@ class ProbeSettings:
     """Whether the weights of a probe of all examples are kept."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "strengths", tuple(sorted(float(c) for c in self.strengths)))
+        if self.strengths is not None:
+            object.__setattr__(self, "strengths", tuple(sorted(float(c) for c in self.strengths)))
+            if not self.strengths or min(self.strengths) <= 0:
+                raise InvalidInputError(f"expected strengths above 0, found {self.strengths}; give for example (1e-3, 1e-2, 1e-1)")
         object.__setattr__(self, "types", tuple(self.types))
-        if not self.strengths or min(self.strengths) <= 0:
-            raise InvalidInputError(f"expected strengths above 0, found {self.strengths}; give for example (1e-3, 1e-2, 1e-1)")
+        object.__setattr__(self, "split", tuple(self.split))
+        if self.method not in METHODS:
+            raise InvalidInputError(f"expected a method of {', '.join(METHODS)}, found {self.method!r}")
+        if len(self.split) not in (0, 2):
+            raise InvalidInputError(f"expected the names of a training and a test split, found {self.split}; give split=('train', 'test')")
         if not 0 < self.level < 1:
             raise InvalidInputError(f"expected a level between 0 and 1, found {self.level}; give 0.95")
         if self.draws < 100:
@@ -63,8 +74,9 @@ class Batch:
     classes: tuple[str, ...]
     folds: Folds
     """Over all examples of the store."""
-    labels: NDArray[np.intp]
-    """(labelling, example) class codes, -1 for examples that take no part."""
+    labels: NDArray[Any]
+    """(labelling, example) class codes, -1 for examples that take no part; (labelling, example, target) of a task of values."""
+    targets: tuple[str, ...] = ()
 
     @property
     def used(self) -> NDArray[np.bool_]:
@@ -87,29 +99,48 @@ def plan_position(
     if not usable.any():
         raise NotRecordedError(
             f"expected examples with {settings.array} at position {position!r}, found none recorded; "
-            f"this store has positions {', '.join(store.layout.positions)}"
+            f"this store has positions {', '.join(store.layout.positions)}; choose one of them"
         )
     if settings.groups not in store.examples.columns:
         raise InvalidInputError(
             f"expected a column of the examples to group by, found {settings.groups!r}; columns are {list(store.examples)}"
         )
     groups = store.examples[settings.groups].to_numpy(dtype=str)
-    batches: dict[str, tuple[Task, Folds, list[str], list[NDArray[np.intp]]]] = {}
+    tasks_of: dict[str, Task] = {}
+    folds_of: dict[str, Folds] = {}
+    names: dict[str, list[str]] = {}
+    labels: dict[str, list[NDArray[Any]]] = {}
     for spec in tasks:
         found, control = find_task(store, spec, usable, values)
-        if found.name not in batches:
+        if found.name not in tasks_of:
             kept = found.among(usable, settings.minimum)
-            folds = grouped_folds(groups, kept.codes, folds=settings.folds, seed=settings.seed, class_names=kept.classes)
-            batches[found.name] = (kept, folds, [], [])
-        task, folds, names, labels = batches[found.name]
-        names.append(f"{found.name}:{control}" if control else found.name)
-        if control == "shuffled":
-            labels.append(shuffled_labels(task.codes, folds, seed=settings.seed))
-        elif control == "control":
-            labels.append(control_labels(task.codes, store.examples, folds, types=settings.types, seed=settings.seed))
-        else:
-            labels.append(task.codes)
-    return [Batch(tuple(names), task.classes, folds, np.stack(labels)) for task, folds, names, labels in batches.values()]
+            tasks_of[found.name], folds_of[found.name] = kept, _folds(store, kept, groups, settings)
+            names[found.name], labels[found.name] = [], []
+        task, folds = tasks_of[found.name], folds_of[found.name]
+        names[task.name].append(f"{task.name}:{control}" if control else task.name)
+        labels[task.name].append(_labels(store, task, control, folds, settings))
+    return [Batch(tuple(names[n]), t.classes, folds_of[n], np.stack(labels[n]), t.targets) for n, t in tasks_of.items()]
+
+
+def _folds(store: ActivationStore, task: Task, groups: NDArray[Any], settings: ProbeSettings) -> Folds:
+    if settings.split:
+        train, test = settings.split
+        return official_split(
+            store.examples, task.codes, train=(train,), test=(test,), groups=settings.groups, folds=settings.folds, seed=settings.seed
+        )
+    return grouped_folds(groups, task.codes, folds=settings.folds, seed=settings.seed, class_names=task.classes or None)
+
+
+def _labels(store: ActivationStore, task: Task, control: str | None, folds: Folds, settings: ProbeSettings) -> NDArray[Any]:
+    if control == "shuffled":
+        place = shuffled_labels(np.where(folds.of >= 0, np.arange(len(folds.of)), -1), folds, seed=settings.seed)
+        moved = (task.codes if task.values is None else task.values)[place]
+        return moved if task.values is not None else np.where(folds.of >= 0, moved, -1)
+    if control == "control":
+        if task.values is not None:
+            raise InvalidInputError(f"task {task.name!r}: expected classes for a control task, found values; use {task.name}:shuffled")
+        return control_labels(task.codes, store.examples, folds, types=settings.types, seed=settings.seed)
+    return task.codes if task.values is None else task.values
 
 
 def wanted_examples(store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None) -> NDArray[np.bool_]:

@@ -121,6 +121,13 @@ class Rows:
         scale = np.sqrt(np.where(constant, 1.0, variance))
         return Moments(count=count, mean=mean.astype(self.dtype), scale=scale.astype(self.dtype))
 
+    def unscaled(self, weight: Floats, intercept: Floats, moments: Moments, problems: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        """Weights (problem, output, column) and intercepts of standardised rows as those of x as it was given, in float64."""
+        weight = weight / moments.scale[problems].astype(np.float64)[:, None]
+        intercept = intercept - np.einsum("pkd,pd->pk", weight, moments.mean[problems].astype(np.float64))
+        weight = weight / self.scale
+        return weight, intercept - weight @ self.mean
+
     def eigenbasis(self, rank: int | None = None) -> Eigenbasis:
         """Eigenvectors of z'z; of the smaller of z'z and zz' where there are fewer rows than columns."""
         from scipy.linalg import eigh

@@ -257,10 +257,13 @@ class BatchSolver:
         blocks = [np.arange(len(problems)) if b == block else np.arange(0) for b in range(self.rows.blocks)]
         return self.forward(problems, self.coef[problems], self.intercept[problems], blocks)[block]
 
+    def held_out(self, problems: NDArray[np.intp], block: int) -> tuple[Floats, NDArray[np.bool_]]:
+        """Log-loss (problem, row of the block), and whether the model can know the row's class."""
+        labels = self.labels[self.which[problems], self.rows.part(block)]
+        known = ~np.take_along_axis(self.absent[problems], labels.astype(np.intp), axis=1)
+        return self.loss.each(self.logits(problems, block), labels), known
+
     def directions(self, problems: NDArray[np.intp] | None = None) -> tuple[Floats, Floats]:
         """Weights and intercepts for x as it was given: (problem, output, column) and (problem, output), float64."""
         chosen = np.arange(self.count) if problems is None else problems
-        weight = self.coef[chosen] / self.moments.scale[chosen].astype(np.float64)[:, None]
-        intercept = self.intercept[chosen] - np.einsum("pkd,pd->pk", weight, self.moments.mean[chosen].astype(np.float64))
-        weight = weight / self.rows.scale
-        return weight, intercept - weight @ self.rows.mean
+        return self.rows.unscaled(self.coef[chosen], self.intercept[chosen], self.moments, chosen)

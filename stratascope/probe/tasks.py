@@ -1,9 +1,9 @@
-"""What a probe is asked to read: the truth label, the caption's relation, the model's answer, or any column of the examples."""
+"""What a probe is asked to read: the truth label, the relation, the model's answer, boxes, or any column of the examples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 from stratascope.probe.categories import category_of
+from stratascope.probe.geometry import TARGETS, box_geometry
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -28,7 +29,10 @@ class Task:
     codes: NDArray[np.intp]
     """(example,) number into `classes`, -1 for an example without one."""
     classes: tuple[str, ...]
-    """Sorted."""
+    """Sorted; empty for a task of values."""
+    values: NDArray[np.float64] | None = None
+    """(example, target) what to regress on, instead of classes."""
+    targets: tuple[str, ...] = ()
 
     def among(self, examples: NDArray[np.bool_], minimum: int = 1) -> Task:
         """The task on a subset (example,) of the examples, without classes of fewer than `minimum` of them.
@@ -39,6 +43,8 @@ class Task:
             Fewer than two classes are left.
         """
         codes = np.where(examples, self.codes, -1)
+        if self.values is not None:
+            return replace(self, codes=codes)
         counts = np.bincount(codes[codes >= 0], minlength=len(self.classes))
         kept = np.flatnonzero(counts >= max(minimum, 1))
         if len(kept) < 2:
@@ -92,7 +98,8 @@ def find_task(
     """The task that a name stands for, and the control after its colon.
 
     `truth` is the label, `relation` the caption's relation, `category` its meta category, `answer` the most likely of the
-    recorded choices; any other name is a column of the examples. `values` adds tasks by example id, such as from a CSV file.
+    recorded choices, `geometry` the centres of the gold boxes; any other name is a column of the examples. `values` adds tasks
+    by example id, such as from a CSV file.
 
     Raises
     ------
@@ -115,12 +122,16 @@ def find_task(
         found = task_from_values(name, table["relation"].map(category_of), wanted)
     elif name == "answer":
         found = _answers(store, wanted)
+    elif name == "geometry":
+        geometry = box_geometry(table)
+        known = np.isfinite(geometry).all(axis=1)
+        found = Task(name, np.where(known, 0, -1), (), np.where(known[:, None], geometry, 0), TARGETS)
     elif name in table.columns:
         found = task_from_values(name, table[name], wanted)
     else:
         columns = ", ".join(c for c in table.columns if c not in ("id", "image", "caption"))
         raise NotRecordedError(
-            f"expected a task truth, category, answer or a column of the examples, found {name!r}; columns are {columns}"
+            f"expected a task truth, category, answer, geometry or a column of the examples, found {name!r}; columns are {columns}"
         )
     return found, control or None
 

@@ -63,6 +63,8 @@ def draw_layer_curves(
     InvalidInputError
         If a table has no rows of the metric.
     """
+    from matplotlib.ticker import MaxNLocator
+
     lively = 0
     dashes = ["--", ":", "-."]
     for name, table in curves.items():
@@ -82,7 +84,7 @@ def draw_layer_curves(
         ax.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=6.5, color="black")
     ax.set_xlabel("residual stream after k decoder blocks")
     ax.set_ylabel(METRIC_LABELS.get(metric, metric))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if title:
         ax.set_title(title)
     return ax
@@ -105,6 +107,8 @@ def draw_attention_share(values: np.ndarray, tokens: np.ndarray, parts: Sequence
     title
         Over the axes.
     """
+    from matplotlib.ticker import MaxNLocator
+
     by_head = values.mean(0)
     layers = np.arange(by_head.shape[0])
     image = parts.index("image") if isinstance(parts, list | tuple) else list(parts).index("image")
@@ -125,7 +129,7 @@ def draw_attention_share(values: np.ndarray, tokens: np.ndarray, parts: Sequence
     ax.set_xlabel("decoder block")
     ax.set_ylabel("share of the final token's attention")
     ax.set_ylim(0, 1)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if title:
         ax.set_title(title)
     return ax
@@ -156,18 +160,16 @@ def draw_overlay(
     """
     if not np.isfinite(cells).all() or (cells < 0).any():
         raise InvalidInputError("expected a map of finite values of at least 0")
+    from matplotlib.patches import Rectangle
+
     height, width = image.shape[:2]
     grey = image.mean(-1, keepdims=True).repeat(3, -1)
     ax.imshow((0.5 * image + 0.5 * grey).astype(np.uint8), extent=(0, width, height, 0))
     peak = float(cells.max())
     share = cells / peak if peak > 0 else cells
-    drawn = ax.imshow(
-        share, extent=(0, width, height, 0), cmap="inferno", alpha=0.15 + 0.65 * share, vmin=0, vmax=1, interpolation="nearest"
-    )
-    drawn.set_clim(0, 1)
+    tint = np.broadcast_to(np.array(TINT), (*share.shape, 3))
+    ax.imshow(np.dstack([tint, 0.75 * share]), extent=(0, width, height, 0), interpolation="nearest")
     for k, (name, (x0, y0, x1, y1)) in enumerate((boxes or {}).items()):
-        from matplotlib.patches import Rectangle
-
         colour = ("#000000", "#0072B2")[k % 2]
         ax.add_patch(
             Rectangle((x0 * width, y0 * height), (x1 - x0) * width, (y1 - y0) * height, fill=False, edgecolor=colour, linewidth=1.2)
@@ -177,7 +179,9 @@ def draw_overlay(
             (x0 * width, y0 * height),
             color=colour,
             fontsize=6.5,
-            va="bottom",
+            va="top",
+            xytext=(1.5, -1.5),
+            textcoords="offset points",
             bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.8, "linewidth": 0},
         )
     ax.set_xticks([])

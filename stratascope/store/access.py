@@ -20,6 +20,10 @@ MARKERS = "written/c/"
 """The one place where absence has a meaning: the block is not written."""
 
 
+class UnreachableError(StoreError):
+    """A store behind an address could not be asked: nothing is known to be wrong with it."""
+
+
 class GuardedStore(WrapperStore[Store]):
     """A read-only view of a Zarr store in which a file of values that is missing or empty is an error, never fill."""
 
@@ -40,7 +44,7 @@ class GuardedStore(WrapperStore[Store]):
             value = await self._store.get(key, prototype, byte_range)
         except Exception as error:
             if type(error).__module__.startswith("obstore"):
-                raise StoreError(_network(key, error)) from error
+                raise UnreachableError(_network(key, error)) from error
             raise
         if _holds_values(key) and (value is None or len(value) == 0):
             if value is None and key.startswith(MARKERS):
@@ -130,17 +134,22 @@ def _remote(url: str) -> Store:
     try:
         return ObjectStore(from_url(f"{scheme}://{quoted}", **options), read_only=True)
     except Exception as error:
-        raise StoreError(f"{url}: expected an address that can be read (http, https, s3, gs, az), found: {error}") from error
+        raise StoreError(f"{url}: expected an address that can be read (http, https, s3, gs, az), found: {_short(error)}") from error
 
 
 def _network(key: str, error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = _short(error)
     if "ange" in text and ("upport" in text or "artial" in text):
         return (
             f"expected a server that answers Range requests, found one that does not (asked for a part of {key}); "
             "python -m http.server is such a one: use nginx, caddy or an object store, or fetch the whole store first"
         )
-    return f"expected to read {key}, found: {text[:300]}; check the address and the network, then run again"
+    return f"expected to read {key}, found: {text}; check the address and the network, then run again"
+
+
+def _short(error: Exception) -> str:
+    """The message without the dump of the request that obstore appends."""
+    return " ".join(str(error).partition("Debug source")[0].split())
 
 
 def _holds_values(key: str) -> bool:

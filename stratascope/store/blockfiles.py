@@ -22,7 +22,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from stratascope.errors import StoreError, UnwrittenBlockError
-from stratascope.store.access import GuardedStore
+from stratascope.store.access import GuardedStore, UnreachableError
 from stratascope.store.arrays import ArraySpec
 from stratascope.store.selection import Selection, listing
 from stratascope.store.shards import ABSENT, chunk_counts, decode_chunk, decode_index, index_size
@@ -110,6 +110,8 @@ class BlockFiles:
                 value = int(decode_chunk(spec, data, "the marker")[0])
                 if value not in (0, 1):
                     raise StoreError(f"expected 0 or 1 in the marker, found {value}")
+            except UnreachableError:
+                raise
             except StoreError as error:
                 raise StoreError(f"{self._name}: {key}: {error}; run `stratascope verify --repair`") from error
             return value == 1
@@ -146,6 +148,8 @@ class BlockFiles:
         bad = {block: error for block, error in errors.items() if error is not None}
         if bad:
             first = next(iter(bad.values()))
+            if isinstance(first, UnreachableError):
+                raise UnreachableError(f"{self._name}: {first}")
             raise StoreError(
                 f"{self._name}: expected whole files of {spec.name}, found damage in blocks {listing(sorted(bad))}: {first}; "
                 "run `stratascope verify --repair` and extract again, or fetch the store again"

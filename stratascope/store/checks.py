@@ -119,7 +119,7 @@ def _floats(layout: StoreLayout, spec: ArraySpec, values: NDArray[Any], facts: B
             f"{spec.name}: expected finite numbers, found {values[tuple(at)]} at {_place(layout, spec, at, facts)}; "
             f"record the example with status {STATUS_CODES['non_finite']} (non_finite), or compute in float32"
         )
-    if "token" in spec.dims and (finite & ~_within(spec, facts)).any():
+    if "token" in spec.dims and (finite & _along_examples(spec, recorded) & ~_within(spec, facts)).any():
         raise InvalidInputError(f"{spec.name}: expected NaN beyond each prompt's n_tokens, found numbers; pad on the right with NaN")
     if np.broadcast_to(wanted, stored.shape).all():
         return stored
@@ -128,8 +128,7 @@ def _floats(layout: StoreLayout, spec: ArraySpec, values: NDArray[Any], facts: B
 
 def _wanted(layout: StoreLayout, spec: ArraySpec, facts: BlockFacts, recorded: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Where values must be finite, broadcastable to the block's array."""
-    axis = spec.example_axis
-    wanted = recorded.reshape([-1 if i == axis else 1 for i in range(len(spec.dims))])
+    wanted = _along_examples(spec, recorded)
     if spec.position_dim is not None:
         names = layout.positions_of(spec.position_dim)
         columns = [layout.positions.index(p) if p in layout.positions else -1 for p in names]
@@ -139,6 +138,11 @@ def _wanted(layout: StoreLayout, spec: ArraySpec, facts: BlockFacts, recorded: N
     if "token" in spec.dims:
         wanted = wanted & _within(spec, facts)
     return wanted
+
+
+def _along_examples(spec: ArraySpec, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A mask over a block's examples, broadcastable to the block's array."""
+    return mask.reshape([-1 if i == spec.example_axis else 1 for i in range(len(spec.dims))])
 
 
 def _within(spec: ArraySpec, facts: BlockFacts) -> NDArray[np.bool_]:

@@ -23,6 +23,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+_HOLDER = ".holder"
 ABANDONED_AFTER = 900.0
 """Seconds after which a claim on a file system without locks counts as abandoned: a block takes seconds to write."""
 
@@ -94,23 +95,23 @@ class WriterPresence:
 
 def _take(path: Path) -> tuple[int, Path] | None:
     """A descriptor that holds the claim, with its file, or None where another holds it."""
-    while True:
+    while fcntl is not None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if fcntl is None:
-                raise OSError("no locks")
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             return None
-        except OSError:
+        except OSError:  # a file system without locks
+            path.unlink(missing_ok=True)
             os.close(descriptor)
-            return _take_by_existence(path.with_name(f"{path.name}.holder"))
+            break
         # the holder before may have removed the file between our opening and our locking it
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor, path
         os.close(descriptor)
+    return _take_by_existence(path.with_name(f"{path.name}{_HOLDER}"))
 
 
 def _take_by_existence(path: Path) -> tuple[int, Path] | None:
@@ -133,7 +134,8 @@ def _take_by_existence(path: Path) -> tuple[int, Path] | None:
 
 def _holder(path: Path) -> str:
     try:
-        who = json.loads(path.read_text())
+        held = path.with_name(f"{path.name}{_HOLDER}")
+        who = json.loads((held if held.exists() else path).read_text())
         return f"process {who['pid']} on {who['host']} since {who['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, StoreError
+from stratascope.store.access import UnreachableError
 from stratascope.store.arrays import ArraySpec
 from stratascope.store.blockfiles import ByteSource, byte_source
 from stratascope.store.checks import BlockFacts, checked_block
@@ -255,6 +256,8 @@ class _Check:
         key = spec.key(block)
         try:
             return decode_file(spec, self._bytes(spec.name, key), examples)
+        except UnreachableError:
+            raise
         except StoreError as error:
             self._problem(block, spec.name, key, str(error))
             return None
@@ -272,6 +275,8 @@ class _Check:
     def _exists(self, key: str) -> bool:
         try:
             return self.source.get(key) is not None
+        except UnreachableError:
+            raise
         except StoreError:  # empty: there, and damaged
             return True
 

@@ -55,9 +55,8 @@ def test_spans_hold_exactly_their_words() -> None:
     source = resolve_model("demo")
     tokenizer = PromptTokenizer(source, PROMPTS["true-false"], image_grid(source))
     layout = tokenizer.layout(example(), (168, 168))
-    words = {
-        name: tokenizer.tokenizer.decode(layout.ids[a:b].tolist(), skip_special_tokens=False).strip() for name, (a, b) in layout.spans.items()
-    }
+    decode = tokenizer.tokenizer.decode
+    words = {name: decode(layout.ids[a:b].tolist(), skip_special_tokens=False).strip() for name, (a, b) in layout.spans.items()}
     assert words["subject"] == "refrigerator"
     assert words["relation"] == "at the left side of"
     assert words["object"] == "potted plant"

@@ -28,7 +28,7 @@ def planted_store(
     condition: str = "original",
     written: int | None = None,
 ) -> Path:
-    """Two examples an image; the label lies along one direction at `final` in layers onset..offset-1, the relation at `relation` everywhere.
+    """Two examples an image; at `final` the label lies along one direction in layers onset..offset-1, at `relation` the relation does in all.
 
     The last example lacks the position `relation`. Examples do not depend on the condition; a `blank` store has no label to read.
     """

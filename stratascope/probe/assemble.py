@@ -1,0 +1,134 @@
+"""From the answers of single layers to curves with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.probe.bootstrap import Bootstrap
+from stratascope.probe.cross_validation import RIDGE_STRENGTHS, STRENGTHS, OutOfFold
+from stratascope.probe.curve import LayerCurve
+from stratascope.probe.geometry import score_values
+from stratascope.probe.layer_task import LayerAnswer
+from stratascope.probe.metrics import chance_levels, predict, score_layers, score_table
+from stratascope.probe.plan import Batch, ProbeSettings
+from stratascope.store import ActivationStore
+
+Floats = NDArray[Any]
+
+
+def assemble(
+    store: ActivationStore, position: str | None, batches: Sequence[Batch], answers: Sequence[LayerAnswer], settings: ProbeSettings
+) -> list[LayerCurve]:
+    """The curves of all labellings at a position; answers ascend by layer."""
+    attributes = asdict(settings) | {
+        "store": store.name,
+        "fingerprint": store.fingerprint(),
+        "provenance": store.provenance,
+        "seconds": [round(answer.seconds, 3) for answer in answers],
+    }
+    layers = np.array([answer.layer for answer in answers])
+    curves = []
+    for b, batch in enumerate(batches):
+        used = np.flatnonzero(batch.folds.tested)
+        bootstrap = Bootstrap(_groups(store, settings, used), draws=settings.draws, seed=settings.seed)
+        for j, name in enumerate(batch.tasks):
+            found = [answer.answers[b][j] for answer in answers]
+            curves.append(_curve(store, position, layers, batch, j, name, found, used, bootstrap, settings, attributes))
+    return curves
+
+
+def _groups(store: ActivationStore, settings: ProbeSettings, used: NDArray[np.intp]) -> NDArray[Any]:
+    return store.examples[settings.groups].to_numpy(dtype=str)[used]
+
+
+def _curve(
+    store: ActivationStore,
+    position: str | None,
+    layers: NDArray[np.intp],
+    batch: Batch,
+    labelling: int,
+    name: str,
+    found: list[OutOfFold],
+    used: NDArray[np.intp],
+    bootstrap: Bootstrap,
+    settings: ProbeSettings,
+    attributes: dict[str, Any],
+) -> LayerCurve:
+    logits = np.stack([answer.logits[:, used] for answer in found])
+    labels, folds = batch.labels[labelling, used], batch.folds.of[used]
+    examples = {
+        "example": used,
+        "id": store.examples["id"].to_numpy(dtype=str)[used],
+        "group": _groups(store, settings, used),
+        "fold": folds,
+    }
+    # a fixed test set is met once; without a measure (2 folds) the widest is taken
+    unknown = 0.0 if batch.folds.test is not None else 1.0
+    share = np.array([np.nan_to_num(answer.noise_share, nan=unknown).mean() for answer in found])
+    if batch.targets:
+        values, draws = score_values(logits, labels, batch.targets, bootstrap, share)
+        chance = dict.fromkeys(values, 0.0)
+        examples |= {target: labels[:, number] for number, target in enumerate(batch.targets)}
+    else:
+        values, draws = score_layers(logits, labels, folds, len(batch.classes), bootstrap, share)
+        chance = chance_levels(labels, len(batch.classes))
+        examples["label"] = labels
+    table = score_table(layers, values, draws, chance, bootstrap.count, settings.level)
+    table.insert(1, "position", position or "")
+    table.insert(2, "task", name)
+    kept = settings.directions
+    return LayerCurve(
+        task=name,
+        position=position,
+        classes=batch.classes,
+        targets=batch.targets,
+        table=table,
+        folds=_fold_table(layers, batch, found, logits, labels, folds, settings),
+        examples=pd.DataFrame(examples),
+        logits=logits,
+        draws={metric: drawn.T.astype(np.float32) for metric, drawn in draws.items()},
+        directions=np.stack([a.direction if kept else a.direction[:, :0] for a in found]).astype(np.float32),
+        intercepts=np.stack([a.intercept for a in found]),
+        attributes=attributes,
+    )
+
+
+def _fold_table(
+    layers: NDArray[np.intp],
+    batch: Batch,
+    found: list[OutOfFold],
+    logits: Floats,
+    labels: NDArray[Any],
+    folds: NDArray[np.intp],
+    settings: ProbeSettings,
+) -> pd.DataFrame:
+    grid = settings.strengths or (RIDGE_STRENGTHS if batch.targets else STRENGTHS)
+    hit = None if batch.targets else predict(logits) == labels
+    numbers = range(batch.folds.count) if batch.folds.test is None else (batch.folds.test,)
+    rows = []
+    for place, (layer, answer) in enumerate(zip(layers, found, strict=True)):
+        for number, fold in enumerate(numbers):
+            inner, strength = answer.inner_loss[:, number], float(answer.strength[number])
+            rows.append(
+                {
+                    "layer": int(layer),
+                    "fold": fold,
+                    "strength": strength,
+                    # an optimum at the top of the grid may lie beyond it; at the bottom it means that nothing can be read
+                    "at_edge": settings.method == "logistic" and len(grid) > 1 and strength in (grid[0], grid[-1]),
+                    "inner_loss": float(np.nanmin(inner)) if np.isfinite(inner).any() else np.nan,
+                    "accuracy": np.nan if hit is None else float(hit[place, folds == fold].mean()),
+                    "gap": float(answer.gap[number]),
+                    "certificate": float(answer.certificate[number]),
+                    "iterations": int(answer.iterations[number]),
+                    "noise_share": float(answer.noise_share[number]),
+                    "absent_classes": ", ".join(c for c, gone in zip(batch.classes, answer.absent[number], strict=True) if gone),
+                }
+            )
+    return pd.DataFrame(rows)

@@ -1,0 +1,128 @@
+"""The command line: what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from stratascope.cli import ORDER, main
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def extraction(scenes: Path, *more: str) -> list[str]:
+    return ["--model", "demo", "--examples", str(scenes / "scenes.jsonl"), "--images", str(scenes / "images"), *more]
+
+
+def assert_refused(result: Result, pattern: str) -> None:
+    """Exit code 2, one line on stderr, no traceback."""
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert re.search(pattern, lines[0]), lines[0]
+
+
+def test_help_lists_every_command_in_the_order_of_use() -> None:
+    text = run("--help").output.partition("Commands:")[2]
+    listed = [line.split()[0] for line in text.strip().splitlines()]
+    assert listed == [name for name in ORDER if name in main.commands]
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"stratascope {command}" in result.output.partition("Example")[2]
+
+
+def test_plan_prints_shapes_bytes_and_blocks(scenes: Path) -> None:
+    text = run("plan", *extraction(scenes, "--boxes", str(scenes / "instances.json"))).output
+    assert "96 examples on 96 images" in text
+    assert "2 of 64 examples" in text
+    assert re.search(r"residual +7 layer x 7 position x 96 example x 96 hidden +[\d.]+ MB +[\d.]+ [kM]B", text)
+    assert "[subject:" in text
+
+
+def test_plan_without_photos_needs_a_stated_size(scenes: Path) -> None:
+    arguments = ["plan", "--model", "demo", "--examples", str(scenes / "scenes.jsonl"), "--images", "nowhere"]
+    assert_refused(run(*arguments), "expected a folder of images, found none at nowhere")
+    assert "image 30 to 30" in run(*arguments, "--image-size", "640x480").output
+    assert run(*arguments, "--image-size", "big").exit_code == 2
+
+
+def test_the_plans_bytes_are_what_is_then_on_disk(plan, store_path: Path) -> None:
+    estimate = plan.store.estimate(plan.token_counts, plan.has_map).set_index("array")["estimated_bytes"]
+    for array in ("residual", "attention_rows", "attention_maps"):
+        on_disk = sum(p.stat().st_size for p in (store_path / array).rglob("*") if p.is_file())
+        assert estimate[array] == pytest.approx(on_disk, rel=0.25), array
+
+
+def test_info_names_arrays_completeness_and_provenance(store_path: Path) -> None:
+    text = run("info", str(store_path)).output
+    assert "96 examples in 2 blocks of 64, complete" in text
+    assert "attention_maps" in text
+    assert re.search(r"condition +original", text)
+    assert re.search(r"libraries\.torch +\d", text)
+
+
+def test_rollout_and_share_write_results_and_figures(store_path: Path, tmp_path: Path) -> None:
+    for command in (["rollout", str(store_path), "--examples", "0,2-3"], ["share", str(store_path)]):
+        result = run(*command, "--out", str(tmp_path))
+        assert result.exit_code == 0, result.output
+    assert {p.name for p in tmp_path.iterdir()} == {"rollout.zarr.zip", "rollout.png", "share.zarr.zip", "share.png"}
+
+
+def test_probe_writes_curves_and_a_figure(store_path: Path, tmp_path: Path) -> None:
+    arguments = ["--tasks", "truth", "--positions", "final,object_box", "--baseline", str(store_path), "--out", str(tmp_path)]
+    result = run("probe", str(store_path), *arguments)
+    assert result.exit_code == 0, result.output
+    assert "probe-truth-final.zarr.zip" in {p.name for p in tmp_path.iterdir()}
+    assert "probe-truth-final-baseline.zarr.zip" in {p.name for p in tmp_path.iterdir()}
+    assert (tmp_path / "probe-truth.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["info", "nothing.zarr"], "nothing.zarr: expected a store"),
+        (["probe", "nothing.zarr"], "nothing.zarr: expected a store"),
+        (["demo", "--scenes", "0"], "--scenes to be at least 1"),
+        (["plan", "--model", "bla", "--examples", "x", "--images", "y"], "expected 'demo', a folder or a Hub id"),
+        (["plan", "--model", "demo", "--examples", "x.jsonl", "--images", "y"], r"x\.jsonl: expected a readable"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(arguments: list[str], pattern: str) -> None:
+    assert_refused(run(*arguments), pattern)
+
+
+def test_too_few_examples_are_refused_by_name(scenes: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    store = tmp_path / "few.zarr"
+    assert run("extract", *extraction(scenes, "--limit", "14", "--record", "residual", "--out", str(store))).exit_code == 0
+    assert_refused(run("probe", str(store), "--positions", "final"), "examples")
+
+
+def test_examples_outside_the_store_are_refused(store_path: Path) -> None:
+    assert_refused(run("rollout", str(store_path), "--examples", "96"), "from 0 to 95, found 96")
+    assert run("rollout", str(store_path), "--examples", "a-b").exit_code == 2
+
+
+def test_debug_shows_the_traceback() -> None:
+    result = run("--debug", "info", "nothing.zarr")
+    assert result.exit_code == 1
+    assert result.exception is not None
+
+
+def test_an_interruption_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stratascope.demo.run_demo", interrupted)
+    result = run("demo", "--scenes", "10", "--out", "never")
+    assert result.exit_code == 130
+    assert "goes on from here" in result.stderr
