@@ -97,7 +97,7 @@ def peak_text(curve: LayerCurve) -> str:
     rows = curve.rows("accuracy")
     best = rows.iloc[int(rows["value"].to_numpy().argmax())]
     interval = f"[{best['low']:.3f}, {best['high']:.3f}]"
-    return f"accuracy {best['value']:.3f} {interval} at layer {int(best['layer'])}, chance {best['chance']:.3f}; onset {curve.onset}"
+    return f"accuracy {best['value']:.3f} {interval} at layer {int(best['layer'])}, chance {best['chance']:.3f}; {curve.onset}"
 
 
 def draw_curves(

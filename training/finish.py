@@ -2,6 +2,7 @@
 
 Saves float16 weights, configuration, tokenizer and processor as `from_pretrained` wants them, then measures the saved model
 through stock transformers on unseen scenes: as they are, with blank images, and with images exchanged between scenes.
+Figures, log and curve are kept beside this file.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 from stratascope.datasets.scenes import render, sample_scene, sample_statement
 from stratascope.extract.images import apply_condition
+from stratascope.report import new_figure, paper_style, save_figure
+from stratascope.report.style import COLOURS, GREY
 from training.batched_vision import BatchedVision, patchify
 from training.packing import verdict_question
 from training.tiny_model import build_model, build_processor, build_tokenizer
@@ -91,6 +95,31 @@ def measure(folder: Path, count: int = 2000) -> dict[str, float]:
     return {name: round(float(np.mean(values)), 4) for name, values in right.items()}
 
 
+def draw_curve(log: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy on unseen scenes by processor time, stage after stage."""
+    figure, (ax,) = new_figure(1, width=5.0, height=2.8)
+    with paper_style():
+        series = {
+            "kind of thing in its cell": [(r["cpu_s"], r["kind"]) for r in log if "kind" in r],
+            "where is it? (relation named)": [(r["cpu_s"], r["unseen"]["where"]) for r in log if "unseen" in r],
+            "true or false?": [(r["cpu_s"], r["unseen"]["verdict"]) for r in log if "unseen" in r],
+        }
+        for k, (name, points) in enumerate(series.items()):
+            seconds, accuracy = zip(*points, strict=True)
+            ax.plot(np.array(seconds) / 60, accuracy, color=COLOURS[k], label=name)
+        for stage in (1, 2):
+            start = min(r["cpu_s"] for r in log if r["stage"] == stage) / 60
+            ax.axvline(start, color=GREY, linewidth=0.6, linestyle=":")
+            ax.annotate(("decoder", "joint")[stage - 1], (start, 0.42), xytext=(2, 0), textcoords="offset points", fontsize=6.5, color=GREY)
+        ax.annotate("vision", (0, 0.42), xytext=(2, 0), textcoords="offset points", fontsize=6.5, color=GREY)
+        ax.set_ylim(0.4, 1.0)
+        ax.set_xlabel("processor time in minutes, one core")
+        ax.set_ylabel("accuracy on unseen scenes")
+        ax.set_title("Training of the built-in model")
+        ax.legend(loc="lower right")
+    save_figure(figure, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of `training.train --out`")
@@ -100,7 +129,11 @@ def main() -> None:
     save(given.run / "checkpoint.pt", given.folder)
     figures = measure(given.folder)
     print(json.dumps(figures, indent=2))
-    (given.run / "measured.json").write_text(json.dumps(figures, indent=2) + "\n")
+    here = Path(__file__).parent
+    (here / "measured.json").write_text(json.dumps(figures, indent=2) + "\n")
+    log = (given.run / "log.jsonl").read_text()
+    (here / "log.jsonl").write_text(log)
+    draw_curve([json.loads(line) for line in log.splitlines()], here / "curve.png")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 SHUFFLED = "truth:shuffled"
-CLEAR = 0.6
-"""Accuracy that the interval's lower end must pass to be called clearly above chance."""
 
 
 def run_demo(
@@ -121,8 +119,8 @@ def _sentences(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
     right = (answers == np.where(store.examples["label"].to_numpy() == 1, "True", "False")).mean()
     start = truth["value"].iloc[0]
     best = truth.iloc[int(truth["value"].to_numpy().argmax())]
-    clear = truth.loc[truth["low"] > CLEAR, "layer"]
-    rises = f"rises clearly above chance from layer {int(clear.iloc[0])} on" if len(clear) else "never rises clearly above chance"
+    onset = curves["truth-final"].onset.layer
+    rises = "never rises above chance" if onset is None else f"rises above chance from layer {onset} on"
     return (
         f"At the final token a linear probe for the caption's truth starts at {start:.2f} in the embeddings (chance 0.5), "
         f"{rises} and reaches {best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}] at layer {int(best['layer'])}; the model itself "

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stratascope.probe.advantage import Advantage
-    from stratascope.probe.calibration import calibration
     from stratascope.probe.codelength import Codelength, codelength_by_layer, online_codelength
     from stratascope.probe.curve import LayerCurve
     from stratascope.probe.estimator import LogisticProbe
     from stratascope.probe.events import LayerEvent
     from stratascope.probe.folds import Folds, grouped_folds
     from stratascope.probe.plan import ProbeSettings
+    from stratascope.probe.reliability import calibration
     from stratascope.probe.splits import Leakage, official_split, split_leakage
     from stratascope.probe.study import layer_curve, probe_study
     from stratascope.probe.tasks import Task, task_from_values
@@ -29,7 +29,7 @@ _MODULES = {
     "LogisticProbe": "estimator",
     "ProbeSettings": "plan",
     "Task": "tasks",
-    "calibration": "calibration",
+    "calibration": "reliability",
     "codelength_by_layer": "codelength",
     "grouped_folds": "folds",
     "layer_curve": "study",
@@ -67,7 +67,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    # importing the submodule `calibration` binds the module under this name; the function is what is meant
-    globals()[name] = value
-    return value
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

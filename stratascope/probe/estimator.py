@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -39,7 +40,12 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     n_iter_ : steps taken
     """
 
-    def __init__(self, C: float = 1e-2, *, tol: float = 1e-8, max_iter: int = 1000) -> None:
+    classes_: NDArray[Any]
+    coef_: Floats
+    intercept_: Floats
+    scale_: Floats
+
+    def __init__(self, C: float = 1e-2, *, tol: float = 1e-10, max_iter: int = 1000) -> None:
         self.C = C
         self.tol = tol
         self.max_iter = max_iter
@@ -48,7 +54,7 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Fit to X (example, column) and labels y (example,). float32 stays float32."""
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=2)
         check_classification_targets(y)
-        if not (np.isscalar(self.C) and np.isfinite(self.C) and self.C > 0):
+        if not (isinstance(self.C, Real) and 0 < self.C < np.inf):
             raise InvalidInputError(f"expected C > 0, found {self.C!r}; smaller C regularises more")
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -62,7 +68,7 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             np.ones((1, 1), dtype=bool),
             classes=len(self.classes_),
             basis=rows.eigenbasis(),
-            tolerance=max(self.tol, 1e-7) if rows.dtype == np.float32 else self.tol,
+            tolerance=max(self.tol, 3e-8) if rows.dtype == np.float32 else self.tol,
             max_iterations=self.max_iter,
         )
         report = solver.solve(float(self.C))

@@ -66,7 +66,7 @@ class SoftmaxLoss:
         z = logits.astype(np.float64)
         z -= z.max(axis=1, keepdims=True)
         chosen = np.take_along_axis(z, labels[:, None].astype(np.intp), axis=1)[:, 0]
-        return np.log(np.exp(z).sum(axis=1)) - chosen
+        return np.asarray(np.log(np.exp(z).sum(axis=1)) - chosen)
 
 
 def loss_for(classes: int) -> Loss:
@@ -80,4 +80,4 @@ def probabilities(logits: Floats) -> Floats:
     if z.shape[-1] == 1:
         z = np.concatenate([np.zeros_like(z), z], axis=-1)
     z = np.exp(z - z.max(axis=-1, keepdims=True))
-    return z / z.sum(axis=-1, keepdims=True)
+    return np.asarray(z / z.sum(axis=-1, keepdims=True))

@@ -91,7 +91,7 @@ def plan_position(
     settings: ProbeSettings,
     *,
     examples: Sequence[int] | NDArray[Any] | None = None,
-    values: Mapping[str, object] | None = None,
+    values: Mapping[str, Mapping[str, object]] | None = None,
 ) -> list[Batch]:
     """Folds and labels of every task at a position."""
     wanted = wanted_examples(store, examples)
@@ -152,7 +152,8 @@ def wanted_examples(store: ActivationStore, examples: Sequence[int] | NDArray[An
     unwritten = np.unique(blocks[wanted & ~store.written[blocks]])
     if len(unwritten):
         raise UnwrittenBlockError(
-            f"expected all examples written, found {len(unwritten)} of {len(store.written)} blocks unwritten (the first is {unwritten[0]}); "
+            f"expected all examples written, found {len(unwritten)} of {len(store.written)} blocks unwritten "
+            f"(the first is {unwritten[0]}); "
             "let the extraction finish, or probe what there is with examples=store.available('residual')"
         )
     return wanted

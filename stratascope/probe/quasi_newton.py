@@ -14,7 +14,7 @@ Metric = Callable[[Floats, Floats], tuple[Floats, Floats]]
 
 def dot(a: Floats, b: Floats) -> Floats:
     """Inner products (problem,) of (problem, ...) arrays, in float64."""
-    return np.einsum("ij,ij->i", a.reshape(len(a), -1), b.reshape(len(b), -1)).astype(np.float64)
+    return np.asarray(np.einsum("ij,ij->i", a.reshape(len(a), -1), b.reshape(len(b), -1)), dtype=np.float64)
 
 
 class History:

@@ -76,9 +76,9 @@ def official_split(
     codes = np.zeros(len(examples), dtype=np.intp) if classes is None else np.asarray(classes, dtype=np.intp)
     names = examples[groups].to_numpy(dtype=str)
     inner = grouped_folds(names, np.where(learned, codes, -1), folds=folds, seed=seed)
-    tested &= codes >= 0
+    tested = tested & (codes >= 0)
     if not keep_leaked:
-        tested &= ~examples[groups].isin(set(examples.loc[learned, groups])).to_numpy()
+        tested = tested & ~examples[groups].isin(set(examples.loc[learned, groups])).to_numpy()
     if not tested.any():
         raise TooFewExamplesError(
             f"expected test examples in {column} {', '.join(test)}, found none that take part; choose another split, or keep_leaked=True"

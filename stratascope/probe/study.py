@@ -38,7 +38,7 @@ def probe_study(
     array: str = "residual",
     layers: Sequence[int] | None = None,
     examples: Sequence[int] | NDArray[Any] | None = None,
-    values: Mapping[str, object] | None = None,
+    values: Mapping[str, Mapping[str, object]] | None = None,
     scheduler: str | None = None,
     progress: bool = False,
     output: str | Path | None = None,

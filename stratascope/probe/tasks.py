@@ -85,15 +85,13 @@ def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[o
                 f"task {name!r}: expected classes, found fractions such as {kept[kept % 1 != 0].iloc[0]:g}; bin them first"
             )
         kept = kept.astype(int)
-    ordered = sorted(kept.unique().tolist())
-    names = {value: str(value) for value in ordered}
     codes = np.full(len(series), -1, dtype=np.intp)
-    codes[used] = np.searchsorted(np.asarray(ordered), kept.to_numpy()) if len(ordered) else -1
-    return Task(name, codes, tuple(names.values()))
+    codes[used], ordered = pd.factorize(kept, sort=True)
+    return Task(name, codes, tuple(str(value) for value in ordered))
 
 
 def find_task(
-    store: ActivationStore, task: str | Task, wanted: NDArray[np.bool_], values: Mapping[str, object] | None = None
+    store: ActivationStore, task: str | Task, wanted: NDArray[np.bool_], values: Mapping[str, Mapping[str, object]] | None = None
 ) -> tuple[Task, str | None]:
     """The task that a name stands for, and the control after its colon.
 
@@ -113,7 +111,7 @@ def find_task(
         raise InvalidInputError(f"task {task!r}: expected a control of {', '.join(CONTROLS)} after the colon, found {control!r}")
     table = store.examples
     if values is not None and name in values:
-        by_id = pd.Series(values[name])  # type: ignore[call-overload]
+        by_id = pd.Series(dict(values[name]))
         found = task_from_values(name, table["id"].map(by_id), wanted)
     elif name == "truth":
         labels = task_from_values(name, table["label"], wanted)
@@ -124,7 +122,7 @@ def find_task(
         found = _answers(store, wanted)
     elif name == "geometry":
         geometry = box_geometry(table)
-        known = np.isfinite(geometry).all(axis=1)
+        known = np.asarray(np.isfinite(geometry).all(axis=1))
         found = Task(name, np.where(known, 0, -1), (), np.where(known[:, None], geometry, 0), TARGETS)
     elif name in table.columns:
         found = task_from_values(name, table[name], wanted)

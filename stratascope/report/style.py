@@ -30,7 +30,7 @@ _SETTINGS: dict[Any, Any] = {
     "lines.linewidth": 1.4,
     "lines.markersize": 3.5,
     "figure.dpi": 150,
-    "savefig.dpi": 300,
+    "savefig.dpi": 220,
     "figure.constrained_layout.use": True,
     "svg.fonttype": "none",
     "svg.hashsalt": "stratascope",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import uuid
@@ -245,5 +246,7 @@ class _ZipSink:
         flush_folder(self._path.parent)
 
     def discard(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # it writes its table of contents, and the disk may be full
+            self._zip.close()
         self._file.close()
         self._partial.unlink(missing_ok=True)

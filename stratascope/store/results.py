@@ -56,7 +56,8 @@ def save_result(path: str | Path, result: ResultFile) -> None:
         array = np.asarray(values)
         if len(dims) != array.ndim:
             raise InvalidInputError(f"array {name!r}: expected {array.ndim} dimension names, found {dims}")
-        if array.dtype.kind not in "biufOU":
+        plain_text = array.dtype.kind == "O" and all(isinstance(v, str) for v in array.flat)
+        if array.dtype.kind not in "biufU" and not plain_text:
             raise InvalidInputError(f"array {name!r}: expected numbers, truth values or text, found {array.dtype}")
         put_array(_subgroup(group, "arrays"), name, array, tuple(dims))
     head: dict[str, Any] = {"format": RESULT_FORMAT, "format_version": RESULT_VERSION, "kind": result.kind}
@@ -107,7 +108,7 @@ def load_result(path: str | Path) -> ResultFile:
             tables = {name: get_table(table) for name, table in sorted(group["tables"].groups())}  # type: ignore[union-attr]
         if "arrays" in group:
             for name, array in sorted(group["arrays"].arrays()):  # type: ignore[union-attr]
-                arrays[name] = (tuple(array.metadata.dimension_names), as_numpy(array))
+                arrays[name] = (tuple(array.metadata.dimension_names or ()), as_numpy(array))
     except StoreError:
         raise
     except Exception as error:

@@ -95,10 +95,9 @@ def get_table(group: zarr.Group) -> pd.DataFrame:
 
 
 def as_numpy(array: Any) -> NDArray[Any]:
-    """All values of a Zarr array."""
-    if 0 in array.shape:
-        return np.zeros(array.shape, dtype=array.dtype)
-    return np.asarray(array[...])
+    """All values of a Zarr array, text as Python strings."""
+    values = np.zeros(array.shape, dtype=array.dtype) if 0 in array.shape else np.asarray(array[...])
+    return values.astype(object) if values.dtype.kind in "TU" else values
 
 
 def _column(series: pd.Series[Any], where: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:

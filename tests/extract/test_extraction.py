@@ -137,6 +137,16 @@ def test_the_plan_writes_nothing_and_needs_no_torch(scenes: Path, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+def test_probe_rollout_and_share_need_no_torch(store_path: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\nfrom stratascope.cli import main\nmain(sys.argv[1:])"
+    )
+    for command in (["probe", "--tasks", "truth", "--positions", "final"], ["rollout", "--examples", "1"], ["share"], ["info"]):
+        where = [] if command == ["info"] else ["--out", str(tmp_path)]
+        done = subprocess.run([sys.executable, "-c", code, *command, str(store_path), *where], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
 def test_without_the_extra_the_pip_command_is_named(scenes: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"

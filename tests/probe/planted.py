@@ -27,8 +27,9 @@ def planted_store(
     seed: int = 0,
     condition: str = "original",
     written: int | None = None,
+    split: bool = False,
 ) -> Path:
-    """Two examples an image; at `final` the label lies along one direction in layers onset..offset-1, at `relation` the relation does in all.
+    """Two examples an image; at `final` the label lies along one direction in layers onset..offset-1; at `relation` the relation does.
 
     The last example lacks the position `relation`. Examples do not depend on the condition; a `blank` store has no label to read.
     """
@@ -42,7 +43,7 @@ def planted_store(
             "label": rng.integers(0, 2, examples),
             "subject": rng.choice(["cat", "dog", "cup"], examples),
             "object": rng.choice(["bed", "box"], examples),
-            "split": "test",
+            "split": np.where(np.arange(examples) < 0.75 * examples, "train", "test") if split else "test",
             "image_width": 56,
             "image_height": 56,
             "brightness": rng.normal(size=examples),

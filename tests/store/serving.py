@@ -26,6 +26,7 @@ def serving(root: Path, *, ranges: bool = True) -> Iterator[Served]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             path = root / urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).lstrip("/")

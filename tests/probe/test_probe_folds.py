@@ -1,0 +1,121 @@
+"""Folds keep images together and classes even; controls keep what they should and destroy the rest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stratascope.errors import InvalidInputError, TooFewExamplesError
+from stratascope.probe import grouped_folds, official_split, split_leakage
+from stratascope.probe.controls import control_labels, recurring_share, shuffled_labels
+from stratascope.probe.design import design_for
+from stratascope.probe.folds import folds_from_column
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(80, 400), st.integers(2, 5), st.integers(0, 1000))
+def test_groups_stay_together_and_classes_are_even(n, folds, seed):
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, max(n // 2, 40), n)
+    classes = rng.integers(0, 2, n)
+    found = grouped_folds(groups, classes, folds=folds, seed=seed)
+    assert found.count == folds
+    table = pd.crosstab(groups, found.of)
+    assert ((table > 0).sum(axis=1) == 1).all()
+    counts = pd.crosstab(found.of, classes).to_numpy()
+    assert np.ptp(counts, axis=0).max() <= 8
+    again = grouped_folds(groups, classes, folds=folds, seed=seed)
+    np.testing.assert_array_equal(found.of, again.of)
+
+
+def test_seeds_give_other_folds():
+    groups = np.arange(200)
+    assert (grouped_folds(groups, seed=0).of != grouped_folds(groups, seed=1).of).any()
+
+
+def test_examples_without_a_class_take_no_part():
+    classes = np.where(np.arange(120) % 3 == 2, -1, np.arange(120) % 3)
+    assert ((grouped_folds(np.arange(120), classes).of == -1) == (classes == -1)).all()
+
+
+def test_too_few_examples_are_refused():
+    with pytest.raises(TooFewExamplesError, match=r"at least 50 examples.*found 14.*extract more"):
+        grouped_folds(np.arange(14), np.arange(14) % 2)
+    with pytest.raises(TooFewExamplesError, match="at least 5 groups.*found 3"):
+        grouped_folds(np.arange(90) % 3, np.arange(90) % 2)
+    with pytest.raises(TooFewExamplesError, match="rare.*raise the minimum"):
+        grouped_folds(np.arange(90), (np.arange(90) > 86).astype(int), class_names=("common", "rare"))
+    with pytest.raises(TooFewExamplesError, match="two classes"):
+        grouped_folds(np.arange(90), np.zeros(90, int), class_names=("a", "b"))
+    with pytest.raises(InvalidInputError, match="at least 2 folds"):
+        grouped_folds(np.arange(90), folds=1)
+
+
+def test_given_folds_must_not_divide_a_group():
+    with pytest.raises(InvalidInputError, match="1 groups in several"):
+        folds_from_column(["a", "a", "b"], np.array([0, 1, 1]))
+    assert folds_from_column(["a", "a", "b"], np.array([0, 0, 1])).count == 2
+
+
+def test_no_model_that_chooses_has_seen_what_it_chooses_for():
+    folds = grouped_folds(np.arange(100), np.arange(100) % 2)
+    design = design_for(folds, 8)
+    assert len(design.training) == 10 + 5 + 1
+    for outer in design.outer:
+        assert not design.training[outer.model, outer.block]
+        assert len(outer.inner) == 4
+        for model, block in outer.inner:
+            assert not design.training[model, [block, outer.block]].any()
+    with pytest.raises(InvalidInputError, match="at least 3 folds.*single strength"):
+        design_for(grouped_folds(np.arange(100), folds=2), 8)
+
+
+def test_shuffling_keeps_folds_and_groups_alike_and_destroys_the_labels():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(300), 3)
+    codes = np.repeat(rng.integers(0, 2, 300), 3)
+    folds = grouped_folds(groups, codes)
+    shuffled = shuffled_labels(codes, folds, seed=1)
+    for fold in range(5):
+        assert shuffled[folds.of == fold].sum() == codes[folds.of == fold].sum()
+    assert (shuffled.reshape(-1, 3).std(axis=1) == 0).all(), "labels of an image stay alike"
+    assert abs(np.corrcoef(shuffled, codes)[0, 1]) < 0.2
+
+
+def test_a_control_task_gives_every_type_one_label():
+    rng = np.random.default_rng(0)
+    examples = pd.DataFrame({"relation": rng.choice(list("abcdefgh"), 400), "subject": "cat", "object": "bed"})
+    folds = grouped_folds(np.arange(400), np.arange(400) % 2)
+    labels = control_labels(np.arange(400) % 2, examples, folds, seed=3)
+    assert (examples.assign(label=labels).groupby("relation")["label"].nunique() == 1).all()
+    assert set(labels) == {0, 1}
+
+
+def test_a_control_task_whose_types_are_groups_is_refused():
+    examples = pd.DataFrame({"relation": np.arange(200) // 2, "subject": "cat", "object": "bed"})
+    folds = grouped_folds(np.arange(200) // 2, np.arange(200) % 2)
+    assert recurring_share(examples["relation"].to_numpy(), folds.of) == 0
+    with pytest.raises(InvalidInputError, match=r"selectivity would mean nothing.*types=\('relation',\)"):
+        control_labels(np.arange(200) % 2, examples, folds)
+    with pytest.raises(InvalidInputError, match="colour"):
+        control_labels(np.arange(200) % 2, examples, folds, types=("colour",))
+
+
+def test_official_splits_report_their_leakage():
+    split = np.array(["train"] * 150 + ["test"] * 50)
+    image = np.concatenate([np.arange(150), np.arange(30), np.arange(1000, 1020)]).astype(str)
+    examples = pd.DataFrame({"split": split, "image": image})
+    leakage = split_leakage(examples)
+    assert (leakage.train, leakage.test, leakage.shared) == (150, 50, 30)
+    assert str(leakage) == "30 of 50 test examples (60%) share their image with one of 150 training examples"
+    folds = official_split(examples, np.arange(200) % 2)
+    assert folds.test == 5
+    assert (folds.of[150:] == 5).all()
+    assert (folds.of[:150] < 5).all()
+    strict = official_split(examples, np.arange(200) % 2, keep_leaked=False)
+    assert (strict.of == 5).sum() == 20
+    with pytest.raises(InvalidInputError, match="'dev'.*found only test, train"):
+        split_leakage(examples, test=("dev",))
