@@ -13,7 +13,7 @@ import click
 from stratascope.errors import InvalidInputError, StratascopeError
 
 if TYPE_CHECKING:
-    from stratascope.extract import ExtractionPlan, ExtractionSettings
+    from stratascope.extract import ExtractionSettings
     from stratascope.store import ActivationStore
 
 
@@ -102,9 +102,9 @@ def _extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of the images."),
         click.option("--boxes", type=click.Path(path_type=Path), help="Gold boxes, in COCO's instances format."),
-        click.option("--prompt", default="true-false", show_default=True, help="Built-in prompt: true-false or where."),
+        click.option("--prompt", default="true-false", show_default=True, help="true-false, yes-no, where, four-way or four-way-on-under."),
         click.option("--system", help="Text of the system turn, instead of the chat template's own."),
-        click.option("--condition", default="original", show_default=True, help="original, blank or mirror: what is done to the image."),
+        click.option("--condition", default="original", show_default=True, help="original, blank, mirror, shuffled-image."),
         click.option(
             "--positions", callback=_names, help="Of final,image,subject,relation,object,subject_box,object_box; default: all there are."
         ),
@@ -113,13 +113,14 @@ def _extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             callback=_names,
             default="residual,attention_rows,attention_maps",
             show_default=True,
-            help="What to store besides the answer's logits.",
+            help="What to store besides the answer's logits; also value_norms, head_outputs, head_logits.",
         ),
         click.option("--maps", type=int, metavar="N", help="Attention maps of only N examples, evenly spread."),
         click.option("--limit", type=int, metavar="N", help="Only the first N examples."),
         click.option("--max-pixels", type=int, metavar="N", help="Shrink larger images; default: the processor's limit."),
         click.option("--dtype", help="float32, bfloat16 or float16; default: the weights' own on a GPU, float32 on a CPU."),
         click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ..."),
+        click.option("--strict", is_flag=True, help="Stop at images that cannot be decoded, instead of recording them as failed."),
         click.option("--revision", help="Branch, tag or commit of a Hub model."),
     ]
     for option in reversed(options):
@@ -136,24 +137,20 @@ def _settings(options: dict[str, Any]) -> ExtractionSettings:
 @main.command(short_help="What an extraction would record and cost; runs nothing.")
 @_extraction_options
 @click.option("--image-size", callback=_size, metavar="WxH", help="Assume this size of every image, when the photos are not there yet.")
-def plan(**options: Any) -> None:
+@click.option("--show", default=1, show_default=True, metavar="N", help="Print the tokens and spans of the first N examples.")
+def plan(show: int, **options: Any) -> None:
     """What an extraction would record and cost. Runs no model, writes nothing.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope plan --model demo --examples demo/scenes/scenes.jsonl --images demo/scenes/images
     """
-    from stratascope.extract import plan_extraction
-
-    made = plan_extraction(_settings(options), progress=sys.stderr.isatty())
-    click.echo(_plan_text(made))
-
-
-def _plan_text(made: ExtractionPlan) -> str:
     from stratascope.datasets.examples import describe
+    from stratascope.extract import plan_extraction
     from stratascope.extract.summary import plan_summary
 
-    return f"{describe(made.examples)}\n\n{plan_summary(made)}"
+    made = plan_extraction(_settings(options), progress=sys.stderr.isatty())
+    click.echo(f"{describe(made.examples)}\n\n{plan_summary(made, show)}")
 
 
 @main.command(short_help="Examples through the model, once, into a store.")
@@ -182,8 +179,15 @@ def extract(out: Path, batch_tokens: int, shard: tuple[int, int], **options: Any
         progress=sys.stderr.isatty(),
         command=shlex.join(["stratascope", *sys.argv[1:]]),
     )
+    for example, reason in report.failed.items():
+        click.echo(f"not recorded: example {example}: {reason}", err=True)
+    if report.halvings:
+        click.echo(
+            f"the GPU's memory ran out {report.halvings} times and batches were halved; lower --batch-tokens to spare the time", err=True
+        )
     done = f"wrote {report.written_examples:,} examples in {report.written_blocks} of {report.blocks} blocks"
-    click.echo(f"{out}: {done if report.written_blocks else 'nothing left to do'}")
+    lost = f"; {len(report.failed)} of them could not be recorded" if report.failed else ""
+    click.echo(f"{out}: {done + lost if report.written_blocks else 'nothing left to do'}")
 
 
 def _open(path: str) -> ActivationStore:

@@ -45,7 +45,7 @@ def test_plan_prints_shapes_bytes_and_blocks(scenes: Path) -> None:
     assert "96 examples on 96 images" in text
     assert "2 of 64 examples" in text
     assert re.search(r"residual +7 layer x 7 position x 96 example x 96 hidden +[\d.]+ MB +[\d.]+ [kM]B", text)
-    assert "[subject:" in text
+    assert "[subject: " in text
 
 
 def test_plan_without_photos_needs_a_stated_size(scenes: Path) -> None:

@@ -62,10 +62,24 @@ class FilledPrompt:
 PROMPTS: dict[str, Prompt] = {
     prompt.name: prompt
     for prompt in (
-        Prompt("true-false", "True or false: {caption} Answer True or False.", ("True", "False"), answers=("False", "True")),
+        Prompt("true-false", "True or false: {caption} Answer True or False.", ("True", "False"), ("False", "True")),
+        Prompt("yes-no", "Does this caption describe the image? {caption} Answer Yes or No.", ("Yes", "No"), ("No", "Yes")),
         Prompt(
-            "where", "Where is the {subject} in relation to the {object}?", ("left", "right", "above", "below", "inside", "surrounding")
+            "where",
+            "Where is the {subject} in relation to the {object}?",
+            ("left", "right", "above", "below", "inside"),
+        ),
+        Prompt(
+            "four-way",
+            "Where is the {subject} in relation to the {object}? Answer with left, right, above or below.",
+            ("left", "right", "above", "below"),
+        ),
+        Prompt(
+            "four-way-on-under",
+            "Where is the {subject} in relation to the {object}? Answer with left, right, on or under.",
+            ("left", "right", "on", "under"),
         ),
     )
 }
-"""The built-in prompts by name; `true-false` is the default."""
+"""The built-in prompts by name. `true-false` is the default; `where` and the four-way ones (WhatsUp's and COCO-two's choices) do
+not name the relation."""

@@ -1,4 +1,4 @@
-"""Capture of residual streams, final-token attention rows and fused attention maps in one forward pass.
+"""Capture of residual streams, attention rows, maps, value norms and head outputs in one forward pass.
 
 One mechanism for all families: an attention function registered with transformers runs stock SDPA and computes the rows of
 the final token from the same queries and keys in float32; hooks on the decoder blocks read the residual stream (never
@@ -20,6 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from stratascope.errors import CaptureError
+
 NAME = "stratascope_rows"
 """Name of the attention function; it must not contain sdpa, flash or flex, which transformers matches by pattern."""
 
@@ -29,28 +31,31 @@ QUERY_BLOCK = 128
 
 @dataclass
 class Capture:
-    """What one forward pass left behind.
-
-    Parameters
-    ----------
-    last
-        (batch,) index of each example's final token in the right-padded batch.
-    pooling
-        (batch, position, token) float weights; a position's vector is the weighted sum of the residual stream over tokens.
-        Positions that are one token are gathered exactly.
-    maps
-        Whether to fuse attention maps over heads.
-    """
+    """What one forward pass left behind."""
 
     last: torch.Tensor
+    """(batch,) index of each example's final token."""
     pooling: Pooling
-    maps: bool
+    want: frozenset[str] = frozenset()
+    """Of maps, value_norms, head_outputs; residuals and rows are always captured."""
     residual: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Layer -> (batch, position, hidden), in the model's precision."""
+    """Layer -> (batch, position, hidden) float32."""
+    final: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Layer -> (batch, hidden) float32: the residual stream at the final token."""
     rows: dict[int, torch.Tensor] = field(default_factory=dict)
     """Block -> (batch, head, token) float32."""
     fused: dict[int, torch.Tensor] = field(default_factory=dict)
     """Block -> (batch, query, key) float32, the mean over heads."""
+    value_norms: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Block -> (batch, head, token) float32: norm of what a head would write if it attended to that token alone."""
+    head_outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Block -> (batch, head, head width) float32: what each head gives at the final token, before W_O."""
+
+    def pool(self, layer: int, hidden: torch.Tensor) -> None:
+        """Keep what is wanted of the residual stream `hidden`, (batch, token, hidden), at a layer."""
+        self.residual[layer] = self.pooling(hidden)
+        rows = torch.arange(len(self.last), device=hidden.device)
+        self.final[layer] = hidden[rows, self.last].float()
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,12 @@ _current: ContextVar[Capture | None] = ContextVar("stratascope_capture", default
 
 
 def attention_weights(
-    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float, positions: torch.Tensor
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    positions: torch.Tensor,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """Post-softmax weights of chosen queries over all keys, in float32, without repeating key heads.
 
@@ -92,6 +102,8 @@ def attention_weights(
         Factor of the scores.
     positions
         (batch, n) indices of the queries.
+    softcap
+        Scores are squeezed to softcap * tanh(score / softcap) before the mask (Gemma 2).
 
     Returns
     -------
@@ -103,6 +115,8 @@ def attention_weights(
     chosen = torch.gather(query, 2, positions[:, None, :, None].expand(batch, heads, count, width)).float()
     scores = torch.matmul(chosen.reshape(batch, groups, heads // groups * count, width), key.float().transpose(2, 3)) * scaling
     scores = scores.view(batch, heads, count, tokens)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     if mask is None:
         visible = torch.arange(tokens, device=scores.device) <= positions[..., None]
         scores = scores.masked_fill(~visible[:, None], float("-inf"))
@@ -113,14 +127,59 @@ def attention_weights(
     return torch.softmax(scores, dim=-1)
 
 
-def fused_map(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
-    """The whole attention map averaged over heads, (batch, query, key) float32, in blocks of queries."""
-    batch, _, tokens, _ = query.shape
-    out = torch.empty(batch, tokens, key.shape[2], dtype=torch.float32, device=query.device)
+def _query_blocks(tokens: int, like: torch.Tensor) -> Iterator[torch.Tensor]:
+    """(batch, n) indices of successive blocks of queries."""
     for start in range(0, tokens, QUERY_BLOCK):
-        positions = torch.arange(start, min(start + QUERY_BLOCK, tokens), device=query.device).expand(batch, -1)
-        out[:, start : start + QUERY_BLOCK] = attention_weights(query, key, mask, scaling, positions).mean(1)
-    return out
+        yield torch.arange(start, min(start + QUERY_BLOCK, tokens), device=like.device).expand(like.shape[0], -1)
+
+
+def fused_map(
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float, softcap: float | None = None
+) -> torch.Tensor:
+    """The whole attention map averaged over heads, (batch, query, key) float32, in blocks of queries."""
+    blocks = _query_blocks(query.shape[2], query)
+    return torch.cat([attention_weights(query, key, mask, scaling, block, softcap).mean(1) for block in blocks], 1)
+
+
+def value_norms(value: torch.Tensor, output_weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Norm of W_O^h v_j for every head and token (Kobayashi et al. 2020, equation 5), through each head's Gram matrix of W_O.
+
+    Parameters
+    ----------
+    value
+        (batch, key heads, token, width).
+    output_weight
+        (hidden, heads x width), the output projection.
+    heads
+        Number of query heads; heads of a group share values but not W_O.
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, heads, token) float32.
+    """
+    batch, groups, tokens, width = value.shape
+    weight = output_weight.float().view(-1, heads, width)
+    gram = torch.einsum("ohd,ohe->hde", weight, weight).view(groups, heads // groups, width, width)
+    wide = value.float()
+    squared = torch.einsum("bktd,kgde,bkte->bkgt", wide, gram, wide)
+    return squared.clamp_min(0).sqrt().reshape(batch, heads, tokens)
+
+
+def _softcapped(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float, softcap: float
+) -> torch.Tensor:
+    """(batch, token, head, width): attention with a soft cap, which SDPA cannot do, in blocks of queries."""
+    batch, heads, tokens, _ = query.shape
+    groups, width = value.shape[1], value.shape[3]
+    parts = []
+    for block in _query_blocks(tokens, query):
+        weights = attention_weights(query, key, mask, scaling, block, softcap).to(value.dtype)
+        weights = torch.nan_to_num(weights)  # rows of the padding see nothing
+        count = block.shape[1]
+        mixed = torch.matmul(weights.view(batch, groups, heads // groups * count, -1), value)
+        parts.append(mixed.view(batch, heads, count, width))
+    return torch.cat(parts, 2).transpose(1, 2).contiguous()
 
 
 def _attention(
@@ -130,17 +189,27 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
+    softcap: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Stock SDPA; beside it, what the current capture wants."""
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    factor = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
+    if softcap is None:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    else:
+        output = _softcapped(query, key, value, attention_mask, factor, softcap)
     capture = _current.get()
     if capture is not None:
-        factor = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
         block = int(module.layer_idx)  # type: ignore[arg-type]
-        capture.rows[block] = attention_weights(query, key, attention_mask, factor, capture.last[:, None])[:, :, 0]
-        if capture.maps:
-            capture.fused[block] = fused_map(query, key, attention_mask, factor)
+        capture.rows[block] = attention_weights(query, key, attention_mask, factor, capture.last[:, None], softcap)[:, :, 0]
+        if "maps" in capture.want:
+            capture.fused[block] = fused_map(query, key, attention_mask, factor, softcap)
+        if "value_norms" in capture.want:
+            projection: Any = module.o_proj
+            capture.value_norms[block] = value_norms(value, projection.weight, query.shape[1])
+        if "head_outputs" in capture.want:
+            rows = torch.arange(len(capture.last), device=output.device)
+            capture.head_outputs[block] = output[rows, capture.last].float()
     return output, None
 
 
@@ -158,12 +227,12 @@ def capturing(decoder: nn.Module, capture: Capture) -> Iterator[Capture]:
 
     def entering(layer: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            capture.residual[layer] = capture.pooling(args[0] if args else kwargs["hidden_states"])
+            capture.pool(layer, args[0] if args else kwargs["hidden_states"])
 
         return hook
 
     def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        capture.residual[len(blocks)] = capture.pooling(output[0] if isinstance(output, tuple) else output)
+        capture.pool(len(blocks), output[0] if isinstance(output, tuple) else output)
 
     blocks: Any = decoder.layers
     for layer, block in enumerate(blocks):
@@ -176,3 +245,34 @@ def capturing(decoder: nn.Module, capture: Capture) -> Iterator[Capture]:
         _current.reset(token)
         for handle in handles:
             handle.remove()
+
+
+def text_decoder(model: nn.Module) -> nn.Module:
+    """The text model that owns `.layers` and `.norm`, wherever a family keeps it.
+
+    Raises
+    ------
+    CaptureError
+        If there is none, or its blocks are not built of attention with an output projection.
+    """
+    base = getattr(model, "model", model)
+    for name in ("language_model", "text_model"):
+        decoder: nn.Module | None = getattr(base, name, None)
+        blocks: Any = getattr(decoder, "layers", None)
+        if decoder is not None and blocks and hasattr(decoder, "norm") and hasattr(getattr(blocks[0], "self_attn", None), "o_proj"):
+            return decoder
+    raise CaptureError(
+        f"expected a model whose text decoder has .layers of self-attention blocks and a final .norm, found {type(model).__name__}, which "
+        "does not fit; open an issue with the model's name"
+    )
+
+
+def use_captured_attention(model: nn.Module) -> nn.Module:
+    """Make the text decoder attend through `NAME`, the vision tower through stock SDPA; returns the decoder."""
+    decoder = text_decoder(model)
+    stock = "sdpa" if getattr(model, "_supports_sdpa", True) else "eager"  # Gemma 2 has no stock SDPA, for its soft cap
+    model.set_attn_implementation({"": stock, "text_config": NAME, "vision_config": "sdpa"})  # type: ignore[operator]
+    found = decoder.config._attn_implementation  # type: ignore[union-attr]
+    if found != NAME:
+        raise CaptureError(f"expected {type(model).__name__} to accept the attention function {NAME!r}, found it using {found!r}")
+    return decoder

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
@@ -15,6 +17,10 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract.plan import ExtractionPlan
 from stratascope.extract.sources import missing_extra
 from stratascope.store import BlockWriter, create_store
+from stratascope.store.overview import bytes_text
+
+if TYPE_CHECKING:
+    from stratascope.extract.session import ExtractionSession
 
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "qwen-vl-utils", "numpy", "pillow", "zarr", "numcodecs", "stratascope")
 
@@ -27,6 +33,10 @@ class ExtractionReport:
     written_blocks: int
     written_examples: int
     blocks: int
+    failed: dict[str, str]
+    """Id of each example that could not be recorded now -> the reason."""
+    halvings: int
+    """How often a batch was halved for lack of the GPU's memory."""
 
 
 def require_extract_extra() -> None:
@@ -87,6 +97,7 @@ def run_extraction(
     if not 0 <= rank < of:
         raise InvalidInputError(f"expected a shard I/N with 0 <= I < N, found {rank}/{of}")
     out = Path(out)
+    _check_disk(plan, out)
     contents = plan.store_contents()
     contents["provenance"] = {**contents["provenance"], **run_provenance(plan, command)}
     if not out.exists():
@@ -94,15 +105,54 @@ def run_extraction(
     with BlockWriter(out) as writer:
         writer.check_provenance(contents["provenance"])
         pending = writer.pending(rank, of)
+        failed: dict[str, str] = {}
+        halvings = 0
         count = sum(len(writer.block_examples(block)) for block in pending)
         if pending:
             from stratascope.extract.session import ExtractionSession  # torch is imported only now that there is work for it
 
             session = ExtractionSession(plan, batch_tokens)
             with tqdm(total=count, desc="extract", unit="example", disable=not progress) as bar:
-                for block in pending:
-                    writer.write(block, session.block(writer.block_examples(block), bar))
-    return ExtractionReport(out, len(pending), count, plan.store.blocks)
+                _work_through(session, writer, pending, bar)
+            failed = {plan.examples[k].id: reason for k, reason in session.failed.items()}
+            halvings = session.halvings
+    return ExtractionReport(out, len(pending), count, plan.store.blocks, failed, halvings)
+
+
+def _work_through(session: ExtractionSession, writer: BlockWriter, pending: list[int], bar: Any) -> None:
+    """Read ahead, run the model, write behind: while one block is in the model, the next is decoded and the last is written.
+
+    At most one block waits on either side, so that memory stays bounded behind a slow disk; whatever fails, the blocks that are
+    marked are whole.
+    """
+    from stratascope.extract.session import load_block
+
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as keeper:
+        ahead = reader.submit(load_block, session.plan, writer.block_examples(pending[0]))
+        written: Future[None] | None = None
+        for number, block in enumerate(pending):
+            loaded = ahead.result()
+            if number + 1 < len(pending):
+                ahead = reader.submit(load_block, session.plan, writer.block_examples(pending[number + 1]))
+            arrays = session.block(loaded, bar)
+            if written is not None:
+                written.result()
+            written = keeper.submit(writer.write, block, arrays)
+        if written is not None:
+            written.result()
+
+
+def _check_disk(plan: ExtractionPlan, out: Path) -> None:
+    """Refuse before the model is loaded what would not fit; what an unfinished store holds already counts as there."""
+    needed = int(plan.store.estimate(plan.token_counts, plan.has_map)["estimated_bytes"].sum())
+    held = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.exists() else 0
+    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed - held > free:
+        raise InvalidInputError(
+            f"expected {bytes_text(needed - held)} free at {place} for this plan, found {bytes_text(free)}; choose another --out, fewer "
+            "--positions or less to --record"
+        )
 
 
 def run_provenance(plan: ExtractionPlan, command: str | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class ModelShape:
     layers: int
     hidden: int
     heads: int
+    head_dim: int
     context: int
     """Longest sequence in tokens."""
     dtype: str
@@ -83,6 +84,7 @@ def model_shape(source: ModelSource) -> ModelShape:
             layers=int(text["num_hidden_layers"]),
             hidden=int(text["hidden_size"]),
             heads=int(text["num_attention_heads"]),
+            head_dim=int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]),
             context=int(text["max_position_embeddings"]),
             dtype=str(source.config.get("dtype") or source.config.get("torch_dtype") or text.get("dtype") or "float32"),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,8 +15,14 @@ from tqdm.auto import tqdm
 
 from stratascope.errors import InvalidInputError
 
-CONDITIONS = ("original", "blank", "mirror")
-"""What may be done to an image before extraction: nothing; replaced by its mean colour; flipped left-right."""
+CONDITIONS = ("original", "blank", "mirror", "shuffled-image")
+"""What may be done to an image before extraction: nothing; replaced by its mean colour; flipped left-right; exchanged."""
+
+UNDECODABLE = (OSError, UnidentifiedImageError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+"""What decoding a damaged or foreign file raises."""
+
+STAND_IN = (56, 56)
+"""Width and height that an image which cannot be decoded is planned with; its examples are recorded as failed."""
 
 _SHOWN = 5
 
@@ -28,6 +34,8 @@ class ImageFacts:
     width: int
     height: int
     sha256: str
+    problem: str = ""
+    """Why it cannot be decoded; its size is then a stand-in."""
 
 
 def open_image(path: Path) -> Image.Image:
@@ -45,13 +53,15 @@ def _decode(data: bytes) -> Image.Image:
         return upright.convert("RGB")
 
 
-def inspect_images(folder: Path, names: Iterable[str], *, progress: bool = False) -> dict[str, ImageFacts]:
+def inspect_images(folder: Path, names: Iterable[str], *, strict: bool = True, progress: bool = False) -> dict[str, ImageFacts]:
     """Decode every image once: its size and hash by name.
+
+    An image that is there but cannot be decoded has its reason in `problem`, unless `strict`.
 
     Raises
     ------
     InvalidInputError
-        Naming the images that are missing or cannot be decoded, all at once.
+        Naming the images that are missing (or, if `strict`, cannot be decoded), all at once.
     """
     unique = list(dict.fromkeys(names))
     if not folder.is_dir():
@@ -63,11 +73,13 @@ def inspect_images(folder: Path, names: Iterable[str], *, progress: bool = False
         path = folder / name
         try:
             data = path.read_bytes()
+        except OSError as error:
+            return f"{path} is missing" if isinstance(error, FileNotFoundError) else f"{path} cannot be read ({error})"
+        try:
             image = _decode(data)
-        except FileNotFoundError:
-            return f"{path} is missing"
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return f"{path} cannot be read ({error})"
+        except UNDECODABLE as error:
+            reason = f"{path} cannot be decoded ({error})"
+            return reason if strict else ImageFacts(*STAND_IN, hashlib.sha256(data).hexdigest(), reason)
         return ImageFacts(image.width, image.height, hashlib.sha256(data).hexdigest())
 
     with ThreadPoolExecutor(4) as pool:
@@ -98,9 +110,30 @@ def images_digest(facts: Mapping[str, ImageFacts]) -> str:
     return digest.hexdigest()
 
 
+def shown_images(names: Sequence[str], condition: str, seed: int) -> list[str]:
+    """The image that each example is shown: its own, or, for `shuffled-image`, that of another image's examples.
+
+    Images are exchanged along one random cycle through all of them, so that none keeps its own and all captions of an image
+    are shown the same other one.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is only one image to exchange.
+    """
+    if condition != "shuffled-image":
+        return list(names)
+    unique = sorted(set(names))
+    if len(unique) < 2:
+        raise InvalidInputError("expected at least two images for --condition shuffled-image, found one")
+    order = np.random.default_rng(seed).permutation(len(unique))
+    following = {unique[a]: unique[b] for a, b in zip(order, np.roll(order, -1), strict=True)}
+    return [following[name] for name in names]
+
+
 def apply_condition(image: Image.Image, condition: str) -> Image.Image:
     """The image as the model is shown it."""
-    if condition == "original":
+    if condition in ("original", "shuffled-image"):  # the exchange was made when the image was chosen
         return image
     if condition == "mirror":
         return ImageOps.mirror(image)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 from qwen_vl_utils import fetch_image
-from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
 from stratascope.errors import InvalidInputError
-from stratascope.extract.capture import NAME, Capture, Pooling, capturing
+from stratascope.extract.attribution import LogitParts, check_attributable, logit_parts
+from stratascope.extract.capture import Capture, Pooling, capturing, use_captured_attention
 from stratascope.extract.families import ImageGrid
 from stratascope.extract.sources import ModelSource
 
@@ -49,10 +49,16 @@ class Captured:
     """(layer, position, example, hidden) float32."""
     rows: np.ndarray
     """(block, example, head, token) float32, zero beyond an example's own tokens."""
-    fused: np.ndarray | None
-    """(example, block, query, key) float32."""
     answer_logits: np.ndarray
     """(example, choice) float32."""
+    fused: np.ndarray | None = None
+    """(example, block, query, key) float32."""
+    value_norms: np.ndarray | None = None
+    """(block, example, head, token) float32."""
+    head_outputs: np.ndarray | None = None
+    """(block, example, head, head width) float32."""
+    parts: LogitParts | None = None
+    """Of the first choice's logit minus the second's."""
 
 
 class CaptureModel:
@@ -72,7 +78,6 @@ class CaptureModel:
             model, info = AutoModelForImageTextToText.from_pretrained(
                 source.folder,
                 dtype=self.dtype,
-                attn_implementation={"text_config": NAME, "vision_config": "sdpa"},
                 output_loading_info=True,
                 local_files_only=True,
             )
@@ -85,7 +90,7 @@ class CaptureModel:
             missing = sorted(info["missing_keys"])
             raise InvalidInputError(f"{source.name}: expected all weights, found {len(missing)} missing, the first {missing[0]!r}")
         self.model = model.to(self.device).eval()
-        self.decoder: nn.Module = model.model.language_model
+        self.decoder = use_captured_attention(self.model)
 
     def prepare(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
         """Pixels and patch grids of images, resized by qwen_vl_utils so that the processor need not resize again."""
@@ -98,11 +103,21 @@ class CaptureModel:
         return made["pixel_values"], made["image_grid_thw"]
 
     @torch.inference_mode()
-    def run(self, batch: Batch, choice_ids: Sequence[int], *, maps: bool) -> Captured:
-        """One forward pass without a cache; the logits of the final tokens only."""
+    def run(self, batch: Batch, choice_ids: Sequence[int], want: frozenset[str] = frozenset()) -> Captured:
+        """One forward pass without a cache; the logits of the final tokens only.
+
+        Parameters
+        ----------
+        batch
+            Of one or more examples.
+        choice_ids
+            Tokens whose logits are returned.
+        want
+            Of maps, value_norms, head_outputs, head_logits: what to capture beside residuals and rows.
+        """
         batch = batch.to(self.device, self.dtype)
         last = batch.lengths - 1
-        capture = Capture(last, batch.pooling, maps)
+        capture = Capture(last, batch.pooling, want | ({"head_outputs"} if "head_logits" in want else frozenset()))
         kinds = (batch.input_ids == self.model.config.image_token_id).int()
         real = torch.arange(batch.input_ids.shape[1], device=self.device) < batch.lengths[:, None]
         positions, _ = self.model.model.get_rope_index(
@@ -120,11 +135,18 @@ class CaptureModel:
                 logits_to_keep=wanted,
             )
         logits = output.logits[torch.arange(len(last), device=self.device), which]
+        parts = None
+        if "head_logits" in want:
+            check_attributable(self.model, self.decoder)
+            parts = logit_parts(self.model, self.decoder, capture, (choice_ids[0], choice_ids[1]))
         return Captured(
             residual=_stack(capture.residual).transpose(1, 2).cpu().numpy(),
             rows=_stack(capture.rows).cpu().numpy(),
-            fused=_stack(capture.fused).transpose(0, 1).cpu().numpy() if maps else None,
             answer_logits=logits[:, list(choice_ids)].float().cpu().numpy(),
+            fused=_stack(capture.fused).transpose(0, 1).cpu().numpy() if "maps" in want else None,
+            value_norms=_stack(capture.value_norms).cpu().numpy() if "value_norms" in want else None,
+            head_outputs=_stack(capture.head_outputs).cpu().numpy() if "head_outputs" in want else None,
+            parts=parts,
         )
 
     @torch.inference_mode()

@@ -15,7 +15,7 @@ from stratascope.datasets.examples import Example, files_digest, load_examples
 from stratascope.datasets.prompts import PROMPTS, Prompt
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families import ModelShape, check_family, image_grid, model_shape
-from stratascope.extract.images import ImageFacts, images_digest, inspect_images, stated_images
+from stratascope.extract.images import ImageFacts, images_digest, inspect_images, shown_images, stated_images
 from stratascope.extract.layout import SPANS, PromptTokenizer, TokenLayout
 from stratascope.extract.settings import BOX_POSITIONS, POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.sources import ModelSource, resolve_model
@@ -31,12 +31,19 @@ class ExtractionPlan:
     shape: ModelShape
     tokenizer: PromptTokenizer
     examples: list[Example]
+    shown: list[str]
+    """The image that each example is shown, which differs from its own under `shuffled-image`."""
     facts: Mapping[str, ImageFacts]
     layouts: list[TokenLayout]
     has_map: np.ndarray
     """(example,) bool."""
     store: StoreLayout
     provenance: dict[str, Any]
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Example number -> why its image cannot be decoded."""
+        return {k: self.facts[name].problem for k, name in enumerate(self.shown) if self.facts[name].problem}
 
     @property
     def prompt(self) -> Prompt:
@@ -59,7 +66,7 @@ class ExtractionPlan:
             return None if span is None else np.array([span[1] - 1])
         row = self.examples[example]
         box = row.subject_box if position == "subject_box" else row.object_box
-        if box is None:
+        if box is None or self.shown[example] != row.image:
             return None
         fact = self.facts[row.image]
         if self.settings.condition == "mirror":
@@ -93,11 +100,12 @@ class ExtractionPlan:
 
     def _table(self) -> pd.DataFrame:
         rows = []
-        for example in self.examples:
-            fact = self.facts[example.image]
+        for example, shown in zip(self.examples, self.shown, strict=True):
+            fact = self.facts[shown]
             row: dict[str, Any] = {
                 "id": example.id,
                 "image": example.image,
+                "shown_image": shown,
                 "caption": example.caption,
                 "relation": example.relation,
                 "label": int(example.label),
@@ -139,17 +147,18 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     boxes = BoxIndex.from_coco(settings.boxes) if settings.boxes else None
     examples = load_examples(settings.examples, boxes)[: settings.limit]
     names = [example.image for example in examples]
+    shown = shown_images(names, settings.condition, settings.seed)
     if settings.image_size is not None:
         facts = stated_images(names, *settings.image_size)
     else:
-        facts = inspect_images(settings.images, names, progress=progress)
+        facts = inspect_images(settings.images, names, strict=settings.strict, progress=progress)
     layouts = []
-    for example in tqdm(examples, "tokens", disable=not progress, unit="example", leave=False):
-        fact = facts[example.image]
+    for example, image in tqdm(list(zip(examples, shown, strict=True)), "tokens", disable=not progress, unit="example", leave=False):
+        fact = facts[image]
         layouts.append(tokenizer.layout(example, (fact.width, fact.height)))
     longest = max(range(len(layouts)), key=lambda k: len(layouts[k].ids))
     if len(layouts[longest].ids) > shape.context:
-        fact = facts[examples[longest].image]
+        fact = facts[shown[longest]]
         raise InvalidInputError(
             f"example {examples[longest].id}: expected at most {shape.context} tokens (the model's context), "
             f"found {len(layouts[longest].ids)}, {np.prod(layouts[longest].grid)} of them for an image of "
@@ -163,6 +172,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         layers=shape.layers,
         hidden=shape.hidden,
         heads=shape.heads,
+        head_dim=shape.head_dim if "head_outputs" in record else 0,
         tokens=len(layouts[longest].ids),
         positions=_positions(settings, examples, layouts),
         spans=SPANS,
@@ -200,7 +210,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         "fusion": store.fusion,
         "maps": settings.maps,
     }
-    return ExtractionPlan(settings, source, shape, tokenizer, examples, facts, layouts, has_map, store, provenance)
+    return ExtractionPlan(settings, source, shape, tokenizer, examples, shown, facts, layouts, has_map, store, provenance)
 
 
 def _spread(count: int, wanted: int | None) -> np.ndarray:

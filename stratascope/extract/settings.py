@@ -11,8 +11,10 @@ from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.images import CONDITIONS
 
-RECORDS = ("residual", "attention_rows", "attention_maps")
+RECORDS = ("residual", "attention_rows", "attention_maps", "value_norms", "head_outputs", "head_logits")
 """What can be recorded; the answer's logits always are."""
+
+DEFAULT_RECORDS = RECORDS[:3]
 
 TEXT_POSITIONS = ("subject", "relation", "object")
 BOX_POSITIONS = ("subject_box", "object_box")
@@ -35,7 +37,7 @@ class ExtractionSettings:
     condition: str = "original"
     positions: tuple[str, ...] | None = None
     """None: final, image, subject, relation, object as far as the prompt has them, and the boxes' where boxes are given."""
-    record: tuple[str, ...] = RECORDS
+    record: tuple[str, ...] = DEFAULT_RECORDS
     maps: int | None = None
     """Attention maps of only so many examples, evenly spread; None: of all."""
     limit: int | None = None
@@ -49,6 +51,8 @@ class ExtractionSettings:
     seed: int = 0
     image_size: tuple[int, int] | None = field(default=None, compare=False)
     """(width, height) to assume of every image, for a plan only."""
+    strict: bool = field(default=False, compare=False)
+    """Refuse images that cannot be decoded, instead of recording their examples as failed."""
 
     def __post_init__(self) -> None:
         _expect_among("--prompt", self.prompt, PROMPTS)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import click
 import numpy as np
 
 from stratascope.extract.plan import ExtractionPlan
 from stratascope.store.overview import bytes_text
 
+COLOURS = {"system": "bright_black", "image": "yellow", "subject": "blue", "relation": "magenta", "object": "cyan"}
+"""Spans that are shown, and their colours in a terminal."""
 
-def plan_summary(plan: ExtractionPlan) -> str:
+MOST_FAILURES = 5
+
+
+def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     """What would be recorded, in which shapes, at what cost on disk."""
     counts, layout = plan.token_counts, plan.store
     model = plan.provenance["model"]
@@ -43,7 +49,12 @@ def plan_summary(plan: ExtractionPlan) -> str:
     ]
     if absent:
         lines += ["", f"examples without a box: {', '.join(absent)}"]
-    lines += ["", "the first example's prompt, [span text]:", example_tokens(plan, 0)]
+    for example, reason in list(plan.failed.items())[:MOST_FAILURES]:
+        lines += ["", f"cannot be recorded: example {plan.examples[example].id}: {reason}"]
+    if len(plan.failed) > MOST_FAILURES:
+        lines.append(f"... and {len(plan.failed) - MOST_FAILURES} more")
+    shown = range(min(show, len(plan.examples)))
+    lines += ["", *(f"{plan.examples[k].id}: {example_tokens(plan, k)}" for k in shown)]
     return "\n".join(lines)
 
 
@@ -52,16 +63,19 @@ def _row(name: str, shape: str, raw: int, disk: int) -> str:
 
 
 def example_tokens(plan: ExtractionPlan, example: int) -> str:
-    """One example's prompt with its spans in brackets; image tokens as a count."""
+    """One example's tokens, parted by |, those of a span in its colour and in brackets with its name; image tokens as a count."""
     layout = plan.layouts[example]
     decode = plan.tokenizer.tokenizer.decode
-    named = [name for name in ("system", "image", "subject", "relation", "object") if name in layout.spans]
+    starts = {layout.spans[name][0]: name for name in COLOURS if name in layout.spans}
     pieces: list[str] = []
-    start = 0
-    for name in sorted(named, key=lambda n: layout.spans[n]):
-        a, b = layout.spans[name]
-        inside = f" {b - a} tokens" if name == "image" else decode(layout.ids[a:b].tolist(), skip_special_tokens=False)
-        pieces += [decode(layout.ids[start:a].tolist(), skip_special_tokens=False), f"[{name}:{inside}]"]
-        start = b
-    pieces.append(decode(layout.ids[start:].tolist(), skip_special_tokens=False))
-    return "  " + "".join(pieces).replace("\n", "\\n")
+    k = 0
+    while k < len(layout.ids):
+        name = starts.get(k)
+        a, b = layout.spans[name] if name else (k, k + 1)
+        text = "|".join(decode([int(t)], skip_special_tokens=False) for t in layout.ids[a:b]).replace("\n", "\\n")
+        if name == "image":
+            rows, columns = layout.grid
+            text = f"{b - a} tokens, {rows} rows x {columns} columns"
+        pieces.append(click.style(f"[{name}: {text.strip()}]", fg=COLOURS[name]) if name else text)
+        k = b
+    return "|".join(pieces)

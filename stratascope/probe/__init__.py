@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stratascope.probe.advantage import Advantage
+    from stratascope.probe.breakdown import accuracy_by, confusion
     from stratascope.probe.codelength import Codelength, codelength_by_layer, online_codelength
     from stratascope.probe.curve import LayerCurve
     from stratascope.probe.estimator import LogisticProbe
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from stratascope.probe.plan import ProbeSettings
     from stratascope.probe.reliability import calibration
     from stratascope.probe.splits import Leakage, official_split, split_leakage
-    from stratascope.probe.study import layer_curve, probe_study
+    from stratascope.probe.study import head_curves, layer_curve, probe_study
     from stratascope.probe.tasks import Task, task_from_values
     from stratascope.probe.transfer import transfer_matrix
 
@@ -29,9 +30,12 @@ _MODULES = {
     "LogisticProbe": "estimator",
     "ProbeSettings": "plan",
     "Task": "tasks",
+    "accuracy_by": "breakdown",
     "calibration": "reliability",
     "codelength_by_layer": "codelength",
+    "confusion": "breakdown",
     "grouped_folds": "folds",
+    "head_curves": "study",
     "layer_curve": "study",
     "official_split": "splits",
     "online_codelength": "codelength",
@@ -51,9 +55,12 @@ __all__ = [
     "LogisticProbe",
     "ProbeSettings",
     "Task",
+    "accuracy_by",
     "calibration",
     "codelength_by_layer",
+    "confusion",
     "grouped_folds",
+    "head_curves",
     "layer_curve",
     "official_split",
     "online_codelength",

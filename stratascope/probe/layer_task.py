@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stratascope.probe.cross_validation import OutOfFold, classify, regress
 from stratascope.probe.plan import Batch, ProbeSettings
 from stratascope.probe.rows import Eigenbasis, Rows
+from stratascope.probe.scheduling import one_blas_thread
 from stratascope.store import ActivationStore
 
 Floats = NDArray[Any]
@@ -42,43 +43,52 @@ class LayerAnswer:
 
 def run_layer(task: LayerTask) -> LayerAnswer:
     """Read the layer and solve its batches, one after another, with one BLAS thread."""
-    from threadpoolctl import threadpool_limits
+    with one_blas_thread():
+        x, used = _read(task)
+        return _solve(task, x.reshape(len(used), -1), used)
 
+
+def run_heads(task: LayerTask) -> list[LayerAnswer]:
+    """Read a layer of vectors by head, (example, head, column), and solve each head by itself."""
+    with one_blas_thread():
+        x, used = _read(task)
+        return [_solve(task, np.ascontiguousarray(x[:, head]), used) for head in range(x.shape[1])]
+
+
+def _read(task: LayerTask) -> tuple[Floats, NDArray[np.intp]]:
+    used = np.flatnonzero(np.any([batch.used for batch in task.batches], axis=0))
+    return task.store.read(task.settings.array, layer=task.layer, position=task.position, examples=used), used
+
+
+def _solve(task: LayerTask, x: Floats, used: NDArray[np.intp]) -> LayerAnswer:
     started = time.perf_counter()
-    with threadpool_limits(1, user_api="blas"):
-        used = np.flatnonzero(np.any([batch.used for batch in task.batches], axis=0))
-        x = task.store.read(task.settings.array, layer=task.layer, position=task.position, examples=used)
-        x = x.reshape(len(used), -1)
-        basis: Eigenbasis | None = None
-        answers = []
-        for batch in task.batches:
-            rows = Rows(x, batch.folds.of[used])
-            if batch.targets:
-                answers.append(regress(rows, batch.labels[:, used], batch.folds, strengths=task.settings.strengths))
-                continue
-            if basis is None and task.settings.method == "logistic":
+    settings = task.settings
+    basis: Eigenbasis | None = None
+    answers = []
+    for batch in task.batches:
+        rows = Rows(x, batch.folds.of[used])
+        if batch.targets:
+            found = regress(rows, batch.labels[:, used], batch.folds, strengths=settings.strengths)
+        else:
+            if basis is None and settings.method == "logistic":
                 # the basis of one set of examples serves the others: it only speeds up
                 basis = rows.eigenbasis()
-            answers.append(
-                classify(
-                    rows,
-                    batch.labels[:, used],
-                    batch.folds,
-                    classes=len(batch.classes),
-                    strengths=task.settings.strengths,
-                    basis=basis,
-                    tolerance=task.settings.tolerance,
-                    method=task.settings.method,
-                )
+            found = classify(
+                rows,
+                batch.labels[:, used],
+                batch.folds,
+                classes=len(batch.classes),
+                strengths=settings.strengths,
+                basis=basis,
+                tolerance=settings.tolerance,
+                method=settings.method,
             )
-            del rows
-    spread = [[_spread(answer, used, len(batch.used)) for answer in found] for batch, found in zip(task.batches, answers, strict=True)]
-    return LayerAnswer(task.layer, task.position, spread, time.perf_counter() - started)
+        answers.append([_spread(answer, used, len(batch.used)) for answer in found])
+    return LayerAnswer(task.layer, task.position, answers, time.perf_counter() - started)
 
 
 def _spread(answer: OutOfFold, used: NDArray[np.intp], count: int) -> OutOfFold:
-    from dataclasses import replace
-
+    """Logits of the examples used as those of all examples of the store."""
     logits = np.full((len(answer.logits), count), np.nan, np.float32)
     logits[:, used] = answer.logits
     return replace(answer, logits=logits)

@@ -14,6 +14,7 @@ Floats = NDArray[Any]
 _SLOPE = 0.4
 """A step is long enough when the slope has fallen to this share of its start."""
 _TRIALS = 14
+_ENOUGH = 3
 _NOISE = 1e-6
 """Growth of F, relative to the loss, that float32 logits can feign."""
 
@@ -28,8 +29,8 @@ def line_search(
     slope: Floats,
     linear: Floats,
     square: Floats,
-) -> tuple[Floats, Floats, list[Floats], Floats, NDArray[np.bool_]]:
-    """Bracketed secant search; `logits` are moved in place to the point found.
+) -> tuple[Floats, Floats, list[Floats], Floats, NDArray[np.bool_], list[Floats]]:
+    """Bracketed secant search.
 
     Parameters
     ----------
@@ -39,22 +40,24 @@ def line_search(
 
     Returns
     -------
-    length (problem,), summed loss, residuals, curvature at the point found, and whether no decrease was found (problem,).
+    length (problem,), summed loss, residuals, curvature at the point found, whether no decrease was found (problem,), and the
+    logits there (those given may be overwritten).
     """
     n = len(active)
     length, low, high = np.ones(n), np.zeros(n), np.full(n, np.inf)
     slope_low, slope_high = slope.copy(), np.full(n, np.nan)
     value, curvature = np.zeros(n), np.zeros((n, solver.loss.outputs, solver.loss.outputs))
-    residual: list[Floats] = [np.empty_like(part) for part in logits]
+    residual: list[Floats] = []
     todo = np.ones(n, dtype=bool)
     for trial in range(_TRIALS):
         last = trial == _TRIALS - 1
         index = np.flatnonzero(todo)
-        chosen = [todo[member] for member in blocks]
+        # all of a block as a view where nothing is left out: the first trial mostly suffices
+        chosen = [slice(None) if trial == 0 else todo[member] for member in blocks]
         position = np.cumsum(todo) - 1
         inside = [position[member[pick]] for member, pick in zip(blocks, chosen, strict=True)]
         moved = [
-            part[pick] + length[member[pick]][:, None, None].astype(part.dtype) * change[pick]
+            part[pick] + (change[pick] if trial == 0 else length[member[pick]][:, None, None].astype(part.dtype) * change[pick])
             for part, change, member, pick in zip(logits, along, blocks, chosen, strict=True)
         ]
         value_at, residual_at, curvature_at = solver.evaluate(active[index], moved, inside)
@@ -62,10 +65,16 @@ def line_search(
         t = length[index]
         derivative = linear[index] + t * square[index]
         for block, member in enumerate(inside):
-            derivative[member] += np.einsum("pkn,pkn->p", residual_at[block], along[block][chosen[block]])
-            residual[block][chosen[block]] = residual_at[block]
+            derivative[member] += (residual_at[block] * along[block][chosen[block]]).sum(axis=(1, 2), dtype=np.float64)
+            if trial:
+                residual[block][chosen[block]] = residual_at[block]
+        if trial == 0:
+            residual = residual_at
         growth = value_at - loss[index] + t * linear[index] + 0.5 * t**2 * square[index]
         ok = (np.abs(derivative) <= _SLOPE * np.abs(slope[index])) & (growth <= _NOISE * loss[index])
+        if trial >= _ENOUGH:
+            # near the floor of the arithmetic the slope is rounding: any decrease will do
+            ok |= growth <= 0
         if last:
             ok[:] = True
         rising = derivative > 0
@@ -75,6 +84,8 @@ def line_search(
         slope_high[index] = np.where(rising, derivative, slope_high[index])
         todo[index[ok]] = False
         if not todo.any():
+            if trial == 0:
+                return length, value, residual, curvature, length == 0, moved
             break
         length[todo] = _next(low[todo], high[todo], slope[todo], slope_low[todo], slope_high[todo])
         if trial >= _TRIALS - 2:
@@ -82,7 +93,7 @@ def line_search(
             length[todo] = low[todo]
     for part, change, member in zip(logits, along, blocks, strict=True):
         part += length[member][:, None, None].astype(part.dtype) * change
-    return length, value, residual, curvature, length == 0
+    return length, value, residual, curvature, length == 0, logits
 
 
 def _next(low: Floats, high: Floats, slope: Floats, slope_low: Floats, slope_high: Floats) -> Floats:

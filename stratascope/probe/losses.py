@@ -53,13 +53,15 @@ class SoftmaxLoss:
         probability = np.exp(logits - top)
         total = probability.sum(axis=1, keepdims=True)
         probability /= total
-        index = labels[:, None].astype(np.intp)
-        value = (np.log(total) + top - np.take_along_axis(logits, index, axis=1)).sum(axis=(1, 2), dtype=np.float64)
+        problem, row = np.arange(len(labels))[:, None], np.arange(labels.shape[1])
+        codes = labels.astype(np.intp)
+        # the difference first: it is exactly 0 for the many rows whose class is on top
+        value = (np.log(total[:, 0]) + (top[:, 0] - logits[problem, codes, row])).sum(axis=1, dtype=np.float64)
         weighted = probability * norms
         curvature = -np.matmul(weighted, probability.transpose(0, 2, 1)).astype(np.float64)
         diagonal = np.arange(self.outputs)
         curvature[:, diagonal, diagonal] += weighted.sum(axis=2)
-        np.put_along_axis(probability, index, np.take_along_axis(probability, index, axis=1) - 1, axis=1)
+        probability[problem, codes, row] -= 1
         return value, probability, curvature
 
     def each(self, logits: Floats, labels: Floats) -> Floats:

@@ -12,6 +12,11 @@ Floats = NDArray[Any]
 Metric = Callable[[Floats, Floats], tuple[Floats, Floats]]
 
 
+def exact_dot(a: Floats, b: Floats) -> Floats:
+    """As `dot`, summed in float64: for derivatives that are small differences of large terms."""
+    return np.asarray((a * b).reshape(len(a), -1).sum(axis=1, dtype=np.float64))
+
+
 def dot(a: Floats, b: Floats) -> Floats:
     """Inner products (problem,) of (problem, ...) arrays, in float64."""
     return np.asarray(np.einsum("ij,ij->i", a.reshape(len(a), -1), b.reshape(len(b), -1)), dtype=np.float64)

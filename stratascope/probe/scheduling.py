@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from stratascope.errors import InvalidInputError
+from stratascope.errors import InvalidInputError, MissingExtraError
 
 Work = TypeVar("Work")
 Answer = TypeVar("Answer")
 LOCAL = ("synchronous", "threads", "processes")
+_PATIENCE = "10s"
+"""To reach a scheduler."""
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Matrix products on one thread, so that the same work gives the same last digits whatever runs beside it.
+
+    SciPy brings a BLAS of its own, which must be loaded before it can be limited. The limit belongs to the whole process: with
+    threads it must be held around all tasks, or one that ends sets it back under the others.
+    """
+    import scipy.linalg  # noqa: F401
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def run_all(
@@ -31,6 +48,8 @@ def run_all(
     ------
     InvalidInputError
         The scheduler is none of these, or does not answer.
+    MissingExtraError
+        An address is given and the package distributed is not installed.
     """
     from tqdm.auto import tqdm
 
@@ -69,7 +88,7 @@ def _here(function: Callable[[Work], Answer], work: Sequence[Work], name: str, d
     # the work itself is passed as an opaque object, so that Dask looks for nothing inside
     delayed = dask.delayed(function, pure=False, traverse=False)
     tasks = [delayed(item, dask_key_name=key) for item, key in zip(work, names, strict=True)]
-    with Callback(posttask=after):
+    with one_blas_thread(), Callback(posttask=after):
         dask.compute(*tasks, scheduler=name, optimize_graph=False)
 
 
@@ -77,15 +96,15 @@ def _on_cluster(function: Callable[[Work], Answer], work: Sequence[Work], addres
     try:
         from distributed import Client, as_completed
     except ImportError as error:
-        raise InvalidInputError(
+        raise MissingExtraError(
             "expected the package distributed for a scheduler's address; install it with pip install distributed"
         ) from error
     try:
-        client = Client(address, timeout="10s", set_as_default=False)
+        client = Client(address, timeout=_PATIENCE, set_as_default=False)
     except OSError as error:
         raise InvalidInputError(f"expected a Dask scheduler at {address}, found none: {error}; start one with `dask scheduler`") from error
     with client:
         futures = client.map(function, list(work), pure=False, retries=2)
         numbers = {future.key: number for number, future in enumerate(futures)}
-        for future, answer in as_completed(futures, with_results=True):
+        for future, answer in as_completed(futures, loop=client.loop, with_results=True):
             done(numbers[future.key], answer)

@@ -11,7 +11,8 @@ their number. Quasi-Newton (L-BFGS) per problem, preconditioned in the shared ei
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.probe.line_search import line_search
 from stratascope.probe.losses import loss_for
 from stratascope.probe.preconditioner import Preconditioner
-from stratascope.probe.quasi_newton import History, dot
+from stratascope.probe.quasi_newton import History, Metric, dot, exact_dot
 from stratascope.probe.rows import Eigenbasis, Rows
 
 Floats = NDArray[Any]
@@ -50,8 +51,11 @@ class Work:
     """What the solver spent, to be compared with the unavoidable matrix products."""
 
     flops: float = 0.0
-    """Of the products with the rows and with the eigenbasis."""
-    seconds: dict[str, float] = field(default_factory=dict)
+    """Of the products with the rows."""
+    rows_seconds: float = 0.0
+    """Time of the products with the rows, which no first-order method can do without."""
+    basis_seconds: float = 0.0
+    """Time of the preconditioner."""
 
 
 class BatchSolver:
@@ -141,7 +145,9 @@ class BatchSolver:
         for block, members in enumerate(blocks):
             z = self.rows.z[self.rows.part(block)]
             part = weight if len(members) == len(active) else weight[members]
+            started = time.perf_counter()
             product = (part.reshape(-1, self.rows.d) @ z.T).reshape(len(members), self.loss.outputs, len(z))
+            self.work.rows_seconds += time.perf_counter() - started
             product += bias[members][:, :, None]
             self.work.flops += 2.0 * product.size * self.rows.d
             logits.append(product)
@@ -154,7 +160,10 @@ class BatchSolver:
         for block, members in enumerate(blocks):
             if len(members):
                 z = self.rows.z[self.rows.part(block)]
-                gradient[members] += (residual[block].reshape(-1, len(z)) @ z).reshape(len(members), self.loss.outputs, self.rows.d)
+                started = time.perf_counter()
+                product = residual[block].reshape(-1, len(z)) @ z
+                self.work.rows_seconds += time.perf_counter() - started
+                gradient[members] += product.reshape(len(members), self.loss.outputs, self.rows.d)
                 bias[members] += residual[block].sum(axis=2, dtype=np.float64)
                 self.work.flops += 2.0 * residual[block].size * self.rows.d
         gradient -= bias.astype(gradient.dtype)[:, :, None] * self.moments.mean[active][:, None]
@@ -202,16 +211,10 @@ class BatchSolver:
         for iteration in range(self.max_iterations + 1):
             decay = 1 / strengths[active]
             total = gradient + (coef * decay[:, None, None]).astype(coef.dtype)
-            objective = value + 0.5 * dot(coef, coef) * decay
+            objective = value + 0.5 * exact_dot(coef, coef) * decay
             history.complete(total, bias)
-            step, bias_step = history.direction(
-                total,
-                bias,
-                lambda g, b, active=active, curvature=curvature: self._precondition.apply(  # type: ignore[misc]
-                    g, b, curvature, self._null_curvature[active], strengths[active], self.moments.count[active]
-                ),
-            )
-            slope = dot(step, total) + (bias_step * bias).sum(axis=1)
+            step, bias_step = history.direction(total, bias, self._metric(active, curvature, strengths[active]))
+            slope = exact_dot(step, total) + (bias_step * bias).sum(axis=1)
             gap = np.maximum(-0.5 * slope, 0)
             certificate = strengths[active] * np.sqrt(dot(total, total))
             allowed = self.tolerance[active] * objective
@@ -241,8 +244,10 @@ class BatchSolver:
                 blocks = self.members(active)
             # logits are linear in the weights: the same map gives their change
             along = self.forward(active, step, bias_step, blocks)
-            found = line_search(self, active, blocks, logits, along, value, slope, dot(coef, step) * decay, dot(step, step) * decay)
-            length, value, residual, curvature, stalled = found
+            found = line_search(
+                self, active, blocks, logits, along, value, slope, exact_dot(coef, step) * decay, exact_dot(step, step) * decay
+            )
+            length, value, residual, curvature, stalled, logits = found
             step *= length[:, None, None].astype(step.dtype)
             bias_step *= length[:, None]
             coef = coef + step
@@ -256,6 +261,17 @@ class BatchSolver:
         problems = np.asarray(problems)
         blocks = [np.arange(len(problems)) if b == block else np.arange(0) for b in range(self.rows.blocks)]
         return self.forward(problems, self.coef[problems], self.intercept[problems], blocks)[block]
+
+    def _metric(self, active: NDArray[np.intp], curvature: Floats, strength: Floats) -> Metric:
+        """The initial inverse Hessian of problems at their present curvature."""
+
+        def apply(gradient: Floats, bias: Floats) -> tuple[Floats, Floats]:
+            started = time.perf_counter()
+            step = self._precondition.apply(gradient, bias, curvature, self._null_curvature[active], strength, self.moments.count[active])
+            self.work.basis_seconds += time.perf_counter() - started
+            return step
+
+        return apply
 
     def held_out(self, problems: NDArray[np.intp], block: int) -> tuple[Floats, NDArray[np.bool_]]:
         """Log-loss (problem, row of the block), and whether the model can know the row's class."""

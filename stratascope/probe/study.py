@@ -12,7 +12,7 @@ from stratascope.errors import InvalidInputError
 from stratascope.probe.assemble import assemble
 from stratascope.probe.curve import LayerCurve
 from stratascope.probe.finished import FinishedLayers
-from stratascope.probe.layer_task import LayerAnswer, LayerTask, run_layer
+from stratascope.probe.layer_task import LayerAnswer, LayerTask, run_heads, run_layer
 from stratascope.probe.plan import ProbeSettings, plan_position
 from stratascope.probe.scheduling import run_all
 from stratascope.probe.tasks import Task
@@ -84,6 +84,38 @@ def probe_study(
         named = {curve.task: curve for curve in assemble(opened, place, plans[place], found, chosen)}
         curves += [named[name] for name in dict.fromkeys(t.name if isinstance(t, Task) else t for t in tasks)]
     return curves
+
+
+def head_curves(
+    store: ActivationStore | str | Path,
+    task: str | Task = "truth",
+    *,
+    array: str = "head_outputs",
+    layers: Sequence[int] | None = None,
+    examples: Sequence[int] | NDArray[Any] | None = None,
+    scheduler: str | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> list[LayerCurve]:
+    """One probe per head: a curve by layer for each, whose position is `head 0`, `head 1`, ...
+
+    A heatmap of head by layer is `pd.concat(c.rows() for c in curves).pivot(index="position", columns="layer", values="value")`.
+    Every head has an interval and a band of its own layers; over all heads together, the best of them is biased upwards.
+
+    Parameters
+    ----------
+    array : with vectors by head at the final token
+    """
+    opened = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+    spec = opened.layout.array(array)
+    if "head" not in spec.dims or spec.dims[-1] == "head":
+        raise InvalidInputError(f"{array}: expected vectors by head, found dimensions {spec.dims}; give array='head_outputs'")
+    chosen = ProbeSettings(array=array, **settings)
+    numbers = _layers(opened, array, layers)
+    plan = plan_position(opened, (task,), None, chosen, examples=examples)
+    work = [LayerTask(opened, layer, None, plan, chosen) for layer in numbers]
+    answers = run_all(run_heads, work, scheduler=scheduler, progress=progress)
+    return [assemble(opened, f"head {head}", plan, [layer[head] for layer in answers], chosen)[0] for head in range(len(answers[0]))]
 
 
 def _solve(work: list[LayerTask], scheduler: str | None, progress: bool, output: str | Path | None) -> list[LayerAnswer]:

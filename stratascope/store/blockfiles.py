@@ -41,7 +41,7 @@ class ByteSource(Protocol):
 class FolderSource:
     """Files of a local folder."""
 
-    at_once = min(4, os.cpu_count() or 1)
+    at_once = 1  # the codecs hold the interpreter: threads only cost
 
     def __init__(self, root: Path) -> None:
         self.root = root

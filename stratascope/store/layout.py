@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -170,11 +170,13 @@ class StoreLayout:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StoreLayout:
-        """The layout that `to_json` wrote."""
-        known = {f.name for f in fields(cls)}
-        if set(values) != known:
-            odd = ", ".join(sorted(known ^ set(values)))
-            raise InvalidInputError(f"layout: expected exactly the fields {', '.join(sorted(known))}; too many or missing: {odd}")
+        """The layout that `to_json` wrote; fields that an older version did not know have their defaults."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise InvalidInputError(f"layout: expected fields that this version knows, found {', '.join(unknown)}; upgrade stratascope")
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
+        if missing:
+            raise InvalidInputError(f"layout: expected {', '.join(missing)}, found no such fields")
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**cast("dict[str, Any]", plain))
 

@@ -19,7 +19,7 @@ from stratascope.store.layout import RECORDED, StoreLayout
 from stratascope.store.packing import decode_maps
 from stratascope.store.provenance import VOLATILE, check_attributes, digest
 from stratascope.store.selection import Examples, Layers, Positions, Selection, listing, select
-from stratascope.store.tables import as_numpy, get_table
+from stratascope.store.tables import get_table, whole_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,9 +81,9 @@ class ActivationStore:
         """Table of examples, index 0..n-1: id, image, caption, relation, label, ..., and `status` (0 where unwritten)."""
         others = self.group["examples"]
         frame = get_table(others)  # type: ignore[arg-type]
-        frame["id"] = _text(self._arrays["example"])
-        frame["relation"] = _text(self._arrays["relation"])
-        frame["label"] = as_numpy(self._arrays["label"])
+        frame["id"] = self.read("example").tolist()
+        frame["relation"] = self.read("relation").tolist()
+        frame["label"] = self.read("label")
         order: Any = others.attrs["order"]
         table: pd.DataFrame = frame[order].assign(status=self.status)
         return table
@@ -99,28 +99,28 @@ class ActivationStore:
     @cached_property
     def spans(self) -> dict[str, NDArray[np.int32]]:
         """Span name -> (example, 2) token intervals [start, stop), -1 where absent."""
-        values = as_numpy(self._arrays["spans"])
+        values = self.read("spans")
         return {name: values[:, i] for i, name in enumerate(self.layout.spans)}
 
     @cached_property
     def n_tokens(self) -> NDArray[np.int32]:
         """(example,) length of each prompt."""
-        return as_numpy(self._arrays["n_tokens"])
+        return self.read("n_tokens")
 
     @cached_property
     def grid(self) -> NDArray[np.int32]:
         """(example, 2) rows and columns of image cells."""
-        return as_numpy(self._arrays["grid"])
+        return self.read("grid")
 
     @cached_property
     def position_present(self) -> NDArray[np.bool_]:
         """(example, position) whether each position exists."""
-        return as_numpy(self._arrays["position_present"])
+        return self.read("position_present")
 
     @cached_property
     def has_map(self) -> NDArray[np.bool_]:
         """(example,) whether attention_maps holds the example."""
-        return as_numpy(self._arrays["has_map"])
+        return self.read("has_map")
 
     @cached_property
     def vocabulary(self) -> dict[int, str]:
@@ -230,7 +230,7 @@ class ActivationStore:
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(_text(self._arrays["example"]))}
+        return {name: i for i, name in enumerate(self.read("example").tolist())}
 
     @cached_property
     def _written_examples(self) -> NDArray[np.bool_]:
@@ -274,10 +274,7 @@ class ActivationStore:
         if spec.by_block:
             values = self._files.read(selection)
         else:
-            try:
-                values = as_numpy(self._arrays[spec.name])
-            except Exception as error:  # checksums, codecs and files fail in many ways
-                raise StoreError(f"{self.name}: expected to read {spec.name}, found: {error}; fetch the store again") from error
+            values = whole_values(self._arrays[spec.name], self.name)
             values = values[np.ix_(*selection.indices)]
         return values.reshape([n for i, n in enumerate(selection.shape) if i not in selection.dropped])
 
@@ -291,7 +288,3 @@ def _reopened(kind: type[ActivationStore], target: str | Path | Store, fingerpri
             f"{store.name}: expected the store that was open when the task was made, found another or more blocks; start again"
         )
     return store
-
-
-def _text(array: Any) -> list[str]:
-    return [str(v) for v in as_numpy(array)]

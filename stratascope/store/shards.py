@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -27,8 +26,6 @@ BLOSC = {"cname": "lz4", "clevel": 5, "shuffle": Blosc.BITSHUFFLE}
 _CODECS = {"floats": Blosc(**BLOSC), "zstd": Zstd(level=ZSTD_LEVEL)}
 ABSENT = np.uint64(2**64 - 1)
 """Offset and length, in an index, of a chunk that is not there."""
-_AHEAD = 16
-"""Chunks that wait to be written while others are compressed: bounds memory."""
 
 
 def encode_file(spec: ArraySpec, values: NDArray[Any]) -> Iterator[bytes]:
@@ -39,12 +36,11 @@ def encode_file(spec: ArraySpec, values: NDArray[Any]) -> Iterator[bytes]:
     """
     counts = chunk_counts(spec)
     index = np.full((*counts, 2), ABSENT, dtype="<u8")
-    present = [at for at in itertools.product(*map(range, counts)) if _overlaps(at, spec.chunk, values.shape)]
     offset = 0
-    with _one_thread_per_chunk(), ThreadPoolExecutor(2) as pool:
-        for group in _batched(present, _AHEAD):
-            encoded = pool.map(lambda at: encode_chunk(spec, _cut(spec, values, at)), group)
-            for at, data in zip(group, encoded, strict=True):
+    with _one_thread_per_chunk():
+        for at in itertools.product(*map(range, counts)):
+            if _overlaps(at, spec.chunk, values.shape):
+                data = encode_chunk(spec, _cut(spec, values, at))
                 index[at] = (offset, len(data))
                 offset += len(data)
                 yield data
@@ -152,11 +148,6 @@ def _cut(spec: ArraySpec, values: NDArray[Any], at: tuple[int, ...]) -> NDArray[
     whole = np.full(spec.chunk, spec.fill, dtype=spec.dtype)
     whole[tuple(map(slice, part.shape))] = part
     return whole
-
-
-def _batched(items: list[tuple[int, ...]], size: int) -> Iterator[tuple[tuple[int, ...], ...]]:
-    for start in range(0, len(items), size):
-        yield tuple(items[start : start + size])
 
 
 _threads_lock = Lock()

@@ -90,14 +90,22 @@ def get_table(group: zarr.Group) -> pd.DataFrame:
             else:
                 data[column["name"]] = pd.Series(values)
         return pd.DataFrame(data, index=pd.RangeIndex(rows), columns=[c["name"] for c in columns])
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"expected a table in group {group.name!r}, found: {error!r}") from error
+    except Exception as error:  # checksums, codecs and files fail in many ways
+        raise StoreError(f"{group.store}: expected a whole table in group {group.path}, found: {error}; fetch the store again") from error
 
 
 def as_numpy(array: Any) -> NDArray[Any]:
     """All values of a Zarr array, text as Python strings."""
     values = np.zeros(array.shape, dtype=array.dtype) if 0 in array.shape else np.asarray(array[...])
     return values.astype(object) if values.dtype.kind in "TU" else values
+
+
+def whole_values(array: Any, name: str) -> NDArray[Any]:
+    """As `as_numpy`, of the store `name`; StoreError where files are missing or damaged."""
+    try:
+        return as_numpy(array)
+    except Exception as error:  # checksums, codecs and files fail in many ways
+        raise StoreError(f"{name}: expected to read {array.path}, found: {error}; fetch the store again") from error
 
 
 def _column(series: pd.Series[Any], where: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:

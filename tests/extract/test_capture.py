@@ -43,7 +43,7 @@ def test_a_padded_batch_equals_eager_single_examples(plan, session, eager) -> No
     members = [0, 5, 9, 14, 20, 33]
     assert len({int(plan.token_counts[k]) for k in members}) > 1, "the batch must be padded"
     images = [open_image(plan.settings.images / plan.examples[k].image) for k in members]
-    found = session.model.run(session._batch(members, images), session.choices, maps=True)
+    found = session.model.run(session._batch(members, images), session.choices, frozenset({"maps"}))
     positions = plan.store.positions
     for row, k in enumerate(members):
         tokens = int(plan.token_counts[k])
@@ -126,7 +126,7 @@ def test_rows_of_a_random_model_with_sharp_attention(heads: tuple[int, int]) -> 
     lengths = torch.tensor([9, 30, 17])
     ids = torch.randint(8, 60, (3, 30))
     last = lengths - 1
-    capture = Capture(last, Pooling(last[:, None, None], torch.ones(3, 1, 1)), maps=True)
+    capture = Capture(last, Pooling(last[:, None, None], torch.ones(3, 1, 1)), frozenset({"maps"}))
     with torch.inference_mode(), capturing(ours.model.language_model, capture):
         ours(input_ids=ids, position_ids=torch.arange(30).expand(3, 3, -1), use_cache=False)
     for row, length in enumerate(lengths.tolist()):
@@ -143,7 +143,7 @@ def test_rows_of_a_random_model_with_sharp_attention(heads: tuple[int, int]) -> 
 
 def test_hooks_are_gone_after_a_failed_pass(session) -> None:
     decoder = session.model.decoder
-    capture = Capture(torch.zeros(1, dtype=torch.long), Pooling(torch.zeros(1, 1, 1, dtype=torch.long), torch.ones(1, 1, 1)), maps=False)
+    capture = Capture(torch.zeros(1, dtype=torch.long), Pooling(torch.zeros(1, 1, 1, dtype=torch.long), torch.ones(1, 1, 1)))
     with pytest.raises(RuntimeError, match="on purpose"), capturing(decoder, capture):
         raise RuntimeError("on purpose")
     assert all(not block._forward_pre_hooks and not block._forward_hooks for block in decoder.layers)

@@ -36,7 +36,7 @@ def test_the_store_holds_what_the_model_gives(plan, store: ActivationStore) -> N
     session = ExtractionSession(plan, batch_tokens=8192)
     for k in (0, 40, 95):
         image = open_image(plan.settings.images / plan.examples[k].image)
-        alone = session.model.run(session._batch([k], [image]), session.choices, maps=True)
+        alone = session.model.run(session._batch([k], [image]), session.choices, frozenset({"maps"}))
         tokens = int(plan.token_counts[k])
         for column, position in enumerate(plan.store.positions):
             stored = store.read("residual", position=position, examples=[k])[:, 0]
@@ -64,11 +64,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(plan, store_path: Path, tm
 
     real, calls = ExtractionSession.block, []
 
-    def stop_at_the_second(self, members, bar):
-        calls.append(members)
+    def stop_at_the_second(self, loaded, bar):
+        calls.append(loaded.members)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(self, members, bar)
+        return real(self, loaded, bar)
 
     path = tmp_path / "stopped.zarr"
     monkeypatch.setattr(ExtractionSession, "block", stop_at_the_second)
@@ -122,7 +122,7 @@ def test_the_prompt_that_does_not_name_the_relation(settings, tmp_path: Path) ->
     plan = plan_extraction(dataclasses.replace(settings, prompt="where", limit=8, record=("residual",)))
     assert plan.store.positions == ("final", "image", "subject", "object", "subject_box", "object_box")
     run_extraction(plan, tmp_path / "where.zarr")
-    assert ActivationStore.open(tmp_path / "where.zarr").read("answer_logits").shape == (8, 6)
+    assert ActivationStore.open(tmp_path / "where.zarr").read("answer_logits").shape == (8, 5)
 
 
 def test_the_plan_writes_nothing_and_needs_no_torch(scenes: Path, tmp_path: Path) -> None:
@@ -163,8 +163,8 @@ def test_without_the_extra_the_pip_command_is_named(scenes: Path, tmp_path: Path
     ("spoil", "reason"),
     [
         (lambda folder: (folder / "images" / "scene_000002.png").unlink(), r"scene_000002\.png is missing"),
-        (lambda folder: (folder / "images" / "scene_000001.png").write_bytes(b"not an image"), r"scene_000001\.png cannot be read"),
-        (lambda folder: os.truncate(folder / "images" / "scene_000001.png", 900), r"scene_000001\.png cannot be read"),
+        (lambda folder: (folder / "images" / "scene_000001.png").write_bytes(b"not an image"), r"scene_000001\.png cannot be decoded"),
+        (lambda folder: os.truncate(folder / "images" / "scene_000001.png", 900), r"scene_000001\.png cannot be decoded"),
     ],
     ids=["missing", "foreign", "truncated"],
 )
@@ -174,7 +174,80 @@ def test_bad_images_are_named_before_the_model_is_loaded(tmp_path: Path, spoil, 
     rows = write_scenes(tmp_path, 4, seed=0)
     spoil(tmp_path)
     with pytest.raises(InvalidInputError, match=reason):
-        plan_extraction(ExtractionSettings(model="demo", examples=(rows,), images=tmp_path / "images"))
+        plan_extraction(ExtractionSettings(model="demo", examples=(rows,), images=tmp_path / "images", strict=True))
+
+
+def test_an_undecodable_image_is_recorded_as_failed_and_the_rest_goes_on(tmp_path: Path) -> None:
+    from stratascope.datasets import write_scenes
+    from stratascope.errors import NotRecordedError
+    from stratascope.store import STATUS_CODES
+
+    rows = write_scenes(tmp_path, 6, seed=0)
+    os.truncate(tmp_path / "images" / "scene_000002.png", 900)
+    plan = plan_extraction(ExtractionSettings(model="demo", examples=(rows,), images=tmp_path / "images"))
+    assert list(plan.failed) == [2]
+    report = run_extraction(plan, tmp_path / "s.zarr")
+    assert list(report.failed) == ["scenes-000003"]
+    assert "scene_000002.png cannot be decoded" in report.failed["scenes-000003"]
+    store = ActivationStore.open(tmp_path / "s.zarr")
+    assert store.status.tolist() == [1, 1, STATUS_CODES["unreadable_image"], 1, 1, 1]
+    assert "1 unreadable_image" in repr(store)
+    with pytest.raises(NotRecordedError):
+        store.read("residual", position="final")
+    assert store.read("residual", position="final", examples=store.available("residual", "final")).shape == (7, 5, 96)
+
+
+def test_shuffled_images_are_those_of_other_examples(settings, plan) -> None:
+    shuffled = plan_extraction(dataclasses.replace(settings, condition="shuffled-image"))
+    assert all(shown != example.image for shown, example in zip(shuffled.shown, shuffled.examples, strict=True))
+    assert sorted(set(shuffled.shown)) == sorted({example.image for example in plan.examples})
+    assert shuffled.position_tokens(0, "subject_box") is None
+    assert shuffled.shown == plan_extraction(dataclasses.replace(settings, condition="shuffled-image")).shown
+
+
+def test_a_full_gpu_halves_the_batch_and_goes_on(plan, store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from stratascope.extract.model import CaptureModel
+
+    real = CaptureModel.run
+
+    def small(self, batch, *rest):
+        if len(batch.members) > 20:
+            raise torch.OutOfMemoryError("on purpose")
+        return real(self, batch, *rest)
+
+    monkeypatch.setattr(CaptureModel, "run", small)
+    report = run_extraction(plan, tmp_path / "small.zarr")
+    assert report.halvings > 0
+    halved = ActivationStore.open(tmp_path / "small.zarr")
+    np.testing.assert_allclose(halved.read("answer_logits"), store.read("answer_logits"), atol=1e-4)
+
+
+def test_a_plan_that_does_not_fit_the_disk_is_refused_before_the_model_is_loaded(plan, tmp_path: Path, monkeypatch) -> None:
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("stratascope.extract.extraction.shutil.disk_usage", lambda path: usage(10, 9, 1000))
+    with pytest.raises(InvalidInputError, match=r"expected [\d.]+ MB free at .*, found 1 kB"):
+        run_extraction(plan, tmp_path / "never.zarr")
+    assert not (tmp_path / "never.zarr").exists()
+
+
+def test_everything_that_can_be_recorded(settings, plan, tmp_path: Path) -> None:
+    from stratascope.extract.session import ExtractionSession
+    from stratascope.extract.settings import RECORDS
+
+    everything = plan_extraction(dataclasses.replace(settings, limit=10, record=RECORDS))
+    run_extraction(everything, tmp_path / "all.zarr")
+    full = ActivationStore.open(tmp_path / "all.zarr")
+    session = ExtractionSession(plan, batch_tokens=8192)
+    image = open_image(plan.settings.images / plan.examples[4].image)
+    alone = session.model.run(session._batch([4], [image]), session.choices, frozenset({"value_norms", "head_outputs", "head_logits"}))
+    tokens = int(plan.token_counts[4])
+    np.testing.assert_allclose(full.read("value_norms", examples=[4])[:, 0, :, :tokens], alone.value_norms[:, 0], rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(full.read("head_outputs", examples=[4]), alone.head_outputs, atol=1e-4)
+    np.testing.assert_allclose(full.read("head_logits", examples=[4]), alone.parts.heads, atol=1e-3)
 
 
 def test_a_position_that_no_example_has_is_refused(scenes: Path) -> None:

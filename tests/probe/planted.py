@@ -28,10 +28,13 @@ def planted_store(
     condition: str = "original",
     written: int | None = None,
     split: bool = False,
+    boxes: bool = False,
+    heads: bool = False,
 ) -> Path:
     """Two examples an image; at `final` the label lies along one direction in layers onset..offset-1; at `relation` the relation does.
 
-    The last example lacks the position `relation`. Examples do not depend on the condition; a `blank` store has no label to read.
+    The last example lacks the position `relation`. With `boxes`, the subject's x is in column 5 at `final` from layer 2 on; with
+    `heads`, head 1 reads the label from the onset on. Examples do not depend on the condition; a `blank` store has no label to read.
     """
     rng = np.random.default_rng(seed)
     table = pd.DataFrame(
@@ -49,9 +52,15 @@ def planted_store(
             "brightness": rng.normal(size=examples),
         }
     )
+    if boxes:
+        corner = rng.uniform(0, 26, (examples, 4))
+        for who, (x, y) in {"subject": corner.T[:2], "object": corner.T[2:]}.items():
+            table = table.assign(**{f"{who}_x0": x, f"{who}_y0": y, f"{who}_x1": x + 20, f"{who}_y1": y + 30})
+        table.loc[3, "object_x0"] = np.nan
     layout = StoreLayout(
         examples=examples, layers=layers, hidden=hidden, heads=2, tokens=6, positions=POSITIONS, spans=("image", "final"),
-        choices=("True", "False"), record=frozenset({"residual"}), block=64, thumbnail=None, computed_dtype="float32",
+        choices=("True", "False"), record=frozenset({"residual", "head_outputs"} if heads else {"residual"}), 
+        head_dim=4 if heads else 0, block=64, thumbnail=None, computed_dtype="float32",
     )  # fmt: skip
     present = np.ones((examples, 2), dtype=bool)
     present[-1, 1] = False
@@ -76,6 +85,8 @@ def planted_store(
     last = layers + 1 if offset is None else offset
     if condition == "original":
         residual[onset:last, 0] += (strength * sign[:, None] * direction).astype(np.float32)
+    if boxes:
+        residual[2:, 0, :, 5] += 3 * ((table["subject_x0"] - 13) / 13).to_numpy(np.float32)
     code = table["relation"].map({r: i for i, r in enumerate(RELATIONS)}).to_numpy()
     residual[:, 1, np.arange(examples), 2 + code] += 4
     residual[:, ~present.T] = np.nan
@@ -89,5 +100,9 @@ def planted_store(
                 "answer_logits": logits[part].astype(np.float32),
                 "status": np.ones(len(members), np.uint8),
             }
+            if heads:
+                outputs = noise.normal(size=(layers, len(members), 2, 4)).astype(np.float32)
+                outputs[onset:, :, 1, 0] += 2 * sign[part]
+                arrays["head_outputs"] = outputs
             writer.write(block, arrays)
     return path

@@ -44,9 +44,9 @@ def test_examples_without_a_class_take_no_part():
 def test_too_few_examples_are_refused():
     with pytest.raises(TooFewExamplesError, match=r"at least 50 examples.*found 14.*extract more"):
         grouped_folds(np.arange(14), np.arange(14) % 2)
-    with pytest.raises(TooFewExamplesError, match="at least 5 groups.*found 3"):
+    with pytest.raises(TooFewExamplesError, match=r"at least 5 groups.*found 3"):
         grouped_folds(np.arange(90) % 3, np.arange(90) % 2)
-    with pytest.raises(TooFewExamplesError, match="rare.*raise the minimum"):
+    with pytest.raises(TooFewExamplesError, match=r"rare.*raise the minimum"):
         grouped_folds(np.arange(90), (np.arange(90) > 86).astype(int), class_names=("common", "rare"))
     with pytest.raises(TooFewExamplesError, match="two classes"):
         grouped_folds(np.arange(90), np.zeros(90, int), class_names=("a", "b"))
@@ -69,7 +69,7 @@ def test_no_model_that_chooses_has_seen_what_it_chooses_for():
         assert len(outer.inner) == 4
         for model, block in outer.inner:
             assert not design.training[model, [block, outer.block]].any()
-    with pytest.raises(InvalidInputError, match="at least 3 folds.*single strength"):
+    with pytest.raises(InvalidInputError, match=r"at least 3 folds.*single strength"):
         design_for(grouped_folds(np.arange(100), folds=2), 8)
 
 
@@ -117,5 +117,5 @@ def test_official_splits_report_their_leakage():
     assert (folds.of[:150] < 5).all()
     strict = official_split(examples, np.arange(200) % 2, keep_leaked=False)
     assert (strict.of == 5).sum() == 20
-    with pytest.raises(InvalidInputError, match="'dev'.*found only test, train"):
+    with pytest.raises(InvalidInputError, match=r"'dev'.*found only test, train"):
         split_leakage(examples, test=("dev",))

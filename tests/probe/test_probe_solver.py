@@ -167,7 +167,7 @@ def test_ridge_is_scikit_learns_with_rows_and_columns_in_excess():
 def test_refusals_say_what_to_change():
     x, y = nasty(60, 10, 2)
     rows = Rows(x, np.arange(60) % 2)
-    with pytest.raises(TooFewExamplesError, match="constant label.*fewer folds"):
+    with pytest.raises(TooFewExamplesError, match=r"constant label.*fewer folds"):
         BatchSolver(rows, np.zeros((1, 60), int), np.ones((1, 2), bool), classes=2)
     with pytest.raises(InvalidInputError, match="C > 0"):
         BatchSolver(rows, y[None], np.ones((1, 2), bool), classes=2).solve(0.0)

@@ -264,9 +264,9 @@ def test_refusals_say_what_to_change(store, tmp_path):
         layer_curve(store, "colour")
     with pytest.raises(InvalidInputError, match="control of shuffled, control"):
         layer_curve(store, "truth:random")
-    with pytest.raises(InvalidInputError, match="fractions.*bin them"):
+    with pytest.raises(InvalidInputError, match=r"fractions.*bin them"):
         layer_curve(store, "brightness")
-    with pytest.raises(InvalidInputError, match="1 of 400 missing.*examples="):
+    with pytest.raises(InvalidInputError, match=r"1 of 400 missing.*examples="):
         layer_curve(store, "part", values={"part": dict.fromkeys(store.examples["id"][1:], "a")})
     with pytest.raises(NotRecordedError, match="boxes"):
         layer_curve(store, "geometry")
@@ -281,7 +281,7 @@ def test_refusals_say_what_to_change(store, tmp_path):
     with pytest.raises(InvalidInputError, match="strengths above 0"):
         layer_curve(store, strengths=(0.0, 1.0))
     half = ActivationStore.open(planted_store(tmp_path / "half.zarr", written=3))
-    with pytest.raises(UnwrittenBlockError, match="4 of 7 blocks unwritten.*examples="):
+    with pytest.raises(UnwrittenBlockError, match=r"4 of 7 blocks unwritten.*examples="):
         layer_curve(half)
     assert len(layer_curve(half, examples=half.available("residual", "final"), layers=(4,), draws=200).examples) == 192
 

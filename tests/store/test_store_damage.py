@@ -155,6 +155,25 @@ def test_damage_of_what_creation_wrote_is_seen(path):
     assert verify(path).ok
 
 
+def test_reading_never_takes_a_missing_file_for_fill(path):
+    victims = {
+        "n_tokens": lambda s: s.n_tokens, "token_ids": lambda s: s.tokens(0), "spans": lambda s: s.spans, "has_map": lambda s: s.maps(0),
+        "example": lambda s: s.index_of("scene-00001"), "label": lambda s: s.examples, "examples/caption": lambda s: s.examples,
+        "vocabulary/text": lambda s: s.tokens(0), "position_present": lambda s: s.available("residual"),
+    }  # fmt: skip
+    for name, look in victims.items():
+        (file,) = [f for f in (path / name / "c").rglob("*") if f.is_file()]
+        data = file.read_bytes()
+        for spoiled in (None, b"", data[:-1], bytes([data[0] ^ 1]) + data[1:]):
+            file.unlink()
+            if spoiled is not None:
+                file.write_bytes(spoiled)
+            with pytest.raises(StoreError, match=name.split("/")[0]):
+                look(ActivationStore.open(path))
+            file.write_bytes(data)
+        look(ActivationStore.open(path))
+
+
 def test_repair_unmarks_and_extraction_refills(path, whole):
     victim, other = path / LAYOUT.array("residual").key(1), path / LAYOUT.array("status").key(2)
     victim.write_bytes(victim.read_bytes()[:-7])

@@ -21,6 +21,16 @@ def test_json_round_trip():
     assert StoreLayout.from_json(json.loads(json.dumps(layout.to_json()))) == layout
 
 
+def test_fields_of_later_versions():
+    values = small_layout().to_json()
+    older = {k: v for k, v in values.items() if k not in ("vision_positions", "kept_layers")}
+    assert StoreLayout.from_json(older) == small_layout()
+    with pytest.raises(InvalidInputError, match="found more; upgrade"):
+        StoreLayout.from_json({**values, "more": 1})
+    with pytest.raises(InvalidInputError, match="expected examples"):
+        StoreLayout.from_json({k: v for k, v in values.items() if k != "examples"})
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -1,0 +1,147 @@
+"""Probes on other arrays, other targets, other machines; VSR's own figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from planted import planted_store
+
+from stratascope.errors import InvalidInputError
+from stratascope.probe import accuracy_by, confusion, grouped_folds, head_curves, layer_curve, probe_study, split_leakage, task_from_values
+from stratascope.probe.categories import CATEGORIES, category_of
+from stratascope.store import ActivationStore
+
+sys.path.append(str(Path(__file__).parents[1] / "store"))
+from serving import serving
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "vsr"
+vsr = pytest.mark.skipif(not SHARED.exists(), reason="needs the published VSR files beside the repository")
+
+
+def test_box_geometry_is_read_where_it_was_planted(tmp_path):
+    store = ActivationStore.open(planted_store(tmp_path / "g.zarr", boxes=True))
+    curve = layer_curve(store, "geometry", draws=300)
+    assert curve.targets == ("subject_x", "subject_y", "object_x", "object_y", "offset_x", "offset_y")
+    assert len(curve.examples) == 399, "one example has no box"
+    subject = curve.rows("r2_subject_x").set_index("layer")
+    assert (subject.loc[2:, "value"] > 0.6).all()
+    assert (subject.loc[:1, "value"] < 0.1).all()
+    assert (curve.rows("r2_object_y")["value"] < 0.1).all()
+    assert 0.2 < curve.value(4, "r2_offset_x") < 0.6, "half of the offset is the object's"
+    assert curve.onset.layer == 2
+    shuffled = layer_curve(store, "geometry:shuffled", draws=300)
+    assert shuffled.onset.layer is None
+    with pytest.raises(InvalidInputError, match="geometry:shuffled"):
+        layer_curve(store, "geometry:control")
+
+
+def test_one_probe_per_head(tmp_path):
+    store = ActivationStore.open(planted_store(tmp_path / "h.zarr", heads=True))
+    curves = head_curves(store, draws=300)
+    heat = pd.concat([c.rows() for c in curves]).pivot(index="position", columns="layer", values="value")
+    assert heat.shape == (2, 5)
+    assert (heat.loc["head 1", 3:] > 0.9).all()
+    assert (heat.loc["head 0"] < 0.62).all()
+    assert curves[0].onset.layer is None
+    assert curves[1].onset.layer == 3
+    whole = layer_curve(store, array="head_outputs", position=None, layers=(4,), draws=300)
+    assert whole.value(4) > 0.9
+    with pytest.raises(InvalidInputError, match="vectors by head"):
+        head_curves(store, array="residual")
+
+
+def test_curves_can_be_taken_apart(tmp_path):
+    store = ActivationStore.open(planted_store(tmp_path / "a.zarr"))
+    truth, relation = probe_study(store, ("truth", "relation"), ("final",), layers=(1, 4), draws=200)
+    by = accuracy_by(truth, dict(zip(store.examples["id"], store.examples["relation"], strict=True)))
+    assert len(by) == 4 * 2
+    assert (by.query("layer == 4")["low"] > 0.6).all()
+    assert by.query("layer == 1")["examples"].sum() == 400
+    table = confusion(relation, 4)
+    assert table.to_numpy().sum() == 400
+    assert table.loc["above"].sum() == (store.examples["relation"] == "above").sum()
+
+
+def test_categories_are_those_of_vsr():
+    assert len(CATEGORIES) == 7
+    assert category_of("left of") == "Projective"
+    assert category_of("inside") == "Topological"
+    assert category_of("orbiting") == "Unallocated"
+
+
+@vsr
+def test_vsr_is_as_described():
+    parts = {}
+    for split in ("random", "zeroshot"):
+        rows = []
+        for name in ("train", "dev", "test"):
+            rows += [json.loads(line) | {"split": name} for line in (SHARED / split / f"{name}.jsonl").read_text().splitlines()]
+        parts[split] = pd.DataFrame(rows)
+    random = parts["random"]
+    assert (len(random), random["image"].nunique(), random["relation"].nunique()) == (10_972, 6_259, 66)
+    assert (random["relation"].value_counts() < 20).sum() == 14
+    assert random["label"].mean() == pytest.approx(0.512, abs=5e-4)
+    assert split_leakage(random).share == pytest.approx(0.56, abs=0.005)
+    assert parts["zeroshot"]["split"].value_counts().tolist() == [3_489, 1_222, 340]
+    published = (SHARED / "relation_categories.txt").read_text()
+    for line in published.splitlines():
+        category, relations = line.split(": ")
+        for relation in relations.strip().split(", "):
+            assert category_of(relation) == category or relation == "among"
+    task = task_from_values("relation", random["relation"]).among(np.ones(len(random), bool), 20)
+    assert len(task.classes) == 52
+    folds = grouped_folds(random["image"].to_numpy(), task.codes, class_names=task.classes)
+    sizes = np.bincount(folds.of[folds.of >= 0])
+    assert np.ptp(sizes) < 0.02 * sizes.mean()
+    spread = pd.crosstab(folds.of[folds.of >= 0], task.codes[folds.of >= 0])
+    assert (spread.max() - spread.min() <= 3).all(), "every relation in equal parts"
+
+
+@contextmanager
+def cluster(folder: Path):
+    """A scheduler and two workers, each a process of its own."""
+    pytest.importorskip("distributed")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    note = folder / "scheduler.json"
+    quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(note)]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(note), "--nthreads", "1", "--no-dashboard"]
+    running = [subprocess.Popen(dask, **quiet)]
+    try:
+        running += [subprocess.Popen([*worker, "--local-directory", str(folder)], **quiet) for _ in range(2)]
+        from distributed import Client
+
+        with Client(scheduler_file=str(note), timeout="30s", set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=30)
+            address = client.scheduler.address
+        yield address
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(timeout=20)
+
+
+def test_a_dask_cluster_that_reads_over_http_gives_the_same_numbers(tmp_path):
+    path = planted_store(tmp_path / "a.zarr")
+    here = layer_curve(path, layers=(1, 2, 3, 4), draws=200)
+    with serving(tmp_path) as server, cluster(tmp_path) as scheduler:
+        there = layer_curve(f"{server.address}/a.zarr", layers=(1, 2, 3, 4), draws=200, scheduler=scheduler, output=tmp_path / "out")
+    pd.testing.assert_frame_equal(here.table, there.table)
+    np.testing.assert_array_equal(here.logits, there.logits)
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_a_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("stratascope.probe.scheduling._PATIENCE", "1s")
+    path = planted_store(tmp_path / "a.zarr", examples=100)
+    with pytest.raises(InvalidInputError, match=r"tcp://127\.0\.0\.1:9.*dask scheduler"):
+        layer_curve(path, layers=(1,), draws=200, scheduler="tcp://127.0.0.1:9")
