@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,9 +206,88 @@ def info(store: str) -> None:
     Example, after 'stratascope demo --out demo':
       stratascope info demo/original.zarr
     """
-    from stratascope.workflow import describe_store
+    from stratascope.texts import describe_store
 
     click.echo(describe_store(_open(store)))
+
+
+@main.command(short_help="Whether every number of a store is what was written.")
+@click.argument("store")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of the images: compare their hashes too.")
+@click.option("--repair", is_flag=True, help="Un-mark bad blocks, so that the same extract command fills them again.")
+def verify(store: str, images: Path | None, repair: bool) -> None:
+    """Decode every written block and check it. Exit code 1 where something is wrong.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope verify demo/original.zarr
+    """
+    from stratascope.store import repair as unmark
+    from stratascope.store import verify as check
+    from stratascope.texts import verification_text
+
+    with _bar("verify", "block") as bar:
+        found = check(store, images=images, progress=bar)
+    click.echo(verification_text(found))
+    if repair and found.bad_blocks:
+        click.echo(f"un-marked blocks {', '.join(map(str, unmark(store, found)))}; run the extract command again to fill them")
+    if not found.ok:
+        sys.exit(1)
+
+
+@main.command(short_help="A store, or a part of it, as a new store.")
+@click.argument("source")
+@click.argument("target")
+@click.option("--arrays", callback=_names, help="Arrays to take, such as residual,attention_rows; default: all.")
+@click.option("--layers", callback=_numbers, metavar="N,M-K", help="Layers to take.")
+@click.option("--positions", callback=_names, help="Positions to take.")
+@click.option("--examples", callback=_numbers, metavar="N,M-K", help="Example numbers to take.")
+def copy(source: str, target: str, **chosen: Any) -> None:
+    """Copy from a folder, zip or URL into a new folder or zip. The copy says what was taken.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope copy demo/original.zarr small.zip --arrays residual --layers 0,6 --positions final
+    """
+    from stratascope.store import copy_store
+    from stratascope.texts import copy_text
+
+    with _bar("copy", "block") as bar:
+        taken = copy_store(source, target, progress=bar, **chosen)
+    click.echo(copy_text(target, taken))
+
+
+@main.command(short_help="In what two stores differ.")
+@click.argument("a")
+@click.argument("b")
+def diff(a: str, b: str) -> None:
+    """Compare provenance, examples and numbers. Exit code 1 where something but date and command differs.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope diff demo/original.zarr demo/blank.zarr
+    """
+    from stratascope.store import diff_stores
+    from stratascope.texts import difference_text
+
+    found = diff_stores(a, b)
+    click.echo(difference_text(found))
+    if not found.same:
+        sys.exit(1)
+
+
+@contextmanager
+def _bar(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, where there is a terminal, that is told (done, all)."""
+    from tqdm.auto import tqdm
+
+    with tqdm(desc=name, unit=unit, disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield tell
 
 
 @main.command(short_help="In which layers truth and relation can be read.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,24 +18,6 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 SHOWN_ROLLOUTS = 8
-LONGEST_VALUE = 100
-
-
-def describe_store(store: ActivationStore) -> str:
-    """What a store holds, how complete it is, and its provenance field by field."""
-    lines = [repr(store), "", "provenance"]
-    for name, value in _flat(store.provenance):
-        text = str(value).replace("\n", "\\n")
-        lines.append(f"  {name:<28} {text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + '...'}")
-    return "\n".join(lines)
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            yield from _flat(inner, f"{prefix}{key}.")
-        elif inner is not None:
-            yield f"{prefix}{key}", inner
 
 
 def probe_and_draw(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,50 @@ def test_info_names_arrays_completeness_and_provenance(store_path: Path) -> None
     assert "attention_maps" in text
     assert re.search(r"condition +original", text)
     assert re.search(r"libraries\.torch +\d", text)
+
+
+def test_verify_finds_nothing_wrong_and_then_a_flipped_bit(store_path: Path, scenes: Path, tmp_path: Path) -> None:
+    result = run("verify", str(store_path), "--images", str(scenes / "images"))
+    assert result.exit_code == 0, result.output
+    assert "complete; every written number is what was written" in result.output
+    damaged = tmp_path / "damaged.zarr"
+    shutil.copytree(store_path, damaged)
+    victim = sorted(path for path in (damaged / "residual").rglob("*") if path.is_file() and path.name != "zarr.json")[-1]
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 4
+    victim.write_bytes(data)
+    result = run("verify", str(damaged))
+    assert result.exit_code == 1
+    assert "bad blocks: 1" in result.output
+    result = run("verify", str(damaged), "--repair")
+    assert "un-marked blocks 1" in result.output
+    assert "1 of 2 blocks written" in run("verify", str(damaged)).output
+    assert (
+        run("extract", *extraction(scenes, "--boxes", str(scenes / "instances.json"), "--device", "cpu", "--out", str(damaged))).exit_code
+        == 0
+    )
+    assert "the same" in run("diff", str(damaged), str(store_path)).output
+
+
+def test_copy_takes_a_part_that_says_so(store_path: Path, tmp_path: Path) -> None:
+    target = tmp_path / "small.zip"
+    arguments = ["--arrays", "residual", "--layers", "0,6", "--positions", "final", "--examples", "0-9"]
+    result = run("copy", str(store_path), str(target), *arguments)
+    assert result.exit_code == 0, result.output
+    text = run("info", str(target)).output
+    assert "10 examples" in text
+    assert "layers taken: 0, 6" in text
+    assert run("diff", str(store_path), str(target)).exit_code == 1
+
+
+def test_diff_names_what_differs(store_path: Path, scenes: Path, tmp_path: Path) -> None:
+    blank = tmp_path / "blank.zarr"
+    run("extract", *extraction(scenes, "--condition", "blank", "--boxes", str(scenes / "instances.json"), "--out", str(blank)))
+    result = run("diff", str(store_path), str(blank))
+    assert result.exit_code == 1
+    assert "provenance  condition: original | blank" in result.output
+    assert re.search(r"numbers +residual: [\d,]+ of [\d,]+ values differ", result.output)
+    assert run("diff", str(store_path), str(store_path)).exit_code == 0
 
 
 def test_rollout_and_share_write_results_and_figures(store_path: Path, tmp_path: Path) -> None:

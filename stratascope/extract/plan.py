@@ -106,6 +106,7 @@ class ExtractionPlan:
                 "id": example.id,
                 "image": example.image,
                 "shown_image": shown,
+                "image_sha256": self.facts[example.image].sha256,
                 "caption": example.caption,
                 "relation": example.relation,
                 "label": int(example.label),

@@ -21,6 +21,8 @@ Floats = NDArray[Any]
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Held-out accuracy of standardised activations was best at 1e-3 .. 1e-2; the path stops soon after its optimum."""
 RIDGE_STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_CERTAIN = 0.02
+"""Nats an example (or share of the variance): larger strengths would sharpen what is as good as certain, at the highest cost."""
 METHODS = ("logistic", "means")
 
 TOLERANCE = 3e-7
@@ -132,7 +134,7 @@ def regress(rows: Rows, values: Floats, folds: Folds, *, strengths: Sequence[flo
 
 
 def _follow(fitter: Fitter, design: Design, rows: Rows, shape: tuple[int, ...], path: tuple[float, ...]) -> list[OutOfFold]:
-    """All models along ascending strengths, with warm starts; a labelling leaves when its mean inner loss has risen twice."""
+    """All models along ascending strengths, with warm starts; a labelling leaves when it has settled."""
     labellings, examples = shape
     models = len(design.training)
     tracks = [_Track(fitter, design, rows, number * models, examples) for number in range(labellings)]
@@ -141,7 +143,7 @@ def _follow(fitter: Fitter, design: Design, rows: Rows, shape: tuple[int, ...], 
         fitter.solve(strength, np.concatenate([np.arange(track.first, track.first + models) for track in going]))
         for track in going:
             track.visit(strength, choose=len(path) > 1)
-        going = [track for track in going if not track.rising()]
+        going = [track for track in going if not track.settled()]
         if not going:
             break
     return [track.result(len(path)) for track in tracks]
@@ -163,10 +165,10 @@ class _Track:
         self.direction_strength, self.direction_loss = np.nan, np.inf
         self.curve: list[Floats] = []
 
-    def rising(self) -> bool:
-        """Whether the mean inner loss has risen twice in a row."""
+    def settled(self) -> bool:
+        """Whether the mean inner loss has risen twice in a row, or there is next to nothing left of it."""
         mean = [float(np.mean(loss)) for loss in self.curve[-3:]]
-        return len(mean) == 3 and mean[0] < mean[1] < mean[2]
+        return mean[-1] < _CERTAIN or (len(mean) == 3 and mean[0] < mean[1] < mean[2])
 
     def visit(self, strength: float, *, choose: bool) -> None:
         """Take note of the solutions at a strength."""

@@ -17,6 +17,7 @@ from stratascope.probe.scheduling import one_blas_thread
 from stratascope.store import ActivationStore
 
 Floats = NDArray[Any]
+_SMALL = 2**21
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,8 @@ def _solve(task: LayerTask, x: Floats, used: NDArray[np.intp]) -> LayerAnswer:
     basis: Eigenbasis | None = None
     answers = []
     for batch in task.batches:
-        rows = Rows(x, batch.folds.of[used])
+        # small layers in float64: as fast, because calls and not products cost there, and without a floor of rounding
+        rows = Rows(x, batch.folds.of[used], dtype=np.float64 if x.size <= _SMALL else np.float32)
         if batch.targets:
             found = regress(rows, batch.labels[:, used], batch.folds, strengths=settings.strengths)
         else:

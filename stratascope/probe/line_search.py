@@ -14,9 +14,10 @@ Floats = NDArray[Any]
 _SLOPE = 0.4
 """A step is long enough when the slope has fallen to this share of its start."""
 _TRIALS = 14
-_ENOUGH = 3
 _NOISE = 1e-6
 """Growth of F, relative to the loss, that float32 logits can feign."""
+_ENOUGH = 3
+"""Trials after which a decrease or a flat slope suffices."""
 
 
 def line_search(
@@ -73,8 +74,8 @@ def line_search(
         growth = value_at - loss[index] + t * linear[index] + 0.5 * t**2 * square[index]
         ok = (np.abs(derivative) <= _SLOPE * np.abs(slope[index])) & (growth <= _NOISE * loss[index])
         if trial >= _ENOUGH:
-            # near the floor of the arithmetic the slope is rounding: any decrease will do
-            ok |= growth <= 0
+            # near the floor of the arithmetic one of the two is rounding
+            ok |= (growth <= 0) | (np.abs(derivative) <= _SLOPE * np.abs(slope[index]))
         if last:
             ok[:] = True
         rising = derivative > 0

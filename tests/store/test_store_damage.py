@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from stratascope.store import ActivationStore, BlockWriter, diff_stores, repair,
 
 LAYOUT = small_layout()
 KNOWN = birth(LAYOUT)
-FLIPS_A_FILE = 12
+FLIPS_A_FILE = int(os.environ.get("STRATASCOPE_FLIPS", "5"))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_every_flip_is_seen(path):
             assert store_fails, (file, at)
             flips += 1
         file.write_bytes(data)
-    assert flips > 200
+    assert flips >= 5 * len(block_files(path))
     assert verify(path).ok
 
 

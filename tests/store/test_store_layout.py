@@ -157,3 +157,16 @@ def test_pictures_are_estimated_from_a_sample():
         layout.estimate(thumbnails=np.zeros((1, 2, 2, 3), np.uint8))
     with pytest.raises(InvalidInputError, match="n_tokens"):
         layout.estimate(n_tokens=np.ones(3))
+
+
+def test_estimate_of_the_demo_is_within_ten_percent(store):
+    """The built-in model on generated scenes, as `plan` prints it; answers and status are a few bytes."""
+    pictures = np.stack([store.thumbnail(i) for i in range(16)])
+    table = store.layout.estimate(store.n_tokens, store.has_map, store.position_present, pictures).set_index("array")["estimated_bytes"]
+    sizes = {
+        s.name: sum((Path(store.name) / s.key(b)).stat().st_size for b in range(store.layout.blocks))
+        for s in store.layout.arrays() if s.by_block
+    }  # fmt: skip
+    for name, size in sizes.items():
+        assert table[name] == pytest.approx(size, rel=0.1, abs=200), name
+    assert table.sum() == pytest.approx(store.size_on_disk(), rel=0.1)

@@ -1,0 +1,73 @@
+"""What the command line prints of stores: contents, checks, copies, differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from stratascope.store.overview import bytes_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from stratascope.store import ActivationStore, StoreDifference, Verification
+
+LONGEST_VALUE = 100
+
+
+def describe_store(store: ActivationStore) -> str:
+    """What a store holds, how complete it is, and its provenance field by field."""
+    lines = [repr(store), "", "provenance"]
+    for name, value in _flat(store.provenance):
+        text = str(value).replace("\n", "\\n")
+        lines.append(f"  {name:<28} {text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + '...'}")
+    return "\n".join(lines)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{prefix}{key}.")
+        elif inner is not None:
+            yield f"{prefix}{key}", inner
+
+
+def verification_text(found: Verification) -> str:
+    """What a check found: a line an array, then the problems, then the verdict."""
+    table, problems = found.table, found.problems
+    lines = [
+        f"{array:<18} {files:>6} files {bytes_text(int(size)):>9}  {f'{bad} BAD' if bad else 'good'}"
+        for array, files, size, bad in zip(table["array"], table["files"], table["bytes"], table["bad"], strict=True)
+    ]
+    for block, file, problem in zip(problems["block"], problems["file"], problems["problem"], strict=True):
+        lines.append(f"block {block}: {file}: {problem}" if block >= 0 else f"{file}: {problem}")
+    state = "complete" if found.written == found.blocks else f"{found.written} of {found.blocks} blocks written"
+    if found.ok:
+        verdict = "every written number is what was written"
+    elif found.bad_blocks:
+        verdict = f"bad blocks: {', '.join(map(str, found.bad_blocks))}; --repair un-marks them, so that extraction fills them again"
+    else:
+        verdict = "damaged beyond repair: fetch it from where it came, or extract again"
+    return "\n".join([*lines, f"{found.name}: {state}; {verdict}"])
+
+
+def copy_text(target: str, taken: pd.DataFrame) -> str:
+    """What a copy holds: a line an array."""
+    lines = [
+        f"{array:<18} {' x '.join(map(str, shape)):<32} {bytes_text(int(size)):>9}"
+        for array, shape, size in zip(taken["array"], taken["shape"], taken["bytes"], strict=True)
+    ]
+    return "\n".join([*lines, f"{target}: {bytes_text(int(taken['bytes'].sum()))}"])
+
+
+def difference_text(found: StoreDifference) -> str:
+    """In what two stores differ, a line a field or array."""
+    lines = [f"a: {found.names[0]}", f"b: {found.names[1]}"]
+    for title, table in (("provenance", found.provenance), ("layout", found.layout), ("examples", found.examples)):
+        lines += [f"{title:<11} {field}: {x} | {y}" for field, x, y in zip(table["field"], table["a"], table["b"], strict=True)]
+    for row in found.numbers.to_dict("records"):
+        what = f"{row['values']:,} values equal"
+        if row["different"]:
+            what = f"{row['different']:,} of {row['values']:,} values differ, by at most {row['largest']:.3g} at {row['at']}"
+        lines.append(f"numbers     {row['array']}: {what}")
+    return "\n".join([*lines, "the same" if found.same else "the numbers are the same" if found.same_numbers else "different"])
