@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stratascope import options
 from stratascope.errors import InvalidInputError, StratascopeError
 
 if TYPE_CHECKING:
@@ -56,79 +57,6 @@ def main(debug: bool) -> None:
     """
 
 
-def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
-
-
-def _size(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    width, cross, height = value.lower().partition("x")
-    if not cross or not width.isdecimal() or not height.isdecimal() or not int(width) * int(height):
-        raise click.BadParameter(f"expected WIDTHxHEIGHT in pixels such as 640x480, found {value!r}", param=param)
-    return int(width), int(height)
-
-
-def _shard(_ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
-    rank, slash, of = value.partition("/")
-    if not slash or not rank.isdecimal() or not of.isdecimal() or int(rank) >= int(of):
-        raise click.BadParameter(f"expected I/N with I below N such as 0/2, found {value!r}", param=param)
-    return int(rank), int(of)
-
-
-def _numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(n for part in value.split(",") for n in _number_range(part))
-    except ValueError as error:
-        raise click.BadParameter(f"expected numbers or ranges such as 0,3,8-11, found {value!r}", param=param) from error
-
-
-def _number_range(part: str) -> range:
-    first, dash, last = part.strip().partition("-")
-    return range(int(first), int(last if dash else first) + 1)
-
-
-def _extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    options = [
-        click.option(
-            "--model",
-            required=True,
-            metavar="demo|PATH|HUB_ID",
-            help="Built-in model, folder, or Hub id such as Qwen/Qwen2.5-VL-7B-Instruct.",
-        ),
-        click.option(
-            "--examples", required=True, multiple=True, type=click.Path(path_type=Path), help="JSONL file in VSR's form; may be repeated."
-        ),
-        click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of the images."),
-        click.option("--boxes", type=click.Path(path_type=Path), help="Gold boxes, in COCO's instances format."),
-        click.option("--prompt", default="true-false", show_default=True, help="true-false, yes-no, where, four-way or four-way-on-under."),
-        click.option("--system", help="Text of the system turn, instead of the chat template's own."),
-        click.option("--condition", default="original", show_default=True, help="original, blank, mirror, shuffled-image."),
-        click.option(
-            "--positions", callback=_names, help="Of final,image,subject,relation,object,subject_box,object_box; default: all there are."
-        ),
-        click.option(
-            "--record",
-            callback=_names,
-            default="residual,attention_rows,attention_maps",
-            show_default=True,
-            help="What to store besides the answer's logits; also value_norms, head_outputs, head_logits.",
-        ),
-        click.option("--maps", type=int, metavar="N", help="Attention maps of only N examples, evenly spread."),
-        click.option("--limit", type=int, metavar="N", help="Only the first N examples."),
-        click.option("--max-pixels", type=int, metavar="N", help="Shrink larger images; default: the processor's limit."),
-        click.option("--dtype", help="float32, bfloat16 or float16; default: the weights' own on a GPU, float32 on a CPU."),
-        click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ..."),
-        click.option("--strict", is_flag=True, help="Stop at images that cannot be decoded, instead of recording them as failed."),
-        click.option("--revision", help="Branch, tag or commit of a Hub model."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 def _settings(options: dict[str, Any]) -> ExtractionSettings:
     from stratascope.extract import ExtractionSettings
 
@@ -136,10 +64,10 @@ def _settings(options: dict[str, Any]) -> ExtractionSettings:
 
 
 @main.command(short_help="What an extraction would record and cost; runs nothing.")
-@_extraction_options
-@click.option("--image-size", callback=_size, metavar="WxH", help="Assume this size of every image, when the photos are not there yet.")
+@options.extraction_options
+@click.option("--image-size", callback=options.size, metavar="WxH", help="Assume this size of every image, before the photos are there.")
 @click.option("--show", default=1, show_default=True, metavar="N", help="Print the tokens and spans of the first N examples.")
-def plan(show: int, **options: Any) -> None:
+def plan(show: int, **chosen: Any) -> None:
     """What an extraction would record and cost. Runs no model, writes nothing.
 
     \b
@@ -150,16 +78,16 @@ def plan(show: int, **options: Any) -> None:
     from stratascope.extract import plan_extraction
     from stratascope.extract.summary import plan_summary
 
-    made = plan_extraction(_settings(options), progress=sys.stderr.isatty())
+    made = plan_extraction(_settings(chosen), progress=sys.stderr.isatty())
     click.echo(f"{describe(made.examples)}\n\n{plan_summary(made, show)}")
 
 
 @main.command(short_help="Examples through the model, once, into a store.")
-@_extraction_options
+@options.extraction_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="STORE.zarr", help="The store to fill, or to go on filling.")
 @click.option("--batch-tokens", default=8192, show_default=True, help="Tokens in a forward pass, at most; halve it when memory runs out.")
-@click.option("--shard", callback=_shard, default="0/1", show_default=True, metavar="I/N", help="Take every N-th block from the I-th.")
-def extract(out: Path, batch_tokens: int, shard: tuple[int, int], **options: Any) -> None:
+@click.option("--shard", callback=options.shard, default="0/1", show_default=True, metavar="I/N", help="Every N-th block, from the I-th.")
+def extract(out: Path, batch_tokens: int, shard: tuple[int, int], **chosen: Any) -> None:
     """Run every example through the model once and fill a store. Goes on where it stopped.
 
     \b
@@ -170,7 +98,7 @@ def extract(out: Path, batch_tokens: int, shard: tuple[int, int], **options: Any
     from stratascope.extract.extraction import require_extract_extra
 
     require_extract_extra()
-    made = plan_extraction(_settings(options), weights=True, progress=sys.stderr.isatty())
+    made = plan_extraction(_settings(chosen), weights=True, progress=sys.stderr.isatty())
     report = run_extraction(
         made,
         out,
@@ -238,10 +166,10 @@ def verify(store: str, images: Path | None, repair: bool) -> None:
 @main.command(short_help="A store, or a part of it, as a new store.")
 @click.argument("source")
 @click.argument("target")
-@click.option("--arrays", callback=_names, help="Arrays to take, such as residual,attention_rows; default: all.")
-@click.option("--layers", callback=_numbers, metavar="N,M-K", help="Layers to take.")
-@click.option("--positions", callback=_names, help="Positions to take.")
-@click.option("--examples", callback=_numbers, metavar="N,M-K", help="Example numbers to take.")
+@click.option("--arrays", callback=options.names, help="Arrays to take, such as residual,attention_rows; default: all.")
+@click.option("--layers", callback=options.numbers, metavar="N,M-K", help="Layers to take.")
+@click.option("--positions", callback=options.names, help="Positions to take.")
+@click.option("--examples", callback=options.numbers, metavar="N,M-K", help="Example numbers to take.")
 def copy(source: str, target: str, **chosen: Any) -> None:
     """Copy from a folder, zip or URL into a new folder or zip. The copy says what was taken.
 
@@ -293,15 +221,19 @@ def _bar(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 @main.command(short_help="In which layers truth and relation can be read.")
 @click.argument("store")
 @click.option(
-    "--tasks", callback=_names, default="truth,relation", show_default=True, help="What to read: truth, relation, answer or a column."
+    "--tasks",
+    callback=options.names,
+    default="truth,relation",
+    show_default=True,
+    help="truth, relation, answer or a column.",
 )
-@click.option("--positions", callback=_names, help="Where to read it; default: all that the store has.")
+@click.option("--positions", callback=options.names, help="Where to read it; default: all that the store has.")
 @click.option("--folds", default=5, show_default=True, help="Folds, grouped by image.")
 @click.option("--seed", default=0, show_default=True, help="Of folds and resamples.")
 @click.option("--baseline", metavar="STORE", help="Second store (the blank condition, say) whose curves are drawn beside.")
 @click.option("--scheduler", default="threads", show_default=True, help="synchronous, threads, processes, or a Dask scheduler's address.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
-def probe(store: str, baseline: str | None, out: Path | None, **options: Any) -> None:
+def probe(store: str, baseline: str | None, out: Path | None, **chosen: Any) -> None:
     """In which layers truth and relation can be read: a cross-validated logistic probe for each layer and position.
 
     \b
@@ -316,7 +248,7 @@ def probe(store: str, baseline: str | None, out: Path | None, **options: Any) ->
             _open(store),
             _open(baseline) if baseline else None,
             folder,
-            **options,
+            **chosen,
             progress=sys.stderr.isatty(),
         )
     )
@@ -331,8 +263,8 @@ def _results_folder(store: str) -> Path:
 
 @main.command(short_help="Where the final token's attention comes from.")
 @click.argument("store")
-@click.option("--examples", callback=_numbers, metavar="N,M-K", help="Example numbers; default: the first eight with maps.")
-@click.option("--window", callback=_numbers, metavar="A-B", help="Roll only through blocks A to B; default: all.")
+@click.option("--examples", callback=options.numbers, metavar="N,M-K", help="Example numbers; default: the first eight with maps.")
+@click.option("--window", callback=options.numbers, metavar="A-B", help="Roll only through blocks A to B; default: all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
 def rollout(store: str, examples: tuple[int, ...] | None, window: tuple[int, ...] | None, out: Path | None) -> None:
     """Attention rollout of the final token onto the image, for chosen examples.

@@ -146,7 +146,8 @@ class BatchSolver:
             z = self.rows.z[self.rows.part(block)]
             part = weight if len(members) == len(active) else weight[members]
             started = time.perf_counter()
-            product = (part.reshape(-1, self.rows.d) @ z.T).reshape(len(members), self.loss.outputs, len(z))
+            # rows first: a quarter faster for few columns
+            product = np.ascontiguousarray((z @ part.reshape(-1, self.rows.d).T).T).reshape(len(members), self.loss.outputs, len(z))
             self.work.rows_seconds += time.perf_counter() - started
             product += bias[members][:, :, None]
             self.work.flops += 2.0 * product.size * self.rows.d

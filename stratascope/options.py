@@ -1,0 +1,87 @@
+"""Options of the command line: how their values are read, and those that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Names parted by commas."""
+    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def size(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """WIDTHxHEIGHT in pixels."""
+    if value is None:
+        return None
+    width, cross, height = value.lower().partition("x")
+    if not cross or not width.isdecimal() or not height.isdecimal() or not int(width) * int(height):
+        raise click.BadParameter(f"expected WIDTHxHEIGHT in pixels such as 640x480, found {value!r}", param=param)
+    return int(width), int(height)
+
+
+def shard(_ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
+    """I/N: the I-th of N processes."""
+    rank, slash, of = value.partition("/")
+    if not slash or not rank.isdecimal() or not of.isdecimal() or int(rank) >= int(of):
+        raise click.BadParameter(f"expected I/N with I below N such as 0/2, found {value!r}", param=param)
+    return int(rank), int(of)
+
+
+def numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Numbers and ranges parted by commas."""
+    if value is None:
+        return None
+    try:
+        return tuple(n for part in value.split(",") for n in _number_range(part))
+    except ValueError as error:
+        raise click.BadParameter(f"expected numbers or ranges such as 0,3,8-11, found {value!r}", param=param) from error
+
+
+def _number_range(part: str) -> range:
+    first, dash, last = part.strip().partition("-")
+    return range(int(first), int(last if dash else first) + 1)
+
+
+def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that `plan` and `extract` share."""
+    options = [
+        click.option(
+            "--model",
+            required=True,
+            metavar="demo|PATH|HUB_ID",
+            help="Built-in model, folder, or Hub id such as Qwen/Qwen2.5-VL-7B-Instruct.",
+        ),
+        click.option(
+            "--examples", required=True, multiple=True, type=click.Path(path_type=Path), help="JSONL file in VSR's form; may be repeated."
+        ),
+        click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of the images."),
+        click.option("--boxes", type=click.Path(path_type=Path), help="Gold boxes, in COCO's instances format."),
+        click.option("--prompt", default="true-false", show_default=True, help="true-false, yes-no, where, four-way or four-way-on-under."),
+        click.option("--system", help="Text of the system turn, instead of the chat template's own."),
+        click.option("--condition", default="original", show_default=True, help="original, blank, mirror, shuffled-image."),
+        click.option(
+            "--positions", callback=names, help="Of final,image,subject,relation,object,subject_box,object_box; default: all there are."
+        ),
+        click.option(
+            "--record",
+            callback=names,
+            default="residual,attention_rows,attention_maps",
+            show_default=True,
+            help="What to store besides the answer's logits; also value_norms, head_outputs, head_logits.",
+        ),
+        click.option("--maps", type=int, metavar="N", help="Attention maps of only N examples, evenly spread."),
+        click.option("--limit", type=int, metavar="N", help="Only the first N examples."),
+        click.option("--max-pixels", type=int, metavar="N", help="Shrink larger images; default: the processor's limit."),
+        click.option("--dtype", help="float32, bfloat16 or float16; default: the weights' own on a GPU, float32 on a CPU."),
+        click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ..."),
+        click.option("--strict", is_flag=True, help="Stop at images that cannot be decoded, instead of recording them as failed."),
+        click.option("--revision", help="Branch, tag or commit of a Hub model."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
