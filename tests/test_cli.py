@@ -57,10 +57,11 @@ def test_plan_without_photos_needs_a_stated_size(scenes: Path) -> None:
 
 
 def test_the_plans_bytes_are_what_is_then_on_disk(plan, store_path: Path) -> None:
-    estimate = plan.store.estimate(plan.token_counts, plan.has_map).set_index("array")["estimated_bytes"]
-    for array in ("residual", "attention_rows", "attention_maps"):
+    estimate = plan.estimate.set_index("array")["estimated_bytes"]
+    for array in ("residual", "attention_rows", "attention_mean", "attention_maps", "thumbnail"):
         on_disk = sum(p.stat().st_size for p in (store_path / array).rglob("*") if p.is_file())
-        assert estimate[array] == pytest.approx(on_disk, rel=0.25), array
+        assert estimate[array] == pytest.approx(on_disk, rel=0.1), array
+    assert estimate.sum() == pytest.approx(sum(p.stat().st_size for p in store_path.rglob("*") if p.is_file()), rel=0.1)
 
 
 def test_info_names_arrays_completeness_and_provenance(store_path: Path) -> None:

@@ -66,16 +66,26 @@ class Pooling:
     """(batch, position, most tokens) int64."""
     weight: torch.Tensor
     """(batch, position, most tokens) float32: 1 / count, 0 in the padding and where the position is absent."""
+    counts: tuple[int, ...] = ()
+    """The most tokens of each position; counted here if left out, which makes a GPU wait."""
+
+    def __post_init__(self) -> None:
+        if not self.counts:
+            counts = (self.weight > 0).sum(-1).amax(0).clamp_min(1)
+            object.__setattr__(self, "counts", tuple(int(n) for n in counts))
+
+    def to(self, device: torch.device) -> Pooling:
+        """The same on another device."""
+        return Pooling(self.index.to(device), self.weight.to(device), self.counts)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """(batch, token, hidden) -> (batch, position, hidden) float32; a copy, so that later in-place work cannot change it."""
         batch, positions, _ = self.index.shape
         rows = torch.arange(batch, device=hidden.device)[:, None]
         out = torch.empty(batch, positions, hidden.shape[-1], dtype=torch.float32, device=hidden.device)
-        for k in range(positions):
-            count = int((self.weight[:, k] > 0).sum(-1).max())
-            gathered = hidden[rows, self.index[:, k, : max(count, 1)]].float()
-            out[:, k] = gathered[:, 0] if count <= 1 else torch.einsum("btd,bt->bd", gathered, self.weight[:, k, :count])
+        for k, count in enumerate(self.counts):
+            gathered = hidden[rows, self.index[:, k, :count]].float()
+            out[:, k] = gathered[:, 0] if count == 1 else torch.einsum("btd,bt->bd", gathered, self.weight[:, k, :count])
         return out
 
 

@@ -144,7 +144,7 @@ def _work_through(session: ExtractionSession, writer: BlockWriter, pending: list
 
 def _check_disk(plan: ExtractionPlan, out: Path) -> None:
     """Refuse before the model is loaded what would not fit; what an unfinished store holds already counts as there."""
-    needed = int(plan.store.estimate(plan.token_counts, plan.has_map)["estimated_bytes"].sum())
+    needed = int(plan.estimate["estimated_bytes"].sum())
     held = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.exists() else 0
     place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free

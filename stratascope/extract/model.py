@@ -35,9 +35,13 @@ class Batch:
     pooling: Pooling
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
-        pooling = Pooling(self.pooling.index.to(device), self.pooling.weight.to(device))
         return Batch(
-            self.members, self.input_ids.to(device), self.lengths.to(device), self.pixels.to(device, dtype), self.grid.to(device), pooling
+            self.members,
+            self.input_ids.to(device),
+            self.lengths.to(device),
+            self.pixels.to(device, dtype),
+            self.grid.to(device),
+            self.pooling.to(device),
         )
 
 

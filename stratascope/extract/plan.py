@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,23 @@ from stratascope.datasets.examples import Example, files_digest, load_examples
 from stratascope.datasets.prompts import PROMPTS, Prompt
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families import ModelShape, check_family, image_grid, model_shape
-from stratascope.extract.images import ImageFacts, images_digest, inspect_images, shown_images, stated_images
+from stratascope.extract.images import (
+    ImageFacts,
+    apply_condition,
+    images_digest,
+    inspect_images,
+    open_image,
+    shown_images,
+    stated_images,
+    thumbnail,
+)
 from stratascope.extract.layout import SPANS, PromptTokenizer, TokenLayout
 from stratascope.extract.settings import BOX_POSITIONS, POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.sources import ModelSource, resolve_model
 from stratascope.store import StoreLayout
+
+THUMBNAIL_SAMPLE = 16
+"""Images by which the size of all thumbnails is judged."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +86,34 @@ class ExtractionPlan:
             box = (fact.width - box[2], box[1], fact.width - box[0], box[3])
         return layout.spans["image"][0] + cells_in_box(box, (fact.width, fact.height), layout.grid)
 
+    @cached_property
+    def present(self) -> np.ndarray:
+        """(example, position) bool: which positions each example has."""
+        examples, positions = range(len(self.examples)), self.store.positions
+        return np.array([[self.position_tokens(k, position) is not None for position in positions] for k in examples])
+
+    @cached_property
+    def estimate(self) -> pd.DataFrame:
+        """Bytes by array, raw and on disk, as `StoreLayout.estimate` gives them; thumbnails judged by a few of the images."""
+        return self.store.estimate(self.token_counts, self.has_map, self.present, self._sample_thumbnails())
+
+    def _sample_thumbnails(self) -> np.ndarray | None:
+        if self.settings.image_size is not None or self.store.thumbnail is None:
+            return None
+        names = [name for name in dict.fromkeys(self.shown) if not self.facts[name].problem]
+        chosen = names[:: max(1, len(names) // THUMBNAIL_SAMPLE)][:THUMBNAIL_SAMPLE]
+        images = [apply_condition(open_image(self.settings.images / name), self.settings.condition) for name in chosen]
+        return np.stack([thumbnail(image, self.store.thumbnail) for image in images]) if images else None
+
     def store_contents(self) -> dict[str, Any]:
         """What `create_store` writes before the model runs."""
         count, longest = len(self.examples), self.store.tokens
         token_ids = np.full((count, longest), -1, np.int32)
         spans = np.full((count, len(SPANS), 2), -1, np.int32)
-        present = np.zeros((count, len(self.store.positions)), bool)
         for k, layout in enumerate(self.layouts):
             token_ids[k, : len(layout.ids)] = layout.ids
             for name, interval in layout.spans.items():
                 spans[k, SPANS.index(name)] = interval
-            present[k] = [self.position_tokens(k, position) is not None for position in self.store.positions]
         used = np.unique(token_ids[token_ids >= 0])
         decode = self.tokenizer.tokenizer.decode
         return {
@@ -93,7 +123,7 @@ class ExtractionPlan:
             "vocabulary": {int(t): decode([int(t)], skip_special_tokens=False) for t in used},
             "n_tokens": self.token_counts,
             "grid": np.array([layout.grid for layout in self.layouts], np.int32),
-            "position_present": present,
+            "position_present": self.present,
             "has_map": self.has_map,
             "provenance": self.provenance,
         }

@@ -142,8 +142,7 @@ class ExtractionSession:
         if "residual" in arrays:
             arrays["residual"][:, :, at] = captured.residual
             for row, k in enumerate(members):
-                absent = [plan.position_tokens(k, position) is None for position in plan.store.positions]
-                arrays["residual"][:, absent, at[row]] = np.nan
+                arrays["residual"][:, ~plan.present[k], at[row]] = np.nan
         if captured.head_outputs is not None and "head_outputs" in arrays:
             arrays["head_outputs"][:, at] = captured.head_outputs
         if captured.parts is not None:

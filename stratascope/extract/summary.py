@@ -32,21 +32,14 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         "",
         f"{'array':<18} {'shape':<58} {'raw':>9} {'on disk':>9}",
     ]
-    present = np.array(
-        [[plan.position_tokens(k, position) is not None for position in layout.positions] for k in range(len(plan.examples))]
-    )
-    table = layout.estimate(counts, plan.has_map, present)
+    table = plan.estimate
     specs = [spec for spec in layout.arrays() if spec.by_block]
     shapes = {spec.name: " x ".join(f"{n} {d}" for d, n in zip(spec.dims, spec.shape, strict=True)) for spec in specs}
     for name, raw, disk in zip(table["array"], table["raw_bytes"], table["estimated_bytes"], strict=True):
-        if name in shapes:
-            lines.append(_row(name, shapes[name], int(raw), int(disk)))
+        lines.append(_row("examples, tokens" if name == "created" else name, shapes.get(name, ""), int(raw), int(disk)))
     lines.append(_row("all", "", int(table["raw_bytes"].sum()), int(table["estimated_bytes"].sum())))
-    absent = [
-        f"{position} in {sum(plan.position_tokens(k, position) is None for k in range(len(plan.examples))):,}"
-        for position in layout.positions
-        if position.endswith("_box")
-    ]
+    missing = (~plan.present).sum(0)
+    absent = [f"{name} in {count:,}" for name, count in zip(layout.positions, missing, strict=True) if name.endswith("_box")]
     if absent:
         lines += ["", f"examples without a box: {', '.join(absent)}"]
     for example, reason in list(plan.failed.items())[:MOST_FAILURES]:

@@ -17,6 +17,7 @@ from stratascope.probe.geometry import score_values
 from stratascope.probe.layer_task import LayerAnswer
 from stratascope.probe.metrics import chance_levels, predict, score_layers, score_table
 from stratascope.probe.plan import Batch, ProbeSettings
+from stratascope.probe.splits import split_leakage
 from stratascope.store import ActivationStore
 
 Floats = NDArray[Any]
@@ -32,6 +33,10 @@ def assemble(
         "provenance": store.provenance,
         "seconds": [round(answer.seconds, 3) for answer in answers],
     }
+    if settings.split:
+        train, test = settings.split
+        leakage = split_leakage(store.examples, train=(train,), test=(test,), groups=settings.groups)
+        attributes |= {"leakage": leakage.share, "leakage_text": str(leakage)}
     layers = np.array([answer.layer for answer in answers])
     curves = []
     for b, batch in enumerate(batches):
@@ -121,7 +126,7 @@ def _fold_table(
                     "fold": fold,
                     "strength": strength,
                     # an optimum at the top of the grid may lie beyond it; at the bottom it means that nothing can be read
-                    "at_edge": settings.method == "logistic" and len(grid) > 1 and strength in (grid[0], grid[-1]),
+                    "at_edge": settings.method == "logistic" and len(grid) > 1 and strength == grid[-1],
                     "inner_loss": float(np.nanmin(inner)) if np.isfinite(inner).any() else np.nan,
                     "accuracy": np.nan if hit is None else float(hit[place, folds == fold].mean()),
                     "gap": float(answer.gap[number]),

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 Floats = NDArray[Any]
 KIND = "layer_curve"
+_ROUGH = 1e-4
+"""Relative gap of an objective that is worth a note."""
+
+
+def _listed(layers: pd.Series) -> str:
+    return ", ".join(str(layer) for layer in sorted(set(layers)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +88,27 @@ class LayerCurve:
         if layer not in rows.index:
             raise InvalidInputError(f"expected a layer of {rows.index.tolist()}, found {layer}")
         return float(rows[layer])
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the curve should know: optima at the top of the grid, classes never trained on, models not solved exactly."""
+        found = []
+        top = self.folds[self.folds["at_edge"]]
+        if len(top):
+            found.append(
+                f"at layers {_listed(top['layer'])} the best strength is the largest of the grid, {top['strength'].max():g}: no optimum "
+                "was found there, larger strengths may score better; give strengths= that go on"
+            )
+        absent = self.folds[self.folds["absent_classes"] != ""]
+        if len(absent):
+            names = sorted({name for cell in absent["absent_classes"] for name in cell.split(", ")})
+            found.append(f"classes {', '.join(names)} are missing from a training fold and never predicted there; raise minimum=")
+        rough = self.folds[self.folds["gap"] > _ROUGH]
+        if len(rough):
+            found.append(
+                f"at layers {_listed(rough['layer'])} the objective is up to {rough['gap'].max():.0e} above its minimum (relative)"
+            )
+        return found
 
     @property
     def predictions(self) -> pd.DataFrame:

@@ -50,21 +50,19 @@ def design_for(folds: Folds, strengths: int) -> Design:
     InvalidInputError
         A choice among several strengths is asked for with too few folds.
     """
-    count, test = folds.count, folds.test
-    fixed = test is not None
+    count = folds.count
     if strengths > 1 and count < 3:
         raise InvalidInputError(
             f"expected at least 3 folds to choose among {strengths} strengths inside the training folds, found {count}; "
             "give folds=3 or more, or a single strength"
         )
     everyone = np.ones((1, count), dtype=bool)
-    if fixed:
-        assert test is not None
-        everyone[0, test] = False
-        learned = [b for b in range(count) if b != test]
+    if folds.test is not None:
+        everyone[0, folds.test] = False
+        learned = [b for b in range(count) if b != folds.test]
         inner = np.repeat(everyone, len(learned), axis=0)
         inner[np.arange(len(learned)), learned] = False
-        outer = Outer(len(learned), test, tuple(enumerate(learned)), (), 1.0)
+        outer = Outer(len(learned), folds.test, tuple(enumerate(learned)), (), 1.0)
         return Design(np.concatenate([inner, everyone]), (outer,), len(learned), len(learned))
     pairs = folds.pairs() if count > 2 else []
     lacking = np.ones((len(pairs), count), dtype=bool)

@@ -99,7 +99,7 @@ def plan_position(
     if not usable.any():
         raise NotRecordedError(
             f"expected examples with {settings.array} at position {position!r}, found none recorded; "
-            f"this store has positions {', '.join(store.layout.positions)}; choose one of them"
+            f"this store has positions {', '.join((*store.layout.positions, *store.layout.vision_positions))}; choose one of them"
         )
     if settings.groups not in store.examples.columns:
         raise InvalidInputError(

@@ -79,7 +79,7 @@ class BatchSolver:
         basis: Eigenbasis | None = None,
         tolerance: float | Floats = 1e-7,
         max_iterations: int = 500,
-        memory: int = 10,
+        memory: int = 6,
     ) -> None:
         """
         Parameters
@@ -223,10 +223,9 @@ class BatchSolver:
             floor = np.zeros(len(active), dtype=bool)
             past.append(objective)
             if len(past) > _PATIENCE:
-                fall = past.pop(0) - objective
-                floor = fall <= 0.3 * allowed
+                floor = past.pop(0) - objective <= 0.3 * allowed
                 # the decrement looks through few directions and promises too much where progress is slow
-                reached &= fall <= _PATIENCE * allowed
+                reached &= past[-4] - objective <= 2 * allowed
             done = reached | floor | stalled | (iteration == self.max_iterations)
             if done.any():
                 index = active[done]

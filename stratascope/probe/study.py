@@ -51,7 +51,7 @@ def probe_study(
     store : an open store, or its path or address
     tasks : truth, relation, category, answer, geometry, a column of the examples, a `Task`, or a name in `values`; with `:shuffled` or
         `:control` for its controls, which are solved in the same go
-    positions : all of the store by default
+    positions : all of the array by default
     array : any recorded array with one vector an example, layer and position
     layers : all by default
     examples : numbers or mask, all by default
@@ -73,7 +73,7 @@ def probe_study(
         raise InvalidInputError(f"expected settings of {', '.join(ProbeSettings.__dataclass_fields__)}, found another: {error}") from error
     if not tasks:
         raise InvalidInputError("expected at least one task, found none; give tasks=('truth',)")
-    places = tuple(opened.layout.positions) if positions is None else tuple(positions)
+    places = _positions(opened, array) if positions is None else tuple(positions)
     numbers = _layers(opened, array, layers)
     plans = {place: plan_position(opened, tasks, place, chosen, examples=examples, values=values) for place in places}
     work = [LayerTask(opened, layer, place, plans[place], chosen) for place in places for layer in numbers]
@@ -131,6 +131,11 @@ def _solve(work: list[LayerTask], scheduler: str | None, progress: bool, output:
     fresh = run_all(run_layer, [work[n] for n in open_numbers], scheduler=scheduler, progress=progress, finished=keep)
     kept |= dict(zip(open_numbers, fresh, strict=True))
     return [kept[number] for number in range(len(work))]
+
+
+def _positions(store: ActivationStore, array: str) -> tuple[str | None, ...]:
+    dim = store.layout.array(array).position_dim
+    return (None,) if dim is None else tuple(store.layout.positions_of(dim))
 
 
 def _layers(store: ActivationStore, array: str, layers: Sequence[int] | None) -> list[int]:

@@ -30,11 +30,13 @@ def planted_store(
     split: bool = False,
     boxes: bool = False,
     heads: bool = False,
+    vision: bool = False,
 ) -> Path:
     """Two examples an image; at `final` the label lies along one direction in layers onset..offset-1; at `relation` the relation does.
 
     The last example lacks the position `relation`. With `boxes`, the subject's x is in column 5 at `final` from layer 2 on; with
-    `heads`, head 1 reads the label from the onset on. Examples do not depend on the condition; a `blank` store has no label to read.
+    `heads`, head 1 reads the label from the onset on; with `vision`, the vision tower does from its first layer on. Examples do
+    not depend on the condition; a `blank` store has no label to read.
     """
     rng = np.random.default_rng(seed)
     table = pd.DataFrame(
@@ -57,10 +59,12 @@ def planted_store(
         for who, (x, y) in {"subject": corner.T[:2], "object": corner.T[2:]}.items():
             table = table.assign(**{f"{who}_x0": x, f"{who}_y0": y, f"{who}_x1": x + 20, f"{who}_y1": y + 30})
         table.loc[3, "object_x0"] = np.nan
+    extra = [name for name, wanted in (("head_outputs", heads), ("vision_residual", vision)) if wanted]
     layout = StoreLayout(
         examples=examples, layers=layers, hidden=hidden, heads=2, tokens=6, positions=POSITIONS, spans=("image", "final"),
-        choices=("True", "False"), record=frozenset({"residual", "head_outputs"} if heads else {"residual"}), 
-        head_dim=4 if heads else 0, block=64, thumbnail=None, computed_dtype="float32",
+        choices=("True", "False"), record=frozenset({"residual", *extra}),
+        head_dim=4 if heads else 0, vision_layers=2 if vision else 0, vision_hidden=6 if vision else 0,
+        vision_positions=("image",) if vision else (), block=64, thumbnail=None, computed_dtype="float32",
     )  # fmt: skip
     present = np.ones((examples, 2), dtype=bool)
     present[-1, 1] = False
@@ -100,6 +104,10 @@ def planted_store(
                 "answer_logits": logits[part].astype(np.float32),
                 "status": np.ones(len(members), np.uint8),
             }
+            if vision:
+                seen = noise.normal(size=(3, 1, len(members), 6)).astype(np.float32)
+                seen[1:, 0, :, 2] += 2 * sign[part]
+                arrays["vision_residual"] = seen
             if heads:
                 outputs = noise.normal(size=(layers, len(members), 2, 4)).astype(np.float32)
                 outputs[onset:, :, 1, 0] += 2 * sign[part]

@@ -58,6 +58,14 @@ def test_one_probe_per_head(tmp_path):
         head_curves(store, array="residual")
 
 
+def test_the_vision_tower_is_probed_like_the_rest(tmp_path):
+    store = ActivationStore.open(planted_store(tmp_path / "v.zarr", vision=True))
+    (curve,) = probe_study(store, ("truth",), array="vision_residual", draws=300)
+    assert curve.position == "image"
+    assert curve.layers.tolist() == [0, 1, 2]
+    assert curve.onset.layer == 1
+
+
 def test_curves_can_be_taken_apart(tmp_path):
     store = ActivationStore.open(planted_store(tmp_path / "a.zarr"))
     truth, relation = probe_study(store, ("truth", "relation"), ("final",), layers=(1, 4), draws=200)

@@ -121,6 +121,14 @@ def test_curves_survive_saving(curves, tmp_path):
         LayerCurve.load(tmp_path / "other.zip")
 
 
+def test_an_optimum_at_the_edge_of_the_grid_is_noted(store, curves):
+    assert curves["truth", "final"].notes == []
+    low = layer_curve(store, strengths=(1e-6, 1e-5), layers=(1, 4), draws=200)
+    assert len(low.notes) == 1
+    assert "at layers" in low.notes[0]
+    assert "4 the best strength is the largest of the grid, 1e-05" in low.notes[0]
+
+
 def test_directions_read_activations_as_recorded(store, curves):
     curve = curves["truth", "final"]
     x = store.read("residual", layer=4, position="final").astype(np.float64)
@@ -252,6 +260,8 @@ def test_official_split_is_one_test_set(tmp_path):
     curve = layer_curve(store, split=("train", "test"), layers=(4,), draws=200)
     assert len(curve.examples) == 100
     assert len(curve.folds) == 1
+    assert curve.attributes["leakage"] == 0
+    assert curve.attributes["leakage_text"].startswith("0 of 100 test examples (0%) share their image")
     assert curve.value(4) > 0.8
 
 

@@ -59,7 +59,9 @@ def test_killed_writers_leave_nothing_wrong_and_resume_is_exact(tmp_path):
         of = 1 + round_number % 2  # of 1: both want the same blocks
         writers = [_start(path, rank % of, of) for rank in range(2)]
         for writer in writers:
-            time.sleep(chance.uniform(0.005, 0.06))
+            # however slow the machine: some blocks later, and at any moment of writing the next
+            _await_blocks(path, chance.randrange(5), writer)
+            time.sleep(chance.uniform(0, 0.02))
             writer.kill()
             writer.wait()
             assert writer.stdout is not None
@@ -81,6 +83,13 @@ def test_killed_writers_leave_nothing_wrong_and_resume_is_exact(tmp_path):
         for file in files:
             assert (path / file).read_bytes() == (reference / file).read_bytes(), file
     assert interrupted >= ROUNDS // 3, "kills came too early or too late to mean anything"
+
+
+def _await_blocks(path: Path, more: int, writer: subprocess.Popen[bytes]) -> None:
+    markers = path / "written" / "c"
+    goal = more + (len(list(markers.iterdir())) if markers.exists() else 0)
+    while writer.poll() is None and (len(list(markers.iterdir())) if markers.exists() else 0) < goal:
+        time.sleep(0.001)
 
 
 def _bytes(path: Path, block: int) -> list[bytes]:

@@ -1,0 +1,116 @@
+"""What capturing costs: the bare forward, ours, and what the field does, side by side in one run.
+
+`python benchmarks/extraction_benchmark.py` prints a markdown table of ratios to the bare forward (SDPA, logits of the last token,
+nothing recorded). Every variant of a setting is timed in turn, round after round, and the median of the rounds' ratios counts;
+peak memory is what the allocator handed out on the CPU beyond the model, measured by the profiler in a pass of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from stratascope.extract.capture import Capture, Pooling, capturing, use_captured_attention
+
+VARIANTS = ("bare", "rows + residuals", "+ value norms", "+ head outputs", "+ maps", "eager, all attentions and hidden states")
+
+
+def build(eager: bool) -> Qwen2_5_VLForConditionalGeneration:
+    """12 blocks of width 512, 8 query and 2 key-value heads, random."""
+    text = {
+        "vocab_size": 1000,
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+    }
+    vision = {"depth": 2, "hidden_size": 64, "num_heads": 2, "intermediate_size": 128, "out_hidden_size": 512}
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
+    model.set_attn_implementation("eager" if eager else "sdpa")
+    return model
+
+
+def passes(tokens: int, batch: int) -> dict[str, Callable[[], object]]:
+    """Variant -> one forward pass."""
+    ids = torch.randint(10, 900, (batch, tokens), generator=torch.Generator().manual_seed(1))
+    positions = torch.arange(tokens).expand(3, batch, -1)
+    bare, ours, eager = build(False), build(False), build(True)
+    decoder = use_captured_attention(ours)
+    last = torch.full((batch,), tokens - 1)
+    pooling = Pooling(last[:, None, None], torch.ones(batch, 1, 1), (1,))
+
+    def captured(*want: str) -> Callable[[], object]:
+        def run() -> object:
+            with capturing(decoder, Capture(last, pooling, frozenset(want))) as capture:
+                ours(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1)
+            return capture
+
+        return run
+
+    common = {"input_ids": ids, "position_ids": positions, "use_cache": False, "logits_to_keep": 1}
+    return {
+        VARIANTS[0]: lambda: bare(**common),
+        VARIANTS[1]: captured(),
+        VARIANTS[2]: captured("value_norms"),
+        VARIANTS[3]: captured("head_outputs"),
+        VARIANTS[4]: captured("maps"),
+        VARIANTS[5]: lambda: eager(**common, output_attentions=True, output_hidden_states=True),
+    }
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most that was allocated at once during a pass, beyond what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = run()
+    del kept
+    level = peak = 0
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[400, 1500])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.set_grad_enabled(False)
+    print("| tokens, batch | " + " | ".join(VARIANTS) + " |")
+    print("|---" * (len(VARIANTS) + 1) + "|")
+    for tokens in given.tokens:
+        for batch in given.batch:
+            runs = passes(tokens, batch)
+            for run in runs.values():
+                run()
+            ratios: dict[str, list[float]] = {name: [] for name in runs}
+            for _ in range(given.rounds):
+                seconds = {}
+                for name, run in runs.items():
+                    start = time.process_time()
+                    run()
+                    seconds[name] = time.process_time() - start
+                for name in runs:
+                    ratios[name].append(seconds[name] / seconds["bare"])
+            peaks = {name: peak_bytes(run) for name, run in runs.items()}
+            cells = [f"{statistics.median(ratios[name]):.2f}, {peaks[name] / 1e6:.0f} MB" for name in runs]
+            print(f"| {tokens}, {batch} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
