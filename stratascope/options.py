@@ -72,7 +72,7 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             callback=names,
             default="residual,attention_rows,attention_maps",
             show_default=True,
-            help="What to store besides the answer's logits; also value_norms, head_outputs, head_logits.",
+            help="What to store besides the answer's logits; also value_norms, head_outputs, head_logits, vision_residual.",
         ),
         click.option("--maps", type=int, metavar="N", help="Attention maps of only N examples, evenly spread."),
         click.option("--limit", type=int, metavar="N", help="Only the first N examples."),

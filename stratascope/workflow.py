@@ -45,6 +45,9 @@ def probe_and_draw(
                 kept, name = (muted, f"{position}, baseline") if suffix else (drawn, position)
                 kept.setdefault(curve.task, {})[name] = curve
                 lines.append(f"{curve.task:<16} {position:<12} {peak_text(curve)}{'  (baseline)' if suffix else ''}")
+                if suffix:
+                    over = drawn[curve.task][position].difference(curve)
+                    lines.append(f"{curve.task:<16} {position:<12} over the baseline: {over.onset()}, {over.offset()}")
     for task, curves in drawn.items():
         path = draw_curves(
             curves, folder / f"probe-{_file_name(task)}.png", muted=muted.get(task, {}), title=f"{task}: what a probe reads, by layer"

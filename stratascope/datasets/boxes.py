@@ -96,3 +96,21 @@ def cells_in_box(box: Box, image_size: tuple[int, int], grid: tuple[int, int]) -
         column = int(np.abs(x - (box[0] + box[2]) / 2).argmin())
         return np.array([row * columns + column])
     return np.flatnonzero(inside)
+
+
+def grid_cells(rows: int, columns: int, parts: int = 4) -> dict[str, np.ndarray]:
+    """Raster indices of cells in each part of a `parts` x `parts` division of the image: `grid_0_0` is the upper left.
+
+    A cell belongs to the part in which its centre lies; where an image has fewer cells than parts, the nearest cell stands in.
+    """
+    part_of_row = ((np.arange(rows) + 0.5) * parts / rows).astype(int)
+    part_of_column = ((np.arange(columns) + 0.5) * parts / columns).astype(int)
+    found = {}
+    for r in range(parts):
+        in_row = np.flatnonzero(part_of_row == r) if (part_of_row == r).any() else np.array([min(rows - 1, r * rows // parts)])
+        for c in range(parts):
+            in_column = (
+                np.flatnonzero(part_of_column == c) if (part_of_column == c).any() else np.array([min(columns - 1, c * columns // parts)])
+            )
+            found[f"grid_{r}_{c}"] = (in_row[:, None] * columns + in_column).ravel()
+    return found

@@ -16,7 +16,7 @@ _MAX_ASPECT = 200
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of the decoder."""
+    """Sizes of the decoder and the vision tower."""
 
     layers: int
     hidden: int
@@ -24,6 +24,9 @@ class ModelShape:
     head_dim: int
     context: int
     """Longest sequence in tokens."""
+    vision_layers: int
+    """Blocks of the vision tower."""
+    vision_hidden: int
     dtype: str
     """In which the weights are stored."""
 
@@ -76,8 +79,9 @@ def check_family(source: ModelSource) -> str:
 
 
 def model_shape(source: ModelSource) -> ModelShape:
-    """Read the decoder's sizes from config.json, whether they stand at its top (older files) or in `text_config`."""
+    """Read the model's sizes from config.json, whether they stand at its top (older files) or in `text_config`."""
     check_family(source)
+    vision = source.config.get("vision_config") or {}
     text = {**source.config, **(source.config.get("text_config") or {})}
     try:
         return ModelShape(
@@ -86,10 +90,14 @@ def model_shape(source: ModelSource) -> ModelShape:
             heads=int(text["num_attention_heads"]),
             head_dim=int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]),
             context=int(text["max_position_embeddings"]),
+            vision_layers=int(vision["depth"]),
+            vision_hidden=int(vision["embed_dim"] if "embed_dim" in vision else vision["hidden_size"]),
             dtype=str(source.config.get("dtype") or source.config.get("torch_dtype") or text.get("dtype") or "float32"),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise InvalidInputError(f"{source.name}: expected the decoder's sizes in config.json, missing or wrong: {error}") from error
+        raise InvalidInputError(
+            f"{source.name}: expected the sizes of decoder and vision tower in config.json, missing or wrong: {error}"
+        ) from error
 
 
 def image_grid(source: ModelSource, max_pixels: int | None = None) -> ImageGrid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from stratascope.extract.attribution import LogitParts, check_attributable, logi
 from stratascope.extract.capture import Capture, Pooling, capturing, use_captured_attention
 from stratascope.extract.families import ImageGrid
 from stratascope.extract.sources import ModelSource
+from stratascope.extract.vision import capturing_vision, vision_capture
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Batch:
     grid: torch.Tensor
     """(batch, 3): frames, rows and columns of patches of each image."""
     pooling: Pooling
+    segments: Sequence[tuple[int, np.ndarray]] = ()
+    """(image, cells) over which the vision tower is averaged; empty: it is not recorded."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         return Batch(
@@ -42,6 +46,7 @@ class Batch:
             self.pixels.to(device, dtype),
             self.grid.to(device),
             self.pooling.to(device),
+            self.segments,
         )
 
 
@@ -61,6 +66,8 @@ class Captured:
     """(block, example, head, token) float32."""
     head_outputs: np.ndarray | None = None
     """(block, example, head, head width) float32."""
+    vision: np.ndarray | None = None
+    """(layer, segment, vision hidden) float32."""
     parts: LogitParts | None = None
     """Of the first choice's logit minus the second's."""
 
@@ -128,7 +135,9 @@ class CaptureModel:
             batch.input_ids, mm_token_type_ids=kinds, image_grid_thw=batch.grid, attention_mask=real.long()
         )
         wanted, which = torch.unique(last, return_inverse=True)
-        with capturing(self.decoder, capture):
+        tower = self.model.model.visual
+        seen = vision_capture(tower, batch.grid, batch.segments) if batch.segments else None
+        with capturing(self.decoder, capture), capturing_vision(tower, seen) if seen else nullcontext():
             output = self.model(
                 input_ids=batch.input_ids,
                 position_ids=positions,
@@ -150,6 +159,7 @@ class CaptureModel:
             fused=_stack(capture.fused).transpose(0, 1).cpu().numpy() if "maps" in want else None,
             value_norms=_stack(capture.value_norms).cpu().numpy() if "value_norms" in want else None,
             head_outputs=_stack(capture.head_outputs).cpu().numpy() if "head_outputs" in want else None,
+            vision=_stack(seen.residual).cpu().numpy() if seen else None,
             parts=parts,
         )
 

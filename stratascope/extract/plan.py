@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from stratascope.datasets.boxes import BoxIndex, cells_in_box
+from stratascope.datasets.boxes import BoxIndex, cells_in_box, grid_cells
 from stratascope.datasets.examples import Example, files_digest, load_examples
 from stratascope.datasets.prompts import PROMPTS, Prompt
 from stratascope.errors import InvalidInputError
@@ -27,7 +27,7 @@ from stratascope.extract.images import (
     thumbnail,
 )
 from stratascope.extract.layout import SPANS, PromptTokenizer, TokenLayout
-from stratascope.extract.settings import BOX_POSITIONS, POSITIONS, TEXT_POSITIONS, ExtractionSettings
+from stratascope.extract.settings import BOX_POSITIONS, GRID_POSITIONS, POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.sources import ModelSource, resolve_model
 from stratascope.store import StoreLayout
 
@@ -85,6 +85,16 @@ class ExtractionPlan:
         if self.settings.condition == "mirror":
             box = (fact.width - box[2], box[1], fact.width - box[0], box[3])
         return layout.spans["image"][0] + cells_in_box(box, (fact.width, fact.height), layout.grid)
+
+    def vision_cells(self, example: int) -> dict[str, np.ndarray]:
+        """Vision position -> raster indices of the image cells that are averaged; absent boxes are left out."""
+        layout = self.layouts[example]
+        cells = {"image": np.arange(int(np.prod(layout.grid))), **grid_cells(*layout.grid)}
+        for name in BOX_POSITIONS:
+            tokens = self.position_tokens(example, name) if name in self.store.vision_positions else None
+            if tokens is not None:
+                cells[name] = tokens - layout.spans["image"][0]
+        return cells
 
     @cached_property
     def present(self) -> np.ndarray:
@@ -198,6 +208,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     has_map = _spread(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
     record = frozenset(settings.record) - (frozenset() if has_map.any() else {"attention_maps"})
     dtype, device = _dtype_and_device(settings, shape)
+    positions = _positions(settings, examples, layouts)
     store = StoreLayout(
         examples=len(examples),
         layers=shape.layers,
@@ -205,10 +216,13 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         heads=shape.heads,
         head_dim=shape.head_dim if "head_outputs" in record else 0,
         tokens=len(layouts[longest].ids),
-        positions=_positions(settings, examples, layouts),
+        positions=positions,
         spans=SPANS,
         choices=tuple(tokenizer.prompt.choices),
         record=record,
+        vision_layers=shape.vision_layers if "vision_residual" in record else 0,
+        vision_hidden=shape.vision_hidden if "vision_residual" in record else 0,
+        vision_positions=_vision_positions(positions) if "vision_residual" in record else (),
         block=settings.block,
         computed_dtype=dtype,
     )
@@ -272,6 +286,10 @@ def _positions(settings: ExtractionSettings, examples: Sequence[Example], layout
             )
             raise InvalidInputError(f"expected an example with position {name!r}, found none: {why}")
     return tuple(name for name in POSITIONS if name in settings.positions)
+
+
+def _vision_positions(positions: Sequence[str]) -> tuple[str, ...]:
+    return ("image", *(name for name in BOX_POSITIONS if name in positions), *GRID_POSITIONS)
 
 
 def _dtype_and_device(settings: ExtractionSettings, shape: ModelShape) -> tuple[str, str]:

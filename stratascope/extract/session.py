@@ -145,6 +145,11 @@ class ExtractionSession:
                 arrays["residual"][:, ~plan.present[k], at[row]] = np.nan
         if captured.head_outputs is not None and "head_outputs" in arrays:
             arrays["head_outputs"][:, at] = captured.head_outputs
+        if captured.vision is not None:
+            owners = [(row, name) for row, k in enumerate(members) for name in plan.vision_cells(k)]
+            columns = {name: column for column, name in enumerate(plan.store.vision_positions)}
+            for segment, (row, name) in enumerate(owners):
+                arrays["vision_residual"][:, columns[name], at[row]] = captured.vision[:, segment]
         if captured.parts is not None:
             arrays["head_logits"][:, at] = captured.parts.heads.cpu().numpy()
         for row, k in enumerate(members):
@@ -182,6 +187,9 @@ class ExtractionSession:
                 f"expected the processor to cut the images as planned, {cells[0]} cells for {plan.shown[members[0]]}, "
                 f"found {grid[0].tolist()} patches; report this with the image's size and the model's name"
             )
+        segments = []
+        if "vision_residual" in plan.store.record:
+            segments = [(row, cells) for row, k in enumerate(members) for cells in plan.vision_cells(k).values()]
         return Batch(
             tuple(members),
             torch.from_numpy(ids),
@@ -189,6 +197,7 @@ class ExtractionSession:
             pixels,
             grid,
             Pooling(torch.from_numpy(index), torch.from_numpy(weight)),
+            segments,
         )
 
     def _check(self, members: list[int], images: Sequence[Image.Image], captured: Captured) -> None:

@@ -11,7 +11,7 @@ from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.images import CONDITIONS
 
-RECORDS = ("residual", "attention_rows", "attention_maps", "value_norms", "head_outputs", "head_logits")
+RECORDS = ("residual", "attention_rows", "attention_maps", "value_norms", "head_outputs", "head_logits", "vision_residual")
 """What can be recorded; the answer's logits always are."""
 
 DEFAULT_RECORDS = RECORDS[:3]
@@ -20,6 +20,9 @@ TEXT_POSITIONS = ("subject", "relation", "object")
 BOX_POSITIONS = ("subject_box", "object_box")
 POSITIONS = ("final", "image", *TEXT_POSITIONS, *BOX_POSITIONS)
 """Rules that turn a span into one vector, in the order in which they are stored."""
+
+GRID_POSITIONS = tuple(f"grid_{row}_{column}" for row in range(4) for column in range(4))
+"""Sixteenths of the image, for the vision tower."""
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,9 @@ def assemble(
 ) -> list[LayerCurve]:
     """The curves of all labellings at a position; answers ascend by layer."""
     attributes = asdict(settings) | {
-        "store": store.name,
+        "store": store.name.rstrip("/").rsplit("/", 1)[-1],  # not its place: the same result is the same bytes anywhere
         "fingerprint": store.fingerprint(),
         "provenance": store.provenance,
-        "seconds": [round(answer.seconds, 3) for answer in answers],
     }
     if settings.split:
         train, test = settings.split

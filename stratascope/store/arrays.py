@@ -140,7 +140,7 @@ TABLE = (
     ArrayKind("status", ("example",), "uint8", 0, {}, "zstd", "block", "what became of the example, see flag_meanings"),
     ArrayKind(
         "thumbnail", ("example", "height", "width", "rgb"), "uint8", 0, {"example": 1}, "zstd", "block",
-        "the image as the model saw it, scaled to fit, padded with black", True,
+        "the image as the model was shown it, stretched to this size; image_width and image_height restore its shape", True,
     ),
     ArrayKind("token_ids", ("example", "token"), "int32", -1, {"example": 4096}, "zstd", "creation", "prompt; -1 beyond n_tokens"),
     ArrayKind("n_tokens", ("example",), "int32", -1, {}, "zstd", "creation", "length of the prompt in tokens"),
