@@ -65,9 +65,9 @@ def _annotation(
         x, y, w, h = (float(v) for v in row["bbox"])
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInputError(f"{path}: expected image_id, category_id and bbox [x, y, width, height], found {row!r}") from error
-    if row.get("iscrowd"):
+    if row.get("iscrowd") or w <= 0 or h <= 0:  # COCO itself holds a few boxes without area
         return name, category, None
-    inside = w > 0 and h > 0 and x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1
+    inside = x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1
     if not inside or not all(math.isfinite(v) for v in (x, y, w, h)):
         raise InvalidInputError(
             f"{path}: expected a box within {name} ({width:g} x {height:g}), found bbox {row['bbox']} in annotation {row.get('id')}"

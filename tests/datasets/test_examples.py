@@ -82,6 +82,11 @@ def test_boxes_match_only_where_unique(tmp_path: Path) -> None:
     assert example.object_box is None
 
 
+def test_a_box_without_area_is_no_box(tmp_path: Path) -> None:
+    boxes = BoxIndex.from_coco(coco(tmp_path, (1, [10, 20, 0, 10]), (1, [10, 20, 30, 10])))
+    assert boxes.match("a.png", "cat") == (10, 20, 40, 30)
+
+
 def test_a_box_outside_its_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"within a\.png \(100 x 50\), found bbox \[90, 0, 30, 10\] in annotation 0"):
         BoxIndex.from_coco(coco(tmp_path, (1, [90, 0, 30, 10])))
