@@ -8,7 +8,7 @@ name: without the second no mask is built, silently.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -228,33 +228,42 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 @contextmanager
+def reading_residuals(blocks: Any, keep: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+    """While open, `keep(layer, hidden)` is told the residual stream where it enters each block and where it leaves the last.
+
+    Block inputs, not outputs: in Qwen3-VL features are added to the stream between blocks.
+    """
+
+    def entering(layer: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            keep(layer, args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
+    def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        keep(len(blocks), output[0] if isinstance(output, tuple) else output)
+
+    handles = [block.register_forward_pre_hook(entering(layer), with_kwargs=True) for layer, block in enumerate(blocks)]
+    handles.append(blocks[-1].register_forward_hook(leaving))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def capturing(decoder: nn.Module, capture: Capture) -> Iterator[Capture]:
     """While open, a forward pass through `decoder` (the text model that owns `.layers`) fills `capture`.
 
     Residual layer k is read where it enters block k, and layer L where it leaves the last block, before the final norm.
     """
-    handles = []
-
-    def entering(layer: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            capture.pool(layer, args[0] if args else kwargs["hidden_states"])
-
-        return hook
-
-    def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        capture.pool(len(blocks), output[0] if isinstance(output, tuple) else output)
-
-    blocks: Any = decoder.layers
-    for layer, block in enumerate(blocks):
-        handles.append(block.register_forward_pre_hook(entering(layer), with_kwargs=True))
-    handles.append(blocks[-1].register_forward_hook(leaving))
     token = _current.set(capture)
     try:
-        yield capture
+        with reading_residuals(decoder.layers, capture.pool):
+            yield capture
     finally:
         _current.reset(token)
-        for handle in handles:
-            handle.remove()
 
 
 def text_decoder(model: nn.Module) -> nn.Module:

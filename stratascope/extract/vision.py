@@ -16,6 +16,7 @@ from torch import nn
 from transformers.vision_utils import get_vision_window_index
 
 from stratascope.errors import CaptureError
+from stratascope.extract.capture import reading_residuals
 
 
 @dataclass
@@ -72,21 +73,5 @@ def vision_capture(tower: nn.Module, grid: torch.Tensor, segments: Sequence[tupl
 @contextmanager
 def capturing_vision(tower: nn.Module, capture: VisionCapture) -> Iterator[VisionCapture]:
     """While open, a pass through the tower fills `capture`: layer k where it enters block k, the last where it leaves."""
-    blocks: Any = tower.blocks
-
-    def entering(layer: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            capture.pool(layer, args[0] if args else kwargs["hidden_states"])
-
-        return hook
-
-    def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        capture.pool(len(blocks), output[0] if isinstance(output, tuple) else output)
-
-    handles = [block.register_forward_pre_hook(entering(layer), with_kwargs=True) for layer, block in enumerate(blocks)]
-    handles.append(blocks[-1].register_forward_hook(leaving))
-    try:
+    with reading_residuals(tower.blocks, capture.pool):
         yield capture
-    finally:
-        for handle in handles:
-            handle.remove()
