@@ -24,6 +24,11 @@ def size(_ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
     return int(width), int(height)
 
 
+def thumbnail(context: click.Context, param: click.Parameter, value: str) -> tuple[int, int] | None:
+    """WIDTHxHEIGHT in pixels, or none."""
+    return None if value.lower() == "none" else size(context, param, value)
+
+
 def shard(_ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
     """I/N: the I-th of N processes."""
     rank, slash, of = value.partition("/")
@@ -75,6 +80,14 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="What to store besides the answer's logits; also value_norms, head_outputs, head_logits, vision_residual.",
         ),
         click.option("--maps", type=int, metavar="N", help="Attention maps of only N examples, evenly spread."),
+        click.option(
+            "--thumbnail",
+            callback=thumbnail,
+            default="112x112",
+            show_default=True,
+            metavar="WxH|none",
+            help="Images that travel in the store.",
+        ),
         click.option("--limit", type=int, metavar="N", help="Only the first N examples."),
         click.option("--max-pixels", type=int, metavar="N", help="Shrink larger images; default: the processor's limit."),
         click.option("--dtype", help="float32, bfloat16 or float16; default: the weights' own on a GPU, float32 on a CPU."),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 SHOWN_ROLLOUTS = 8
+PLAIN_GROUND = 235
 
 
 def probe_and_draw(
@@ -141,13 +142,13 @@ def roll_and_draw(store: ActivationStore, folder: Path, *, examples: Sequence[in
 
 
 def picture(store: ActivationStore, example: int) -> np.ndarray:
-    """The stored thumbnail at its image's own shape: (height, width, 3) uint8."""
+    """The stored thumbnail at its image's own shape, (height, width, 3) uint8; plain ground where no thumbnails are stored."""
     from PIL import Image
 
     row = store.examples.iloc[example]
-    small = store.thumbnail(example)
-    longest = max(small.shape[:2])
-    scale = 2 * longest / max(row.image_width, row.image_height)
+    has = store.layout.thumbnail is not None and bool(store.available("thumbnail")[example])
+    small = store.thumbnail(example) if has else np.full((112, 112, 3), PLAIN_GROUND, np.uint8)
+    scale = 2 * max(small.shape[:2]) / max(row.image_width, row.image_height)
     size = max(1, round(row.image_width * scale)), max(1, round(row.image_height * scale))
     return np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC))
 

@@ -123,6 +123,13 @@ def test_rollout_and_share_write_results_and_figures(store_path: Path, tmp_path:
     assert {p.name for p in tmp_path.iterdir()} == {"rollout.zarr.zip", "rollout.png", "share.zarr.zip", "share.png"}
 
 
+def test_rollout_is_drawn_without_thumbnails_too(store_path: Path, tmp_path: Path) -> None:
+    assert run("copy", str(store_path), str(tmp_path / "bare.zarr"), "--arrays", "attention_maps").exit_code == 0
+    result = run("rollout", str(tmp_path / "bare.zarr"), "--examples", "3", "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "rollout.png").exists()
+
+
 def test_probe_writes_curves_and_a_figure(store_path: Path, tmp_path: Path) -> None:
     arguments = ["--tasks", "truth", "--positions", "final,object_box", "--baseline", str(store_path), "--out", str(tmp_path)]
     result = run("probe", str(store_path), *arguments)

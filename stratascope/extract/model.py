@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from qwen_vl_utils import fetch_image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
+from transformers.utils import logging as hf_logging
 
 from stratascope.errors import InvalidInputError
 from stratascope.extract.attribution import LogitParts, check_attributable, logit_parts
@@ -85,6 +86,8 @@ class CaptureModel:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise InvalidInputError(f"expected a CUDA device for --device {device}, found none; use --device cpu")
         self.device, self.dtype, self._grid = torch.device(device), getattr(torch, dtype), grid
+        bars = hf_logging.is_progress_bar_enabled()
+        hf_logging.disable_progress_bar()
         try:
             model, info = AutoModelForImageTextToText.from_pretrained(
                 source.folder,
@@ -97,6 +100,9 @@ class CaptureModel:
             raise InvalidInputError(
                 f"{source.name}: expected weights that fit its configuration in {source.folder}, found: {error}"
             ) from error
+        finally:
+            if bars:
+                hf_logging.enable_progress_bar()
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise InvalidInputError(f"{source.name}: expected all weights, found {len(missing)} missing, the first {missing[0]!r}")

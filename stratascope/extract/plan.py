@@ -224,6 +224,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         vision_hidden=shape.vision_hidden if "vision_residual" in record else 0,
         vision_positions=_vision_positions(positions) if "vision_residual" in record else (),
         block=settings.block,
+        thumbnail=settings.thumbnail and settings.thumbnail[::-1],
         computed_dtype=dtype,
     )
     provenance = {

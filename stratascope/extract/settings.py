@@ -43,6 +43,8 @@ class ExtractionSettings:
     record: tuple[str, ...] = DEFAULT_RECORDS
     maps: int | None = None
     """Attention maps of only so many examples, evenly spread; None: of all."""
+    thumbnail: tuple[int, int] | None = (112, 112)
+    """(width, height) in pixels of the images that travel in the store; None: none do."""
     limit: int | None = None
     """Only the first so many examples."""
     max_pixels: int | None = None

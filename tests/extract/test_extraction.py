@@ -274,6 +274,16 @@ def test_wrong_choices_are_refused_with_what_there_is(settings, change: dict, op
         dataclasses.replace(settings, **change)
 
 
+@pytest.mark.parametrize(("size", "shape"), [((60, 40), (40, 60, 3)), (None, None)])
+def test_thumbnails_are_of_the_size_that_was_chosen_or_absent(settings, tmp_path: Path, size, shape) -> None:
+    run_extraction(plan_extraction(dataclasses.replace(settings, limit=2, record=("residual",), thumbnail=size)), tmp_path / "t.zarr")
+    store = ActivationStore.open(tmp_path / "t.zarr")
+    if shape is None:
+        assert store.layout.thumbnail is None
+    else:
+        assert store.thumbnail(1).shape == shape
+
+
 def test_maps_of_only_some_examples(settings, tmp_path: Path) -> None:
     plan = plan_extraction(dataclasses.replace(settings, limit=10, maps=3))
     run_extraction(plan, tmp_path / "few.zarr")
