@@ -1,6 +1,49 @@
-"""From the store to attention share and rollout; no torch."""
+"""From the store to attention share, rollout, flow, overlap with boxes and the answer's confidence; no torch."""
 
-from stratascope.analysis.rollout import RolloutResult, rollout, rollout_examples
-from stratascope.analysis.share import AttentionShare, attention_share
+from stratascope.analysis.answers import AnswerConfidence, answer_confidence
+from stratascope.analysis.boxes import box_geometry
+from stratascope.analysis.discard import discard_weakest, fuse_heads
+from stratascope.analysis.flow import Flow, MinimumCut, flow, minimum_cut, span_flow
+from stratascope.analysis.flowed import FlowResult, flow_examples
+from stratascope.analysis.heads import head_agreement, head_ranking
+from stratascope.analysis.norms import norm_attention, token_attribution
+from stratascope.analysis.overlap import BoxOverlap, attention_overlap, box_overlap, cell_overlap
+from stratascope.analysis.prediction import AnswerPrediction, answer_prediction
+from stratascope.analysis.rolled import RolloutResult, rollout_examples
+from stratascope.analysis.rollout import rollout, rollout_packed, rollout_stops
+from stratascope.analysis.share import AttentionShare, attention_share, row_entropy
+from stratascope.analysis.sinks import find_sinks
 
-__all__ = ["AttentionShare", "RolloutResult", "attention_share", "rollout", "rollout_examples"]
+__all__ = [
+    "AnswerConfidence",
+    "AnswerPrediction",
+    "AttentionShare",
+    "BoxOverlap",
+    "Flow",
+    "FlowResult",
+    "MinimumCut",
+    "RolloutResult",
+    "answer_confidence",
+    "answer_prediction",
+    "attention_overlap",
+    "attention_share",
+    "box_geometry",
+    "box_overlap",
+    "cell_overlap",
+    "discard_weakest",
+    "find_sinks",
+    "flow",
+    "flow_examples",
+    "fuse_heads",
+    "head_agreement",
+    "head_ranking",
+    "minimum_cut",
+    "norm_attention",
+    "rollout",
+    "rollout_examples",
+    "rollout_packed",
+    "rollout_stops",
+    "row_entropy",
+    "span_flow",
+    "token_attribution",
+]

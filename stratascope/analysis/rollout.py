@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
+from numpy.typing import NDArray
 
-from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.analysis.discard import discard_weakest
+from stratascope.analysis.maps import Window, check_layer, checked_window, shaped_maps
+from stratascope.errors import InvalidInputError
 
-RESULT_KIND = "rollout"
+Floats = NDArray[np.float64]
+Form = Literal["raw", "dropped", "conditional"]
+FORMS: tuple[Form, ...] = ("raw", "dropped", "conditional")
+"""`raw`: as defined. `dropped`: sinks set to zero at the end, the rest scaled to sum to 1. `conditional`: no token attends to a sink at
+all, its other weights scaled to sum to 1."""
+
+Step = Callable[[Floats, int], Floats]
+"""From (..., token) above block `layer` to (..., token) below it."""
 
 
-def rollout(maps: np.ndarray, *, window: tuple[int, int] | None = None) -> np.ndarray:
+def rollout(
+    maps: NDArray[Any], *, window: Window | None = None, form: Form = "raw", sinks: Sequence[int] = (0,), discard: float = 0.0
+) -> Floats:
     """Rollout of the final token onto the tokens of every layer below.
 
-    Abnar & Zuidema 2020, equation 1, for one row: with A~ = (A + I) / 2 the final row of the product A~[L-1] ... A~[0] is a
+    Abnar & Zuidema 2020, equation 1, for one row: with A~ = rownorm(A + I) the final row of the product A~[L-1] ... A~[0] is a
     chain of vector-matrix products from the top down, O(layers x tokens^2) instead of O(layers x tokens^3).
 
     Parameters
@@ -28,6 +36,12 @@ def rollout(maps: np.ndarray, *, window: tuple[int, int] | None = None) -> np.nd
         (layer, query, key), fused over heads; rows sum to 1.
     window
         (first, last) half-open range of layers to roll through; all by default.
+    form
+        One of `FORMS`: what becomes of the sinks.
+    sinks
+        Token numbers; the first token by default. Of no effect on the raw form.
+    discard
+        Share of each map's weights, the smallest, that is set to zero first; see `discard_weakest`.
 
     Returns
     -------
@@ -38,111 +52,114 @@ def rollout(maps: np.ndarray, *, window: tuple[int, int] | None = None) -> np.nd
     Raises
     ------
     InvalidInputError
-        If the shape is not (layer, token, token), a row does not sum to 1, or the window is empty or outside.
+        If the shape is not (layer, token, token), a row within the window does not sum to 1, the window is empty or outside, the
+        form is unknown, or the final token is among the sinks.
     """
-    maps = _checked(maps)
-    first, last = (0, len(maps)) if window is None else window
-    if not 0 <= first < last <= len(maps):
-        raise InvalidInputError(f"expected a window of layers within 0..{len(maps)}, first before last, found {window}")
-    out = np.zeros((last - first + 1, maps.shape[-1]))
+    maps = shaped_maps(maps)
+    first, last = checked_window(window, len(maps))
+    step = _step(maps, form, sinks, discard)
+    return _from_the_top(step, first, last, maps.shape[-1], form, sinks)
+
+
+def rollout_stops(
+    maps: NDArray[Any], *, window: Window | None = None, form: Form = "raw", sinks: Sequence[int] = (0,), discard: float = 0.0
+) -> Floats:
+    """Rollout onto the inputs if the model stopped after each block: all stops in one pass from the top down.
+
+    Parameters and errors are those of `rollout`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (layers in the window + 1, token) float64. Row k is row 0 of `rollout` through the window's first k blocks; row 0 is the
+        final token itself.
+    """
+    maps = shaped_maps(maps)
+    first, last = checked_window(window, len(maps))
+    step = _step(maps, form, sinks, discard)
+    rows = np.zeros((last - first + 1, maps.shape[-1]))
+    rows[:, -1] = 1.0
+    for layer in range(last - 1, first - 1, -1):
+        # a model that stopped below this block never went through it
+        rows[layer - first + 1 :] = step(rows[layer - first + 1 :], layer)
+    return _without(rows, sinks) if form == "dropped" else rows
+
+
+def rollout_packed(packed: NDArray[np.uint8], *, window: Window | None = None, form: Form = "raw", sinks: Sequence[int] = (0,)) -> Floats:
+    """As `rollout`, from the maps of one example as a store packs them, without decoding more than a layer at a time.
+
+    Parameters
+    ----------
+    packed
+        (layer, query, key) uint8, cut to the prompt's own tokens: round(255 * sqrt(weight / row maximum)).
+    """
+    first, last = checked_window(window, len(packed))
+    _check_sinks(form, sinks, packed.shape[-1])
+
+    if not packed.any(-1).all():
+        raise InvalidInputError("expected a packed map, found an empty row: no map is held here")
+
+    def step(above: Floats, layer: int) -> Floats:
+        weights = np.square(packed[layer], dtype=np.float64)
+        if form == "conditional":
+            weights[:, list(sinks)] = 0
+        return _mixed(above, weights)
+
+    return _from_the_top(step, first, last, packed.shape[-1], form, sinks)
+
+
+def _from_the_top(step: Step, first: int, last: int, tokens: int, form: Form, sinks: Sequence[int]) -> Floats:
+    out = np.zeros((last - first + 1, tokens))
     out[-1, -1] = 1.0
     for layer in range(last - 1, first - 1, -1):
-        above = out[layer - first + 1]
-        out[layer - first] = 0.5 * (above @ maps[layer] + above)
-    return out
+        out[layer - first] = step(out[layer - first + 1], layer)
+    return _without(out, sinks) if form == "dropped" else out
 
 
-def _checked(maps: np.ndarray) -> np.ndarray:
-    maps = np.asarray(maps, np.float64)
-    if maps.ndim != 3 or maps.shape[1] != maps.shape[2] or not maps.size:
-        raise InvalidInputError(f"expected maps of shape (layer, token, token), found {maps.shape}")
-    sums = maps.sum(-1)
-    if not np.allclose(sums, 1, atol=1e-3):
-        worst = np.unravel_index(np.abs(sums - 1).argmax(), sums.shape)
-        raise InvalidInputError(f"expected rows that sum to 1, found {sums[worst]:.4f} in layer {worst[0]}, query {worst[1]}")
-    return maps
+def _step(maps: Floats, form: Form, sinks: Sequence[int], discard: float) -> Step:
+    _check_sinks(form, sinks, maps.shape[-1])
+    if not 0 <= discard < 1:
+        raise InvalidInputError(f"expected a discard ratio of at least 0 and below 1, found {discard}")
+
+    def plain(above: Floats, layer: int) -> Floats:
+        check_layer(maps, layer)
+        return np.asarray(0.5 * (above @ maps[layer] + above))
+
+    def discarding(above: Floats, layer: int) -> Floats:
+        check_layer(maps, layer)
+        weights = discard_weakest(maps[layer], discard)
+        # A + I with the discarded weights missing: its rows are normalised, never its columns
+        shares = above / (1 + weights.sum(-1))
+        return np.asarray(shares @ weights + shares)
+
+    def conditional(above: Floats, layer: int) -> Floats:
+        check_layer(maps, layer)
+        weights = discard_weakest(maps[layer], discard) if discard else maps[layer].copy()
+        weights[:, list(sinks)] = 0
+        return _mixed(above, weights)
+
+    return conditional if form == "conditional" else discarding if discard else plain
 
 
-@dataclass(frozen=True)
-class RolloutResult:
-    """Rollouts of the final token of several examples."""
-
-    examples: pd.DataFrame
-    """example (number), id, n_tokens, image_start, image_stop, rows, columns."""
-    values: np.ndarray
-    """(example, layer, token) float64: row 0 onto the inputs; NaN beyond an example's own tokens."""
-    attributes: dict[str, Any]
-
-    def onto_image(self, k: int, layer: int = 0) -> np.ndarray:
-        """(rows, columns): the k-th example's rollout onto its image cells at `layer`."""
-        row = self.examples.iloc[k]
-        cells = self.values[k, layer, int(row.image_start) : int(row.image_stop)]
-        return cells.reshape(int(row.rows), int(row.columns))
-
-    def save(self, path: Path | str) -> None:
-        save_result(
-            path,
-            ResultFile(
-                RESULT_KIND, {"examples": self.examples}, {"rollout": (("example", "layer", "token"), self.values)}, self.attributes
-            ),
-        )
-
-    @classmethod
-    def load(cls, path: Path | str) -> RolloutResult:
-        """Raises InvalidInputError if the file holds results of another kind."""
-        file = load_result(path)
-        if file.kind != RESULT_KIND:
-            raise InvalidInputError(f"{path}: expected results of kind {RESULT_KIND!r}, found {file.kind!r}")
-        return cls(file.tables["examples"], file.arrays["rollout"][1], dict(file.attributes))
+def _mixed(above: Floats, weights: Floats) -> Floats:
+    """above @ (rownorm(weights) + I) / 2; a token that attends to nothing stays where it is."""
+    totals = weights.sum(-1)
+    empty = totals == 0
+    if not empty.any():
+        return np.asarray(0.5 * ((above / totals) @ weights + above))
+    moved = np.where(empty, 0, above / np.where(empty, 1, totals))
+    return np.asarray(0.5 * (moved @ weights + above + np.where(empty, above, 0)))
 
 
-def rollout_examples(store: ActivationStore, examples: Sequence[int], *, window: tuple[int, int] | None = None) -> RolloutResult:
-    """Final-token rollout of chosen examples from their stored maps.
+def _without(rows: Floats, sinks: Sequence[int]) -> Floats:
+    rows = rows.copy()
+    rows[:, list(sinks)] = 0
+    return np.asarray(rows / rows.sum(-1, keepdims=True))
 
-    Raises
-    ------
-    NotRecordedError
-        If the store holds no maps (final-token rows alone cannot give a rollout: the lower layers' other rows are needed), or
-        not of one of the examples.
-    """
-    if "attention_maps" not in store.layout.record:
-        raise NotRecordedError(
-            "expected attention maps in the store, found none: rollout needs every token's attention, and final-token rows cannot stand "
-            "in for it; extract again with --record attention_maps"
-        )
-    if store.layout.attention_layers != tuple(range(store.layout.layers)):
-        raise NotRecordedError(
-            f"expected the maps of all {store.layout.layers} blocks, found those of {list(store.layout.attention_layers)}: a rollout "
-            "through a gap would be wrong; copy the store again with all layers"
-        )
-    chosen = list(examples)
-    image = store.spans["image"]
-    rows, values = [], []
-    longest = max((int(store.n_tokens[k]) for k in chosen), default=0)
-    for k in chosen:
-        rolled = rollout(store.maps(k), window=window)
-        padded = np.full((len(rolled), longest), np.nan)
-        padded[:, : rolled.shape[1]] = rolled
-        values.append(padded)
-        grid = store.grid[k]
-        rows.append(
-            {
-                "example": k,
-                "id": store.examples["id"].iloc[k],
-                "n_tokens": int(store.n_tokens[k]),
-                "image_start": int(image[k, 0]),
-                "image_stop": int(image[k, 1]),
-                "rows": int(grid[0]),
-                "columns": int(grid[1]),
-            }
-        )
-    if not rows:
-        raise InvalidInputError("expected at least one example, found none")
-    attributes = {
-        "store": store.fingerprint(),
-        "condition": store.provenance["condition"],
-        "fusion": store.layout.fusion,
-        "window": list(window) if window else None,
-        "form": "raw",
-    }
-    return RolloutResult(pd.DataFrame(rows), np.stack(values), attributes)
+
+def _check_sinks(form: Form, sinks: Sequence[int], tokens: int) -> None:
+    if form not in FORMS:
+        raise InvalidInputError(f"expected a form of {', '.join(FORMS)}, found {form!r}")
+    outside = [k for k in sinks if not 0 <= k < tokens - 1]
+    if form != "raw" and outside:
+        raise InvalidInputError(f"expected sinks among tokens 0..{tokens - 2} (the final token cannot be one), found {outside}")

@@ -1,4 +1,4 @@
-"""How the final token's attention is divided among the spans of the prompt, by layer and head."""
+"""How the final token's attention is divided among the parts of the prompt, by layer and head, with and without its sinks."""
 
 from __future__ import annotations
 
@@ -8,17 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
+from stratascope.analysis.blockwise import example_numbers, over_blocks
+from stratascope.analysis.loading import load_kind
+from stratascope.analysis.sinks import DROPPED, PLACES, TIMES, checked_places, find_sinks, places_of
 from stratascope.errors import InvalidInputError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, save_result
 
 RESULT_KIND = "attention_share"
 
 PARTS = ("system", "image", "subject", "relation", "object", "caption_rest", "template")
 """A partition of the tokens: the caption without its three parts is `caption_rest`, what is in no span is `template`."""
 
+REMOVABLE = ("first_token", "image_edge", "image_inside")
+EMPTY = 1e-5
+"""Attention left beside the sinks, below which shares of it would be noise."""
+PIECE = 16
+"""Examples in one task: their rows of all layers are held at once, 22 MB of a 7B model's."""
 
-def token_parts(spans: dict[str, np.ndarray], n_tokens: np.ndarray, longest: int) -> np.ndarray:
+
+def token_parts(spans: dict[str, NDArray[Any]], n_tokens: NDArray[Any], longest: int) -> NDArray[np.int8]:
     """To which of `PARTS` each token belongs.
 
     Parameters
@@ -54,61 +65,177 @@ def token_parts(spans: dict[str, np.ndarray], n_tokens: np.ndarray, longest: int
 class AttentionShare:
     """The final token's attention by part of the prompt, and each part's share of the tokens."""
 
-    values: np.ndarray
-    """(example, layer, head, part) float32; sums to 1 over parts; the layers are `attributes["layers"]`."""
-    tokens: np.ndarray
-    """(example, part) float32: share of the example's tokens."""
-    examples: np.ndarray
+    values: NDArray[np.float32]
+    """(example, layer, head, part); sums to 1 over parts; the layers are `attributes["layers"]`."""
+    tokens: NDArray[np.float32]
+    """(example, part) share of the example's tokens."""
+    examples: NDArray[np.int64]
     """(example,) example numbers."""
+    entropy: NDArray[np.float32]
+    """(example, layer, head) of the row, in nats: 0 where one token takes all, log(n_tokens) where all take the same."""
+    sinks: NDArray[np.float32]
+    """(example, layer, head, place) attention drawn by the sinks at each of `sinks.PLACES`."""
+    sink_counts: NDArray[np.int16]
+    """(example, place) number of sinks; a token is one for all layers and heads, see `sinks.find_sinks`."""
+    first_part: NDArray[np.int8]
+    """(example,) index of the part that the first token belongs to."""
     attributes: dict[str, Any]
+    """store, layers, condition, times."""
 
     @property
     def parts(self) -> tuple[str, ...]:
+        """Names of the last axis of `values`."""
         return PARTS
 
+    def without_sinks(self, places: Sequence[str] = DROPPED) -> NDArray[np.float32]:
+        """(example, layer, head, part) shares of what is left when the sinks at `places` are taken out; sums to 1 over parts, NaN where
+        the sinks took all but 1e-5.
+
+        Raises
+        ------
+        InvalidInputError
+            If a place is unknown, or one of text: its sinks lie in several parts, and may be what was asked for.
+        """
+        if set(checked_places(places)) - set(REMOVABLE):
+            raise InvalidInputError(
+                f"expected places among {', '.join(REMOVABLE)}, found {', '.join(places)}: sinks in text are not taken out"
+            )
+        left = self.values.astype(np.float64)
+        for place in places:
+            drawn = self.sinks[..., PLACES.index(place)]
+            if place == "first_token":
+                each = np.arange(len(left))
+                left[each, ..., self.first_part] -= drawn
+            else:
+                left[..., PARTS.index("image")] -= drawn
+        # float32 sums may differ in the last place
+        left = np.clip(left, 0, None)
+        total = left.sum(-1, keepdims=True)
+        return np.asarray(np.where(total > EMPTY, left / np.where(total > EMPTY, total, 1), np.nan), np.float32)
+
+    def head_table(self, places: Sequence[str] = DROPPED) -> pd.DataFrame:
+        """Means over examples, one row for each layer, head and part: share, share_without_sinks, token_share, entropy, sinks (attention
+        drawn by the sinks at `places`)."""
+        layers, heads = self.attributes["layers"], self.values.shape[2]
+        index = pd.MultiIndex.from_product([layers, range(heads), PARTS], names=["layer", "head", "part"])
+        drawn = self.sinks[..., [PLACES.index(place) for place in places]].sum(-1).mean(0)
+        columns = {
+            "share": self.values.mean(0, dtype=np.float64).ravel(),
+            "share_without_sinks": _mean_of_known(self.without_sinks(places)).ravel(),
+            "token_share": np.tile(self.tokens.mean(0, dtype=np.float64), len(layers) * heads),
+            "entropy": np.repeat(self.entropy.mean(0, dtype=np.float64).ravel(), len(PARTS)),
+            "sinks": np.repeat(drawn.ravel(), len(PARTS)),
+        }
+        return pd.DataFrame(columns, index=index).reset_index()
+
+    def sink_table(self) -> pd.DataFrame:
+        """One row for each place: examples_with (share of examples that have a sink there), count (mean number), attention (mean over
+        examples, layers and heads), highest (mean attention of the head that gives most), layer and head of that one."""
+        rows = []
+        for k, place in enumerate(PLACES):
+            by_head = self.sinks[..., k].mean(0, dtype=np.float64)
+            layer, head = np.unravel_index(int(by_head.argmax()), by_head.shape)
+            counts = self.sink_counts[:, k]
+            named = self.attributes["layers"][int(layer)]
+            rows.append((place, (counts > 0).mean(), counts.mean(), by_head.mean(), by_head.max(), named, int(head)))
+        return pd.DataFrame(rows, columns=["place", "examples_with", "count", "attention", "highest", "layer", "head"])
+
     def save(self, path: Path | str) -> None:
-        arrays = {
-            "share": (("example", "layer", "head", "part"), self.values),
+        """Write the result to one file."""
+        rows = ("example", "layer", "head")
+        arrays: dict[str, Any] = {
+            "share": ((*rows, "part"), self.values),
             "token_share": (("example", "part"), self.tokens),
             "example": (("example",), self.examples),
+            "entropy": (rows, self.entropy),
+            "sinks": ((*rows, "place"), self.sinks),
+            "sink_counts": (("example", "place"), self.sink_counts),
+            "first_part": (("example",), self.first_part),
         }
-        save_result(path, ResultFile(RESULT_KIND, {}, arrays, {**self.attributes, "parts": list(PARTS)}))
+        save_result(path, ResultFile(RESULT_KIND, {}, arrays, {**self.attributes, "parts": list(PARTS), "places": list(PLACES)}))
 
     @classmethod
     def load(cls, path: Path | str) -> AttentionShare:
-        """Raises InvalidInputError if the file holds results of another kind."""
-        file = load_result(path)
-        if file.kind != RESULT_KIND or tuple(file.attributes.get("parts", ())) != PARTS:
-            raise InvalidInputError(f"{path}: expected results of kind {RESULT_KIND!r} with parts {', '.join(PARTS)}, found {file.kind!r}")
-        return cls(file.arrays["share"][1], file.arrays["token_share"][1], file.arrays["example"][1], dict(file.attributes))
+        """Raises InvalidInputError if the file holds results of another kind, or of other parts."""
+        file = load_kind(path, RESULT_KIND)
+        attributes = dict(file.attributes)
+        if (parts := attributes.pop("parts", None)) != list(PARTS) or attributes.pop("places", None) != list(PLACES):
+            raise InvalidInputError(f"{path}: expected shares of {', '.join(PARTS)} and their sinks, found {parts}; make the result again")
+        fields = {"values": "share", "tokens": "token_share", "examples": "example"}
+        fields |= {name: name for name in ("entropy", "sinks", "sink_counts", "first_part")}
+        return cls(**{field: file.arrays[name][1] for field, name in fields.items()}, attributes=attributes)
 
 
-def attention_share(store: ActivationStore, examples: Sequence[int] | None = None) -> AttentionShare:
-    """Share of the final token's attention on each part of the prompt (AdaptVis, figure a, but per head).
+def attention_share(
+    store: ActivationStore,
+    examples: Sequence[int] | NDArray[Any] | None = None,
+    *,
+    times: float = TIMES,
+    scheduler: str | None = None,
+) -> AttentionShare:
+    """Share of the final token's attention on each part of the prompt (AdaptVis, figure a, but per head), its entropy and its sinks.
 
     Parameters
     ----------
     store
         With attention rows.
     examples
-        Example numbers; all whose rows are recorded by default.
+        Numbers or a mask; all whose rows are recorded by default.
+    times
+        How many times its fair share a sink takes at least; see `sinks.find_sinks`.
+    scheduler
+        Where the Dask tasks run: None, `threads` or `processes`.
 
     Raises
     ------
     NotRecordedError
         If the store holds no attention rows, or not of one of the examples.
+    InvalidInputError
+        If there are no examples.
     """
-    chosen = np.flatnonzero(store.available("attention_rows")) if examples is None else np.asarray(examples, np.int64)
+    chosen = example_numbers(store, "attention_rows", examples)
     layout = store.layout
-    parts = token_parts({name: span[chosen] for name, span in store.spans.items()}, store.n_tokens[chosen], layout.tokens)
-    member = (parts[..., None] == np.arange(len(PARTS))).astype(np.float32)
-    values = np.empty((len(chosen), len(layout.attention_layers), layout.heads, len(PARTS)), np.float32)
-    for start in range(0, len(chosen), layout.block):
-        stop = start + layout.block
-        for k, layer in enumerate(layout.attention_layers):
-            rows = np.nan_to_num(store.read("attention_rows", layer=layer, examples=chosen[start:stop]), copy=False)
-            values[start:stop, k] = rows @ member[start:stop]
-    values /= values.sum(-1, keepdims=True)
-    tokens = member.sum(1) / store.n_tokens[chosen][:, None].astype(np.float32)
-    attributes = {"store": store.fingerprint(), "layers": list(layout.attention_layers), "condition": store.provenance["condition"]}
-    return AttentionShare(values, tokens, chosen, attributes)
+    spans = {name: span[chosen] for name, span in store.spans.items()}
+    parts = token_parts(spans, store.n_tokens[chosen], layout.tokens)
+    tokens = (parts[..., None] == np.arange(len(PARTS))).mean(1) * layout.tokens / store.n_tokens[chosen][:, None]
+    found = over_blocks(_shares, store, chosen, at_most=PIECE, scheduler=scheduler, times=times)
+    values, entropy, sinks, counts = (np.concatenate(piece) for piece in zip(*found, strict=True))
+    attributes = {
+        "store": store.fingerprint(),
+        "layers": list(layout.attention_layers),
+        "condition": store.provenance["condition"],
+        "times": times,
+    }
+    return AttentionShare(values, tokens.astype(np.float32), chosen, entropy, sinks, counts, parts[:, 0], attributes)
+
+
+def _shares(
+    store: ActivationStore, numbers: NDArray[np.int64], *, times: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int16]]:
+    spans = {name: span[numbers] for name, span in store.spans.items()}
+    parts = token_parts(spans, store.n_tokens[numbers], store.layout.tokens)
+    places = places_of(store, numbers)
+    rows = np.moveaxis(store.read("attention_rows", examples=numbers), 0, 1)  # (example, layer, head, token)
+    rows = np.nan_to_num(rows, copy=False)
+    # stored in half precision: scaled back to sum to 1
+    rows /= rows.sum(-1, keepdims=True)
+    sinks = find_sinks(rows.mean((1, 2)), places, times=times)
+    at_place = sinks[..., None] & (places[..., None] == np.arange(len(PLACES)))
+    members = np.concatenate([parts[..., None] == np.arange(len(PARTS)), at_place], -1).astype(np.float32)
+    sums = np.matmul(rows.reshape(len(numbers), -1, rows.shape[-1]), members).reshape(*rows.shape[:-1], -1)
+    values, drawn = sums[..., : len(PARTS)], sums[..., len(PARTS) :]
+    return values, row_entropy(rows), drawn, at_place.sum(1).astype(np.int16)
+
+
+def row_entropy(rows: NDArray[Any]) -> NDArray[Any]:
+    """(...,) entropy in nats of rows (..., token) that sum to 1; Shannon 1948."""
+    logarithms = np.log(np.maximum(rows, np.finfo(rows.dtype).tiny))
+    return np.asarray(-np.einsum("...t,...t->...", rows, logarithms))
+
+
+def _mean_of_known(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Mean over examples of those that are not NaN; NaN where none is."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(0, dtype=np.float64)
+    count = known.sum(0)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))

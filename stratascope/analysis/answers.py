@@ -1,0 +1,150 @@
+"""Whether the model's answers are right, and how sure it is of them, by relation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.analysis.blockwise import example_numbers
+from stratascope.analysis.loading import load_kind
+from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.store import ActivationStore, ResultFile, save_result
+
+RESULT_KIND = "answer_confidence"
+
+
+@dataclass(frozen=True)
+class AnswerConfidence:
+    """How often the model is right, and how sure it is, by relation (AdaptVis, figure c)."""
+
+    table: pd.DataFrame
+    """relation ("" for all), examples, images, accuracy, confidence, of_right, of_wrong, right_choice, margin; `accuracy` and
+    `confidence` with _low and _high. Confidence is the mean probability of the choice made, among the choices alone; of_right and of_wrong
+    that over right and wrong answers (NaN where there are none); right_choice the mean probability of the right choice; margin the mean
+    of its logit less the best other's. Sorted by number of examples."""
+    attributes: dict[str, Any]
+    """store, condition, choices, level."""
+
+    def save(self, path: Path | str) -> None:
+        """Write the result to one file."""
+        save_result(path, ResultFile(RESULT_KIND, {"confidence": self.table}, {}, self.attributes))
+
+    @classmethod
+    def load(cls, path: Path | str) -> AnswerConfidence:
+        """Raises InvalidInputError if the file holds results of another kind."""
+        file = load_kind(path, RESULT_KIND)
+        return cls(file.tables["confidence"], dict(file.attributes))
+
+
+def right_choices(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(example,) index of the choice that is right.
+
+    Raises
+    ------
+    NotRecordedError
+        If the prompt's question is not whether the caption is true, so that the label names no choice.
+    """
+    answers = store.provenance.get("prompt", {}).get("answers")
+    if not answers or any(answer not in store.layout.choices for answer in answers):
+        raise NotRecordedError(
+            f"expected a prompt whose right answer follows from the label, found choices {', '.join(store.layout.choices)} and answers "
+            f"{answers}; extract with --prompt true-false"
+        )
+    by_label = np.array([store.layout.choices.index(answer) for answer in answers])
+    labels = store.examples["label"].to_numpy()[examples]
+    if not np.isin(labels, (0, 1)).all():
+        raise InvalidInputError(f"expected labels 0 and 1, found {np.unique(labels)[:5].tolist()}")
+    return np.asarray(by_label[labels])
+
+
+def answers_right(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(example,) whether the choice with the highest logit is the right one; errors as of `right_choices`."""
+    return np.asarray(store.read("answer_logits", examples=examples).argmax(-1) == right_choices(store, examples))
+
+
+def answer_confidence(
+    store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None = None, *, level: float = 0.95
+) -> AnswerConfidence:
+    """Accuracy and confidence of the answers, over all relations and by relation; intervals respect images shared by examples.
+
+    Parameters
+    ----------
+    examples
+        Numbers or a mask; all that are recorded by default.
+    level
+        Of the intervals, normal ones; NaN for a relation seen in fewer than two images.
+
+    Raises
+    ------
+    NotRecordedError
+        If the label names no choice, see `right_choices`.
+    InvalidInputError
+        If there are no examples.
+    """
+    chosen = example_numbers(store, "answer_logits", examples)
+    if not len(chosen):
+        raise InvalidInputError("expected at least one recorded example, found none")
+    logits = store.read("answer_logits", examples=chosen).astype(np.float64)
+    right, each = right_choices(store, chosen), np.arange(len(chosen))
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    others = logits.copy()
+    others[each, right] = -np.inf
+    facts = store.examples.iloc[chosen]
+    table = pd.DataFrame(
+        {
+            "relation": facts["relation"].to_numpy(object),
+            "image": facts["image"].to_numpy(object),
+            "accuracy": (logits.argmax(-1) == right).astype(float),
+            "confidence": shares.max(-1),
+            "right_choice": shares[each, right],
+            "margin": logits[each, right] - others.max(-1),
+        }
+    )
+    rows = [_summary("", table, level)]
+    by_relation = [_summary(str(name), group, level) for name, group in table.groupby("relation", sort=True)]
+    rows += sorted(by_relation, key=lambda row: -int(row["examples"]))
+    attributes = {
+        "store": store.fingerprint(),
+        "condition": store.provenance["condition"],
+        "choices": list(store.layout.choices),
+        "level": level,
+    }
+    return AnswerConfidence(pd.DataFrame(rows), attributes)
+
+
+def _summary(relation: str, rows: pd.DataFrame, level: float) -> dict[str, Any]:
+    images = rows["image"].nunique()
+    out: dict[str, Any] = {"relation": relation, "examples": len(rows), "images": images}
+    for name in ("accuracy", "confidence"):
+        low, high = _interval(rows[name].to_numpy(), rows["image"].to_numpy(), level)
+        out |= {name: float(rows[name].mean()), f"{name}_low": low, f"{name}_high": high}
+    right = rows["accuracy"] == 1
+    out |= {"of_right": float(rows["confidence"][right].mean()), "of_wrong": float(rows["confidence"][~right].mean())}
+    return out | {name: float(rows[name].mean()) for name in ("right_choice", "margin")}
+
+
+def _interval(values: NDArray[np.float64], images: NDArray[Any], level: float) -> tuple[float, float]:
+    """Ends of the interval of a mean, with one residual an image; Wilson's, on as many independent answers as the residuals amount to,
+    so that a share of 0 or 1 does not look certain."""
+    from statistics import NormalDist
+
+    codes = np.unique(images, return_inverse=True)[1]
+    count, mean = int(codes.max()) + 1, float(values.mean())
+    if count < 2:
+        return float("nan"), float("nan")
+    residual = np.bincount(codes, values - mean) / len(values)
+    variance = count / (count - 1) * float(np.square(residual).sum())
+    largest = mean * (1 - mean)
+    # a quantity between 0 and 1 whose spread is below a coin's counts for more answers than there are, never for fewer than images
+    independent = largest / variance if variance > 1e-12 else float(count)
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    centre = (mean + z * z / (2 * independent)) / (1 + z * z / independent)
+    half = z / (1 + z * z / independent) * np.sqrt(max(largest, 0) / independent + z * z / (4 * independent**2))
+    return float(max(centre - half, 0)), float(min(centre + half, 1))

@@ -1,0 +1,82 @@
+"""Which heads matter: several scores of every head side by side, and how far they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.errors import InvalidInputError
+
+
+def head_ranking(scores: Mapping[str, NDArray[Any]], *, layers: Sequence[int] | None = None) -> pd.DataFrame:
+    """Every head with its scores, their ranks (1 is best; ties share the mean rank) and the mean of those, best first.
+
+    Parameters
+    ----------
+    scores
+        Name -> (layer, head), where more is better: overlap with boxes, size of attribution, a probe's accuracy, ...
+    layers
+        Numbers of the layers; 0, 1, ... by default.
+
+    Returns
+    -------
+    pandas.DataFrame
+        layer, head, one column for each score, one `NAME_rank` each, mean_rank. A head without a score (NaN) has no rank in it.
+
+    Raises
+    ------
+    InvalidInputError
+        If there are no scores, or their shapes differ.
+    """
+    shape = _one_shape(scores)
+    named = list(range(shape[0])) if layers is None else list(layers)
+    if len(named) != shape[0]:
+        raise InvalidInputError(f"expected {shape[0]} layer numbers, found {len(named)}")
+    index = pd.MultiIndex.from_product([named, range(shape[1])], names=["layer", "head"])
+    table = pd.DataFrame({name: np.asarray(value, np.float64).ravel() for name, value in scores.items()}, index=index)
+    ranks = table.rank(ascending=False).add_suffix("_rank")
+    ranks["mean_rank"] = ranks.mean(axis=1)
+    return pd.concat([table, ranks], axis=1).sort_values("mean_rank", kind="stable").reset_index()
+
+
+def head_agreement(scores: Mapping[str, NDArray[Any]]) -> pd.DataFrame:
+    """Agreement of each pair of scores over heads.
+
+    Returns
+    -------
+    pandas.DataFrame
+        first, second, spearman, heads (how many have both), shared_tenth (of the best tenth of heads by each, the share that is in both;
+        about 0.1 by chance).
+
+    Raises
+    ------
+    InvalidInputError
+        If there are fewer than two scores, or their shapes differ.
+    """
+    _one_shape(scores)
+    if len(scores) < 2:
+        raise InvalidInputError(f"expected at least two scores to compare, found {', '.join(scores)}")
+    rows = []
+    names = list(scores)
+    for k, first in enumerate(names):
+        for second in names[k + 1 :]:
+            pair = pd.DataFrame({"a": np.ravel(scores[first]), "b": np.ravel(scores[second])}).astype(float).dropna()
+            top = max(1, len(pair) // 10)
+            best = [set(pair[c].nlargest(top).index) for c in "ab"]
+            shared = len(best[0] & best[1]) / top if len(pair) else float("nan")
+            ranks = pair.rank()
+            varied = len(pair) > 2 and (ranks.std() > 0).all()
+            rows.append((first, second, float(ranks["a"].corr(ranks["b"])) if varied else float("nan"), len(pair), shared))
+    return pd.DataFrame(rows, columns=["first", "second", "spearman", "heads", "shared_tenth"])
+
+
+def _one_shape(scores: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
+    shapes = {np.shape(value) for value in scores.values()}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 2:
+        raise InvalidInputError(f"expected scores of one shape (layer, head), found {sorted(map(str, shapes)) or 'none'}")
+    layers, heads = next(iter(shapes))
+    return int(layers), int(heads)

@@ -1,0 +1,230 @@
+"""How far a map of the image's cells overlaps with the gold boxes of subject and object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stratascope.analysis.blockwise import example_numbers, over_blocks
+from stratascope.analysis.boxes import BOXES, box_tokens
+from stratascope.analysis.loading import load_kind
+from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.store import ActivationStore, ResultFile, save_result
+
+RESULT_KIND = "box_overlap"
+Measure = Literal["share", "lift", "cosine", "auc"]
+MEASURES: tuple[Measure, ...] = ("share", "lift", "cosine", "auc")
+"""`share`: of what lies on the image, the part in the box. `lift`: that share over the box's share of cells, 1 for an even map.
+`cosine`: between the map and the box's indicator (AdaptVis). `auc`: share of (cell inside, cell outside) pairs where the inside one has
+more; 0.5 for an even map, blind to the box's size."""
+PIECE = 16
+
+
+def cell_overlap(weights: NDArray[Any], inside: NDArray[np.bool_], measure: Measure = "share") -> NDArray[np.float64]:
+    """Overlap of maps with one set of cells.
+
+    Parameters
+    ----------
+    weights
+        (..., cell) of at least 0.
+    inside
+        (cell,) bool.
+    measure
+        One of `MEASURES`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (...,); NaN where no cell or every cell is inside (`share` and `cosine` allow every), or a map is zero on all cells.
+
+    Raises
+    ------
+    InvalidInputError
+        If the measure is unknown, the shapes do not fit, or a weight is negative.
+    """
+    if measure not in MEASURES:
+        raise InvalidInputError(f"expected a measure of {', '.join(MEASURES)}, found {measure!r}")
+    weights = np.asarray(weights, np.float64)
+    if weights.shape[-1] != len(inside):
+        raise InvalidInputError(f"expected weights of {len(inside)} cells, found shape {weights.shape}")
+    if (weights < 0).any():
+        raise InvalidInputError("expected weights of at least 0, found negative ones; pass each sign by itself")
+    blank = np.full(weights.shape[:-1], np.nan)
+    count, total = int(inside.sum()), weights.sum(-1)
+    if not count or (count == len(inside) and measure in ("lift", "auc")):
+        return blank
+    within = weights[..., inside].sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if measure == "cosine":
+            found = within / (np.sqrt(count) * np.linalg.norm(weights, axis=-1))
+        elif measure == "auc":
+            found = _pairs_won(weights, inside)
+        else:
+            found = within / total * (1 if measure == "share" else len(inside) / count)
+    return np.asarray(np.where(total > 0, found, np.nan))
+
+
+def _pairs_won(weights: NDArray[np.float64], inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    from scipy.stats import rankdata
+
+    count = int(inside.sum())
+    ranks = rankdata(weights, axis=-1)[..., inside].sum(-1)
+    return np.asarray((ranks - count * (count + 1) / 2) / (count * (len(inside) - count)))
+
+
+@dataclass(frozen=True)
+class BoxOverlap:
+    """Overlap of maps with the boxes, by layer and head."""
+
+    values: NDArray[np.float32]
+    """(example, layer, head, box) for the boxes of `boxes.BOXES`; NaN where a box is not known, or a map is zero on the whole image."""
+    examples: NDArray[np.int64]
+    """(example,) example numbers."""
+    attributes: dict[str, Any]
+    """store, condition, map (what was laid over the boxes), measure, layers, heads (numbers; -1 for maps fused over heads)."""
+
+    @property
+    def boxes(self) -> tuple[str, ...]:
+        """Names of the last axis."""
+        return BOXES
+
+    def mean(self, box: str = "both") -> NDArray[np.float64]:
+        """(layer, head) mean over the examples whose box is known."""
+        if box not in BOXES:
+            raise InvalidInputError(f"expected a box of {', '.join(BOXES)}, found {box!r}")
+        values = self.values[..., BOXES.index(box)].astype(np.float64)
+        known = ~np.isnan(values)
+        count = known.sum(0)
+        return np.asarray(np.where(count > 0, np.where(known, values, 0).sum(0) / np.maximum(count, 1), np.nan))
+
+    def save(self, path: Path | str) -> None:
+        """Write the result to one file."""
+        arrays: dict[str, Any] = {"overlap": (("example", "layer", "head", "box"), self.values), "example": (("example",), self.examples)}
+        save_result(path, ResultFile(RESULT_KIND, {}, arrays, {**self.attributes, "boxes": list(BOXES)}))
+
+    @classmethod
+    def load(cls, path: Path | str) -> BoxOverlap:
+        """Raises InvalidInputError if the file holds results of another kind."""
+        file = load_kind(path, RESULT_KIND)
+        attributes = {name: value for name, value in file.attributes.items() if name != "boxes"}
+        return cls(file.arrays["overlap"][1], file.arrays["example"][1], attributes)
+
+
+def box_overlap(
+    store: ActivationStore,
+    maps: NDArray[Any],
+    examples: Sequence[int] | NDArray[Any],
+    *,
+    name: str,
+    measure: Measure = "share",
+    layers: Sequence[int] | None = None,
+) -> BoxOverlap:
+    """Overlap of any maps over tokens (rollout, flow, attribution) with the boxes.
+
+    Parameters
+    ----------
+    maps
+        (example, token), (example, layer, token) or (example, layer, head, token) over the prompt's tokens, of which the image's cells
+        are taken.
+    examples
+        (example,) example numbers of the first axis.
+    name
+        What the maps are, for the result.
+    layers
+        Numbers of the layer axis; 0, 1, ... by default.
+
+    Raises
+    ------
+    NotRecordedError
+        If the store holds no boxes.
+    InvalidInputError
+        If the shapes do not fit, or as `cell_overlap`.
+    """
+    chosen = example_numbers(store, "status", examples)
+    values = np.asarray(maps)
+    if not 2 <= values.ndim <= 4 or len(values) != len(chosen) or values.shape[-1] > store.layout.tokens:
+        raise InvalidInputError(f"expected maps of {len(chosen)} examples over at most {store.layout.tokens} tokens, found {values.shape}")
+    if values.ndim < 4:
+        values = values[:, None, :] if values.ndim == 2 else values
+        values = values[:, :, None]
+    named = list(range(values.shape[1])) if layers is None else [int(k) for k in layers]
+    if len(named) != values.shape[1]:
+        raise InvalidInputError(f"expected {values.shape[1]} layer numbers, found {len(named)}")
+    heads = list(range(values.shape[2])) if maps.ndim == 4 else [-1]
+    return BoxOverlap(_overlaps(store, values, chosen, measure), chosen, _attributes(store, name, measure, named, heads))
+
+
+def attention_overlap(
+    store: ActivationStore,
+    examples: Sequence[int] | NDArray[Any] | None = None,
+    *,
+    measure: Measure = "share",
+    fused: bool = False,
+    scheduler: str | None = None,
+) -> BoxOverlap:
+    """Overlap of the final token's attention with the boxes, by layer and head (AdaptVis, figure b).
+
+    Parameters
+    ----------
+    examples
+        Numbers or a mask; all whose rows are recorded by default.
+    measure
+        One of `MEASURES`.
+    fused
+        Whether to average rows over heads first, which hides single heads.
+    scheduler
+        Where the Dask tasks run: None, `threads` or `processes`.
+
+    Raises
+    ------
+    NotRecordedError
+        If the store holds no boxes or no attention rows.
+    InvalidInputError
+        As `cell_overlap`, or if there are no examples.
+    """
+    array = "attention_mean" if fused else "attention_rows"
+    chosen = example_numbers(store, array, examples)
+    parts = over_blocks(_of_rows, store, chosen, at_most=PIECE, scheduler=scheduler, measure=measure, fused=fused)
+    layout = store.layout
+    heads = [-1] if fused else list(range(layout.heads))
+    return BoxOverlap(np.concatenate(parts), chosen, _attributes(store, "attention", measure, list(layout.attention_layers), heads))
+
+
+def _of_rows(store: ActivationStore, numbers: NDArray[np.int64], *, measure: Measure, fused: bool) -> NDArray[np.float32]:
+    if fused:
+        rows = store.read("attention_mean", examples=numbers)[:, :, None]
+    else:
+        rows = np.moveaxis(store.read("attention_rows", examples=numbers), 0, 1)
+    return _overlaps(store, rows, numbers, measure)
+
+
+def _overlaps(store: ActivationStore, maps: NDArray[Any], numbers: NDArray[np.int64], measure: Measure) -> NDArray[np.float32]:
+    """(example, layer, head, box) from maps (example, layer, head, token)."""
+    inside = box_tokens(store, numbers)
+    image = store.spans["image"][numbers]
+    if (image[:, 1] > maps.shape[-1]).any():
+        raise InvalidInputError(f"expected maps that cover the image's tokens, up to {image[:, 1].max()}, found {maps.shape[-1]} tokens")
+    out = np.full((*maps.shape[:3], len(BOXES)), np.nan, np.float32)
+    for k, (start, stop) in enumerate(image):
+        for b in range(len(BOXES)):
+            if inside[k, b].any():
+                out[k, ..., b] = cell_overlap(maps[k, ..., start:stop], inside[k, b, start:stop], measure)
+    return out
+
+
+def _attributes(store: ActivationStore, name: str, measure: Measure, layers: list[int], heads: list[int]) -> dict[str, Any]:
+    source = {"store": store.fingerprint(), "condition": store.provenance["condition"]}
+    return {**source, "map": name, "measure": measure, "layers": layers, "heads": heads}
+
+
+def known_boxes(overlap: BoxOverlap, box: str) -> NDArray[np.bool_]:
+    """(example,) where the overlap with `box` is known in some layer and head; NotRecordedError where it is nowhere."""
+    known = np.isfinite(overlap.values[..., BOXES.index(box)]).any((1, 2))
+    if not known.any():
+        raise NotRecordedError(f"expected overlaps with the box {box!r}, found none; extract with --boxes instances.json")
+    return np.asarray(known)

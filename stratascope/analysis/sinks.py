@@ -1,0 +1,122 @@
+"""Attention sinks: tokens that draw many times their share whatever is asked, named by where they lie.
+
+A sink is found from the final token's attention averaged over layers and heads: a token that takes at least `times` its fair share. The
+share of an image cell is taken among the image's cells (text tokens draw more than cells throughout, which makes no cell's attention
+small), that of any other token among all tokens. The first token as a sink: Xiao et al. 2024, Gu et al. 2025; within images: Kang et
+al. 2025. The final token's attention to itself is no sink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stratascope.errors import InvalidInputError
+from stratascope.store import ActivationStore
+
+PLACES = ("first_token", "image_edge", "image_inside", "caption", "other_text")
+"""Where a sink may lie: `image_edge` are the outermost rows and columns of cells, `other_text` is what is in no other place."""
+DROPPED = ("first_token", "image_edge")
+"""Places whose sinks are left out by default: what lies inside the image or in the caption may be what was asked for."""
+TIMES = 10.0
+
+
+def token_places(
+    n_tokens: NDArray[np.integer],
+    image: NDArray[np.integer],
+    grid: NDArray[np.integer],
+    caption: NDArray[np.integer],
+    longest: int,
+) -> NDArray[np.int8]:
+    """Where each token lies.
+
+    Parameters
+    ----------
+    n_tokens
+        (example,).
+    image
+        (example, 2) span of the image's tokens, -1 where absent.
+    grid
+        (example, 2) rows and columns of cells.
+    caption
+        (example, 2) span of the caption, -1 where absent.
+    longest
+        Length of the padded token axis.
+
+    Returns
+    -------
+    numpy.ndarray
+        (example, token) int8 index into `PLACES`, -1 for the final token and beyond.
+    """
+    token = np.arange(longest)[None]
+    places = np.full((len(n_tokens), longest), PLACES.index("other_text"), np.int8)
+    places[(token >= caption[:, :1]) & (token < caption[:, 1:])] = PLACES.index("caption")
+    cell = token - image[:, :1]
+    row, column = np.divmod(cell, np.maximum(grid[:, 1:], 1))
+    inside = (token >= image[:, :1]) & (token < image[:, 1:])
+    edge = (row == 0) | (row == grid[:, :1] - 1) | (column == 0) | (column == grid[:, 1:] - 1)
+    places[inside] = PLACES.index("image_inside")
+    places[inside & edge] = PLACES.index("image_edge")
+    places[:, 0] = PLACES.index("first_token")
+    places[token >= n_tokens[:, None] - 1] = -1
+    return places
+
+
+def find_sinks(attention: NDArray[Any], places: NDArray[np.int8], *, times: float = TIMES) -> NDArray[np.bool_]:
+    """Which tokens are sinks.
+
+    Parameters
+    ----------
+    attention
+        (example, token) the final token's attention, averaged over layers and heads; 0 or NaN beyond the prompt.
+    places
+        (example, token) as of `token_places`.
+    times
+        How many times its fair share a sink takes at least.
+
+    Returns
+    -------
+    numpy.ndarray
+        (example, token) bool.
+
+    Raises
+    ------
+    InvalidInputError
+        If `times` is not above 1: every second token would be a sink.
+    """
+    if not times > 1:
+        raise InvalidInputError(f"expected a sink to take more than 1 times its share, found {times}")
+    attention = np.nan_to_num(np.asarray(attention, np.float64))
+    cells = np.isin(places, (PLACES.index("image_edge"), PLACES.index("image_inside")))
+    # the final token is one of the prompt's, though it has no place
+    everywhere = 1 / np.maximum((places >= 0).sum(1, keepdims=True) + 1, 1)
+    of_image = (attention * cells).sum(1, keepdims=True) / np.maximum(cells.sum(1, keepdims=True), 1)
+    share = np.where(cells, of_image, everywhere * attention.sum(1, keepdims=True))
+    return np.asarray((places >= 0) & (attention > 0) & (attention >= times * share))
+
+
+def places_of(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.int8]:
+    """(example, token) places of a store's tokens."""
+    absent = np.full((store.layout.examples, 2), -1, np.int32)
+    image, caption = (store.spans.get(name, absent)[examples] for name in ("image", "caption"))
+    return token_places(store.n_tokens[examples], image, store.grid[examples], caption, store.layout.tokens)
+
+
+def sinks_of_maps(
+    final_rows: NDArray[Any], places: NDArray[np.int8], *, times: float = TIMES, dropped: Sequence[str] = DROPPED
+) -> tuple[int, ...]:
+    """Numbers of one example's sinks at the `dropped` places, from its maps' final rows (layer, token)."""
+    found = find_sinks(np.asarray(final_rows).mean(0)[None], places[None, : final_rows.shape[-1]], times=times)[0]
+    wanted = np.isin(places[: len(found)], [PLACES.index(name) for name in checked_places(dropped)])
+    return tuple(np.flatnonzero(found & wanted).tolist())
+
+
+def checked_places(names: Sequence[str]) -> tuple[str, ...]:
+    """The names; InvalidInputError where one is no place."""
+    odd = [name for name in names if name not in PLACES]
+    if odd:
+        raise InvalidInputError(f"expected places of sinks among {', '.join(PLACES)}, found {', '.join(odd)}")
+    return tuple(names)
