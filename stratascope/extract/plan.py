@@ -156,7 +156,10 @@ class ExtractionPlan:
                 "image_width": fact.width,
                 "image_height": fact.height,
             }
-            for name, box in (("subject", example.subject_box), ("object", example.object_box)):
+            boxes = (
+                (example.subject_box, example.object_box) if shown == example.image else (None, None)
+            )  # of another image they say nothing
+            for name, box in zip(("subject", "object"), boxes, strict=True):
                 row |= dict(zip([f"{name}_{side}" for side in ("x0", "y0", "x1", "y1")], box or (np.nan,) * 4, strict=True))
             rows.append(row)
         return pd.DataFrame(rows)

@@ -202,6 +202,7 @@ def test_shuffled_images_are_those_of_other_examples(settings, plan) -> None:
     assert all(shown != example.image for shown, example in zip(shuffled.shown, shuffled.examples, strict=True))
     assert sorted(set(shuffled.shown)) == sorted({example.image for example in plan.examples})
     assert shuffled.position_tokens(0, "subject_box") is None
+    assert shuffled.store_contents()["examples"]["subject_x0"].isna().all()
     assert shuffled.shown == plan_extraction(dataclasses.replace(settings, condition="shuffled-image")).shown
 
 
