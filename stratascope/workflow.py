@@ -124,14 +124,11 @@ def roll_and_draw(store: ActivationStore, folder: Path, *, examples: Sequence[in
     """Rollout of chosen examples: saved, and drawn over the images."""
     from stratascope.analysis import rollout_examples
 
-    if examples is None:
-        if "attention_maps" in store.layout.record:
-            examples = np.flatnonzero(store.available("attention_maps"))[:SHOWN_ROLLOUTS].tolist()
-            if not examples:
-                raise NotRecordedError("expected examples with attention maps, found none written yet; finish the extraction")
-        else:
-            examples = [0]  # rollout_examples explains what is missing
-    outside = [k for k in examples if not 0 <= k < store.layout.examples]
+    if examples is None and "attention_maps" in store.layout.record:  # else rollout_examples says what is missing
+        examples = np.flatnonzero(store.available("attention_maps"))[:SHOWN_ROLLOUTS].tolist()
+        if not examples:
+            raise NotRecordedError("expected examples with attention maps, found none written yet; finish the extraction")
+    outside = [k for k in examples or () if not 0 <= k < store.layout.examples]
     if outside:
         raise InvalidInputError(f"expected example numbers from 0 to {store.layout.examples - 1}, found {outside[0]}")
     found = rollout_examples(store, examples, window=window)
@@ -153,17 +150,20 @@ def picture(store: ActivationStore, example: int) -> np.ndarray:
     return np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC))
 
 
-def relative_boxes(store: ActivationStore, example: int) -> dict[str, tuple[float, float, float, float]]:
-    """Gold boxes that are known of an example, as shares of width and height, by what they hold."""
-    row = store.examples.iloc[example]
-    found = {}
-    for name in ("subject", "object"):
-        x0, y0, x1, y1 = (float(row[f"{name}_{side}"]) for side in ("x0", "y0", "x1", "y1"))
-        if np.isfinite(x0):
-            if store.provenance["condition"] == "mirror":
-                x0, x1 = row.image_width - x1, row.image_width - x0
-            found[str(row[name])] = (x0 / row.image_width, y0 / row.image_height, x1 / row.image_width, y1 / row.image_height)
-    return found
+def relative_boxes(store: ActivationStore, examples: Sequence[int]) -> list[dict[str, tuple[float, float, float, float]]]:
+    """For each example its gold boxes that are known, as shares of width and height, by what they hold."""
+    from stratascope.analysis.boxes import shown_boxes
+
+    table = store.examples.iloc[list(examples)]
+    try:
+        boxes = shown_boxes(store)[list(examples)]
+    except NotRecordedError:
+        return [{} for _ in examples]
+    names = zip(table["subject"], table["object"], strict=True)
+    return [
+        {str(name): tuple(box.tolist()) for name, box in zip(pair, two, strict=True) if np.isfinite(box[0])}
+        for pair, two in zip(names, boxes, strict=True)
+    ]
 
 
 def draw_rollouts(store: ActivationStore, found: RolloutResult, path: Path) -> Path:
@@ -178,12 +178,12 @@ def draw_rollouts(store: ActivationStore, found: RolloutResult, path: Path) -> P
         axes = figure.subplots(lines, columns, squeeze=False).ravel()
         for ax in axes[len(shown) :]:
             ax.remove()
-        for k in shown:
-            number = int(found.examples["example"].iloc[k])
+        numbers = [int(found.examples["example"].iloc[k]) for k in shown]
+        for k, (number, boxes) in enumerate(zip(numbers, relative_boxes(store, numbers), strict=True)):
             row = store.examples.iloc[number]
             cells = found.onto_image(k)
             text = f"{textwrap.fill(row.caption, 34)}\n{'true' if row.label else 'false'}; {cells.sum():.0%} on the image"
-            draw_overlay(picture(store, number), cells, axes[k], boxes=relative_boxes(store, number))
+            draw_overlay(picture(store, number), cells, axes[k], boxes=boxes)
             axes[k].set_title(text, fontsize=6.5, fontweight="normal")
         span = found.attributes["window"] or [0, store.layout.layers]
         figure.suptitle(

@@ -113,10 +113,10 @@ def _draw(curves: dict[str, LayerCurve], folder: Path) -> None:
 
 def _sentences(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
     """What the truth curve shows, with the model's own accuracy beside it, in two sentences."""
+    from stratascope.analysis.answers import answers_right
+
     truth, blank, shuffled = (curves[name].rows("accuracy") for name in ("truth-final", "truth-final-blank", f"{SHUFFLED}-final"))
-    logits = store.read("answer_logits")
-    answers = np.array(store.layout.choices)[logits.argmax(-1)]
-    right = (answers == np.where(store.examples["label"].to_numpy() == 1, "True", "False")).mean()
+    right = answers_right(store, np.arange(store.layout.examples)).mean()
     start = truth["value"].iloc[0]
     best = truth.iloc[int(truth["value"].to_numpy().argmax())]
     onset = curves["truth-final"].onset.layer

@@ -98,12 +98,11 @@ def run_extraction(
         raise InvalidInputError(f"expected a shard I/N with 0 <= I < N, found {rank}/{of}")
     out = Path(out)
     _check_disk(plan, out)
-    contents = plan.store_contents()
-    contents["provenance"] = {**contents["provenance"], **run_provenance(plan, command)}
+    provenance = {**plan.provenance, **run_provenance(plan, command)}
     if not out.exists():
-        create_store(out, plan.store, **contents)
+        create_store(out, plan.store, **{**plan.store_contents(), "provenance": provenance})
     with BlockWriter(out) as writer:
-        writer.check_provenance(contents["provenance"])
+        writer.check_provenance(provenance)
         pending = writer.pending(rank, of)
         failed: dict[str, str] = {}
         halvings = 0

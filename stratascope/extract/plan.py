@@ -15,7 +15,7 @@ from stratascope.datasets.boxes import BoxIndex, cells_in_box, grid_cells
 from stratascope.datasets.examples import Example, files_digest, load_examples
 from stratascope.datasets.prompts import PROMPTS, Prompt
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families import ModelShape, check_family, image_grid, model_shape
+from stratascope.extract.families import ModelShape, image_grid, model_shape
 from stratascope.extract.images import (
     ImageFacts,
     apply_condition,
@@ -156,9 +156,8 @@ class ExtractionPlan:
                 "image_width": fact.width,
                 "image_height": fact.height,
             }
-            boxes = (
-                (example.subject_box, example.object_box) if shown == example.image else (None, None)
-            )  # of another image they say nothing
+            own = shown == example.image  # of another image the boxes say nothing
+            boxes = (example.subject_box, example.object_box) if own else (None, None)
             for name, box in zip(("subject", "object"), boxes, strict=True):
                 row |= dict(zip([f"{name}_{side}" for side in ("x0", "y0", "x1", "y1")], box or (np.nan,) * 4, strict=True))
             rows.append(row)
@@ -184,7 +183,6 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         that is not one token, a prompt longer than the model's context, a position that no example has.
     """
     source = resolve_model(settings.model, revision=settings.revision, weights=weights)
-    check_family(source)
     shape = model_shape(source)
     grid = image_grid(source, settings.max_pixels)
     tokenizer = PromptTokenizer(source, PROMPTS[settings.prompt], grid, settings.system)
