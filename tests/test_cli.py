@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from stratascope.cli import ORDER, main
+from stratascope.cli import COMMANDS, main
 
 
 def run(*arguments: str) -> Result:
@@ -31,7 +31,7 @@ def assert_refused(result: Result, pattern: str) -> None:
 def test_help_lists_every_command_in_the_order_of_use() -> None:
     text = run("--help").output.partition("Commands:")[2]
     listed = [line.split()[0] for line in text.strip().splitlines()]
-    assert listed == [name for name in ORDER if name in main.commands]
+    assert listed == [command.name for command in COMMANDS]
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))

@@ -45,11 +45,12 @@ def run_demo(
     TooFewExamplesError
         If there are too few scenes to probe.
     """
-    from stratascope import workflow
     from stratascope.datasets.scenes import write_scenes
     from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction
     from stratascope.extract.extraction import require_extract_extra
     from stratascope.store import ActivationStore
+    from stratascope.workflow.attention import roll_and_draw, share_and_draw
+    from stratascope.workflow.probing import save_curve
 
     require_extract_extra()
     out.mkdir(parents=True, exist_ok=True)
@@ -73,11 +74,11 @@ def run_demo(
     say("4/5 probing every layer")
     curves = _probe(original, stores["blank"], seed, progress)
     for name, curve in curves.items():
-        workflow.save_curve(curve, results, "blank" if name.endswith("blank") else "")
+        save_curve(curve, results, "blank" if name.endswith("blank") else "")
     _draw(curves, results)
     say("5/5 attention share and rollout")
-    workflow.share_and_draw(original, results)
-    workflow.roll_and_draw(original, results, examples=None, window=None)
+    share_and_draw(original, results)
+    roll_and_draw(original, results, examples=None, window=None)
     where = f"Everything is in {out}: stores original.zarr and blank.zarr, results/ with the curves (*.zarr.zip) and figures (*.png)."
     return f"{_sentences(original, curves)}\n\n{where}"
 
@@ -95,7 +96,7 @@ def _probe(original: ActivationStore, blank: ActivationStore, seed: int, progres
 
 
 def _draw(curves: dict[str, LayerCurve], folder: Path) -> None:
-    from stratascope.workflow import draw_curves
+    from stratascope.workflow.probing import draw_curves
 
     draw_curves(
         {"final token": curves["truth-final"], "object": curves["truth-object"], "subject": curves["truth-subject"]},

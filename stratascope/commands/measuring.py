@@ -1,0 +1,81 @@
+"""Commands that compute results from a store: probe, share, rollout."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stratascope.commands import options
+from stratascope.commands.terminal import open_store, results_folder
+
+
+@click.command(short_help="In which layers truth and relation can be read.")
+@click.argument("store")
+@click.option(
+    "--tasks",
+    callback=options.names,
+    default="truth,relation",
+    show_default=True,
+    help="truth, relation, answer or a column.",
+)
+@click.option("--positions", callback=options.names, help="Where to read it; default: all that the store has.")
+@click.option("--folds", default=5, show_default=True, help="Folds, grouped by image.")
+@click.option("--seed", default=0, show_default=True, help="Of folds and resamples.")
+@click.option("--baseline", metavar="STORE", help="Second store (the blank condition, say) whose curves are drawn beside.")
+@click.option("--scheduler", default="threads", show_default=True, help="synchronous, threads, processes, or a Dask scheduler's address.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
+def probe(store: str, baseline: str | None, out: Path | None, **chosen: Any) -> None:
+    """In which layers truth and relation can be read: a cross-validated logistic probe for each layer and position.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope probe demo/original.zarr --tasks truth --positions final --baseline demo/blank.zarr
+    """
+    from stratascope.workflow.probing import probe_and_draw
+
+    folder = out or results_folder(store)
+    click.echo(
+        probe_and_draw(
+            open_store(store),
+            open_store(baseline) if baseline else None,
+            folder,
+            **chosen,
+            progress=sys.stderr.isatty(),
+        )
+    )
+
+
+@click.command(short_help="How the final token's attention is divided.")
+@click.argument("store")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
+def share(store: str, out: Path | None) -> None:
+    """How the final token's attention is divided between image, caption and the rest, by layer and head.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope share demo/original.zarr
+    """
+    from stratascope.workflow.attention import share_and_draw
+
+    click.echo(share_and_draw(open_store(store), out or results_folder(store)))
+
+
+@click.command(short_help="Where the final token's attention comes from.")
+@click.argument("store")
+@click.option("--examples", callback=options.numbers, metavar="N,M-K", help="Example numbers; default: the first eight with maps.")
+@click.option("--window", callback=options.numbers, metavar="A-B", help="Roll only through blocks A to B; default: all.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
+def rollout(store: str, examples: tuple[int, ...] | None, window: tuple[int, ...] | None, out: Path | None) -> None:
+    """Attention rollout of the final token onto the image, for chosen examples.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope rollout demo/original.zarr --examples 0-3
+    """
+    from stratascope.workflow.attention import roll_and_draw
+
+    blocks = (window[0], window[-1] + 1) if window else None
+    click.echo(roll_and_draw(open_store(store), out or results_folder(store), examples=examples, window=blocks))

@@ -1,0 +1,96 @@
+"""Commands that fill a store: demo, plan, extract."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stratascope.commands import options
+from stratascope.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from stratascope.extract import ExtractionSettings
+
+
+@click.command(short_help="The whole way, on generated scenes.")
+@click.option("--out", default="stratascope-demo", show_default=True, type=click.Path(path_type=Path), help="Folder to fill.")
+@click.option("--scenes", default=512, show_default=True, help="How many scenes to generate.")
+@click.option("--seed", default=0, show_default=True, help="Of the scenes.")
+def demo(out: Path, scenes: int, seed: int) -> None:
+    """The whole way on generated scenes with the built-in model: scenes, store, probes, rollout, figures.
+
+    \b
+    Example:
+      stratascope demo --out demo
+    """
+    from stratascope.demo import run_demo
+
+    if scenes < 1:
+        raise InvalidInputError(f"expected --scenes to be at least 1, found {scenes}")
+    click.echo(run_demo(out, scenes=scenes, seed=seed, progress=sys.stderr.isatty(), say=click.echo))
+
+
+@click.command(short_help="What an extraction would record and cost; runs nothing.")
+@options.extraction_options
+@click.option("--image-size", callback=options.size, metavar="WxH", help="Assume this size of every image, before the photos are there.")
+@click.option("--show", default=1, show_default=True, metavar="N", help="Print the tokens and spans of the first N examples.")
+def plan(show: int, **chosen: Any) -> None:
+    """What an extraction would record and cost. Runs no model, writes nothing.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope plan --model demo --examples demo/scenes/scenes.jsonl --images demo/scenes/images
+    """
+    from stratascope.datasets.examples import describe
+    from stratascope.extract import plan_extraction
+    from stratascope.extract.summary import plan_summary
+
+    made = plan_extraction(_settings(chosen), progress=sys.stderr.isatty())
+    click.echo(f"{describe(made.examples)}\n\n{plan_summary(made, show)}")
+
+
+@click.command(short_help="Examples through the model, once, into a store.")
+@options.extraction_options
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="STORE.zarr", help="The store to fill, or to go on filling.")
+@click.option("--batch-tokens", default=8192, show_default=True, help="Tokens in a forward pass, at most; halve it when memory runs out.")
+@click.option("--shard", callback=options.shard, default="0/1", show_default=True, metavar="I/N", help="Every N-th block, from the I-th.")
+def extract(out: Path, batch_tokens: int, shard: tuple[int, int], **chosen: Any) -> None:
+    """Run every example through the model once and fill a store. Goes on where it stopped.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope extract --model demo --examples demo/scenes/scenes.jsonl --images demo/scenes/images --out mine.zarr
+    """
+    from stratascope.extract import plan_extraction, run_extraction
+    from stratascope.extract.extraction import require_extract_extra
+
+    require_extract_extra()
+    made = plan_extraction(_settings(chosen), weights=True, progress=sys.stderr.isatty())
+    report = run_extraction(
+        made,
+        out,
+        rank=shard[0],
+        of=shard[1],
+        batch_tokens=batch_tokens,
+        progress=sys.stderr.isatty(),
+        command=shlex.join(["stratascope", *sys.argv[1:]]),
+    )
+    for example, reason in report.failed.items():
+        click.echo(f"not recorded: example {example}: {reason}", err=True)
+    if report.halvings:
+        click.echo(
+            f"the GPU's memory ran out {report.halvings} times and batches were halved; lower --batch-tokens to spare the time", err=True
+        )
+    done = f"wrote {report.written_examples:,} examples in {report.written_blocks} of {report.blocks} blocks"
+    lost = f"; {len(report.failed)} of them could not be recorded" if report.failed else ""
+    click.echo(f"{out}: {done + lost if report.written_blocks else 'nothing left to do'}")
+
+
+def _settings(options: dict[str, Any]) -> ExtractionSettings:
+    from stratascope.extract import ExtractionSettings
+
+    return ExtractionSettings(**options)

@@ -1,0 +1,91 @@
+"""Commands on stores as they are: info, verify, copy, diff."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stratascope.commands import options
+from stratascope.commands.terminal import bar, open_store
+
+
+@click.command(short_help="What a store holds, and where it comes from.")
+@click.argument("store")
+def info(store: str) -> None:
+    """What a store holds, how complete it is, where it comes from, how large it is.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope info demo/original.zarr
+    """
+    from stratascope.texts import describe_store
+
+    click.echo(describe_store(open_store(store)))
+
+
+@click.command(short_help="Whether every number of a store is what was written.")
+@click.argument("store")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of the images: compare their hashes too.")
+@click.option("--repair", is_flag=True, help="Un-mark bad blocks, so that the same extract command fills them again.")
+def verify(store: str, images: Path | None, repair: bool) -> None:
+    """Decode every written block and check it. Exit code 1 where something is wrong.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope verify demo/original.zarr
+    """
+    from stratascope.store import repair as unmark
+    from stratascope.store import verify as check
+    from stratascope.texts import verification_text
+
+    with bar("verify", "block") as tell:
+        found = check(store, images=images, progress=tell)
+    click.echo(verification_text(found))
+    if repair and found.bad_blocks:
+        click.echo(f"un-marked blocks {', '.join(map(str, unmark(store, found)))}; run the extract command again to fill them")
+    if not found.ok:
+        sys.exit(1)
+
+
+@click.command(short_help="A store, or a part of it, as a new store.")
+@click.argument("source")
+@click.argument("target")
+@click.option("--arrays", callback=options.names, help="Arrays to take, such as residual,attention_rows; default: all.")
+@click.option("--layers", callback=options.numbers, metavar="N,M-K", help="Layers to take.")
+@click.option("--positions", callback=options.names, help="Positions to take.")
+@click.option("--examples", callback=options.numbers, metavar="N,M-K", help="Example numbers to take.")
+def copy(source: str, target: str, **chosen: Any) -> None:
+    """Copy from a folder, zip or URL into a new folder or zip. The copy says what was taken.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope copy demo/original.zarr small.zip --arrays residual --layers 0,6 --positions final
+    """
+    from stratascope.store import copy_store
+    from stratascope.texts import copy_text
+
+    with bar("copy", "block") as tell:
+        taken = copy_store(source, target, progress=tell, **chosen)
+    click.echo(copy_text(target, taken))
+
+
+@click.command(short_help="In what two stores differ.")
+@click.argument("a")
+@click.argument("b")
+def diff(a: str, b: str) -> None:
+    """Compare provenance, examples and numbers. Exit code 1 where something but date and command differs.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope diff demo/original.zarr demo/blank.zarr
+    """
+    from stratascope.store import diff_stores
+    from stratascope.texts import difference_text
+
+    found = diff_stores(a, b)
+    click.echo(difference_text(found))
+    if not found.same:
+        sys.exit(1)

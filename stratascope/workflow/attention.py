@@ -1,0 +1,89 @@
+"""Attention share and rollout as commands do them: computed, saved, drawn, and said in a few words."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.report import draw_attention_share, draw_overlay, new_figure, paper_style, save_figure
+from stratascope.workflow.pictures import picture, relative_boxes
+
+if TYPE_CHECKING:
+    from stratascope.analysis import RolloutResult
+    from stratascope.store import ActivationStore
+
+SHOWN_ROLLOUTS = 8
+
+
+def share_and_draw(store: ActivationStore, folder: Path) -> str:
+    """Attention share of all examples: saved, drawn, and said for the block where the image gets most."""
+    from stratascope.analysis import attention_share
+
+    found = attention_share(store)
+    folder.mkdir(parents=True, exist_ok=True)
+    found.save(folder / "share.zarr.zip")
+    figure, (ax,) = new_figure(1, width=4.6, height=2.9)
+    with paper_style():
+        draw_attention_share(found.values, found.tokens, found.parts, ax, title="where the final token looks")
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    path = save_figure(figure, folder / "share.png")
+    image = found.parts.index("image")
+    by_block = found.values[..., image].mean((0, 2))
+    best = int(by_block.argmax())
+    return (
+        f"image: {found.tokens[:, image].mean():.1%} of the tokens, {by_block[best]:.1%} of the final token's attention in block {best} "
+        f"(its highest, mean over heads), {by_block.mean():.1%} over all blocks\nfigure {path}\nresults in {folder}"
+    )
+
+
+def roll_and_draw(store: ActivationStore, folder: Path, *, examples: Sequence[int] | None, window: tuple[int, int] | None) -> str:
+    """Rollout of chosen examples: saved, and drawn over the images."""
+    from stratascope.analysis import rollout_examples
+
+    if examples is None and "attention_maps" in store.layout.record:  # else rollout_examples says what is missing
+        examples = np.flatnonzero(store.available("attention_maps"))[:SHOWN_ROLLOUTS].tolist()
+        if not examples:
+            raise NotRecordedError("expected examples with attention maps, found none written yet; finish the extraction")
+    outside = [k for k in examples or () if not 0 <= k < store.layout.examples]
+    if outside:
+        raise InvalidInputError(f"expected example numbers from 0 to {store.layout.examples - 1}, found {outside[0]}")
+    found = rollout_examples(store, examples, window=window)
+    folder.mkdir(parents=True, exist_ok=True)
+    found.save(folder / "rollout.zarr.zip")
+    path = draw_rollouts(store, found, folder / "rollout.png")
+    return f"figure {path}\nresults in {folder}"
+
+
+def draw_rollouts(store: ActivationStore, found: RolloutResult, path: Path) -> Path:
+    """Up to eight examples in rows of four: image, rollout onto its cells, boxes where known, caption and label."""
+    shown = range(min(len(found.examples), SHOWN_ROLLOUTS))
+    columns = min(len(shown), 4)
+    from matplotlib.figure import Figure
+
+    with paper_style():
+        lines = -(-len(shown) // columns)
+        figure = Figure(figsize=(1.85 * columns, 2.15 * lines + 0.25))
+        axes = figure.subplots(lines, columns, squeeze=False).ravel()
+        for ax in axes[len(shown) :]:
+            ax.remove()
+        numbers = [int(found.examples["example"].iloc[k]) for k in shown]
+        for k, (number, boxes) in enumerate(zip(numbers, relative_boxes(store, numbers), strict=True)):
+            row = store.examples.iloc[number]
+            cells = found.onto_image(k)
+            text = f"{textwrap.fill(row.caption, 34)}\n{'true' if row.label else 'false'}; {cells.sum():.0%} on the image"
+            draw_overlay(picture(store, number), cells, axes[k], boxes=boxes)
+            axes[k].set_title(text, fontsize=6.5, fontweight="normal")
+        span = found.attributes["window"] or [0, store.layout.layers]
+        figure.suptitle(
+            f"raw rollout of the final token, blocks {span[0]} to {span[1] - 1}, {found.attributes['fusion']} over heads; "
+            "full tint: the image's largest cell",
+            fontsize=8,
+            x=0.01,
+            ha="left",
+        )
+    return save_figure(figure, path)

@@ -1,0 +1,44 @@
+"""What a store shows of one example: its picture and its boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stratascope.errors import NotRecordedError
+
+if TYPE_CHECKING:
+    from stratascope.store import ActivationStore
+
+PLAIN_GROUND = 235
+"""Grey level shown where no thumbnails are stored."""
+
+
+def picture(store: ActivationStore, example: int) -> np.ndarray:
+    """The stored thumbnail at its image's own shape, (height, width, 3) uint8; plain ground where no thumbnails are stored."""
+    from PIL import Image
+
+    row = store.examples.iloc[example]
+    has = store.layout.thumbnail is not None and bool(store.available("thumbnail")[example])
+    small = store.thumbnail(example) if has else np.full((112, 112, 3), PLAIN_GROUND, np.uint8)
+    scale = 2 * max(small.shape[:2]) / max(row.image_width, row.image_height)
+    size = max(1, round(row.image_width * scale)), max(1, round(row.image_height * scale))
+    return np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC))
+
+
+def relative_boxes(store: ActivationStore, examples: Sequence[int]) -> list[dict[str, tuple[float, float, float, float]]]:
+    """For each example its gold boxes that are known, as shares of width and height, by what they hold."""
+    from stratascope.analysis.boxes import shown_boxes
+
+    table = store.examples.iloc[list(examples)]
+    try:
+        boxes = shown_boxes(store)[list(examples)]
+    except NotRecordedError:
+        return [{} for _ in examples]
+    names = zip(table["subject"], table["object"], strict=True)
+    return [
+        {str(name): tuple(box.tolist()) for name, box in zip(pair, two, strict=True) if np.isfinite(box[0])}
+        for pair, two in zip(names, boxes, strict=True)
+    ]
