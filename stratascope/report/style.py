@@ -32,6 +32,7 @@ _SETTINGS: dict[Any, Any] = {
     "figure.dpi": 150,
     "savefig.dpi": 220,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # a caption with two dollar signs is no formula
     "svg.fonttype": "none",
     "svg.hashsalt": "stratascope",
     "pdf.fonttype": 42,
