@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -74,13 +75,14 @@ def _curve(
     }
     # a fixed test set is met once; without a measure (2 folds) the widest is taken
     unknown = 0.0 if batch.folds.test is not None else 1.0
-    share = np.array([np.nan_to_num(answer.noise_share, nan=unknown).mean() for answer in found])
+    noise = [np.nan_to_num(answer.noise_share, nan=unknown) for answer in found]
+    share = np.array([by_fold.reshape(max(len(batch.targets), 1), -1).mean(1) for by_fold in noise])
     if batch.targets:
         values, draws = score_values(logits, labels, batch.targets, bootstrap, share)
         chance = dict.fromkeys(values, 0.0)
         examples |= {target: labels[:, number] for number, target in enumerate(batch.targets)}
     else:
-        values, draws = score_layers(logits, labels, folds, len(batch.classes), bootstrap, share)
+        values, draws = score_layers(logits, labels, folds, len(batch.classes), bootstrap, share[:, 0])
         chance = chance_levels(labels, len(batch.classes))
         examples["label"] = labels
     table = score_table(layers, values, draws, chance, bootstrap.count, settings.level)
@@ -117,11 +119,12 @@ def _fold_table(
     numbers = range(batch.folds.count) if batch.folds.test is None else (batch.folds.test,)
     rows = []
     for place, (layer, answer) in enumerate(zip(layers, found, strict=True)):
-        for number, fold in enumerate(numbers):
+        for number, (target, fold) in enumerate(product(batch.targets or ("",), numbers)):
             inner, strength = answer.inner_loss[:, number], float(answer.strength[number])
             rows.append(
                 {
                     "layer": int(layer),
+                    "target": target,
                     "fold": fold,
                     "strength": strength,
                     # an optimum at the top of the grid may lie beyond it; at the bottom it means that nothing can be read

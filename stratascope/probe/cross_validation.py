@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,7 +56,7 @@ class OutOfFold:
     logits: Floats
     """(output, example) float32, NaN for examples not tested; one output for two classes (the logit of the second)."""
     strength: Floats
-    """(fold,) the chosen C."""
+    """(fold,) the chosen C; (target x fold,) in a task of values, as all that is kept by fold but the weights."""
     inner_loss: Floats
     """(strength, fold) mean loss within the training folds; NaN where the path had stopped, or nothing was chosen."""
     gap: Floats
@@ -77,7 +77,8 @@ class OutOfFold:
     """(output, column) of a model of all training examples, at the strength best on average."""
     intercept: Floats
     """(output,)"""
-    direction_strength: float
+    direction_strength: Floats
+    """(1,), or (target,) in a task of values."""
 
 
 def classify(
@@ -124,13 +125,31 @@ def classify(
 
 
 def regress(rows: Rows, values: Floats, folds: Folds, *, strengths: Sequence[float] | None = None) -> list[OutOfFold]:
-    """Ridge regression of values (labelling, example, target), as `classify`; logits are the predicted targets."""
+    """Ridge regression of values (labelling, example, target), as `classify`; logits are the predicted targets.
+
+    Each target is given its own strength: one that cannot be read would drag the others' down with it.
+    """
+    labellings, examples, targets = values.shape
     path = tuple(sorted(strengths or RIDGE_STRENGTHS))
     design = design_for(folds, len(path))
-    training = np.tile(design.training, (len(values), 1))
-    which = np.repeat(np.arange(len(values)), len(design.training))
-    fitter = RidgeSolver(rows, values, training, which=which)
-    return _follow(fitter, design, rows, values.shape[:2], path)
+    single = values.transpose(0, 2, 1).reshape(labellings * targets, examples, 1)
+    training = np.tile(design.training, (len(single), 1))
+    which = np.repeat(np.arange(len(single)), len(design.training))
+    found = _follow(RidgeSolver(rows, single, training, which=which), design, rows, single.shape[:2], path)
+    return [_together(found[k : k + targets]) for k in range(0, len(found), targets)]
+
+
+_BY_OUTPUT = {"logits": 0, "fold_directions": 1, "fold_intercepts": 1, "direction": 0, "intercept": 0, "direction_strength": 0}
+"""Along which axis targets lie; everything else is kept by fold, along its last axis (`absent` first)."""
+
+
+def _together(targets: list[OutOfFold]) -> OutOfFold:
+    """The answers of all targets of a labelling as one."""
+    joined = {}
+    for field in fields(OutOfFold):
+        axis = _BY_OUTPUT.get(field.name, 0 if field.name == "absent" else -1)
+        joined[field.name] = np.concatenate([getattr(target, field.name) for target in targets], axis=axis)
+    return OutOfFold(**joined)
 
 
 def _follow(fitter: Fitter, design: Design, rows: Rows, shape: tuple[int, ...], path: tuple[float, ...]) -> list[OutOfFold]:
@@ -226,7 +245,7 @@ class _Track:
             fold_intercepts=self.biases,
             direction=self.direction,
             intercept=self.intercept,
-            direction_strength=self.direction_strength,
+            direction_strength=np.array([self.direction_strength]),
         )
 
 

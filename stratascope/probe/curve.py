@@ -42,8 +42,8 @@ class LayerCurve:
     table: pd.DataFrame
     """One row per layer and metric: layer, position, task, metric, value, low, high, low_simultaneous, high_simultaneous, chance."""
     folds: pd.DataFrame
-    """One row per layer and fold: strength, at_edge, inner_loss, accuracy, gap, certificate, iterations, noise_share,
-    absent_classes."""
+    """One row per layer and fold, and target in a task of values: strength, at_edge, inner_loss, accuracy, gap, certificate,
+    iterations, noise_share, absent_classes."""
     examples: pd.DataFrame
     """The examples that took part: example (number in the store), id, group, fold, label (class code)."""
     logits: Floats

@@ -16,7 +16,7 @@ from stratascope.probe.layer_task import LayerAnswer, LayerTask
 from stratascope.store import ResultFile, load_result, save_result
 
 KIND = "layer_answer"
-_VERSION = 1
+_VERSION = 2
 """Of the solution: raise it where the same task would give other numbers."""
 
 
@@ -54,7 +54,7 @@ class FinishedLayers:
         if result.kind != KIND:
             return None
         answers = [
-            [OutOfFold(**{f.name: _plain(result.arrays[f"{b}.{j}.{f.name}"][1], f.name) for f in fields(OutOfFold)}) for j in range(count)]
+            [OutOfFold(**{f.name: np.asarray(result.arrays[f"{b}.{j}.{f.name}"][1]) for f in fields(OutOfFold)}) for j in range(count)]
             for b, count in enumerate(result.attributes["labellings"])
         ]
         return LayerAnswer(task.layer, task.position, answers, float(result.attributes["seconds"]))
@@ -69,7 +69,3 @@ class FinishedLayers:
                     arrays[f"{b}.{j}.{field.name}"] = (tuple(f"{field.name}_{axis}" for axis in range(values.ndim)), values)
         attributes = {"labellings": [len(found) for found in answer.answers], "seconds": answer.seconds}
         save_result(self.path(task), ResultFile(kind=KIND, arrays=arrays, attributes=attributes))
-
-
-def _plain(values: Any, name: str) -> Any:
-    return float(values) if name == "direction_strength" else np.asarray(values)

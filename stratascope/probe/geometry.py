@@ -53,6 +53,7 @@ def score_values(
     ----------
     predicted : (layer, target, example)
     values : (example, target)
+    noise_share : (layer, target)
     """
     scores, draws = {}, {}
     width = np.sqrt(1 + noise_share)
@@ -64,7 +65,7 @@ def score_values(
         variance = np.maximum(spread[:, :1] - spread[:, 1:] ** 2, 1e-300)
         score = 1 - squared.mean(axis=0) / max(float((centred**2).mean()), 1e-300)
         scores[f"r2_{target}"] = score
-        draws[f"r2_{target}"] = score + (1 - bootstrap.mean(squared) / variance - score) * width
+        draws[f"r2_{target}"] = score + (1 - bootstrap.mean(squared) / variance - score) * width[:, number]
     return (
         {"r2": np.mean(list(scores.values()), axis=0), **scores},
         {"r2": np.mean(list(draws.values()), axis=0), **draws},

@@ -88,8 +88,8 @@ def score_table(
     parts = []
     for metric in values:
         found = band(values[metric], draws[metric], level=level, groups=groups)
-        top = np.inf if metric == "log_loss" else 1.0
-        intervals = {k: np.clip(getattr(found, k), 0, top) for k in ("low", "high", "low_simultaneous", "high_simultaneous")}
+        bottom, top = -np.inf if metric.startswith("r2") else 0.0, np.inf if metric == "log_loss" else 1.0
+        intervals = {k: np.clip(getattr(found, k), bottom, top) for k in ("low", "high", "low_simultaneous", "high_simultaneous")}
         parts.append(
             pd.DataFrame(
                 {

@@ -34,6 +34,7 @@ class RidgeSolver:
         self.report = Report(nan.copy(), np.zeros(count), np.zeros(count), np.zeros(count, np.intp), np.ones(count, bool))
         self._masks, self._mask_of = np.unique(self.training, axis=0, return_inverse=True)
         self._grams: list[Floats] | None = None
+        self._kernels: dict[int, Floats] = {}
 
     def _gram(self, block: int) -> Floats:
         if self._grams is None:
@@ -59,7 +60,9 @@ class RidgeSolver:
         y = y - centre
         if len(index) < self.rows.d:
             z = (self.rows.z[index] - mean) / scale
-            kernel = z @ z.T
+            if (number := int(self._mask_of[p])) not in self._kernels:
+                self._kernels[number] = z @ z.T
+            kernel = self._kernels[number].copy()
             kernel[np.diag_indices_from(kernel)] += 1 / strength
             dual = cho_solve(cho_factor(kernel, overwrite_a=True, check_finite=False), y)
             weight = dual.T @ z

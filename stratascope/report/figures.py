@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TINT = (0.86, 0.29, 0.0)
 """Colour of maps laid over images."""
 
-METRIC_LABELS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
+METRIC_LABELS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "r2": "R²"}
 
 PART_LABELS = {
     "system": "system turn",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stratascope.report import draw_layer_curves, new_figure, paper_style, save_figure
+from stratascope.report.figures import METRIC_LABELS
 
 if TYPE_CHECKING:
     from stratascope.probe import LayerCurve
@@ -72,18 +73,26 @@ def _file_name(task: str) -> str:
     return task.replace(":", "-")
 
 
+def shown_metric(curve: LayerCurve) -> str:
+    """What a curve is drawn and told by: accuracy, which everybody can read, or R2 for a task of values."""
+    return "r2" if curve.targets else "accuracy"
+
+
 def peak_text(curve: LayerCurve) -> str:
-    """The best layer's accuracy with its interval, and where the score first rises above chance."""
-    rows = curve.rows("accuracy")
+    """The best layer's accuracy, or R2, with its interval, and where the score first rises above chance."""
+    metric = shown_metric(curve)
+    rows = curve.rows(metric)
     best = rows.iloc[int(rows["value"].to_numpy().argmax())]
     interval = f"[{best['low']:.3f}, {best['high']:.3f}]"
-    return f"accuracy {best['value']:.3f} {interval} at layer {int(best['layer'])}, chance {best['chance']:.3f}; {curve.onset}"
+    score = f"{METRIC_LABELS[metric]} {best['value']:.3f} {interval} at layer {int(best['layer'])}"
+    return f"{score}, chance {best['chance']:.3f}; {curve.onset}"
 
 
 def draw_curves(
-    curves: Mapping[str, LayerCurve], path: Path, *, muted: Mapping[str, LayerCurve], title: str, metric: str = "accuracy"
+    curves: Mapping[str, LayerCurve], path: Path, *, muted: Mapping[str, LayerCurve], title: str, metric: str | None = None
 ) -> Path:
     """Layer curves of one task with their controls, as a figure file."""
+    metric = metric or shown_metric(next(iter(curves.values())))
     figure, (ax,) = new_figure(1, width=4.6, height=2.9)
     with paper_style():
         tables = {name: curve.table for name, curve in [*curves.items(), *muted.items()]}

@@ -17,6 +17,8 @@ from planted import planted_store
 from stratascope.errors import InvalidInputError
 from stratascope.probe import accuracy_by, confusion, grouped_folds, head_curves, layer_curve, probe_study, split_leakage, task_from_values
 from stratascope.probe.categories import CATEGORIES, category_of
+from stratascope.probe.cross_validation import regress
+from stratascope.probe.rows import Rows
 from stratascope.store import ActivationStore
 
 sys.path.append(str(Path(__file__).parents[1] / "store"))
@@ -153,3 +155,16 @@ def test_a_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch):
     path = planted_store(tmp_path / "a.zarr", examples=100)
     with pytest.raises(InvalidInputError, match=r"tcp://127\.0\.0\.1:9.*dask scheduler"):
         layer_curve(path, layers=(1,), draws=200, scheduler="tcp://127.0.0.1:9")
+
+
+def test_a_target_that_cannot_be_read_does_not_hide_one_that_can():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(300, 80)).astype(np.float32)
+    values = rng.normal(size=(1, 300, 6))
+    values[0, :, 0] = x[:, 7] + 0.5 * rng.normal(size=300)
+    folds = grouped_folds(np.arange(300).astype(str), np.zeros(300, np.intp), folds=5, seed=0)
+    rows = Rows(x, folds.of)
+    (together,), (alone,) = regress(rows, values, folds), regress(rows, values[:, :, :1], folds)
+    assert np.array_equal(together.logits[0], alone.logits[0])
+    assert 1 - np.square(together.logits[0] - values[0, :, 0]).mean() / values[0, :, 0].var() > 0.6
+    assert together.strength.reshape(6, 5)[0].min() > together.strength.reshape(6, 5)[1:].max()
