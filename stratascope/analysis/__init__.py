@@ -1,8 +1,10 @@
-"""From the store to attention share, rollout, overlap with boxes and the answer's confidence; no torch."""
+"""From the store to attention share, rollout, flow, overlap with boxes and the answer's confidence; no torch."""
 
 from stratascope.analysis.answers import AnswerConfidence, answer_confidence
 from stratascope.analysis.boxes import box_geometry
 from stratascope.analysis.discard import discard_weakest, fuse_heads
+from stratascope.analysis.flow import Flow, MinimumCut, flow, minimum_cut, span_flow
+from stratascope.analysis.flowed import FlowResult, flow_examples
 from stratascope.analysis.heads import head_agreement, head_ranking
 from stratascope.analysis.norms import norm_attention, token_attribution
 from stratascope.analysis.overlap import BoxOverlap, attention_overlap, box_overlap, cell_overlap
@@ -17,6 +19,9 @@ __all__ = [
     "AnswerPrediction",
     "AttentionShare",
     "BoxOverlap",
+    "Flow",
+    "FlowResult",
+    "MinimumCut",
     "RolloutResult",
     "answer_confidence",
     "answer_prediction",
@@ -27,14 +32,18 @@ __all__ = [
     "cell_overlap",
     "discard_weakest",
     "find_sinks",
+    "flow",
+    "flow_examples",
     "fuse_heads",
     "head_agreement",
     "head_ranking",
+    "minimum_cut",
     "norm_attention",
     "rollout",
     "rollout_examples",
     "rollout_packed",
     "rollout_stops",
     "row_entropy",
+    "span_flow",
     "token_attribution",
 ]
