@@ -11,7 +11,7 @@ from stratascope.errors import StratascopeError
 
 COMMANDS = (
     recording.demo, recording.plan, recording.extract, stores.info, stores.verify, stores.copy, stores.diff, measuring.probe,
-    measuring.share, measuring.rollout,
+    measuring.answers, measuring.share, measuring.rollout,
 )  # fmt: skip
 """The commands, in the order of use."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from stratascope.analysis import AnswerConfidence
 from stratascope.cli import COMMANDS, main
 
 
@@ -114,6 +115,14 @@ def test_diff_names_what_differs(store_path: Path, scenes: Path, tmp_path: Path)
     assert "provenance  condition: original | blank" in result.output
     assert re.search(r"numbers +residual: [\d,]+ of [\d,]+ values differ", result.output)
     assert run("diff", str(store_path), str(store_path)).exit_code == 0
+
+
+def test_answers_are_counted_and_saved(store_path: Path, store, tmp_path: Path) -> None:
+    result = run("answers", str(store_path), "--out", str(tmp_path))
+    found = AnswerConfidence.load(tmp_path / "answers.zarr.zip")
+    right = store.read("answer_logits").argmax(-1) == [store.layout.choices.index(str(bool(k))) for k in store.examples["label"]]
+    assert found.answers["right"].tolist() == right.tolist()
+    assert re.search(rf"all relations +right +{right.mean():.1%}", result.output)
 
 
 def test_rollout_and_share_write_results_and_figures(store_path: Path, tmp_path: Path) -> None:

@@ -28,18 +28,21 @@ class AnswerConfidence:
     `confidence` with _low and _high. Confidence is the mean probability of the choice made, among the choices alone; of_right and of_wrong
     that over right and wrong answers (NaN where there are none); right_choice the mean probability of the right choice; margin the mean
     of its logit less the best other's. Sorted by number of examples."""
+    answers: pd.DataFrame
+    """One row an example: example (number), id, relation, label, answer (the choice with the highest logit), right, confidence,
+    margin."""
     attributes: dict[str, Any]
     """store, condition, choices, level."""
 
     def save(self, path: Path | str) -> None:
         """Write the result to one file."""
-        save_result(path, ResultFile(RESULT_KIND, {"confidence": self.table}, {}, self.attributes))
+        save_result(path, ResultFile(RESULT_KIND, {"confidence": self.table, "answers": self.answers}, {}, self.attributes))
 
     @classmethod
     def load(cls, path: Path | str) -> AnswerConfidence:
         """Raises InvalidInputError if the file holds results of another kind."""
         file = load_kind(path, RESULT_KIND)
-        return cls(file.tables["confidence"], dict(file.attributes))
+        return cls(file.tables["confidence"], file.tables["answers"], dict(file.attributes))
 
 
 def right_choices(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -116,7 +119,19 @@ def answer_confidence(
         "choices": list(store.layout.choices),
         "level": level,
     }
-    return AnswerConfidence(pd.DataFrame(rows), attributes)
+    answers = pd.DataFrame(
+        {
+            "example": chosen,
+            "id": facts["id"].to_numpy(object),
+            "relation": table["relation"],
+            "label": facts["label"].to_numpy(),
+            "answer": np.asarray(store.layout.choices, object)[logits.argmax(-1)],
+            "right": table["accuracy"] == 1,
+            "confidence": table["confidence"],
+            "margin": table["margin"],
+        }
+    )
+    return AnswerConfidence(pd.DataFrame(rows), answers, attributes)
 
 
 def _summary(relation: str, rows: pd.DataFrame, level: float) -> dict[str, Any]:

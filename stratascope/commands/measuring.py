@@ -1,4 +1,4 @@
-"""Commands that compute results from a store: probe, share, rollout."""
+"""Commands that compute results from a store: probe, answers, share, rollout."""
 
 from __future__ import annotations
 
@@ -46,6 +46,21 @@ def probe(store: str, baseline: str | None, out: Path | None, **chosen: Any) -> 
             progress=sys.stderr.isatty(),
         )
     )
+
+
+@click.command(short_help="How often the model is right, and how sure it is.")
+@click.argument("store")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of results; default: STORE-results.")
+def answers(store: str, out: Path | None) -> None:
+    """How often the model is right and how sure it is, over all and by relation, and each example's answer.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope answers demo/original.zarr
+    """
+    from stratascope.workflow.attention import save_answers
+
+    click.echo(save_answers(open_store(store), out or results_folder(store)))
 
 
 @click.command(short_help="How the final token's attention is divided.")

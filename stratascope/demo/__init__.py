@@ -49,8 +49,8 @@ def run_demo(
     from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction
     from stratascope.extract.extraction import require_extract_extra
     from stratascope.store import ActivationStore
-    from stratascope.workflow.attention import roll_and_draw, share_and_draw
-    from stratascope.workflow.probing import save_curve
+    from stratascope.workflow.attention import roll_and_draw, save_answers, share_and_draw
+    from stratascope.workflow.probing import save_accuracy_by, save_advantage, save_curve
 
     require_extract_extra()
     out.mkdir(parents=True, exist_ok=True)
@@ -75,8 +75,17 @@ def run_demo(
     curves = _probe(original, stores["blank"], seed, progress)
     for name, curve in curves.items():
         save_curve(curve, results, "blank" if name.endswith("blank") else "")
+    for name, control in (
+        ("truth-final", f"{SHUFFLED}-final"),
+        ("truth-final", "truth-final-blank"),
+        ("relation-final", "relation-final-blank"),
+    ):
+        save_advantage(curves[name], curves[control], results, "shuffled" if control.startswith(SHUFFLED) else "blank")
+    for position in ("final", "object", "subject"):
+        save_accuracy_by(curves[f"truth-{position}"], original, "relation", results)
     _draw(curves, results)
-    say("5/5 attention share and rollout")
+    say("5/5 answers, attention share and rollout")
+    save_answers(original, results)
     share_and_draw(original, results)
     roll_and_draw(original, results, examples=None, window=None)
     where = f"Everything is in {out}: stores original.zarr and blank.zarr, results/ with the curves (*.zarr.zip) and figures (*.png)."

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.probe.events import LayerEvent, offset, onset
+from stratascope.errors import StoreError
+from stratascope.probe.events import LayerEvent, event_table, offset, onset
 from stratascope.probe.intervals import Band, band
+from stratascope.store import ResultFile, load_result, save_result
 
 Floats = NDArray[Any]
+KIND = "advantage"
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +30,21 @@ class Advantage:
     """(draw, layer)"""
     bands: Band
     level: float
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """task, position, fingerprint (of the store), baseline (task, store, fingerprint, condition), where it is known."""
 
     @classmethod
     def of(
-        cls, layers: NDArray[np.integer], value: Floats, draws: Floats, *, metric: str, name: str, baseline: str, level: float = 0.95
+        cls,
+        layers: NDArray[np.integer],
+        value: Floats,
+        draws: Floats,
+        *,
+        metric: str,
+        name: str,
+        baseline: str,
+        level: float = 0.95,
+        attributes: Mapping[str, Any] | None = None,
     ) -> Advantage:
         """From the differences (layer,) and their draws (draw, layer)."""
         # log-loss is better when it is lower: an advantage is always positive
@@ -37,7 +53,7 @@ class Advantage:
         bands = band(value, draws, level=level)
         columns = {"layer": layers, "metric": metric, "name": name, "baseline": baseline, "value": value}
         intervals = {k: getattr(bands, k) for k in ("low", "high", "low_simultaneous", "high_simultaneous")}
-        return cls(table=pd.DataFrame(columns | intervals), draws=draws, bands=bands, level=level)
+        return cls(table=pd.DataFrame(columns | intervals), draws=draws, bands=bands, level=level, attributes=attributes or {})
 
     def onset(self, margin: float = 0.0) -> LayerEvent:
         """First layer whose simultaneous lower bound exceeds the margin, and whose successor's does."""
@@ -48,3 +64,19 @@ class Advantage:
         """First layer after the peak from which on the advantage can no longer be found."""
         layers, value = self.table["layer"].to_numpy(), self.table["value"].to_numpy()
         return offset(layers, value, self.draws, self.bands, margin=margin, level=self.level)
+
+    def save(self, path: str | Path) -> None:
+        """Write one file, read back by `Advantage.load`; it names onset and offset, too."""
+        tables = {"table": self.table, "events": event_table(self.onset(), self.offset())}
+        arrays = {"draws": (("draw", "layer"), self.draws)}
+        save_result(path, ResultFile(KIND, tables, arrays, {**self.attributes, "level": self.level}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Advantage:
+        """The advantage that `save` wrote; StoreError for any other file."""
+        file = load_result(path)
+        if file.kind != KIND:
+            raise StoreError(f"{path}: expected a {KIND}, found a {file.kind}; load it with what made it")
+        attributes = dict(file.attributes)
+        level, table, draws = float(attributes.pop("level")), file.tables["table"], file.arrays["draws"][1]
+        return cls(table, draws, band(table["value"].to_numpy(), draws, level=level), level, attributes)

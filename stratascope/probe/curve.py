@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.probe.advantage import Advantage
-from stratascope.probe.events import LayerEvent
+from stratascope.probe.events import LayerEvent, event_table
 from stratascope.probe.losses import probabilities
 from stratascope.probe.metrics import main_metric, predict
 from stratascope.store import ResultFile, load_result, save_result
@@ -152,11 +152,16 @@ class LayerCurve:
         rows, level = self.rows(name), float(self.attributes.get("level", 0.95))
         value, draws = rows["value"].to_numpy(), self.draws[name].T
         label = f"{self.task} at {self.position}"
+        facts: dict[str, Any] = {"task": self.task, "position": self.position, "fingerprint": self.attributes.get("fingerprint")}
         if baseline is None:
             chance = rows["chance"].to_numpy()
-            return Advantage.of(self.layers, value - chance, draws - chance, metric=name, name=label, baseline="chance", level=level)
+            return Advantage.of(
+                self.layers, value - chance, draws - chance, metric=name, name=label, baseline="chance", level=level, attributes=facts
+            )
         self._refuse_unpaired(baseline)
         other = baseline.rows(name)["value"].to_numpy()
+        facts["baseline"] = {"task": baseline.task, **{key: baseline.attributes.get(key) for key in ("store", "fingerprint")}}
+        facts["baseline"]["condition"] = baseline.attributes.get("provenance", {}).get("condition")
         return Advantage.of(
             self.layers,
             value - other,
@@ -165,6 +170,7 @@ class LayerCurve:
             name=label,
             baseline=str(baseline.attributes.get("store", baseline.task)) if baseline.task == self.task else baseline.task,
             level=level,
+            attributes=facts,
         )
 
     def _refuse_unpaired(self, other: LayerCurve) -> None:
@@ -207,7 +213,7 @@ class LayerCurve:
             return draw_layer_curves(tables, ax, metric=name, chance=chance, muted=tuple(others), title=title)
 
     def save(self, path: str | Path) -> None:
-        """Write one file, read back by `LayerCurve.load`."""
+        """Write one file, read back by `LayerCurve.load`; it names onset and offset over chance, too."""
         arrays: dict[str, tuple[tuple[str, ...], Floats]] = {
             "logits": (("layer", "output", "example"), self.logits),
             "directions": (("layer", "output", "column"), self.directions),
@@ -215,7 +221,8 @@ class LayerCurve:
         }
         arrays |= {f"draws_{name}": (("layer", "draw"), values) for name, values in self.draws.items()}
         head = {"task": self.task, "position": self.position, "classes": list(self.classes), "targets": list(self.targets)}
-        tables = {"table": self.table, "folds": self.folds, "examples": self.examples}
+        events = event_table(self.onset, self.offset).assign(metric=self.metric)
+        tables = {"table": self.table, "folds": self.folds, "examples": self.examples, "events": events}
         save_result(path, ResultFile(kind=KIND, tables=tables, arrays=arrays, attributes=head | {"settings": dict(self.attributes)}))
 
     @classmethod

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.probe.intervals import Band
@@ -35,6 +36,23 @@ class LayerEvent:
             return "no onset" if self.kind == "onset" else "no offset"
         span = "" if self.low == self.high == self.layer else f" ({_name(self.low)}-{_name(self.high)})"
         return f"{self.kind} at layer {self.layer}{span}"
+
+
+def event_table(*events: LayerEvent) -> pd.DataFrame:
+    """One row an event: kind, found, layer, low, high (-1 for no layer), candidates (as text), margin, level."""
+    return pd.DataFrame(
+        [
+            {
+                "kind": event.kind,
+                "found": event.layer is not None,
+                **{name: -1 if (layer := getattr(event, name)) is None else layer for name in ("layer", "low", "high")},
+                "candidates": ", ".join(map(str, event.candidates)),
+                "margin": event.margin,
+                "level": event.level,
+            }
+            for event in events
+        ]
+    )
 
 
 def _name(layer: int | None) -> str:

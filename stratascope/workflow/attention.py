@@ -1,4 +1,4 @@
-"""Attention share and rollout as commands do them: computed, saved, drawn, and said in a few words."""
+"""Answers, attention share and rollout as commands do them: computed, saved, drawn, and said in a few words."""
 
 from __future__ import annotations
 
@@ -18,6 +18,23 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 SHOWN_ROLLOUTS = 8
+
+
+def save_answers(store: ActivationStore, folder: Path) -> str:
+    """How often the model is right and how sure it is: saved, and said over all relations and for the best and the worst."""
+    from stratascope.analysis import answer_confidence
+
+    found = answer_confidence(store)
+    folder.mkdir(parents=True, exist_ok=True)
+    found.save(folder / "answers.zarr.zip")
+    rows = found.table[found.table["relation"] != ""].sort_values("accuracy", kind="stable")
+    chosen = [found.table.iloc[0]] + ([rows.iloc[-1], rows.iloc[0]] if len(rows) > 1 else [])
+    lines = [
+        f"{row['relation'] or 'all relations':<16} right {row['accuracy']:6.1%} [{row['accuracy_low']:.1%}, {row['accuracy_high']:.1%}] "
+        f"of {row['examples']:,}, confidence {row['confidence']:.2f}"
+        for row in chosen
+    ]
+    return "\n".join([*lines, f"results in {folder}"])
 
 
 def share_and_draw(store: ActivationStore, folder: Path) -> str:

@@ -42,8 +42,15 @@ def probe_and_draw(
                 kept.setdefault(curve.task, {})[name] = curve
                 lines.append(f"{curve.task:<16} {position:<12} {peak_text(curve)}{'  (baseline)' if suffix else ''}")
                 if suffix:
+                    save_advantage(drawn[curve.task][position], curve, folder, suffix)
                     over = drawn[curve.task][position].difference(curve)
                     lines.append(f"{curve.task:<16} {position:<12} over the baseline: {over.onset()}, {over.offset()}")
+                elif not curve.targets and ":" not in curve.task:
+                    save_accuracy_by(curve, store, "relation", folder)
+    for task in drawn:
+        for control in (name for name in drawn if name.startswith(f"{task}:")):
+            for position in chosen:
+                save_advantage(drawn[task][position], drawn[control][position], folder, control.partition(":")[2])
     for task, curves in drawn.items():
         path = draw_curves(
             curves, folder / f"probe-{_file_name(task)}.png", muted=muted.get(task, {}), title=f"{task}: what a probe reads, by layer"
@@ -66,6 +73,27 @@ def save_curve(curve: LayerCurve, folder: Path, suffix: str = "") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ("-".join(filter(None, ["probe", _file_name(curve.task), curve.position, suffix])) + ".zarr.zip")
     curve.save(path)
+    return path
+
+
+def save_advantage(curve: LayerCurve, baseline: LayerCurve, folder: Path, name: str) -> Path:
+    """What the curve is above a baseline, saved as advantage-TASK-POSITION-over-NAME.zarr.zip; of accuracy, or R2 for values."""
+    place = "-".join(filter(None, [_file_name(curve.task), curve.position]))
+    path = folder / f"advantage-{place}-over-{name}.zarr.zip"
+    curve.difference(baseline, "r2" if curve.targets else "accuracy").save(path)
+    return path
+
+
+def save_accuracy_by(curve: LayerCurve, store: ActivationStore, column: str, folder: Path) -> Path:
+    """The curve's accuracy for each value of a column of the examples, saved as probe-TASK-POSITION-by-COLUMN.zarr.zip."""
+    from stratascope.probe import accuracy_by
+    from stratascope.store import ResultFile, save_result
+
+    table = accuracy_by(curve, dict(zip(store.examples["id"], store.examples[column], strict=True)))
+    place = "-".join(filter(None, [_file_name(curve.task), curve.position]))
+    path = folder / f"probe-{place}-by-{column}.zarr.zip"
+    facts = {"task": curve.task, "position": curve.position, "by": column, "fingerprint": curve.attributes["fingerprint"]}
+    save_result(path, ResultFile("accuracy_by", {"table": table}, {}, facts))
     return path
 
 

@@ -11,6 +11,7 @@ from planted import planted_store
 
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError, TooFewExamplesError, UnwrittenBlockError
 from stratascope.probe import (
+    Advantage,
     LayerCurve,
     Task,
     calibration,
@@ -21,7 +22,7 @@ from stratascope.probe import (
     transfer_matrix,
 )
 from stratascope.probe.layer_task import task_bytes
-from stratascope.store import ActivationStore, ResultFile, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +77,20 @@ def test_relation_and_answer(curves):
     assert len(relation.examples) == 399, "the last example lacks the position"
 
 
-def test_blank_images_are_a_paired_baseline(store, blank):
+def test_blank_images_are_a_paired_baseline(store, blank, tmp_path):
     curve, text_only = layer_curve(store, draws=500), layer_curve(blank, draws=500)
     advantage = curve.difference(text_only)
     assert abs(advantage.onset().layer - 3) <= 1
     assert advantage.table["baseline"].iloc[0].endswith("b.zarr")
     assert text_only.onset.layer is None
+    advantage.save(tmp_path / "advantage.zip")
+    back = Advantage.load(tmp_path / "advantage.zip")
+    pd.testing.assert_frame_equal(back.table, advantage.table, check_dtype=False)
+    assert (back.onset(), back.offset()) == (advantage.onset(), advantage.offset())
+    assert back.attributes["baseline"]["fingerprint"] == blank.fingerprint()
+    events = load_result(tmp_path / "advantage.zip").tables["events"].set_index("kind")
+    assert (events.loc["onset", "found"], events.loc["onset", "layer"]) == (True, advantage.onset().layer)
+    assert (events.loc["offset", "found"], events.loc["offset", "layer"]) == (False, -1)
     with pytest.raises(InvalidInputError, match="same examples and seed"):
         curve.difference(layer_curve(blank, draws=500, seed=1))
     with pytest.raises(InvalidInputError, match="same layers"):
