@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from stratascope.commands import measuring, recording, stores
+from stratascope.commands import attention, measuring, recording, stores
 from stratascope.errors import StratascopeError
 
 COMMANDS = (
     recording.demo, recording.plan, recording.extract, stores.info, stores.verify, stores.copy, stores.diff, measuring.probe,
     measuring.answers, measuring.share, measuring.rollout,
+    attention.flow,
 )  # fmt: skip
 """The commands, in the order of use."""
 

@@ -149,7 +149,7 @@ def example_table(store: ActivationStore, chosen: NDArray[np.int64]) -> pd.DataF
     )
 
 
-def on_image(examples: pd.DataFrame, values: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+def on_image(examples: pd.DataFrame, values: NDArray[Any], k: int) -> NDArray[Any]:
     """(rows, columns) of the k-th example's values (example, token) on its image cells."""
     row = examples.iloc[k]
     cells = values[k, int(row["image_start"]) : int(row["image_stop"])]

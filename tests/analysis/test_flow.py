@@ -225,3 +225,17 @@ def test_bounds_of_a_store_take_no_solver(store) -> None:
 def test_flow_through_the_vision_tower_is_refused_with_the_reason(store) -> None:
     with pytest.raises(NotRecordedError, match="vision tower's attention maps"):
         flow_examples(store, [0], tower="vision")
+
+
+def test_the_command_says_where_flow_is_limited_and_saturated(store_path: Path, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from stratascope.cli import main
+
+    done = CliRunner().invoke(main, ["flow", str(store_path), "--examples", "0,2", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "limited at: source" in done.output
+    assert "warning (2 of 2 examples): flow says little" in done.output
+    assert "saturated in 100% of examples" in done.output
+    assert {p.name for p in tmp_path.iterdir()} == {"flow.zarr.zip", "flow.png"}
+    assert FlowResult.load(tmp_path / "flow.zarr.zip").examples["example"].tolist() == [0, 2]

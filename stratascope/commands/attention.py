@@ -1,0 +1,35 @@
+"""Commands that follow attention through a store: flow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stratascope.commands import options
+from stratascope.commands.terminal import open_store, results_folder
+
+out = click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
+some = click.option("--examples", callback=options.numbers, metavar="N,M-K", help="Example numbers; default: the first eight that have it.")
+scheduler = click.option("--scheduler", help="Where blocks of examples are worked on: synchronous, threads or processes.")
+
+
+@click.command(short_help="How much can flow from the final token to each input.")
+@click.argument("store")
+@some
+@click.option("--window", callback=options.numbers, metavar="A-B", help="Flow only through blocks A to B; default: all.")
+@scheduler
+@out
+def flow(store: str, examples: tuple[int, ...] | None, window: tuple[int, ...] | None, scheduler: str | None, out: Path | None) -> None:
+    """Exact attention flow from the final token to every input token and into spans and boxes, with the cut that limits it.
+
+    Through many blocks flow tells little but a token's position, and says so: use a window of few.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope flow demo/original.zarr --examples 0-3 --window 3-5
+    """
+    from stratascope.workflow.flowing import flow_and_draw
+
+    blocks = (window[0], window[-1] + 1) if window else None
+    click.echo(flow_and_draw(open_store(store), out or results_folder(store), examples=examples, window=blocks, scheduler=scheduler))
