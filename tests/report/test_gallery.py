@@ -25,7 +25,7 @@ def test_a_gallery_has_one_picture_a_tile_and_a_sign_a_mark() -> None:
     marks = np.array([["a", "b"], ["b", "b"]])
     tiles = [Tile(GROUND, np.eye(2), f"tile {k}", {"cat": (0.1, 0.1, 0.5, 0.9)}, marks) for k in range(3)]
     figure = draw_gallery(tiles, columns=2, title="three", marks={"a": "of kind a", "b": "of kind b"})
-    assert [ax.get_title() for ax in figure.axes] == ["tile 0", "tile 1", "tile 2"]
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["tile 0", "tile 1", "tile 2"]
     signs = figure.axes[0].collections
     assert sorted(len(c.get_offsets()) for c in signs if len(c.get_offsets())) == [1, 3]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["of kind a", "of kind b"]
