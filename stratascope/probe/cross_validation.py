@@ -20,9 +20,12 @@ from stratascope.probe.solver import BatchSolver, Report
 Floats = NDArray[Any]
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Held-out accuracy of standardised activations was best at 1e-3 .. 1e-2; the path stops soon after its optimum."""
-RIDGE_STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGE_STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 _CERTAIN = 0.02
 """Nats an example (or share of the variance): larger strengths would sharpen what is as good as certain, at the highest cost."""
+_OVERFITTED = 0.1
+"""Nats an example, or share of the variance, above the best: only then does the path stop for rising. A small rise says little: where most
+variance lies in few directions, those are fitted first, in vain, and what can be read from the others shows later."""
 METHODS = ("logistic", "means")
 
 TOLERANCE = 3e-7
@@ -185,9 +188,10 @@ class _Track:
         self.curve: list[Floats] = []
 
     def settled(self) -> bool:
-        """Whether the mean inner loss has risen twice in a row, or there is next to nothing left of it."""
-        mean = [float(np.mean(loss)) for loss in self.curve[-3:]]
-        return mean[-1] < _CERTAIN or (len(mean) == 3 and mean[0] < mean[1] < mean[2])
+        """Whether the mean inner loss has risen twice in a row and far above its best, or there is next to nothing left of it."""
+        mean = [float(np.mean(loss)) for loss in self.curve]
+        rising = len(mean) > 2 and mean[-3] < mean[-2] < mean[-1]
+        return mean[-1] < _CERTAIN or (rising and mean[-1] > min(mean) + _OVERFITTED)
 
     def visit(self, strength: float, *, choose: bool) -> None:
         """Take note of the solutions at a strength."""

@@ -17,7 +17,7 @@ from planted import planted_store
 from stratascope.errors import InvalidInputError
 from stratascope.probe import accuracy_by, confusion, grouped_folds, head_curves, layer_curve, probe_study, split_leakage, task_from_values
 from stratascope.probe.categories import CATEGORIES, category_of
-from stratascope.probe.cross_validation import regress
+from stratascope.probe.cross_validation import classify, regress
 from stratascope.probe.rows import Rows
 from stratascope.store import ActivationStore
 
@@ -168,3 +168,21 @@ def test_a_target_that_cannot_be_read_does_not_hide_one_that_can():
     assert np.array_equal(together.logits[0], alone.logits[0])
     assert 1 - np.square(together.logits[0] - values[0, :, 0]).mean() / values[0, :, 0].var() > 0.6
     assert together.strength.reshape(6, 5)[0].min() > together.strength.reshape(6, 5)[1:].max()
+
+
+def test_what_lies_in_directions_of_little_variance_is_found_behind_those_of_much():
+    rng = np.random.default_rng(0)
+    count, columns = 1000, 300
+    x = rng.normal(size=(count, columns)) + 8 * rng.normal(size=(count, 24)) @ rng.normal(size=(24, columns))
+    direction = np.linalg.qr(rng.normal(size=(columns, 1)))[0][:, 0]
+    values = rng.normal(size=(1, count, 1))
+    x += values[0] * direction
+    labels = (values[0, :, 0] > 0).astype(np.intp)
+    folds = grouped_folds(np.arange(count).astype(str), labels, folds=5, seed=0)
+    rows = Rows(x.astype(np.float32), folds.of)
+    (found,) = regress(rows, values, folds)
+    assert 1 - np.square(found.logits[0] - values[0, :, 0]).mean() > 0.25
+    (classified,) = classify(rows, labels[None], folds, classes=2)
+    assert ((classified.logits[0] > 0) == labels).mean() > 0.62
+    curve = classified.inner_loss.mean(1)
+    assert curve[1] < curve[2] < curve[3], "the loss rises at first, as what lies along much variance is fitted in vain"
