@@ -75,17 +75,17 @@ def _annotation(
     return name, category, (max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height))
 
 
-def cells_in_box(box: Box, image_size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+def cells_in_box(box: Box, image_size: tuple[float, float], grid: tuple[int, int]) -> np.ndarray:
     """Raster indices of the image cells whose centre lies in `box`; the nearest cell where none does.
 
     Parameters
     ----------
     box
-        (x0, y0, x1, y1) in the image file's pixels.
+        (x0, y0, x1, y1) in pixels.
     image_size
-        (width, height) of the image file.
+        (width, height) of what the cells cover: the image file, or the part of it that the model sees.
     grid
-        (rows, columns) of cells; the model sees the whole image, stretched to the grid.
+        (rows, columns) of cells.
     """
     rows, columns = grid
     y = (np.arange(rows) + 0.5) * image_size[1] / rows

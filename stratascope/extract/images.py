@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from stratascope.datasets.boxes import Box
 from stratascope.errors import InvalidInputError
 
 CONDITIONS = ("original", "blank", "mirror", "shuffled-image")
@@ -143,6 +144,10 @@ def apply_condition(image: Image.Image, condition: str) -> Image.Image:
     raise InvalidInputError(f"expected a condition of {', '.join(CONDITIONS)}, found {condition!r}")
 
 
-def thumbnail(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """(height, width, 3) uint8: the whole image stretched to `size` = (height, width); a viewer restores its shape."""
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.LANCZOS), np.uint8)
+def thumbnail(image: Image.Image, size: tuple[int, int], view: Box | None = None) -> np.ndarray:
+    """(height, width, 3) uint8: what lies in `view` (None: the image) stretched to `size`, (height, width); viewers restore its shape."""
+    shape = (size[1], size[0])
+    if view is not None and (min(view[:2]) < 0 or view[2] > image.width or view[3] > image.height):
+        x0, y0, x1, y1 = (round(v) for v in view)
+        image, view = image.crop((x0, y0, x1, y1)), None  # black beyond the image
+    return np.asarray(image.resize(shape, Image.Resampling.LANCZOS, box=view), np.uint8)

@@ -9,21 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from qwen_vl_utils import fetch_image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
 from transformers.utils import logging as hf_logging
 
 from stratascope.errors import InvalidInputError
 from stratascope.extract.attribution import LogitParts, check_attributable, logit_parts
 from stratascope.extract.capture import Capture, Pooling, capturing, use_captured_attention
-from stratascope.extract.families import ImageGrid
+from stratascope.extract.cutting import ImageRule
+from stratascope.extract.inputs import PreparedImages, forward_inputs, joined, prepare_image
 from stratascope.extract.sources import ModelSource
 from stratascope.extract.vision import capturing_vision, vision_capture
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one forward pass, right-padded: causal attention never sees the padding, so no mask is needed."""
+    """Examples of one forward pass, right-padded."""
 
     members: tuple[int, ...]
     """Example numbers."""
@@ -31,10 +31,8 @@ class Batch:
     """(batch, token) int64."""
     lengths: torch.Tensor
     """(batch,) int64."""
-    pixels: torch.Tensor
-    """(patch, channels x frames x patch x patch), of all images after one another."""
-    grid: torch.Tensor
-    """(batch, 3): frames, rows and columns of patches of each image."""
+    images: Mapping[str, torch.Tensor]
+    """Keyword of the model's forward -> tensor, of all images."""
     pooling: Pooling
     segments: Sequence[tuple[int, np.ndarray]] = ()
     """(image, cells) over which the vision tower is averaged; empty: it is not recorded."""
@@ -44,8 +42,7 @@ class Batch:
             self.members,
             self.input_ids.to(device),
             self.lengths.to(device),
-            self.pixels.to(device, dtype),
-            self.grid.to(device),
+            {name: values.to(device, dtype if values.is_floating_point() else None) for name, values in self.images.items()},
             self.pooling.to(device),
             self.segments,
         )
@@ -82,10 +79,10 @@ class CaptureModel:
         If the weights do not fit the configuration, or the device is absent.
     """
 
-    def __init__(self, source: ModelSource, *, device: str, dtype: str, grid: ImageGrid) -> None:
+    def __init__(self, source: ModelSource, *, device: str, dtype: str, rule: ImageRule) -> None:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise InvalidInputError(f"expected a CUDA device for --device {device}, found none; use --device cpu")
-        self.device, self.dtype, self._grid = torch.device(device), getattr(torch, dtype), grid
+        self.device, self.dtype, self._rule = torch.device(device), getattr(torch, dtype), rule
         bars = hf_logging.is_progress_bar_enabled()
         hf_logging.disable_progress_bar()
         try:
@@ -109,15 +106,9 @@ class CaptureModel:
         self.model = model.to(self.device).eval()
         self.decoder = use_captured_attention(self.model)
 
-    def prepare(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels and patch grids of images, resized by qwen_vl_utils so that the processor need not resize again."""
-        resized = []
-        for image in images:
-            width, height = self._grid.resize(*image.size)
-            size = {"resized_width": width, "resized_height": height}
-            resized.append(fetch_image({"image": image, **size}, image_patch_size=self._grid.patch))
-        made = self.image_processor(images=resized, return_tensors="pt", do_resize=False)
-        return made["pixel_values"], made["image_grid_thw"]
+    def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
+        """Images as the family's own processor makes them, one by one, so that an image is the same in every batch."""
+        return joined([prepare_image(self.image_processor, self._rule, image) for image in images])
 
     @torch.inference_mode()
     def run(self, batch: Batch, choice_ids: Sequence[int], want: frozenset[str] = frozenset()) -> Captured:
@@ -135,21 +126,12 @@ class CaptureModel:
         batch = batch.to(self.device, self.dtype)
         last = batch.lengths - 1
         capture = Capture(last, batch.pooling, want | ({"head_outputs"} if "head_logits" in want else frozenset()))
-        kinds = (batch.input_ids == self.model.config.image_token_id).int()
-        real = torch.arange(batch.input_ids.shape[1], device=self.device) < batch.lengths[:, None]
-        positions, _ = self.model.model.get_rope_index(
-            batch.input_ids, mm_token_type_ids=kinds, image_grid_thw=batch.grid, attention_mask=real.long()
-        )
         wanted, which = torch.unique(last, return_inverse=True)
-        tower = self.model.model.visual
-        seen = vision_capture(tower, batch.grid, batch.segments) if batch.segments else None
+        tower = getattr(self.model.model, "visual", self.model)
+        seen = vision_capture(tower, batch.images["image_grid_thw"], batch.segments) if batch.segments else None
         with capturing(self.decoder, capture), capturing_vision(tower, seen) if seen else nullcontext():
             output = self.model(
-                input_ids=batch.input_ids,
-                position_ids=positions,
-                pixel_values=batch.pixels,
-                image_grid_thw=batch.grid,
-                mm_token_type_ids=kinds,
+                **forward_inputs(self.model, batch.input_ids, batch.lengths, batch.images),
                 use_cache=False,
                 logits_to_keep=wanted,
             )
@@ -174,6 +156,9 @@ class CaptureModel:
         """(example, hidden) leaving the last block -> (example, choice) logits through the model's own norm and head."""
         hidden = torch.from_numpy(residual).to(self.device, self.dtype)
         logits = self.model.lm_head(self.decoder.norm(hidden))  # type: ignore[operator]
+        cap = getattr(self.decoder.config, "final_logit_softcapping", None)
+        if cap:  # Gemma 2
+            logits = torch.tanh(logits / cap) * cap
         return np.asarray(logits[:, list(choice_ids)].float().cpu().numpy())
 
 

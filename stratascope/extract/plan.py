@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from stratascope.datasets.boxes import BoxIndex, cells_in_box, grid_cells
+from stratascope.datasets.boxes import Box, BoxIndex, cells_in_box, grid_cells
 from stratascope.datasets.examples import Example, files_digest, load_examples
 from stratascope.datasets.prompts import PROMPTS, Prompt
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families import ModelShape, image_grid, model_shape
+from stratascope.extract.contents import store_contents
+from stratascope.extract.cutting import PatchGrid
+from stratascope.extract.families import ModelShape, check_family, image_rule, model_shape
 from stratascope.extract.images import (
     ImageFacts,
     apply_condition,
@@ -26,9 +28,10 @@ from stratascope.extract.images import (
     stated_images,
     thumbnail,
 )
-from stratascope.extract.layout import SPANS, PromptTokenizer, TokenLayout
+from stratascope.extract.layout import SPANS, TILES, PromptTokenizer, TokenLayout
 from stratascope.extract.settings import BOX_POSITIONS, GRID_POSITIONS, POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.sources import ModelSource, resolve_model
+from stratascope.extract.views import flipped, in_view, view_size
 from stratascope.store import StoreLayout
 
 THUMBNAIL_SAMPLE = 16
@@ -77,14 +80,25 @@ class ExtractionPlan:
         if position in TEXT_POSITIONS:
             span = layout.spans.get(position)
             return None if span is None else np.array([span[1] - 1])
-        row = self.examples[example]
-        box = row.subject_box if position == "subject_box" else row.object_box
-        if box is None or self.shown[example] != row.image:
+        box = self.shown_box(example, position.removesuffix("_box"))
+        if box is None:
             return None
-        fact = self.facts[row.image]
+        return layout.spans["image"][0] + cells_in_box(box, view_size(layout.view), layout.grid)
+
+    def file_size(self, example: int) -> tuple[int, int]:
+        """(width, height) in pixels of the image that the example is shown."""
+        fact = self.facts[self.shown[example]]
+        return fact.width, fact.height
+
+    def shown_box(self, example: int, name: str) -> Box | None:
+        """Gold box of `subject` or `object` within the layout's view; None where it is not known, or wholly out of what is seen."""
+        row = self.examples[example]
+        box = row.subject_box if name == "subject" else row.object_box
+        if box is None or self.shown[example] != row.image:  # of another image the boxes say nothing
+            return None
         if self.settings.condition == "mirror":
-            box = (fact.width - box[2], box[1], fact.width - box[0], box[3])
-        return layout.spans["image"][0] + cells_in_box(box, (fact.width, fact.height), layout.grid)
+            box = flipped(box, self.file_size(example)[0])
+        return in_view(box, self.layouts[example].view)
 
     def vision_cells(self, example: int) -> dict[str, np.ndarray]:
         """Vision position -> raster indices of the image cells that are averaged; absent boxes are left out."""
@@ -117,51 +131,7 @@ class ExtractionPlan:
 
     def store_contents(self) -> dict[str, Any]:
         """What `create_store` writes before the model runs."""
-        count, longest = len(self.examples), self.store.tokens
-        token_ids = np.full((count, longest), -1, np.int32)
-        spans = np.full((count, len(SPANS), 2), -1, np.int32)
-        for k, layout in enumerate(self.layouts):
-            token_ids[k, : len(layout.ids)] = layout.ids
-            for name, interval in layout.spans.items():
-                spans[k, SPANS.index(name)] = interval
-        used = np.unique(token_ids[token_ids >= 0])
-        decode = self.tokenizer.tokenizer.decode
-        return {
-            "examples": self._table(),
-            "spans": spans,
-            "token_ids": token_ids,
-            "vocabulary": {int(t): decode([int(t)], skip_special_tokens=False) for t in used},
-            "n_tokens": self.token_counts,
-            "grid": np.array([layout.grid for layout in self.layouts], np.int32),
-            "position_present": self.present,
-            "has_map": self.has_map,
-            "provenance": self.provenance,
-        }
-
-    def _table(self) -> pd.DataFrame:
-        rows = []
-        for example, shown in zip(self.examples, self.shown, strict=True):
-            fact = self.facts[shown]
-            row: dict[str, Any] = {
-                "id": example.id,
-                "image": example.image,
-                "shown_image": shown,
-                "image_sha256": self.facts[example.image].sha256,
-                "caption": example.caption,
-                "relation": example.relation,
-                "label": int(example.label),
-                "subject": example.subject,
-                "object": example.object,
-                "split": example.split,
-                "image_width": fact.width,
-                "image_height": fact.height,
-            }
-            own = shown == example.image  # of another image the boxes say nothing
-            boxes = (example.subject_box, example.object_box) if own else (None, None)
-            for name, box in zip(("subject", "object"), boxes, strict=True):
-                row |= dict(zip([f"{name}_{side}" for side in ("x0", "y0", "x1", "y1")], box or (np.nan,) * 4, strict=True))
-            rows.append(row)
-        return pd.DataFrame(rows)
+        return store_contents(self)
 
 
 def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, progress: bool = False) -> ExtractionPlan:
@@ -184,8 +154,13 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     """
     source = resolve_model(settings.model, revision=settings.revision, weights=weights)
     shape = model_shape(source)
-    grid = image_grid(source, settings.max_pixels)
-    tokenizer = PromptTokenizer(source, PROMPTS[settings.prompt], grid, settings.system)
+    if "vision_residual" in settings.record and not check_family(source).tower:
+        raise InvalidInputError(
+            f"expected a model of Qwen's families for --record vision_residual, found {source.config['model_type']!r}, whose vision tower "
+            "is not recorded; leave vision_residual out"
+        )
+    rule = image_rule(source, settings.max_pixels)
+    tokenizer = PromptTokenizer(source, PROMPTS[settings.prompt], rule, settings.system)
     boxes = BoxIndex.from_coco(settings.boxes) if settings.boxes else None
     examples = load_examples(settings.examples, boxes)[: settings.limit]
     names = [example.image for example in examples]
@@ -203,8 +178,8 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         fact = facts[shown[longest]]
         raise InvalidInputError(
             f"example {examples[longest].id}: expected at most {shape.context} tokens (the model's context), "
-            f"found {len(layouts[longest].ids)}, {np.prod(layouts[longest].grid)} of them for an image of "
-            f"{fact.width} x {fact.height}; lower --max-pixels"
+            f"found {len(layouts[longest].ids)}, {_image_tokens(layouts[longest])} of them for an image of "
+            f"{fact.width} x {fact.height}; " + ("lower --max-pixels" if isinstance(rule, PatchGrid) else "shrink the image")
         )
     has_map = _spread(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
     record = frozenset(settings.record) - (frozenset() if has_map.any() else {"attention_maps"})
@@ -218,7 +193,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         head_dim=shape.head_dim if "head_outputs" in record else 0,
         tokens=len(layouts[longest].ids),
         positions=positions,
-        spans=SPANS,
+        spans=(*SPANS, *([TILES] if any(TILES in layout.spans for layout in layouts) else [])),
         choices=tuple(tokenizer.prompt.choices),
         record=record,
         vision_layers=shape.vision_layers if "vision_residual" in record else 0,
@@ -237,7 +212,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             "device": device,
             "files": source.digests(),
         },
-        "processor": {"min_pixels": grid.min_pixels, "max_pixels": grid.max_pixels, "patch": grid.patch, "merge": grid.merge},
+        "processor": {"rule": type(rule).__name__, **rule.settings()},
         "prompt": {
             "name": tokenizer.prompt.name,
             "text": tokenizer.prompt.text,
@@ -258,6 +233,10 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         "maps": settings.maps,
     }
     return ExtractionPlan(settings, source, shape, tokenizer, examples, shown, facts, layouts, has_map, store, provenance)
+
+
+def _image_tokens(layout: TokenLayout) -> int:
+    return sum(b - a for name in ("image", TILES) for a, b in [layout.spans.get(name, (0, 0))])
 
 
 def _spread(count: int, wanted: int | None) -> np.ndarray:

@@ -49,7 +49,7 @@ def load_block(plan: ExtractionPlan, members: Sequence[int]) -> LoadedBlock:
             continue
         loaded.images[k] = apply_condition(image, plan.settings.condition)
         if plan.store.thumbnail is not None:
-            loaded.thumbnails[k] = thumbnail(loaded.images[k], plan.store.thumbnail)
+            loaded.thumbnails[k] = thumbnail(loaded.images[k], plan.store.thumbnail, plan.layouts[k].view)
     return loaded
 
 
@@ -67,7 +67,7 @@ class ExtractionSession:
     def __init__(self, plan: ExtractionPlan, batch_tokens: int) -> None:
         self.plan, self.batch_tokens = plan, batch_tokens
         model = plan.provenance["model"]
-        self.model = CaptureModel(plan.source, device=model["device"], dtype=model["dtype"], grid=plan.tokenizer.grid)
+        self.model = CaptureModel(plan.source, device=model["device"], dtype=model["dtype"], rule=plan.tokenizer.rule)
         self.choices = list(plan.tokenizer.choice_ids.values())
         self.want = frozenset(plan.store.record) & {"value_norms", "head_outputs", "head_logits"}
         self.checked = False
@@ -179,14 +179,13 @@ class ExtractionSession:
                 if tokens is not None:
                     index[row, column, : len(tokens)] = tokens
                     weight[row, column, : len(tokens)] = 1 / len(tokens)
-        pixels, grid = self.model.prepare(images)
-        cells = [plan.layouts[k].grid for k in members]
-        merge = plan.tokenizer.grid.merge
-        if grid[:, 1:].tolist() != [[rows * merge, columns * merge] for rows, columns in cells]:
-            raise CaptureError(
-                f"expected the processor to cut the images as planned, {cells[0]} cells for {plan.shown[members[0]]}, "
-                f"found {grid[0].tolist()} patches; report this with the image's size and the model's name"
-            )
+        prepared = self.model.prepare(images)
+        for k, cut in zip(members, prepared.cuts, strict=True):
+            if cut != plan.layouts[k].cut:
+                raise CaptureError(
+                    f"expected the processor to cut {plan.shown[k]} into {plan.layouts[k].cut} as planned, found {cut}; report this with "
+                    "the image's size and the model's name"
+                )
         segments = []
         if "vision_residual" in plan.store.record:
             segments = [(row, cells) for row, k in enumerate(members) for cells in plan.vision_cells(k).values()]
@@ -194,8 +193,7 @@ class ExtractionSession:
             tuple(members),
             torch.from_numpy(ids),
             torch.from_numpy(lengths.astype(np.int64)),
-            pixels,
-            grid,
+            prepared.tensors,
             Pooling(torch.from_numpy(index), torch.from_numpy(weight)),
             segments,
         )

@@ -10,6 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from stratascope.errors import InvalidInputError, MissingExtraError
 
 BUILT_IN = "demo"
@@ -46,17 +48,53 @@ class ModelSource:
         return self._json("preprocessor_config.json")
 
     @cached_property
-    def chat_template(self) -> str:
-        """The Jinja text that lays out a conversation, from wherever this version of the files keeps it."""
+    def processor_settings(self) -> dict[str, Any]:
+        """What `processor_config.json` says besides its image processor's settings; empty where there is no such file."""
+        return self._json("processor_config.json") if (self.folder / "processor_config.json").exists() else {}
+
+    @cached_property
+    def tokenizer_settings(self) -> dict[str, Any]:
+        """`tokenizer_config.json`; empty where there is none."""
+        return self._json("tokenizer_config.json") if (self.folder / "tokenizer_config.json").exists() else {}
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The fast tokenizer."""
+        try:
+            return Tokenizer.from_file(str(self.tokenizer_file))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise InvalidInputError(f"{self.name}: expected a readable {self.tokenizer_file}, found: {error}") from error
+
+    def token_text(self, number: int) -> str:
+        """The text of a token by its id."""
+        text = self.tokenizer.id_to_token(number)
+        if text is None:
+            raise InvalidInputError(f"{self.name}: expected a token {number} in its tokenizer, as its config.json says, found none")
+        return text
+
+    def named_token(self, role: str, usual: str | None = None) -> str | None:
+        """The text of a token that the tokenizer's settings name, such as `bos_token`."""
+        extra = self.tokenizer_settings.get("extra_special_tokens")
+        for settings in (self.tokenizer_settings, extra if isinstance(extra, dict) else {}):
+            found = settings.get(role)
+            found = found.get("content") if isinstance(found, dict) else found
+            if isinstance(found, str):
+                return found
+        return usual
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The Jinja text that lays out a conversation, from wherever this version of the files keeps it; None where there is none."""
         plain = self.folder / "chat_template.jinja"
         if plain.exists():
             return plain.read_text(encoding="utf-8")
         for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-            if (self.folder / name).exists():
-                template = self._json(name).get("chat_template")
-                if isinstance(template, str):
-                    return template
-        raise InvalidInputError(f"{self.name}: expected a chat template in {self.folder}, found none; use an instruction-tuned model")
+            template = self._json(name).get("chat_template") if (self.folder / name).exists() else None
+            if isinstance(template, list):  # several, by name
+                template = {named.get("name"): named.get("template") for named in template}.get("default")
+            if isinstance(template, str):
+                return template
+        return None
 
     @property
     def tokenizer_file(self) -> Path:
@@ -69,7 +107,8 @@ class ModelSource:
         """SHA-256 of tokenizer, chat template and weights by name; weights of a Hub model are pinned by its commit instead."""
         files = [self.tokenizer_file, *(sorted(self.folder.glob("*.safetensors")) if self.revision is None else [])]
         found = {path.name: _sha256(path) for path in files}
-        found["chat_template"] = hashlib.sha256(self.chat_template.encode()).hexdigest()
+        if self.chat_template is not None:
+            found["chat_template"] = hashlib.sha256(self.chat_template.encode()).hexdigest()
         return found
 
     def _json(self, name: str) -> dict[str, Any]:

@@ -33,7 +33,9 @@ def eager(plan):
 
 def ask_eager(eager, plan, k):
     model, processor = eager
-    text = processor.apply_chat_template(plan.tokenizer.conversation(plan.prompt.fill(plan.examples[k]).text), add_generation_prompt=True)
+    text = processor.apply_chat_template(
+        plan.tokenizer.wording.conversation(plan.prompt.fill(plan.examples[k]).text), add_generation_prompt=True
+    )
     image = Image.open(plan.settings.images / plan.examples[k].image)
     with torch.no_grad():
         return model(**processor(text=[text], images=[image], return_tensors="pt"), output_attentions=True, output_hidden_states=True)

@@ -8,7 +8,8 @@ from PIL import Image
 
 from stratascope.datasets import PROMPTS, Example, Prompt, split_caption
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families import ImageGrid, image_grid
+from stratascope.extract.cutting import PatchGrid
+from stratascope.extract.families import image_rule
 from stratascope.extract.layout import PromptTokenizer
 from stratascope.extract.sources import resolve_model
 
@@ -26,9 +27,9 @@ def example(caption: str = CAPTION, relation: str = "at the left side of") -> Ex
 def test_layout_equals_the_processor(prompt: Prompt, system: str | None, size: tuple[int, int]) -> None:
     transformers = pytest.importorskip("transformers")
     source = resolve_model("demo")
-    tokenizer = PromptTokenizer(source, prompt, image_grid(source), system)
+    tokenizer = PromptTokenizer(source, prompt, image_rule(source), system)
     processor = transformers.AutoProcessor.from_pretrained(source.folder)
-    text = processor.apply_chat_template(tokenizer.conversation(prompt.fill(example()).text), add_generation_prompt=True)
+    text = processor.apply_chat_template(tokenizer.wording.conversation(prompt.fill(example()).text), add_generation_prompt=True)
     made = processor(text=[text], images=[Image.new("RGB", size)], return_tensors="np")
     layout = tokenizer.layout(example(), size)
     assert layout.ids.tolist() == made["input_ids"][0].tolist()
@@ -38,7 +39,7 @@ def test_layout_equals_the_processor(prompt: Prompt, system: str | None, size: t
 @pytest.mark.parametrize("limits", [(56 * 56, 168 * 168), (56 * 56, 1280 * 28 * 28), (200 * 28 * 28, 1280 * 28 * 28)])
 def test_resizing_equals_qwen_vl_utils(limits: tuple[int, int]) -> None:
     utils = pytest.importorskip("qwen_vl_utils")
-    grid = ImageGrid(14, 2, *limits)
+    grid = PatchGrid("x", 14, 2, *limits)
     rng = np.random.default_rng(0)
     for _ in range(300):
         width, height = (int(v) for v in rng.integers(30, 2000, 2))
@@ -48,12 +49,12 @@ def test_resizing_equals_qwen_vl_utils(limits: tuple[int, int]) -> None:
 
 
 def test_full_size_grid_of_a_coco_photo() -> None:
-    assert ImageGrid(14, 2, 56 * 56, 12_845_056).cells(640, 480) == (17, 23)
+    assert PatchGrid("x", 14, 2, 56 * 56, 12_845_056).tokens(640, 480).grid == (17, 23)
 
 
 def test_spans_hold_exactly_their_words() -> None:
     source = resolve_model("demo")
-    tokenizer = PromptTokenizer(source, PROMPTS["true-false"], image_grid(source))
+    tokenizer = PromptTokenizer(source, PROMPTS["true-false"], image_rule(source))
     layout = tokenizer.layout(example(), (168, 168))
     decode = tokenizer.tokenizer.decode
     words = {name: decode(layout.ids[a:b].tolist(), skip_special_tokens=False).strip() for name, (a, b) in layout.spans.items()}
@@ -71,16 +72,16 @@ def test_spans_hold_exactly_their_words() -> None:
 def test_an_answer_of_several_tokens_is_refused() -> None:
     source = resolve_model("demo")
     with pytest.raises(InvalidInputError, match=r"one token of demo, found 'Definitely'"):
-        PromptTokenizer(source, Prompt("x", "{caption}", ("True", "Definitely")), image_grid(source))
+        PromptTokenizer(source, Prompt("x", "{caption}", ("True", "Definitely")), image_rule(source))
 
 
 def test_a_caption_with_control_tokens_is_refused() -> None:
     source = resolve_model("demo")
-    tokenizer = PromptTokenizer(source, PROMPTS["true-false"], image_grid(source))
+    tokenizer = PromptTokenizer(source, PROMPTS["true-false"], image_rule(source))
     with pytest.raises(InvalidInputError, match="control token"):
         tokenizer.layout(example("The <|image_pad|> is under the bed.", "under"), (168, 168))
 
 
 def test_an_image_too_thin_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="aspect ratio"):
-        ImageGrid(14, 2, 56 * 56, 168 * 168).cells(3000, 10)
+        PatchGrid("x", 14, 2, 56 * 56, 168 * 168).tokens(3000, 10)

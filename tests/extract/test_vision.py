@@ -67,7 +67,7 @@ def test_stored_vision_residuals_are_means_over_the_cells(settings, tmp_path: Pa
     session = ExtractionSession(plan, batch_tokens=1)
     tower = session.model.model.model.visual
     for k in (0, 5):
-        pixels, grid = session.model.prepare([open_image(plan.settings.images / plan.examples[k].image)])
+        pixels, grid = session.model.prepare([open_image(plan.settings.images / plan.examples[k].image)]).tensors.values()
         capture = vision_capture(tower, grid, [(0, np.array([cell])) for cell in range(36)])
         with torch.inference_mode(), capturing_vision(tower, capture):
             tower(pixels, grid)
@@ -88,7 +88,9 @@ def test_the_mergers_output_is_residual_layer_zero(settings, tmp_path: Path) -> 
     store = ActivationStore.open(tmp_path / "merged.zarr")
     session = ExtractionSession(plan, batch_tokens=1)
     with torch.inference_mode():
-        merged = session.model.model.model.visual(*session.model.prepare([open_image(plan.settings.images / plan.examples[0].image)]))
+        merged = session.model.model.model.visual(
+            *session.model.prepare([open_image(plan.settings.images / plan.examples[0].image)]).tensors.values()
+        )
     np.testing.assert_allclose(store.read("residual", layer=0, position="image", examples=[0])[0], merged.pooler_output.mean(0), atol=1e-5)
 
 

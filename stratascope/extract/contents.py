@@ -1,0 +1,85 @@
+"""What a store holds before the model runs: tokens, spans, and the table of examples with their boxes. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stratascope.datasets.boxes import Box
+from stratascope.extract.views import flipped, is_whole, scaled, view_size
+
+if TYPE_CHECKING:
+    from stratascope.extract.plan import ExtractionPlan
+
+_SIDES = ("x0", "y0", "x1", "y1")
+
+
+def store_contents(plan: ExtractionPlan) -> dict[str, Any]:
+    """What `create_store` writes before the model runs."""
+    count, longest, names = len(plan.examples), plan.store.tokens, plan.store.spans
+    token_ids = np.full((count, longest), -1, np.int32)
+    spans = np.full((count, len(names), 2), -1, np.int32)
+    for k, layout in enumerate(plan.layouts):
+        token_ids[k, : len(layout.ids)] = layout.ids
+        for name, interval in layout.spans.items():
+            spans[k, names.index(name)] = interval
+    used = np.unique(token_ids[token_ids >= 0])
+    decode = plan.tokenizer.tokenizer.decode
+    return {
+        "examples": example_table(plan),
+        "spans": spans,
+        "token_ids": token_ids,
+        "vocabulary": {int(t): decode([int(t)], skip_special_tokens=False) for t in used},
+        "n_tokens": plan.token_counts,
+        "grid": np.array([layout.grid for layout in plan.layouts], np.int32),
+        "position_present": plan.present,
+        "has_map": plan.has_map,
+        "provenance": plan.provenance,
+    }
+
+
+def example_table(plan: ExtractionPlan) -> pd.DataFrame:
+    """One row an example. Sizes and boxes are those of the part of the image that the cells cover, as if that were the image.
+
+    Where some model sees only a part (LLaVA-1.5's middle square) or more than the image (padded), the columns `view_*` say where
+    that is in the file, and `file_width` and `file_height` how large that is.
+    """
+    partial = not all(is_whole(layout.view, *plan.file_size(k)) for k, layout in enumerate(plan.layouts))
+    rows = []
+    for k, (example, shown) in enumerate(zip(plan.examples, plan.shown, strict=True)):
+        width, height = plan.file_size(k)
+        view = plan.layouts[k].view
+        size = max(1, round(view_size(view)[0])), max(1, round(view_size(view)[1]))
+        row: dict[str, Any] = {
+            "id": example.id,
+            "image": example.image,
+            "shown_image": shown,
+            "image_sha256": plan.facts[example.image].sha256,
+            "caption": example.caption,
+            "relation": example.relation,
+            "label": int(example.label),
+            "subject": example.subject,
+            "object": example.object,
+            "split": example.split,
+            "image_width": size[0],
+            "image_height": size[1],
+        }
+        if partial:
+            row |= {"file_width": width, "file_height": height}
+            row |= dict(zip([f"view_{side}" for side in _SIDES], _unflipped(plan, view, width), strict=True))
+        for name, box in zip(("subject", "object"), (example.subject_box, example.object_box), strict=True):
+            seen = plan.shown_box(k, name)
+            if seen is not None and is_whole(view, width, height):
+                seen = box
+            elif seen is not None:
+                seen = scaled(_unflipped(plan, seen, view_size(view)[0]), view_size(view), size)
+            row |= dict(zip([f"{name}_{side}" for side in _SIDES], seen or (np.nan,) * 4, strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _unflipped(plan: ExtractionPlan, box: Box, width: float) -> Box:
+    """A box of what the model is shown as it was before the condition `mirror`, which whoever reads the store applies again."""
+    return flipped(box, width) if plan.settings.condition == "mirror" else box
