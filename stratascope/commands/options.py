@@ -75,10 +75,12 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--record",
             callback=names,
-            default="residual,attention_rows,attention_maps",
+            default="residual,attention_rows,attention_maps,form_logits,top_tokens",
             show_default=True,
-            help="What to store besides the answer's logits; also value_norms, head_outputs, head_logits, vision_residual.",
+            help="What to store besides the answer's logits; also value_norms, value_logits, head_outputs, head_logits, vision_residual, "
+            "vision_output.",
         ),
+        click.option("--fusion", default="mean", show_default=True, help="How a map's heads are made one: mean, max, min."),
         click.option("--maps", type=int, metavar="N", help="Attention maps of only N examples, evenly spread."),
         click.option(
             "--thumbnail",

@@ -1,32 +1,22 @@
-"""Capture of residual streams, attention rows, maps, value norms and head outputs in one forward pass.
+"""Capture of residual streams, attention rows, maps, values and head outputs in one forward pass.
 
-One mechanism for all families: an attention function registered with transformers runs stock SDPA and computes the rows of
-the final token from the same queries and keys in float32; hooks on the decoder blocks read the residual stream (never
-`hidden_states[-1]`, which is after the final norm). Both `AttentionInterface` and `AttentionMaskInterface` must know the
-name: without the second no mask is built, silently.
+The rows of the final token are computed from the queries and keys of the model's own attention in float32; hooks on the decoder
+blocks read the residual stream (never `hidden_states[-1]`, which is after the final norm).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from stratascope.errors import CaptureError
-
-NAME = "stratascope_rows"
-"""Name of the attention function; it must not contain sdpa, flash or flex, which transformers matches by pattern."""
-
-QUERY_BLOCK = 128
-"""Queries whose weights over all keys and heads are held at once while a map is fused; bounds the memory."""
+from stratascope.extract.attention import NAME, Attended, fused_map, listening
 
 
 @dataclass
@@ -37,7 +27,15 @@ class Capture:
     """(batch,) index of each example's final token."""
     pooling: Pooling
     want: frozenset[str] = frozenset()
-    """Of maps, value_norms, head_outputs; residuals and rows are always captured."""
+    """Of maps, value_norms, value_logits, head_outputs; residuals and rows are always captured."""
+    fusion: str = "mean"
+    """How a map's heads are made one."""
+    at_entry: Pooling | None = None
+    """Of what else is wanted where the stream enters the first block."""
+    entry: torch.Tensor | None = None
+    """(batch, position, hidden) float32: what `at_entry` gave."""
+    toward: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """Block -> (hidden,) float32: the direction of value_logits."""
     residual: dict[int, torch.Tensor] = field(default_factory=dict)
     """Layer -> (batch, position, hidden) float32."""
     final: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -45,9 +43,11 @@ class Capture:
     rows: dict[int, torch.Tensor] = field(default_factory=dict)
     """Block -> (batch, head, token) float32."""
     fused: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Block -> (batch, query, key) float32, the mean over heads."""
+    """Block -> (batch, query, key) float32, the heads made one."""
     value_norms: dict[int, torch.Tensor] = field(default_factory=dict)
     """Block -> (batch, head, token) float32: norm of what a head would write if it attended to that token alone."""
+    value_logits: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Block -> (batch, head, token) float32: what it would write, along `toward`."""
     head_outputs: dict[int, torch.Tensor] = field(default_factory=dict)
     """Block -> (batch, head, head width) float32: what each head gives at the final token, before W_O."""
 
@@ -56,6 +56,22 @@ class Capture:
         self.residual[layer] = self.pooling(hidden)
         rows = torch.arange(len(self.last), device=hidden.device)
         self.final[layer] = hidden[rows, self.last].float()
+        if layer == 0 and self.at_entry is not None:
+            self.entry = self.at_entry(hidden)
+
+    def attended(self, seen: Attended) -> None:
+        """Keep what is wanted of one block's attention."""
+        block, heads = seen.block, seen.query.shape[1]
+        self.rows[block] = seen.weights(self.last[:, None])[:, :, 0]
+        if "maps" in self.want:
+            self.fused[block] = fused_map(seen, self.fusion)
+        if "value_norms" in self.want:
+            self.value_norms[block] = value_norms(seen.value, seen.projection.weight, heads)
+        if "value_logits" in self.want:
+            self.value_logits[block] = value_logits(seen.value, seen.projection.weight, heads, self.toward[block])
+        if "head_outputs" in self.want:
+            rows = torch.arange(len(self.last), device=seen.output.device)
+            self.head_outputs[block] = seen.output[rows, self.last].float()
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,19 @@ class Pooling:
             counts = (self.weight > 0).sum(-1).amax(0).clamp_min(1)
             object.__setattr__(self, "counts", tuple(int(n) for n in counts))
 
+    @classmethod
+    def of(cls, tokens: Sequence[Sequence[np.ndarray | None]]) -> Pooling:
+        """From each example's token indices by position, None where it has no such position."""
+        counts = tuple(max(1, *(0 if t is None else len(t) for t in column)) for column in zip(*tokens, strict=True))
+        index = np.zeros((len(tokens), len(counts), max(counts, default=1)), np.int64)
+        weight = np.zeros(index.shape, np.float32)
+        for row, given in enumerate(tokens):
+            for column, chosen in enumerate(given):
+                if chosen is not None:
+                    index[row, column, : len(chosen)] = chosen
+                    weight[row, column, : len(chosen)] = 1 / len(chosen)
+        return cls(torch.from_numpy(index), torch.from_numpy(weight), counts)
+
     def to(self, device: torch.device) -> Pooling:
         """The same on another device."""
         return Pooling(self.index.to(device), self.weight.to(device), self.counts)
@@ -87,68 +116,6 @@ class Pooling:
             gathered = hidden[rows, self.index[:, k, :count]].float()
             out[:, k] = gathered[:, 0] if count == 1 else torch.einsum("btd,bt->bd", gathered, self.weight[:, k, :count])
         return out
-
-
-_current: ContextVar[Capture | None] = ContextVar("stratascope_capture", default=None)
-
-
-def attention_weights(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float,
-    positions: torch.Tensor,
-    softcap: float | None = None,
-) -> torch.Tensor:
-    """Post-softmax weights of chosen queries over all keys, in float32, without repeating key heads.
-
-    Parameters
-    ----------
-    query, key
-        (batch, heads, token, width) and (batch, key heads, token, width), after rotary embedding.
-    mask
-        None (causal), boolean (true: may be seen) or additive, broadcastable to (batch, 1, query, key).
-    scaling
-        Factor of the scores.
-    positions
-        (batch, n) indices of the queries.
-    softcap
-        Scores are squeezed to softcap * tanh(score / softcap) before the mask (Gemma 2).
-
-    Returns
-    -------
-    torch.Tensor
-        (batch, heads, n, token) float32; rows sum to 1.
-    """
-    batch, heads, _, width = query.shape
-    groups, tokens, count = key.shape[1], key.shape[2], positions.shape[1]
-    chosen = torch.gather(query, 2, positions[:, None, :, None].expand(batch, heads, count, width)).float()
-    scores = torch.matmul(chosen.reshape(batch, groups, heads // groups * count, width), key.float().transpose(2, 3)) * scaling
-    scores = scores.view(batch, heads, count, tokens)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if mask is None:
-        visible = torch.arange(tokens, device=scores.device) <= positions[..., None]
-        scores = scores.masked_fill(~visible[:, None], float("-inf"))
-    else:
-        mask = mask.expand(batch, *mask.shape[1:])
-        picked = torch.gather(mask, 2, positions[:, None, :, None].expand(batch, mask.shape[1], count, mask.shape[3]))[..., :tokens]
-        scores = scores.masked_fill(~picked, float("-inf")) if picked.dtype == torch.bool else scores + picked.float()
-    return torch.softmax(scores, dim=-1)
-
-
-def _query_blocks(tokens: int, like: torch.Tensor) -> Iterator[torch.Tensor]:
-    """(batch, n) indices of successive blocks of queries."""
-    for start in range(0, tokens, QUERY_BLOCK):
-        yield torch.arange(start, min(start + QUERY_BLOCK, tokens), device=like.device).expand(like.shape[0], -1)
-
-
-def fused_map(
-    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float, softcap: float | None = None
-) -> torch.Tensor:
-    """The whole attention map averaged over heads, (batch, query, key) float32, in blocks of queries."""
-    blocks = _query_blocks(query.shape[2], query)
-    return torch.cat([attention_weights(query, key, mask, scaling, block, softcap).mean(1) for block in blocks], 1)
 
 
 def value_norms(value: torch.Tensor, output_weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -176,55 +143,29 @@ def value_norms(value: torch.Tensor, output_weight: torch.Tensor, heads: int) ->
     return squared.clamp_min(0).sqrt().reshape(batch, heads, tokens)
 
 
-def _softcapped(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float, softcap: float
-) -> torch.Tensor:
-    """(batch, token, head, width): attention with a soft cap, which SDPA cannot do, in blocks of queries."""
-    batch, heads, tokens, _ = query.shape
-    groups, width = value.shape[1], value.shape[3]
-    parts = []
-    for block in _query_blocks(tokens, query):
-        weights = attention_weights(query, key, mask, scaling, block, softcap).to(value.dtype)
-        weights = torch.nan_to_num(weights)  # rows of the padding see nothing
-        count = block.shape[1]
-        mixed = torch.matmul(weights.view(batch, groups, heads // groups * count, -1), value)
-        parts.append(mixed.view(batch, heads, count, width))
-    return torch.cat(parts, 2).transpose(1, 2).contiguous()
+def value_logits(value: torch.Tensor, output_weight: torch.Tensor, heads: int, toward: torch.Tensor) -> torch.Tensor:
+    """<W_O^h v_j, toward> for every head and token: the direction is taken through W_O once, so that each value vector meets one of
+    its own width.
 
+    Parameters
+    ----------
+    value
+        (batch, key heads, token, width).
+    output_weight
+        (hidden, heads x width), the output projection.
+    heads
+        Number of query heads; heads of a group share values but not W_O.
+    toward
+        (hidden,) float32.
 
-def _attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """Stock SDPA; beside it, what the current capture wants."""
-    factor = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
-    if softcap is None:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    else:
-        output = _softcapped(query, key, value, attention_mask, factor, softcap)
-    capture = _current.get()
-    if capture is not None:
-        block = int(module.layer_idx)  # type: ignore[arg-type]
-        capture.rows[block] = attention_weights(query, key, attention_mask, factor, capture.last[:, None], softcap)[:, :, 0]
-        if "maps" in capture.want:
-            capture.fused[block] = fused_map(query, key, attention_mask, factor, softcap)
-        if "value_norms" in capture.want:
-            projection: Any = module.o_proj
-            capture.value_norms[block] = value_norms(value, projection.weight, query.shape[1])
-        if "head_outputs" in capture.want:
-            rows = torch.arange(len(capture.last), device=output.device)
-            capture.head_outputs[block] = output[rows, capture.last].float()
-    return output, None
-
-
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+    Returns
+    -------
+    torch.Tensor
+        (batch, heads, token) float32.
+    """
+    batch, groups, tokens, width = value.shape
+    by_head = (toward @ output_weight.float()).view(groups, heads // groups, width)
+    return torch.matmul(by_head, value.float().transpose(2, 3)).reshape(batch, heads, tokens)
 
 
 @contextmanager
@@ -258,12 +199,8 @@ def capturing(decoder: nn.Module, capture: Capture) -> Iterator[Capture]:
 
     Residual layer k is read where it enters block k, and layer L where it leaves the last block, before the final norm.
     """
-    token = _current.set(capture)
-    try:
-        with reading_residuals(decoder.layers, capture.pool):
-            yield capture
-    finally:
-        _current.reset(token)
+    with listening(capture), reading_residuals(decoder.layers, capture.pool):
+        yield capture
 
 
 def text_decoder(model: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stratascope.datasets.boxes import Box
+from stratascope.extract.answers import token_texts
 from stratascope.extract.views import flipped, is_whole, scaled, view_size
 
 if TYPE_CHECKING:
@@ -25,13 +26,12 @@ def store_contents(plan: ExtractionPlan) -> dict[str, Any]:
         token_ids[k, : len(layout.ids)] = layout.ids
         for name, interval in layout.spans.items():
             spans[k, names.index(name)] = interval
-    used = np.unique(token_ids[token_ids >= 0])
-    decode = plan.tokenizer.tokenizer.decode
+    used = None if "top_tokens" in plan.store.record else np.unique(token_ids[token_ids >= 0])
     return {
         "examples": example_table(plan),
         "spans": spans,
         "token_ids": token_ids,
-        "vocabulary": {int(t): decode([int(t)], skip_special_tokens=False) for t in used},
+        "vocabulary": token_texts(plan.tokenizer.tokenizer, used),
         "n_tokens": plan.token_counts,
         "grid": np.array([layout.grid for layout in plan.layouts], np.int32),
         "position_present": plan.present,

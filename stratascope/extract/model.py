@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText
 from transformers.utils import logging as hf_logging
 
 from stratascope.errors import InvalidInputError
-from stratascope.extract.attribution import LogitParts, check_attributable, logit_parts
+from stratascope.extract.attribution import LogitParts, check_attributable, directions, logit_parts
 from stratascope.extract.capture import Capture, Pooling, capturing, use_captured_attention
 from stratascope.extract.cutting import ImageRule
 from stratascope.extract.inputs import PreparedImages, forward_inputs, joined, prepare_image
@@ -36,6 +36,8 @@ class Batch:
     pooling: Pooling
     segments: Sequence[tuple[int, np.ndarray]] = ()
     """(image, cells) over which the vision tower is averaged; empty: it is not recorded."""
+    entry: Pooling | None = None
+    """What is pooled where the stream enters the first block, besides the positions; None: nothing."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         return Batch(
@@ -45,6 +47,7 @@ class Batch:
             {name: values.to(device, dtype if values.is_floating_point() else None) for name, values in self.images.items()},
             self.pooling.to(device),
             self.segments,
+            self.entry and self.entry.to(device),
         )
 
 
@@ -66,8 +69,34 @@ class Captured:
     """(block, example, head, head width) float32."""
     vision: np.ndarray | None = None
     """(layer, segment, vision hidden) float32."""
+    entry: np.ndarray | None = None
+    """(example, position, hidden) float32, of the batch's `entry`."""
     parts: LogitParts | None = None
-    """Of the first choice's logit minus the second's."""
+    """Of the first choice's logit minus the second's, on the host."""
+    form_logits: np.ndarray | None = None
+    """(example, form) float32."""
+    top_tokens: np.ndarray | None = None
+    """(example, rank) token ids, the likeliest first."""
+    top_logits: np.ndarray | None = None
+    """(example, rank) float32."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a pass is asked for, beside residuals and rows."""
+
+    choices: tuple[int, ...]
+    """Tokens whose logits are the answer's."""
+    arrays: frozenset[str] = frozenset()
+    """Of maps, value_norms, value_logits, head_outputs, head_logits."""
+    forms: tuple[int, ...] = ()
+    """Tokens whose logits are kept besides."""
+    ranks: int = 0
+    """How many of the likeliest next tokens are kept."""
+    known_tokens: int | None = None
+    """Tokens with a text; models have more rows in their head. None: all."""
+    fusion: str = "mean"
+    """How a map's heads are made one."""
 
 
 class CaptureModel:
@@ -111,44 +140,52 @@ class CaptureModel:
         return joined([prepare_image(self.image_processor, self._rule, image) for image in images])
 
     @torch.inference_mode()
-    def run(self, batch: Batch, choice_ids: Sequence[int], want: frozenset[str] = frozenset()) -> Captured:
+    def run(self, batch: Batch, wanted: Wanted) -> Captured:
         """One forward pass without a cache; the logits of the final tokens only.
 
-        Parameters
-        ----------
-        batch
-            Of one or more examples.
-        choice_ids
-            Tokens whose logits are returned.
-        want
-            Of maps, value_norms, head_outputs, head_logits: what to capture beside residuals and rows.
+        Raises
+        ------
+        CaptureError
+            If parts of the logits are wanted of a model whose logits have none.
         """
         batch = batch.to(self.device, self.dtype)
-        last = batch.lengths - 1
-        capture = Capture(last, batch.pooling, want | ({"head_outputs"} if "head_logits" in want else frozenset()))
-        wanted, which = torch.unique(last, return_inverse=True)
+        last, pair = batch.lengths - 1, (wanted.choices[0], wanted.choices[1])
+        apart = bool(wanted.arrays & {"head_logits", "value_logits"})
+        if apart:
+            check_attributable(self.model, self.decoder)
+        capture = Capture(
+            last,
+            batch.pooling,
+            wanted.arrays | ({"head_outputs"} if apart else frozenset()),
+            wanted.fusion,
+            batch.entry,
+            toward=directions(self.model, self.decoder, pair) if "value_logits" in wanted.arrays else {},
+        )
+        lengths, which = torch.unique(last, return_inverse=True)
         tower = getattr(self.model.model, "visual", self.model)
         seen = vision_capture(tower, batch.images["image_grid_thw"], batch.segments) if batch.segments else None
         with capturing(self.decoder, capture), capturing_vision(tower, seen) if seen else nullcontext():
             output = self.model(
                 **forward_inputs(self.model, batch.input_ids, batch.lengths, batch.images),
                 use_cache=False,
-                logits_to_keep=wanted,
+                logits_to_keep=lengths,
             )
-        logits = output.logits[torch.arange(len(last), device=self.device), which]
-        parts = None
-        if "head_logits" in want:
-            check_attributable(self.model, self.decoder)
-            parts = logit_parts(self.model, self.decoder, capture, (choice_ids[0], choice_ids[1]))
+        logits = output.logits[torch.arange(len(last), device=self.device), which].float()
+        top = logits[:, : wanted.known_tokens].topk(wanted.ranks) if wanted.ranks else None
+        held = capture.want
         return Captured(
             residual=_stack(capture.residual).transpose(1, 2).cpu().numpy(),
             rows=_stack(capture.rows).cpu().numpy(),
-            answer_logits=logits[:, list(choice_ids)].float().cpu().numpy(),
-            fused=_stack(capture.fused).transpose(0, 1).cpu().numpy() if "maps" in want else None,
-            value_norms=_stack(capture.value_norms).cpu().numpy() if "value_norms" in want else None,
-            head_outputs=_stack(capture.head_outputs).cpu().numpy() if "head_outputs" in want else None,
+            answer_logits=_host(logits[:, list(wanted.choices)]),
+            fused=_stack(capture.fused).transpose(0, 1).cpu().numpy() if "maps" in held else None,
+            value_norms=_stack(capture.value_norms).cpu().numpy() if "value_norms" in held else None,
+            head_outputs=_stack(capture.head_outputs).cpu().numpy() if "head_outputs" in held else None,
             vision=_stack(seen.residual).cpu().numpy() if seen else None,
-            parts=parts,
+            entry=None if capture.entry is None else _host(capture.entry),
+            parts=logit_parts(self.model, self.decoder, capture, pair).cpu() if apart else None,
+            form_logits=_host(logits[:, list(wanted.forms)]) if wanted.forms else None,
+            top_tokens=None if top is None else _host(top.indices),
+            top_logits=None if top is None else _host(top.values),
         )
 
     @torch.inference_mode()
@@ -164,3 +201,7 @@ class CaptureModel:
 
 def _stack(by_layer: Mapping[int, torch.Tensor]) -> torch.Tensor:
     return torch.stack([by_layer[k].float() for k in sorted(by_layer)])
+
+
+def _host(values: torch.Tensor) -> np.ndarray:
+    return np.asarray(values.cpu().numpy())

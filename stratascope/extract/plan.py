@@ -15,6 +15,7 @@ from stratascope.datasets.boxes import Box, BoxIndex, cells_in_box, grid_cells
 from stratascope.datasets.examples import Example, files_digest, load_examples
 from stratascope.datasets.prompts import PROMPTS, Prompt
 from stratascope.errors import InvalidInputError
+from stratascope.extract.answers import answer_forms
 from stratascope.extract.contents import store_contents
 from stratascope.extract.cutting import PatchGrid
 from stratascope.extract.families import ModelShape, check_family, image_rule, model_shape
@@ -29,7 +30,7 @@ from stratascope.extract.images import (
     thumbnail,
 )
 from stratascope.extract.layout import SPANS, TILES, PromptTokenizer, TokenLayout
-from stratascope.extract.settings import BOX_POSITIONS, GRID_POSITIONS, POSITIONS, TEXT_POSITIONS, ExtractionSettings
+from stratascope.extract.settings import BOX_POSITIONS, GRID_POSITIONS, POSITIONS, TEXT_POSITIONS, TOP_TOKENS, ExtractionSettings
 from stratascope.extract.sources import ModelSource, resolve_model
 from stratascope.extract.views import flipped, in_view, view_size
 from stratascope.store import StoreLayout
@@ -53,6 +54,8 @@ class ExtractionPlan:
     layouts: list[TokenLayout]
     has_map: np.ndarray
     """(example,) bool."""
+    forms: dict[str, int]
+    """Way to answer -> its token id; empty where their logits are not recorded."""
     store: StoreLayout
     provenance: dict[str, Any]
 
@@ -110,6 +113,11 @@ class ExtractionPlan:
                 cells[name] = tokens - layout.spans["image"][0]
         return cells
 
+    def vision_tokens(self, example: int, position: str) -> np.ndarray | None:
+        """Token indices of the image cells of a vision position; None where this example has no such position."""
+        cells = self.vision_cells(example).get(position)
+        return None if cells is None else self.layouts[example].spans["image"][0] + cells
+
     @cached_property
     def present(self) -> np.ndarray:
         """(example, position) bool: which positions each example has."""
@@ -119,7 +127,8 @@ class ExtractionPlan:
     @cached_property
     def estimate(self) -> pd.DataFrame:
         """Bytes by array, raw and on disk, as `StoreLayout.estimate` gives them; thumbnails judged by a few of the images."""
-        return self.store.estimate(self.token_counts, self.has_map, self.present, self._sample_thumbnails())
+        words = self.tokenizer.tokenizer.get_vocab_size() if "top_tokens" in self.store.record else 0
+        return self.store.estimate(self.token_counts, self.has_map, self.present, self._sample_thumbnails(), words)
 
     def _sample_thumbnails(self) -> np.ndarray | None:
         if self.settings.image_size is not None or self.store.thumbnail is None:
@@ -182,7 +191,10 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             f"{fact.width} x {fact.height}; " + ("lower --max-pixels" if isinstance(rule, PatchGrid) else "shrink the image")
         )
     has_map = _spread(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
-    record = frozenset(settings.record) - (frozenset() if has_map.any() else {"attention_maps"})
+    record = settings.held - (frozenset() if has_map.any() else {"attention_maps"})
+    forms = answer_forms(tokenizer.tokenizer) if "form_logits" in record else {}
+    record -= frozenset() if forms else {"form_logits"}
+    sees = bool(record & {"vision_residual", "vision_output"})
     dtype, device = _dtype_and_device(settings, shape)
     positions = _positions(settings, examples, layouts)
     store = StoreLayout(
@@ -198,7 +210,10 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         record=record,
         vision_layers=shape.vision_layers if "vision_residual" in record else 0,
         vision_hidden=shape.vision_hidden if "vision_residual" in record else 0,
-        vision_positions=_vision_positions(positions) if "vision_residual" in record else (),
+        vision_positions=_vision_positions(positions) if sees else (),
+        answer_forms=tuple(forms),
+        ranks=TOP_TOKENS if "top_tokens" in record else 0,
+        fusion=settings.fusion,
         block=settings.block,
         thumbnail=settings.thumbnail and settings.thumbnail[::-1],
         computed_dtype=dtype,
@@ -232,7 +247,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         "fusion": store.fusion,
         "maps": settings.maps,
     }
-    return ExtractionPlan(settings, source, shape, tokenizer, examples, shown, facts, layouts, has_map, store, provenance)
+    return ExtractionPlan(settings, source, shape, tokenizer, examples, shown, facts, layouts, has_map, forms, store, provenance)
 
 
 def _image_tokens(layout: TokenLayout) -> int:

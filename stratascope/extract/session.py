@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ from PIL import Image
 
 from stratascope.errors import CaptureError
 from stratascope.extract.capture import Pooling
+from stratascope.extract.filling import empty_arrays, fill
 from stratascope.extract.images import UNDECODABLE, apply_condition, open_image, thumbnail
-from stratascope.extract.model import Batch, Captured, CaptureModel
+from stratascope.extract.model import Batch, CaptureModel, Wanted
 from stratascope.extract.plan import ExtractionPlan
-from stratascope.store import RECORDED, STATUS_CODES, encode_maps
+from stratascope.extract.selfcheck import check_capture
+from stratascope.store import STATUS_CODES
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,14 @@ class ExtractionSession:
         self.plan, self.batch_tokens = plan, batch_tokens
         model = plan.provenance["model"]
         self.model = CaptureModel(plan.source, device=model["device"], dtype=model["dtype"], rule=plan.tokenizer.rule)
-        self.choices = list(plan.tokenizer.choice_ids.values())
-        self.want = frozenset(plan.store.record) & {"value_norms", "head_outputs", "head_logits"}
+        self.wanted = Wanted(
+            choices=tuple(plan.tokenizer.choice_ids.values()),
+            arrays=plan.store.record & {"value_norms", "value_logits", "head_outputs", "head_logits"},
+            forms=tuple(plan.forms.values()),
+            ranks=plan.store.ranks,
+            known_tokens=plan.tokenizer.tokenizer.get_vocab_size(),
+            fusion=plan.store.fusion,
+        )
         self.checked = False
         self.failed: dict[int, str] = {}
         """Example number -> why it was not recorded."""
@@ -79,7 +87,7 @@ class ExtractionSession:
     def block(self, loaded: LoadedBlock, bar: Any) -> dict[str, np.ndarray]:
         """Everything that the store wants of a block's examples, in its own axes."""
         members, images = loaded.members, loaded.images
-        arrays = self._empty(members)
+        arrays = empty_arrays(self.plan.store, len(members))
         if "thumbnail" in arrays:
             for k, small in loaded.thumbnails.items():
                 arrays["thumbnail"][k - members[0]] = small
@@ -90,16 +98,6 @@ class ExtractionSession:
         for batch in self._batches(list(images)):
             self._one_batch(batch, [images[k] for k in batch], members[0], arrays)
             bar.update(len(batch))
-        return arrays
-
-    def _empty(self, members: Sequence[int]) -> dict[str, np.ndarray]:
-        layout, count = self.plan.store, len(members)
-        arrays: dict[str, np.ndarray] = {}
-        for spec in layout.arrays():
-            if spec.when == "block":
-                dtype = np.float32 if spec.dtype.startswith("float") else spec.dtype
-                arrays[spec.name] = np.full(spec.block_shape(count), spec.fill, dtype)
-        arrays["status"][:] = RECORDED
         return arrays
 
     def _batches(self, members: Sequence[int]) -> Iterator[list[int]]:
@@ -115,9 +113,9 @@ class ExtractionSession:
             yield batch
 
     def _one_batch(self, members: list[int], images: list[Image.Image], first: int, arrays: dict[str, np.ndarray]) -> None:
-        want = self.want | ({"maps"} if self.plan.has_map[members].any() else frozenset())
+        maps = {"maps"} if self.plan.has_map[members].any() else frozenset()
         try:
-            captured = self.model.run(self._batch(members, images), self.choices, want)
+            captured = self.model.run(self._batch(members, images), replace(self.wanted, arrays=self.wanted.arrays | maps))
         except torch.OutOfMemoryError:
             if len(members) == 1:
                 raise
@@ -130,55 +128,17 @@ class ExtractionSession:
             self._one_batch(members[half:], images[half:], first, arrays)
             return
         if not self.checked:
-            self._check(members, images, captured)
+            alone = self.model.run(self._batch(members[:1], images[:1]), Wanted(self.wanted.choices))
+            check_capture(self.plan, self.model, captured, alone)
             self.checked = True
-        self._fill(members, captured, first, arrays)
-
-    def _fill(self, members: list[int], captured: Captured, first: int, arrays: dict[str, np.ndarray]) -> None:
-        """Put a batch's results where the block's arrays want them."""
-        plan = self.plan
-        at = np.array(members) - first
-        arrays["answer_logits"][at] = captured.answer_logits
-        if "residual" in arrays:
-            arrays["residual"][:, :, at] = captured.residual
-            for row, k in enumerate(members):
-                arrays["residual"][:, ~plan.present[k], at[row]] = np.nan
-        if captured.head_outputs is not None and "head_outputs" in arrays:
-            arrays["head_outputs"][:, at] = captured.head_outputs
-        if captured.vision is not None:
-            owners = [(row, name) for row, k in enumerate(members) for name in plan.vision_cells(k)]
-            columns = {name: column for column, name in enumerate(plan.store.vision_positions)}
-            for segment, (row, name) in enumerate(owners):
-                arrays["vision_residual"][:, columns[name], at[row]] = captured.vision[:, segment]
-        if captured.parts is not None:
-            arrays["head_logits"][:, at] = captured.parts.heads.cpu().numpy()
-        for row, k in enumerate(members):
-            tokens = len(plan.layouts[k].ids)
-            if "attention_rows" in arrays:
-                arrays["attention_rows"][:, at[row], :, :tokens] = captured.rows[:, row, :, :tokens]
-            if captured.value_norms is not None:
-                arrays["value_norms"][:, at[row], :, :tokens] = captured.value_norms[:, row, :, :tokens]
-            if "attention_maps" in arrays and plan.has_map[k]:
-                assert captured.fused is not None
-                arrays["attention_maps"][at[row], :, :tokens, :tokens] = encode_maps(captured.fused[row, :, :tokens, :tokens])
-            if not all(np.isfinite(values[:, row]).all() for values in (captured.residual[:, 0], captured.rows)):
-                arrays["status"][at[row]] = STATUS_CODES["non_finite"]
-                self.failed[k] = f"the model gave a value that is not finite in {plan.provenance['model']['dtype']}"
+        self.failed |= fill(self.plan, members, captured, np.array(members) - first, arrays)
 
     def _batch(self, members: Sequence[int], images: Sequence[Image.Image]) -> Batch:
         plan = self.plan
         lengths = plan.token_counts[list(members)]
         ids = np.zeros((len(members), int(lengths.max())), np.int64)
-        chosen = [[plan.position_tokens(k, position) for position in plan.store.positions] for k in members]
-        most = max((len(tokens) for row in chosen for tokens in row if tokens is not None), default=1)
-        index = np.zeros((len(members), len(plan.store.positions), most), np.int64)
-        weight = np.zeros(index.shape, np.float32)
         for row, k in enumerate(members):
             ids[row, : lengths[row]] = plan.layouts[k].ids
-            for column, tokens in enumerate(chosen[row]):
-                if tokens is not None:
-                    index[row, column, : len(tokens)] = tokens
-                    weight[row, column, : len(tokens)] = 1 / len(tokens)
         prepared = self.model.prepare(images)
         for k, cut in zip(members, prepared.cuts, strict=True):
             if cut != plan.layouts[k].cut:
@@ -189,40 +149,15 @@ class ExtractionSession:
         segments = []
         if "vision_residual" in plan.store.record:
             segments = [(row, cells) for row, k in enumerate(members) for cells in plan.vision_cells(k).values()]
+        entry = None
+        if "vision_output" in plan.store.record:
+            entry = Pooling.of([[plan.vision_tokens(k, name) for name in plan.store.vision_positions] for k in members])
         return Batch(
             tuple(members),
             torch.from_numpy(ids),
             torch.from_numpy(lengths.astype(np.int64)),
             prepared.tensors,
-            Pooling(torch.from_numpy(index), torch.from_numpy(weight)),
+            Pooling.of([[plan.position_tokens(k, position) for position in plan.store.positions] for k in members]),
             segments,
+            entry,
         )
-
-    def _check(self, members: list[int], images: Sequence[Image.Image], captured: Captured) -> None:
-        """Compare the first batch with the model itself, so that a wrong capture stops before hours are spent."""
-        dtype = self.plan.provenance["model"]["dtype"]
-        tolerance = 1e-3 if dtype == "float32" else 0.15
-        if not np.isfinite(captured.residual).all() or not np.isfinite(captured.answer_logits).all():
-            raise CaptureError(f"expected finite activations, found some that are not in {dtype}; use --dtype bfloat16 or float32")
-        sums = captured.rows.sum(-1)
-        if not np.allclose(sums, 1, atol=1e-3):
-            raise CaptureError(f"expected attention rows that sum to 1, found sums from {sums.min():.4f} to {sums.max():.4f}")
-        scale = max(1.0, float(np.abs(captured.answer_logits).max()))
-        if "final" in self.plan.store.positions:
-            final = captured.residual[-1, self.plan.store.positions.index("final")]
-            own = self.model.readout(final, self.choices)
-            gap = float(np.abs(own - captured.answer_logits).max())
-            if gap > tolerance * scale:
-                raise CaptureError(f"expected the last captured residual to give the model's own logits, found them {gap:.3g} apart")
-        if captured.parts is not None:
-            parts = captured.parts
-            total = (parts.heads.sum((0, 2)) + parts.rest.sum(0) + parts.embedding + parts.constant).cpu().numpy()
-            gap = float(np.abs(total - (captured.answer_logits[:, 0] - captured.answer_logits[:, 1])).max())
-            if gap > tolerance * scale:
-                raise CaptureError(f"expected the heads' logits and the rest to add up to the answer's, found them {gap:.3g} apart")
-        single = self.model.run(self._batch(members[:1], images[:1]), self.choices)
-        gap = float(np.abs(single.answer_logits[0] - captured.answer_logits[0]).max())
-        if gap > tolerance * scale:
-            raise CaptureError(
-                f"expected an example alone to give the same logits as in its batch, found them {gap:.3g} apart; use --batch-tokens 1"
-            )

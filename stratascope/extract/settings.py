@@ -11,10 +11,31 @@ from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.images import CONDITIONS
 
-RECORDS = ("residual", "attention_rows", "attention_maps", "value_norms", "head_outputs", "head_logits", "vision_residual")
+RECORDS = (
+    "residual",
+    "attention_rows",
+    "attention_maps",
+    "form_logits",
+    "top_tokens",
+    "value_norms",
+    "head_outputs",
+    "head_logits",
+    "value_logits",
+    "vision_residual",
+    "vision_output",
+)
 """What can be recorded; the answer's logits always are."""
 
-DEFAULT_RECORDS = RECORDS[:3]
+DEFAULT_RECORDS = RECORDS[:5]
+
+COMPANIONS = {"head_logits": ("mlp_logits", "embedding_logits"), "top_tokens": ("top_logits",)}
+"""Arrays that come with one that was asked for."""
+
+TOP_TOKENS = 5
+"""How many of the likeliest next tokens are kept."""
+
+FUSIONS = ("mean", "max", "min")
+"""How the heads of an attention map are made one."""
 
 TEXT_POSITIONS = ("subject", "relation", "object")
 BOX_POSITIONS = ("subject_box", "object_box")
@@ -41,6 +62,8 @@ class ExtractionSettings:
     positions: tuple[str, ...] | None = None
     """None: final, image, subject, relation, object as far as the prompt has them, and the boxes' where boxes are given."""
     record: tuple[str, ...] = DEFAULT_RECORDS
+    fusion: str = "mean"
+    """How the heads of attention maps are made one: mean, max or min."""
     maps: int | None = None
     """Attention maps of only so many examples, evenly spread; None: of all."""
     thumbnail: tuple[int, int] | None = (112, 112)
@@ -66,6 +89,7 @@ class ExtractionSettings:
             _expect_among("--record", name, RECORDS)
         for name in self.positions or ():
             _expect_among("--positions", name, POSITIONS)
+        _expect_among("--fusion", self.fusion, FUSIONS)
         if self.dtype is not None:
             _expect_among("--dtype", self.dtype, ("float32", "bfloat16", "float16"))
         for option, value in (("--limit", self.limit), ("--block", self.block), ("--max-pixels", self.max_pixels)):
@@ -73,6 +97,11 @@ class ExtractionSettings:
                 raise InvalidInputError(f"expected {option} to be at least 1, found {value}")
         if self.maps is not None and self.maps < 0:
             raise InvalidInputError(f"expected --maps to be 0 or more, found {self.maps}")
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Names of the optional arrays that what was asked for fills."""
+        return frozenset(self.record).union(*(COMPANIONS[name] for name in self.record if name in COMPANIONS))
 
 
 def _expect_among(option: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:

@@ -35,6 +35,8 @@ class ArraySpec:
     when: When
     """`creation`: known before the model runs; `block`: handed to the writer; `derived`: computed by it; `marker`: `written`."""
     description: str
+    gaps: bool = False
+    """Whether examples that are recorded may have NaN in it."""
 
     @property
     def by_block(self) -> bool:
@@ -87,6 +89,10 @@ class ArrayKind:
     description: str
     optional: bool = False
     """Held only where the layout's `record` names it."""
+    beside: tuple[str, ...] = ()
+    """Held only where the layout's `record` names one of these: names along a dimension that only they have."""
+    gaps: bool = False
+    """May be NaN where the example is recorded: what it says says where there is something to say."""
 
     def shaped(self, sizes: Mapping[str, int], block: int) -> ArraySpec:
         """The array with a length for every dimension; one file a block of examples where it is written by block."""
@@ -95,7 +101,9 @@ class ArrayKind:
         chunk = tuple(_piece(n, self.pieces.get(d, n), tiled=by_block) for d, n in zip(self.dims, file, strict=True))
         shape = tuple(sizes[d] for d in self.dims)
         shard = file if by_block and file != chunk else None
-        return ArraySpec(self.name, self.dims, shape, self.dtype, self.fill, chunk, shard, self.codec, self.when, self.description)
+        return ArraySpec(
+            self.name, self.dims, shape, self.dtype, self.fill, chunk, shard, self.codec, self.when, self.description, self.gaps
+        )
 
 
 _NAN = math.nan
@@ -110,6 +118,10 @@ TABLE = (
         "vision_residual", ("vision_layer", "vision_position", "example", "vision_hidden"), "float32", _NAN,
         {"vision_layer": 1, "vision_position": 1, "example": 32}, "floats", "block",
         "residual stream of the vision tower after `vision_layer` blocks", True,
+    ),
+    ArrayKind(
+        "vision_output", ("vision_position", "example", "hidden"), "float32", _NAN,
+        {"vision_position": 1, "example": 32}, "floats", "block", "what the vision tower hands to the decoder", True,
     ),
     ArrayKind(
         "attention_rows", _ROW, "float16", _NAN, {"attention_layer": 1, "example": 4}, "zstd", "block",
@@ -129,6 +141,10 @@ TABLE = (
         "norm of what each head would write if it attended to that token alone; NaN beyond n_tokens", True,
     ),
     ArrayKind(
+        "value_logits", _ROW, "float16", _NAN, {"attention_layer": 1, "example": 4}, "zstd", "block",
+        "what each head would add to the difference of the first two choices' logits if it attended to that token alone", True,
+    ),
+    ArrayKind(
         "head_outputs", ("attention_layer", "example", "head", "head_dim"), "float32", _NAN,
         {"attention_layer": 1, "example": 32}, "floats", "block", "output of each head at the final token, before W_O", True,
     ),
@@ -136,6 +152,27 @@ TABLE = (
         "head_logits", ("attention_layer", "example", "head"), "float32", _NAN, {}, "zstd", "block",
         "each head's direct contribution to the difference of the first two choices' logits", True,
     ),
+    ArrayKind(
+        "mlp_logits", ("attention_layer", "example"), "float32", _NAN, {}, "zstd", "block",
+        "what the block adds to that difference beside its heads: its MLP and biases", True,
+    ),
+    ArrayKind(
+        "embedding_logits", ("example",), "float32", _NAN, {}, "zstd", "block",
+        "what the final token's embedding and the biases of the head add to that difference", True,
+    ),
+    ArrayKind(
+        "knockout", ("example", "knockout_mode", "knockout_window", "knockout_target"), "float32", _NAN, {}, "zstd", "block",
+        "difference of the first two choices' logits with the target hidden, less the same with nothing hidden; NaN if not measured",
+        True, gaps=True,
+    ),
+    ArrayKind(
+        "form_logits", ("example", "answer_form"), "float32", _NAN, {}, "zstd", "block",
+        "logits of the ways to answer, at the final token", True,
+    ),
+    ArrayKind(
+        "top_tokens", ("example", "rank"), "int32", -1, {}, "zstd", "block", "the likeliest next tokens, the likeliest first", True,
+    ),
+    ArrayKind("top_logits", ("example", "rank"), "float32", _NAN, {}, "zstd", "block", "logits of top_tokens", True),
     ArrayKind("answer_logits", ("example", "choice"), "float32", _NAN, {}, "zstd", "block", "logits of the answer choices"),
     ArrayKind("status", ("example",), "uint8", 0, {}, "zstd", "block", "what became of the example, see flag_meanings"),
     ArrayKind(
@@ -150,13 +187,33 @@ TABLE = (
     ArrayKind("has_map", ("example",), "bool", False, {}, "zstd", "creation", "whether attention_maps holds the example"),
     ArrayKind("layer", ("layer",), "int32", -1, {}, "zstd", "creation", "decoder blocks passed: 0 is what enters the first"),
     ArrayKind("attention_layer", ("attention_layer",), "int32", -1, {}, "zstd", "creation", "index of the decoder block"),
-    ArrayKind("vision_layer", ("vision_layer",), "int32", -1, {}, "zstd", "creation", "vision blocks passed"),
+    ArrayKind(
+        "vision_layer", ("vision_layer",), "int32", -1, {}, "zstd", "creation", "vision blocks passed", beside=("vision_residual",)
+    ),
     ArrayKind("position", ("position",), "str", "", {}, "text", "creation", "names of positions"),
-    ArrayKind("vision_position", ("vision_position",), "str", "", {}, "text", "creation", "names of positions in the vision tower"),
+    ArrayKind(
+        "vision_position", ("vision_position",), "str", "", {}, "text", "creation", "names of positions in the vision tower",
+        beside=("vision_residual", "vision_output"),
+    ),
     ArrayKind("span", ("span",), "str", "", {}, "text", "creation", "names of spans"),
     ArrayKind("bound", ("bound",), "str", "", {}, "text", "creation", "start and stop"),
     ArrayKind("grid_axis", ("grid_axis",), "str", "", {}, "text", "creation", "rows and columns"),
     ArrayKind("choice", ("choice",), "str", "", {}, "text", "creation", "answer choices"),
+    ArrayKind(
+        "answer_form", ("answer_form",), "str", "", {}, "text", "creation", "ways to answer, each one token", beside=("form_logits",)
+    ),
+    ArrayKind(
+        "knockout_mode", ("knockout_mode",), "str", "", {}, "text", "creation",
+        "who may not see the target: the final token, or all later tokens", beside=("knockout",),
+    ),
+    ArrayKind(
+        "knockout_window", ("knockout_window",), "str", "", {}, "text", "creation",
+        "first and last block of the windows in which it is hidden", beside=("knockout",),
+    ),
+    ArrayKind(
+        "knockout_target", ("knockout_target",), "str", "", {}, "text", "creation", "parts of the prompt and of the image that are hidden",
+        beside=("knockout",),
+    ),
     ArrayKind("example", ("example",), "str", "", {}, "text", "creation", "unique id of the example"),
     ArrayKind("relation", ("example",), "str", "", {}, "text", "creation", "relation that the caption claims"),
     ArrayKind("label", ("example",), "int64", -1, {}, "zstd", "creation", "1 where the caption is true of the image, else 0"),

@@ -64,6 +64,8 @@ def checked_block(layout: StoreLayout, facts: BlockFacts, arrays: Mapping[str, A
             out[name] = _maps(values, facts, recorded)
         elif np.dtype(spec.dtype).kind == "u":
             out[name] = _bytes(name, values)
+        elif np.dtype(spec.dtype).kind == "i":
+            out[name] = _integers(spec, values, recorded)
         else:
             out[name] = _floats(layout, spec, values, facts, recorded)
     if "attention_rows" in out:
@@ -89,6 +91,17 @@ def _bytes(name: str, values: NDArray[Any]) -> NDArray[np.uint8]:
     return values
 
 
+def _integers(spec: ArraySpec, values: NDArray[Any], recorded: NDArray[np.bool_]) -> NDArray[Any]:
+    if values.dtype.kind not in "iu":
+        raise InvalidInputError(f"{spec.name}: expected whole numbers, found {values.dtype}")
+    held = _along_examples(spec, recorded)
+    if (held & (values < 0)).any():
+        raise InvalidInputError(
+            f"{spec.name}: expected numbers of at least 0, found {int(values[np.broadcast_to(held, values.shape)].min())}"
+        )
+    return np.where(held, values, np.asarray(spec.fill)).astype(spec.dtype)
+
+
 def _maps(values: NDArray[Any], facts: BlockFacts, recorded: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Check that maps are there exactly where they should be: every row within the prompt non-empty, zeros elsewhere."""
     values = _bytes("attention_maps", values)
@@ -112,7 +125,7 @@ def _floats(layout: StoreLayout, spec: ArraySpec, values: NDArray[Any], facts: B
         stored = values.astype(spec.dtype, copy=False)
     wanted = _wanted(layout, spec, facts, recorded)
     finite = np.isfinite(stored)
-    bad = wanted & ~finite
+    bad = wanted & (np.isinf(stored) if spec.gaps else ~finite)
     if bad.any():
         at = np.argwhere(np.broadcast_to(bad, stored.shape))[0]
         raise InvalidInputError(
@@ -134,7 +147,8 @@ def _wanted(layout: StoreLayout, spec: ArraySpec, facts: BlockFacts, recorded: N
         columns = [layout.positions.index(p) if p in layout.positions else -1 for p in names]
         present = np.stack([facts.position_present[:, c] if c >= 0 else np.ones(len(recorded), bool) for c in columns])
         # (position, example) at the axes of this array, which follow each other
-        wanted = wanted & present.reshape([1, *present.shape] + [1] * (len(spec.dims) - 3))
+        before = spec.dims.index(spec.position_dim)
+        wanted = wanted & present.reshape([1] * before + [*present.shape] + [1] * (len(spec.dims) - before - 2))
     if "token" in spec.dims:
         wanted = wanted & _within(spec, facts)
     return wanted

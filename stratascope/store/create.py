@@ -175,7 +175,8 @@ def _coordinates(layout: StoreLayout) -> dict[str, NDArray[Any]]:
     numbers = {d: np.array(layout.layers_of(d), dtype=np.int32) for d in ("layer", "attention_layer", "vision_layer")}
     names = {
         "position": layout.positions, "vision_position": layout.vision_positions, "span": layout.spans, "choice": layout.choices,
-        "bound": ("start", "stop"), "grid_axis": ("rows", "columns"),
+        "bound": ("start", "stop"), "grid_axis": ("rows", "columns"), "answer_form": layout.answer_forms,
+        "knockout_mode": layout.knockout_modes, "knockout_window": layout.knockout_windows, "knockout_target": layout.knockout_targets,
     }  # fmt: skip
     return {**numbers, **{name: np.array(values, dtype=object) for name, values in names.items()}}
 

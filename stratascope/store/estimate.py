@@ -31,9 +31,11 @@ _FLOATS = {"float32": 0.91, "float16": 0.51, "bfloat16": 0.415}
 _LOGITS = {"float32": 1.0, "float16": 0.7, "bfloat16": 0.6}
 _SAME_TOKEN, _FEW_WORDS = 0.04, 0.35
 """Layer 0 holds embeddings: the final token is the same in every example, words recur. Share of what other layers take."""
+_TOKEN_IDS = 0.3
+"""A few tokens are likely again and again."""
 _PHOTOGRAPH = 0.87
-_CREATED_PER_EXAMPLE, _CREATED = 200, 60_000
-"""Bytes of tables, tokens and spans by example, and of metadata."""
+_CREATED_PER_EXAMPLE, _CREATED_PER_ARRAY, _CREATED_PER_WORD, _CREATED = 200, 2_200, 6, 38_000
+"""Bytes of tables, tokens and spans by example; of metadata by array, and of the table of examples; of the vocabulary by word."""
 
 
 def estimated_sizes(
@@ -44,6 +46,7 @@ def estimated_sizes(
     position_present: NDArray[Any] | None = None,
     thumbnails: NDArray[np.uint8] | None = None,
     shares: Mapping[str, float] | None = None,
+    words: int = 0,
 ) -> pd.DataFrame:
     """Bytes of every array that is filled by block, and of all that is written at creation (row "created").
 
@@ -57,9 +60,10 @@ def estimated_sizes(
         (example, position); None: all.
     thumbnails
         (some, height, width, 3) pictures whose compressed size stands for all; None: photographs.
-
     shares
         Array -> bytes on disk for each byte of values, as of `measured_shares` of a store of the same model.
+    words
+        Token texts in the store's vocabulary.
 
     Returns
     -------
@@ -90,18 +94,21 @@ def estimated_sizes(
             values = spec.raw_bytes * _picture_share(spec, thumbnails)
         elif spec.name == "status":
             values = layout.blocks * 5.0
+        elif spec.name == "top_tokens":
+            values = spec.raw_bytes * _TOKEN_IDS
         else:
             values = spec.raw_bytes * _LOGITS[layout.computed_dtype]
         rows.append((spec.name, spec.shape, spec.raw_bytes, round(values + _overhead(layout, spec))))
     created = [s.raw_bytes for s in layout.arrays() if s.when == "creation"]
-    rows.append(("created", (), sum(created), _CREATED + _CREATED_PER_EXAMPLE * layout.examples))
+    metadata = _CREATED + _CREATED_PER_ARRAY * len(layout.arrays())
+    rows.append(("created", (), sum(created), metadata + _CREATED_PER_EXAMPLE * layout.examples + _CREATED_PER_WORD * words))
     return pd.DataFrame(rows, columns=["array", "shape", "raw_bytes", "estimated_bytes"])
 
 
 def _residuals(layout: StoreLayout, spec: ArraySpec, present: dict[str, float]) -> float:
     dim = spec.position_dim
     assert dim is not None
-    layers = layout.layers_of(spec.dims[0])
+    layers = layout.layers_of(spec.layer_dim) if spec.layer_dim else (0,)
     whole = spec.raw_bytes / len(layers) / len(layout.positions_of(dim))
     total = 0.0
     for position in layout.positions_of(dim):
@@ -124,6 +131,8 @@ def _row_share(layout: StoreLayout, spec: ArraySpec, lengths: NDArray[Any]) -> f
     chunk = math.prod(n for n, d in zip(spec.chunk, spec.dims, strict=True) if d != "token") * float(lengths.mean())
     if spec.name == "attention_mean":
         return 0.91 + 43 / chunk - 0.13 * _spread(layout)
+    if spec.name == "value_logits":  # of either sign and every size
+        return 0.93 + 50 / chunk
     return 0.885 + 90 / chunk - 0.26 * _spread(layout)
 
 

@@ -21,6 +21,18 @@ FORMAT_VERSION = 1
 STATUS_CODES = {"unwritten": 0, "recorded": 1, "unreadable_image": 2, "image_mismatch": 3, "non_finite": 4, "too_long": 5}
 RECORDED = STATUS_CODES["recorded"]
 
+KNOCKOUT_AXES = ("knockout_modes", "knockout_windows", "knockout_targets")
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "head_outputs": ("head_dim",),
+    "vision_residual": ("vision_layers", "vision_hidden", "vision_positions"),
+    "vision_output": ("vision_positions",),
+    "form_logits": ("answer_forms",),
+    "top_tokens": ("ranks",),
+    "top_logits": ("ranks",),
+    "knockout": KNOCKOUT_AXES,
+}
+"""Fields that an array cannot do without."""
+
 
 @dataclass(frozen=True)
 class StoreLayout:
@@ -57,25 +69,32 @@ class StoreLayout:
     vision_layers: int = 0
     vision_hidden: int = 0
     vision_positions: tuple[str, ...] = ()
+    answer_forms: tuple[str, ...] = ()
+    """Ways to answer whose logits are `form_logits`."""
+    ranks: int = 0
+    """How many of the likeliest next tokens are kept."""
+    knockout_modes: tuple[str, ...] = ()
+    knockout_windows: tuple[str, ...] = ()
+    """Windows of blocks as "first-last", the first of them all blocks."""
+    knockout_targets: tuple[str, ...] = ()
     kept_layers: tuple[int, ...] | None = None
     """Layers held, where a copy took some of them; None for all."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "record", frozenset(self.record))
-        for name in ("positions", "spans", "choices", "vision_positions"):
+        for name in ("positions", "spans", "choices", "vision_positions", "answer_forms", *KNOCKOUT_AXES):
             object.__setattr__(self, name, _distinct_names(name, getattr(self, name)))
         for name in ("positions", "spans", "choices"):
             if not getattr(self, name):
                 raise InvalidInputError(f"{name}: expected at least one name, found none")
         for name in ("examples", "layers", "hidden", "heads", "tokens", "block"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("head_dim", "vision_layers", "vision_hidden"):
+        for name in ("head_dim", "vision_layers", "vision_hidden", "ranks"):
             _at_least(name, getattr(self, name), 0)
         unknown = self.record - set(RECORDABLE)
         if unknown:
             raise InvalidInputError(f"record: expected names among {', '.join(RECORDABLE)}, found {', '.join(sorted(unknown))}")
-        needed = {"head_outputs": ("head_dim",), "vision_residual": ("vision_layers", "vision_hidden", "vision_positions")}
-        for array, names in needed.items():
+        for array, names in _NEEDED.items():
             missing = [n for n in names if array in self.record and not getattr(self, n)]
             if missing:
                 raise InvalidInputError(f"{' and '.join(missing)}: expected a value because {array} is recorded, found none; set it")
@@ -126,6 +145,8 @@ class StoreLayout:
             "span": len(self.spans), "bound": 2, "grid_axis": 2, "choice": len(self.choices),
             "height": height, "width": width, "rgb": 3, "vision_layer": self.vision_layers + 1,
             "vision_position": len(self.vision_positions), "vision_hidden": self.vision_hidden,
+            "answer_form": len(self.answer_forms), "rank": self.ranks, "knockout_mode": len(self.knockout_modes),
+            "knockout_window": len(self.knockout_windows), "knockout_target": len(self.knockout_targets),
         }  # fmt: skip
 
     def arrays(self) -> tuple[ArraySpec, ...]:
@@ -153,12 +174,13 @@ class StoreLayout:
         has_map: NDArray[Any] | None = None,
         position_present: NDArray[Any] | None = None,
         thumbnails: NDArray[Any] | None = None,
+        words: int = 0,
     ) -> pd.DataFrame:
         """Table of arrays with columns array, shape, raw_bytes, estimated_bytes (on disk); see `estimate.estimated_sizes`."""
         from stratascope.store.estimate import estimated_sizes
 
         table: pd.DataFrame = estimated_sizes(
-            self, n_tokens=n_tokens, has_map=has_map, position_present=position_present, thumbnails=thumbnails
+            self, n_tokens=n_tokens, has_map=has_map, position_present=position_present, thumbnails=thumbnails, words=words
         )
         return table
 
@@ -192,7 +214,7 @@ class StoreLayout:
             return False
         if "attention_layer" in row.dims and not self.attention_layers:
             return False
-        return "vision_residual" in self.record or not row.dims[0].startswith("vision_")
+        return not row.beside or bool(self.record.intersection(row.beside))
 
 
 def _distinct_names(field: str, names: Sequence[str]) -> tuple[str, ...]:

@@ -165,7 +165,7 @@ class ActivationStore:
         -------
         The array's dimensions less those that fell away: residual (layer, position, example, hidden), attention_rows (layer,
         example, head, token), attention_mean (example, layer, token), attention_maps (example, layer, query, key) packed, ...
-        Attention rows are NaN beyond `n_tokens`.
+        Attention rows are NaN beyond `n_tokens`, knockout where it was not measured.
 
         Raises
         ------
@@ -181,7 +181,9 @@ class ActivationStore:
             self.require_written(selection)
             self.require_recorded(selection)
         values = self.fetch(selection)
-        if selection.spec.by_block and values.dtype.kind == "f" and values.size and np.isnan(values[..., 0]).any():
+        filled = selection.spec.by_block and not selection.spec.gaps
+        first = values if selection.spec.dims[-1] == "example" else values[..., 0]  # of rows, which are NaN beyond n_tokens
+        if filled and values.dtype.kind == "f" and values.size and np.isnan(first).any():
             raise StoreError(f"{self.name}: expected numbers in {array}, found chunks that were never filled; run `stratascope verify`")
         return values
 

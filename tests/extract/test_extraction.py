@@ -17,7 +17,7 @@ import pytest
 from stratascope.datasets import load_examples
 from stratascope.errors import InvalidInputError, MissingExtraError, ProvenanceMismatchError
 from stratascope.extract import ExtractionSettings, plan_extraction
-from stratascope.store import ActivationStore
+from stratascope.store import ActivationStore, verify
 
 pytest.importorskip("torch")
 
@@ -36,7 +36,7 @@ def test_the_store_holds_what_the_model_gives(plan, store: ActivationStore) -> N
     session = ExtractionSession(plan, batch_tokens=8192)
     for k in (0, 40, 95):
         image = open_image(plan.settings.images / plan.examples[k].image)
-        alone = session.model.run(session._batch([k], [image]), session.choices, frozenset({"maps"}))
+        alone = session.model.run(session._batch([k], [image]), dataclasses.replace(session.wanted, arrays=frozenset({"maps"})))
         tokens = int(plan.token_counts[k])
         for column, position in enumerate(plan.store.positions):
             stored = store.read("residual", position=position, examples=[k])[:, 0]
@@ -244,11 +244,49 @@ def test_everything_that_can_be_recorded(settings, plan, tmp_path: Path) -> None
     full = ActivationStore.open(tmp_path / "all.zarr")
     session = ExtractionSession(plan, batch_tokens=8192)
     image = open_image(plan.settings.images / plan.examples[4].image)
-    alone = session.model.run(session._batch([4], [image]), session.choices, frozenset({"value_norms", "head_outputs", "head_logits"}))
+    arrays = frozenset({"value_norms", "value_logits", "head_outputs", "head_logits"})
+    alone = session.model.run(session._batch([4], [image]), dataclasses.replace(session.wanted, arrays=arrays))
     tokens = int(plan.token_counts[4])
     np.testing.assert_allclose(full.read("value_norms", examples=[4])[:, 0, :, :tokens], alone.value_norms[:, 0], rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(full.read("value_logits", examples=[4])[:, 0, :, :tokens], alone.parts.tokens[:, 0], rtol=2e-3, atol=1e-3)
     np.testing.assert_allclose(full.read("head_outputs", examples=[4]), alone.head_outputs, atol=1e-4)
     np.testing.assert_allclose(full.read("head_logits", examples=[4]), alone.parts.heads, atol=1e-3)
+    assert verify(tmp_path / "all.zarr").ok
+
+
+def test_what_is_stored_of_the_answers_logits_adds_up(settings, tmp_path: Path) -> None:
+    record = ("attention_rows", "head_logits", "value_logits", "form_logits", "top_tokens")
+    run_extraction(plan_extraction(dataclasses.replace(settings, limit=12, record=record)), tmp_path / "logits.zarr")
+    store = ActivationStore.open(tmp_path / "logits.zarr")
+    heads, answers = store.read("head_logits"), store.read("answer_logits")
+    parts = heads.sum((0, 2)) + store.read("mlp_logits").sum(0) + store.read("embedding_logits")
+    np.testing.assert_allclose(parts, answers[:, 0] - answers[:, 1], atol=1e-3)
+    by_token = store.read("attention_rows") * store.read("value_logits")
+    np.testing.assert_allclose(np.nansum(by_token, -1), heads, atol=5e-3)
+    forms = store.read("answer_form").tolist()
+    assert forms == ["True", " True", "False", " False", "Yes", " Yes", "No", " No"]
+    logits = store.read("form_logits")
+    np.testing.assert_allclose(logits[:, [forms.index("True"), forms.index("False")]], answers, atol=1e-6)
+    likeliest = [[store.vocabulary[int(token)] for token in row] for row in store.read("top_tokens")]
+    assert {row[0] for row in likeliest} <= {"True", "False"}, "the demo's model knows how to answer"
+    np.testing.assert_allclose(store.read("top_logits")[:, 0], answers.max(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("fusion", ["max", "min"])
+def test_maps_of_the_largest_or_smallest_weight_are_stored_with_rows_that_sum_to_1(settings, tmp_path: Path, fusion: str) -> None:
+    from stratascope.extract.session import ExtractionSession
+
+    plan = plan_extraction(dataclasses.replace(settings, limit=3, record=("attention_maps",), fusion=fusion))
+    run_extraction(plan, tmp_path / "maps.zarr")
+    store = ActivationStore.open(tmp_path / "maps.zarr")
+    assert store.layout.fusion == store.provenance["fusion"] == fusion
+    session = ExtractionSession(plan, batch_tokens=8192)
+    alone = session.model.run(
+        session._batch([1], [open_image(plan.settings.images / plan.examples[1].image)]),
+        dataclasses.replace(session.wanted, arrays=frozenset({"maps"})),
+    )
+    np.testing.assert_allclose(store.maps(1), alone.fused[0], atol=4e-3)
+    np.testing.assert_allclose(store.maps(1).sum(-1), 1)
 
 
 def test_a_position_that_no_example_has_is_refused(scenes: Path) -> None:
@@ -267,6 +305,7 @@ def test_a_position_that_no_example_has_is_refused(scenes: Path) -> None:
         ({"positions": ("verb",)}, "--positions"),
         ({"limit": 0}, "--limit"),
         ({"maps": -1}, "--maps"),
+        ({"fusion": "median"}, "--fusion"),
         ({"dtype": "int8"}, "--dtype"),
     ],
 )

@@ -81,17 +81,21 @@ def test_stored_vision_residuals_are_means_over_the_cells(settings, tmp_path: Pa
             np.testing.assert_allclose(stored, cells[:, chosen].mean(1), atol=1e-4)
 
 
-def test_the_mergers_output_is_residual_layer_zero(settings, tmp_path: Path) -> None:
-    """So it needs no array of its own: the image tokens' embeddings are the merged features."""
-    plan = plan_extraction(dataclasses.replace(settings, limit=3, record=("residual",)))
+def test_the_vision_output_is_the_mergers_in_raster_order(settings, tmp_path: Path) -> None:
+    """Against `pooler_output`, which is in raster order; at `image` it is the residual stream's layer 0."""
+    plan = plan_extraction(dataclasses.replace(settings, limit=3, record=("residual", "vision_output")))
     run_extraction(plan, tmp_path / "merged.zarr")
     store = ActivationStore.open(tmp_path / "merged.zarr")
     session = ExtractionSession(plan, batch_tokens=1)
-    with torch.inference_mode():
-        merged = session.model.model.model.visual(
-            *session.model.prepare([open_image(plan.settings.images / plan.examples[0].image)]).tensors.values()
-        )
-    np.testing.assert_allclose(store.read("residual", layer=0, position="image", examples=[0])[0], merged.pooler_output.mean(0), atol=1e-5)
+    for k in range(3):
+        with torch.inference_mode():
+            image = open_image(plan.settings.images / plan.examples[k].image)
+            merged = session.model.model.model.visual(*session.model.prepare([image]).tensors.values()).pooler_output
+        for position, cells in plan.vision_cells(k).items():
+            stored = store.read("vision_output", position=position, examples=[k])[0]
+            np.testing.assert_allclose(stored, merged[cells].mean(0), atol=1e-5)
+        np.testing.assert_allclose(store.read("residual", layer=0, position="image", examples=[k])[0], merged.mean(0), atol=1e-5)
+    assert len(plan.vision_cells(0)) == 19
 
 
 def test_sixteenths_cover_the_image_once() -> None:

@@ -1,0 +1,36 @@
+"""Ways in which a model may word its answer, as tokens: with and without the blank that tokenizers glue to a word. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+ANSWER_FORMS = tuple(blank + word for word in ("True", "False", "Yes", "No") for blank in ("", " "))
+
+_BLANKS = ("Ġ", "▁", " ")
+
+
+def answer_forms(tokenizer: Tokenizer) -> dict[str, int]:
+    """Those of `ANSWER_FORMS` that are one token of this vocabulary -> its id.
+
+    They are looked up, not encoded: sentencepiece encodes "True" with a blank before it.
+    """
+    found: dict[str, int] = {}
+    for form in ANSWER_FORMS:
+        written = [blank + form[1:] for blank in _BLANKS] if form.startswith(" ") else [form]
+        ids = [tokenizer.token_to_id(text) for text in written]
+        known = [int(i) for i in ids if i is not None]
+        if known:
+            found[form] = known[0]
+    return found
+
+
+def token_texts(tokenizer: Tokenizer, used: np.ndarray | None) -> dict[int, str]:
+    """Token id -> text, of the ids `used`, or of the whole vocabulary."""
+    ids = sorted(tokenizer.get_vocab(with_added_tokens=True).values()) if used is None else [int(t) for t in used]
+    texts = tokenizer.decode_batch([[t] for t in ids], skip_special_tokens=False)
+    return dict(zip(ids, texts, strict=True))
