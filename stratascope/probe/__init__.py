@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from stratascope.probe.advantage import Advantage
     from stratascope.probe.breakdown import accuracy_by, confusion
     from stratascope.probe.codelength import Codelength, codelength_by_layer, online_codelength
+    from stratascope.probe.cost import StudyCost
     from stratascope.probe.curve import LayerCurve
     from stratascope.probe.estimator import LogisticProbe
     from stratascope.probe.events import LayerEvent
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from stratascope.probe.plan import ProbeSettings
     from stratascope.probe.reliability import calibration
     from stratascope.probe.splits import Leakage, official_split, split_leakage
-    from stratascope.probe.study import head_curves, layer_curve, probe_study
+    from stratascope.probe.study import Study, head_curves, layer_curve, plan_study, probe_study
     from stratascope.probe.tasks import Task, task_from_values
     from stratascope.probe.transfer import transfer_matrix
 
@@ -29,6 +30,8 @@ _MODULES = {
     "Leakage": "splits",
     "LogisticProbe": "estimator",
     "ProbeSettings": "plan",
+    "Study": "study",
+    "StudyCost": "cost",
     "Task": "tasks",
     "accuracy_by": "breakdown",
     "calibration": "reliability",
@@ -39,6 +42,7 @@ _MODULES = {
     "layer_curve": "study",
     "official_split": "splits",
     "online_codelength": "codelength",
+    "plan_study": "study",
     "probe_study": "study",
     "split_leakage": "splits",
     "task_from_values": "tasks",
@@ -54,6 +58,8 @@ __all__ = [
     "Leakage",
     "LogisticProbe",
     "ProbeSettings",
+    "Study",
+    "StudyCost",
     "Task",
     "accuracy_by",
     "calibration",
@@ -64,6 +70,7 @@ __all__ = [
     "layer_curve",
     "official_split",
     "online_codelength",
+    "plan_study",
     "probe_study",
     "split_leakage",
     "task_from_values",

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.probe.bootstrap import Bootstrap
-from stratascope.probe.cross_validation import RIDGE_STRENGTHS, STRENGTHS, OutOfFold
+from stratascope.probe.cross_validation import OutOfFold
 from stratascope.probe.curve import LayerCurve
 from stratascope.probe.geometry import score_values
 from stratascope.probe.layer_task import LayerAnswer
@@ -88,6 +88,8 @@ def _curve(
     table = score_table(layers, values, draws, chance, bootstrap.count, settings.level)
     table.insert(1, "position", position or "")
     table.insert(2, "task", name)
+    folded = _fold_table(layers, batch, found, logits, labels, folds)
+    table["at_edge"] = table["layer"].map(folded.groupby("layer")["at_edge"].any())
     kept = settings.directions
     return LayerCurve(
         task=name,
@@ -95,7 +97,7 @@ def _curve(
         classes=batch.classes,
         targets=batch.targets,
         table=table,
-        folds=_fold_table(layers, batch, found, logits, labels, folds, settings),
+        folds=folded,
         examples=pd.DataFrame(examples),
         logits=logits,
         draws={metric: drawn.T.astype(np.float32) for metric, drawn in draws.items()},
@@ -112,9 +114,7 @@ def _fold_table(
     logits: Floats,
     labels: NDArray[Any],
     folds: NDArray[np.intp],
-    settings: ProbeSettings,
 ) -> pd.DataFrame:
-    grid = settings.strengths or (RIDGE_STRENGTHS if batch.targets else STRENGTHS)
     hit = None if batch.targets else predict(logits) == labels
     numbers = range(batch.folds.count) if batch.folds.test is None else (batch.folds.test,)
     rows = []
@@ -127,8 +127,8 @@ def _fold_table(
                     "target": target,
                     "fold": fold,
                     "strength": strength,
-                    # an optimum at the top of the grid may lie beyond it; at the bottom it means that nothing can be read
-                    "at_edge": settings.method == "logistic" and len(grid) > 1 and strength == grid[-1],
+                    # ridge towards no regularisation has an end that is no edge
+                    "at_edge": not batch.targets and bool(answer.at_edge[number]),
                     "inner_loss": float(np.nanmin(inner)) if np.isfinite(inner).any() else np.nan,
                     "accuracy": np.nan if hit is None else float(hit[place, folds == fold].mean()),
                     "gap": float(answer.gap[number]),

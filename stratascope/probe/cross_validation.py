@@ -20,7 +20,11 @@ from stratascope.probe.solver import BatchSolver, Report
 Floats = NDArray[Any]
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Held-out accuracy of standardised activations was best at 1e-3 .. 1e-2; the path stops soon after its optimum."""
+BEYOND = (1e3, 1e4)
+"""Tried where the default path ends while its loss still falls."""
 RIDGE_STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+_FALLS = 1e-4
+"""Share of the loss that a tenfold strength has to win, or the optimum is a plateau and not beyond it."""
 _CERTAIN = 0.02
 """Nats an example (or share of the variance): larger strengths would sharpen what is as good as certain, at the highest cost."""
 _OVERFITTED = 0.1
@@ -82,6 +86,12 @@ class OutOfFold:
     """(output,)"""
     direction_strength: Floats
     """(1,), or (target,) in a task of values."""
+    at_edge: NDArray[np.bool_]
+    """(fold,) whether the loss still fell at the largest strength that there is: the optimum lies beyond it."""
+
+
+def _falls(before: Any, after: Any) -> Any:
+    return after < (1 - _FALLS) * before
 
 
 def classify(
@@ -101,7 +111,8 @@ def classify(
     ----------
     rows : built with `folds.of` as blocks
     labels : (labelling, example) class codes
-    strengths : inverse regularisation C; a single one is used as it is
+    strengths : inverse regularisation C; a single one is used as it is, several are all there is. By default 1e-5 .. 100, and on to
+        1e4 while the loss still falls
     method : logistic, or means (difference in means, which has no strength)
 
     Raises
@@ -124,7 +135,7 @@ def classify(
         fitter = MeansSolver(rows, labels, training, classes=classes, which=which)
     else:
         raise InvalidInputError(f"expected a method of {', '.join(METHODS)}, found {method!r}")
-    return _follow(fitter, design, rows, labels.shape, path)
+    return _follow(fitter, design, rows, labels.shape, path, beyond=() if strengths or method == "means" else BEYOND)
 
 
 def regress(rows: Rows, values: Floats, folds: Folds, *, strengths: Sequence[float] | None = None) -> list[OutOfFold]:
@@ -155,20 +166,26 @@ def _together(targets: list[OutOfFold]) -> OutOfFold:
     return OutOfFold(**joined)
 
 
-def _follow(fitter: Fitter, design: Design, rows: Rows, shape: tuple[int, ...], path: tuple[float, ...]) -> list[OutOfFold]:
+def _follow(
+    fitter: Fitter, design: Design, rows: Rows, shape: tuple[int, ...], path: tuple[float, ...], beyond: tuple[float, ...] = ()
+) -> list[OutOfFold]:
     """All models along ascending strengths, with warm starts; a labelling leaves when it has settled."""
     labellings, examples = shape
     models = len(design.training)
     tracks = [_Track(fitter, design, rows, number * models, examples) for number in range(labellings)]
     going = list(tracks)
-    for strength in path:
+    for strength in (*path, *beyond):
+        if strength in beyond:
+            going = [track for track in going if track.falling()]
+            if not going:
+                break
         fitter.solve(strength, np.concatenate([np.arange(track.first, track.first + models) for track in going]))
         for track in going:
             track.visit(strength, choose=len(path) > 1)
         going = [track for track in going if not track.settled()]
         if not going:
             break
-    return [track.result(len(path)) for track in tracks]
+    return [track.result((*path, *beyond)) for track in tracks]
 
 
 class _Track:
@@ -192,6 +209,16 @@ class _Track:
         mean = [float(np.mean(loss)) for loss in self.curve]
         rising = len(mean) > 2 and mean[-3] < mean[-2] < mean[-1]
         return mean[-1] < _CERTAIN or (rising and mean[-1] > min(mean) + _OVERFITTED)
+
+    def falling(self) -> bool:
+        """Whether the mean inner loss still falls at the last strength."""
+        return bool(_falls(np.mean(self.curve[-2]), np.mean(self.curve[-1])))
+
+    def _at_edge(self, possible: int) -> NDArray[np.bool_]:
+        if possible < 2 or self.settled() or len(self.curve) < 2:
+            return np.zeros(len(self.strength), dtype=bool)
+        lowest = np.argmin(self.curve, axis=0) == len(self.curve) - 1
+        return np.asarray(lowest & _falls(self.curve[-2], self.curve[-1]))
 
     def visit(self, strength: float, *, choose: bool) -> None:
         """Take note of the solutions at a strength."""
@@ -231,10 +258,10 @@ class _Track:
         sums = [np.sum([found[pair] for pair in outer.inner], axis=0) for outer in self.design.outer]
         return np.array([total / max(count, 1) for total, count in sums])
 
-    def result(self, strengths: int) -> OutOfFold:
-        """What was kept."""
-        inner = np.full((strengths, len(self.strength)), np.nan)
-        if strengths > 1:
+    def result(self, path: tuple[float, ...]) -> OutOfFold:
+        """What was kept; path: the strengths that could be tried."""
+        inner = np.full((len(path), len(self.strength)), np.nan)
+        if len(path) > 1:
             inner[: len(self.curve)] = self.curve
         return OutOfFold(
             logits=self.logits,
@@ -250,6 +277,7 @@ class _Track:
             direction=self.direction,
             intercept=self.intercept,
             direction_strength=np.array([self.direction_strength]),
+            at_edge=self._at_edge(len(path)),
         )
 
 

@@ -40,7 +40,8 @@ class LayerCurve:
     position: str | None
     classes: tuple[str, ...]
     table: pd.DataFrame
-    """One row per layer and metric: layer, position, task, metric, value, low, high, low_simultaneous, high_simultaneous, chance."""
+    """One row per layer and metric: layer, position, task, metric, value, low, high, low_simultaneous, high_simultaneous, chance,
+    at_edge (no optimal strength was found in some fold)."""
     folds: pd.DataFrame
     """One row per layer and fold, and target in a task of values: strength, at_edge, inner_loss, accuracy, gap, certificate,
     iterations, noise_share, absent_classes."""
@@ -96,8 +97,8 @@ class LayerCurve:
         top = self.folds[self.folds["at_edge"]]
         if len(top):
             found.append(
-                f"at layers {_listed(top['layer'])} the best strength is the largest of the grid, {top['strength'].max():g}: no optimum "
-                "was found there, larger strengths may score better; give strengths= that go on"
+                f"at layers {_listed(top['layer'])} the best strength is the largest tried, {top['strength'].max():g}, and the loss still "
+                "fell there: larger strengths may score better; give strengths= that go on"
             )
         absent = self.folds[self.folds["absent_classes"] != ""]
         if len(absent):

@@ -35,6 +35,7 @@ class FinishedLayers:
             "store": task.store.fingerprint(),
             "layer": task.layer,
             "position": task.position,
+            "by_head": task.by_head,
             "settings": [settings.array, settings.strengths, settings.tolerance, settings.method],
         }
         digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
@@ -42,7 +43,7 @@ class FinishedLayers:
             digest.update(json.dumps([batch.classes, batch.targets, batch.folds.test]).encode())
             digest.update(np.ascontiguousarray(batch.folds.of, dtype=np.int64).tobytes())
             digest.update(np.ascontiguousarray(batch.labels, dtype=np.float64).tobytes())
-        place = task.position or "all"
+        place = "heads" if task.by_head else task.position or "all"
         return self.folder / f"layer-{task.layer:03d}-{place}-{digest.hexdigest()[:16]}.zip"
 
     def load(self, task: LayerTask) -> LayerAnswer | None:

@@ -29,6 +29,8 @@ class LayerTask:
     position: str | None
     batches: Sequence[Batch]
     settings: ProbeSettings
+    by_head: bool = False
+    """Whether each head's vectors are probed by themselves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,22 +40,20 @@ class LayerAnswer:
     layer: int
     position: str | None
     answers: list[list[OutOfFold]]
-    """By batch and labelling; logits of all examples of the store."""
+    """By batch and labelling, with heads by head, batch and labelling; logits of all examples of the store."""
     seconds: float
 
 
 def run_layer(task: LayerTask) -> LayerAnswer:
     """Read the layer and solve its batches, one after another, with one BLAS thread."""
+    started = time.perf_counter()
     with one_blas_thread():
         x, used = _read(task)
-        return _solve(task, x.reshape(len(used), -1), used)
-
-
-def run_heads(task: LayerTask) -> list[LayerAnswer]:
-    """Read a layer of vectors by head, (example, head, column), and solve each head by itself."""
-    with one_blas_thread():
-        x, used = _read(task)
-        return [_solve(task, np.ascontiguousarray(x[:, head]), used) for head in range(x.shape[1])]
+        if task.by_head:  # (example, head, column)
+            answers = [found for head in range(x.shape[1]) for found in _solve(task, np.ascontiguousarray(x[:, head]), used)]
+        else:
+            answers = _solve(task, x.reshape(len(used), -1), used)
+    return LayerAnswer(task.layer, task.position, answers, time.perf_counter() - started)
 
 
 def _read(task: LayerTask) -> tuple[Floats, NDArray[np.intp]]:
@@ -61,8 +61,7 @@ def _read(task: LayerTask) -> tuple[Floats, NDArray[np.intp]]:
     return task.store.read(task.settings.array, layer=task.layer, position=task.position, examples=used), used
 
 
-def _solve(task: LayerTask, x: Floats, used: NDArray[np.intp]) -> LayerAnswer:
-    started = time.perf_counter()
+def _solve(task: LayerTask, x: Floats, used: NDArray[np.intp]) -> list[list[OutOfFold]]:
     settings = task.settings
     basis: Eigenbasis | None = None
     answers = []
@@ -86,7 +85,7 @@ def _solve(task: LayerTask, x: Floats, used: NDArray[np.intp]) -> LayerAnswer:
                 method=settings.method,
             )
         answers.append([_spread(answer, used, len(batch.used)) for answer in found])
-    return LayerAnswer(task.layer, task.position, answers, time.perf_counter() - started)
+    return answers
 
 
 def _spread(answer: OutOfFold, used: NDArray[np.intp], count: int) -> OutOfFold:
@@ -94,9 +93,3 @@ def _spread(answer: OutOfFold, used: NDArray[np.intp], count: int) -> OutOfFold:
     logits = np.full((len(answer.logits), count), np.nan, np.float32)
     logits[:, used] = answer.logits
     return replace(answer, logits=logits)
-
-
-def task_bytes(examples: int, columns: int, problems: int) -> int:
-    """Peak memory of a layer task: rows twice, the Gram matrix with its eigenvectors, weights and L-BFGS history."""
-    smaller = min(examples, columns)
-    return 4 * (2 * examples * columns + 4 * smaller**2 + problems * (24 * columns + 6 * examples))

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 
 Floats = NDArray[Any]
-_CHUNK = 1024
+CHUNK = 1024
+"""Rows that are standardised at a time, in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,7 @@ class Rows:
 
     def _chunks(self, start: int = 0, stop: int | None = None) -> list[slice]:
         stop = self.n if stop is None else stop
-        return [slice(a, min(a + _CHUNK, stop)) for a in range(start, stop, _CHUNK)]
+        return [slice(a, min(a + CHUNK, stop)) for a in range(start, stop, CHUNK)]
 
     def part(self, block: int) -> slice:
         """The rows of a block."""

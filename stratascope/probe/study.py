@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
 from stratascope.probe.assemble import assemble
+from stratascope.probe.cost import StudyCost, largest_task
 from stratascope.probe.curve import LayerCurve
 from stratascope.probe.finished import FinishedLayers
-from stratascope.probe.layer_task import LayerAnswer, LayerTask, run_heads, run_layer
-from stratascope.probe.plan import ProbeSettings, plan_position
-from stratascope.probe.scheduling import run_all
+from stratascope.probe.layer_task import LayerAnswer, LayerTask, run_layer
+from stratascope.probe.plan import Batch, ProbeSettings, plan_position
+from stratascope.probe.scheduling import run_all, workers_of
 from stratascope.probe.tasks import Task
 from stratascope.store import ActivationStore
 
@@ -35,16 +38,43 @@ def probe_study(
     tasks: Sequence[str | Task] = ("truth",),
     positions: Sequence[str | None] | None = None,
     *,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+    output: str | Path | None = None,
+    **options: Any,
+) -> list[LayerCurve]:
+    """Probe every layer for every task at every position.
+
+    Parameters
+    ----------
+    store, tasks, positions, options : of `plan_study`
+    scheduler : None for one after another in this process, `threads`, `processes`, or the address of a Dask scheduler
+    workers : threads or processes at once, one a core by default
+    progress : show a bar, where there is a terminal
+    output : folder in which finished layers are kept; the same study run again takes them from there
+
+    Returns
+    -------
+    One curve per position and task, in this order.
+    """
+    study = plan_study(store, tasks, positions, **options)
+    return study.run(scheduler=scheduler, workers=workers, progress=progress, output=output)
+
+
+def plan_study(
+    store: ActivationStore | str | Path,
+    tasks: Sequence[str | Task] = ("truth",),
+    positions: Sequence[str | None] | None = None,
+    *,
     array: str = "residual",
     layers: Sequence[int] | None = None,
     examples: Sequence[int] | NDArray[Any] | None = None,
     values: Mapping[str, Mapping[str, object]] | None = None,
-    scheduler: str | None = None,
-    progress: bool = False,
-    output: str | Path | None = None,
+    by_head: bool = False,
     **settings: Any,
-) -> list[LayerCurve]:
-    """Probe every layer for every task at every position.
+) -> Study:
+    """Examples, folds and labels of a study; reads no activations.
 
     Parameters
     ----------
@@ -56,71 +86,88 @@ def probe_study(
     layers : all by default
     examples : numbers or mask, all by default
     values : task name -> mapping from example id to class
-    scheduler : None for one after another in this process, `threads`, `processes`, or the address of a Dask scheduler
-    progress : show a bar, where there is a terminal
-    output : folder in which finished layers are kept; the same study run again takes them from there
+    by_head : one probe for each head of an array such as head_outputs; positions are then `head 0`, `head 1`, ...
     settings : fields of `ProbeSettings`: folds, seed, strengths, method, split, groups, minimum, types, tolerance, draws, level,
         directions
-
-    Returns
-    -------
-    One curve per position and task, in this order.
     """
     opened = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
-    try:
-        chosen = ProbeSettings(array=array, **settings)
-    except TypeError as error:
-        raise InvalidInputError(f"expected settings of {', '.join(ProbeSettings.__dataclass_fields__)}, found another: {error}") from error
+    chosen = _settings(array, settings)
     if not tasks:
         raise InvalidInputError("expected at least one task, found none; give tasks=('truth',)")
+    if by_head:
+        _refuse_without_heads(opened, array)
     places = _positions(opened, array) if positions is None else tuple(positions)
-    numbers = _layers(opened, array, layers)
     plans = {place: plan_position(opened, tasks, place, chosen, examples=examples, values=values) for place in places}
-    work = [LayerTask(opened, layer, place, plans[place], chosen) for place in places for layer in numbers]
-    answers = _solve(work, scheduler, progress, output)
-    curves = []
-    for number, place in enumerate(places):
-        found = answers[number * len(numbers) : (number + 1) * len(numbers)]
-        named = {curve.task: curve for curve in assemble(opened, place, plans[place], found, chosen)}
-        curves += [named[name] for name in dict.fromkeys(t.name if isinstance(t, Task) else t for t in tasks)]
-    return curves
+    names = tuple(dict.fromkeys(task.name if isinstance(task, Task) else task for task in tasks))
+    return Study(opened, names, tuple(_layers(opened, array, layers)), plans, chosen, by_head)
+
+
+def _settings(array: str, settings: Mapping[str, Any]) -> ProbeSettings:
+    try:
+        return ProbeSettings(array=array, **settings)
+    except TypeError as error:
+        raise InvalidInputError(f"expected settings of {', '.join(ProbeSettings.__dataclass_fields__)}, found another: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """All that is to be solved, before any activation is read."""
+
+    store: ActivationStore
+    tasks: tuple[str, ...]
+    layers: tuple[int, ...]
+    plans: Mapping[str | None, list[Batch]]
+    """Position -> batches."""
+    settings: ProbeSettings
+    by_head: bool = False
+
+    def cost(self, *, scheduler: str | None = None, workers: int | None = None) -> StudyCost:
+        """Tasks and memory."""
+        spec = self.store.layout.array(self.settings.array)
+        apart = {"example", spec.layer_dim, spec.position_dim, *(("head",) if self.by_head else ())}
+        columns = math.prod(n for dim, n in zip(spec.dims, spec.shape, strict=True) if dim not in apart)
+        each = max(largest_task(batches, columns, self.settings) for batches in self.plans.values())
+        return StudyCost(len(self.plans) * len(self.layers), each, workers_of(scheduler, workers))
+
+    def run(
+        self, *, scheduler: str | None = None, workers: int | None = None, progress: bool = False, output: str | Path | None = None
+    ) -> list[LayerCurve]:
+        """Solve everything; parameters and result of `probe_study`."""
+        work = [
+            LayerTask(self.store, layer, place, plan, self.settings, self.by_head)
+            for place, plan in self.plans.items()
+            for layer in self.layers
+        ]
+        answers = _solve(work, output, scheduler=scheduler, workers=workers, progress=progress)
+        curves = []
+        for number, (place, plan) in enumerate(self.plans.items()):
+            found = answers[number * len(self.layers) : (number + 1) * len(self.layers)]
+            heads = len(found[0].answers) // len(plan)
+            for head in range(heads):
+                mine = [replace(layer, answers=layer.answers[head * len(plan) : (head + 1) * len(plan)]) for layer in found]
+                named = {c.task: c for c in assemble(self.store, f"head {head}" if self.by_head else place, plan, mine, self.settings)}
+                curves += [named[name] for name in self.tasks]
+        return curves
 
 
 def head_curves(
-    store: ActivationStore | str | Path,
-    task: str | Task = "truth",
-    *,
-    array: str = "head_outputs",
-    layers: Sequence[int] | None = None,
-    examples: Sequence[int] | NDArray[Any] | None = None,
-    scheduler: str | None = None,
-    progress: bool = False,
-    **settings: Any,
+    store: ActivationStore | str | Path, task: str | Task = "truth", *, array: str = "head_outputs", **options: Any
 ) -> list[LayerCurve]:
-    """One probe per head: a curve by layer for each, whose position is `head 0`, `head 1`, ...
+    """One probe per head: a curve by layer for each, whose position is `head 0`, `head 1`, ...; options are those of `probe_study`.
 
-    A heatmap of head by layer is `pd.concat(c.rows() for c in curves).pivot(index="position", columns="layer", values="value")`.
-    Every head has an interval and a band of its own layers; over all heads together, the best of them is biased upwards.
+    Every head has an interval and a band of its own layers. Over all heads together, the best of them is biased upwards:
+    `score_grid` has a band that holds for all.
 
     Parameters
     ----------
     array : with vectors by head at the final token
     """
-    opened = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
-    spec = opened.layout.array(array)
-    if "head" not in spec.dims or spec.dims[-1] == "head":
-        raise InvalidInputError(f"{array}: expected vectors by head, found dimensions {spec.dims}; give array='head_outputs'")
-    chosen = ProbeSettings(array=array, **settings)
-    numbers = _layers(opened, array, layers)
-    plan = plan_position(opened, (task,), None, chosen, examples=examples)
-    work = [LayerTask(opened, layer, None, plan, chosen) for layer in numbers]
-    answers = run_all(run_heads, work, scheduler=scheduler, progress=progress)
-    return [assemble(opened, f"head {head}", plan, [layer[head] for layer in answers], chosen)[0] for head in range(len(answers[0]))]
+    return probe_study(store, (task,), array=array, by_head=True, **options)
 
 
-def _solve(work: list[LayerTask], scheduler: str | None, progress: bool, output: str | Path | None) -> list[LayerAnswer]:
+def _solve(work: list[LayerTask], output: str | Path | None, **options: Any) -> list[LayerAnswer]:
     if output is None:
-        return run_all(run_layer, work, scheduler=scheduler, progress=progress)
+        return run_all(run_layer, work, **options)
     finished = FinishedLayers(output)
     kept = {number: answer for number, task in enumerate(work) if (answer := finished.load(task)) is not None}
     open_numbers = [number for number in range(len(work)) if number not in kept]
@@ -128,9 +175,15 @@ def _solve(work: list[LayerTask], scheduler: str | None, progress: bool, output:
     def keep(place: int, answer: LayerAnswer) -> None:
         finished.save(work[open_numbers[place]], answer)
 
-    fresh = run_all(run_layer, [work[n] for n in open_numbers], scheduler=scheduler, progress=progress, finished=keep)
+    fresh = run_all(run_layer, [work[n] for n in open_numbers], finished=keep, **options)
     kept |= dict(zip(open_numbers, fresh, strict=True))
     return [kept[number] for number in range(len(work))]
+
+
+def _refuse_without_heads(store: ActivationStore, array: str) -> None:
+    spec = store.layout.array(array)
+    if "head" not in spec.dims or spec.dims[-1] == "head":
+        raise InvalidInputError(f"{array}: expected vectors by head, found dimensions {spec.dims}; give array='head_outputs'")
 
 
 def _positions(store: ActivationStore, array: str) -> tuple[str | None, ...]:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +16,6 @@ from stratascope.probe.categories import CATEGORIES, category_of
 from stratascope.probe.cross_validation import classify, regress
 from stratascope.probe.rows import Rows
 from stratascope.store import ActivationStore
-
-sys.path.append(str(Path(__file__).parents[1] / "store"))
-from serving import serving
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "vsr"
 vsr = pytest.mark.skipif(not SHARED.exists(), reason="needs the published VSR files beside the repository")
@@ -113,48 +106,6 @@ def test_vsr_is_as_described():
     assert np.ptp(sizes) < 0.02 * sizes.mean()
     spread = pd.crosstab(folds.of[folds.of >= 0], task.codes[folds.of >= 0])
     assert (spread.max() - spread.min() <= 3).all(), "every relation in equal parts"
-
-
-@contextmanager
-def cluster(folder: Path):
-    """A scheduler and two workers, each a process of its own."""
-    pytest.importorskip("distributed")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    note = folder / "scheduler.json"
-    quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(note)]
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(note), "--nthreads", "1", "--no-dashboard"]
-    running = [subprocess.Popen(dask, **quiet)]
-    try:
-        running += [subprocess.Popen([*worker, "--local-directory", str(folder)], **quiet) for _ in range(2)]
-        from distributed import Client
-
-        with Client(scheduler_file=str(note), timeout="30s", set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=30)
-            address = client.scheduler.address
-        yield address
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait(timeout=20)
-
-
-def test_a_dask_cluster_that_reads_over_http_gives_the_same_numbers(tmp_path):
-    path = planted_store(tmp_path / "a.zarr")
-    here = layer_curve(path, layers=(1, 2, 3, 4), draws=200)
-    with serving(tmp_path) as server, cluster(tmp_path) as scheduler:
-        there = layer_curve(f"{server.address}/a.zarr", layers=(1, 2, 3, 4), draws=200, scheduler=scheduler, output=tmp_path / "out")
-    pd.testing.assert_frame_equal(here.table, there.table)
-    np.testing.assert_array_equal(here.logits, there.logits)
-    assert len(list((tmp_path / "out").iterdir())) == 4
-
-
-def test_a_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("stratascope.probe.scheduling._PATIENCE", "1s")
-    path = planted_store(tmp_path / "a.zarr", examples=100)
-    with pytest.raises(InvalidInputError, match=r"tcp://127\.0\.0\.1:9.*dask scheduler"):
-        layer_curve(path, layers=(1,), draws=200, scheduler="tcp://127.0.0.1:9")
 
 
 def test_a_target_that_cannot_be_read_does_not_hide_one_that_can():

@@ -21,7 +21,9 @@ from stratascope.probe import (
     probe_study,
     transfer_matrix,
 )
-from stratascope.probe.layer_task import task_bytes
+from stratascope.probe.cross_validation import classify
+from stratascope.probe.folds import grouped_folds
+from stratascope.probe.rows import Rows
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 
 
@@ -100,7 +102,7 @@ def test_blank_images_are_a_paired_baseline(store, blank, tmp_path):
 def test_tables_are_tidy_and_predictions_out_of_fold(curves):
     curve = curves["truth", "final"]
     assert list(curve.table) == [
-        "layer", "position", "task", "metric", "value", "low", "high", "low_simultaneous", "high_simultaneous", "chance",
+        "layer", "position", "task", "metric", "value", "low", "high", "low_simultaneous", "high_simultaneous", "chance", "at_edge",
     ]  # fmt: skip
     assert set(curve.table["metric"]) == {"accuracy", "balanced_accuracy", "auroc", "log_loss"}
     found = curve.predictions
@@ -135,7 +137,25 @@ def test_an_optimum_at_the_edge_of_the_grid_is_noted(store, curves):
     low = layer_curve(store, strengths=(1e-6, 1e-5), layers=(1, 4), draws=200)
     assert len(low.notes) == 1
     assert "at layers" in low.notes[0]
-    assert "4 the best strength is the largest of the grid, 1e-05" in low.notes[0]
+    assert "4 the best strength is the largest tried, 1e-05" in low.notes[0]
+    assert low.rows().set_index("layer").loc[4, "at_edge"], "figures draw it hollow"
+
+
+def test_the_default_grid_goes_on_while_the_loss_falls():
+    """The label is the small difference of two columns that are nearly the same: weights have to be large."""
+    rng = np.random.default_rng(0)
+    y = np.arange(600) % 2
+    first = rng.standard_normal(600)
+    x = np.stack([first, first + 0.02 * (2 * y - 1 + 0.8 * rng.standard_normal(600))], axis=1)
+    folds = grouped_folds(np.arange(600), y, folds=3)
+    (found,) = classify(Rows(x, folds.of), y[None], folds, classes=2)
+    assert np.isfinite(found.inner_loss[-1]).all(), "tried up to 1e4"
+    loss = found.inner_loss.mean(axis=1)
+    assert loss[-1] < 0.7 * loss[-3], "than at 100"
+    assert found.at_edge.tolist() == (found.strength == 1e4).tolist()
+    (short,) = classify(Rows(x, folds.of), y[None], folds, classes=2, strengths=(10, 100))
+    assert len(short.inner_loss) == 2, "strengths that are given are all there is"
+    assert short.at_edge.all()
 
 
 def test_directions_read_activations_as_recorded(store, curves):
@@ -303,11 +323,6 @@ def test_refusals_say_what_to_change(store, tmp_path):
     with pytest.raises(UnwrittenBlockError, match=r"4 of 7 blocks unwritten.*examples="):
         layer_curve(half)
     assert len(layer_curve(half, examples=half.available("residual", "final"), layers=(4,), draws=200).examples) == 192
-
-
-def test_memory_of_a_task_is_known_beforehand():
-    """VSR's size, truth and control: well under 3 GB."""
-    assert 0.3e9 < task_bytes(10_972, 3_584, 32) < 1.5e9
 
 
 def test_planted_stores_are_stores(store: ActivationStore, tmp_path: Path):

@@ -1,0 +1,64 @@
+"""What a study takes before it is run: how many layer tasks, and the memory of those that run at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stratascope.probe.cross_validation import RIDGE_STRENGTHS, STRENGTHS
+from stratascope.probe.design import design_for
+from stratascope.probe.plan import Batch, ProbeSettings
+from stratascope.probe.rows import CHUNK
+from stratascope.store.overview import bytes_text
+
+
+@dataclass(frozen=True)
+class StudyCost:
+    """Tasks and memory of a study."""
+
+    tasks: int
+    """One for each layer and position."""
+    bytes_each: int
+    """Peak of the largest, beside what the process holds anyway."""
+    at_once: int
+    """Workers on this machine; 0 where they are elsewhere."""
+
+    @property
+    def bytes_at_once(self) -> int:
+        """Peak of all workers of this machine."""
+        return self.bytes_each * min(max(self.at_once, 1), max(self.tasks, 1))
+
+    def __str__(self) -> str:
+        what = f"{self.tasks} layer tasks of up to {bytes_text(self.bytes_each)}"
+        if not self.at_once:
+            return f"{what} for each thread of a worker"
+        return f"{what}, {min(self.at_once, max(self.tasks, 1))} at once: {bytes_text(self.bytes_at_once)}"
+
+
+def task_bytes(examples: int, columns: int, problems: int) -> int:
+    """Peak memory of a layer task.
+
+    The rows are held twice (as read, and standardised); beside them come, one after another, float64 pieces while they are
+    standardised, the Gram matrix with its eigenvectors and LAPACK's work, and weights, L-BFGS history and logits of all problems.
+
+    Parameters
+    ----------
+    problems : weight vectors solved together: labellings x models x outputs
+    """
+    smaller = min(examples, columns)
+    standardising = 24 * min(examples, CHUNK) * columns
+    basis = 16 * smaller**2 + (4 * smaller * columns if examples < columns else 0)
+    solving = 4 * smaller * columns + 4 * problems * (24 * columns + 6 * examples)
+    return 8 * examples * columns + max(standardising, basis, solving)
+
+
+def batch_problems(batch: Batch, settings: ProbeSettings) -> int:
+    """Weight vectors that the batch's labellings need at a time."""
+    grid = settings.strengths or (RIDGE_STRENGTHS if batch.targets else STRENGTHS)
+    models = len(design_for(batch.folds, 1 if settings.method == "means" else len(grid)).training)
+    outputs = len(batch.targets) or (1 if len(batch.classes) == 2 else len(batch.classes))
+    return len(batch.tasks) * models * outputs
+
+
+def largest_task(batches: list[Batch], columns: int, settings: ProbeSettings) -> int:
+    """Peak memory of the tasks of a position: its batches are solved one after another."""
+    return max(task_bytes(int(batch.used.sum()), columns, batch_problems(batch, settings)) for batch in batches)
