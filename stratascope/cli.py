@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
-from stratascope.commands import attention, measuring, recording, stores
+from stratascope.commands import attention, looking, measuring, recording, stores
 from stratascope.errors import StratascopeError
 
 COMMANDS = (
     recording.demo, recording.plan, recording.extract, stores.info, stores.verify, stores.copy, stores.diff, measuring.probe,
     measuring.answers, measuring.share, measuring.rollout,
     attention.flow,
+    looking.figure, looking.report,
 )  # fmt: skip
 """The commands, in the order of use."""
 

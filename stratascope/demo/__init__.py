@@ -51,6 +51,7 @@ def run_demo(
     from stratascope.store import ActivationStore
     from stratascope.workflow.attention import roll_and_draw, save_answers, share_and_draw
     from stratascope.workflow.probing import save_accuracy_by, save_advantage, save_curve
+    from stratascope.workflow.reporting import write_report
 
     require_extract_extra()
     out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,8 @@ def run_demo(
             condition=condition,
             record=("residual", "attention_rows", "attention_maps") if condition == "original" else ("residual",),
         )
-        run_extraction(plan_extraction(settings), path, progress=progress)
+        again = f"stratascope demo --out . --scenes {scenes} --seed {seed}"
+        run_extraction(plan_extraction(settings), path, progress=progress, command=again)
         stores[condition] = ActivationStore.open(path)
     original, results = stores["original"], out / "results"
     say("4/5 probing every layer")
@@ -84,11 +86,15 @@ def run_demo(
     for position in ("final", "object", "subject"):
         save_accuracy_by(curves[f"truth-{position}"], original, "relation", results)
     _draw(curves, results)
-    say("5/5 answers, attention share and rollout")
+    say("5/5 answers, attention share, rollout and report")
     save_answers(original, results)
     share_and_draw(original, results)
     roll_and_draw(original, results, examples=None, window=None)
-    where = f"Everything is in {out}: stores original.zarr and blank.zarr, results/ with the curves (*.zarr.zip) and figures (*.png)."
+    write_report(original, [results], results / "report.html", where=out / "original.zarr")
+    where = (
+        f"All of it on one page: {results / 'report.html'}\n"
+        f"Everything is in {out}: stores original.zarr and blank.zarr, results/ with the curves (*.zarr.zip) and figures (*.png)."
+    )
     return f"{_sentences(original, curves)}\n\n{where}"
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 TINT = (0.86, 0.29, 0.0)
 """Colour of maps laid over images."""
 
+SCALE = 1.7
+"""Pixels of a page for each point of a figure, so that 8 points read like 13.6 pixels."""
+
 _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
@@ -58,7 +61,7 @@ def inline_drawing(figure: Figure, label: str) -> Markup:
     for element in root.iter():
         _flatten(element, prefix, used)
     width, height = (float(value) for value in root.attrib["viewBox"].split()[2:])
-    root.attrib = {"viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": label, "width": f"{width * 4 / 3:.0f}"}
+    root.attrib = {"viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": label, "width": f"{width * SCALE:.0f}"}
     ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
     # safe: ElementTree escapes what it writes
     body = ElementTree.tostring(root, encoding="unicode").replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)

@@ -32,9 +32,11 @@ class Source:
     """Name of the results file, or of the store."""
     table: str = ""
     """Table, array or attribute in it."""
+    detail: str = field(default="", compare=False)
+    """Which row or mean; told with the number, but no footnote of its own."""
 
     def __str__(self) -> str:
-        return f"{self.file}, {self.table}" if self.table else self.file
+        return ", ".join(filter(None, (self.file, self.table, self.detail)))
 
 
 @dataclass(frozen=True)
@@ -259,8 +261,23 @@ def _template() -> Template:
     environment.filters.update(drawing=inline_drawing, pixels=inline_pixels, tint=tint_pixels, ground=_ground, step=_step, number=_number)
     environment.tests["cited"] = lambda value: isinstance(value, Cited)
     environment.tests["interval"] = lambda value: isinstance(value, Interval)
+    environment.filters["pieces"] = _pieces
     environment.globals["kind"] = lambda block: type(block).__name__
     return environment.from_string(_shell("page.html"))
+
+
+def _pieces(words: Words | Cited) -> list[tuple[str | Cited, bool]]:
+    """The pieces of a text, and whether each is followed by its footnote: the last of several numbers of one source is."""
+    parts = [words] if isinstance(words, str | Cited) else list(words)
+    found: list[tuple[str | Cited, bool]] = []
+    after: Source | None = None
+    for part in reversed(parts):
+        if isinstance(part, Cited):
+            found.append((part, part.source != after))
+            after = part.source
+        else:
+            found.append((part, False))
+    return found[::-1]
 
 
 def _ground(picture: Picture) -> NDArray[np.uint8]:

@@ -86,6 +86,7 @@ class Reader(HTMLParser):
         self.text += data
 
 
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # so long a text leaves the figure no room
 def test_hostile_text_is_shown_and_never_markup() -> None:
     harmless, hostile = Reader(full_page("plain").html()), Reader(full_page(HOSTILE).html())
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in harmless.tags]

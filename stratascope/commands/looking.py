@@ -1,0 +1,70 @@
+"""Commands that show results: figure, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stratascope.commands.terminal import open_store
+from stratascope.errors import InvalidInputError
+
+
+@click.command(short_help="All results of a store on one page.")
+@click.argument("store")
+@click.argument("results", nargs=-1, type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The page; default: STORE-report.html beside the store.")
+@click.option("--title", default="", help="Of the page.")
+def report(store: str, results: tuple[Path, ...], out: Path | None, title: str) -> None:
+    """Write what the results of a store say as one HTML file that needs no network and no other file.
+
+    RESULTS are files or folders; by default STORE-results, and `results` beside the store.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope report demo/original.zarr -o report.html
+    """
+    from stratascope.workflow.reporting import write_report
+
+    path = Path(store)
+    target = out or (Path(f"{path.stem}-report.html") if "://" in store else path.with_name(f"{path.stem}-report.html"))
+    click.echo(write_report(open_store(store), results, target, where=store, title=title))
+
+
+@click.command(short_help="One figure from results, in paper quality.")
+@click.argument("name", required=False)
+@click.argument("results", nargs=-1, metavar="[STORE|RESULTS]...")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write: .pdf, .svg or .png; default: NAME.pdf.")
+@click.option("--list", "listed", is_flag=True, help="List the figures there are, and what makes their results.")
+@click.option("--task", help="Of figures of probes: truth by default.")
+@click.option("--position", help="Of figures of probes: the final token by default, or all.")
+@click.option("--width", default=3.4, show_default=True, metavar="INCHES", help="A column's width.")
+@click.option("--height", type=float, metavar="INCHES", help="Default: the figure's own.")
+def figure(
+    name: str | None,
+    results: tuple[str, ...],
+    out: Path | None,
+    listed: bool,
+    task: str | None,
+    position: str | None,
+    width: float,
+    height: float | None,
+) -> None:
+    """Draw one figure from results: of a store, whose results lie beside it, or of results files and folders.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope figure curves demo/original.zarr -o curves.pdf
+    """
+    from stratascope.report.named import FIGURES
+    from stratascope.workflow.drawing import draw_named
+
+    if listed:
+        wide = max(map(len, FIGURES))
+        click.echo("\n".join(f"{f.name:<{wide}}  {f.shows}\n{'':<{wide}}  from {f.command}" for f in FIGURES.values()))
+        return
+    if name is None or not results:
+        raise InvalidInputError(
+            "expected the name of a figure and a store or results, such as: stratascope figure curves demo/original.zarr"
+        )
+    click.echo(draw_named(name, results, out or Path(f"{name}.pdf"), task=task, position=position, width=width, height=height))

@@ -1,0 +1,250 @@
+"""The results of one store, gathered from their files: which there are, and that they belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
+from stratascope.report.page import Source
+from stratascope.store import ActivationStore, ResultFile, load_result
+
+ENDING = ".zarr.zip"
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """One results file."""
+
+    path: Path
+    result: ResultFile
+
+    @property
+    def name(self) -> str:
+        """The file's name, as a page cites it."""
+        return self.path.name
+
+    @property
+    def kind(self) -> str:
+        """Which result it is."""
+        return self.result.kind
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the file; those of a layer curve with its settings among them."""
+        given = dict(self.result.attributes)
+        return {**given.get("settings", {}), **given} if isinstance(given.get("settings", {}), dict) else given
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the store that it was made from."""
+        own = self.attributes
+        return own.get("fingerprint") or own.get("store")
+
+    @property
+    def condition(self) -> str:
+        """What was done to the images of its store."""
+        own = self.attributes
+        return str(own.get("condition") or own.get("provenance", {}).get("condition") or "original")
+
+    @property
+    def task(self) -> str:
+        """Of a probe's result: the task, with its control."""
+        return str(self.attributes.get("task", ""))
+
+    @property
+    def position(self) -> str:
+        """Of a probe's result: where it read; empty for arrays without positions."""
+        return str(self.attributes.get("position") or "")
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table; StoreError where the file has none of that name, having been made by an older version."""
+        if name not in self.result.tables:
+            raise StoreError(
+                f"{self.name}: expected a table {name!r}, found {', '.join(self.result.tables) or 'none'}; "
+                "it was made by an older version, make it again"
+            )
+        return self.result.tables[name]
+
+    def rows(self, metric: str) -> pd.DataFrame:
+        """Rows of a layer curve's table of one metric, by layer."""
+        table = self.table("table")
+        return table[table["metric"] == metric].sort_values("layer").reset_index(drop=True)
+
+    def event(self, kind: str) -> pd.Series[Any]:
+        """The row of `onset` or `offset` in the table of events."""
+        table = self.table("events")
+        return table[table["kind"] == kind].iloc[0]
+
+    def source(self, table: str = "", detail: str = "") -> Source:
+        """How a page cites it."""
+        return Source(self.name, table, detail)
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Results of one store, and curves of stores that differ from it in the condition alone."""
+
+    own: Sequence[Found]
+    beside: Sequence[Found] = ()
+    """Baselines: the same model and examples under another condition."""
+    others: int = 0
+    """Files left out because they are of other stores."""
+
+    def of(self, kind: str) -> list[Found]:
+        """Results of the store of one kind."""
+        return [found for found in self.own if found.kind == kind]
+
+    @cached_property
+    def curves(self) -> list[Found]:
+        """Layer curves over the residual stream that are no controls; the final token's and truth first."""
+        found = [f for f in self.of("layer_curve") if ":" not in f.task and f.attributes.get("array", "residual") == "residual"]
+        return sorted(found, key=lambda f: (_TASKS.get(f.task, 9), f.task, _POSITIONS.get(f.position, 9), f.position))
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks of the curves, truth first."""
+        return list(dict.fromkeys(f.task for f in self.curves))
+
+    def controls_of(self, curve: Found) -> list[Found]:
+        """The same probe given labels without meaning."""
+        return [f for f in self.of("layer_curve") if f.task.startswith(f"{curve.task}:") and f.position == curve.position]
+
+    def baselines_of(self, curve: Found) -> list[Found]:
+        """The same probe on the store of another condition."""
+        same = (curve.task, curve.position, curve.attributes.get("array"))
+        return [f for f in self.beside if f.kind == "layer_curve" and (f.task, f.position, f.attributes.get("array")) == same]
+
+    def advantages_of(self, curve: Found) -> list[Found]:
+        """Paired differences of the curve over its baselines and controls."""
+        return [f for f in self.of("advantage") if (f.task, f.position) == (curve.task, curve.position)]
+
+    def one(self, kind: str, what: str, command: str) -> Found:
+        """The first result of a kind; NotRecordedError saying by which command to make it."""
+        found = self.of(kind)
+        if not found:
+            raise NotRecordedError(f"expected {what} among the results, found none; make it with `{command}`")
+        return found[0]
+
+
+_TASKS = {"truth": 0, "relation": 1, "answer": 2}
+_POSITIONS = {"final": 0, "object": 1, "relation": 2, "subject": 3, "image": 4}
+
+
+def default_folders(store: str | Path) -> list[Path]:
+    """Where the results of a store lie if nothing else was said: STORE-results, and `results` beside the store."""
+    path = Path(store)
+    if "://" in str(store):
+        return [Path(f"{path.stem}-results")]
+    return [path.with_name(f"{path.stem}-results"), path.with_name("results")]
+
+
+def gather(store: ActivationStore, paths: Iterable[str | Path] = (), *, where: str | Path | None = None) -> Findings:
+    """All results of a store.
+
+    Parameters
+    ----------
+    paths
+        Files and folders; none for the store's default folders. Files given must be of this store; in a folder `results`, which
+        several stores may share, those of others are left out.
+    where
+        The store's path or address; its name by default.
+
+    Raises
+    ------
+    InvalidInputError
+        If a result is of another store, or of this one before blocks were added or made again.
+    NotRecordedError
+        If there are no results.
+    """
+    given = [Path(p) for p in paths]
+    shared: set[Path] = set()
+    if not given:
+        folders = default_folders(where or store.name)
+        shared = {folders[-1]} if len(folders) > 1 else set()
+        given = [folder for folder in folders if folder.is_dir()]
+        if not given:
+            raise NotRecordedError(
+                f"expected results in {' or '.join(map(str, folders))}, found no such folder; "
+                f"make some with `stratascope probe {where or store.name}`"
+            )
+    own: list[Found] = []
+    beside: list[Found] = []
+    others = 0
+    fingerprint, names = store.fingerprint(), set()
+    for path, root in _files(given):
+        if path.name in names:
+            continue
+        found = Found(path, load_result(path))
+        if found.fingerprint == fingerprint:
+            own.append(found)
+        elif _comparable(found, store.provenance):
+            beside.append(found)
+        elif root in shared:
+            others += 1
+            continue
+        else:
+            raise InvalidInputError(
+                f"{path}: expected results of {store.name} as it is now, found those of {_name(found)}; "
+                "make the result again, or leave the file out"
+            )
+        names.add(path.name)
+    if not own:
+        text = f" ({others} of other stores)" if others else ""
+        raise NotRecordedError(
+            f"expected results of {store.name} in {', '.join(map(str, given))}, found none{text}; "
+            f"make some with `stratascope probe {where or store.name}`"
+        )
+    return Findings(own, beside, others)
+
+
+def gather_results(paths: Iterable[str | Path]) -> Findings:
+    """Results without their store: those of the store that most files are of, and its baselines.
+
+    Raises
+    ------
+    NotRecordedError
+        If there are no results.
+    """
+    found = [Found(path, load_result(path)) for path, _ in _files([Path(p) for p in paths])]
+    if not found:
+        raise NotRecordedError(f"expected results in {', '.join(map(str, paths))}, found none; make some with `stratascope probe STORE`")
+    prints = [f.fingerprint for f in found]
+    chosen = max(dict.fromkeys(prints), key=lambda p: (prints.count(p), -prints.index(p)))
+    own = [f for f in found if f.fingerprint == chosen]
+    provenance: dict[str, Any] = next((f.attributes["provenance"] for f in own if "provenance" in f.attributes), {})
+    beside = [f for f in found if f.fingerprint != chosen and _comparable(f, provenance)]
+    return Findings(own, beside, len(found) - len(own) - len(beside))
+
+
+def _files(paths: Iterable[Path]) -> Iterable[tuple[Path, Path]]:
+    """Results files with the path that led to them."""
+    for path in paths:
+        if path.is_dir():
+            yield from ((inner, path) for inner in sorted(path.glob(f"*{ENDING}")))
+        elif path.is_file():
+            yield path, path
+        else:
+            raise NotRecordedError(f"expected results at {path}, found nothing there; check the path")
+
+
+def _comparable(found: Found, provenance: dict[str, Any]) -> bool:
+    """Whether a curve is of the same model and examples under another condition."""
+    theirs = found.attributes.get("provenance") or {}
+    if found.kind != "layer_curve" or theirs.get("condition") == provenance.get("condition"):
+        return False
+    pairs = [(p.get("model", {}), p.get("data", {})) for p in (theirs, provenance)]
+    (model, data), (own_model, own_data) = pairs
+    same = all(model.get(key) == own_model.get(key) for key in ("name", "revision", "files"))
+    return same and data.get("examples") == own_data.get("examples") and bool(data.get("examples"))
+
+
+def _name(found: Found) -> str:
+    own = found.attributes
+    name = own.get("store") if "fingerprint" in own else None
+    return f"{name or 'another store'} (fingerprint {str(found.fingerprint)[:12]})"

@@ -1,0 +1,197 @@
+"""What was found, in plain words: every number in them is cited from a results file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from stratascope.report.findings import Findings, Found
+from stratascope.report.named import advantage_name, score_of
+from stratascope.report.page import Block, Cited, Fact, Facts, Prose
+
+TASK_WORDS = {
+    "truth": "whether the caption is true",
+    "relation": "which relation the caption names",
+    "answer": "what the model will answer",
+    "category": "which kind of relation the caption names",
+    "geometry": "where the two things are in the image",
+}
+POSITION_WORDS = {
+    "final": "at the final token",
+    "subject": "at the last token of the subject",
+    "relation": "at the last token of the relation",
+    "object": "at the last token of the object",
+    "image": "in the mean over the image's tokens",
+    "subject_box": "in the image tokens within the subject's box",
+    "object_box": "in the image tokens within the object's box",
+}
+
+
+def headline(findings: Findings) -> list[Block]:
+    """Onset, peak, offset, what the baselines do, and how the model itself does: sentences, then the same as tiles.
+
+    The curve that it speaks of is truth at the final token where there is one, else the first by task and position.
+    """
+    blocks: list[Block] = []
+    tiles: list[Fact] = []
+    if findings.curves:
+        curve = findings.curves[0]
+        blocks.append(Prose([*_onset(curve), *_peak(curve), *_offset(curve)], lead=True))
+        tiles += _curve_tiles(curve)
+        for found in findings.advantages_of(curve):
+            blocks.append(Prose(_advantage(curve, found, findings), lead=True))
+            tiles.append(_advantage_tile(curve, found))
+    answers = findings.of("answer_confidence")
+    if answers:
+        row = answers[0].table("confidence").iloc[0]
+        source = answers[0].source("table confidence", "all relations")
+        right = Cited(percent(row["accuracy"]), float(row["accuracy"]), source)
+        ends = _ends(row["accuracy_low"], row["accuracy_high"], answers[0], "all relations", table="table confidence")
+        blocks.append(Prose(["The model itself answers ", right, *ends, " of the examples right."], lead=True))
+        tiles.append(Fact(right, "of the model's answers are right", ends))
+    return [Facts(tiles), *blocks] if tiles else blocks
+
+
+def peak(curve: Found, metric: str | None = None) -> pd.Series[Any]:
+    """The row of a curve's best layer; the first of several equal ones."""
+    rows = curve.rows(metric or score_of(curve))
+    return rows.iloc[int(rows["value"].to_numpy().argmax())]
+
+
+def percent(value: float) -> str:
+    """A share as text."""
+    return f"{100 * value:.1f} %"
+
+
+def _onset(curve: Found) -> list[str | Cited]:
+    what = TASK_WORDS.get(curve.task, f"the column “{curve.task}”")
+    where = POSITION_WORDS.get(curve.position, f"at {curve.position}" if curve.position else "")
+    event = curve.event("onset")
+    metric = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy", "r2": "R²"}.get(str(event["metric"]), str(event["metric"]))
+    source = curve.source("table events", f"onset of {metric} over chance")
+    begin = f"{what[:1].upper()}{what[1:]} "
+    if not event["found"]:
+        return [begin, f"cannot be read {where} in ", Cited("any layer", -1, source), ": no probe does better than chance. "]
+    layer = Cited(f"layer {event['layer']}", int(event["layer"]), source)
+    return [begin, f"can be read {where} from ", layer, " on", *_layers(event, curve), "; before it no probe does better than chance. "]
+
+
+def _layers(event: pd.Series[Any], curve: Found) -> list[str | Cited]:
+    low, high = int(event["low"]), int(event["high"])
+    source = curve.source("table events", f"interval of the {event['kind']}")
+    if low < 0 or high < 0:
+        return []
+    level = f"{100 * float(event['level']):.0f} % interval"
+    if low == high:
+        return [f" ({level}: ", Cited(f"layer {low}", low, source), " alone)"]
+    return [f" ({level}: layers ", Cited(str(low), low, source), " to ", Cited(str(high), high, source), ")"]
+
+
+def _peak(curve: Found) -> list[str | Cited]:
+    row, metric = peak(curve), score_of(curve)
+    which = f"{metric} at layer {row['layer']}"
+    ends = _ends(row["low_simultaneous"], row["high_simultaneous"], curve, f"{which}, simultaneous over layers", metric)
+    best = Cited(_score(row["value"], metric), float(row["value"]), curve.source("table table", which))
+    layer = Cited(f"layer {row['layer']}", int(row["layer"]), curve.source("table table", which))
+    if metric == "r2":
+        return ["At ", layer, ", its best, the probe explains ", best, *ends, " of the variance (R²). "]
+    chance = Cited(percent(row["chance"]), float(row["chance"]), curve.source("table table", f"{which}, chance"))
+    return ["At ", layer, ", its best, a linear probe is right for ", best, *ends, " of the examples; guessing would be for ", chance, ". "]
+
+
+def _offset(curve: Found) -> list[str | Cited]:
+    if not curve.event("onset")["found"]:
+        return []
+    event = curve.event("offset")
+    source = curve.source("table events", "offset")
+    if not event["found"]:
+        return ["It can still be read in the ", Cited("last layer", -1, source), "."]
+    layer = Cited(f"layer {event['layer']}", int(event["layer"]), source)
+    return ["From ", layer, " on", *_layers(event, curve), " it can no longer be found."]
+
+
+def _advantage(curve: Found, found: Found, findings: Findings) -> list[str | Cited]:
+    over = found.attributes.get("baseline") or {}
+    control = str(over.get("task", "")).partition(":")[2]
+    metric, row = score_of(curve), _at_peak(curve, found)
+    gained = _gain(found, row, metric)
+    event = found.event("onset")
+    real: list[str | Cited] = (
+        [" (real from ", Cited(f"layer {event['layer']}", int(event["layer"]), found.source("table events", "onset")), " on)"]
+        if event["found"]
+        else [" (", Cited("in no layer", -1, found.source("table events", "onset")), " more than chance would give)"]
+    )
+    other = findings.controls_of(curve) if control else findings.baselines_of(curve)
+    words: list[str | Cited] = []
+    for baseline in other:
+        if (baseline.task.partition(":")[2] != control) if control else (baseline.condition != over.get("condition")):
+            continue
+        rows = baseline.rows(metric)["value"]
+        ends = [
+            Cited(_score(value, metric), float(value), baseline.source("table table", f"{end} {metric} over layers"))
+            for end, value in (("lowest", rows.min()), ("highest", rows.max()))
+        ]
+        range_of = [ends[0]] if ends[0].text == ends[1].text else [ends[0], " to ", ends[1]]
+        words += [f"With {advantage_name(found)} the same probe scores ", *range_of, " over all layers. "]
+    words += [f"At layer {row['layer']} the probe is ", *gained, f" above {advantage_name(found)}", *real]
+    if control:
+        return [*words, "."]
+    verdict = ": what it reads comes from the image." if event["found"] else ": what it reads is there without the image."
+    return [*words, verdict if over.get("condition") == "blank" else "."]
+
+
+def _at_peak(curve: Found, found: Found) -> pd.Series[Any]:
+    layer = int(peak(curve)["layer"])
+    table = found.table("table")
+    return table[table["layer"] == layer].iloc[0]
+
+
+def _gain(found: Found, row: pd.Series[Any], metric: str) -> list[str | Cited]:
+    which = f"layer {row['layer']}"
+    scale, unit = (1, "") if metric == "r2" else (100, " points")
+    value, low, high = (float(row[name]) for name in ("value", "low_simultaneous", "high_simultaneous"))
+    digits = 2 if metric == "r2" else 1
+    shown = Cited(f"{scale * value:+.{digits}f}{unit}", value, found.source("table table", which))
+    source = found.source("table table", f"{which}, simultaneous over layers")
+    return [
+        shown,
+        " [",
+        Cited(f"{scale * low:.{digits}f}", low, source),
+        ", ",
+        Cited(f"{scale * high:.{digits}f}", high, source),
+        "]",
+    ]
+
+
+def _curve_tiles(curve: Found) -> list[Fact]:
+    event, row, metric = curve.event("onset"), peak(curve), score_of(curve)
+    where = f"{curve.task} {POSITION_WORDS.get(curve.position, curve.position)}".strip()
+    onset = Cited(f"layer {event['layer']}" if event["found"] else "none", int(event["layer"]), curve.source("table events", "onset"))
+    which = f"{metric} at layer {row['layer']}"
+    best = Cited(_score(row["value"], metric), float(row["value"]), curve.source("table table", which))
+    ends = _ends(row["low_simultaneous"], row["high_simultaneous"], curve, f"{which}, simultaneous over layers", metric)
+    name = "explained by a linear probe" if metric == "r2" else "right: a linear probe"
+    return [Fact(onset, f"onset of {where}", _layers(event, curve)), Fact(best, f"{name} at layer {row['layer']}", ends)]
+
+
+def _advantage_tile(curve: Found, found: Found) -> Fact:
+    gained = _gain(found, _at_peak(curve, found), score_of(curve))
+    first = gained[0]
+    assert isinstance(first, Cited)
+    first = replace(first, text=first.text.removesuffix(" points"))
+    over = found.attributes.get("baseline") or {}
+    unit = "R²" if score_of(curve) == "r2" else "points"
+    selective = "selectivity: " if ":" in str(over.get("task", "")) else ""
+    return Fact(first, f"{selective}{unit} above {advantage_name(found)}", gained[1:])
+
+
+def _ends(low: float, high: float, found: Found, which: str, metric: str = "accuracy", *, table: str = "table table") -> list[str | Cited]:
+    source = found.source(table, which)
+    cited = [Cited(_score(end, metric).removesuffix(" %"), float(end), source) for end in (low, high)]
+    return [" [", cited[0], ", ", cited[1], "]"]
+
+
+def _score(value: float, metric: str) -> str:
+    return f"{value:.2f}" if metric == "r2" else percent(float(value))

@@ -1,0 +1,88 @@
+"""How to make everything again: the commands, from what the store and the results say of themselves."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from stratascope.report.findings import Findings, Found
+from stratascope.report.page import Block, Commands, Folded, Prose, Remark, Table
+from stratascope.store import ActivationStore
+
+PLAIN: dict[str, Any] = {"array": "residual", "strengths": None, "method": "logistic", "split": [], "groups": "image", "minimum": 20}
+"""Settings of a probe that the command line leaves as they are."""
+
+
+def provenance(store: ActivationStore, findings: Findings) -> list[Block]:
+    """What made the store and its results, and the commands that make them again."""
+    held = store.provenance
+    model, prompt, libraries = (dict(held.get(name) or {}) for name in ("model", "prompt", "libraries"))
+    facts = [
+        ("store", PurePath(store.name).name),
+        ("fingerprint", store.fingerprint()[:16]),
+        ("written", f"{held.get('created') or 'date unknown'}; {'complete' if store.complete else 'incomplete'}"),
+        ("model", _joined(model.get("name"), model.get("revision"), model.get("dtype"), model.get("hardware"))),
+        ("prompt", _joined(prompt.get("name"), prompt.get("text"))),
+        ("condition", str(held.get("condition"))),
+        ("examples", f"{store.layout.examples:,} on {store.examples['image'].nunique():,} images"),
+        ("data", _joined(*(f"{name} ({digest[:12]})" for name, digest in (held.get("data", {}).get("examples") or {}).items()))),
+        ("libraries", _joined(*(f"{name} {version}" for name, version in libraries.items()))),
+    ]
+    blocks: list[Block] = [
+        Table(["what", "how"], [[name, str(value)] for name, value in facts if value]),
+        Prose("In the folder of the store, these commands make the store, its results and this page again:"),
+        Commands(commands(store, findings)),
+    ]
+    notes = [note for curve in findings.curves if (note := _unusual(curve))]
+    if notes:
+        blocks.append(Remark("Some curves were made in Python with settings that the command line does not have: " + "; ".join(notes)))
+    files = [[f.name, f.kind, f.condition, str(f.fingerprint)[:12]] for f in (*findings.own, *findings.beside)]
+    left = f" {findings.others} files of other stores in the same folder were left out." if findings.others else ""
+    blocks.append(Folded(f"{len(files)} results files", [Table(["file", "kind", "condition", "store"], files, caption=left)]))
+    return blocks
+
+
+def commands(store: ActivationStore, findings: Findings) -> list[str]:
+    """Shell commands in their order."""
+    name = PurePath(store.name).name
+    extracted = store.provenance.get("command")
+    lines = [extracted or f"# the store does not say which command wrote it; its settings are those that `stratascope info {name}` prints"]
+    folder = PurePath(findings.own[0].path).parent.name
+    out = f" --out {shlex.quote(folder)}" if folder and folder != f"{PurePath(name).stem}-results" else ""
+    lines += [f"{line}{out}" for line in _measured(shlex.quote(name), findings)]
+    given = f" {shlex.quote(folder)}" if out else ""
+    return [*lines, f"stratascope report {shlex.quote(name)}{given} -o report.html"]
+
+
+def _measured(store: str, findings: Findings) -> list[str]:
+    lines = []
+    groups: dict[tuple[Any, ...], list[Found]] = {}
+    for curve in findings.of("layer_curve"):
+        own = curve.attributes
+        groups.setdefault((own.get("folds", 5), own.get("seed", 0)), []).append(curve)
+    baselines = {PurePath(str(f.attributes.get("store"))).name for f in findings.beside}
+    for (folds, seed), curves in groups.items():
+        tasks = ",".join(dict.fromkeys(c.task for c in curves))
+        positions = ",".join(dict.fromkeys(c.position for c in curves if c.position))
+        line = f"stratascope probe {store} --tasks {shlex.quote(tasks)} --positions {shlex.quote(positions)} --folds {folds} --seed {seed}"
+        lines += [f"{line} --baseline {shlex.quote(b)}" for b in sorted(baselines)] or [line]
+    for kind, command in (("answer_confidence", "answers"), ("attention_share", "share")):
+        lines += [f"stratascope {command} {store}"] if findings.of(kind) else []
+    for found in findings.of("rollout"):
+        numbers = ",".join(str(n) for n in found.table("examples")["example"])
+        window = found.attributes.get("window")
+        chosen = f" --window {window[0]}-{window[1] - 1}" if window else ""
+        lines.append(f"stratascope rollout {store} --examples {numbers}{chosen}")
+    return lines
+
+
+def _unusual(curve: Found) -> str:
+    own: Mapping[str, Any] = curve.attributes
+    changed = [f"{name}={own[name]!r}" for name, usual in PLAIN.items() if name in own and own[name] != usual]
+    return f"{curve.name} with {', '.join(changed)}" if changed else ""
+
+
+def _joined(*parts: object) -> str:
+    return ", ".join(str(part) for part in parts if part)

@@ -1,0 +1,57 @@
+"""The report of a store: all that its results say, on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePath
+
+from stratascope.report.findings import Findings
+from stratascope.report.headline import headline
+from stratascope.report.page import Block, Card, Cards, Missing, Page, Prose, Section
+from stratascope.report.redo import provenance
+from stratascope.report.sections import attention_blocks, curve_blocks, position_blocks, relation_blocks, remark_blocks
+from stratascope.store import ActivationStore
+
+
+def report_page(store: ActivationStore, findings: Findings, *, command_name: str, title: str = "", cards: Sequence[Card] = ()) -> Page:
+    """The page; sections whose results are absent say which command makes them.
+
+    Parameters
+    ----------
+    command_name
+        The store as a command would name it.
+    title
+        Of the page; made from the first task by default.
+    cards
+        Examples, chosen and drawn.
+    """
+    layout = store.layout
+    name = str(store.provenance.get("model", {}).get("name") or "the model")
+    model = "the built-in model" if name == "demo" else name.rstrip("/").rpartition("/")[2]
+    answers = Missing(
+        "No examples yet, since the model's answers are not among the results; make them with", f"stratascope answers {command_name}"
+    )
+    examples: list[Block] = [Prose(RULE), Cards(cards)] if cards else [answers]
+    sections = [
+        Section("What was found", [*headline(findings), *remark_blocks(findings)], "found"),
+        Section("Layer by layer", curve_blocks(findings, command_name), "curves"),
+        Section("Position by layer", position_blocks(findings, command_name), "positions"),
+        Section("Attention, by part of the prompt and by head", attention_blocks(findings, command_name), "attention"),
+        Section("By relation", relation_blocks(findings, command_name), "relations"),
+        Section("Examples", examples, "examples"),
+        Section("How to make this again", provenance(store, findings), "redo"),
+    ]
+    return Page(
+        title or f"In which layers of {model} a spatial relation can be read",
+        sections,
+        f"{PurePath(store.name).name} · {layout.examples:,} examples · {layout.layers} decoder blocks of {layout.heads} heads · "
+        f"condition {store.provenance.get('condition', 'original')}",
+        f"Made by Stratascope from {len(findings.own) + len(findings.beside)} results files; the same files give the same page.",
+    )
+
+
+RULE = (
+    "Chosen by rule: of the model's right answers and of its wrong ones the surest, the middle one and the least sure. "
+    "The tint is the final token's attention in the named block, mean over heads; full tint is the image's largest cell, and the largest "
+    "token of the caption."
+)

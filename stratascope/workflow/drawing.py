@@ -1,0 +1,33 @@
+"""One figure by name, from the results of a store or from results files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stratascope.errors import InvalidInputError
+from stratascope.report.figures import save_figure
+from stratascope.report.findings import ENDING, gather, gather_results
+from stratascope.report.named import Choice, named_figure
+from stratascope.store import ActivationStore
+
+
+def draw_named(
+    name: str,
+    sources: Sequence[str],
+    out: Path,
+    *,
+    task: str | None = None,
+    position: str | None = None,
+    width: float = 3.4,
+    height: float | None = None,
+) -> str:
+    """Draw and save a figure; `sources` are a store, with results beside it or after it, or results alone."""
+    figure = named_figure(name)
+    if not 1 <= width <= 20 or not 1 <= (height or figure.height) <= 20:
+        raise InvalidInputError(f"expected a width and height of 1 to 20 inches, found {width:g} and {height or figure.height:g}")
+    first = sources[0]
+    is_results = first.endswith(ENDING) or (Path(first).is_dir() and not (Path(first) / "zarr.json").exists())
+    findings = gather_results(sources) if is_results else gather(ActivationStore.open(first), sources[1:], where=first)
+    drawn = figure.figure(findings, Choice(task, position), width=width, height=height)
+    return f"figure {save_figure(drawn, out)}"

@@ -1,0 +1,95 @@
+"""A report as its command makes it: results gathered, examples chosen and drawn, one page written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stratascope.report.findings import Findings, Found, gather
+from stratascope.report.page import Block, Card, Cited, Picture, Prose, Source, Tokens
+from stratascope.report.store_report import report_page
+from stratascope.workflow.pictures import picture, relative_boxes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stratascope.store import ActivationStore
+
+
+def write_report(store: ActivationStore, results: Sequence[str | Path], out: Path, *, where: str | Path, title: str = "") -> str:
+    """Write the report of a store; the text says where it is and what it holds.
+
+    Parameters
+    ----------
+    results
+        Files and folders; none for the store's default folders.
+    where
+        The store as it was named in the command.
+    """
+    findings = gather(store, results, where=where)
+    page = report_page(store, findings, command_name=str(where), title=title, cards=example_cards(store, findings))
+    path = page.write(out)
+    count = len(findings.own) + len(findings.beside)
+    return f"report {path}: {count} results files, {path.stat().st_size / 1e6:.2f} MB, one file that needs nothing else"
+
+
+def example_cards(store: ActivationStore, findings: Findings, count: int = 3) -> list[Card]:
+    """Right and wrong answers, the surest, the middle and the least sure of each; none where the answers are not among the results."""
+    answers = findings.of("answer_confidence")
+    if not answers:
+        return []
+    table = answers[0].table("answers")
+    chosen = [row for right in (True, False) for _, row in _spread(table[table["right"] == right], count).iterrows()]
+    block = _block(findings, store)
+    boxes = relative_boxes(store, [int(row["example"]) for row in chosen])
+    return [_card(store, row, shown, block, answers[0]) for row, shown in zip(chosen, boxes, strict=True)]
+
+
+def _spread(rows: pd.DataFrame, count: int) -> pd.DataFrame:
+    """`count` rows from the surest to the least sure, evenly spread."""
+    ordered = rows.sort_values(["confidence", "example"], ascending=[False, True])
+    places: Any = np.unique(np.round(np.linspace(0, len(ordered) - 1, min(count, len(ordered)))).astype(int)) if len(ordered) else []
+    chosen: pd.DataFrame = ordered.iloc[places]
+    return chosen
+
+
+def _block(findings: Findings, store: ActivationStore) -> int | None:
+    """The decoder block in which the image gets most of the attention; the middle one where no shares are there."""
+    if "attention_mean" not in {spec.name for spec in store.layout.arrays()}:
+        return None
+    shares = findings.of("attention_share")
+    if not shares:
+        return store.layout.attention_layers[len(store.layout.attention_layers) // 2]
+    own = shares[0].attributes
+    image = shares[0].result.arrays["share"][1].mean((0, 2))[:, own["parts"].index("image")]
+    return int(own["layers"][int(image.argmax())])
+
+
+def _card(store: ActivationStore, row: pd.Series[Any], boxes: Mapping[str, Sequence[float]], block: int | None, answers: Found) -> Card:
+    number = int(row["example"])
+    facts = store.examples.iloc[number]
+    cells: NDArray[Any] | None = None
+    blocks: list[Block] = []
+    if block is not None and store.available("attention_mean")[number]:
+        weights = store.read("attention_mean", layer=block, examples=number)[: int(store.n_tokens[number])]
+        start, stop = (int(k) for k in store.spans["image"][number])
+        rows, columns = (int(k) for k in store.grid[number])
+        cells = weights[start:stop].reshape(rows, columns) if start >= 0 else None
+        first, last = (int(k) for k in store.spans["caption"][number])
+        share = float(weights[start:stop].sum()) if start >= 0 else 0.0
+        source = Source(PurePath(store.name).name, "attention_mean", f"block {block}, example {number}, tokens of the image")
+        words: list[str | Cited] = ["Block ", str(block), ": ", Cited(f"{share:.0%}", share, source), " of the attention on the image"]
+        blocks = [Tokens(store.tokens(number)[first:last], weights[first:last], words)] if first >= 0 else [Prose(words)]
+    sure = Cited(f"{row['confidence']:.1%}", float(row["confidence"]), answers.source("table answers", f"example {number}"))
+    verdict = f"The model says {row['answer']}, "
+    shown: list[Block] = [
+        Picture(picture(store, number), f"example {number}: {facts['caption']}", cells, boxes),
+        Prose([verdict, sure, " sure; the caption is ", "true" if facts["label"] else "false", "."]),
+        *blocks,
+        Prose(f"Example {number}, {facts['id']}"),
+    ]
+    return Card(str(facts["caption"]), shown, "right" if row["right"] else "wrong", bool(row["right"]))

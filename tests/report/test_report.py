@@ -1,0 +1,202 @@
+"""A report says what its results hold, number by number, names where each comes from, and takes none of another store."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("torch")
+
+from stratascope.cli import main
+from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.extract import plan_extraction, run_extraction
+from stratascope.probe import Advantage, LayerCurve
+from stratascope.report.findings import gather
+from stratascope.report.named import FIGURES
+from stratascope.report.store_report import report_page
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.workflow.attention import roll_and_draw, save_answers, share_and_draw
+from stratascope.workflow.probing import probe_and_draw
+from stratascope.workflow.reporting import example_cards, write_report
+
+
+@pytest.fixture(scope="module")
+def results(settings, store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of the scenes' store, with the blank condition beside it."""
+    folder = tmp_path_factory.mktemp("report")
+    blank = folder / "blank.zarr"
+    run_extraction(plan_extraction(dataclasses.replace(settings, condition="blank", record=("residual",))), blank)
+    options = {"folds": 4, "seed": 0, "tasks": ("truth", "truth:shuffled"), "positions": ("final", "object")}
+    probe_and_draw(store, ActivationStore.open(blank), folder / "results", **options)
+    save_answers(store, folder / "results")
+    share_and_draw(store, folder / "results")
+    roll_and_draw(store, folder / "results", examples=(0, 1), window=None)
+    return folder / "results"
+
+
+@pytest.fixture(scope="module")
+def page(store, results: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(store, [results], out, where="scenes.zarr")
+    return out.read_text("utf-8")
+
+
+class Numbers(HTMLParser):
+    """Cited numbers as (section, value, where from), and the text of each section."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.section = ""
+        self.found: list[tuple[str, str, str]] = []
+        self.text: dict[str, str] = {}
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "section":
+            self.section = given.get("id") or ""
+        if tag == "data":
+            self.found.append((self.section, given["value"] or "", given["title"] or ""))
+
+    def handle_data(self, data: str) -> None:
+        self.text[self.section] = self.text.get(self.section, "") + data
+
+
+def test_every_number_of_the_headline_stands_in_the_table_it_names(page: str, results: Path) -> None:
+    cited = [(value, source.split(", ")) for section, value, source in Numbers(page).found if section == "found"]
+    assert len(cited) > 15
+    for value, (file, table, *_) in cited:
+        held = load_result(results / file).tables[table.removeprefix("table ")]
+        numbers = np.concatenate([held[name].to_numpy(float) for name in held if held[name].dtype.kind in "if"])
+        assert (numbers == float(value)).any(), (value, file, table)
+
+
+def test_the_headline_is_what_the_curves_say(page: str, results: Path) -> None:
+    said = Numbers(page)
+    curve = LayerCurve.load(results / "probe-truth-final.zarr.zip")
+    best = curve.rows("accuracy").sort_values("value", ascending=False, kind="stable").iloc[0]
+    values = {float(v) for section, v, source in said.found if section == "found" and "probe-truth-final.zarr.zip" in source}
+    assert {best["value"], best["low_simultaneous"], best["high_simultaneous"], best["chance"], best["layer"]} <= values
+    onset = curve.onset.layer
+    assert (f"from layer {onset}" if onset is not None else "any layer") in said.text["found"]
+    over = Advantage.load(results / "advantage-truth-final-over-baseline.zarr.zip").table.set_index("layer").loc[best["layer"]]
+    assert f"{100 * over['value']:+.1f} points" in said.text["found"]
+    assert "blank images" in said.text["found"]
+    assert "shuffled labels" in said.text["found"]
+
+
+def test_the_same_results_give_the_same_bytes(page: str, store, results: Path, tmp_path: Path) -> None:
+    write_report(store, [results], tmp_path / "again.html", where="scenes.zarr")
+    assert (tmp_path / "again.html").read_text("utf-8") == page
+
+
+def test_it_is_small_and_holds_no_path_of_this_machine(page: str, results: Path) -> None:
+    without_images = re.sub(r"data:image/png;base64,[^\"]+", "", page)
+    assert len(without_images) < 1_000_000
+    assert str(results.parent) not in page
+
+
+def test_cards_are_the_surest_the_middle_and_the_least_sure_of_right_and_wrong(store, results: Path) -> None:
+    findings = gather(store, [results])
+    table = load_result(results / "answers.zarr.zip").tables["answers"]
+    cards = example_cards(store, findings)
+    for good in (True, False):
+        rows = table[table["right"] == good].sort_values("confidence", ascending=False)
+        shown = [card for card in cards if card.good is good]
+        assert len(shown) == min(3, len(rows))
+        if len(rows):
+            assert shown[0].title == store.examples["caption"][rows["example"].iloc[0]]
+
+
+def test_absent_results_name_the_command_that_makes_them(store, results: Path, tmp_path: Path) -> None:
+    shutil.copy(results / "rollout.zarr.zip", tmp_path)
+    html = report_page(store, gather(store, [tmp_path]), command_name="my.zarr").html()
+    for command in ("probe my.zarr", "share my.zarr", "answers my.zarr"):
+        assert f"stratascope {command}" in html
+
+
+def test_results_of_another_store_are_refused_by_name_unless_the_folder_is_shared(store, results: Path, tmp_path: Path) -> None:
+    other = load_result(results / "share.zarr.zip")
+    foreign = ResultFile(other.kind, other.tables, other.arrays, {**other.attributes, "store": "0" * 64})
+    save_result(tmp_path / "results" / "share.zarr.zip", foreign)
+    with pytest.raises(
+        InvalidInputError, match=r"share\.zarr\.zip: expected results of .*scenes\.zarr as it is now, found those of another"
+    ):
+        gather(store, [tmp_path / "results"])
+    with pytest.raises(NotRecordedError, match="found none \\(1 of other stores\\); make some with `stratascope probe"):
+        gather(store, where=tmp_path / "a.zarr")
+    shutil.copy(results / "answers.zarr.zip", tmp_path / "results")
+    assert gather(store, where=tmp_path / "a.zarr").others == 1
+    with pytest.raises(NotRecordedError, match="found no such folder"):
+        gather(store, where=tmp_path / "nowhere" / "a.zarr")
+
+
+def test_curves_of_the_same_examples_under_another_condition_stand_beside(store, results: Path) -> None:
+    findings = gather(store, [results])
+    assert {f.condition for f in findings.beside} == {"blank"}
+    assert [f.name for f in findings.baselines_of(findings.curves[0])] == ["probe-truth-final-baseline.zarr.zip"]
+    assert {f.task for f in findings.curves} == {"truth"}
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_every_figure_is_drawn_from_its_results_or_says_what_makes_them(results: Path, tmp_path: Path) -> None:
+    listed = run("figure", "--list").output
+    for name, figure in FIGURES.items():
+        assert re.search(rf"^{name} ", listed, re.M)
+        result = run("figure", name, str(results), "-o", str(tmp_path / f"{name}.svg"))
+        if result.exit_code:
+            assert figure.command in result.stderr
+        else:
+            assert (tmp_path / f"{name}.svg").stat().st_size > 3000
+    drawn = {path.stem for path in tmp_path.iterdir()}
+    assert {"curves", "positions", "advantage", "relations", "answers", "share", "parts", "heads"} <= drawn
+
+
+def test_a_figure_is_a_columns_width_and_the_same_each_time(results: Path, tmp_path: Path) -> None:
+    for name in ("a.pdf", "b.pdf"):
+        assert run("figure", "curves", str(results), "-o", str(tmp_path / name)).exit_code == 0
+    assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
+    box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+)", (tmp_path / "a.pdf").read_bytes())
+    assert box is not None
+    assert float(box.group(1)) == pytest.approx(3.4 * 72, abs=1)
+
+
+def test_an_unknown_figure_or_task_is_refused_with_what_there_is(results: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        (("figur", str(results)), "expected a figure of curves, positions"),
+        (("curves", str(results), "--task", "colour"), "expected a layer curve of colour at any position .* found truth at final"),
+        (("curves",), "expected the name of a figure and a store"),
+        (("curves", str(results), "--width", "0.1"), "width and height of 1 to 20 inches"),
+    ):
+        result = run("figure", *arguments, "-o", str(tmp_path / "x.pdf"))
+        assert result.exit_code == 2
+        assert re.search(message, result.stderr)
+
+
+def test_the_command_writes_the_page_beside_the_store(store_path: Path, results: Path, tmp_path: Path) -> None:
+    result = run("report", str(store_path), str(results), "-o", str(tmp_path / "r.html"), "--title", "A <b>title</b>")
+    assert result.exit_code == 0, result.output
+    assert "<h1>A &lt;b&gt;title&lt;/b&gt;</h1>" in (tmp_path / "r.html").read_text("utf-8")
+    assert run("report", str(store_path), str(tmp_path / "none")).exit_code == 2
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="NO CHROMIUM HERE: that the report opens without errors was NOT checked")
+def test_it_opens_in_a_browser_without_errors(page: str, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
+    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--enable-logging=stderr", "--v=0", f"--screenshot={tmp_path / 'page.png'}", (tmp_path / "report.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert (tmp_path / "page.png").stat().st_size > 20_000
