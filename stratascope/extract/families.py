@@ -41,6 +41,8 @@ class Family:
     """Kind of the text model, where config.json leaves it out."""
     tower: bool = False
     """Whether the vision tower can be recorded."""
+    causal: bool = True
+    """Whether no token sees what follows it; where it is false, flow through maps has no meaning, and is refused."""
     prefix: bool = False
     """Whether the prompt is a prefix without turns, instead of a chat."""
 
@@ -152,9 +154,9 @@ FAMILIES: dict[str, Family] = {
     "llava_next": Family(_llava_next, 32000, "llama"),
     "idefics3": Family(_idefics3, 128257, "llama"),
     "smolvlm": Family(_idefics3, 128257, "llama"),
-    "gemma3": Family(_gemma3, 262144, "gemma3_text"),
+    "gemma3": Family(_gemma3, 262144, "gemma3_text", causal=False),
     "internvl": Family(_internvl, 151667, "qwen2"),
-    "paligemma": Family(_paligemma, 256000, "gemma", prefix=True),
+    "paligemma": Family(_paligemma, 256000, "gemma", causal=False, prefix=True),
 }
 """`model_type` in config.json -> what is known of the family."""
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stratascope.extract.families import check_family
 from stratascope.extract.model import Captured
 from stratascope.extract.plan import ExtractionPlan
 from stratascope.store import RECORDED, STATUS_CODES, StoreLayout, encode_maps
@@ -70,7 +71,7 @@ def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: n
         for row, k in enumerate(members):
             arrays["residual"][:, ~plan.present[k], at[row]] = np.nan
     _fill_vision(plan, members, captured, at, arrays)
-    failed = {}
+    failed, causal = {}, check_family(plan.source).causal
     for row, k in enumerate(members):
         tokens = len(plan.layouts[k].ids)
         for name, values in by_token.items():
@@ -78,7 +79,7 @@ def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: n
                 arrays[name][:, at[row], :, :tokens] = values[:, row, :, :tokens]
         if "attention_maps" in arrays and plan.has_map[k]:
             assert captured.fused is not None
-            arrays["attention_maps"][at[row], :, :tokens, :tokens] = encode_maps(captured.fused[row, :, :tokens, :tokens])
+            arrays["attention_maps"][at[row], :, :tokens, :tokens] = encode_maps(captured.fused[row, :, :tokens, :tokens], causal=causal)
         if not all(np.isfinite(values[:, row]).all() for values in (captured.residual[:, 0], captured.rows)):
             arrays["status"][at[row]] = STATUS_CODES["non_finite"]
             failed[k] = f"the model gave a value that is not finite in {plan.provenance['model']['dtype']}"

@@ -13,13 +13,16 @@ _TOLERANCE = 2e-3
 """How far a row may be from summing to 1: float16 weights over a thousand tokens stay well within."""
 
 
-def encode_maps(maps: NDArray[Any]) -> NDArray[np.uint8]:
-    """Pack causal attention maps: `round(255 * sqrt(value / row maximum))`.
+def encode_maps(maps: NDArray[Any], *, causal: bool = True) -> NDArray[np.uint8]:
+    """Pack attention maps: `round(255 * sqrt(value / row maximum))`.
 
     Parameters
     ----------
     maps
-        (layer, query, key) weights; each row sums to 1 and is zero to the right of the diagonal.
+        (layer, query, key) weights; each row sums to 1.
+    causal
+        Whether weights to the right of the diagonal are refused; false for models whose image tokens (Gemma 3) or prompts (PaliGemma)
+        see what follows.
 
     Returns
     -------
@@ -28,7 +31,7 @@ def encode_maps(maps: NDArray[Any]) -> NDArray[np.uint8]:
     Raises
     ------
     InvalidInputError
-        Where a map is not square, not causal, not finite, negative, or a row does not sum to 1; it names layer and row.
+        Where a map is not square, not causal where it must be, not finite, negative, or a row does not sum to 1; it names layer and row.
     """
     values = np.asarray(maps)
     if values.ndim != 3 or values.shape[1] != values.shape[2] or not values.size or values.dtype.kind != "f":
@@ -41,7 +44,7 @@ def encode_maps(maps: NDArray[Any]) -> NDArray[np.uint8]:
         layer, row = np.argwhere(wrong)[0]
         found = f"row {row} of layer index {layer}, which sums to {values[layer, row].sum():.6g} (lowest {values[layer, row].min():.3g})"
         raise InvalidInputError(f"expected finite, non-negative attention rows that sum to 1, found {found}; pass post-softmax weights")
-    if np.triu(values, 1).any():
+    if causal and np.triu(values, 1).any():
         layer, row, column = np.argwhere(np.triu(values, 1))[0]
         raise InvalidInputError(
             f"expected causal maps (zero where key > query), found {values[layer, row, column]:.3g} at layer index {layer}, "

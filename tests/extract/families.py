@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers as hf
 
-IMAGE, PAD, VISION_START, VISION_END, VIDEO, VOCABULARY = 5, 0, 6, 7, 8, 256
+IMAGE, PAD, VISION_START, VISION_END, VIDEO, VOCABULARY = 5, 0, 6, 7, 8, 1024
 _TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,

@@ -1,0 +1,221 @@
+"""Every family planned and extracted: against its own processor and the stock model with eager attention."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
+from stratascope.extract.capture import text_decoder  # noqa: E402
+from stratascope.extract.cutting import PatchGrid  # noqa: E402
+from stratascope.extract.images import open_image  # noqa: E402
+from stratascope.extract.inputs import forward_inputs  # noqa: E402
+from stratascope.extract.layout import TILES  # noqa: E402
+from stratascope.extract.plan import ExtractionPlan  # noqa: E402
+from stratascope.extract.session import ExtractionSession  # noqa: E402
+from stratascope.store import ActivationStore  # noqa: E402
+from tests.extract.families import FAMILIES  # noqa: E402
+from tests.extract.saved import save  # noqa: E402
+
+SIZES = [(120, 80), (80, 120), (97, 61), (200, 60)]
+CAPTIONS = [
+    ("The cat is at the left side of the refrigerator.", "at the left side of"),
+    ("The potted plant is below the car.", "below"),
+    ("The cat is on the car.", "on"),
+    ("The refrigerator is under the potted plant.", "under"),
+]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A family's model in a folder, and a plan for four photos of differing sizes."""
+
+    name: str
+    folder: Path
+    plan: ExtractionPlan
+
+    def request(self, k: int) -> tuple[str, Image.Image]:
+        """The user's text and the image, resized as qwen_vl_utils does for Qwen."""
+        image = open_image(self.plan.settings.images / self.plan.shown[k])
+        rule = self.plan.tokenizer.rule
+        if isinstance(rule, PatchGrid):
+            image = image.resize(rule.resize(*image.size), Image.Resampling.BICUBIC)
+        return self.plan.prompt.fill(self.plan.examples[k]).text, image
+
+    def stock_inputs(self, k: int) -> dict[str, torch.Tensor]:
+        """What transformers' own processor makes of an example, asked as its documentation says."""
+        text, image = self.request(k)
+        processor = stock_processor(self.folder)
+        if self.name.startswith("paligemma"):
+            made = processor(text=f"<image>{text}", images=image, return_tensors="pt")
+            return {key: value for key, value in made.items() if key != "labels"}
+        turn = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}
+        return dict(processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"))
+
+
+@cache
+def stock_processor(folder: Path) -> Any:
+    return transformers.AutoProcessor.from_pretrained(folder)
+
+
+@cache
+def stock_model(folder: Path) -> Any:
+    return transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def planned(request: pytest.FixtureRequest, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    folder = save(request.param, tmp_path_factory.mktemp(request.param))
+    settings = ExtractionSettings(
+        model=str(folder), examples=(photos / "rows.jsonl",), images=photos, boxes=photos / "instances.json", device="cpu"
+    )
+    return Planned(request.param, folder, plan_extraction(settings))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four photos of noise, their rows and boxes."""
+    folder, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    rows, images, annotations = [], [], []
+    for k, ((width, height), (caption, relation)) in enumerate(zip(SIZES, CAPTIONS, strict=True)):
+        blocks = generator.integers(0, 256, (height // 10 + 1, width // 10 + 1, 3), np.uint8)
+        Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{k}.png")
+        rows.append({"image": f"{k}.png", "caption": caption, "relation": relation, "label": k % 2, "split": "test"})
+        images.append({"id": k, "file_name": f"{k}.png", "width": width, "height": height})
+        for category, box in ((k % 2, [5, 5, width / 3, height / 3]), (2 + k % 2, [width / 2, height / 2, width / 3, height / 4])):
+            annotations.append({"id": len(annotations), "image_id": k, "category_id": category, "bbox": box})
+    names = ["cat", "potted plant", "refrigerator", "car"]
+    boxes = {"images": images, "annotations": annotations, "categories": [{"id": k, "name": name} for k, name in enumerate(names)]}
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "instances.json").write_text(json.dumps(boxes))
+    return folder
+
+
+def test_planned_tokens_are_the_processors(planned: Planned) -> None:
+    for k, layout in enumerate(planned.plan.layouts):
+        assert layout.ids.tolist() == planned.stock_inputs(k)["input_ids"][0].tolist()
+    assert len({len(layout.ids) for layout in planned.plan.layouts}) > 1
+
+
+def test_spans_hold_exactly_their_words(planned: Planned) -> None:
+    plan = planned.plan
+    for k, layout in enumerate(plan.layouts):
+        decode = plan.tokenizer.tokenizer.decode
+        words = {name: decode(layout.ids[a:b].tolist(), skip_special_tokens=False).strip() for name, (a, b) in layout.spans.items()}
+        assert words["subject"] == plan.examples[k].subject
+        assert words["relation"] == plan.examples[k].relation
+        assert words["object"] == plan.examples[k].object
+        assert words["caption"] == plan.examples[k].caption
+        assert words["prompt"] == f"True or false: {plan.examples[k].caption} Answer True or False."
+        a, b = layout.spans["image"]
+        assert set(layout.ids[a:b].tolist()) == {plan.tokenizer.image_id}
+        assert b - a == layout.grid[0] * layout.grid[1]
+        others = {k for k in np.flatnonzero(layout.ids == plan.tokenizer.image_id).tolist() if not a <= k < b}
+        assert others <= set(range(*layout.spans.get(TILES, (0, 0))))
+
+
+def test_a_padded_batch_equals_stock_eager_single_examples(planned: Planned) -> None:
+    plan, members = planned.plan, [0, 1, 2, 3]
+    session = ExtractionSession(plan, batch_tokens=100_000)
+    images = [planned.request(k)[1] for k in members]
+    batch = session._batch(members, images)
+    found = session.model.run(batch, session.wanted)
+    model = stock_model(planned.folder)
+    blocks = text_decoder(model).layers
+    for row in members:
+        inputs: list[torch.Tensor] = []
+        hooks = [block.register_forward_pre_hook(_keep(inputs), with_kwargs=True) for block in blocks]
+        with torch.inference_mode():
+            output = model(**planned.stock_inputs(row), output_attentions=True)
+        for hook in hooks:
+            hook.remove()
+        tokens = len(plan.layouts[row].ids)
+        for block, attention in enumerate(output.attentions):
+            np.testing.assert_allclose(found.rows[block, row, :, :tokens], attention[0, :, -1], atol=1e-5)
+            for column, position in enumerate(plan.store.positions):
+                tokens_of = plan.position_tokens(row, position)
+                if tokens_of is None:
+                    continue
+                expected = inputs[block][0, tokens_of].mean(0)
+                np.testing.assert_allclose(found.residual[block, column, row], expected, rtol=2e-4, atol=2e-4)
+        assert abs(found.rows[:, row, :, tokens:]).max(initial=0) == 0
+        np.testing.assert_allclose(found.answer_logits[row], output.logits[0, -1, list(session.wanted.choices)], rtol=2e-4, atol=2e-3)
+
+
+def _keep(inputs: list[torch.Tensor]) -> Any:
+    def hook(module: Any, args: Any, kwargs: Any) -> None:
+        inputs.append((args[0] if args else kwargs["hidden_states"]).clone())
+
+    return hook
+
+
+def test_an_example_alone_equals_the_stored(planned: Planned, tmp_path: Path) -> None:
+    plan = planned.plan
+    run_extraction(plan, tmp_path / "s.zarr")
+    store = ActivationStore.open(tmp_path / "s.zarr")
+    assert store.complete
+    session = ExtractionSession(plan, batch_tokens=1)
+    for k in range(4):
+        image = open_image(plan.settings.images / plan.shown[k])
+        alone = session.model.run(session._batch([k], [image]), session.wanted)
+        tokens = len(plan.layouts[k].ids)
+        np.testing.assert_allclose(store.read("attention_rows", examples=[k])[:, 0, :, :tokens], alone.rows[:, 0], atol=1e-3)
+        np.testing.assert_allclose(store.read("answer_logits", examples=[k])[0], alone.answer_logits[0], rtol=2e-4, atol=2e-3)
+        np.testing.assert_allclose(
+            store.read("residual", position="image", examples=[k])[:, 0], alone.residual[:, 1, 0], rtol=2e-4, atol=2e-4
+        )
+        assert store.grid[k].tolist() == list(plan.layouts[k].grid)
+        assert store.spans["image"][k].tolist() == list(plan.layouts[k].spans["image"])
+    assert (TILES in store.spans) == (planned.name in ("llava_next", "idefics3", "smolvlm", "internvl"))
+
+
+def test_each_cell_sees_its_own_part_of_the_image(planned: Planned) -> None:
+    """With a vision tower whose patches cannot see each other, a change in the middle of a cell's part changes that token alone."""
+    plan = planned.plan
+    session = ExtractionSession(plan, batch_tokens=1)
+    model = session.model.model
+    for name, weight in model.named_parameters():
+        if "lang" not in name and "text_model" not in name.split(".")[1:2] and _mixes(name):
+            torch.nn.init.zeros_(weight)
+    for k in range(4):
+        layout, image = plan.layouts[k], open_image(plan.settings.images / plan.shown[k])
+        plain = _cells(session, k, image)
+        for cell in {0, int(np.prod(layout.grid)) - 1, layout.grid[1], layout.grid[0] * layout.grid[1] // 2 - 1}:
+            moved = np.abs(_cells(session, k, _painted(image, layout, cell)) - plain).max(-1)
+            assert np.flatnonzero(moved > 1e-5).tolist() == [cell]
+
+
+def _mixes(name: str) -> bool:
+    return any(part in name for part in ("self_attn.out_proj", "attn.proj.", "attention.projection_layer"))
+
+
+def _cells(session: ExtractionSession, k: int, image: Image.Image) -> np.ndarray:
+    """(cell, hidden): what the decoder is given in the places of the image's cells."""
+    batch, kept = session._batch([k], [image]), []
+    hook = session.model.decoder.layers[0].register_forward_pre_hook(_keep(kept), with_kwargs=True)
+    with torch.inference_mode():
+        session.model.model(**forward_inputs(session.model.model, batch.input_ids, batch.lengths, batch.images), use_cache=False)
+    hook.remove()
+    return kept[0][0, slice(*session.plan.layouts[k].spans["image"])].numpy()
+
+
+def _painted(image: Image.Image, layout: Any, cell: int) -> Image.Image:
+    """The image with the middle fifth of a cell's part inverted."""
+    (rows, columns), (x0, y0, x1, y1) = layout.grid, layout.view
+    row, column = divmod(cell, columns)
+    x, y = x0 + (column + 0.5) * (x1 - x0) / columns, y0 + (row + 0.5) * (y1 - y0) / rows
+    half = max(1.0, (x1 - x0) / columns / 10), max(1.0, (y1 - y0) / rows / 10)
+    box = tuple(round(v) for v in (x - half[0], y - half[1], x + half[0], y + half[1]))
+    painted = image.copy()
+    painted.paste(Image.eval(image.crop(box), lambda v: 255 - v if abs(v - 128) > 40 else 255), box)
+    return painted
