@@ -42,7 +42,17 @@ GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set first =
 {%- for part in message['content'] %}{% if part['type'] == 'image' %}<start_of_image>{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}
 {{- '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
 
-_QWEN = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<a>", "<b>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
+_QWEN = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<a>",
+    "<b>",
+    "<|image_pad|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|video_pad|>",
+)
 _TILES = tuple(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7))
 SPECIAL: dict[str, tuple[str, ...]] = {
     "qwen": _QWEN,
@@ -64,7 +74,9 @@ def family_key(name: str) -> str:
 def tokenizer(name: str) -> Tokenizer:
     """Trained on a few words: byte-level (Qwen, Llama 3), or SentencePiece-like with byte fallback (Llama 2, Gemma)."""
     key = family_key(name)
-    return _sentencepiece(SPECIAL[key], prepend=key == "llava") if key in ("llava", "gemma3", "paligemma") else _byte_level(SPECIAL[key], key)
+    return (
+        _sentencepiece(SPECIAL[key], prepend=key == "llava") if key in ("llava", "gemma3", "paligemma") else _byte_level(SPECIAL[key], key)
+    )
 
 
 def _byte_level(special: tuple[str, ...], key: str) -> Tokenizer:
@@ -118,7 +130,12 @@ def wrapped(name: str) -> hf.PreTrainedTokenizerFast:
     elif key == "gemma3":
         extra = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
     elif key == "internvl":
-        extra = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
+        extra = {
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        }
     begin = None if key in ("qwen", "internvl") else special[1]
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer(name), bos_token=begin, eos_token=special[2], pad_token=special[0], extra_special_tokens=extra
