@@ -11,9 +11,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from tests.extract.families import VOCABULARY, build
 
-WORDS = ("True or false: The cat is at the left side of the red car. Answer True or False. Yes No Where is the refrigerator in relation to the "
-         "potted plant? Does this caption describe the image? Answer with left, right, above, below, inside, on or under. user assistant "
-         "system model USER ASSISTANT User Assistant You are a helpful assistant. Answer briefly. INST")  # fmt: skip
+WORDS = (
+    "True or false: The cat is at the left side of the red car. Answer True or False. Yes No Where is the refrigerator in relation to "
+    "the potted plant? Does this caption describe the image? Answer with left, right, above, below, inside, on or under. user assistant "
+    "system model USER ASSISTANT User Assistant You are a helpful assistant. Answer briefly. INST"
+)
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CHATML = """{% for message in messages %}<|im_start|>{{ message['role'] }}
@@ -38,8 +40,9 @@ IDEFICS = """BEGIN{% for message in messages %}{{ message['role'] | capitalize }
 {%- if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
 GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'][0]['text'] + '\n\n' %}
 {%- set messages = messages[1:] %}{% else %}{% set first = '' %}{% endif %}{% for message in messages %}
-{%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}{{ '<start_of_turn>' + role + '\n' + (first if loop.first else '') }}
-{%- for part in message['content'] %}{% if part['type'] == 'image' %}<start_of_image>{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}
+{%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
+{{- '<start_of_turn>' + role + '\n' + (first if loop.first else '') }}{% for part in message['content'] %}
+{%- if part['type'] == 'image' %}<start_of_image>{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}
 {{- '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
 
 _QWEN = (
@@ -53,16 +56,16 @@ _QWEN = (
     "<|vision_end|>",
     "<|video_pad|>",
 )
-_TILES = tuple(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7))
+_TILES = ("<fake_token_around_image>", "<global-img>", *(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)))
 SPECIAL: dict[str, tuple[str, ...]] = {
     "qwen": _QWEN,
     "llava": ("<pad>", "<s>", "</s>", "<a>", "<b>", "<image>"),
-    "idefics3": ("<pad>", "<|begin_of_text|>", "<end_of_utterance>", "<a>", "<b>", "<image>", "<fake_token_around_image>", "<global-img>", *_TILES),
-    "smolvlm": ("<pad>", "<|im_start|>", "<end_of_utterance>", "<a>", "<b>", "<image>", "<fake_token_around_image>", "<global-img>", *_TILES),
+    "idefics3": ("<pad>", "<|begin_of_text|>", "<end_of_utterance>", "<a>", "<b>", "<image>", *_TILES),
+    "smolvlm": ("<pad>", "<|im_start|>", "<end_of_utterance>", "<a>", "<b>", "<image>", *_TILES),
     "gemma3": ("<pad>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>", "<image_soft_token>", "<start_of_image>", "<end_of_image>"),
     "internvl": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<a>", "<b>", "<IMG_CONTEXT>", "<img>", "</img>", "<video>"),
     "paligemma": ("<pad>", "<bos>", "<eos>", "<a>", "<b>", "<image>"),
-}  # fmt: skip
+}
 """The first tokens of each family's vocabulary, at the ids that `tests.extract.families.config` names."""
 
 
