@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from stratascope.commands import attention, looking, measuring, recording, stores
+from stratascope.commands import attention, fetching, looking, measuring, recording, stores
 from stratascope.errors import StratascopeError
 
 COMMANDS = (
-    recording.demo, recording.plan, recording.extract, stores.info, stores.verify, stores.copy, stores.diff, measuring.probe,
+    recording.demo, fetching.fetch, recording.plan, recording.extract, stores.info, stores.verify, stores.copy, stores.diff, measuring.probe,
     measuring.answers, measuring.share, measuring.rollout,
     attention.flow,
     looking.figure, looking.report,

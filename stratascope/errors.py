@@ -15,6 +15,10 @@ class MissingExtraError(StratascopeError, ImportError):
     """An optional part of the installation is absent."""
 
 
+class DownloadError(StratascopeError, OSError):
+    """A file could not be fetched."""
+
+
 class StoreError(StratascopeError, ValueError):
     """A store is not what it must be: foreign, of another version, or damaged."""
 

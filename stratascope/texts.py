@@ -10,6 +10,7 @@ from stratascope.store.overview import bytes_text
 if TYPE_CHECKING:
     import pandas as pd
 
+    from stratascope.datasets.fetch import FetchReport
     from stratascope.store import ActivationStore, StoreDifference, Verification
 
 LONGEST_VALUE = 100
@@ -71,3 +72,19 @@ def difference_text(found: StoreDifference) -> str:
             what = f"{row['different']:,} of {row['values']:,} values differ, by at most {row['largest']:.3g} at {row['at']}"
         lines.append(f"numbers     {row['array']}: {what}")
     return "\n".join([*lines, "the same" if found.same else "the numbers are the same" if found.same_numbers else "different"])
+
+
+def fetched_text(report: FetchReport) -> str:
+    """What was fetched, what is missing, and the plan command that fits it."""
+    rows = ", ".join(f"{part} {count:,}" for part, count in report.rows.items())
+    lines = [f"{report.folder}: rows {rows}"]
+    if report.images:
+        there = f"{report.present:,} were there, {report.fetched:,} fetched now ({bytes_text(report.bytes)})"
+        failed = f", {len(report.failed):,} could not be fetched: run the same command again" if report.failed else ""
+        lines.append(f"images     {report.images:,} wanted, {there}{failed}")
+    if report.boxed_images is not None:
+        lines.append(f"boxes      of {report.boxed_images:,} images in {report.folder / 'instances.json'}")
+    files = " ".join(f"--examples {report.folder / f'{part}.jsonl'}" for part in report.rows)
+    boxes = f" --boxes {report.folder / 'instances.json'}" if report.boxed_images is not None else ""
+    example = f"stratascope plan --model Qwen/Qwen2.5-VL-7B-Instruct {files} --images {report.folder / 'images'}{boxes}"
+    return "\n".join([*lines, f"next: {example}"])

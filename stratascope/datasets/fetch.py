@@ -1,0 +1,293 @@
+"""Published VSR into a folder: its rows from the Hub, its images by their links, its boxes out of COCO's annotations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import zipfile
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from stratascope.datasets.download import Budget, BudgetSpentError, Patience, UnreachableError, UnwritableError, download
+from stratascope.datasets.examples import load_examples
+from stratascope.datasets.json_rows import json_rows
+from stratascope.errors import DownloadError, InvalidInputError, MissingExtraError
+
+SPLITS = ("random", "zeroshot")
+PARTS = ("train", "dev", "test")
+ANNOTATIONS = "http://images.cocodataset.org/annotations/annotations_trainval2017.zip"
+MEMBERS = ("annotations/instances_train2017.json", "annotations/instances_val2017.json")
+RECORD = "fetched.json"
+FAILURES = "failed.json"
+
+UNREACHABLE_IN_A_ROW = 12
+"""Images that could not be reached one after the other, after which the rest is left for another time."""
+
+_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+_ROW_FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+
+
+@dataclass(frozen=True)
+class FetchChoice:
+    """What to fetch of VSR, from where, and within which limits."""
+
+    split: str = "random"
+    parts: tuple[str, ...] = PARTS
+    boxes: bool = False
+    """Fetch COCO's annotations (241 MB) and keep what concerns these images as instances.json."""
+    images: bool = True
+    limit: int | None = None
+    """Only the images of the first so many rows of each part."""
+    connections: int = 4
+    max_bytes: int = 4_000_000_000
+    """Bytes of images in all, of this run."""
+    max_image: int = 20_000_000
+    """Bytes of one image."""
+    revision: str | None = None
+    endpoint: str | None = None
+    """The Hub's address, or that of a mirror; None: huggingface_hub's own, which HF_ENDPOINT may set."""
+    annotations: str = ANNOTATIONS
+    patience: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise InvalidInputError(f"expected --split to be among {', '.join(SPLITS)}, found {self.split!r}")
+        for part in self.parts:
+            if part not in PARTS:
+                raise InvalidInputError(f"expected --parts among {', '.join(PARTS)}, found {part!r}")
+        if not self.parts:
+            raise InvalidInputError(f"expected --parts among {', '.join(PARTS)}, found none")
+        for option, value in (
+            ("--limit", self.limit),
+            ("--connections", self.connections),
+            ("--max-bytes", self.max_bytes),
+            ("--max-image", self.max_image),
+        ):
+            if value is not None and value < 1:
+                raise InvalidInputError(f"expected {option} to be at least 1, found {value}")
+        if self.connections > 32:
+            raise InvalidInputError(f"expected at most 32 --connections to one server, found {self.connections}")
+
+    @property
+    def repository(self) -> str:
+        return f"cambridgeltl/vsr_{self.split}"
+
+
+@dataclass(frozen=True)
+class FetchReport:
+    """What a folder now holds, and what could not be fetched."""
+
+    folder: Path
+    rows: dict[str, int]
+    """Part -> number of rows."""
+    images: int
+    """Images that were asked for."""
+    present: int
+    """Of them, already there."""
+    fetched: int
+    bytes: int
+    """Of the images fetched now."""
+    failed: dict[str, str]
+    """Image -> why it could not be fetched; also listed in failed.json."""
+    boxed_images: int | None
+    """Images with boxes in instances.json; None where boxes were not asked for."""
+
+
+def fetch_vsr(folder: Path | str, choice: FetchChoice = FetchChoice(), *, progress: bool = False) -> FetchReport:
+    """Fetch VSR's rows, images and boxes into `folder`; whatever is there already is kept, so that a rerun goes on.
+
+    The folder then holds `train.jsonl`, `dev.jsonl`, `test.jsonl` as published, `images/`, `instances.json` if boxes were asked for,
+    `fetched.json` (which commit of the Hub's repository, hashes) and, where images failed, `failed.json`.
+
+    Raises
+    ------
+    MissingExtraError
+        If huggingface_hub is not installed.
+    InvalidInputError
+        If the folder holds another split or revision.
+    DownloadError
+        If rows or annotations cannot be fetched. Images that cannot are listed in the report instead.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _fetch_rows(folder, choice)
+    rows, links = {}, dict[str, str]()
+    for part in choice.parts:
+        examples = load_examples(folder / f"{part}.jsonl")
+        rows[part] = len(examples)
+        for example in examples[: choice.limit]:
+            links.setdefault(example.image, str(example.extra.get("image_link", "")))
+    boxed = _fetch_boxes(folder, choice, links, progress) if choice.boxes else None
+    if not choice.images:
+        return FetchReport(folder, rows, 0, 0, 0, 0, {}, boxed)
+    missing = {name: link for name, link in links.items() if not (folder / "images" / name).is_file()}
+    moved, failed = _fetch_images(folder / "images", missing, choice, progress)
+    _write_json(folder / FAILURES, failed) if failed else (folder / FAILURES).unlink(missing_ok=True)
+    return FetchReport(folder, rows, len(links), len(links) - len(missing), len(missing) - len(failed), moved, failed, boxed)
+
+
+def _fetch_rows(folder: Path, choice: FetchChoice) -> None:
+    """The JSONL files, all of one commit, which is written down."""
+    record: dict[str, Any] = {"repository": choice.repository, "revision": None, "files": {}}
+    if (folder / RECORD).exists():
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            held, revision, files = record["repository"], record["revision"], dict(record["files"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidInputError(
+                f"{folder / RECORD}: expected what an earlier fetch wrote, found {error}; choose another --out"
+            ) from error
+        if held != choice.repository or choice.revision not in (None, revision):
+            raise InvalidInputError(
+                f"expected {folder} to hold {choice.repository} at {choice.revision or revision}, found {held} at {revision}; choose "
+                "another --out"
+            )
+        record["files"] = files
+    for part in choice.parts:
+        path = folder / f"{part}.jsonl"
+        if path.name in record["files"] and path.is_file():
+            continue
+        if path.exists() and path.name not in record["files"]:
+            raise InvalidInputError(f"expected no {path} from elsewhere, found one; choose another --out, or remove it")
+        source = _from_hub(choice, path.name, record["revision"] or choice.revision)
+        data = source.read_bytes()
+        partial = path.with_name(path.name + ".part")
+        partial.write_bytes(data)
+        load_examples(partial)
+        partial.replace(path)
+        record["revision"] = source.parent.name  # the Hub's cache names its snapshots by commit
+        record["files"][path.name] = hashlib.sha256(data).hexdigest()
+        _write_json(folder / RECORD, record)
+
+
+def _from_hub(choice: FetchChoice, name: str, revision: str | None) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise MissingExtraError(
+            f"fetching needs packages that are not installed (no module {error.name!r}): run pip install 'stratascope[extract]'"
+        ) from error
+    try:
+        return Path(hf_hub_download(choice.repository, name, repo_type="dataset", revision=revision, endpoint=choice.endpoint))
+    except Exception as error:  # the Hub's own errors, those of whichever HTTP library it uses, and plain OSErrors
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DownloadError(
+            f"expected {name} of the Hub's dataset {choice.repository}, could not fetch it: {said}; is this machine online?"
+        ) from error
+
+
+def _fetch_images(folder: Path, links: Mapping[str, str], choice: FetchChoice, progress: bool) -> tuple[int, dict[str, str]]:
+    """Fetch all links by a few connections; bytes moved and the failures, in the order of the links."""
+    folder.mkdir(exist_ok=True)
+    stop, budget = threading.Event(), Budget(choice.max_bytes)
+    failed: dict[str, str] = {}
+    unreachable = 0
+
+    def fetch(name: str) -> None:
+        if stop.is_set():
+            raise DownloadError("not tried, because those before it failed")
+        download(
+            links[name],
+            folder / name,
+            check=image_problem,
+            largest=choice.max_image,
+            budget=budget,
+            patience=choice.patience,
+            stop=stop,
+        )
+
+    with (
+        ThreadPoolExecutor(choice.connections, "fetch") as pool,
+        tqdm(total=len(links), desc="images", unit="image", disable=not progress) as bar,
+    ):
+        futures: dict[Future[None], str] = {pool.submit(fetch, name): name for name in links}
+        pending = set(futures)
+        try:
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    error = future.exception()
+                    if isinstance(error, DownloadError | InvalidInputError) and not isinstance(error, UnwritableError):
+                        failed[futures[future]] = str(error)
+                    elif error is not None:
+                        raise error
+                    unreachable = unreachable + 1 if isinstance(error, UnreachableError) else unreachable if stop.is_set() else 0
+                    if isinstance(error, BudgetSpentError) or unreachable >= UNREACHABLE_IN_A_ROW:
+                        stop.set()
+                    bar.update()
+                    bar.set_postfix({"MB": f"{budget.used / 1e6:.1f}", "failed": len(failed)}, refresh=False)
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+    return budget.used, {name: failed[name] for name in links if name in failed}
+
+
+def image_problem(path: Path) -> str | None:
+    """Why a file is not a whole image; None if it is."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except _IMAGE_ERRORS as error:
+        with path.open("rb") as file:
+            begin = file.read(64).lstrip().lower()
+        if begin.startswith((b"<!doctype", b"<html", b"<?xml")):
+            return "expected an image, found a web page"
+        return f"expected an image, found what cannot be decoded ({type(error).__name__})"
+    return None
+
+
+def _fetch_boxes(folder: Path, choice: FetchChoice, images: Mapping[str, str], progress: bool) -> int:
+    """instances.json of these images, out of COCO's annotations, which are kept beside it."""
+    archive = folder / (Path(urlsplit(choice.annotations).path).name or "annotations.zip")
+    if not archive.is_file():
+        with tqdm(desc="annotations", unit="B", unit_scale=True, disable=not progress) as bar:
+            download(choice.annotations, archive, check=_zip_problem, patience=choice.patience, tell=bar.update)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            kept = [_member_rows(opened, member, images) for member in MEMBERS]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, zipfile.BadZipFile) as error:
+        raise InvalidInputError(f"{archive}: expected COCO's annotations, found {error}; remove the file and fetch again") from error
+    found = {key: [row for member in kept for row in member[key]] for key in ("images", "annotations")}
+    _write_json(folder / "instances.json", {**found, "categories": kept[0]["categories"]})
+    boxed = {row["image_id"] for row in found["annotations"]}
+    return sum(row["id"] in boxed for row in found["images"])
+
+
+def _member_rows(opened: zipfile.ZipFile, member: str, images: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """Of one of COCO's files what concerns `images`, without the outlines."""
+    rows: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
+    wanted: set[int] = set()
+    with opened.open(member) as raw:
+        for key, row in json_rows(TextIOWrapper(raw, "utf-8")):
+            if key == "images" and row["file_name"] in images:
+                wanted.add(row["id"])
+                rows[key].append({name: row[name] for name in ("id", "file_name", "width", "height")})
+            elif key == "annotations" and row["image_id"] in wanted:
+                rows[key].append({name: row[name] for name in _ROW_FIELDS})
+            elif key == "categories":
+                rows[key].append({"id": row["id"], "name": row["name"]})
+    return rows
+
+
+def _zip_problem(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as opened:
+            absent = [member for member in MEMBERS if member not in opened.namelist()]
+            return f"expected {absent[0]} in the archive, found none" if absent else None
+    except (OSError, zipfile.BadZipFile) as error:
+        return f"expected a zip archive, found what cannot be opened ({error})"
+
+
+def _write_json(path: Path, value: Any) -> None:
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(value, indent=None if "annotations" in value else 1) + "\n", encoding="utf-8")
+    partial.replace(path)
