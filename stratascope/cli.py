@@ -10,7 +10,8 @@ from stratascope.commands import attention, fetching, looking, measuring, record
 from stratascope.errors import StratascopeError
 
 COMMANDS = (
-    recording.demo, fetching.fetch, recording.plan, recording.extract, stores.info, stores.verify, stores.copy, stores.diff, measuring.probe,
+    recording.demo, fetching.fetch, recording.plan, recording.extract,
+    stores.info, stores.verify, stores.copy, stores.diff, measuring.probe,
     measuring.answers, measuring.share, measuring.rollout,
     attention.flow,
     looking.figure, looking.report,

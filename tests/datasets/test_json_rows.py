@@ -33,11 +33,11 @@ def test_rows_are_those_of_json_loads_whatever_the_size_of_the_pieces(value: dic
 @given(st.dictionaries(st.text(max_size=4), VALUES, max_size=4), st.data())
 def test_a_cut_text_is_refused(value: dict, data: st.DataObject) -> None:
     text = json.dumps(value)
-    with pytest.raises(ValueError, match="[Ee]xpect|Extra|Unterminated|Invalid"):
+    with pytest.raises(ValueError, match=r"[Ee]xpect|Extra|Unterminated|Invalid"):
         list(json_rows(io.StringIO(text[: data.draw(st.integers(0, len(text) - 1))]), 7))
 
 
 @pytest.mark.parametrize("text", ["[1]", "{1: 2}", '{"a" 1}', '{"a": [1 2]}', "{} x", "", "nonsense", '{"a": [1,]}', '{"a": 1,}'])
 def test_other_text_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="[Ee]xpect|Extra|Unterminated|Invalid"):
+    with pytest.raises(ValueError, match=r"[Ee]xpect|Extra|Unterminated|Invalid"):
         list(json_rows(io.StringIO(text)))
