@@ -35,6 +35,7 @@ class ActivationStore:
         attributes: dict[str, Any] = dict(root.attrs)
         self.layout: StoreLayout = check_attributes(attributes, name)
         """Shapes of the store."""
+        self._written_layout: dict[str, Any] = attributes["layout"]
         self.provenance: dict[str, Any] = attributes["provenance"]
         """How the store was made."""
         self.taken: dict[str, Any] | None = attributes["taken"]
@@ -218,7 +219,8 @@ class ActivationStore:
         """Digest of provenance (all but `VOLATILE`), layout, examples and what is written: the key of results made from it."""
         provenance = {k: v for k, v in self.provenance.items() if k not in VOLATILE}
         blocks = hashlib.sha256(self.written.tobytes()).hexdigest()
-        return digest([provenance, self.layout.to_json(), self.taken, self.known, blocks])
+        # the layout as it was written: fields that later versions add must not make another store of it
+        return digest([provenance, self._written_layout, self.taken, self.known, blocks])
 
     def __repr__(self) -> str:
         from stratascope.store.overview import as_text

@@ -41,6 +41,11 @@ def test_our_reader_reads_it():
         store.read("answer_logits")
 
 
+def test_results_made_by_an_earlier_version_stay_its_results():
+    """Whatever fields later versions give to layouts."""
+    assert ActivationStore.open(PATH).fingerprint() == "99b054cee7de329faba0ff01d2f7c89e4fa4793807c2abf112e37fb634b4fade"
+
+
 def test_any_zarr_reader_reads_it():
     """No word of this package: what docs/format.md promises to readers in other languages."""
     group = zarr.open_group(PATH, mode="r")
