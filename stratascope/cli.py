@@ -13,7 +13,7 @@ COMMANDS = (
     recording.demo, fetching.fetch, recording.plan, recording.extract,
     stores.info, stores.verify, stores.copy, stores.diff, measuring.probe,
     measuring.answers, measuring.share, measuring.rollout,
-    attention.flow,
+    attention.flow, attention.attribution, attention.faithfulness,
     looking.figure, looking.report,
 )  # fmt: skip
 """The commands, in the order of use."""

@@ -1,8 +1,10 @@
-"""From the store to attention share, rollout, flow, overlap with boxes and the answer's confidence; no torch."""
+"""From the store to attention share, rollout, flow, attribution, overlap with boxes, faithfulness and the answer's confidence; no torch."""
 
 from stratascope.analysis.answers import AnswerConfidence, answer_confidence
+from stratascope.analysis.attribution import LogitAttribution, logit_attribution
 from stratascope.analysis.boxes import box_geometry
 from stratascope.analysis.discard import discard_weakest, fuse_heads
+from stratascope.analysis.faithfulness import Faithfulness, faithfulness
 from stratascope.analysis.flow import Flow, MinimumCut, flow, minimum_cut, span_flow
 from stratascope.analysis.flowed import FlowResult, flow_examples
 from stratascope.analysis.heads import head_agreement, head_ranking
@@ -13,14 +15,17 @@ from stratascope.analysis.rolled import RolloutResult, rollout_examples
 from stratascope.analysis.rollout import rollout, rollout_packed, rollout_stops
 from stratascope.analysis.share import AttentionShare, attention_share, row_entropy
 from stratascope.analysis.sinks import find_sinks
+from stratascope.analysis.weighing import weighted_rows
 
 __all__ = [
     "AnswerConfidence",
     "AnswerPrediction",
     "AttentionShare",
     "BoxOverlap",
+    "Faithfulness",
     "Flow",
     "FlowResult",
+    "LogitAttribution",
     "MinimumCut",
     "RolloutResult",
     "answer_confidence",
@@ -31,12 +36,14 @@ __all__ = [
     "box_overlap",
     "cell_overlap",
     "discard_weakest",
+    "faithfulness",
     "find_sinks",
     "flow",
     "flow_examples",
     "fuse_heads",
     "head_agreement",
     "head_ranking",
+    "logit_attribution",
     "minimum_cut",
     "norm_attention",
     "rollout",
@@ -46,4 +53,5 @@ __all__ = [
     "row_entropy",
     "span_flow",
     "token_attribution",
+    "weighted_rows",
 ]

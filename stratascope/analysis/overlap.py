@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stratascope.analysis.blockwise import example_numbers, over_blocks
 from stratascope.analysis.boxes import BOXES, box_tokens
 from stratascope.analysis.loading import load_kind
+from stratascope.analysis.weighing import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore, ResultFile, save_result
 
@@ -163,6 +164,7 @@ def attention_overlap(
     store: ActivationStore,
     examples: Sequence[int] | NDArray[Any] | None = None,
     *,
+    weighing: str = "attention",
     measure: Measure = "share",
     fused: bool = False,
     scheduler: str | None = None,
@@ -173,6 +175,8 @@ def attention_overlap(
     ----------
     examples
         Numbers or a mask; all whose rows are recorded by default.
+    weighing
+        One of `weighing.WEIGHINGS`; of attributions, what speaks for the answer that the model gives.
     measure
         One of `MEASURES`.
     fused
@@ -183,23 +187,29 @@ def attention_overlap(
     Raises
     ------
     NotRecordedError
-        If the store holds no boxes or no attention rows.
+        If the store holds no boxes or no attention rows, or not what the weighing needs.
     InvalidInputError
         As `cell_overlap`, or if there are no examples.
     """
-    array = "attention_mean" if fused else "attention_rows"
+    array = "attention_mean" if fused and weighing == "attention" else "attention_rows"
+    needed = (array,) if weighing == "attention" else WEIGHINGS[checked_weighing(weighing)]
+    require_recorded(store, needed, f"the weighing {weighing!r}")
     chosen = example_numbers(store, array, examples)
-    parts = over_blocks(_of_rows, store, chosen, at_most=PIECE, scheduler=scheduler, measure=measure, fused=fused)
+    parts = over_blocks(_of_rows, store, chosen, at_most=PIECE, scheduler=scheduler, measure=measure, weighing=weighing, fused=fused)
     layout = store.layout
     heads = [-1] if fused else list(range(layout.heads))
-    return BoxOverlap(np.concatenate(parts), chosen, _attributes(store, "attention", measure, list(layout.attention_layers), heads))
+    return BoxOverlap(np.concatenate(parts), chosen, _attributes(store, weighing, measure, list(layout.attention_layers), heads))
 
 
-def _of_rows(store: ActivationStore, numbers: NDArray[np.int64], *, measure: Measure, fused: bool) -> NDArray[np.float32]:
+def _of_rows(store: ActivationStore, numbers: NDArray[np.int64], *, measure: Measure, weighing: str, fused: bool) -> NDArray[np.float32]:
+    if fused and weighing == "attention":
+        return _overlaps(store, store.read("attention_mean", examples=numbers)[:, :, None], numbers, measure)
+    rows = weighted_rows(store, numbers, weighing)
     if fused:
-        rows = store.read("attention_mean", examples=numbers)[:, :, None]
-    else:
-        rows = np.moveaxis(store.read("attention_rows", examples=numbers), 0, 1)
+        rows = rows.mean(2, keepdims=True)
+    if weighing == "attribution":
+        logits = store.read("answer_logits", examples=numbers)
+        rows = np.maximum(rows * np.where(logits[:, 0] >= logits[:, 1], 1, -1)[:, None, None, None], 0)
     return _overlaps(store, rows, numbers, measure)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stratascope.analysis.blockwise import example_numbers, over_blocks
 from stratascope.analysis.loading import load_kind
 from stratascope.analysis.sinks import DROPPED, PLACES, TIMES, checked_places, find_sinks, places_of
+from stratascope.analysis.weighing import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError
 from stratascope.store import ActivationStore, ResultFile, save_result
 
@@ -80,7 +81,7 @@ class AttentionShare:
     first_part: NDArray[np.int8]
     """(example,) index of the part that the first token belongs to."""
     attributes: dict[str, Any]
-    """store, layers, condition, times."""
+    """store, layers, condition, weighing, times."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -170,6 +171,7 @@ def attention_share(
     store: ActivationStore,
     examples: Sequence[int] | NDArray[Any] | None = None,
     *,
+    weighing: str = "attention",
     times: float = TIMES,
     scheduler: str | None = None,
 ) -> AttentionShare:
@@ -181,6 +183,8 @@ def attention_share(
         With attention rows.
     examples
         Numbers or a mask; all whose rows are recorded by default.
+    weighing
+        `attention`, or `norm` for norm-based attention, see `weighing.WEIGHINGS`; attributions have signs and no shares.
     times
         How many times its fair share a sink takes at least; see `sinks.find_sinks`.
     scheduler
@@ -189,36 +193,37 @@ def attention_share(
     Raises
     ------
     NotRecordedError
-        If the store holds no attention rows, or not of one of the examples.
+        If the store holds no attention rows (and, for `norm`, no value norms), or not of one of the examples.
     InvalidInputError
-        If there are no examples.
+        If there are no examples, or the weighing has no shares.
     """
+    if checked_weighing(weighing) == "attribution":
+        raise InvalidInputError("expected a weighing of attention or norm, found attribution: it has signs; use `logit_attribution`")
+    require_recorded(store, WEIGHINGS[weighing], f"the weighing {weighing!r}")
     chosen = example_numbers(store, "attention_rows", examples)
     layout = store.layout
     spans = {name: span[chosen] for name, span in store.spans.items()}
     parts = token_parts(spans, store.n_tokens[chosen], layout.tokens)
     tokens = (parts[..., None] == np.arange(len(PARTS))).mean(1) * layout.tokens / store.n_tokens[chosen][:, None]
-    found = over_blocks(_shares, store, chosen, at_most=PIECE, scheduler=scheduler, times=times)
+    found = over_blocks(_shares, store, chosen, at_most=PIECE, scheduler=scheduler, times=times, weighing=weighing)
     values, entropy, sinks, counts = (np.concatenate(piece) for piece in zip(*found, strict=True))
     attributes = {
         "store": store.fingerprint(),
         "layers": list(layout.attention_layers),
         "condition": store.provenance["condition"],
+        "weighing": weighing,
         "times": times,
     }
     return AttentionShare(values, tokens.astype(np.float32), chosen, entropy, sinks, counts, parts[:, 0], attributes)
 
 
 def _shares(
-    store: ActivationStore, numbers: NDArray[np.int64], *, times: float
+    store: ActivationStore, numbers: NDArray[np.int64], *, times: float, weighing: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int16]]:
     spans = {name: span[numbers] for name, span in store.spans.items()}
     parts = token_parts(spans, store.n_tokens[numbers], store.layout.tokens)
     places = places_of(store, numbers)
-    rows = np.moveaxis(store.read("attention_rows", examples=numbers), 0, 1)  # (example, layer, head, token)
-    rows = np.nan_to_num(rows, copy=False)
-    # stored in half precision: scaled back to sum to 1
-    rows /= rows.sum(-1, keepdims=True)
+    rows = weighted_rows(store, numbers, weighing)
     sinks = find_sinks(rows.mean((1, 2)), places, times=times)
     at_place = sinks[..., None] & (places[..., None] == np.arange(len(PLACES)))
     members = np.concatenate([parts[..., None] == np.arange(len(PARTS)), at_place], -1).astype(np.float32)

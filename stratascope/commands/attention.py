@@ -1,4 +1,4 @@
-"""Commands that follow attention through a store: flow."""
+"""Commands that follow attention through a store: flow, attribution, faithfulness."""
 
 from __future__ import annotations
 
@@ -33,3 +33,42 @@ def flow(store: str, examples: tuple[int, ...] | None, window: tuple[int, ...] |
 
     blocks = (window[0], window[-1] + 1) if window else None
     click.echo(flow_and_draw(open_store(store), out or results_folder(store), examples=examples, window=blocks, scheduler=scheduler))
+
+
+@click.command(short_help="What each head adds to the answer.")
+@click.argument("store")
+@scheduler
+@out
+def attribution(store: str, scheduler: str | None, out: Path | None) -> None:
+    """What each head, each block and, through each head, each part of the prompt adds to the difference of the answers' logits.
+
+    Needs a store with head_logits, mlp_logits and embedding_logits (--record head_logits); with attention_rows and value_logits (--record
+    value_logits) heads are divided among the parts of the prompt.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope attribution demo/original.zarr
+    """
+    from stratascope.workflow.attributing import attribute_and_draw
+
+    click.echo(attribute_and_draw(open_store(store), out or results_folder(store), scheduler=scheduler))
+
+
+@click.command(short_help="Which method ranks tokens as hiding them does.")
+@click.argument("store")
+@click.option("--seed", default=0, show_default=True, help="Of the bootstrap and the random baseline.")
+@scheduler
+@out
+def faithfulness(store: str, seed: int, scheduler: str | None, out: Path | None) -> None:
+    """How far raw attention, norm-based attention, token attribution, rollout and flow rank parts of a prompt as hiding them does.
+
+    Needs a store with measured effects (--record knockout); compares the methods that the store allows, and says what to record for the
+    others.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope faithfulness demo/original.zarr
+    """
+    from stratascope.workflow.believing import compare_and_draw
+
+    click.echo(compare_and_draw(open_store(store), out or results_folder(store), seed=seed, scheduler=scheduler))

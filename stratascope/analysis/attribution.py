@@ -1,0 +1,179 @@
+"""Direct logit attribution: how much each head, block and token adds to the difference of the answers' logits, so that all adds up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.analysis.blockwise import example_numbers, over_blocks
+from stratascope.analysis.loading import load_kind
+from stratascope.analysis.share import PARTS, token_parts
+from stratascope.analysis.weighing import require_recorded, weighted_rows
+from stratascope.errors import InvalidInputError
+from stratascope.store import ActivationStore, ResultFile, save_result
+
+RESULT_KIND = "logit_attribution"
+PIECE = 16
+"""Examples in one task, where rows are read."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LogitAttribution:
+    """What adds up to the first choice's logit less the second's, at the final token.
+
+    With the final norm's scale held fixed the logits are a sum over what was written to the residual stream: the embedding, each head
+    of each block, and the rest of each block. heads + blocks + embedding = difference.
+    """
+
+    heads: Floats
+    """(example, layer, head) <W_O^h o_h, gamma * (W_U[first] - W_U[second])> / rms."""
+    blocks: Floats
+    """(example, layer) the rest of each block: its MLP and biases; NaN where the store does not hold it."""
+    embedding: Floats
+    """(example,) the final token's embedding and the output's own constant; NaN where the store does not hold it."""
+    difference: Floats
+    """(example,) the first choice's logit less the second's, as the model computed it."""
+    parts: Floats
+    """(example, layer, head, part) each head's attribution by the part of the prompt that it looks at; no example where the store does
+    not hold `value_logits`."""
+    examples: NDArray[np.int64]
+    """(example,) example numbers."""
+    attributes: dict[str, Any]
+    """store, condition, choices, layers, parts."""
+
+    @property
+    def remainder(self) -> NDArray[np.float64]:
+        """(example,) the difference less all that was attributed; 0 but for rounding, NaN where not all is stored."""
+        added = self.heads.sum((1, 2), dtype=np.float64) + self.blocks.sum(1, dtype=np.float64) + self.embedding
+        return np.asarray(self.difference - added)
+
+    @property
+    def carried(self) -> NDArray[np.float64]:
+        """(layer, head) share of the difference's variance over examples that each head carries: its covariance with the difference
+        over the difference's variance.
+
+        Blind to what a head adds whatever is asked. Over heads, blocks and embedding it sums to 1.
+        """
+        return _carried(self.heads, self.difference)
+
+    @property
+    def carried_by_blocks(self) -> NDArray[np.float64]:
+        """(layer,) the same of the rest of each block; NaN where the store does not hold it."""
+        return _carried(self.blocks, self.difference)
+
+    @property
+    def support(self) -> NDArray[np.float64]:
+        """(layer, head) mean over examples of what each head adds in favour of the answer that the model gives."""
+        return np.asarray((self.heads * np.where(self.difference >= 0, 1, -1)[:, None, None]).mean(0, dtype=np.float64))
+
+    def head_table(self) -> pd.DataFrame:
+        """layer, head, mean (towards the first choice), support (towards the answer given), carried; and, where tokens are attributed,
+        support_PART for each part of the prompt."""
+        layers, heads = self.attributes["layers"], self.heads.shape[2]
+        index = pd.MultiIndex.from_product([layers, range(heads)], names=["layer", "head"])
+        columns = {"mean": self.heads.mean(0, dtype=np.float64), "support": self.support, "carried": self.carried}
+        if len(self.parts):
+            given = (self.parts * np.where(self.difference >= 0, 1, -1)[:, None, None, None]).mean(0, dtype=np.float64)
+            columns |= {f"support_{part}": given[..., k] for k, part in enumerate(PARTS)}
+        return pd.DataFrame({name: values.ravel() for name, values in columns.items()}, index=index).reset_index()
+
+    def save(self, path: Path | str) -> None:
+        """Write the result to one file."""
+        arrays: dict[str, Any] = {
+            "heads": (("example", "layer", "head"), self.heads),
+            "blocks": (("example", "layer"), self.blocks),
+            "embedding": (("example",), self.embedding),
+            "difference": (("example",), self.difference),
+            "parts": (("attributed_example", "layer", "head", "part"), self.parts),
+            "example": (("example",), self.examples),
+        }
+        save_result(path, ResultFile(RESULT_KIND, {"heads": self.head_table()}, arrays, self.attributes))
+
+    @classmethod
+    def load(cls, path: Path | str) -> LogitAttribution:
+        """Raises InvalidInputError if the file holds results of another kind."""
+        file = load_kind(path, RESULT_KIND)
+        heads, blocks, embedding, difference, parts, examples = (
+            file.arrays[name][1] for name in ("heads", "blocks", "embedding", "difference", "parts", "example")
+        )
+        return cls(heads, blocks, embedding, difference, parts, examples, dict(file.attributes))
+
+
+def logit_attribution(
+    store: ActivationStore,
+    examples: Sequence[int] | NDArray[Any] | None = None,
+    *,
+    by_part: bool | None = None,
+    scheduler: str | None = None,
+) -> LogitAttribution:
+    """Attribution of the answers' logit difference to heads, blocks, embedding and the parts of the prompt.
+
+    Parameters
+    ----------
+    examples
+        Numbers or a mask; all that are recorded by default.
+    by_part
+        Whether to attribute to parts of the prompt through every head; where the store can give it by default.
+    scheduler
+        Where the Dask tasks run: None, `threads` or `processes`.
+
+    Raises
+    ------
+    NotRecordedError
+        If the store holds no `head_logits` or, where parts are asked for, no `value_logits` and attention rows.
+    InvalidInputError
+        If there are no examples.
+    """
+    require_recorded(store, ("head_logits",), "direct logit attribution")
+    held = {spec.name for spec in store.layout.arrays()}
+    if by_part is None:
+        by_part = {"attention_rows", "value_logits"} <= held
+    if by_part:
+        require_recorded(store, ("attention_rows", "value_logits"), "attribution to tokens")
+    chosen = example_numbers(store, "head_logits", examples)
+    if not len(chosen):
+        raise InvalidInputError("expected at least one recorded example, found none")
+    layout = store.layout
+    heads = np.moveaxis(store.read("head_logits", examples=chosen), 0, 1)
+    blocks = np.full(heads.shape[:2], np.nan, np.float32)
+    embedding = np.full(len(chosen), np.nan, np.float32)
+    if {"mlp_logits", "embedding_logits"} <= held and len(layout.attention_layers) == layout.layers:
+        blocks = store.read("mlp_logits", examples=chosen).T
+        embedding = store.read("embedding_logits", examples=chosen)
+    logits = store.read("answer_logits", examples=chosen)
+    parts = np.zeros((0, *heads.shape[1:], len(PARTS)), np.float32)
+    if by_part:
+        parts = np.concatenate(over_blocks(_by_part, store, chosen, at_most=PIECE, scheduler=scheduler))
+    attributes = {
+        "store": store.fingerprint(),
+        "condition": store.provenance["condition"],
+        "choices": list(layout.choices[:2]),
+        "layers": list(layout.attention_layers),
+        "parts": list(PARTS),
+    }
+    return LogitAttribution(heads, np.ascontiguousarray(blocks), embedding, logits[:, 0] - logits[:, 1], parts, chosen, attributes)
+
+
+def _by_part(store: ActivationStore, numbers: NDArray[np.int64]) -> Floats:
+    spans = {name: span[numbers] for name, span in store.spans.items()}
+    owners = token_parts(spans, store.n_tokens[numbers], store.layout.tokens)
+    members = (owners[..., None] == np.arange(len(PARTS))).astype(np.float32)
+    rows = weighted_rows(store, numbers, "attribution")
+    return np.asarray(np.matmul(rows.reshape(len(numbers), -1, rows.shape[-1]), members).reshape(*rows.shape[:-1], -1))
+
+
+def _carried(part: Floats, whole: Floats) -> NDArray[np.float64]:
+    """Covariance of each column with the whole over the whole's variance, over examples; NaN where the whole does not vary."""
+    centred = whole.astype(np.float64) - whole.mean(dtype=np.float64)
+    variance = float(centred @ centred)
+    if variance == 0:
+        return np.full(part.shape[1:], np.nan)
+    return np.asarray(np.tensordot(centred, part.astype(np.float64), 1) / variance)

@@ -1,0 +1,260 @@
+"""Which method to believe: how far each ranks the parts of a prompt as hiding them does (Geva et al. 2023; Jain & Wallace 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.analysis.blockwise import example_numbers, over_blocks
+from stratascope.analysis.loading import load_kind
+from stratascope.analysis.maps import Window
+from stratascope.analysis.relevance import BASELINES, METHODS, Method, few_blocks, group_scores, methods_of
+from stratascope.analysis.targets import kind_of_target, target_tokens
+from stratascope.analysis.weighing import require_recorded
+from stratascope.errors import InvalidInputError, TooFewExamplesError
+from stratascope.store import ActivationStore, ResultFile, save_result
+
+RESULT_KIND = "faithfulness"
+PIECE = 4
+FEWEST_TARGETS = 4
+"""Below it a rank correlation within one example says nothing."""
+TARGETS = ("cells", "spans")
+SETTING = ["targets", "mode", "window"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """Each method's rank correlation with the effect of hiding, per example and on the whole."""
+
+    table: pd.DataFrame
+    """targets (cells or spans), mode (who may not see: `final`, the final token alone, or `later`, every later token), window (of blocks),
+    effect, method, label, correlation (mean over examples of Spearman's), low, high (cluster bootstrap by image), behind (mean of the
+    best method less this one's), behind_low, behind_high (paired), examples, images. `effect`: `size` compares sizes; `signed`,
+    for methods with a sign, says whether the tokens speak for the right answer too."""
+    correlations: Floats
+    """(row of the table, example); NaN where hiding changes nothing or the example has too few targets."""
+    examples: NDArray[np.int64]
+    """(example,) example numbers."""
+    attributes: dict[str, Any]
+    """store, condition, choices, level, draws, seed, few (blocks of `rollout_window` and `flow_window` by window), missing (methods
+    that the store does not allow -> what to record), leading (the row that a report leads with: targets, mode, window, method, label,
+    correlation, low, high; second, second_label and, paired, ahead, ahead_low, ahead_high)."""
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The method to believe: of the setting that a report leads with."""
+        return dict(self.attributes["leading"])
+
+    def rows(self, targets: str = "cells", mode: str = "final", window: str | None = None, effect: str = "size") -> pd.DataFrame:
+        """Rows of one setting, best first; the first window (all blocks) by default."""
+        table = self.table
+        window = window or str(table["window"].iloc[0])
+        found = table[(table["targets"] == targets) & (table["mode"] == mode) & (table["window"] == window) & (table["effect"] == effect)]
+        if found.empty:
+            raise InvalidInputError(f"expected a setting of the table, found {targets}, {mode}, {window}, {effect}")
+        return found.sort_values("correlation", ascending=False, kind="stable").reset_index(drop=True)
+
+    def save(self, path: Path | str) -> None:
+        """Write the result to one file."""
+        arrays: dict[str, Any] = {"correlation": (("row", "example"), self.correlations), "example": (("example",), self.examples)}
+        save_result(path, ResultFile(RESULT_KIND, {"methods": self.table}, arrays, self.attributes))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Faithfulness:
+        """Raises InvalidInputError if the file holds results of another kind."""
+        file = load_kind(path, RESULT_KIND)
+        return cls(file.tables["methods"], file.arrays["correlation"][1], file.arrays["example"][1], dict(file.attributes))
+
+
+def faithfulness(
+    store: ActivationStore,
+    examples: Sequence[int] | NDArray[Any] | None = None,
+    *,
+    methods: Sequence[str] | None = None,
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+    scheduler: str | None = None,
+) -> Faithfulness:
+    """Spearman correlation of each method's scores with the recorded effect of hiding, over groups of image cells and over spans.
+
+    The effect is how far the answers' logit difference moves when a target is hidden. Within an example, targets are ranked by its size
+    and by the method's score of the same tokens in the same blocks; a method with a sign is also compared with what hiding takes away,
+    sign and all. Means are over examples, intervals over images drawn with replacement (examples of an image stay together).
+
+    Parameters
+    ----------
+    examples
+        Numbers or a mask; all with knockouts by default.
+    methods
+        Names of `relevance.METHODS`; all that the store allows by default.
+    level, draws, seed
+        Of the bootstrap; the seed is also that of the random baseline.
+    scheduler
+        Where the Dask tasks run: None, `threads` or `processes`.
+
+    Raises
+    ------
+    NotRecordedError
+        If the store holds no knockouts, or not what a method asked for by name needs.
+    TooFewExamplesError
+        If fewer than two images have an effect to compare with.
+    """
+    require_recorded(store, ("knockout",), "faithfulness")
+    layout = store.layout
+    modes, windows, targets = layout.knockout_modes, layout.knockout_windows, layout.knockout_targets
+    chosen = example_numbers(store, "knockout", examples)
+    effects = np.asarray(store.read("knockout", examples=chosen), np.float64) if len(chosen) else np.zeros((0, 1, 1, 1))
+    measured = np.isfinite(effects).any((1, 2, 3))
+    if not measured.any():
+        raise TooFewExamplesError("expected examples with measured knockouts, found none; extract with --record knockout --knockouts N")
+    chosen, effects = chosen[measured], effects[measured]
+    allowed, missing = methods_of(store, methods)
+    blocks = [parse_window(name, layout.layers) for name in windows]
+    few = [few_blocks(layout.layers) if window == (0, layout.layers) else window for window in blocks]
+    options: dict[str, Any] = {"targets": targets, "methods": allowed, "windows": blocks, "few": few, "seed": seed}
+    scores = np.concatenate(over_blocks(_scores, store, chosen, at_most=PIECE, scheduler=scheduler, **options))
+    rows, correlations = _compare(effects, scores, allowed, modes, windows, targets)
+    images = store.examples["image"].to_numpy(object)[chosen]
+    table = _summarised(pd.DataFrame(rows), correlations, images, level, draws, seed)
+    attributes = {
+        "store": store.fingerprint(),
+        "condition": store.provenance["condition"],
+        "choices": list(layout.choices[:2]),
+        "level": level,
+        "draws": draws,
+        "seed": seed,
+        "few": {name: list(window) for name, window in zip(windows, few, strict=True)},
+        "missing": missing,
+        "leading": _leading(table, correlations, images, level, draws, seed),
+    }
+    return Faithfulness(table, correlations, chosen, attributes)
+
+
+def parse_window(name: str, layers: int) -> Window:
+    """Half-open range of blocks from "first-last"."""
+    first, _, last = name.partition("-")
+    if not first.isdecimal() or not last.isdecimal() or not int(first) <= int(last) < layers:
+        raise InvalidInputError(f"expected a window of blocks such as 0-{layers - 1}, found {name!r}")
+    return int(first), int(last) + 1
+
+
+def _scores(
+    store: ActivationStore, numbers: NDArray[np.int64], *, targets: Sequence[str], methods: Sequence[Method], **options: Any
+) -> Floats:
+    """(example, method, window, target)."""
+    out = []
+    for number in numbers:
+        found = group_scores(store, int(number), target_tokens(store, int(number), targets), methods, **options)
+        out.append(np.stack([found[method.name] for method in methods]))
+    return np.stack(out)
+
+
+def _compare(
+    effects: Floats, scores: Floats, methods: Sequence[Method], modes: Sequence[str], windows: Sequence[str], targets: Sequence[str]
+) -> tuple[list[dict[str, Any]], Floats]:
+    kinds = np.array([kind_of_target(name) for name in targets])
+    rows, correlations = [], []
+    for kind in (k for k in TARGETS if (kinds == k).sum() >= FEWEST_TARGETS):
+        for m, mode in enumerate(modes):
+            for w, window in enumerate(windows):
+                effect = effects[:, m, w][:, kinds == kind]
+                for k, method in enumerate(methods):
+                    score = scores[:, k, w][:, kinds == kind]
+                    setting = {"targets": kind, "mode": mode, "window": window}
+                    about = {"method": method.name, "label": method.label}
+                    plain = method.name in BASELINES
+                    rows.append({**setting, "effect": "size", **about})
+                    correlations.append(rank_correlations(score if plain else np.abs(score), np.abs(effect)))
+                    if method.signed:
+                        # hiding takes away what the tokens add
+                        rows.append({**setting, "effect": "signed", **about})
+                        correlations.append(rank_correlations(score, -effect))
+    if not rows:
+        raise TooFewExamplesError(f"expected at least {FEWEST_TARGETS} targets of a kind, found {', '.join(targets)}")
+    return rows, np.stack(correlations)
+
+
+def rank_correlations(scores: Floats, effects: Floats) -> Floats:
+    """(example,) Spearman's correlation of (example, target) scores with effects over the targets where both are known.
+
+    0 for scores that are all alike: they rank nothing. NaN for effects that are all alike, and for fewer than four targets.
+    """
+    from scipy.stats import rankdata
+
+    out = np.full(len(scores), np.nan)
+    for k, (score, effect) in enumerate(zip(scores, effects, strict=True)):
+        both = np.isfinite(score) & np.isfinite(effect)
+        if both.sum() < FEWEST_TARGETS or np.ptp(effect[both]) == 0:
+            continue
+        out[k] = 0.0 if np.ptp(score[both]) == 0 else np.corrcoef(rankdata(score[both]), rankdata(effect[both]))[0, 1]
+    return out
+
+
+def _summarised(rows: pd.DataFrame, correlations: Floats, images: NDArray[Any], level: float, draws: int, seed: int) -> pd.DataFrame:
+    known = np.isfinite(correlations)
+    if not known.any() or len(np.unique(images[known.any(0)])) < 2:
+        raise TooFewExamplesError("expected effects of hiding in at least two images, found fewer: there is nothing to rank by")
+    count = known.sum(1)
+    rows["correlation"] = np.where(count > 0, np.where(known, correlations, 0).sum(1) / np.maximum(count, 1), np.nan)
+    drawn = bootstrap_means(correlations, images, draws, seed)
+    rows["low"], rows["high"] = _ends(drawn, level)
+    behind = np.full((len(rows), 3), np.nan)
+    for _, part in rows.groupby([*SETTING, "effect"], sort=False):
+        places = part.index.to_numpy()
+        best = places[int(np.nan_to_num(part["correlation"].to_numpy(), nan=-2).argmax())]
+        low, high = _ends(drawn[best] - drawn[places], level)
+        behind[places] = np.stack([part["correlation"].loc[best] - part["correlation"].to_numpy(), low, high], 1)
+    rows["behind"], rows["behind_low"], rows["behind_high"] = behind.T
+    rows["examples"] = count
+    rows["images"] = [len(np.unique(images[row])) for row in known]
+    return rows
+
+
+def bootstrap_means(values: Floats, groups: NDArray[Any], draws: int, seed: int) -> Floats:
+    """(row, draw) means over examples of (row, example) values that are not NaN, groups drawn with replacement, the same for all rows."""
+    codes = np.unique(groups, return_inverse=True)[1]
+    number = int(codes.max()) + 1
+    member = (codes[:, None] == np.arange(number)).astype(np.float64)
+    known = np.isfinite(values)
+    sums, counts = np.where(known, values, 0) @ member, known.astype(np.float64) @ member
+    taken = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), draws).astype(np.float64).T
+    drawn = counts @ taken
+    return np.asarray(np.where(drawn > 0, sums @ taken / np.where(drawn > 0, drawn, 1), np.nan))
+
+
+def _ends(drawn: Floats, level: float) -> tuple[Floats, Floats]:
+    lost = np.asarray(np.isnan(drawn).all(1))
+    ends = np.nanquantile(np.where(lost[:, None], 0, drawn), [0.5 - level / 2, 0.5 + level / 2], axis=1)
+    low, high = np.where(lost, np.nan, ends)
+    return low, high
+
+
+def _leading(table: pd.DataFrame, correlations: Floats, images: NDArray[Any], level: float, draws: int, seed: int) -> dict[str, Any]:
+    """The best method where the final token alone may not see image cells in any block; in the first setting there is, else."""
+    sized = table[table["effect"] == "size"]
+    wanted = sized[(sized["targets"] == "cells") & (sized["mode"] == "final")]
+    first = (wanted if len(wanted) else sized).iloc[0]
+    same = np.logical_and.reduce([sized[name].to_numpy() == first[name] for name in SETTING])
+    rows = sized.iloc[np.flatnonzero(same)].sort_values("correlation", ascending=False, kind="stable")
+    best = rows.iloc[0]
+    found = {
+        **{name: str(best[name]) for name in (*SETTING, "method", "label")},
+        **{n: float(best[n]) for n in ("correlation", "low", "high")},
+    }
+    if len(rows) > 1:
+        second = rows.iloc[1]
+        found |= {"second": str(second["method"]), "second_label": str(second["label"])}
+        found |= {f"ahead{end}": float(second[f"behind{end}"]) for end in ("", "_low", "_high")}
+    return found
+
+
+LABELS = {method.name: method.label for method in METHODS}

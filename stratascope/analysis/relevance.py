@@ -1,0 +1,172 @@
+"""What each method says of parts of one prompt: how much the final token's answer should depend on them.
+
+All methods answer the same question of the same groups of tokens, so that they can be compared: a group's attention is the sum of its
+tokens', its flow the maximum flow into all of them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stratascope.analysis.flow import flow, span_flow
+from stratascope.analysis.maps import Window
+from stratascope.analysis.rollout import rollout
+from stratascope.analysis.weighing import weighted_rows
+from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.store import ActivationStore
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to say how much the final token depends on other tokens."""
+
+    name: str
+    label: str
+    needs: tuple[str, ...]
+    """Arrays that a store must hold for it."""
+    signed: bool = False
+    """Whether a score says which answer the tokens speak for: above 0 for the first choice."""
+
+
+_ROWS, _MAPS = ("attention_rows",), ("attention_maps",)
+METHODS = (
+    Method("attention", "raw attention, mean over heads", _ROWS),
+    Method("attention_head", "raw attention, the head that looks there most", _ROWS),
+    Method("norm", "norm-based attention, mean over heads", (*_ROWS, "value_norms")),
+    Method("attribution", "token attribution", (*_ROWS, "value_logits"), signed=True),
+    Method("rollout", "rollout, all blocks", _MAPS),
+    Method("rollout_window", "rollout, few blocks", _MAPS),
+    Method("flow", "flow, all blocks", _MAPS),
+    Method("flow_window", "flow, few blocks", _MAPS),
+    Method("position", "position alone, the earliest first", ()),
+    Method("random", "drawn at random", ()),
+)
+"""In the order of a report; the last two are what the others must beat."""
+BASELINES = ("position", "random")
+
+
+def methods_of(store: ActivationStore, names: Sequence[str] | None = None) -> tuple[tuple[Method, ...], dict[str, str]]:
+    """Methods that a store allows, and for the others what to record.
+
+    Parameters
+    ----------
+    names
+        Which to take; all by default.
+
+    Raises
+    ------
+    InvalidInputError
+        For an unknown name.
+    NotRecordedError
+        For a method asked for by name that the store does not allow.
+    """
+    known = {method.name: method for method in METHODS}
+    unknown = sorted(set(names or ()) - set(known))
+    if unknown:
+        raise InvalidInputError(f"expected methods of {', '.join(known)}, found {', '.join(unknown)}")
+    held = {spec.name for spec in store.layout.arrays()}
+    if store.layout.attention_layers != tuple(range(store.layout.layers)):
+        held -= {"attention_maps"}  # no way through a gap
+    chosen = METHODS if names is None else tuple(known[name] for name in names)
+    lacking = {m.name: ",".join(sorted(set(m.needs) - held)) for m in chosen if set(m.needs) - held}
+    if lacking and names is not None:
+        name, arrays = next(iter(lacking.items()))
+        raise NotRecordedError(f"expected {arrays} in the store for the method {name!r}, found none; extract again with --record {arrays}")
+    return tuple(m for m in chosen if m.name not in lacking), lacking
+
+
+def group_scores(
+    store: ActivationStore,
+    example: int,
+    members: NDArray[np.bool_],
+    methods: Sequence[Method],
+    *,
+    windows: Sequence[Window],
+    few: Sequence[Window],
+    seed: int = 0,
+) -> dict[str, Floats]:
+    """Each method's score of each group of tokens.
+
+    Parameters
+    ----------
+    members
+        (group, token) over the prompt's own tokens; a group may be empty.
+    windows
+        Half-open ranges of blocks whose rows count.
+    few
+        For each window, the blocks through which `rollout_window` and `flow_window` go.
+    seed
+        Of the scores drawn at random, with the example's number.
+
+    Returns
+    -------
+    dict
+        Name -> (window, group) float64; NaN for an empty group.
+    """
+    wanted = {method.name for method in methods}
+    groups, tokens = members.shape
+    known = members.any(1)
+    out: dict[str, Floats] = {}
+    inside = members.T.astype(np.float64)
+    for weighing, name in (("attention", "attention"), ("norm", "norm"), ("attribution", "attribution")):
+        if not wanted & {name, f"{name}_head"}:
+            continue
+        rows = weighted_rows(store, np.array([example]), weighing)[0, ..., :tokens]
+        mass = rows @ inside  # (layer, head, group)
+        parts = [mass[slice(*window)] for window in windows]
+        if name in wanted:
+            # attributions add up; attention is a mean, so that windows of all lengths can be read alike
+            out[name] = np.stack([part.sum((0, 1)) if name == "attribution" else part.mean((0, 1)) for part in parts])
+        if f"{name}_head" in wanted:
+            out[f"{name}_head"] = np.stack([part.max((0, 1)) for part in parts])
+    if wanted & {"rollout", "rollout_window", "flow", "flow_window"}:
+        maps = store.maps(example)
+        whole = (0, len(maps))
+        for name, through in (("rollout", [whole] * len(windows)), ("rollout_window", few)):
+            if name in wanted:
+                kept = {window: rollout(maps, window=window)[0] @ inside for window in dict.fromkeys(through)}
+                out[name] = np.stack([kept[window] for window in through])
+        for name, through in (("flow", [whole] * len(windows)), ("flow_window", few)):
+            if name in wanted:
+                kept = {window: _flows(maps, members, window) for window in dict.fromkeys(through)}
+                out[name] = np.stack([kept[window] for window in through])
+    shape = (len(windows), groups)
+    if "position" in wanted:
+        middle = (members * np.arange(tokens)).sum(1) / np.maximum(members.sum(1), 1)
+        out["position"] = np.broadcast_to(-middle, shape)
+    if "random" in wanted:
+        out["random"] = np.random.default_rng([seed, example]).random(shape)
+    return {name: np.where(known, out[name], np.nan) for name in (m.name for m in methods)}
+
+
+def token_scores(
+    store: ActivationStore, example: int, methods: Sequence[Method], *, window: Window, few: Window, seed: int = 0
+) -> dict[str, Floats]:
+    """As `group_scores` for every token by itself: name -> (token,)."""
+    alone = np.eye(int(store.n_tokens[example]), dtype=bool)
+    found = group_scores(store, example, alone, methods, windows=[window], few=[few], seed=seed)
+    return {name: values[0] for name, values in found.items()}
+
+
+def few_blocks(layers: int) -> Window:
+    """The top blocks that pictures of rollout and flow go through: half of them, eight at most."""
+    return layers - min(8, max(1, layers // 2)), layers
+
+
+def _flows(maps: NDArray[Any], members: NDArray[np.bool_], window: Window) -> Floats:
+    """(group,) flow into each group."""
+    single = members.sum(1) <= 1
+    out = np.zeros(len(members))
+    if single.any():
+        tokens = members[single].argmax(1)
+        out[single] = flow(maps, window=window, tokens=sorted(set(tokens.tolist()))).value[tokens]
+    groups = {str(k): np.flatnonzero(members[k]).tolist() for k in np.flatnonzero(~single)}
+    out[~single] = span_flow(maps, groups, window=window)["value"].to_numpy()
+    return out

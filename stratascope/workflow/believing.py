@@ -1,0 +1,64 @@
+"""Faithfulness as a command does it: computed, saved, drawn, and said with the best method first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stratascope.report import paper_style, save_figure
+from stratascope.report.correlations import draw_correlations
+
+if TYPE_CHECKING:
+    from stratascope.analysis import Faithfulness
+    from stratascope.store import ActivationStore
+
+HIDDEN_FROM = {"final": "hidden from the final token", "later": "hidden from all later tokens"}
+
+
+def compare_and_draw(store: ActivationStore, folder: Path, *, seed: int = 0, scheduler: str | None = None) -> str:
+    """Every method's agreement with hiding: saved, drawn, and said for the setting that leads."""
+    from stratascope.analysis import faithfulness
+
+    found = faithfulness(store, seed=seed, scheduler=scheduler)
+    folder.mkdir(parents=True, exist_ok=True)
+    found.save(folder / "faithfulness.zarr.zip")
+    path = draw_faithfulness(found, folder / "faithfulness.png")
+    return f"{faithfulness_text(found)}\nfigure {path}\nresults in {folder}"
+
+
+def faithfulness_text(found: Faithfulness) -> str:
+    """The best method and by how much, the others in order, and what to record for those that are missing."""
+    best = found.best
+    rows = found.rows(best["targets"], best["mode"], best["window"])
+    what = "groups of image cells" if best["targets"] == "cells" else "spans of the prompt"
+    lines = [
+        f"rank correlation with the effect of hiding {what} ({HIDDEN_FROM.get(best['mode'], best['mode'])}, blocks {best['window']}), "
+        f"{int(rows['examples'].max())} examples on {int(rows['images'].max())} images"
+    ]
+    lines += [f"  {row['correlation']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]  {row['label']}" for row in rows.to_dict("records")]
+    if "second" in best:
+        sure = "" if best["ahead_low"] > 0 else ", which may be chance"
+        lines.append(
+            f"best: {best['label']}, {best['ahead']:.2f} [{best['ahead_low']:.2f}, {best['ahead_high']:.2f}] ahead of the next{sure}"
+        )
+    lines += [f"not compared: {name}; record {arrays}" for name, arrays in found.attributes["missing"].items()]
+    return "\n".join(lines)
+
+
+def draw_faithfulness(found: Faithfulness, path: Path) -> Path:
+    """One panel for cells and one for spans: each method's correlation where all blocks are hidden, for both modes."""
+    from matplotlib.figure import Figure
+
+    table = found.table[(found.table["effect"] == "size") & (found.table["window"] == found.table["window"].iloc[0])]
+    kinds = list(dict.fromkeys(table["targets"]))
+    order = found.rows(found.best["targets"], found.best["mode"])["label"].tolist()
+    with paper_style():
+        figure = Figure(figsize=(2.6 + 2.3 * len(kinds), 0.6 + 0.27 * len(order)))
+        axes = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+        for kind, ax in zip(kinds, axes, strict=True):
+            rows = table[table["targets"] == kind]
+            modes = {HIDDEN_FROM.get(mode, mode): rows[rows["mode"] == mode] for mode in dict.fromkeys(rows["mode"])}
+            draw_correlations(modes, order, ax, title={"cells": "groups of image cells", "spans": "spans of the prompt"}[kind])
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower right", ncols=len(labels))
+    return save_figure(figure, path)
