@@ -46,9 +46,9 @@ def headline(findings: Findings) -> list[Block]:
     answers = findings.of("answer_confidence")
     if answers:
         row = answers[0].table("confidence").iloc[0]
-        source = answers[0].source("table confidence", "all relations")
+        source = answers[0].source("tables/confidence", "all relations")
         right = Cited(percent(row["accuracy"]), float(row["accuracy"]), source)
-        ends = _ends(row["accuracy_low"], row["accuracy_high"], answers[0], "all relations", table="table confidence")
+        ends = _ends(row["accuracy_low"], row["accuracy_high"], answers[0], "all relations", table="tables/confidence")
         blocks.append(Prose(["The model itself answers ", right, *ends, " of the examples right."], lead=True))
         tiles.append(Fact(right, "of the model's answers are right", ends))
     return [Facts(tiles), *blocks] if tiles else blocks
@@ -70,7 +70,7 @@ def _onset(curve: Found) -> list[str | Cited]:
     where = POSITION_WORDS.get(curve.position, f"at {curve.position}" if curve.position else "")
     event = curve.event("onset")
     metric = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy", "r2": "R²"}.get(str(event["metric"]), str(event["metric"]))
-    source = curve.source("table events", f"onset of {metric} over chance")
+    source = curve.source("tables/events", f"onset of {metric} over chance")
     begin = f"{what[:1].upper()}{what[1:]} "
     if not event["found"]:
         return [begin, f"cannot be read {where} in ", Cited("any layer", -1, source), ": no probe does better than chance. "]
@@ -80,7 +80,7 @@ def _onset(curve: Found) -> list[str | Cited]:
 
 def _layers(event: pd.Series[Any], curve: Found) -> list[str | Cited]:
     low, high = int(event["low"]), int(event["high"])
-    source = curve.source("table events", f"interval of the {event['kind']}")
+    source = curve.source("tables/events", f"interval of the {event['kind']}")
     if low < 0 or high < 0:
         return []
     level = f"{100 * float(event['level']):.0f} % interval"
@@ -93,11 +93,11 @@ def _peak(curve: Found) -> list[str | Cited]:
     row, metric = peak(curve), score_of(curve)
     which = f"{metric} at layer {row['layer']}"
     ends = _ends(row["low_simultaneous"], row["high_simultaneous"], curve, f"{which}, simultaneous over layers", metric)
-    best = Cited(_score(row["value"], metric), float(row["value"]), curve.source("table table", which))
-    layer = Cited(f"layer {row['layer']}", int(row["layer"]), curve.source("table table", which))
+    best = Cited(_score(row["value"], metric), float(row["value"]), curve.source("tables/table", which))
+    layer = Cited(f"layer {row['layer']}", int(row["layer"]), curve.source("tables/table", which))
     if metric == "r2":
         return ["At ", layer, ", its best, the probe explains ", best, *ends, " of the variance (R²). "]
-    chance = Cited(percent(row["chance"]), float(row["chance"]), curve.source("table table", f"{which}, chance"))
+    chance = Cited(percent(row["chance"]), float(row["chance"]), curve.source("tables/table", f"{which}, chance"))
     return ["At ", layer, ", its best, a linear probe is right for ", best, *ends, " of the examples; guessing would be for ", chance, ". "]
 
 
@@ -105,7 +105,7 @@ def _offset(curve: Found) -> list[str | Cited]:
     if not curve.event("onset")["found"]:
         return []
     event = curve.event("offset")
-    source = curve.source("table events", "offset")
+    source = curve.source("tables/events", "offset")
     if not event["found"]:
         return ["It can still be read in the ", Cited("last layer", -1, source), "."]
     layer = Cited(f"layer {event['layer']}", int(event["layer"]), source)
@@ -119,9 +119,9 @@ def _advantage(curve: Found, found: Found, findings: Findings) -> list[str | Cit
     gained = _gain(found, row, metric)
     event = found.event("onset")
     real: list[str | Cited] = (
-        [" (real from ", Cited(f"layer {event['layer']}", int(event["layer"]), found.source("table events", "onset")), " on)"]
+        [" (real from ", Cited(f"layer {event['layer']}", int(event["layer"]), found.source("tables/events", "onset")), " on)"]
         if event["found"]
-        else [" (", Cited("in no layer", -1, found.source("table events", "onset")), " more than chance would give)"]
+        else [" (", Cited("in no layer", -1, found.source("tables/events", "onset")), " more than chance would give)"]
     )
     other = findings.controls_of(curve) if control else findings.baselines_of(curve)
     words: list[str | Cited] = []
@@ -130,7 +130,7 @@ def _advantage(curve: Found, found: Found, findings: Findings) -> list[str | Cit
             continue
         rows = baseline.rows(metric)["value"]
         ends = [
-            Cited(_score(value, metric), float(value), baseline.source("table table", f"{end} {metric} over layers"))
+            Cited(_score(value, metric), float(value), baseline.source("tables/table", f"{end} {metric} over layers"))
             for end, value in (("lowest", rows.min()), ("highest", rows.max()))
         ]
         range_of = [ends[0]] if ends[0].text == ends[1].text else [ends[0], " to ", ends[1]]
@@ -153,8 +153,8 @@ def _gain(found: Found, row: pd.Series[Any], metric: str) -> list[str | Cited]:
     scale, unit = (1, "") if metric == "r2" else (100, " points")
     value, low, high = (float(row[name]) for name in ("value", "low_simultaneous", "high_simultaneous"))
     digits = 2 if metric == "r2" else 1
-    shown = Cited(f"{scale * value:+.{digits}f}{unit}", value, found.source("table table", which))
-    source = found.source("table table", f"{which}, simultaneous over layers")
+    shown = Cited(f"{scale * value:+.{digits}f}{unit}", value, found.source("tables/table", which))
+    source = found.source("tables/table", f"{which}, simultaneous over layers")
     return [
         shown,
         " [",
@@ -168,9 +168,9 @@ def _gain(found: Found, row: pd.Series[Any], metric: str) -> list[str | Cited]:
 def _curve_tiles(curve: Found) -> list[Fact]:
     event, row, metric = curve.event("onset"), peak(curve), score_of(curve)
     where = f"{curve.task} {POSITION_WORDS.get(curve.position, curve.position)}".strip()
-    onset = Cited(f"layer {event['layer']}" if event["found"] else "none", int(event["layer"]), curve.source("table events", "onset"))
+    onset = Cited(f"layer {event['layer']}" if event["found"] else "none", int(event["layer"]), curve.source("tables/events", "onset"))
     which = f"{metric} at layer {row['layer']}"
-    best = Cited(_score(row["value"], metric), float(row["value"]), curve.source("table table", which))
+    best = Cited(_score(row["value"], metric), float(row["value"]), curve.source("tables/table", which))
     ends = _ends(row["low_simultaneous"], row["high_simultaneous"], curve, f"{which}, simultaneous over layers", metric)
     name = "explained by a linear probe" if metric == "r2" else "right: a linear probe"
     return [Fact(onset, f"onset of {where}", _layers(event, curve)), Fact(best, f"{name} at layer {row['layer']}", ends)]
@@ -187,7 +187,7 @@ def _advantage_tile(curve: Found, found: Found) -> Fact:
     return Fact(first, f"{selective}{unit} above {advantage_name(found)}", gained[1:])
 
 
-def _ends(low: float, high: float, found: Found, which: str, metric: str = "accuracy", *, table: str = "table table") -> list[str | Cited]:
+def _ends(low: float, high: float, found: Found, which: str, metric: str = "accuracy", *, table: str = "tables/table") -> list[str | Cited]:
     source = found.source(table, which)
     cited = [Cited(_score(end, metric).removesuffix(" %"), float(end), source) for end in (low, high)]
     return [" [", cited[0], ", ", cited[1], "]"]

@@ -33,7 +33,7 @@ def curve_blocks(findings: Findings, store: str) -> list[Block]:
                 f"{score_of(curves[0])} by layer of probes for {words}, one line a position, with baselines and chance",
                 "Bands: each layer's own 95 % interval, by bootstrap over images. Layer k: the residual stream after k decoder blocks.",
                 f"{task}: {words}",
-                [c.source("table table") for c in shown],
+                [c.source("tables/table") for c in shown],
             )
         )
         blocks.append(Folded(f"{task}: the numbers", [_curve_table(c) for c in curves]))
@@ -48,7 +48,7 @@ def curve_blocks(findings: Findings, store: str) -> list[Block]:
             f"what the probe for {c.task} at {c.position} is above its baselines, by layer",
             "Bands hold for all layers together; where a band leaves 0 the advantage is real.",
             f"{c.task} at {c.position}: above its baselines",
-            [a.source("table table") for a in findings.advantages_of(c)],
+            [a.source("tables/table") for a in findings.advantages_of(c)],
         )
         for c in with_gain[:4]
     ]
@@ -62,7 +62,7 @@ def _curve_table(curve: Found) -> Table:
     others = {m: curve.rows(m).set_index("layer")["value"] for m in metrics}
     cells = [[int(row["layer"]), _cell(row, score), *(float(others[m][row["layer"]]) for m in metrics)] for _, row in rows.iterrows()]
     title = f"{curve.task} at {curve.position}" if curve.position else curve.task
-    return Table(["layer", score, *metrics], cells, title, sources=[curve.source("table table")])
+    return Table(["layer", score, *metrics], cells, title, sources=[curve.source("tables/table")])
 
 
 def _cell(row: pd.Series[Any], score: str) -> Interval | float:
@@ -84,7 +84,7 @@ def position_blocks(findings: Findings, store: str) -> list[Block]:
                 if task == "relation"
                 else "",
                 f"{task}",
-                [c.source("table table") for c in curves],
+                [c.source("tables/table") for c in curves],
             )
         )
     command = f"stratascope probe {store} --positions final,subject,relation,object,image"
@@ -113,14 +113,14 @@ def attention_blocks(findings: Findings, store: str) -> list[Block]:
                     "attention of the final token by part of the prompt, stacked, by decoder block",
                     "Mean over examples and heads. Attention is not information flow: see faithfulness below.",
                     "Where the final token looks",
-                    [found.source("array share")],
+                    [found.source("arrays/share")],
                 ),
                 Drawing(
                     FIGURES["heads"].figure(findings, width=HALF, height=2.6),
                     "the image's share of each head's attention, heads by decoder blocks",
                     "Averages over heads hide single heads that look at nothing but the image.",
                     "Each head's share on the image",
-                    [found.source("array share")],
+                    [found.source("arrays/share")],
                 ),
             ]
         ),
@@ -128,7 +128,10 @@ def attention_blocks(findings: Findings, store: str) -> list[Block]:
             ["part of the prompt", "of the tokens", "of the attention", "highest block", "which"],
             rows,
             caption="Means over examples and heads.",
-            sources=[found.source("array share", "mean over examples and heads"), found.source("array token_share", "mean over examples")],
+            sources=[
+                found.source("arrays/share", "mean over examples and heads"),
+                found.source("arrays/token_share", "mean over examples"),
+            ],
         ),
     ]
 
@@ -151,7 +154,7 @@ def relation_blocks(findings: Findings, store: str) -> list[Block]:
             else r["accuracy"]
             for r in table.to_dict("records")
         }
-        sources.append(answers[0].source("table confidence"))
+        sources.append(answers[0].source("tables/confidence"))
     if probed:
         found = by_relation(findings, Choice())
         curve = next((c for c in findings.curves if (c.task, c.position) == (found.task, found.position)), None)
@@ -162,7 +165,7 @@ def relation_blocks(findings: Findings, store: str) -> list[Block]:
             counts.setdefault(name, int(number))
         column = f"a probe for {found.task}, {found.position}, layer {layer}"
         cells[column] = {r["by"]: Interval(r["value"], r["low"], r["high"]) for r in table.to_dict("records")}
-        sources.append(found.source("table table", f"layer {layer}"))
+        sources.append(found.source("tables/table", f"layer {layer}"))
     order = sorted(counts, key=lambda name: (-counts[name], name))
     rows = [[name, counts[name], *(column.get(name) for column in cells.values())] for name in order[:MOST_ROWS]]
     left = f"The {MOST_ROWS} most frequent of {len(order)} relations. " if len(order) > MOST_ROWS else ""

@@ -84,7 +84,7 @@ def _card(store: ActivationStore, row: pd.Series[Any], boxes: Mapping[str, Seque
         source = Source(PurePath(store.name).name, "attention_mean", f"block {block}, example {number}, tokens of the image")
         words: list[str | Cited] = ["Block ", str(block), ": ", Cited(f"{share:.0%}", share, source), " of the attention on the image"]
         blocks = [Tokens(store.tokens(number)[first:last], weights[first:last], words)] if first >= 0 else [Prose(words)]
-    sure = Cited(f"{row['confidence']:.1%}", float(row["confidence"]), answers.source("table answers", f"example {number}"))
+    sure = Cited(f"{row['confidence']:.1%}", float(row["confidence"]), answers.source("tables/answers", f"example {number}"))
     verdict = f"The model says {row['answer']}, "
     shown: list[Block] = [
         Picture(picture(store, number), f"example {number}: {facts['caption']}", cells, boxes),

@@ -74,7 +74,7 @@ def test_every_number_of_the_headline_stands_in_the_table_it_names(page: str, re
     cited = [(value, source.split(", ")) for section, value, source in Numbers(page).found if section == "found"]
     assert len(cited) > 15
     for value, (file, table, *_) in cited:
-        held = load_result(results / file).tables[table.removeprefix("table ")]
+        held = load_result(results / file).tables[table.removeprefix("tables/")]
         numbers = np.concatenate([held[name].to_numpy(float) for name in held if held[name].dtype.kind in "if"])
         assert (numbers == float(value)).any(), (value, file, table)
 
