@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from stratascope.analysis.blockwise import example_numbers
 from stratascope.analysis.loading import load_kind
 from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.report.notebook import Shown, Summary
 from stratascope.store import ActivationStore, ResultFile, save_result
 
 RESULT_KIND = "answer_confidence"
 
 
-@dataclass(frozen=True)
-class AnswerConfidence:
+@dataclass(frozen=True, repr=False)
+class AnswerConfidence(Shown):
     """How often the model is right, and how sure it is, by relation (AdaptVis, figure c)."""
 
     table: pd.DataFrame
@@ -33,6 +34,13 @@ class AnswerConfidence:
     margin."""
     attributes: dict[str, Any]
     """store, condition, choices, level."""
+
+    def summary(self) -> Summary:
+        """What the answers show of themselves in a notebook."""
+        row = self.table.iloc[0]
+        right = f"right {row['accuracy']:.1%} [{row['accuracy_low']:.1%}, {row['accuracy_high']:.1%}], confidence {row['confidence']:.3f}"
+        columns = ["relation", "examples", "accuracy", "accuracy_low", "accuracy_high", "confidence"]
+        return Summary(f"AnswerConfidence: {row['examples']:,} examples, {len(self.table) - 1} relations", [right], self.table[columns])
 
     def save(self, path: Path | str) -> None:
         """Write the result to one file."""

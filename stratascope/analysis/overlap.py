@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.blockwise import example_numbers, over_blocks
@@ -15,6 +16,7 @@ from stratascope.analysis.boxes import BOXES, box_tokens
 from stratascope.analysis.loading import load_kind
 from stratascope.analysis.weighing import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.report.notebook import Shown, Summary
 from stratascope.store import ActivationStore, ResultFile, save_result
 
 RESULT_KIND = "box_overlap"
@@ -78,8 +80,8 @@ def _pairs_won(weights: NDArray[np.float64], inside: NDArray[np.bool_]) -> NDArr
     return np.asarray((ranks - count * (count + 1) / 2) / (count * (len(inside) - count)))
 
 
-@dataclass(frozen=True)
-class BoxOverlap:
+@dataclass(frozen=True, repr=False)
+class BoxOverlap(Shown):
     """Overlap of maps with the boxes, by layer and head."""
 
     values: NDArray[np.float32]
@@ -102,6 +104,18 @@ class BoxOverlap:
         known = ~np.isnan(values)
         count = known.sum(0)
         return np.asarray(np.where(count > 0, np.where(known, values, 0).sum(0) / np.maximum(count, 1), np.nan))
+
+    def summary(self) -> Summary:
+        """What the overlaps show of themselves in a notebook."""
+        rows = []
+        for box in BOXES:
+            means = self.mean(box)
+            if np.isfinite(means).any():
+                layer, head = np.unravel_index(int(np.nanargmax(means)), means.shape)
+                highest, named = float(means[layer, head]), (self.attributes["layers"][int(layer)], self.attributes["heads"][int(head)])
+                rows.append((box, float(np.nanmean(means)), highest, *named))
+        table = pd.DataFrame(rows, columns=["box", "mean", "highest", "layer", "head"])
+        return Summary(f"BoxOverlap of {self.attributes['map']}, {self.attributes['measure']}: {len(self.examples):,} examples", (), table)
 
     def save(self, path: Path | str) -> None:
         """Write the result to one file."""

@@ -17,14 +17,15 @@ from stratascope.analysis.maps import Window, checked_window, require_maps
 from stratascope.analysis.rollout import Form, rollout, rollout_packed
 from stratascope.analysis.sinks import places_of, sinks_of_maps
 from stratascope.errors import InvalidInputError
+from stratascope.report.notebook import Shown, Summary
 from stratascope.store import ActivationStore, ResultFile, decode_maps, save_result
 
 RESULT_KIND = "rollout"
 FOUND = "found"
 
 
-@dataclass(frozen=True)
-class RolloutResult:
+@dataclass(frozen=True, repr=False)
+class RolloutResult(Shown):
     """Rollouts of the final token of several examples."""
 
     examples: pd.DataFrame
@@ -37,6 +38,14 @@ class RolloutResult:
     def onto_image(self, k: int, layer: int = 0) -> NDArray[np.float64]:
         """(rows, columns): the k-th example's rollout onto its image cells at `layer`."""
         return on_image(self.examples, self.values[:, layer], k)
+
+    def summary(self) -> Summary:
+        """What the rollouts show of themselves in a notebook."""
+        onto = [float(self.onto_image(k).sum()) for k in range(len(self.examples))]
+        table = self.examples[["example", "id", "n_tokens"]].assign(onto_the_image=onto)
+        first, last = self.attributes["window"] or (0, self.values.shape[1] - 1)
+        facts = [f"{self.attributes['form']}, blocks {first} to {last - 1}, {self.attributes['fusion']} over heads"]
+        return Summary(f"RolloutResult: {len(self.examples)} examples", facts, table)
 
     def save(self, path: Path | str) -> None:
         """Write the result to one file."""

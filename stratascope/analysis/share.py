@@ -16,6 +16,7 @@ from stratascope.analysis.loading import load_kind
 from stratascope.analysis.sinks import DROPPED, PLACES, TIMES, checked_places, find_sinks, places_of
 from stratascope.analysis.weighing import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError
+from stratascope.report.notebook import Shown, Summary
 from stratascope.store import ActivationStore, ResultFile, save_result
 
 RESULT_KIND = "attention_share"
@@ -62,8 +63,8 @@ def token_parts(spans: dict[str, NDArray[Any]], n_tokens: NDArray[Any], longest:
     return parts
 
 
-@dataclass(frozen=True)
-class AttentionShare:
+@dataclass(frozen=True, repr=False)
+class AttentionShare(Shown):
     """The final token's attention by part of the prompt, and each part's share of the tokens."""
 
     values: NDArray[np.float32]
@@ -140,6 +141,25 @@ class AttentionShare:
             named = self.attributes["layers"][int(layer)]
             rows.append((place, (counts > 0).mean(), counts.mean(), by_head.mean(), by_head.max(), named, int(head)))
         return pd.DataFrame(rows, columns=["place", "examples_with", "count", "attention", "highest", "layer", "head"])
+
+    def summary(self) -> Summary:
+        """What the shares show of themselves in a notebook."""
+        from stratascope.report.figures import draw_attention_share
+
+        by_block = self.values.mean((0, 2), dtype=np.float64)
+        top = by_block.argmax(0)
+        table = pd.DataFrame(
+            {
+                "part": self.parts,
+                "of_the_tokens": self.tokens.mean(0),
+                "of_the_attention": by_block.mean(0),
+                "highest": by_block.max(0),
+                "in_block": [self.attributes["layers"][int(k)] for k in top],
+            }
+        )
+        examples, layers, heads, _ = self.values.shape
+        title = f"AttentionShare: {examples:,} examples, {layers} decoder blocks of {heads} heads"
+        return Summary(title, (), table, lambda ax: draw_attention_share(self.values, self.tokens, self.parts, ax))
 
     def save(self, path: Path | str) -> None:
         """Write the result to one file."""

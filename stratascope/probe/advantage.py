@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from stratascope.errors import StoreError
 from stratascope.probe.events import LayerEvent, event_table, offset, onset
 from stratascope.probe.intervals import Band, band
+from stratascope.report.notebook import Shown, Summary
 from stratascope.store import ResultFile, load_result, save_result
 
 Floats = NDArray[Any]
 KIND = "advantage"
 
 
-@dataclass(frozen=True, eq=False)
-class Advantage:
+@dataclass(frozen=True, eq=False, repr=False)
+class Advantage(Shown):
     """A difference of scores by layer."""
 
     table: pd.DataFrame
@@ -64,6 +65,14 @@ class Advantage:
         """First layer after the peak from which on the advantage can no longer be found."""
         layers, value = self.table["layer"].to_numpy(), self.table["value"].to_numpy()
         return offset(layers, value, self.draws, self.bands, margin=margin, level=self.level)
+
+    def summary(self) -> Summary:
+        """What the difference shows of itself in a notebook."""
+        name, baseline, metric = (str(self.table[column].iloc[0]) for column in ("name", "baseline", "metric"))
+        best = self.table.iloc[int(self.table["value"].to_numpy().argmax())]
+        interval = f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]"
+        facts = [f"{best['value']:+.3f} {interval} of {metric} at layer {int(best['layer'])}", f"{self.onset()}, {self.offset()}"]
+        return Summary(f"Advantage of {name} over {baseline}", facts, self.table.drop(columns=["metric", "name", "baseline"]))
 
     def save(self, path: str | Path) -> None:
         """Write one file, read back by `Advantage.load`; it names onset and offset, too."""

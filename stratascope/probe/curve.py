@@ -16,6 +16,7 @@ from stratascope.probe.advantage import Advantage
 from stratascope.probe.events import LayerEvent, event_table
 from stratascope.probe.losses import probabilities
 from stratascope.probe.metrics import main_metric, predict
+from stratascope.report.notebook import Shown, Summary
 from stratascope.store import ResultFile, load_result, save_result
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def _listed(layers: pd.Series) -> str:
     return ", ".join(str(layer) for layer in sorted(set(layers)))
 
 
-@dataclass(frozen=True, eq=False)
-class LayerCurve:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerCurve(Shown):
     """Out-of-fold scores of one task by layer."""
 
     task: str
@@ -212,6 +213,16 @@ class LayerCurve:
             chance = float(self.rows(name)["chance"].iloc[0])
             title = f"{self.task} at {self.position}" if self.position else self.task
             return draw_layer_curves(tables, ax, metric=name, chance=chance, muted=tuple(others), title=title)
+
+    def summary(self) -> Summary:
+        """What the curve shows of itself in a notebook."""
+        rows = self.rows()
+        best = rows.iloc[int(rows["value"].to_numpy().argmax())]
+        score = f"{self.metric} {best['value']:.3f} [{best['low']:.3f}, {best['high']:.3f}] at layer {int(best['layer'])}, its best"
+        facts = [f"{score}; chance {best['chance']:.3g}", f"{self.onset}, {self.offset}", *self.notes]
+        place = f" at {self.position}" if self.position else ""
+        title = f"LayerCurve of {self.task}{place}: {len(self.examples):,} examples, {len(rows)} layers"
+        return Summary(title, facts, rows.drop(columns=["position", "task", "metric"]), self.plot)
 
     def save(self, path: str | Path) -> None:
         """Write one file, read back by `LayerCurve.load`; it names onset and offset over chance, too."""
