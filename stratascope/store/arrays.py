@@ -108,6 +108,10 @@ class ArrayKind:
 
 _NAN = math.nan
 _ROW = ("attention_layer", "example", "head", "token")
+_PAGE = {"example": 1024}
+"""Of what is known at creation: small enough to fetch for a single example, large enough that a million examples are a thousand files."""
+_LIST = {"example": 8192}
+"""Of columns that are read from end to end."""
 TABLE = (
     ArrayKind(
         "residual", ("layer", "position", "example", "hidden"), "float32", _NAN,
@@ -179,12 +183,12 @@ TABLE = (
         "thumbnail", ("example", "height", "width", "rgb"), "uint8", 0, {"example": 1}, "zstd", "block",
         "the image as the model was shown it, stretched to this size; image_width and image_height restore its shape", True,
     ),
-    ArrayKind("token_ids", ("example", "token"), "int32", -1, {"example": 4096}, "zstd", "creation", "prompt; -1 beyond n_tokens"),
-    ArrayKind("n_tokens", ("example",), "int32", -1, {}, "zstd", "creation", "length of the prompt in tokens"),
-    ArrayKind("grid", ("example", "grid_axis"), "int32", -1, {}, "zstd", "creation", "rows and columns of image cells (one token each)"),
-    ArrayKind("spans", ("example", "span", "bound"), "int32", -1, {}, "zstd", "creation", "token interval [start, stop); -1 where absent"),
-    ArrayKind("position_present", ("example", "position"), "bool", False, {}, "zstd", "creation", "whether the position exists"),
-    ArrayKind("has_map", ("example",), "bool", False, {}, "zstd", "creation", "whether attention_maps holds the example"),
+    ArrayKind("token_ids", ("example", "token"), "int32", -1, {"example": 256}, "zstd", "creation", "prompt; -1 beyond n_tokens"),
+    ArrayKind("n_tokens", ("example",), "int32", -1, _PAGE, "zstd", "creation", "length of the prompt in tokens"),
+    ArrayKind("grid", ("example", "grid_axis"), "int32", -1, _PAGE, "zstd", "creation", "rows and columns of image cells (one token each)"),
+    ArrayKind("spans", ("example", "span", "bound"), "int32", -1, _PAGE, "zstd", "creation", "token interval [start, stop); -1: absent"),
+    ArrayKind("position_present", ("example", "position"), "bool", False, _PAGE, "zstd", "creation", "whether the position exists"),
+    ArrayKind("has_map", ("example",), "bool", False, _PAGE, "zstd", "creation", "whether attention_maps holds the example"),
     ArrayKind("layer", ("layer",), "int32", -1, {}, "zstd", "creation", "decoder blocks passed: 0 is what enters the first"),
     ArrayKind("attention_layer", ("attention_layer",), "int32", -1, {}, "zstd", "creation", "index of the decoder block"),
     ArrayKind(
@@ -214,13 +218,15 @@ TABLE = (
         "knockout_target", ("knockout_target",), "str", "", {}, "text", "creation", "parts of the prompt and of the image that are hidden",
         beside=("knockout",),
     ),
-    ArrayKind("example", ("example",), "str", "", {}, "text", "creation", "unique id of the example"),
-    ArrayKind("relation", ("example",), "str", "", {}, "text", "creation", "relation that the caption claims"),
-    ArrayKind("label", ("example",), "int64", -1, {}, "zstd", "creation", "1 where the caption is true of the image, else 0"),
+    ArrayKind("example", ("example",), "str", "", _LIST, "text", "creation", "unique id of the example"),
+    ArrayKind("relation", ("example",), "str", "", _LIST, "text", "creation", "relation that the caption claims"),
+    ArrayKind("label", ("example",), "int64", -1, _LIST, "zstd", "creation", "1 where the caption is true of the image, else 0"),
     ArrayKind("written", ("block",), "uint8", 0, {"block": 1}, "marker", "marker", "1 where every array holds the block"),
 )  # fmt: skip
 RECORDABLE = tuple(a.name for a in TABLE if a.optional and a.name != "thumbnail")
 """Names that a layout's `record` may hold."""
+TABLE_ROWS = _LIST["example"]
+"""Rows of a column of the table of examples that are compressed together."""
 
 
 def _piece(length: int, wanted: int, *, tiled: bool) -> int:

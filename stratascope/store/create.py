@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -19,7 +20,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.store.arrays import ArraySpec
+from stratascope.store.arrays import TABLE_ROWS, ArraySpec
 from stratascope.store.durable import PARTIAL, flush_folder, write_file
 from stratascope.store.layout import STATUS_CODES, StoreLayout
 from stratascope.store.provenance import store_attributes
@@ -126,7 +127,7 @@ def empty_store(
         else:
             _declare(group, layout, spec)
     others = examples.drop(columns=list(ROOT_COLUMNS)).reset_index(drop=True)
-    put_table(group, "examples", others, "example")
+    put_table(group, "examples", others, "example", rows=TABLE_ROWS)
     group["examples"].attrs["order"] = [str(c) for c in examples.columns]
     words = pd.DataFrame({"id": ids, "text": [str(vocabulary[int(i)]) for i in ids]})
     put_table(group, "vocabulary", words, "word")
@@ -134,7 +135,7 @@ def empty_store(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # consolidated metadata is an extension that zarr-python, xarray and zarrita share
         zarr.consolidate_metadata(store)
-    plain = _as_bytes(files)
+    plain = {key: _compact(data) if key.endswith("zarr.json") else data for key, data in _as_bytes(files).items()}
     return dict(sorted(plain.items(), key=lambda item: (item[0] == "zarr.json", item[0])))
 
 
@@ -223,6 +224,11 @@ def _check_known(layout: StoreLayout, values: Mapping[str, NDArray[Any]], vocabu
             f"spans: expected 0 <= start <= stop <= {lengths[example]} tokens, or -1 and -1, found {spans[example, span].tolist()} "
             f"for span {layout.spans[span]!r} of example {example}"
         )
+
+
+def _compact(data: bytes) -> bytes:
+    """JSON without indentation: half of what the first look at a remote store would fetch is white space."""
+    return json.dumps(json.loads(data), separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _as_bytes(files: Mapping[str, Any]) -> dict[str, bytes]:

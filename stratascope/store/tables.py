@@ -48,8 +48,10 @@ def put_array(
             array[...] = values.astype(object) if text else values
 
 
-def put_table(parent: zarr.Group, name: str, frame: pd.DataFrame, dim: str) -> None:
+def put_table(parent: zarr.Group, name: str, frame: pd.DataFrame, dim: str, *, rows: int | None = None) -> None:
     """Write a table as a group with one array a column; missing text is told by a mask beside it.
+
+    `rows` of a column are compressed together, all by default.
 
     Raises
     ------
@@ -71,7 +73,7 @@ def put_table(parent: zarr.Group, name: str, frame: pd.DataFrame, dim: str) -> N
             arrays.append((f"{key}.missing", absent))
     group = parent.create_group(name, attributes={"columns": columns, "rows": len(frame)})
     for key, values in arrays:
-        put_array(group, key, values, (dim,))
+        put_array(group, key, values, (dim,), chunk=None if rows is None else (max(1, min(rows, len(values))),))
 
 
 def get_table(group: zarr.Group) -> pd.DataFrame:
