@@ -1,7 +1,8 @@
-"""Commands that show results: figure, report."""
+"""Commands to look at results and single examples: report, figure, view."""
 
 from __future__ import annotations
 
+import webbrowser
 from pathlib import Path
 
 import click
@@ -68,3 +69,34 @@ def figure(
             "expected the name of a figure and a store or results, such as: stratascope figure curves demo/original.zarr"
         )
     click.echo(draw_named(name, results, out or Path(f"{name}.pdf"), task=task, position=position, width=width, height=height))
+
+
+@click.command(short_help="Look at single examples in the browser.")
+@click.argument("store")
+@click.option("--results", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of results; default: STORE-results, where there is one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on this machine; default: any that is free.")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+@click.option("--export", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER", help="Write the page into a folder for a web host instead.")
+def view(store: str, results: Path | None, port: int, no_browser: bool, export: Path | None) -> None:
+    """Open a store in the browser: image, tokens, heads and layers of any example. Ctrl-C ends it.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope view demo/original.zarr --results demo/results
+    """
+    from stratascope.commands.terminal import results_folder
+    from stratascope.report.viewer import export_page, serve_store
+    from stratascope.report.viewer.files import files_of
+
+    beside = results_folder(store)
+    results = results or (beside if beside.is_dir() else None)
+    if export is not None:
+        if "://" not in store:
+            files_of(Path(store))
+        click.echo(f"{export_page(export, store, results)}: put it on any web host that answers Range requests (see docs/viewer.md)")
+        return
+    server = serve_store(store, results=results, port=port)
+    click.echo(server.address)
+    if not no_browser:
+        webbrowser.open(server.address)
+    server.serve_forever()

@@ -1,0 +1,107 @@
+"""The built page: its files, what it is told of a store, and a copy of it beside one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from stratascope.errors import InvalidInputError, StoreError
+
+PAGE_FILES = {
+    "index.html": "text/html; charset=utf-8",
+    "viewer.js": "text/javascript; charset=utf-8",
+    "worker.js": "text/javascript; charset=utf-8",
+    "viewer.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+    "NOTICES.txt": "text/plain; charset=utf-8",
+}
+"""Name -> media type of every file of the page; there are no others."""
+RESULT_SUFFIX = ".zarr.zip"
+
+
+def page_file(name: str) -> bytes:
+    """Bytes of one of `PAGE_FILES`."""
+    return (files("stratascope.report.viewer") / "page" / name).read_bytes()
+
+
+def page_config(store: str, results: str | None, note: str | None = None) -> bytes:
+    """What the page finds as view.json: addresses relative to itself, and what to say where the store cannot be read."""
+    told = {"store": store, "results": results, "note": note}
+    return json.dumps({key: value for key, value in told.items() if value is not None}).encode()
+
+
+def result_index(folder: Path) -> bytes:
+    """The page's index.json of a folder of results: name, size, kind, and of a probe its task and position."""
+    entries: list[dict[str, Any]] = []
+    for path in sorted(folder.glob(f"*{RESULT_SUFFIX}")):
+        head = _head(path)
+        if head is None:
+            continue
+        attributes = head.get("attributes")
+        told = attributes if isinstance(attributes, dict) else {}
+        entry = {"name": path.name, "bytes": path.stat().st_size, "kind": str(head.get("kind"))}
+        entries.append(entry | {key: told[key] for key in ("task", "position") if isinstance(told.get(key), str)})
+    return json.dumps({"files": entries}).encode()
+
+
+def _head(path: Path) -> dict[str, Any] | None:
+    """Root attributes of a result; None for a file that is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            head = json.loads(archive.read("zarr.json"))["attributes"]
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return None
+    return head if isinstance(head, dict) and head.get("format") == "stratascope-result" else None
+
+
+def export_page(folder: Path, store: str, results: Path | None = None) -> Path:
+    """Put the page into a folder, with what it needs to find a store on the same host, or at an address.
+
+    Parameters
+    ----------
+    folder
+        Where index.html will lie; it may exist, and files of an older page in it are replaced.
+    store
+        Path of a folder or zip, which the page will look for at the same place relative to `folder`, or an http(s) address.
+    results
+        Folder of results; copied.
+
+    Returns
+    -------
+    pathlib.Path
+        The page, index.html.
+
+    Raises
+    ------
+    InvalidInputError
+        Where the store lies on another drive, so that no relative address leads to it.
+    StoreError
+        Where the folder cannot be written.
+    """
+    address = store if "://" in store else _relative(Path(store), folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in PAGE_FILES:
+            (folder / name).write_bytes(page_file(name))
+        if results is not None:
+            (folder / "results").mkdir(exist_ok=True)
+            for path in sorted(results.glob(f"*{RESULT_SUFFIX}")):
+                shutil.copyfile(path, folder / "results" / path.name)
+            (folder / "results" / "index.json").write_bytes(result_index(folder / "results"))
+        (folder / "view.json").write_bytes(page_config(address, "results/" if results is not None else None))
+    except OSError as error:
+        raise StoreError(f"{folder}: expected to write the page, found: {error}; choose another folder") from error
+    return folder / "index.html"
+
+
+def _relative(store: Path, folder: Path) -> str:
+    try:
+        steps = os.path.relpath(store.resolve(), folder.resolve())
+    except ValueError as error:
+        raise InvalidInputError(f"{store}: expected a store on the same drive as {folder}, found another; export beside it") from error
+    return Path(steps).as_posix() + ("/" if store.is_dir() else "")

@@ -1,0 +1,168 @@
+/** The cards beside the image: how the map is divided among the parts of the prompt, and what probes read. */
+
+import { faultOf } from "../fault.ts";
+import type { Results } from "../results/results.ts";
+import { MEASURES } from "../store/measures.ts";
+import { PARTS, partName, shares } from "../store/parts.ts";
+import { drawChart, type DrawnChart, type Series } from "./charts.ts";
+import { h, hideTip, setText, showTip } from "./dom.ts";
+import { percent, weight } from "./numbers.ts";
+import type { Shown } from "./pane.ts";
+import type { PaneView } from "./view.ts";
+
+/** Distinct in lightness as well as hue; the style sheet has a set for each theme. */
+const PART_COLOURS = ["--c0", "--c1", "--c2", "--c3", "--c4", "--c5", "--c6"].map((name) => `var(${name})`);
+const DASHES = ["", "6 3", "2 2", "8 2 2 2", "4 4", "1 3", "10 3"];
+
+export class ShareCard {
+  readonly element: HTMLElement;
+  readonly #plot = h("div", { class: "plot" });
+  readonly #note = h("small");
+  readonly #table = h("table", { class: "sr" });
+  readonly #pick: (layer: number) => void;
+  readonly #layers: readonly number[];
+  #chart: DrawnChart | null = null;
+  #drawnFor: Float64Array[] | null = null;
+
+  constructor(layers: readonly number[], pick: (layer: number) => void) {
+    this.#layers = layers;
+    this.#pick = pick;
+    this.element = h("section", { class: "card" }, h("h2", {}, "Share by span", this.#note), this.#plot, this.#table);
+  }
+
+  /** `rows`: a map of every layer. */
+  show(shown: Shown | null, rows: Float64Array[] | null, pane: PaneView, measure: PaneView["measure"]): void {
+    if (!shown || !rows) {
+      this.#plot.replaceChildren(h("p", { class: "missing" }, shown ? "No attention of all layers to divide." : ""));
+      this.#chart = this.#drawnFor = null;
+      this.#table.replaceChildren();
+      setText(this.#note, "");
+      return;
+    }
+    if (this.#drawnFor !== rows) {
+      this.#drawnFor = rows;
+      this.#draw(shown, rows, measure);
+    }
+    this.#chart?.mark(pane.layer);
+  }
+
+  #draw(shown: Shown, rows: Float64Array[], measure: PaneView["measure"]): void {
+    const facts = MEASURES[measure];
+    setText(this.#note, `${facts.name.toLowerCase()}${facts.perHead ? ", mean over heads" : ""}`);
+    const sums = rows.map((row) => {
+      const parts = shares(row, shown.parts);
+      // the bound of flow is no partition of one thing: its shares are of the sum
+      const total = measure === "flow" ? parts.reduce((a, b) => a + b, 0) : 1;
+      return parts.map((v) => v / total);
+    });
+    const order = PARTS.map((_, k) => k).filter((k) => shown.parts.includes(k));
+    const series: Series[] = order.map((k) => ({ name: partName(PARTS[k]!), colour: PART_COLOURS[k]!, values: sums.map((row) => row[k]!) })).reverse();
+    this.#chart = drawChart({
+      layers: this.#layers, series, kind: "stacked", domain: [0, 1], tick: (v) => percent(v, 1), onPick: this.#pick,
+      label: `Share of each span by layer, stacked. The table below has the numbers.`,
+    });
+    this.#plot.replaceChildren(this.#chart.svg);
+    const chart = this.#chart;
+    chart.svg.addEventListener("pointermove", (event) => {
+      const k = this.#layers.indexOf(chart.layerAt(event.clientX));
+      showTip(event.clientX, event.clientY, [`layer ${this.#layers[k]}`, ...order.map((p) => `${partName(PARTS[p]!)}: ${percent(sums[k]![p]!, 3)}`)].join("\n"));
+    });
+    chart.svg.addEventListener("pointerleave", hideTip);
+    this.#table.replaceChildren(h("caption", {}, "Share by span and layer"),
+      h("tr", {}, h("th", { scope: "col" }, "layer"), order.map((p) => h("th", { scope: "col" }, partName(PARTS[p]!)))),
+      ...sums.map((row, k) => h("tr", {}, h("th", { scope: "row" }, String(this.#layers[k])), order.map((p) => h("td", {}, percent(row[p]!, 3))))));
+  }
+}
+
+export class ProbeCard {
+  readonly element: HTMLElement;
+  readonly #plot = h("div", { class: "plot" });
+  readonly #note = h("small");
+  readonly #task = h("select", { "aria-label": "Task of the probe" });
+  readonly #pick: (layer: number) => void;
+  readonly #choose: (task: string) => void;
+  #results: Results | null = null;
+  #chart: DrawnChart | null = null;
+  #key = "";
+
+  constructor(pick: (layer: number) => void, choose: (task: string) => void) {
+    this.#pick = pick;
+    this.#choose = choose;
+    this.#task.addEventListener("change", () => this.#choose(this.#task.value));
+    this.element = h("section", { class: "card probe" }, h("h2", {}, "Probe", this.#note, this.#task), this.#plot);
+    this.offer(null);
+  }
+
+  offer(results: Results | null, why?: string): void {
+    this.#results = results;
+    const tasks = results?.tasks ?? [];
+    this.#task.hidden = !tasks.length;
+    this.#task.replaceChildren(...tasks.map((task) => h("option", { value: task }, task)));
+    this.#key = "";
+    if (!tasks.length) {
+      this.#chart = null;
+      this.#plot.replaceChildren(h("p", { class: "missing" }, why ?? (results ? "The folder of results holds no probes: make some with `stratascope probe STORE`."
+        : "No results are given: make some with `stratascope probe STORE` and open with --results FOLDER.")));
+    }
+  }
+
+  async show(example: number, layer: number, task: string): Promise<void> {
+    const tasks = this.#results?.tasks ?? [];
+    if (!this.#results || !tasks.length) return;
+    const chosen = tasks.includes(task) ? task : tasks[0]!;
+    this.#task.value = chosen;
+    const key = `${chosen}:${example}`;
+    if (key !== this.#key) {
+      this.#key = key;
+      try {
+        const probes = await this.#results.probes(chosen, example);
+        if (this.#key !== key) return;
+        this.#draw(probes, chosen);
+      } catch (error) {
+        const fault = faultOf(error);
+        this.#plot.replaceChildren(h("p", { class: "missing" }, `${fault.message} ${fault.todo}`));
+        this.#chart = null;
+      }
+    }
+    this.#chart?.mark(layer);
+  }
+
+  #draw(probes: Awaited<ReturnType<Results["probes"]>>, task: string): void {
+    if (!probes.length) {
+      setText(this.#note, "");
+      this.#plot.replaceChildren(h("p", { class: "missing" }, `No probe of ${task} was given this example.`));
+      this.#chart = null;
+      return;
+    }
+    const { label, classes, layers } = probes[0]!;
+    const index = classes.indexOf(label);
+    setText(this.#note, `probability of “${label}”, out of fold`);
+    const series: Series[] = probes.map(({ position, probabilities }, k) => ({
+      name: position || "probe", colour: `var(--l${k % 6})`, dash: DASHES[k % DASHES.length]!, values: probabilities.map((p) => p[index]!), strong: position === "final",
+    }));
+    this.#chart = drawChart({
+      layers, series, kind: "lines", domain: [0, 1], tick: (v) => percent(v, 1), onPick: this.#pick, reference: { value: 1 / classes.length, name: "chance" },
+      label: `Probability that probes give to “${label}” by layer: ${series.map(({ name, values }) => `${name} ends at ${percent(values.at(-1)!)}`).join(", ")}.`,
+    });
+    this.#plot.replaceChildren(this.#chart.svg);
+    const chart = this.#chart;
+    chart.svg.addEventListener("pointermove", (event) => {
+      const k = layers.indexOf(chart.layerAt(event.clientX));
+      const lines = probes.map(({ position, probabilities }) => {
+        const best = probabilities[k]!.indexOf(Math.max(...probabilities[k]!));
+        return `${position}: ${percent(probabilities[k]![index]!, 3)}${best === index ? "" : ` (says ${classes[best]})`}`;
+      });
+      showTip(event.clientX, event.clientY, [`after block ${layers[k]! - 1} (layer ${layers[k]})`, ...lines].join("\n"));
+    });
+    chart.svg.addEventListener("pointerleave", hideTip);
+  }
+}
+
+/** What the map of a whole prompt amounts to, for a screen reader. */
+export function summary(shown: Shown, pane: PaneView): string {
+  if (!shown.weights) return "Nothing to show.";
+  const facts = MEASURES[pane.measure];
+  const parts = shares(shown.weights, shown.parts);
+  const listed = PARTS.map((part, k) => ({ part, v: parts[k]! })).filter(({ v }) => Math.abs(v) > 0.005).sort((a, b) => Math.abs(b.v) - Math.abs(a.v)).slice(0, 3);
+  return `Layer ${pane.layer}, ${facts.name.toLowerCase()}: ${listed.map(({ part, v }) => `${partName(part)} ${weight(v, facts, 2)}`).join(", ")}.`;
+}

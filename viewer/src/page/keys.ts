@@ -1,0 +1,42 @@
+/** What single keys do, wherever the focus is but in a field. */
+
+import { MEASURES } from "../store/measures.ts";
+import type { App } from "./app.ts";
+import { helpDialog } from "./dialogs.ts";
+import { switchTheme } from "./theme.ts";
+import { nextHeads, nextMeasure } from "./view.ts";
+
+export function listenToKeys(app: () => App | null): void {
+  addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+    const target = event.target as HTMLElement;
+    const typing = target.matches?.("input:not([type=range]):not([type=checkbox]), select, textarea");
+    if (typing) {
+      if (event.key === "Escape") target.blur();
+      return;
+    }
+    if (event.key === "?") return helpDialog();
+    if (event.key === "t") return switchTheme();
+    const shown = app();
+    // a button's own keys are its own
+    if (!shown || (event.key === " " && target.matches?.("button, summary, input"))) return;
+    const act = actions(shown)[event.key];
+    if (!act) return;
+    event.preventDefault();
+    act();
+  });
+}
+
+function actions(app: App): Record<string, () => void> {
+  const { view } = app;
+  const pane = view[view.active] ?? view.a;
+  const head = (by: number) => app.change({ heads: "one", head: pane.head + by, measure: MEASURES[pane.measure].perHead ? pane.measure : "attention" });
+  const overlays = ["heat", "spotlight", "off"] as const;
+  return {
+    ArrowRight: () => app.step(1), ArrowLeft: () => app.step(-1), " ": () => app.play(), j: () => app.lists.step(1), k: () => app.lists.step(-1),
+    "/": () => app.lists.search.focus(), m: () => app.change({ measure: nextMeasure(pane.measure) }), M: () => app.change({ measure: nextMeasure(pane.measure, -1) }),
+    h: () => app.change({ heads: nextHeads(pane.heads) }), "[": () => head(-1), "]": () => head(1), c: () => app.compare(), x: () => app.swap(),
+    o: () => app.set({ overlay: overlays[(overlays.indexOf(view.overlay) + 1) % 3]! }), b: () => app.set({ boxes: !view.boxes }),
+    l: () => void app.copyLink(), p: () => void app.png(), v: () => app.csv(), Escape: () => app.stop(),
+  };
+}

@@ -1,0 +1,374 @@
+/** One example at one layer: its image with the map over it, the controls that choose them, and what went wrong. */
+
+import { Fault, faultOf, isAbort } from "../fault.ts";
+import type { Answers } from "../store/answers.ts";
+import { MEASURES, allLayers, unavailable, weightsOf, type Heads, type Measure } from "../store/measures.ts";
+import { tokenParts } from "../store/parts.ts";
+import type { Prompt, Store } from "../store/store.ts";
+import { freshId, h, hideTip, setText, showTip } from "./dom.ts";
+import { aspect, drawPicture, drawRamp, type Box, type Picture } from "./image.ts";
+import { clamp, percent, weight } from "./numbers.ts";
+import { makeScale, type Scale } from "./scale.ts";
+import { segmented, type Segmented } from "./segmented.ts";
+import type { PaneView, View } from "./view.ts";
+
+export interface Shown {
+  prompt: Prompt;
+  parts: Int8Array;
+  /** Texts of the tokens; null while the vocabulary cannot be read. */
+  words: string[] | null;
+  thumbnail: ImageData | null;
+  logits: Float32Array | null;
+  /** Of the chosen layer; null where there is none. */
+  weights: Float64Array | null;
+  /** Of all layers, where that needs no further request. */
+  layers: Float64Array[] | null;
+}
+
+export interface PaneHost {
+  store: Store;
+  answers: Answers;
+  view: () => View;
+  change: (patch: Partial<PaneView>, which: "a" | "b") => void;
+  activate: (which: "a" | "b") => void;
+  play: (which: "a" | "b") => void;
+  /** The pane shows something new: its example, or only other weights. */
+  drawn: (which: "a" | "b", what: "example" | "weights") => void;
+  boxes: (example: number) => Promise<Box[]>;
+  say: (text: string) => void;
+}
+
+const WORK_SHOWN_AFTER = 120;
+
+export class Pane {
+  readonly element: HTMLElement;
+  readonly which: "a" | "b";
+  shown: Shown | null = null;
+  fault: Fault | null = null;
+  readonly #host: PaneHost;
+  readonly #parts: ReturnType<typeof layout>;
+  #now: PaneView | null = null;
+  #turn = 0;
+  #stop: AbortController | undefined;
+  #scale: Scale | null = null;
+  #boxes: Box[] = [];
+  #cell = -1;
+
+  constructor(which: "a" | "b", host: PaneHost) {
+    this.which = which;
+    this.#host = host;
+    this.#parts = layout(which, host);
+    this.element = this.#parts.section;
+    this.#parts.over.addEventListener("pointermove", (event) => this.#hover(event));
+    this.#parts.over.addEventListener("pointerleave", hideTip);
+    this.#parts.over.addEventListener("keydown", (event) => this.#moveCell(event));
+    this.element.addEventListener("pointerdown", () => host.activate(which), true);
+    this.element.addEventListener("focusin", () => host.activate(which));
+    new ResizeObserver(() => this.paint()).observe(this.#parts.frame);
+  }
+
+  /** Show what a view asks for; only what differs is read. */
+  async show(view: PaneView): Promise<void> {
+    const before = this.#now;
+    this.#now = { ...view };
+    this.#controls(view);
+    const turn = ++this.#turn;
+    const anew = !before || before.example !== view.example || !this.shown;
+    if (anew) {
+      this.#stop?.abort();
+      this.#stop = new AbortController();
+      this.#cell = -1;
+    }
+    const slow = setTimeout(() => turn === this.#turn && this.element.classList.add("busy"), WORK_SHOWN_AFTER);
+    try {
+      if (anew) await this.#loadExample(view.example, this.#stop!.signal, turn);
+      if (turn === this.#turn) await this.#loadWeights(view, this.#stop!.signal, turn);
+    } catch (error) {
+      if (!isAbort(error) && turn === this.#turn) this.#fail(faultOf(error), anew);
+    } finally {
+      clearTimeout(slow);
+      if (turn === this.#turn) this.element.classList.remove("busy");
+    }
+  }
+
+  async #loadExample(example: number, signal: AbortSignal, turn: number): Promise<void> {
+    const { store } = this.#host;
+    this.fault = null;
+    const recorded = store.requireRecorded(example, signal).then(() => null, (error: unknown) => {
+      if (isAbort(error)) throw error;
+      return faultOf(error);
+    });
+    const [prompt, why] = await Promise.all([store.prompt(example, signal), recorded]);
+    const settled = <T>(reading: Promise<T>) => reading.catch((error: unknown) => (this.#keep(error), null));
+    const words = settled(store.words(signal).then((known) => Array.from(prompt.ids, (id) => known.get(id) ?? `⟨${id}⟩`)));
+    const [thumbnail, logits] = why ? [null, null] : await Promise.all([
+      settled(store.thumbnail(example, signal)), settled(store.answerLogits(example, signal)),
+      // the mean over heads is what the slider steps through without a further request
+      store.has("attention_mean") ? settled(store.attentionMean(example, signal)) : null,
+    ]);
+    const texts = await words;
+    if (turn !== this.#turn) return;
+    this.fault = why ?? this.fault;
+    this.shown = { prompt, parts: tokenParts(prompt.spans, prompt.tokens), words: texts, thumbnail, logits, weights: null, layers: null };
+    this.#boxes = [];
+    void this.#host.boxes(example).then((boxes) => {
+      if (this.#now?.example !== example) return;
+      this.#boxes = boxes;
+      this.paint();
+    }, () => {});
+    this.#host.drawn(this.which, "example");
+  }
+
+  #keep(error: unknown): void {
+    if (isAbort(error)) throw error;
+    this.fault ??= faultOf(error);
+  }
+
+  async #loadWeights(view: PaneView, signal: AbortSignal, turn: number): Promise<void> {
+    const shown = this.shown!;
+    let fault = this.fault;
+    let [weights, layers]: [Float64Array | null, Float64Array[] | null] = [null, null];
+    const blocked = fault?.kind === "unwritten" || fault?.kind === "unrecorded";
+    if (!blocked) {
+      try {
+        const { store } = this.#host;
+        [weights, layers] = await Promise.all([weightsOf(store, shown.prompt, view.layer, view, signal), unavailable(store, view, shown.prompt) ? null : allLayers(store, shown.prompt, view, signal)]);
+        fault = fault?.kind === "absent-array" ? null : fault;
+      } catch (error) {
+        if (isAbort(error)) throw error;
+        fault = faultOf(error);
+      }
+    }
+    if (turn !== this.#turn) return;
+    Object.assign(shown, { weights, layers });
+    this.#note(fault);
+    this.paint();
+    this.#sparks();
+    this.#host.drawn(this.which, "weights");
+  }
+
+  #fail(fault: Fault, anew: boolean): void {
+    this.fault = fault;
+    if (anew) this.shown = null;
+    else if (this.shown) this.shown.weights = null;
+    this.#note(fault);
+    this.paint();
+    this.#host.drawn(this.which, anew ? "example" : "weights");
+  }
+
+  #note(fault: Fault | null): void {
+    const { note } = this.#parts;
+    note.hidden = !fault;
+    note.replaceChildren(...(fault ? [h("b", {}, fault.message), h("p", {}, fault.todo)] : []));
+  }
+
+  /** Caption and answer above the image. */
+  caption(text: string, label: number | null): void {
+    const { title, chips } = this.#parts;
+    setText(title, text);
+    const { answers } = this.#host;
+    const list: HTMLElement[] = [];
+    const wanted = label === null ? undefined : answers.rightByLabel?.[label];
+    if (wanted !== undefined) list.push(h("span", { class: "chip" }, "right answer ", h("b", {}, answers.choices[wanted]!)));
+    const logits = this.shown?.logits;
+    if (logits?.length) {
+      const chosen = answers.chosen(logits);
+      const right = wanted === undefined ? null : chosen === wanted;
+      const sure = answers.probabilities(logits)[chosen]!;
+      list.push(h("span", { class: `chip ${right === null ? "" : right ? "right" : "wrong"}` }, "model ",
+        h("b", {}, `${answers.choices[chosen] ?? "–"}${right === null ? "" : right ? " ✓" : " ✗"}`), ` ${percent(sure)}`,
+        right === null ? null : h("span", { class: "sr" }, right ? " (right)" : " (wrong)")));
+    }
+    chips.replaceChildren(...list);
+  }
+
+  #controls(view: PaneView): void {
+    const { measure, heads, head, slider, layerName, headBox } = this.#parts;
+    const { store } = this.#host;
+    const facts = MEASURES[view.measure];
+    measure.set(view.measure);
+    heads.set(view.heads);
+    heads.rename("mean", facts.fused || "Mean");
+    heads.element.classList.toggle("idle", !facts.perHead);
+    head.value = String(view.head);
+    headBox.hidden = !(facts.perHead && view.heads === "one");
+    slider.value = String(store.layers.indexOf(view.layer));
+    slider.setAttribute("aria-valuetext", `layer ${view.layer}`);
+    setText(layerName, `Layer ${view.layer}`);
+  }
+
+  cells(): Float64Array | null {
+    const { shown } = this;
+    const image = shown?.prompt.spans.get("image");
+    if (!shown?.weights || !shown.prompt.grid || !image) return null;
+    return shown.weights.subarray(image[0], image[1]);
+  }
+
+  picture(): Picture | null {
+    const { shown } = this;
+    if (!shown) return null;
+    const view = this.#host.view();
+    const cells = this.cells();
+    const { signed } = MEASURES[this.#now!.measure];
+    const image = shown.prompt.spans.get("image");
+    const others = view.scale === "all" && shown.layers && image ? shown.layers.map((row) => row.subarray(image[0], image[1])) : null;
+    this.#scale = cells && makeScale(view.scale, cells, signed, others);
+    return { thumbnail: shown.thumbnail, grid: shown.prompt.grid ?? [1, 1], cells, scale: this.#scale, signed, boxes: view.boxes ? this.#boxes : [] };
+  }
+
+  paint(): void {
+    const { frame, base, over } = this.#parts;
+    const picture = this.picture();
+    const view = this.#host.view();
+    const [roomX, roomY] = [Math.max(40, frame.clientWidth - 24), Math.max(40, frame.clientHeight - 24)];
+    const ratio = picture ? aspect(picture.grid) : 4 / 3;
+    const width = Math.min(roomX, roomY * ratio);
+    const height = width / ratio;
+    const density = devicePixelRatio || 1;
+    for (const canvas of [base, over]) {
+      canvas.width = Math.round(width * density);
+      canvas.height = Math.round(height * density);
+      Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
+    }
+    base.hidden = over.hidden = !picture;
+    if (picture) drawPicture(base.getContext("2d")!, picture, view, 0, 0, base.width, base.height, density);
+    this.#legend(picture);
+    this.#drawCursor();
+  }
+
+  #legend(picture: Picture | null): void {
+    const { low, high, ramp, fact, legend, over } = this.#parts;
+    const scale = this.#scale;
+    legend.classList.toggle("empty", !picture?.cells);
+    if (!picture?.cells || !scale || !this.#now) {
+      setText(fact, "");
+      over.setAttribute("aria-label", picture ? "The image, without a map." : "No image.");
+      return;
+    }
+    const facts = MEASURES[this.#now.measure];
+    setText(low, weight(scale.low, facts, 2));
+    setText(high, `${scale.clipped ? "≥ " : ""}${weight(scale.high, facts, 2)}`);
+    drawRamp(ramp.getContext("2d")!, this.#host.view().palette, picture.signed, ramp.width, ramp.height);
+    const [, columns] = picture.grid;
+    let [sum, top] = [0, 0];
+    for (let k = 0; k < picture.cells.length; k++) {
+      sum += picture.cells[k]!;
+      if (Math.abs(picture.cells[k]!) > Math.abs(picture.cells[top]!)) top = k;
+    }
+    // the largest over heads are no shares of one thing
+    const summed = this.#now.heads === "max" && facts.perHead ? "" : `image ${weight(sum, facts)} · `;
+    const text = `${summed}most: row ${Math.floor(top / columns) + 1}, column ${(top % columns) + 1}, ${weight(picture.cells[top]!, facts)}`;
+    setText(fact, text);
+    over.setAttribute("aria-label", `${facts.name} of layer ${this.#now.layer} over ${picture.grid[0]} by ${columns} image cells: ${text}. Arrow keys read single cells.`);
+  }
+
+  /** Bars above the slider: what the image gets at every layer. */
+  #sparks(): void {
+    const { spark } = this.#parts;
+    const layers = this.shown?.layers;
+    const image = this.shown?.prompt.spans.get("image");
+    const on = spark.getContext("2d")!;
+    const density = devicePixelRatio || 1;
+    spark.width = Math.max(1, Math.round(spark.clientWidth * density));
+    spark.height = Math.round(20 * density);
+    if (!layers || !image) return;
+    const sums = layers.map((row) => row.subarray(image[0], image[1]).reduce((a, b) => a + b, 0));
+    const most = Math.max(...sums, 1e-9);
+    const step = (spark.width - 16 * density) / Math.max(1, layers.length - 1);
+    const wide = Math.max(2, Math.min(14 * density, step * 0.6));
+    on.fillStyle = getComputedStyle(spark).color;
+    sums.forEach((value, k) => {
+      const tall = Math.max(density, (value / most) * spark.height);
+      on.fillRect(8 * density + k * step - wide / 2, spark.height - tall, wide, tall);
+    });
+  }
+
+  #hover(event: PointerEvent): void {
+    const box = this.#parts.over.getBoundingClientRect();
+    const text = this.#cellText((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
+    if (text) showTip(event.clientX, event.clientY, text);
+  }
+
+  #cellText(x: number, y: number): string | null {
+    const grid = this.shown?.prompt.grid;
+    if (!grid) return null;
+    const column = clamp(Math.floor(x * grid[1]), 0, grid[1] - 1);
+    const row = clamp(Math.floor(y * grid[0]), 0, grid[0] - 1);
+    return this.#tellCell(row * grid[1] + column);
+  }
+
+  #tellCell(cell: number): string | null {
+    const [grid, cells, image] = [this.shown?.prompt.grid, this.cells(), this.shown?.prompt.spans.get("image")];
+    if (!grid || !cells || !image) return null;
+    const rank = cells.reduce((n, v) => n + (Math.abs(v) > Math.abs(cells[cell]!) ? 1 : 0), 1);
+    return `row ${Math.floor(cell / grid[1]) + 1}, column ${(cell % grid[1]) + 1}\n${weight(cells[cell]!, MEASURES[this.#now!.measure])}\n`
+      + `${rank} of ${cells.length} · token ${image[0] + cell}`;
+  }
+
+  #moveCell(event: KeyboardEvent): void {
+    const grid = this.shown?.prompt.grid;
+    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+    if (!grid || !step || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const [row, column] = this.#cell < 0 ? [0, 0] : [Math.floor(this.#cell / grid[1]) + step[0]!, (this.#cell % grid[1]) + step[1]!];
+    this.#cell = clamp(row, 0, grid[0] - 1) * grid[1] + clamp(column, 0, grid[1] - 1);
+    this.#drawCursor();
+    this.#host.say(this.#tellCell(this.#cell)?.replaceAll("\n", ", ") ?? "");
+  }
+
+  #drawCursor(): void {
+    const { over } = this.#parts;
+    const on = over.getContext("2d")!;
+    on.clearRect(0, 0, over.width, over.height);
+    const grid = this.shown?.prompt.grid;
+    if (!grid || this.#cell < 0 || document.activeElement !== over) return;
+    const [w, hh] = [over.width / grid[1], over.height / grid[0]];
+    on.strokeStyle = getComputedStyle(over).getPropertyValue("--accent");
+    on.lineWidth = 3 * (devicePixelRatio || 1);
+    on.strokeRect((this.#cell % grid[1]) * w, Math.floor(this.#cell / grid[1]) * hh, w, hh);
+  }
+}
+
+function layout(which: "a" | "b", host: PaneHost) {
+  const { store } = host;
+  const measure: Segmented = segmented("Map", Object.entries(MEASURES).map(([value, facts]) => ({ value, text: facts.name, title: facts.explains })),
+    (value) => host.change({ measure: value as Measure }, which));
+  const heads: Segmented = segmented("Heads", [
+    { value: "mean", text: "Mean", title: "Over all heads" }, { value: "max", text: "Max", title: "The largest over heads" },
+    { value: "one", text: "One", title: "A single head" },
+  ], (value) => host.change({ heads: value as Heads }, which));
+  const head = h("input", {
+    type: "number", min: "0", max: String(store.heads - 1), "aria-label": "Head",
+    onchange: (event: Event) => host.change({ head: clamp(Math.trunc(Number((event.target as HTMLInputElement).value)) || 0, 0, store.heads - 1), heads: "one" }, which),
+  });
+  const headBox = h("label", { class: "head" }, "head", head);
+  const title = h("h2", { class: "caption", id: freshId("caption") });
+  const chips = h("span", { class: "chips" });
+  const base = h("canvas", { "aria-hidden": "true" });
+  const over = h("canvas", { class: "over", role: "img", tabIndex: 0 });
+  const note = h("div", { class: "note", role: "alert", hidden: true });
+  const frame = h("div", { class: "frame" }, base, over, note, h("div", { class: "work", "aria-hidden": "true" }));
+  const [low, high, fact] = [h("span", { class: "num" }), h("span", { class: "num" }), h("span", { class: "fact num" })];
+  const ramp = h("canvas", { class: "ramp", width: 132, height: 10, "aria-hidden": "true" });
+  const legend = h("div", { class: "legend" }, low, ramp, high, fact);
+  const spark = h("canvas", { class: "spark", "aria-hidden": "true" });
+  const slider = h("input", {
+    type: "range", min: "0", max: String(store.layers.length - 1), step: "1", "aria-label": "Layer",
+    oninput: (event: Event) => host.change({ layer: store.layers[Number((event.target as HTMLInputElement).value)]! }, which),
+  });
+  const layerName = h("span", { class: "layer-name num" });
+  const step = (by: number) => {
+    const k = clamp(Number(slider.value) + by, 0, store.layers.length - 1);
+    host.change({ layer: store.layers[k]! }, which);
+  };
+  const layerBar = h("div", { class: "layer" },
+    h("button", { class: "button icon", "aria-label": "Previous layer", title: "Previous layer (←)", onclick: () => step(-1) }, "‹"),
+    h("button", { class: "button icon play", "aria-label": "Play through the layers", title: "Play (space)", onclick: () => host.play(which) }, "▶"),
+    h("button", { class: "button icon", "aria-label": "Next layer", title: "Next layer (→)", onclick: () => step(1) }, "›"),
+    layerName, h("div", { class: "track" }, spark, slider));
+  const section = h("section", { class: "pane card", "aria-labelledby": title.id },
+    h("div", { class: "heading" }, h("span", { class: "badge", "aria-hidden": "true" }, which.toUpperCase()), title, chips),
+    h("div", { class: "tools" }, measure.element, heads.element, headBox), frame, legend, layerBar);
+  return { section, measure, heads, head, headBox, title, chips, base, over, note, frame, low, high, fact, ramp, legend, spark, slider, layerName };
+}

@@ -1,0 +1,102 @@
+/** What the page shows: all of it can be written into a link and read back. */
+
+import { MEASURES, type Choice, type Heads, type Measure } from "../store/measures.ts";
+import { PALETTES, type Palette } from "./colour.ts";
+import type { ScaleKind } from "./scale.ts";
+
+export interface PaneView extends Choice {
+  example: number;
+  layer: number;
+}
+
+export interface View {
+  a: PaneView;
+  /** The second example or layer, beside the first. */
+  b: PaneView | null;
+  active: "a" | "b";
+  /** Whether a step of one pane's layer moves the other too. */
+  together: boolean;
+  overlay: "heat" | "spotlight" | "off";
+  scale: ScaleKind;
+  palette: Palette;
+  strength: number;
+  smooth: boolean;
+  boxes: boolean;
+  /** What the grid of heads is coloured by: a part of the prompt, or `logit`. */
+  grid: string;
+  task: string;
+  query: string;
+  relation: string;
+  outcome: "" | "right" | "wrong";
+  /** Address of the store, where it is not the page's own. */
+  store: string;
+}
+
+export const START: View = {
+  a: { example: 0, layer: -1, measure: "attention", heads: "mean", head: 0 }, b: null, active: "a", together: false,
+  overlay: "heat", scale: "layer", palette: "inferno", strength: 0.8, smooth: false, boxes: true, grid: "image",
+  task: "", query: "", relation: "", outcome: "", store: "",
+};
+
+const ONE_OF = {
+  measure: Object.keys(MEASURES), heads: ["mean", "max", "one"], overlay: ["heat", "spotlight", "off"], scale: ["layer", "all", "log"],
+  palette: PALETTES, outcome: ["", "right", "wrong"],
+} as const;
+
+type Plain = Record<string, string | number | boolean>;
+
+/** The part of an address behind `#`: only what differs from the start. */
+export function toHash(view: View): string {
+  const out = new URLSearchParams();
+  const { a, b, active, ...rest } = view;
+  put(out, "", a as unknown as Plain, START.a as unknown as Plain);
+  if (b) {
+    // the second pane is told whole, so that it is there
+    for (const [key, value] of Object.entries(b)) out.set(`b.${key}`, String(value));
+    if (active === "b") out.set("active", "b");
+  }
+  put(out, "", rest as unknown as Plain, START as unknown as Plain);
+  return out.toString();
+}
+
+export function fromHash(hash: string): View {
+  const given = new URLSearchParams(hash.replace(/^#/, ""));
+  const view: View = { ...START, a: taken(given, "", START.a as unknown as Plain) as unknown as PaneView };
+  const { a: _a, b: _b, active: _active, ...rest } = START;
+  Object.assign(view, taken(given, "", rest as unknown as Plain));
+  if (given.has("b.example") || given.has("b.layer")) {
+    view.b = taken(given, "b.", view.a as unknown as Plain) as unknown as PaneView;
+    view.active = given.get("active") === "b" ? "b" : "a";
+  }
+  view.strength = Math.min(1, Math.max(0.2, view.strength));
+  return view;
+}
+
+function put(out: URLSearchParams, prefix: string, values: Plain, start: Plain): void {
+  for (const [key, value] of Object.entries(values)) {
+    if (value !== start[key]) out.set(prefix + key, typeof value === "boolean" ? (value ? "1" : "0") : String(value));
+  }
+}
+
+function taken(given: URLSearchParams, prefix: string, start: Plain): Plain {
+  const out: Plain = { ...start };
+  for (const [key, value] of Object.entries(start)) {
+    const text = given.get(prefix + key);
+    if (text === null) continue;
+    const allowed = (ONE_OF as Record<string, readonly string[]>)[key];
+    if (allowed && !allowed.includes(text)) continue;
+    if (typeof value === "number") {
+      const number = Number(text);
+      if (text.trim() && Number.isFinite(number)) out[key] = key === "strength" ? number : Math.trunc(number);
+    } else out[key] = typeof value === "boolean" ? text === "1" : text;
+  }
+  return out;
+}
+
+export const sameChoice = (x: PaneView, y: PaneView): boolean => x.measure === y.measure && x.heads === y.heads && x.head === y.head;
+export const nextMeasure = (measure: Measure, by = 1): Measure => cycled(Object.keys(MEASURES) as Measure[], measure, by);
+export const nextHeads = (heads: Heads): Heads => cycled(["mean", "max", "one"] as Heads[], heads, 1);
+
+function cycled<T>(all: readonly T[], now: T, by: number): T {
+  return all[(all.indexOf(now) + by + all.length) % all.length]!;
+}

@@ -1,0 +1,171 @@
+/** Result files beside a store: what probes read from each example, and flows that were computed before. */
+
+import type { Files, Meter } from "../bytes/files.ts";
+import { HttpFiles } from "../bytes/http.ts";
+import { ZipFiles } from "../bytes/zip.ts";
+import { Fault } from "../fault.ts";
+import { Arrays } from "../store/arrays.ts";
+import type { ArrayMeta } from "../store/metadata.ts";
+
+/** A line of the index that `stratascope view` gives of a folder of results. */
+export interface ResultEntry { name: string; bytes: number; kind: string; task?: string; position?: string; store?: string }
+
+export interface ProbeOfExample {
+  task: string;
+  position: string;
+  layers: number[];
+  /** Names of the classes, and of the one that is right. */
+  classes: string[];
+  label: string;
+  /** By layer: out-of-fold probability of every class. */
+  probabilities: number[][];
+}
+
+const WHOLE = 4 << 20;
+const MOST = 48 << 20;
+
+export class Results {
+  readonly entries: readonly ResultEntry[];
+  readonly #address: string;
+  readonly #page: string;
+  readonly #meter: Meter;
+  readonly #open = new Map<string, Promise<ResultArrays>>();
+
+  constructor(address: string, page: string, entries: readonly ResultEntry[], meter: Meter) {
+    this.#address = address.endsWith("/") ? address : `${address}/`;
+    this.#page = page;
+    this.entries = entries;
+    this.#meter = meter;
+  }
+
+  static async open(address: string, page: string, meter: Meter): Promise<Results> {
+    const bytes = await new HttpFiles(address, page, meter).whole("index.json");
+    if (!bytes) throw new Fault("not-found", "There is no index.json among the results.", "Make the page with `stratascope view STORE --results FOLDER --export PAGE`.");
+    const found = JSON.parse(new TextDecoder().decode(bytes)) as { files?: ResultEntry[] };
+    return new Results(address, page, Array.isArray(found.files) ? found.files : [], meter);
+  }
+
+  get tasks(): string[] {
+    return [...new Set(this.entries.filter((e) => e.kind === "layer_curve" && e.task).map((e) => e.task!))];
+  }
+
+  /** What the probes of a task read from an example, one for each position; those that did not see the example are left out. */
+  async probes(task: string, example: number): Promise<ProbeOfExample[]> {
+    const entries = this.entries.filter((e) => e.kind === "layer_curve" && e.task === task);
+    const found = await Promise.all(entries.map((entry) => this.#probe(entry, example)));
+    return found.filter((probe) => probe !== null);
+  }
+
+  /** (token) flow onto the inputs from a result of `stratascope flow`, or null. */
+  async flow(example: number): Promise<Float64Array | null> {
+    for (const entry of this.entries.filter((e) => e.kind === "flow")) {
+      const result = await this.#result(entry);
+      const numbers = await result.read<BigInt64Array>("tables/examples/example");
+      const k = numbers.data.findIndex((n) => Number(n) === example);
+      if (k < 0) continue;
+      const flow = await result.read<Float64Array>("arrays/flow");
+      const tokens = flow.shape[1]!;
+      return flow.data.slice(k * tokens, (k + 1) * tokens);
+    }
+    return null;
+  }
+
+  async #probe(entry: ResultEntry, example: number): Promise<ProbeOfExample | null> {
+    const result = await this.#result(entry);
+    const { classes, targets } = result.attributes as { classes?: string[]; targets?: string[] };
+    if (!classes?.length || targets?.length) return null;
+    const [numbers, labels, logits, layers] = await Promise.all([
+      result.read<BigInt64Array>("tables/examples/example"),
+      result.read<BigInt64Array>("tables/examples/label"),
+      result.read<Float32Array>("arrays/logits"),
+      result.read<BigInt64Array>("tables/table/layer"),
+    ]);
+    const k = numbers.data.findIndex((n) => Number(n) === example);
+    if (k < 0) return null;
+    const [depth, outputs, count] = logits.shape as [number, number, number];
+    const probabilities = Array.from({ length: depth }, (_, layer) =>
+      chances(Array.from({ length: outputs }, (_, o) => logits.data[(layer * outputs + o) * count + k]!)));
+    return {
+      task: entry.task!, position: entry.position ?? "", classes, label: classes[Number(labels.data[k])] ?? "",
+      layers: [...new Set([...layers.data].map(Number))].sort((a, b) => a - b), probabilities,
+    };
+  }
+
+  #result(entry: ResultEntry): Promise<ResultArrays> {
+    let open = this.#open.get(entry.name);
+    if (!open) {
+      const file = new HttpFiles(this.#address + encodeURIComponent(entry.name), this.#page, this.#meter, true);
+      this.#open.set(entry.name, (open = ResultArrays.open(file, entry)));
+      open.catch(() => this.#open.delete(entry.name));
+    }
+    return open;
+  }
+}
+
+/** Probabilities of the classes; one logit is that of the second of two. */
+export function chances(logits: readonly number[]): number[] {
+  if (logits.length === 1) {
+    const second = 1 / (1 + Math.exp(-logits[0]!));
+    return [1 - second, second];
+  }
+  const top = Math.max(...logits);
+  const powers = logits.map((v) => Math.exp(v - top));
+  const total = powers.reduce((a, b) => a + b, 0);
+  return powers.map((p) => p / total);
+}
+
+class ResultArrays {
+  readonly attributes: Record<string, unknown>;
+  readonly #zip: ZipFiles;
+  readonly #name: string;
+  readonly #arrays = new Map<string, Promise<Arrays>>();
+
+  private constructor(zip: ZipFiles, attributes: Record<string, unknown>, name: string) {
+    this.#zip = zip;
+    this.#name = name;
+    this.attributes = attributes;
+  }
+
+  static async open(file: Files, entry: ResultEntry): Promise<ResultArrays> {
+    const whole = entry.bytes <= WHOLE ? await file.whole("") : undefined;
+    const zip = await ZipFiles.open(whole ? new OneFile(entry.name, whole) : file);
+    const root = await json<{ attributes?: { format?: string; format_version?: number; attributes?: Record<string, unknown> } }>(zip, "zarr.json");
+    if (root?.attributes?.format !== "stratascope-result") throw new Fault("foreign", `${entry.name} is no result of Stratascope.`, "Take it out of the folder of results.");
+    if (root.attributes.format_version !== 1) throw new Fault("version", `${entry.name} is of another version of the format.`, "Make it again.");
+    return new ResultArrays(zip, root.attributes.attributes ?? {}, entry.name);
+  }
+
+  async read<V extends BigInt64Array | Float32Array | Float64Array>(path: string): Promise<{ data: V; shape: number[] }> {
+    let arrays = this.#arrays.get(path);
+    if (!arrays) this.#arrays.set(path, (arrays = this.#opened(path)));
+    const { data, shape } = await (await arrays).read<V>(path, (await arrays).shape(path).map(() => null));
+    return { data, shape };
+  }
+
+  async #opened(path: string): Promise<Arrays> {
+    const meta = await json<ArrayMeta>(this.#zip, `${path}/zarr.json`);
+    if (!meta) throw new Fault("missing", `${this.#name} lacks ${path}.`, "Make the result again.");
+    const bytes = this.#zip.size([path, "c", ...meta.shape.map(() => 0)].join("/")) ?? 0;
+    if (bytes > MOST) throw new Fault("too-large", `${path} of ${this.#name} is ${Math.round(bytes / 2 ** 20)} MB: too much for a page.`, "Probe fewer layers or examples into a result of its own.");
+    return new Arrays(this.#zip, { [path]: meta });
+  }
+}
+
+class OneFile implements Files {
+  readonly name: string;
+  readonly #bytes: Uint8Array;
+
+  constructor(name: string, bytes: Uint8Array) {
+    this.name = name;
+    this.#bytes = bytes;
+  }
+
+  whole = async () => this.#bytes;
+  part = async (_: string, offset: number, length: number) => this.#bytes.slice(offset, offset + length);
+  tail = async (_: string, length: number) => this.#bytes.slice(Math.max(0, this.#bytes.length - length));
+}
+
+async function json<T>(zip: ZipFiles, key: string): Promise<T | undefined> {
+  const bytes = await zip.whole(key);
+  return bytes && (JSON.parse(new TextDecoder().decode(bytes)) as T);
+}

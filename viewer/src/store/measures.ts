@@ -1,0 +1,159 @@
+/** What can be laid over an image's cells and a prompt's tokens: one number a token, for every layer. */
+
+import { Fault } from "../fault.ts";
+import { decodeMap } from "./packing.ts";
+import { flowBounds, rollout } from "./rollout.ts";
+import type { Prompt, Store } from "./store.ts";
+
+export type Measure = "attention" | "norm" | "attribution" | "rollout" | "flow";
+export type Heads = "mean" | "max" | "one";
+export interface Choice { measure: Measure; heads: Heads; head: number }
+
+export interface MeasureFacts {
+  name: string;
+  /** Of one token's number. */
+  unit: "share" | "norm" | "logit";
+  /** Whether numbers may be negative. */
+  signed: boolean;
+  perHead: boolean;
+  /** What `mean` does over heads. */
+  fused: string;
+  explains: string;
+}
+
+export const MEASURES: Record<Measure, MeasureFacts> = {
+  attention: {
+    name: "Attention", unit: "share", signed: false, perHead: true, fused: "Mean",
+    explains: "the final token's attention to each token",
+  },
+  norm: {
+    name: "Norm-based", unit: "norm", signed: false, perHead: true, fused: "Mean",
+    explains: "attention times the norm of what the head would write (Kobayashi et al. 2020)",
+  },
+  attribution: {
+    name: "Attribution", unit: "logit", signed: true, perHead: true, fused: "Sum",
+    explains: "what each token adds to the logit of the first choice over the second, through the heads of this layer",
+  },
+  rollout: {
+    name: "Rollout", unit: "share", signed: false, perHead: false, fused: "",
+    explains: "attention rollout of the final token onto what enters this layer (Abnar & Zuidema 2020)",
+  },
+  flow: {
+    name: "Flow", unit: "share", signed: false, perHead: false, fused: "",
+    explains: "the most that can flow to each token that enters this layer, by its certified upper bound (Abnar & Zuidema 2020)",
+  },
+};
+
+const RECORD: Record<Measure, readonly string[]> = {
+  attention: ["attention_rows"], norm: ["attention_rows", "value_norms"], attribution: ["attention_rows", "value_logits"],
+  rollout: ["attention_maps"], flow: ["attention_maps"],
+};
+
+/** Why a measure cannot be shown, or null. */
+export function unavailable(store: Store, choice: Choice, prompt?: Prompt): Fault | null {
+  const mean = choice.measure === "attention" && choice.heads === "mean" && store.has("attention_mean");
+  const lacking = mean ? [] : RECORD[choice.measure].filter((name) => !store.has(name));
+  if (lacking.length) {
+    const what = choice.measure === "attention" && store.has("attention_mean") ? "single heads" : MEASURES[choice.measure].name.toLowerCase();
+    return new Fault("absent-array", `This store does not hold ${lacking.join(" and ")}, which ${what} need${what.endsWith("s") ? "" : "s"}.`,
+      `Extract with --record ${RECORD[choice.measure].join(",")}${store.has("attention_mean") ? ", or choose another map" : ""}.`);
+  }
+  if (RECORD[choice.measure].includes("attention_maps") && prompt && !prompt.hasMap) {
+    return new Fault("absent-array", "The store holds no attention map of this example.", "It was extracted with --maps N: choose an example that has one, or extract without.");
+  }
+  return null;
+}
+
+/** Weights over an example's tokens, of one layer. Signed where the measure is. */
+export async function weightsOf(store: Store, prompt: Prompt, layer: number, choice: Choice, signal?: AbortSignal): Promise<Float64Array> {
+  const fault = unavailable(store, choice, prompt);
+  if (fault) throw fault;
+  if (choice.measure === "rollout" || choice.measure === "flow") {
+    const rows = await chained(store, prompt, choice.measure, signal);
+    return rows[store.layers.indexOf(layer)]!;
+  }
+  if (choice.measure === "attention" && choice.heads === "mean" && store.has("attention_mean")) {
+    const rows = await store.attentionMean(prompt.example, signal);
+    return Float64Array.from(rows[store.layers.indexOf(layer)]!.subarray(0, prompt.tokens));
+  }
+  return fused(await headWeights(store, prompt, layer, choice.measure, signal), choice);
+}
+
+/** (head, token) weights of one layer. */
+export async function headWeights(
+  store: Store, prompt: Prompt, layer: number, measure: "attention" | "norm" | "attribution", signal?: AbortSignal,
+): Promise<Float64Array[]> {
+  const [, factor] = RECORD[measure];
+  const [rows, factors] = await Promise.all([
+    store.perHead("attention_rows", layer, prompt.example, signal),
+    factor ? store.perHead(factor, layer, prompt.example, signal) : null,
+  ]);
+  return rows.map((row, head) => Float64Array.from({ length: prompt.tokens }, (_, token) => row[token]! * (factors ? factors[head]![token]! : 1)));
+}
+
+/** One row of several heads: the mean (of attributions the sum), the largest (in absolute value), or one head's. */
+export function fused(heads: readonly Float64Array[], { measure, heads: how, head }: Choice): Float64Array {
+  if (how === "one") return heads[Math.min(head, heads.length - 1)]!;
+  const out = new Float64Array(heads[0]!.length);
+  for (const row of heads) {
+    for (let token = 0; token < out.length; token++) {
+      if (how === "max") {
+        if (Math.abs(row[token]!) > Math.abs(out[token]!)) out[token] = row[token]!;
+      } else out[token]! += row[token]!;
+    }
+  }
+  if (how === "mean" && measure !== "attribution") for (let token = 0; token < out.length; token++) out[token]! /= heads.length;
+  return out;
+}
+
+/** Of all layers at once where that needs no further request, for charts and steps of the slider; null where it would. */
+export async function allLayers(store: Store, prompt: Prompt, choice: Choice, signal?: AbortSignal): Promise<Float64Array[] | null> {
+  if (choice.measure === "rollout" || choice.measure === "flow") return (await chained(store, prompt, choice.measure, signal)).slice(0, -1);
+  if (choice.measure !== "attention" || choice.heads !== "mean" || !store.has("attention_mean")) return null;
+  const rows = await store.attentionMean(prompt.example, signal);
+  return rows.map((row) => Float64Array.from(row.subarray(0, prompt.tokens)));
+}
+
+const chains = new WeakMap<Store, Map<string, Promise<Float64Array[]>>>();
+const KEPT_CHAINS = 12;
+
+/** Told how many of an example's maps have been read, so that the page can say so. */
+export type Progress = (done: number, total: number) => void;
+let progress: Progress = () => {};
+export function onMapsRead(tell: Progress): void {
+  progress = tell;
+}
+
+function chained(store: Store, prompt: Prompt, measure: "rollout" | "flow", signal?: AbortSignal): Promise<Float64Array[]> {
+  if (store.layers.length !== store.layout.layers || store.layers.some((layer, k) => layer !== k)) {
+    throw new Fault("absent-array", `This copy holds only some layers, and ${measure} runs through all of them.`, "Open the store it was taken from.");
+  }
+  let kept = chains.get(store);
+  if (!kept) chains.set(store, (kept = new Map()));
+  const key = `${measure}:${prompt.example}`;
+  let rows = kept.get(key);
+  if (!rows) {
+    rows = decodedMaps(store, prompt, signal).then((maps) => (measure === "rollout" ? rollout : flowBounds)(maps, prompt.tokens));
+    kept.set(key, rows);
+    rows.catch(() => kept.delete(key));
+    if (kept.size > KEPT_CHAINS) kept.delete(kept.keys().next().value!);
+  }
+  return rows;
+}
+
+async function decodedMaps(store: Store, prompt: Prompt, signal?: AbortSignal): Promise<Float64Array[]> {
+  const size = store.layout.tokens;
+  let done = 0;
+  const packed = await Promise.all(store.layers.map(async (layer) => {
+    const found = await store.packedMap(layer, prompt.example, signal);
+    progress(++done, store.layers.length);
+    return found;
+  }));
+  const maps: Float64Array[] = [];
+  for (const map of packed) {
+    maps.push(decodeMap(map, size, prompt.tokens));
+    // let the page breathe between layers: a long prompt's map takes milliseconds
+    await new Promise((next) => setTimeout(next));
+  }
+  return maps;
+}
