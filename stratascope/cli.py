@@ -14,7 +14,7 @@ COMMANDS = (
     stores.info, stores.verify, stores.copy, stores.diff, measuring.probe,
     measuring.answers, measuring.share, measuring.rollout,
     attention.flow, attention.attribution, attention.faithfulness,
-    looking.figure, looking.report,
+    looking.figure, looking.report, looking.view,
 )  # fmt: skip
 """The commands, in the order of use."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from stratascope.commands.terminal import open_store
+from stratascope.commands.terminal import open_store, results_folder
 from stratascope.errors import InvalidInputError
 
 
@@ -73,10 +73,19 @@ def figure(
 
 @click.command(short_help="Look at single examples in the browser.")
 @click.argument("store")
-@click.option("--results", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of results; default: STORE-results, where there is one.")
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of results; default: STORE-results, or `results` beside the store.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on this machine; default: any that is free.")
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
-@click.option("--export", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER", help="Write the page into a folder for a web host instead.")
+@click.option(
+    "--export",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Write the page into a folder for a web host instead.",
+)
 def view(store: str, results: Path | None, port: int, no_browser: bool, export: Path | None) -> None:
     """Open a store in the browser: image, tokens, heads and layers of any example. Ctrl-C ends it.
 
@@ -84,12 +93,11 @@ def view(store: str, results: Path | None, port: int, no_browser: bool, export: 
     Example, after 'stratascope demo --out demo':
       stratascope view demo/original.zarr --results demo/results
     """
-    from stratascope.commands.terminal import results_folder
     from stratascope.report.viewer import export_page, serve_store
     from stratascope.report.viewer.files import files_of
 
-    beside = results_folder(store)
-    results = results or (beside if beside.is_dir() else None)
+    beside = (results_folder(store), Path(store).parent / "results")
+    results = results or next((folder for folder in beside if "://" not in store and folder.is_dir()), None)
     if export is not None:
         if "://" not in store:
             files_of(Path(store))

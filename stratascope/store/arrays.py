@@ -227,6 +227,8 @@ RECORDABLE = tuple(a.name for a in TABLE if a.optional and a.name != "thumbnail"
 """Names that a layout's `record` may hold."""
 TABLE_ROWS = _LIST["example"]
 """Rows of a column of the table of examples that are compressed together."""
+WORD_ROWS = 1024
+"""The same of the vocabulary."""
 
 
 def _piece(length: int, wanted: int, *, tiled: bool) -> int:

@@ -20,7 +20,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.store.arrays import TABLE_ROWS, ArraySpec
+from stratascope.store.arrays import TABLE_ROWS, WORD_ROWS, ArraySpec
 from stratascope.store.durable import PARTIAL, flush_folder, write_file
 from stratascope.store.layout import STATUS_CODES, StoreLayout
 from stratascope.store.provenance import store_attributes
@@ -129,8 +129,8 @@ def empty_store(
     others = examples.drop(columns=list(ROOT_COLUMNS)).reset_index(drop=True)
     put_table(group, "examples", others, "example", rows=TABLE_ROWS)
     group["examples"].attrs["order"] = [str(c) for c in examples.columns]
-    words = pd.DataFrame({"id": ids, "text": [str(vocabulary[int(i)]) for i in ids]})
-    put_table(group, "vocabulary", words, "word")
+    words = _by_use(ids, np.asarray(values["token_ids"]))
+    put_table(group, "vocabulary", pd.DataFrame({"id": words, "text": [str(vocabulary[int(i)]) for i in words]}), "word", rows=WORD_ROWS)
     group.attrs.update(store_attributes(layout, provenance, known_digest(_as_bytes(files)), taken))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # consolidated metadata is an extension that zarr-python, xarray and zarrita share
@@ -224,6 +224,13 @@ def _check_known(layout: StoreLayout, values: Mapping[str, NDArray[Any]], vocabu
             f"spans: expected 0 <= start <= stop <= {lengths[example]} tokens, or -1 and -1, found {spans[example, span].tolist()} "
             f"for span {layout.spans[span]!r} of example {example}"
         )
+
+
+def _by_use(vocabulary: NDArray[np.int32], token_ids: NDArray[Any]) -> NDArray[np.int32]:
+    """Ids that prompts use come first, the most used at the start: a reader of one prompt needs the first words alone."""
+    used, counts = np.unique(token_ids[token_ids >= 0], return_counts=True)
+    first = used[np.argsort(-counts, kind="stable")]
+    return np.concatenate([first, np.setdiff1d(vocabulary, first)]).astype(np.int32)
 
 
 def _compact(data: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import urllib.parse
 import zipfile
 from importlib.resources import files
 from pathlib import Path
@@ -104,4 +105,4 @@ def _relative(store: Path, folder: Path) -> str:
         steps = os.path.relpath(store.resolve(), folder.resolve())
     except ValueError as error:
         raise InvalidInputError(f"{store}: expected a store on the same drive as {folder}, found another; export beside it") from error
-    return Path(steps).as_posix() + ("/" if store.is_dir() else "")
+    return urllib.parse.quote(Path(steps).as_posix()) + ("/" if store.is_dir() else "")

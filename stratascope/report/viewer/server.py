@@ -165,7 +165,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._send(200, content, media)
         if media == _JSON and "gzip" in self.headers.get("Accept-Encoding", "") and "Range" not in self.headers:
             # a store's metadata are mostly the same words again and again
-            return self._send(200, gzip.compress(b"".join(content.read(0, content.size - 1)), 6, mtime=0), media, {"Content-Encoding": "gzip"})
+            packed = gzip.compress(b"".join(content.read(0, content.size - 1)), 6, mtime=0)
+            return self._send(200, packed, media, {"Content-Encoding": "gzip"})
         return self._part(content, media)
 
     def _part(self, content: Stretch, media: str) -> None:

@@ -100,7 +100,7 @@ export class Pane {
     });
     const [prompt, why] = await Promise.all([store.prompt(example, signal), recorded]);
     const settled = <T>(reading: Promise<T>) => reading.catch((error: unknown) => (this.#keep(error), null));
-    const words = settled(store.words(signal).then((known) => Array.from(prompt.ids, (id) => known.get(id) ?? `⟨${id}⟩`)));
+    const words = settled(store.words(prompt.ids, signal));
     const [thumbnail, logits] = why ? [null, null] : await Promise.all([
       settled(store.thumbnail(example, signal)), settled(store.answerLogits(example, signal)),
       // the mean over heads is what the slider steps through without a further request

@@ -34,7 +34,8 @@ export class Store {
   /** Number of the decoder block of each attention layer held. */
   readonly layers: number[];
   readonly #markers = new Map<number, Promise<boolean>>();
-  #words: Promise<Map<number, string>> | undefined;
+  readonly #words = new Map<number, string>();
+  #wordsRead = 0;
 
   constructor(files: Files, meta: RootMeta, kept?: number) {
     this.files = files;
@@ -87,14 +88,22 @@ export class Store {
     };
   }
 
-  /** Token id -> text. */
-  words(signal?: AbortSignal): Promise<Map<number, string>> {
-    this.#words ??= Promise.all([
-      this.arrays.read<BigInt64Array>("vocabulary/id", [null], signal),
-      this.arrays.read<string[]>("vocabulary/text", [null], signal),
-    ]).then(([ids, texts]) => new Map(texts.data.map((text, k) => [Number(ids.data[k]), text])));
-    this.#words.catch(() => (this.#words = undefined));
-    return this.#words;
+  /** Texts of tokens, by a table whose first pieces hold the ids that prompts use most. */
+  async words(ids: Iterable<number>, signal?: AbortSignal): Promise<string[]> {
+    const wanted = [...ids];
+    const total = this.arrays.shape("vocabulary/id")[0] ?? 0;
+    while (this.#wordsRead < total && wanted.some((id) => !this.#words.has(id))) {
+      const first = this.#wordsRead;
+      // ever longer stretches: an id that no early piece holds may be anywhere
+      const stop = Math.min(total, Math.max(first + this.arrays.piece("vocabulary/id", 0), 2 * first));
+      const [numbers, texts] = await Promise.all([
+        this.arrays.read<BigInt64Array>("vocabulary/id", [[first, stop]], signal),
+        this.arrays.read<string[]>("vocabulary/text", [[first, stop]], signal),
+      ]);
+      texts.data.forEach((text, k) => this.#words.set(Number(numbers.data[k]), text));
+      this.#wordsRead = Math.max(this.#wordsRead, stop);
+    }
+    return wanted.map((id) => this.#words.get(id) ?? `⟨${id}⟩`);
   }
 
   block(example: number): number {
