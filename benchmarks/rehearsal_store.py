@@ -14,6 +14,7 @@ few directions, each layer near the last one, values rounded to bfloat16.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,8 +196,10 @@ class PlantedStore:
             low, high = (self.places[:, which] - 0.1) * self.sizes, (self.places[:, which] + 0.1) * self.sizes
             table = table.assign(**{f"{who}_x0": low[:, 0], f"{who}_y0": low[:, 1], f"{who}_x1": high[:, 0], f"{who}_y1": high[:, 1]})
         tokens = np.arange(self.layout.tokens)
+        said = hashlib.sha256("\n".join(f"{r.id} {r.caption} {r.label}" for r in rows).encode()).hexdigest()
         provenance: dict[str, Any] = {
-            "condition": "blank" if self.blank else "original", "model": {"name": "planted", "dtype": "bfloat16"}, "seed": self.seed,
+            "condition": "blank" if self.blank else "original", "model": {"name": "planted", "dtype": "bfloat16"},
+            "data": {"examples": {"rows": said}}, "seed": self.seed,
         }  # fmt: skip
         create_store(
             path, self.layout, examples=table, spans=self.spans, token_ids=np.where(tokens < self.n_tokens[:, None], tokens % 1000, -1),
