@@ -59,18 +59,19 @@ def right_choices(store: ActivationStore, examples: NDArray[np.int64]) -> NDArra
     Raises
     ------
     NotRecordedError
-        If the prompt's question is not whether the caption is true, so that the label names no choice.
+        If the prompt asks for one of several choices of examples that are labelled by the caption's truth, so that the label names
+        no choice.
     """
     answers = store.provenance.get("prompt", {}).get("answers")
     if not answers or any(answer not in store.layout.choices for answer in answers):
         raise NotRecordedError(
             f"expected a prompt whose right answer follows from the label, found choices {', '.join(store.layout.choices)} and answers "
-            f"{answers}; extract with --prompt true-false"
+            f"{answers}; extract with --prompt true-false, or examples that are questions with choices"
         )
     by_label = np.array([store.layout.choices.index(answer) for answer in answers])
     labels = store.examples["label"].to_numpy()[examples]
-    if not np.isin(labels, (0, 1)).all():
-        raise InvalidInputError(f"expected labels 0 and 1, found {np.unique(labels)[:5].tolist()}")
+    if not np.isin(labels, np.arange(len(answers))).all():
+        raise InvalidInputError(f"expected labels from 0 to {len(answers) - 1}, found {np.unique(labels)[:5].tolist()}")
     return np.asarray(by_label[labels])
 
 

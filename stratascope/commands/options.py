@@ -62,11 +62,16 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Built-in model, folder, or Hub id such as Qwen/Qwen2.5-VL-7B-Instruct.",
         ),
         click.option(
-            "--examples", required=True, multiple=True, type=click.Path(path_type=Path), help="JSONL file in VSR's form; may be repeated."
+            "--examples", required=True, multiple=True, type=click.Path(path_type=Path), help="JSONL in VSR's form or a What's Up list; may be repeated."
         ),
         click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of the images."),
         click.option("--boxes", type=click.Path(path_type=Path), help="Gold boxes, in COCO's instances format."),
-        click.option("--prompt", default="true-false", show_default=True, help="true-false, yes-no, where, four-way or four-way-on-under."),
+        click.option(
+            "--prompt",
+            default="true-false",
+            show_default=True,
+            help="true-false, yes-no, where; for What's Up's data sets also four-way, six-way and others (docs/data.md).",
+        ),
         click.option("--system", help="Text of the system turn, instead of the chat template's own."),
         click.option("--condition", default="original", show_default=True, help="original, blank, mirror, shuffled-image."),
         click.option(

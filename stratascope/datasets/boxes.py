@@ -6,12 +6,16 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stratascope.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from stratascope.datasets.example import Example
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in the image file's pixels."""
@@ -50,10 +54,26 @@ class BoxIndex:
                 boxes[name][category].append(box)
         return cls({name: dict(by_category) for name, by_category in boxes.items()})
 
+    def instances(self, image: str, noun: str) -> list[Box]:
+        """The boxes of all instances of `noun` in `image`."""
+        return self._boxes.get(Path(image).name, {}).get(noun.strip().lower(), [])
+
     def match(self, image: str, noun: str) -> Box | None:
         """The box of the only instance of `noun` in `image`; None where there is none or several."""
-        found = self._boxes.get(Path(image).name, {}).get(noun.strip().lower(), [])
+        found = self.instances(image, noun)
         return found[0] if len(found) == 1 else None
+
+    def add_to(self, example: Example) -> Example:
+        """The example with the boxes of its subject and object, and how many things of these names there are."""
+        subject = self.instances(example.image, example.subject)
+        found = self.instances(example.image, example.object)
+        return replace(
+            example,
+            subject_box=subject[0] if len(subject) == 1 else None,
+            object_box=found[0] if len(found) == 1 else None,
+            subject_instances=len(subject),
+            object_instances=len(found),
+        )
 
 
 def _annotation(

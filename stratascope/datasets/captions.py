@@ -21,7 +21,8 @@ class CaptionParts:
 
     subject: Interval
     relation: Interval
-    object: Interval
+    object: Interval | None
+    """None for a caption about one thing."""
 
 
 def split_caption(caption: str, relation: str) -> CaptionParts:

@@ -1,57 +1,41 @@
-"""Examples from VSR files, published or generated: JSONL rows with image, caption, label and relation."""
+"""Examples from files: VSR's JSONL rows, published or generated, with image, caption, label and relation; What's Up's lists."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stratascope.datasets.boxes import Box, BoxIndex
-from stratascope.datasets.captions import CaptionParts, split_caption
+from stratascope.datasets.boxes import BoxIndex
+from stratascope.datasets.captions import split_caption
+from stratascope.datasets.example import Example
+from stratascope.datasets.questions import add_questions, are_questions, load_captions
 from stratascope.errors import InvalidInputError
+
+__all__ = ["Example", "describe", "files_digest", "load_examples"]
 
 _NEEDED = {"image": str, "caption": str, "relation": str}
 
 
-@dataclass(frozen=True)
-class Example:
-    """One image, one caption, one relation, one true/false label."""
-
-    id: str
-    """Unique; the row's own `id`, or file stem and line number."""
-    image: str
-    """File name within the folder of images."""
-    caption: str
-    relation: str
-    label: bool
-    split: str
-    """The row's own `split`, or the stem of its file."""
-    parts: CaptionParts
-    """Character intervals of subject, relation and object within the caption."""
-    subject_box: Box | None = None
-    object_box: Box | None = None
-    """Gold box (x0, y0, x1, y1) in the image file's pixels, where it is known and unambiguous."""
-    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """The row's other plain fields."""
-
-    @property
-    def subject(self) -> str:
-        return self.caption[slice(*self.parts.subject)]
-
-    @property
-    def object(self) -> str:
-        return self.caption[slice(*self.parts.object)]
-
-
-def load_examples(files: Path | str | Sequence[Path | str], boxes: BoxIndex | None = None) -> list[Example]:
-    """Examples of one or more JSONL files, in order.
+def load_examples(
+    files: Path | str | Sequence[Path | str], boxes: BoxIndex | None = None, choices: Sequence[str] | None = None
+) -> list[Example]:
+    """Examples of one or more files, in order.
 
     Rows hold `image`, `caption`, `relation`, `label` (0/1 or true/false) and may hold `id` and `split`; the published VSR
-    files and those of `write_scenes` are of this form. Other scalar fields are kept as they are.
+    files and those of `write_scenes` are of this form. Other scalar fields are kept as they are. A JSON list is read as one of
+    What's Up's data sets, and a file of questions after it gives the wording (`stratascope.datasets.questions`).
+
+    Parameters
+    ----------
+    boxes
+        Matched with subjects and objects by name.
+    choices
+        Of a prompt that asks for one of several answers: rows of What's Up's data sets then become one example each, labelled by
+        the number of the right choice. Without, they become one a caption, true or false.
 
     Raises
     ------
@@ -65,9 +49,11 @@ def load_examples(files: Path | str | Sequence[Path | str], boxes: BoxIndex | No
     examples: list[Example] = []
     seen: dict[str, str] = {}
     for path in paths:
-        for number, line in _lines(path):
-            where = f"{path}, line {number}"
-            example = _example(line, where, f"{path.stem}-{number:06d}", path.stem, boxes)
+        own = _of_file(path, boxes, choices, examples)
+        if own and own[0][1].question is not None:  # the same examples as before, now with questions
+            del examples[-len(own) :]
+            seen = {example.id: seen[example.id] for example in examples}
+        for where, example in own:
             if example.id in seen:
                 raise InvalidInputError(
                     f"{where}: expected a new id, found {example.id!r} again (first in {seen[example.id]}); "
@@ -77,36 +63,68 @@ def load_examples(files: Path | str | Sequence[Path | str], boxes: BoxIndex | No
             examples.append(example)
     if not examples:
         raise InvalidInputError(f"expected at least one row, found none in {', '.join(map(str, paths))}")
+    if len({bool(example.choices) for example in examples}) > 1:
+        raise InvalidInputError("expected labels of one kind, found true or false captions beside questions with choices; load them apart")
     return examples
 
 
 def files_digest(files: Iterable[Path | str]) -> dict[str, str]:
-    """File name -> SHA-256 of its bytes, for provenance."""
-    return {Path(f).name: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files}
+    """File name -> SHA-256 of its bytes, for provenance; of files of one name, the second is called `name (2)`."""
+    found: dict[str, str] = {}
+    for path in map(Path, files):
+        again = sum(name == path.name or name.startswith(f"{path.name} (") for name in found)
+        found[f"{path.name} ({again + 1})" if again else path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
 
 
 def describe(examples: Sequence[Example]) -> str:
-    """One line: how many examples, images and relations, the share of true labels, and how many boxes were found."""
+    """How many examples, images and relations, how the labels are divided, and what became of the boxes."""
     images = len({e.image for e in examples})
-    relations = Counter(e.relation for e in examples)
-    true = sum(e.label for e in examples) / len(examples)
-    boxed = sum(e.subject_box is not None and e.object_box is not None for e in examples)
-    return f"{len(examples):,} examples on {images:,} images, {len(relations)} relations, {true:.1%} true; both boxes known for {boxed:,}"
+    relations = len({e.relation for e in examples})
+    labels = f"{sum(e.label for e in examples) / len(examples):.1%} true"
+    if examples[0].choices:
+        right = Counter(e.choices[e.label] for e in examples)
+        labels = "right answers " + ", ".join(f"{choice} {right[choice]:,}" for choice in examples[0].choices)
+    lines = [f"{len(examples):,} examples on {images:,} images, {relations} relations; {labels}"]
+    if examples[0].subject_instances is not None:
+        boxed = sum(e.subject_box is not None and e.object_box is not None for e in examples)
+        lines.append(f"boxes known of both things in {boxed:,} examples")
+        for name in ("subject", "object"):
+            counts = [getattr(e, f"{name}_instances") for e in examples]
+            one, none = counts.count(1), counts.count(0)
+            lines.append(f"  {name}: one such thing in the image {one:,}, several {len(counts) - one - none:,}, none {none:,}")
+    return "\n".join(lines)
 
 
-def _lines(path: Path) -> Iterable[tuple[int, str]]:
+def _of_file(path: Path, boxes: BoxIndex | None, choices: Sequence[str] | None, before: Sequence[Example]) -> list[tuple[str, Example]]:
+    """The examples of one file, whichever of the known forms it has, and where each stands; `before` are those of the files before it."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"{path}: expected a readable UTF-8 file of JSON lines, found: {error}") from error
-    return [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if text.lstrip().startswith("["):
+        found = load_captions(path, text, choices, boxes)
+    elif lines and are_questions(_row(lines[0][1], f"{path}, line {lines[0][0]}")):
+        last = before[-1].split if before else None
+        found = add_questions(path, lines, [example for example in before if example.split == last], choices)
+    else:
+        places = [f"{path}, line {n}" for n, _ in lines]
+        return [
+            (where, _example(line, where, f"{path.stem}-{n:06d}", path.stem, boxes)) for where, (n, line) in zip(places, lines, strict=True)
+        ]
+    return [(f"{path}, row {k}", example) for k, example in enumerate(found)]
+
+
+def _row(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{where}: expected one JSON object a line, found: {error}") from error
 
 
 def _example(line: str, where: str, default_id: str, default_split: str, boxes: BoxIndex | None) -> Example:
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InvalidInputError(f"{where}: expected one JSON object a line, found: {error}") from error
+    row = _row(line, where)
     if not isinstance(row, dict):
         raise InvalidInputError(f"{where}: expected a JSON object, found {type(row).__name__}")
     for key, kind in _NEEDED.items():
@@ -121,19 +139,15 @@ def _example(line: str, where: str, default_id: str, default_split: str, boxes: 
         parts = split_caption(row["caption"], row["relation"])
     except InvalidInputError as error:
         raise InvalidInputError(f"{where}: {error}") from error
-    caption = row["caption"]
-    subject_box = boxes.match(row["image"], caption[slice(*parts.subject)]) if boxes else None
-    object_box = boxes.match(row["image"], caption[slice(*parts.object)]) if boxes else None
     used = {*_NEEDED, "id", "label", "split"}
-    return Example(
+    example = Example(
         id=str(row.get("id") or default_id),
         image=row["image"],
-        caption=caption,
+        caption=row["caption"],
         relation=row["relation"],
-        label=bool(label),
+        label=int(label),
         split=str(row.get("split") or default_split),
         parts=parts,
-        subject_box=subject_box,
-        object_box=object_box,
         extra={k: v for k, v in row.items() if k not in used and isinstance(v, str | int | float | bool)},
     )
+    return boxes.add_to(example) if boxes else example

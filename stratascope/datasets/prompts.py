@@ -24,7 +24,7 @@ class Prompt:
     choices: tuple[str, ...]
     """Answers whose logits are recorded at the final token; each must be one token."""
     answers: tuple[str, str] | None = None
-    """Which choice is right for a false and for a true caption, where the prompt asks that."""
+    """Which choice is right for a false and for a true caption; None where the prompt asks for one of the choices itself."""
 
     def __post_init__(self) -> None:
         if not _FIELD.search(self.text):
@@ -33,7 +33,22 @@ class Prompt:
             raise InvalidInputError(f"expected at least two different answer choices, found {self.choices!r}")
 
     def fill(self, example: Example) -> FilledPrompt:
-        """The text for one example, and where its parts stand in it."""
+        """The text for one example, and where its parts stand in it; the example's published question where it has one.
+
+        Raises
+        ------
+        InvalidInputError
+            If the prompt asks for the relation to an object that the example's caption does not have.
+        """
+        if example.question is not None and self.answers is None:
+            asked = example.question
+            parts = {"subject": asked.subject, "object": asked.object}
+            return FilledPrompt(asked.text, {name: interval for name, interval in parts.items() if interval})
+        if "{object}" in self.text and example.parts.object is None:
+            raise InvalidInputError(
+                f"example {example.id}: expected a caption about two things for --prompt {self.name}, found {example.caption!r}; choose "
+                "--prompt four-way-photo, six-way-photo or true-false"
+            )
         pieces: list[str] = []
         intervals: dict[str, Interval] = {}
         length, end = 0, 0
@@ -44,8 +59,9 @@ class Prompt:
             intervals[match[1]] = (start, start + len(value))
             if match[1] == "caption":
                 for part in ("subject", "relation", "object"):
-                    a, b = getattr(example.parts, part)
-                    intervals[part] = (start + a, start + b)
+                    interval = getattr(example.parts, part)
+                    if interval is not None:
+                        intervals[part] = (start + interval[0], start + interval[1])
             pieces += [fixed, value]
             length, end = start + len(value), match.end()
         return FilledPrompt("".join([*pieces, self.text[end:]]), intervals)
@@ -59,6 +75,10 @@ class FilledPrompt:
     intervals: dict[str, Interval]
 
 
+def _question(name: str, where: str, choices: str) -> Prompt:
+    return Prompt(name, f"Where is the {{subject}} {where}? Answer with {choices}.", tuple(choices.replace(" or ", ", ").split(", ")))
+
+
 PROMPTS: dict[str, Prompt] = {
     prompt.name: prompt
     for prompt in (
@@ -69,17 +89,13 @@ PROMPTS: dict[str, Prompt] = {
             "Where is the {subject} in relation to the {object}?",
             ("left", "right", "above", "below", "inside"),
         ),
-        Prompt(
-            "four-way",
-            "Where is the {subject} in relation to the {object}? Answer with left, right, above or below.",
-            ("left", "right", "above", "below"),
-        ),
-        Prompt(
-            "four-way-on-under",
-            "Where is the {subject} in relation to the {object}? Answer with left, right, on or under.",
-            ("left", "right", "on", "under"),
-        ),
+        _question("four-way", "in relation to the {object}", "left, right, above or below"),
+        _question("four-way-on-under", "in relation to the {object}", "left, right, on or under"),
+        _question("four-way-front-behind", "in relation to the {object}", "left, right, front or behind"),
+        _question("six-way", "in relation to the {object}", "left, right, front, behind, above or below"),
+        _question("four-way-photo", "in the photo", "left, right, top or bottom"),
+        _question("six-way-photo", "in the photo", "left, right, front, behind, top or bottom"),
     )
 }
-"""The built-in prompts by name. `true-false` is the default; `where` and the four-way ones (WhatsUp's and COCO-two's choices) do
-not name the relation."""
+"""The built-in prompts by name. `true-false` is the default; `where` and those after it do not name the relation. The four-way and
+six-way ones are AdaptVis's for the data sets of What's Up: COCO-two, controlled_images, controlled_clevr, VG-two, COCO-one, VG-one."""

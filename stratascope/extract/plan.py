@@ -171,7 +171,8 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     rule = image_rule(source, settings.max_pixels)
     tokenizer = PromptTokenizer(source, PROMPTS[settings.prompt], rule, settings.system)
     boxes = BoxIndex.from_coco(settings.boxes) if settings.boxes else None
-    examples = load_examples(settings.examples, boxes)[: settings.limit]
+    asked = None if tokenizer.prompt.answers else tokenizer.prompt.choices
+    examples = load_examples(settings.examples, boxes, asked)[: settings.limit]
     names = [example.image for example in examples]
     shown = shown_images(names, settings.condition, settings.seed)
     if settings.image_size is not None:
@@ -233,7 +234,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             "text": tokenizer.prompt.text,
             "system": settings.system,
             "choices": tokenizer.choice_ids,
-            "answers": list(tokenizer.prompt.answers) if tokenizer.prompt.answers else None,
+            "answers": list(tokenizer.prompt.answers or examples[0].choices) or None,
             "chat_template": source.chat_template,
         },
         "data": {
@@ -241,6 +242,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             "boxes": files_digest([settings.boxes]) if settings.boxes else None,
             "images": images_digest(facts),
             "limit": settings.limit,
+            **({"labels": "choice"} if examples[0].choices else {}),
         },
         "condition": settings.condition,
         "seed": settings.seed,

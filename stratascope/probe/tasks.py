@@ -95,9 +95,9 @@ def find_task(
 ) -> tuple[Task, str | None]:
     """The task that a name stands for, and the control after its colon.
 
-    `truth` is the label, `relation` the caption's relation, `category` its meta category, `answer` the most likely of the
-    recorded choices, `geometry` the centres of the gold boxes; any other name is a column of the examples. `values` adds tasks
-    by example id, such as from a CSV file.
+    `truth` is the label where it is the caption's truth, `choice` where it is the right one of several answers, `relation` the
+    caption's relation, `category` its meta category, `answer` the most likely of the recorded choices, `geometry` the centres of the
+    gold boxes; any other name is a column of the examples. `values` adds tasks by example id, such as from a CSV file.
 
     Raises
     ------
@@ -113,9 +113,15 @@ def find_task(
     if values is not None and name in values:
         by_id = pd.Series(dict(values[name]))
         found = task_from_values(name, table["id"].map(by_id), wanted)
-    elif name == "truth":
+    elif name in ("truth", "choice"):
+        questions = store.provenance.get("data", {}).get("labels") == "choice"
+        if questions != (name == "choice"):
+            kind, other = ("right choices", "choice") if questions else ("the captions' truth", "truth")
+            raise NotRecordedError(f"task {name!r}: expected a store labelled so, found labels that are {kind}; probe the task {other!r}")
+        names = store.provenance["prompt"]["answers"] if questions else ("False", "True")
+        by_label = {str(label): text for label, text in enumerate(names)}
         labels = task_from_values(name, table["label"], wanted)
-        found = Task(name, labels.codes, tuple({"0": "False", "1": "True"}.get(c, c) for c in labels.classes))
+        found = Task(name, labels.codes, tuple(by_label.get(c, c) for c in labels.classes))
     elif name == "category":
         found = task_from_values(name, table["relation"].map(category_of), wanted)
     elif name == "answer":

@@ -110,7 +110,7 @@ def empty_store(
 
     `known` holds the arrays of `create_store` by name, `taken` what a copy took of its source.
     """
-    _check_examples(layout, examples)
+    _check_examples(layout, examples, provenance)
     ids = np.array(sorted(int(k) for k in vocabulary), dtype=np.int32)
     values = {**_coordinates(layout), **known}
     for column, name in ROOT_COLUMNS.items():
@@ -182,7 +182,7 @@ def _coordinates(layout: StoreLayout) -> dict[str, NDArray[Any]]:
     return {**numbers, **{name: np.array(values, dtype=object) for name, values in names.items()}}
 
 
-def _check_examples(layout: StoreLayout, examples: pd.DataFrame) -> None:
+def _check_examples(layout: StoreLayout, examples: pd.DataFrame, provenance: Mapping[str, Any]) -> None:
     missing = [c for c in ROOT_COLUMNS if c not in examples.columns]
     if missing:
         raise InvalidInputError(f"examples: expected columns {', '.join(ROOT_COLUMNS)}, found none of name {', '.join(missing)}")
@@ -195,9 +195,12 @@ def _check_examples(layout: StoreLayout, examples: pd.DataFrame) -> None:
     twice = examples["id"][examples["id"].duplicated()]
     if len(twice):
         raise InvalidInputError(f"examples: expected unique ids, found {twice.iloc[0]!r} more than once")
-    odd = [v for v in examples["label"] if v not in (0, 1)]
+    # a caption's truth, or the number of the right one of the choices where the provenance says so
+    labels = len(layout.choices) if provenance.get("data", {}).get("labels") == "choice" else 2
+    odd = [v for v in examples["label"] if v not in range(labels)]
     if odd:
-        raise InvalidInputError(f"examples: expected label 0 or 1, found {odd[0]!r}")
+        expected = "0 or 1" if labels == 2 else f"0 to {labels - 1}"
+        raise InvalidInputError(f"examples: expected label {expected}, found {odd[0]!r}")
 
 
 def _check_known(layout: StoreLayout, values: Mapping[str, NDArray[Any]], vocabulary: NDArray[np.int32]) -> None:

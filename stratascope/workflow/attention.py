@@ -11,7 +11,7 @@ import numpy as np
 
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report import draw_attention_share, draw_overlay, new_figure, paper_style, save_figure
-from stratascope.workflow.pictures import picture, relative_boxes
+from stratascope.workflow.pictures import picture, relative_boxes, verdict
 
 if TYPE_CHECKING:
     from stratascope.analysis import RolloutResult
@@ -92,7 +92,7 @@ def draw_rollouts(store: ActivationStore, found: RolloutResult, path: Path) -> P
         for k, (number, boxes) in enumerate(zip(numbers, relative_boxes(store, numbers), strict=True)):
             row = store.examples.iloc[number]
             cells = found.onto_image(k)
-            text = f"{textwrap.fill(row.caption, 34)}\n{'true' if row.label else 'false'}; {cells.sum():.0%} on the image"
+            text = f"{textwrap.fill(row.caption, 34)}\n{verdict(store, number)}; {cells.sum():.0%} on the image"
             draw_overlay(picture(store, number), cells, axes[k], boxes=boxes)
             axes[k].set_title(text, fontsize=6.5, fontweight="normal")
         span = found.attributes["window"] or [0, store.layout.layers]

@@ -12,7 +12,7 @@ import numpy as np
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report import save_figure
 from stratascope.report.gallery import Tile, draw_gallery
-from stratascope.workflow.pictures import picture, relative_boxes
+from stratascope.workflow.pictures import picture, relative_boxes, verdict
 
 if TYPE_CHECKING:
     from stratascope.analysis import FlowResult
@@ -91,7 +91,7 @@ def draw_flows(store: ActivationStore, found: FlowResult, path: Path) -> Path:
     for k, (number, boxes) in enumerate(zip(numbers, relative_boxes(store, numbers), strict=True)):
         row, cells = store.examples.iloc[number], found.onto_image(k)
         follows = found.examples["position_correlation"].iloc[k]
-        text = f"{textwrap.fill(row.caption, 34)}\n{'true' if row.label else 'false'}; correlation with position {follows:.2f}"
+        text = f"{textwrap.fill(row.caption, 34)}\n{verdict(store, number)}; correlation with position {follows:.2f}"
         # flow to all cells has a floor that says nothing of one of them
         lowest = float(cells.min())
         tiles.append(Tile(picture(store, number), cells - lowest, text, boxes, np.array(CUTS)[on_image(found.examples, found.cuts, k)]))

@@ -42,3 +42,11 @@ def relative_boxes(store: ActivationStore, examples: Sequence[int]) -> list[dict
         {str(name): tuple(box.tolist()) for name, box in zip(pair, two, strict=True) if np.isfinite(box[0])}
         for pair, two in zip(names, boxes, strict=True)
     ]
+
+
+def verdict(store: ActivationStore, example: int) -> str:
+    """What an example's label says: true or false, or the right answer of a question."""
+    label = int(store.examples["label"].iloc[example])
+    if store.provenance.get("data", {}).get("labels") == "choice":
+        return f"right: {store.provenance['prompt']['answers'][label]}"
+    return "true" if label else "false"

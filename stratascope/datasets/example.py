@@ -1,0 +1,59 @@
+"""One example: what every kind of file becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stratascope.datasets.boxes import Box
+from stratascope.datasets.captions import CaptionParts, Interval
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question in its published wording, and where its parts stand in it (character intervals)."""
+
+    text: str
+    subject: Interval
+    object: Interval | None
+    """None for a question about one thing."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image, one caption, one relation, one label."""
+
+    id: str
+    """Unique; the row's own `id`, or file stem and line number."""
+    image: str
+    """File name within the folder of images."""
+    caption: str
+    relation: str
+    label: int
+    """1 for a true and 0 for a false caption; with `choices`, the number of the right one."""
+    split: str
+    """The row's own `split`, or the stem of its file."""
+    parts: CaptionParts
+    """Character intervals of subject, relation and object within the caption."""
+    subject_box: Box | None = None
+    object_box: Box | None = None
+    """Gold box (x0, y0, x1, y1) in the image file's pixels, where it is known and unambiguous."""
+    subject_instances: int | None = None
+    object_instances: int | None = None
+    """How many things of that name have boxes in the image; None where no boxes were given."""
+    choices: tuple[str, ...] = ()
+    """What the label numbers, where it is the right answer to a question; empty where it is the caption's truth."""
+    question: Question | None = None
+    """The published wording, for prompts that ask for one of several choices; None: the prompt's template is filled."""
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """The row's other plain fields."""
+
+    @property
+    def subject(self) -> str:
+        return self.caption[slice(*self.parts.subject)]
+
+    @property
+    def object(self) -> str:
+        """Empty where the caption is about one thing."""
+        return self.caption[slice(*self.parts.object)] if self.parts.object else ""
