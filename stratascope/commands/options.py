@@ -62,7 +62,11 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Built-in model, folder, or Hub id such as Qwen/Qwen2.5-VL-7B-Instruct.",
         ),
         click.option(
-            "--examples", required=True, multiple=True, type=click.Path(path_type=Path), help="JSONL in VSR's form or a What's Up list; may be repeated."
+            "--examples",
+            required=True,
+            multiple=True,
+            type=click.Path(path_type=Path),
+            help="JSONL in VSR's form, or a What's Up list; may be repeated.",
         ),
         click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of the images."),
         click.option("--boxes", type=click.Path(path_type=Path), help="Gold boxes, in COCO's instances format."),
