@@ -220,7 +220,7 @@ TABLE = (
     ),
     ArrayKind("example", ("example",), "str", "", _LIST, "text", "creation", "unique id of the example"),
     ArrayKind("relation", ("example",), "str", "", _LIST, "text", "creation", "relation that the caption claims"),
-    ArrayKind("label", ("example",), "int64", -1, _LIST, "zstd", "creation", "1 for a true caption, 0 for a false one, or the right choice"),
+    ArrayKind("label", ("example",), "int64", -1, _LIST, "zstd", "creation", "1: true caption, 0: false one; or the right choice"),
     ArrayKind("written", ("block",), "uint8", 0, {"block": 1}, "marker", "marker", "1 where every array holds the block"),
 )  # fmt: skip
 RECORDABLE = tuple(a.name for a in TABLE if a.optional and a.name != "thumbnail")
