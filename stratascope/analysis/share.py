@@ -22,7 +22,8 @@ from stratascope.store import ActivationStore, ResultFile, save_result
 RESULT_KIND = "attention_share"
 
 PARTS = ("system", "image", "subject", "relation", "object", "caption_rest", "template")
-"""A partition of the tokens: the caption without its three parts is `caption_rest`, what is in no span is `template`."""
+"""A partition of the tokens: `image` takes in `image_tiles`, the caption without its three parts is `caption_rest`, what is in no span is
+`template`."""
 
 REMOVABLE = ("first_token", "image_edge", "image_inside")
 EMPTY = 1e-5
@@ -53,6 +54,7 @@ def token_parts(spans: dict[str, NDArray[Any]], n_tokens: NDArray[Any], longest:
     for part, span in (
         ("system", "system"),
         ("image", "image"),
+        ("image", "image_tiles"),
         ("caption_rest", "caption"),
         *((p, p) for p in ("subject", "relation", "object")),
     ):

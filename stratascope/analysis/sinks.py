@@ -30,6 +30,7 @@ def token_places(
     grid: NDArray[np.integer],
     caption: NDArray[np.integer],
     longest: int,
+    tiles: NDArray[np.integer] | None = None,
 ) -> NDArray[np.int8]:
     """Where each token lies.
 
@@ -45,6 +46,8 @@ def token_places(
         (example, 2) span of the caption, -1 where absent.
     longest
         Length of the padded token axis.
+    tiles
+        (example, 2) span of image tokens that are no cells of the grid, -1 where absent; they count as inside the image.
 
     Returns
     -------
@@ -54,6 +57,8 @@ def token_places(
     token = np.arange(longest)[None]
     places = np.full((len(n_tokens), longest), PLACES.index("other_text"), np.int8)
     places[(token >= caption[:, :1]) & (token < caption[:, 1:])] = PLACES.index("caption")
+    if tiles is not None:
+        places[(token >= tiles[:, :1]) & (token < tiles[:, 1:])] = PLACES.index("image_inside")
     cell = token - image[:, :1]
     row, column = np.divmod(cell, np.maximum(grid[:, 1:], 1))
     inside = (token >= image[:, :1]) & (token < image[:, 1:])
@@ -101,8 +106,8 @@ def find_sinks(attention: NDArray[Any], places: NDArray[np.int8], *, times: floa
 def places_of(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.int8]:
     """(example, token) places of a store's tokens."""
     absent = np.full((store.layout.examples, 2), -1, np.int32)
-    image, caption = (store.spans.get(name, absent)[examples] for name in ("image", "caption"))
-    return token_places(store.n_tokens[examples], image, store.grid[examples], caption, store.layout.tokens)
+    image, caption, tiles = (store.spans.get(name, absent)[examples] for name in ("image", "caption", "image_tiles"))
+    return token_places(store.n_tokens[examples], image, store.grid[examples], caption, store.layout.tokens, tiles)
 
 
 def sinks_of_maps(

@@ -1,10 +1,13 @@
-"""The first batch compared with the model itself, so that a wrong capture stops before hours are spent."""
+"""The first batch compared with the model itself and its own processor, so that a wrong capture stops before hours are spent."""
 
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
+from transformers import AutoProcessor
 
-from stratascope.errors import CaptureError
+from stratascope.errors import CaptureError, InvalidInputError, MissingExtraError
+from stratascope.extract.cutting import PatchGrid
 from stratascope.extract.model import Captured, CaptureModel
 from stratascope.extract.plan import ExtractionPlan
 
@@ -58,6 +61,43 @@ def check_capture(plan: ExtractionPlan, model: CaptureModel, captured: Captured,
         tolerance * scale,
         "; use --batch-tokens 1",
     )
+
+
+def check_prompt(plan: ExtractionPlan, example: int, image: Image.Image) -> None:
+    """Refuse token ids that are not those of the family's own processor, given the same text and image.
+
+    Raises
+    ------
+    CaptureError
+        Naming the first token that differs.
+    InvalidInputError
+        If the processor cannot be loaded.
+    MissingExtraError
+        If it needs a package that is not installed.
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(plan.source.folder, local_files_only=True)
+    except ImportError as error:
+        raise MissingExtraError(f"expected all that the processor of {plan.source.name} needs to be installed, found: {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InvalidInputError(f"{plan.source.name}: expected its processor in {plan.source.folder}, found: {error}") from error
+    wording, image_id = plan.tokenizer.wording, plan.tokenizer.image_id
+    text = wording.asked(plan.prompt.fill(plan.examples[example]).text)
+    made = processor(text=[text], images=[image], add_special_tokens=wording.adds_special, return_tensors="pt")
+    own, planned = made["input_ids"][0].numpy(), plan.layouts[example].ids
+    if isinstance(
+        plan.tokenizer.rule, PatchGrid
+    ):  # whose limits may be others than the processor's; the number of cells is checked by image
+        own, planned = own[own != image_id], planned[planned != image_id]
+    if own.tolist() != planned.tolist():
+        common = min(len(own), len(planned))
+        differ = np.flatnonzero(own[:common] != planned[:common])
+        at = int(differ[0]) if len(differ) else common
+        shown = [plan.tokenizer.tokenizer.decode(ids[at : at + 4].tolist(), skip_special_tokens=False) for ids in (planned, own)]
+        raise CaptureError(
+            f"expected the planned tokens of example {plan.examples[example].id} to be those of the model's own processor, found them to "
+            f"differ at token {at}: {shown[0]!r} planned, {shown[1]!r} by the processor; report this with the model's name"
+        )
 
 
 def _expect_close(what: str, found: np.ndarray, wanted: np.ndarray, tolerance: float, remedy: str = "") -> None:

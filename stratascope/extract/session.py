@@ -16,7 +16,7 @@ from stratascope.extract.filling import empty_arrays, fill
 from stratascope.extract.images import UNDECODABLE, apply_condition, open_image, thumbnail
 from stratascope.extract.model import Batch, CaptureModel, Wanted
 from stratascope.extract.plan import ExtractionPlan
-from stratascope.extract.selfcheck import check_capture
+from stratascope.extract.selfcheck import check_capture, check_prompt
 from stratascope.store import STATUS_CODES
 
 
@@ -129,6 +129,7 @@ class ExtractionSession:
             return
         if not self.checked:
             alone = self.model.run(self._batch(members[:1], images[:1]), Wanted(self.wanted.choices))
+            check_prompt(self.plan, members[0], images[0])
             check_capture(self.plan, self.model, captured, alone)
             self.checked = True
         self.failed |= fill(self.plan, members, captured, np.array(members) - first, arrays)
