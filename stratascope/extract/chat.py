@@ -16,8 +16,8 @@ from stratascope.datasets.captions import Interval
 from stratascope.errors import InvalidInputError
 from stratascope.extract.sources import ModelSource
 
-_ANSWER = "STRATASCOPE"
-"""Stands for the model's answer while a template is examined."""
+_ASKED, _ANSWER = "WHETHER", "STRATASCOPE"
+"""Stand for the user's text and the model's answer while a template is examined."""
 _CHATML_SYSTEM, _CHATML_END = "<|im_start|>system\n", "<|im_end|>"
 
 
@@ -143,14 +143,15 @@ class Chat:
 
     def _examined_gap(self) -> str:
         """Blanks that the template puts before an answer; a check on the way that the prompt ends where an answer begins."""
-        asked = self.conversation("x")
+        asked = self.conversation(_ASKED)
         opened, closed = self._laid_out(asked, True), self._laid_out(asked, False)
         answered = self._laid_out([*asked, {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}], False)
         rest = answered[len(opened) :] if answered.startswith(opened) else ""
         gap, found, _ = rest.partition(_ANSWER)
-        if found and not gap.strip():
+        ended = not opened.rstrip().endswith(_ASKED)
+        if ended and found and not gap.strip():
             return gap
-        if opened == closed:
+        if not ended or opened == closed:
             raise InvalidInputError(
                 f"{self._source.name}: expected its chat template to open the model's turn after the user's, found {opened!r}: without a "
                 "final chat turn the last token does not predict an answer; use an instruction-tuned model"

@@ -85,9 +85,9 @@ def check_prompt(plan: ExtractionPlan, example: int, image: Image.Image) -> None
     text = wording.asked(plan.prompt.fill(plan.examples[example]).text)
     made = processor(text=[text], images=[image], add_special_tokens=wording.adds_special, return_tensors="pt")
     own, planned = made["input_ids"][0].numpy(), plan.layouts[example].ids
-    if isinstance(
-        plan.tokenizer.rule, PatchGrid
-    ):  # whose limits may be others than the processor's; the number of cells is checked by image
+    number = np.arange(len(planned) + 1)
+    if isinstance(plan.tokenizer.rule, PatchGrid):  # limits may be others than the processor's; cells are counted for every image
+        number = np.append(number[:-1][planned != image_id], number[-1])
         own, planned = own[own != image_id], planned[planned != image_id]
     if own.tolist() != planned.tolist():
         common = min(len(own), len(planned))
@@ -96,7 +96,7 @@ def check_prompt(plan: ExtractionPlan, example: int, image: Image.Image) -> None
         shown = [plan.tokenizer.tokenizer.decode(ids[at : at + 4].tolist(), skip_special_tokens=False) for ids in (planned, own)]
         raise CaptureError(
             f"expected the planned tokens of example {plan.examples[example].id} to be those of the model's own processor, found them to "
-            f"differ at token {at}: {shown[0]!r} planned, {shown[1]!r} by the processor; report this with the model's name"
+            f"differ at token {number[at]}: {shown[0]!r} planned, {shown[1]!r} by the processor; report this with the model's name"
         )
 
 

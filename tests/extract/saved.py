@@ -9,7 +9,7 @@ from pathlib import Path
 import transformers as hf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from tests.extract.families import VOCABULARY, build
+from tests.extract.families import VOCABULARY, build, config
 
 WORDS = (
     "True or false: The cat is at the left side of the red car. Answer True or False. Yes No Where is the refrigerator in relation to "
@@ -186,9 +186,16 @@ def processor(name: str) -> hf.ProcessorMixin:
     raise KeyError(name)
 
 
+def save_files(name: str, folder: Path) -> Path:
+    """All but the weights, which is what a plan needs."""
+    config(name).save_pretrained(folder)
+    processor(name).save_pretrained(folder)
+    return folder
+
+
 def save(name: str, folder: Path) -> Path:
     """A folder as the Hub would give it."""
     build(name, "eager").save_pretrained(folder)
     processor(name).save_pretrained(folder)
-    assert len(wrapped(name)) <= VOCABULARY
+    assert tokenizer(name).get_vocab_size() <= VOCABULARY
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -10,18 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from stratascope.analysis.boxes import box_tokens  # noqa: E402
+from stratascope.analysis.share import PARTS, token_parts  # noqa: E402
+from stratascope.datasets import Prompt  # noqa: E402
+from stratascope.errors import CaptureError, InvalidInputError  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
 from stratascope.extract.capture import text_decoder  # noqa: E402
 from stratascope.extract.cutting import PatchGrid  # noqa: E402
 from stratascope.extract.images import open_image  # noqa: E402
 from stratascope.extract.inputs import forward_inputs  # noqa: E402
-from stratascope.extract.layout import TILES  # noqa: E402
+from stratascope.extract.layout import TILES, PromptTokenizer  # noqa: E402
 from stratascope.extract.plan import ExtractionPlan  # noqa: E402
+from stratascope.extract.selfcheck import check_prompt  # noqa: E402
 from stratascope.extract.session import ExtractionSession  # noqa: E402
 from stratascope.store import ActivationStore  # noqa: E402
 from tests.extract.families import FAMILIES  # noqa: E402
@@ -177,6 +183,64 @@ def test_an_example_alone_equals_the_stored(planned: Planned, tmp_path: Path) ->
         assert store.grid[k].tolist() == list(plan.layouts[k].grid)
         assert store.spans["image"][k].tolist() == list(plan.layouts[k].spans["image"])
     assert (TILES in store.spans) == (planned.name in ("llava_next", "idefics3", "smolvlm", "internvl"))
+
+
+@pytest.mark.parametrize("condition", ["original", "mirror"])
+def test_boxes_cover_the_same_cells_for_whoever_reads_the_store(planned: Planned, tmp_path: Path, condition: str) -> None:
+    """Boxes in the file's pixels -> cells by the plan; what the store says of sizes and boxes -> cells by the analysis."""
+    settings = dataclasses.replace(planned.plan.settings, condition=condition, record=("residual",), thumbnail=(40, 30))
+    plan = plan_extraction(settings)
+    run_extraction(plan, tmp_path / "s.zarr")
+    store = ActivationStore.open(tmp_path / "s.zarr")
+    inside = box_tokens(store, np.arange(4))
+    for k in range(4):
+        for which, name in enumerate(("subject_box", "object_box")):
+            tokens = plan.position_tokens(k, name)
+            assert np.flatnonzero(inside[k, which]).tolist() == ([] if tokens is None else tokens.tolist())
+        image = open_image(plan.settings.images / plan.shown[k])
+        seen = (ImageOps.mirror(image) if condition == "mirror" else image).crop(tuple(round(v) for v in plan.layouts[k].view))
+        expected = np.asarray(seen.resize((40, 30), Image.Resampling.LANCZOS), int)
+        assert np.abs(store.thumbnail(k).astype(int) - expected).mean() < 6  # views may begin within a pixel
+        assert store.examples["image_width"][k] == seen.width
+        assert store.examples["image_height"][k] == seen.height
+    assert ("view_x0" in store.examples) == (planned.name == "llava")
+
+
+def test_every_image_token_counts_as_image_in_shares(planned: Planned) -> None:
+    plan = planned.plan
+    made = plan.store_contents()
+    spans = {name: made["spans"][:, i] for i, name in enumerate(plan.store.spans)}
+    parts = token_parts(spans, plan.token_counts, plan.store.tokens)
+    for k, layout in enumerate(plan.layouts):
+        assert (parts[k, : len(layout.ids)][layout.ids == plan.tokenizer.image_id] == PARTS.index("image")).all()
+
+
+def test_tokens_that_are_not_the_processors_stop_an_extraction(planned: Planned, tmp_path: Path) -> None:
+    plan = dataclasses.replace(planned.plan, layouts=list(planned.plan.layouts))
+    ids = plan.layouts[0].ids.copy()
+    at = plan.layouts[0].spans["relation"][0]
+    ids[at] = plan.layouts[0].ids[at + 1]
+    plan.layouts[0] = dataclasses.replace(plan.layouts[0], ids=ids)
+    with pytest.raises(CaptureError, match=rf"tokens of example .* differ at token {at}"):
+        check_prompt(plan, 0, planned.request(0)[1])
+
+
+def test_an_answer_of_several_tokens_is_refused(planned: Planned) -> None:
+    tokenizer = planned.plan.tokenizer
+    with pytest.raises(InvalidInputError, match=r"expected each answer to be one token of .*, found 'Undoubtedly' = \["):
+        PromptTokenizer(planned.plan.source, Prompt("x", "{caption}", ("True", "Undoubtedly")), tokenizer.rule)
+
+
+def test_answers_are_the_tokens_that_follow_the_prompt(planned: Planned) -> None:
+    """By the processor: the prompt with the answer as the model's turn has the planned token where the prompt ended."""
+    if planned.name.startswith("paligemma"):
+        pytest.skip("its prompts have no turns")
+    plan, (text, image) = planned.plan, planned.request(0)
+    user = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}
+    for choice, token in plan.tokenizer.choice_ids.items():
+        turns = [user, {"role": "assistant", "content": [{"type": "text", "text": choice}]}]
+        ids = stock_processor(planned.folder).apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"][0]
+        assert list(ids[: len(plan.layouts[0].ids) + 1]) == [*plan.layouts[0].ids.tolist(), token]
 
 
 def test_each_cell_sees_its_own_part_of_the_image(planned: Planned) -> None:

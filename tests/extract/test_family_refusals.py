@@ -1,0 +1,183 @@
+"""What does not fit is refused before anything runs: what was expected, what was found, what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stratascope.datasets import PROMPTS, Example, split_caption
+from stratascope.errors import InvalidInputError
+from stratascope.extract.chat import Chat, Prefix
+from stratascope.extract.families import FAMILIES, TEXT_DEFAULTS, image_rule, model_shape
+from stratascope.extract.layout import PromptTokenizer
+from stratascope.extract.sources import ModelSource
+
+transformers = pytest.importorskip("transformers")
+
+from tests.extract.saved import MISTRAL, save_files  # noqa: E402
+
+
+def changed(folder: Path, name: str, **values: Any) -> ModelSource:
+    """The model of a folder, after a file's settings were changed, nested ones by `outer__inner`."""
+    settings = json.loads((folder / name).read_text())
+    for key, value in values.items():
+        inner = settings
+        *path, last = key.split("__")
+        for step in path:
+            inner = inner[step]
+        inner[last] = value
+    (folder / name).write_text(json.dumps(settings))
+    return ModelSource("the model", folder)
+
+
+def worded(folder: Path, template: str) -> ModelSource:
+    (folder / "chat_template.jinja").write_text(template)
+    return ModelSource("the model", folder)
+
+
+def tokenizer(source: ModelSource, system: str | None = None) -> PromptTokenizer:
+    return PromptTokenizer(source, PROMPTS["true-false"], image_rule(source), system)
+
+
+@pytest.mark.parametrize("found", ["bert", "internvl_chat", "llava_onevision", "None"])
+def test_another_family(tmp_path: Path, found: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": found}))
+    with pytest.raises(InvalidInputError, match=rf"families qwen2_5_vl, .*paligemma, found model_type '{found}'; take a model of one"):
+        model_shape(ModelSource("the model", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "values", "message"),
+    [
+        ("llava", "config.json", {"vision_config__model_type": "pixtral"}, "CLIP or SigLIP vision tower.*'pixtral'"),
+        ("llava", "processor_config.json", {"vision_feature_select_strategy": "full"}, "keeps the class token"),
+        ("llava", "processor_config.json", {"image_processor__crop_size": {"height": 42, "width": 42}}, "56 pixels, found crop_size"),
+        ("llava", "processor_config.json", {"image_processor__size": {"height": 56, "width": 56}}, "resizes the shorter side"),
+        ("llava_next", "processor_config.json", {"image_processor__size": {"shortest_edge": 112}}, "tiles of the vision tower's 56 pixels"),
+        ("gemma3", "processor_config.json", {"image_processor__do_pan_and_scan": True}, "one view of the whole image.*set it to false"),
+        ("gemma3", "processor_config.json", {"image_seq_length": 5}, "a square number of tokens.*image_seq_length 5"),
+        ("internvl", "processor_config.json", {"image_processor__size": {"height": 56, "width": 28}}, "makes squares"),
+        (
+            "qwen2_vl",
+            "processor_config.json",
+            {"image_processor": {"patch_size": 14}},
+            "how images are cut.*missing or wrong: 'merge_size'",
+        ),
+    ],
+)
+def test_image_tokens_that_are_no_raster(tmp_path: Path, name: str, file: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"the model: expected .*{message}"):
+        image_rule(changed(save_files(name, tmp_path), file, **values))
+
+
+def test_a_pixel_limit_where_there_is_none(tmp_path: Path) -> None:
+    source = ModelSource("the model", save_files("gemma3", tmp_path))
+    with pytest.raises(InvalidInputError, match=r"no --max-pixels for a model of the family gemma3.*found 1000; leave it out"):
+        image_rule(source, max_pixels=1000)
+
+
+def test_no_chat_template(tmp_path: Path) -> None:
+    source = ModelSource("the model", save_files("smolvlm", tmp_path))
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(InvalidInputError, match=r"expected a chat template .* a model without a final chat turn is not asked anything"):
+        tokenizer(source)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}{{ p.text if p.type == 'text' else '<IMG_CONTEXT>' }}"
+        "{% endfor %}<|im_end|>\n{% endfor %}",
+        "{% for m in messages %}{% for p in m.content %}{{ p.text or '<IMG_CONTEXT>' }}{% endfor %}\n{% endfor %}",
+    ],
+    ids=["turns are closed", "no turns"],
+)
+def test_no_final_chat_turn(tmp_path: Path, template: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"open the model's turn after the user's.*final chat turn.*instruction-tuned"):
+        tokenizer(worded(save_files("internvl", tmp_path), template))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('no images, please') }}", "refuses one user turn with an image: no images, please"),
+        ("{% for m in messages %}", "a chat template in Jinja"),
+        (MISTRAL.replace("<image>", ""), "place one <image>, found 0"),
+    ],
+)
+def test_a_template_that_does_not_fit(tmp_path: Path, template: str, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        tokenizer(worded(save_files("llava_next", tmp_path), template))
+
+
+def test_a_turn_that_is_opened_without_being_asked_for_is_one(tmp_path: Path) -> None:
+    """Mistral's templates close the user's turn with [/INST], whether a generation prompt is wanted or not."""
+    made = Chat(worded(save_files("llava_next", tmp_path), MISTRAL), "<image>", None)
+    assert made.answer_gap == " "
+    assert made.render("Is it?").endswith("Is it? [/INST]")
+
+
+def test_a_system_turn_for_a_prefix(tmp_path: Path) -> None:
+    source = ModelSource("the model", save_files("paligemma", tmp_path))
+    with pytest.raises(InvalidInputError, match="no --system for the model, whose prompts are a prefix"):
+        Prefix(source, "<image>", "Be brief.")
+    assert Prefix(source, "<image>", "").render("x") == "<image><bos>x\n"
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl"])
+def test_the_system_turn_of_a_template_can_be_left_out_or_replaced(tmp_path: Path, name: str) -> None:
+    source = ModelSource("the model", save_files(name, tmp_path))
+    caption = "The cat is on the car."
+    example = Example("x", "x.png", caption, "on", True, "test", split_caption(caption, "on"))
+    texts = {}
+    for system in (None, "", "Answer briefly."):
+        made = tokenizer(source, system)
+        layout = made.layout(example, (100, 80))
+        texts[system] = made.tokenizer.decode(layout.ids.tolist(), skip_special_tokens=False)
+        if system == "":
+            assert "system" not in layout.spans
+        else:
+            held = layout.ids[slice(*layout.spans["system"])].tolist()
+            assert made.tokenizer.decode(held) == (system or "You are a helpful assistant.")
+    assert texts[""].startswith("<|im_start|>user")
+    assert texts[None].endswith(texts[""])
+    assert texts["Answer briefly."].endswith(texts[""])
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llava_next", "smolvlm"])
+def test_a_system_text_has_its_span_wherever_the_template_puts_it(tmp_path: Path, name: str) -> None:
+    made = tokenizer(ModelSource("the model", save_files(name, tmp_path)), "Answer briefly.")
+    caption = "The cat is on the car."
+    layout = made.layout(Example("x", "x.png", caption, "on", True, "test", split_caption(caption, "on")), (100, 80))
+    assert made.tokenizer.decode(layout.ids[slice(*layout.spans["system"])].tolist()).strip() == "Answer briefly."
+
+
+@pytest.mark.parametrize("kind", TEXT_DEFAULTS)
+def test_sizes_that_a_config_leaves_out_are_those_of_transformers(kind: str) -> None:
+    made = transformers.CONFIG_MAPPING[kind]()
+    layers, hidden, heads, width, context = TEXT_DEFAULTS[kind]
+    assert (made.num_hidden_layers, made.hidden_size, made.num_attention_heads) == (layers, hidden, heads)
+    assert (getattr(made, "head_dim", None) or hidden // heads) == (width or hidden // heads)
+    assert made.max_position_embeddings == context
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "layers", "hidden", "heads", "head_dim"),
+    [
+        ("llava", {"model_type": "llama", "max_position_embeddings": 4096}, 32, 4096, 32, 128),
+        ("llava_next", {"model_type": "mistral"}, 32, 4096, 32, 128),
+        ("gemma3", {"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34}, 34, 2560, 8, 256),
+        ("paligemma", {"hidden_size": 2048, "num_hidden_layers": 18, "num_attention_heads": 8}, 18, 2048, 8, 256),
+    ],
+)
+def test_sizes_of_published_configs_that_leave_some_out(tmp_path, family, config, layers, hidden, heads, head_dim) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, "hidden_size": 2048, "text_config": config}))
+    shape = model_shape(ModelSource("the model", tmp_path))
+    assert (shape.layers, shape.hidden, shape.heads, shape.head_dim) == (layers, hidden, heads, head_dim)
+
+
+def test_every_family_is_known_to_transformers() -> None:
+    assert set(FAMILIES) <= set(transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
