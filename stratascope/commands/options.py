@@ -87,10 +87,26 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="residual,attention_rows,attention_maps,form_logits,top_tokens",
             show_default=True,
             help="What to store besides the answer's logits; also value_norms, value_logits, head_outputs, head_logits, vision_residual, "
-            "vision_output.",
+            "vision_output, knockout.",
         ),
         click.option("--fusion", default="mean", show_default=True, help="How a map's heads are made one: mean, max, min."),
         click.option("--maps", type=int, metavar="N", help="Attention maps of only N examples, evenly spread."),
+        click.option(
+            "--knockouts", type=int, default=128, show_default=True, metavar="N", help="Knockouts of only N examples, evenly spread."
+        ),
+        click.option(
+            "--knockout-modes",
+            callback=names,
+            default="final,later",
+            show_default=True,
+            help="Hide from the final token alone, from all later tokens.",
+        ),
+        click.option(
+            "--knockout-window",
+            type=int,
+            metavar="N",
+            help="Blocks in a sliding window of knockouts, besides all blocks; 0: all blocks only; default: a quarter of the model's.",
+        ),
         click.option(
             "--thumbnail",
             callback=thumbnail,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from stratascope.extract.attribution import LogitParts, check_attributable, dire
 from stratascope.extract.capture import Capture, Pooling, capturing, use_captured_attention
 from stratascope.extract.cutting import ImageRule
 from stratascope.extract.inputs import PreparedImages, forward_inputs, joined, prepare_image
+from stratascope.extract.knockout import check_trace, effects, tracing
 from stratascope.extract.sources import ModelSource
+from stratascope.extract.targets import Knockouts
 from stratascope.extract.vision import capturing_vision, vision_capture
 
 
@@ -189,14 +192,53 @@ class CaptureModel:
         )
 
     @torch.inference_mode()
+    def knock_out(
+        self, batch: Batch, pair: tuple[int, int], targets: Mapping[str, np.ndarray], knockouts: Knockouts, budget: int, check: float | None
+    ) -> np.ndarray:
+        """(mode, window, target) float32: what hiding each target of one example does to the first answer's logit minus the second's.
+
+        Parameters
+        ----------
+        batch
+            Of one example.
+        pair
+            Tokens of the two answers.
+        targets, knockouts, budget
+            See `knockout.effects`.
+        check
+            By how much a pass that is run again may be off, for logits of size 1; None: it is not checked.
+        """
+        batch = batch.to(self.device, self.dtype)
+        blocks: Any = self.decoder.layers
+        with tracing(blocks) as trace:
+            self.model(**forward_inputs(self.model, batch.input_ids, batch.lengths, batch.images), use_cache=False, logits_to_keep=1)
+
+        def difference(hidden: torch.Tensor) -> torch.Tensor:
+            logits = self._logits(hidden.float(), pair)
+            return logits[:, 0] - logits[:, 1]
+
+        if check is not None:
+            scale = float(self._logits(trace.inputs[len(blocks)][:, -1].float(), pair).abs().max())
+            check_trace(blocks, trace, difference, check * max(1.0, scale))
+        return effects(blocks, trace, targets, knockouts, difference, budget)
+
+    @torch.inference_mode()
     def readout(self, residual: np.ndarray, choice_ids: Sequence[int]) -> np.ndarray:
         """(example, hidden) leaving the last block -> (example, choice) logits through the model's own norm and head."""
-        hidden = torch.from_numpy(residual).to(self.device, self.dtype)
-        logits = self.model.lm_head(self.decoder.norm(hidden))  # type: ignore[operator]
+        return _host(self._logits(torch.from_numpy(residual).to(self.device), choice_ids))
+
+    def _logits(self, hidden: torch.Tensor, choice_ids: Sequence[int]) -> torch.Tensor:
+        """(n, hidden) float32 leaving the last block -> (n, choice) logits, in float32 so that small differences are told apart."""
+        head: Any = self.model.lm_head
+        chosen = list(choice_ids)
+        logits = self.decoder.norm(hidden) @ head.weight[chosen].float().T  # type: ignore[operator]
+        if getattr(head, "bias", None) is not None:
+            logits = logits + head.bias[chosen].float()
         cap = getattr(self.decoder.config, "final_logit_softcapping", None)
         if cap:  # Gemma 2
             logits = torch.tanh(logits / cap) * cap
-        return np.asarray(logits[:, list(choice_ids)].float().cpu().numpy())
+        made: torch.Tensor = logits
+        return made
 
 
 def _stack(by_layer: Mapping[int, torch.Tensor]) -> torch.Tensor:

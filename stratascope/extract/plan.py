@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +32,7 @@ from stratascope.extract.images import (
 from stratascope.extract.layout import SPANS, TILES, PromptTokenizer, TokenLayout
 from stratascope.extract.settings import BOX_POSITIONS, GRID_POSITIONS, POSITIONS, TEXT_POSITIONS, TOP_TOKENS, ExtractionSettings
 from stratascope.extract.sources import ModelSource, resolve_model
+from stratascope.extract.targets import MODES, Knockouts, computed_tokens, hidden_tokens, layer_windows, ordered_targets
 from stratascope.extract.views import flipped, in_view, view_size
 from stratascope.store import StoreLayout
 
@@ -56,6 +57,8 @@ class ExtractionPlan:
     """(example,) bool."""
     forms: dict[str, int]
     """Way to answer -> its token id; empty where their logits are not recorded."""
+    knockouts: Knockouts | None
+    """None where none are measured."""
     store: StoreLayout
     provenance: dict[str, Any]
 
@@ -107,16 +110,31 @@ class ExtractionPlan:
         """Vision position -> raster indices of the image cells that are averaged; absent boxes are left out."""
         layout = self.layouts[example]
         cells = {"image": np.arange(int(np.prod(layout.grid))), **grid_cells(*layout.grid)}
-        for name in BOX_POSITIONS:
-            tokens = self.position_tokens(example, name) if name in self.store.vision_positions else None
-            if tokens is not None:
-                cells[name] = tokens - layout.spans["image"][0]
-        return cells
+        boxes = {name: tokens - layout.spans["image"][0] for name, tokens in self._box_tokens(example).items()}
+        return cells | {name: inside for name, inside in boxes.items() if name in self.store.vision_positions}
 
     def vision_tokens(self, example: int, position: str) -> np.ndarray | None:
         """Token indices of the image cells of a vision position; None where this example has no such position."""
         cells = self.vision_cells(example).get(position)
         return None if cells is None else self.layouts[example].spans["image"][0] + cells
+
+    def hidden_tokens(self, example: int) -> dict[str, np.ndarray]:
+        """Target of knockouts -> indices of the tokens that are hidden; absent targets are left out."""
+        return hidden_tokens(self.layouts[example], self._box_tokens(example))
+
+    @cached_property
+    def knockout_passes(self) -> float:
+        """What the knockouts compute, as a number of plain passes over an average example."""
+        if self.knockouts is None:
+            return 0.0
+        blocks, work = self.shape.layers, 0
+        for k in np.flatnonzero(self.knockouts.chosen):
+            work += computed_tokens(self.knockouts, blocks, len(self.layouts[k].ids), self.hidden_tokens(int(k)))
+        return work / blocks / float(self.token_counts.mean())
+
+    def _box_tokens(self, example: int) -> dict[str, np.ndarray]:
+        found = {name: self.position_tokens(example, name) for name in BOX_POSITIONS}
+        return {name: tokens for name, tokens in found.items() if tokens is not None}
 
     @cached_property
     def present(self) -> np.ndarray:
@@ -195,6 +213,8 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     record = settings.held - (frozenset() if has_map.any() else {"attention_maps"})
     forms = answer_forms(tokenizer.tokenizer) if "form_logits" in record else {}
     record -= frozenset() if forms else {"form_logits"}
+    knocked = _spread(len(examples), settings.knockouts) if "knockout" in record else np.zeros(len(examples), bool)
+    record -= {"knockout"}  # joins below, with its targets
     sees = bool(record & {"vision_residual", "vision_output"})
     dtype, device = _dtype_and_device(settings, shape)
     positions = _positions(settings, examples, layouts)
@@ -249,7 +269,19 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         "fusion": store.fusion,
         "maps": settings.maps,
     }
-    return ExtractionPlan(settings, source, shape, tokenizer, examples, shown, facts, layouts, has_map, forms, store, provenance)
+    plan = ExtractionPlan(settings, source, shape, tokenizer, examples, shown, facts, layouts, has_map, forms, None, store, provenance)
+    return _with_knockouts(plan, knocked) if knocked.any() else plan
+
+
+def _with_knockouts(plan: ExtractionPlan, chosen: np.ndarray) -> ExtractionPlan:
+    """The plan with knockouts of the chosen examples, and room for them in the store."""
+    settings = plan.settings
+    modes = tuple(mode for mode in MODES if mode in settings.knockout_modes)
+    targets = ordered_targets({name for k in np.flatnonzero(chosen) for name in plan.hidden_tokens(int(k))})
+    knockouts = Knockouts(chosen, modes, layer_windows(plan.shape.layers, settings.knockout_window), targets)
+    names = {"knockout_modes": modes, "knockout_windows": knockouts.window_names, "knockout_targets": targets}
+    store = plan.store.subset(record=plan.store.record | {"knockout"}, **names)
+    return replace(plan, knockouts=knockouts, store=store, provenance={**plan.provenance, "knockouts": knockouts.provenance()})
 
 
 def _image_tokens(layout: TokenLayout) -> int:

@@ -12,6 +12,11 @@ from stratascope.extract.model import Captured, CaptureModel
 from stratascope.extract.plan import ExtractionPlan
 
 
+def tolerance(plan: ExtractionPlan) -> float:
+    """How far logits may be off for rounding, by the precision of the model."""
+    return 1e-3 if plan.provenance["model"]["dtype"] == "float32" else 0.15
+
+
 def check_capture(plan: ExtractionPlan, model: CaptureModel, captured: Captured, alone: Captured) -> None:
     """Refuse a capture that does not agree with the model's own answers.
 
@@ -31,7 +36,6 @@ def check_capture(plan: ExtractionPlan, model: CaptureModel, captured: Captured,
         or the batch moves an example's numbers.
     """
     dtype = plan.provenance["model"]["dtype"]
-    tolerance = 1e-3 if dtype == "float32" else 0.15
     logits = captured.answer_logits
     if not np.isfinite(captured.residual).all() or not np.isfinite(logits).all():
         raise CaptureError(f"expected finite activations, found some that are not in {dtype}; use --dtype bfloat16 or float32")
@@ -39,17 +43,18 @@ def check_capture(plan: ExtractionPlan, model: CaptureModel, captured: Captured,
     if not np.allclose(sums, 1, atol=1e-3):
         raise CaptureError(f"expected attention rows that sum to 1, found sums from {sums.min():.4f} to {sums.max():.4f}")
     scale = max(1.0, float(np.abs(logits).max()))
+    allowed = tolerance(plan) * scale
     if "final" in plan.store.positions:
         final = captured.residual[-1, plan.store.positions.index("final")]
         own = model.readout(final, tuple(plan.tokenizer.choice_ids.values()))
-        _expect_close("the last captured residual to give the model's own logits", own, logits, tolerance * scale)
+        _expect_close("the last captured residual to give the model's own logits", own, logits, allowed)
     if captured.parts is not None:
         parts, difference = captured.parts, logits[:, 0] - logits[:, 1]
-        _expect_close("the heads' logits and the rest to add up to the answer's", parts.total.numpy(), difference, tolerance * scale)
+        _expect_close("the heads' logits and the rest to add up to the answer's", parts.total.numpy(), difference, allowed)
         if parts.tokens is not None:
             weighted = (captured.rows * parts.tokens.numpy()).sum(-1)
             # what the heads wrote was mixed in the model's precision, the tokens' parts were not
-            _expect_close("the tokens' logits to add up to the heads'", weighted, parts.heads.numpy(), tolerance * scale)
+            _expect_close("the tokens' logits to add up to the heads'", weighted, parts.heads.numpy(), allowed)
     if captured.top_logits is not None:
         highest = captured.top_logits[:, 0]
         if (logits.max(-1) > highest + 1e-6 * scale).any() or (np.diff(captured.top_logits, axis=-1) > 0).any():
@@ -58,7 +63,7 @@ def check_capture(plan: ExtractionPlan, model: CaptureModel, captured: Captured,
         "an example alone to give the same logits as in its batch",
         alone.answer_logits[0],
         logits[0],
-        tolerance * scale,
+        allowed,
         "; use --batch-tokens 1",
     )
 

@@ -16,7 +16,8 @@ from stratascope.extract.filling import empty_arrays, fill
 from stratascope.extract.images import UNDECODABLE, apply_condition, open_image, thumbnail
 from stratascope.extract.model import Batch, CaptureModel, Wanted
 from stratascope.extract.plan import ExtractionPlan
-from stratascope.extract.selfcheck import check_capture, check_prompt
+from stratascope.extract.selfcheck import check_capture, check_prompt, tolerance
+from stratascope.extract.targets import Knockouts
 from stratascope.store import STATUS_CODES
 
 
@@ -78,7 +79,9 @@ class ExtractionSession:
             known_tokens=plan.tokenizer.tokenizer.get_vocab_size(),
             fusion=plan.store.fusion,
         )
-        self.checked = False
+        self.knockout_tokens = batch_tokens
+        """At most so many tokens at once in knockouts."""
+        self.checked = self.knocked = False
         self.failed: dict[int, str] = {}
         """Example number -> why it was not recorded."""
         self.halvings = 0
@@ -133,6 +136,26 @@ class ExtractionSession:
             check_capture(self.plan, self.model, captured, alone)
             self.checked = True
         self.failed |= fill(self.plan, members, captured, np.array(members) - first, arrays)
+        for k, image in zip(members, images, strict=True):
+            if self.plan.knockouts is not None and self.plan.knockouts.chosen[k] and k not in self.failed:
+                arrays["knockout"][k - first] = self._knock_out(k, image, self.plan.knockouts)
+
+    def _knock_out(self, example: int, image: Image.Image, knockouts: Knockouts) -> np.ndarray:
+        """One example's knockouts, in batches that are halved for good when the memory runs out."""
+        targets, pair = self.plan.hidden_tokens(example), (self.wanted.choices[0], self.wanted.choices[1])
+        check = None if self.knocked else tolerance(self.plan)
+        while True:
+            try:
+                found = self.model.knock_out(self._batch([example], [image]), pair, targets, knockouts, self.knockout_tokens, check)
+            except torch.OutOfMemoryError:
+                if self.knockout_tokens == 1:
+                    raise
+            else:
+                self.knocked = True
+                return found
+            torch.cuda.empty_cache()
+            self.halvings += 1
+            self.knockout_tokens = max(1, self.knockout_tokens // 2)
 
     def _batch(self, members: Sequence[int], images: Sequence[Image.Image]) -> Batch:
         plan = self.plan

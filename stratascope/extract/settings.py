@@ -10,6 +10,7 @@ from typing import Any
 from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.images import CONDITIONS
+from stratascope.extract.targets import MODES
 
 RECORDS = (
     "residual",
@@ -23,6 +24,7 @@ RECORDS = (
     "value_logits",
     "vision_residual",
     "vision_output",
+    "knockout",
 )
 """What can be recorded; the answer's logits always are."""
 
@@ -66,6 +68,11 @@ class ExtractionSettings:
     """How the heads of attention maps are made one: mean, max or min."""
     maps: int | None = None
     """Attention maps of only so many examples, evenly spread; None: of all."""
+    knockouts: int | None = 128
+    """Knockouts of only so many examples, evenly spread; None: of all."""
+    knockout_modes: tuple[str, ...] = MODES
+    knockout_window: int | None = None
+    """Blocks in a sliding window, beside the window of all blocks; None: a quarter of them; 0: none."""
     thumbnail: tuple[int, int] | None = (112, 112)
     """(width, height) in pixels of the images that travel in the store; None: none do."""
     limit: int | None = None
@@ -95,8 +102,13 @@ class ExtractionSettings:
         for option, value in (("--limit", self.limit), ("--block", self.block), ("--max-pixels", self.max_pixels)):
             if value is not None and value < 1:
                 raise InvalidInputError(f"expected {option} to be at least 1, found {value}")
-        if self.maps is not None and self.maps < 0:
-            raise InvalidInputError(f"expected --maps to be 0 or more, found {self.maps}")
+        for option, value in (("--maps", self.maps), ("--knockouts", self.knockouts), ("--knockout-window", self.knockout_window)):
+            if value is not None and value < 0:
+                raise InvalidInputError(f"expected {option} to be 0 or more, found {value}")
+        for name in self.knockout_modes:
+            _expect_among("--knockout-modes", name, MODES)
+        if "knockout" in self.record and not self.knockout_modes:
+            raise InvalidInputError(f"expected --knockout-modes among {', '.join(MODES)}, found none")
 
     @property
     def held(self) -> frozenset[str]:

@@ -29,6 +29,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         f"tokens     {counts.min()} to {counts.max()}, mean {counts.mean():.1f}; "
         f"of them image {cells.min()} to {cells.max()}, mean {cells.mean():.1f}",
         f"blocks     {layout.blocks} of {layout.block} examples",
+        *_knockouts(plan),
         "",
         f"{'array':<18} {'shape':<58} {'raw':>9} {'on disk':>9}",
     ]
@@ -49,6 +50,18 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     shown = range(min(show, len(plan.examples)))
     lines += ["", *(f"{plan.examples[k].id}: {example_tokens(plan, k)}" for k in shown)]
     return "\n".join(lines)
+
+
+def _knockouts(plan: ExtractionPlan) -> list[str]:
+    """What knockouts add to the passes of the model, where they are recorded."""
+    if plan.knockouts is None:
+        return []
+    chosen, passes = int(plan.knockouts.chosen.sum()), plan.knockout_passes
+    kinds = f"{len(plan.knockouts.modes)} modes x {len(plan.knockouts.windows)} windows x {len(plan.knockouts.targets)} targets"
+    return [
+        f"knockouts  {chosen:,} examples x {kinds}: the work of {passes:,.0f} passes beside the {len(plan.examples):,} of the examples, "
+        f"{passes / chosen:,.0f} for each (less by --knockouts, --knockout-window, --knockout-modes)"
+    ]
 
 
 def _row(name: str, shape: str, raw: int, disk: int) -> str:
