@@ -4,6 +4,7 @@ from stratascope.analysis.answers import AnswerConfidence, answer_confidence
 from stratascope.analysis.attribution import LogitAttribution, logit_attribution
 from stratascope.analysis.boxes import box_geometry
 from stratascope.analysis.discard import discard_weakest, fuse_heads
+from stratascope.analysis.explanation import ExampleExplanation, explain_example
 from stratascope.analysis.faithfulness import Faithfulness, faithfulness
 from stratascope.analysis.flow import Flow, MinimumCut, flow, minimum_cut, span_flow
 from stratascope.analysis.flowed import FlowResult, flow_examples
@@ -22,6 +23,7 @@ __all__ = [
     "AnswerPrediction",
     "AttentionShare",
     "BoxOverlap",
+    "ExampleExplanation",
     "Faithfulness",
     "Flow",
     "FlowResult",
@@ -36,6 +38,7 @@ __all__ = [
     "box_overlap",
     "cell_overlap",
     "discard_weakest",
+    "explain_example",
     "faithfulness",
     "find_sinks",
     "flow",

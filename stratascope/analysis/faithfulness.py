@@ -37,15 +37,17 @@ class Faithfulness:
     table: pd.DataFrame
     """targets (cells or spans), mode (who may not see: `final`, the final token alone, or `later`, every later token), window (of blocks),
     effect, method, label, correlation (mean over examples of Spearman's), low, high (cluster bootstrap by image), behind (mean of the
-    best method less this one's), behind_low, behind_high (paired), examples, images. `effect`: `size` compares sizes; `signed`,
-    for methods with a sign, says whether the tokens speak for the right answer too."""
+    best method less this one's), behind_low, behind_high (paired), examples, images, effect_size (mean size of the effect of hiding one
+    target, in logits: where it is small there is little to rank). `effect`: `size` compares sizes; `signed`, for methods with a sign,
+    whether the tokens speak for the answer that they are said to speak for."""
     correlations: Floats
     """(row of the table, example); NaN where hiding changes nothing or the example has too few targets."""
     examples: NDArray[np.int64]
     """(example,) example numbers."""
     attributes: dict[str, Any]
     """store, condition, choices, level, draws, seed, few (blocks of `rollout_window` and `flow_window` by window), missing (methods
-    that the store does not allow -> what to record), leading (the row that a report leads with: targets, mode, window, method, label,
+    that the store does not allow -> what to record), leading (what a report leads with, the best method where hiding cells
+    in all blocks moves the answer most: targets, mode, window, method, label,
     correlation, low, high; second, second_label and, paired, ahead, ahead_low, ahead_high)."""
 
     @property
@@ -167,9 +169,9 @@ def _compare(
         for m, mode in enumerate(modes):
             for w, window in enumerate(windows):
                 effect = effects[:, m, w][:, kinds == kind]
+                setting = {"targets": kind, "mode": mode, "window": window, "effect_size": _mean_size(effect)}
                 for k, method in enumerate(methods):
                     score = scores[:, k, w][:, kinds == kind]
-                    setting = {"targets": kind, "mode": mode, "window": window}
                     about = {"method": method.name, "label": method.label}
                     plain = method.name in BASELINES
                     rows.append({**setting, "effect": "size", **about})
@@ -181,6 +183,11 @@ def _compare(
     if not rows:
         raise TooFewExamplesError(f"expected at least {FEWEST_TARGETS} targets of a kind, found {', '.join(targets)}")
     return rows, np.stack(correlations)
+
+
+def _mean_size(effects: Floats) -> float:
+    known = np.isfinite(effects)
+    return float(np.abs(effects[known]).mean()) if known.any() else float("nan")
 
 
 def rank_correlations(scores: Floats, effects: Floats) -> Floats:
@@ -239,10 +246,11 @@ def _ends(drawn: Floats, level: float) -> tuple[Floats, Floats]:
 
 
 def _leading(table: pd.DataFrame, correlations: Floats, images: NDArray[Any], level: float, draws: int, seed: int) -> dict[str, Any]:
-    """The best method where the final token alone may not see image cells in any block; in the first setting there is, else."""
-    sized = table[table["effect"] == "size"]
-    wanted = sized[(sized["targets"] == "cells") & (sized["mode"] == "final")]
-    first = (wanted if len(wanted) else sized).iloc[0]
+    """The best method for image cells (spans where there are none) hidden in all blocks, from whom hiding them moves the answer most."""
+    sized = table[(table["effect"] == "size") & (table["window"] == table["window"].iloc[0])]
+    wanted = sized[sized["targets"] == "cells"]
+    wanted = wanted if len(wanted) else sized
+    first = wanted.loc[wanted["effect_size"].idxmax()]
     same = np.logical_and.reduce([sized[name].to_numpy() == first[name] for name in SETTING])
     rows = sized.iloc[np.flatnonzero(same)].sort_values("correlation", ascending=False, kind="stable")
     best = rows.iloc[0]

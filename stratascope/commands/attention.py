@@ -1,4 +1,4 @@
-"""Commands that follow attention through a store: flow, attribution, faithfulness."""
+"""Commands that follow attention through a store: flow, attribution, faithfulness, explain."""
 
 from __future__ import annotations
 
@@ -72,3 +72,23 @@ def faithfulness(store: str, seed: int, scheduler: str | None, out: Path | None)
     from stratascope.workflow.believing import compare_and_draw
 
     click.echo(compare_and_draw(open_store(store), out or results_folder(store), seed=seed, scheduler=scheduler))
+
+
+@click.command(short_help="One page for one example, all methods side by side.")
+@click.argument("store")
+@click.argument("example")
+@click.option("--output", "-o", default="explanation.html", show_default=True, type=click.Path(path_type=Path), help="The page to write.")
+@click.option(
+    "--window", callback=options.numbers, metavar="A-B", help="The few blocks of rollout and flow; default: the top half, 8 at most."
+)
+def explain(store: str, example: str, output: Path, window: tuple[int, ...] | None) -> None:
+    """One page for one example (a number or an id): every method that the store allows, what adds up to the answer, what hiding does.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope explain demo/original.zarr 3 -o explanation.html
+    """
+    from stratascope.workflow.explaining import write_explanation
+
+    blocks = (window[0], window[-1] + 1) if window else None
+    click.echo(write_explanation(open_store(store), example, output, window=blocks))

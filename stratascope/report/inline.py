@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TINT = (0.86, 0.29, 0.0)
 """Colour of maps laid over images."""
+AGAINST = (0.0, 0.447, 0.698)
+"""Of what is below 0 in maps that have a sign."""
 
 SCALE = 1.7
 """Pixels of a page for each point of a figure, so that 8 points read like 13.6 pixels."""
@@ -78,19 +80,19 @@ def inline_pixels(pixels: NDArray[np.uint8]) -> str:
 
 
 def tint_pixels(cells: NDArray[Any]) -> NDArray[np.uint8]:
-    """One pixel a cell: transparent at 0, the full tint at the largest.
+    """One pixel a cell: transparent at 0, the full tint at the largest size, orange above 0 and blue below.
 
     Raises
     ------
     InvalidInputError
-        If a value is negative or not finite.
+        If the cells are no map, or a value is not finite.
     """
     values = np.asarray(cells, np.float64)
-    if values.ndim != 2 or not np.isfinite(values).all() or (values < 0).any():
-        raise InvalidInputError("expected a map (row, column) of finite values of at least 0")
-    peak = float(values.max(initial=0))
-    alpha = 0.78 * (values / peak if peak > 0 else values)
-    colour = np.broadcast_to(np.array(TINT), (*values.shape, 3))
+    if values.ndim != 2 or not np.isfinite(values).all():
+        raise InvalidInputError("expected a map (row, column) of finite values")
+    peak = float(np.abs(values).max(initial=0))
+    alpha = 0.78 * np.abs(values) / (peak if peak > 0 else 1)
+    colour = np.where(values[..., None] >= 0, np.array(TINT), np.array(AGAINST))
     return np.round(255 * np.dstack([colour, alpha])).astype(np.uint8)
 
 

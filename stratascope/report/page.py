@@ -97,7 +97,7 @@ class Picture:
     """(height, width, 3)"""
     alt: str
     cells: NDArray[Any] | None = None
-    """(row, column) values of at least 0: no tint at 0, full tint at the largest."""
+    """(row, column): no tint at 0, full tint at the largest size, of another colour below 0."""
     boxes: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Name -> x0, y0, x1, y1 as shares of width and height."""
     caption: Words = ""
@@ -105,11 +105,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text token by token, each tinted by its share of the largest value."""
+    """A text token by token, each tinted by its size as a share of the largest, in another colour below 0."""
 
     texts: Sequence[str]
     values: NDArray[Any]
-    """(token,) of at least 0; NaN for no value."""
+    """(token,); NaN for no value."""
     caption: Words = ""
 
 
@@ -288,13 +288,14 @@ def _ground(picture: Picture) -> NDArray[np.uint8]:
     return np.asarray((0.5 * picture.image + 0.5 * grey).astype(np.uint8))
 
 
-def _step(tokens: Tokens) -> list[tuple[str, int]]:
-    """Each text with its step of tint."""
+def _step(tokens: Tokens) -> list[tuple[str, str]]:
+    """Each text with the class of its tint: t1 to t10 above 0, n1 to n10 below."""
     values = np.nan_to_num(np.asarray(tokens.values, np.float64), nan=0.0)
-    if len(values) != len(tokens.texts) or (values < 0).any():
-        raise InvalidInputError(f"expected {len(tokens.texts)} values of at least 0, one a token, found {len(values)}")
-    peak = float(values.max(initial=0))
-    return [(text, round(TINTS * float(value) / peak) if peak > 0 else 0) for text, value in zip(tokens.texts, values, strict=True)]
+    if len(values) != len(tokens.texts):
+        raise InvalidInputError(f"expected {len(tokens.texts)} values, one a token, found {len(values)}")
+    peak = float(np.abs(values).max(initial=0))
+    steps = np.rint(TINTS * values / (peak if peak > 0 else 1)).astype(int)
+    return [(text, f"{'n' if step < 0 else 't'}{abs(step)}") for text, step in zip(tokens.texts, steps, strict=True)]
 
 
 def _number(value: Any) -> str:

@@ -29,18 +29,25 @@ def compare_and_draw(store: ActivationStore, folder: Path, *, seed: int = 0, sch
 def faithfulness_text(found: Faithfulness) -> str:
     """The best method and by how much, the others in order, and what to record for those that are missing."""
     best = found.best
-    rows = found.rows(best["targets"], best["mode"], best["window"])
-    what = "groups of image cells" if best["targets"] == "cells" else "spans of the prompt"
-    lines = [
-        f"rank correlation with the effect of hiding {what} ({HIDDEN_FROM.get(best['mode'], best['mode'])}, blocks {best['window']}), "
-        f"{int(rows['examples'].max())} examples on {int(rows['images'].max())} images"
-    ]
-    lines += [f"  {row['correlation']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]  {row['label']}" for row in rows.to_dict("records")]
+    lines = []
+    what = {"cells": "groups of image cells", "spans": "spans of the prompt"}
+    modes = [best["mode"], *(m for m in dict.fromkeys(found.table["mode"]) if m != best["mode"])]
+    for targets in dict.fromkeys([best["targets"], *found.table["targets"]]):
+        for mode in modes:
+            rows = found.rows(targets, mode, best["window"])
+            lines.append(
+                f"rank correlation with the effect of {what[targets]} {HIDDEN_FROM.get(mode, mode)} in blocks {best['window']}; "
+                f"mean effect {rows['effect_size'].iloc[0]:.3f} logits, {int(rows['examples'].max())} examples on "
+                f"{int(rows['images'].max())} images"
+            )
+            lines += [
+                f"  {row['correlation']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]  {row['label']}" for row in rows.to_dict("records")
+            ]
     if "second" in best:
+        about = f"{what[best['targets']]} {HIDDEN_FROM.get(best['mode'], best['mode'])}"
         sure = "" if best["ahead_low"] > 0 else ", which may be chance"
-        lines.append(
-            f"best: {best['label']}, {best['ahead']:.2f} [{best['ahead_low']:.2f}, {best['ahead_high']:.2f}] ahead of the next{sure}"
-        )
+        ahead = f"{best['ahead']:.2f} [{best['ahead_low']:.2f}, {best['ahead_high']:.2f}] ahead of the next{sure}"
+        lines.append(f"best for {about}: {best['label']}, {ahead}")
     lines += [f"not compared: {name}; record {arrays}" for name, arrays in found.attributes["missing"].items()]
     return "\n".join(lines)
 

@@ -133,5 +133,5 @@ def test_the_command_names_the_best_method_first(planted: ActivationStore, tmp_p
     lines = done.output.splitlines()
     assert "40 examples on 20 images" in lines[0]
     assert lines[1].endswith("token attribution")
-    assert any(line.startswith("best: token attribution") for line in lines)
+    assert any(line.startswith("best for groups of image cells") and "token attribution" in line for line in lines)
     assert {p.name for p in tmp_path.iterdir()} == {"faithfulness.zarr.zip", "faithfulness.png"}

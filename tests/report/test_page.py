@@ -15,6 +15,7 @@ from PIL import Image
 
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.report import new_figure, paper_style
+from stratascope.report.inline import tint_pixels
 from stratascope.report.page import (
     Beside,
     Card,
@@ -159,14 +160,24 @@ def test_the_tint_is_clearest_where_the_map_is_largest_and_the_image_is_what_was
     np.testing.assert_allclose(tint[..., 3] / tint[..., 3].max(), np.array([[0, 1], [2, 4]]) / 4, atol=0.005)
 
 
-@pytest.mark.parametrize("cells", [np.array([[np.nan]]), np.array([[-1.0]]), np.array([1.0])])
+@pytest.mark.parametrize("cells", [np.array([[np.nan]]), np.array([1.0])])
 def test_maps_that_are_none_are_refused(cells: np.ndarray) -> None:
     with pytest.raises(InvalidInputError, match="finite values"):
         Page("x", [Section("s", [Picture(np.zeros((4, 4, 3), np.uint8), "x", cells)])]).html()
 
 
+def test_what_speaks_against_has_a_colour_of_its_own() -> None:
+    pixels = tint_pixels(np.array([[1.0, -2.0, 0.0]]))[0].astype(int)
+    assert pixels[0, 0] > pixels[0, 2]
+    assert pixels[1, 2] > pixels[1, 0]
+    assert pixels[1, 3] == pytest.approx(2 * pixels[0, 3], abs=2)
+    assert pixels[2, 3] == 0
+    html = Page("x", [Section("s", [Tokens(["for", "against"], np.array([1.0, -0.5]))])]).html()
+    assert '<span class="t10">for</span><span class="n5">against</span>' in html
+
+
 def test_tokens_need_a_value_each() -> None:
-    with pytest.raises(InvalidInputError, match="expected 2 values of at least 0"):
+    with pytest.raises(InvalidInputError, match="expected 2 values, one a token"):
         Page("x", [Section("s", [Tokens(["a", "b"], np.ones(3))])]).html()
 
 

@@ -1,0 +1,227 @@
+"""One example, and all that a store lets one say of it: methods side by side, what adds up to the answer, what hiding does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.analysis.answers import right_choices
+from stratascope.analysis.attribution import logit_attribution
+from stratascope.analysis.faithfulness import rank_correlations
+from stratascope.analysis.flow import flow
+from stratascope.analysis.loading import load_kind
+from stratascope.analysis.relevance import BASELINES, few_blocks, group_scores, methods_of, token_scores
+from stratascope.analysis.share import PARTS, token_parts
+from stratascope.analysis.targets import kind_of_target, target_tokens
+from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.store import ActivationStore, ResultFile, save_result
+
+RESULT_KIND = "example_explanation"
+
+
+@dataclass(frozen=True)
+class ExampleExplanation:
+    """All methods on one example."""
+
+    tokens: pd.DataFrame
+    """token (number), text, part (of the prompt), box (`subject`, `object`, `both` or "": in which gold box an image cell lies), one
+    column for each method that the store allows, cut and cut_window (what limits the flow to the token through all and through few
+    blocks; "" without maps)."""
+    spans: pd.DataFrame
+    """part (those of the prompt, `subject_box`, `object_box`), tokens (how many) and one column a method."""
+    components: pd.DataFrame
+    """What adds up to the logit difference: component (`embedding`, `head` or `block`: the rest of one), layer, head (-1 where there is
+    none), value; empty where the store holds no attribution."""
+    knockout: pd.DataFrame
+    """target, kind (cells, spans, boxes), mode, window, effect (how far the logit difference moves when the target is hidden); empty where
+    the example was not measured."""
+    agreement: pd.DataFrame
+    """method, kind (cells or spans), mode, correlation (Spearman's, of sizes, all blocks) on this example; empty without knockouts."""
+    answers: pd.DataFrame
+    """choice, logit, probability among the choices."""
+    attributes: dict[str, Any]
+    """store, condition, example, id, caption, relation, label, subject, object, answer, right (None where the label names no choice),
+    difference (first choice's logit less the second's), image (start, stop), grid (rows, columns), few (blocks), missing (methods ->
+    what to record), methods (name -> label), signed (methods whose scores have a sign)."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Methods that the tables hold, baselines left out."""
+        return tuple(name for name in self.attributes["methods"] if name not in BASELINES)
+
+    def on_image(self, method: str) -> NDArray[np.float64]:
+        """(row, column) a method's scores of the image's cells."""
+        if method not in self.tokens.columns:
+            raise InvalidInputError(f"expected a method of {', '.join(self.methods)}, found {method!r}")
+        start, stop = self.attributes["image"]
+        return np.asarray(self.tokens[method].to_numpy(float)[start:stop].reshape(self.attributes["grid"]))
+
+    def effects_on_image(self, mode: str) -> NDArray[np.float64]:
+        """(row, column) effect of hiding the group that each cell belongs to, all blocks; NaN where it was not measured."""
+        rows, columns = self.attributes["grid"]
+        table = self.knockout[(self.knockout["kind"] == "cells") & (self.knockout["mode"] == mode)]
+        table = table[table["window"] == table["window"].iloc[0]] if len(table) else table
+        out = np.full((rows, columns), np.nan)
+        names = [name.split("_")[1:] for name in table["target"]]
+        groups = [max((int(name[k]) for name in names), default=0) + 1 for k in range(2)]
+        for (row, column), effect in zip(names, table["effect"], strict=True):
+            down = np.arange(rows) * groups[0] // rows == int(row)
+            out[np.ix_(down, np.arange(columns) * groups[1] // columns == int(column))] = effect
+        return out
+
+    def save(self, path: Path | str) -> None:
+        """Write the result to one file."""
+        names = ("tokens", "spans", "components", "knockout", "agreement", "answers")
+        save_result(path, ResultFile(RESULT_KIND, {name: getattr(self, name) for name in names}, {}, self.attributes))
+
+    @classmethod
+    def load(cls, path: Path | str) -> ExampleExplanation:
+        """Raises InvalidInputError if the file holds results of another kind."""
+        file = load_kind(path, RESULT_KIND)
+        return cls(**file.tables, attributes=dict(file.attributes))
+
+
+def explain_example(store: ActivationStore, example: int, *, window: Sequence[int] | None = None, seed: int = 0) -> ExampleExplanation:
+    """Every method that the store allows, on one example.
+
+    Parameters
+    ----------
+    example
+        Its number.
+    window
+        Half-open range of the few blocks that rollout and flow go through beside all; the top half by default, eight at most.
+    seed
+        Of the random baseline.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such example, or the window is outside.
+    NotRecordedError
+        If it is not recorded.
+    """
+    layout = store.layout
+    if not 0 <= example < layout.examples:
+        raise InvalidInputError(f"expected an example number from 0 to {layout.examples - 1}, found {example}")
+    if not store.available("answer_logits")[example]:
+        raise NotRecordedError(f"expected example {example} to be recorded, found that it was not; see `stratascope info`")
+    few = few_blocks(layout.layers) if window is None else (int(window[0]), int(window[1]))
+    methods, missing = methods_of(store)
+    mapped = "attention_maps" in layout.record and bool(store.available("attention_maps")[example])
+    if not mapped:  # maps may be those of some examples alone
+        lacking = {m.name: "attention_maps, of this example too" for m in methods if "attention_maps" in m.needs}
+        methods, missing = tuple(m for m in methods if m.name not in lacking), missing | lacking
+    options: dict[str, Any] = {"window": (0, layout.layers), "few": few, "seed": seed}
+    attended = bool(store.layout.attention_layers) and len(methods) > len(BASELINES)
+    scores = token_scores(store, example, methods, **options) if attended else {}
+    tokens = _token_table(store, example).assign(**scores, cut="", cut_window="")
+    if mapped and "flow" in scores:
+        maps = store.maps(example)
+        tokens["cut"], tokens["cut_window"] = flow(maps).cut.tolist(), flow(maps, window=few).cut.tolist()
+    names = (*PARTS, "subject_box", "object_box")
+    members = target_tokens(store, example, names)
+    spans = pd.DataFrame({"part": names, "tokens": members.sum(1)})
+    if attended:
+        whole = group_scores(store, example, members, methods, windows=[options["window"]], few=[few], seed=seed)
+        spans = spans.assign(**{name: values[0] for name, values in whole.items()})
+    knockout = _knockout(store, example)
+    logits = store.read("answer_logits", examples=example).astype(np.float64)
+    shares = np.exp(logits - logits.max())
+    answers = pd.DataFrame({"choice": list(layout.choices), "logit": logits, "probability": shares / shares.sum()})
+    return ExampleExplanation(
+        tokens,
+        spans[spans["tokens"] > 0].reset_index(drop=True),
+        _components(store, example),
+        knockout,
+        _agreement(store, example, knockout, methods, few, seed),
+        answers,
+        _facts(store, example, logits)
+        | {
+            "few": list(few),
+            "missing": missing,
+            "methods": {m.name: m.label for m in methods},
+            "signed": [m.name for m in methods if m.signed],
+        },
+    )
+
+
+def _facts(store: ActivationStore, example: int, logits: NDArray[np.float64]) -> dict[str, Any]:
+    row = store.examples.iloc[example]
+    choice = int(logits.argmax())
+    try:
+        right = bool(right_choices(store, np.array([example]))[0] == choice)
+    except NotRecordedError:
+        right = None
+    image = store.spans["image"][example] if "image" in store.spans else np.array([-1, -1])
+    text = {name: str(row[name]) for name in ("id", "caption", "relation", "subject", "object")}
+    return {
+        "store": store.fingerprint(),
+        "condition": store.provenance["condition"],
+        "example": example,
+        **text,
+        "label": int(row["label"]),
+        "answer": store.layout.choices[choice],
+        "right": right,
+        "difference": float(logits[0] - logits[1]),
+        "image": [int(k) for k in image],
+        "grid": [int(k) for k in store.grid[example]],
+    }
+
+
+def _token_table(store: ActivationStore, example: int) -> pd.DataFrame:
+    number = np.array([example])
+    count = int(store.n_tokens[example])
+    parts = token_parts({name: span[number] for name, span in store.spans.items()}, store.n_tokens[number], count)[0]
+    subject, object_ = target_tokens(store, example, ("subject_box", "object_box"))
+    box = np.select([subject & object_, subject, object_], ["both", "subject", "object"], "")
+    return pd.DataFrame({"token": range(count), "text": store.tokens(example), "part": [PARTS[k] for k in parts], "box": box})
+
+
+def _components(store: ActivationStore, example: int) -> pd.DataFrame:
+    empty = pd.DataFrame({"component": pd.Series(dtype=str), "layer": pd.Series(dtype=int), "head": pd.Series(dtype=int),
+                          "value": pd.Series(dtype=float)})  # fmt: skip
+    if "head_logits" not in store.layout.record:
+        return empty
+    found = logit_attribution(store, [example], by_part=False)
+    rows: list[tuple[str, int, int, float]] = []
+    if np.isfinite(found.embedding[0]):
+        rows.append(("embedding", -1, -1, float(found.embedding[0])))
+    for k, layer in enumerate(found.attributes["layers"]):
+        rows += [("head", layer, head, float(value)) for head, value in enumerate(found.heads[0, k])]
+        if np.isfinite(found.blocks[0, k]):
+            rows.append(("block", layer, -1, float(found.blocks[0, k])))
+    return pd.DataFrame(rows, columns=empty.columns)
+
+
+def _knockout(store: ActivationStore, example: int) -> pd.DataFrame:
+    layout = store.layout
+    columns = ["target", "kind", "mode", "window", "effect"]
+    rows: list[tuple[str, str, str, str, float]] = []
+    if "knockout" in layout.record:
+        effects = store.read("knockout", examples=example)
+        for (m, w, t), effect in np.ndenumerate(effects):
+            name = layout.knockout_targets[t]
+            if np.isfinite(effect):
+                rows.append((name, kind_of_target(name), layout.knockout_modes[m], layout.knockout_windows[w], float(effect)))
+    return pd.DataFrame(rows, columns=columns).astype({"effect": float})
+
+
+def _agreement(
+    store: ActivationStore, example: int, knockout: pd.DataFrame, methods: Sequence[Any], few: tuple[int, int], seed: int
+) -> pd.DataFrame:
+    rows: list[tuple[str, str, str, float]] = []
+    whole = knockout[knockout["window"] == knockout["window"].iloc[0]] if len(knockout) else knockout
+    for (kind, mode), part in whole[whole["kind"] != "boxes"].groupby(["kind", "mode"], sort=False):
+        members = target_tokens(store, example, part["target"].tolist())
+        scores = group_scores(store, example, members, methods, windows=[(0, store.layout.layers)], few=[few], seed=seed)
+        for method in methods:
+            score = scores[method.name] if method.name in BASELINES else np.abs(scores[method.name])
+            found = rank_correlations(score, np.abs(part["effect"].to_numpy()[None]))
+            rows.append((method.name, str(kind), str(mode), float(found[0])))
+    return pd.DataFrame(rows, columns=["method", "kind", "mode", "correlation"]).astype({"correlation": float})

@@ -1,0 +1,236 @@
+"""One page for one example: every method side by side, beside what the model answers, what adds up to it and what hiding does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.errors import InvalidInputError
+from stratascope.report import new_figure, paper_style
+from stratascope.report.attributions import draw_sum
+from stratascope.report.page import (
+    Beside,
+    Block,
+    Card,
+    Cards,
+    Drawing,
+    Fact,
+    Facts,
+    Missing,
+    Page,
+    Picture,
+    Prose,
+    Remark,
+    Section,
+    Table,
+    Tokens,
+)
+from stratascope.workflow.pictures import picture, relative_boxes
+
+if TYPE_CHECKING:
+    from stratascope.analysis import ExampleExplanation
+    from stratascope.store import ActivationStore
+
+MODES = {"later": "hidden from all later tokens", "final": "hidden from the final token"}
+PART_NAMES = {"caption_rest": "rest of caption", "subject_box": "box of the subject", "object_box": "box of the object"}
+NAMED = 8
+"""Components that are named."""
+
+
+def write_explanation(store: ActivationStore, example: int | str, out: Path, *, window: tuple[int, int] | None = None) -> str:
+    """Write the page and, beside it, the result it shows; the text says where they are."""
+    from stratascope.analysis import explain_example
+
+    number = example_number(store, example)
+    found = explain_example(store, number, window=window)
+    path = explanation_page(found, picture(store, number), relative_boxes(store, [number])[0], name=store.name).write(out)
+    result = path.with_suffix(".zarr.zip")
+    found.save(result)
+    return f"page {path}, {path.stat().st_size / 1e3:.0f} kB, one file that needs nothing else\nresults in {result}"
+
+
+def example_number(store: ActivationStore, example: int | str) -> int:
+    """A number, or the number of an id; InvalidInputError for a number outside the store."""
+    text = str(example)
+    if not text.isdecimal():
+        return store.index_of(text)
+    if int(text) >= store.layout.examples:
+        raise InvalidInputError(f"expected an example from 0 to {store.layout.examples - 1}, or an id, found {text}")
+    return int(text)
+
+
+def explanation_page(
+    found: ExampleExplanation, image: NDArray[np.uint8], boxes: Mapping[str, Sequence[float]], *, name: str = "the store"
+) -> Page:
+    """The page of one example."""
+    own = found.attributes
+    sections = [
+        Section("The answer", _answer(found, image, boxes), "answer"),
+        Section("Where each method looks", _methods(found, image, boxes), "methods"),
+        Section("Part by part", _parts(found), "parts"),
+        Section("What adds up to the answer", _components(found), "sum"),
+    ]
+    if (found.tokens["cut"] != "").any():
+        sections.append(Section("What limits flow", _limits(found), "flow"))
+    return Page(
+        own["caption"],
+        sections,
+        subtitle=f"example {own['example']} ({own['id']}) of {Path(name).name}, images {own['condition']}",
+        footer=f"Made by stratascope from the store of fingerprint {own['store'][:16]}.",
+    )
+
+
+def _answer(found: ExampleExplanation, image: NDArray[np.uint8], boxes: Mapping[str, Sequence[float]]) -> list[Block]:
+    own = found.attributes
+    rows = found.answers.set_index("choice")
+    right = {True: "which is right", False: "which is wrong", None: "the label names no choice"}[own["right"]]
+    first, second = found.answers["choice"].iloc[:2]
+    facts = [
+        Fact(own["answer"], "the model's answer", f"{rows.loc[own['answer'], 'probability']:.1%} among the choices; {right}"),
+        Fact("true" if own["label"] else "false", "the caption is", f"relation: {own['relation']}"),
+        Fact(f"{own['difference']:+.2f}", f"logit({first}) − logit({second})", "at the final token"),
+    ]
+    alt = f"the image, with the boxes of {' and '.join(boxes)}" if boxes else "the image"
+    return [Beside([Picture(image, alt, boxes=boxes), Facts(facts)])]
+
+
+def _methods(found: ExampleExplanation, image: NDArray[np.uint8], boxes: Mapping[str, Sequence[float]]) -> list[Block]:
+    own = found.attributes
+    blocks: list[Block] = []
+    cards = []
+    agreement = found.agreement[found.agreement["kind"] == "cells"].set_index(["method", "mode"])["correlation"]
+    for mode in (m for m in MODES if m in set(found.knockout["mode"])):
+        effects = np.abs(np.nan_to_num(found.effects_on_image(mode)))
+        largest = found.knockout[(found.knockout["kind"] == "cells") & (found.knockout["mode"] == mode)]["effect"].abs().max()
+        caption = f"how far the logit difference moves when a cell is {MODES[mode]}, all blocks; largest {largest:.2f}"
+        shown = Picture(image, f"effect of hiding each cell, {MODES[mode]}", effects, boxes, caption=caption)
+        cards.append(Card(MODES[mode], [shown, _tinted_spans(found, mode)], badge="measured", good=True))
+    first, last = own["few"]
+    for method in found.methods:
+        label = own["methods"][method].replace("few blocks", f"blocks {first} to {last - 1}")
+        cells = found.on_image(method) if own["image"][0] >= 0 else None
+        scores = found.tokens[method].to_numpy(float).copy()
+        scores[-1] = np.nan  # what the final token gives itself would outshine the text
+        note = ""
+        if method.startswith("flow") and cells is not None:
+            cells, note = cells - cells.min(), "no tint: the lowest cell; "
+            scores = scores - np.nanmin(scores)
+        with_sign = method in own["signed"]
+        if with_sign:
+            note = f"orange speaks for {found.answers['choice'][0]}, blue for {found.answers['choice'][1]}; "
+        told = [f"{agreement[method, mode]:+.2f} ({MODES[mode]})" for mode in MODES if (method, mode) in agreement.index]
+        caption = note + (f"rank correlation with hiding cells: {', '.join(told)}" if told else "")
+        inner: list[Block] = []
+        if cells is not None:
+            inner.append(Picture(image, f"{label}, laid over the image", cells, boxes, caption=caption.rstrip("; ")))
+        inner.append(_tinted_text(found, scores))
+        cards.append(Card(label, inner))
+    if cards:
+        blocks.append(
+            Prose(
+                "Each card tints the image's cells by one method's score, the largest in full, and the prompt's text likewise. "
+                "Attention is not information flow: believe a method as far as it ranks cells as hiding them does.",
+            )
+        )
+        blocks.append(Cards(cards))
+    for method, arrays in own["missing"].items():
+        blocks.append(Missing(f"Not shown: {method}.", f"--record {arrays}"))
+    if found.knockout.empty:
+        blocks.append(Missing("What hiding tokens does was not measured for this example.", "--record knockout"))
+    return blocks
+
+
+def _tinted_text(found: ExampleExplanation, scores: NDArray[np.float64]) -> Tokens:
+    """The prompt's text, the image's tokens drawn together."""
+    texts: list[str] = []
+    values: list[float] = []
+    inside = (found.tokens["part"] == "image").to_numpy()
+    for k, text in enumerate(found.tokens["text"]):
+        if not inside[k]:
+            texts.append(text)
+            values.append(float(scores[k]))
+        elif k == 0 or not inside[k - 1]:
+            texts.append(f" ⟨{int(inside.sum())} image tokens⟩ ")
+            values.append(float("nan"))
+    return Tokens(texts, np.array(values))
+
+
+def _tinted_spans(found: ExampleExplanation, mode: str) -> Tokens:
+    """The prompt's text, each part tinted by the effect of hiding it."""
+    table = found.knockout[(found.knockout["kind"] == "spans") & (found.knockout["mode"] == mode)]
+    table = table[table["window"] == found.knockout["window"].iloc[0]]
+    effects = table.set_index("target")["effect"].abs()
+    scores = found.tokens["part"].map(effects).to_numpy(float).copy()
+    scores[-1] = np.nan
+    return _tinted_text(found, scores)
+
+
+def _parts(found: ExampleExplanation) -> list[Block]:
+    if found.spans.columns.size <= 2:
+        return [Missing("The store holds no attention.", "--record attention_rows,attention_maps")]
+    table = found.spans[["part", "tokens", *found.methods]].copy()
+    labels = {name: found.attributes["methods"][name] for name in found.methods}
+    hidden = found.knockout[found.knockout["window"] == found.knockout["window"].iloc[0]] if len(found.knockout) else found.knockout
+    for mode in (m for m in MODES if m in set(hidden["mode"])):
+        effects = hidden[hidden["mode"] == mode].set_index("target")["effect"]
+        table[f"effect, {MODES[mode]}"] = table["part"].map(effects)
+    columns = ["part", "tokens", *(labels.get(name, name) for name in table.columns[2:])]
+    rows = [[PART_NAMES.get(str(row[0]), row[0]), *row[1:]] for row in table.itertuples(index=False, name=None)]
+    note = (
+        "Attention: mean over blocks and heads of what the part draws. Attribution and effects: logits, above 0 towards the first choice. "
+        "Flow into a part is no sum of its tokens' flows; at 1 it is saturated and says nothing. Boxes are parts of the image."
+    )
+    return [Table(columns, rows, caption=note)]
+
+
+def _components(found: ExampleExplanation) -> list[Block]:
+    table = found.components
+    if table.empty:
+        return [Missing("The store does not hold what heads add to the logits.", "--record head_logits,value_logits")]
+    first, second = found.answers["choice"].iloc[:2]
+    difference = found.attributes["difference"]
+    blocks: list[Block] = []
+    whole = (table["component"] == "embedding").any()
+    if whole:
+        start = float(table.loc[table["component"] == "embedding", "value"].iloc[0])
+        layers = sorted(set(table.loc[table["layer"] >= 0, "layer"]))
+        steps = [(str(layer), _added(table, layer, "head"), _added(table, layer, "block")) for layer in layers]
+        figure, (ax,) = new_figure(1, width=min(7.0, 2.6 + 0.42 * len(layers)), height=2.6)
+        with paper_style():
+            draw_sum(steps, ax, start=start, ends=(first, second))
+        off = abs(difference - float(table["value"].sum()))
+        total = float(table["value"].sum())
+        text = f"All {len(table)} terms add up to {total:+.3f}; the model's own difference is {difference:+.3f} (off by {off:.0e})."
+        blocks.append(Drawing(figure, f"what each decoder block adds to the logit difference, ending at {difference:+.2f}", caption=text))
+    else:
+        blocks.append(Remark("The store does not hold what blocks and embedding add (mlp_logits, embedding_logits): heads do not add up."))
+    top = table.reindex(table["value"].abs().sort_values(ascending=False, kind="stable").index).head(NAMED)
+    names = {"embedding": "embedding", "head": "head {head} of block {layer}", "block": "rest of block {layer} (MLP, biases)"}
+    told = top[["component", "layer", "head", "value"]].itertuples(index=False, name=None)
+    rows = [[names[kind].format(head=head, layer=layer), float(value), first if value > 0 else second] for kind, layer, head, value in told]
+    blocks.append(Table(["component", "logits", "speaks for"], rows, title="the largest terms"))
+    return blocks
+
+
+def _added(table: pd.DataFrame, layer: int, component: str) -> float:
+    return float(table.loc[(table["layer"] == layer) & (table["component"] == component), "value"].sum())
+
+
+def _limits(found: ExampleExplanation) -> list[Block]:
+    own = found.attributes
+    first, last = own["few"]
+    rows: list[list[Any]] = []
+    for name, column in (("all blocks", "cut"), (f"blocks {first} to {last - 1}", "cut_window")):
+        counts = found.tokens[column].iloc[:-1].value_counts()
+        rows.append([name, *(int(counts.get(cut, 0)) for cut in ("source", "target", "other"))])
+    scores = found.tokens["flow"].to_numpy(float)[:-1]
+    along = float(pd.Series(scores).rank().corr(pd.Series(np.arange(len(scores), dtype=float))))
+    text = f"Rank correlation of flow through all blocks with the token's position: {along:.2f}."
+    warning = [Remark(f"{text} It tells the position, and nothing of the token.")] if abs(along) > 0.9 else [Prose(text)]
+    columns = ["flow through", "limited by what leaves the final token's column", "by what enters the token's own", "by another cut"]
+    return [*warning, Table(columns, rows, caption="How many tokens' flows each kind of cut limits.")]
