@@ -77,6 +77,7 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="true-false, yes-no, where; for What's Up's data sets also four-way, six-way and others (docs/data.md).",
         ),
         click.option("--system", help="Text of the system turn, instead of the chat template's own."),
+        click.option("--no-system", is_flag=True, help="No system turn, though the chat template brings its own."),
         click.option("--condition", default="original", show_default=True, help="original, blank, mirror, shuffled-image."),
         click.option(
             "--positions", callback=names, help="Of final,image,subject,relation,object,subject_box,object_box; default: all there are."

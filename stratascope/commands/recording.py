@@ -93,4 +93,8 @@ def extract(out: Path, batch_tokens: int, shard: tuple[int, int], **chosen: Any)
 def _settings(options: dict[str, Any]) -> ExtractionSettings:
     from stratascope.extract import ExtractionSettings
 
+    if options.pop("no_system"):
+        if options["system"] is not None:
+            raise InvalidInputError(f"expected either --system or --no-system, found both, with {options['system']!r}")
+        options["system"] = ""  # an empty text is no turn
     return ExtractionSettings(**options)

@@ -30,7 +30,9 @@ def answer_forms(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def token_texts(tokenizer: Tokenizer, used: np.ndarray | None) -> dict[int, str]:
-    """Token id -> text, of the ids `used`, or of the whole vocabulary."""
+    """Token id -> text, of the ids `used`, or of the whole vocabulary; a blank that is part of the token is part of its text."""
     ids = sorted(tokenizer.get_vocab(with_added_tokens=True).values()) if used is None else [int(t) for t in used]
     texts = tokenizer.decode_batch([[t] for t in ids], skip_special_tokens=False)
-    return dict(zip(ids, texts, strict=True))
+    blank = _BLANKS[1]  # SentencePiece's, which decoding one token by itself takes away
+    raw = [tokenizer.id_to_token(t) or "" for t in ids]
+    return {t: written.replace(blank, " ") if blank in written else text for t, written, text in zip(ids, raw, texts, strict=True)}

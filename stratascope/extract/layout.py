@@ -91,7 +91,7 @@ class PromptTokenizer:
                 common = next((k for k, (a, b) in enumerate(zip(before, encoded.ids, strict=False)) if a != b), len(before))
                 raise InvalidInputError(
                     f"expected each answer to be one token of {self._source.name}, found {choice!r} = {encoded.tokens[common:]} after "
-                    f"{asked[-12:]!r}; choose other answer words"
+                    f"{asked[-22:]!r}; choose other answer words"
                 )
             ids[choice] = int(encoded.ids[-1])
         return ids

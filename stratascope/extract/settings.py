@@ -59,7 +59,7 @@ class ExtractionSettings:
     boxes: Path | None = None
     prompt: str = "true-false"
     system: str | None = None
-    """The system turn's text; None leaves it to the chat template."""
+    """The system turn's text; None leaves it to the chat template, and an empty text leaves the turn out."""
     condition: str = "original"
     positions: tuple[str, ...] | None = None
     """None: final, image, subject, relation, object as far as the prompt has them, and the boxes' where boxes are given."""

@@ -5,10 +5,21 @@ from __future__ import annotations
 import click
 import numpy as np
 
+from stratascope.extract.answers import token_texts
+from stratascope.extract.layout import TILES
 from stratascope.extract.plan import ExtractionPlan
+from stratascope.extract.views import is_whole
 from stratascope.store.overview import bytes_text
 
-COLOURS = {"system": "bright_black", "image": "yellow", "subject": "blue", "relation": "magenta", "object": "cyan"}
+COLOURS = {
+    "system": "bright_black",
+    "image": "yellow",
+    TILES: "bright_yellow",
+    "subject": "blue",
+    "relation": "magenta",
+    "object": "cyan",
+    "final": "green",
+}
 """Spans that are shown, and their colours in a terminal."""
 
 MOST_FAILURES = 5
@@ -28,6 +39,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         f"condition  {plan.settings.condition}",
         f"tokens     {counts.min()} to {counts.max()}, mean {counts.mean():.1f}; "
         f"of them image {cells.min()} to {cells.max()}, mean {cells.mean():.1f}",
+        *_beyond_cells(plan),
         f"blocks     {layout.blocks} of {layout.block} examples",
         *_knockouts(plan),
         "",
@@ -64,6 +76,17 @@ def _knockouts(plan: ExtractionPlan) -> list[str]:
     ]
 
 
+def _beyond_cells(plan: ExtractionPlan) -> list[str]:
+    """Of families whose image tokens are more than cells, or whose cells cover less than the image."""
+    tiles = [b - a for tokens in plan.layouts for a, b in [tokens.spans.get(TILES, (0, 0))]]
+    partial = sum(not is_whole(tokens.view, *plan.file_size(k)) for k, tokens in enumerate(plan.layouts))
+    lines = [f"tiles      {min(tiles)} to {max(tiles)} tokens more of each image, mean {np.mean(tiles):.1f}, in the span {TILES}"]
+    lines = lines if any(tiles) else []
+    if partial:
+        lines.append(f"view       of {partial:,} images the model sees a part alone, or padding too; boxes are those within what it sees")
+    return lines
+
+
 def _row(name: str, shape: str, raw: int, disk: int) -> str:
     return f"{name:<18} {shape:<58} {bytes_text(raw):>9} {bytes_text(disk):>9}"
 
@@ -71,17 +94,19 @@ def _row(name: str, shape: str, raw: int, disk: int) -> str:
 def example_tokens(plan: ExtractionPlan, example: int) -> str:
     """One example's tokens, parted by |, those of a span in its colour and in brackets with its name; image tokens as a count."""
     layout = plan.layouts[example]
-    decode = plan.tokenizer.tokenizer.decode
+    texts = token_texts(plan.tokenizer.tokenizer, np.unique(layout.ids))
     starts = {layout.spans[name][0]: name for name in COLOURS if name in layout.spans}
     pieces: list[str] = []
     k = 0
     while k < len(layout.ids):
         name = starts.get(k)
         a, b = layout.spans[name] if name else (k, k + 1)
-        text = "|".join(decode([int(t)], skip_special_tokens=False) for t in layout.ids[a:b]).replace("\n", "\\n")
+        text = "|".join(texts[int(t)] for t in layout.ids[a:b]).replace("\n", "\\n")
         if name == "image":
             rows, columns = layout.grid
             text = f"{b - a} tokens, {rows} rows x {columns} columns"
+        elif name == TILES:
+            text = f"{b - a} tokens"
         pieces.append(click.style(f"[{name}: {text.strip()}]", fg=COLOURS[name]) if name else text)
         k = b
     return "|".join(pieces)

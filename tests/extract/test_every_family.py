@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -29,6 +30,7 @@ from stratascope.extract.layout import TILES, PromptTokenizer  # noqa: E402
 from stratascope.extract.plan import ExtractionPlan  # noqa: E402
 from stratascope.extract.selfcheck import check_prompt  # noqa: E402
 from stratascope.extract.session import ExtractionSession  # noqa: E402
+from stratascope.extract.summary import plan_summary  # noqa: E402
 from stratascope.store import ActivationStore  # noqa: E402
 from tests.extract.families import FAMILIES  # noqa: E402
 from tests.extract.saved import save  # noqa: E402
@@ -241,6 +243,26 @@ def test_answers_are_the_tokens_that_follow_the_prompt(planned: Planned) -> None
         turns = [user, {"role": "assistant", "content": [{"type": "text", "text": choice}]}]
         ids = stock_processor(planned.folder).apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"][0]
         assert list(ids[: len(plan.layouts[0].ids) + 1]) == [*plan.layouts[0].ids.tolist(), token]
+
+
+def test_the_summary_shows_tokens_and_spans(planned: Planned) -> None:
+    plan, text = planned.plan, click.unstyle(plan_summary(planned.plan, show=4))
+    for k, layout in enumerate(plan.layouts):
+        line = next(line for line in text.splitlines() if line.startswith(f"{plan.examples[k].id}: "))
+        assert f"[image: {np.prod(layout.grid)} tokens, {layout.grid[0]} rows x {layout.grid[1]} columns]" in line
+        for name in ("subject", "relation", "object"):
+            shown = line.split(f"[{name}: ")[1].split("]")[0]
+            assert shown.replace("|", "") == getattr(plan.examples[k], name)
+        assert (f"[{TILES}: " in line) == (TILES in layout.spans)
+    assert ("\ntiles  " in text) == any(TILES in layout.spans for layout in plan.layouts)
+    assert ("\nview  " in text) == (planned.name == "llava")
+
+
+def test_token_texts_keep_their_blanks(planned: Planned) -> None:
+    plan = planned.plan
+    texts = plan.store_contents()["vocabulary"]
+    a, b = plan.layouts[0].spans["caption"]
+    assert "".join(texts[int(t)] for t in plan.layouts[0].ids[a:b]).strip() == plan.examples[0].caption
 
 
 def test_each_cell_sees_its_own_part_of_the_image(planned: Planned) -> None:
