@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from stratascope.cli import main
 from stratascope.datasets import PROMPTS, Example, Prompt, split_caption
 from stratascope.errors import InvalidInputError
 from stratascope.extract.cutting import PatchGrid
@@ -73,6 +77,25 @@ def test_an_answer_of_several_tokens_is_refused() -> None:
     source = resolve_model("demo")
     with pytest.raises(InvalidInputError, match=r"one token of demo, found 'Definitely'"):
         PromptTokenizer(source, Prompt("x", "{caption}", ("True", "Definitely")), image_rule(source))
+
+
+@pytest.mark.parametrize(
+    ("options", "first"), [([], "[system: You"), (["--no-system"], "<|im_start|>|user"), (["--system", "Hi."], "[system: H|i|.]")]
+)
+def test_system_turns_on_the_command_line(scenes: Path, options: list[str], first: str) -> None:
+    asked = ["plan", "--model", "demo", "--examples", str(scenes / "scenes.jsonl"), "--images", str(scenes / "images"), "--limit", "1"]
+    done = CliRunner().invoke(main, [*asked, *options])
+    assert done.exit_code == 0, done.output
+    shown = done.output.strip().splitlines()[-1]
+    assert first in shown.split("[image")[0]
+    assert ("[system" in shown) == (options != ["--no-system"])
+
+
+def test_a_system_turn_cannot_be_both(scenes: Path) -> None:
+    asked = ["plan", "--model", "demo", "--examples", "x", "--images", "y", "--system", "Hi.", "--no-system"]
+    done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 2
+    assert "either --system or --no-system" in done.stderr
 
 
 def test_a_caption_with_control_tokens_is_refused() -> None:
