@@ -13,6 +13,22 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 SHUFFLED = "truth:shuffled"
+RECORDED = (
+    "residual",
+    "attention_rows",
+    "attention_maps",
+    "form_logits",
+    "top_tokens",
+    "value_norms",
+    "head_logits",
+    "value_logits",
+    "vision_residual",
+    "vision_output",
+    "knockout",
+)
+"""What the store of the scenes as they are holds, so that every command has something to work on."""
+KNOCKOUTS = 32
+"""Scenes whose knockouts are measured: each takes as long as some twenty plain passes."""
 
 
 def run_demo(
@@ -67,7 +83,8 @@ def run_demo(
             images=out / "scenes" / "images",
             boxes=out / "scenes" / "instances.json",
             condition=condition,
-            record=("residual", "attention_rows", "attention_maps") if condition == "original" else ("residual",),
+            record=RECORDED if condition == "original" else ("residual",),
+            knockouts=KNOCKOUTS,
         )
         again = f"stratascope demo --out . --scenes {scenes} --seed {seed}"
         run_extraction(plan_extraction(settings), path, progress=progress, command=again)

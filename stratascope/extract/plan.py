@@ -146,7 +146,8 @@ class ExtractionPlan:
     def estimate(self) -> pd.DataFrame:
         """Bytes by array, raw and on disk, as `StoreLayout.estimate` gives them; thumbnails judged by a few of the images."""
         words = self.tokenizer.tokenizer.get_vocab_size() if "top_tokens" in self.store.record else 0
-        return self.store.estimate(self.token_counts, self.has_map, self.present, self._sample_thumbnails(), words)
+        knocked = 0.0 if self.knockouts is None else float(self.knockouts.chosen.mean())
+        return self.store.estimate(self.token_counts, self.has_map, self.present, self._sample_thumbnails(), words, knocked)
 
     def _sample_thumbnails(self) -> np.ndarray | None:
         if self.settings.image_size is not None or self.store.thumbnail is None:

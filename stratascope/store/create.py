@@ -174,12 +174,8 @@ def _attributes(layout: StoreLayout, spec: ArraySpec) -> dict[str, Any]:
 
 def _coordinates(layout: StoreLayout) -> dict[str, NDArray[Any]]:
     numbers = {d: np.array(layout.layers_of(d), dtype=np.int32) for d in ("layer", "attention_layer", "vision_layer")}
-    names = {
-        "position": layout.positions, "vision_position": layout.vision_positions, "span": layout.spans, "choice": layout.choices,
-        "bound": ("start", "stop"), "grid_axis": ("rows", "columns"), "answer_form": layout.answer_forms,
-        "knockout_mode": layout.knockout_modes, "knockout_window": layout.knockout_windows, "knockout_target": layout.knockout_targets,
-    }  # fmt: skip
-    return {**numbers, **{name: np.array(values, dtype=object) for name, values in names.items()}}
+    named = {s.name: layout.names_of(s.name) for s in layout.arrays() if s.codec == "text"}
+    return {**numbers, **{name: np.array(names, dtype=object) for name, names in named.items() if names is not None}}
 
 
 def _check_examples(layout: StoreLayout, examples: pd.DataFrame, provenance: Mapping[str, Any]) -> None:

@@ -126,8 +126,8 @@ def _common_axes(left: ActivationStore, right: ActivationStore, name: str) -> li
         if dim == a.layer_dim or dim == a.position_dim:
             of = ("layers_of", "positions_of")[dim == a.position_dim]
             one, two = getattr(left.layout, of)(dim), getattr(right.layout, of)(dim)
-        elif dim == "position":
-            one, two = left.layout.positions, right.layout.positions
+        elif left.layout.names_of(dim) is not None:
+            one, two = left.layout.names_of(dim), right.layout.names_of(dim)
         else:
             one, two = range(n), range(m)
         both = [k for k in one if k in two]

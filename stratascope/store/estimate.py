@@ -31,10 +31,12 @@ _FLOATS = {"float32": 0.91, "float16": 0.51, "bfloat16": 0.415}
 _LOGITS = {"float32": 1.0, "float16": 0.7, "bfloat16": 0.6}
 _SAME_TOKEN, _FEW_WORDS = 0.04, 0.35
 """Layer 0 holds embeddings: the final token is the same in every example, words recur. Share of what other layers take."""
+_EFFECTS = 0.75
+"""Knockouts of one target in windows where it is not seen are zero to the last bit, or nearly."""
 _TOKEN_IDS = 0.3
 """A few tokens are likely again and again."""
 _PHOTOGRAPH = 0.87
-_CREATED_PER_EXAMPLE, _CREATED_PER_ARRAY, _CREATED_PER_WORD, _CREATED = 200, 2_200, 6, 38_000
+_CREATED_PER_EXAMPLE, _CREATED_PER_ARRAY, _CREATED_PER_WORD, _CREATED = 150, 1_300, 6, 20_000
 """Bytes of tables, tokens and spans by example; of metadata by array, and of the table of examples; of the vocabulary by word."""
 
 
@@ -47,6 +49,7 @@ def estimated_sizes(
     thumbnails: NDArray[np.uint8] | None = None,
     shares: Mapping[str, float] | None = None,
     words: int = 0,
+    knocked: float = 1.0,
 ) -> pd.DataFrame:
     """Bytes of every array that is filled by block, and of all that is written at creation (row "created").
 
@@ -64,6 +67,8 @@ def estimated_sizes(
         Array -> bytes on disk for each byte of values, as of `measured_shares` of a store of the same model.
     words
         Token texts in the store's vocabulary.
+    knocked
+        Share of the examples whose knockouts are measured.
 
     Returns
     -------
@@ -94,6 +99,8 @@ def estimated_sizes(
             values = spec.raw_bytes * _picture_share(spec, thumbnails)
         elif spec.name == "status":
             values = layout.blocks * 5.0
+        elif spec.name == "knockout":
+            values = spec.raw_bytes * knocked * _EFFECTS
         elif spec.name == "top_tokens":
             values = spec.raw_bytes * _TOKEN_IDS
         else:

@@ -134,6 +134,14 @@ class StoreLayout:
         """Position names along one of POSITION_DIMS."""
         return self.positions if dim == "position" else self.vision_positions
 
+    def names_of(self, dim: str) -> tuple[str, ...] | None:
+        """Names along a dimension that has names; None of one that has not."""
+        return {
+            "position": self.positions, "vision_position": self.vision_positions, "span": self.spans, "choice": self.choices,
+            "answer_form": self.answer_forms, "knockout_mode": self.knockout_modes, "knockout_window": self.knockout_windows,
+            "knockout_target": self.knockout_targets, "bound": ("start", "stop"), "grid_axis": ("rows", "columns"),
+        }.get(dim)  # fmt: skip
+
     @property
     def sizes(self) -> dict[str, int]:
         """Length of every dimension."""
@@ -175,12 +183,19 @@ class StoreLayout:
         position_present: NDArray[Any] | None = None,
         thumbnails: NDArray[Any] | None = None,
         words: int = 0,
+        knocked: float = 1.0,
     ) -> pd.DataFrame:
         """Table of arrays with columns array, shape, raw_bytes, estimated_bytes (on disk); see `estimate.estimated_sizes`."""
         from stratascope.store.estimate import estimated_sizes
 
         table: pd.DataFrame = estimated_sizes(
-            self, n_tokens=n_tokens, has_map=has_map, position_present=position_present, thumbnails=thumbnails, words=words
+            self,
+            n_tokens=n_tokens,
+            has_map=has_map,
+            position_present=position_present,
+            thumbnails=thumbnails,
+            words=words,
+            knocked=knocked,
         )
         return table
 
