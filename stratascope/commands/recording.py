@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stratascope.commands import options
-from stratascope.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from stratascope.extract import ExtractionSettings
@@ -29,8 +28,6 @@ def demo(out: Path, scenes: int, seed: int) -> None:
     """
     from stratascope.demo import run_demo
 
-    if scenes < 1:
-        raise InvalidInputError(f"expected --scenes to be at least 1, found {scenes}")
     click.echo(run_demo(out, scenes=scenes, seed=seed, progress=sys.stderr.isatty(), say=click.echo))
 
 

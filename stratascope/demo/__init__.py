@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stratascope.errors import TooFewExamplesError
+
 if TYPE_CHECKING:
     from stratascope.probe import LayerCurve
     from stratascope.store import ActivationStore
@@ -29,6 +31,7 @@ RECORDED = (
 """What the store of the scenes as they are holds, so that every command has something to work on."""
 KNOCKOUTS = 32
 """Scenes whose knockouts are measured: each takes as long as some twenty plain passes."""
+FEWEST_SCENES = 160
 
 
 def run_demo(
@@ -70,6 +73,8 @@ def run_demo(
     from stratascope.workflow.reporting import write_report
 
     require_extract_extra()
+    if scenes < FEWEST_SCENES:
+        raise TooFewExamplesError(f"expected at least {FEWEST_SCENES} scenes, so that relations can be probed, found {scenes}")
     out.mkdir(parents=True, exist_ok=True)
     say(f"1/5 drawing {scenes} scenes in {out / 'scenes'}")
     rows = write_scenes(out / "scenes", scenes, seed=seed)
