@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stratascope.commands import options
+from stratascope.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from stratascope.extract import ExtractionSettings
