@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from stratascope.commands import attention, fetching, looking, measuring, recording, stores
+from stratascope.commands import attention, fetching, looking, measuring, probing, recording, stores
 from stratascope.errors import StratascopeError
 
 COMMANDS = (
     recording.demo, fetching.fetch, recording.plan, recording.extract,
-    stores.info, stores.verify, stores.copy, stores.diff, measuring.probe,
+    stores.info, stores.verify, stores.copy, stores.diff, probing.probe,
     measuring.answers, measuring.share, measuring.rollout,
     attention.flow, attention.attribution, attention.faithfulness, attention.explain,
     looking.figure, looking.report, looking.view,

@@ -151,7 +151,7 @@ def test_probe_writes_curves_and_a_figure(store_path: Path, tmp_path: Path) -> N
 def test_probe_tells_and_draws_values_by_r2(store_path: Path, tmp_path: Path) -> None:
     result = run("probe", str(store_path), "--tasks", "geometry", "--positions", "final", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
-    assert re.search(r"geometry +final +R² -?\d\.\d{3} \[", result.output)
+    assert re.search(r"geometry at final: R² -?\d\.\d{3} \[", result.output)
     assert (tmp_path / "probe-geometry.png").exists()
 
 

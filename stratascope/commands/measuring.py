@@ -1,51 +1,13 @@
-"""Commands that compute results from a store: probe, answers, share, rollout."""
+"""Commands that compute results from a store: answers, share, rollout."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from stratascope.commands import options
 from stratascope.commands.terminal import open_store, results_folder
-
-
-@click.command(short_help="In which layers truth and relation can be read.")
-@click.argument("store")
-@click.option(
-    "--tasks",
-    callback=options.names,
-    default="truth,relation",
-    show_default=True,
-    help="truth, relation, answer or a column.",
-)
-@click.option("--positions", callback=options.names, help="Where to read it; default: all that the store has.")
-@click.option("--folds", default=5, show_default=True, help="Folds, grouped by image.")
-@click.option("--seed", default=0, show_default=True, help="Of folds and resamples.")
-@click.option("--baseline", metavar="STORE", help="Second store (the blank condition, say) whose curves are drawn beside.")
-@click.option("--scheduler", default="threads", show_default=True, help="synchronous, threads, processes, or a Dask scheduler's address.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
-def probe(store: str, baseline: str | None, out: Path | None, **chosen: Any) -> None:
-    """In which layers truth and relation can be read: a cross-validated logistic probe for each layer and position.
-
-    \b
-    Example, after 'stratascope demo --out demo':
-      stratascope probe demo/original.zarr --tasks truth --positions final --baseline demo/blank.zarr
-    """
-    from stratascope.workflow.probing import probe_and_draw
-
-    folder = out or results_folder(store)
-    click.echo(
-        probe_and_draw(
-            open_store(store),
-            open_store(baseline) if baseline else None,
-            folder,
-            **chosen,
-            progress=sys.stderr.isatty(),
-        )
-    )
 
 
 @click.command(short_help="How often the model is right, and how sure it is.")

@@ -47,6 +47,16 @@ def numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> t
         raise click.BadParameter(f"expected numbers or ranges such as 0,3,8-11, found {value!r}", param=param) from error
 
 
+def decimals(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """Numbers such as 1e-3 parted by commas."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(",") if part.strip())
+    except ValueError as error:
+        raise click.BadParameter(f"expected numbers such as 1e-3,1e-2, found {value!r}", param=param) from error
+
+
 def _number_range(part: str) -> range:
     first, dash, last = part.strip().partition("-")
     return range(int(first), int(last if dash else first) + 1)

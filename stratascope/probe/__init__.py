@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from stratascope.probe.estimator import LogisticProbe
     from stratascope.probe.events import LayerEvent
     from stratascope.probe.folds import Folds, grouped_folds
+    from stratascope.probe.grid import ScoreGrid
     from stratascope.probe.plan import ProbeSettings
     from stratascope.probe.reliability import calibration
     from stratascope.probe.splits import Leakage, official_split, split_leakage
     from stratascope.probe.study import Study, head_curves, layer_curve, plan_study, probe_study
     from stratascope.probe.tasks import Task, task_from_values
-    from stratascope.probe.transfer import transfer_matrix
+    from stratascope.probe.transfer import transfer_matrix, transfer_of
 
 _MODULES = {
     "Advantage": "advantage",
@@ -30,6 +31,7 @@ _MODULES = {
     "Leakage": "splits",
     "LogisticProbe": "estimator",
     "ProbeSettings": "plan",
+    "ScoreGrid": "grid",
     "Study": "study",
     "StudyCost": "cost",
     "Task": "tasks",
@@ -47,6 +49,7 @@ _MODULES = {
     "split_leakage": "splits",
     "task_from_values": "tasks",
     "transfer_matrix": "transfer",
+    "transfer_of": "transfer",
 }
 
 __all__ = [
@@ -58,6 +61,7 @@ __all__ = [
     "Leakage",
     "LogisticProbe",
     "ProbeSettings",
+    "ScoreGrid",
     "Study",
     "StudyCost",
     "Task",
@@ -75,6 +79,7 @@ __all__ = [
     "split_leakage",
     "task_from_values",
     "transfer_matrix",
+    "transfer_of",
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.errors import StoreError
-from stratascope.probe.events import LayerEvent, event_table, offset, onset
+from stratascope.errors import InvalidInputError, StoreError
+from stratascope.probe.events import LayerEvent, event_table, offset, onset, peak
 from stratascope.probe.intervals import Band, band
 from stratascope.report.notebook import Shown, Summary
 from stratascope.store import ResultFile, load_result, save_result
@@ -74,9 +74,41 @@ class Advantage(Shown):
         facts = [f"{best['value']:+.3f} {interval} of {metric} at layer {int(best['layer'])}", f"{self.onset()}, {self.offset()}"]
         return Summary(f"Advantage of {name} over {baseline}", facts, self.table.drop(columns=["metric", "name", "baseline"]))
 
+    def peak(self) -> LayerEvent:
+        """The layer of the largest advantage, and those that may be it as well."""
+        layers, value = self.table["layer"].to_numpy(), self.table["value"].to_numpy()
+        return peak(layers, value, self.draws, self.bands, level=self.level)
+
+    @classmethod
+    def over_all(cls, advantages: Sequence[Advantage]) -> Advantage:
+        """The advantage over the best of several baselines, layer by layer and draw by draw: the smallest of theirs.
+
+        Raises
+        ------
+        InvalidInputError
+            None are given, or they are of other layers or metrics.
+        """
+        if not advantages:
+            raise InvalidInputError("expected at least one advantage, found none; give those over each baseline")
+        first = advantages[0].table
+        for other in advantages[1:]:
+            if not first[["layer", "metric", "name"]].equals(other.table[["layer", "metric", "name"]]):
+                raise InvalidInputError(
+                    f"expected advantages of one curve in one metric, found {first['name'].iloc[0]} in {first['metric'].iloc[0]} and "
+                    f"{other.table['name'].iloc[0]} in {other.table['metric'].iloc[0]}"
+                )
+        value = np.min([one.table["value"] for one in advantages], axis=0)
+        draws = np.min([one.draws for one in advantages], axis=0)
+        bands = band(value, draws, level=advantages[0].level)
+        table = first[["layer", "metric", "name"]].assign(baseline=" and ".join(one.table["baseline"].iloc[0] for one in advantages))
+        table = table.assign(value=value, **{k: getattr(bands, k) for k in ("low", "high", "low_simultaneous", "high_simultaneous")})
+        facts = {key: advantages[0].attributes.get(key) for key in ("task", "position", "fingerprint")}
+        facts["baseline"] = {"task": "the best of several", "of": [one.attributes.get("baseline", "chance") for one in advantages]}
+        return cls(table, draws, bands, advantages[0].level, facts)
+
     def save(self, path: str | Path) -> None:
-        """Write one file, read back by `Advantage.load`; it names onset and offset, too."""
-        tables = {"table": self.table, "events": event_table(self.onset(), self.offset())}
+        """Write one file, read back by `Advantage.load`; it names onset, peak and offset, too."""
+        tables = {"table": self.table, "events": event_table(self.onset(), self.peak(), self.offset())}
         arrays = {"draws": (("draw", "layer"), self.draws)}
         save_result(path, ResultFile(KIND, tables, arrays, {**self.attributes, "level": self.level}))
 

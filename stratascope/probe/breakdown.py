@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -56,13 +56,20 @@ def accuracy_by(curve: LayerCurve, value_of: Mapping[str, object], *, minimum: i
     return pd.DataFrame(rows)
 
 
-def confusion(curve: LayerCurve, layer: int) -> pd.DataFrame:
-    """Counts of out-of-fold predictions at a layer: one row per true class, one column per predicted class."""
+def confusion(curve: LayerCurve, layer: int, group: Callable[[str], str] | None = None) -> pd.DataFrame:
+    """Counts of out-of-fold predictions at a layer: one row per true class, one column per predicted class.
+
+    Parameters
+    ----------
+    group : class -> group, such as `category_of` from relation to meta category; groups are counted instead of classes
+    """
     if curve.targets or layer not in curve.layers:
         raise InvalidInputError(f"expected a task of classes and a layer of {curve.layers.tolist()}, found {curve.task!r} and {layer}")
     predicted = predict(curve.logits[int(np.flatnonzero(curve.layers == layer)[0])])
-    count = len(curve.classes)
-    table = np.zeros((count, count), dtype=np.int64)
-    np.add.at(table, (curve.examples["label"].to_numpy(), predicted), 1)
-    index, columns = pd.Index(curve.classes, name="label"), pd.Index(curve.classes, name="predicted")
+    of_class = [group(name) for name in curve.classes] if group else list(curve.classes)
+    names = sorted(set(of_class))
+    number = np.array([names.index(name) for name in of_class])
+    table = np.zeros((len(names), len(names)), dtype=np.int64)
+    np.add.at(table, (number[curve.examples["label"].to_numpy()], number[predicted]), 1)
+    index, columns = pd.Index(names, name="label"), pd.Index(names, name="predicted")
     return pd.DataFrame(table, index=index, columns=columns)

@@ -20,11 +20,11 @@ from stratascope.probe.solver import BatchSolver, Report
 Floats = NDArray[Any]
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Held-out accuracy of standardised activations was best at 1e-3 .. 1e-2; the path stops soon after its optimum."""
-BEYOND = (1e3, 1e4)
-"""Tried where the default path ends while its loss still falls."""
+BEYOND = (1e3,)
+"""Tried where the default path ends while its loss still falls; what is hardly regularised costs the most."""
 RIDGE_STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-_FALLS = 1e-4
-"""Share of the loss that a tenfold strength has to win, or the optimum is a plateau and not beyond it."""
+_FALLS = 0.02
+"""Share of all that the path has won so far that its last step has to win, or the optimum is a plateau and not beyond it."""
 _CERTAIN = 0.02
 """Nats an example (or share of the variance): larger strengths would sharpen what is as good as certain, at the highest cost."""
 _OVERFITTED = 0.1
@@ -90,8 +90,10 @@ class OutOfFold:
     """(fold,) whether the loss still fell at the largest strength that there is: the optimum lies beyond it."""
 
 
-def _falls(before: Any, after: Any) -> Any:
-    return after < (1 - _FALLS) * before
+def _falls(curve: Floats) -> Any:
+    """Whether losses (strength, ...) are lowest at the last strength, and were clearly higher before it."""
+    won = curve.max(axis=0) - curve[-1]
+    return (curve.min(axis=0) == curve[-1]) & (curve[-2] - curve[-1] > _FALLS * won)
 
 
 def classify(
@@ -112,7 +114,7 @@ def classify(
     rows : built with `folds.of` as blocks
     labels : (labelling, example) class codes
     strengths : inverse regularisation C; a single one is used as it is, several are all there is. By default 1e-5 .. 100, and on to
-        1e4 while the loss still falls
+        1e3 where the loss still falls
     method : logistic, or means (difference in means, which has no strength)
 
     Raises
@@ -211,14 +213,13 @@ class _Track:
         return mean[-1] < _CERTAIN or (rising and mean[-1] > min(mean) + _OVERFITTED)
 
     def falling(self) -> bool:
-        """Whether the mean inner loss still falls at the last strength."""
-        return bool(_falls(np.mean(self.curve[-2]), np.mean(self.curve[-1])))
+        """Whether the inner loss of any fold still falls at the last strength."""
+        return bool(_falls(np.array(self.curve)).any())
 
     def _at_edge(self, possible: int) -> NDArray[np.bool_]:
         if possible < 2 or self.settled() or len(self.curve) < 2:
             return np.zeros(len(self.strength), dtype=bool)
-        lowest = np.argmin(self.curve, axis=0) == len(self.curve) - 1
-        return np.asarray(lowest & _falls(self.curve[-2], self.curve[-1]))
+        return np.asarray(_falls(np.array(self.curve)))
 
     def visit(self, strength: float, *, choose: bool) -> None:
         """Take note of the solutions at a strength."""

@@ -175,6 +175,30 @@ class LayerCurve(Shown):
             attributes=facts,
         )
 
+    def difference_from_layer(self, layer: int = 0, metric: str | None = None) -> Advantage:
+        """This curve minus its own score at one layer; layer 0 of `residual` are the embeddings.
+
+        Raises
+        ------
+        InvalidInputError
+            The curve has no such layer.
+        """
+        name = metric or self.metric
+        value, draws = self.rows(name)["value"].to_numpy(), self.draws[name].T
+        base = self.value(layer, name)
+        place = int(np.flatnonzero(self.layers == layer)[0])
+        facts = {"task": self.task, "position": self.position, "fingerprint": self.attributes.get("fingerprint")}
+        return Advantage.of(
+            self.layers,
+            value - base,
+            draws - draws[:, [place]],
+            metric=name,
+            name=f"{self.task} at {self.position}",
+            baseline=f"layer {layer}",
+            level=float(self.attributes.get("level", 0.95)),
+            attributes=facts | {"baseline": {"task": self.task, "layer": layer}},
+        )
+
     def _refuse_unpaired(self, other: LayerCurve) -> None:
         if not np.array_equal(self.layers, other.layers):
             raise InvalidInputError(f"expected curves of the same layers, found {self.layers.tolist()} and {other.layers.tolist()}")
@@ -196,6 +220,11 @@ class LayerCurve(Shown):
     def offset(self) -> LayerEvent:
         """First layer after the peak from which on the main metric is no longer above chance."""
         return self.difference().offset()
+
+    @property
+    def peak(self) -> LayerEvent:
+        """The layer of the highest main metric, and those that may be it as well."""
+        return self.difference().peak()
 
     def plot(self, ax: Axes | None = None, *, baselines: Mapping[str, LayerCurve] | None = None, metric: str | None = None) -> Axes:
         """Draw the curve with its interval, chance, and any baselines dashed in grey."""
@@ -225,7 +254,7 @@ class LayerCurve(Shown):
         return Summary(title, facts, rows.drop(columns=["position", "task", "metric"]), self.plot)
 
     def save(self, path: str | Path) -> None:
-        """Write one file, read back by `LayerCurve.load`; it names onset and offset over chance, too."""
+        """Write one file, read back by `LayerCurve.load`; it names onset, peak and offset over chance, too."""
         arrays: dict[str, tuple[tuple[str, ...], Floats]] = {
             "logits": (("layer", "output", "example"), self.logits),
             "directions": (("layer", "output", "column"), self.directions),
@@ -233,7 +262,7 @@ class LayerCurve(Shown):
         }
         arrays |= {f"draws_{name}": (("layer", "draw"), values) for name, values in self.draws.items()}
         head = {"task": self.task, "position": self.position, "classes": list(self.classes), "targets": list(self.targets)}
-        events = event_table(self.onset, self.offset).assign(metric=self.metric)
+        events = event_table(self.onset, self.peak, self.offset).assign(metric=self.metric)
         tables = {"table": self.table, "folds": self.folds, "examples": self.examples, "events": events}
         save_result(path, ResultFile(kind=KIND, tables=tables, arrays=arrays, attributes=head | {"settings": dict(self.attributes)}))
 

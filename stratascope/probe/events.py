@@ -1,4 +1,4 @@
-"""Onset and offset: the first layer at which an advantage is real, and the first after the peak from which it is gone."""
+"""Onset, peak and offset: where an advantage becomes real, is largest, and is gone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.probe.intervals import Band
+from stratascope.probe.intervals import Band, band
 
 Floats = NDArray[Any]
 
@@ -19,14 +19,14 @@ class LayerEvent:
     """A layer, or that there is none."""
 
     kind: str
-    """onset or offset"""
+    """onset, peak or offset"""
     layer: int | None
     """None: never found (onset), or still found at the last layer (offset)."""
     low: int | None
     high: int | None
     """95 % interval of the layer over bootstrap draws, with the threshold of the band; None stands for no layer at all."""
     candidates: tuple[int, ...]
-    """Layers that the simultaneous band does not exclude: many where the curve changes slowly."""
+    """Layers that the simultaneous band does not exclude: many where the curve changes slowly, or has a plateau."""
     margin: float
     """The advantage has to exceed it."""
     level: float
@@ -94,6 +94,17 @@ def offset(
     # the advantage may live on in later layers, as far as the band does not exclude it
     candidates = tuple(int(layers[i]) for i in range(found, count) if i == found or bands.high_simultaneous[i - 1] > margin)
     return _event("offset", layers, found, places, candidates, margin, level)
+
+
+def peak(layers: NDArray[np.integer], value: Floats, draws: Floats, bands: Band, *, margin: float = 0.0, level: float = 0.95) -> LayerEvent:
+    """The layer of the highest value; its candidates are the layers whose difference from it is not sure.
+
+    The value at the highest layer is biased upwards, since it is chosen on the same data: say the candidates, not the layer alone.
+    """
+    best = int(np.argmax(value))
+    behind = band(value[best] - value, draws[:, [best]] - draws, level=level)
+    candidates = tuple(int(layer) for layer, low in zip(layers, behind.low_simultaneous, strict=True) if low <= 0)
+    return _event("peak", layers, best, draws.argmax(axis=1), candidates, margin, level)
 
 
 def _first(above: NDArray[np.bool_]) -> int:

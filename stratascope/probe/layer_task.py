@@ -58,7 +58,9 @@ def run_layer(task: LayerTask) -> LayerAnswer:
 
 def _read(task: LayerTask) -> tuple[Floats, NDArray[np.intp]]:
     used = np.flatnonzero(np.any([batch.used for batch in task.batches], axis=0))
-    return task.store.read(task.settings.array, layer=task.layer, position=task.position, examples=used), used
+    name = task.settings.array
+    layer = task.layer if task.store.layout.array(name).layer_dim else None
+    return task.store.read(name, layer=layer, position=task.position, examples=used), used
 
 
 def _solve(task: LayerTask, x: Floats, used: NDArray[np.intp]) -> list[list[OutOfFold]]:

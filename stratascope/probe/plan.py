@@ -28,7 +28,7 @@ class ProbeSettings:
     seed: int = 0
     """Of folds, controls and bootstrap."""
     strengths: tuple[float, ...] | None = None
-    """Inverse regularisation C; several are chosen among inside the training folds. None: 1e-5 .. 100 and on to 1e4 while the loss
+    """Inverse regularisation C; several are chosen among inside the training folds. None: 1e-5 .. 100 and 1e3 where the loss
     still falls; for ridge 1e-6 .. 100."""
     method: str = "logistic"
     """logistic, or means: the difference in means. Tasks of values are always fitted by ridge regression."""

@@ -82,7 +82,7 @@ def plan_study(
     tasks : truth, relation, category, answer, geometry, a column of the examples, a `Task`, or a name in `values`; with `:shuffled` or
         `:control` for its controls, which are solved in the same go
     positions : all of the array by default
-    array : any recorded array with one vector an example, layer and position
+    array : any recorded array with one vector an example, by layer and position where it has them; else there is one layer, 0
     layers : all by default
     examples : numbers or mask, all by default
     values : task name -> mapping from example id to class
@@ -99,7 +99,7 @@ def plan_study(
     places = _positions(opened, array) if positions is None else tuple(positions)
     plans = {place: plan_position(opened, tasks, place, chosen, examples=examples, values=values) for place in places}
     names = tuple(dict.fromkeys(task.name if isinstance(task, Task) else task for task in tasks))
-    return Study(opened, names, tuple(_layers(opened, array, layers)), plans, chosen, by_head)
+    return Study(opened, names, tuple(layers_of(opened, array, layers)), plans, chosen, by_head)
 
 
 def _settings(array: str, settings: Mapping[str, Any]) -> ProbeSettings:
@@ -129,19 +129,27 @@ class Study:
         each = max(largest_task(batches, columns, self.settings) for batches in self.plans.values())
         return StudyCost(len(self.plans) * len(self.layers), each, workers_of(scheduler, workers))
 
-    def run(
+    def answers(
         self, *, scheduler: str | None = None, workers: int | None = None, progress: bool = False, output: str | Path | None = None
-    ) -> list[LayerCurve]:
-        """Solve everything; parameters and result of `probe_study`."""
+    ) -> dict[str | None, list[LayerAnswer]]:
+        """Position -> the answers of its layers; parameters of `probe_study`."""
         work = [
             LayerTask(self.store, layer, place, plan, self.settings, self.by_head)
             for place, plan in self.plans.items()
             for layer in self.layers
         ]
-        answers = _solve(work, output, scheduler=scheduler, workers=workers, progress=progress)
+        found = _solve(work, output, scheduler=scheduler, workers=workers, progress=progress)
+        count = len(self.layers)
+        return {place: found[number * count : (number + 1) * count] for number, place in enumerate(self.plans)}
+
+    def run(
+        self, *, scheduler: str | None = None, workers: int | None = None, progress: bool = False, output: str | Path | None = None
+    ) -> list[LayerCurve]:
+        """Solve everything; parameters and result of `probe_study`."""
+        answers = self.answers(scheduler=scheduler, workers=workers, progress=progress, output=output)
         curves = []
-        for number, (place, plan) in enumerate(self.plans.items()):
-            found = answers[number * len(self.layers) : (number + 1) * len(self.layers)]
+        for place, found in answers.items():
+            plan = self.plans[place]
             heads = len(found[0].answers) // len(plan)
             for head in range(heads):
                 mine = [replace(layer, answers=layer.answers[head * len(plan) : (head + 1) * len(plan)]) for layer in found]
@@ -191,8 +199,11 @@ def _positions(store: ActivationStore, array: str) -> tuple[str | None, ...]:
     return (None,) if dim is None else tuple(store.layout.positions_of(dim))
 
 
-def _layers(store: ActivationStore, array: str, layers: Sequence[int] | None) -> list[int]:
+def layers_of(store: ActivationStore, array: str, layers: Sequence[int] | None) -> list[int]:
+    """The layers asked for, all of the array by default; 0 for an array without."""
     spec = store.layout.array(array)
+    if "example" not in spec.dims or len(set(spec.dims) - {"example", spec.layer_dim, spec.position_dim}) == 0:
+        raise InvalidInputError(f"{array}: expected a vector an example, found dimensions {spec.dims}; give array='residual'")
     if spec.layer_dim is None:
-        raise InvalidInputError(f"{array}: expected an array by layer, found dimensions {spec.dims}; give array='residual'")
+        return [0]  # such as the vision tower's output
     return sorted(store.layout.layers_of(spec.layer_dim) if layers is None else layers)

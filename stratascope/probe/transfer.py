@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
 from stratascope.probe.bootstrap import Bootstrap
-from stratascope.probe.layer_task import LayerTask, run_layer
 from stratascope.probe.metrics import chance_levels, main_metric, score_layers, score_table
-from stratascope.probe.plan import Batch, ProbeSettings, plan_position
-from stratascope.probe.scheduling import run_all
+from stratascope.probe.plan import Batch, ProbeSettings
+from stratascope.probe.study import Study, layers_of, plan_study
 from stratascope.probe.tasks import Task
 from stratascope.store import ActivationStore
 
@@ -30,7 +30,9 @@ def transfer_matrix(
     layers: Sequence[int] | None = None,
     to_layers: Sequence[int] | None = None,
     examples: Sequence[int] | NDArray[Any] | None = None,
+    values: Mapping[str, Mapping[str, object]] | None = None,
     scheduler: str | None = None,
+    workers: int | None = None,
     progress: bool = False,
     **settings: Any,
 ) -> pd.DataFrame:
@@ -42,7 +44,7 @@ def transfer_matrix(
     ----------
     to : another store of the same examples, such as another condition; the same one by default
     to_position : the same by default
-    settings : fields of `ProbeSettings`
+    settings : `array`, and fields of `ProbeSettings`
 
     Returns
     -------
@@ -56,30 +58,54 @@ def transfer_matrix(
     """
     source = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
     target = source if to is None else to if isinstance(to, ActivationStore) else ActivationStore.open(to)
-    place = to_position or position
-    if not np.array_equal(source.examples["id"].to_numpy(), target.examples["id"].to_numpy()):
-        raise InvalidInputError("expected two stores of the same examples in the same order, found other ids; extract both from one file")
-    chosen = ProbeSettings(**({"draws": 200} | settings))
-    there = target.available(chosen.array, place)
-    wanted = np.zeros(len(there), dtype=bool)
+    array = str(settings.get("array", "residual"))
+    _refuse_other_examples(source, target)
+    wanted = np.zeros(source.layout.examples, dtype=bool)
     wanted[slice(None) if examples is None else np.asarray(examples)] = True
-    batch = plan_position(source, (task,), position, chosen, examples=np.flatnonzero(wanted & there))[0]
-    if batch.targets:
-        raise InvalidInputError(f"expected a task of classes, found {batch.tasks[0]!r}, which has values")
-    trained = _held(source, chosen.array, layers)
-    work = [LayerTask(source, layer, position, (batch,), chosen) for layer in trained]
-    answers = [answer.answers[0][0] for answer in run_all(run_layer, work, scheduler=scheduler, progress=progress)]
+    there = np.flatnonzero(wanted & target.available(array, to_position or position))
+    study = plan_study(source, (task,), (position,), layers=layers, examples=there, values=values, **({"draws": 200} | settings))
+    run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress}
+    return transfer_of(study, to=target, to_position=to_position, to_layers=to_layers, **run)
+
+
+def transfer_of(
+    study: Study,
+    task: str | None = None,
+    *,
+    to: ActivationStore | None = None,
+    to_position: str | None = None,
+    to_layers: Sequence[int] | None = None,
+    **run: Any,
+) -> pd.DataFrame:
+    """The matrix of one task of a study at its first position; `run` as in `Study.answers`, whose finished layers are taken as they are.
+
+    Raises
+    ------
+    InvalidInputError
+        The task has values, or each head is a probe of its own.
+    """
+    (position, batches), *_ = study.plans.items()
+    name = task or study.tasks[0]
+    number = next(k for k, batch in enumerate(batches) if name in batch.tasks)
+    batch = batches[number]
+    place = batch.tasks.index(name)
+    if batch.targets or study.by_head:
+        raise InvalidInputError(f"expected a task of classes and one vector a position, found {name!r}, which has values or heads")
+    target, settings = to or study.store, study.settings
+    answers = [answer.answers[number][place] for answer in study.answers(**run)[position]]
     weights = np.stack([answer.fold_directions for answer in answers])
     biases = np.stack([answer.fold_intercepts for answer in answers])
+    alone = replace(batch, tasks=(name,), labels=batch.labels[[place]])
     parts = []
-    for layer in _held(target, chosen.array, to_layers):
-        table = _test(target, batch, layer, place, weights, biases, np.asarray(trained), chosen)
+    for layer in layers_of(target, settings.array, to_layers):
+        table = _test(target, alone, layer, to_position or position, weights, biases, np.asarray(study.layers), settings)
         parts.append(table[table["metric"] == main_metric(len(batch.classes))].assign(to_layer=layer))
     return pd.concat(parts, ignore_index=True)
 
 
-def _held(store: ActivationStore, array: str, layers: Sequence[int] | None) -> list[int]:
-    return sorted(store.layout.layers_of(store.layout.array(array).layer_dim or "") if layers is None else layers)
+def _refuse_other_examples(source: ActivationStore, target: ActivationStore) -> None:
+    if not np.array_equal(source.examples["id"].to_numpy(), target.examples["id"].to_numpy()):
+        raise InvalidInputError("expected two stores of the same examples in the same order, found other ids; extract both from one file")
 
 
 def _test(
@@ -93,7 +119,8 @@ def _test(
     settings: ProbeSettings,
 ) -> pd.DataFrame:
     used = np.flatnonzero(batch.folds.tested)
-    x = store.read(settings.array, layer=layer, position=position, examples=used).reshape(len(used), -1)
+    held = store.layout.array(settings.array).layer_dim
+    x = store.read(settings.array, layer=layer if held else None, position=position, examples=used).reshape(len(used), -1)
     if x.shape[1] != weights.shape[-1]:
         raise InvalidInputError(
             f"expected vectors of {weights.shape[-1]} numbers as in training, found {x.shape[1]}; probes cannot be moved there"

@@ -121,8 +121,9 @@ class Findings:
         return [f for f in self.beside if f.kind == "layer_curve" and (f.task, f.position, f.attributes.get("array")) == same]
 
     def advantages_of(self, curve: Found) -> list[Found]:
-        """Paired differences of the curve over its baselines and controls."""
-        return [f for f in self.of("advantage") if (f.task, f.position) == (curve.task, curve.position)]
+        """Paired differences of the curve over its baselines and controls; that over its own layer 0 the curve shows by itself."""
+        mine = [f for f in self.of("advantage") if (f.task, f.position) == (curve.task, curve.position)]
+        return [f for f in mine if "layer" not in (f.attributes.get("baseline") or {})]
 
     def one(self, kind: str, what: str, command: str) -> Found:
         """The first result of a kind; NotRecordedError saying by which command to make it."""

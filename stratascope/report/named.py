@@ -132,6 +132,8 @@ def draw_advantages(findings: Findings, ax: Axes, choice: Choice) -> Axes:
 def advantage_name(found: Found) -> str:
     """Over what: blank images, shuffled labels, ..."""
     over = found.attributes.get("baseline") or {}
+    if "of" in over:
+        return "the best of its baselines"
     control = str(over.get("task", "")).partition(":")[2]
     condition = str(over.get("condition") or "chance")
     names = {"shuffled": "shuffled labels", "control": "the control task"}

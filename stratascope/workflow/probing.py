@@ -2,129 +2,222 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stratascope.report import draw_layer_curves, new_figure, paper_style, save_figure
+from stratascope.errors import InvalidInputError
 from stratascope.report.figures import METRIC_LABELS
+from stratascope.workflow import probe_figures
+from stratascope.workflow.probe_figures import draw_curves
+from stratascope.workflow.probe_files import keep_advantage, save_accuracy_by, save_advantage, save_curve, save_table, shown_metric
 
 if TYPE_CHECKING:
-    from stratascope.probe import LayerCurve
+    from stratascope.probe import Advantage, LayerCurve, Study
     from stratascope.store import ActivationStore
+
+__all__ = ["ProbeRequest", "draw_curves", "peak_text", "probe_and_draw", "save_accuracy_by", "save_advantage", "save_curve", "shown_metric"]
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """What one command asks of a store."""
+
+    tasks: tuple[str, ...] = ("truth", "relation")
+    positions: tuple[str, ...] | None = None
+    """All of the array by default."""
+    array: str = "residual"
+    layers: tuple[int, ...] | None = None
+    controls: tuple[str, ...] = ()
+    """shuffled, control: added to every task."""
+    values: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Tasks by example id."""
+    baselines: Mapping[str, ActivationStore] = field(default_factory=dict)
+    """Name -> store of the same examples."""
+    by: str = "relation"
+    """Column of the examples by whose values accuracy is taken apart."""
+    transfer: bool = False
+    """Whether probes of each layer are tested at all others."""
+    metric: str | None = None
+    """What is drawn and compared; accuracy, or R2 for values, by default."""
+    margin: float = 0.0
+    """An advantage has to exceed it."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `ProbeSettings`."""
+
+    @property
+    def all_tasks(self) -> tuple[str, ...]:
+        """Each task followed by its controls; tasks of values have no control task."""
+        found = []
+        for task in self.tasks:
+            plain = ":" in task
+            controls = () if plain else tuple(c for c in self.controls if not (task == "geometry" and c == "control"))
+            found += [task, *(f"{task}:{control}" for control in controls)]
+        return tuple(dict.fromkeys(found))
 
 
 def probe_and_draw(
     store: ActivationStore,
-    baseline: ActivationStore | None,
+    request: ProbeRequest,
     folder: Path,
     *,
-    tasks: Sequence[str],
-    positions: Sequence[str] | None,
-    folds: int,
-    seed: int,
     scheduler: str | None = None,
+    workers: int | None = None,
     progress: bool = False,
+    say: Callable[[str], object] = lambda text: None,
 ) -> str:
-    """Probe every task at every position, save each curve, draw one figure a task; the text names peaks, onsets and files."""
-    chosen = tuple(positions or store.layout.positions)
-    lines: list[str] = []
-    drawn: dict[str, dict[str, LayerCurve]] = {}
-    muted: dict[str, dict[str, LayerCurve]] = {}
-    for which, suffix in ((store, ""), (baseline, "baseline")):
-        for position in chosen if which is not None else ():
-            assert which is not None
-            for curve in _curves(which, tasks, position, folds=folds, seed=seed, scheduler=scheduler, progress=progress):
-                save_curve(curve, folder, suffix)
-                kept, name = (muted, f"{position}, baseline") if suffix else (drawn, position)
-                kept.setdefault(curve.task, {})[name] = curve
-                lines.append(f"{curve.task:<16} {position:<12} {peak_text(curve)}{'  (baseline)' if suffix else ''}")
-                if suffix:
-                    save_advantage(drawn[curve.task][position], curve, folder, suffix)
-                    over = drawn[curve.task][position].difference(curve)
-                    lines.append(f"{curve.task:<16} {position:<12} over the baseline: {over.onset()}, {over.offset()}")
-                elif not curve.targets and ":" not in curve.task:
-                    save_accuracy_by(curve, store, "relation", folder)
-    for task in drawn:
-        for control in (name for name in drawn if name.startswith(f"{task}:")):
-            for position in chosen:
-                save_advantage(drawn[task][position], drawn[control][position], folder, control.partition(":")[2])
-    for task, curves in drawn.items():
-        path = draw_curves(
-            curves, folder / f"probe-{_file_name(task)}.png", muted=muted.get(task, {}), title=f"{task}: what a probe reads, by layer"
-        )
-        lines.append(f"figure {path}")
-    return "\n".join([*lines, f"results in {folder}"])
+    """Probe every task at every position, save each result, draw; the text names peaks, onsets and files.
+
+    Parameters
+    ----------
+    say : told the memory that it will take, before it begins
+    """
+    run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress, "output": folder / "layers"}
+    if request.transfer and _by_head(store, request):
+        raise InvalidInputError(f"expected an array of one vector a position for --transfer, found {request.array}; leave --transfer out")
+    studies = _studies(store, request)
+    say(_cost(list(studies.values()), run))
+    found: dict[str, list[LayerCurve]] = {}
+    for (name, _), study in studies.items():
+        found.setdefault(name, []).extend(study.run(**run))
+    curves, others = found.pop(""), found
+    for name, some in {"": curves, **others}.items():
+        for curve in some:
+            save_curve(curve, folder, name)
+    by_head = _by_head(store, request)
+    lines = _head_lines(curves, request) if by_head else []
+    for curve in [] if by_head else _plain(curves):
+        lines += _compare(curve, curves, others, request, folder)
+        if not curve.targets and request.by in store.examples.columns:
+            save_accuracy_by(curve, store, request.by, folder)
+    if "leakage_text" in curves[0].attributes:
+        lines.append(f"the split is {' and '.join(request.settings['split'])}: {curves[0].attributes['leakage_text']}")
+    figures = probe_figures.draw_all(store, request, curves, others, folder, by_head=by_head)
+    if request.transfer:
+        figures += list(_transfer(studies, curves, folder, run))
+    return "\n".join([*lines, *(f"figure {path}" for path in figures), f"results in {folder}"])
 
 
-def _curves(store: ActivationStore, tasks: Sequence[str], position: str, **options: Any) -> list[LayerCurve]:
-    """The curves of one position, over the examples that have it."""
-    from stratascope.probe import probe_study
-
-    present = store.position_present[:, store.layout.positions.index(position)] if position in store.layout.positions else None
-    examples = None if present is None or present.all() else np.flatnonzero(present)
-    return probe_study(store, tasks, (position,), examples=examples, **options)
+def _by_head(store: ActivationStore, request: ProbeRequest) -> bool:
+    dims = store.layout.array(request.array).dims
+    return "head" in dims and dims[-1] != "head"
 
 
-def save_curve(curve: LayerCurve, folder: Path, suffix: str = "") -> Path:
-    """Save as probe-TASK-POSITION[-SUFFIX].zarr.zip in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ("-".join(filter(None, ["probe", _file_name(curve.task), curve.position, suffix])) + ".zarr.zip")
-    curve.save(path)
-    return path
+def _studies(store: ActivationStore, request: ProbeRequest) -> dict[tuple[str, str | None], Study]:
+    """By name of the baseline ("" for the store itself) and position, over the examples that all of them have."""
+    from stratascope.probe import plan_study
+
+    places: Sequence[str | None] = request.positions or _positions(store, request.array)
+    options = {
+        "array": request.array, "layers": request.layers, "values": request.values, "by_head": _by_head(store, request), **request.settings,
+    }  # fmt: skip
+    studies = {}
+    for name, which in {"": store, **request.baselines}.items():
+        for place in places:
+            examples = None
+            if request.baselines:
+                shared = np.all([s.available(request.array, place) for s in (store, *request.baselines.values())], axis=0)
+                examples = np.flatnonzero(shared)
+            tasks = request.tasks if name else request.all_tasks
+            studies[name, place] = plan_study(which, tasks, (place,), examples=examples, **options)
+    return studies
 
 
-def save_advantage(curve: LayerCurve, baseline: LayerCurve, folder: Path, name: str) -> Path:
-    """What the curve is above a baseline, saved as advantage-TASK-POSITION-over-NAME.zarr.zip; of accuracy, or R2 for values."""
-    place = "-".join(filter(None, [_file_name(curve.task), curve.position]))
-    path = folder / f"advantage-{place}-over-{name}.zarr.zip"
-    curve.difference(baseline, "r2" if curve.targets else "accuracy").save(path)
-    return path
+def _cost(studies: Sequence[Study], run: Mapping[str, Any]) -> str:
+    costs = [study.cost(scheduler=run["scheduler"], workers=run["workers"]) for study in studies]
+    largest = max(costs, key=lambda cost: cost.bytes_each)
+    return str(replace(largest, tasks=sum(cost.tasks for cost in costs)))
 
 
-def save_accuracy_by(curve: LayerCurve, store: ActivationStore, column: str, folder: Path) -> Path:
-    """The curve's accuracy for each value of a column of the examples, saved as probe-TASK-POSITION-by-COLUMN.zarr.zip."""
-    from stratascope.probe import accuracy_by
-    from stratascope.store import ResultFile, save_result
-
-    table = accuracy_by(curve, dict(zip(store.examples["id"], store.examples[column], strict=True)))
-    place = "-".join(filter(None, [_file_name(curve.task), curve.position]))
-    path = folder / f"probe-{place}-by-{column}.zarr.zip"
-    facts = {"task": curve.task, "position": curve.position, "by": column, "fingerprint": curve.attributes["fingerprint"]}
-    save_result(path, ResultFile("accuracy_by", {"table": table}, {}, facts))
-    return path
+def _positions(store: ActivationStore, array: str) -> tuple[str | None, ...]:
+    dim = store.layout.array(array).position_dim
+    return (None,) if dim is None else tuple(store.layout.positions_of(dim))
 
 
-def _file_name(task: str) -> str:
-    return task.replace(":", "-")
+def _plain(curves: Sequence[LayerCurve]) -> list[LayerCurve]:
+    return [curve for curve in curves if ":" not in curve.task]
 
 
-def shown_metric(curve: LayerCurve) -> str:
-    """What a curve is drawn and told by: accuracy, which everybody can read, or R2 for a task of values."""
-    return "r2" if curve.targets else "accuracy"
+def _compare(
+    curve: LayerCurve, curves: Sequence[LayerCurve], others: Mapping[str, Sequence[LayerCurve]], request: ProbeRequest, folder: Path
+) -> Iterator[str]:
+    """Advantages over chance, controls, embeddings and baselines, saved; yields the peak, and onset and offset over each."""
+    metric = shown_metric(curve, request.metric)
+    yield f"{curve.task} at {curve.position or request.array}: {peak_text(curve, metric)}"
+    over = advantages(curve, curves, others, request)
+    for name, advantage in over.items():
+        if name != "chance":  # the curve's own file tells it
+            keep_advantage(advantage, curve, folder, name)
+    by_span: dict[str, list[str]] = {}
+    for name, advantage in over.items():
+        by_span.setdefault(_span(advantage, request.margin), []).append("all of these" if name == "all" else name)
+    for span, names in by_span.items():
+        yield f"  above {', '.join(names)}: {span}"
+    yield from (f"  note: {note}" for note in curve.notes)
 
 
-def peak_text(curve: LayerCurve) -> str:
-    """The best layer's accuracy, or R2, with its interval, and where the score first rises above chance."""
-    metric = shown_metric(curve)
+def advantages(
+    curve: LayerCurve, curves: Sequence[LayerCurve], others: Mapping[str, Sequence[LayerCurve]], request: ProbeRequest
+) -> dict[str, Advantage]:
+    """The curve above chance, its controls, the embeddings, each baseline; and above the best of all (`all`)."""
+    metric = shown_metric(curve, request.metric)
+    over: dict[str, Advantage] = {"chance": curve.difference(metric=metric)}
+    for other in curves:
+        if other.position == curve.position and other.task.startswith(f"{curve.task}:"):
+            over[other.task.partition(":")[2]] = curve.difference(other, metric)
+    if request.array == "residual" and 0 in curve.layers:
+        over["embeddings"] = curve.difference_from_layer(0, metric)
+    for name, found in others.items():
+        twin = next(other for other in found if (other.task, other.position) == (curve.task, curve.position))
+        over[name] = curve.difference(twin, metric)
+    if len(over) > 1:
+        over["all"] = type(over["chance"]).over_all(list(over.values()))
+    return over
+
+
+def _span(advantage: Advantage, margin: float) -> str:
+    onset, offset = advantage.onset(margin), advantage.offset(margin)
+    return str(onset) if onset.layer is None or offset.layer is None else f"{onset}, {offset}"
+
+
+def peak_text(curve: LayerCurve, metric: str | None = None) -> str:
+    """The best layer's accuracy, or R2, with its interval, chance, and the layers that may be as good."""
+    metric = shown_metric(curve, metric)
     rows = curve.rows(metric)
     best = rows.iloc[int(rows["value"].to_numpy().argmax())]
     interval = f"[{best['low']:.3f}, {best['high']:.3f}]"
-    score = f"{METRIC_LABELS[metric]} {best['value']:.3f} {interval} at layer {int(best['layer'])}"
-    return f"{score}, chance {best['chance']:.3f}; {curve.onset}"
+    score = f"{METRIC_LABELS.get(metric, metric)} {best['value']:.3f} {interval} at layer {int(best['layer'])}"
+    alike = [layer for layer in curve.difference(metric=metric).peak().candidates if layer != best["layer"]]
+    rest = f", not surely above layer {', '.join(map(str, alike))}" if 0 < len(alike) <= 4 else ""
+    return f"{score}{rest} (chance {best['chance']:.3f})"
 
 
-def draw_curves(
-    curves: Mapping[str, LayerCurve], path: Path, *, muted: Mapping[str, LayerCurve], title: str, metric: str | None = None
-) -> Path:
-    """Layer curves of one task with their controls, as a figure file."""
-    metric = metric or shown_metric(next(iter(curves.values())))
-    figure, (ax,) = new_figure(1, width=4.6, height=2.9)
-    with paper_style():
-        tables = {name: curve.table for name, curve in [*curves.items(), *muted.items()]}
-        chance = float(next(iter(curves.values())).rows(metric)["chance"].iloc[0])
-        draw_layer_curves(tables, ax, metric=metric, chance=chance, muted=list(muted), title=title)
-        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return save_figure(figure, path)
+def _head_lines(curves: Sequence[LayerCurve], request: ProbeRequest) -> list[str]:
+    """The best heads of each task, by a band that holds for all heads and layers together."""
+    from stratascope.probe import ScoreGrid
+
+    lines = []
+    for task in dict.fromkeys(curve.task for curve in curves):
+        grid = ScoreGrid.of([curve for curve in curves if curve.task == task], request.metric)
+        name = METRIC_LABELS.get(str(grid.attributes["metric"]), str(grid.attributes["metric"]))
+        best = [f"{row.row} of block {row.layer} {row.value:.3f}" for row in grid.best(3).itertuples()]
+        lines.append(
+            f"{task:<16} {int(grid.table['found'].sum())} of {len(grid.table)} heads above chance in {name}: {', '.join(best) or 'none'}"
+        )
+    return lines
+
+
+def _transfer(
+    studies: Mapping[tuple[str, str | None], Study], curves: Sequence[LayerCurve], folder: Path, run: Mapping[str, Any]
+) -> Iterator[Path]:
+    """The layer by layer matrix of each task and position, saved and drawn."""
+    from stratascope.probe import transfer_of
+
+    for curve in _plain(curves):
+        if not curve.targets:
+            table = transfer_of(studies["", curve.position], curve.task, **run)
+            save_table(folder, "transfer", table, curve, "transfer", curve.task, curve.position)
+            yield probe_figures.draw_transfer_figure(table, curve, folder)

@@ -149,10 +149,10 @@ def test_the_default_grid_goes_on_while_the_loss_falls():
     x = np.stack([first, first + 0.02 * (2 * y - 1 + 0.8 * rng.standard_normal(600))], axis=1)
     folds = grouped_folds(np.arange(600), y, folds=3)
     (found,) = classify(Rows(x, folds.of), y[None], folds, classes=2)
-    assert np.isfinite(found.inner_loss[-1]).all(), "tried up to 1e4"
+    assert np.isfinite(found.inner_loss[-1]).all(), "tried up to 1e3"
     loss = found.inner_loss.mean(axis=1)
-    assert loss[-1] < 0.7 * loss[-3], "than at 100"
-    assert found.at_edge.tolist() == (found.strength == 1e4).tolist()
+    assert loss[-1] < 0.7 * loss[-2], "than at 100"
+    assert found.at_edge.all(), "and even larger ones would score better"
     (short,) = classify(Rows(x, folds.of), y[None], folds, classes=2, strengths=(10, 100))
     assert len(short.inner_loss) == 2, "strengths that are given are all there is"
     assert short.at_edge.all()

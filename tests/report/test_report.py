@@ -24,7 +24,7 @@ from stratascope.report.named import FIGURES
 from stratascope.report.store_report import report_page
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 from stratascope.workflow.attention import roll_and_draw, save_answers, share_and_draw
-from stratascope.workflow.probing import probe_and_draw
+from stratascope.workflow.probing import ProbeRequest, probe_and_draw
 from stratascope.workflow.reporting import example_cards, write_report
 
 
@@ -34,8 +34,8 @@ def results(settings, store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     blank = folder / "blank.zarr"
     run_extraction(plan_extraction(dataclasses.replace(settings, condition="blank", record=("residual",))), blank)
-    options = {"folds": 4, "seed": 0, "tasks": ("truth", "truth:shuffled"), "positions": ("final", "object")}
-    probe_and_draw(store, ActivationStore.open(blank), folder / "results", **options)
+    asked = {"tasks": ("truth", "truth:shuffled"), "positions": ("final", "object"), "settings": {"folds": 4, "seed": 0}}
+    probe_and_draw(store, ProbeRequest(baselines={"baseline": ActivationStore.open(blank)}, **asked), folder / "results")
     save_answers(store, folder / "results")
     share_and_draw(store, folder / "results")
     roll_and_draw(store, folder / "results", examples=(0, 1), window=None)

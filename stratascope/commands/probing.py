@@ -1,0 +1,118 @@
+"""The command that probes: where something can be read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stratascope.commands import options
+from stratascope.commands.terminal import open_store, results_folder
+
+if TYPE_CHECKING:
+    from stratascope.store import ActivationStore
+
+
+@click.command(short_help="In which layers truth and relation can be read.")
+@click.argument("store")
+@click.option(
+    "--tasks",
+    callback=options.names,
+    default="truth,relation",
+    show_default=True,
+    help="truth, relation, category, answer, geometry (boxes), a column of the examples, or a NAME of --values.",
+)
+@click.option("--positions", callback=options.names, help="Where to read it; default: all that the array has.")
+@click.option("--layers", callback=options.numbers, metavar="N,M-K", help="Default: all.")
+@click.option(
+    "--array",
+    default="residual",
+    show_default=True,
+    help="Also vision_residual, vision_output, head_logits; head_outputs: a probe for each head.",
+)
+@click.option(
+    "--controls",
+    callback=options.names,
+    default="",
+    help="shuffled: labels dealt anew within folds; control: a random label for each relation, subject and object together.",
+)
+@click.option(
+    "--baseline",
+    "baselines",
+    multiple=True,
+    metavar="[NAME=]STORE",
+    help="Store of the same examples (blank images, untrained weights) to be compared with; may be repeated.",
+)
+@click.option("--values", multiple=True, metavar="NAME=FILE.csv", help="A task of your own: a table with columns id and value.")
+@click.option("--by", default="relation", show_default=True, metavar="COLUMN", help="Accuracy for each value of this column, too.")
+@click.option("--transfer", is_flag=True, help="Test the probes of each layer at all other layers, too.")
+@click.option("--split", callback=options.names, metavar="TRAIN,TEST", help="The store's own splits, instead of cross-validation.")
+@click.option("--folds", default=5, show_default=True, help="Of the cross-validation; an image is in one fold.")
+@click.option("--groups", default="image", show_default=True, metavar="COLUMN", help="Examples alike in this are never divided.")
+@click.option("--minimum", default=20, show_default=True, help="Classes of fewer examples are left out.")
+@click.option("--types", callback=options.names, default="relation,subject,object", show_default=True, help="Columns of a control's types.")
+@click.option(
+    "--method", type=click.Choice(["logistic", "means"]), default="logistic", show_default=True, help="means: difference in means."
+)
+@click.option("--strengths", callback=options.decimals, metavar="C,C", help="Inverse regularisation to choose among; default: 1e-5 to 1e3.")
+@click.option("--metric", help="To draw and compare: accuracy (default), balanced_accuracy, auroc, log_loss; r2 for boxes.")
+@click.option("--margin", default=0.0, show_default=True, help="What an advantage has to exceed for onset and offset.")
+@click.option("--seed", default=0, show_default=True, help="Of folds, controls and resamples.")
+@click.option("--scheduler", default="threads", show_default=True, help="synchronous, threads, processes, or a Dask scheduler's address.")
+@click.option("--workers", type=int, metavar="N", help="Threads or processes at once; default: one a core.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
+def probe(store: str, out: Path | None, baselines: tuple[str, ...], values: tuple[str, ...], **chosen: Any) -> None:
+    """In which layers something can be read: a cross-validated linear probe for each layer and position.
+
+    Says for each curve its peak and where it is above chance, controls, embeddings and baselines (onset, offset). Results and figures go
+    to a folder; docs/results.md says what each file holds. Finished layers are kept there: the same command goes on where it stopped.
+
+    \b
+    Examples, after 'stratascope demo --out demo':
+      stratascope probe demo/original.zarr --tasks truth --positions final --baseline demo/blank.zarr
+      stratascope probe demo/original.zarr --tasks truth,geometry --controls shuffled --positions subject,object --transfer
+    """
+    from stratascope.probe.value_files import read_values
+    from stratascope.workflow.probing import ProbeRequest, probe_and_draw
+
+    run = {name: chosen.pop(name) for name in ("scheduler", "workers")}
+    settings = {name: chosen.pop(name) for name in ("split", "folds", "groups", "minimum", "types", "method", "strengths", "seed")}
+    if settings["split"] is None:
+        del settings["split"]
+    named = dict(_named(text, "NAME=FILE.csv", "--values") for text in values)
+    request = ProbeRequest(
+        **chosen,
+        settings=settings,
+        baselines=_baselines(baselines),
+        values={name: read_values(path) for name, path in named.items()},
+    )
+    click.echo(
+        probe_and_draw(
+            open_store(store),
+            request,
+            out or results_folder(store),
+            **run,
+            progress=sys.stderr.isatty(),
+            say=lambda text: click.echo(text, err=True),
+        )
+    )
+
+
+def _baselines(texts: tuple[str, ...]) -> dict[str, ActivationStore]:
+    """Stores by name; one without is named baseline, baseline-2, ..."""
+    found: dict[str, ActivationStore] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or "/" in name:
+            name, path = "baseline" if not found else f"baseline-{len(found) + 1}", text
+        found[name] = open_store(path)
+    return found
+
+
+def _named(text: str, form: str, option: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not name or not path:
+        raise click.BadParameter(f"expected {form}, found {text!r}", param_hint=option)
+    return name, path

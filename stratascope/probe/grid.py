@@ -1,0 +1,79 @@
+"""Many curves of one task as one grid of cells, position by layer or head by layer, with a band that holds for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stratascope.errors import InvalidInputError, StoreError
+from stratascope.probe.curve import LayerCurve
+from stratascope.probe.intervals import band
+from stratascope.store import ResultFile, load_result, save_result
+
+KIND = "score_grid"
+
+
+@dataclass(frozen=True)
+class ScoreGrid:
+    """Scores of one task at several positions, or by several heads."""
+
+    table: pd.DataFrame
+    """One row per curve and layer: row (the position or head), layer, metric, value, low, high, low_simultaneous, high_simultaneous,
+    chance, found (whether the simultaneous lower bound is above chance)."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """task, metric, level, fingerprint of the store, array."""
+
+    @classmethod
+    def of(cls, curves: Sequence[LayerCurve], metric: str | None = None) -> ScoreGrid:
+        """A grid of curves of the same task.
+
+        The simultaneous band takes the maximum over all cells, so that in at most 5 % of data sets without any signal a single
+        cell is found. Single intervals do not allow for the choice of the best of many cells.
+
+        Raises
+        ------
+        InvalidInputError
+            The curves are of different tasks, or none.
+        """
+        tasks = sorted({curve.task for curve in curves})
+        if len(tasks) != 1:
+            raise InvalidInputError(f"expected curves of one task, found {', '.join(tasks) or 'none'}; make a grid of each")
+        name = metric or curves[0].metric
+        parts = [curve.rows(name).assign(row=curve.position or "all") for curve in curves]
+        table = pd.concat(parts, ignore_index=True)
+        draws = np.concatenate([curve.draws[name] for curve in curves]).T.astype(np.float64)
+        attributes = curves[0].attributes
+        level = float(attributes.get("level", 0.95))
+        groups = min(curve.examples["group"].nunique() for curve in curves)
+        bands = band(table["value"].to_numpy(), draws, level=level, groups=None if curves[0].targets else groups)
+        table = table.assign(low_simultaneous=bands.low_simultaneous, high_simultaneous=bands.high_simultaneous)
+        table["found"] = table["low_simultaneous"] > table["chance"]
+        columns = ["row", "layer", "metric", "value", "low", "high", "low_simultaneous", "high_simultaneous", "chance", "found"]
+        facts = {"task": tasks[0], "metric": name, "level": level, "critical": bands.critical}
+        facts |= {key: attributes.get(key) for key in ("array", "fingerprint", "store", "provenance")}
+        return cls(table[columns], facts)
+
+    def matrix(self, column: str = "value") -> pd.DataFrame:
+        """One row per position or head, in the order of the curves, and one column per layer."""
+        return self.table.pivot(index="row", columns="layer", values=column).loc[list(dict.fromkeys(self.table["row"]))]
+
+    def best(self, count: int = 5) -> pd.DataFrame:
+        """The highest cells that are found, highest first."""
+        return self.table[self.table["found"]].nlargest(count, "value").reset_index(drop=True)
+
+    def save(self, path: str | Path) -> None:
+        """Write one file, read back by `ScoreGrid.load`."""
+        save_result(path, ResultFile(KIND, {"table": self.table}, {}, self.attributes))
+
+    @classmethod
+    def load(cls, path: str | Path) -> ScoreGrid:
+        """The grid that `save` wrote; StoreError for any other file."""
+        file = load_result(path)
+        if file.kind != KIND:
+            raise StoreError(f"{path}: expected a {KIND}, found a {file.kind}; load it with what made it")
+        return cls(file.tables["table"], file.attributes)

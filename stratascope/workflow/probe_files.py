@@ -1,0 +1,62 @@
+"""The result files of probing and their names; what each holds is in docs/results.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from stratascope.probe import Advantage, LayerCurve
+    from stratascope.store import ActivationStore
+
+
+def file_name(*parts: str | None) -> str:
+    """Parts joined by dashes; colons and spaces, which some file systems refuse, are dashes, too."""
+    return "-".join(part.replace(":", "-").replace(" ", "-").replace("/", "-") for part in parts if part)
+
+
+def save_curve(curve: LayerCurve, folder: Path, suffix: str = "") -> Path:
+    """Save as probe-TASK-POSITION[-SUFFIX].zarr.zip in `folder`."""
+    path = folder / f"{file_name('probe', curve.task, curve.position, suffix)}.zarr.zip"
+    folder.mkdir(parents=True, exist_ok=True)
+    curve.save(path)
+    return path
+
+
+def shown_metric(curve: LayerCurve, metric: str | None = None) -> str:
+    """What a curve is drawn and told by: accuracy, which everybody can read, or R2 for a task of values, unless one is asked for."""
+    if metric is not None and metric in set(curve.table["metric"]):
+        return metric
+    return "r2" if curve.targets else "accuracy"
+
+
+def save_advantage(curve: LayerCurve, baseline: LayerCurve, folder: Path, name: str) -> Path:
+    """What the curve is above a baseline, saved as advantage-TASK-POSITION-over-NAME.zarr.zip; of accuracy, or R2 for values."""
+    return keep_advantage(curve.difference(baseline, shown_metric(curve)), curve, folder, name)
+
+
+def keep_advantage(advantage: Advantage, curve: LayerCurve, folder: Path, name: str) -> Path:
+    """Save as advantage-TASK-POSITION-over-NAME.zarr.zip."""
+    path = folder / f"{file_name('advantage', curve.task, curve.position, 'over', name)}.zarr.zip"
+    advantage.save(path)
+    return path
+
+
+def save_accuracy_by(curve: LayerCurve, store: ActivationStore, column: str, folder: Path) -> Path:
+    """The curve's accuracy for each value of a column of the examples, saved as probe-TASK-POSITION-by-COLUMN.zarr.zip."""
+    from stratascope.probe import accuracy_by
+
+    table = accuracy_by(curve, dict(zip(store.examples["id"], store.examples[column].astype(str), strict=True)))
+    return save_table(folder, "accuracy_by", table, curve, "probe", curve.task, curve.position, "by", column, by=column)
+
+
+def save_table(folder: Path, kind: str, table: pd.DataFrame, curve: LayerCurve, *name: str | None, **facts: Any) -> Path:
+    """One table of a kind with what it was made from."""
+    from stratascope.store import ResultFile, save_result
+
+    path = folder / f"{file_name(*name)}.zarr.zip"
+    told = {"task": curve.task, "position": curve.position, "fingerprint": curve.attributes.get("fingerprint"), **facts}
+    save_result(path, ResultFile(kind, {"table": table}, {}, told))
+    return path

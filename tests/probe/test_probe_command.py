@@ -1,0 +1,148 @@
+"""`stratascope probe` on planted stores: what it says, which results and figures it leaves, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from planted import planted_store
+
+from stratascope.cli import main
+from stratascope.probe import Advantage, LayerCurve, ScoreGrid, head_curves, layer_curve, probe_study
+from stratascope.store import ActivationStore, load_result
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["probe", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("command")
+    options = {"heads": True, "vision": True, "boxes": True, "split": True}
+    return planted_store(folder / "a.zarr", **options), planted_store(folder / "b.zarr", condition="blank", **options)
+
+
+@pytest.fixture(scope="module")
+def done(stores, tmp_path_factory) -> tuple[Result, Path]:
+    out = tmp_path_factory.mktemp("results")
+    controls = ("--controls", "shuffled,control", "--baseline", f"blank={stores[1]}")
+    return run(stores[0], "--positions", "final,relation", *controls, "--transfer", "--strengths", "1e-3,1e-2,1e-1", "--out", out), out
+
+
+def test_it_says_what_it_takes_and_what_it_found(done):
+    result, _ = done
+    assert result.exit_code == 0, result.output
+    assert "24 layer tasks of up to" in result.stderr
+    said = result.stdout
+    assert "truth at final: accuracy 0." in said
+    assert "truth:shuffled at" not in said, "controls are told by what is above them"
+    block = said.partition("truth at final")[2].partition("\nrelation at")[0]
+    assert "all of these" in block
+    assert "blank" in block
+    assert "onset at layer 3" in block
+    assert "truth at relation: accuracy" in said
+
+
+def test_every_result_is_there_and_reads_back(done):
+    out = done[1]
+    curve = LayerCurve.load(out / "probe-truth-final.zarr.zip")
+    events = load_result(out / "probe-truth-final.zarr.zip").tables["events"]
+    assert events["kind"].tolist() == ["onset", "peak", "offset"]
+    peak = events.set_index("kind").loc["peak"]
+    assert str(curve.peak.layer) in peak["candidates"].split(", ")
+    over = {path.stem.partition("-over-")[2].removesuffix(".zarr") for path in out.glob("advantage-truth-final-over-*")}
+    assert over == {"shuffled", "control", "embeddings", "blank", "all"}
+    every = Advantage.load(out / "advantage-truth-final-over-all.zarr.zip")
+    each = [Advantage.load(out / f"advantage-truth-final-over-{name}.zarr.zip").table["value"] for name in over - {"all"}]
+    each.append(curve.difference(metric="accuracy").table["value"])
+    np.testing.assert_allclose(every.table["value"], np.min(each, axis=0))
+    assert every.onset().layer in (3, 4)
+    grid = ScoreGrid.load(out / "positions-truth.zarr.zip")
+    assert grid.matrix().shape == (2, 6)
+    transfer = load_result(out / "transfer-truth-final.zarr.zip")
+    assert len(transfer.tables["table"]) == 36
+    confusion = load_result(out / "confusion-relation-final.zarr.zip")
+    assert confusion.tables["table"]["count"].sum() == 400
+    assert load_result(out / "probe-truth-final-by-relation.zarr.zip").kind == "accuracy_by"
+    figures = {path.stem for path in out.glob("*.png")}
+    assert figures == {
+        "positions-truth", "probe-truth", "probe-truth-final-by-relation", "positions-relation", "probe-relation",
+        "confusion-relation-final", "transfer-truth-final", "transfer-truth-relation", "transfer-relation-final",
+        "transfer-relation-relation",
+    }  # fmt: skip
+
+
+def test_a_probe_for_each_head(stores, tmp_path):
+    result = run(stores[0], "--array", "head_outputs", "--tasks", "truth", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "truth            2 of 10 heads above chance" in result.stdout
+    assert "head 1 of block" in result.stdout
+    grid = ScoreGrid.load(tmp_path / "heads-truth.zarr.zip")
+    assert set(grid.table[grid.table["found"]]["row"]) == {"head 1"}
+    assert (tmp_path / "heads-truth.png").exists()
+    assert run(stores[0], "--array", "head_outputs", "--transfer", "--out", tmp_path).exit_code == 2
+
+
+def test_other_arrays_splits_and_values(stores, tmp_path):
+    store = ActivationStore.open(stores[0])
+    table = pd.DataFrame({"id": store.examples["id"], "value": np.where(store.examples["label"] == 1, "yes", "no")})
+    table.to_csv(tmp_path / "mine.csv", index=False)
+    options = ("--split", "train,test", "--method", "means", "--metric", "balanced_accuracy", "--margin", "0.05")
+    mine = ("--tasks", "mine", "--values", f"mine={tmp_path / 'mine.csv'}")
+    result = run(stores[0], "--array", "vision_residual", *mine, *options, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "mine at image: balanced accuracy" in result.stdout
+    assert "0 of 100 test examples (0%) share their image" in result.stdout
+    (tmp_path / "bad.csv").write_text("name,value\na,1\n")
+    refused = run(stores[0], "--tasks", "x", "--values", f"x={tmp_path / 'bad.csv'}", "--out", tmp_path)
+    assert refused.exit_code == 2
+    assert "expected columns id and value, found name, value" in refused.stderr
+    assert run(stores[0], "--values", "x", "--out", tmp_path).exit_code == 2
+
+
+def test_the_same_command_goes_on_where_it_stopped(stores, tmp_path, monkeypatch):
+    chosen = (stores[0], "--tasks", "truth", "--positions", "final", "--scheduler", "synchronous", "--out", tmp_path)
+    assert run(*chosen, "--layers", "1-3").exit_code == 0
+    import stratascope.probe.study as study
+
+    calls, solve = [], study.run_layer
+    monkeypatch.setattr(study, "run_layer", lambda task: calls.append(task.layer) or solve(task))
+    assert run(*chosen).exit_code == 0
+    assert sorted(calls) == [0, 4, 5]
+
+
+def test_a_grid_of_noise_is_rarely_found(tmp_path):
+    """One band over all cells: what single bands would find among 40 noisy curves, it does not."""
+    store = ActivationStore.open(planted_store(tmp_path / "n.zarr", onset=9, hidden=8, examples=200))
+    curves = [layer_curve(store, "truth:shuffled", seed=seed, draws=200, strengths=(1e-2,)) for seed in range(12)]
+    grid = ScoreGrid.of(curves)
+    assert grid.table["found"].sum() == 0
+    assert (grid.table["low_simultaneous"] < grid.table["low"]).all()
+    assert grid.best().empty
+
+
+def test_heads_have_one_band(stores):
+    curves = head_curves(stores[0], draws=300)
+    grid = ScoreGrid.of(curves)
+    own = pd.concat([curve.rows() for curve in curves], ignore_index=True)
+    assert (grid.table["low_simultaneous"] <= own["low_simultaneous"] + 1e-9).mean() > 0.8
+    assert grid.best(1)["row"].item() == "head 1"
+
+
+def test_over_all_refuses_what_cannot_be_compared(stores):
+    truth, relation = probe_study(stores[0], ("truth", "relation"), ("final",), layers=(2, 3), draws=200)
+    from stratascope.errors import InvalidInputError
+
+    with pytest.raises(InvalidInputError, match="advantages of one curve"):
+        Advantage.over_all([truth.difference(), relation.difference()])
+    with pytest.raises(InvalidInputError, match="found none"):
+        Advantage.over_all([])
+    with pytest.raises(InvalidInputError, match=r"expected a layer of \[2, 3\], found 0"):
+        truth.difference_from_layer(0)
+    base = truth.difference_from_layer(2)
+    assert base.table["value"].iloc[0] == 0
+    assert base.table["baseline"].iloc[0] == "layer 2"
