@@ -196,6 +196,12 @@ def model_shape(source: ModelSource) -> ModelShape:
         ) from error
 
 
+def logits_capped(source: ModelSource) -> bool:
+    """Whether the model squeezes its logits (Gemma 2 does unless its config.json says otherwise)."""
+    inner: Mapping[str, Any] = source.config.get("text_config") or {}
+    return bool(inner.get("final_logit_softcapping", inner.get("model_type") == "gemma2"))
+
+
 def image_rule(source: ModelSource, max_pixels: int | None = None) -> ImageRule:
     """Read how images are cut from the processor's settings; `max_pixels` replaces the processor's own limit, where it has one.
 

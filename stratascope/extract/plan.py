@@ -18,7 +18,7 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract.answers import answer_forms
 from stratascope.extract.contents import store_contents
 from stratascope.extract.cutting import PatchGrid
-from stratascope.extract.families import ModelShape, check_family, image_rule, model_shape
+from stratascope.extract.families import ModelShape, check_family, image_rule, logits_capped, model_shape
 from stratascope.extract.images import (
     ImageFacts,
     apply_condition,
@@ -127,9 +127,11 @@ class ExtractionPlan:
         """What the knockouts compute, as a number of plain passes over an average example."""
         if self.knockouts is None:
             return 0.0
-        blocks, work = self.shape.layers, 0
+        blocks, family, work = self.shape.layers, check_family(self.source), 0
         for k in np.flatnonzero(self.knockouts.chosen):
-            work += computed_tokens(self.knockouts, blocks, len(self.layouts[k].ids), self.hidden_tokens(int(k)))
+            length = len(self.layouts[k].ids)
+            together = None if family.causal else (0, length) if family.prefix else self.layouts[k].spans["image"]
+            work += computed_tokens(self.knockouts, blocks, length, self.hidden_tokens(int(k)), together)
         return work / blocks / float(self.token_counts.mean())
 
     def _box_tokens(self, example: int) -> dict[str, np.ndarray]:
@@ -186,6 +188,12 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         raise InvalidInputError(
             f"expected a model of Qwen's families for --record vision_residual, found {source.config['model_type']!r}, whose vision tower "
             "is not recorded; leave vision_residual out"
+        )
+    apart = sorted({"head_logits", "value_logits"} & set(settings.record))
+    if apart and logits_capped(source):
+        raise InvalidInputError(
+            f"expected a model whose logits are linear in what heads and MLPs write for --record {', '.join(apart)}, found "
+            f"{source.config['model_type']!r} with capped ones, to which no parts add up; leave {' and '.join(apart)} out"
         )
     rule = image_rule(source, settings.max_pixels)
     tokenizer = PromptTokenizer(source, PROMPTS[settings.prompt], rule, settings.system)

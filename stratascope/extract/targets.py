@@ -103,18 +103,34 @@ def ordered_targets(found: set[str]) -> tuple[str, ...]:
     return (*(name for name in (*SPAN_TARGETS, "subject_box", "object_box") if name in found), *cells)
 
 
-def first_changed(tokens: np.ndarray, length: int, mode: str) -> int:
-    """The first token whose stream may change when `tokens` are hidden, in a model whose tokens see only earlier ones."""
-    if mode == "final":
-        return length - 1
-    after = np.setdiff1d(np.arange(int(tokens[0]) + 1, length), tokens)
-    return int(after[0])
+def first_changed(tokens: np.ndarray, length: int, mode: str, together: tuple[int, int] | None = None) -> int:
+    """The first token whose stream may change when `tokens` are hidden.
+
+    Parameters
+    ----------
+    tokens
+        Hidden, ascending.
+    length
+        Of the prompt.
+    mode
+        Of `MODES`.
+    together
+        Tokens that see each other, later ones too: [start, stop); all others see only what is before them.
+    """
+    start, stop = together or (0, 0)
+    changed = length - 1
+    if mode == "later":
+        first = start if start <= int(tokens[0]) < stop else int(tokens[0]) + 1
+        changed = int(np.setdiff1d(np.arange(first, length), tokens)[0])
+    return start if start <= changed < stop else changed
 
 
-def computed_tokens(knockouts: Knockouts, blocks: int, length: int, targets: Mapping[str, np.ndarray]) -> int:
+def computed_tokens(
+    knockouts: Knockouts, blocks: int, length: int, targets: Mapping[str, np.ndarray], together: tuple[int, int] | None = None
+) -> int:
     """Tokens times blocks that one example's knockouts compute, the pass that is kept among them: `length` times `blocks`."""
     total = length * blocks
     for mode in knockouts.modes:
-        changed = sum(length - first_changed(tokens, length, mode) for tokens in targets.values())
+        changed = sum(length - first_changed(tokens, length, mode, together) for tokens in targets.values())
         total += changed * sum(blocks - first for first, _ in knockouts.windows)
     return total

@@ -30,10 +30,12 @@ from stratascope.extract.layout import TILES, PromptTokenizer  # noqa: E402
 from stratascope.extract.plan import ExtractionPlan  # noqa: E402
 from stratascope.extract.selfcheck import check_prompt  # noqa: E402
 from stratascope.extract.session import ExtractionSession  # noqa: E402
+from stratascope.extract.settings import RECORDS  # noqa: E402
 from stratascope.extract.summary import plan_summary  # noqa: E402
-from stratascope.store import ActivationStore  # noqa: E402
+from stratascope.store import ActivationStore, verify  # noqa: E402
 from tests.extract.families import FAMILIES  # noqa: E402
 from tests.extract.saved import save  # noqa: E402
+from tests.extract.test_knockout import eager_difference  # noqa: E402
 
 SIZES = [(120, 80), (80, 120), (97, 61), (200, 60)]
 CAPTIONS = [
@@ -256,6 +258,37 @@ def test_the_summary_shows_tokens_and_spans(planned: Planned) -> None:
         assert (f"[{TILES}: " in line) == (TILES in layout.spans)
     assert ("\ntiles  " in text) == any(TILES in layout.spans for layout in plan.layouts)
     assert ("\nview  " in text) == (planned.name == "llava")
+
+
+def test_everything_is_recorded_of_every_family(planned: Planned, tmp_path: Path) -> None:
+    """Parts of the logits add up to what is stored; knockouts equal the stock model's, asked with its own processor, its masks edited."""
+    towerless, capped = not planned.plan.shape.vision_layers, planned.name == "paligemma2"
+    left_out = ({"vision_residual"} if towerless else set()) | ({"head_logits", "value_logits"} if capped else set())
+    record = tuple(name for name in RECORDS if name not in left_out)
+    settings = dataclasses.replace(planned.plan.settings, record=record, limit=1, knockout_window=0)
+    plan = plan_extraction(settings)
+    run_extraction(plan, tmp_path / "all.zarr")
+    store = ActivationStore.open(tmp_path / "all.zarr")
+    assert verify(tmp_path / "all.zarr").ok
+    answers = store.read("answer_logits")
+    if capped:
+        with pytest.raises(InvalidInputError, match="capped ones, to which no parts add up; leave head_logits out"):
+            plan_extraction(dataclasses.replace(settings, record=("head_logits",)))
+    else:
+        heads = store.read("head_logits")
+        parts = heads.sum((0, 2)) + store.read("mlp_logits").sum(0) + store.read("embedding_logits")
+        np.testing.assert_allclose(parts, answers[:, 0] - answers[:, 1], atol=1e-3)
+        by_token = store.read("attention_rows") * store.read("value_logits")
+        np.testing.assert_allclose(np.nansum(by_token, -1), heads, atol=2e-3 * max(1, np.abs(heads).max()))
+    model = stock_model(planned.folder)
+    inputs, pair = planned.stock_inputs(0), tuple(plan.tokenizer.choice_ids.values())
+    names, effects = store.read("knockout_target").tolist(), store.read("knockout", examples=0)
+    untouched = eager_difference(model, inputs, torch.zeros(0, dtype=torch.long), "later", (0, 0), pair)
+    for target in ("image", "subject", "cell_0_0"):
+        hidden = torch.from_numpy(plan.hidden_tokens(0)[target])
+        for m, mode in enumerate(("final", "later")):
+            moved = eager_difference(model, inputs, hidden, mode, (0, 3), pair) - untouched
+            assert effects[m, 0, names.index(target)] == pytest.approx(moved, abs=2e-3), (target, mode)
 
 
 def test_token_texts_keep_their_blanks(planned: Planned) -> None:

@@ -112,11 +112,11 @@ def test_only_what_can_change_is_run_again() -> None:
     assert [len(batch) for batch in batches(variants(trace, targets, "final"), length, 14)] == [2, 1]
     for name, tokens in targets.items():
         assert first_changed(tokens, length, "later") == starts[name], "the plan's price knows the same"
-    trace.visible[0][3:20, 3:20] = True  # image tokens that see each other
-    assert trace.first_changed(torch.tensor([9]), "later") == 3
-    assert trace.first_changed(torch.tensor([9]), "final") == 29
-    trace.visible[0][:] = True  # a prompt that sees itself
-    assert trace.first_changed(torch.tensor([9]), "final") == 0
+    for together, starts in (((3, 20), [3, 3, 26, 29]), ((0, length), [0, 0, 0, 0])):
+        trace.visible[0][slice(*together), slice(*together)] = True  # image tokens, or a whole prompt, that see each other
+        cases = [([9], "later"), ([4, 5], "later"), ([25], "later"), ([9], "final")]
+        assert [trace.first_changed(torch.tensor(tokens), mode) for tokens, mode in cases] == starts
+        assert [first_changed(np.array(tokens), length, mode, together) for tokens, mode in cases] == starts
 
 
 def test_a_trace_that_does_not_give_the_pass_again_is_refused() -> None:
