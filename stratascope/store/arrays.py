@@ -110,7 +110,7 @@ _NAN = math.nan
 _ROW = ("attention_layer", "example", "head", "token")
 _PAGE = {"example": 1024}
 """Of what is known at creation: small enough to fetch for a single example, large enough that a million examples are a thousand files."""
-_LIST = {"example": 8192}
+_LIST = {"example": 2048}
 """Of columns that are read from end to end."""
 TABLE = (
     ArrayKind(
@@ -227,6 +227,8 @@ RECORDABLE = tuple(a.name for a in TABLE if a.optional and a.name != "thumbnail"
 """Names that a layout's `record` may hold."""
 TABLE_ROWS = _LIST["example"]
 """Rows of a column of the table of examples that are compressed together."""
+NUMBER_ROWS = _PAGE["example"]
+"""The same of a column of numbers, such as a side of a box, which is read for one example."""
 WORD_ROWS = 1024
 """The same of the vocabulary."""
 

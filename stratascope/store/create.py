@@ -20,7 +20,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.store.arrays import TABLE_ROWS, WORD_ROWS, ArraySpec
+from stratascope.store.arrays import NUMBER_ROWS, TABLE_ROWS, WORD_ROWS, ArraySpec
 from stratascope.store.durable import PARTIAL, flush_folder, write_file
 from stratascope.store.layout import STATUS_CODES, StoreLayout
 from stratascope.store.provenance import store_attributes
@@ -127,7 +127,7 @@ def empty_store(
         else:
             _declare(group, layout, spec)
     others = examples.drop(columns=list(ROOT_COLUMNS)).reset_index(drop=True)
-    put_table(group, "examples", others, "example", rows=TABLE_ROWS)
+    put_table(group, "examples", others, "example", rows=TABLE_ROWS, numbers=NUMBER_ROWS)
     group["examples"].attrs["order"] = [str(c) for c in examples.columns]
     words = _by_use(ids, np.asarray(values["token_ids"]))
     put_table(group, "vocabulary", pd.DataFrame({"id": words, "text": [str(vocabulary[int(i)]) for i in words]}), "word", rows=WORD_ROWS)

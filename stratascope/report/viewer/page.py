@@ -37,7 +37,7 @@ def page_config(store: str, results: str | None, note: str | None = None) -> byt
 
 
 def result_index(folder: Path) -> bytes:
-    """The page's index.json of a folder of results: name, size, kind, and of a probe its task and position."""
+    """The page's index.json of a folder of results: name, size, kind, condition, and of a probe its task and position."""
     entries: list[dict[str, Any]] = []
     for path in sorted(folder.glob(f"*{RESULT_SUFFIX}")):
         head = _head(path)
@@ -46,8 +46,17 @@ def result_index(folder: Path) -> bytes:
         attributes = head.get("attributes")
         told = attributes if isinstance(attributes, dict) else {}
         entry = {"name": path.name, "bytes": path.stat().st_size, "kind": str(head.get("kind"))}
-        entries.append(entry | {key: told[key] for key in ("task", "position") if isinstance(told.get(key), str)})
+        known = {"task": told.get("task"), "position": told.get("position"), "condition": _condition(told)}
+        entries.append(entry | {key: value for key, value in known.items() if isinstance(value, str)})
     return json.dumps({"files": entries}).encode()
+
+
+def _condition(told: dict[str, Any]) -> Any:
+    """What was done to the images of the store that a result is of; None where it does not say."""
+    found: Any = told
+    for name in ("settings", "provenance", "condition"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return told.get("condition", found)
 
 
 def _head(path: Path) -> dict[str, Any] | None:

@@ -57,13 +57,18 @@ const text = {
 export function decodeTexts(bytes: Uint8Array): string[] {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const decoder = new TextDecoder();
+  // one character a byte: texts in ASCII, which most are, are cut out of it
+  const plain = new TextDecoder("latin1").decode(bytes);
   const out: string[] = [];
   let at = 4;
   try {
     for (let left = view.getUint32(0, true); left > 0; left--) {
       const length = view.getUint32(at, true);
       if (at + 4 + length > bytes.length) throw new RangeError("text beyond the end");
-      out.push(decoder.decode(bytes.subarray(at + 4, at + 4 + length)));
+      const stop = at + 4 + length;
+      let end = at + 4;
+      while (end < stop && bytes[end]! < 0x80) end++;
+      out.push(end === stop ? plain.slice(at + 4, stop) : decoder.decode(bytes.subarray(at + 4, stop)));
       at += 4 + length;
     }
   } catch (cause) {

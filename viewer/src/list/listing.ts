@@ -8,6 +8,9 @@ import type { Answer, Filter, Outcome, Row } from "./protocol.ts";
 
 const AT_ONCE = 8;
 const EVERY_MS = 150;
+/** Pieces of the list that are fetched at once. */
+const TOGETHER = 8;
+const LABEL_MS = 50;
 const SEPARATOR = "\t";
 
 export class Listing {
@@ -26,6 +29,10 @@ export class Listing {
   #turn = 0;
   #found: Uint32Array = new Uint32Array();
   #judging: Promise<void> | undefined;
+  /** Fulfilled once the page has drawn what it shows first. */
+  readonly #wanted: Promise<void>;
+  /** Read the rest of the list too. */
+  readonly more: () => void;
 
   constructor(store: Store, tell: (answer: Answer) => void) {
     const { examples, block } = store.layout;
@@ -35,6 +42,9 @@ export class Listing {
     this.#relation = new Uint32Array(examples);
     this.#label = new Int8Array(examples).fill(-1);
     this.#outcome = new Int8Array(examples).fill(-1);
+    let more = () => {};
+    this.#wanted = new Promise((done) => (more = done));
+    this.more = more;
     this.#judged = new Uint8Array(Math.ceil(examples / block));
   }
 
@@ -45,8 +55,10 @@ export class Listing {
     const caption = column && `examples/${column.array}`;
     const piece = Math.max(arrays.piece("example", 0), caption ? arrays.piece(caption, 0) : 1);
     let told = 0;
-    for (let first = 0; first < examples; first += piece) {
-      const range: readonly [number, number] = [first, Math.min(first + piece, examples)];
+    for (let first = 0; first < examples; first = this.#listed) {
+      // the first piece fills the window; the rest comes after the first view, several at a time
+      if (first) await this.#wanted;
+      const range: readonly [number, number] = [first, Math.min(first + (first ? TOGETHER : 1) * piece, examples)];
       const [ids, relations, labels, captions] = await Promise.all([
         arrays.read<string[]>("example", [range]),
         arrays.read<string[]>("relation", [range]),
@@ -103,7 +115,7 @@ export class Listing {
 
   /** The example some places further among those found. */
   step(example: number, by: number, turn: number): void {
-    if (!this.#found.length) return;
+    if (!this.#found.length) return this.#tell({ tell: "step", turn, example, place: 0 });
     let place = this.#found.findIndex((n) => n >= example);
     if (place < 0) place = this.#found.length;
     const here = this.#found[place] === example;
@@ -160,10 +172,10 @@ export class Listing {
 
   async #judge(block: number): Promise<void> {
     const { block: size, choices, examples } = this.#store.layout;
-    const found = await this.#store.blockLogits(block);
     const last = Math.min((block + 1) * size, examples);
-    // a block is judged once its labels are known too
-    if (this.#listed < last) return;
+    const found = await this.#store.blockLogits(block);
+    // an answer is right or wrong once its label is known too
+    while (this.#listed < last) await new Promise((next) => setTimeout(next, LABEL_MS));
     for (let example = block * size; example < last; example++) {
       const k = example - block * size;
       if (!found || found.status[k] !== 1) this.#outcome[example] = -2;

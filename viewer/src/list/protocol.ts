@@ -20,6 +20,7 @@ export interface Filter { query: string; relation: string; outcome: "" | "right"
 
 export type Question =
   | { ask: "open"; source: Source; meta: RootMeta }
+  | { ask: "more" }
   | { ask: "find"; filter: Filter; turn: number }
   | { ask: "rows"; from: number; to: number; turn: number }
   | { ask: "example"; example: number }

@@ -10,11 +10,15 @@ import type { Answer, Question } from "./protocol.ts";
 const tell = (answer: Answer) => (postMessage as (message: Answer) => void)(answer);
 /** Pieces of the list are read once: there is no use in keeping them. */
 const KEPT = 4 << 20;
+let wanted = false;
 let listing: Listing | undefined;
 
 addEventListener("message", ({ data }: MessageEvent<Question>) => {
   if (data.ask === "open") void open(data);
-  else if (data.ask === "find") listing?.find(data.filter, data.turn);
+  else if (data.ask === "more") {
+    wanted = true;
+    listing?.more();
+  } else if (data.ask === "find") listing?.find(data.filter, data.turn);
   else if (data.ask === "rows") void listing?.rows(data.from, data.to, data.turn);
   else if (data.ask === "example") listing?.example(data.example);
   else listing?.step(data.example, data.by, data.turn);
@@ -29,6 +33,7 @@ async function open({ source, meta }: Extract<Question, { ask: "open" }>): Promi
   });
   try {
     listing = new Listing(new Store(await openFiles(source, meter), meta, KEPT), tell);
+    if (wanted) listing.more();
     await listing.read();
   } catch (error) {
     const { kind, message, todo } = faultOf(error);

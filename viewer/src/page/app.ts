@@ -25,8 +25,6 @@ type Which = "a" | "b";
 
 const PLAY_MS = 420;
 const WRITE_MS = 120;
-/** Boxes and the mean's shares are read after the first view is drawn. */
-const AFTER_FIRST_MS = 400;
 
 export class App {
   readonly store: Store;
@@ -50,6 +48,7 @@ export class App {
   #playing: ReturnType<typeof setInterval> | undefined;
   #writing: ReturnType<typeof setTimeout> | undefined;
   #first = true;
+  #results: Results | null = null;
 
   constructor(root: HTMLElement, store: Store, source: Source, view: View, meter: Meter, opening: Opening) {
     this.store = store;
@@ -63,7 +62,8 @@ export class App {
     this.#host = {
       store, answers, view: () => this.view, change: (patch, which) => this.change(patch, which), activate: (which) => this.#activate(which),
       play: (which) => { this.#activate(which); this.play(); }, drawn: (which, what) => this.#drawn(which, what),
-      boxes: (example) => this.#boxes(example), say: (text) => setText(this.#live, text),
+      boxes: (example) => boxesOf(store, example),
+      exactFlow: (example) => this.#results?.flow(example).catch(() => null) ?? Promise.resolve(null), say: (text) => setText(this.#live, text),
     };
     this.#list = new ExampleList({
       store, judgeable: answers.rightByLabel !== null, choose: (example) => this.change({ example }),
@@ -77,7 +77,8 @@ export class App {
     });
     this.#share = new ShareCard(store.layers, (layer) => this.change({ layer }));
     // layer k of the residual stream is what enters block k: the last has no block
-    this.#probe = new ProbeCard((layer) => this.change({ layer: Math.min(layer, store.layers.at(-1)!) }), (task) => this.set({ task }));
+    const condition = store.provenance["condition"];
+    this.#probe = new ProbeCard(typeof condition === "string" ? condition : "", (layer) => this.change({ layer: Math.min(layer, store.layers.at(-1)!) }), (task) => this.set({ task }));
     this.#display = displayMenu(() => this.view, (patch) => this.set(patch));
     this.#compare = h("button", { class: "button", type: "button", "aria-pressed": "false", title: "Two examples or layers side by side (c)", onclick: () => this.compare() }, "Compare");
     this.#header = header(this.#title(), {
@@ -99,6 +100,7 @@ export class App {
   }
 
   offerResults(results: Results | null, why?: string): void {
+    this.#results = results;
     this.#probe.offer(results, why);
     void this.#probe.show(this.#pane.example, this.#pane.layer, this.view.task);
   }
@@ -262,8 +264,9 @@ export class App {
     if (which !== this.view.active) return;
     this.#cards();
     if (pane.shown && what === "weights") setText(this.#live, summary(pane.shown, view));
-    if (this.#first && what === "weights") {
+    if (this.#first && (what === "weights" || pane.fault)) {
       this.#first = false;
+      this.#client.ask({ ask: "more" });
       document.documentElement.dataset["ready"] = "first-view";
     }
   }
@@ -281,16 +284,11 @@ export class App {
   async #shares(view: PaneView): Promise<void> {
     const shown = this.#panes[this.view.active]?.shown ?? null;
     if (!shown?.logits) return this.#share.show(null, null, view, "attention");
-    const own = shown.layers && !MEASURES[view.measure].signed ? shown.layers : null;
+    const facts = MEASURES[view.measure];
+    const own = shown.layers && facts.unit === "share" && facts.additive ? shown.layers : null;
     const mean = { measure: "attention", heads: "mean", head: 0 } as const;
     const rows = own ?? (unavailable(this.store, mean) || !this.store.has("attention_mean") ? null : await allLayers(this.store, shown.prompt, mean).catch(() => null));
     if (shown === this.#panes[this.view.active]?.shown) this.#share.show(shown, rows, view, own ? view.measure : "attention");
-  }
-
-  async #boxes(example: number) {
-    if (!this.view.boxes) return [];
-    await new Promise((done) => setTimeout(done, this.#first ? AFTER_FIRST_MS : 0));
-    return boxesOf(this.store, example);
   }
 
   #wanted(example: number): boolean {

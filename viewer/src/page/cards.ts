@@ -18,7 +18,7 @@ export class ShareCard {
   readonly element: HTMLElement;
   readonly #plot = h("div", { class: "plot" });
   readonly #note = h("small");
-  readonly #table = h("table", { class: "sr" });
+  readonly #table = h("table");
   readonly #pick: (layer: number) => void;
   readonly #layers: readonly number[];
   #chart: DrawnChart | null = null;
@@ -27,7 +27,7 @@ export class ShareCard {
   constructor(layers: readonly number[], pick: (layer: number) => void) {
     this.#layers = layers;
     this.#pick = pick;
-    this.element = h("section", { class: "card" }, h("h2", {}, "Share by span", this.#note), this.#plot, this.#table);
+    this.element = h("section", { class: "card" }, h("h2", {}, "Share by span", this.#note), this.#plot, h("div", { class: "sr" }, this.#table));
   }
 
   /** `rows`: a map of every layer. */
@@ -50,10 +50,7 @@ export class ShareCard {
     const facts = MEASURES[measure];
     setText(this.#note, `${facts.name.toLowerCase()}${facts.perHead ? ", mean over heads" : ""}`);
     const sums = rows.map((row) => {
-      const parts = shares(row, shown.parts);
-      // the bound of flow is no partition of one thing: its shares are of the sum
-      const total = measure === "flow" ? parts.reduce((a, b) => a + b, 0) : 1;
-      return parts.map((v) => v / total);
+      return shares(row, shown.parts);
     });
     const order = PARTS.map((_, k) => k).filter((k) => shown.parts.includes(k));
     const series: Series[] = order.map((k) => ({ name: partName(PARTS[k]!), colour: PART_COLOURS[k]!, values: sums.map((row) => row[k]!) })).reverse();
@@ -82,10 +79,13 @@ export class ProbeCard {
   readonly #pick: (layer: number) => void;
   readonly #choose: (task: string) => void;
   #results: Results | null = null;
+  /** Of the store itself: probes of other conditions are named by theirs. */
+  readonly #condition: string;
   #chart: DrawnChart | null = null;
   #key = "";
 
-  constructor(pick: (layer: number) => void, choose: (task: string) => void) {
+  constructor(condition: string, pick: (layer: number) => void, choose: (task: string) => void) {
+    this.#condition = condition;
     this.#pick = pick;
     this.#choose = choose;
     this.#task.addEventListener("change", () => this.#choose(this.#task.value));
@@ -137,8 +137,9 @@ export class ProbeCard {
     const { label, classes, layers } = probes[0]!;
     const index = classes.indexOf(label);
     setText(this.#note, `probability of “${label}”, out of fold`);
-    const series: Series[] = probes.map(({ position, probabilities }, k) => ({
-      name: position || "probe", colour: `var(--l${k % 6})`, dash: DASHES[k % DASHES.length]!, values: probabilities.map((p) => p[index]!), strong: position === "final",
+    const named = probes.map(({ position, condition }) => `${position || "probe"}${condition && condition !== this.#condition ? `, ${condition}` : ""}`);
+    const series: Series[] = probes.map(({ position, condition, probabilities }, k) => ({
+      name: named[k]!, colour: `var(--l${k % 6})`, dash: DASHES[k % DASHES.length]!, values: probabilities.map((p) => p[index]!), strong: position === "final" && (!condition || condition === this.#condition),
     }));
     this.#chart = drawChart({
       layers, series, kind: "lines", domain: [0, 1], tick: (v) => percent(v, 1), onPick: this.#pick, reference: { value: 1 / classes.length, name: "chance" },
@@ -148,9 +149,9 @@ export class ProbeCard {
     const chart = this.#chart;
     chart.svg.addEventListener("pointermove", (event) => {
       const k = layers.indexOf(chart.layerAt(event.clientX));
-      const lines = probes.map(({ position, probabilities }) => {
+      const lines = probes.map(({ probabilities }, n) => {
         const best = probabilities[k]!.indexOf(Math.max(...probabilities[k]!));
-        return `${position}: ${percent(probabilities[k]![index]!, 3)}${best === index ? "" : ` (says ${classes[best]})`}`;
+        return `${named[n]}: ${percent(probabilities[k]![index]!, 3)}${best === index ? "" : ` (says ${classes[best]})`}`;
       });
       showTip(event.clientX, event.clientY, [`after block ${layers[k]! - 1} (layer ${layers[k]})`, ...lines].join("\n"));
     });

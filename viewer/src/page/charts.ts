@@ -106,5 +106,5 @@ function axisX(layers: readonly number[], x: Place, height: number): SVGElement 
 
 function reference({ value, name }: { value: number; name: string }, y: Place, width: number): SVGElement {
   return s("g", { class: "axis" }, s("line", { x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value), class: "reference" }),
-    s("text", { x: LEFT + 4, y: y(value) - 4 }, name));
+    s("text", { x: width - RIGHT - 3, y: y(value) - 4, "text-anchor": "end" }, name));
 }

@@ -39,6 +39,8 @@ export class ExampleList {
   #judged: { blocks: number; of: number } | null = null;
   #chosen = 0;
   #asked = "";
+  #steps = 0;
+  #stepping = false;
   #typing: ReturnType<typeof setTimeout> | undefined;
 
   constructor(host: ListHost, client: ListClient) {
@@ -77,9 +79,11 @@ export class ExampleList {
       this.#draw();
     });
     client.on("step", ({ turn, example, place }) => {
+      this.#stepping = false;
       if (turn !== this.#turn) return;
       this.#reveal(place);
       host.choose(example);
+      if (this.#steps) this.#askStep();
     });
     client.on("fault", ({ message, todo }) => {
       this.#progress.hidden = true;
@@ -98,6 +102,8 @@ export class ExampleList {
     this.#rows.clear();
     this.#asked = "";
     this.#judged = null;
+    this.#stepping = false;
+    this.#steps = 0;
     this.#client.ask({ ask: "find", filter: { ...filter, outcome: this.#outcome.value as Filter["outcome"] }, turn: ++this.#turn });
   }
 
@@ -108,7 +114,15 @@ export class ExampleList {
 
   /** Choose the next or the last of those found. */
   step(by: number): void {
-    this.#client.ask({ ask: "step", example: this.#chosen, by, turn: this.#turn });
+    this.#steps += by;
+    if (!this.#stepping) this.#askStep();
+  }
+
+  /** Steps taken while one is being asked for are asked for together, from where that one leads. */
+  #askStep(): void {
+    this.#stepping = true;
+    this.#client.ask({ ask: "step", example: this.#chosen, by: this.#steps, turn: this.#turn });
+    this.#steps = 0;
   }
 
   #hearListed(rows: number, of: number, relations: readonly string[]): void {

@@ -35,6 +35,8 @@ export interface PaneHost {
   /** The pane shows something new: its example, or only other weights. */
   drawn: (which: "a" | "b", what: "example" | "weights") => void;
   boxes: (example: number) => Promise<Box[]>;
+  /** Exact flow onto the inputs, from a results file; null where there is none. */
+  exactFlow: (example: number) => Promise<Float64Array | null>;
   say: (text: string) => void;
 }
 
@@ -51,8 +53,11 @@ export class Pane {
   #turn = 0;
   #stop: AbortController | undefined;
   #scale: Scale | null = null;
-  #boxes: Box[] = [];
+  #boxes: Box[] | null = null;
   #cell = -1;
+  #exact: Float64Array | null = null;
+  /** Whether the store gives no values of the example. */
+  #barred = false;
 
   constructor(which: "a" | "b", host: PaneHost) {
     this.which = which;
@@ -109,14 +114,21 @@ export class Pane {
     const texts = await words;
     if (turn !== this.#turn) return;
     this.fault = why ?? this.fault;
+    this.#barred = why !== null;
     this.shown = { prompt, parts: tokenParts(prompt.spans, prompt.tokens), words: texts, thumbnail, logits, weights: null, layers: null };
-    this.#boxes = [];
-    void this.#host.boxes(example).then((boxes) => {
-      if (this.#now?.example !== example) return;
-      this.#boxes = boxes;
-      this.paint();
-    }, () => {});
+    this.#boxes = null;
     this.#host.drawn(this.which, "example");
+  }
+
+  /** Boxes are read when they are first asked for. */
+  async #readBoxes(): Promise<void> {
+    const { shown } = this;
+    if (!shown || this.#boxes || !this.#host.view().boxes) return;
+    this.#boxes = [];
+    const boxes = await this.#host.boxes(shown.prompt.example).catch(() => []);
+    if (shown !== this.shown) return;
+    this.#boxes = boxes;
+    this.paint();
   }
 
   #keep(error: unknown): void {
@@ -128,12 +140,12 @@ export class Pane {
     const shown = this.shown!;
     let fault = this.fault;
     let [weights, layers]: [Float64Array | null, Float64Array[] | null] = [null, null];
-    const blocked = fault?.kind === "unwritten" || fault?.kind === "unrecorded";
-    if (!blocked) {
+    if (!this.#barred) {
       try {
         const { store } = this.#host;
         [weights, layers] = await Promise.all([weightsOf(store, shown.prompt, view.layer, view, signal), unavailable(store, view, shown.prompt) ? null : allLayers(store, shown.prompt, view, signal)]);
-        fault = fault?.kind === "absent-array" ? null : fault;
+        this.#exact = view.measure === "flow" && view.layer === store.layers[0] ? await this.#host.exactFlow(view.example) : null;
+        if (this.#exact) weights = this.#exact.slice(0, shown.prompt.tokens);
       } catch (error) {
         if (isAbort(error)) throw error;
         fault = faultOf(error);
@@ -142,6 +154,7 @@ export class Pane {
     if (turn !== this.#turn) return;
     Object.assign(shown, { weights, layers });
     this.#note(fault);
+    void this.#readBoxes();
     this.paint();
     this.#sparks();
     this.#host.drawn(this.which, "weights");
@@ -189,7 +202,9 @@ export class Pane {
     measure.set(view.measure);
     heads.set(view.heads);
     heads.rename("mean", facts.fused || "Mean");
-    heads.element.classList.toggle("idle", !facts.perHead);
+    heads.element.hidden = !facts.perHead;
+    for (const name of Object.keys(MEASURES) as Measure[]) measure.mark(name, unavailable(store, { ...view, measure: name }, this.shown?.prompt)?.message ?? null);
+    for (const how of ["mean", "max", "one"] as const) heads.mark(how, unavailable(store, { ...view, heads: how }, this.shown?.prompt)?.message ?? null);
     head.value = String(view.head);
     headBox.hidden = !(facts.perHead && view.heads === "one");
     slider.value = String(store.layers.indexOf(view.layer));
@@ -213,7 +228,7 @@ export class Pane {
     const image = shown.prompt.spans.get("image");
     const others = view.scale === "all" && shown.layers && image ? shown.layers.map((row) => row.subarray(image[0], image[1])) : null;
     this.#scale = cells && makeScale(view.scale, cells, signed, others);
-    return { thumbnail: shown.thumbnail, grid: shown.prompt.grid ?? [1, 1], cells, scale: this.#scale, signed, boxes: view.boxes ? this.#boxes : [] };
+    return { thumbnail: shown.thumbnail, grid: shown.prompt.grid ?? [1, 1], cells, scale: this.#scale, signed, boxes: view.boxes ? this.#boxes ?? [] : [] };
   }
 
   paint(): void {
@@ -256,7 +271,7 @@ export class Pane {
       if (Math.abs(picture.cells[k]!) > Math.abs(picture.cells[top]!)) top = k;
     }
     // the largest over heads are no shares of one thing
-    const summed = this.#now.heads === "max" && facts.perHead ? "" : `image ${weight(sum, facts)} · `;
+    const summed = !facts.additive ? (this.#exact ? "exact flow · " : "upper bound · ") : this.#now.heads === "max" && facts.perHead ? "" : `image ${weight(sum, facts)} · `;
     const text = `${summed}most: row ${Math.floor(top / columns) + 1}, column ${(top % columns) + 1}, ${weight(picture.cells[top]!, facts)}`;
     setText(fact, text);
     over.setAttribute("aria-label", `${facts.name} of layer ${this.#now.layer} over ${picture.grid[0]} by ${columns} image cells: ${text}. Arrow keys read single cells.`);
@@ -272,7 +287,7 @@ export class Pane {
     spark.width = Math.max(1, Math.round(spark.clientWidth * density));
     spark.height = Math.round(20 * density);
     if (!layers || !image) return;
-    const sums = layers.map((row) => row.subarray(image[0], image[1]).reduce((a, b) => a + b, 0));
+    const sums = layers.map((row) => row.subarray(image[0], image[1]).reduce((a, b) => (MEASURES[this.#now!.measure].additive ? a + b : Math.max(a, b)), 0));
     const most = Math.max(...sums, 1e-9);
     const step = (spark.width - 16 * density) / Math.max(1, layers.length - 1);
     const wide = Math.max(2, Math.min(14 * density, step * 0.6));

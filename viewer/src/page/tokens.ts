@@ -72,26 +72,27 @@ export class TokenStrip {
       return;
     }
     const weights = shown.weights;
-    const sums = this.#chips.map(({ start, stop }) => weights.subarray(start, stop).reduce((a, b) => a + b, 0));
+    const total = ({ start, stop }: Chip) => weights.subarray(start, stop).reduce((a, b) => (facts.additive ? a + b : Math.max(a, b)), 0);
+    const sums = this.#chips.map(total);
     const words = sums.filter((_, k) => this.#chips[k]!.stop - this.#chips[k]!.start === 1);
     // the first token is a sink: it alone would leave the others without colour
     const scale = makeScale(view.scale === "log" ? "log" : "layer", words.length > 2 ? words.slice(1) : words, facts.signed);
     const ground: Rgb = getComputedStyle(document.documentElement).getPropertyValue("--bg").trim() === "#101216" ? [16, 18, 22] : [244, 244, 241];
     this.#chips.forEach(({ element, bar, start, stop }, k) => {
-      const t = scale.at(stop - start > 1 ? sums[k]! / (stop - start) : sums[k]!);
+      const t = scale.at(stop - start > 1 && facts.additive ? sums[k]! / (stop - start) : sums[k]!);
       const colour = mix(ground, colourOf(t, view.palette, facts.signed), Math.min(1, 0.2 + 0.8 * Math.abs(t) ** 0.6));
       Object.assign(element.style, { backgroundColor: css(colour), color: inkOn(colour) });
       bar.style.width = `${Math.min(100, 100 * Math.abs(stop - start > 1 ? (facts.unit === "share" ? sums[k]! : t) : t))}%`;
       const label = element.firstElementChild!;
-      if (stop - start > 1) setText(label, `${this.#chips[k]!.text} · ${weight(sums[k]!, facts)}`);
+      if (stop - start > 1) setText(label, `${this.#chips[k]!.text} · ${facts.additive ? "" : "up to "}${weight(sums[k]!, facts)}`);
     });
     const how = facts.perHead ? (pane.heads === "one" ? `, head ${pane.head}` : pane.heads === "max" ? ", largest over heads" : `, ${facts.fused.toLowerCase()} over heads`) : "";
     setText(this.#note, `${facts.name.toLowerCase()}, layer ${pane.layer}${how} · full colour at ${weight(scale.high, facts, 2)}`);
-    this.#tip = ({ start, stop, text }) => {
+    this.#tip = (chip) => {
+      const { start, stop, text } = chip;
       const part = partName(PARTS[shown.parts[start]!]!);
       const where = stop - start > 1 ? `tokens ${start} to ${stop - 1}` : `token ${start} · id ${shown.prompt.ids[start]}`;
-      const all = weights.subarray(start, stop).reduce((a, b) => a + b, 0);
-      return `${text}\n${weight(all, facts)}\n${where} · ${part}`;
+      return `${text}\n${weight(total(chip), facts)}\n${where} · ${part}`;
     };
   }
 }

@@ -34,7 +34,7 @@ export interface View {
 
 export const START: View = {
   a: { example: 0, layer: -1, measure: "attention", heads: "mean", head: 0 }, b: null, active: "a", together: false,
-  overlay: "heat", scale: "layer", palette: "inferno", strength: 0.8, smooth: false, boxes: true, grid: "image",
+  overlay: "heat", scale: "layer", palette: "inferno", strength: 0.8, smooth: false, boxes: false, grid: "image",
   task: "", query: "", relation: "", outcome: "", store: "",
 };
 

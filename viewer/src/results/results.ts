@@ -8,11 +8,13 @@ import { Arrays } from "../store/arrays.ts";
 import type { ArrayMeta } from "../store/metadata.ts";
 
 /** A line of the index that `stratascope view` gives of a folder of results. */
-export interface ResultEntry { name: string; bytes: number; kind: string; task?: string; position?: string; store?: string }
+export interface ResultEntry { name: string; bytes: number; kind: string; task?: string; position?: string; condition?: string }
 
 export interface ProbeOfExample {
   task: string;
   position: string;
+  /** What was done to the image before the probed store was extracted. */
+  condition: string;
   layers: number[];
   /** Names of the classes, and of the one that is right. */
   classes: string[];
@@ -86,7 +88,7 @@ export class Results {
     const probabilities = Array.from({ length: depth }, (_, layer) =>
       chances(Array.from({ length: outputs }, (_, o) => logits.data[(layer * outputs + o) * count + k]!)));
     return {
-      task: entry.task!, position: entry.position ?? "", classes, label: classes[Number(labels.data[k])] ?? "",
+      task: entry.task!, position: entry.position ?? "", condition: entry.condition ?? "", classes, label: classes[Number(labels.data[k])] ?? "",
       layers: [...new Set([...layers.data].map(Number))].sort((a, b) => a - b), probabilities,
     };
   }

@@ -18,28 +18,30 @@ export interface MeasureFacts {
   perHead: boolean;
   /** What `mean` does over heads. */
   fused: string;
+  /** Whether what several tokens get is the sum of what each gets: flows are not. */
+  additive: boolean;
   explains: string;
 }
 
 export const MEASURES: Record<Measure, MeasureFacts> = {
   attention: {
-    name: "Attention", unit: "share", signed: false, perHead: true, fused: "Mean",
+    name: "Attention", unit: "share", signed: false, perHead: true, fused: "Mean", additive: true,
     explains: "the final token's attention to each token",
   },
   norm: {
-    name: "Norm-based", unit: "norm", signed: false, perHead: true, fused: "Mean",
+    name: "Norm-based", unit: "norm", signed: false, perHead: true, fused: "Mean", additive: true,
     explains: "attention times the norm of what the head would write (Kobayashi et al. 2020)",
   },
   attribution: {
-    name: "Attribution", unit: "logit", signed: true, perHead: true, fused: "Sum",
+    name: "Attribution", unit: "logit", signed: true, perHead: true, fused: "Sum", additive: true,
     explains: "what each token adds to the logit of the first choice over the second, through the heads of this layer",
   },
   rollout: {
-    name: "Rollout", unit: "share", signed: false, perHead: false, fused: "",
+    name: "Rollout", unit: "share", signed: false, perHead: false, fused: "", additive: true,
     explains: "attention rollout of the final token onto what enters this layer (Abnar & Zuidema 2020)",
   },
   flow: {
-    name: "Flow", unit: "share", signed: false, perHead: false, fused: "",
+    name: "Flow", unit: "share", signed: false, perHead: false, fused: "", additive: false,
     explains: "the most that can flow to each token that enters this layer, by its certified upper bound (Abnar & Zuidema 2020)",
   },
 };
