@@ -13,7 +13,7 @@ COMMANDS = (
     recording.demo, fetching.fetch, recording.plan, recording.extract,
     stores.info, stores.verify, stores.copy, stores.diff, probing.probe,
     measuring.answers, measuring.share, measuring.rollout,
-    attention.flow, attention.attribution, attention.faithfulness, attention.explain,
+    attention.flow, attention.overlap, attention.attribution, attention.heads, attention.faithfulness, attention.explain,
     looking.figure, looking.report, looking.view,
 )  # fmt: skip
 """The commands, in the order of use."""

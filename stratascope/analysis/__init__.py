@@ -12,6 +12,7 @@ from stratascope.analysis.heads import head_agreement, head_ranking
 from stratascope.analysis.norms import norm_attention, token_attribution
 from stratascope.analysis.overlap import BoxOverlap, attention_overlap, box_overlap, cell_overlap
 from stratascope.analysis.prediction import AnswerPrediction, answer_prediction
+from stratascope.analysis.ranking import HeadRanking, rank_heads
 from stratascope.analysis.rolled import RolloutResult, rollout_examples
 from stratascope.analysis.rollout import rollout, rollout_packed, rollout_stops
 from stratascope.analysis.share import AttentionShare, attention_share, row_entropy
@@ -27,6 +28,7 @@ __all__ = [
     "Faithfulness",
     "Flow",
     "FlowResult",
+    "HeadRanking",
     "LogitAttribution",
     "MinimumCut",
     "RolloutResult",
@@ -49,6 +51,7 @@ __all__ = [
     "logit_attribution",
     "minimum_cut",
     "norm_attention",
+    "rank_heads",
     "rollout",
     "rollout_examples",
     "rollout_packed",

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
 
+AGREEMENT = {"first": str, "second": str, "spearman": float, "low": float, "high": float, "heads": int, "shared_tenth": float}
+"""Columns of the table of agreement."""
+
 
 def head_ranking(scores: Mapping[str, NDArray[Any]], *, layers: Sequence[int] | None = None) -> pd.DataFrame:
     """Every head with its scores, their ranks (1 is best; ties share the mean rank) and the mean of those, best first.
@@ -43,14 +46,14 @@ def head_ranking(scores: Mapping[str, NDArray[Any]], *, layers: Sequence[int] | 
     return pd.concat([table, ranks], axis=1).sort_values("mean_rank", kind="stable").reset_index()
 
 
-def head_agreement(scores: Mapping[str, NDArray[Any]]) -> pd.DataFrame:
+def head_agreement(scores: Mapping[str, NDArray[Any]], *, level: float = 0.95) -> pd.DataFrame:
     """Agreement of each pair of scores over heads.
 
     Returns
     -------
     pandas.DataFrame
-        first, second, spearman, heads (how many have both), shared_tenth (of the best tenth of heads by each, the share that is in both;
-        about 0.1 by chance).
+        first, second, spearman, low, high (interval of Bonett & Wright 2000, which takes heads for independent), heads (how many have
+        both), shared_tenth (of the best tenth of heads by each, the share that is in both; about 0.1 by chance).
 
     Raises
     ------
@@ -70,8 +73,21 @@ def head_agreement(scores: Mapping[str, NDArray[Any]]) -> pd.DataFrame:
             shared = len(best[0] & best[1]) / top if len(pair) else float("nan")
             ranks = pair.rank()
             varied = len(pair) > 2 and (ranks.std() > 0).all()
-            rows.append((first, second, float(ranks["a"].corr(ranks["b"])) if varied else float("nan"), len(pair), shared))
-    return pd.DataFrame(rows, columns=["first", "second", "spearman", "heads", "shared_tenth"])
+            found = float(ranks["a"].corr(ranks["b"])) if varied else float("nan")
+            rows.append((first, second, found, *spearman_interval(found, len(pair), level), len(pair), shared))
+    return pd.DataFrame(rows, columns=list(AGREEMENT))
+
+
+def spearman_interval(correlation: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Ends of the interval of a Spearman correlation of `count` pairs: Fisher's z with the variance of Bonett & Wright 2000,
+    (1 + r^2 / 2) / (n - 3); NaN for fewer than four pairs."""
+    from statistics import NormalDist
+
+    if count < 4 or not np.isfinite(correlation):
+        return float("nan"), float("nan")
+    half = NormalDist().inv_cdf(0.5 + level / 2) * np.sqrt((1 + correlation**2 / 2) / (count - 3))
+    middle = np.arctanh(np.clip(correlation, -1 + 1e-12, 1 - 1e-12))
+    return float(np.tanh(middle - half)), float(np.tanh(middle + half))
 
 
 def _one_shape(scores: Mapping[str, NDArray[Any]]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Commands that follow attention through a store: flow, attribution, faithfulness, explain."""
+"""Commands that follow attention through a store: flow, overlap, attribution, heads, faithfulness, explain."""
 
 from __future__ import annotations
 
@@ -92,3 +92,52 @@ def explain(store: str, example: str, output: Path, window: tuple[int, ...] | No
 
     blocks = (window[0], window[-1] + 1) if window else None
     click.echo(write_explanation(open_store(store), example, output, window=blocks))
+
+
+@click.command(short_help="Attention on the boxes of subject and object.")
+@click.argument("store")
+@click.option(
+    "--weighing",
+    type=click.Choice(["attention", "norm", "attribution"]),
+    default="attention",
+    show_default=True,
+    help="What a look weighs: attention alone, the norm of what it carries, or what it adds to the answer given.",
+)
+@click.option(
+    "--measure",
+    type=click.Choice(["share", "lift", "cosine", "auc"]),
+    default="lift",
+    show_default=True,
+    help="lift: share in the boxes over their share of cells, 1 for an even map.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of folds and intervals.")
+@scheduler
+@out
+def overlap(store: str, weighing: str, measure: str, seed: int, scheduler: str | None, out: Path | None) -> None:
+    """How far each head's look at the image falls on the gold boxes, and whether that predicts a right answer better than their geometry.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope overlap demo/original.zarr
+    """
+    from stratascope.workflow.overlapping import overlap_and_draw
+
+    folder = out or results_folder(store)
+    click.echo(overlap_and_draw(open_store(store), folder, weighing=weighing, measure=measure, seed=seed, scheduler=scheduler))
+
+
+@click.command(short_help="Heads ranked by attribution, overlap and probe.")
+@click.argument("store")
+@click.option("--probe", type=click.Path(path_type=Path), help="Result of a probe by head; default: the first one among the results.")
+@scheduler
+@out
+def heads(store: str, probe: Path | None, scheduler: str | None, out: Path | None) -> None:
+    """Every head by what it carries of the answer, by its look at the boxes and by what a probe reads from it, and how far these agree.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope heads demo/original.zarr
+    """
+    from stratascope.workflow.overlapping import rank_and_draw
+
+    click.echo(rank_and_draw(open_store(store), out or results_folder(store), probe=probe, scheduler=scheduler))

@@ -22,6 +22,7 @@ RECORDED = (
     "form_logits",
     "top_tokens",
     "value_norms",
+    "head_outputs",
     "head_logits",
     "value_logits",
     "vision_residual",
@@ -69,6 +70,9 @@ def run_demo(
     from stratascope.extract.extraction import require_extract_extra
     from stratascope.store import ActivationStore
     from stratascope.workflow.attention import roll_and_draw, save_answers, share_and_draw
+    from stratascope.workflow.attributing import attribute_and_draw
+    from stratascope.workflow.believing import compare_and_draw
+    from stratascope.workflow.overlapping import overlap_and_draw
     from stratascope.workflow.probing import save_accuracy_by, save_advantage, save_curve
     from stratascope.workflow.reporting import write_report
 
@@ -108,10 +112,13 @@ def run_demo(
     for position in ("final", "object", "subject"):
         save_accuracy_by(curves[f"truth-{position}"], original, "relation", results)
     _draw(curves, results)
-    say("5/5 answers, attention share, rollout and report")
+    say("5/5 answers, attention, attribution, faithfulness and report")
     save_answers(original, results)
     share_and_draw(original, results)
     roll_and_draw(original, results, examples=None, window=None)
+    overlap_and_draw(original, results)
+    attribute_and_draw(original, results)
+    compare_and_draw(original, results, seed=seed)
     write_report(original, [results], results / "report.html", where=out / "original.zarr")
     where = (
         f"All of it on one page: {results / 'report.html'}\n"

@@ -1,0 +1,166 @@
+"""Overlap with boxes and the ranking of heads as commands do them: computed, saved, drawn, and said in a few words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stratascope.errors import InvalidInputError, TooFewExamplesError
+from stratascope.report import new_figure, paper_style, save_figure
+from stratascope.report.heatmaps import draw_grid
+from stratascope.report.predictions import draw_overlap, draw_prediction
+from stratascope.store import ResultFile, load_result
+
+if TYPE_CHECKING:
+    from stratascope.analysis import AnswerPrediction, BoxOverlap, HeadRanking
+    from stratascope.store import ActivationStore
+
+SAID = 5
+"""Heads that are named."""
+EVEN = {"lift": 1.0, "auc": 0.5}
+MEASURES = {
+    "share": "share within both boxes",
+    "lift": "lift within both boxes",
+    "cosine": "cosine with both boxes",
+    "auc": "AUC of both boxes",
+}
+
+
+def overlap_and_draw(
+    store: ActivationStore, folder: Path, *, weighing: str = "attention", measure: Any = "lift", seed: int = 0, scheduler: str | None = None
+) -> str:
+    """Overlap of every head's look at the image with the boxes, and whether it predicts a right answer: saved, drawn, and said."""
+    from stratascope.analysis import answer_prediction, attention_overlap
+
+    found = attention_overlap(store, weighing=weighing, measure=measure, scheduler=scheduler)
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = "" if weighing == "attention" else f"-{weighing}"
+    found.save(folder / f"overlap{suffix}.zarr.zip")
+    means = found.mean("both")
+    layer, head = np.unravel_index(int(np.nanargmax(means)), means.shape)
+    where = f"block {found.attributes['layers'][int(layer)]} head {int(head)}"
+    known = int(np.isfinite(found.values[..., 2]).any((1, 2)).sum())
+    lines = [
+        f"{weighing} on the boxes of subject and object, {known} of {len(found.examples)} examples have both; {measure} averages "
+        f"{np.nanmean(means):.2f} over heads, most in {where}: {means[layer, head]:.2f}"
+    ]
+    prediction: AnswerPrediction | None = None
+    try:
+        prediction = answer_prediction(store, found, seed=seed)
+    except TooFewExamplesError as error:
+        lines.append(f"not asked whether it predicts a right answer: {error}")
+    if prediction is not None:
+        prediction.save(folder / f"prediction{suffix}.zarr.zip")
+        lines.append(prediction_text(prediction))
+    path = draw_overlaps(found, prediction, folder / f"overlap{suffix}.png")
+    return "\n".join([*lines, f"figure {path}", f"results in {folder}"])
+
+
+def prediction_text(found: AnswerPrediction) -> str:
+    """The best head and whether it says more than the boxes alone."""
+    best, base = found.best, found.baseline
+    more = "more than" if best["advantage_low"] > 0 else "no more, as far as can be told, than"
+    return (
+        f"AUROC for a right answer: block {int(best['layer'])} head {int(best['head'])} {best['auroc']:.3f} "
+        f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}] (the best of {len(found.table)} heads, allowed for), "
+        f"the boxes' geometry alone {base['auroc']:.3f} [{base['low']:.3f}, {base['high']:.3f}]: {more} the geometry"
+    )
+
+
+def draw_overlaps(found: BoxOverlap, prediction: AnswerPrediction | None, path: Path) -> Path:
+    """Head by layer, overlap by layer and, where there is one, its AUROC for a right answer."""
+    means, layers = found.mean("both"), found.attributes["layers"]
+    measure = found.attributes["measure"]
+    columns = 2 + (prediction is not None)
+    figure, axes = new_figure(columns, width=3.1 * columns, height=2.7)
+    with paper_style():
+        heads = list(range(means.shape[1]))
+        draw_grid(means, axes[0], rows=layers, columns=heads, label=MEASURES[measure], row_label="decoder block", column_label="head")
+        draw_overlap(means, layers, axes[1], label=MEASURES[measure], even=EVEN.get(measure))
+        if prediction is not None:
+            draw_prediction(prediction.table, prediction.baseline, axes[2])
+    return save_figure(figure, path)
+
+
+def rank_and_draw(store: ActivationStore, folder: Path, *, probe: Path | None = None, scheduler: str | None = None) -> str:
+    """Heads ranked by attribution, overlap and probe, as far as store and results give them: saved, drawn, and said."""
+    from stratascope.analysis import attention_overlap, logit_attribution, rank_heads
+    from stratascope.errors import NotRecordedError
+
+    lacking = []
+    attribution, overlap = None, None
+    try:
+        attribution = logit_attribution(store, by_part=False)
+    except NotRecordedError as error:
+        lacking.append(f"no attribution: {error}")
+    try:
+        overlap = attention_overlap(store, measure="lift", scheduler=scheduler)
+    except NotRecordedError as error:
+        lacking.append(f"no overlap: {error}")
+    result = load_result(probe) if probe else head_probe_of(folder, store)
+    if result is None:
+        lacking.append("no probe by head: run `stratascope probe STORE --array head_outputs` first, or give its result with --probe")
+    if attribution is None and overlap is None and result is None:
+        raise InvalidInputError(f"expected at least one score of heads, found none: {'; '.join(lacking)}")
+    found = rank_heads(attribution, overlap, result)
+    folder.mkdir(parents=True, exist_ok=True)
+    found.save(folder / "heads.zarr.zip")
+    path = draw_ranking(found, folder / "heads.png")
+    return "\n".join([ranking_text(found), *lacking, f"figure {path}", f"results in {folder}"])
+
+
+def head_probe_of(folder: Path, store: ActivationStore) -> ResultFile | None:
+    """The first result in a folder that holds a probe of this store by head."""
+    from stratascope.analysis.ranking import probe_grid
+
+    for path in sorted(folder.glob("*.zarr.zip")):
+        result = load_result(path)
+        about = result.attributes
+        own = (about.get("fingerprint"), about.get("store"), about.get("settings", {}).get("fingerprint"))
+        if about.get("array") == "head_outputs" and store.fingerprint() in own:
+            try:
+                probe_grid(result)
+            except InvalidInputError:
+                continue
+            return result
+    return None
+
+
+def ranking_text(found: HeadRanking) -> str:
+    """The best heads with their scores, and how far the scores agree."""
+    names = list(found.attributes["scores"])
+    lines = [f"heads by {', '.join(f'{name} ({about})' for name, about in found.attributes['scores'].items())}; ranks in brackets"]
+    for row in found.table.head(SAID).to_dict("records"):
+        scores = ", ".join(f"{name} {row[name]:.3g} ({row[f'{name}_rank']:g})" for name in names)
+        lines.append(f"  block {row['layer']} head {row['head']}: {scores}")
+    for row in found.agreement.to_dict("records"):
+        lines.append(
+            f"agreement of {row['first']} and {row['second']}: {row['spearman']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] over "
+            f"{row['heads']} heads; of the best tenth {row['shared_tenth']:.0%} are the same"
+        )
+    return "\n".join(lines)
+
+
+def draw_ranking(found: HeadRanking, path: Path) -> Path:
+    """One grid of heads by layer for each score."""
+    scores = found.attributes["scores"]
+    figure, axes = new_figure(len(scores), width=3.1 * len(scores), height=2.7)
+    with paper_style():
+        for (name, about), ax in zip(scores.items(), axes, strict=True):
+            values = found.grid(name)
+            rows, columns = found.attributes["layers"], list(range(values.shape[1]))
+            signed = name == "attribution"
+            draw_grid(
+                values,
+                ax,
+                rows=rows,
+                columns=columns,
+                label=about,
+                row_label="decoder block",
+                column_label="head",
+                diverging=signed,
+                title=name,
+            )
+    return save_figure(figure, path)
