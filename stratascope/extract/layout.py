@@ -113,8 +113,7 @@ class PromptTokenizer:
                 f"example {example.id}: expected plain text, found the model's control token {control[0]} in its caption"
             )
         image: ImageTokens = self._image_tokens(*image_size)
-        rendered = self.wording.render(filled.text)
-        text = rendered.replace(self.rule.placeholder, image.text, 1)
+        text = self.wording.render(filled.text).replace(self.rule.placeholder, image.text, 1)
         encoded = self._encode(text)
         ids, offsets = np.array(encoded.ids, np.int32), np.array(encoded.offsets, np.int64)
         runs = np.flatnonzero(ids == self.image_id)
@@ -122,10 +121,9 @@ class PromptTokenizer:
         repeats = np.ones(len(ids), np.int64)
         repeats[runs] = image.runs
         at = np.concatenate([[0], repeats.cumsum()])  # where each token of the text stands once the runs are expanded
-        starts = _without_leading_blanks(text, offsets)
 
         def tokens_of(a: int, b: int, what: str) -> Interval:
-            first, last = _tokens_within(starts, offsets[:, 1], a, b, f"example {example.id}: {what} {text[a:b]!r}")
+            first, last = _tokens_within(offsets, a, b, f"example {example.id}: {what} {text[a:b]!r}")
             return int(at[first]), int(at[last])
 
         ids = np.repeat(ids, repeats)
@@ -133,10 +131,9 @@ class PromptTokenizer:
         start = text.rindex(filled.text)
         for name, (a, b) in {"prompt": (0, len(filled.text)), **filled.intervals}.items():
             spans[name] = tokens_of(start + a, start + b, name)
-        system = self.wording.system_interval(rendered)
+        system = self.wording.system_interval(text)
         if system is not None:
-            moved = len(text) - len(rendered) if system[0] > rendered.index(self.rule.placeholder) else 0
-            spans["system"] = tokens_of(system[0] + moved, system[1] + moved, "the system turn")
+            spans["system"] = tokens_of(*system, "the system turn")
         return TokenLayout(ids, spans, image.grid, image.view, image.cut)
 
 
@@ -152,13 +149,9 @@ def _image_spans(places: np.ndarray, image: ImageTokens) -> dict[str, Interval]:
     return spans
 
 
-def _without_leading_blanks(text: str, offsets: np.ndarray) -> np.ndarray:
-    """Where each token begins, not counting the blank that byte-pair encodings glue to the front of a word."""
-    return np.array([a + len(text[a:b]) - len(text[a:b].lstrip()) if text[a:b].strip() else a for a, b in offsets])
-
-
-def _tokens_within(starts: np.ndarray, ends: np.ndarray, a: int, b: int, what: str) -> Interval:
-    found = np.flatnonzero((starts < b) & (ends > a) & (starts < ends))
+def _tokens_within(offsets: np.ndarray, a: int, b: int, what: str) -> Interval:
+    """Tokens that share characters with a..b; the blank before a word belongs to the word's token, and none to the one before."""
+    found = np.flatnonzero((offsets[:, 0] < b) & (offsets[:, 1] > a))
     if not len(found):
         raise InvalidInputError(f"{what}: expected at least one token of its own, found none")
     first, last = int(found[0]), int(found[-1]) + 1

@@ -83,7 +83,7 @@ def _beyond_cells(plan: ExtractionPlan) -> list[str]:
     lines = [f"tiles      {min(tiles)} to {max(tiles)} tokens more of each image, mean {np.mean(tiles):.1f}, in the span {TILES}"]
     lines = lines if any(tiles) else []
     if partial:
-        lines.append(f"view       of {partial:,} images the model sees a part alone, or padding too; boxes are those within what it sees")
+        lines.append(f"view       in {partial:,} examples the model sees a part of the image alone, or padding too; boxes are cut to it")
     return lines
 
 

@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers")
 
 from stratascope.analysis.boxes import box_tokens  # noqa: E402
 from stratascope.analysis.share import PARTS, token_parts  # noqa: E402
-from stratascope.datasets import Prompt  # noqa: E402
+from stratascope.datasets import Example, Prompt, split_caption  # noqa: E402
 from stratascope.errors import CaptureError, InvalidInputError  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
 from stratascope.extract.capture import text_decoder  # noqa: E402
@@ -132,6 +132,15 @@ def test_spans_hold_exactly_their_words(planned: Planned) -> None:
         assert b - a == layout.grid[0] * layout.grid[1]
         others = {k for k in np.flatnonzero(layout.ids == plan.tokenizer.image_id).tolist() if not a <= k < b}
         assert others <= set(range(*layout.spans.get(TILES, (0, 0))))
+
+
+@pytest.mark.parametrize("subject", ["café au lait", "crème 🙂", "'red-ish' thing", "İstanbul ﬁsh"])
+def test_spans_of_words_that_are_cut_into_bytes(planned: Planned, subject: str) -> None:
+    caption = f"The {subject} is on the piñata."
+    example = Example("x", "x.png", caption, "on", True, "test", split_caption(caption, "on"))
+    layout, tokenizer = planned.plan.tokenizer.layout(example, (97, 61)), planned.plan.tokenizer.tokenizer
+    for name, expected in (("subject", subject), ("relation", "on"), ("object", "piñata"), ("caption", caption)):
+        assert tokenizer.decode(layout.ids[slice(*layout.spans[name])].tolist()).strip() == expected
 
 
 def test_a_padded_batch_equals_stock_eager_single_examples(planned: Planned) -> None:
