@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import platform
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -18,9 +17,6 @@ from stratascope.extract.plan import ExtractionPlan
 from stratascope.extract.sources import missing_extra
 from stratascope.store import BlockWriter, create_store
 from stratascope.store.overview import bytes_text
-
-if TYPE_CHECKING:
-    from stratascope.extract.session import ExtractionSession
 
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "qwen-vl-utils", "numpy", "pillow", "zarr", "numcodecs", "stratascope")
 
@@ -37,6 +33,8 @@ class ExtractionReport:
     """Id of each example that could not be recorded now -> the reason."""
     halvings: int
     """How often a batch was halved for lack of the GPU's memory."""
+    tower_passes: int = 0
+    """How often the vision tower ran: once an image, where its features are kept for all its captions."""
 
 
 def require_extract_extra() -> None:
@@ -105,40 +103,17 @@ def run_extraction(
         writer.check_provenance(provenance)
         pending = writer.pending(rank, of)
         failed: dict[str, str] = {}
-        halvings = 0
+        halvings = passes = 0
         count = sum(len(writer.block_examples(block)) for block in pending)
         if pending:
             from stratascope.extract.session import ExtractionSession  # torch is imported only now that there is work for it
 
             session = ExtractionSession(plan, batch_tokens)
             with tqdm(total=count, desc="extract", unit="example", disable=not progress) as bar:
-                _work_through(session, writer, pending, bar)
+                session.work(writer, pending, bar)
             failed = {plan.examples[k].id: reason for k, reason in session.failed.items()}
-            halvings = session.halvings
-    return ExtractionReport(out, len(pending), count, plan.store.blocks, failed, halvings)
-
-
-def _work_through(session: ExtractionSession, writer: BlockWriter, pending: list[int], bar: Any) -> None:
-    """Read ahead, run the model, write behind: while one block is in the model, the next is decoded and the last is written.
-
-    At most one block waits on either side, so that memory stays bounded behind a slow disk; whatever fails, the blocks that are
-    marked are whole.
-    """
-    from stratascope.extract.session import load_block
-
-    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as keeper:
-        ahead = reader.submit(load_block, session.plan, writer.block_examples(pending[0]))
-        written: Future[None] | None = None
-        for number, block in enumerate(pending):
-            loaded = ahead.result()
-            if number + 1 < len(pending):
-                ahead = reader.submit(load_block, session.plan, writer.block_examples(pending[number + 1]))
-            arrays = session.block(loaded, bar)
-            if written is not None:
-                written.result()
-            written = keeper.submit(writer.write, block, arrays)
-        if written is not None:
-            written.result()
+            halvings, passes = session.halvings, session.features.computed
+    return ExtractionReport(out, len(pending), count, plan.store.blocks, failed, halvings, passes)
 
 
 def _check_disk(plan: ExtractionPlan, out: Path) -> None:
@@ -159,7 +134,7 @@ def run_provenance(plan: ExtractionPlan, command: str | None) -> dict[str, Any]:
     import torch
 
     model = plan.provenance["model"]
-    hardware = torch.cuda.get_device_name(model["device"]) if model["device"].startswith("cuda") and torch.cuda.is_available() else "cpu"
+    hardware = torch.cuda.get_device_name(plan.device) if plan.device.startswith("cuda") and torch.cuda.is_available() else "cpu"
     return {
         "model": {**model, "hardware": hardware, "attention": "sdpa"},
         "libraries": library_versions(),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,12 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract.attribution import LogitParts, check_attributable, directions, logit_parts
 from stratascope.extract.capture import Capture, Pooling, capturing, use_captured_attention
 from stratascope.extract.cutting import ImageRule
+from stratascope.extract.features import ImageFeatures, given_to_model, image_features, places, takes_features
 from stratascope.extract.inputs import PreparedImages, forward_inputs, joined, prepare_image
 from stratascope.extract.knockout import check_trace, effects, tracing
 from stratascope.extract.sources import ModelSource
 from stratascope.extract.targets import Knockouts
-from stratascope.extract.vision import capturing_vision, vision_capture
+from stratascope.extract.transfer import Arrival, side_of, to_host
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,12 @@ class Batch:
     images: Mapping[str, torch.Tensor]
     """Keyword of the model's forward -> tensor, of all images."""
     pooling: Pooling
-    segments: Sequence[tuple[int, np.ndarray]] = ()
-    """(image, cells) over which the vision tower is averaged; empty: it is not recorded."""
+    features: Sequence[ImageFeatures] = ()
+    """Of each example's image, instead of pixels; empty: the model makes them of `images`."""
+    segments: Sequence[tuple[int, int]] = ()
+    """(example, segment) of the vision tower's residual stream that are wanted of `features`; empty: it is not recorded."""
     entry: Pooling | None = None
     """What is pooled where the stream enters the first block, besides the positions; None: nothing."""
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
-        return Batch(
-            self.members,
-            self.input_ids.to(device),
-            self.lengths.to(device),
-            {name: values.to(device, dtype if values.is_floating_point() else None) for name, values in self.images.items()},
-            self.pooling.to(device),
-            self.segments,
-            self.entry and self.entry.to(device),
-        )
 
 
 @dataclass(frozen=True)
@@ -82,6 +73,20 @@ class Captured:
     """(example, rank) token ids, the likeliest first."""
     top_logits: np.ndarray | None = None
     """(example, rank) float32."""
+
+
+@dataclass(frozen=True)
+class Coming:
+    """What one batch gave, perhaps still on its way to the host."""
+
+    arrival: Arrival
+
+    def result(self) -> Captured:
+        """All of it, once it is there; may be asked for by any thread."""
+        values = self.arrival.result()
+        parts = {each.name: values.pop(each.name, None) for each in fields(LogitParts)}
+        made = {name: None if values is None else torch.from_numpy(values) for name, values in parts.items()}
+        return Captured(**values, parts=None if made["heads"] is None else LogitParts(**made))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -137,12 +142,19 @@ class CaptureModel:
             raise InvalidInputError(f"{source.name}: expected all weights, found {len(missing)} missing, the first {missing[0]!r}")
         self.model = model.to(self.device).eval()
         self.decoder = use_captured_attention(self.model)
+        self.takes_features = takes_features(self.model)
+        """Whether images may be given as features that were computed before."""
+        self._side = side_of(self.device)
 
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
         """Images as the family's own processor makes them, one by one, so that an image is the same in every batch."""
         return joined([prepare_image(self.image_processor, self._rule, image) for image in images])
 
     @torch.inference_mode()
+    def features(self, prepared: PreparedImages, cells: Sequence[np.ndarray] = ()) -> ImageFeatures:
+        """What the vision tower makes of one image; `cells` as of `image_features`."""
+        return image_features(self.model, self._on_device(prepared.tensors), prepared.tensors, cells)
+
     def run(self, batch: Batch, wanted: Wanted) -> Captured:
         """One forward pass without a cache; the logits of the final tokens only.
 
@@ -151,45 +163,61 @@ class CaptureModel:
         CaptureError
             If parts of the logits are wanted of a model whose logits have none.
         """
-        batch = batch.to(self.device, self.dtype)
-        last, pair = batch.lengths - 1, (wanted.choices[0], wanted.choices[1])
+        return self.launch(batch, wanted).result()
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch, wanted: Wanted) -> Coming:
+        """`run` without waiting for a GPU: its results come to the host while it works on."""
+        last, pair = (batch.lengths - 1).to(self.device), (wanted.choices[0], wanted.choices[1])
         apart = bool(wanted.arrays & {"head_logits", "value_logits"})
         if apart:
             check_attributable(self.model, self.decoder)
         capture = Capture(
             last,
-            batch.pooling,
+            batch.pooling.to(self.device),
             wanted.arrays | ({"head_outputs"} if apart else frozenset()),
             wanted.fusion,
-            batch.entry,
+            batch.entry and batch.entry.to(self.device),
             toward=directions(self.model, self.decoder, pair) if "value_logits" in wanted.arrays else {},
         )
-        lengths, which = torch.unique(last, return_inverse=True)
-        tower = getattr(self.model.model, "visual", self.model)
-        seen = vision_capture(tower, batch.images["image_grid_thw"], batch.segments) if batch.segments else None
-        with capturing(self.decoder, capture), capturing_vision(tower, seen) if seen else nullcontext():
-            output = self.model(
-                **forward_inputs(self.model, batch.input_ids, batch.lengths, batch.images),
-                use_cache=False,
-                logits_to_keep=lengths,
-            )
-        logits = output.logits[torch.arange(len(last), device=self.device), which].float()
+        lengths, which = torch.unique(batch.lengths - 1, return_inverse=True)  # on the host: a GPU would have to be waited for
+        with capturing(self.decoder, capture):
+            output = self.model(**self._inputs(batch), use_cache=False, logits_to_keep=lengths.to(self.device))
+        logits = output.logits[torch.arange(len(last), device=self.device), which.to(self.device)].float()
         top = logits[:, : wanted.known_tokens].topk(wanted.ranks) if wanted.ranks else None
         held = capture.want
-        return Captured(
-            residual=_stack(capture.residual).transpose(1, 2).cpu().numpy(),
-            rows=_stack(capture.rows).cpu().numpy(),
-            answer_logits=_host(logits[:, list(wanted.choices)]),
-            fused=_stack(capture.fused).transpose(0, 1).cpu().numpy() if "maps" in held else None,
-            value_norms=_stack(capture.value_norms).cpu().numpy() if "value_norms" in held else None,
-            head_outputs=_stack(capture.head_outputs).cpu().numpy() if "head_outputs" in held else None,
-            vision=_stack(seen.residual).cpu().numpy() if seen else None,
-            entry=None if capture.entry is None else _host(capture.entry),
-            parts=logit_parts(self.model, self.decoder, capture, pair).cpu() if apart else None,
-            form_logits=_host(logits[:, list(wanted.forms)]) if wanted.forms else None,
-            top_tokens=None if top is None else _host(top.indices),
-            top_logits=None if top is None else _host(top.values),
-        )
+        found = {
+            "residual": _stack(capture.residual).transpose(1, 2),
+            "rows": _stack(capture.rows),
+            "answer_logits": logits[:, list(wanted.choices)],
+            "fused": _stack(capture.fused).transpose(0, 1) if "maps" in held else None,
+            "value_norms": _stack(capture.value_norms) if "value_norms" in held else None,
+            "head_outputs": _stack(capture.head_outputs) if "head_outputs" in held else None,
+            "vision": _segments(batch) if batch.segments else None,
+            "entry": capture.entry,
+            "form_logits": logits[:, list(wanted.forms)] if wanted.forms else None,
+            "top_tokens": None if top is None else top.indices,
+            "top_logits": None if top is None else top.values,
+        }
+        if apart:
+            parts = logit_parts(self.model, self.decoder, capture, pair)
+            found |= {each.name: getattr(parts, each.name) for each in fields(parts)}
+        return Coming(to_host({name: values for name, values in found.items() if values is not None}, self._side))
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        """Keywords of a forward pass, on the device."""
+        given = given_to_model(batch.features) if batch.features else {}
+        images = places(batch.features) if batch.features else batch.images
+        return {**self._on_device(forward_inputs(self.model, batch.input_ids, batch.lengths, images)), **given}
+
+    def _on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Floats in the model's precision; from pinned memory, so that a GPU need not be waited for."""
+        moved = {}
+        for name, values in tensors.items():
+            given = values.pin_memory() if self.device.type == "cuda" else values
+            there = given.to(self.device, non_blocking=True)
+            moved[name] = there.to(self.dtype) if there.is_floating_point() else there
+        return moved
 
     @torch.inference_mode()
     def knock_out(
@@ -208,10 +236,9 @@ class CaptureModel:
         check
             By how much a pass that is run again may be off, for logits of size 1; None: it is not checked.
         """
-        batch = batch.to(self.device, self.dtype)
         blocks: Any = self.decoder.layers
         with tracing(blocks) as trace:
-            self.model(**forward_inputs(self.model, batch.input_ids, batch.lengths, batch.images), use_cache=False, logits_to_keep=1)
+            self.model(**self._inputs(batch), use_cache=False, logits_to_keep=1)
 
         def difference(hidden: torch.Tensor) -> torch.Tensor:
             logits = self._logits(hidden.float(), pair)
@@ -243,6 +270,12 @@ class CaptureModel:
 
 def _stack(by_layer: Mapping[int, torch.Tensor]) -> torch.Tensor:
     return torch.stack([by_layer[k].float() for k in sorted(by_layer)])
+
+
+def _segments(batch: Batch) -> torch.Tensor:
+    """(layer, segment, vision hidden) float32."""
+    kept = [batch.features[row].vision for row, _ in batch.segments]
+    return torch.stack([vision[:, segment] for vision, (_, segment) in zip(kept, batch.segments, strict=True) if vision is not None], 1)
 
 
 def _host(values: torch.Tensor) -> np.ndarray:

@@ -68,6 +68,12 @@ class ExtractionPlan:
         return {k: self.facts[name].problem for k, name in enumerate(self.shown) if self.facts[name].problem}
 
     @property
+    def device(self) -> str:
+        """Where the model runs; provenance names only the kind, so that several GPUs can fill one store."""
+        chosen, kind = self.settings.device, str(self.provenance["model"]["device"])
+        return kind if chosen == "auto" else chosen
+
+    @property
     def prompt(self) -> Prompt:
         return self.tokenizer.prompt
 
@@ -254,7 +260,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             "revision": source.revision,
             "family": str(source.config["model_type"]),
             "dtype": dtype,
-            "device": device,
+            "device": device.partition(":")[0],
             "files": source.digests(),
         },
         "processor": {"rule": type(rule).__name__, **rule.settings()},

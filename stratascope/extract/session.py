@@ -2,58 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
-from stratascope.errors import CaptureError
+from stratascope.extract.blockwork import BlockWork
 from stratascope.extract.capture import Pooling
-from stratascope.extract.filling import empty_arrays, fill
-from stratascope.extract.images import UNDECODABLE, apply_condition, open_image, thumbnail
-from stratascope.extract.model import Batch, CaptureModel, Wanted
+from stratascope.extract.features import FeatureCache, ImageFeatures, room_for_features
+from stratascope.extract.inputs import PreparedImages, joined
+from stratascope.extract.model import Batch, CaptureModel, Coming, Wanted
+from stratascope.extract.pipeline import Behind, ahead
 from stratascope.extract.plan import ExtractionPlan
+from stratascope.extract.reading import LoadedImage, check_cut, first_shown, load_image, shown_image
 from stratascope.extract.selfcheck import check_capture, check_prompt, tolerance
-from stratascope.extract.targets import Knockouts
-from stratascope.store import STATUS_CODES
+
+READ_AHEAD = 32
+"""Images that are prepared before they are needed; one of 640 x 480 takes 7 MB for Qwen."""
+
+BATCHES_WAITING = 1
+"""Batches whose results wait to be put into a block's arrays, besides the one that is."""
+
+BLOCKS_WAITING = 1
+"""Blocks that wait to be written, besides those that are."""
 
 
-@dataclass(frozen=True)
-class LoadedBlock:
-    """A block's images, decoded and conditioned, before the model sees them."""
+class Keeper(Protocol):
+    """What takes whole blocks."""
 
-    members: Sequence[int]
-    """Example numbers."""
-    images: dict[int, Image.Image]
-    thumbnails: dict[int, np.ndarray]
-    problems: dict[int, tuple[str, str]]
-    """Example -> why its image cannot be had, and the name of the status that is recorded."""
+    def block_examples(self, block: int) -> range: ...
 
-
-def load_block(plan: ExtractionPlan, members: Sequence[int]) -> LoadedBlock:
-    """Read and decode a block's images; needs no model, so that it can run ahead in a thread."""
-    loaded = LoadedBlock(members, {}, {}, {})
-    for k in members:
-        name = plan.shown[k]
-        fact, path = plan.facts[name], plan.settings.images / name
-        if fact.problem:
-            loaded.problems[k] = (fact.problem, "unreadable_image")
-            continue
-        try:
-            image = open_image(path)
-        except UNDECODABLE as error:
-            loaded.problems[k] = (f"{path} could be decoded when planning and no longer can ({error})", "unreadable_image")
-            continue
-        if image.size != (fact.width, fact.height):
-            loaded.problems[k] = (f"{path} changed its size since planning", "image_mismatch")
-            continue
-        loaded.images[k] = apply_condition(image, plan.settings.condition)
-        if plan.store.thumbnail is not None:
-            loaded.thumbnails[k] = thumbnail(loaded.images[k], plan.store.thumbnail, plan.layouts[k].view)
-    return loaded
+    def write(self, block: int, arrays: dict[str, np.ndarray]) -> None: ...
 
 
 class ExtractionSession:
@@ -70,7 +55,7 @@ class ExtractionSession:
     def __init__(self, plan: ExtractionPlan, batch_tokens: int) -> None:
         self.plan, self.batch_tokens = plan, batch_tokens
         model = plan.provenance["model"]
-        self.model = CaptureModel(plan.source, device=model["device"], dtype=model["dtype"], rule=plan.tokenizer.rule)
+        self.model = CaptureModel(plan.source, device=plan.device, dtype=model["dtype"], rule=plan.tokenizer.rule)
         self.wanted = Wanted(
             choices=tuple(plan.tokenizer.choice_ids.values()),
             arrays=plan.store.record & {"value_norms", "value_logits", "head_outputs", "head_logits"},
@@ -81,72 +66,61 @@ class ExtractionSession:
         )
         self.knockout_tokens = batch_tokens
         """At most so many tokens at once in knockouts."""
+        self.features = FeatureCache((), 0)
         self.checked = self.knocked = False
         self.failed: dict[int, str] = {}
         """Example number -> why it was not recorded."""
         self.halvings = 0
         """How often a batch had to be halved for lack of memory."""
 
-    def block(self, loaded: LoadedBlock, bar: Any) -> dict[str, np.ndarray]:
-        """Everything that the store wants of a block's examples, in its own axes."""
-        members, images = loaded.members, loaded.images
-        arrays = empty_arrays(self.plan.store, len(members))
-        if "thumbnail" in arrays:
-            for k, small in loaded.thumbnails.items():
-                arrays["thumbnail"][k - members[0]] = small
-        for k, (reason, code) in loaded.problems.items():
-            self.failed[k] = reason
-            arrays["status"][k - members[0]] = STATUS_CODES[code]
-        bar.update(len(loaded.problems))
-        for batch in self._batches(list(images)):
-            self._one_batch(batch, [images[k] for k in batch], members[0], arrays)
-            bar.update(len(batch))
-        return arrays
+    def work(self, keeper: Keeper, blocks: Sequence[int], bar: Any) -> None:
+        """Fill blocks, in order: images are prepared ahead of the model in threads, results are put in place and written behind it.
 
-    def _batches(self, members: Sequence[int]) -> Iterator[list[int]]:
-        """Examples sorted by length and cut so that a padded batch stays within the token budget; the same in every run."""
-        counts = self.plan.token_counts
-        batch: list[int] = []
-        for example in sorted(members, key=lambda k: (counts[k], k)):
-            if batch and (len(batch) + 1) * int(counts[example]) > self.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(example)
-        if batch:
-            yield batch
+        All queues are bounded, so that memory is, behind a slow disk. Whatever ends this early, blocks that were filled are written,
+        and one that was not is left out.
+        """
+        on_gpu = self.model.device.type == "cuda"
+        readers, writers = (min(4, os.cpu_count() or 1), 2) if on_gpu else (1, 1)
+        members = {block: self._sorted(keeper.block_examples(block)) for block in blocks}
+        self.features = FeatureCache((self.plan.shown[k] for each in members.values() for k in each), room_for_features(self.model.device))
+        wanted = (k for block in blocks for k in first_shown(self.plan, members[block]))
+        with (
+            Behind("write", threads=writers, waiting=BLOCKS_WAITING) as keeping,
+            Behind("fill", waiting=BATCHES_WAITING) as filling,
+            ThreadPoolExecutor(readers, "read") as pool,
+        ):
+            images = ahead(pool, self._load, wanted, READ_AHEAD)
+            try:
+                for block in blocks:
+                    place = keeper.block_examples(block)
+                    work = BlockWork(self, place.start, len(place), images, filling, bar)
+                    work.run(members[block])
+                    keeping.submit(_keep, keeper, block, work)
+            finally:
+                images.close()
 
-    def _one_batch(self, members: list[int], images: list[Image.Image], first: int, arrays: dict[str, np.ndarray]) -> None:
-        maps = {"maps"} if self.plan.has_map[members].any() else frozenset()
-        try:
-            captured = self.model.run(self._batch(members, images), replace(self.wanted, arrays=self.wanted.arrays | maps))
-        except torch.OutOfMemoryError:
-            if len(members) == 1:
-                raise
-            captured = None
-        if captured is None:  # outside of the handler, so that the failed pass's tensors are gone
-            torch.cuda.empty_cache()
-            self.halvings += 1
-            half = len(members) // 2
-            self._one_batch(members[:half], images[:half], first, arrays)
-            self._one_batch(members[half:], images[half:], first, arrays)
-            return
+    def launch(self, batch: Batch) -> Coming:
+        """Send a batch through the model; the first one is compared with the model itself."""
+        maps = {"maps"} if self.plan.has_map[list(batch.members)].any() else frozenset()
+        coming = self.model.launch(batch, replace(self.wanted, arrays=self.wanted.arrays | maps))
         if not self.checked:
-            alone = self.model.run(self._batch(members[:1], images[:1]), Wanted(self.wanted.choices))
-            check_prompt(self.plan, members[0], images[0])
-            check_capture(self.plan, self.model, captured, alone)
+            self._check(batch.members[0], coming)
             self.checked = True
-        self.failed |= fill(self.plan, members, captured, np.array(members) - first, arrays)
-        for k, image in zip(members, images, strict=True):
-            if self.plan.knockouts is not None and self.plan.knockouts.chosen[k] and k not in self.failed:
-                arrays["knockout"][k - first] = self._knock_out(k, image, self.plan.knockouts)
+        return coming
 
-    def _knock_out(self, example: int, image: Image.Image, knockouts: Knockouts) -> np.ndarray:
-        """One example's knockouts, in batches that are halved for good when the memory runs out."""
+    def compute_features(self, example: int, prepared: PreparedImages) -> ImageFeatures:
+        """What the vision tower makes of the image that an example is shown."""
+        return self.model.features(prepared, self._vision_cells[0].get(self.plan.shown[example], ()))
+
+    def knock_out(self, example: int, batch: Batch) -> np.ndarray:
+        """The knockouts of an example that is a batch by itself, in batches that are halved for good when the memory runs out."""
+        knockouts = self.plan.knockouts
+        assert knockouts is not None
         targets, pair = self.plan.hidden_tokens(example), (self.wanted.choices[0], self.wanted.choices[1])
         check = None if self.knocked else tolerance(self.plan)
         while True:
             try:
-                found = self.model.knock_out(self._batch([example], [image]), pair, targets, knockouts, self.knockout_tokens, check)
+                found = self.model.knock_out(batch, pair, targets, knockouts, self.knockout_tokens, check)
             except torch.OutOfMemoryError:
                 if self.knockout_tokens == 1:
                     raise
@@ -157,22 +131,72 @@ class ExtractionSession:
             self.halvings += 1
             self.knockout_tokens = max(1, self.knockout_tokens // 2)
 
+    def next_batch(self, members: Sequence[int]) -> list[int]:
+        """As many of `members`, sorted by length, as make a padded batch within the token budget; at least one."""
+        counts, batch = self.plan.token_counts, [members[0]]
+        for example in members[1:]:
+            if (len(batch) + 1) * int(counts[example]) > self.batch_tokens:
+                break
+            batch.append(example)
+        return batch
+
+    def _sorted(self, members: Sequence[int]) -> list[int]:
+        """By length, so that batches have little padding; the same in every run."""
+        return sorted(members, key=lambda k: (self._counts[k], k))
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        return self.plan.token_counts
+
+    @cached_property
+    def _vision_cells(self) -> tuple[dict[str, list[np.ndarray]], dict[int, list[int]]]:
+        """Image -> the distinct sets of cells that its examples want of the vision tower; example -> which of them, in its order."""
+        sets: dict[str, list[np.ndarray]] = {}
+        chosen: dict[int, list[int]] = {}
+        known: dict[tuple[str, bytes], int] = {}
+        if "vision_residual" in self.plan.store.record:
+            for k, name in enumerate(self.plan.shown):
+                chosen[k] = []
+                for cells in self.plan.vision_cells(k).values():
+                    key = (name, np.asarray(cells, np.int64).tobytes())
+                    if key not in known:
+                        known[key] = len(sets.setdefault(name, []))
+                        sets[name].append(cells)
+                    chosen[k].append(known[key])
+        return sets, chosen
+
+    def _load(self, example: int) -> LoadedImage:
+        known = self.plan.shown[example] in self.features
+        return load_image(self.plan, example, None if known else self.prepare)
+
+    def prepare(self, image: Image.Image) -> PreparedImages:
+        """One image as the family's own processor makes it."""
+        return self.model.prepare([image])
+
+    def _check(self, example: int, coming: Coming) -> None:
+        """The first batch, against the model that is given the pixels of one example alone."""
+        image = shown_image(self.plan, self.plan.shown[example])
+        check_prompt(self.plan, example, image)
+        alone = self.model.run(self._batch([example], [image]), Wanted(self.wanted.choices))
+        check_capture(self.plan, self.model, coming.result(), alone)
+
     def _batch(self, members: Sequence[int], images: Sequence[Image.Image]) -> Batch:
+        """Examples with their images' pixels."""
+        each = [self.prepare(image) for image in images]
+        for k, prepared in zip(members, each, strict=True):
+            check_cut(self.plan, k, prepared)
+        return self.batch(members, joined(each).tensors)
+
+    def batch(self, members: Sequence[int], images: Mapping[str, torch.Tensor], features: Sequence[ImageFeatures] = ()) -> Batch:
+        """Examples with what the model is given of their images: pixels, or features."""
         plan = self.plan
-        lengths = plan.token_counts[list(members)]
+        lengths = self._counts[list(members)]
         ids = np.zeros((len(members), int(lengths.max())), np.int64)
         for row, k in enumerate(members):
             ids[row, : lengths[row]] = plan.layouts[k].ids
-        prepared = self.model.prepare(images)
-        for k, cut in zip(members, prepared.cuts, strict=True):
-            if cut != plan.layouts[k].cut:
-                raise CaptureError(
-                    f"expected the processor to cut {plan.shown[k]} into {plan.layouts[k].cut} as planned, found {cut}; report this with "
-                    "the image's size and the model's name"
-                )
         segments = []
-        if "vision_residual" in plan.store.record:
-            segments = [(row, cells) for row, k in enumerate(members) for cells in plan.vision_cells(k).values()]
+        if "vision_residual" in plan.store.record and features:
+            segments = [(row, segment) for row, k in enumerate(members) for segment in self._vision_cells[1][k]]
         entry = None
         if "vision_output" in plan.store.record:
             entry = Pooling.of([[plan.vision_tokens(k, name) for name in plan.store.vision_positions] for k in members])
@@ -180,8 +204,16 @@ class ExtractionSession:
             tuple(members),
             torch.from_numpy(ids),
             torch.from_numpy(lengths.astype(np.int64)),
-            prepared.tensors,
+            images,
             Pooling.of([[plan.position_tokens(k, position) for position in plan.store.positions] for k in members]),
+            tuple(features),
             segments,
             entry,
         )
+
+
+def _keep(keeper: Keeper, block: int, work: BlockWork) -> None:
+    """Write a block once all of it is there; one that never will be is left out."""
+    done: list[Future[Any]] = work.pieces
+    if all(piece.result() for piece in done):
+        keeper.write(block, work.arrays)
