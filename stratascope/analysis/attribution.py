@@ -95,7 +95,8 @@ class LogitAttribution:
             "parts": (("attributed_example", "layer", "head", "part"), self.parts),
             "example": (("example",), self.examples),
         }
-        save_result(path, ResultFile(RESULT_KIND, {"heads": self.head_table()}, arrays, self.attributes))
+        blocks = pd.DataFrame({"layer": self.attributes["layers"], "carried": self.carried_by_blocks})
+        save_result(path, ResultFile(RESULT_KIND, {"heads": self.head_table(), "blocks": blocks}, arrays, self.attributes))
 
     @classmethod
     def load(cls, path: Path | str) -> LogitAttribution:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.report.believing import draw_carried_by_block, draw_faithfulness, draw_writers
 from stratascope.report.figures import draw_attention_share, draw_layer_curves, new_figure
 from stratascope.report.findings import Findings, Found
 from stratascope.report.heatmaps import draw_grid
@@ -263,6 +264,22 @@ FIGURES: dict[str, NamedFigure] = {
         NamedFigure("share", "attention on image and text, every head a dot", "attention_share", "stratascope share STORE", draw_share),
         NamedFigure("parts", "attention by part of the prompt", "attention_share", "stratascope share STORE", draw_share_parts),
         NamedFigure("heads", "the image's share of each head's attention", "attention_share", "stratascope share STORE", draw_image_heads),
+        NamedFigure(
+            "faithfulness",
+            "which method ranks tokens as hiding them does",
+            "faithfulness",
+            "stratascope faithfulness STORE",
+            draw_faithfulness,
+            2.6,
+        ),
+        NamedFigure(
+            "carried",
+            "what heads and blocks write of the answer",
+            "logit_attribution",
+            "stratascope attribution STORE",
+            draw_carried_by_block,
+        ),
+        NamedFigure("writers", "what each head writes of the answer", "logit_attribution", "stratascope attribution STORE", draw_writers),
         NamedFigure("overlap", "each head's attention in the boxes", "box_overlap", "stratascope overlap STORE", draw_overlap_heads),
     )
 }

@@ -68,13 +68,14 @@ def _measured(store: str, findings: Findings) -> list[str]:
         positions = ",".join(dict.fromkeys(c.position for c in curves if c.position))
         line = f"stratascope probe {store} --tasks {shlex.quote(tasks)} --positions {shlex.quote(positions)} --folds {folds} --seed {seed}"
         lines += [f"{line} --baseline {shlex.quote(b)}" for b in sorted(baselines)] or [line]
-    for kind, command in (("answer_confidence", "answers"), ("attention_share", "share")):
+    once = {"answer_confidence": "answers", "attention_share": "share", "logit_attribution": "attribution", "faithfulness": "faithfulness"}
+    for kind, command in once.items():
         lines += [f"stratascope {command} {store}"] if findings.of(kind) else []
-    for found in findings.of("rollout"):
+    for found in (*findings.of("rollout"), *findings.of("flow")):
         numbers = ",".join(str(n) for n in found.table("examples")["example"])
         window = found.attributes.get("window")
         chosen = f" --window {window[0]}-{window[1] - 1}" if window else ""
-        lines.append(f"stratascope rollout {store} --examples {numbers}{chosen}")
+        lines.append(f"stratascope {found.kind} {store} --examples {numbers}{chosen}")
     return lines
 
 

@@ -111,7 +111,7 @@ def attention_blocks(findings: Findings, store: str) -> list[Block]:
                 Drawing(
                     FIGURES["parts"].figure(findings, width=HALF, height=2.6),
                     "attention of the final token by part of the prompt, stacked, by decoder block",
-                    "Mean over examples and heads. Attention is not information flow: see faithfulness below.",
+                    "Mean over examples and heads. Attention is not information flow: see which method to believe.",
                     "Where the final token looks",
                     [found.source("arrays/share")],
                 ),

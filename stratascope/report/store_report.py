@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from stratascope.report.believing import attribution_blocks, best_method, faithfulness_blocks
 from stratascope.report.findings import Findings
 from stratascope.report.headline import headline
 from stratascope.report.page import Block, Card, Cards, Missing, Page, Prose, Section
@@ -33,10 +34,12 @@ def report_page(store: ActivationStore, findings: Findings, *, command_name: str
     )
     examples: list[Block] = [Prose(RULE), Cards(cards)] if cards else [answers]
     sections = [
-        Section("What was found", [*headline(findings), *remark_blocks(findings)], "found"),
+        Section("What was found", [*headline(findings), *best_method(findings), *remark_blocks(findings)], "found"),
         Section("Layer by layer", curve_blocks(findings, command_name), "curves"),
         Section("Position by layer", position_blocks(findings, command_name), "positions"),
+        Section("Which method to believe", faithfulness_blocks(findings, command_name), "faithfulness"),
         Section("Attention, by part of the prompt and by head", attention_blocks(findings, command_name), "attention"),
+        Section("What writes the answer", attribution_blocks(findings, command_name), "attribution"),
         Section("By relation", relation_blocks(findings, command_name), "relations"),
         Section("Examples", examples, "examples"),
         Section("How to make this again", provenance(store, findings), "redo"),

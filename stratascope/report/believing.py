@@ -1,0 +1,183 @@
+"""Which method to believe, and which heads write the answer: their parts of a report and their figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from stratascope.report.attributions import draw_carried
+from stratascope.report.correlations import draw_correlations
+from stratascope.report.findings import Findings, Found
+from stratascope.report.heatmaps import draw_grid
+from stratascope.report.page import Beside, Block, Cited, Drawing, Missing, Prose, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from stratascope.report.named import Choice
+
+HIDDEN_FROM = {"final": "hidden from the final token", "later": "hidden from all later tokens"}
+TARGETS = {"cells": "groups of image cells", "spans": "parts of the prompt"}
+MOST_HEADS = 8
+
+
+def best_method(findings: Findings) -> list[Block]:
+    """One sentence: the method that agrees best with hiding, and whether it is surely ahead of the next."""
+    found = findings.of("faithfulness")
+    if not found:
+        return []
+    best = found[0].attributes["leading"]
+    source = found[0].source("attributes/leading")
+    cited = {name: Cited(f"{best[name]:.2f}", float(best[name]), source) for name in ("correlation", "low", "high")}
+    words: list[str | Cited] = [
+        "Of the methods that say where the model looks, ",
+        Cited(str(best["label"]), str(best["method"]), source),
+        f" agrees best with what hiding {TARGETS.get(best['targets'], best['targets'])} does: rank correlation ",
+        *(cited["correlation"], " [", cited["low"], ", ", cited["high"], "]"),
+    ]
+    if "second_label" in best:
+        ahead = Cited(f"{best['ahead']:.2f}", float(best["ahead"]), source)
+        words += ["; it is ", ahead, f" ahead of {best['second_label']}{'' if best['ahead_low'] > 0 else ', which may be chance'}"]
+    return [Prose([*words, "."], lead=True)]
+
+
+def faithfulness_blocks(findings: Findings, store: str) -> list[Block]:
+    """Each method's agreement with hiding, best first."""
+    from stratascope.report.named import FIGURES
+
+    found = findings.of("faithfulness")
+    if not found:
+        return [
+            Missing(
+                "Not known yet, for lack of measured effects; extract with --record residual,attention_rows,attention_maps,knockout, then",
+                f"stratascope faithfulness {store}",
+            )
+        ]
+    table = _leading_rows(found[0])
+    best = found[0].attributes["leading"]
+    rows = [
+        [r["label"], _signed(r["correlation"]), f"{r['low']:+.2f} to {r['high']:+.2f}", _behind(r), int(r["examples"])]
+        for _, r in table.iterrows()
+    ]
+    setting = f"{TARGETS.get(best['targets'], best['targets'])}, {HIDDEN_FROM.get(best['mode'], best['mode'])}, blocks {best['window']}"
+    blocks: list[Block] = [
+        Prose(
+            "Parts of the prompt are hidden one by one, and the change of the answer's logits is measured. A method is faithful as far as "
+            "it ranks those parts as hiding them does."
+        ),
+        Drawing(
+            FIGURES["faithfulness"].figure(findings, width=6.4, height=0.7 + 0.24 * len(table)),
+            "each method's rank correlation with the effect of hiding, with intervals",
+            f"Spearman's correlation within an example, mean over examples, 95 % intervals by bootstrap over images. {setting}.",
+            "",
+            [found[0].source("tables/methods")],
+        ),
+        Table(
+            ["method", "correlation", "95 % interval", "behind the best", "examples"],
+            rows,
+            caption=f"{setting[:1].upper()}{setting[1:]}.",
+            sources=[found[0].source("tables/methods")],
+        ),
+    ]
+    missing = found[0].attributes.get("missing") or {}
+    return [*blocks, *(Prose(f"Not compared: {name}; record {arrays}.") for name, arrays in missing.items())]
+
+
+def attribution_blocks(findings: Findings, store: str) -> list[Block]:
+    """What each head writes towards the answer, and the heads that carry most."""
+    from stratascope.report.named import FIGURES
+
+    found = findings.of("logit_attribution")
+    if not found:
+        command = f"stratascope attribution {store}"
+        return [Missing("Not known yet; extract with --record residual,attention_rows,head_logits,value_logits, then", command)]
+    table = found[0].table("heads").sort_values("carried", ascending=False, key=abs, kind="stable").head(MOST_HEADS)
+    parts = [name for name in table.columns if name.startswith("support_")]
+    rows = []
+    for _, r in table.iterrows():
+        through = max(parts, key=lambda name: abs(r[name])).removeprefix("support_").replace("_", " ") if parts else "not recorded"
+        rows.append(
+            [f"block {int(r['layer'])}, head {int(r['head'])}", f"{r['carried']:+.1%}".replace("%", " %"), _signed(r["support"]), through]
+        )
+    first, second = found[0].attributes["choices"][:2]
+    return [
+        Beside(
+            [
+                Drawing(
+                    FIGURES["carried"].figure(findings, width=4.1, height=2.6),
+                    "share of the logit difference's variance that heads and the rest of each block carry, by block",
+                    f"Of the variance over examples of logit({first}) − logit({second}).",
+                    "What writes the answer",
+                    [found[0].source("tables/heads"), found[0].source("tables/blocks")],
+                ),
+                Drawing(
+                    FIGURES["writers"].figure(findings, width=4.1, height=2.6),
+                    "share of the logit difference's variance that each head carries, heads by decoder blocks",
+                    "Orange: towards the answer's logit difference; purple: against it.",
+                    "Each head's share",
+                    [found[0].source("tables/heads")],
+                ),
+            ]
+        ),
+        Table(
+            ["head", "of the variance", "logits towards the answer", "most through"],
+            rows,
+            "The heads that carry most",
+            sources=[found[0].source("tables/heads")],
+        ),
+    ]
+
+
+def draw_faithfulness(findings: Findings, ax: Axes, choice: Choice) -> Axes:
+    """Each method's correlation with the effect of hiding, best first, for both ways of hiding."""
+    found = findings.one("faithfulness", "faithfulness", "stratascope faithfulness STORE")
+    best = found.attributes["leading"]
+    table = found.table("methods")
+    same = table[(table["targets"] == best["targets"]) & (table["window"] == best["window"]) & (table["effect"] == "size")]
+    modes = {HIDDEN_FROM.get(mode, mode): same[same["mode"] == mode] for mode in dict.fromkeys(same["mode"])}
+    draw_correlations(modes, _leading_rows(found)["label"].tolist(), ax)
+    ax.legend(loc="lower right")
+    return ax
+
+
+def draw_carried_by_block(findings: Findings, ax: Axes, choice: Choice) -> Axes:
+    """What heads and the rest of each block carry of the answer, by block."""
+    found = findings.one("logit_attribution", "attributions", "stratascope attribution STORE")
+    heads, blocks = _carried(found), found.table("blocks")
+    return draw_carried(heads.to_numpy(), blocks["carried"].to_numpy(), heads.index.tolist(), ax, label="share of the variance")
+
+
+def draw_writers(findings: Findings, ax: Axes, choice: Choice) -> Axes:
+    """What each head carries of the answer, head by block."""
+    heads = _carried(findings.one("logit_attribution", "attributions", "stratascope attribution STORE"))
+    return draw_grid(
+        heads.to_numpy(),
+        ax,
+        rows=[int(k) for k in heads.index],
+        columns=[int(k) for k in heads.columns],
+        label="share of the variance",
+        row_label="decoder block",
+        column_label="head",
+        diverging=True,
+    )
+
+
+def _carried(found: Found) -> pd.DataFrame:
+    return found.table("heads").pivot(index="layer", columns="head", values="carried")
+
+
+def _leading_rows(found: Found) -> pd.DataFrame:
+    best, table = found.attributes["leading"], found.table("methods")
+    same = table["effect"] == "size"
+    for name in ("targets", "mode", "window"):
+        same &= table[name] == best[name]
+    return table[same].sort_values("correlation", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def _behind(row: pd.Series[Any]) -> str:
+    return "" if row["behind"] == 0 else f"{row['behind']:.2f} [{row['behind_low']:.2f}, {row['behind_high']:.2f}]"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
