@@ -57,7 +57,7 @@ def faithfulness_blocks(findings: Findings, store: str) -> list[Block]:
     table = _leading_rows(found[0])
     best = found[0].attributes["leading"]
     rows = [
-        [r["label"], _signed(r["correlation"]), f"{r['low']:+.2f} to {r['high']:+.2f}", _behind(r), int(r["examples"])]
+        [r["label"], _signed(r["correlation"]), f"{_signed(r['low'])} to {_signed(r['high'])}", _behind(r), int(r["examples"])]
         for _, r in table.iterrows()
     ]
     setting = f"{TARGETS.get(best['targets'], best['targets'])}, {HIDDEN_FROM.get(best['mode'], best['mode'])}, blocks {best['window']}"
@@ -69,7 +69,7 @@ def faithfulness_blocks(findings: Findings, store: str) -> list[Block]:
         Drawing(
             FIGURES["faithfulness"].figure(findings, width=6.4, height=0.7 + 0.24 * len(table)),
             "each method's rank correlation with the effect of hiding, with intervals",
-            f"Spearman's correlation within an example, mean over examples, 95 % intervals by bootstrap over images. {setting}.",
+            f"Spearman's correlation within an example, mean over examples, 95 % intervals by bootstrap over images. Targets: {setting}.",
             "",
             [found[0].source("tables/methods")],
         ),
@@ -180,4 +180,4 @@ def _behind(row: pd.Series[Any]) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+    return f"{value:+.2f}".replace("-0.00", "0.00").replace("-", "−")

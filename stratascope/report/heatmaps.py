@@ -108,5 +108,5 @@ def _ticks(count: int, most: int = 15) -> list[int]:
 
 
 def _short(value: float) -> str:
-    text = f"{value:.2f}"
+    text = f"{value + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−")
     return text.replace("0.", ".", 1) if abs(value) < 1 else text

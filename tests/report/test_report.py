@@ -200,3 +200,32 @@ def test_it_opens_in_a_browser_without_errors(page: str, tmp_path: Path) -> None
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert (tmp_path / "page.png").stat().st_size > 20_000
+
+
+def test_the_method_to_believe_leads_and_all_are_listed(store, results: Path, tmp_path: Path) -> None:
+    import pandas as pd
+
+    rows = [("norm", "norm-based attention", 0.4, 0.3, 0.5, 0.0), ("random", "drawn at random", 0.01, -0.1, 0.1, 0.39)]
+    table = pd.DataFrame(rows, columns=["method", "label", "correlation", "low", "high", "behind"])
+    table = table.assign(
+        targets="cells", mode="final", window="0-5", effect="size", behind_low=0.3, behind_high=0.45, examples=96, images=96
+    )
+    leading = {"targets": "cells", "mode": "final", "window": "0-5", "method": "norm", "label": "norm-based attention"}
+    leading |= {"correlation": 0.4, "low": 0.3, "high": 0.5, "second_label": "drawn at random", "ahead": 0.39, "ahead_low": 0.3}
+    facts = {"store": store.fingerprint(), "leading": leading, "missing": {"flow": "attention_maps"}}
+    save_result(tmp_path / "faithfulness.zarr.zip", ResultFile("faithfulness", {"methods": table}, {}, facts))
+    heads = pd.DataFrame(
+        {"layer": [0, 0, 1, 1], "head": [0, 1, 0, 1], "support": 0.5, "carried": [0.1, -0.2, 0.3, 0.0], "support_image": 0.2}
+    )
+    facts = {"store": store.fingerprint(), "choices": ["True", "False"], "layers": [0, 1]}
+    tables = {"heads": heads, "blocks": pd.DataFrame({"layer": [0, 1], "carried": [0.5, 0.3]})}
+    save_result(tmp_path / "attribution.zarr.zip", ResultFile("logit_attribution", tables, {}, facts))
+    said = Numbers(report_page(store, gather(store, [tmp_path]), command_name="my.zarr").html())
+    assert "norm-based attention agrees best with what hiding groups of image cells does: rank correlation 0.40 [0.30, 0.50]" in (
+        said.text["found"].replace("\n", " ")
+    )
+    for label in ("norm-based attention", "drawn at random", "Not compared: flow; record attention_maps"):
+        assert label in said.text["faithfulness"]
+    assert said.text["attribution"].index("block 1, head 0") < said.text["attribution"].index("block 0, head 1")
+    for name in ("faithfulness", "carried", "writers"):
+        assert run("figure", name, str(tmp_path), "-o", str(tmp_path / f"{name}.pdf")).exit_code == 0
