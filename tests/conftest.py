@@ -56,3 +56,17 @@ def store(store_path: Path):
     from stratascope.store import ActivationStore
 
     return ActivationStore.open(store_path)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `stratascope demo` makes of 512 scenes; to be left as it is."""
+    pytest.importorskip("torch")
+    from stratascope.demo import run_demo
+
+    out = tmp_path_factory.mktemp("demo")
+    steps: list[str] = []
+    text = run_demo(out, scenes=512, say=steps.append)
+    assert len(steps) == 5
+    assert str(out) in text
+    return out

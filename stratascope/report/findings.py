@@ -62,6 +62,16 @@ class Found:
         """Of a probe's result: where it read; empty for arrays without positions."""
         return str(self.attributes.get("position") or "")
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What it is a result of: of two files with the same one, made twice, the first is enough."""
+        own = self.attributes
+        if "task" not in own:
+            return self.kind, self.name
+        over = own.get("baseline") or {}
+        what = (self.task, self.position, own.get("array"), own.get("by"), self.fingerprint)
+        return self.kind, *what, over.get("task"), over.get("fingerprint")
+
     def table(self, name: str) -> pd.DataFrame:
         """A table; StoreError where the file has none of that name, having been made by an older version."""
         if name not in self.result.tables:
@@ -177,11 +187,11 @@ def gather(store: ActivationStore, paths: Iterable[str | Path] = (), *, where: s
     own: list[Found] = []
     beside: list[Found] = []
     others = 0
-    fingerprint, names = store.fingerprint(), set()
+    fingerprint, known = store.fingerprint(), set()
     for path, root in _files(given):
-        if path.name in names:
-            continue
         found = Found(path, load_result(path))
+        if found.identity in known:
+            continue
         if found.fingerprint == fingerprint:
             own.append(found)
         elif _comparable(found, store.provenance):
@@ -194,7 +204,7 @@ def gather(store: ActivationStore, paths: Iterable[str | Path] = (), *, where: s
                 f"{path}: expected results of {store.name} as it is now, found those of {_name(found)}; "
                 "make the result again, or leave the file out"
             )
-        names.add(path.name)
+        known.add(found.identity)
     if not own:
         text = f" ({others} of other stores)" if others else ""
         raise NotRecordedError(

@@ -90,6 +90,8 @@ def _facts(store: ActivationStore) -> list[str]:
     if layout.kept_layers is not None:
         lines.append(f"layers taken: {', '.join(map(str, layout.kept_layers))}")
     model = store.provenance.get("model")
-    if model:
+    if isinstance(model, dict):
+        lines.append("model: " + ", ".join(str(model[k]) for k in ("name", "revision", "family", "dtype") if model.get(k)))
+    elif model:
         lines.append(f"model: {model}")
     return lines

@@ -18,17 +18,6 @@ from stratascope.probe import LayerCurve
 from stratascope.store import ActivationStore
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `stratascope demo` makes of 512 scenes."""
-    out = tmp_path_factory.mktemp("demo")
-    steps: list[str] = []
-    text = run_demo(out, scenes=512, say=steps.append)
-    assert len(steps) == 5
-    assert str(out) in text
-    return out
-
-
 def curve(demo: Path, name: str) -> LayerCurve:
     return LayerCurve.load(demo / "results" / f"probe-{name}.zarr.zip")
 

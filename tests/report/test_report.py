@@ -139,6 +139,13 @@ def test_results_of_another_store_are_refused_by_name_unless_the_folder_is_share
         gather(store, where=tmp_path / "nowhere" / "a.zarr")
 
 
+def test_a_result_made_twice_counts_once(store, results: Path, tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
+    for name in ("probe-truth-final", "advantage-truth-final-over-baseline"):
+        shutil.copy(results / f"{name}.zarr.zip", tmp_path / "again" / f"{name}-again.zarr.zip")
+    assert len(gather(store, [results, tmp_path / "again"]).own) == len(gather(store, [results]).own)
+
+
 def test_curves_of_the_same_examples_under_another_condition_stand_beside(store, results: Path) -> None:
     findings = gather(store, [results])
     assert {f.condition for f in findings.beside} == {"blank"}

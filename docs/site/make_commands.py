@@ -1,0 +1,109 @@
+"""Writes docs/commands.md: every command with the example of its --help and what it printed on the demo.
+
+    python docs/site/make_commands.py [DEMO]
+
+DEMO is a folder that `stratascope demo --out DEMO` filled; without it a new one is made. tests/test_docs_pages.py runs the examples again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from stratascope.cli import COMMANDS, main
+
+PAGE = Path(__file__).resolve().parents[1] / "commands.md"
+NOT_RUN = {"fetch": "It needs the network.", "view": "It serves the page until it is interrupted."}
+"""Commands whose output cannot stand here, and why."""
+SLOW = ("demo", "extract")
+"""Run when the page is made, but not again by the tests."""
+MOST_LINES = 34
+EXIT = {1: "Exit code 1: it found something."}
+
+HEAD = """# Commands
+
+Every command with the example from its `--help`, and what it printed on the demo (`stratascope demo --out demo`). Errors are one line on
+stderr; exit codes are 0 for done, 1 where a check found something wrong, 2 for bad input, 130 for an interruption. This page is made by
+`docs/site/make_commands.py`.
+"""
+
+
+def example_of(name: str) -> str:
+    """The example in a command's help, on one line."""
+    text = CliRunner().invoke(main, [name, "--help"], terminal_width=400).output.partition("Example")[2]
+    found = re.search(rf"stratascope {name}\b.*", text)
+    assert found is not None, name
+    return found.group().strip()
+
+
+def run_example(command: str) -> tuple[int, str]:
+    """Exit code and output of a command, in the working folder."""
+    import shlex
+
+    result = CliRunner().invoke(main, shlex.split(command)[1:], terminal_width=120)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output.rstrip()
+
+
+@contextmanager
+def folder_with(demo: Path) -> Iterator[Path]:
+    """A working folder that holds a copy of the demo as `demo`."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as name:
+        shutil.copytree(demo, Path(name) / "demo")
+        os.chdir(name)
+        try:
+            yield Path(name)
+        finally:
+            os.chdir(before)
+
+
+def page(demo: Path) -> str:
+    """The text of the page."""
+    parts = [HEAD]
+    with folder_with(demo):
+        for command in COMMANDS:
+            name = str(command.name)
+            example = example_of(name)
+            about = inspect.cleandoc((command.help or "").split("\b")[0])
+            parts.append(f"## {name}\n\n{about.strip()}\n\n```bash\n{example}\n```\n")
+            if name in NOT_RUN:
+                parts.append(f"{NOT_RUN[name]}\n")
+                continue
+            code, output = run_example(example)
+            assert code in (0, 1), output
+            lines = output.splitlines()
+            if len(lines) > MOST_LINES:
+                lines = [*lines[:MOST_LINES], f"... {len(lines) - MOST_LINES} more lines"]
+            parts.append("```text\n" + "\n".join(lines) + "\n```\n")
+            if code in EXIT:
+                parts.append(f"{EXIT[code]}\n")
+    return "\n".join(parts)
+
+
+def stored() -> dict[str, tuple[str, str]]:
+    """Name -> example and output, as the page holds them; no output for those that are not run."""
+    found = {}
+    for part in PAGE.read_text("utf-8").split("\n## ")[1:]:
+        blocks = re.findall(r"```(\w+)\n(.*?)\n```", part, re.S)
+        found[part.split("\n", 1)[0]] = (blocks[0][1], blocks[1][1] if len(blocks) > 1 else "")
+    return found
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        PAGE.write_text(page(Path(sys.argv[1])), encoding="utf-8")
+    else:
+        with tempfile.TemporaryDirectory() as made:
+            run_example(f"stratascope demo --out {made}/demo")
+            PAGE.write_text(page(Path(made) / "demo"), encoding="utf-8")

@@ -1,0 +1,101 @@
+"""The documentation says what is true: examples print what stands there, links lead somewhere, the notebook runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from stratascope.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load(name: str) -> ModuleType:
+    """A script of docs/site as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "site" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MADE = load("make_commands")
+CHANGES = re.compile(r"created|written|libraries|hardware|host|command|digest|fingerprint|\b[0-9a-f]{12,}\b|\d\d:\d\d:\d\d|\bs\b.*block")
+"""Lines that differ between two machines or two days."""
+
+
+def words_and_numbers(text: str) -> tuple[list[str], list[float]]:
+    """A text without numbers, and its numbers; runs of blanks and of dashes are one."""
+    lines = [line for line in text.splitlines() if not CHANGES.search(line)]
+    joined = "\n".join(lines).replace(",", "")
+    numbers = [float(n) for n in re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?:e[+-]\d+)?", joined)]
+    return re.sub(r"[+-]?(?<![\w.])\d+(?:\.\d+)?(?:e[+-]\d+)?", "#", joined).split(), numbers
+
+
+def test_every_command_stands_in_the_documentation_with_the_example_of_its_help() -> None:
+    held = MADE.stored()
+    assert list(held) == [str(command.name) for command in COMMANDS], "run python docs/site/make_commands.py"
+    for name, (example, output) in held.items():
+        assert example == MADE.example_of(name), "run python docs/site/make_commands.py"
+        assert output or name in MADE.NOT_RUN
+
+
+@pytest.mark.parametrize("name", [str(c.name) for c in COMMANDS if c.name not in (*MADE.NOT_RUN, *MADE.SLOW)])
+def test_the_example_of_each_command_still_prints_what_the_documentation_says(name: str, working: Path) -> None:
+    example, output = MADE.stored()[name]
+    _, fresh = MADE.run_example(example)
+    lines = fresh.splitlines()
+    if len(lines) > MADE.MOST_LINES:
+        fresh = "\n".join([*lines[: MADE.MOST_LINES], f"... {len(lines) - MADE.MOST_LINES} more lines"])
+    said, found = words_and_numbers(output), words_and_numbers(fresh)
+    assert found[0] == said[0], "run python docs/site/make_commands.py"
+    assert found[1] == pytest.approx(said[1], rel=0.05, abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def working(demo: Path):
+    """A working folder with the demo in it."""
+    with MADE.folder_with(demo) as folder:
+        yield folder
+
+
+@pytest.mark.parametrize("page", sorted(p.relative_to(ROOT).as_posix() for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))))
+def test_links_within_the_repository_lead_to_files(page: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text("utf-8"), flags=re.S)
+    for target in re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", text):
+        assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+
+
+def test_the_notebook_runs_from_opening_a_store_to_a_probe_of_ones_own(working: Path) -> None:
+    tour = load("make_tour")
+    stored = json.loads(tour.NOTEBOOK.read_text("utf-8"))
+    assert [(c["cell_type"], "".join(c["source"])) for c in stored["cells"]] == tour.CELLS, "run python docs/site/make_tour.py DEMO"
+    fresh = tour.notebook()
+    shown = 0
+    for cell, again in zip(stored["cells"], fresh["cells"], strict=True):
+        for output, now in zip(cell.get("outputs", []), again.get("outputs", []), strict=True):
+            assert set(output["data"]) == set(now["data"])
+            said, found = (words_and_numbers("".join(o["data"]["text/plain"])) for o in (output, now))
+            assert found[0] == said[0], "".join(cell["source"])
+            assert found[1] == pytest.approx(said[1], rel=0.05, abs=0.05), "".join(cell["source"])
+            shown += 1
+    assert shown > 8
+    assert sum(cell["cell_type"] == "code" for cell in stored["cells"]) <= 15
+
+
+def test_the_site_builds_strictly(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="NO MKDOCS HERE: that the documentation builds was NOT checked; pip install '.[docs]'")
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for page in ("index.html", "commands/index.html", "tour/index.html", "api/probe/index.html"):
+        assert (tmp_path / "site" / page).stat().st_size > 10_000
