@@ -16,9 +16,20 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from stratascope.extract.attribution import directions, logit_parts
 from stratascope.extract.capture import Capture, Pooling, capturing, use_captured_attention
 
-VARIANTS = ("bare", "rows + residuals", "+ value norms", "+ head outputs", "+ maps", "eager, all attentions and hidden states")
+VARIANTS = (
+    "bare",
+    "rows + residuals",
+    "+ value norms",
+    "+ head outputs",
+    "+ logits by head",
+    "+ logits by token",
+    "+ maps",
+    "+ maps of maxima",
+    "eager, all attentions and hidden states",
+)
 
 
 def build(eager: bool) -> Qwen2_5_VLForConditionalGeneration:
@@ -50,11 +61,12 @@ def passes(tokens: int, batch: int) -> dict[str, Callable[[], object]]:
     last = torch.full((batch,), tokens - 1)
     pooling = Pooling(last[:, None, None], torch.ones(batch, 1, 1), (1,))
 
-    def captured(*want: str) -> Callable[[], object]:
+    def captured(*want: str, fusion: str = "mean", parts: bool = False) -> Callable[[], object]:
         def run() -> object:
-            with capturing(decoder, Capture(last, pooling, frozenset(want))) as capture:
+            toward = directions(ours, decoder, (30, 40)) if "value_logits" in want else {}
+            with capturing(decoder, Capture(last, pooling, frozenset(want), fusion, toward=toward)) as capture:
                 ours(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1)
-            return capture
+            return logit_parts(ours, decoder, capture, (30, 40)) if parts else capture
 
         return run
 
@@ -64,8 +76,11 @@ def passes(tokens: int, batch: int) -> dict[str, Callable[[], object]]:
         VARIANTS[1]: captured(),
         VARIANTS[2]: captured("value_norms"),
         VARIANTS[3]: captured("head_outputs"),
-        VARIANTS[4]: captured("maps"),
-        VARIANTS[5]: lambda: eager(**common, output_attentions=True, output_hidden_states=True),
+        VARIANTS[4]: captured("head_outputs", parts=True),
+        VARIANTS[5]: captured("head_outputs", "value_logits", parts=True),
+        VARIANTS[6]: captured("maps"),
+        VARIANTS[7]: captured("maps", fusion="max"),
+        VARIANTS[8]: lambda: eager(**common, output_attentions=True, output_hidden_states=True),
     }
 
 

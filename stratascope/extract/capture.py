@@ -139,8 +139,9 @@ def value_norms(value: torch.Tensor, output_weight: torch.Tensor, heads: int) ->
     weight = output_weight.float().view(-1, heads, width)
     gram = torch.einsum("ohd,ohe->hde", weight, weight).view(groups, heads // groups, width, width)
     wide = value.float()
-    squared = torch.einsum("bktd,kgde,bkte->bkgt", wide, gram, wide)
-    return squared.clamp_min(0).sqrt().reshape(batch, heads, tokens)
+    # one head of every group at a time: no more is held at once than the values themselves
+    squared = [((wide @ gram[:, member]) * wide).sum(-1) for member in range(heads // groups)]
+    return torch.stack(squared, 2).clamp_min(0).sqrt().reshape(batch, heads, tokens)
 
 
 def value_logits(value: torch.Tensor, output_weight: torch.Tensor, heads: int, toward: torch.Tensor) -> torch.Tensor:
