@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from stratascope.probe.cross_validation import RIDGE_STRENGTHS, STRENGTHS
 from stratascope.probe.design import design_for
 from stratascope.probe.plan import Batch, ProbeSettings
+from stratascope.probe.quasi_newton import memory_for
 from stratascope.probe.rows import CHUNK
 from stratascope.store.overview import bytes_text
 
@@ -34,7 +35,7 @@ class StudyCost:
         return f"{what}, {min(self.at_once, max(self.tasks, 1))} at once: {bytes_text(self.bytes_at_once)}"
 
 
-def task_bytes(examples: int, columns: int, problems: int) -> int:
+def task_bytes(examples: int, columns: int, problems: int, outputs: int = 1) -> int:
     """Peak memory of a layer task.
 
     The rows are held twice (as read, and standardised); beside them come, one after another, float64 pieces while they are
@@ -43,11 +44,12 @@ def task_bytes(examples: int, columns: int, problems: int) -> int:
     Parameters
     ----------
     problems : weight vectors solved together: labellings x models x outputs
+    outputs : of a model: 1 for two classes
     """
     smaller = min(examples, columns)
     standardising = 24 * min(examples, CHUNK) * columns
     basis = 16 * smaller**2 + (4 * smaller * columns if examples < columns else 0)
-    solving = 4 * smaller * columns + 4 * problems * (24 * columns + 6 * examples)
+    solving = 4 * smaller * columns + 4 * problems * ((2 * memory_for(outputs) + 12) * columns + 6 * examples)
     return 8 * examples * columns + max(standardising, basis, solving)
 
 
@@ -55,10 +57,14 @@ def batch_problems(batch: Batch, settings: ProbeSettings) -> int:
     """Weight vectors that the batch's labellings need at a time."""
     grid = settings.strengths or (RIDGE_STRENGTHS if batch.targets else STRENGTHS)
     models = len(design_for(batch.folds, 1 if settings.method == "means" else len(grid)).training)
-    outputs = len(batch.targets) or (1 if len(batch.classes) == 2 else len(batch.classes))
-    return len(batch.tasks) * models * outputs
+    return len(batch.tasks) * models * batch_outputs(batch)
+
+
+def batch_outputs(batch: Batch) -> int:
+    """Weight vectors of a model."""
+    return len(batch.targets) or (1 if len(batch.classes) == 2 else len(batch.classes))
 
 
 def largest_task(batches: list[Batch], columns: int, settings: ProbeSettings) -> int:
     """Peak memory of the tasks of a position: its batches are solved one after another."""
-    return max(task_bytes(int(batch.used.sum()), columns, batch_problems(batch, settings)) for batch in batches)
+    return max(task_bytes(int(batch.used.sum()), columns, batch_problems(batch, settings), batch_outputs(batch)) for batch in batches)

@@ -16,7 +16,7 @@ from stratascope.probe.layer_task import LayerAnswer, LayerTask
 from stratascope.store import ResultFile, load_result, save_result
 
 KIND = "layer_answer"
-_VERSION = 2
+_VERSION = 3
 """Of the solution: raise it where the same task would give other numbers."""
 
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 
 Floats = NDArray[Any]
+_TAIL = 20.0
+"""Eigenvalues up to so many times the smallest are told by their mean: the products with their vectors cost more than they save."""
 CHUNK = 1024
 """Rows that are standardised at a time, in float64."""
 
@@ -130,14 +132,19 @@ class Rows:
         return weight, intercept - weight @ self.mean
 
     def eigenbasis(self, rank: int | None = None) -> Eigenbasis:
-        """Eigenvectors of z'z; of the smaller of z'z and zz' where there are fewer rows than columns."""
+        """Eigenvectors of z'z; of the smaller of z'z and zz' where there are fewer rows than columns.
+
+        Parameters
+        ----------
+        rank : how many; by default those whose eigenvalue stands out from the smallest ones
+        """
         from scipy.linalg import eigh
 
         wide = self.n < self.d
         gram = self.z @ self.z.T if wide else self.z.T @ self.z
         values, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
         values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-        keep = min(rank or len(values), len(values))
+        keep = min(rank or max(int((values > _TAIL * values[-1]).sum()), 1), len(values))
         if wide:
             keep = min(keep, int((values > 1e-6 * values[0]).sum()) or 1)
         rest = float(values[keep:].sum() / max(self.d - keep, 1))

@@ -22,7 +22,7 @@ from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.probe.line_search import line_search
 from stratascope.probe.losses import loss_for
 from stratascope.probe.preconditioner import Preconditioner
-from stratascope.probe.quasi_newton import History, Metric, dot, exact_dot
+from stratascope.probe.quasi_newton import History, Metric, dot, exact_dot, memory_for
 from stratascope.probe.rows import Eigenbasis, Rows
 
 Floats = NDArray[Any]
@@ -79,7 +79,7 @@ class BatchSolver:
         basis: Eigenbasis | None = None,
         tolerance: float | Floats = 1e-7,
         max_iterations: int = 500,
-        memory: int = 6,
+        memory: int | None = None,
     ) -> None:
         """
         Parameters
@@ -88,6 +88,7 @@ class BatchSolver:
         training : (problem, block)
         which : (problem,) the labelling of each problem; problem p has labelling p by default
         tolerance : of the gap, relative to F; one, or one a problem
+        memory : steps that L-BFGS remembers; 20 for two classes, 10 for more
         """
         self.rows = rows
         self.loss = loss_for(classes)
@@ -100,7 +101,7 @@ class BatchSolver:
         self.labels = labels.astype(rows.dtype if classes == 2 else np.int32)
         self.moments = rows.moments(self.training)
         self.tolerance = np.broadcast_to(np.asarray(tolerance, dtype=np.float64), (self.count,))
-        self.max_iterations, self.memory = max_iterations, memory
+        self.max_iterations, self.memory = max_iterations, memory or memory_for(self.loss.outputs)
         self.coef = np.zeros((self.count, self.loss.outputs, rows.d), rows.dtype)
         self.work = Work()
         self._start_from_frequencies(classes)
