@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -19,25 +19,52 @@ COMMANDS = (
 """The commands, in the order of use."""
 
 
+FAULT = "a fault of Stratascope itself"
+
+
+def _say(text: str) -> None:
+    click.echo(f"stratascope: {' '.join(text.split())}", err=True)
+
+
+def _refuse(ctx: click.Context, error: click.UsageError) -> NoReturn:
+    """One line for a command that cannot be read; help for one without arguments, as newer versions of click raise it."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        raise error
+    path = (error.ctx or ctx).command_path
+    _say(f"{error.format_message().rstrip('.')}; see {path} --help")
+    ctx.exit(2)
+
+
 class Commands(click.Group):
-    """Turns the library's errors into one line on stderr and exit code 2; an interruption into 130."""
+    """Turns errors into one line on stderr and exit code 2; an interruption into 130."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            _refuse(ctx, error)
 
     def invoke(self, ctx: click.Context) -> Any:
+        debug = bool(ctx.params.get("debug"))
         try:
             return super().invoke(ctx)
-        except StratascopeError as error:
-            if ctx.params.get("debug"):
-                raise
-            click.echo(f"stratascope: {' '.join(str(error).split())}", err=True)
-            ctx.exit(2)
-        except OSError as error:
-            if ctx.params.get("debug"):
-                raise
-            click.echo(f"stratascope: {error}", err=True)
-            ctx.exit(2)
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except click.UsageError as error:
+            _refuse(ctx, error)
         except KeyboardInterrupt:
-            click.echo("stratascope: interrupted; the same command goes on from here", err=True)
+            _say("interrupted; the same command goes on from here")
             ctx.exit(130)
+        except (StratascopeError, OSError) as error:
+            if debug:
+                raise
+            _say(str(error))
+            ctx.exit(2)
+        except Exception as error:
+            if debug:
+                raise
+            _say(f"{FAULT}: {type(error).__name__} {error}; please report it with what --debug prints")
+            ctx.exit(2)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

@@ -42,8 +42,8 @@ class BoxIndex:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             images = {int(row["id"]): (str(row["file_name"]), float(row["width"]), float(row["height"])) for row in data["images"]}
             names = {int(row["id"]): str(row["name"]) for row in data["categories"]}
-            annotations = data["annotations"]
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            annotations = list(data["annotations"])
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise InvalidInputError(
                 f"{path}: expected COCO's instances format (images, annotations, categories), found: {type(error).__name__} {error}"
             ) from error
@@ -83,9 +83,10 @@ def _annotation(
         name, width, height = images[int(row["image_id"])]
         category = names[int(row["category_id"])].lower()
         x, y, w, h = (float(v) for v in row["bbox"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidInputError(f"{path}: expected image_id, category_id and bbox [x, y, width, height], found {row!r}") from error
-    if row.get("iscrowd") or w <= 0 or h <= 0:  # COCO itself holds a few boxes without area
+        crowd = bool(row.get("iscrowd"))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InvalidInputError(f"{path}: expected image_id, category_id and bbox [x, y, width, height], found {str(row)[:160]}") from error
+    if crowd or w <= 0 or h <= 0:  # COCO itself holds a few boxes without area
         return name, category, None
     inside = x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1
     if not inside or not all(math.isfinite(v) for v in (x, y, w, h)):

@@ -12,7 +12,7 @@ from typing import Any
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.captions import split_caption
 from stratascope.datasets.example import Example
-from stratascope.datasets.questions import add_questions, are_questions, load_captions
+from stratascope.datasets.questions import add_questions, are_questions, load_captions, plain_text
 from stratascope.errors import InvalidInputError
 
 __all__ = ["Example", "describe", "files_digest", "load_examples"]
@@ -118,7 +118,7 @@ def _of_file(path: Path, boxes: BoxIndex | None, choices: Sequence[str] | None, 
 
 def _row(line: str, where: str) -> Any:
     try:
-        return json.loads(line)
+        return plain_text(json.loads(line), line)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{where}: expected one JSON object a line, found: {error}") from error
 

@@ -95,7 +95,7 @@ def load_captions(path: Path, text: str, choices: Sequence[str] | None, boxes: B
         Naming row and reason.
     """
     try:
-        rows = json.loads(text)
+        rows = plain_text(json.loads(text), text)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{path}: expected JSON lines, or a JSON list of images and captions, found: {error}") from error
     if not rows:
@@ -155,6 +155,13 @@ def _image_and_captions(where: str, stem: str, row: Any) -> tuple[str, list[str]
     return image, captions
 
 
+def plain_text(value: Any, source: str) -> Any:
+    r"""The JSON value of `source`; ValueError where it holds half of a surrogate pair (such as "\ud800" alone), which is no text."""
+    if "\\u" in source:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def are_questions(row: Any) -> bool:
     """Whether a row of JSON lines is a question without an image."""
     return isinstance(row, dict) and "question" in row and "image" not in row
@@ -205,7 +212,7 @@ def add_questions(
 def _question(where: str, line: str) -> tuple[int, Question, str]:
     """Number, question and answer (lower case) of one line."""
     try:
-        row = json.loads(line)
+        row = plain_text(json.loads(line), line)
         number, text, answer = row["id"], row["question"], row["answer"]
         answer = answer[0] if isinstance(answer, list) else answer
         if type(number) is not int or not isinstance(text, str) or not isinstance(answer, str):
