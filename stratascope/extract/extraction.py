@@ -101,6 +101,7 @@ def run_extraction(
         create_store(out, plan.store, **{**plan.store_contents(), "provenance": provenance})
     with BlockWriter(out) as writer:
         writer.check_provenance(provenance)
+        writer.check_layout(plan.store)
         pending = writer.pending(rank, of)
         failed: dict[str, str] = {}
         halvings = passes = 0

@@ -66,19 +66,19 @@ def check_attributes(attributes: Mapping[str, Any], name: str) -> StoreLayout:
         raise StoreError(f"{name}: expected a layout of format version {FORMAT_VERSION}, found: {error}") from error
 
 
-def check_agreement(held: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Compare two provenances, all but VOLATILE.
+def check_agreement(held: Mapping[str, Any], expected: Mapping[str, Any], what: str = "provenance") -> None:
+    """Compare two provenances, all but VOLATILE, or two layouts.
 
     Raises
     ------
     ProvenanceMismatchError
         Naming every field that differs, with both values.
     """
-    found = differences(held, plain_json(expected, "provenance"))
+    found = differences(held, plain_json(expected, what))
     if found:
         lines = "; ".join(f"{name}: the store has {_short(a)}, now {_short(b)}" for name, (a, b) in found.items())
         raise ProvenanceMismatchError(
-            f"expected the provenance of the store, found other values: {lines}; use another --out, or the same settings"
+            f"expected the {what} of the store, found other values: {lines}; use another --out, or the same settings"
         )
 
 

@@ -71,6 +71,16 @@ class BlockWriter:
         """
         check_agreement(self.provenance, expected)
 
+    def check_layout(self, expected: StoreLayout) -> None:
+        """Compare the layout of what would be written with the store's.
+
+        Raises
+        ------
+        ProvenanceMismatchError
+            Naming every field that differs, with both values.
+        """
+        check_agreement(self.layout.to_json(), expected.to_json(), "layout")
+
     def is_written(self, block: int) -> bool:
         """Whether a block is marked, as the disk says now."""
         self.layout.block_examples(block)

@@ -103,7 +103,17 @@ def test_two_shards_make_one_store(plan, store_path: Path, tmp_path: Path) -> No
     assert contents(path) == contents(store_path)
 
 
-@pytest.mark.parametrize(("change", "named"), [({"condition": "blank"}, "condition"), ({"max_pixels": 112 * 112}, "processor.max_pixels")])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"condition": "blank"}, "condition"),
+        ({"max_pixels": 112 * 112}, "processor.max_pixels"),
+        ({"fusion": "max"}, "fusion"),
+        ({"positions": ("final",)}, "layout.*positions"),
+        ({"record": ("residual",)}, "layout.*record"),
+        ({"record": ("residual", "knockout"), "knockouts": 2}, "knockouts"),
+    ],
+)
 def test_a_store_of_other_provenance_is_refused(settings, store_path: Path, change: dict, named: str) -> None:
     other = plan_extraction(dataclasses.replace(settings, **change))
     with pytest.raises(ProvenanceMismatchError, match=named):
