@@ -14,6 +14,7 @@ COMMANDS = (
     stores.info, stores.verify, stores.copy, stores.diff, probing.probe,
     measuring.answers, measuring.share, measuring.rollout,
     attention.flow, attention.overlap, attention.attribution, attention.heads, attention.faithfulness, attention.explain,
+    attention.entanglement,
     looking.figure, looking.report, looking.view,
 )  # fmt: skip
 """The commands, in the order of use."""

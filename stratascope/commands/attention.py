@@ -141,3 +141,29 @@ def heads(store: str, probe: Path | None, scheduler: str | None, out: Path | Non
     from stratascope.workflow.overlapping import rank_and_draw
 
     click.echo(rank_and_draw(open_store(store), out or results_folder(store), probe=probe, scheduler=scheduler))
+
+
+@click.command(short_help="Where in the vision tower places and relation can be read.")
+@click.argument("store")
+@click.option(
+    "--full-attention",
+    callback=options.numbers,
+    metavar="N,M",
+    help="Blocks that see the whole image, to be marked; default: the family's.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of folds and resamples.")
+@scheduler
+@out
+def entanglement(store: str, full_attention: tuple[int, ...] | None, seed: int, scheduler: str | None, out: Path | None) -> None:
+    """From one thing's own image cells: its place, the other thing's place and the relation, after every block of the vision tower.
+
+    Needs a store with vision_residual and boxes; vision_output adds the cells as they are handed to the decoder.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope entanglement demo/original.zarr --full-attention 2
+    """
+    from stratascope.workflow.entanglement import entangle_and_draw
+
+    folder = out or results_folder(store)
+    click.echo(entangle_and_draw(open_store(store), folder, full_attention=full_attention, seed=seed, scheduler=scheduler))

@@ -1,0 +1,182 @@
+"""Where in the vision tower a thing's place, the other thing's place and the relation come to be linearly readable from its own cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
+from stratascope.report import new_figure, paper_style, save_figure
+from stratascope.report.tower import draw_tower
+from stratascope.store import ResultFile, load_result, save_result
+
+if TYPE_CHECKING:
+    from stratascope.probe import LayerCurve
+    from stratascope.store import ActivationStore
+
+RESULT_KIND = "entanglement"
+PLACES = {"subject_box": ("subject", "object"), "object_box": ("object", "subject")}
+"""Position -> whose cells they are, and who the other is."""
+FULL_ATTENTION = {("qwen2_5_vl", 32): (7, 15, 23, 31)}
+"""Family and blocks of the tower -> its blocks that attend to the whole image; all others attend within windows."""
+MERGED = "merged"
+
+
+@dataclass(frozen=True)
+class Entanglement:
+    """What can be read from the cells of one of the two things, by block of the vision tower."""
+
+    table: pd.DataFrame
+    """position (`subject_box`, `object_box`), what (`own place`, `other's place`: R2 of the box's centre, mean of x and y; `relation`:
+    balanced accuracy among the true captions), stage (`tower` or `merged`, as handed to the decoder), layer (blocks passed), value, low,
+    high, chance."""
+    attributes: dict[str, Any]
+    """store, condition, full_attention (blocks), folds, seed, level, without_relation (why the relation was not asked for, or "")."""
+
+    def rows(self, position: str, what: str) -> pd.DataFrame:
+        """Rows of one curve, by layer, the merged one last."""
+        found = self.table[(self.table["position"] == position) & (self.table["what"] == what)]
+        if found.empty:
+            raise InvalidInputError(f"expected a curve of the table, found {position}, {what}")
+        return found.reset_index(drop=True)
+
+    def save(self, path: Path | str) -> None:
+        """Write the result to one file."""
+        save_result(path, ResultFile(RESULT_KIND, {"table": self.table}, {}, self.attributes))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Entanglement:
+        """Raises InvalidInputError if the file holds results of another kind."""
+        file = load_result(path)
+        if file.kind != RESULT_KIND:
+            raise InvalidInputError(f"{path}: expected results of kind {RESULT_KIND!r}, found {file.kind!r}")
+        return cls(file.tables["table"], dict(file.attributes))
+
+
+def entanglement(
+    store: ActivationStore,
+    *,
+    full_attention: Sequence[int] | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    level: float = 0.95,
+    scheduler: str | None = None,
+) -> Entanglement:
+    """Probe the cells of subject and object after every block of the vision tower, and as they are handed to the decoder.
+
+    A thing's own place in its cells is a position; the *other* thing's place in them is entanglement: what the decoder is said to work
+    out has then been worked out before it. The tower does not see the caption; of true captions alone does the relation lie in the image.
+
+    Parameters
+    ----------
+    full_attention
+        Blocks that attend to the whole image, to be marked; those of the family by default, none where they are not known.
+
+    Raises
+    ------
+    NotRecordedError
+        If the store holds no residual stream of the vision tower, or no boxes.
+    """
+    from stratascope.probe import probe_study
+
+    layout = store.layout
+    if "vision_residual" not in layout.record:
+        raise NotRecordedError(
+            "expected vision_residual in the store, found none; extract again with --record vision_residual,vision_output"
+        )
+    positions = [name for name in PLACES if name in layout.vision_positions]
+    if not positions:
+        raise NotRecordedError("expected cells of the gold boxes in the store, found none; extract with --boxes instances.json")
+    options: dict[str, Any] = {"folds": folds, "seed": seed, "level": level, "scheduler": scheduler}
+    true = np.flatnonzero((store.examples["label"] == 1).to_numpy() & store.available("answer_logits"))
+    parts: list[pd.DataFrame] = []
+    lacking = ""
+    for array, stage in (("vision_residual", "tower"), ("vision_output", MERGED)):
+        if array not in layout.record:
+            continue
+        for position in positions:
+            (places,) = probe_study(store, ("geometry",), (position,), array=array, **options)
+            own, other = PLACES[position]
+            found = {"own place": _place(places, own, level), "other's place": _place(places, other, level)}
+            try:
+                (relation,) = probe_study(store, ("relation",), (position,), array=array, examples=true, **options)
+                found["relation"] = relation.rows("balanced_accuracy")[["layer", "value", "low", "high", "chance"]]
+            except TooFewExamplesError as error:
+                lacking = str(error)
+            parts += [rows.assign(position=position, what=what, stage=stage) for what, rows in found.items()]
+    table = pd.concat(parts, ignore_index=True)
+    table.loc[table["stage"] == MERGED, "layer"] = layout.vision_layers
+    marked = full_attention if full_attention is not None else _known(store)
+    attributes = {
+        "store": store.fingerprint(),
+        "condition": store.provenance["condition"],
+        "full_attention": [int(k) for k in marked],
+        "folds": folds,
+        "seed": seed,
+        "level": level,
+        "without_relation": lacking,
+    }
+    return Entanglement(table[["position", "what", "stage", "layer", "value", "low", "high", "chance"]], attributes)
+
+
+def _place(curve: LayerCurve, who: str, level: float) -> pd.DataFrame:
+    """R2 of one thing's centre, the mean of x and y, with the percentiles of the resamples' means."""
+    names = [f"r2_{who}_x", f"r2_{who}_y"]
+    rows = [curve.rows(name) for name in names]
+    value = np.mean([part["value"].to_numpy(float) for part in rows], axis=0)
+    drawn = np.mean([np.asarray(curve.draws[name], np.float64) for name in names], axis=0)
+    low, high = np.nanquantile(drawn, [0.5 - level / 2, 0.5 + level / 2], axis=1)
+    return pd.DataFrame(
+        {"layer": rows[0]["layer"], "value": value, "low": np.minimum(low, value), "high": np.maximum(high, value), "chance": 0.0}
+    )
+
+
+def _known(store: ActivationStore) -> tuple[int, ...]:
+    return FULL_ATTENTION.get((store.provenance["model"].get("family", ""), store.layout.vision_layers), ())
+
+
+def entangle_and_draw(
+    store: ActivationStore, folder: Path, *, full_attention: Sequence[int] | None = None, seed: int = 0, scheduler: str | None = None
+) -> str:
+    """Entanglement of a store: saved, drawn, and said for the first and the last layer of the tower and the merged cells."""
+    found = entanglement(store, full_attention=full_attention, seed=seed, scheduler=scheduler)
+    folder.mkdir(parents=True, exist_ok=True)
+    found.save(folder / "entanglement.zarr.zip")
+    path = draw_entanglement(found, folder / "entanglement.png")
+    lines = [
+        _said(found, position, what) for position, what in dict.fromkeys(zip(found.table["position"], found.table["what"], strict=True))
+    ]
+    if found.attributes["without_relation"]:
+        lines.append(f"not asked for the relation: {found.attributes['without_relation']}")
+    return "\n".join([*lines, f"figure {path}", f"results in {folder}"])
+
+
+def _said(found: Entanglement, position: str, what: str) -> str:
+    rows = found.rows(position, what)
+    tower, merged = rows[rows["stage"] == "tower"], rows[rows["stage"] == MERGED]
+    best = tower.iloc[int(tower["value"].to_numpy(float).argmax())]
+    last = f", merged {merged['value'].iloc[0]:.2f}" if len(merged) else ""
+    first, cells = tower["value"].iloc[0], position.replace("_", " ")
+    return (
+        f"{what:<14} from the {cells}: {first:+.2f} before the first block, highest {best['value']:.2f} [{best['low']:.2f}, "
+        f"{best['high']:.2f}] after {int(best['layer'])} blocks{last} (chance {best['chance']:.2f})"
+    )
+
+
+def draw_entanglement(found: Entanglement, path: Path) -> Path:
+    """Two panels, the cells of subject and of object: places and relation by block, full-attention blocks marked."""
+    positions = list(dict.fromkeys(found.table["position"]))
+    figure, axes = new_figure(len(positions), width=3.3 * len(positions), height=2.7)
+    with paper_style():
+        for position, ax in zip(positions, axes, strict=True):
+            own = found.table[found.table["position"] == position]
+            curves = {what: found.rows(position, what) for what in dict.fromkeys(own["what"])}
+            draw_tower(
+                curves, ax, full_attention=found.attributes["full_attention"], title=f"read from the cells of the {PLACES[position][0]}"
+            )
+    return save_figure(figure, path)
