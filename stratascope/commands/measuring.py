@@ -27,8 +27,15 @@ def answers(store: str, out: Path | None) -> None:
 
 @click.command(short_help="How the final token's attention is divided.")
 @click.argument("store")
+@click.option(
+    "--weighing",
+    type=click.Choice(["attention", "norm"]),
+    default="attention",
+    show_default=True,
+    help="norm: weight times the norm of what it carries (needs value_norms).",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
-def share(store: str, out: Path | None) -> None:
+def share(store: str, weighing: str, out: Path | None) -> None:
     """How the final token's attention is divided between image, caption and the rest, by layer and head.
 
     \b
@@ -37,7 +44,7 @@ def share(store: str, out: Path | None) -> None:
     """
     from stratascope.workflow.attention import share_and_draw
 
-    click.echo(share_and_draw(open_store(store), out or results_folder(store)))
+    click.echo(share_and_draw(open_store(store), out or results_folder(store), weighing=weighing))
 
 
 @click.command(short_help="Where the final token's attention comes from.")

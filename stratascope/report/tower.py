@@ -36,8 +36,8 @@ def draw_tower(curves: Mapping[str, pd.DataFrame], ax: Axes, *, full_attention: 
         ax.hlines(tower["chance"].iloc[0], tower["layer"].min(), tower["layer"].max(), color=colour, linestyle=":", linewidth=0.8)
         if len(merged):
             ax.plot(merged["layer"] + 0.7, merged["value"], color=colour, marker=marker, markerfacecolor="none", linestyle="none")
-    ax.set_xlabel("blocks of the vision tower passed (hollow: merged, as handed on)")
-    ax.set_ylabel("R2 of places, balanced accuracy of the relation")
+    ax.set_xlabel("vision blocks passed (hollow: merged)")
+    ax.set_ylabel("R2; balanced accuracy")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="best", fontsize=6)
     if title:

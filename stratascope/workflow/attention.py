@@ -37,18 +37,21 @@ def save_answers(store: ActivationStore, folder: Path) -> str:
     return "\n".join([*lines, f"results in {folder}"])
 
 
-def share_and_draw(store: ActivationStore, folder: Path) -> str:
-    """Attention share of all examples: saved, drawn, and said for the block where the image gets most."""
+def share_and_draw(store: ActivationStore, folder: Path, *, weighing: str = "attention") -> str:
+    """Attention share of all examples, or norm-based: saved, drawn, and said for the block where the image gets most."""
     from stratascope.analysis import attention_share
 
-    found = attention_share(store)
+    found = attention_share(store, weighing=weighing)
+    name = "share" if weighing == "attention" else f"share-{weighing}"
     folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / "share.zarr.zip")
+    found.save(folder / f"{name}.zarr.zip")
     figure, (ax,) = new_figure(1, width=4.6, height=2.9)
     with paper_style():
-        draw_attention_share(found.values, found.tokens, found.parts, ax, title="where the final token looks")
+        draw_attention_share(
+            found.values, found.tokens, found.parts, ax, title="where the final token looks" + (", by norm" if weighing == "norm" else "")
+        )
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    path = save_figure(figure, folder / "share.png")
+    path = save_figure(figure, folder / f"{name}.png")
     image = found.parts.index("image")
     by_block = found.values[..., image].mean((0, 2))
     best = int(by_block.argmax())

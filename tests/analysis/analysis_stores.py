@@ -22,6 +22,15 @@ def random_maps(layers: int, tokens: int, seed: int, shape: float = 0.3) -> np.n
     return maps / maps.sum(-1, keepdims=True)
 
 
+def decoder_maps(layers: int = 28, tokens: int = 64, seed: int = 1) -> np.ndarray:
+    """Maps with a deep decoder's vice: a first token that takes most of every row, and little to choose between the others."""
+    rng = np.random.default_rng(seed)
+    logits = 0.5 * rng.normal(size=(layers, tokens, tokens)) + 0.2 * rng.normal(size=(layers, 1, tokens))
+    logits[:, :, 0] += rng.uniform(4, 7, (layers, 1))
+    weights = np.exp(logits) * np.tri(tokens)
+    return weights / weights.sum(-1, keepdims=True)
+
+
 def planted_store(path: Path, *, examples: int = 240, sink: tuple[int, float] | None = None, seed: int = 0) -> ActivationStore:
     """A store of attention rows and answers, two examples an image.
 

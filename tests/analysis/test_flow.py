@@ -9,12 +9,12 @@ from pathlib import Path
 import networkx
 import numpy as np
 import pytest
-from analysis_stores import random_maps
+from analysis_stores import decoder_maps, random_maps
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from stratascope.analysis import FlowResult, flow, flow_examples, minimum_cut, span_flow
+from stratascope.analysis import FlowResult, flow, flow_examples, minimum_cut, rollout, span_flow
 from stratascope.analysis.capacities import UNIT, flow_capacities, group_bounds, token_bounds
 from stratascope.errors import InvalidInputError, NotRecordedError
 
@@ -176,6 +176,17 @@ def test_what_has_no_flow_is_refused(maps: np.ndarray, options: dict, message: s
 def test_a_span_outside_the_prompt_is_refused(span: list[int]) -> None:
     with pytest.raises(InvalidInputError, match="span 'box'"):
         span_flow(random_maps(2, 5, 0), {"box": span})
+
+
+def test_through_a_deep_decoder_rollout_is_the_first_token_and_flow_the_position_and_a_window_needs_the_solver() -> None:
+    maps = decoder_maps()
+    assert rollout(maps)[0, 0] > 0.99
+    deep, window = flow(maps), flow(maps, window=(22, 28))
+    assert deep.position_correlation < -0.9
+    assert deep.certified.mean() > 0.85
+    assert "follows the token's position" in str(deep.warning)
+    assert window.certified.mean() < 0.5
+    assert window.exact.all()
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the real model's maps are not at hand")
