@@ -29,8 +29,10 @@ def thumbnail(context: click.Context, param: click.Parameter, value: str) -> tup
     return None if value.lower() == "none" else size(context, param, value)
 
 
-def shard(_ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
+def shard(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
     """I/N: the I-th of N processes."""
+    if value is None:
+        return None
     rank, slash, of = value.partition("/")
     if not slash or not rank.isdecimal() or not of.isdecimal() or int(rank) >= int(of):
         raise click.BadParameter(f"expected I/N with I below N such as 0/2, found {value!r}", param=param)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -55,8 +56,13 @@ def plan(show: int, **chosen: Any) -> None:
 @options.extraction_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="STORE.zarr", help="The store to fill, or to go on filling.")
 @click.option("--batch-tokens", default=8192, show_default=True, help="Tokens in a forward pass, at most; halve it when memory runs out.")
-@click.option("--shard", callback=options.shard, default="0/1", show_default=True, metavar="I/N", help="Every N-th block, from the I-th.")
-def extract(out: Path, batch_tokens: int, shard: tuple[int, int], **chosen: Any) -> None:
+@click.option(
+    "--shard",
+    callback=options.shard,
+    metavar="I/N",
+    help="Every N-th block, from the I-th; default: as torchrun or SLURM started this process, else all.",
+)
+def extract(out: Path, batch_tokens: int, shard: tuple[int, int] | None, **chosen: Any) -> None:
     """Run every example through the model once and fill a store. Goes on where it stopped.
 
     \b
@@ -67,6 +73,7 @@ def extract(out: Path, batch_tokens: int, shard: tuple[int, int], **chosen: Any)
     from stratascope.extract.extraction import require_extract_extra
 
     require_extract_extra()
+    shard = _share(shard, chosen)
     made = plan_extraction(_settings(chosen), weights=True, progress=sys.stderr.isatty())
     report = run_extraction(
         made,
@@ -86,6 +93,24 @@ def extract(out: Path, batch_tokens: int, shard: tuple[int, int], **chosen: Any)
     done = f"wrote {report.written_examples:,} examples in {report.written_blocks} of {report.blocks} blocks"
     lost = f"; {len(report.failed)} of them could not be recorded" if report.failed else ""
     click.echo(f"{out}: {done + lost if report.written_blocks else 'nothing left to do'}")
+
+
+def _share(shard: tuple[int, int] | None, chosen: dict[str, Any]) -> tuple[int, int]:
+    """This process's part of the blocks, and its GPU: as was asked for, else as its launcher says."""
+    import torch
+
+    from stratascope.extract.ranks import device_of, launched_rank
+
+    rank = launched_rank(os.environ)
+    if rank is None or rank.of == 1:
+        return shard or (0, 1)
+    said = "" if shard else rank.text
+    if chosen["device"] == "auto" and torch.cuda.is_available():
+        chosen["device"] = device_of(rank, torch.cuda.device_count())
+        said += f"{'; ' if said else ''}on {chosen['device']}"
+    if said:
+        click.echo(said, err=True)
+    return shard or (rank.number, rank.of)
 
 
 def _settings(options: dict[str, Any]) -> ExtractionSettings:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from stratascope.errors import InvalidInputError
+from stratascope.errors import InvalidInputError, StoreError
 from stratascope.extract.plan import ExtractionPlan
 from stratascope.extract.sources import missing_extra
 from stratascope.store import BlockWriter, create_store
@@ -98,7 +98,11 @@ def run_extraction(
     _check_disk(plan, out)
     provenance = {**plan.provenance, **run_provenance(plan, command)}
     if not out.exists():
-        create_store(out, plan.store, **{**plan.store_contents(), "provenance": provenance})
+        try:
+            create_store(out, plan.store, **{**plan.store_contents(), "provenance": provenance})
+        except StoreError:
+            if not out.exists():
+                raise  # else another process was first: its store is joined, if it is the same
     with BlockWriter(out) as writer:
         writer.check_provenance(provenance)
         writer.check_layout(plan.store)

@@ -1,0 +1,81 @@
+"""Which part of the work is this process's, as torchrun and SLURM tell each process they start (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stratascope.errors import InvalidInputError
+
+LAUNCHERS = {
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+}
+"""Launcher -> the variables that hold the process's number, how many there are, and its number on its machine."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A process's place among those that a launcher started."""
+
+    launcher: str
+    number: int
+    of: int
+    local: int
+    """Its number on its own machine."""
+
+    @property
+    def text(self) -> str:
+        """One line that says what was taken, and from where."""
+        number, of, _ = LAUNCHERS[self.launcher]
+        return f"shard {self.number}/{self.of}, from {self.launcher}'s {number} and {of}"
+
+
+def launched_rank(environment: Mapping[str, str]) -> Rank | None:
+    """This process's rank; None where no launcher started it. torchrun's, where it runs within SLURM.
+
+    Raises
+    ------
+    InvalidInputError
+        If the variables do not make sense together.
+    """
+    for launcher, names in LAUNCHERS.items():
+        if names[0] in environment:
+            return _rank(launcher, names, environment)
+    return None
+
+
+def device_of(rank: Rank, gpus: int) -> str:
+    """The device of a process on a machine of so many visible GPUs.
+
+    Raises
+    ------
+    InvalidInputError
+        If there are fewer GPUs than processes on this machine.
+    """
+    if not gpus:
+        return "cpu"
+    if gpus == 1 and rank.launcher == "SLURM":  # --gpus-per-task=1 shows each task its own GPU alone
+        return "cuda:0"
+    if rank.local >= gpus:
+        raise InvalidInputError(
+            f"expected a GPU for each process on this machine, found {gpus} and {rank.launcher}'s {LAUNCHERS[rank.launcher][2]} = "
+            f"{rank.local}; start at most {gpus} here, or name the --device"
+        )
+    return f"cuda:{rank.local}"
+
+
+def _rank(launcher: str, names: tuple[str, str, str], environment: Mapping[str, str]) -> Rank:
+    found = ", ".join(f"{name}={environment.get(name, '(absent)')}" for name in names)
+    try:
+        number, of = int(environment[names[0]]), int(environment[names[1]])
+        local = int(environment.get(names[2], number))
+    except (KeyError, ValueError) as error:
+        raise _senseless(launcher, found) from error
+    if not (0 <= number < of and 0 <= local < of):
+        raise _senseless(launcher, found)
+    return Rank(launcher, number, of, local)
+
+
+def _senseless(launcher: str, found: str) -> InvalidInputError:
+    return InvalidInputError(f"expected {launcher}'s variables to number this process, found {found}; pass --shard I/N")
