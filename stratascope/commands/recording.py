@@ -97,19 +97,17 @@ def extract(out: Path, batch_tokens: int, shard: tuple[int, int] | None, **chose
 
 def _share(shard: tuple[int, int] | None, chosen: dict[str, Any]) -> tuple[int, int]:
     """This process's part of the blocks, and its GPU: as was asked for, else as its launcher says."""
-    import torch
-
-    from stratascope.extract.ranks import device_of, launched_rank
+    from stratascope.extract.ranks import device_of, launched_rank, visible_gpus
 
     rank = launched_rank(os.environ)
     if rank is None or rank.of == 1:
         return shard or (0, 1)
-    said = "" if shard else rank.text
-    if chosen["device"] == "auto" and torch.cuda.is_available():
-        chosen["device"] = device_of(rank, torch.cuda.device_count())
-        said += f"{'; ' if said else ''}on {chosen['device']}"
+    said = [] if shard else [rank.text]
+    if chosen["device"] == "auto" and (gpus := visible_gpus()):
+        chosen["device"] = device_of(rank, gpus)
+        said.append(f"on {chosen['device']}")
     if said:
-        click.echo(said, err=True)
+        click.echo("; ".join(said), err=True)
     return shard or (rank.number, rank.of)
 
 

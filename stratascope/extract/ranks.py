@@ -1,4 +1,4 @@
-"""Which part of the work is this process's, as torchrun and SLURM tell each process they start (no torch)."""
+"""Which part of the work is this process's, as torchrun and SLURM tell each process they start."""
 
 from __future__ import annotations
 
@@ -45,16 +45,21 @@ def launched_rank(environment: Mapping[str, str]) -> Rank | None:
     return None
 
 
+def visible_gpus() -> int:
+    """How many GPUs this process may use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def device_of(rank: Rank, gpus: int) -> str:
-    """The device of a process on a machine of so many visible GPUs.
+    """The device of a process on a machine of so many visible GPUs, at least one.
 
     Raises
     ------
     InvalidInputError
         If there are fewer GPUs than processes on this machine.
     """
-    if not gpus:
-        return "cpu"
     if gpus == 1 and rank.launcher == "SLURM":  # --gpus-per-task=1 shows each task its own GPU alone
         return "cuda:0"
     if rank.local >= gpus:

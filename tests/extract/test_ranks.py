@@ -43,7 +43,6 @@ def test_variables_that_make_no_sense_together_are_refused(odd: dict[str, str | 
 def test_each_process_has_its_own_gpu() -> None:
     rank = Rank("torchrun", 5, 8, 1)
     assert device_of(rank, 4) == "cuda:1"
-    assert device_of(rank, 0) == "cpu"
     assert device_of(Rank("SLURM", 3, 4, 3), 1) == "cuda:0"
     with pytest.raises(InvalidInputError, match="start at most 1 here"):
         device_of(rank, 1)
