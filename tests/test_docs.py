@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert result.exit_code == 0, result.output
     finally:
         os.chdir(here)
-    write_scenes(root / "vsr", 48, seed=1)
+    write_scenes(root / "vsr", 64, seed=1)
     for part in ("train", "dev", "test"):
         shutil.copy(root / "vsr" / "scenes.jsonl", root / "vsr" / f"{part}.jsonl")
     images = sorted((root / "vsr" / "images").iterdir())[:4]

@@ -1,8 +1,9 @@
 """Writes docs/commands.md: every command with the example of its --help and what it printed on the demo.
 
-    python docs/site/make_commands.py [DEMO]
+    python docs/site/make_commands.py [DEMO [NAME...]]
 
-DEMO is a folder that `stratascope demo --out DEMO` filled; without it a new one is made. tests/test_docs_pages.py runs the examples again.
+DEMO is a folder that `stratascope demo --out DEMO` filled; without it a new one is made. With NAMEs only those commands, and those that are
+new or have another example, are run again. tests/test_docs_pages.py runs the examples again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +28,6 @@ NOT_RUN = {"fetch": "It needs the network.", "view": "It serves the page until i
 SLOW = ("demo", "extract")
 """Run when the page is made, but not again by the tests."""
 MOST_LINES = 34
-EXIT = {1: "Exit code 1: it found something."}
 
 HEAD = """# Commands
 
@@ -68,9 +68,16 @@ def folder_with(demo: Path) -> Iterator[Path]:
             os.chdir(before)
 
 
-def page(demo: Path) -> str:
-    """The text of the page."""
+def shortened(output: str) -> str:
+    """The first lines of an output, with how many more there were."""
+    lines = output.splitlines()
+    return "\n".join(lines if len(lines) <= MOST_LINES else [*lines[:MOST_LINES], f"... {len(lines) - MOST_LINES} more lines"])
+
+
+def page(demo: Path, names: Sequence[str] = ()) -> str:
+    """The text of the page; with names, what the page holds of other commands is kept."""
     parts = [HEAD]
+    kept = stored() if names else {}
     with folder_with(demo):
         for command in COMMANDS:
             name = str(command.name)
@@ -80,14 +87,12 @@ def page(demo: Path) -> str:
             if name in NOT_RUN:
                 parts.append(f"{NOT_RUN[name]}\n")
                 continue
-            code, output = run_example(example)
-            assert code in (0, 1), output
-            lines = output.splitlines()
-            if len(lines) > MOST_LINES:
-                lines = [*lines[:MOST_LINES], f"... {len(lines) - MOST_LINES} more lines"]
-            parts.append("```text\n" + "\n".join(lines) + "\n```\n")
-            if code in EXIT:
-                parts.append(f"{EXIT[code]}\n")
+            before, output = kept.get(name, ("", ""))
+            if before != example or name in names:
+                code, fresh = run_example(example)
+                assert code in (0, 1), fresh
+                output = shortened(fresh)
+            parts.append(f"```text\n{output}\n```\n")
     return "\n".join(parts)
 
 
@@ -102,7 +107,7 @@ def stored() -> dict[str, tuple[str, str]]:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        PAGE.write_text(page(Path(sys.argv[1])), encoding="utf-8")
+        PAGE.write_text(page(Path(sys.argv[1]), sys.argv[2:]), encoding="utf-8")
     else:
         with tempfile.TemporaryDirectory() as made:
             run_example(f"stratascope demo --out {made}/demo")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from stratascope.report.figures import METRIC_LABELS
 from stratascope.report.findings import Findings, Found
 from stratascope.report.named import advantage_name, score_of
 from stratascope.report.page import Block, Cited, Fact, Facts, Prose
@@ -69,7 +70,7 @@ def _onset(curve: Found) -> list[str | Cited]:
     what = TASK_WORDS.get(curve.task, f"the column “{curve.task}”")
     where = POSITION_WORDS.get(curve.position, f"at {curve.position}" if curve.position else "")
     event = curve.event("onset")
-    metric = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy", "r2": "R²"}.get(str(event["metric"]), str(event["metric"]))
+    metric = METRIC_LABELS.get(str(event["metric"]), str(event["metric"]))
     source = curve.source("tables/events", f"onset of {metric} over chance")
     begin = f"{what[:1].upper()}{what[1:]} "
     if not event["found"]:
@@ -115,7 +116,7 @@ def _offset(curve: Found) -> list[str | Cited]:
 def _advantage(curve: Found, found: Found, findings: Findings) -> list[str | Cited]:
     over = found.attributes.get("baseline") or {}
     control = str(over.get("task", "")).partition(":")[2]
-    metric, row = score_of(curve), _at_peak(curve, found)
+    metric, row = str(found.table("table")["metric"].iloc[0]), _at_peak(curve, found)
     gained = _gain(found, row, metric)
     event = found.event("onset")
     real: list[str | Cited] = (
@@ -123,6 +124,9 @@ def _advantage(curve: Found, found: Found, findings: Findings) -> list[str | Cit
         if event["found"]
         else [" (", Cited("in no layer", -1, found.source("tables/events", "onset")), " more than chance would give)"]
     )
+    if "of" in over:
+        at = f"Over the best of its baselines at once, layer by layer, it is at layer {row['layer']} still "
+        return [at, *gained, " ahead", *real, ": that is what may be claimed."]
     other = findings.controls_of(curve) if control else findings.baselines_of(curve)
     words: list[str | Cited] = []
     for baseline in other:
@@ -150,9 +154,10 @@ def _at_peak(curve: Found, found: Found) -> pd.Series[Any]:
 
 def _gain(found: Found, row: pd.Series[Any], metric: str) -> list[str | Cited]:
     which = f"layer {row['layer']}"
-    scale, unit = (1, "") if metric == "r2" else (100, " points")
+    points = metric in ("accuracy", "balanced_accuracy")
+    scale, unit = (100, " points") if points else (1, "")
     value, low, high = (float(row[name]) for name in ("value", "low_simultaneous", "high_simultaneous"))
-    digits = 2 if metric == "r2" else 1
+    digits = 1 if points else 2
     shown = Cited(f"{scale * value:+.{digits}f}{unit}", value, found.source("tables/table", which))
     source = found.source("tables/table", f"{which}, simultaneous over layers")
     return [
@@ -177,12 +182,13 @@ def _curve_tiles(curve: Found) -> list[Fact]:
 
 
 def _advantage_tile(curve: Found, found: Found) -> Fact:
-    gained = _gain(found, _at_peak(curve, found), score_of(curve))
+    metric = str(found.table("table")["metric"].iloc[0])
+    gained = _gain(found, _at_peak(curve, found), metric)
     first = gained[0]
     assert isinstance(first, Cited)
     first = replace(first, text=first.text.removesuffix(" points"))
     over = found.attributes.get("baseline") or {}
-    unit = "R²" if score_of(curve) == "r2" else "points"
+    unit = "points" if metric in ("accuracy", "balanced_accuracy") else METRIC_LABELS.get(metric, metric)
     selective = "selectivity: " if ":" in str(over.get("task", "")) else ""
     return Fact(first, f"{selective}{unit} above {advantage_name(found)}", gained[1:])
 
@@ -194,4 +200,4 @@ def _ends(low: float, high: float, found: Found, which: str, metric: str = "accu
 
 
 def _score(value: float, metric: str) -> str:
-    return f"{value:.2f}" if metric == "r2" else percent(float(value))
+    return percent(float(value)) if metric in ("accuracy", "balanced_accuracy") else f"{value:.2f}"

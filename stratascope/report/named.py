@@ -11,7 +11,7 @@ import pandas as pd
 
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report.believing import draw_carried_by_block, draw_faithfulness, draw_writers
-from stratascope.report.figures import draw_attention_share, draw_layer_curves, new_figure
+from stratascope.report.figures import METRIC_LABELS, draw_attention_share, draw_layer_curves, new_figure
 from stratascope.report.findings import Findings, Found
 from stratascope.report.heatmaps import draw_grid
 from stratascope.report.stacks import draw_share_stack
@@ -120,11 +120,12 @@ def draw_advantages(findings: Findings, ax: Axes, choice: Choice) -> Axes:
         table = found.table("table").sort_values("layer")
         layer = table["layer"].to_numpy()
         low, high = (table[f"{end}_simultaneous"].to_numpy(float) for end in ("low", "high"))
-        ax.fill_between(layer, low, high, color=COLOURS[k], alpha=0.18, linewidth=0)
-        ax.plot(layer, table["value"].to_numpy(float), color=COLOURS[k], marker="o", label=f"over {advantage_name(found)}")
+        ax.fill_between(layer, low, high, color=COLOURS[k % len(COLOURS)], alpha=0.18, linewidth=0)
+        ax.plot(layer, table["value"].to_numpy(float), color=COLOURS[k % len(COLOURS)], marker="o", label=f"over {advantage_name(found)}")
     ax.axhline(0, color=GREY, linewidth=0.7)
     ax.set_xlabel("residual stream after k decoder blocks")
-    ax.set_ylabel("accuracy above the baseline" if score_of(curve) == "accuracy" else "R² above the baseline")
+    metric = str(findings.advantages_of(curve)[0].table("table")["metric"].iloc[0])
+    ax.set_ylabel(f"{METRIC_LABELS.get(metric, metric)} above the baseline")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="best")
     return ax
@@ -135,6 +136,8 @@ def advantage_name(found: Found) -> str:
     over = found.attributes.get("baseline") or {}
     if "of" in over:
         return "the best of its baselines"
+    if "layer" in over:
+        return "the embeddings" if over["layer"] == 0 else f"layer {over['layer']}"
     control = str(over.get("task", "")).partition(":")[2]
     condition = str(over.get("condition") or "chance")
     names = {"shuffled": "shuffled labels", "control": "the control task"}
