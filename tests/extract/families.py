@@ -124,6 +124,8 @@ def build(name: str, attention: str) -> torch.nn.Module:
                 weight.copy_(drawn if "embed_tokens" in path else drawn * 1.5 / weight[0].numel() ** 0.5)
             elif path.endswith("bias"):
                 weight.copy_(0.1 * drawn)
+            else:  # gains of norms, which families keep as the gain or as the gain minus one
+                weight.add_(0.3 * drawn.abs())
     return model.eval()
 
 
