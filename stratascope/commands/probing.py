@@ -46,6 +46,12 @@ if TYPE_CHECKING:
     help="Store of the same examples (blank images, untrained weights) to be compared with; may be repeated.",
 )
 @click.option("--values", multiple=True, metavar="NAME=FILE.csv", help="A task of your own: a table with columns id and value.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="COLUMN=VALUE",
+    help="Leave out all other examples: label=1 for true captions, whose relation is the image's; may be repeated.",
+)
 @click.option("--by", default="relation", show_default=True, metavar="COLUMN", help="Accuracy for each value of this column, too.")
 @click.option("--transfer", is_flag=True, help="Test the probes of each layer at all other layers, too.")
 @click.option("--split", callback=options.names, metavar="TRAIN,TEST", help="The store's own splits, instead of cross-validation.")
@@ -63,7 +69,7 @@ if TYPE_CHECKING:
 @click.option("--scheduler", default="threads", show_default=True, help="synchronous, threads, processes, or a Dask scheduler's address.")
 @click.option("--workers", type=int, metavar="N", help="Threads or processes at once; default: one a core.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
-def probe(store: str, out: Path | None, baselines: tuple[str, ...], values: tuple[str, ...], **chosen: Any) -> None:
+def probe(store: str, out: Path | None, baselines: tuple[str, ...], values: tuple[str, ...], only: tuple[str, ...], **chosen: Any) -> None:
     """In which layers something can be read: a cross-validated linear probe for each layer and position.
 
     Says for each curve its peak and where it is above chance, controls, embeddings and baselines (onset, offset). Results and figures go
@@ -84,6 +90,7 @@ def probe(store: str, out: Path | None, baselines: tuple[str, ...], values: tupl
     named = dict(_named(text, "NAME=FILE.csv", "--values") for text in values)
     request = ProbeRequest(
         **chosen,
+        only=dict(_named(text, "COLUMN=VALUE", "--only") for text in only),
         settings=settings,
         baselines=_baselines(baselines),
         values={name: read_values(path) for name, path in named.items()},

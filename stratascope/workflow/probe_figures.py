@@ -102,6 +102,9 @@ def draw_positions(
                 chance=float(curve.rows(metric)["chance"].iloc[0]), events=events, title=curve.position, layers=layers,
             )  # fmt: skip
         axes[0].set_ylim(*span_of(tables, metric))
+        for ax in axes[1:]:  # one panel names the chance line for all
+            for text in list(ax.texts):
+                text.remove()
         label_outside(axes, metric=metric)
         handles, names = axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=4)

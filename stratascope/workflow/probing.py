@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
 from stratascope.report.figures import METRIC_LABELS
@@ -37,6 +38,8 @@ class ProbeRequest:
     """Tasks by example id."""
     baselines: Mapping[str, ActivationStore] = field(default_factory=dict)
     """Name -> store of the same examples."""
+    only: Mapping[str, str] = field(default_factory=dict)
+    """Column -> value, as text: other examples take no part."""
     by: str = "relation"
     """Column of the examples by whose values accuracy is taken apart."""
     transfer: bool = False
@@ -117,13 +120,28 @@ def _studies(store: ActivationStore, request: ProbeRequest) -> dict[tuple[str, s
     studies = {}
     for name, which in {"": store, **request.baselines}.items():
         for place in places:
-            examples = None
+            shared = _wanted(store, request.only)
             if request.baselines:
-                shared = np.all([s.available(request.array, place) for s in (store, *request.baselines.values())], axis=0)
-                examples = np.flatnonzero(shared)
+                shared &= np.all([s.available(request.array, place) for s in (store, *request.baselines.values())], axis=0)
+            examples = None if shared.all() else np.flatnonzero(shared)
             tasks = request.tasks if name else request.all_tasks
             studies[name, place] = plan_study(which, tasks, (place,), examples=examples, **options)
     return studies
+
+
+def _wanted(store: ActivationStore, only: Mapping[str, str]) -> NDArray[np.bool_]:
+    """(example,) which examples have the values asked for."""
+    wanted = np.ones(store.layout.examples, dtype=bool)
+    for column, value in only.items():
+        if column not in store.examples.columns:
+            raise InvalidInputError(f"expected --only with a column of the examples, found {column!r}; columns are {list(store.examples)}")
+        there = store.examples[column].astype(str)
+        if not (there == value).any():
+            raise InvalidInputError(
+                f"expected --only with a value of {column}, found {value!r}; it has {', '.join(sorted(set(there))[:8])}"
+            )
+        wanted &= (there == value).to_numpy()
+    return wanted
 
 
 def _cost(studies: Sequence[Study], run: Mapping[str, Any]) -> str:
@@ -201,7 +219,8 @@ def _head_lines(curves: Sequence[LayerCurve], request: ProbeRequest) -> list[str
 
     lines = []
     for task in dict.fromkeys(curve.task for curve in curves):
-        grid = ScoreGrid.of([curve for curve in curves if curve.task == task], request.metric)
+        mine = [curve for curve in curves if curve.task == task]
+        grid = ScoreGrid.of(mine, shown_metric(mine[0], request.metric))
         name = METRIC_LABELS.get(str(grid.attributes["metric"]), str(grid.attributes["metric"]))
         best = [f"{row.row} of block {row.layer} {row.value:.3f}" for row in grid.best(3).itertuples()]
         lines.append(

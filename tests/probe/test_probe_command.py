@@ -79,7 +79,7 @@ def test_every_result_is_there_and_reads_back(done):
 def test_a_probe_for_each_head(stores, tmp_path):
     result = run(stores[0], "--array", "head_outputs", "--tasks", "truth", "--out", tmp_path)
     assert result.exit_code == 0, result.output
-    assert "truth            2 of 10 heads above chance" in result.stdout
+    assert "truth            2 of 10 heads above chance in accuracy" in result.stdout
     assert "head 1 of block" in result.stdout
     grid = ScoreGrid.load(tmp_path / "heads-truth.zarr.zip")
     assert set(grid.table[grid.table["found"]]["row"]) == {"head 1"}
@@ -97,6 +97,13 @@ def test_other_arrays_splits_and_values(stores, tmp_path):
     assert result.exit_code == 0, result.output
     assert "mine at image: balanced accuracy" in result.stdout
     assert "0 of 100 test examples (0%) share their image" in result.stdout
+    some = run(
+        stores[0], "--tasks", "truth", "--only", "relation=above", "--positions", "final", "--layers", "4,5", "--out", tmp_path / "some"
+    )
+    assert some.exit_code == 0, some.output
+    curve = LayerCurve.load(tmp_path / "some" / "probe-truth-final.zarr.zip")
+    assert len(curve.examples) == (store.examples["relation"] == "above").sum()
+    assert "it has above, below" in run(stores[0], "--only", "relation=over", "--out", tmp_path).stderr
     (tmp_path / "bad.csv").write_text("name,value\na,1\n")
     refused = run(stores[0], "--tasks", "x", "--values", f"x={tmp_path / 'bad.csv'}", "--out", tmp_path)
     assert refused.exit_code == 2

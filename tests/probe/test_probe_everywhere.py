@@ -80,6 +80,48 @@ def test_categories_are_those_of_vsr():
     assert category_of("orbiting") == "Unallocated"
 
 
+def statistics(table: pd.DataFrame) -> dict[str, float]:
+    """What METHODS says of VSR: sizes, balance, leakage, and what the caption alone tells of the label."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.metrics import roc_auc_score
+    from sklearn.naive_bayes import MultinomialNB
+
+    train, test = table[table["split"] == "train"], table[table["split"] == "test"]
+    words = CountVectorizer(ngram_range=(1, 2)).fit(train["caption"])
+    naive = MultinomialNB().fit(words.transform(train["caption"]), train["label"])
+    return {
+        "relations": table["relation"].nunique(),
+        "rare": int((table["relation"].value_counts() < 20).sum()),
+        "true": table["label"].mean(),
+        "leaked": split_leakage(table).share,
+        "caption alone": roc_auc_score(test["label"], naive.predict_proba(words.transform(test["caption"]))[:, 1]),
+        "relation is in the caption": np.mean([r in c for r, c in zip(table["relation"], table["caption"], strict=True)]),
+    }
+
+
+def test_statistics_of_a_small_set_in_the_form_of_vsr():
+    """Made by hand: 40 captions on 20 images; 6 of 10 test examples are on images of training."""
+    rows = [
+        {
+            "image": f"{(k // 2 if k < 30 else (k - 30) // 2 if k < 36 else k):03d}.jpg",
+            "caption": f"The cat is {relation} the bed.",
+            "relation": relation,
+            "label": k % 2,
+            "split": "train" if k < 30 else "test",
+        }
+        for k in range(40)
+        for relation in (("under", "left of", "touching")[k // 2 % 3],)
+    ]
+    found = statistics(pd.DataFrame(rows))
+    assert found["relations"] == found["rare"] == 3
+    assert found["true"] == 0.5
+    assert found["leaked"] == 0.6
+    assert found["caption alone"] == 0.5, "every caption is said of a true and a false image"
+    assert found["relation is in the caption"] == 1
+    with_a_hint = statistics(pd.DataFrame([row | {"caption": row["caption"] + (" Yes." if row["label"] else "")} for row in rows]))
+    assert with_a_hint["caption alone"] == 1, "a word that gives the label away is seen"
+
+
 @vsr
 def test_vsr_is_as_described():
     parts = {}
@@ -94,6 +136,10 @@ def test_vsr_is_as_described():
     assert random["label"].mean() == pytest.approx(0.512, abs=5e-4)
     assert split_leakage(random).share == pytest.approx(0.56, abs=0.005)
     assert parts["zeroshot"]["split"].value_counts().tolist() == [3_489, 1_222, 340]
+    for name, caption_alone in (("random", 0.486), ("zeroshot", 0.518)):
+        found = statistics(parts[name])
+        assert found["caption alone"] == pytest.approx(caption_alone, abs=0.005), "the caption alone tells nothing"
+        assert found["relation is in the caption"] == 1
     published = (SHARED / "relation_categories.txt").read_text()
     for line in published.splitlines():
         category, relations = line.split(": ")
