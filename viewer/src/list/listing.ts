@@ -119,6 +119,8 @@ export class Listing {
     let place = this.#found.findIndex((n) => n >= example);
     if (place < 0) place = this.#found.length;
     const here = this.#found[place] === example;
+    // no step at all only asks where the example is
+    if (!by) return this.#tell({ tell: "step", turn, example, place: Math.min(place, this.#found.length - 1) });
     const next = Math.max(0, Math.min(this.#found.length - 1, here || by < 0 ? place + by : place + by - 1));
     this.#tell({ tell: "step", turn, example: this.#found[next]!, place: next });
   }

@@ -41,6 +41,8 @@ export class ExampleList {
   #asked = "";
   #steps = 0;
   #stepping = false;
+  /** Whether the list has been scrolled to the example that the page began with. */
+  #revealed = false;
   #typing: ReturnType<typeof setTimeout> | undefined;
 
   constructor(host: ListHost, client: ListClient) {
@@ -82,7 +84,7 @@ export class ExampleList {
       this.#stepping = false;
       if (turn !== this.#turn) return;
       this.#reveal(place);
-      host.choose(example);
+      if (example !== this.#chosen) host.choose(example);
       if (this.#steps) this.#askStep();
     });
     client.on("fault", ({ message, todo }) => {
@@ -145,6 +147,10 @@ export class ExampleList {
     this.#room.style.height = `${Math.min(TALLEST, count * ROW)}px`;
     this.#say();
     this.#window();
+    if (this.#turn === 1 && !this.#revealed && count) {
+      this.#revealed = this.#listed > this.#chosen;
+      this.step(0);
+    }
   }
 
   #say(): void {

@@ -55,6 +55,7 @@ export class Pane {
   #scale: Scale | null = null;
   #boxes: Box[] | null = null;
   #cell = -1;
+  #loading: { example: number; done: Promise<void> } | null = null;
   #exact: Float64Array | null = null;
   /** Whether the store gives no values of the example. */
   #barred = false;
@@ -79,14 +80,17 @@ export class Pane {
     this.#controls(view);
     const turn = ++this.#turn;
     const anew = !before || before.example !== view.example || !this.shown;
-    if (anew) {
+    if (anew && this.#loading?.example !== view.example) {
       this.#stop?.abort();
       this.#stop = new AbortController();
       this.#cell = -1;
+      const done = this.#loadExample(view.example, this.#stop.signal);
+      this.#loading = { example: view.example, done };
+      done.catch(() => {}).finally(() => (this.#loading = this.#loading?.done === done ? null : this.#loading));
     }
     const slow = setTimeout(() => turn === this.#turn && this.element.classList.add("busy"), WORK_SHOWN_AFTER);
     try {
-      if (anew) await this.#loadExample(view.example, this.#stop!.signal, turn);
+      await this.#loading?.done;
       if (turn === this.#turn) await this.#loadWeights(view, this.#stop!.signal, turn);
     } catch (error) {
       if (!isAbort(error) && turn === this.#turn) this.#fail(faultOf(error), anew);
@@ -96,7 +100,7 @@ export class Pane {
     }
   }
 
-  async #loadExample(example: number, signal: AbortSignal, turn: number): Promise<void> {
+  async #loadExample(example: number, signal: AbortSignal): Promise<void> {
     const { store } = this.#host;
     this.fault = null;
     const recorded = store.requireRecorded(example, signal).then(() => null, (error: unknown) => {
@@ -106,13 +110,15 @@ export class Pane {
     const [prompt, why] = await Promise.all([store.prompt(example, signal), recorded]);
     const settled = <T>(reading: Promise<T>) => reading.catch((error: unknown) => (this.#keep(error), null));
     const words = settled(store.words(prompt.ids, signal));
+    // where another example is chosen meanwhile nobody waits for them
+    words.catch(() => {});
     const [thumbnail, logits] = why ? [null, null] : await Promise.all([
       settled(store.thumbnail(example, signal)), settled(store.answerLogits(example, signal)),
       // the mean over heads is what the slider steps through without a further request
       store.has("attention_mean") ? settled(store.attentionMean(example, signal)) : null,
     ]);
     const texts = await words;
-    if (turn !== this.#turn) return;
+    signal.throwIfAborted();
     this.fault = why ?? this.fault;
     this.#barred = why !== null;
     this.shown = { prompt, parts: tokenParts(prompt.spans, prompt.tokens), words: texts, thumbnail, logits, weights: null, layers: null };

@@ -1,0 +1,59 @@
+"""Write what the page's own tests compare with: `python -m tests.viewer.make_fixtures`. Numbers come from NumPy and the package."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import VLenUTF8
+
+from stratascope.analysis import rollout_packed
+from stratascope.analysis.flow import flow
+from stratascope.analysis.share import PARTS, token_parts
+from stratascope.store import decode_maps, encode_maps
+from tests.viewer.viewer_stores import HOSTILE
+
+TARGET = Path(__file__).parents[2] / "viewer" / "tests" / "fixtures.json"
+
+
+def text_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def fixtures() -> dict[str, Any]:
+    """Plain JSON, the same every time."""
+    rng = np.random.default_rng(3)
+    layers, tokens, padded = 4, 7, 9
+    weights = rng.gamma(0.4, 1, (layers, tokens, tokens)) * np.tri(tokens) + 1e-3 * np.tri(tokens)
+    packed = np.zeros((layers, padded, padded), np.uint8)
+    packed[:, :tokens, :tokens] = encode_maps(weights / weights.sum(-1, keepdims=True))
+    maps = decode_maps(packed, tokens)
+    halves = np.concatenate([np.arange(0, 65536, 977), [0, 1, 1023, 1024, 0x3C00, 0x7BFF, 0x7C00, 0x8000, 0x8001, 0xFBFF, 0xFC00]]).astype(
+        np.uint16
+    )
+    texts = [*HOSTILE, "", "plain", "a" * 200, "naïve café ▁x", "日本"]
+    spans = {"system": (0, 2), "image": (2, 5), "caption": (5, 12), "subject": (6, 7), "relation": (7, 9), "object": (-1, -1)}
+    arrays = {name: np.array([span]) for name, span in spans.items()}
+    return {
+        "crc32c": [[text_of(data), int(google_crc32c.value(data))] for data in (b"", b"123456789", bytes(range(256)) * 3, b"\0" * 32)],
+        "halves": {"bits": halves.tolist(), "values": [repr(float(v)) for v in halves.view(np.float16)]},
+        "texts": {"bytes": text_of(bytes(VLenUTF8().encode(np.array(texts, object)))), "texts": texts},
+        "maps": {
+            "layers": layers, "tokens": tokens, "padded": padded, "packed": text_of(packed.tobytes()), "decoded": maps.ravel().tolist(),
+            "rollout": rollout_packed(packed[:, :tokens, :tokens]).tolist(),
+            "bounds": [flow(maps, window=(first, layers), tokens=()).bound.tolist() for first in range(layers)],
+        },
+        "parts": {"spans": spans, "tokens": 14, "names": list(PARTS), "parts": token_parts(arrays, np.array([14]), 14)[0].tolist()},
+    }  # fmt: skip
+
+
+def main() -> None:
+    TARGET.write_text(json.dumps(fixtures(), indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
