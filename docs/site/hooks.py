@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER: dict[str, list[str]] = {
     "": ["index.md", "tour.md", "commands.md"],
     "Guides": ["data.md", "recording.md", "gpu.md", "families.md", "viewer.md"],
-    "Reference": ["methods.md", "results.md", "format.md", "benchmarks.md", "benchmarks-analysis.md", "architecture.md"],
+    "Reference": [
+        "methods.md", "results.md", "findings-demo.md", "format.md", "benchmarks.md", "benchmarks-analysis.md", "architecture.md",
+    ],
     "Python": [
         "api/stratascope.md", "api/store.md", "api/probe.md", "api/analysis.md", "api/report.md", "api/datasets.md", "api/extract.md",
         "api/errors.md",
