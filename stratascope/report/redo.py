@@ -68,7 +68,8 @@ def _measured(store: str, findings: Findings) -> list[str]:
         positions = ",".join(dict.fromkeys(c.position for c in curves if c.position))
         line = f"stratascope probe {store} --tasks {shlex.quote(tasks)} --positions {shlex.quote(positions)} --folds {folds} --seed {seed}"
         lines += [f"{line} --baseline {shlex.quote(b)}" for b in sorted(baselines)] or [line]
-    once = {"answer_confidence": "answers", "attention_share": "share", "logit_attribution": "attribution", "faithfulness": "faithfulness"}
+    once = {"answer_confidence": "answers", "attention_share": "share", "box_overlap": "overlap"}
+    once |= {"logit_attribution": "attribution", "head_ranking": "heads", "faithfulness": "faithfulness", "entanglement": "entanglement"}
     for kind, command in once.items():
         lines += [f"stratascope {command} {store}"] if findings.of(kind) else []
     for found in (*findings.of("rollout"), *findings.of("flow")):

@@ -124,6 +124,7 @@ def attention_blocks(findings: Findings, store: str) -> list[Block]:
                 ),
             ]
         ),
+        *_overlap(findings),
         Table(
             ["part of the prompt", "of the tokens", "of the attention", "highest block", "which"],
             rows,
@@ -133,6 +134,22 @@ def attention_blocks(findings: Findings, store: str) -> list[Block]:
                 found.source("arrays/token_share", "mean over examples"),
             ],
         ),
+    ]
+
+
+def _overlap(findings: Findings) -> list[Block]:
+    """Each head's attention in the boxes, where that was measured."""
+    found = [f for f in findings.of("box_overlap") if f.attributes["heads"] != [-1]]
+    if not found:
+        return []
+    return [
+        Drawing(
+            FIGURES["overlap"].figure(findings, width=HALF, height=2.6),
+            "how much of each head's attention to the image lies in the boxes of subject and object, heads by decoder blocks",
+            "Mean over the examples whose boxes are known.",
+            "Which heads look at the things that are named",
+            [found[0].source("arrays/overlap")],
+        )
     ]
 
 
