@@ -103,6 +103,8 @@ def view(store: str, results: Path | None, port: int, no_browser: bool, export: 
             files_of(Path(store))
         click.echo(f"{export_page(export, store, results)}: put it on any web host that answers Range requests (see docs/viewer.md)")
         return
+    if "://" not in store:
+        open_store(store)  # refuses what is no store; an address is asked by the browser
     server = serve_store(store, results=results, port=port)
     click.echo(server.address)
     if not no_browser:

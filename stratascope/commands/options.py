@@ -8,6 +8,9 @@ from typing import Any
 
 import click
 
+MOST_NUMBERS = 1_000_000
+"""In a range of the command line."""
+
 
 def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     """Names parted by commas."""
@@ -61,7 +64,10 @@ def decimals(_ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 def _number_range(part: str) -> range:
     first, dash, last = part.strip().partition("-")
-    return range(int(first), int(last if dash else first) + 1)
+    found = range(int(first), int(last if dash else first) + 1)
+    if not found or len(found) > MOST_NUMBERS:
+        raise ValueError(f"{len(found)} numbers")
+    return found
 
 
 def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,197 @@
+"""Stores and results with changed, cut or foreign bytes and metadata: the same numbers as before, or a refusal in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stratascope.cli import FAULT, main
+from stratascope.errors import StoreError, StratascopeError
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+
+FEW = settings(max_examples=60, derandomize=True, deadline=None)
+
+
+def result_of(*words: str) -> Any:
+    """Run a command: it ends with 0, 1 or 2; with 2 it says why in one line and shows no fault of its own."""
+    found = CliRunner().invoke(main, list(words))
+    assert found.exit_code in (0, 1, 2), (words, found.output, found.exception)
+    assert found.exception is None or isinstance(found.exception, SystemExit), (words, found.exception)
+    assert FAULT not in found.stderr, (words, found.stderr)
+    if found.exit_code == 2:
+        assert len(found.stderr.strip().splitlines()) == 1, (words, found.stderr)
+    return found
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small file of results."""
+    table = pd.DataFrame({"layer": [0, 1, 2], "value": [0.5, 0.75, 1.0], "name": ["a", "b", "ü"]})
+    path = tmp_path_factory.mktemp("results") / "whole.zarr.zip"
+    arrays = {"x": (("example", "layer"), np.arange(12.0).reshape(4, 3)), "names": (("example",), np.array(list("abcd"), object))}
+    save_result(path, ResultFile("layer_curve", {"curve": table}, arrays, {"task": "truth", "seed": 3}))
+    return path
+
+
+def same(a: ResultFile, b: ResultFile) -> bool:
+    tables = all(frame.equals(b.tables[name]) for name, frame in a.tables.items())
+    arrays = all(np.array_equal(values, b.arrays[name][1]) for name, (_, values) in a.arrays.items())
+    return tables and arrays and (a.kind, a.attributes, [*a.tables], [*a.arrays]) == (b.kind, b.attributes, [*b.tables], [*b.arrays])
+
+
+def unharmed(path: Path, whole: ResultFile) -> None:
+    try:
+        found = load_result(path)
+    except StoreError:
+        return
+    assert same(whole, found)
+
+
+@FEW
+@given(data=st.data())
+def test_flipped_bits_in_results_are_noticed_or_harmless(
+    data: st.DataObject, saved: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    whole, content = load_result(saved), bytearray(saved.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path = tmp_path_factory.getbasetemp() / "flipped.zarr.zip"
+    path.write_bytes(content)
+    unharmed(path, whole)
+
+
+@FEW
+@given(data=st.data())
+def test_cut_and_lengthened_results_are_noticed_or_harmless(
+    data: st.DataObject, saved: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content = saved.read_bytes()
+    path = tmp_path_factory.getbasetemp() / "cut.zarr.zip"
+    start = data.draw(st.integers(0, 20) | st.just(0))
+    path.write_bytes(content[start : data.draw(st.integers(0, len(content)))] + data.draw(st.binary(max_size=30)))
+    unharmed(path, load_result(saved))
+
+
+@FEW
+@given(data=st.data())
+def test_results_with_changed_metadata_are_noticed_or_harmless(
+    data: st.DataObject, saved: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Zips whose checksums are right, as an editor would leave them."""
+    with zipfile.ZipFile(saved) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    name = data.draw(st.sampled_from(sorted(name for name in files if name.endswith("zarr.json"))))
+    files[name] = json.dumps(changed_json(json.loads(files[name]), data)).encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for key, content in files.items():
+            archive.writestr(key, content)
+    path = tmp_path_factory.getbasetemp() / "edited.zarr.zip"
+    path.write_bytes(buffer.getvalue())
+    with suppress(StoreError):
+        load_result(path)  # what a person edits on purpose is theirs: it must be read or refused
+
+
+def changed_json(value: Any, data: st.DataObject) -> Any:
+    """One place of a JSON value removed or replaced by something odd."""
+    odd = data.draw(st.sampled_from([None, -1, 0, 7, 2**70, "x", "", [], {}, [1, 2], True, 1e300]))
+    if isinstance(value, dict) and value and data.draw(st.integers(0, 3)):
+        key = data.draw(st.sampled_from(sorted(value)))
+        if data.draw(st.integers(0, 4)) == 0:
+            return {k: v for k, v in value.items() if k != key}
+        return {**value, key: changed_json(value[key], data)}
+    if isinstance(value, list) and value and data.draw(st.integers(0, 3)):
+        k = data.draw(st.integers(0, len(value) - 1))
+        return [*value[:k], changed_json(value[k], data), *value[k + 1 :]]
+    return odd
+
+
+FOREIGN = {
+    "empty.zip": b"",
+    "text.zip": b"results",
+    "end.zip": b"PK\x05\x06" + bytes(18),
+    "picture.png": bytes.fromhex("89504e470d0a1a0a"),
+    "page.html": b"<!DOCTYPE html>",
+}
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Files and folders that are no stores and no results."""
+    folder = tmp_path_factory.mktemp("foreign")
+    for name, content in FOREIGN.items():
+        (folder / name).write_bytes(content)
+    with zipfile.ZipFile(folder / "other.zip", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    import zarr
+
+    zarr.create_group(folder / "group.zarr").create_array("x", data=np.zeros(3))
+    (folder / "nothing").mkdir()
+    (folder / "broken.zarr").mkdir()
+    (folder / "broken.zarr" / "zarr.json").write_text("{")
+    return [*sorted(folder.iterdir()), folder / "absent.zarr", Path("a" * 300)]
+
+
+READING = ["info", "verify", "answers", "share", "rollout", "flow", "attribution", "faithfulness", "report", "view"]
+
+
+def test_foreign_files_are_refused_by_every_command_that_reads(foreign: list[Path], tmp_path: Path) -> None:
+    for path in foreign:
+        text = str(path)
+        for command in READING:
+            out = ["--no-browser"] if command == "view" else [] if command in ("info", "verify") else ["--out", str(tmp_path / "out")]
+            if command == "report":
+                out = ["-o", str(tmp_path / "out.html")]
+            assert result_of(command, text, *out).exit_code == 2, (command, text)
+        assert result_of("copy", text, str(tmp_path / "copy.zarr")).exit_code == 2
+        assert result_of("diff", text, text).exit_code == 2
+        assert result_of("probe", text, "--out", str(tmp_path / "out")).exit_code == 2
+        with pytest.raises(StratascopeError):
+            load_result(path)
+
+
+@pytest.fixture(scope="module")
+def small(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of few examples and layers."""
+    path = tmp_path_factory.mktemp("small") / "small.zarr"
+    words = ["--examples", "0-5", "--layers", "0,5", "--arrays", "residual,attention_rows,attention_maps,answer_logits"]
+    assert result_of("copy", str(store_path), str(path), *words).exit_code == 0
+    return path
+
+
+def numbers(store: ActivationStore) -> list[Any]:
+    """Everything that analyses read of a store."""
+    rows = [store.read("residual", layer=5), store.read("attention_rows", layer=5), store.read("answer_logits"), store.maps(1)]
+    table = store.examples.to_json()
+    return [*rows, table, store.spans, store.n_tokens, store.grid, store.vocabulary, store.position_present]
+
+
+@pytest.fixture(scope="module")
+def whole(small: Path) -> list[Any]:
+    return numbers(ActivationStore.open(small))
+
+
+@settings(max_examples=30, derandomize=True, deadline=None)
+@given(data=st.data())
+def test_stores_with_changed_metadata_give_the_same_numbers_or_none(data: st.DataObject, small: Path, whole: list[Any]) -> None:
+    file = data.draw(st.sampled_from(sorted(small.rglob("zarr.json")) + [small / "zarr.json"] * 8))
+    before = file.read_text()
+    file.write_text(json.dumps(changed_json(json.loads(before), data)))
+    try:
+        with suppress(StratascopeError):
+            for a, b in zip(whole, numbers(ActivationStore.open(small)), strict=True):
+                np.testing.assert_equal(b, a)
+        result_of("info", str(small))
+    finally:
+        file.write_text(before)
