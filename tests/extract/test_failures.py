@@ -1,0 +1,115 @@
+"""How an extraction fails, waits and names its model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stratascope.errors import InvalidInputError, StoreError
+from stratascope.extract import plan_extraction
+from stratascope.extract.sources import resolve_model
+
+pytest.importorskip("torch")
+
+from stratascope.extract.session import ExtractionSession
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_prompt_longer_than_the_models_context_is_refused_with_the_image_that_makes_it_long(settings, tmp_path: Path) -> None:
+    folder = tmp_path / "short"
+    shutil.copytree(resolve_model("demo").folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 40
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        InvalidInputError, match=r"at most 40 tokens \(the model's context\), found \d+, 36 of them for an image of 168 x 168"
+    ):
+        plan_extraction(dataclasses.replace(settings, model=str(folder)))
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1"])
+def test_a_hub_models_branch_or_tag_becomes_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None) -> None:
+    """In a cache laid out as the Hub's client does, without a network."""
+    kept = tmp_path / "models--someone--model"
+    shutil.copytree(resolve_model("demo").folder, kept / "snapshots" / COMMIT)
+    (kept / "refs").mkdir()
+    for name in ("main", "v1"):
+        (kept / "refs" / name).write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    source = resolve_model("someone/model", revision=revision)
+    assert source.revision == COMMIT
+    assert source.folder.name == COMMIT
+    assert "model.safetensors" not in source.digests()  # pinned by the commit
+
+
+class Slow:
+    """A store that takes blocks only when its gate is open."""
+
+    def __init__(self, examples: int, block: int) -> None:
+        self.examples, self.size = examples, block
+        self.gate, self.taken = threading.Event(), list[int]()
+
+    def block_examples(self, block: int) -> range:
+        return range(block * self.size, min((block + 1) * self.size, self.examples))
+
+    def write(self, block: int, arrays: dict[str, np.ndarray]) -> None:
+        assert self.gate.wait(60)
+        assert np.isfinite(arrays["answer_logits"]).all()
+        self.taken.append(block)
+
+
+class Full(Slow):
+    """A store whose disk is full at its second block."""
+
+    def write(self, block: int, arrays: dict[str, np.ndarray]) -> None:
+        if block == 1:
+            raise StoreError("no space left")
+        self.taken.append(block)
+
+
+class Count:
+    """A progress bar that says when so many examples are done."""
+
+    def __init__(self, goal: int) -> None:
+        self.done, self.goal, self.reached = 0, goal, threading.Event()
+
+    def update(self, number: int) -> None:
+        self.done += number
+        if self.done >= self.goal:
+            self.reached.set()
+
+
+@pytest.fixture
+def small(settings):
+    return plan_extraction(dataclasses.replace(settings, limit=24, block=4, record=("residual",), thumbnail=None))
+
+
+def test_a_slow_store_stops_the_model_when_its_queue_is_full_and_not_before(small) -> None:
+    """One block being written, one waiting, one filled: 12 examples, and no thirteenth until the first is through."""
+    keeper, bar = Slow(24, 4), Count(12)
+    session = ExtractionSession(small, 8192)
+    worker = threading.Thread(target=session.work, args=(keeper, range(6), bar))
+    worker.start()
+    assert bar.reached.wait(60)
+    worker.join(0.3)
+    assert (bar.done, keeper.taken) == (12, [])
+    keeper.gate.set()
+    worker.join()
+    assert (bar.done, keeper.taken) == (24, list(range(6)))
+
+
+def test_an_error_of_the_store_ends_the_run_with_its_own_message(small) -> None:
+    keeper = Full(24, 4)
+    with pytest.raises(StoreError, match=r"^no space left$") as caught:
+        ExtractionSession(small, 8192).work(keeper, range(6), Count(24))
+    assert keeper.taken == [0]
+    assert not getattr(caught.value, "__notes__", [])
