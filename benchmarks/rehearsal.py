@@ -31,7 +31,8 @@ from stratascope.store import ActivationStore, load_result
 HERE = Path(__file__).resolve()
 SUBSET = (0, 8, 14, 20, 28)
 TRUTH = ("--tasks", "truth,truth:shuffled", "--positions", "final")
-PLACE = ("--tasks", "geometry,geometry:shuffled", "--positions", "subject")
+PLACE_LAYERS = "0,4,6-10,16,24,28"
+PLACE = ("--tasks", "geometry,geometry:shuffled", "--positions", "subject", "--layers", PLACE_LAYERS)
 STRATASCOPE = (sys.executable, "-m", "stratascope")
 
 
@@ -71,7 +72,7 @@ def steps(options: argparse.Namespace) -> list[Step]:
             "probe truth and its control, both stores, 29 layers",
             (*STRATASCOPE, "probe", "vsr.zarr", *TRUTH, "--baseline", "blank.zarr", "--out", "results"), ("results",),
         ),
-        Step("probe box geometry and its control, 29 layers", (*STRATASCOPE, "probe", "vsr.zarr", *PLACE, "--out", "results")),
+        Step("probe box geometry and its control, 10 layers", (*STRATASCOPE, "probe", "vsr.zarr", *PLACE, "--out", "results")),
         Step("share", (*STRATASCOPE, "share", "vsr.zarr", "--out", "results")),
         Step("rollout, 8 examples", (*STRATASCOPE, "rollout", "vsr.zarr", "--out", "results")),
         Step("flow, 8 examples, blocks 20 to 27", (*STRATASCOPE, "flow", "vsr.zarr", "--window", "20-27", "--out", "results")),

@@ -14,7 +14,7 @@ ORDER: dict[str, list[str]] = {
     "": ["index.md", "tour.md", "commands.md"],
     "Guides": ["data.md", "recording.md", "gpu.md", "families.md", "viewer.md"],
     "Reference": [
-        "methods.md", "results.md", "findings-demo.md", "format.md", "benchmarks.md", "benchmarks-analysis.md", "architecture.md",
+        "methods.md", "results.md", "findings-demo.md", "format.md", "benchmarks.md", "architecture.md",
     ],
     "Python": [
         "api/stratascope.md", "api/store.md", "api/probe.md", "api/analysis.md", "api/report.md", "api/datasets.md", "api/extract.md",

@@ -30,10 +30,11 @@ def best_method(findings: Findings) -> list[Block]:
     best = found[0].attributes["leading"]
     source = found[0].source("attributes/leading")
     cited = {name: Cited(f"{best[name]:.2f}", float(best[name]), source) for name in ("correlation", "low", "high")}
+    hidden_from = HIDDEN_FROM.get(best["mode"], best["mode"]).removeprefix("hidden ")
     words: list[str | Cited] = [
         "Of the methods that say where the model looks, ",
         Cited(str(best["label"]), str(best["method"]), source),
-        f" agrees best with what hiding {TARGETS.get(best['targets'], best['targets'])} does: rank correlation ",
+        f" agrees best with what hiding {TARGETS.get(best['targets'], best['targets'])} {hidden_from} does: rank correlation ",
         *(cited["correlation"], " [", cited["low"], ", ", cited["high"], "]"),
     ]
     if "second_label" in best:

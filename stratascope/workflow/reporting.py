@@ -12,7 +12,7 @@ import pandas as pd
 from stratascope.report.findings import Findings, Found, gather
 from stratascope.report.page import Block, Card, Cited, Picture, Prose, Source, Tokens
 from stratascope.report.store_report import report_page
-from stratascope.workflow.pictures import picture, relative_boxes
+from stratascope.workflow.pictures import picture, relative_boxes, verdict
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,10 +85,9 @@ def _card(store: ActivationStore, row: pd.Series[Any], boxes: Mapping[str, Seque
         words: list[str | Cited] = ["Block ", str(block), ": ", Cited(f"{share:.0%}", share, source), " of the attention on the image"]
         blocks = [Tokens(store.tokens(number)[first:last], weights[first:last], words)] if first >= 0 else [Prose(words)]
     sure = Cited(f"{row['confidence']:.1%}", float(row["confidence"]), answers.source("tables/answers", f"example {number}"))
-    verdict = f"The model says {row['answer']}, "
     shown: list[Block] = [
         Picture(picture(store, number), f"example {number}: {facts['caption']}", cells, boxes),
-        Prose([verdict, sure, " sure; the caption is ", "true" if facts["label"] else "false", "."]),
+        Prose([f"The model says {row['answer']}, ", sure, f" sure; label: {verdict(store, number)}."]),
         *blocks,
         Prose(f"Example {number}, {facts['id']}"),
     ]
