@@ -47,8 +47,11 @@ export class Results {
     return new Results(address, page, Array.isArray(found.files) ? found.files : [], meter);
   }
 
+  /** Of the probes: the caption's truth first, as it is the question that nothing but the image answers; controls last. */
   get tasks(): string[] {
-    return [...new Set(this.entries.filter((e) => e.kind === "layer_curve" && e.task).map((e) => e.task!))];
+    const found = [...new Set(this.entries.filter((e) => e.kind === "layer_curve" && e.task).map((e) => e.task!))];
+    const rank = (task: string) => (task === "truth" ? 0 : task.includes(":") ? 2 : 1);
+    return found.sort((a, b) => rank(a) - rank(b));
   }
 
   /** What the probes of a task read from an example, one for each position; those that did not see the example are left out. */
