@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ import numpy as np
 from rehearsal_store import LOCATION_FROM, SHARES, TRUTH_LAYERS, PlantedStore, Scale, vsr_rows
 
 from stratascope.probe import LayerCurve, layer_curve
+from stratascope.probe.events import LayerEvent
 from stratascope.store import ActivationStore, load_result
 
 HERE = Path(__file__).resolve()
@@ -195,8 +197,8 @@ def check(folder: Path) -> list[str]:
 
     for name, found in (("over chance", truth.difference()), ("over the blank images", over)):
         onset, offset = found.onset(), found.offset()
-        say(onset.layer == first, f"truth at final, {name}: planted from layer {first}, {onset}")
-        say(offset.layer == last, f"truth at final, {name}: planted to layer {last - 1}, {offset}")
+        say(_covers(onset, first), f"truth at final, {name}: planted from layer {first}, {onset}")
+        say(_covers(offset, last), f"truth at final, {name}: planted to layer {last - 1}, {offset}")
     peak = truth.rows("auroc")["value"].max()
     say(peak > 0.6, f"truth at final: AUROC {peak:.3f} at its best")
     for name, curve in (("blank images", blank), ("shuffled labels", shuffled)):
@@ -215,6 +217,12 @@ def check(folder: Path) -> list[str]:
     image = float(share.arrays["share"][1][..., parts.index("image")].mean())
     say(abs(image - SHARES["image"]) < 1e-3, f"attention on the image: planted {SHARES['image']:.3f}, found {image:.4f}")
     return lines
+
+
+def _covers(event: LayerEvent, planted: int) -> bool:
+    """Whether the layer is the planted one, or the interval holds it: with few examples an onset is found late, and says so."""
+    low, high = (math.inf if end is None else end for end in (event.low, event.high))
+    return event.layer is not None and low <= planted <= high
 
 
 def table(measured: list[Measured], folder: Path) -> str:
