@@ -49,7 +49,7 @@ def words(store_path: Path, scenes: Path, tmp_path_factory: pytest.TempPathFacto
     }
 
 
-@pytest.mark.parametrize(("name", "option"), cases())
+@pytest.mark.parametrize(("name", "option"), list(cases()))
 def test_odd_values_are_refused_or_mean_something(
     name: str, option: str, words: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
