@@ -70,6 +70,21 @@ def test_a_left_padded_batch_equals_eager_single_examples(name: str) -> None:
     assert sharpest > 0.2, "a test with flat attention would show little"
 
 
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "paligemma2"])
+def test_residuals_are_exactly_those_of_the_stock_model_on_the_same_batch(name: str) -> None:
+    """With stock SDPA, which PaliGemma 2's soft cap rules out: capturing computes beside the forward pass and changes no bit of it."""
+    _, _, batch, capture, logits = captured(name)
+    stock = build(name, "sdpa")
+    inputs: list[torch.Tensor] = []
+    for layer in text_decoder(stock).layers:
+        layer.register_forward_pre_hook(_keep(inputs), with_kwargs=True)
+    with torch.inference_mode():
+        output = stock(**batch, use_cache=False, logits_to_keep=1)
+    for block, entering in enumerate(inputs):
+        np.testing.assert_array_equal(capture.residual[block][:, 0], entering[:, -1])
+    np.testing.assert_array_equal(logits, output.logits[:, -1])
+
+
 def _keep(inputs: list):
     def hook(module, args, kwargs):
         inputs.append((args[0] if args else kwargs["hidden_states"]).clone())
