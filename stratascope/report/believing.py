@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stratascope.report.attributions import draw_carried
+from stratascope.report.blocks import Beside, Block, Cited, Drawing, Missing, Prose, Table
 from stratascope.report.correlations import draw_correlations
 from stratascope.report.findings import Findings, Found
 from stratascope.report.heatmaps import draw_grid
-from stratascope.report.page import Beside, Block, Cited, Drawing, Missing, Prose, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

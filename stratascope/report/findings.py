@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
-from stratascope.report.page import Source
+from stratascope.report.blocks import Source
 from stratascope.store import ActivationStore, ResultFile, load_result
 
 ENDING = ".zarr.zip"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from stratascope.report.blocks import Block, Commands, Folded, Prose, Remark, Table
 from stratascope.report.findings import Findings, Found
-from stratascope.report.page import Block, Commands, Folded, Prose, Remark, Table
 from stratascope.store import ActivationStore
 
 PLAIN: dict[str, Any] = {"array": "residual", "strengths": None, "method": "logistic", "split": [], "groups": "image", "minimum": 20}

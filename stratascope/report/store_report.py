@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from stratascope.report.believing import attribution_blocks, best_method, faithfulness_blocks
+from stratascope.report.blocks import Block, Card, Cards, Missing, Prose, Section
 from stratascope.report.findings import Findings
 from stratascope.report.headline import headline
-from stratascope.report.page import Block, Card, Cards, Missing, Page, Prose, Section
+from stratascope.report.page import Page
 from stratascope.report.redo import provenance
 from stratascope.report.sections import attention_blocks, curve_blocks, position_blocks, relation_blocks, remark_blocks
 from stratascope.store import ActivationStore

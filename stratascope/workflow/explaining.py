@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 from stratascope.report import new_figure, paper_style
 from stratascope.report.attributions import draw_sum
-from stratascope.report.page import (
+from stratascope.report.blocks import (
     Beside,
     Block,
     Card,
@@ -22,7 +22,6 @@ from stratascope.report.page import (
     Fact,
     Facts,
     Missing,
-    Page,
     Picture,
     Prose,
     Remark,
@@ -30,6 +29,7 @@ from stratascope.report.page import (
     Table,
     Tokens,
 )
+from stratascope.report.page import Page
 from stratascope.workflow.pictures import picture, relative_boxes
 
 if TYPE_CHECKING:

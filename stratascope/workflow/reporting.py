@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from stratascope.report.blocks import Block, Card, Cited, Picture, Prose, Source, Tokens
 from stratascope.report.findings import Findings, Found, gather
-from stratascope.report.page import Block, Card, Cited, Picture, Prose, Source, Tokens
 from stratascope.report.store_report import report_page
 from stratascope.workflow.pictures import picture, relative_boxes, verdict
 

@@ -15,8 +15,7 @@ from PIL import Image
 
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.report import new_figure, paper_style
-from stratascope.report.inline import tint_pixels
-from stratascope.report.page import (
+from stratascope.report.blocks import (
     Beside,
     Card,
     Cards,
@@ -28,7 +27,6 @@ from stratascope.report.page import (
     Folded,
     Interval,
     Missing,
-    Page,
     Picture,
     Prose,
     Remark,
@@ -37,6 +35,8 @@ from stratascope.report.page import (
     Table,
     Tokens,
 )
+from stratascope.report.inline import tint_pixels
+from stratascope.report.page import Page
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> & {{ 7 * 7 }} javascript:alert(3)"
 CURVE = Source("probe-truth-final.zarr.zip", "table")
