@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stratascope.analysis.blockwise import example_numbers, over_blocks
 from stratascope.analysis.loading import load_kind
 from stratascope.analysis.maps import Window
-from stratascope.analysis.relevance import BASELINES, METHODS, Method, few_blocks, group_scores, methods_of
+from stratascope.analysis.relevance import BASELINES, Method, few_blocks, group_scores, methods_of
 from stratascope.analysis.targets import kind_of_target, target_tokens
 from stratascope.analysis.weighing import require_recorded
 from stratascope.errors import InvalidInputError, TooFewExamplesError
@@ -263,6 +263,3 @@ def _leading(table: pd.DataFrame, correlations: Floats, images: NDArray[Any], le
         found |= {"second": str(second["method"]), "second_label": str(second["label"])}
         found |= {f"ahead{end}": float(second[f"behind{end}"]) for end in ("", "_low", "_high")}
     return found
-
-
-LABELS = {method.name: method.label for method in METHODS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,6 @@ from stratascope.analysis.norms import norm_attention, token_attribution
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore
 
-Weighing = Literal["attention", "norm", "attribution"]
 WEIGHINGS: dict[str, tuple[str, ...]] = {
     "attention": ("attention_rows",),
     "norm": ("attention_rows", "value_norms"),

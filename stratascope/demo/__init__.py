@@ -15,21 +15,6 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 SHUFFLED = "truth:shuffled"
-RECORDED = (
-    "residual",
-    "attention_rows",
-    "attention_maps",
-    "form_logits",
-    "top_tokens",
-    "value_norms",
-    "head_outputs",
-    "head_logits",
-    "value_logits",
-    "vision_residual",
-    "vision_output",
-    "knockout",
-)
-"""What the store of the scenes as they are holds, so that every command has something to work on."""
 KNOCKOUTS = 32
 """Scenes whose knockouts are measured: each takes as long as some twenty plain passes."""
 FEWEST_SCENES = 160
@@ -68,6 +53,7 @@ def run_demo(
     from stratascope.datasets.scenes import write_scenes
     from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction
     from stratascope.extract.extraction import require_extract_extra
+    from stratascope.extract.settings import RECORDS
     from stratascope.store import ActivationStore
     from stratascope.workflow.attention import roll_and_draw, save_answers, share_and_draw
     from stratascope.workflow.attributing import attribute_and_draw
@@ -92,7 +78,8 @@ def run_demo(
             images=out / "scenes" / "images",
             boxes=out / "scenes" / "instances.json",
             condition=condition,
-            record=RECORDED if condition == "original" else ("residual",),
+            # all there is, so that every command has something to work on
+            record=RECORDS if condition == "original" else ("residual",),
             knockouts=KNOCKOUTS,
         )
         again = f"stratascope demo --out . --scenes {scenes} --seed {seed}"

@@ -15,11 +15,6 @@ from stratascope.probe.losses import loss_for
 Floats = NDArray[Any]
 
 
-def metric_names(classes: int) -> tuple[str, ...]:
-    """Metrics of a task: AUROC for two classes only."""
-    return ("accuracy", "balanced_accuracy", "auroc", "log_loss") if classes == 2 else ("accuracy", "balanced_accuracy", "log_loss")
-
-
 def main_metric(classes: int) -> str:
     """The metric that onset and plots use: it does not depend on the frequency of the classes."""
     return "auroc" if classes == 2 else "balanced_accuracy"

@@ -96,7 +96,7 @@ def plan_study(
         raise InvalidInputError("expected at least one task, found none; give tasks=('truth',)")
     if by_head:
         _refuse_without_heads(opened, array)
-    places = _positions(opened, array) if positions is None else tuple(positions)
+    places = positions_of(opened, array) if positions is None else tuple(positions)
     plans = {place: plan_position(opened, tasks, place, chosen, examples=examples, values=values) for place in places}
     names = tuple(dict.fromkeys(task.name if isinstance(task, Task) else task for task in tasks))
     return Study(opened, names, tuple(layers_of(opened, array, layers)), plans, chosen, by_head)
@@ -188,13 +188,20 @@ def _solve(work: list[LayerTask], output: str | Path | None, **options: Any) -> 
     return [kept[number] for number in range(len(work))]
 
 
+def holds_heads(store: ActivationStore, array: str) -> bool:
+    """Whether the array has a vector for each head."""
+    dims = store.layout.array(array).dims
+    return "head" in dims and dims[-1] != "head"
+
+
 def _refuse_without_heads(store: ActivationStore, array: str) -> None:
-    spec = store.layout.array(array)
-    if "head" not in spec.dims or spec.dims[-1] == "head":
-        raise InvalidInputError(f"{array}: expected vectors by head, found dimensions {spec.dims}; give array='head_outputs'")
+    if not holds_heads(store, array):
+        dims = store.layout.array(array).dims
+        raise InvalidInputError(f"{array}: expected vectors by head, found dimensions {dims}; give array='head_outputs'")
 
 
-def _positions(store: ActivationStore, array: str) -> tuple[str | None, ...]:
+def positions_of(store: ActivationStore, array: str) -> tuple[str | None, ...]:
+    """Every position of the array; None alone for an array without."""
     dim = store.layout.array(array).position_dim
     return (None,) if dim is None else tuple(store.layout.positions_of(dim))
 

@@ -93,7 +93,7 @@ def copy_store(
         store.require_written(_selection(store, layout, "status", numbers))
     taken = _taken(store, layout, numbers if examples is not None else None)
     sizes: dict[str, int] = {}
-    sink = _ZipSink(path) if path.suffix.lower() == ".zip" else _FolderSink(path)
+    sink: _Sink = _ZipSink(path) if path.suffix.lower() == ".zip" else _FolderSink(path)
     try:
         born, known = _known(store, layout, numbers)
         for key, data in empty_store(layout, born, known, store.vocabulary, store.provenance, taken).items():

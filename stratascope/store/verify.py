@@ -22,7 +22,7 @@ from stratascope.store.blockfiles import ByteSource, byte_source
 from stratascope.store.checks import BlockFacts, checked_block
 from stratascope.store.claims import block_claim
 from stratascope.store.create import known_digest
-from stratascope.store.durable import PARTIAL, flush_folder
+from stratascope.store.durable import flush_folder
 from stratascope.store.reader import ActivationStore
 from stratascope.store.shards import decode_chunk, decode_file
 from stratascope.store.tables import as_numpy
@@ -289,8 +289,3 @@ def _chunk_keys(path: str, array: dict[str, Any]) -> list[str]:
     chunk = array["chunk_grid"]["configuration"]["chunk_shape"]
     counts = [range(-(-n // c)) for n, c in zip(array["shape"], chunk, strict=True)]
     return [f"{path}/c/{'/'.join(map(str, at))}" for at in itertools.product(*counts)]
-
-
-def leftovers(path: str | Path) -> list[Path]:
-    """Files that killed writers left; the next writer that is alone removes them."""
-    return sorted(Path(path).rglob(f"*{PARTIAL}"))

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stratascope.report import paper_style, save_figure
+from stratascope.report.believing import HIDDEN_FROM
 from stratascope.report.correlations import draw_correlations
 
 if TYPE_CHECKING:
     from stratascope.analysis import Faithfulness
     from stratascope.store import ActivationStore
-
-HIDDEN_FROM = {"final": "hidden from the final token", "later": "hidden from all later tokens"}
 
 
 def compare_and_draw(store: ActivationStore, folder: Path, *, seed: int = 0, scheduler: str | None = None) -> str:

@@ -78,8 +78,11 @@ def probe_and_draw(
     ----------
     say : told the memory that it will take, before it begins
     """
+    from stratascope.probe.study import holds_heads
+
     run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress, "output": folder / "layers"}
-    if request.transfer and _by_head(store, request):
+    by_head = holds_heads(store, request.array)
+    if request.transfer and by_head:
         raise InvalidInputError(f"expected an array of one vector a position for --transfer, found {request.array}; leave --transfer out")
     studies = _studies(store, request)
     say(_cost(list(studies.values()), run))
@@ -90,7 +93,6 @@ def probe_and_draw(
     for name, some in {"": curves, **others}.items():
         for curve in some:
             save_curve(curve, folder, name)
-    by_head = _by_head(store, request)
     lines = _head_lines(curves, request) if by_head else []
     for curve in [] if by_head else _plain(curves):
         lines += _compare(curve, curves, others, request, folder)
@@ -104,18 +106,15 @@ def probe_and_draw(
     return "\n".join([*lines, *(f"figure {path}" for path in figures), f"results in {folder}"])
 
 
-def _by_head(store: ActivationStore, request: ProbeRequest) -> bool:
-    dims = store.layout.array(request.array).dims
-    return "head" in dims and dims[-1] != "head"
-
-
 def _studies(store: ActivationStore, request: ProbeRequest) -> dict[tuple[str, str | None], Study]:
     """By name of the baseline ("" for the store itself) and position, over the examples that all of them have."""
     from stratascope.probe import plan_study
+    from stratascope.probe.study import holds_heads, positions_of
 
-    places: Sequence[str | None] = request.positions or _positions(store, request.array)
+    places: Sequence[str | None] = request.positions or positions_of(store, request.array)
     options = {
-        "array": request.array, "layers": request.layers, "values": request.values, "by_head": _by_head(store, request), **request.settings,
+        "array": request.array, "layers": request.layers, "values": request.values, "by_head": holds_heads(store, request.array),
+        **request.settings,
     }  # fmt: skip
     studies = {}
     for name, which in {"": store, **request.baselines}.items():
@@ -148,11 +147,6 @@ def _cost(studies: Sequence[Study], run: Mapping[str, Any]) -> str:
     costs = [study.cost(scheduler=run["scheduler"], workers=run["workers"]) for study in studies]
     largest = max(costs, key=lambda cost: cost.bytes_each)
     return str(replace(largest, tasks=sum(cost.tasks for cost in costs)))
-
-
-def _positions(store: ActivationStore, array: str) -> tuple[str | None, ...]:
-    dim = store.layout.array(array).position_dim
-    return (None,) if dim is None else tuple(store.layout.positions_of(dim))
 
 
 def _plain(curves: Sequence[LayerCurve]) -> list[LayerCurve]:
