@@ -1,19 +1,20 @@
-"""Work over a store, cut into Dask tasks over blocks of examples."""
+"""Work over a store, cut into tasks over blocks of examples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from operator import call
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
+from stratascope.scheduling import run_all
 from stratascope.store import ActivationStore
 
 Answer = TypeVar("Answer")
-SCHEDULERS = ("synchronous", "threads", "processes")
 
 
 def over_blocks(
@@ -34,30 +35,21 @@ def over_blocks(
     at_most
         Examples in one task; a block by default.
     scheduler
-        None or one of `SCHEDULERS`: where the tasks run.
+        Where the tasks run: as of `stratascope.scheduling.run_all`.
 
     Raises
     ------
     InvalidInputError
-        If there are no examples, or the scheduler is unknown.
+        If there are no examples, or the scheduler is unknown or does not answer.
     """
     if not len(examples):
         raise InvalidInputError("expected at least one example, found none")
-    name = scheduler or "synchronous"
-    if name not in SCHEDULERS:
-        raise InvalidInputError(f"expected a scheduler of {', '.join(SCHEDULERS)}, found {name!r}")
     size = store.layout.block
     pieces = []
     for block in np.split(examples, np.flatnonzero(np.diff(examples // size)) + 1):
         step = at_most or len(block)
         pieces += [block[start : start + step] for start in range(0, len(block), step)]
-    if name == "synchronous":
-        return [function(store, piece, **options) for piece in pieces]
-    import dask
-
-    # bundled, so that Dask looks for nothing inside
-    tasks = [dask.delayed(partial(function, store, piece, **options), pure=False, traverse=False)() for piece in pieces]
-    return list(dask.compute(*tasks, scheduler=name, optimize_graph=False))
+    return run_all(call, [partial(function, store, piece, **options) for piece in pieces], scheduler=scheduler)
 
 
 def example_numbers(store: ActivationStore, array: str, examples: Any = None) -> NDArray[np.int64]:

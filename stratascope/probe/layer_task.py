@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stratascope.probe.blas_threads import one_blas_thread
 from stratascope.probe.cross_validation import OutOfFold, classify, regress
 from stratascope.probe.plan import Batch, ProbeSettings
 from stratascope.probe.rows import Eigenbasis, Rows
-from stratascope.probe.scheduling import one_blas_thread
 from stratascope.store import ActivationStore
 
 Floats = NDArray[Any]

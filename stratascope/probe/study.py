@@ -17,8 +17,8 @@ from stratascope.probe.curve import LayerCurve
 from stratascope.probe.finished import FinishedLayers
 from stratascope.probe.layer_task import LayerAnswer, LayerTask, run_layer
 from stratascope.probe.plan import Batch, ProbeSettings, plan_position
-from stratascope.probe.scheduling import run_all, workers_of
 from stratascope.probe.tasks import Task
+from stratascope.scheduling import run_all, workers_of
 from stratascope.store import ActivationStore
 
 
@@ -175,7 +175,7 @@ def head_curves(
 
 def _solve(work: list[LayerTask], output: str | Path | None, **options: Any) -> list[LayerAnswer]:
     if output is None:
-        return run_all(run_layer, work, **options)
+        return run_all(run_layer, work, label="layers", **options)
     finished = FinishedLayers(output)
     kept = {number: answer for number, task in enumerate(work) if (answer := finished.load(task)) is not None}
     open_numbers = [number for number in range(len(work)) if number not in kept]
@@ -183,7 +183,7 @@ def _solve(work: list[LayerTask], output: str | Path | None, **options: Any) -> 
     def keep(place: int, answer: LayerAnswer) -> None:
         finished.save(work[open_numbers[place]], answer)
 
-    fresh = run_all(run_layer, [work[n] for n in open_numbers], finished=keep, **options)
+    fresh = run_all(run_layer, [work[n] for n in open_numbers], finished=keep, label="layers", **options)
     kept |= dict(zip(open_numbers, fresh, strict=True))
     return [kept[number] for number in range(len(work))]
 

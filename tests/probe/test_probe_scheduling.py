@@ -20,11 +20,11 @@ from planted import planted_store
 
 from stratascope.errors import InvalidInputError
 from stratascope.probe import layer_curve, plan_study
+from stratascope.probe.blas_threads import one_blas_thread
 from stratascope.probe.cost import task_bytes
 from stratascope.probe.cross_validation import classify
 from stratascope.probe.folds import grouped_folds
 from stratascope.probe.rows import Rows
-from stratascope.probe.scheduling import one_blas_thread
 
 sys.path.append(str(Path(__file__).parents[1] / "store"))
 from serving import serving
@@ -171,7 +171,7 @@ def _kill_when_a_file_is_there(process: subprocess.Popen[bytes], folder: Path) -
 
 
 def test_a_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("stratascope.probe.scheduling._PATIENCE", "1s")
+    monkeypatch.setattr("stratascope.scheduling._PATIENCE", "1s")
     path = planted_store(tmp_path / "a.zarr", examples=100)
     with pytest.raises(InvalidInputError, match=r"tcp://127\.0\.0\.1:9.*dask scheduler"):
         layer_curve(path, layers=(1,), draws=200, scheduler="tcp://127.0.0.1:9")

@@ -1,0 +1,52 @@
+"""Independent tasks: the same answers in the same order wherever they run, each told as it is done."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from stratascope.errors import InvalidInputError
+from stratascope.scheduling import LOCAL, run_all, workers_of
+
+WORK: list[Any] = [[3, [1, 2]], {"a": (4, 5)}, "text", range(3), 7]
+"""Containers too: Dask would look into them, if it were let."""
+
+
+def described(item: Any) -> tuple[str, int]:
+    return repr(item), os.getpid()
+
+
+@pytest.mark.parametrize("scheduler", [None, *LOCAL])
+def test_answers_stand_in_the_order_of_the_work_and_each_is_told_once(scheduler: str | None) -> None:
+    told: dict[int, tuple[str, int]] = {}
+    answers = run_all(described, WORK, scheduler=scheduler, workers=2, finished=lambda number, answer: told.update({number: answer}))
+    assert [text for text, _ in answers] == [repr(item) for item in WORK]
+    assert [told[number] for number in range(len(WORK))] == answers
+    assert ({process for _, process in answers} == {os.getpid()}) is (scheduler != "processes")
+
+
+def test_a_cluster_gives_the_same_answers() -> None:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address
+        assert [text for text, _ in run_all(described, WORK, scheduler=address)] == [repr(item) for item in WORK]
+        assert workers_of(address) == 0
+
+
+def test_no_work_has_no_answers_and_one_at_a_time_needs_no_dask() -> None:
+    assert [run_all(described, [], scheduler=name) for name in LOCAL] == [[], [], []]
+    code = "import sys; from stratascope.scheduling import run_all; run_all(print, [1]); assert not {'dask', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_what_cannot_be_is_refused_before_any_work() -> None:
+    with pytest.raises(InvalidInputError, match="a scheduler of synchronous, threads, processes or an address such as"):
+        run_all(described, [], scheduler="thread")
+    with pytest.raises(InvalidInputError, match="at least one worker, found 0"):
+        run_all(described, WORK, workers=0)
+    assert workers_of("threads", 3) == 3
+    assert workers_of(None) == 1
