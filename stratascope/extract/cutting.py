@@ -1,15 +1,17 @@
 """How each family's processor cuts an image into tokens, known from the image's size alone. No torch.
 
 A rule says which text stands for the image in the prompt, which of its image tokens are the cells of one raster over the image, and
-which part of the image that raster covers. Each follows the family's own processor, against which the tests hold it.
+which part of the image that raster covers. Each follows the family's own processor, against which the tests hold it. Here are the rules
+that show an image once; those that add tiles of it are in `tiling`.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from stratascope.datasets.boxes import Box
 from stratascope.datasets.captions import Interval
@@ -34,42 +36,37 @@ class ImageTokens:
     """What the processor reports of such an image, so that an extraction can compare it with what was planned."""
 
 
-class ImageRule(Protocol):
+@dataclass(frozen=True)
+class ImageRule(ABC):
     """How one model's processor cuts images."""
 
-    @property
-    def token(self) -> str:
-        """The token in whose places the model puts what it saw."""
+    token: str
+    """In its places the model puts what it saw."""
+    options: ClassVar[Mapping[str, Any]] = {}
+    """Keywords that the family's processor gives its image processor."""
 
     @property
     def placeholder(self) -> str:
         """What the chat template writes where the image belongs."""
+        return self.token
 
-    options: ClassVar[Mapping[str, Any]]
-    """Keywords that the family's processor gives its image processor."""
-
+    @abstractmethod
     def tokens(self, width: int, height: int) -> ImageTokens:
-        """Of an image of so many pixels; InvalidInputError where the model takes no such image."""
+        """What stands for an image of so many pixels.
+
+        Raises
+        ------
+        InvalidInputError
+            If the model takes no such image.
+        """
 
     def settings(self) -> dict[str, Any]:
         """What of the processor's settings decides, for provenance."""
-
-
-@dataclass(frozen=True)
-class _Rule:
-    token: str
-    options: ClassVar[Mapping[str, Any]] = {}
-
-    def settings(self) -> dict[str, Any]:
         return asdict(self)
 
-    @property
-    def placeholder(self) -> str:
-        return self.token
-
 
 @dataclass(frozen=True)
-class PatchGrid(_Rule):
+class PatchGrid(ImageRule):
     """Qwen: patches of `patch` pixels over the whole image, merged `merge` x `merge` into one cell = one token."""
 
     patch: int
@@ -106,13 +103,13 @@ class PatchGrid(_Rule):
             (rows * columns,),
             (0, rows * columns),
             (rows, columns),
-            _whole(width, height),
+            whole(width, height),
             (rows * self.merge, columns * self.merge),
         )
 
 
 @dataclass(frozen=True)
-class StretchedSquare(_Rule):
+class StretchedSquare(ImageRule):
     """Gemma 3, PaliGemma: the whole image is stretched to one square of `side` pixels, which makes `cells` x `cells` tokens."""
 
     side: int
@@ -130,11 +127,11 @@ class StretchedSquare(_Rule):
     def tokens(self, width: int, height: int) -> ImageTokens:
         text = f"{self.before}{self.token}{self.after}"
         n = self.cells**2
-        return ImageTokens(text, (n,), (0, n), (self.cells, self.cells), _whole(width, height), (self.side, self.side))
+        return ImageTokens(text, (n,), (0, n), (self.cells, self.cells), whole(width, height), (self.side, self.side))
 
 
 @dataclass(frozen=True)
-class CroppedSquare(_Rule):
+class CroppedSquare(ImageRule):
     """LLaVA-1.5: the shorter side is resized to `shortest` and the middle `side` x `side` pixels are kept; what is outside isn't seen.
 
     With `pad` the image is first set in the middle of a square, of which the grid then covers all.
@@ -162,139 +159,6 @@ class CroppedSquare(_Rule):
         return ImageTokens(self.token, (cells**2,), (0, cells**2), (cells, cells), view, (self.side, self.side))
 
 
-@dataclass(frozen=True)
-class AnyResolution(_Rule):
-    """LLaVA-NeXT: the whole image stretched to a square, then tiles of the padded image, unpadded, with a token after each row.
-
-    The square's tokens are the cells of the grid; the tiles' (`image_tiles`) see the same image again in more detail.
-    """
-
-    side: int
-    patch: int
-    pinpoints: tuple[tuple[int, int], ...]
-    """(height, width) of the canvases that tiles may make."""
-
-    def tokens(self, width: int, height: int) -> ImageTokens:
-        cells = self.side // self.patch
-        rows, columns = self._tiled(width, height)
-        base = cells**2
-        runs = (base + rows * (columns + 1),)
-        return ImageTokens(self.token, runs, (0, base), (cells, cells), _whole(width, height), (height, width))
-
-    def _tiled(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of patches of the tiles, without the padding."""
-        best = self._canvas(width, height)
-        cells = self.side // self.patch
-        rows, columns = (side // self.side * cells for side in best)
-        if width / height > columns / rows:
-            rows -= 2 * ((rows - int(round(height * (columns / width), 7))) // 2)
-        else:
-            columns -= 2 * ((columns - int(round(width * (rows / height), 7))) // 2)
-        return rows, columns
-
-    def _canvas(self, width: int, height: int) -> tuple[int, int]:
-        """Of the pinpoints, the one that keeps most pixels and then wastes least."""
-
-        def kept_and_wasted(canvas: tuple[int, int]) -> tuple[int, int]:
-            scale = min(canvas[1] / width, canvas[0] / height)
-            kept = min(int(width * scale) * int(height * scale), width * height)
-            return kept, kept - canvas[0] * canvas[1]
-
-        return max(self.pinpoints, key=kept_and_wasted)
-
-
-@dataclass(frozen=True)
-class SplitTiles(_Rule):
-    """Idefics3, SmolVLM: tiles of `side` pixels, each with its own markers, and last the whole image stretched to one.
-
-    The last, global tile's tokens are the cells of the grid; those of the others are `image_tiles`.
-    """
-
-    side: int
-    cells: int
-    longest: int | None
-    """To which the longer side is resized first."""
-    split: bool
-    around: str = "<fake_token_around_image>"
-    whole: str = "<global-img>"
-
-    _most_pixels: ClassVar[int] = 4096
-
-    def tiles(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of tiles; 0, 0 where the image isn't split."""
-        if not self.split:
-            return 0, 0
-        if self.longest is not None:
-            width, height = self._bounded(*self._resized(width, height, self.longest))
-        aspect = width / height
-        if width >= height:
-            width = math.ceil(width / self.side) * self.side
-            height = math.ceil(int(width / aspect) / self.side) * self.side
-        else:
-            height = math.ceil(height / self.side) * self.side
-            width = math.ceil(int(height * aspect) / self.side) * self.side
-        return (height // self.side, width // self.side) if max(width, height) > self.side else (0, 0)
-
-    @staticmethod
-    def _resized(width: int, height: int, longest: int) -> tuple[int, int]:
-        aspect = width / height
-        if width >= height:
-            shorter = int(longest / aspect)
-            return longest, max(1, shorter + shorter % 2)
-        shorter = int(longest * aspect)
-        return max(1, shorter + shorter % 2), longest
-
-    def _bounded(self, width: int, height: int) -> tuple[int, int]:
-        if max(width, height) <= self._most_pixels:
-            return width, height
-        aspect = width / height
-        if width >= height:
-            return self._most_pixels, max(1, int(self._most_pixels / aspect))
-        return max(1, int(self._most_pixels * aspect)), self._most_pixels
-
-    def tokens(self, width: int, height: int) -> ImageTokens:
-        rows, columns = self.tiles(width, height)
-        lines = [
-            "".join(f"{self.around}<row_{row + 1}_col_{column + 1}>{self.token}" for column in range(columns)) + "\n" for row in range(rows)
-        ]
-        text = "".join(lines) + ("\n" if lines else "") + f"{self.around}{self.whole}{self.token}{self.around}"
-        n, tiles = self.cells**2, rows * columns
-        grid = (self.cells, self.cells)
-        return ImageTokens(text, (n,) * (tiles + 1), (n * tiles, n * (tiles + 1)), grid, _whole(width, height), (rows, columns))
-
-
-@dataclass(frozen=True)
-class CanvasTiles(_Rule):
-    """InternVL: tiles of the image stretched to a canvas, and last the whole image stretched to one tile.
-
-    The last tile's tokens are the cells of the grid; those of the others, if any, are `image_tiles`.
-    """
-
-    side: int
-    cells: int
-    fewest: int
-    most: int
-    before: str = "<img>"
-    after: str = "</img>"
-    options: ClassVar[Mapping[str, Any]] = {"crop_to_patches": True}
-
-    def tiles(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of tiles: those whose shape is nearest to the image's, more of them for a larger image."""
-        area, best, nearest = width * height, (1, 1), math.inf
-        shapes = [(c, r) for c in range(1, self.most + 1) for r in range(1, self.most + 1) if self.fewest <= c * r <= self.most]
-        for columns, rows in sorted(shapes, key=lambda shape: shape[0] * shape[1]):
-            apart = abs(width / height - columns / rows)
-            if apart < nearest or (apart == nearest and area > 0.5 * self.side**2 * columns * rows):
-                best, nearest = (rows, columns), apart
-        return best
-
-    def tokens(self, width: int, height: int) -> ImageTokens:
-        rows, columns = self.tiles(width, height)
-        count = rows * columns + (rows * columns > 1)
-        n = self.cells**2
-        text = f"{self.before}{self.token}{self.after}"
-        return ImageTokens(text, (n * count,), (n * (count - 1), n * count), (self.cells, self.cells), _whole(width, height), (count,))
-
-
-def _whole(width: int, height: int) -> Box:
+def whole(width: int, height: int) -> Box:
+    """The view of a grid that covers all of an image of so many pixels."""
     return 0.0, 0.0, float(width), float(height)

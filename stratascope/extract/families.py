@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from stratascope.errors import InvalidInputError
-from stratascope.extract.cutting import AnyResolution, CanvasTiles, CroppedSquare, ImageRule, PatchGrid, SplitTiles, StretchedSquare
+from stratascope.extract.cutting import CroppedSquare, ImageRule, PatchGrid, StretchedSquare
 from stratascope.extract.sources import ModelSource
+from stratascope.extract.tiling import AnyResolution, CanvasTiles, SplitTiles
 
 
 @dataclass(frozen=True)

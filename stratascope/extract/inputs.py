@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from qwen_vl_utils import fetch_image
 
-from stratascope.extract.cutting import CanvasTiles, ImageRule, PatchGrid, SplitTiles
+from stratascope.extract.cutting import ImageRule, PatchGrid
+from stratascope.extract.tiling import CanvasTiles, SplitTiles
 
 _KEPT = ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask")
 """What the models take of what image processors give."""
