@@ -2,15 +2,16 @@
 
     python benchmarks/rehearsal.py --folder DIR [--examples 10972] [--vsr FOLDER] [--maps 200] [--table TABLE.md]
 
-`--examples 2048 --maps 50` is the small form. Each step runs as a process of its own, the commands as the README gives them; a step that
-is done is not done again, so that the same command goes on where it was stopped. At the end the results are held against what was
-planted (`rehearsal_store`), and a step's wall time, processor time, peak memory and bytes are printed as a table. Exit code 1 where
-something planted was not found, or something was found that was not planted.
+`--examples 2048 --maps 50` is the small form; `rehearsal_scaling.py` sets several sizes beside each other. Each step runs as a process
+of its own, the commands as the README gives them; a step that is done is not done again, so that the same command goes on where it was
+stopped. At the end the results are held against what was planted (`rehearsal_store`), and a step's wall time, processor time, peak
+memory and bytes are printed as a table. Exit code 1 where something planted was not found, or something was found that was not planted.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from rehearsal_store import LOCATION_FROM, SHARES, TRUTH_LAYERS, PlantedStore, Scale, vsr_rows
+from rehearsal_store import LOCATION_FROM, OUTLIERS, SHARES, TOKENS, TRUTH_LAYERS, PlantedStore, Scale, vsr_rows
 
 from stratascope.probe import LayerCurve, layer_curve
 from stratascope.probe.events import LayerEvent
@@ -165,10 +166,15 @@ def subset() -> None:
 
 
 def same() -> None:
-    """The subset's curve beside the full store's, bit for bit."""
+    """The subset's curve and figure beside the full store's, bit for bit."""
     curves = [layer_curve(store, "truth", "final", layers=SUBSET) for store in ("vsr.zarr", "subset.zarr")]
     assert curves[0].table.equals(curves[1].table), "expected the subset to give the same curve"
     assert np.array_equal(curves[0].logits, curves[1].logits), "expected the subset to give the same predictions"
+    pictures = []
+    for curve in curves:
+        curve.plot().figure.savefig(drawn := io.BytesIO(), format="png")
+        pictures.append(drawn.getvalue())
+    assert pictures[0] == pictures[1], "expected the subset to give the same figure"
 
 
 def cluster() -> None:
@@ -195,6 +201,8 @@ def check(folder: Path) -> list[str]:
     def say(right: bool, text: str) -> None:
         lines.append(text if right else f"WRONG {text}")
 
+    for right, text in shape(ActivationStore.open(folder / "vsr.zarr")):
+        say(right, text)
     for name, found in (("over chance", truth.difference()), ("over the blank images", over)):
         onset, offset = found.onset(), found.offset()
         say(_covers(onset, first), f"truth at final, {name}: planted from layer {first}, {onset}")
@@ -217,6 +225,23 @@ def check(folder: Path) -> list[str]:
     image = float(share.arrays["share"][1][..., parts.index("image")].mean())
     say(abs(image - SHARES["image"]) < 1e-3, f"attention on the image: planted {SHARES['image']:.3f}, found {image:.4f}")
     return lines
+
+
+def shape(store: ActivationStore) -> list[tuple[bool, str]]:
+    """Whether the store is of the shape that the rehearsal is about, and what it is."""
+    layout, examples, tokens = store.layout, store.examples, float(np.mean(store.n_tokens))
+    scale = f"{layout.layers} blocks, hidden {layout.hidden:,}, {layout.heads} heads"
+    spread = store.read("residual", layer=TRUTH_LAYERS[0], position="final", examples=range(min(256, layout.examples))).std(0)
+    outliers = int((spread > 10 * np.median(spread)).sum())
+    rows = f"{len(examples):,} examples on {examples['image'].nunique():,} images, {examples['label'].mean():.1%} of their captions true"
+    return [
+        (True, f"{rows}, splits {', '.join(sorted(examples['split'].unique()))}"),
+        ((layout.layers, layout.hidden, layout.heads) == (28, 3584, 28), scale),
+        (abs(tokens - TOKENS) < 10, f"{tokens:.0f} tokens on average, {layout.tokens} at most; {TOKENS} wanted"),
+        (layout.positions == ("final", "subject"), f"positions {' and '.join(layout.positions)}"),
+        (outliers >= OUTLIERS, f"{outliers} channels of more than ten times the median's spread; {OUTLIERS} outliers were planted"),
+        (bool(store.has_map.any()), f"whole attention maps of {int(store.has_map.sum())} examples"),
+    ]
 
 
 def _covers(event: LayerEvent, planted: int) -> bool:

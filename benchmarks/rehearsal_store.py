@@ -36,6 +36,10 @@ SPANS = ("system", "image", "prompt", "caption", "subject", "relation", "object"
 SIZES = ((640, 480), (480, 640), (640, 512), (612, 612))
 """(width, height) that the images are given: VSR's are COCO photos of such shapes."""
 CELL = 28
+TOKENS = 430
+"""On average, of Qwen2.5-VL on VSR."""
+OUTLIERS = 5
+"""Channels of a spread far beyond the others', as in Qwen."""
 SYSTEM, TEMPLATE = 14, 12
 """Tokens before the image; tokens of the question and the turn's end around the caption."""
 
@@ -80,7 +84,7 @@ class PlantedStore:
         if not blank:
             self.has_map[np.linspace(0, len(rows) - 1, min(scale.maps, len(rows))).astype(int)] = True
         gain = np.exp(rng.normal(size=scale.hidden) * 0.8)
-        gain[rng.choice(scale.hidden, 5, replace=False)] *= 60
+        gain[rng.choice(scale.hidden, OUTLIERS, replace=False)] *= 60
         self.gain = gain.astype(np.float32)
         self.mix = rng.normal(size=(32, scale.hidden)).astype(np.float32)
         self.directions = np.linalg.qr(rng.normal(size=(scale.hidden, 3)))[0].T.astype(np.float32)
