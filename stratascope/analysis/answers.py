@@ -12,10 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.blockwise import example_numbers
-from stratascope.analysis.loading import load_kind
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 
 RESULT_KIND = "answer_confidence"
 
@@ -48,8 +47,8 @@ class AnswerConfidence(Shown):
 
     @classmethod
     def load(cls, path: Path | str) -> AnswerConfidence:
-        """Raises InvalidInputError if the file holds results of another kind."""
-        file = load_kind(path, RESULT_KIND)
+        """What `save` wrote; StoreError for any other file."""
+        file = load_result(path, RESULT_KIND)
         return cls(file.tables["confidence"], file.tables["answers"], dict(file.attributes))
 
 

@@ -12,11 +12,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.blockwise import example_numbers, over_blocks
-from stratascope.analysis.loading import load_kind
 from stratascope.analysis.share import PARTS, token_parts
 from stratascope.analysis.weighing import require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError
-from stratascope.store import ActivationStore, ResultFile, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 
 RESULT_KIND = "logit_attribution"
 PIECE = 16
@@ -100,8 +99,8 @@ class LogitAttribution:
 
     @classmethod
     def load(cls, path: Path | str) -> LogitAttribution:
-        """Raises InvalidInputError if the file holds results of another kind."""
-        file = load_kind(path, RESULT_KIND)
+        """What `save` wrote; StoreError for any other file."""
+        file = load_result(path, RESULT_KIND)
         heads, blocks, embedding, difference, parts, examples = (
             file.arrays[name][1] for name in ("heads", "blocks", "embedding", "difference", "parts", "example")
         )

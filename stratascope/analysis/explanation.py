@@ -15,12 +15,11 @@ from stratascope.analysis.answers import right_choices
 from stratascope.analysis.attribution import logit_attribution
 from stratascope.analysis.faithfulness import rank_correlations
 from stratascope.analysis.flow import flow
-from stratascope.analysis.loading import load_kind
 from stratascope.analysis.relevance import BASELINES, few_blocks, group_scores, methods_of, token_scores
 from stratascope.analysis.share import PARTS, token_parts
 from stratascope.analysis.targets import kind_of_target, target_tokens
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.store import ActivationStore, ResultFile, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 
 RESULT_KIND = "example_explanation"
 
@@ -82,8 +81,8 @@ class ExampleExplanation:
 
     @classmethod
     def load(cls, path: Path | str) -> ExampleExplanation:
-        """Raises InvalidInputError if the file holds results of another kind."""
-        file = load_kind(path, RESULT_KIND)
+        """What `save` wrote; StoreError for any other file."""
+        file = load_result(path, RESULT_KIND)
         return cls(**file.tables, attributes=dict(file.attributes))
 
 

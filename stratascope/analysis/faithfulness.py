@@ -12,13 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.blockwise import example_numbers, over_blocks
-from stratascope.analysis.loading import load_kind
 from stratascope.analysis.maps import Window
 from stratascope.analysis.relevance import BASELINES, Method, few_blocks, group_scores, methods_of
 from stratascope.analysis.targets import kind_of_target, target_tokens
 from stratascope.analysis.weighing import require_recorded
 from stratascope.errors import InvalidInputError, TooFewExamplesError
-from stratascope.store import ActivationStore, ResultFile, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 
 RESULT_KIND = "faithfulness"
 PIECE = 4
@@ -71,8 +70,8 @@ class Faithfulness:
 
     @classmethod
     def load(cls, path: Path | str) -> Faithfulness:
-        """Raises InvalidInputError if the file holds results of another kind."""
-        file = load_kind(path, RESULT_KIND)
+        """What `save` wrote; StoreError for any other file."""
+        file = load_result(path, RESULT_KIND)
         return cls(file.tables["methods"], file.arrays["correlation"][1], file.arrays["example"][1], dict(file.attributes))
 
 

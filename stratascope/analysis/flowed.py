@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from stratascope.analysis.blockwise import example_numbers, over_blocks
 from stratascope.analysis.boxes import BOXES, box_tokens
 from stratascope.analysis.flow import CUTS, Flow, flow, span_flow
-from stratascope.analysis.loading import load_kind
 from stratascope.analysis.maps import Window, checked_window, require_maps
 from stratascope.analysis.rolled import example_table, on_image
 from stratascope.errors import NotRecordedError
-from stratascope.store import ActivationStore, ResultFile, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 
 RESULT_KIND = "flow"
 PIECE = 8
@@ -61,8 +60,8 @@ class FlowResult:
 
     @classmethod
     def load(cls, path: Path | str) -> FlowResult:
-        """Raises InvalidInputError if the file holds results of another kind."""
-        file = load_kind(path, RESULT_KIND)
+        """What `save` wrote; StoreError for any other file."""
+        file = load_result(path, RESULT_KIND)
         values, bounds, cuts = (file.arrays[name][1] for name in ("flow", "bound", "cut"))
         attributes = {name: value for name, value in file.attributes.items() if name != "cuts"}
         return cls(file.tables["examples"], values, bounds, cuts, file.tables["spans"], attributes)

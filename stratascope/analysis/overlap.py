@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from stratascope.analysis.blockwise import example_numbers, over_blocks
 from stratascope.analysis.boxes import BOXES, box_tokens
-from stratascope.analysis.loading import load_kind
 from stratascope.analysis.weighing import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 
 RESULT_KIND = "box_overlap"
 Measure = Literal["share", "lift", "cosine", "auc"]
@@ -124,8 +123,8 @@ class BoxOverlap(Shown):
 
     @classmethod
     def load(cls, path: Path | str) -> BoxOverlap:
-        """Raises InvalidInputError if the file holds results of another kind."""
-        file = load_kind(path, RESULT_KIND)
+        """What `save` wrote; StoreError for any other file."""
+        file = load_result(path, RESULT_KIND)
         attributes = {name: value for name, value in file.attributes.items() if name != "boxes"}
         return cls(file.arrays["overlap"][1], file.arrays["example"][1], attributes)
 

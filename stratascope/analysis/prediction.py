@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from stratascope.analysis.answers import answers_right
 from stratascope.analysis.auroc import Auroc, auroc
 from stratascope.analysis.boxes import BOXES, box_geometry
-from stratascope.analysis.loading import load_kind
 from stratascope.analysis.overlap import BoxOverlap, known_boxes
 from stratascope.errors import InvalidInputError, TooFewExamplesError
-from stratascope.store import ActivationStore, ResultFile, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 
 RESULT_KIND = "answer_prediction"
 FOLDS = 5
@@ -48,8 +47,8 @@ class AnswerPrediction:
 
     @classmethod
     def load(cls, path: Path | str) -> AnswerPrediction:
-        """Raises InvalidInputError if the file holds results of another kind."""
-        file = load_kind(path, RESULT_KIND)
+        """What `save` wrote; StoreError for any other file."""
+        file = load_result(path, RESULT_KIND)
         attributes = dict(file.attributes)
         return cls(file.tables["auroc"], attributes.pop("baseline"), attributes)
 

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from stratascope.analysis.attribution import LogitAttribution
 from stratascope.analysis.heads import AGREEMENT, head_agreement, head_ranking
-from stratascope.analysis.loading import load_kind
 from stratascope.analysis.overlap import BoxOverlap
 from stratascope.errors import InvalidInputError
-from stratascope.store import ResultFile, save_result
+from stratascope.store import ResultFile, load_result, save_result
 
 RESULT_KIND = "head_ranking"
 _HEAD = re.compile(r"head (\d+)")
@@ -47,8 +46,8 @@ class HeadRanking:
 
     @classmethod
     def load(cls, path: Path | str) -> HeadRanking:
-        """Raises InvalidInputError if the file holds results of another kind."""
-        file = load_kind(path, RESULT_KIND)
+        """What `save` wrote; StoreError for any other file."""
+        file = load_result(path, RESULT_KIND)
         return cls(file.tables["heads"], file.tables["agreement"], dict(file.attributes))
 
 

@@ -12,13 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.blockwise import example_numbers, over_blocks
-from stratascope.analysis.loading import load_kind
 from stratascope.analysis.maps import Window, checked_window, require_maps
 from stratascope.analysis.rollout import Form, rollout, rollout_packed
 from stratascope.analysis.sinks import places_of, sinks_of_maps
 from stratascope.errors import InvalidInputError
 from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, decode_maps, save_result
+from stratascope.store import ActivationStore, ResultFile, decode_maps, load_result, save_result
 
 RESULT_KIND = "rollout"
 FOUND = "found"
@@ -54,8 +53,8 @@ class RolloutResult(Shown):
 
     @classmethod
     def load(cls, path: Path | str) -> RolloutResult:
-        """Raises InvalidInputError if the file holds results of another kind."""
-        file = load_kind(path, RESULT_KIND)
+        """What `save` wrote; StoreError for any other file."""
+        file = load_result(path, RESULT_KIND)
         return cls(file.tables["examples"], file.arrays["rollout"][1], dict(file.attributes))
 
 

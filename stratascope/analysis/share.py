@@ -12,12 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.blockwise import example_numbers, over_blocks
-from stratascope.analysis.loading import load_kind
 from stratascope.analysis.sinks import DROPPED, PLACES, TIMES, checked_places, find_sinks, places_of
 from stratascope.analysis.weighing import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError
 from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 
 RESULT_KIND = "attention_share"
 
@@ -179,8 +178,16 @@ class AttentionShare(Shown):
 
     @classmethod
     def load(cls, path: Path | str) -> AttentionShare:
-        """Raises InvalidInputError if the file holds results of another kind, or of other parts."""
-        file = load_kind(path, RESULT_KIND)
+        """What `save` wrote.
+
+        Raises
+        ------
+        StoreError
+            If the file holds anything else.
+        InvalidInputError
+            If it holds shares of other parts.
+        """
+        file = load_result(path, RESULT_KIND)
         attributes = dict(file.attributes)
         if (parts := attributes.pop("parts", None)) != list(PARTS) or attributes.pop("places", None) != list(PLACES):
             raise InvalidInputError(f"{path}: expected shares of {', '.join(PARTS)} and their sinks, found {parts}; make the result again")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.errors import InvalidInputError, StoreError
+from stratascope.errors import InvalidInputError
 from stratascope.probe.events import LayerEvent, event_table, offset, onset, peak
 from stratascope.probe.intervals import Band, band
 from stratascope.report.notebook import Shown, Summary
@@ -115,9 +115,7 @@ class Advantage(Shown):
     @classmethod
     def load(cls, path: str | Path) -> Advantage:
         """The advantage that `save` wrote; StoreError for any other file."""
-        file = load_result(path)
-        if file.kind != KIND:
-            raise StoreError(f"{path}: expected a {KIND}, found a {file.kind}; load it with what made it")
+        file = load_result(path, KIND)
         attributes = dict(file.attributes)
         level, table, draws = float(attributes.pop("level")), file.tables["table"], file.arrays["draws"][1]
         return cls(table, draws, band(table["value"].to_numpy(), draws, level=level), level, attributes)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.errors import InvalidInputError, StoreError
+from stratascope.errors import InvalidInputError
 from stratascope.probe.advantage import Advantage
 from stratascope.probe.events import LayerEvent, event_table
 from stratascope.probe.losses import probabilities
@@ -269,9 +269,7 @@ class LayerCurve(Shown):
     @classmethod
     def load(cls, path: str | Path) -> LayerCurve:
         """The curve that `save` wrote; StoreError for any other file."""
-        result = load_result(path)
-        if result.kind != KIND:
-            raise StoreError(f"{path}: expected a {KIND}, found a {result.kind}; load it with what made it")
+        result = load_result(path, KIND)
         arrays = {name: values for name, (_, values) in result.arrays.items()}
         return cls(
             task=result.attributes["task"],

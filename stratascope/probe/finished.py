@@ -49,10 +49,8 @@ class FinishedLayers:
     def load(self, task: LayerTask) -> LayerAnswer | None:
         """The answer, or None if there is none that can be read."""
         try:
-            result = load_result(self.path(task))
+            result = load_result(self.path(task), KIND)
         except StoreError:
-            return None
-        if result.kind != KIND:
             return None
         answers = [
             [OutOfFold(**{f.name: np.asarray(result.arrays[f"{b}.{j}.{f.name}"][1]) for f in fields(OutOfFold)}) for j in range(count)]

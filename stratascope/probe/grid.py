@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stratascope.errors import InvalidInputError, StoreError
+from stratascope.errors import InvalidInputError
 from stratascope.probe.curve import LayerCurve
 from stratascope.probe.intervals import band
 from stratascope.store import ResultFile, load_result, save_result
@@ -73,7 +73,5 @@ class ScoreGrid:
     @classmethod
     def load(cls, path: str | Path) -> ScoreGrid:
         """The grid that `save` wrote; StoreError for any other file."""
-        file = load_result(path)
-        if file.kind != KIND:
-            raise StoreError(f"{path}: expected a {KIND}, found a {file.kind}; load it with what made it")
+        file = load_result(path, KIND)
         return cls(file.tables["table"], file.attributes)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 from stratascope.store.arrays import ArraySpec
 from stratascope.store.layout import RECORDED, STATUS_CODES, StoreLayout
+from stratascope.store.selection import place_in_words
 
 ROW_TOLERANCE = 2e-3
 """How far an attention row's sum may be from 1: float16 weights over a thousand tokens stay within."""
@@ -129,7 +130,7 @@ def _floats(layout: StoreLayout, spec: ArraySpec, values: NDArray[Any], facts: B
     if bad.any():
         at = np.argwhere(np.broadcast_to(bad, stored.shape))[0]
         raise InvalidInputError(
-            f"{spec.name}: expected finite numbers, found {values[tuple(at)]} at {_place(layout, spec, at, facts)}; "
+            f"{spec.name}: expected finite numbers, found {values[tuple(at)]} at {place_in_words(layout, spec, at, facts.examples)}; "
             f"record the example with status {STATUS_CODES['non_finite']} (non_finite), or compute in float32"
         )
     if "token" in spec.dims and (finite & _along_examples(spec, recorded) & ~_within(spec, facts)).any():
@@ -182,17 +183,3 @@ def _check_rows(layout: StoreLayout, rows: NDArray[Any], facts: BlockFacts, reco
             f"{sums[layer, i, head]:.5g} (lowest {low[layer, i, head]:.3g}) at layer {layout.attention_layers[layer]}, example {example}, "
             f"head {head}; pass post-softmax weights"
         )
-
-
-def _place(layout: StoreLayout, spec: ArraySpec, at: NDArray[Any], facts: BlockFacts) -> str:
-    names = []
-    for dim, i in zip(spec.dims, at.tolist(), strict=True):
-        if dim == "example":
-            names.append(f"example {facts.examples[i]}")
-        elif dim == spec.layer_dim:
-            names.append(f"layer {layout.layers_of(dim)[i]}")
-        elif dim == spec.position_dim:
-            names.append(f"position {layout.positions_of(dim)[i]!r}")
-        else:
-            names.append(f"{dim} {i}")
-    return ", ".join(names)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stratascope.store.provenance import differences
 from stratascope.store.reader import ActivationStore
-from stratascope.store.selection import Selection
+from stratascope.store.selection import Selection, place_in_words
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -113,8 +113,10 @@ def _compare(left: ActivationStore, right: ActivationStore, name: str, pairs: ND
             gap = np.where(np.isnan(gap), np.inf, gap)
             if gap.max() > largest:
                 largest = float(gap.max())
-                place = np.unravel_index(int(gap.argmax()), gap.shape)
-                at = _place(left, name, axes, part[:, 0], place)
+                place = list(np.unravel_index(int(gap.argmax()), gap.shape))
+                ids = left.examples["id"].to_numpy()[part[:, 0]]
+                held = [int(k) if dim == "example" else int(axis[0][k]) for dim, axis, k in zip(a.dims, axes, place, strict=True)]
+                at = place_in_words(left.layout, a, held, ids)
     return name, len(pairs), values, different, largest, at
 
 
@@ -140,20 +142,6 @@ def _values(store: ActivationStore, name: str, axes: list[tuple[Any, Any]], side
     indices = [axis[side] for axis in axes]
     indices[spec.example_axis] = numbers
     return store.fetch(Selection(spec, tuple(indices), ()))
-
-
-def _place(store: ActivationStore, name: str, axes: list[tuple[Any, Any]], numbers: NDArray[np.int64], at: tuple[Any, ...]) -> str:
-    spec, words = store.layout.array(name), []
-    for axis, (dim, i) in enumerate(zip(spec.dims, at, strict=True)):
-        if dim == "example":
-            words.append(f"example {store.examples['id'][int(numbers[i])]}")
-        elif dim == spec.layer_dim:
-            words.append(f"layer {store.layout.layers_of(dim)[axes[axis][0][i]]}")
-        elif dim == spec.position_dim:
-            words.append(f"position {store.layout.positions_of(dim)[axes[axis][0][i]]}")
-        else:
-            words.append(f"{dim} {int(i)}")
-    return ", ".join(words)
 
 
 def _fields(found: dict[str, tuple[Any, Any]]) -> pd.DataFrame:

@@ -69,13 +69,20 @@ def save_result(path: str | Path, result: ResultFile) -> None:
         raise StoreError(f"{path}: expected to write the result, found: {error}") from error
 
 
-def load_result(path: str | Path) -> ResultFile:
+def load_result(path: str | Path, kind: str | None = None) -> ResultFile:
     """The result that `save_result` wrote.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    kind
+        Which result it must be, such as `layer_curve`; any by default.
 
     Raises
     ------
     StoreError
-        For a file that is missing, damaged, of another kind or of a newer version.
+        For a file that is missing, damaged, no result, of another kind or of a newer version.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -113,6 +120,8 @@ def load_result(path: str | Path) -> ResultFile:
         raise
     except Exception as error:
         raise StoreError(f"{path}: expected whole tables and arrays, found: {error}; make the result again") from error
+    if kind is not None and attributes["kind"] != kind:
+        raise StoreError(f"{path}: expected a result of kind {kind!r}, found {attributes['kind']!r}; load it with what made it")
     return ResultFile(attributes["kind"], tables, arrays, attributes["attributes"])
 
 

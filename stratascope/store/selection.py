@@ -110,6 +110,31 @@ def _place(array: str, what: str, held: Sequence[Any], asked: Any) -> int:
     raise NotRecordedError(f"{array}: expected a {what} that the store holds, found {asked!r}; it holds {listing(held)}")
 
 
+def place_in_words(
+    layout: StoreLayout, spec: ArraySpec, at: Sequence[int] | NDArray[np.integer], examples: Sequence[Any] | NDArray[Any]
+) -> str:
+    """Where a value stands, for a message: `layer 12, example 3, head 0`.
+
+    Parameters
+    ----------
+    at
+        Index along every axis of the array; along `example`, the index into `examples`.
+    examples
+        What the examples are called: numbers or ids.
+    """
+    words = []
+    for dim, k in zip(spec.dims, at, strict=True):
+        if dim == "example":
+            words.append(f"example {examples[k]}")
+        elif dim == spec.layer_dim:
+            words.append(f"layer {layout.layers_of(dim)[k]}")
+        elif dim == spec.position_dim:
+            words.append(f"position {layout.positions_of(dim)[k]}")
+        else:
+            words.append(f"{dim} {k}")
+    return ", ".join(words)
+
+
 def listing(values: Sequence[Any]) -> str:
     """Names or numbers for a message: stretches of numbers as a..b."""
     if not values or isinstance(values[0], str):

@@ -7,17 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report import draw_attention_share, draw_overlay, new_figure, paper_style, save_figure
+from stratascope.workflow.choosing import MOST_SHOWN, first_examples
 from stratascope.workflow.pictures import picture, relative_boxes, verdict
 
 if TYPE_CHECKING:
     from stratascope.analysis import RolloutResult
     from stratascope.store import ActivationStore
-
-SHOWN_ROLLOUTS = 8
 
 
 def save_answers(store: ActivationStore, folder: Path) -> str:
@@ -65,14 +61,7 @@ def roll_and_draw(store: ActivationStore, folder: Path, *, examples: Sequence[in
     """Rollout of chosen examples: saved, and drawn over the images."""
     from stratascope.analysis import rollout_examples
 
-    if examples is None and "attention_maps" in store.layout.record:  # else rollout_examples says what is missing
-        examples = np.flatnonzero(store.available("attention_maps"))[:SHOWN_ROLLOUTS].tolist()
-        if not examples:
-            raise NotRecordedError("expected examples with attention maps, found none written yet; finish the extraction")
-    outside = [k for k in examples or () if not 0 <= k < store.layout.examples]
-    if outside:
-        raise InvalidInputError(f"expected example numbers from 0 to {store.layout.examples - 1}, found {outside[0]}")
-    found = rollout_examples(store, examples, window=window)
+    found = rollout_examples(store, first_examples(store, "attention_maps", examples), window=window)
     folder.mkdir(parents=True, exist_ok=True)
     found.save(folder / "rollout.zarr.zip")
     path = draw_rollouts(store, found, folder / "rollout.png")
@@ -81,7 +70,7 @@ def roll_and_draw(store: ActivationStore, folder: Path, *, examples: Sequence[in
 
 def draw_rollouts(store: ActivationStore, found: RolloutResult, path: Path) -> Path:
     """Up to eight examples in rows of four: image, rollout onto its cells, boxes where known, caption and label."""
-    shown = range(min(len(found.examples), SHOWN_ROLLOUTS))
+    shown = range(min(len(found.examples), MOST_SHOWN))
     columns = min(len(shown), 4)
     from matplotlib.figure import Figure
 

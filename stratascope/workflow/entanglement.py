@@ -51,10 +51,8 @@ class Entanglement:
 
     @classmethod
     def load(cls, path: Path | str) -> Entanglement:
-        """Raises InvalidInputError if the file holds results of another kind."""
-        file = load_result(path)
-        if file.kind != RESULT_KIND:
-            raise InvalidInputError(f"{path}: expected results of kind {RESULT_KIND!r}, found {file.kind!r}")
+        """What `save` wrote; StoreError for any other file."""
+        file = load_result(path, RESULT_KIND)
         return cls(file.tables["table"], dict(file.attributes))
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.errors import InvalidInputError
 from stratascope.report import new_figure, paper_style
 from stratascope.report.attributions import draw_sum
 from stratascope.report.blocks import (
@@ -30,6 +29,7 @@ from stratascope.report.blocks import (
     Tokens,
 )
 from stratascope.report.page import Page
+from stratascope.workflow.choosing import example_number
 from stratascope.workflow.pictures import picture, relative_boxes
 
 if TYPE_CHECKING:
@@ -52,16 +52,6 @@ def write_explanation(store: ActivationStore, example: int | str, out: Path, *, 
     result = path.with_suffix(".zarr.zip")
     found.save(result)
     return f"page {path}, {path.stat().st_size / 1e3:.0f} kB, one file that needs nothing else\nresults in {result}"
-
-
-def example_number(store: ActivationStore, example: int | str) -> int:
-    """A number, or the number of an id; InvalidInputError for a number outside the store."""
-    text = str(example)
-    if not text.isdecimal():
-        return store.index_of(text)
-    if int(text) >= store.layout.examples:
-        raise InvalidInputError(f"expected an example from 0 to {store.layout.examples - 1}, or an id, found {text}")
-    return int(text)
 
 
 def explanation_page(

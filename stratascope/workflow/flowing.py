@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report import save_figure
 from stratascope.report.gallery import Tile, draw_gallery
+from stratascope.workflow.choosing import MOST_SHOWN, first_examples
 from stratascope.workflow.pictures import picture, relative_boxes, verdict
 
 if TYPE_CHECKING:
     from stratascope.analysis import FlowResult
     from stratascope.store import ActivationStore
 
-SHOWN = 8
 LIMITS = {
     "source": "limited by what leaves the final token's column",
     "target": "by what enters the cell's own",
@@ -42,21 +41,6 @@ def flow_and_draw(
     found.save(folder / "flow.zarr.zip")
     path = draw_flows(store, found, folder / "flow.png")
     return f"{flow_text(found)}\nfigure {path}\nresults in {folder}"
-
-
-def first_examples(store: ActivationStore, array: str, examples: Sequence[int] | None, most: int = SHOWN) -> list[int] | None:
-    """The examples asked for, or the first few that `array` holds; None where it is not recorded, so that the analysis says what is
-    missing."""
-    if examples is None:
-        if array not in store.layout.record:
-            return None
-        examples = np.flatnonzero(store.available(array))[:most].tolist()
-        if not examples:
-            raise NotRecordedError(f"expected examples with {array}, found none written yet; finish the extraction")
-    outside = [k for k in examples if not 0 <= k < store.layout.examples]
-    if outside:
-        raise InvalidInputError(f"expected example numbers from 0 to {store.layout.examples - 1}, found {outside[0]}")
-    return list(examples)
 
 
 def flow_text(found: FlowResult) -> str:
@@ -86,7 +70,7 @@ def draw_flows(store: ActivationStore, found: FlowResult, path: Path) -> Path:
     from stratascope.analysis.flow import CUTS
     from stratascope.analysis.rolled import on_image
 
-    numbers = [int(number) for number in found.examples["example"].iloc[:SHOWN]]
+    numbers = [int(number) for number in found.examples["example"].iloc[:MOST_SHOWN]]
     tiles = []
     for k, (number, boxes) in enumerate(zip(numbers, relative_boxes(store, numbers), strict=True)):
         row, cells = store.examples.iloc[number], found.onto_image(k)

@@ -22,7 +22,7 @@ from stratascope.analysis import (
     rollout_packed,
     rollout_stops,
 )
-from stratascope.errors import InvalidInputError, NotRecordedError, StratascopeError
+from stratascope.errors import InvalidInputError, NotRecordedError, StoreError, StratascopeError
 from stratascope.store import decode_maps, encode_maps
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -241,7 +241,7 @@ def test_results_load_back(store, tmp_path: Path) -> None:
 
 def test_results_of_another_kind_are_refused(store, tmp_path: Path) -> None:
     rollout_examples(store, [0]).save(tmp_path / "r.zarr.zip")
-    with pytest.raises(InvalidInputError, match="expected results of kind 'attention_share'"):
+    with pytest.raises(StoreError, match="expected a result of kind 'attention_share'"):
         AttentionShare.load(tmp_path / "r.zarr.zip")
 
 

@@ -128,7 +128,7 @@ def test_curves_survive_saving(curves, tmp_path):
         assert back.attributes["folds"] == 5
         assert back.difference(curve).onset().layer is None
     save_result(tmp_path / "other.zip", ResultFile(kind="rollout"))
-    with pytest.raises(StoreError, match="expected a layer_curve, found a rollout"):
+    with pytest.raises(StoreError, match="expected a result of kind 'layer_curve', found 'rollout'"):
         LayerCurve.load(tmp_path / "other.zip")
 
 

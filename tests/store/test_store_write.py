@@ -170,8 +170,8 @@ def _spoiled(name: str, at: tuple, value: float) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        (_spoiled("residual", (2, 1, 3, 4), np.inf), "found inf at layer 2, position 'image', example 3, hidden 4.*status 4"),
-        (_spoiled("residual", (0, 0, 0, 0), np.nan), "found nan at layer 0, position 'final', example 0"),
+        (_spoiled("residual", (2, 1, 3, 4), np.inf), "found inf at layer 2, position image, example 3, hidden 4.*status 4"),
+        (_spoiled("residual", (0, 0, 0, 0), np.nan), "found nan at layer 0, position final, example 0"),
         (_spoiled("answer_logits", (1, 0), np.nan), "answer_logits.*example 1, choice 0"),
         (_spoiled("attention_rows", (1, 2, 1, 0), 0.9), "layer 1, example 2, head 1"),
         (_spoiled("attention_rows", (1, 2, 1, 0), np.nan), "layer 1, example 2, head 1, token 0"),

@@ -1,0 +1,57 @@
+"""Which examples a command works on where its user names some, one or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stratascope.errors import InvalidInputError, NotRecordedError
+
+if TYPE_CHECKING:
+    from stratascope.store import ActivationStore
+
+MOST_SHOWN = 8
+"""Examples drawn side by side, and worked on where none are named."""
+
+
+def first_examples(store: ActivationStore, array: str, examples: Sequence[int] | None) -> list[int] | None:
+    """The examples asked for, or the first `MOST_SHOWN` that `array` holds; None where it is not recorded, so that the analysis says what
+    is missing.
+
+    Raises
+    ------
+    NotRecordedError
+        If none is written yet.
+    InvalidInputError
+        If a number is outside the store.
+    """
+    if examples is None:
+        if array not in store.layout.record:
+            return None
+        examples = np.flatnonzero(store.available(array))[:MOST_SHOWN].tolist()
+        if not examples:
+            raise NotRecordedError(f"expected examples with {array}, found none written yet; finish the extraction")
+    outside = [k for k in examples if not 0 <= k < store.layout.examples]
+    if outside:
+        raise InvalidInputError(f"expected example numbers from 0 to {store.layout.examples - 1}, found {outside[0]}")
+    return list(examples)
+
+
+def example_number(store: ActivationStore, example: int | str) -> int:
+    """A number, or the number of an id.
+
+    Raises
+    ------
+    InvalidInputError
+        If the number is outside the store.
+    NotRecordedError
+        If no example has the id.
+    """
+    text = str(example)
+    if not text.isdecimal():
+        return store.index_of(text)
+    if int(text) >= store.layout.examples:
+        raise InvalidInputError(f"expected an example from 0 to {store.layout.examples - 1}, or an id, found {text}")
+    return int(text)
