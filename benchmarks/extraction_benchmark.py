@@ -18,6 +18,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from stratascope.extract.attribution import directions, logit_parts
 from stratascope.extract.capture import Capture, Pooling, capturing, use_captured_attention
+from stratascope.extract.gradients import token_gradients
 
 VARIANTS = (
     "bare",
@@ -28,6 +29,7 @@ VARIANTS = (
     "+ logits by token",
     "+ maps",
     "+ maps of maxima",
+    "there and back, one by one",
     "eager, all attentions and hidden states",
 )
 
@@ -70,6 +72,15 @@ def passes(tokens: int, batch: int) -> dict[str, Callable[[], object]]:
 
         return run
 
+    ours.requires_grad_(False)
+    head = ours.lm_head.weight
+
+    def there_and_back() -> object:
+        def forward() -> object:
+            return ours(input_ids=ids[:1], position_ids=positions[:, :1], use_cache=False, logits_to_keep=1)
+
+        return token_gradients(forward, decoder.layers, lambda hidden: decoder.norm(hidden) @ (head[30] - head[40]))
+
     common = {"input_ids": ids, "position_ids": positions, "use_cache": False, "logits_to_keep": 1}
     return {
         VARIANTS[0]: lambda: bare(**common),
@@ -80,7 +91,8 @@ def passes(tokens: int, batch: int) -> dict[str, Callable[[], object]]:
         VARIANTS[5]: captured("head_outputs", "value_logits", parts=True),
         VARIANTS[6]: captured("maps"),
         VARIANTS[7]: captured("maps", fusion="max"),
-        VARIANTS[8]: lambda: eager(**common, output_attentions=True, output_hidden_states=True),
+        VARIANTS[8]: lambda: [there_and_back() for _ in range(batch)],
+        VARIANTS[9]: lambda: eager(**common, output_attentions=True, output_hidden_states=True),
     }
 
 

@@ -106,7 +106,7 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="residual,attention_rows,attention_maps,form_logits,top_tokens",
             show_default=True,
             help="What to store besides the answer's logits; also value_norms, value_logits, head_outputs, head_logits, vision_residual, "
-            "vision_output, knockout.",
+            "vision_output, hiding_estimate, knockout.",
         ),
         click.option("--fusion", default="mean", show_default=True, help="How a map's heads are made one: mean, max, min."),
         click.option("--maps", type=int, metavar="N", help="Attention maps of only N examples, evenly spread."),

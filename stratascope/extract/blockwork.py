@@ -112,8 +112,14 @@ class BlockWork:
         self.pieces.append(self._filling.submit(self._fill, batch, coming))
         knockouts = session.plan.knockouts
         chosen = [] if knockouts is None else [k for k in members if knockouts.chosen[k]]
-        if chosen:
+        backward = members if "hiding_estimate" in self.arrays else []
+        if chosen or backward:
             self._filling.drain()
+        for k in backward:
+            if k not in session.failed:
+                found, tokens = session.token_gradients(k, self._batch([k])), len(session.plan.layouts[k].ids)
+                self.arrays["gradient_input"][k - self._first, :tokens] = found.inputs.cpu().numpy()
+                self.arrays["hiding_estimate"][k - self._first, :tokens] = found.hiding.cpu().numpy()
         for k in chosen:
             if k not in session.failed:
                 self.arrays["knockout"][k - self._first] = session.knock_out(k, self._batch([k]))

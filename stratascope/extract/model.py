@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from stratascope.extract.attribution import LogitParts, check_attributable, dire
 from stratascope.extract.capture import Capture, Pooling, capturing, use_captured_attention
 from stratascope.extract.cutting import ImageRule
 from stratascope.extract.features import ImageFeatures, given_to_model, image_features, places, takes_features
+from stratascope.extract.gradients import TokenGradients, token_gradients
 from stratascope.extract.inputs import PreparedImages, forward_inputs, joined, prepare_image
 from stratascope.extract.knockout import check_trace, effects, tracing
 from stratascope.extract.sources import ModelSource
@@ -140,7 +142,7 @@ class CaptureModel:
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise InvalidInputError(f"{source.name}: expected all weights, found {len(missing)} missing, the first {missing[0]!r}")
-        self.model = model.to(self.device).eval()
+        self.model = model.to(self.device).eval().requires_grad_(False)
         self.decoder = use_captured_attention(self.model)
         self.takes_features = takes_features(self.model)
         """Whether images may be given as features that were computed before."""
@@ -240,14 +242,23 @@ class CaptureModel:
         with tracing(blocks) as trace:
             self.model(**self._inputs(batch), use_cache=False, logits_to_keep=1)
 
-        def difference(hidden: torch.Tensor) -> torch.Tensor:
-            logits = self._logits(hidden.float(), pair)
-            return logits[:, 0] - logits[:, 1]
-
+        difference = partial(self._difference, pair)
         if check is not None:
             scale = float(self._logits(trace.inputs[len(blocks)][:, -1].float(), pair).abs().max())
             check_trace(blocks, trace, difference, check * max(1.0, scale))
         return effects(blocks, trace, targets, knockouts, difference, budget)
+
+    def gradients(self, batch: Batch, pair: tuple[int, int]) -> TokenGradients:
+        """What each token of one example is worth to the first answer's logit minus the second's, see `token_gradients`."""
+        given = self._inputs(batch)
+        blocks: Any = self.decoder.layers
+        with torch.no_grad():
+            return token_gradients(lambda: self.model(**given, use_cache=False, logits_to_keep=1), blocks, partial(self._difference, pair))
+
+    def _difference(self, pair: tuple[int, int], hidden: torch.Tensor) -> torch.Tensor:
+        """(n, hidden) leaving the last block -> (n,)."""
+        logits = self._logits(hidden.float(), pair)
+        return logits[:, 0] - logits[:, 1]
 
     @torch.inference_mode()
     def readout(self, residual: np.ndarray, choice_ids: Sequence[int]) -> np.ndarray:

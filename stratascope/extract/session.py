@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stratascope.errors import InvalidInputError
 from stratascope.extract.blockwork import BlockWork
 from stratascope.extract.capture import Pooling
 from stratascope.extract.features import FeatureCache, ImageFeatures, room_for_features
+from stratascope.extract.gradients import TokenGradients
 from stratascope.extract.inputs import PreparedImages, joined
 from stratascope.extract.model import Batch, CaptureModel, Coming, Wanted
 from stratascope.extract.pipeline import Behind, ahead
@@ -130,6 +132,22 @@ class ExtractionSession:
             torch.cuda.empty_cache()
             self.halvings += 1
             self.knockout_tokens = max(1, self.knockout_tokens // 2)
+
+    def token_gradients(self, example: int, batch: Batch) -> TokenGradients:
+        """What each token of an example that is a batch by itself is worth to the answer.
+
+        Raises
+        ------
+        InvalidInputError
+            If the memory does not hold one example's way back.
+        """
+        try:
+            return self.model.gradients(batch, (self.wanted.choices[0], self.wanted.choices[1]))
+        except torch.OutOfMemoryError as error:
+            raise InvalidInputError(
+                f"expected memory for the way back through one example of {batch.input_ids.shape[1]} tokens on {self.model.device}, found "
+                f"too little ({str(error).splitlines()[0]}); leave hiding_estimate out of --record, or lower --max-pixels"
+            ) from error
 
     def next_batch(self, members: Sequence[int]) -> list[int]:
         """As many of `members`, sorted by length, as make a padded batch within the token budget; at least one."""

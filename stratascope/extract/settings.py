@@ -24,13 +24,14 @@ RECORDS = (
     "value_logits",
     "vision_residual",
     "vision_output",
+    "hiding_estimate",
     "knockout",
 )
 """What can be recorded; the answer's logits always are."""
 
 DEFAULT_RECORDS = RECORDS[:5]
 
-COMPANIONS = {"head_logits": ("mlp_logits", "embedding_logits"), "top_tokens": ("top_logits",)}
+COMPANIONS = {"head_logits": ("mlp_logits", "embedding_logits"), "top_tokens": ("top_logits",), "hiding_estimate": ("gradient_input",)}
 """Arrays that come with one that was asked for."""
 
 TOP_TOKENS = 5

@@ -23,6 +23,8 @@ COLOURS = {
 """Spans that are shown, and their colours in a terminal."""
 
 MOST_FAILURES = 5
+PASSES_BACK = 2.5
+"""Of processor time, measured: docs/benchmarks.md."""
 
 
 def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
@@ -42,6 +44,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         *_beyond_cells(plan),
         f"blocks     {layout.blocks} of {layout.block} examples",
         *_knockouts(plan),
+        *_estimates(plan),
         "",
         f"{'array':<18} {'shape':<58} {'raw':>9} {'on disk':>9}",
     ]
@@ -73,6 +76,15 @@ def _knockouts(plan: ExtractionPlan) -> list[str]:
     return [
         f"knockouts  {chosen:,} examples x {kinds}: the work of {passes:,.0f} passes beside the {len(plan.examples):,} of the examples, "
         f"{passes / chosen:,.0f} for each (less by --knockouts, --knockout-window, --knockout-modes)"
+    ]
+
+
+def _estimates(plan: ExtractionPlan) -> list[str]:
+    """What the way back adds, where it is gone."""
+    if "hiding_estimate" not in plan.store.record:
+        return []
+    return [
+        f"estimates  {len(plan.examples):,} examples there and back, one at a time: the work of {PASSES_BACK} passes beside each one's own"
     ]
 
 

@@ -165,6 +165,15 @@ TABLE = (
         "what the final token's embedding and the biases of the head add to that difference", True,
     ),
     ArrayKind(
+        "hiding_estimate", ("example", "token"), "float32", _NAN, {}, "zstd", "block",
+        "first-order estimate of what hiding each token from all later ones in all blocks does to that difference; NaN beyond n_tokens",
+        True,
+    ),
+    ArrayKind(
+        "gradient_input", ("example", "token"), "float32", _NAN, {}, "zstd", "block",
+        "gradient of that difference by what enters the first block at each token, times it; NaN beyond n_tokens", True,
+    ),
+    ArrayKind(
         "knockout", ("example", "knockout_mode", "knockout_window", "knockout_target"), "float32", _NAN, {}, "zstd", "block",
         "difference of the first two choices' logits with the target hidden, less the same with nothing hidden; NaN if not measured",
         True, gaps=True,

@@ -91,6 +91,8 @@ def estimated_sizes(
             continue
         if spec.name == "attention_maps":
             values = _maps(layout, spec, lengths, mapped)
+        elif spec.name in ("gradient_input", "hiding_estimate"):
+            values = filled * _LOGITS["float32"]
         elif "token" in spec.dims:
             values = filled * _row_share(layout, spec, lengths)
         elif spec.position_dim is not None:
