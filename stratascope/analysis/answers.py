@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stratascope.analysis.blockwise import example_numbers
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
 
 RESULT_KIND = "answer_confidence"
 
@@ -123,7 +123,7 @@ def answer_confidence(
     rows += sorted(by_relation, key=lambda row: -int(row["examples"]))
     attributes = {
         "store": store.fingerprint(),
-        "condition": store.provenance["condition"],
+        "condition": condition_of(store.provenance),
         "choices": list(store.layout.choices),
         "level": level,
     }

@@ -140,6 +140,14 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ..."),
         click.option("--strict", is_flag=True, help="Stop at images that cannot be decoded, instead of recording them as failed."),
         click.option("--revision", help="Branch, tag or commit of a Hub model."),
+        click.option(
+            "--untrained",
+            type=int,
+            is_flag=False,
+            flag_value=0,
+            metavar="[SEED]",
+            help="Freshly drawn weights instead of the model's own: a baseline for probes.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)

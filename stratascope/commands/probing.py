@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     "baselines",
     multiple=True,
     metavar="[NAME=]STORE",
-    help="Store of the same examples (blank images, untrained weights) to be compared with; may be repeated.",
+    help="Store of the same examples to compare with (--condition blank, --untrained), named after that; may be repeated.",
 )
 @click.option("--values", multiple=True, metavar="NAME=FILE.csv", help="A task of your own: a table with columns id and value.")
 @click.option(
@@ -108,13 +108,20 @@ def probe(store: str, out: Path | None, baselines: tuple[str, ...], values: tupl
 
 
 def _baselines(texts: tuple[str, ...]) -> dict[str, ActivationStore]:
-    """Stores by name; one without is named baseline, baseline-2, ..."""
+    """Stores by name; one without is named after what sets it apart: blank, untrained, ...; else baseline."""
+    from stratascope.store import condition_of
+
     found: dict[str, ActivationStore] = {}
     for text in texts:
         name, equals, path = text.partition("=")
-        if not equals or "/" in name:
-            name, path = "baseline" if not found else f"baseline-{len(found) + 1}", text
-        found[name] = open_store(path)
+        named = bool(equals) and "/" not in name
+        store = open_store(path if named else text)
+        if not named:
+            plain = condition_of(store.provenance).replace("original", "baseline").replace(", ", "-")
+            name = next(n for n in (plain, *(f"{plain}-{k + 2}" for k in range(len(found)))) if n not in found)
+        if name in found:
+            raise click.BadParameter(f"expected a name for each baseline, found {name!r} twice", param_hint="--baseline")
+        found[name] = store
     return found
 
 

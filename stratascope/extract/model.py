@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageTextToText
-from transformers.utils import logging as hf_logging
+from transformers import AutoImageProcessor
 
 from stratascope.errors import InvalidInputError
 from stratascope.extract.attribution import LogitParts, check_attributable, directions, logit_parts
@@ -21,6 +20,7 @@ from stratascope.extract.features import ImageFeatures, given_to_model, image_fe
 from stratascope.extract.gradients import TokenGradients, token_gradients
 from stratascope.extract.inputs import PreparedImages, forward_inputs, joined, prepare_image
 from stratascope.extract.knockout import check_trace, effects, tracing
+from stratascope.extract.loading import load_model
 from stratascope.extract.sources import ModelSource
 from stratascope.extract.targets import Knockouts
 from stratascope.extract.transfer import Arrival, side_of, to_host
@@ -112,37 +112,27 @@ class Wanted:
 class CaptureModel:
     """A vision-language model that answers batches with what was captured on the way.
 
+    Parameters
+    ----------
+    untrained
+        Seed of freshly drawn weights; None: the files' own.
+
     Raises
     ------
     InvalidInputError
         If the weights do not fit the configuration, or the device is absent.
     """
 
-    def __init__(self, source: ModelSource, *, device: str, dtype: str, rule: ImageRule) -> None:
+    def __init__(self, source: ModelSource, *, device: str, dtype: str, rule: ImageRule, untrained: int | None = None) -> None:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise InvalidInputError(f"expected a CUDA device for --device {device}, found none; use --device cpu")
         self.device, self.dtype, self._rule = torch.device(device), getattr(torch, dtype), rule
-        bars = hf_logging.is_progress_bar_enabled()
-        hf_logging.disable_progress_bar()
+        model = load_model(source, self.dtype, untrained)
         try:
-            model, info = AutoModelForImageTextToText.from_pretrained(
-                source.folder,
-                dtype=self.dtype,
-                output_loading_info=True,
-                local_files_only=True,
-            )
             self.image_processor = AutoImageProcessor.from_pretrained(source.folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise InvalidInputError(
-                f"{source.name}: expected weights that fit its configuration in {source.folder}, found: {error}"
-            ) from error
-        finally:
-            if bars:
-                hf_logging.enable_progress_bar()
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
-            raise InvalidInputError(f"{source.name}: expected all weights, found {len(missing)} missing, the first {missing[0]!r}")
-        self.model = model.to(self.device).eval().requires_grad_(False)
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"{source.name}: expected its image processor in {source.folder}, found: {error}") from error
+        self.model = model.to(self.device).requires_grad_(False)
         self.decoder = use_captured_attention(self.model)
         self.takes_features = takes_features(self.model)
         """Whether images may be given as features that were computed before."""

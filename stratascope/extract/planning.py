@@ -47,7 +47,8 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         For anything that would make the extraction fail or mean nothing: bad rows, missing or unreadable images, an answer
         that is not one token, a prompt longer than the model's context, a position that no example has.
     """
-    source = resolve_model(settings.model, revision=settings.revision, weights=weights)
+    trained = settings.untrained is None
+    source = resolve_model(settings.model, revision=settings.revision, weights=weights and trained)
     shape = model_shape(source)
     if "vision_residual" in settings.record and not check_family(source).tower:
         raise InvalidInputError(
@@ -120,7 +121,8 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             "family": str(source.config["model_type"]),
             "dtype": dtype,
             "device": device.partition(":")[0],
-            "files": source.digests(),
+            "files": source.digests(weights=trained),
+            **({} if trained else {"untrained": settings.untrained}),
         },
         "processor": {"rule": type(rule).__name__, **rule.settings()},
         "prompt": {

@@ -57,7 +57,9 @@ class ExtractionSession:
     def __init__(self, plan: ExtractionPlan, batch_tokens: int) -> None:
         self.plan, self.batch_tokens = plan, batch_tokens
         model = plan.provenance["model"]
-        self.model = CaptureModel(plan.source, device=plan.device, dtype=model["dtype"], rule=plan.tokenizer.rule)
+        self.model = CaptureModel(
+            plan.source, device=plan.device, dtype=model["dtype"], rule=plan.tokenizer.rule, untrained=plan.settings.untrained
+        )
         self.wanted = Wanted(
             choices=tuple(plan.tokenizer.choice_ids.values()),
             arrays=plan.store.record & {"value_norms", "value_logits", "head_outputs", "head_logits"},

@@ -83,6 +83,8 @@ class ExtractionSettings:
     """float32, bfloat16 or float16; None: float32 on a CPU, the weights' own on a GPU."""
     device: str = "auto"
     revision: str | None = None
+    untrained: int | None = None
+    """Seed of freshly drawn weights in the model's architecture, for a baseline; None: the model's own weights."""
     block: int = 64
     seed: int = 0
     image_size: tuple[int, int] | None = field(default=None, compare=False)
@@ -103,7 +105,12 @@ class ExtractionSettings:
         for option, value in (("--limit", self.limit), ("--block", self.block), ("--max-pixels", self.max_pixels)):
             if value is not None and value < 1:
                 raise InvalidInputError(f"expected {option} to be at least 1, found {value}")
-        for option, value in (("--maps", self.maps), ("--knockouts", self.knockouts), ("--knockout-window", self.knockout_window)):
+        for option, value in (
+            ("--maps", self.maps),
+            ("--knockouts", self.knockouts),
+            ("--knockout-window", self.knockout_window),
+            ("--untrained", self.untrained),
+        ):
             if value is not None and value < 0:
                 raise InvalidInputError(f"expected {option} to be 0 or more, found {value}")
         for name in self.knockout_modes:

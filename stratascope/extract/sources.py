@@ -103,9 +103,18 @@ class ModelSource:
             raise InvalidInputError(f"{self.name}: expected a fast tokenizer (tokenizer.json) in {self.folder}, found none")
         return path
 
-    def digests(self) -> dict[str, str]:
-        """SHA-256 of tokenizer, chat template and weights by name; weights of a Hub model are pinned by its commit instead."""
-        files = [self.tokenizer_file, *(sorted(self.folder.glob("*.safetensors")) if self.revision is None else [])]
+    def digests(self, *, weights: bool = True) -> dict[str, str]:
+        """SHA-256 of tokenizer, chat template and what holds or makes the weights, by name; a Hub model's commit pins the last.
+
+        Parameters
+        ----------
+        weights
+            Whether the model's own are used; freshly drawn ones follow from its configuration.
+        """
+        made_from = (
+            (sorted(self.folder.glob("*.safetensors")) if weights else [self.folder / "config.json"]) if self.revision is None else []
+        )
+        files = [self.tokenizer_file, *made_from]
         found = {path.name: _sha256(path) for path in files}
         if self.chat_template is not None:
             found["chat_template"] = hashlib.sha256(self.chat_template.encode()).hexdigest()

@@ -31,11 +31,12 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     """What would be recorded, in which shapes, at what cost on disk."""
     counts, layout = plan.token_counts, plan.store
     model = plan.provenance["model"]
+    drawn = plan.settings.untrained
     cells = np.array([np.prod(tokens.grid) for tokens in plan.layouts])
     lines = [
         f"model      {plan.settings.model} ({model['family']}): {plan.shape.layers} blocks, hidden {plan.shape.hidden}, "
         f"{plan.shape.heads} heads; "
-        f"{model['dtype']} on {model['device']}",
+        f"{model['dtype']} on {model['device']}{'' if drawn is None else f'; untrained, weights drawn with seed {drawn}'}",
         f"prompt     {plan.prompt.name}: {plan.prompt.text!r}; answers "
         + ", ".join(f"{c!r} = token {t}" for c, t in plan.tokenizer.choice_ids.items()),
         f"condition  {plan.settings.condition}",

@@ -17,7 +17,7 @@ from stratascope.probe.events import LayerEvent, event_table
 from stratascope.probe.losses import probabilities
 from stratascope.probe.metrics import main_metric, predict
 from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ResultFile, load_result, save_result
+from stratascope.store import ResultFile, condition_of, load_result, save_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -163,7 +163,8 @@ class LayerCurve(Shown):
         self._refuse_unpaired(baseline)
         other = baseline.rows(name)["value"].to_numpy()
         facts["baseline"] = {"task": baseline.task, **{key: baseline.attributes.get(key) for key in ("store", "fingerprint")}}
-        facts["baseline"]["condition"] = baseline.attributes.get("provenance", {}).get("condition")
+        if "provenance" in baseline.attributes:
+            facts["baseline"]["condition"] = condition_of(baseline.attributes["provenance"])
         return Advantage.of(
             self.layers,
             value - other,

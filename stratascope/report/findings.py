@@ -12,7 +12,7 @@ import pandas as pd
 
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
 from stratascope.report.blocks import Source
-from stratascope.store import ActivationStore, ResultFile, load_result
+from stratascope.store import ActivationStore, ResultFile, condition_of, load_result
 
 ENDING = ".zarr.zip"
 
@@ -48,9 +48,9 @@ class Found:
 
     @property
     def condition(self) -> str:
-        """What was done to the images of its store."""
+        """What sets its store apart: what was done to the images, `untrained` weights, both; `original` where nothing."""
         own = self.attributes
-        return str(own.get("condition") or own.get("provenance", {}).get("condition") or "original")
+        return str(own.get("condition") or condition_of(own.get("provenance", {})))
 
     @property
     def task(self) -> str:
@@ -98,11 +98,11 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """Results of one store, and curves of stores that differ from it in the condition alone."""
+    """Results of one store, and curves of stores that differ from it in the condition alone, or in that their weights are untrained."""
 
     own: Sequence[Found]
     beside: Sequence[Found] = ()
-    """Baselines: the same model and examples under another condition."""
+    """Baselines: the same architecture and examples under another condition."""
     others: int = 0
     """Files left out because they are of other stores."""
 
@@ -245,14 +245,21 @@ def _files(paths: Iterable[Path]) -> Iterable[tuple[Path, Path]]:
 
 
 def _comparable(found: Found, provenance: dict[str, Any]) -> bool:
-    """Whether a curve is of the same model and examples under another condition."""
+    """Whether a curve is of the same model, trained or not, and examples under another condition."""
     theirs = found.attributes.get("provenance") or {}
-    if found.kind != "layer_curve" or theirs.get("condition") == provenance.get("condition"):
+    if found.kind != "layer_curve" or condition_of(theirs) == condition_of(provenance):
         return False
     pairs = [(p.get("model", {}), p.get("data", {})) for p in (theirs, provenance)]
     (model, data), (own_model, own_data) = pairs
-    same = all(model.get(key) == own_model.get(key) for key in ("name", "revision", "files"))
+    drawn = [m for m in (model, own_model) if m.get("untrained") is not None]
+    same = all(model.get(key) == own_model.get(key) for key in ("name", "revision"))
+    same &= model.get("files") == own_model.get("files") or (len(drawn) == 1 and _text_files(model) == _text_files(own_model))
     return same and data.get("examples") == own_data.get("examples") and bool(data.get("examples"))
+
+
+def _text_files(model: dict[str, Any]) -> dict[str, str]:
+    """Digests of what lays out prompts; the rest is of what weights are loaded or drawn from."""
+    return {name: digest for name, digest in (model.get("files") or {}).items() if name in ("tokenizer.json", "chat_template")}
 
 
 def _name(found: Found) -> str:

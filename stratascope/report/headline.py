@@ -50,7 +50,8 @@ def headline(findings: Findings) -> list[Block]:
         source = answers[0].source("tables/confidence", "all relations")
         right = Cited(percent(row["accuracy"]), float(row["accuracy"]), source)
         ends = _ends(row["accuracy_low"], row["accuracy_high"], answers[0], "all relations", table="tables/confidence")
-        blocks.append(Prose(["The model itself answers ", right, *ends, " of the examples right."], lead=True))
+        who = "With untrained weights the model answers " if answers[0].condition.startswith("untrained") else "The model itself answers "
+        blocks.append(Prose([who, right, *ends, " of the examples right."], lead=True))
         tiles.append(Fact(right, "of the model's answers are right", ends))
     return [Facts(tiles), *blocks] if tiles else blocks
 

@@ -142,6 +142,7 @@ def advantage_name(found: Found) -> str:
     condition = str(over.get("condition") or "chance")
     names = {"shuffled": "shuffled labels", "control": "the control task"}
     names |= {"blank": "blank images", "mirror": "mirrored images", "shuffled-image": "exchanged images"}
+    names |= {"untrained": "untrained weights"}
     return names.get(control or condition, control or condition)
 
 

@@ -19,11 +19,13 @@ def provenance(store: ActivationStore, findings: Findings) -> list[Block]:
     """What made the store and its results, and the commands that make them again."""
     held = store.provenance
     model, prompt, libraries = (dict(held.get(name) or {}) for name in ("model", "prompt", "libraries"))
+    seed = model.get("untrained")
+    drawn = None if seed is None else f"untrained, weights drawn with seed {seed}"
     facts = [
         ("store", PurePath(store.name).name),
         ("fingerprint", store.fingerprint()[:16]),
         ("written", f"{held.get('created') or 'date unknown'}; {'complete' if store.complete else 'incomplete'}"),
-        ("model", _joined(model.get("name"), model.get("revision"), model.get("dtype"), model.get("hardware"))),
+        ("model", _joined(model.get("name"), model.get("revision"), drawn, model.get("dtype"), model.get("hardware"))),
         ("prompt", _joined(prompt.get("name"), prompt.get("text"))),
         ("condition", str(held.get("condition"))),
         ("examples", f"{store.layout.examples:,} on {store.examples['image'].nunique():,} images"),

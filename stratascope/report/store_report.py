@@ -12,7 +12,7 @@ from stratascope.report.headline import headline
 from stratascope.report.page import Page
 from stratascope.report.redo import provenance
 from stratascope.report.sections import attention_blocks, curve_blocks, position_blocks, relation_blocks, remark_blocks
-from stratascope.store import ActivationStore
+from stratascope.store import ActivationStore, condition_of
 
 
 def report_page(store: ActivationStore, findings: Findings, *, command_name: str, title: str = "", cards: Sequence[Card] = ()) -> Page:
@@ -30,6 +30,8 @@ def report_page(store: ActivationStore, findings: Findings, *, command_name: str
     layout = store.layout
     name = str(store.provenance.get("model", {}).get("name") or "the model")
     model = "the built-in model" if name == "demo" else name.rstrip("/").rpartition("/")[2]
+    condition = condition_of(store.provenance)
+    model += " with untrained weights" if condition.startswith("untrained") else ""
     answers = Missing(
         "No examples yet, since the model's answers are not among the results; make them with", f"stratascope answers {command_name}"
     )
@@ -49,7 +51,7 @@ def report_page(store: ActivationStore, findings: Findings, *, command_name: str
         title or f"In which layers of {model} a spatial relation can be read",
         sections,
         f"{PurePath(store.name).name} · {layout.examples:,} examples · {layout.layers} decoder blocks of {layout.heads} heads · "
-        f"condition {store.provenance.get('condition', 'original')}",
+        f"condition {condition}",
         f"Made by Stratascope from {len(findings.own) + len(findings.beside)} results files; the same files give the same page.",
     )
 

@@ -6,7 +6,7 @@ from stratascope.store.create import create_store
 from stratascope.store.difference import StoreDifference, diff_stores
 from stratascope.store.layout import RECORDED, STATUS_CODES, StoreLayout
 from stratascope.store.packing import decode_maps, encode_maps
-from stratascope.store.provenance import VOLATILE
+from stratascope.store.provenance import VOLATILE, condition_of
 from stratascope.store.reader import ActivationStore
 from stratascope.store.results import ResultFile, load_result, save_result
 from stratascope.store.verify import Verification, repair, verify
@@ -23,6 +23,7 @@ __all__ = [
     "StoreDifference",
     "StoreLayout",
     "Verification",
+    "condition_of",
     "copy_store",
     "create_store",
     "decode_maps",

@@ -91,7 +91,9 @@ def _facts(store: ActivationStore) -> list[str]:
         lines.append(f"layers taken: {', '.join(map(str, layout.kept_layers))}")
     model = store.provenance.get("model")
     if isinstance(model, dict):
-        lines.append("model: " + ", ".join(str(model[k]) for k in ("name", "revision", "family", "dtype") if model.get(k)))
+        drawn = model.get("untrained")
+        facts = [str(model[k]) for k in ("name", "revision", "family", "dtype") if model.get(k)]
+        lines.append("model: " + ", ".join([*facts, *([] if drawn is None else [f"untrained: weights drawn with seed {drawn}"])]))
     elif model:
         lines.append(f"model: {model}")
     return lines

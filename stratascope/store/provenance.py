@@ -89,6 +89,14 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], *, ignore: tuple[str
     return {n: (left.get(n, "(absent)"), right.get(n, "(absent)")) for n in names if left.get(n, _MISSING) != right.get(n, _MISSING)}
 
 
+def condition_of(provenance: Mapping[str, Any]) -> str:
+    """What sets a store apart from the trained model on untouched images: `original` (nothing), `blank`, ..., `untrained`, both."""
+    model, condition = provenance.get("model"), str(provenance.get("condition") or "original")
+    if not isinstance(model, Mapping) or model.get("untrained") is None:
+        return condition
+    return "untrained" if condition == "original" else f"untrained, {condition}"
+
+
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()).hexdigest()

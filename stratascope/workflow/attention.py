@@ -30,6 +30,8 @@ def save_answers(store: ActivationStore, folder: Path) -> str:
         f"of {row['examples']:,}, confidence {row['confidence']:.2f}"
         for row in chosen
     ]
+    if found.attributes["condition"].startswith("untrained"):
+        lines.insert(0, "of untrained weights, not of the model:")
     return "\n".join([*lines, f"results in {folder}"])
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stratascope.errors import InvalidInputError, StoreError
+from stratascope.store import condition_of
 
 PAGE_FILES = {
     "index.html": "text/html; charset=utf-8",
@@ -54,9 +55,9 @@ def result_index(folder: Path) -> bytes:
 def _condition(told: dict[str, Any]) -> Any:
     """What was done to the images of the store that a result is of; None where it does not say."""
     found: Any = told
-    for name in ("settings", "provenance", "condition"):
+    for name in ("settings", "provenance"):
         found = found.get(name) if isinstance(found, dict) else None
-    return told.get("condition", found)
+    return told.get("condition", condition_of(found) if isinstance(found, dict) else None)
 
 
 def _head(path: Path) -> dict[str, Any] | None:
