@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+__all__ = [
+    "CaptureError",
+    "DownloadError",
+    "InvalidInputError",
+    "MissingExtraError",
+    "NotRecordedError",
+    "ProvenanceMismatchError",
+    "StoreError",
+    "StratascopeError",
+    "TooFewExamplesError",
+    "UnwrittenBlockError",
+]
+
 
 class StratascopeError(Exception):
     """Anything that Stratascope refuses or cannot do."""

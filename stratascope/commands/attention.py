@@ -163,7 +163,7 @@ def entanglement(store: str, full_attention: tuple[int, ...] | None, seed: int, 
     Example, after 'stratascope demo --out demo':
       stratascope entanglement demo/original.zarr --full-attention 2
     """
-    from stratascope.workflow.entanglement import entangle_and_draw
+    from stratascope.workflow.entangling import entangle_and_draw
 
     folder = out or results_folder(store)
     click.echo(entangle_and_draw(open_store(store), folder, full_attention=full_attention, seed=seed, scheduler=scheduler))

@@ -1,9 +1,53 @@
-"""Examples: VSR files, COCO boxes, generated scenes, prompts; no torch."""
+"""Examples: VSR files, COCO boxes, generated scenes, prompts, and fetching them; no torch. Names are imported when they are first used."""
 
-from stratascope.datasets.boxes import BoxIndex, cells_in_box
-from stratascope.datasets.captions import CaptionParts, split_caption
-from stratascope.datasets.examples import Example, load_examples
-from stratascope.datasets.prompts import PROMPTS, Prompt
-from stratascope.datasets.scenes import write_scenes
+from __future__ import annotations
 
-__all__ = ["PROMPTS", "BoxIndex", "CaptionParts", "Example", "Prompt", "cells_in_box", "load_examples", "split_caption", "write_scenes"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stratascope.datasets.boxes import BoxIndex, cells_in_box
+    from stratascope.datasets.captions import CaptionParts, split_caption
+    from stratascope.datasets.example import Example
+    from stratascope.datasets.examples import load_examples
+    from stratascope.datasets.fetch import FetchChoice, FetchReport, fetch_vsr
+    from stratascope.datasets.prompts import PROMPTS, FilledPrompt, Prompt
+    from stratascope.datasets.scenes import write_scenes
+
+_MODULES = {
+    "BoxIndex": "boxes",
+    "CaptionParts": "captions",
+    "Example": "example",
+    "FetchChoice": "fetch",
+    "FetchReport": "fetch",
+    "FilledPrompt": "prompts",
+    "PROMPTS": "prompts",
+    "Prompt": "prompts",
+    "cells_in_box": "boxes",
+    "fetch_vsr": "fetch",
+    "load_examples": "examples",
+    "split_caption": "captions",
+    "write_scenes": "scenes",
+}
+
+__all__ = [
+    "PROMPTS",
+    "BoxIndex",
+    "CaptionParts",
+    "Example",
+    "FetchChoice",
+    "FetchReport",
+    "FilledPrompt",
+    "Prompt",
+    "cells_in_box",
+    "fetch_vsr",
+    "load_examples",
+    "split_caption",
+    "write_scenes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from stratascope.probe.splits import Leakage, official_split, split_leakage
     from stratascope.probe.study import Study, head_curves, layer_curve, plan_study, probe_study
     from stratascope.probe.tasks import Task, task_from_values
+    from stratascope.probe.tower import Entanglement, entanglement
     from stratascope.probe.transfer import transfer_matrix, transfer_of
 
 _MODULES = {
     "Advantage": "advantage",
     "Codelength": "codelength",
+    "Entanglement": "tower",
     "Folds": "folds",
     "LayerCurve": "curve",
     "LayerEvent": "events",
@@ -39,6 +41,7 @@ _MODULES = {
     "calibration": "reliability",
     "codelength_by_layer": "codelength",
     "confusion": "breakdown",
+    "entanglement": "tower",
     "grouped_folds": "folds",
     "head_curves": "study",
     "layer_curve": "study",
@@ -55,6 +58,7 @@ _MODULES = {
 __all__ = [
     "Advantage",
     "Codelength",
+    "Entanglement",
     "Folds",
     "LayerCurve",
     "LayerEvent",
@@ -69,6 +73,7 @@ __all__ = [
     "calibration",
     "codelength_by_layer",
     "confusion",
+    "entanglement",
     "grouped_folds",
     "head_curves",
     "layer_curve",

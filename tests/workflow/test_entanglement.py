@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.probe import Entanglement, entanglement
 from stratascope.store import ActivationStore
-from stratascope.workflow.entanglement import Entanglement, entanglement
 
 
 @pytest.fixture(scope="module")

@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
-from stratascope.report import new_figure, paper_style, save_figure
-from stratascope.report.tower import draw_tower
-from stratascope.store import ResultFile, load_result, save_result
+from stratascope.probe.curve import LayerCurve
+from stratascope.probe.study import probe_study
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 
-if TYPE_CHECKING:
-    from stratascope.probe import LayerCurve
-    from stratascope.store import ActivationStore
-
-RESULT_KIND = "entanglement"
+KIND = "entanglement"
 PLACES = {"subject_box": ("subject", "object"), "object_box": ("object", "subject")}
 """Position -> whose cells they are, and who the other is."""
 FULL_ATTENTION = {("qwen2_5_vl", 32): (7, 15, 23, 31)}
@@ -39,7 +35,18 @@ class Entanglement:
     """store, condition, full_attention (blocks), folds, seed, level, without_relation (why the relation was not asked for, or "")."""
 
     def rows(self, position: str, what: str) -> pd.DataFrame:
-        """Rows of one curve, by layer, the merged one last."""
+        """Rows of one curve, by layer, the merged one last.
+
+        Parameters
+        ----------
+        position, what
+            As in the table.
+
+        Raises
+        ------
+        InvalidInputError
+            If the table has no such curve.
+        """
         found = self.table[(self.table["position"] == position) & (self.table["what"] == what)]
         if found.empty:
             raise InvalidInputError(f"expected a curve of the table, found {position}, {what}")
@@ -47,12 +54,12 @@ class Entanglement:
 
     def save(self, path: Path | str) -> None:
         """Write the result to one file."""
-        save_result(path, ResultFile(RESULT_KIND, {"table": self.table}, {}, self.attributes))
+        save_result(path, ResultFile(KIND, {"table": self.table}, {}, self.attributes))
 
     @classmethod
     def load(cls, path: Path | str) -> Entanglement:
         """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
+        file = load_result(path, KIND)
         return cls(file.tables["table"], dict(file.attributes))
 
 
@@ -74,14 +81,16 @@ def entanglement(
     ----------
     full_attention
         Blocks that attend to the whole image, to be marked; those of the family by default, none where they are not known.
+    folds, seed, level
+        Of the probes and their intervals, as of `probe_study`.
+    scheduler
+        Where blocks of the tower are worked on, as of `probe_study`.
 
     Raises
     ------
     NotRecordedError
         If the store holds no residual stream of the vision tower, or no boxes.
     """
-    from stratascope.probe import probe_study
-
     layout = store.layout
     if "vision_residual" not in layout.record:
         raise NotRecordedError(
@@ -136,45 +145,3 @@ def _place(curve: LayerCurve, who: str, level: float) -> pd.DataFrame:
 
 def _known(store: ActivationStore) -> tuple[int, ...]:
     return FULL_ATTENTION.get((store.provenance["model"].get("family", ""), store.layout.vision_layers), ())
-
-
-def entangle_and_draw(
-    store: ActivationStore, folder: Path, *, full_attention: Sequence[int] | None = None, seed: int = 0, scheduler: str | None = None
-) -> str:
-    """Entanglement of a store: saved, drawn, and said for the first and the last layer of the tower and the merged cells."""
-    found = entanglement(store, full_attention=full_attention, seed=seed, scheduler=scheduler)
-    folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / "entanglement.zarr.zip")
-    path = draw_entanglement(found, folder / "entanglement.png")
-    lines = [
-        _said(found, position, what) for position, what in dict.fromkeys(zip(found.table["position"], found.table["what"], strict=True))
-    ]
-    if found.attributes["without_relation"]:
-        lines.append(f"not asked for the relation: {found.attributes['without_relation']}")
-    return "\n".join([*lines, f"figure {path}", f"results in {folder}"])
-
-
-def _said(found: Entanglement, position: str, what: str) -> str:
-    rows = found.rows(position, what)
-    tower, merged = rows[rows["stage"] == "tower"], rows[rows["stage"] == MERGED]
-    best = tower.iloc[int(tower["value"].to_numpy(float).argmax())]
-    last = f", merged {merged['value'].iloc[0]:.2f}" if len(merged) else ""
-    first, cells = tower["value"].iloc[0], position.replace("_", " ")
-    return (
-        f"{what:<14} from the {cells}: {first:+.2f} before the first block, highest {best['value']:.2f} [{best['low']:.2f}, "
-        f"{best['high']:.2f}] after {int(best['layer'])} blocks{last} (chance {best['chance']:.2f})"
-    )
-
-
-def draw_entanglement(found: Entanglement, path: Path) -> Path:
-    """Two panels, the cells of subject and of object: places and relation by block, full-attention blocks marked."""
-    positions = list(dict.fromkeys(found.table["position"]))
-    figure, axes = new_figure(len(positions), width=3.3 * len(positions), height=2.7)
-    with paper_style():
-        for position, ax in zip(positions, axes, strict=True):
-            own = found.table[found.table["position"] == position]
-            curves = {what: found.rows(position, what) for what in dict.fromkeys(own["what"])}
-            draw_tower(
-                curves, ax, full_attention=found.attributes["full_attention"], title=f"read from the cells of the {PLACES[position][0]}"
-            )
-    return save_figure(figure, path)
