@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stratascope.probe.cross_validation import RIDGE_STRENGTHS, STRENGTHS
 from stratascope.probe.design import design_for
 from stratascope.probe.plan import Batch, ProbeSettings
@@ -53,11 +56,31 @@ def task_bytes(examples: int, columns: int, problems: int, outputs: int = 1) -> 
     return 8 * examples * columns + max(standardising, basis, solving)
 
 
+def ridge_bytes(examples: int, columns: int, problems: int, training: NDArray[np.bool_]) -> int:
+    """Peak memory of a layer task that solves ridge regressions, as `task_bytes` for logistic ones.
+
+    For training sets of more rows than columns a Gram matrix a block is kept in float32, and one in float64 is factored; for the
+    others their kernel matrix is kept.
+
+    Parameters
+    ----------
+    training : (model, block) the blocks that each model is trained on
+    """
+    blocks = training.shape[1]
+    rows = training.sum(axis=1) * -(-examples // blocks)
+    short = rows < columns
+    kept = 8 * int((rows[short] ** 2).sum())
+    at_a_time = 8 * int((rows[short] ** 2 + 2 * rows[short] * columns).max(initial=0))
+    if not short.all():
+        kept += 4 * blocks * columns**2
+        at_a_time = max(at_a_time, 16 * columns**2 + 8 * -(-examples // blocks) * columns)
+    standardising = 24 * min(examples, CHUNK) * columns
+    return 8 * examples * columns + max(standardising, kept + at_a_time + 16 * problems * columns)
+
+
 def batch_problems(batch: Batch, settings: ProbeSettings) -> int:
     """Weight vectors that the batch's labellings need at a time."""
-    grid = settings.strengths or (RIDGE_STRENGTHS if batch.targets else STRENGTHS)
-    models = len(design_for(batch.folds, 1 if settings.method == "means" else len(grid)).training)
-    return len(batch.tasks) * models * batch_outputs(batch)
+    return len(batch.tasks) * len(_training(batch, settings)) * batch_outputs(batch)
 
 
 def batch_outputs(batch: Batch) -> int:
@@ -67,4 +90,17 @@ def batch_outputs(batch: Batch) -> int:
 
 def largest_task(batches: list[Batch], columns: int, settings: ProbeSettings) -> int:
     """Peak memory of the tasks of a position: its batches are solved one after another."""
-    return max(task_bytes(int(batch.used.sum()), columns, batch_problems(batch, settings), batch_outputs(batch)) for batch in batches)
+    return max(_batch_bytes(batch, columns, settings) for batch in batches)
+
+
+def _batch_bytes(batch: Batch, columns: int, settings: ProbeSettings) -> int:
+    examples, problems = int(batch.used.sum()), batch_problems(batch, settings)
+    if batch.targets:
+        return ridge_bytes(examples, columns, problems, _training(batch, settings))
+    return task_bytes(examples, columns, problems, batch_outputs(batch))
+
+
+def _training(batch: Batch, settings: ProbeSettings) -> NDArray[np.bool_]:
+    """(model, block) of the inner and outer folds, and of all examples."""
+    grid = settings.strengths or (RIDGE_STRENGTHS if batch.targets else STRENGTHS)
+    return design_for(batch.folds, 1 if settings.method == "means" else len(grid)).training

@@ -39,7 +39,7 @@ class RidgeSolver:
     def _gram(self, block: int) -> Floats:
         if self._grams is None:
             parts = [self.rows.z[self.rows.part(b)] for b in range(self.rows.blocks)]
-            self._grams = [(part.T @ part).astype(np.float64) for part in parts]
+            self._grams = [part.T @ part for part in parts]
         return self._grams[block]
 
     def solve(self, strength: float, problems: NDArray[np.intp]) -> Report:
@@ -58,22 +58,29 @@ class RidgeSolver:
         y = np.concatenate([self.values[self.which[q], index] for q in problems], axis=1)
         centre = y.mean(axis=0)
         y = y - centre
+        # both matrices are symmetric: transposed, they are in LAPACK's order and are factored in place
         if len(index) < self.rows.d:
             z = (self.rows.z[index] - mean) / scale
             if (number := int(self._mask_of[p])) not in self._kernels:
                 self._kernels[number] = z @ z.T
             kernel = self._kernels[number].copy()
             kernel[np.diag_indices_from(kernel)] += 1 / strength
-            dual = cho_solve(cho_factor(kernel, overwrite_a=True, check_finite=False), y)
+            dual = cho_solve(cho_factor(kernel.T, overwrite_a=True, check_finite=False), y)
             weight = dual.T @ z
         else:
-            blocks = np.flatnonzero(mask)
-            gram = np.sum([self._gram(int(b)) for b in blocks], axis=0)
-            gram = (gram - len(index) * np.outer(mean, mean)) / np.outer(scale, scale)
-            gram[np.diag_indices_from(gram)] += 1 / strength
+            gram = len(index) * np.outer(mean, -mean)
             # y is centred, so that the mean of z drops out of z'y
-            cross = (self.rows.z[index].T @ y) / scale[:, None]
-            weight = cho_solve(cho_factor(gram, overwrite_a=True, check_finite=False), cross).T
+            cross, start = np.zeros((self.rows.d, y.shape[1])), 0
+            for block in np.flatnonzero(mask):
+                gram += self._gram(int(block))
+                part = self.rows.z[self.rows.part(int(block))]
+                cross += part.T.astype(np.float64) @ y[start : start + len(part)]
+                start += len(part)
+            gram /= scale
+            gram /= scale[:, None]
+            gram[np.diag_indices_from(gram)] += 1 / strength
+            cross /= scale[:, None]
+            weight = cho_solve(cho_factor(gram.T, overwrite_a=True, check_finite=False), cross).T
         targets = self.values.shape[2]
         for number, q in enumerate(problems):
             mine = slice(number * targets, (number + 1) * targets)
@@ -83,7 +90,9 @@ class RidgeSolver:
         """(problem, target, row of the block) predictions."""
         weight = self.coef[problems] / self.moments.scale[problems][:, None]
         bias = self.intercept[problems] - np.einsum("pkd,pd->pk", weight, self.moments.mean[problems])
-        return np.asarray(weight @ self.rows.z[self.rows.part(block)].T + bias[:, :, None])
+        # one product of all problems: numpy would multiply each problem's few targets by themselves, many times slower
+        found = weight.reshape(-1, self.rows.d) @ self.rows.z[self.rows.part(block)].T.astype(np.float64)
+        return np.asarray(found.reshape(*bias.shape, -1) + bias[:, :, None])
 
     def held_out(self, problems: NDArray[np.intp], block: int) -> tuple[Floats, NDArray[np.bool_]]:
         """Squared error (problem, row of the block), each target in units of its variance."""

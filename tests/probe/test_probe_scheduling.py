@@ -21,8 +21,9 @@ from planted import planted_store
 from stratascope.errors import InvalidInputError
 from stratascope.probe import layer_curve, plan_study
 from stratascope.probe.blas_threads import one_blas_thread
-from stratascope.probe.cost import task_bytes
-from stratascope.probe.cross_validation import classify
+from stratascope.probe.cost import ridge_bytes, task_bytes
+from stratascope.probe.cross_validation import classify, regress
+from stratascope.probe.design import design_for
 from stratascope.probe.folds import grouped_folds
 from stratascope.probe.rows import Rows
 
@@ -45,6 +46,23 @@ def test_memory_of_a_task_is_known_beforehand(rows, columns, classes):
         tracemalloc.stop()
     outputs = 1 if classes == 2 else classes
     expected = task_bytes(rows, columns, 16 * outputs, outputs)
+    assert 0.5 * expected < peak + x.nbytes < 1.05 * expected
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2500, 640), (900, 800), (500, 900)])
+def test_memory_of_a_ridge_task_is_known_beforehand(rows, columns):
+    """Never less than what is allocated, and not twice as much."""
+    rng = np.random.default_rng(0)
+    x, values = rng.standard_normal((rows, columns), dtype=np.float32), rng.standard_normal((2, rows, 6))
+    folds = grouped_folds(np.arange(rows), np.arange(rows) % 2, folds=5)
+    tracemalloc.start()
+    try:
+        regress(Rows(x.copy(), folds.of), values, folds, strengths=(1e-2, 1.0))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    expected = ridge_bytes(rows, columns, 2 * 16 * 6, design_for(folds, 2).training)
+    print("RIDGE", peak + x.nbytes, expected, (peak + x.nbytes) / expected)
     assert 0.5 * expected < peak + x.nbytes < 1.05 * expected
 
 
