@@ -51,6 +51,7 @@ class Example:
 
     @property
     def subject(self) -> str:
+        """What the caption is about, in the caption's own words."""
         return self.caption[slice(*self.parts.subject)]
 
     @property

@@ -79,6 +79,7 @@ class FetchChoice:
 
     @property
     def repository(self) -> str:
+        """The Hub's repository of the split."""
         return f"cambridgeltl/vsr_{self.split}"
 
 
@@ -107,6 +108,15 @@ def fetch_vsr(folder: Path | str, choice: FetchChoice = FetchChoice(), *, progre
 
     The folder then holds `train.jsonl`, `dev.jsonl`, `test.jsonl` as published, `images/`, `instances.json` if boxes were asked for,
     `fetched.json` (which commit of the Hub's repository, hashes) and, where images failed, `failed.json`.
+
+    Parameters
+    ----------
+    folder
+        Made where it is not there.
+    choice
+        What to fetch, from where, and within which limits.
+    progress
+        Show a bar, where there is a terminal.
 
     Raises
     ------

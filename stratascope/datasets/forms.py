@@ -18,13 +18,16 @@ class Brush:
         self._draw, self._x, self._y, self._radius, self._colour = draw, x, y, radius, colour
 
     def polygon(self, points: Sequence[Point]) -> None:
+        """Fill an outline."""
         self._draw.polygon([(self._x + self._radius * u, self._y + self._radius * v) for u, v in points], fill=self._colour)
 
     def disc(self, u: float, v: float, radius: float) -> None:
+        """Fill a circle around (u, v)."""
         x, y, r = self._x + self._radius * u, self._y + self._radius * v, self._radius * radius
         self._draw.ellipse((x - r, y - r, x + r, y + r), fill=self._colour)
 
     def box(self, left: float, top: float, right: float, bottom: float) -> None:
+        """Fill a rectangle."""
         self.polygon([(left, top), (right, top), (right, bottom), (left, bottom)])
 
 

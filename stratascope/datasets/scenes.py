@@ -51,6 +51,7 @@ class Statement:
     label: bool
 
     def caption(self, things: list[Thing]) -> str:
+        """The text, of the things of its scene."""
         return f"The {things[self.subject].kind} is {self.relation} the {things[self.object].kind}."
 
 
@@ -181,10 +182,26 @@ def bounding_box(thing: Thing) -> list[float]:
 
 
 def write_scenes(folder: Path, count: int, *, seed: int, captions_per_scene: int = 1) -> Path:
-    """Write `count` scenes in VSR's form and return the JSONL file.
+    """Write generated scenes in VSR's form.
 
     The folder then holds `scenes.jsonl` (rows with image, caption, label, relation), `images/*.png` and `instances.json`
     (boxes in COCO's instances format). The same seed gives the same bytes; a longer run starts with the shorter one.
+
+    Parameters
+    ----------
+    folder
+        Made where it is not there.
+    count
+        How many scenes.
+    seed
+        Of everything that is drawn.
+    captions_per_scene
+        How many captions each scene has.
+
+    Returns
+    -------
+    pathlib.Path
+        The JSONL file.
 
     Raises
     ------

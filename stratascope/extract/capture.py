@@ -225,7 +225,13 @@ def text_decoder(model: nn.Module) -> nn.Module:
 
 
 def use_captured_attention(model: nn.Module) -> nn.Module:
-    """Make the text decoder attend through `NAME`, the vision tower through stock SDPA; returns the decoder."""
+    """Make the text decoder attend through `NAME`, the vision tower through stock SDPA; returns the decoder.
+
+    Raises
+    ------
+    CaptureError
+        If the model does not accept another attention function.
+    """
     decoder = text_decoder(model)
     stock = "sdpa" if getattr(model, "_supports_sdpa", True) else "eager"  # Gemma 2 has no stock SDPA, for its soft cap
     model.set_attn_implementation({"": stock, "text_config": NAME, "vision_config": "sdpa"})  # type: ignore[operator]

@@ -39,7 +39,7 @@ class Wording(Protocol):
         """Characters of the system turn's text; None where there is none."""
 
 
-class Prefix:
+class Prefix(Wording):
     """PaliGemma: image, beginning of text, the user's text, a line feed; there are no turns, and the answer follows.
 
     Raises
@@ -66,7 +66,7 @@ class Prefix:
         return None
 
 
-class Chat:
+class Chat(Wording):
     """One user turn with an image and a text, after a system turn if there is one, up to where the model's turn begins.
 
     Parameters

@@ -82,7 +82,13 @@ class PatchGrid(ImageRule):
         return self.patch * self.merge
 
     def resize(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) that the model sees: multiples of a cell, within the limits, the aspect ratio nearly kept."""
+        """(width, height) that the model sees: multiples of a cell, within the limits, the aspect ratio nearly kept.
+
+        Raises
+        ------
+        InvalidInputError
+            If one side is more than 200 times the other.
+        """
         if max(width, height) > self._most_aspect * min(width, height):
             raise InvalidInputError(f"expected an image of aspect ratio at most {self._most_aspect}, found {width} x {height}")
         cell = self.cell

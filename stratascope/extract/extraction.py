@@ -80,6 +80,11 @@ def run_extraction(
     command
         The command line that asked for this, kept in the store's provenance.
 
+    Returns
+    -------
+    ExtractionReport
+        What was written now, and what was there before.
+
     Raises
     ------
     ProvenanceMismatchError
@@ -88,6 +93,8 @@ def run_extraction(
         If what is captured from the first batch does not agree with the model's own answers.
     MissingExtraError
         If torch, torchvision, transformers or qwen-vl-utils is not installed.
+    InvalidInputError
+        If the plan is of images whose size was only stated, or `rank` is not below `of`.
     """
     require_extract_extra()
     if plan.settings.image_size is not None:

@@ -163,7 +163,13 @@ FAMILIES: dict[str, Family] = {
 
 
 def check_family(source: ModelSource) -> Family:
-    """The model's family, or a refusal that lists those that can be extracted."""
+    """The model's family.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is none of `FAMILIES`; they are listed.
+    """
     found = str(source.config.get("model_type"))
     if found not in FAMILIES:
         raise InvalidInputError(
@@ -174,7 +180,13 @@ def check_family(source: ModelSource) -> Family:
 
 
 def model_shape(source: ModelSource) -> ModelShape:
-    """Read the model's sizes from config.json, whether they stand at its top (older files) or in `text_config`."""
+    """Read the model's sizes from config.json, whether they stand at its top (older files) or in `text_config`.
+
+    Raises
+    ------
+    InvalidInputError
+        If a size is missing or no number.
+    """
     family = check_family(source)
     vision = source.config.get("vision_config") or {}
     inner: Mapping[str, Any] = source.config.get("text_config") or {}

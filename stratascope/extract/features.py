@@ -47,6 +47,7 @@ class ImageFeatures:
 
     @property
     def bytes(self) -> int:
+        """What is held, in memory."""
         held = [self.pooled, *self.deep, *([] if self.vision is None else [self.vision])]
         return sum(values.numel() * values.element_size() for values in held)
 

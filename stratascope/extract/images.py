@@ -133,7 +133,7 @@ def shown_images(names: Sequence[str], condition: str, seed: int) -> list[str]:
 
 
 def apply_condition(image: Image.Image, condition: str) -> Image.Image:
-    """The image as the model is shown it."""
+    """The image as the model is shown it; InvalidInputError where there is no such condition."""
     if condition in ("original", "shuffled-image"):  # the exchange was made when the image was chosen
         return image
     if condition == "mirror":

@@ -67,6 +67,7 @@ class ExtractionPlan:
 
     @property
     def prompt(self) -> Prompt:
+        """What the user asks."""
         return self.tokenizer.prompt
 
     @property
@@ -75,7 +76,20 @@ class ExtractionPlan:
         return np.array([len(layout.ids) for layout in self.layouts], np.int32)
 
     def position_tokens(self, example: int, position: str) -> np.ndarray | None:
-        """Token indices whose mean is the vector of `position`; None where this example has no such position."""
+        """Which tokens a position is the mean of.
+
+        Parameters
+        ----------
+        example
+            Its number.
+        position
+            Such as `final` or `subject_box`.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            (k,) token indices; None where this example has no such position.
+        """
         layout = self.layouts[example]
         if position == "final":
             return np.array([len(layout.ids) - 1])
@@ -95,7 +109,15 @@ class ExtractionPlan:
         return fact.width, fact.height
 
     def shown_box(self, example: int, name: str) -> Box | None:
-        """Gold box of `subject` or `object` within the layout's view; None where it is not known, or wholly out of what is seen."""
+        """A gold box within the layout's view; None where it is not known, or wholly out of what is seen.
+
+        Parameters
+        ----------
+        example
+            Its number.
+        name
+            `subject` or `object`.
+        """
         row = self.examples[example]
         box = row.subject_box if name == "subject" else row.object_box
         if box is None or self.shown[example] != row.image:  # of another image the boxes say nothing
@@ -105,19 +127,54 @@ class ExtractionPlan:
         return in_view(box, self.layouts[example].view)
 
     def vision_cells(self, example: int) -> dict[str, np.ndarray]:
-        """Vision position -> raster indices of the image cells that are averaged; absent boxes are left out."""
+        """Which image cells each vision position of an example is the mean of.
+
+        Parameters
+        ----------
+        example
+            Its number.
+
+        Returns
+        -------
+        dict
+            Vision position -> (k,) raster indices of cells; boxes that are absent are left out.
+        """
         layout = self.layouts[example]
         cells = {"image": np.arange(int(np.prod(layout.grid))), **grid_cells(*layout.grid)}
         boxes = {name: tokens - layout.spans["image"][0] for name, tokens in self._box_tokens(example).items()}
         return cells | {name: inside for name, inside in boxes.items() if name in self.store.vision_positions}
 
     def vision_tokens(self, example: int, position: str) -> np.ndarray | None:
-        """Token indices of the image cells of a vision position; None where this example has no such position."""
+        """The image cells of a vision position as tokens.
+
+        Parameters
+        ----------
+        example
+            Its number.
+        position
+            Such as `image` or `subject_box`.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            (k,) token indices; None where this example has no such position.
+        """
         cells = self.vision_cells(example).get(position)
         return None if cells is None else self.layouts[example].spans["image"][0] + cells
 
     def hidden_tokens(self, example: int) -> dict[str, np.ndarray]:
-        """Target of knockouts -> indices of the tokens that are hidden; absent targets are left out."""
+        """What each target of knockouts hides.
+
+        Parameters
+        ----------
+        example
+            Its number.
+
+        Returns
+        -------
+        dict
+            Target -> (k,) indices of the tokens that are hidden; targets that are absent are left out.
+        """
         return hidden_tokens(self.layouts[example], self._box_tokens(example))
 
     @cached_property

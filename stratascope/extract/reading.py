@@ -61,7 +61,13 @@ def load_image(plan: ExtractionPlan, example: int, prepare: Callable[[Image.Imag
 
 
 def check_cut(plan: ExtractionPlan, example: int, prepared: PreparedImages) -> None:
-    """Refuse an image that the processor cuts otherwise than the plan."""
+    """Refuse an image that the processor cuts otherwise than the plan.
+
+    Raises
+    ------
+    CaptureError
+        With both ways of cutting it.
+    """
     (cut,) = prepared.cuts
     if cut != plan.layouts[example].cut:
         raise CaptureError(

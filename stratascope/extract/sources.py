@@ -36,6 +36,7 @@ class ModelSource:
 
     @cached_property
     def config(self) -> dict[str, Any]:
+        """`config.json`."""
         return self._json("config.json")
 
     @cached_property
@@ -59,14 +60,14 @@ class ModelSource:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The fast tokenizer."""
+        """The fast tokenizer; InvalidInputError where its file cannot be read."""
         try:
             return Tokenizer.from_file(str(self.tokenizer_file))
         except Exception as error:  # tokenizers raises nothing narrower
             raise InvalidInputError(f"{self.name}: expected a readable {self.tokenizer_file}, found: {error}") from error
 
     def token_text(self, number: int) -> str:
-        """The text of a token by its id."""
+        """The text of a token by its id; InvalidInputError where the tokenizer has no such token."""
         text = self.tokenizer.id_to_token(number)
         if text is None:
             raise InvalidInputError(f"{self.name}: expected a token {number} in its tokenizer, as its config.json says, found none")
@@ -98,6 +99,7 @@ class ModelSource:
 
     @property
     def tokenizer_file(self) -> Path:
+        """`tokenizer.json`; InvalidInputError where there is none."""
         path = self.folder / "tokenizer.json"
         if not path.exists():
             raise InvalidInputError(f"{self.name}: expected a fast tokenizer (tokenizer.json) in {self.folder}, found none")

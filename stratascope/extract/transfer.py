@@ -31,7 +31,7 @@ class Side(Protocol):
         ...
 
 
-class CudaSide:
+class CudaSide(Side):
     """A CUDA stream, with pinned memory: torch keeps freed pinned blocks for the next batch, once their copies are through."""
 
     def __init__(self, device: torch.device) -> None:

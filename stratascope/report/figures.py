@@ -194,7 +194,20 @@ def draw_overlay(
 
 
 def new_figure(columns: int = 1, *, width: float | None = None, height: float = 2.4) -> tuple[Figure, list[Axes]]:
-    """A figure of side-by-side axes in the project's style, without touching pyplot's state."""
+    """A figure of side-by-side axes in the project's style, without touching pyplot's state.
+
+    Parameters
+    ----------
+    columns
+        How many axes.
+    width, height
+        Of the figure, in inches; a paper's column for each of the axes by default.
+
+    Returns
+    -------
+    tuple
+        The figure and its axes.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -206,7 +219,20 @@ def new_figure(columns: int = 1, *, width: float | None = None, height: float = 
 
 
 def save_figure(figure: Figure, path: Path | str) -> Path:
-    """Write PNG, PDF or SVG by the name's ending, with no date inside, so that the same results give the same file."""
+    """Write a figure with no date inside, so that the same results give the same file.
+
+    Parameters
+    ----------
+    figure
+        Of `new_figure`, or any other.
+    path
+        Ends in .png, .pdf or .svg.
+
+    Raises
+    ------
+    InvalidInputError
+        If the name ends otherwise.
+    """
     path = Path(path)
     metadata: dict[str, dict[str, None]] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}
     if path.suffix not in metadata:

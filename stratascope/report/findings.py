@@ -87,12 +87,12 @@ class Found:
         return table[table["metric"] == metric].sort_values("layer").reset_index(drop=True)
 
     def event(self, kind: str) -> pd.Series[Any]:
-        """The row of `onset` or `offset` in the table of events."""
+        """The row of the table of events whose `kind` this is, `onset` or `offset`."""
         table = self.table("events")
         return table[table["kind"] == kind].iloc[0]
 
     def source(self, table: str = "", detail: str = "") -> Source:
-        """How a page cites it."""
+        """How a page cites it: the file, and within it a `table` and a `detail`."""
         return Source(self.name, table, detail)
 
 
@@ -122,11 +122,11 @@ class Findings:
         return list(dict.fromkeys(f.task for f in self.curves))
 
     def controls_of(self, curve: Found) -> list[Found]:
-        """The same probe given labels without meaning."""
+        """The same probe as a curve's, given labels without meaning."""
         return [f for f in self.of("layer_curve") if f.task.startswith(f"{curve.task}:") and f.position == curve.position]
 
     def baselines_of(self, curve: Found) -> list[Found]:
-        """The same probe on the store of another condition."""
+        """The same probe as a curve's, on the store of another condition."""
         same = (curve.task, curve.position, curve.attributes.get("array"))
         return [f for f in self.beside if f.kind == "layer_curve" and (f.task, f.position, f.attributes.get("array")) == same]
 
@@ -136,7 +136,7 @@ class Findings:
         return [f for f in mine if "layer" not in (f.attributes.get("baseline") or {})]
 
     def one(self, kind: str, what: str, command: str) -> Found:
-        """The first result of a kind; NotRecordedError saying by which command to make it."""
+        """The first result of a kind; NotRecordedError saying `what` is missing and by which `command` to make it."""
         found = self.of(kind)
         if not found:
             raise NotRecordedError(f"expected {what} among the results, found none; make it with `{command}`")
@@ -216,6 +216,11 @@ def gather(store: ActivationStore, paths: Iterable[str | Path] = (), *, where: s
 
 def gather_results(paths: Iterable[str | Path]) -> Findings:
     """Results without their store: those of the store that most files are of, and its baselines.
+
+    Parameters
+    ----------
+    paths
+        Files and folders.
 
     Raises
     ------

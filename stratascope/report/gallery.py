@@ -87,7 +87,13 @@ def draw_gallery(
 
 
 def draw_tile(tile: Tile, ax: Axes, marks: Sequence[str] = ()) -> Axes:
-    """One picture: half its colour taken out, the map's cells tinted (above 0 orange, below blue), boxes and signs over it."""
+    """One picture: half its colour taken out, the map's cells tinted (above 0 orange, below blue), boxes and signs over it.
+
+    Raises
+    ------
+    InvalidInputError
+        If the map is not finite or no (row, column) grid.
+    """
     from matplotlib.patches import Rectangle
 
     cells = np.asarray(tile.cells, np.float64)

@@ -47,7 +47,22 @@ class NamedFigure:
     """Inches; the width is a column's."""
 
     def figure(self, findings: Findings, choice: Choice = Choice(), *, width: float = COLUMN_WIDTH, height: float | None = None) -> Figure:
-        """The figure on a canvas of its own; NotRecordedError where its results are absent."""
+        """The figure on a canvas of its own.
+
+        Parameters
+        ----------
+        findings
+            Where its results are.
+        choice
+            Which of several to show.
+        width, height
+            In inches; a paper's column, and the figure's own height by default.
+
+        Raises
+        ------
+        NotRecordedError
+            If its results are absent.
+        """
         findings.one(self.kind, f"results of kind {self.kind}", self.command)
         figure, (ax,) = new_figure(1, width=width, height=height or self.height)
         with paper_style():
@@ -165,7 +180,7 @@ def draw_by_relation(findings: Findings, ax: Axes, choice: Choice) -> Axes:
 
 
 def by_relation(findings: Findings, choice: Choice) -> Found:
-    """Accuracy by relation of the chosen curve."""
+    """Accuracy by relation of the chosen curve; NotRecordedError where there is none."""
     there = [f for f in findings.of("accuracy_by") if f.attributes.get("by") == "relation"]
     order = {(c.task, c.position): k for k, c in enumerate(findings.curves)}
     there.sort(key=lambda f: order.get((f.task, f.position), 99))

@@ -44,7 +44,20 @@ class Page:
         return _template().render(page=self, style=style, policy=policy, notes=notes) + "\n"
 
     def write(self, path: str | Path) -> Path:
-        """Write the page; StoreError where the file cannot be written."""
+        """Write the page.
+
+        Parameters
+        ----------
+        path
+            Ends in .html or .htm.
+
+        Raises
+        ------
+        InvalidInputError
+            If the name ends otherwise.
+        StoreError
+            If the file cannot be written.
+        """
         target = Path(path)
         if target.suffix not in (".html", ".htm"):
             raise InvalidInputError(f"expected a page's name to end in .html, found {target.name!r}")

@@ -20,6 +20,8 @@ def report_page(store: ActivationStore, findings: Findings, *, command_name: str
 
     Parameters
     ----------
+    store, findings
+        A store, and its results as `gather` finds them.
     command_name
         The store as a command would name it.
     title

@@ -38,7 +38,7 @@ class ByteSource(Protocol):
         """A whole file, bytes [start, stop), or the last -start bytes where `start` is negative; None where there is no file."""
 
 
-class FolderSource:
+class FolderSource(ByteSource):
     """Files of a local folder."""
 
     at_once = 1  # the codecs hold the interpreter: threads only cost
@@ -59,7 +59,7 @@ class FolderSource:
             return None
 
 
-class ZarrSource:
+class ZarrSource(ByteSource):
     """Files of any Zarr store: a zip, an address, memory."""
 
     at_once = 8

@@ -66,7 +66,8 @@ def copy_store(
 
     Returns
     -------
-    Table of what was taken: array, shape, bytes.
+    pandas.DataFrame
+        What was taken: array, shape, bytes.
 
     Raises
     ------
@@ -76,6 +77,8 @@ def copy_store(
         For an array, layer, position or example that the source does not hold.
     UnwrittenBlockError
         Where `examples` names some of blocks that are not written.
+    InvalidInputError
+        Where no example is left, or one is named twice.
     """
     store = source if isinstance(source, ActivationStore) else ActivationStore.open(source)
     if is_url(str(target)):

@@ -49,6 +49,11 @@ class StoreDifference:
 def diff_stores(a: str | Path | Store | ActivationStore, b: str | Path | Store | ActivationStore) -> StoreDifference:
     """Compare two stores: examples by their ids, layers by number, positions by name; a block of examples at a time.
 
+    Parameters
+    ----------
+    a, b
+        Folder, zip, URL, Zarr store or open store.
+
     Raises
     ------
     StoreError

@@ -2,7 +2,7 @@
 
 The constants were measured with the encoders of this package on attention of SmolLM2-135M and of the demo's model, on residuals with the
 outlier channels and heavy tails of Qwen2.5-VL, and on photographs; tests hold them within 10 % of what is written. Another model's
-attention may be sharper or flatter: shares measured on a store of that model (`measured_shares`) are better than any constant.
+attention may be sharper or flatter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from stratascope.store.shards import encode_chunk, index_size
 
 if TYPE_CHECKING:
     from stratascope.store.layout import StoreLayout
-    from stratascope.store.reader import ActivationStore
 
 MEAN_POSITIONS = ("image", "subject_box", "object_box")
 """Positions that are means over tokens: float32 numbers, even where the model computes in bfloat16."""
@@ -47,7 +46,6 @@ def estimated_sizes(
     has_map: NDArray[Any] | None = None,
     position_present: NDArray[Any] | None = None,
     thumbnails: NDArray[np.uint8] | None = None,
-    shares: Mapping[str, float] | None = None,
     words: int = 0,
     knocked: float = 1.0,
 ) -> pd.DataFrame:
@@ -63,8 +61,6 @@ def estimated_sizes(
         (example, position); None: all.
     thumbnails
         (some, height, width, 3) pictures whose compressed size stands for all; None: photographs.
-    shares
-        Array -> bytes on disk for each byte of values, as of `measured_shares` of a store of the same model.
     words
         Token texts in the store's vocabulary.
     knocked
@@ -72,7 +68,13 @@ def estimated_sizes(
 
     Returns
     -------
-    Table: array, shape, raw_bytes, estimated_bytes.
+    pandas.DataFrame
+        array, shape, raw_bytes, estimated_bytes.
+
+    Raises
+    ------
+    InvalidInputError
+        If an array has another shape.
     """
     lengths = np.full(layout.examples, layout.tokens) if n_tokens is None else np.asarray(n_tokens)
     mapped = np.ones(layout.examples, dtype=bool) if has_map is None else np.asarray(has_map, dtype=bool)
@@ -86,9 +88,6 @@ def estimated_sizes(
         if not spec.by_block:
             continue
         filled = _filled_bytes(spec, lengths, mapped, share)
-        if shares is not None and spec.name in shares:
-            rows.append((spec.name, spec.shape, spec.raw_bytes, round(filled * shares[spec.name])))
-            continue
         if spec.name == "attention_maps":
             values = _maps(layout, spec, lengths, mapped)
         elif spec.name in ("gradient_input", "hiding_estimate"):
@@ -177,11 +176,3 @@ def _overhead(layout: StoreLayout, spec: ArraySpec) -> float:
     axes = zip(spec.shape, spec.chunk, spec.dims, strict=True)
     chunks = math.prod(-(-n // c) for n, c, _ in axes)
     return chunks * (28.0 if spec.codec == "floats" else 16.0) + layout.blocks * (index_size(spec) if spec.shard else 0)
-
-
-def measured_shares(store: ActivationStore, sizes: Mapping[str, int]) -> dict[str, float]:
-    """Bytes on disk for each byte of values, by array, of a complete store whose arrays take `sizes` bytes."""
-    layout = store.layout
-    share = dict(zip(layout.positions, store.position_present.mean(0).tolist(), strict=True))
-    filled = {s.name: _filled_bytes(s, store.n_tokens, store.has_map, share) for s in layout.arrays() if s.by_block}
-    return {name: sizes[name] / size for name, size in filled.items() if name in sizes and size}

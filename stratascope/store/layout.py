@@ -126,16 +126,16 @@ class StoreLayout:
         return tuple(k for k in self.residual_layers if k < self.layers)
 
     def layers_of(self, dim: str) -> tuple[int, ...]:
-        """Layer numbers along one of LAYER_DIMS."""
+        """Layer numbers along `dim`, one of LAYER_DIMS."""
         vision = tuple(range(self.vision_layers + 1))
         return {"layer": self.residual_layers, "attention_layer": self.attention_layers, "vision_layer": vision}[dim]
 
     def positions_of(self, dim: str) -> tuple[str, ...]:
-        """Position names along one of POSITION_DIMS."""
+        """Position names along `dim`, one of POSITION_DIMS."""
         return self.positions if dim == "position" else self.vision_positions
 
     def names_of(self, dim: str) -> tuple[str, ...] | None:
-        """Names along a dimension that has names; None of one that has not."""
+        """Names along `dim`, a dimension that has names; None of one that has not."""
         return {
             "position": self.positions, "vision_position": self.vision_positions, "span": self.spans, "choice": self.choices,
             "answer_form": self.answer_forms, "knockout_mode": self.knockout_modes, "knockout_window": self.knockout_windows,
@@ -163,7 +163,7 @@ class StoreLayout:
         return tuple(row.shaped(sizes, self.block) for row in TABLE if self._holds(row))
 
     def array(self, name: str) -> ArraySpec:
-        """One array; NotRecordedError, listing what there is, where the store does not hold it."""
+        """The array called `name`; NotRecordedError, listing what there is, where the store does not hold it."""
         specs = {s.name: s for s in self.arrays()}
         if name not in specs:
             held = ", ".join(n for n, s in specs.items() if s.by_block)
@@ -185,7 +185,28 @@ class StoreLayout:
         words: int = 0,
         knocked: float = 1.0,
     ) -> pd.DataFrame:
-        """Table of arrays with columns array, shape, raw_bytes, estimated_bytes (on disk); see `estimate.estimated_sizes`."""
+        """Bytes of every array, before a model is run.
+
+        Parameters
+        ----------
+        n_tokens
+            (example,) lengths of the prompts; None: all as long as the longest.
+        has_map
+            (example,) which examples have maps; None: all.
+        position_present
+            (example, position) which positions each example has; None: all.
+        thumbnails
+            (some, height, width, 3) pictures whose compressed size stands for all; None: photographs.
+        words
+            Token texts in the store's vocabulary.
+        knocked
+            Share of the examples whose knockouts are measured.
+
+        Returns
+        -------
+        pandas.DataFrame
+            array, shape, raw_bytes, estimated_bytes (on disk).
+        """
         from stratascope.store.estimate import estimated_sizes
 
         table: pd.DataFrame = estimated_sizes(
@@ -207,7 +228,18 @@ class StoreLayout:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StoreLayout:
-        """The layout that `to_json` wrote; fields that an older version did not know have their defaults."""
+        """The layout that `to_json` wrote; fields that an older version did not know have their defaults.
+
+        Parameters
+        ----------
+        values
+            Fields by name.
+
+        Raises
+        ------
+        InvalidInputError
+            If there are fields that this version does not know, or some are missing, or no store can be so.
+        """
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise InvalidInputError(f"layout: expected fields that this version knows, found {', '.join(unknown)}; upgrade stratascope")

@@ -34,6 +34,11 @@ def dataset(store: ActivationStore) -> Any:
 
     Positions that are absent and examples that failed are NaN, as xarray says "missing"; touching an unwritten block raises
     UnwrittenBlockError when it is computed.
+
+    Raises
+    ------
+    MissingExtraError
+        If xarray is not installed.
     """
     try:
         import xarray

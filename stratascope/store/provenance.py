@@ -90,7 +90,13 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], *, ignore: tuple[str
 
 
 def condition_of(provenance: Mapping[str, Any]) -> str:
-    """What sets a store apart from the trained model on untouched images: `original` (nothing), `blank`, ..., `untrained`, both."""
+    """What sets a store apart from the trained model on untouched images: `original` (nothing), `blank`, ..., `untrained`, or both.
+
+    Parameters
+    ----------
+    provenance
+        Of the store.
+    """
     model, condition = provenance.get("model"), str(provenance.get("condition") or "original")
     if not isinstance(model, Mapping) or model.get("untrained") is None:
         return condition

@@ -53,7 +53,12 @@ class ActivationStore:
 
     @classmethod
     def open(cls, target: str | Path | Store) -> Self:
-        """Open a folder, a zip, a URL (http, https, s3, gs, az) or a Zarr store.
+        """Open a store for reading.
+
+        Parameters
+        ----------
+        target
+            Folder, zip, URL (http, https, s3, gs, az) or a Zarr store.
 
         Raises
         ------
@@ -130,7 +135,7 @@ class ActivationStore:
         return dict(zip(words["id"].tolist(), words["text"].tolist(), strict=True))
 
     def index_of(self, example_id: str) -> int:
-        """Number of an example by its id; NotRecordedError where there is none."""
+        """Number of the example whose id is `example_id`; NotRecordedError where there is none."""
         if example_id not in self._numbers:
             some = ", ".join(list(self._numbers)[:3])
             raise NotRecordedError(f"expected the id of an example of this store, found {example_id!r}; its ids are like {some}")
@@ -189,7 +194,27 @@ class ActivationStore:
         return values
 
     def maps(self, example: int, layers: Layers = None) -> NDArray[np.float64]:
-        """Attention maps of an example, decoded: (layer, query, key), every row sums to 1. One layer given as a number: (query, key)."""
+        """Attention maps of an example, decoded.
+
+        Parameters
+        ----------
+        example
+            Its number.
+        layers
+            Numbers of decoder blocks; all by default.
+
+        Returns
+        -------
+        numpy.ndarray
+            (layer, query, key) float64, over the prompt's own tokens; every row sums to 1. One layer given as a number: (query, key).
+
+        Raises
+        ------
+        NotRecordedError
+            If the store holds no map of the example; UnwrittenBlockError if its block is not written yet.
+        StoreError
+            If the map is damaged.
+        """
         packed = self.read("attention_maps", layer=layers, examples=int(example))
         try:
             return decode_maps(packed, int(self.n_tokens[example]))
@@ -197,7 +222,13 @@ class ActivationStore:
             raise StoreError(f"{self.name}: attention_maps of example {example}: {error}; run `stratascope verify`") from error
 
     def lazy(self, array: str, *, layer: Layers = None, position: Positions = None, examples: Examples = None) -> Any:
-        """As `read`, as a Dask array whose chunks follow the files: one task a block."""
+        """What `read` gives, as a Dask array whose chunks follow the files: one task a block.
+
+        Parameters
+        ----------
+        array, layer, position, examples
+            As of `read`.
+        """
         from stratascope.store.lazy import lazy_array
 
         return lazy_array(self, array, layer, position, examples)
@@ -273,7 +304,10 @@ class ActivationStore:
         )
 
     def fetch(self, selection: Selection) -> NDArray[Any]:
-        """Values of a selection, whether recorded or not; the caller has made sure that its blocks are written."""
+        """Values of a selection, of its shape less the axes that fall away, whether recorded or not.
+
+        The caller has made sure that its blocks are written.
+        """
         spec = selection.spec
         if spec.by_block:
             values = self._files.read(selection)

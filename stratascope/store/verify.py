@@ -101,7 +101,17 @@ def verify(
 def repair(path: str | Path, found: Verification | None = None) -> list[int]:
     """Un-mark the bad blocks of a store in a folder and remove their files, so that extraction fills them again.
 
-    Returns the blocks that were un-marked.
+    Parameters
+    ----------
+    path
+        The folder.
+    found
+        What `verify` found in it; it is checked now by default.
+
+    Returns
+    -------
+    list of int
+        The blocks that were un-marked.
 
     Raises
     ------

@@ -64,6 +64,11 @@ class BlockWriter:
     def check_provenance(self, expected: Mapping[str, Any]) -> None:
         """Compare what would be written with what the store was made for, all but `provenance.VOLATILE`.
 
+        Parameters
+        ----------
+        expected
+            Provenance of what would be written.
+
         Raises
         ------
         ProvenanceMismatchError
@@ -73,6 +78,11 @@ class BlockWriter:
 
     def check_layout(self, expected: StoreLayout) -> None:
         """Compare the layout of what would be written with the store's.
+
+        Parameters
+        ----------
+        expected
+            Layout of what would be written.
 
         Raises
         ------
@@ -87,7 +97,13 @@ class BlockWriter:
         return self._marker(block).exists()
 
     def pending(self, rank: int = 0, of: int = 1) -> list[int]:
-        """Blocks that are not marked yet and belong to this rank: those with block % of == rank."""
+        """Blocks that are not marked yet and belong to this rank: those with block % of == rank.
+
+        Raises
+        ------
+        InvalidInputError
+            If `rank` is not below `of`.
+        """
         if of < 1 or not 0 <= rank < of:
             raise InvalidInputError(f"expected a rank within 0..{of - 1} of at least one, found rank {rank} of {of}")
         return [b for b in range(rank, self.layout.blocks, of) if not self._marker(b).exists()]

@@ -22,7 +22,20 @@ def draw_named(
     width: float = 3.4,
     height: float | None = None,
 ) -> str:
-    """Draw and save a figure; `sources` are a store, with results beside it or after it, or results alone."""
+    """Draw and save a figure.
+
+    Parameters
+    ----------
+    sources
+        A store, with results beside it or after it, or results alone.
+    width, height
+        In inches.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such figure, or it would be smaller than an inch or larger than twenty.
+    """
     figure = named_figure(name)
     if not 1 <= width <= 20 or not 1 <= (height or figure.height) <= 20:
         raise InvalidInputError(f"expected a width and height of 1 to 20 inches, found {width:g} and {height or figure.height:g}")

@@ -85,7 +85,13 @@ def draw_overlaps(found: BoxOverlap, prediction: AnswerPrediction | None, path: 
 
 
 def rank_and_draw(store: ActivationStore, folder: Path, *, probe: Path | None = None, scheduler: str | None = None) -> str:
-    """Heads ranked by attribution, overlap and probe, as far as store and results give them: saved, drawn, and said."""
+    """Heads ranked by attribution, overlap and probe, as far as store and results give them: saved, drawn, and said.
+
+    Raises
+    ------
+    InvalidInputError
+        If they give none of them.
+    """
     from stratascope.analysis import attention_overlap, logit_attribution, rank_heads
     from stratascope.errors import NotRecordedError
 

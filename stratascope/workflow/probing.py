@@ -76,7 +76,13 @@ def probe_and_draw(
 
     Parameters
     ----------
-    say : told the memory that it will take, before it begins
+    say
+        Told the memory that it will take, before it begins.
+
+    Raises
+    ------
+    InvalidInputError
+        If transfer is asked for of an array by head.
     """
     from stratascope.probe.study import holds_heads
 

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stores import birth, block_arrays, make_store, small_layout
+from stores import birth, block_arrays, small_layout
 
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.store import ActivationStore, StoreLayout, encode_maps
-from stratascope.store.estimate import measured_shares
-from stratascope.store.overview import disk_sizes
+from stratascope.store import StoreLayout, encode_maps
 from stratascope.store.shards import encode_file
 
 
@@ -130,21 +128,6 @@ def test_estimate_of_a_realistic_store_is_within_ten_percent(shared_maps):
         assert table[name] == pytest.approx(sum(map(len, encode_file(spec, values))), rel=0.1)
     mean = np.moveaxis(rows.astype(np.float32).mean(2), 0, 1)
     assert table["attention_mean"] == pytest.approx(sum(map(len, encode_file(layout.array("attention_mean"), mean))), rel=0.1)
-
-
-def test_shares_measured_on_a_store_give_its_sizes_back(tmp_path: Path):
-    layout = small_layout(16, hidden=64)
-    store = ActivationStore.open(make_store(tmp_path / "a.zarr", layout))
-    sizes = disk_sizes(store)
-    assert sizes is not None
-    shares = measured_shares(store, sizes)
-    from stratascope.store.estimate import estimated_sizes
-
-    table = estimated_sizes(
-        layout, n_tokens=store.n_tokens, has_map=store.has_map, position_present=store.position_present, shares=shares
-    ).set_index("array")  # fmt: skip
-    for name in shares:
-        assert table["estimated_bytes"][name] == pytest.approx(sizes[name], abs=1)
 
 
 def test_pictures_are_estimated_from_a_sample():
