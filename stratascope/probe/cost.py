@@ -52,7 +52,7 @@ def task_bytes(examples: int, columns: int, problems: int, outputs: int = 1) -> 
     smaller = min(examples, columns)
     standardising = 24 * min(examples, CHUNK) * columns
     basis = 16 * smaller**2 + (4 * smaller * columns if examples < columns else 0)
-    solving = 4 * smaller * columns + 4 * problems * ((2 * memory_for(outputs) + 12) * columns + 6 * examples)
+    solving = 4 * smaller * columns + 4 * problems * ((2 * memory_for(outputs) + 14) * columns + 6 * examples)
     return 8 * examples * columns + max(standardising, basis, solving)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, TooFewExamplesError
+from stratascope.probe.course import Course
 from stratascope.probe.line_search import line_search
 from stratascope.probe.losses import loss_for
 from stratascope.probe.preconditioner import Preconditioner
@@ -105,6 +106,7 @@ class BatchSolver:
         self.coef = np.zeros((self.count, self.loss.outputs, rows.d), rows.dtype)
         self.work = Work()
         self._start_from_frequencies(classes)
+        self._course = Course(self.coef, self.intercept)
         self._precondition = Preconditioner(basis, float(rows.norms.mean() * rows.n / max(rows.d, 1)), rows.n)
         self.report = Report(
             objective=np.full(self.count, np.nan),
@@ -197,12 +199,12 @@ class BatchSolver:
         return [np.flatnonzero(self.training[active, block]) for block in range(self.rows.blocks)]
 
     def solve(self, strength: float | Floats, problems: NDArray[np.intp] | None = None) -> Report:
-        """Minimise the problems (all by default) at their strengths, from where `coef` and `intercept` stand."""
-        active = np.arange(self.count) if problems is None else np.asarray(problems)
+        """Minimise the problems (all by default) at their strengths, from where `coef` and `intercept` stand: ascending is cheapest."""
+        chosen = active = np.arange(self.count) if problems is None else np.asarray(problems)
         strengths = np.broadcast_to(np.asarray(strength, dtype=np.float64), (self.count,))
         if (strengths <= 0).any() or not np.isfinite(strengths).all():
             raise InvalidInputError(f"expected strengths C > 0, found {strengths.min()}; smaller C regularises more")
-        coef, intercept = self.coef[active], self.intercept[active]
+        coef, intercept = start, bias_start = self.coef[active], self.intercept[active]
         blocks = self.members(active)
         logits = self.forward(active, coef, intercept, blocks)
         value, residual, curvature = self.evaluate(active, logits, blocks)
@@ -243,6 +245,9 @@ class BatchSolver:
                 past, decay = [values[keep] for values in past], decay[keep]
                 history.keep(keep)
                 blocks = self.members(active)
+            if iteration == 0:
+                last = self.report.iterations[active]
+                step, bias_step, slope = self._course.onward(active, last, (total, bias), (step, bias_step, slope))
             # logits are linear in the weights: the same map gives their change
             along = self.forward(active, step, bias_step, blocks)
             found = line_search(
@@ -255,6 +260,7 @@ class BatchSolver:
             intercept = intercept + bias_step
             history.begin(step, bias_step, total, bias)
             gradient, bias = self.backward(active, residual, blocks)
+        self._course.note(chosen, self.coef[chosen] - start, self.intercept[chosen] - bias_start)
         return self.report
 
     def logits(self, problems: NDArray[np.intp], block: int) -> Floats:
