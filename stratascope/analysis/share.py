@@ -27,6 +27,8 @@ PARTS = ("system", "image", "subject", "relation", "object", "caption_rest", "te
 REMOVABLE = ("first_token", "image_edge", "image_inside")
 EMPTY = 1e-5
 """Attention left beside the sinks, below which shares of it would be noise."""
+_AT_A_TIME = 256
+"""Examples whose shares are held in float64 at once."""
 PIECE = 16
 """Examples in one task: their rows of all layers are held at once, 22 MB of a 7B model's."""
 
@@ -103,18 +105,21 @@ class AttentionShare(Shown):
             raise InvalidInputError(
                 f"expected places among {', '.join(REMOVABLE)}, found {', '.join(places)}: sinks in text are not taken out"
             )
-        left = self.values.astype(np.float64)
-        for place in places:
-            drawn = self.sinks[..., PLACES.index(place)]
-            if place == "first_token":
-                each = np.arange(len(left))
-                left[each, ..., self.first_part] -= drawn
-            else:
-                left[..., PARTS.index("image")] -= drawn
-        # float32 sums may differ in the last place
-        left = np.clip(left, 0, None)
-        total = left.sum(-1, keepdims=True)
-        return np.asarray(np.where(total > EMPTY, left / np.where(total > EMPTY, total, 1), np.nan), np.float32)
+        shares = np.empty(self.values.shape, np.float32)
+        for start in range(0, len(shares), _AT_A_TIME):
+            some = slice(start, start + _AT_A_TIME)
+            left = self.values[some].astype(np.float64)
+            for place in places:
+                drawn = self.sinks[some, ..., PLACES.index(place)]
+                if place == "first_token":
+                    left[np.arange(len(left)), ..., self.first_part[some]] -= drawn
+                else:
+                    left[..., PARTS.index("image")] -= drawn
+            # float32 sums may differ in the last place
+            np.clip(left, 0, None, out=left)
+            total = left.sum(-1, keepdims=True)
+            shares[some] = np.where(total > EMPTY, left / np.where(total > EMPTY, total, 1), np.nan)
+        return shares
 
     def head_table(self, places: Sequence[str] = DROPPED) -> pd.DataFrame:
         """Means over examples, one row for each layer, head and part: share, share_without_sinks, token_share, entropy, sinks (attention
