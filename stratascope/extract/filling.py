@@ -41,7 +41,8 @@ def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: n
 
     Returns
     -------
-    Example number -> why it could not be recorded.
+    dict
+        Example number -> why it could not be recorded.
     """
     by_example = {
         "answer_logits": captured.answer_logits,

@@ -47,7 +47,21 @@ class Advantage(Shown):
         level: float = 0.95,
         attributes: Mapping[str, Any] | None = None,
     ) -> Advantage:
-        """From the differences (layer,) and their draws (draw, layer)."""
+        """From differences and their draws.
+
+        Parameters
+        ----------
+        layers
+            (layer,) layer numbers.
+        value, draws
+            (layer,) differences, and (draw, layer) their bootstrap draws.
+        metric, name, baseline
+            Of which score, of what, over what; log-loss turns its sign, so that an advantage is positive.
+        level
+            Of the intervals.
+        attributes
+            What the result shall say of itself.
+        """
         # log-loss is better when it is lower: an advantage is always positive
         sign = -1 if metric == "log_loss" else 1
         value, draws = sign * value, sign * draws
@@ -62,7 +76,7 @@ class Advantage(Shown):
         return onset(layers, value, self.draws, self.bands, margin=margin, level=self.level)
 
     def offset(self, margin: float = 0.0) -> LayerEvent:
-        """First layer after the peak from which on the advantage can no longer be found."""
+        """First layer after the peak from which on the advantage can no longer be found to exceed the margin."""
         layers, value = self.table["layer"].to_numpy(), self.table["value"].to_numpy()
         return offset(layers, value, self.draws, self.bands, margin=margin, level=self.level)
 
@@ -82,6 +96,11 @@ class Advantage(Shown):
     @classmethod
     def over_all(cls, advantages: Sequence[Advantage]) -> Advantage:
         """The advantage over the best of several baselines, layer by layer and draw by draw: the smallest of theirs.
+
+        Parameters
+        ----------
+        advantages
+            Of one curve and metric, over each baseline.
 
         Raises
         ------

@@ -19,8 +19,10 @@ class Bootstrap:
 
     Attributes
     ----------
-    weights : (draw, group) how often a group was drawn
-    groups : (example,) group number 0..G-1
+    weights
+        (draw, group) how often a group was drawn.
+    groups
+        (example,) group number 0..G-1.
     """
 
     def __init__(self, groups: NDArray[Any], *, draws: int = 2000, seed: int = 0) -> None:

@@ -18,13 +18,23 @@ def accuracy_by(curve: LayerCurve, value_of: Mapping[str, object], *, minimum: i
 
     Parameters
     ----------
-    value_of : example id -> value, such as `dict(zip(store.examples["id"], store.examples["relation"]))`
-    minimum : values of fewer examples are left out
+    curve
+        Of a task of classes.
+    value_of
+        Example id -> value, such as `dict(zip(store.examples["id"], store.examples["relation"]))`.
+    minimum
+        Values of fewer examples are left out.
 
     Returns
     -------
-    One row per value and layer: by, layer, examples, groups, value, low, high (Wilson's 95 % interval with as many trials as
-    there are groups).
+    pandas.DataFrame
+        One row per value and layer: by, layer, examples, groups, value, low, high (Wilson's 95 % interval with as many trials as
+        there are groups).
+
+    Raises
+    ------
+    InvalidInputError
+        The task has values instead of classes, or an example of the curve has no value.
     """
     if curve.targets:
         raise InvalidInputError(f"expected a curve of a task of classes, found {curve.task!r}, whose probes predict values")
@@ -57,11 +67,26 @@ def accuracy_by(curve: LayerCurve, value_of: Mapping[str, object], *, minimum: i
 
 
 def confusion(curve: LayerCurve, layer: int, group: Callable[[str], str] | None = None) -> pd.DataFrame:
-    """Counts of out-of-fold predictions at a layer: one row per true class, one column per predicted class.
+    """Counts of out-of-fold predictions at a layer.
 
     Parameters
     ----------
-    group : class -> group, such as `category_of` from relation to meta category; groups are counted instead of classes
+    curve
+        Of a task of classes.
+    layer
+        One of the curve's.
+    group
+        Class -> group, such as `category_of` from relation to meta category; groups are counted instead of classes.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per true class, one column per predicted class.
+
+    Raises
+    ------
+    InvalidInputError
+        The task has values instead of classes, or the curve has no such layer.
     """
     if curve.targets or layer not in curve.layers:
         raise InvalidInputError(f"expected a task of classes and a layer of {curve.layers.tolist()}, found {curve.task!r} and {layer}")

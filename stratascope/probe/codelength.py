@@ -54,16 +54,31 @@ def online_codelength(
     """Online code: each portion is sent with the probe trained on all portions before, the first one with uniform probabilities.
 
     The strength for a portion is the one that would have sent all earlier portions (from the second on) in the fewest bits; the
-    first choice is the middle of the grid. Groups (images) are never divided, and go in random order.
+    first choice is the middle of the grid. Groups (images) are never divided, and go in random order. Voita & Titov 2020, section 2.2.
 
     Parameters
     ----------
-    x : (example, column); labels, groups (example,)
+    x
+        (example, column).
+    labels, groups
+        (example,) class codes 0..classes-1, and names or numbers of groups.
+    classes
+        How many there are.
+    strengths
+        Inverse regularisation C to choose from.
+    fractions
+        Of the groups, ascending, where portions end; the last is 1.
+    seed
+        Of the order.
+    basis
+        Of the rows of `x`, where it is known: it only speeds up.
 
     Raises
     ------
     TooFewExamplesError
         The first portion has one class only.
+    InvalidInputError
+        The fractions do not ascend to 1.
     """
     if sorted(fractions) != list(fractions) or fractions[-1] != 1 or fractions[0] <= 0:
         raise InvalidInputError(f"expected ascending fractions that end with 1, found {tuple(fractions)}")
@@ -104,7 +119,31 @@ def codelength_by_layer(
     examples: Sequence[int] | NDArray[Any] | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
-    """Online codelength of a task by layer: layer, task, position, bits, uniform_bits, compression, examples."""
+    """Online codelength of a task by layer.
+
+    Parameters
+    ----------
+    store
+        An open store, or its path or address.
+    task, position
+        As of `plan_study`.
+    layers
+        All by default.
+    examples
+        Numbers or mask, all by default.
+    settings
+        Fields of `ProbeSettings`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        layer, task, position, bits, uniform_bits, compression, examples.
+
+    Raises
+    ------
+    InvalidInputError
+        The task has values instead of classes.
+    """
     opened = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
     chosen = ProbeSettings(**settings)
     batch = plan_position(opened, (task,), position, chosen, examples=examples)[0]

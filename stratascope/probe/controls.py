@@ -49,8 +49,10 @@ def control_labels(
 
     Parameters
     ----------
-    codes : (example,) class codes, -1 for examples that take no part
-    types : columns of `examples` that make the type
+    codes
+        (example,) class codes, -1 for examples that take no part.
+    types
+        Columns of `examples` that make the type.
 
     Raises
     ------

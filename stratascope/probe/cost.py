@@ -46,8 +46,10 @@ def task_bytes(examples: int, columns: int, problems: int, outputs: int = 1) -> 
 
     Parameters
     ----------
-    problems : weight vectors solved together: labellings x models x outputs
-    outputs : of a model: 1 for two classes
+    problems
+        Weight vectors solved together: labellings x models x outputs.
+    outputs
+        Of a model: 1 for two classes.
     """
     smaller = min(examples, columns)
     standardising = 24 * min(examples, CHUNK) * columns
@@ -64,7 +66,8 @@ def ridge_bytes(examples: int, columns: int, problems: int, training: NDArray[np
 
     Parameters
     ----------
-    training : (model, block) the blocks that each model is trained on
+    training
+        (model, block) the blocks that each model is trained on.
     """
     blocks = training.shape[1]
     rows = training.sum(axis=1) * -(-examples // blocks)

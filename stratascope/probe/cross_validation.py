@@ -111,16 +111,22 @@ def classify(
 
     Parameters
     ----------
-    rows : built with `folds.of` as blocks
-    labels : (labelling, example) class codes
-    strengths : inverse regularisation C; a single one is used as it is, several are all there is. By default 1e-5 .. 100, and on to
-        1e3 where the loss still falls
-    method : logistic, or means (difference in means, which has no strength)
+    rows
+        Built with `folds.of` as blocks.
+    labels
+        (labelling, example) class codes.
+    strengths
+        Inverse regularisation C; a single one is used as it is, several are all there is. By default 1e-5 .. 100, and on to 1e3 where
+        the loss still falls.
+    method
+        Logistic, or means (difference in means, which has no strength).
 
     Raises
     ------
     TooFewExamplesError
         A training set has one class only.
+    InvalidInputError
+        There is no such method.
     """
     labels = np.atleast_2d(labels)
     path = (1.0,) if method == "means" else tuple(sorted(strengths or STRENGTHS))

@@ -77,7 +77,7 @@ class LayerCurve(Shown):
         return float(self.rows()["chance"].iloc[0])
 
     def rows(self, metric: str | None = None) -> pd.DataFrame:
-        """Rows of the table of one metric, by layer."""
+        """Rows of the table of one metric, the main one by default, by layer; InvalidInputError where the curve has no such metric."""
         name = metric or self.metric
         found = self.table[self.table["metric"] == name].reset_index(drop=True)
         if found.empty:
@@ -85,7 +85,7 @@ class LayerCurve(Shown):
         return found
 
     def value(self, layer: int, metric: str | None = None) -> float:
-        """The score at one layer."""
+        """The score at one layer, of the main metric by default; InvalidInputError where the curve has no such layer or metric."""
         rows = self.rows(metric).set_index("layer")["value"]
         if layer not in rows.index:
             raise InvalidInputError(f"expected a layer of {rows.index.tolist()}, found {layer}")
@@ -145,6 +145,13 @@ class LayerCurve(Shown):
 
         Minus the control task's curve it is the selectivity; minus the curve of a blank-image store, the advantage over text.
 
+        Parameters
+        ----------
+        baseline
+            A curve of the same layers and groups of examples.
+        metric
+            The main one by default.
+
         Raises
         ------
         InvalidInputError
@@ -178,6 +185,13 @@ class LayerCurve(Shown):
 
     def difference_from_layer(self, layer: int = 0, metric: str | None = None) -> Advantage:
         """This curve minus its own score at one layer; layer 0 of `residual` are the embeddings.
+
+        Parameters
+        ----------
+        layer
+            One of the curve's.
+        metric
+            The main one by default.
 
         Raises
         ------
@@ -228,7 +242,17 @@ class LayerCurve(Shown):
         return self.difference().peak()
 
     def plot(self, ax: Axes | None = None, *, baselines: Mapping[str, LayerCurve] | None = None, metric: str | None = None) -> Axes:
-        """Draw the curve with its interval, chance, and any baselines dashed in grey."""
+        """Draw the curve with its interval, chance, and any baselines dashed in grey.
+
+        Parameters
+        ----------
+        ax
+            Where to draw; a new figure by default.
+        baselines
+            Name -> curve.
+        metric
+            The main one by default.
+        """
         from stratascope.report.figures import draw_layer_curves
         from stratascope.report.style import paper_style
 

@@ -26,18 +26,27 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    C : inverse regularisation; 1e-3 .. 1e-1 suits thousands of columns
-    tol : of the objective, relative
-    max_iter : quasi-Newton steps
+    C
+        Inverse regularisation; 1e-3 .. 1e-1 suits thousands of columns.
+    tol
+        Of the objective, relative.
+    max_iter
+        Quasi-Newton steps.
 
     Attributes
     ----------
-    classes_ : sorted
-    coef_ : (1 or classes, column) weights on X as given, standardisation folded in
-    intercept_ : (1 or classes,)
-    scale_ : (column,) deviation of the training columns; coef_ * scale_ are the weights that are regularised
-    certificate_ : bound on the distance of those weights to the exact ones
-    n_iter_ : steps taken
+    classes_
+        Sorted.
+    coef_
+        (1 or classes, column) weights on X as given, standardisation folded in.
+    intercept_
+        (1 or classes,).
+    scale_
+        (column,) deviation of the training columns; coef_ * scale_ are the weights that are regularised.
+    certificate_
+        Bound on the distance of those weights to the exact ones.
+    n_iter_
+        Steps taken.
     """
 
     classes_: NDArray[Any]
@@ -51,7 +60,20 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.max_iter = max_iter
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Fit to X (example, column) and labels y (example,). float32 stays float32."""
+        """Fit the probe; float32 stays float32.
+
+        Parameters
+        ----------
+        X
+            (example, column).
+        y
+            (example,) labels.
+
+        Raises
+        ------
+        InvalidInputError
+            C is not above 0, or all labels are the same.
+        """
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=2)
         check_classification_targets(y)
         if not (isinstance(self.C, Real) and 0 < self.C < np.inf):
@@ -89,18 +111,18 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def decision_function(self, X: Any) -> Floats:
-        """Logits: (example,) of the second class, or (example, class)."""
+        """Logits of X (example, column): (example,) of the second class, or (example, class)."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         logits = X @ self.coef_.T + self.intercept_
         return np.asarray(logits[:, 0] if len(self.classes_) == 2 else logits)
 
     def predict_proba(self, X: Any) -> Floats:
-        """(example, class) probabilities."""
+        """(example, class) probabilities of X (example, column)."""
         logits = self.decision_function(X)
         return probabilities(np.atleast_2d(logits.T))
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """(example,) the most likely class."""
+        """(example,) the most likely class of X (example, column)."""
         logits = self.decision_function(X)
         return np.asarray(self.classes_[(logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(axis=1)])

@@ -68,7 +68,10 @@ def onset(
 
     Parameters
     ----------
-    layers : (layer,) ascending; value (layer,) and draws (draw, layer): the advantage over the baseline
+    layers
+        (layer,) ascending.
+    value, draws
+        (layer,) the advantage over the baseline, and (draw, layer) its draws.
     """
     threshold = margin + (value - bands.low_simultaneous)
     found = _first(value > threshold)

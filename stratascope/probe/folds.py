@@ -28,6 +28,7 @@ class Folds:
 
     @property
     def count(self) -> int:
+        """How many folds there are."""
         return int(self.of.max()) + 1
 
     @property
@@ -60,13 +61,23 @@ def grouped_folds(
 
     Parameters
     ----------
-    groups : (example,) names or numbers; examples with the same one are never separated.
-    classes : (example,) class codes, -1 for an example that takes no part; None to balance sizes alone.
+    groups
+        (example,) names or numbers; examples with the same one are never separated.
+    classes
+        (example,) class codes, -1 for an example that takes no part; None to balance sizes alone.
+    folds
+        How many.
+    seed
+        Of the order among groups of one size.
+    class_names
+        What messages call the classes.
 
     Raises
     ------
     TooFewExamplesError
         Fewer than 10 examples a fold, fewer groups than folds, or a class that occurs in fewer groups than there are folds.
+    InvalidInputError
+        Fewer than 2 folds, or not one class an example.
     """
     number = number_groups(groups)
     codes = np.zeros(len(number), dtype=np.intp) if classes is None else np.asarray(classes, dtype=np.intp)
@@ -98,26 +109,6 @@ def grouped_folds(
         counts[fold] += table[group]
         filled[fold] += sizes[group]
     return Folds(of=np.where(used, place[number], -1), groups=number, seed=seed)
-
-
-def folds_from_column(groups: NDArray[np.generic] | list[str], fold_of: NDArray[np.integer], *, seed: int = 0) -> Folds:
-    """Folds that are given, fold numbers from 0 and -1 for examples that take no part; groups must not be separated.
-
-    Raises
-    ------
-    InvalidInputError
-        A group lies in more than one fold.
-    """
-    number = number_groups(groups)
-    of = np.asarray(fold_of, dtype=np.intp)
-    seen = np.unique(np.stack([number[of >= 0], of[of >= 0]], axis=1), axis=0)
-    torn = np.flatnonzero(np.bincount(seen[:, 0]) > 1)
-    if len(torn):
-        raise InvalidInputError(
-            f"expected every group in one fold, found {len(torn)} groups in several; a probe would be tested on images it was trained on. "
-            "Let grouped_folds choose them, or use official_split, which reports the leakage"
-        )
-    return Folds(of=of, groups=number, seed=seed)
 
 
 def _refuse_too_few(number: NDArray[np.intp], codes: NDArray[np.intp], folds: int, names: tuple[str, ...]) -> None:

@@ -51,9 +51,12 @@ def score_values(
 
     Parameters
     ----------
-    predicted : (layer, target, example)
-    values : (example, target)
-    noise_share : (layer, target)
+    predicted
+        (layer, target, example).
+    values
+        (example, target).
+    noise_share
+        (layer, target).
     """
     scores, draws = {}, {}
     width = np.sqrt(1 + noise_share)

@@ -35,6 +35,13 @@ class ScoreGrid:
         The simultaneous band takes the maximum over all cells, so that in at most 5 % of data sets without any signal a single
         cell is found. Single intervals do not allow for the choice of the best of many cells.
 
+        Parameters
+        ----------
+        curves
+            One a row, by position or head.
+        metric
+            The curves' main one by default.
+
         Raises
         ------
         InvalidInputError
@@ -59,11 +66,11 @@ class ScoreGrid:
         return cls(table[columns], facts)
 
     def matrix(self, column: str = "value") -> pd.DataFrame:
-        """One row per position or head, in the order of the curves, and one column per layer."""
+        """(row, layer) a column of the table: one row per position or head, in the order of the curves, and one column per layer."""
         return self.table.pivot(index="row", columns="layer", values=column).loc[list(dict.fromkeys(self.table["row"]))]
 
     def best(self, count: int = 5) -> pd.DataFrame:
-        """The highest cells that are found, highest first."""
+        """The `count` highest cells that are found, highest first."""
         return self.table[self.table["found"]].nlargest(count, "value").reset_index(drop=True)
 
     def save(self, path: str | Path) -> None:

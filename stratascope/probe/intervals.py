@@ -39,9 +39,12 @@ def band(value: Floats, draws: Floats, *, level: float = 0.95, groups: int | Non
 
     Parameters
     ----------
-    value : (layer,) the score
-    draws : (draw, layer) its bootstrap draws, the same groups in a row for all layers
-    groups : number of groups; where given, a score of exactly 0 or 1 without spread gets Wilson's interval
+    value
+        (layer,) the score.
+    draws
+        (draw, layer) its bootstrap draws, the same groups in a row for all layers.
+    groups
+        Number of groups; where given, a score of exactly 0 or 1 without spread gets Wilson's interval.
     """
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)

@@ -35,14 +35,18 @@ def line_search(
 
     Parameters
     ----------
-    logits, along : by block, (problem, output, row) logits and their change for a whole step
-    loss, slope : (problem,) summed loss, and the derivative of F along the step, at the start
-    linear, square : (problem,) w.step / C and step.step / C, the penalty's share of the derivative
+    logits, along
+        By block, (problem, output, row) logits and their change for a whole step.
+    loss, slope
+        (problem,) summed loss, and the derivative of F along the step, at the start.
+    linear, square
+        (problem,) w.step / C and step.step / C, the penalty's share of the derivative.
 
     Returns
     -------
-    length (problem,), summed loss, residuals, curvature at the point found, whether no decrease was found (problem,), and the
-    logits there (those given may be overwritten).
+    tuple
+        Length (problem,), summed loss, residuals, curvature at the point found, whether no decrease was found (problem,), and the
+        logits there (those given may be overwritten).
     """
     n = len(active)
     length, low, high = np.ones(n), np.zeros(n), np.full(n, np.inf)

@@ -22,7 +22,7 @@ class Loss(Protocol):
         """(problem, row) loss of every row, in float64."""
 
 
-class BinaryLoss:
+class BinaryLoss(Loss):
     """log(1 + exp(z)) - y z, for one logit z of class 1."""
 
     outputs = 1
@@ -42,7 +42,7 @@ class BinaryLoss:
         return np.logaddexp(0, z) - labels * z
 
 
-class SoftmaxLoss:
+class SoftmaxLoss(Loss):
     """log sum_k exp(z_k) - z_y, for one logit a class."""
 
     def __init__(self, classes: int) -> None:

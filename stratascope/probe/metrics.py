@@ -39,11 +39,14 @@ def score_layers(
 
     Parameters
     ----------
-    logits : (layer, output, example)
-    codes, folds : (example,)
-    noise_share : (layer,) of `OutOfFold`; draws are widened by sqrt(1 + share). A bootstrap of out-of-fold predictions takes
-        examples for independent, but two examples of different folds meet twice: once each trains the model that tests the
-        other. As far as the logits are made by chance of training, that doubles the variance of a score.
+    logits
+        (layer, output, example).
+    codes, folds
+        (example,).
+    noise_share
+        (layer,) of `OutOfFold`; draws are widened by sqrt(1 + share). A bootstrap of out-of-fold predictions takes examples for
+        independent, but two examples of different folds meet twice: once each trains the model that tests the other. As far as the
+        logits are made by chance of training, that doubles the variance of a score.
     """
     predicted = predict(logits)
     right = (predicted == codes).T.astype(np.float64)

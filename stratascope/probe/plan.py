@@ -94,7 +94,15 @@ def plan_position(
     examples: Sequence[int] | NDArray[Any] | None = None,
     values: Mapping[str, Mapping[str, object]] | None = None,
 ) -> list[Batch]:
-    """Folds and labels of every task at a position."""
+    """Folds and labels of every task at a position.
+
+    Raises
+    ------
+    NotRecordedError
+        No example is recorded there.
+    InvalidInputError
+        The examples have no column to group by.
+    """
     wanted = wanted_examples(store, examples)
     usable = wanted & store.available(settings.array, position)
     if not usable.any():
@@ -145,7 +153,7 @@ def _labels(store: ActivationStore, task: Task, control: str | None, folds: Fold
 
 
 def wanted_examples(store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None) -> NDArray[np.bool_]:
-    """(example,) mask of the examples asked for; every one has to be written."""
+    """(example,) mask of the examples asked for; UnwrittenBlockError where one of them is not written."""
     count = store.layout.examples
     wanted = np.zeros(count, dtype=bool)
     wanted[slice(None) if examples is None else np.asarray(examples)] = True

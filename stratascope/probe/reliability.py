@@ -13,10 +13,23 @@ from stratascope.probe.losses import probabilities
 def calibration(curve: LayerCurve, bins: int = 10) -> pd.DataFrame:
     """Reliability by layer: out-of-fold confidence against accuracy.
 
+    Parameters
+    ----------
+    curve
+        Of a task of classes.
+    bins
+        Of equal numbers of examples, by the probability of the predicted class.
+
     Returns
     -------
-    One row per layer and bin of equal numbers of examples, by the probability of the predicted class: layer, bin, examples,
-    confidence, accuracy, error (expected calibration error of the layer: mean over examples of |confidence - accuracy|).
+    pandas.DataFrame
+        One row per layer and bin: layer, bin, examples, confidence, accuracy, error (expected calibration error of the layer: mean over
+        examples of |confidence - accuracy|, averaged within bins; Guo et al. 2017).
+
+    Raises
+    ------
+    InvalidInputError
+        The task has values instead of classes.
     """
     if curve.targets:
         raise InvalidInputError(f"expected a curve of a task of classes, found {curve.task!r}, whose probes predict values")

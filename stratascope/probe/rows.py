@@ -50,9 +50,12 @@ class Rows:
 
     Attributes
     ----------
-    z : (row, column) standardised rows, sorted by block
-    order : (row,) the index into x of each row
-    offsets : (block + 1,) the rows of block b are offsets[b]:offsets[b + 1]
+    z
+        (row, column) standardised rows, sorted by block.
+    order
+        (row,) the index into x of each row.
+    offsets
+        (block + 1,) the rows of block b are offsets[b]:offsets[b + 1].
     """
 
     def __init__(self, x: Floats, blocks: NDArray[np.integer], *, dtype: Any = None) -> None:
@@ -112,7 +115,7 @@ class Rows:
         return np.flatnonzero(np.repeat(mask, np.diff(self.offsets)))
 
     def moments(self, training: NDArray[np.bool_]) -> Moments:
-        """Mean and deviation over each training set, training (problem, block)."""
+        """Mean and deviation over each training set, training (problem, block); InvalidInputError where one has fewer than two rows."""
         weight = training.astype(np.float64)
         count = weight @ np.diff(self.offsets)
         if (count < 2).any():
@@ -136,7 +139,8 @@ class Rows:
 
         Parameters
         ----------
-        rank : how many; by default those whose eigenvalue stands out from the smallest ones
+        rank
+            How many; by default those whose eigenvalue stands out from the smallest ones.
         """
         from scipy.linalg import eigh
 

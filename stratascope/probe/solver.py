@@ -64,9 +64,12 @@ class BatchSolver:
 
     Attributes
     ----------
-    coef : (problem, output, column) weights of standardised columns (of each problem's own training moments)
-    intercept : (problem, output)
-    absent : (problem, class) classes without an example in the training set; their probability is 0
+    coef
+        (problem, output, column) weights of standardised columns (of each problem's own training moments).
+    intercept
+        (problem, output).
+    absent
+        (problem, class) classes without an example in the training set; their probability is 0.
     """
 
     def __init__(
@@ -85,11 +88,16 @@ class BatchSolver:
         """
         Parameters
         ----------
-        labels : (labelling, example) class codes 0..classes-1, in the order of the x that made `rows`; left-out examples any
-        training : (problem, block)
-        which : (problem,) the labelling of each problem; problem p has labelling p by default
-        tolerance : of the gap, relative to F; one, or one a problem
-        memory : steps that L-BFGS remembers; 20 for two classes, 10 for more
+        labels
+            (labelling, example) class codes 0..classes-1, in the order of the x that made `rows`; left-out examples any.
+        training
+            (problem, block).
+        which
+            (problem,) the labelling of each problem; problem p has labelling p by default.
+        tolerance
+            Of the gap, relative to F; one, or one a problem.
+        memory
+            Steps that L-BFGS remembers; 20 for two classes, 10 for more.
         """
         self.rows = rows
         self.loss = loss_for(classes)
@@ -199,7 +207,13 @@ class BatchSolver:
         return [np.flatnonzero(self.training[active, block]) for block in range(self.rows.blocks)]
 
     def solve(self, strength: float | Floats, problems: NDArray[np.intp] | None = None) -> Report:
-        """Minimise the problems (all by default) at their strengths, from where `coef` and `intercept` stand: ascending is cheapest."""
+        """Minimise the problems (all by default) at their strengths, from where `coef` and `intercept` stand: ascending is cheapest.
+
+        Raises
+        ------
+        InvalidInputError
+            A strength is not above 0.
+        """
         chosen = active = np.arange(self.count) if problems is None else np.asarray(problems)
         strengths = np.broadcast_to(np.asarray(strength, dtype=np.float64), (self.count,))
         if (strengths <= 0).any() or not np.isfinite(strengths).all():

@@ -41,7 +41,19 @@ def split_leakage(
     column: str = "split",
     groups: str = "image",
 ) -> Leakage:
-    """How many test examples share a group with a training example."""
+    """How many test examples share a group with a training example.
+
+    Parameters
+    ----------
+    examples
+        Table with the columns below.
+    train, test
+        Values of `column` that make the two parts.
+    column
+        Which says the part.
+    groups
+        Which says the group, such as the image.
+    """
     learned, tested = _masks(examples, train, test, column)
     known = set(examples.loc[learned, groups])
     shared = int(examples.loc[tested, groups].isin(known).sum())
@@ -64,8 +76,14 @@ def official_split(
 
     Parameters
     ----------
-    classes : (example,) class codes, -1 for examples that take no part
-    keep_leaked : False leaves out test examples whose group occurs in training
+    examples, train, test, column, groups
+        As of `split_leakage`.
+    classes
+        (example,) class codes, -1 for examples that take no part.
+    folds, seed
+        Of the training examples, as of `grouped_folds`.
+    keep_leaked
+        False leaves out test examples whose group occurs in training.
 
     Raises
     ------

@@ -25,10 +25,19 @@ from stratascope.store import ActivationStore
 def layer_curve(
     store: ActivationStore | str | Path, task: str | Task = "truth", position: str | None = "final", **options: Any
 ) -> LayerCurve:
-    """The score of a task by layer at one position; options are those of `probe_study`.
+    """The score of a task by layer at one position.
 
     `layer_curve(store, "truth:shuffled")` is the curve of labels shuffled within folds and groups, `"truth:control"` that of
     the control task.
+
+    Parameters
+    ----------
+    store
+        An open store, or its path or address.
+    task, position
+        As of `plan_study`.
+    options
+        All others of `probe_study`, such as `layers`, `seed` or `scheduler`.
     """
     return probe_study(store, (task,), (position,), **options)[0]
 
@@ -48,15 +57,21 @@ def probe_study(
 
     Parameters
     ----------
-    store, tasks, positions, options : of `plan_study`
-    scheduler : None for one after another in this process, `threads`, `processes`, or the address of a Dask scheduler
-    workers : threads or processes at once, one a core by default
-    progress : show a bar, where there is a terminal
-    output : folder in which finished layers are kept; the same study run again takes them from there
+    store, tasks, positions, options
+        Of `plan_study`.
+    scheduler
+        None for one after another in this process, `threads`, `processes`, or the address of a Dask scheduler.
+    workers
+        Threads or processes at once, one a core by default.
+    progress
+        Show a bar, where there is a terminal.
+    output
+        Folder in which finished layers are kept; the same study run again takes them from there.
 
     Returns
     -------
-    One curve per position and task, in this order.
+    list of LayerCurve
+        One per position and task, in this order.
     """
     study = plan_study(store, tasks, positions, **options)
     return study.run(scheduler=scheduler, workers=workers, progress=progress, output=output)
@@ -78,17 +93,36 @@ def plan_study(
 
     Parameters
     ----------
-    store : an open store, or its path or address
-    tasks : truth, relation, category, answer, geometry, a column of the examples, a `Task`, or a name in `values`; with `:shuffled` or
-        `:control` for its controls, which are solved in the same go
-    positions : all of the array by default
-    array : any recorded array with one vector an example, by layer and position where it has them; else there is one layer, 0
-    layers : all by default
-    examples : numbers or mask, all by default
-    values : task name -> mapping from example id to class
-    by_head : one probe for each head of an array such as head_outputs; positions are then `head 0`, `head 1`, ...
-    settings : fields of `ProbeSettings`: folds, seed, strengths, method, split, groups, minimum, types, tolerance, draws, level,
-        directions
+    store
+        An open store, or its path or address.
+    tasks
+        `truth`, `relation`, `category`, `answer`, `geometry`, a column of the examples, a `Task`, or a name in `values`; with `:shuffled`
+        or `:control` for its controls, which are solved in the same go.
+    positions
+        All of the array by default.
+    array
+        Any recorded array with one vector an example, by layer and position where it has them; else there is one layer, 0.
+    layers
+        All by default.
+    examples
+        Numbers or mask, all by default.
+    values
+        Task name -> mapping from example id to class.
+    by_head
+        One probe for each head of an array such as `head_outputs`; positions are then `head 0`, `head 1`, ...
+    settings
+        Fields of `ProbeSettings`: folds, seed, strengths, method, split, groups, minimum, types, tolerance, draws, level, directions.
+
+    Raises
+    ------
+    InvalidInputError
+        There is no task, a setting is unknown, or the array has no vectors, or none by head.
+    NotRecordedError
+        The store lacks the array, a position, a layer, or what a task asks for.
+    UnwrittenBlockError
+        Some of the examples are not written yet.
+    TooFewExamplesError
+        There are too few examples, groups or classes for the folds.
     """
     opened = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
     chosen = _settings(array, settings)
@@ -122,7 +156,7 @@ class Study:
     by_head: bool = False
 
     def cost(self, *, scheduler: str | None = None, workers: int | None = None) -> StudyCost:
-        """Tasks and memory."""
+        """Tasks and memory, of so many workers at once."""
         spec = self.store.layout.array(self.settings.array)
         apart = {"example", spec.layer_dim, spec.position_dim, *(("head",) if self.by_head else ())}
         columns = math.prod(n for dim, n in zip(spec.dims, spec.shape, strict=True) if dim not in apart)
@@ -168,7 +202,8 @@ def head_curves(
 
     Parameters
     ----------
-    array : with vectors by head at the final token
+    array
+        With vectors by head at the final token.
     """
     return probe_study(store, (task,), array=array, by_head=True, **options)
 
@@ -207,7 +242,7 @@ def positions_of(store: ActivationStore, array: str) -> tuple[str | None, ...]:
 
 
 def layers_of(store: ActivationStore, array: str, layers: Sequence[int] | None) -> list[int]:
-    """The layers asked for, all of the array by default; 0 for an array without."""
+    """The layers asked for, all of the array by default; 0 for an array without. InvalidInputError where it holds no vectors."""
     spec = store.layout.array(array)
     if "example" not in spec.dims or len(set(spec.dims) - {"example", spec.layer_dim, spec.position_dim}) == 0:
         raise InvalidInputError(f"{array}: expected a vector an example, found dimensions {spec.dims}; give array='residual'")

@@ -63,7 +63,12 @@ def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[o
 
     Parameters
     ----------
-    wanted : (example,) the examples that will be used; values are looked at there alone
+    name
+        What the task is called.
+    values
+        (example,) one an example.
+    wanted
+        (example,) the examples that will be used; values are looked at there alone.
 
     Raises
     ------
@@ -103,6 +108,8 @@ def find_task(
     ------
     NotRecordedError
         No such column; the message lists what there is.
+    InvalidInputError
+        No such control.
     """
     if isinstance(task, Task):
         return task, None

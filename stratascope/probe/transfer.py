@@ -42,14 +42,22 @@ def transfer_matrix(
 
     Parameters
     ----------
-    to : another store of the same examples, such as another condition; the same one by default
-    to_position : the same by default
-    settings : `array`, and fields of `ProbeSettings`
+    store, task, position, layers, examples, values
+        Where probes are trained, and for what: as of `plan_study`.
+    to
+        Another store of the same examples, such as another condition; the same one by default.
+    to_position, to_layers
+        Where they are tested; the same by default.
+    scheduler, workers, progress
+        As of `probe_study`.
+    settings
+        `array`, and fields of `ProbeSettings`.
 
     Returns
     -------
-    One row per pair of layers: layer (trained), to_layer (tested), metric, value, low, high, ..., chance. Not widened for the
-    noise of training, which is that of the trained layer.
+    pandas.DataFrame
+        One row per pair of layers: layer (trained), to_layer (tested), metric, value, low, high, ..., chance. Not widened for the
+        noise of training, which is that of the trained layer.
 
     Raises
     ------
@@ -77,7 +85,18 @@ def transfer_of(
     to_layers: Sequence[int] | None = None,
     **run: Any,
 ) -> pd.DataFrame:
-    """The matrix of one task of a study at its first position; `run` as in `Study.answers`, whose finished layers are taken as they are.
+    """The matrix of one task of a study at its first position.
+
+    Parameters
+    ----------
+    study
+        From `plan_study`.
+    task
+        One of its tasks; the first by default.
+    to, to_position, to_layers
+        Where probes are tested: as of `transfer_matrix`.
+    run
+        As of `Study.answers`, whose finished layers are taken as they are.
 
     Raises
     ------

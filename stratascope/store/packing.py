@@ -26,7 +26,8 @@ def encode_maps(maps: NDArray[Any], *, causal: bool = True) -> NDArray[np.uint8]
 
     Returns
     -------
-    (layer, query, key) uint8.
+    numpy.ndarray
+        (layer, query, key) uint8.
 
     Raises
     ------
@@ -66,7 +67,8 @@ def decode_maps(packed: NDArray[np.uint8], n_tokens: int | None = None) -> NDArr
 
     Returns
     -------
-    (layer, n_tokens, n_tokens) float64.
+    numpy.ndarray
+        (layer, n_tokens, n_tokens) float64.
 
     Raises
     ------

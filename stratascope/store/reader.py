@@ -169,9 +169,10 @@ class ActivationStore:
 
         Returns
         -------
-        The array's dimensions less those that fell away: residual (layer, position, example, hidden), attention_rows (layer,
-        example, head, token), attention_mean (example, layer, token), attention_maps (example, layer, query, key) packed, ...
-        Attention rows are NaN beyond `n_tokens`, knockout where it was not measured.
+        numpy.ndarray
+            The array's dimensions less those that fell away: residual (layer, position, example, hidden), attention_rows (layer,
+            example, head, token), attention_mean (example, layer, token), attention_maps (example, layer, query, key) packed, ...
+            Attention rows are NaN beyond `n_tokens`, knockout where it was not measured.
 
         Raises
         ------

@@ -12,7 +12,6 @@ from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.probe import grouped_folds, official_split, split_leakage
 from stratascope.probe.controls import control_labels, recurring_share, shuffled_labels
 from stratascope.probe.design import design_for
-from stratascope.probe.folds import folds_from_column
 
 
 @settings(max_examples=30, deadline=None)
@@ -52,12 +51,6 @@ def test_too_few_examples_are_refused():
         grouped_folds(np.arange(90), np.zeros(90, int), class_names=("a", "b"))
     with pytest.raises(InvalidInputError, match="at least 2 folds"):
         grouped_folds(np.arange(90), folds=1)
-
-
-def test_given_folds_must_not_divide_a_group():
-    with pytest.raises(InvalidInputError, match="1 groups in several"):
-        folds_from_column(["a", "a", "b"], np.array([0, 1, 1]))
-    assert folds_from_column(["a", "a", "b"], np.array([0, 0, 1])).count == 2
 
 
 def test_no_model_that_chooses_has_seen_what_it_chooses_for():
