@@ -60,6 +60,8 @@ def right_choices(store: ActivationStore, examples: NDArray[np.int64]) -> NDArra
     NotRecordedError
         If the prompt asks for one of several choices of examples that are labelled by the caption's truth, so that the label names
         no choice.
+    InvalidInputError
+        If a label is none of the choices.
     """
     answers = store.provenance.get("prompt", {}).get("answers")
     if not answers or any(answer not in store.layout.choices for answer in answers):

@@ -47,8 +47,8 @@ def token_bounds(capacities: Counts) -> tuple[Counts, Counts]:
 
     Returns
     -------
-    source, target : numpy.ndarray
-        (token,) int64 each; either is an upper bound.
+    tuple of numpy.ndarray
+        At the source and at the target, (token,) int64 each; either is an upper bound.
     """
     own = np.diagonal(capacities, axis1=1, axis2=2)
 

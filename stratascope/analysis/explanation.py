@@ -55,14 +55,25 @@ class ExampleExplanation:
         return tuple(name for name in self.attributes["methods"] if name not in BASELINES)
 
     def on_image(self, method: str) -> NDArray[np.float64]:
-        """(row, column) a method's scores of the image's cells."""
+        """(row, column) a method's scores of the image's cells; InvalidInputError where the store did not allow the method."""
         if method not in self.tokens.columns:
             raise InvalidInputError(f"expected a method of {', '.join(self.methods)}, found {method!r}")
         start, stop = self.attributes["image"]
         return np.asarray(self.tokens[method].to_numpy(float)[start:stop].reshape(self.attributes["grid"]))
 
     def effects_on_image(self, mode: str) -> NDArray[np.float64]:
-        """(row, column) effect of hiding the group that each cell belongs to, all blocks; NaN where it was not measured."""
+        """Effect of hiding the group that each cell belongs to, in all blocks.
+
+        Parameters
+        ----------
+        mode
+            From whom: `final` or `later`.
+
+        Returns
+        -------
+        numpy.ndarray
+            (row, column); NaN where it was not measured.
+        """
         rows, columns = self.attributes["grid"]
         table = self.knockout[(self.knockout["kind"] == "cells") & (self.knockout["mode"] == mode)]
         table = table[table["window"] == table["window"].iloc[0]] if len(table) else table

@@ -55,7 +55,20 @@ class Faithfulness:
         return dict(self.attributes["leading"])
 
     def rows(self, targets: str = "cells", mode: str = "final", window: str | None = None, effect: str = "size") -> pd.DataFrame:
-        """Rows of one setting, best first; the first window (all blocks) by default."""
+        """Rows of one setting, best first.
+
+        Parameters
+        ----------
+        targets, mode, effect
+            As in the table.
+        window
+            The first one, all blocks, by default.
+
+        Raises
+        ------
+        InvalidInputError
+            If the table has no such setting.
+        """
         table = self.table
         window = window or str(table["window"].iloc[0])
         found = table[(table["targets"] == targets) & (table["mode"] == mode) & (table["window"] == window) & (table["effect"] == effect)]
@@ -141,7 +154,7 @@ def faithfulness(
 
 
 def parse_window(name: str, layers: int) -> Window:
-    """Half-open range of blocks from "first-last"."""
+    """Half-open range of blocks from "first-last"; InvalidInputError where it is no such text, or reaches beyond the last block."""
     first, _, last = name.partition("-")
     if not first.isdecimal() or not last.isdecimal() or not int(first) <= int(last) < layers:
         raise InvalidInputError(f"expected a window of blocks such as 0-{layers - 1}, found {name!r}")

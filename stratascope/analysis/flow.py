@@ -145,7 +145,22 @@ class MinimumCut:
 
 
 def minimum_cut(maps: NDArray[Any], span: Sequence[int] | int, *, window: Window | None = None) -> MinimumCut:
-    """Where the flow into a token, or a span of token numbers, is limited (Ford & Fulkerson 1956); the rest as of `span_flow`."""
+    """Where the flow into a token, or a span of token numbers, is limited (Ford & Fulkerson 1956).
+
+    Parameters
+    ----------
+    maps, window
+        As of `flow`: (layer, query, key), fused over heads.
+    span
+        Token numbers, or one.
+
+    Raises
+    ------
+    InvalidInputError
+        As `span_flow`.
+    MissingExtraError
+        If numba is not installed.
+    """
     capacities = _capacities(maps, window)
     count = capacities.shape[-1]
     targets = _members("asked for", [span] if isinstance(span, int) else span, count)

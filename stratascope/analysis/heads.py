@@ -49,6 +49,13 @@ def head_ranking(scores: Mapping[str, NDArray[Any]], *, layers: Sequence[int] | 
 def head_agreement(scores: Mapping[str, NDArray[Any]], *, level: float = 0.95) -> pd.DataFrame:
     """Agreement of each pair of scores over heads.
 
+    Parameters
+    ----------
+    scores
+        Name -> (layer, head) one score of every head.
+    level
+        Of the intervals.
+
     Returns
     -------
     pandas.DataFrame

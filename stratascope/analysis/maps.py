@@ -45,7 +45,13 @@ def shaped_maps(maps: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def check_layer(maps: NDArray[np.float64], layer: int, *, causal: bool = False) -> None:
-    """Refuse one layer for what `checked_maps` says of all: apart from it, because a layer that is used at once is still in the cache."""
+    """Refuse one layer for what `checked_maps` says of all: apart from it, because a layer that is used at once is still in the cache.
+
+    Raises
+    ------
+    InvalidInputError
+        As `checked_maps`, of this layer.
+    """
     weights = maps[layer]
     off = np.abs(weights @ np.ones(len(weights)) - 1)
     # written so that NaN counts as wrong

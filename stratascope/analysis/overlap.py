@@ -96,7 +96,7 @@ class BoxOverlap(Shown):
         return BOXES
 
     def mean(self, box: str = "both") -> NDArray[np.float64]:
-        """(layer, head) mean over the examples whose box is known."""
+        """(layer, head) mean over the examples whose `box` is known; InvalidInputError where there is no such box."""
         if box not in BOXES:
             raise InvalidInputError(f"expected a box of {', '.join(BOXES)}, found {box!r}")
         values = self.values[..., BOXES.index(box)].astype(np.float64)
@@ -149,6 +149,8 @@ def box_overlap(
         (example,) example numbers of the first axis.
     name
         What the maps are, for the result.
+    measure
+        One of `MEASURES`.
     layers
         Numbers of the layer axis; 0, 1, ... by default.
 

@@ -35,7 +35,7 @@ class HeadRanking:
     """store, condition, layers, heads, scores (name -> what it is)."""
 
     def grid(self, score: str) -> NDArray[np.float64]:
-        """(layer, head) one score."""
+        """(layer, head) one score; InvalidInputError where the table does not hold it."""
         if score not in self.attributes["scores"]:
             raise InvalidInputError(f"expected a score of {', '.join(self.attributes['scores'])}, found {score!r}")
         return np.asarray(self.table.pivot(index="layer", columns="head", values=score).to_numpy(float))

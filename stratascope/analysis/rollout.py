@@ -86,12 +86,24 @@ def rollout_stops(
 
 
 def rollout_packed(packed: NDArray[np.uint8], *, window: Window | None = None, form: Form = "raw", sinks: Sequence[int] = (0,)) -> Floats:
-    """As `rollout`, from the maps of one example as a store packs them, without decoding more than a layer at a time.
+    """The rollout of one example from its maps as a store packs them, without decoding more than a layer at a time.
 
     Parameters
     ----------
     packed
         (layer, query, key) uint8, cut to the prompt's own tokens: round(255 * sqrt(weight / row maximum)).
+    window, form, sinks
+        As of `rollout`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (layers in the window + 1, token) float64, as of `rollout`.
+
+    Raises
+    ------
+    InvalidInputError
+        As `rollout`, or if no map is held.
     """
     first, last = checked_window(window, len(packed))
     _check_sinks(form, sinks, packed.shape[-1])

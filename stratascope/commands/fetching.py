@@ -36,7 +36,8 @@ def fetch(dataset: str, out: Path, annotations: str | None, **chosen: Any) -> No
     Example, a hundred photos of the test part (17 MB):
       stratascope fetch vsr --parts test --limit 100 --out vsr
     """
-    from stratascope.datasets.fetch import ANNOTATIONS, FetchChoice, fetch_vsr
+    from stratascope.datasets.annotations import ANNOTATIONS
+    from stratascope.datasets.fetch import FetchChoice, fetch_vsr
     from stratascope.texts import fetched_text
 
     assert dataset == "vsr"

@@ -5,27 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import zipfile
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from PIL import Image
 from tqdm.auto import tqdm
 
+from stratascope.datasets.annotations import ANNOTATIONS, boxes_of, fetch_annotations
 from stratascope.datasets.download import Budget, BudgetSpentError, Patience, UnreachableError, UnwritableError, download
 from stratascope.datasets.examples import load_examples
-from stratascope.datasets.json_rows import json_rows
 from stratascope.errors import DownloadError, InvalidInputError, MissingExtraError
 
 SPLITS = ("random", "zeroshot")
 PARTS = ("train", "dev", "test")
-ANNOTATIONS = "http://images.cocodataset.org/annotations/annotations_trainval2017.zip"
-MEMBERS = ("annotations/instances_train2017.json", "annotations/instances_val2017.json")
 RECORD = "fetched.json"
 FAILURES = "failed.json"
 
@@ -33,7 +28,6 @@ UNREACHABLE_IN_A_ROW = 12
 """Images that could not be reached one after the other, after which the rest is left for another time."""
 
 _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-_ROW_FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
 
 
 @dataclass(frozen=True)
@@ -256,45 +250,11 @@ def image_problem(path: Path) -> str | None:
 
 
 def _fetch_boxes(folder: Path, choice: FetchChoice, images: Mapping[str, str], progress: bool) -> int:
-    """instances.json of these images, out of COCO's annotations, which are kept beside it."""
-    archive = folder / (Path(urlsplit(choice.annotations).path).name or "annotations.zip")
-    if not archive.is_file():
-        with tqdm(desc="annotations", unit="B", unit_scale=True, disable=not progress) as bar:
-            download(choice.annotations, archive, check=_zip_problem, patience=choice.patience, tell=bar.update)
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            kept = [_member_rows(opened, member, images) for member in MEMBERS]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, zipfile.BadZipFile) as error:
-        raise InvalidInputError(f"{archive}: expected COCO's annotations, found {error}; remove the file and fetch again") from error
-    found = {key: [row for member in kept for row in member[key]] for key in ("images", "annotations")}
-    _write_json(folder / "instances.json", {**found, "categories": kept[0]["categories"]})
+    """instances.json of these images; how many of them have boxes."""
+    found = boxes_of(fetch_annotations(folder, choice.annotations, choice.patience, progress=progress), images)
+    _write_json(folder / "instances.json", found)
     boxed = {row["image_id"] for row in found["annotations"]}
     return sum(row["id"] in boxed for row in found["images"])
-
-
-def _member_rows(opened: zipfile.ZipFile, member: str, images: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
-    """Of one of COCO's files what concerns `images`, without the outlines."""
-    rows: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
-    wanted: set[int] = set()
-    with opened.open(member) as raw:
-        for key, row in json_rows(TextIOWrapper(raw, "utf-8")):
-            if key == "images" and row["file_name"] in images:
-                wanted.add(row["id"])
-                rows[key].append({name: row[name] for name in ("id", "file_name", "width", "height")})
-            elif key == "annotations" and row["image_id"] in wanted:
-                rows[key].append({name: row[name] for name in _ROW_FIELDS})
-            elif key == "categories":
-                rows[key].append({"id": row["id"], "name": row["name"]})
-    return rows
-
-
-def _zip_problem(path: Path) -> str | None:
-    try:
-        with zipfile.ZipFile(path) as opened:
-            absent = [member for member in MEMBERS if member not in opened.namelist()]
-            return f"expected {absent[0]} in the archive, found none" if absent else None
-    except (OSError, zipfile.BadZipFile) as error:
-        return f"expected a zip archive, found what cannot be opened ({error})"
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -120,6 +120,7 @@ class Chat(Wording):
         return [{"role": "system", "content": [{"type": "text", "text": self._system}]}, user]
 
     def render(self, text: str) -> str:
+        """The prompt, the image as its placeholder; InvalidInputError where the template does not place it once."""
         rendered = self._laid_out(self.conversation(text), True)
         if rendered.count(self._placeholder) != 1:
             raise InvalidInputError(

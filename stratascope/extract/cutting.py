@@ -149,6 +149,7 @@ class CroppedSquare(ImageRule):
     pad: bool = False
 
     def tokens(self, width: int, height: int) -> ImageTokens:
+        """What stands for an image of so many pixels; InvalidInputError where the crop would reach beyond it."""
         full_width, full_height = (max(width, height),) * 2 if self.pad else (width, height)
         short, long = min(full_width, full_height), max(full_width, full_height)
         new_long = int(self.shortest * long / short)

@@ -43,6 +43,7 @@ def require_extract_extra() -> None:
     Raises
     ------
     MissingExtraError
+        One of them is absent.
     """
     try:
         import qwen_vl_utils  # noqa: F401

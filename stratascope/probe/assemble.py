@@ -12,11 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.probe.bootstrap import Bootstrap
-from stratascope.probe.cross_validation import OutOfFold
 from stratascope.probe.curve import LayerCurve
 from stratascope.probe.geometry import score_values
 from stratascope.probe.layer_task import LayerAnswer
 from stratascope.probe.metrics import chance_levels, predict, score_layers, score_table
+from stratascope.probe.out_of_fold import OutOfFold
 from stratascope.probe.plan import Batch, ProbeSettings
 from stratascope.probe.splits import split_leakage
 from stratascope.store import ActivationStore

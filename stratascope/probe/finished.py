@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from stratascope.errors import StoreError
-from stratascope.probe.cross_validation import OutOfFold
 from stratascope.probe.layer_task import LayerAnswer, LayerTask
+from stratascope.probe.out_of_fold import OutOfFold
 from stratascope.store import ResultFile, load_result, save_result
 
 KIND = "layer_answer"

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.probe.blas_threads import one_blas_thread
-from stratascope.probe.cross_validation import OutOfFold, classify, regress
+from stratascope.probe.cross_validation import classify, regress
+from stratascope.probe.out_of_fold import OutOfFold
 from stratascope.probe.plan import Batch, ProbeSettings
 from stratascope.probe.rows import Eigenbasis, Rows
 from stratascope.store import ActivationStore

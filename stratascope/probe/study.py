@@ -195,15 +195,17 @@ class Study:
 def head_curves(
     store: ActivationStore | str | Path, task: str | Task = "truth", *, array: str = "head_outputs", **options: Any
 ) -> list[LayerCurve]:
-    """One probe per head: a curve by layer for each, whose position is `head 0`, `head 1`, ...; options are those of `probe_study`.
+    """One probe per head: a curve by layer for each, whose position is `head 0`, `head 1`, ...
 
     Every head has an interval and a band of its own layers. Over all heads together, the best of them is biased upwards:
-    `score_grid` has a band that holds for all.
+    `ScoreGrid` has a band that holds for all.
 
     Parameters
     ----------
+    store, task, options
+        As of `probe_study`.
     array
-        With vectors by head at the final token.
+        One with vectors by head at the final token.
     """
     return probe_study(store, (task,), array=array, by_head=True, **options)
 

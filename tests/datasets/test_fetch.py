@@ -17,8 +17,9 @@ from PIL import Image
 
 from stratascope.cli import main
 from stratascope.datasets import BoxIndex, load_examples
+from stratascope.datasets.annotations import MEMBERS
 from stratascope.datasets.download import Budget, BudgetSpentError, Patience, StoppedError, UnreachableError, download
-from stratascope.datasets.fetch import MEMBERS, UNREACHABLE_IN_A_ROW, FetchChoice, fetch_vsr, image_problem
+from stratascope.datasets.fetch import UNREACHABLE_IN_A_ROW, FetchChoice, fetch_vsr, image_problem
 from stratascope.errors import DownloadError, InvalidInputError
 
 EAGER = Patience(retries=3, pause=0.001, timeout=0.4)

@@ -9,9 +9,10 @@ from scipy.stats import norm
 
 from stratascope.probe.advantage import Advantage
 from stratascope.probe.bootstrap import Bootstrap
-from stratascope.probe.cross_validation import OutOfFold, classify
+from stratascope.probe.cross_validation import classify
 from stratascope.probe.folds import Folds, grouped_folds
 from stratascope.probe.metrics import score_layers
+from stratascope.probe.out_of_fold import OutOfFold
 from stratascope.probe.rows import Rows
 
 

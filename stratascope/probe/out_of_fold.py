@@ -1,0 +1,61 @@
+"""What is kept of one labelling of one layer: out-of-fold logits, the strengths chosen, and how much of the logits training makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class OutOfFold:
+    """The answers of one labelling: every example's from models that saw neither it nor another example of its group."""
+
+    logits: Floats
+    """(output, example) float32, NaN for examples not tested; one output for two classes (the logit of the second)."""
+    strength: Floats
+    """(fold,) the chosen C; (target x fold,) in a task of values, as all that is kept by fold but the weights."""
+    inner_loss: Floats
+    """(strength, fold) mean loss within the training folds; NaN where the path had stopped, or nothing was chosen."""
+    gap: Floats
+    """(fold,) estimate of (F - F*) / F of the chosen model."""
+    certificate: Floats
+    """(fold,) bound on the distance to the exact weights, in standardised coordinates."""
+    iterations: NDArray[np.intp]
+    """(fold,) of the chosen model."""
+    noise_share: Floats
+    """(fold,) share of the variance of the logits that the choice of training examples makes, 0..1; NaN where not measured."""
+    absent: NDArray[np.bool_]
+    """(fold, class) classes without a training example: their probability is 0 there."""
+    fold_directions: Floats
+    """(fold, output, column) float32 weights on x as recorded."""
+    fold_intercepts: Floats
+    """(fold, output)"""
+    direction: Floats
+    """(output, column) of a model of all training examples, at the strength best on average."""
+    intercept: Floats
+    """(output,)"""
+    direction_strength: Floats
+    """(1,), or (target,) in a task of values."""
+    at_edge: NDArray[np.bool_]
+    """(fold,) whether the loss still fell at the largest strength that there is: the optimum lies beyond it."""
+
+
+def noise_share(logits: Floats, smaller: Floats, without_signal: float) -> float:
+    """How much of the logits' variance comes from the training examples that happened to be drawn.
+
+    Logits (output, row) are compared with those (model, output, row) of models that lack one more fold. Without any signal
+    logits are sums of independent contributions of the training folds, and correlate by `without_signal` =
+    sqrt((folds - 2) / (folds - 1)); with nothing but signal they are the same.
+    """
+    centred = logits - logits.mean(axis=1, keepdims=True)
+    others = smaller - smaller.mean(axis=2, keepdims=True)
+    size = np.sqrt((centred**2).sum() * (others**2).sum(axis=(1, 2)))
+    if not (size > 0).all():
+        return 1.0
+    correlation = float(((others * centred).sum(axis=(1, 2)) / size).mean())
+    return float(np.clip((1 - correlation) / (1 - without_signal), 0, 1))
