@@ -70,6 +70,12 @@ def _number_range(part: str) -> range:
     return found
 
 
+def batch_tokens(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--batch-tokens`, of whatever sends batches through a model."""
+    text = "Tokens in a forward pass, at most; halve it when memory runs out."
+    return click.option("--batch-tokens", default=8192, show_default=True, type=click.IntRange(min=1), help=text)(command)
+
+
 def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that `plan` and `extract` share."""
     options = [

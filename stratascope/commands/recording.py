@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stratascope.commands import options
-from stratascope.errors import InvalidInputError
+from stratascope.errors import InvalidInputError, StratascopeError
 
 if TYPE_CHECKING:
-    from stratascope.extract import ExtractionSettings
+    from stratascope.extract import ExtractionPlan, ExtractionSettings
 
 
 @click.command(short_help="The whole way, on generated scenes.")
@@ -33,12 +33,23 @@ def demo(out: Path, scenes: int, seed: int) -> None:
     click.echo(run_demo(out, scenes=scenes, seed=seed, progress=sys.stderr.isatty(), say=click.echo))
 
 
-@click.command(short_help="What an extraction would record and cost; runs nothing.")
+@click.command(short_help="What an extraction would record and cost; writes nothing.")
 @options.extraction_options
 @click.option("--image-size", callback=options.size, metavar="WxH", help="Assume this size of every image, before the photos are there.")
 @click.option("--show", default=1, show_default=True, metavar="N", help="Print the tokens and spans of the first N examples.")
-def plan(show: int, **chosen: Any) -> None:
-    """What an extraction would record and cost. Runs no model, writes nothing.
+@click.option(
+    "--time/--no-time",
+    "timed",
+    default=None,
+    help="Send a few batches through the model, to judge how long all take; fetches a Hub model's weights. Default: where there is a GPU "
+    "and the weights.",
+)
+@options.batch_tokens
+@click.option(
+    "--price", type=click.FloatRange(min=0), metavar="PER_HOUR", help="Of this machine, in any currency: print what all would cost."
+)
+def plan(show: int, timed: bool | None, batch_tokens: int, price: float | None, **chosen: Any) -> None:
+    """What an extraction would record and cost: shapes, disk, and where the model can run, time and memory.
 
     \b
     Example, after 'stratascope demo --out demo':
@@ -49,13 +60,44 @@ def plan(show: int, **chosen: Any) -> None:
     from stratascope.extract.summary import plan_summary
 
     made = plan_extraction(_settings(chosen), progress=sys.stderr.isatty())
-    click.echo(f"{describe(made.examples)}\n\n{plan_summary(made, show)}")
+    click.echo(f"{describe(made.examples)}\n\n{plan_summary(made, show)}\n")
+    click.echo(_time(made, timed, batch_tokens, price))
+
+
+def _time(made: ExtractionPlan, wanted: bool | None, batch_tokens: int, price: float | None) -> str:
+    """How long an extraction takes, or why that is not known; a plan stands without it."""
+    from stratascope.extract.ranks import visible_gpus
+    from stratascope.extract.summary import timing_text
+
+    if not wanted:
+        try:
+            on_gpu = made.device.startswith("cuda") and bool(visible_gpus())
+        except ImportError:  # a laptop without torch
+            on_gpu = False
+        why = (
+            "as you asked" if wanted is False
+            else "no GPU here; give --time on the machine that shall do the work" if not on_gpu
+            else "the model's weights are not here; --time fetches them" if not made.weights_here
+            else "the photos are not here" if made.settings.image_size is not None
+            else None
+        )  # fmt: skip
+        if why:
+            return f"time       not estimated: {why}"
+    try:
+        from stratascope.extract.extraction import require_extract_extra
+
+        require_extract_extra()
+        from stratascope.extract.timing import time_extraction
+
+        return timing_text(time_extraction(made.with_weights(), batch_tokens=batch_tokens), price)
+    except (StratascopeError, RuntimeError, MemoryError, OSError) as error:
+        return f"time       not estimated: {str(error).splitlines()[0]}"
 
 
 @click.command(short_help="Examples through the model, once, into a store.")
 @options.extraction_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="STORE.zarr", help="The store to fill, or to go on filling.")
-@click.option("--batch-tokens", default=8192, show_default=True, help="Tokens in a forward pass, at most; halve it when memory runs out.")
+@options.batch_tokens
 @click.option(
     "--shard",
     callback=options.shard,

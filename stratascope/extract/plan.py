@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ from stratascope.extract.images import (
 )
 from stratascope.extract.layout import PromptTokenizer, TokenLayout
 from stratascope.extract.settings import BOX_POSITIONS, TEXT_POSITIONS, ExtractionSettings
-from stratascope.extract.sources import ModelSource
+from stratascope.extract.sources import ModelSource, resolve_model
 from stratascope.extract.targets import Knockouts, computed_tokens, hidden_tokens
 from stratascope.extract.views import flipped, in_view, view_size
 from stratascope.store import StoreLayout
@@ -213,6 +213,17 @@ class ExtractionPlan:
         chosen = names[:: max(1, len(names) // THUMBNAIL_SAMPLE)][:THUMBNAIL_SAMPLE]
         images = [apply_condition(open_image(self.settings.images / name), self.settings.condition) for name in chosen]
         return np.stack([thumbnail(image, self.store.thumbnail) for image in images]) if images else None
+
+    @property
+    def weights_here(self) -> bool:
+        """Whether all that the model is loaded from is at hand; untrained models are drawn."""
+        return self.settings.untrained is not None or self.source.weights_here
+
+    def with_weights(self) -> ExtractionPlan:
+        """The same plan once the weights of a Hub model are fetched, too."""
+        if self.weights_here:
+            return self
+        return replace(self, source=resolve_model(self.settings.model, revision=self.source.revision, weights=True))
 
     def store_contents(self) -> dict[str, Any]:
         """What `create_store` writes before the model runs."""

@@ -77,15 +77,19 @@ class ExtractionSession:
         self.halvings = 0
         """How often a batch had to be halved for lack of memory."""
 
+    @property
+    def threads(self) -> tuple[int, int]:
+        """How many threads prepare images, and how many write blocks; on a CPU the model needs the others."""
+        return (min(4, os.cpu_count() or 1), 2) if self.model.device.type == "cuda" else (1, 1)
+
     def work(self, keeper: Keeper, blocks: Sequence[int], bar: Any) -> None:
         """Fill blocks, in order: images are prepared ahead of the model in threads, results are put in place and written behind it.
 
         All queues are bounded, so that memory is, behind a slow disk. Whatever ends this early, blocks that were filled are written,
         and one that was not is left out.
         """
-        on_gpu = self.model.device.type == "cuda"
-        readers, writers = (min(4, os.cpu_count() or 1), 2) if on_gpu else (1, 1)
-        members = {block: self._sorted(keeper.block_examples(block)) for block in blocks}
+        readers, writers = self.threads
+        members = {block: self.in_order(keeper.block_examples(block)) for block in blocks}
         self.features = FeatureCache((self.plan.shown[k] for each in members.values() for k in each), room_for_features(self.model.device))
         wanted = (k for block in blocks for k in first_shown(self.plan, members[block]))
         with (
@@ -93,7 +97,7 @@ class ExtractionSession:
             Behind("fill", waiting=BATCHES_WAITING) as filling,
             ThreadPoolExecutor(readers, "read") as pool,
         ):
-            images = ahead(pool, self._load, wanted, READ_AHEAD)
+            images = ahead(pool, self.load, wanted, READ_AHEAD)
             try:
                 for block in blocks:
                     place = keeper.block_examples(block)
@@ -160,7 +164,7 @@ class ExtractionSession:
             batch.append(example)
         return batch
 
-    def _sorted(self, members: Sequence[int]) -> list[int]:
+    def in_order(self, members: Sequence[int]) -> list[int]:
         """By length, so that batches have little padding; the same in every run."""
         return sorted(members, key=lambda k: (self._counts[k], k))
 
@@ -185,7 +189,8 @@ class ExtractionSession:
                     chosen[k].append(known[key])
         return sets, chosen
 
-    def _load(self, example: int) -> LoadedImage:
+    def load(self, example: int) -> LoadedImage:
+        """The image that an example is shown, prepared unless its features are kept."""
         known = self.plan.shown[example] in self.features
         return load_image(self.plan, example, None if known else self.prepare)
 

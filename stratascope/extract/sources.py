@@ -105,6 +105,14 @@ class ModelSource:
             raise InvalidInputError(f"{self.name}: expected a fast tokenizer (tokenizer.json) in {self.folder}, found none")
         return path
 
+    @property
+    def weights_here(self) -> bool:
+        """Whether all files of the weights are in the folder; of a Hub model they may not have been fetched."""
+        if (self.folder / "model.safetensors.index.json").exists():
+            parts = self._json("model.safetensors.index.json").get("weight_map")
+            return isinstance(parts, dict) and all((self.folder / str(name)).exists() for name in set(parts.values()))
+        return any(self.folder.glob("*.safetensors"))
+
     def digests(self, *, weights: bool = True) -> dict[str, str]:
         """SHA-256 of tokenizer, chat template and what holds or makes the weights, by name; a Hub model's commit pins the last.
 

@@ -6,6 +6,7 @@ import click
 import numpy as np
 
 from stratascope.extract.answers import token_texts
+from stratascope.extract.duration import ExtractionTiming
 from stratascope.extract.layout import TILES
 from stratascope.extract.plan import ExtractionPlan
 from stratascope.extract.views import is_whole
@@ -66,6 +67,41 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     shown = range(min(show, len(plan.examples)))
     lines += ["", *(f"{plan.examples[k].id}: {example_tokens(plan, k)}" for k in shown)]
     return "\n".join(lines)
+
+
+def timing_text(found: ExtractionTiming, price: float | None = None) -> str:
+    """How long an extraction takes, what it waits for, what memory it needs, and what it costs at `price` an hour."""
+    low, high = found.low, found.high
+    parts = ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items())
+    lines = [
+        f"time       {span_text(low, high)} for {found.examples:,} examples, {number_text(found.examples / high)} to "
+        f"{number_text(found.examples / low)} a second (one kind of work after the other, or all side by side)",
+        f"work       {parts}: so it went for {found.timed_batches} batches of {found.timed_examples:,} examples on {found.device}",
+    ]
+    if found.peak is not None and found.memory is not None:
+        beside = f", and up to {bytes_text(found.features)} for images that are shown again" if found.features else ""
+        lines.append(f"memory     {bytes_text(found.peak)} of the GPU's {bytes_text(found.memory)}{beside}")
+    if found.halvings:
+        lines.append(
+            f"           it ran out {found.halvings} times and batches were halved; give --batch-tokens {found.batch_tokens} to extract"
+        )
+    if price is not None:
+        cheap, dear = found.cost(price)
+        lines.append(f"cost       {number_text(cheap)} to {number_text(dear)} at {price:g} an hour, without fetching the model")
+    return "\n".join(lines)
+
+
+def span_text(low: float, high: float) -> str:
+    """A range of seconds in the unit that fits its upper end."""
+    for size, unit in ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds")):
+        if high >= 2 * size or unit == "seconds":
+            break
+    return f"{number_text(low / size)} to {number_text(high / size)} {unit}"
+
+
+def number_text(value: float) -> str:
+    """Two digits that count, and no fewer than stand before the point."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}" if value < 1 else f"{value:.1f}"
 
 
 def _knockouts(plan: ExtractionPlan) -> list[str]:
