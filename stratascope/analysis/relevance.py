@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stratascope.analysis.carried_back import carried_back
 from stratascope.analysis.flow import flow, span_flow
 from stratascope.analysis.maps import Window
 from stratascope.analysis.rollout import rollout
@@ -36,11 +37,15 @@ class Method:
 
 
 _ROWS, _MAPS = ("attention_rows",), ("attention_maps",)
+_PARTS = ("value_logits", "mlp_logits", "embedding_logits")
 METHODS = (
     Method("attention", "raw attention, mean over heads", _ROWS),
     Method("attention_head", "raw attention, the head that looks there most", _ROWS),
     Method("norm", "norm-based attention, mean over heads", (*_ROWS, "value_norms")),
     Method("attribution", "token attribution", (*_ROWS, "value_logits"), signed=True),
+    Method("carried", "token attribution, carried back", (*_ROWS, *_PARTS, *_MAPS), signed=True),
+    Method("estimate", "estimated effect of hiding", ("hiding_estimate",), signed=True),
+    Method("gradient", "gradient times input", ("gradient_input",), signed=True),
     Method("rollout", "rollout, all blocks", _MAPS),
     Method("rollout_window", "rollout, few blocks", _MAPS),
     Method("flow", "flow, all blocks", _MAPS),
@@ -126,8 +131,18 @@ def group_scores(
             out[name] = np.stack([part.sum((0, 1)) if name == "attribution" else part.mean((0, 1)) for part in parts])
         if f"{name}_head" in wanted:
             out[f"{name}_head"] = np.stack([part.max((0, 1)) for part in parts])
-    if wanted & {"rollout", "rollout_window", "flow", "flow_window"}:
+    for name, array in (("estimate", "hiding_estimate"), ("gradient", "gradient_input")):
+        if name in wanted:
+            # hiding takes away what the tokens add
+            values = store.read(array, examples=example)[:tokens].astype(np.float64) * (-1 if name == "estimate" else 1)
+            out[name] = np.broadcast_to(values @ inside, (len(windows), groups))
+    if wanted & {"carried", "rollout", "rollout_window", "flow", "flow_window"}:
         maps = store.maps(example)
+        if "carried" in wanted:
+            parts = weighted_rows(store, np.array([example]), "attribution")[0, ..., :tokens].sum(1, dtype=np.float64)
+            rest, embedding = (store.read(name, examples=example) for name in _PARTS[1:])
+            kept = {window: carried_back(maps, parts, rest, float(embedding), window=window) @ inside for window in dict.fromkeys(windows)}
+            out["carried"] = np.stack([kept[window] for window in windows])
         whole = (0, len(maps))
         for name, through in (("rollout", [whole] * len(windows)), ("rollout_window", few)):
             if name in wanted:

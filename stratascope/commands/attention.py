@@ -149,7 +149,7 @@ def heads(store: str, probe: Path | None, scheduler: str | None, out: Path | Non
     "--full-attention",
     callback=options.numbers,
     metavar="N,M",
-    help="Blocks that see the whole image, to be marked; default: the family's.",
+    help="Blocks that see the whole image, to be marked; default: those that the store names.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of folds and resamples.")
 @scheduler
@@ -157,11 +157,12 @@ def heads(store: str, probe: Path | None, scheduler: str | None, out: Path | Non
 def entanglement(store: str, full_attention: tuple[int, ...] | None, seed: int, scheduler: str | None, out: Path | None) -> None:
     """From one thing's own image cells: its place, the other thing's place and the relation, after every block of the vision tower.
 
+    Blocks that see the whole image are marked; the others see windows of it, so that what comes from elsewhere cannot enter there.
     Needs a store with vision_residual and boxes; vision_output adds the cells as they are handed to the decoder.
 
     \b
     Example, after 'stratascope demo --out demo':
-      stratascope entanglement demo/original.zarr --full-attention 2
+      stratascope entanglement demo/original.zarr
     """
     from stratascope.workflow.entangling import entangle_and_draw
 

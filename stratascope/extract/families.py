@@ -28,6 +28,8 @@ class ModelShape:
     vision_hidden: int
     dtype: str
     """In which the weights are stored."""
+    vision_whole: tuple[int, ...] = ()
+    """Blocks of the vision tower that see the whole image, counted from 0; the others see windows of it."""
 
 
 @dataclass(frozen=True)
@@ -202,11 +204,19 @@ def model_shape(source: ModelSource) -> ModelShape:
             vision_layers=int(vision["depth"]) if family.tower else 0,
             vision_hidden=int(vision["embed_dim"] if "embed_dim" in vision else vision["hidden_size"]) if family.tower else 0,
             dtype=str(source.config.get("dtype") or source.config.get("torch_dtype") or text.get("dtype") or "float32"),
+            vision_whole=_whole_image_blocks(source, vision) if family.tower else (),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInputError(
             f"{source.name}: expected the sizes of decoder and vision tower in config.json, missing or wrong: {error}"
         ) from error
+
+
+def _whole_image_blocks(source: ModelSource, vision: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of Qwen2.5-VL those that its settings name; Qwen2-VL and Qwen3-VL know no windows."""
+    if source.config["model_type"] != "qwen2_5_vl":
+        return tuple(range(int(vision["depth"])))
+    return tuple(int(k) for k in vision.get("fullatt_block_indexes", (7, 15, 23, 31)))
 
 
 def logits_capped(source: ModelSource) -> bool:

@@ -19,7 +19,7 @@ KIND = "entanglement"
 PLACES = {"subject_box": ("subject", "object"), "object_box": ("object", "subject")}
 """Position -> whose cells they are, and who the other is."""
 FULL_ATTENTION = {("qwen2_5_vl", 32): (7, 15, 23, 31)}
-"""Family and blocks of the tower -> its blocks that attend to the whole image; all others attend within windows."""
+"""Family and blocks of the tower -> its blocks that attend to the whole image, of stores that were written before they said so."""
 MERGED = "merged"
 
 
@@ -29,8 +29,8 @@ class Entanglement:
 
     table: pd.DataFrame
     """position (`subject_box`, `object_box`), what (`own place`, `other's place`: R2 of the box's centre, mean of x and y; `relation`:
-    balanced accuracy among the true captions), stage (`tower` or `merged`, as handed to the decoder), layer (blocks passed), value, low,
-    high, chance."""
+    balanced accuracy among the true captions), stage (`tower` or `merged`, as handed to the decoder), layer (blocks passed), whole_image
+    (whether the last block passed attends to the whole image), value, low, high, chance."""
     attributes: dict[str, Any]
     """store, condition, full_attention (blocks), folds, seed, level, without_relation (why the relation was not asked for, or "")."""
 
@@ -80,7 +80,7 @@ def entanglement(
     Parameters
     ----------
     full_attention
-        Blocks that attend to the whole image, to be marked; those of the family by default, none where they are not known.
+        Blocks that attend to the whole image, to be marked; by default those that the store names, none where they are not known.
     folds, seed, level
         Of the probes and their intervals, as of `probe_study`.
     scheduler
@@ -118,7 +118,7 @@ def entanglement(
             parts += [rows.assign(position=position, what=what, stage=stage) for what, rows in found.items()]
     table = pd.concat(parts, ignore_index=True)
     table.loc[table["stage"] == MERGED, "layer"] = layout.vision_layers
-    marked = full_attention if full_attention is not None else _known(store)
+    marked = full_attention if full_attention is not None else known_blocks(store)
     attributes = {
         "store": store.fingerprint(),
         "condition": store.provenance["condition"],
@@ -128,7 +128,8 @@ def entanglement(
         "level": level,
         "without_relation": lacking,
     }
-    return Entanglement(table[["position", "what", "stage", "layer", "value", "low", "high", "chance"]], attributes)
+    table["whole_image"] = (table["stage"] == "tower") & (table["layer"] - 1).isin(attributes["full_attention"])
+    return Entanglement(table[["position", "what", "stage", "layer", "whole_image", "value", "low", "high", "chance"]], attributes)
 
 
 def _place(curve: LayerCurve, who: str, level: float) -> pd.DataFrame:
@@ -143,5 +144,8 @@ def _place(curve: LayerCurve, who: str, level: float) -> pd.DataFrame:
     )
 
 
-def _known(store: ActivationStore) -> tuple[int, ...]:
-    return FULL_ATTENTION.get((store.provenance["model"].get("family", ""), store.layout.vision_layers), ())
+def known_blocks(store: ActivationStore) -> tuple[int, ...]:
+    """Blocks of the vision tower that see the whole image, as the store says or its family is known; none where neither is."""
+    said = (store.provenance.get("vision") or {}).get("full_attention")
+    usual = FULL_ATTENTION.get((store.provenance["model"].get("family", ""), store.layout.vision_layers), ())
+    return usual if said is None else tuple(said)

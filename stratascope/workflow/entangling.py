@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from stratascope.report import new_figure, paper_style, save_figure
 from stratascope.report.tower import draw_tower
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from stratascope.probe import Entanglement
     from stratascope.store import ActivationStore
 
@@ -42,21 +46,31 @@ def _said(found: Entanglement, position: str, what: str) -> str:
     first, cells = tower["value"].iloc[0], position.replace("_", " ")
     return (
         f"{what:<14} from the {cells}: {first:+.2f} before the first block, highest {best['value']:.2f} [{best['low']:.2f}, "
-        f"{best['high']:.2f}] after {int(best['layer'])} blocks{last} (chance {best['chance']:.2f})"
+        f"{best['high']:.2f}] after {int(best['layer'])} blocks{last} (chance {best['chance']:.2f}){_rise(tower)}"
     )
 
 
+def _rise(tower: pd.DataFrame) -> str:
+    """At which block it rises most, where the intervals before and after it part."""
+    gains = np.diff(tower["value"].to_numpy(float))
+    k = int(gains.argmax()) if len(gains) else 0
+    if not len(gains) or not tower["low"].iloc[k + 1] > tower["high"].iloc[k]:
+        return ""
+    whole = ", which sees the whole image" if tower["whole_image"].iloc[k + 1] else ""
+    return f"; rises most, by {gains[k]:.2f}, at block {int(tower['layer'].iloc[k + 1]) - 1}{whole}"
+
+
 def draw_entanglement(found: Entanglement, path: Path) -> Path:
-    """Two panels, the cells of subject and of object: places and relation by block, full-attention blocks marked."""
+    """Two panels, cells of subject and object: scores by block; blocks that see the whole image are marked, unless all do."""
     from stratascope.probe.tower import PLACES
 
     positions = list(dict.fromkeys(found.table["position"]))
+    marked = found.attributes["full_attention"]
+    marked = [] if len(marked) >= found.table["layer"].max() else marked
     figure, axes = new_figure(len(positions), width=3.3 * len(positions), height=2.7)
     with paper_style():
         for position, ax in zip(positions, axes, strict=True):
             own = found.table[found.table["position"] == position]
             curves = {what: found.rows(position, what) for what in dict.fromkeys(own["what"])}
-            draw_tower(
-                curves, ax, full_attention=found.attributes["full_attention"], title=f"read from the cells of the {PLACES[position][0]}"
-            )
+            draw_tower(curves, ax, full_attention=marked, title=f"read from the cells of the {PLACES[position][0]}")
     return save_figure(figure, path)

@@ -117,6 +117,14 @@ def test_planned_tokens_are_the_processors(planned: Planned) -> None:
     assert len({len(layout.ids) for layout in planned.plan.layouts}) > 1
 
 
+def test_blocks_of_the_tower_that_see_the_whole_image_are_those_without_windows(planned: Planned) -> None:
+    tower = getattr(stock_model(planned.folder).model, "visual", None)
+    config = getattr(tower, "config", None)
+    windowed = getattr(config, "fullatt_block_indexes", None)
+    depth = planned.plan.shape.vision_layers
+    assert planned.plan.shape.vision_whole == tuple(range(depth) if windowed is None else windowed)
+
+
 def test_spans_hold_exactly_their_words(planned: Planned) -> None:
     plan = planned.plan
     for k, layout in enumerate(plan.layouts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.probe import Entanglement, entanglement
+from stratascope.probe.tower import known_blocks
 from stratascope.store import ActivationStore
 
 
@@ -27,7 +29,7 @@ def seen(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> ActivationSt
 
 
 def test_a_things_place_is_in_its_cells_after_the_block_that_sees_the_whole_image(seen: ActivationStore, tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["entanglement", seen.name, "--full-attention", "2", "--out", str(tmp_path)])
+    done = CliRunner().invoke(main, ["entanglement", seen.name, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     found = Entanglement.load(tmp_path / "entanglement.zarr.zip")
     assert found.attributes["full_attention"] == [2]
@@ -38,9 +40,22 @@ def test_a_things_place_is_in_its_cells_after_the_block_that_sees_the_whole_imag
         assert own["low"].iloc[3] > 0.5
         assert own["value"].iloc[4] > 0.5
         assert other["value"].max() < 0.2
+    whole = found.table[found.table["whole_image"]]
+    assert set(zip(whole["stage"], whole["layer"], strict=True)) == {("tower", 3)}
+    assert "at block 2, which sees the whole image" in done.output
     # 96 scenes are too few for every relation: said, not failed
     assert "not asked for the relation" in done.output
     assert (tmp_path / "entanglement.png").exists()
+
+
+def test_a_store_says_which_blocks_see_the_whole_image_and_of_older_ones_the_family_does(seen: ActivationStore) -> None:
+    assert seen.provenance["vision"] == {"full_attention": [2]}
+    older = {"model": {"family": "qwen2_5_vl"}}
+    for tower, blocks in ((32, (7, 15, 23, 31)), (3, ())):
+        assert known_blocks(SimpleNamespace(provenance=older, layout=SimpleNamespace(vision_layers=tower))) == blocks
+    # a tower without such blocks is not taken for one that says nothing
+    said = {**older, "vision": {"full_attention": []}}
+    assert known_blocks(SimpleNamespace(provenance=said, layout=SimpleNamespace(vision_layers=32))) == ()
 
 
 def test_without_the_tower_it_is_refused(store, seen: ActivationStore, tmp_path: Path) -> None:
