@@ -13,8 +13,8 @@ COMMANDS = (
     recording.demo, fetching.fetch, recording.plan, recording.extract,
     stores.info, stores.verify, stores.copy, stores.diff, probing.probe,
     measuring.answers, measuring.share, measuring.rollout,
-    attention.flow, attention.overlap, attention.attribution, attention.heads, attention.faithfulness, attention.explain,
-    attention.entanglement,
+    attention.flow, attention.overlap, attention.attribution, attention.heads, attention.faithfulness, attention.pointing,
+    attention.explain, attention.entanglement,
     looking.figure, looking.report, looking.view,
 )  # fmt: skip
 """The commands, in the order of use."""

@@ -3,6 +3,7 @@
 from stratascope.analysis.answers import AnswerConfidence, answer_confidence
 from stratascope.analysis.attribution import LogitAttribution, logit_attribution
 from stratascope.analysis.boxes import box_geometry
+from stratascope.analysis.carried_back import carried_back
 from stratascope.analysis.discard import discard_weakest, fuse_heads
 from stratascope.analysis.explanation import ExampleExplanation, explain_example
 from stratascope.analysis.faithfulness import Faithfulness, faithfulness
@@ -11,6 +12,7 @@ from stratascope.analysis.flowed import FlowResult, flow_examples
 from stratascope.analysis.heads import head_agreement, head_ranking
 from stratascope.analysis.norms import norm_attention, token_attribution
 from stratascope.analysis.overlap import BoxOverlap, attention_overlap, box_overlap, cell_overlap
+from stratascope.analysis.pointing import Pointing, pointing
 from stratascope.analysis.prediction import AnswerPrediction, answer_prediction
 from stratascope.analysis.ranking import HeadRanking, rank_heads
 from stratascope.analysis.rolled import RolloutResult, rollout_examples
@@ -31,6 +33,7 @@ __all__ = [
     "HeadRanking",
     "LogitAttribution",
     "MinimumCut",
+    "Pointing",
     "RolloutResult",
     "answer_confidence",
     "answer_prediction",
@@ -38,6 +41,7 @@ __all__ = [
     "attention_share",
     "box_geometry",
     "box_overlap",
+    "carried_back",
     "cell_overlap",
     "discard_weakest",
     "explain_example",
@@ -51,6 +55,7 @@ __all__ = [
     "logit_attribution",
     "minimum_cut",
     "norm_attention",
+    "pointing",
     "rank_heads",
     "rollout",
     "rollout_examples",

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.datasets.boxes import cells_in_box
+from stratascope.datasets.boxes import BoxIndex, cells_in_box
 from stratascope.errors import NotRecordedError
 from stratascope.store import ActivationStore
 
@@ -37,6 +37,35 @@ def shown_boxes(store: ActivationStore) -> NDArray[np.float64]:
     if store.provenance["condition"] == "mirror":
         boxes = np.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], -1)
     return np.asarray(boxes)
+
+
+def other_tokens(store: ActivationStore, examples: NDArray[np.int64], index: BoxIndex) -> NDArray[np.bool_]:
+    """(example, token) which tokens' cell centres lie in the box of a thing that is neither the subject nor the object, and in neither
+    of their boxes.
+
+    Parameters
+    ----------
+    index
+        All boxes of the data's images; other things are those of another name.
+    """
+    named = box_tokens(store, examples)[:, :2].any(1)
+    others = np.zeros_like(named)
+    mirrored = store.provenance["condition"] == "mirror"
+    for k, number in enumerate(examples):
+        row, start, grid = store.examples.iloc[number], int(store.spans["image"][number, 0]), store.grid[number]
+        if start < 0 or row.get("shown_image", row["image"]) != row["image"]:  # of another image the boxes say nothing
+            continue
+        x, y = float(row.get("view_x0", 0)), float(row.get("view_y0", 0))
+        width, height = (
+            float(row.get(f"view_{b}", row[f"image_{side}"])) - at for b, side, at in (("x1", "width", x), ("y1", "height", y))
+        )
+        for box in index.others(row["image"], (row["subject"], row["object"])):
+            x0, y0, x1, y1 = (box[0] - x) / width, (box[1] - y) / height, (box[2] - x) / width, (box[3] - y) / height
+            if min(x1, y1) <= 0 or max(x0, y0) >= 1:
+                continue
+            sides = (1 - x1, y0, 1 - x0, y1) if mirrored else (x0, y0, x1, y1)
+            others[k, start + cells_in_box(sides, (1, 1), (int(grid[0]), int(grid[1])))] = True
+    return np.asarray(others & ~named)
 
 
 def box_tokens(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -1,9 +1,9 @@
 """Token attribution carried back: what the final token took from a word is passed on to what the word had taken before.
 
-Direct attribution ends at the token that a head of the final token reads, in whatever block it reads it. By then that token holds what it
-read itself in earlier blocks. Here each attribution is handed down block by block as rollout hands down attention (Abnar & Zuidema
-2020): half stays with the token, half goes to the tokens that it attended to. Nothing is lost on the way, so that the inputs' shares add up to
-the logit difference. What goes down is divided by attention averaged over heads, whatever it carried: that is what this assumes.
+Direct attribution ends at the token that a head of the final token reads, in whatever block it reads it. By then that token holds what
+it read itself in earlier blocks. Here each attribution is handed down block by block as rollout hands down attention (Abnar & Zuidema
+2020): half stays with the token, half goes to the tokens that it attended to. Nothing is lost on the way, so that the inputs' shares
+add up to the logit difference. What goes down is divided by attention averaged over heads, whatever it carried: this it assumes.
 """
 
 from __future__ import annotations

@@ -74,6 +74,27 @@ def faithfulness(store: str, seed: int, scheduler: str | None, out: Path | None)
     click.echo(compare_and_draw(open_store(store), out or results_folder(store), seed=seed, scheduler=scheduler))
 
 
+@click.command(short_help="Which method points at the named things.")
+@click.argument("store")
+@click.option("--boxes", type=click.Path(path_type=Path), help="Boxes of all things in the images, in COCO's instances format.")
+@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@scheduler
+@out
+def pointing(store: str, boxes: Path | None, seed: int, scheduler: str | None, out: Path | None) -> None:
+    """How much more each method gives the image's cells of subject and object than those of other things in the image.
+
+    Other things are those in --boxes that the caption does not name; without it the rest of the image stands for them. Measured effects of
+    hiding come along where the store holds them (--record knockout).
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope pointing demo/original.zarr --boxes demo/scenes/instances.json
+    """
+    from stratascope.workflow.believing import point_and_draw
+
+    click.echo(point_and_draw(open_store(store), out or results_folder(store), boxes=boxes, seed=seed, scheduler=scheduler))
+
+
 @click.command(short_help="One page for one example, all methods side by side.")
 @click.argument("store")
 @click.argument("example")

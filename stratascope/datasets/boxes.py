@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,11 @@ class BoxIndex:
     def instances(self, image: str, noun: str) -> list[Box]:
         """The boxes of all instances of `noun` in `image`."""
         return self._boxes.get(Path(image).name, {}).get(noun.strip().lower(), [])
+
+    def others(self, image: str, nouns: Collection[str]) -> list[Box]:
+        """The boxes of all things in `image` but those of the given names."""
+        named = {noun.strip().lower() for noun in nouns}
+        return [box for name, boxes in self._boxes.get(Path(image).name, {}).items() if name not in named for box in boxes]
 
     def match(self, image: str, noun: str) -> Box | None:
         """The box of the only instance of `noun` in `image`; None where there is none or several."""

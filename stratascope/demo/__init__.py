@@ -57,7 +57,7 @@ def run_demo(
     from stratascope.store import ActivationStore
     from stratascope.workflow.attention import roll_and_draw, save_answers, share_and_draw
     from stratascope.workflow.attributing import attribute_and_draw
-    from stratascope.workflow.believing import compare_and_draw
+    from stratascope.workflow.believing import compare_and_draw, point_and_draw
     from stratascope.workflow.overlapping import overlap_and_draw
     from stratascope.workflow.probing import save_accuracy_by, save_advantage, save_curve
     from stratascope.workflow.reporting import write_report
@@ -106,6 +106,7 @@ def run_demo(
     overlap_and_draw(original, results)
     attribute_and_draw(original, results)
     compare_and_draw(original, results, seed=seed)
+    point_and_draw(original, results, boxes=out / "scenes" / "instances.json", seed=seed)
     write_report(original, [results], results / "report.html", where=out / "original.zarr")
     where = (
         f"All of it on one page: {results / 'report.html'}\n"

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.report.attended import draw_answer_prediction, draw_image_heads, draw_overlap_heads, draw_share, draw_share_parts
 from stratascope.report.believing import draw_carried_by_block, draw_faithfulness, draw_writers
-from stratascope.report.figures import METRIC_LABELS, draw_attention_share, draw_layer_curves, new_figure
+from stratascope.report.figures import METRIC_LABELS, draw_layer_curves, new_figure
 from stratascope.report.findings import Findings, Found
 from stratascope.report.heatmaps import draw_grid
-from stratascope.report.stacks import draw_share_stack
+from stratascope.report.pointing import COMMAND, draw_pointing
 from stratascope.report.style import COLOURS, COLUMN_WIDTH, GREY, paper_style
 
 if TYPE_CHECKING:
@@ -190,51 +191,6 @@ def by_relation(findings: Findings, choice: Choice) -> Found:
     raise NotRecordedError("expected accuracy by relation among the results, found none; run `stratascope probe STORE --tasks truth`")
 
 
-def draw_share(findings: Findings, ax: Axes, choice: Choice) -> Axes:
-    """Attention on image and text beside their share of the tokens, every head a dot."""
-    found = share_of(findings)
-    values, tokens = (found.result.arrays[name][1] for name in ("share", "token_share"))
-    draw_attention_share(values, tokens, found.attributes["parts"], ax)
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0)) if ax.get_figure().get_figwidth() > 4.4 else ax.legend(loc="best", fontsize=6)  # type: ignore[union-attr]
-    return ax
-
-
-def draw_share_parts(findings: Findings, ax: Axes, choice: Choice) -> Axes:
-    """Attention by part of the prompt, adding up to one."""
-    found = share_of(findings)
-    return draw_share_stack(found.result.arrays["share"][1], found.attributes["layers"], found.attributes["parts"], ax)
-
-
-def draw_image_heads(findings: Findings, ax: Axes, choice: Choice) -> Axes:
-    """The image's share of each head's attention."""
-    found = share_of(findings)
-    means = found.result.arrays["share"][1].mean(0, dtype=np.float64)[..., found.attributes["parts"].index("image")]
-    return draw_heads(means, found.attributes["layers"], ax, label="share on the image")
-
-
-def draw_overlap_heads(findings: Findings, ax: Axes, choice: Choice) -> Axes:
-    """How much of each head's attention to the image lies in the boxes of subject and object."""
-    found = findings.one("box_overlap", "overlap with boxes", "stratascope overlap STORE")
-    values = found.result.arrays["overlap"][1][..., found.attributes["boxes"].index("both")].astype(np.float64)
-    known = np.isfinite(values)
-    count = known.sum(0)
-    means = np.where(count > 0, np.where(known, values, 0).sum(0) / np.maximum(count, 1), np.nan)
-    return draw_heads(means, found.attributes["layers"], ax, label=f"{found.attributes['measure']} in both boxes")
-
-
-def draw_heads(values: np.ndarray, layers: list[int], ax: Axes, *, label: str) -> Axes:
-    """Head by decoder block."""
-    heads = list(range(values.shape[1]))
-    return draw_grid(
-        values, ax, rows=[int(k) for k in layers], columns=heads, label=label, row_label="decoder block", column_label="head", low=0.0
-    )
-
-
-def share_of(findings: Findings) -> Found:
-    """The attention share; NotRecordedError where there is none."""
-    return findings.one("attention_share", "attention shares", "stratascope share STORE")
-
-
 def draw_answers(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     """How often the model is right, by relation, with intervals."""
     found = findings.one("answer_confidence", "answers", "stratascope answers STORE")
@@ -291,6 +247,7 @@ FIGURES: dict[str, NamedFigure] = {
             draw_faithfulness,
             2.6,
         ),
+        NamedFigure("pointing", "which method points at the things that are named", "pointing", COMMAND, draw_pointing, 2.8),
         NamedFigure(
             "carried",
             "what heads and blocks write of the answer",
@@ -300,6 +257,13 @@ FIGURES: dict[str, NamedFigure] = {
         ),
         NamedFigure("writers", "what each head writes of the answer", "logit_attribution", "stratascope attribution STORE", draw_writers),
         NamedFigure("overlap", "each head's attention in the boxes", "box_overlap", "stratascope overlap STORE", draw_overlap_heads),
+        NamedFigure(
+            "prediction",
+            "whether attention on the boxes predicts a right answer",
+            "answer_prediction",
+            "stratascope overlap STORE",
+            draw_answer_prediction,
+        ),
     )
 }
 """Name -> figure, in the order of a report."""

@@ -74,6 +74,8 @@ def _measured(store: str, findings: Findings) -> list[str]:
     once |= {"logit_attribution": "attribution", "head_ranking": "heads", "faithfulness": "faithfulness", "entanglement": "entanglement"}
     for kind, command in once.items():
         lines += [f"stratascope {command} {store}"] if findings.of(kind) else []
+    for found in findings.of("pointing"):
+        lines.append(f"stratascope pointing {store}{' --boxes instances.json' if found.attributes['others'] else ''}")
     for found in (*findings.of("rollout"), *findings.of("flow")):
         numbers = ",".join(str(n) for n in found.table("examples")["example"])
         window = found.attributes.get("window")

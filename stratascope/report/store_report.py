@@ -10,6 +10,7 @@ from stratascope.report.blocks import Block, Card, Cards, Missing, Prose, Sectio
 from stratascope.report.findings import Findings
 from stratascope.report.headline import headline
 from stratascope.report.page import Page
+from stratascope.report.pointing import pointing_blocks
 from stratascope.report.redo import provenance
 from stratascope.report.sections import attention_blocks, curve_blocks, position_blocks, relation_blocks, remark_blocks
 from stratascope.store import ActivationStore, condition_of
@@ -43,6 +44,7 @@ def report_page(store: ActivationStore, findings: Findings, *, command_name: str
         Section("Layer by layer", curve_blocks(findings, command_name), "curves"),
         Section("Position by layer", position_blocks(findings, command_name), "positions"),
         Section("Which method to believe", faithfulness_blocks(findings, command_name), "faithfulness"),
+        Section("What points at the things that are named", pointing_blocks(findings, command_name), "pointing"),
         Section("Attention, by part of the prompt and by head", attention_blocks(findings, command_name), "attention"),
         Section("What writes the answer", attribution_blocks(findings, command_name), "attribution"),
         Section("By relation", relation_blocks(findings, command_name), "relations"),

@@ -1,16 +1,17 @@
-"""Faithfulness as a command does it: computed, saved, drawn, and said with the best method first."""
+"""Which methods to believe, as commands do it: agreement with hiding and pointing at named things, computed, saved, drawn and said."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stratascope.report import paper_style, save_figure
+from stratascope.report import new_figure, paper_style, save_figure
 from stratascope.report.believing import HIDDEN_FROM
 from stratascope.report.correlations import draw_correlations
+from stratascope.report.pointing import AGAINST, draw_ratios
 
 if TYPE_CHECKING:
-    from stratascope.analysis import Faithfulness
+    from stratascope.analysis import Faithfulness, Pointing
     from stratascope.store import ActivationStore
 
 
@@ -49,6 +50,36 @@ def faithfulness_text(found: Faithfulness) -> str:
         lines.append(f"best for {about}: {best['label']}, {ahead}")
     lines += [f"not compared: {name}; record {arrays}" for name, arrays in found.attributes["missing"].items()]
     return "\n".join(lines)
+
+
+def point_and_draw(store: ActivationStore, folder: Path, *, boxes: Path | None = None, seed: int = 0, scheduler: str | None = None) -> str:
+    """How far every method points at the named things: saved, drawn, and said."""
+    from stratascope.analysis import pointing
+    from stratascope.datasets.boxes import BoxIndex
+
+    found = pointing(store, None if boxes is None else BoxIndex.from_coco(boxes), seed=seed, scheduler=scheduler)
+    folder.mkdir(parents=True, exist_ok=True)
+    found.save(folder / "pointing.zarr.zip")
+    with paper_style():
+        figure, (ax,) = new_figure(1, width=5.2, height=0.7 + 0.24 * len(found.table))
+        draw_ratios(found.table, found.against, ax)
+    path = save_figure(figure, folder / "pointing.png")
+    return f"{pointing_text(found)}\nfigure {path}\nresults in {folder}"
+
+
+def pointing_text(found: Pointing) -> str:
+    """Each method's ratio, and what to record for those that are missing."""
+    beside = found.against
+    lines = [
+        f"a cell of the named things, times one of {AGAINST[beside]} (mean size of the score, {len(found.examples)} examples); "
+        "in how many of them it is more"
+    ]
+    for row in found.table.to_dict("records"):
+        value, low, high = (row[f"over_{beside}{end}"] for end in ("", "_low", "_high"))
+        lines.append(f"  {value:6.2f} [{low:.2f}, {high:.2f}]  {row['wins']:4.0%}  {row['label']}")
+    if beside == "ground":
+        lines.append("other things are not told from the ground: give all boxes of the images with --boxes")
+    return "\n".join([*lines, *(f"not compared: {name}; record {arrays}" for name, arrays in found.attributes["missing"].items())])
 
 
 def draw_faithfulness(found: Faithfulness, path: Path) -> Path:

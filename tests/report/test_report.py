@@ -24,6 +24,7 @@ from stratascope.report.named import FIGURES
 from stratascope.report.store_report import report_page
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 from stratascope.workflow.attention import roll_and_draw, save_answers, share_and_draw
+from stratascope.workflow.believing import point_and_draw
 from stratascope.workflow.probing import ProbeRequest, probe_and_draw
 from stratascope.workflow.reporting import example_cards, write_report
 
@@ -39,6 +40,7 @@ def results(settings, store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_answers(store, folder / "results")
     share_and_draw(store, folder / "results")
     roll_and_draw(store, folder / "results", examples=(0, 1), window=None)
+    point_and_draw(store, folder / "results")
     return folder / "results"
 
 
@@ -167,7 +169,7 @@ def test_every_figure_is_drawn_from_its_results_or_says_what_makes_them(results:
         else:
             assert (tmp_path / f"{name}.svg").stat().st_size > 3000
     drawn = {path.stem for path in tmp_path.iterdir()}
-    assert {"curves", "positions", "advantage", "relations", "answers", "share", "parts", "heads"} <= drawn
+    assert {"curves", "positions", "advantage", "relations", "answers", "share", "parts", "heads", "pointing"} <= drawn
 
 
 def test_a_figure_is_a_columns_width_and_the_same_each_time(results: Path, tmp_path: Path) -> None:

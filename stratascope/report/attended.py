@@ -1,0 +1,69 @@
+"""Named figures of attention: its shares, its overlap with boxes, and what that predicts of the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stratascope.report.figures import draw_attention_share
+from stratascope.report.findings import Findings, Found
+from stratascope.report.heatmaps import draw_grid
+from stratascope.report.predictions import draw_prediction
+from stratascope.report.stacks import draw_share_stack
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from stratascope.report.named import Choice
+
+
+def draw_share(findings: Findings, ax: Axes, choice: Choice) -> Axes:
+    """Attention on image and text beside their share of the tokens, every head a dot."""
+    found = share_of(findings)
+    values, tokens = (found.result.arrays[name][1] for name in ("share", "token_share"))
+    draw_attention_share(values, tokens, found.attributes["parts"], ax)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0)) if ax.get_figure().get_figwidth() > 4.4 else ax.legend(loc="best", fontsize=6)  # type: ignore[union-attr]
+    return ax
+
+
+def draw_share_parts(findings: Findings, ax: Axes, choice: Choice) -> Axes:
+    """Attention by part of the prompt, adding up to one."""
+    found = share_of(findings)
+    return draw_share_stack(found.result.arrays["share"][1], found.attributes["layers"], found.attributes["parts"], ax)
+
+
+def draw_image_heads(findings: Findings, ax: Axes, choice: Choice) -> Axes:
+    """The image's share of each head's attention."""
+    found = share_of(findings)
+    means = found.result.arrays["share"][1].mean(0, dtype=np.float64)[..., found.attributes["parts"].index("image")]
+    return _draw_heads(means, found.attributes["layers"], ax, label="share on the image")
+
+
+def draw_overlap_heads(findings: Findings, ax: Axes, choice: Choice) -> Axes:
+    """How much of each head's attention to the image lies in the boxes of subject and object."""
+    found = findings.one("box_overlap", "overlap with boxes", "stratascope overlap STORE")
+    values = found.result.arrays["overlap"][1][..., found.attributes["boxes"].index("both")].astype(np.float64)
+    known = np.isfinite(values)
+    count = known.sum(0)
+    means = np.where(count > 0, np.where(known, values, 0).sum(0) / np.maximum(count, 1), np.nan)
+    return _draw_heads(means, found.attributes["layers"], ax, label=f"{found.attributes['measure']} in both boxes")
+
+
+def draw_answer_prediction(findings: Findings, ax: Axes, choice: Choice) -> Axes:
+    """Whether the overlap predicts a right answer, by layer and head, beside the boxes' geometry alone."""
+    found = findings.one("answer_prediction", "what overlap predicts of answers", "stratascope overlap STORE")
+    return draw_prediction(found.table("auroc"), found.attributes["baseline"], ax)
+
+
+def share_of(findings: Findings) -> Found:
+    """The attention share; NotRecordedError where there is none."""
+    return findings.one("attention_share", "attention shares", "stratascope share STORE")
+
+
+def _draw_heads(values: NDArray[Any], layers: list[int], ax: Axes, *, label: str) -> Axes:
+    heads = list(range(values.shape[1]))
+    return draw_grid(
+        values, ax, rows=[int(k) for k in layers], columns=heads, label=label, row_label="decoder block", column_label="head", low=0.0
+    )
