@@ -55,6 +55,8 @@ METHODS = (
 )
 """In the order of a report; the last two are what the others must beat."""
 BASELINES = ("position", "random")
+COMES_WITH = {"mlp_logits": "head_logits", "embedding_logits": "head_logits", "gradient_input": "hiding_estimate"}
+"""Arrays that are recorded together with one that is asked for by name."""
 
 
 def methods_of(store: ActivationStore, names: Sequence[str] | None = None) -> tuple[tuple[Method, ...], dict[str, str]]:
@@ -80,7 +82,7 @@ def methods_of(store: ActivationStore, names: Sequence[str] | None = None) -> tu
     if store.layout.attention_layers != tuple(range(store.layout.layers)):
         held -= {"attention_maps"}  # no way through a gap
     chosen = METHODS if names is None else tuple(known[name] for name in names)
-    lacking = {m.name: ",".join(sorted(set(m.needs) - held)) for m in chosen if set(m.needs) - held}
+    lacking = {m.name: ",".join(sorted({COMES_WITH.get(a, a) for a in set(m.needs) - held})) for m in chosen if set(m.needs) - held}
     if lacking and names is not None:
         name, arrays = next(iter(lacking.items()))
         raise NotRecordedError(f"expected {arrays} in the store for the method {name!r}, found none; extract again with --record {arrays}")

@@ -84,7 +84,13 @@ def test_what_was_not_recorded_is_named_on_the_page(store, store_path: Path, tmp
     found = explain_example(store, 3)
     assert found.components.empty
     assert found.knockout.empty
-    assert found.attributes["missing"] == {"norm": "value_norms", "attribution": "value_logits"}
+    assert found.attributes["missing"] == {
+        "norm": "value_norms",
+        "attribution": "value_logits",
+        "carried": "head_logits,value_logits",
+        "estimate": "hiding_estimate",
+        "gradient": "hiding_estimate",
+    }
     done = CliRunner().invoke(main, ["explain", str(store_path), "3", "-o", str(tmp_path / "e.html")])
     assert done.exit_code == 0, done.output
     html = (tmp_path / "e.html").read_text()

@@ -39,9 +39,10 @@ def test_the_planted_method_leads_and_chance_is_chance(found: Faithfulness) -> N
     assert set(rows["examples"]) == {40}
     assert set(rows["images"]) == {20}
     signed = found.rows("cells", "final", effect="signed")
-    assert signed["method"].tolist() == ["attribution"]
+    assert set(signed["method"]) == {"attribution", "carried"}
     assert signed["correlation"][0] > 0.7
-    assert set(rows.index) == {method.name for method in METHODS}
+    assert set(rows.index) == {method.name for method in METHODS} - {"estimate", "gradient"}
+    assert found.attributes["missing"] == {"estimate": "hiding_estimate", "gradient": "hiding_estimate"}
 
 
 def test_without_noise_the_planted_method_is_perfect_in_every_setting(tmp_path: Path) -> None:
