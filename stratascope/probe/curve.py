@@ -16,6 +16,7 @@ from stratascope.probe.advantage import Advantage
 from stratascope.probe.events import LayerEvent, event_table
 from stratascope.probe.losses import probabilities
 from stratascope.probe.metrics import main_metric, predict
+from stratascope.probe.notes import notes_on
 from stratascope.report.notebook import Shown, Summary
 from stratascope.store import ResultFile, condition_of, load_result, save_result
 
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
 
 Floats = NDArray[Any]
 KIND = "layer_curve"
-_ROUGH = 1e-4
-"""Relative gap of an objective that is worth a note."""
-
-
-def _listed(layers: pd.Series) -> str:
-    return ", ".join(str(layer) for layer in sorted(set(layers)))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,23 +89,7 @@ class LayerCurve(Shown):
     @property
     def notes(self) -> list[str]:
         """What a reader of the curve should know: optima at the top of the grid, classes never trained on, models not solved exactly."""
-        found = []
-        top = self.folds[self.folds["at_edge"]]
-        if len(top):
-            found.append(
-                f"at layers {_listed(top['layer'])} the best strength is the largest tried, {top['strength'].max():g}, and the loss still "
-                "fell there: larger strengths may score better; give strengths= that go on"
-            )
-        absent = self.folds[self.folds["absent_classes"] != ""]
-        if len(absent):
-            names = sorted({name for cell in absent["absent_classes"] for name in cell.split(", ")})
-            found.append(f"classes {', '.join(names)} are missing from a training fold and never predicted there; raise minimum=")
-        rough = self.folds[self.folds["gap"] > _ROUGH]
-        if len(rough):
-            found.append(
-                f"at layers {_listed(rough['layer'])} the objective is up to {rough['gap'].max():.0e} above its minimum (relative)"
-            )
-        return found
+        return notes_on(self.folds)
 
     @property
     def predictions(self) -> pd.DataFrame:

@@ -9,17 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stratascope.report.chosen import Choice
     from stratascope.report.figures import draw_attention_share, draw_layer_curves, draw_overlay, new_figure, save_figure
     from stratascope.report.findings import Findings, Found, gather, gather_results
     from stratascope.report.gallery import Tile, draw_gallery
-    from stratascope.report.named import FIGURES, Choice, NamedFigure, named_figure
+    from stratascope.report.named import FIGURES, NamedFigure, named_figure
     from stratascope.report.page import Page
     from stratascope.report.score_grids import draw_confusion, draw_score_grid, draw_transfer
     from stratascope.report.store_report import report_page
     from stratascope.report.style import paper_style
 
 _MODULES = {
-    "Choice": "named",
+    "Choice": "chosen",
     "FIGURES": "named",
     "Findings": "findings",
     "Found": "findings",

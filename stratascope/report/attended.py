@@ -16,7 +16,7 @@ from stratascope.report.stacks import draw_share_stack
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from stratascope.report.named import Choice
+    from stratascope.report.chosen import Choice
 
 
 def draw_share(findings: Findings, ax: Axes, choice: Choice) -> Axes:

@@ -15,7 +15,7 @@ from stratascope.report.heatmaps import draw_grid
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from stratascope.report.named import Choice
+    from stratascope.report.chosen import Choice
 
 HIDDEN_FROM = {"final": "hidden from the final token", "later": "hidden from all later tokens"}
 TARGETS = {"cells": "groups of image cells", "spans": "parts of the prompt"}

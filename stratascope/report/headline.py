@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from stratascope.report.blocks import Block, Cited, Fact, Facts, Prose
+from stratascope.report.chosen import advantage_name, score_of
 from stratascope.report.figures import METRIC_LABELS
 from stratascope.report.findings import Findings, Found
-from stratascope.report.named import advantage_name, score_of
 
 TASK_WORDS = {
     "truth": "whether the caption is true",

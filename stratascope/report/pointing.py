@@ -14,7 +14,7 @@ from stratascope.report.style import COLOURS, GREY, MARKERS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from stratascope.report.named import Choice
+    from stratascope.report.chosen import Choice
 
 AGAINST = {"others": "other things", "ground": "the rest of the image"}
 COMMAND = "stratascope pointing STORE --boxes instances.json"

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from stratascope.report.blocks import Beside, Block, Drawing, Folded, Interval, Missing, Remark, Table
+from stratascope.report.chosen import Choice, by_relation, score_of
 from stratascope.report.figures import PART_LABELS
 from stratascope.report.findings import Findings, Found
 from stratascope.report.headline import TASK_WORDS, peak, percent
-from stratascope.report.named import FIGURES, Choice, by_relation, score_of
+from stratascope.report.named import FIGURES
 
 WIDE, HALF = 6.6, 4.1
 """Inches of a figure over the page's width, and of one beside another."""

@@ -8,8 +8,9 @@ from stratascope.store.layout import RECORDED, STATUS_CODES, StoreLayout
 from stratascope.store.packing import decode_maps, encode_maps
 from stratascope.store.provenance import VOLATILE, condition_of
 from stratascope.store.reader import ActivationStore
+from stratascope.store.repair import repair
 from stratascope.store.results import ResultFile, load_result, save_result
-from stratascope.store.verify import Verification, repair, verify
+from stratascope.store.verify import Verification, verify
 from stratascope.store.writer import BlockWriter
 
 __all__ = [

@@ -21,7 +21,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from stratascope.errors import StoreError, UnwrittenBlockError
+from stratascope.errors import StoreError
 from stratascope.store.access import GuardedStore, UnreachableError
 from stratascope.store.arrays import ArraySpec
 from stratascope.store.selection import Selection, listing
@@ -218,17 +218,6 @@ class BlockFiles:
         if not data:
             raise StoreError(f"expected the file {key}, found {'none' if data is None else 'an empty one'}")
         return data
-
-
-def require_written(name: str, array: str, numbers: NDArray[np.int64], written: NDArray[np.bool_], block: int) -> None:
-    """Refuse examples of blocks that are not marked; UnwrittenBlockError names the blocks."""
-    blocks = np.unique(numbers // block)
-    lacking = blocks[~written[blocks]].tolist()
-    if lacking:
-        raise UnwrittenBlockError(
-            f"{name}: expected written blocks, found {len(lacking)} not written yet: {listing(lacking)} (of {len(written)}); "
-            f"finish the extraction, or pass examples=store.available({array!r})"
-        )
 
 
 def _parts(indices: NDArray[np.int64], chunk: int) -> list[_Part]:

@@ -21,6 +21,7 @@ from stratascope.store.create import empty_store
 from stratascope.store.durable import PARTIAL, flush_folder, make_folder, write_file
 from stratascope.store.layout import StoreLayout
 from stratascope.store.reader import ActivationStore
+from stratascope.store.recorded import require_written
 from stratascope.store.results import zip_entry
 from stratascope.store.selection import Examples, Selection, example_numbers, listing
 from stratascope.store.shards import encode_chunk, encode_file
@@ -93,7 +94,7 @@ def copy_store(
         raise InvalidInputError("examples: expected each example once, found some twice")
     layout = _taken_layout(store.layout, arrays, layers, positions, None if examples is None else len(numbers))
     if examples is not None:
-        store.require_written(_selection(store, layout, "status", numbers))
+        require_written(store, _selection(store, layout, "status", numbers))
     taken = _taken(store, layout, numbers if examples is not None else None)
     sizes: dict[str, int] = {}
     sink: _Sink = _ZipSink(path) if path.suffix.lower() == ".zip" else _FolderSink(path)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from stratascope.errors import MissingExtraError
 from stratascope.store.layout import RECORDED
 from stratascope.store.packing import decode_maps
+from stratascope.store.recorded import require_recorded, require_written
 from stratascope.store.selection import Examples, Layers, Positions, Selection, select
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ def lazy_array(store: ActivationStore, array: str, layer: Layers, position: Posi
     """
     selection = select(store.layout, array, layer, position, examples)
     if selection.spec.by_block:
-        store.require_written(selection)
-        store.require_recorded(selection)
+        require_written(store, selection)
+        require_recorded(store, selection)
     return _assembled(_Source(store, selection, strict=True))
 
 
@@ -81,7 +82,7 @@ class _Source:
         read = (*where[:2], slice(None), slice(None)) if self._decode else where
         part = Selection(self.selection.spec, tuple(i[w] for i, w in zip(self.selection.indices, read, strict=True)), ())
         if part.spec.by_block:
-            self.store.require_written(part)
+            require_written(self.store, part)
         values = self.store.fetch(part)
         return self._decoded(values, part.along("example"))[:, :, where[2], where[3]] if self._decode else values
 

@@ -14,11 +14,12 @@ from zarr.abc.store import Store
 
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
 from stratascope.store.access import GuardedStore, checked_array, open_root, open_target
-from stratascope.store.blockfiles import BlockFiles, byte_source, require_written
-from stratascope.store.layout import RECORDED, StoreLayout
+from stratascope.store.blockfiles import BlockFiles, byte_source
+from stratascope.store.layout import StoreLayout
 from stratascope.store.packing import decode_maps
 from stratascope.store.provenance import VOLATILE, check_attributes, digest
-from stratascope.store.selection import Examples, Layers, Positions, Selection, listing, select
+from stratascope.store.recorded import held_examples, require_recorded, require_written, written_examples
+from stratascope.store.selection import Examples, Layers, Positions, Selection, select
 from stratascope.store.tables import get_table, whole_values
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class ActivationStore:
     def status(self) -> NDArray[np.uint8]:
         """(example,) status codes, 0 where the block is not written; see `layout.STATUS_CODES`."""
         status = np.zeros(self.layout.examples, dtype=np.uint8)
-        there = np.flatnonzero(self._written_examples)
+        there = np.flatnonzero(written_examples(self))
         status[there] = self.fetch(select(self.layout, "status", None, None, there))
         return status
 
@@ -155,7 +156,7 @@ class ActivationStore:
 
         `position` None means all positions of the array.
         """
-        return self._available(select(self.layout, array, None, position, None))
+        return held_examples(self, select(self.layout, array, None, position, None))
 
     def read(self, array: str, *, layer: Layers = None, position: Positions = None, examples: Examples = None) -> NDArray[Any]:
         """Values of an array, floats as float32, integers as they are.
@@ -185,8 +186,8 @@ class ActivationStore:
         """
         selection = select(self.layout, array, layer, position, examples)
         if selection.spec.by_block:
-            self.require_written(selection)
-            self.require_recorded(selection)
+            require_written(self, selection)
+            require_recorded(self, selection)
         values = self.fetch(selection)
         filled = selection.spec.by_block and not selection.spec.gaps
         first = values if selection.spec.dims[-1] == "example" else values[..., 0]  # of rows, which are NaN beyond n_tokens
@@ -267,42 +268,6 @@ class ActivationStore:
     @cached_property
     def _numbers(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.read("example").tolist())}
-
-    @cached_property
-    def _written_examples(self) -> NDArray[np.bool_]:
-        return np.repeat(self.written, self.layout.block)[: self.layout.examples]
-
-    def _available(self, selection: Selection) -> NDArray[np.bool_]:
-        spec = selection.spec
-        if not spec.by_block:
-            return np.ones(self.layout.examples, dtype=bool)
-        if spec.name == "status":
-            return self._written_examples.copy()
-        mask = self._written_examples & (self.status == RECORDED)
-        if spec.name == "attention_maps":
-            mask &= self.has_map
-        if spec.position_dim is not None:
-            names = [self.layout.positions_of(spec.position_dim)[i] for i in selection.along(spec.position_dim)]
-            columns = [self.layout.positions.index(n) for n in names if n in self.layout.positions]
-            mask &= self.position_present[:, columns].all(1)
-        return np.asarray(mask)
-
-    def require_written(self, selection: Selection) -> None:
-        """Refuse a selection of examples whose blocks are not written; UnwrittenBlockError names the blocks."""
-        require_written(self.name, selection.spec.name, selection.along("example"), self.written, self.layout.block)
-
-    def require_recorded(self, selection: Selection) -> None:
-        """Refuse a selection of examples that failed, lack a position or have no map; NotRecordedError lists them."""
-        numbers = selection.along("example")
-        mask = self._available(selection)
-        if mask[numbers].all():
-            return
-        name = selection.spec.name
-        lacking = np.unique(numbers[~mask[numbers]]).tolist()
-        raise NotRecordedError(
-            f"{self.name}: expected examples that {name} holds, found {len(lacking)} that failed, lack a position or have no map: "
-            f"{listing(lacking)}; it holds {int(mask.sum())} of {len(mask)}: pass examples=store.available({name!r}, position)"
-        )
 
     def fetch(self, selection: Selection) -> NDArray[Any]:
         """Values of a selection, of its shape less the axes that fall away, whether recorded or not.

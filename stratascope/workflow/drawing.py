@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stratascope.errors import InvalidInputError
+from stratascope.report.chosen import Choice
 from stratascope.report.figures import save_figure
 from stratascope.report.findings import ENDING, gather, gather_results
-from stratascope.report.named import Choice, named_figure
+from stratascope.report.named import named_figure
 from stratascope.store import ActivationStore
 
 
