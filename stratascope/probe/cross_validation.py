@@ -16,7 +16,8 @@ from stratascope.probe.means import MeansSolver
 from stratascope.probe.out_of_fold import OutOfFold, noise_share
 from stratascope.probe.ridge import RidgeSolver
 from stratascope.probe.rows import Eigenbasis, Rows
-from stratascope.probe.solver import BatchSolver, Report
+from stratascope.probe.solved import Report
+from stratascope.probe.solver import BatchSolver
 
 Floats = NDArray[Any]
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)

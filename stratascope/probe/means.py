@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stratascope.errors import TooFewExamplesError
 from stratascope.probe.losses import loss_for
 from stratascope.probe.rows import Rows
-from stratascope.probe.solver import Report
+from stratascope.probe.solved import Report
 
 Floats = NDArray[Any]
 

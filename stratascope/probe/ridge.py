@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.probe.rows import Rows
-from stratascope.probe.solver import Report
+from stratascope.probe.solved import Report
 
 Floats = NDArray[Any]
 

@@ -12,7 +12,6 @@ their number. Quasi-Newton (L-BFGS) per problem, preconditioned in the shared ei
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,38 +24,13 @@ from stratascope.probe.losses import loss_for
 from stratascope.probe.preconditioner import Preconditioner
 from stratascope.probe.quasi_newton import History, Metric, dot, exact_dot, memory_for
 from stratascope.probe.rows import Eigenbasis, Rows
+from stratascope.probe.solved import Report, Work
 
 Floats = NDArray[Any]
 _ABSENT = -60.0
 """Intercept of a class without training examples: exp(-60) of the others, where the exact solution has minus infinity."""
 _PATIENCE = 10
 """Iterations over which the objective has to fall by a part of the tolerance, or the arithmetic has reached its floor."""
-
-
-@dataclass
-class Report:
-    """How the last solution of each problem ended."""
-
-    objective: Floats
-    """(problem,) F, in nats summed over training rows."""
-    gap: Floats
-    """(problem,) half the Newton decrement: an estimate of F - F*."""
-    certificate: Floats
-    """(problem,) bound on |w - w*| in standardised coordinates: F is 1/C-strongly convex in w, so it is at most C |grad F|."""
-    iterations: NDArray[np.intp]
-    converged: NDArray[np.bool_]
-
-
-@dataclass
-class Work:
-    """What the solver spent, to be compared with the unavoidable matrix products."""
-
-    flops: float = 0.0
-    """Of the products with the rows."""
-    rows_seconds: float = 0.0
-    """Time of the products with the rows, which no first-order method can do without."""
-    basis_seconds: float = 0.0
-    """Time of the preconditioner."""
 
 
 class BatchSolver:
