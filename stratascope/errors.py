@@ -32,6 +32,10 @@ class DownloadError(StratascopeError, OSError):
     """A file could not be fetched."""
 
 
+class ClusterLostError(StratascopeError, ConnectionError):
+    """A scheduler, or its workers, died while they worked."""
+
+
 class StoreError(StratascopeError, ValueError):
     """A store is not what it must be: foreign, of another version, or damaged."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from stratascope.errors import InvalidInputError, MissingExtraError
+from stratascope.errors import ClusterLostError, InvalidInputError, MissingExtraError
 
 Work = TypeVar("Work")
 Answer = TypeVar("Answer")
@@ -56,6 +58,8 @@ def run_all(
         The scheduler is none of these, or does not answer; or there are no workers.
     MissingExtraError
         An address is given and the package distributed is not installed.
+    ClusterLostError
+        The scheduler died, or one worker after the other did; answers that `finished` was told are safe.
     """
     from tqdm.auto import tqdm
 
@@ -116,7 +120,8 @@ def _here(
 
 def _on_cluster(function: Callable[[Work], Answer], work: Sequence[Work], address: str, done: Callable[[int, Answer], None]) -> None:
     try:
-        from distributed import Client, as_completed
+        from distributed import CancelledError, Client, KilledWorker, as_completed
+        from distributed.comm import CommClosedError
     except ImportError as error:
         raise MissingExtraError(
             "expected the package distributed for a scheduler's address; install it with pip install distributed"
@@ -125,8 +130,31 @@ def _on_cluster(function: Callable[[Work], Answer], work: Sequence[Work], addres
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
     except OSError as error:
         raise InvalidInputError(f"expected a Dask scheduler at {address}, found none: {error}; start one with `dask scheduler`") from error
-    with client:
+    with _no_word_of("distributed"), client:
         futures = client.map(function, list(work), pure=False, retries=2)
         numbers = {future.key: number for number, future in enumerate(futures)}
-        for future, answer in as_completed(futures, loop=client.loop, with_results=True):
-            done(numbers[future.key], answer)
+        try:
+            for future, answer in as_completed(futures, loop=client.loop, with_results=True):
+                if isinstance(answer, CancelledError):  # the scheduler is gone
+                    raise answer
+                done(numbers[future.key], answer)
+        except (CancelledError, CommClosedError, KilledWorker) as error:
+            what = "workers that live" if isinstance(error, KilledWorker) else "the scheduler to go on"
+            raise ClusterLostError(
+                f"expected {what} at {address}, lost them half-way; start the cluster again and run the same command: what was saved is "
+                "not done again"
+            ) from error
+
+
+@contextmanager
+def _no_word_of(package: str) -> Iterator[None]:
+    """Keep a package's loggers silent: what went wrong is said by an error."""
+    loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.partition(".")[0] == package]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled

@@ -1,4 +1,9 @@
-"""Two processes fill one store, each is killed again and again: the store equals that of one process that nobody disturbed."""
+"""Two processes fill one store, each is killed again and again: the store equals that of one process that nobody disturbed.
+
+    STRATASCOPE_KILL_ROUNDS=5 python -m pytest tests/extract/test_shards_killed.py
+
+starts and kills both five times; without it, twice.
+"""
 
 from __future__ import annotations
 

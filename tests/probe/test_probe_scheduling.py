@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from planted import planted_store
 
-from stratascope.errors import InvalidInputError
+from stratascope.errors import ClusterLostError, InvalidInputError
 from stratascope.probe import layer_curve, plan_study
 from stratascope.probe.blas_threads import one_blas_thread
 from stratascope.probe.cost import ridge_bytes, task_bytes
@@ -26,6 +26,7 @@ from stratascope.probe.cross_validation import classify, regress
 from stratascope.probe.design import design_for
 from stratascope.probe.folds import grouped_folds
 from stratascope.probe.rows import Rows
+from stratascope.scheduling import run_all
 
 sys.path.append(str(Path(__file__).parents[1] / "store"))
 from serving import serving
@@ -138,7 +139,7 @@ def test_fresh_processes_and_threads_give_the_same_bits(tmp_path):
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """A scheduler's address and two workers, each a process of its own without a nanny that would start it again."""
+    """A scheduler's address, and its process and those of two workers without a nanny that would start them again."""
     pytest.importorskip("distributed")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     note = folder / "scheduler.json"
@@ -154,7 +155,7 @@ def cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]
         with Client(scheduler_file=str(note), timeout="30s", set_as_default=False) as client:
             client.wait_for_workers(2, timeout=30)
             address = client.scheduler.address
-        yield address, running[1:]
+        yield address, running
     finally:
         for process in running:
             process.kill()
@@ -165,18 +166,46 @@ def cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]
 def test_a_dask_cluster_that_reads_over_http_gives_the_same_numbers_even_when_a_worker_dies(tmp_path):
     path = planted_store(tmp_path / "a.zarr")
     here = layer_curve(path, layers=(1, 2, 3, 4), draws=200)
-    with serving(tmp_path) as server, cluster(tmp_path) as (scheduler, workers):
+    with serving(tmp_path) as server, cluster(tmp_path) as (scheduler, (_, worker, _)):
         there = layer_curve(f"{server.address}/a.zarr", layers=(1, 2, 3, 4), draws=200, scheduler=scheduler, output=tmp_path / "out")
         pd.testing.assert_frame_equal(here.table, there.table)
         np.testing.assert_array_equal(here.logits, there.logits)
         assert len(list((tmp_path / "out").iterdir())) == 4
 
-        killed = threading.Thread(target=_kill_when_a_file_is_there, args=(workers[0], tmp_path / "half"))
+        killed = threading.Thread(target=_kill_when_a_file_is_there, args=(worker, tmp_path / "half"))
         killed.start()
         half = layer_curve(f"{server.address}/a.zarr", draws=200, scheduler=scheduler, output=tmp_path / "half")
         killed.join()
-        assert workers[0].poll() == -signal.SIGKILL
+        assert worker.poll() == -signal.SIGKILL
         np.testing.assert_array_equal(half.logits[1:5], here.logits)
+
+
+def test_what_a_scheduler_that_died_had_done_is_not_done_again(tmp_path, monkeypatch):
+    path = planted_store(tmp_path / "a.zarr")
+    here = layer_curve(path, draws=200)
+    with cluster(tmp_path) as (address, (scheduler, *_)), monkeypatch.context() as patched:
+
+        def killing_after_one(function, work, *, finished, **options):
+            def saved(number, answer):
+                finished(number, answer)
+                scheduler.kill()
+                scheduler.wait()
+
+            def slowly(item):
+                time.sleep(0.5)  # the kill comes before all is done
+                return function(item)
+
+            return run_all(slowly, work, finished=saved, **options)
+
+        patched.setattr("stratascope.probe.study.run_all", killing_after_one)
+        with pytest.raises(ClusterLostError, match=r"expected the scheduler to go on at tcp://.* run the same command"):
+            layer_curve(path, draws=200, scheduler=address, output=tmp_path / "half")
+    done = {file: file.stat().st_mtime_ns for file in (tmp_path / "half").iterdir()}
+    assert 0 < len(done) < len(here.rows())
+    again = layer_curve(path, draws=200, output=tmp_path / "half")
+    assert {file: file.stat().st_mtime_ns for file in done} == done
+    np.testing.assert_array_equal(again.logits, here.logits)
+    pd.testing.assert_frame_equal(again.table, here.table)
 
 
 def _kill_when_a_file_is_there(process: subprocess.Popen[bytes], folder: Path) -> None:
