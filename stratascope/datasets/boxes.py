@@ -59,7 +59,7 @@ class BoxIndex:
         return self._boxes.get(Path(image).name, {}).get(noun.strip().lower(), [])
 
     def others(self, image: str, nouns: Collection[str]) -> list[Box]:
-        """The boxes of all things in `image` but those of the given names."""
+        """The boxes of all things in `image` but those called one of `nouns`."""
         named = {noun.strip().lower() for noun in nouns}
         return [box for name, boxes in self._boxes.get(Path(image).name, {}).items() if name not in named for box in boxes]
 

@@ -83,4 +83,5 @@ class AtOnce(Behind):
 class NoBar:
     """Stands for a progress bar."""
 
-    def update(self, count: int) -> None: ...
+    def update(self, count: int) -> None:
+        """Take no note."""
