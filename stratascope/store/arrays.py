@@ -98,7 +98,8 @@ class ArrayKind:
         """The array with a length for every dimension; one file a block of examples where it is written by block."""
         by_block = self.when in ("block", "derived")
         file = tuple(block if d == "example" and by_block else max(sizes[d], 1) for d in self.dims)
-        chunk = tuple(_piece(n, self.pieces.get(d, n), tiled=by_block) for d, n in zip(self.dims, file, strict=True))
+        wanted = {d: self.pieces.get(d, n) if by_block else paged(self.pieces.get(d, n), n) for d, n in zip(self.dims, file, strict=True)}
+        chunk = tuple(_piece(n, wanted[d], tiled=by_block) for d, n in zip(self.dims, file, strict=True))
         shape = tuple(sizes[d] for d in self.dims)
         shard = file if by_block and file != chunk else None
         return ArraySpec(
@@ -108,10 +109,9 @@ class ArrayKind:
 
 _NAN = math.nan
 _ROW = ("attention_layer", "example", "head", "token")
-_PAGE = {"example": 1024}
-"""Of what is known at creation: small enough to fetch for a single example, large enough that a million examples are a thousand files."""
-_LIST = {"example": 2048}
-"""Of columns that are read from end to end."""
+_PAGE = {"example": 512}
+"""Of what is known at creation and looked at a page at a time; see `paged` for longer ones of long stores."""
+_MANY = 32_768
 TABLE = (
     ArrayKind(
         "residual", ("layer", "position", "example", "hidden"), "float32", _NAN,
@@ -192,7 +192,7 @@ TABLE = (
         "thumbnail", ("example", "height", "width", "rgb"), "uint8", 0, {"example": 1}, "zstd", "block",
         "the image as the model was shown it, stretched to this size; image_width and image_height restore its shape", True,
     ),
-    ArrayKind("token_ids", ("example", "token"), "int32", -1, {"example": 256}, "zstd", "creation", "prompt; -1 beyond n_tokens"),
+    ArrayKind("token_ids", ("example", "token"), "int32", -1, {"example": 64}, "zstd", "creation", "prompt; -1 beyond n_tokens"),
     ArrayKind("n_tokens", ("example",), "int32", -1, _PAGE, "zstd", "creation", "length of the prompt in tokens"),
     ArrayKind("grid", ("example", "grid_axis"), "int32", -1, _PAGE, "zstd", "creation", "rows and columns of image cells (one token each)"),
     ArrayKind("spans", ("example", "span", "bound"), "int32", -1, _PAGE, "zstd", "creation", "token interval [start, stop); -1: absent"),
@@ -227,19 +227,29 @@ TABLE = (
         "knockout_target", ("knockout_target",), "str", "", {}, "text", "creation", "parts of the prompt and of the image that are hidden",
         beside=("knockout",),
     ),
-    ArrayKind("example", ("example",), "str", "", _LIST, "text", "creation", "unique id of the example"),
-    ArrayKind("relation", ("example",), "str", "", _LIST, "text", "creation", "relation that the caption claims"),
-    ArrayKind("label", ("example",), "int64", -1, _LIST, "zstd", "creation", "1: true caption, 0: false one; or the right choice"),
+    ArrayKind("example", ("example",), "str", "", _PAGE, "text", "creation", "unique id of the example"),
+    ArrayKind("relation", ("example",), "str", "", _PAGE, "text", "creation", "relation that the caption claims"),
+    ArrayKind("label", ("example",), "int64", -1, _PAGE, "zstd", "creation", "1: true caption, 0: false one; or the right choice"),
     ArrayKind("written", ("block",), "uint8", 0, {"block": 1}, "marker", "marker", "1 where every array holds the block"),
 )  # fmt: skip
 RECORDABLE = tuple(a.name for a in TABLE if a.optional and a.name != "thumbnail")
 """Names that a layout's `record` may hold."""
-TABLE_ROWS = _LIST["example"]
-"""Rows of a column of the table of examples that are compressed together."""
-NUMBER_ROWS = _PAGE["example"]
+SHOWN_ROWS = _PAGE["example"]
+"""Rows of the captions that are compressed together, which a list of examples shows a page at a time."""
+TABLE_ROWS = 2048
+"""The same of the other columns of text of the table of examples."""
+NUMBER_ROWS = 1024
 """The same of a column of numbers, such as a side of a box, which is read for one example."""
 WORD_ROWS = 1024
 """The same of the vocabulary."""
+
+
+def paged(least: int, examples: int) -> int:
+    """Rows that are compressed together of what is known at creation: `least`, twice that beyond 32,768 examples, four times beyond 65,536.
+
+    Small enough to fetch for a single example, large enough that a million examples are five hundred files.
+    """
+    return least * (1 if examples <= _MANY else 2 if examples <= 2 * _MANY else 4)
 
 
 def _piece(length: int, wanted: int, *, tiled: bool) -> int:

@@ -20,7 +20,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.store.arrays import NUMBER_ROWS, TABLE_ROWS, WORD_ROWS, ArraySpec
+from stratascope.store.arrays import NUMBER_ROWS, SHOWN_ROWS, TABLE_ROWS, WORD_ROWS, ArraySpec, paged
 from stratascope.store.durable import PARTIAL, flush_folder, write_file
 from stratascope.store.layout import STATUS_CODES, StoreLayout
 from stratascope.store.provenance import store_attributes
@@ -127,7 +127,8 @@ def empty_store(
         else:
             _declare(group, layout, spec)
     others = examples.drop(columns=list(ROOT_COLUMNS)).reset_index(drop=True)
-    put_table(group, "examples", others, "example", rows=TABLE_ROWS, numbers=NUMBER_ROWS)
+    put_table(group, "examples", others, "example", rows=TABLE_ROWS, numbers=NUMBER_ROWS,
+              pages={"caption": paged(SHOWN_ROWS, layout.examples)})  # fmt: skip
     group["examples"].attrs["order"] = [str(c) for c in examples.columns]
     words = _by_use(ids, np.asarray(values["token_ids"]))
     put_table(group, "vocabulary", pd.DataFrame({"id": words, "text": [str(vocabulary[int(i)]) for i in words]}), "word", rows=WORD_ROWS)
@@ -232,9 +233,19 @@ def _by_use(vocabulary: NDArray[np.int32], token_ids: NDArray[Any]) -> NDArray[n
     return np.concatenate([first, np.setdiff1d(vocabulary, first)]).astype(np.int32)
 
 
+_SILENT: dict[str, Any] = {"storage_transformers": [], "attributes": {}, "consolidated_metadata": None}
+"""What a node's metadata need not say: without the key it means the same."""
+
+
 def _compact(data: bytes) -> bytes:
-    """JSON without indentation: half of what the first look at a remote store would fetch is white space."""
-    return json.dumps(json.loads(data), separators=(",", ":"), ensure_ascii=False).encode()
+    """Metadata without white space, which is half of what the first look at a remote store would fetch, and without empty fields."""
+    root = json.loads(data)
+    nodes = (root.get("consolidated_metadata") or {}).get("metadata", {}).values()
+    for node in (root, *nodes):
+        for name, silent in _SILENT.items():
+            if name in node and node[name] == silent:
+                del node[name]
+    return json.dumps(root, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _as_bytes(files: Mapping[str, Any]) -> dict[str, bytes]:

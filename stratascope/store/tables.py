@@ -48,10 +48,20 @@ def put_array(
             array[...] = values.astype(object) if text else values
 
 
-def put_table(parent: zarr.Group, name: str, frame: pd.DataFrame, dim: str, *, rows: int | None = None, numbers: int | None = None) -> None:
+def put_table(
+    parent: zarr.Group,
+    name: str,
+    frame: pd.DataFrame,
+    dim: str,
+    *,
+    rows: int | None = None,
+    numbers: int | None = None,
+    pages: Mapping[str, int] | None = None,
+) -> None:
     """Write a table as a group with one array a column; missing text is told by a mask beside it.
 
-    `rows` of a column are compressed together, all by default; of a column of numbers `numbers`, by default as many.
+    `rows` of a column are compressed together, all by default; of a column of numbers `numbers`, by default as many; of columns
+    that `pages` names as many as it says.
 
     Raises
     ------
@@ -73,7 +83,7 @@ def put_table(parent: zarr.Group, name: str, frame: pd.DataFrame, dim: str, *, r
             arrays.append((f"{key}.missing", absent))
     group = parent.create_group(name, attributes={"columns": columns, "rows": len(frame)})
     for key, values in arrays:
-        piece = rows if values.dtype.kind == "O" else numbers or rows
+        piece = (pages or {}).get(key, rows if values.dtype.kind == "O" else numbers or rows)
         put_array(group, key, values, (dim,), chunk=None if piece is None else (max(1, min(piece, len(values))),))
 
 
