@@ -53,6 +53,12 @@ if TYPE_CHECKING:
     help="Leave out all other examples: label=1 for true captions, whose relation is the image's; may be repeated.",
 )
 @click.option("--by", default="relation", show_default=True, metavar="COLUMN", help="Accuracy for each value of this column, too.")
+@click.option(
+    "--measures",
+    callback=options.names,
+    default="",
+    help="mdl: in how few bits labels can be sent (online codelength); calibration: whether probabilities mean what they say.",
+)
 @click.option("--transfer", is_flag=True, help="Test the probes of each layer at all other layers, too.")
 @click.option("--split", callback=options.names, metavar="TRAIN,TEST", help="The store's own splits, instead of cross-validation.")
 @click.option("--folds", default=5, show_default=True, help="Of the cross-validation; an image is in one fold.")

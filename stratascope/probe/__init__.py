@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stratascope.probe.advantage import Advantage
     from stratascope.probe.breakdown import accuracy_by, confusion
-    from stratascope.probe.codelength import Codelength, codelength_by_layer, online_codelength
+    from stratascope.probe.codelength import Codelength, codelength_by_layer, codelength_of, online_codelength
     from stratascope.probe.cost import StudyCost
     from stratascope.probe.curve import LayerCurve
     from stratascope.probe.estimator import LogisticProbe
@@ -40,6 +40,7 @@ _MODULES = {
     "accuracy_by": "breakdown",
     "calibration": "reliability",
     "codelength_by_layer": "codelength",
+    "codelength_of": "codelength",
     "confusion": "breakdown",
     "entanglement": "tower",
     "grouped_folds": "folds",
@@ -72,6 +73,7 @@ __all__ = [
     "accuracy_by",
     "calibration",
     "codelength_by_layer",
+    "codelength_of",
     "confusion",
     "entanglement",
     "grouped_folds",

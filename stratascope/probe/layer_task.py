@@ -49,7 +49,7 @@ def run_layer(task: LayerTask) -> LayerAnswer:
     """Read the layer and solve its batches, one after another, with one BLAS thread."""
     started = time.perf_counter()
     with one_blas_thread():
-        x, used = _read(task)
+        x, used = read_layer(task)
         if task.by_head:  # (example, head, column)
             answers = [found for head in range(x.shape[1]) for found in _solve(task, np.ascontiguousarray(x[:, head]), used)]
         else:
@@ -57,7 +57,8 @@ def run_layer(task: LayerTask) -> LayerAnswer:
     return LayerAnswer(task.layer, task.position, answers, time.perf_counter() - started)
 
 
-def _read(task: LayerTask) -> tuple[Floats, NDArray[np.intp]]:
+def read_layer(task: LayerTask) -> tuple[Floats, NDArray[np.intp]]:
+    """What the task's batches work on: (example, ...) activations, and the numbers of those examples in the store."""
     used = np.flatnonzero(np.any([batch.used for batch in task.batches], axis=0))
     name = task.settings.array
     layer = task.layer if task.store.layout.array(name).layer_dim else None

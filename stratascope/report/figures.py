@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 TINT = (0.86, 0.29, 0.0)
 """Colour of maps laid over images."""
 
-METRIC_LABELS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "r2": "R²"}
+METRIC_LABELS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "AUROC",
+    "r2": "R²",
+    "compression": "compression",
+}
 
 PART_LABELS = {
     "system": "system turn",

@@ -254,8 +254,8 @@ def _comparable(found: Found, provenance: dict[str, Any]) -> bool:
     theirs = found.attributes.get("provenance") or {}
     if found.kind != "layer_curve" or condition_of(theirs) == condition_of(provenance):
         return False
-    pairs = [(p.get("model", {}), p.get("data", {})) for p in (theirs, provenance)]
-    (model, data), (own_model, own_data) = pairs
+    model, own_model = ({"name": m} if isinstance(m := p.get("model", {}), str) else m for p in (theirs, provenance))
+    data, own_data = (p.get("data", {}) for p in (theirs, provenance))
     drawn = [m for m in (model, own_model) if m.get("untrained") is not None]
     same = all(model.get(key) == own_model.get(key) for key in ("name", "revision"))
     same &= model.get("files") == own_model.get("files") or (len(drawn) == 1 and _text_files(model) == _text_files(own_model))

@@ -12,6 +12,7 @@ from stratascope.report.believing import draw_carried_by_block, draw_faithfulnes
 from stratascope.report.chosen import FIRST, Choice
 from stratascope.report.figures import new_figure
 from stratascope.report.findings import Findings
+from stratascope.report.measures import draw_calibration_of, draw_codelength_of
 from stratascope.report.pointing import COMMAND, draw_pointing
 from stratascope.report.read_out import draw_advantages, draw_answers, draw_by_relation, draw_curves_of_task, draw_positions
 from stratascope.report.style import COLUMN_WIDTH, paper_style
@@ -84,6 +85,20 @@ FIGURES: dict[str, NamedFigure] = {
             "stratascope probe STORE --tasks truth",
             draw_by_relation,
             3.0,
+        ),
+        NamedFigure(
+            "codelength",
+            "how short a task's labels can be told, by layer",
+            "codelength",
+            "stratascope probe STORE --measures mdl",
+            draw_codelength_of,
+        ),
+        NamedFigure(
+            "calibration",
+            "how sure a probe is and how often right",
+            "calibration",
+            "stratascope probe STORE --measures calibration",
+            draw_calibration_of,
         ),
         NamedFigure(
             "answers", "how often the model is right, by relation", "answer_confidence", "stratascope answers STORE", draw_answers, 3.0

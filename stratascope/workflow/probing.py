@@ -15,6 +15,7 @@ from stratascope.report.figures import METRIC_LABELS
 from stratascope.workflow import probe_figures
 from stratascope.workflow.probe_figures import draw_curves
 from stratascope.workflow.probe_files import keep_advantage, save_accuracy_by, save_advantage, save_curve, save_table, shown_metric
+from stratascope.workflow.probe_measures import check_measures, measure
 
 if TYPE_CHECKING:
     from stratascope.probe import Advantage, LayerCurve, Study
@@ -42,6 +43,8 @@ class ProbeRequest:
     """Column -> value, as text: other examples take no part."""
     by: str = "relation"
     """Column of the examples by whose values accuracy is taken apart."""
+    measures: tuple[str, ...] = ()
+    """mdl, calibration: measured besides."""
     transfer: bool = False
     """Whether probes of each layer are tested at all others."""
     metric: str | None = None
@@ -88,6 +91,7 @@ def probe_and_draw(
 
     run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress, "output": folder / "layers"}
     by_head = holds_heads(store, request.array)
+    check_measures(request.measures, by_head=by_head)
     if request.transfer and by_head:
         raise InvalidInputError(f"expected an array of one vector a position for --transfer, found {request.array}; leave --transfer out")
     studies = _studies(store, request)
@@ -107,6 +111,9 @@ def probe_and_draw(
     if "leakage_text" in curves[0].attributes:
         lines.append(f"the split is {' and '.join(request.settings['split'])}: {curves[0].attributes['leakage_text']}")
     figures = probe_figures.draw_all(store, request, curves, others, folder, by_head=by_head)
+    layers = probe_figures.LAYER_LABELS.get(request.array, "layer")
+    said, more = measure(request.measures, studies, curves, folder, layers, run)
+    lines, figures = [*lines, *said], [*figures, *more]
     if request.transfer:
         figures += list(_transfer(studies, curves, folder, run))
     return "\n".join([*lines, *(f"figure {path}" for path in figures), f"results in {folder}"])

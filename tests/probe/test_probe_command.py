@@ -153,3 +153,34 @@ def test_over_all_refuses_what_cannot_be_compared(stores):
     base = truth.difference_from_layer(2)
     assert base.table["value"].iloc[0] == 0
     assert base.table["baseline"].iloc[0] == "layer 2"
+
+
+def test_codelengths_and_calibration_are_said_saved_and_drawn(stores, tmp_path):
+    options = ("--positions", "final,relation", "--tasks", "truth,geometry", "--controls", "shuffled", "--strengths", "1e-2,1e-1")
+    said = run(stores[0], *options, "--baseline", stores[1], "--measures", "mdl,calibration", "--out", tmp_path)
+    assert said.exit_code == 0, said.output
+    assert "truth at final: expected calibration error 0." in said.output
+    assert "bits a label at layer" in said.output
+    table = load_result(tmp_path / "codelength-truth-final.zarr.zip", "codelength").tables["table"]
+    assert set(zip(table["store"], table["task"], strict=True)) == {("", "truth"), ("", "truth:shuffled"), ("blank", "truth")}
+    own = table[(table["store"] == "") & (table["task"] == "truth")].set_index("layer")["value"]
+    assert own[4] > 1.3 > own[1]
+    bins = load_result(tmp_path / "calibration-truth-final.zarr.zip", "calibration").tables["table"]
+    assert bins.groupby("layer")["examples"].sum().eq(400).all()
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert {"calibration-truth.png", "codelength-truth.png"} <= drawn
+    assert not {name for name in drawn if name.startswith(("calibration-geometry", "codelength-geometry"))}
+    for name in ("codelength", "calibration"):
+        figure = CliRunner().invoke(main, ["figure", name, str(tmp_path), "--position", "relation", "-o", str(tmp_path / "f.svg")])
+        assert figure.exit_code == 0, figure.output
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("--measures", "mdl,entropy"), "expected --measures among mdl, calibration, found 'entropy'"),
+    (("--measures", "mdl", "--array", "head_outputs"), "leave --measures out"),
+])  # fmt: skip
+def test_unknown_measures_are_refused_before_anything_is_solved(stores, tmp_path, options, message):
+    said = run(stores[0], *options, "--out", tmp_path)
+    assert said.exit_code == 2
+    assert message in said.output
+    assert not list(tmp_path.iterdir())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from planted import planted_store
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError, TooFewExamplesError, UnwrittenBlockError
 from stratascope.probe import (
@@ -16,8 +19,10 @@ from stratascope.probe import (
     Task,
     calibration,
     codelength_by_layer,
+    codelength_of,
     layer_curve,
     online_codelength,
+    plan_study,
     probe_study,
     transfer_matrix,
 )
@@ -267,12 +272,49 @@ def test_transfer_works_where_the_direction_is_the_same(store, blank):
 
 def test_codelength_and_calibration(store, curves):
     table = codelength_by_layer(store, layers=(1, 4)).set_index("layer")
-    assert table.loc[1, "compression"] == pytest.approx(1, abs=0.05)
-    assert table.loc[4, "compression"] > 1.3
+    assert table.loc[1, "value"] == pytest.approx(1, abs=0.05)
+    assert table.loc[4, "low"] > 1.3
     assert table.loc[4, "uniform_bits"] == 400
+    assert table.loc[4, "value"] == pytest.approx(400 / table.loc[4, "bits"])
     reliable = calibration(curves["truth", "final"], bins=5)
     assert reliable.groupby("layer")["examples"].sum().eq(400).all()
     assert (reliable["error"] < 0.12).all()
+
+
+def test_codelengths_of_a_study_are_those_of_each_task_alone_whoever_computes_them(store):
+    study = plan_study(store, ("truth", "truth:shuffled", "relation"), ("final", "relation"), layers=(2, 4))
+    together = codelength_of(study)
+    assert together.equals(codelength_of(study, scheduler="threads", workers=2))
+    assert len(together) == 3 * 2 * 2
+    alone = codelength_by_layer(store, "truth", "final", layers=(2, 4))
+    mine = together[(together["task"] == "truth") & (together["position"] == "final")]
+    np.testing.assert_allclose(mine["bits"], alone["bits"], rtol=1e-4)
+    assert (together.loc[together["task"] == "truth:shuffled", "value"] < 1.1).all()
+
+
+def test_a_task_of_values_or_a_probe_for_each_head_has_no_codelength(store, tmp_path):
+    task = Task("coordinates", np.zeros(400, np.intp), (), np.zeros((400, 1)), ("x",))
+    with pytest.raises(InvalidInputError, match="tasks of values: coordinates"):
+        codelength_by_layer(store, task)
+    heads = plan_study(planted_store(tmp_path / "h.zarr", heads=True), array="head_outputs", by_head=True)
+    with pytest.raises(InvalidInputError, match="a probe for each head of head_outputs"):
+        codelength_of(heads)
+
+
+def test_a_codelength_is_what_scikit_learns_models_would_pay():
+    """Every portion is sent with scikit-learn's probe of all portions before it."""
+    rng = np.random.default_rng(1)
+    y = rng.integers(0, 3, 640)
+    x = rng.standard_normal((640, 8)) * 3 + 1.5 * y[:, None] * (np.arange(8) == 2)
+    place = np.random.default_rng(5).permutation(640)
+    bits = 40 * np.log2(3)
+    for start, end in pairwise((40, 80, 160, 320, 640)):
+        train, test = place < start, (place >= start) & (place < end)
+        scale = StandardScaler().fit(x[train])
+        model = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000).fit(scale.transform(x[train]), y[train])
+        bits -= np.log2(model.predict_proba(scale.transform(x[test]))[np.arange(test.sum()), y[test]]).sum()
+    found = online_codelength(x, y, np.arange(640), classes=3, strengths=(0.1,), seed=5)
+    assert found.bits == pytest.approx(bits, rel=1e-3)
 
 
 def test_more_data_compress_better():
