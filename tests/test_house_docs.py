@@ -58,7 +58,7 @@ def defined() -> tuple[Defined, ...]:
     listed = {(unit, name) for unit in UNITS for name in import_module(f"stratascope.{unit}").__all__}
     found = []
     for where, tree in trees().items():
-        unit = where.split("/")[0].removesuffix(".py")
+        unit = unit_of(where)
         for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 public = (unit, node.name) in listed
@@ -178,3 +178,79 @@ def test_nothing_public_lies_unused() -> None:
         if not (found.listed or found.node.decorator_list or called_by_others or name in typed or counts.get(name, 0) > own):
             unused.append(str(found))
     assert not unused
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text("utf-8")
+
+
+def rows_of(text: str, head: str) -> list[list[str]]:
+    """Cells of the first table whose head begins so."""
+    lines = text[text.index(f"| {head} |") :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def quoted(cell: str) -> set[str]:
+    return set(re.findall(r"`(\w+)`", cell))
+
+
+def unit_of(where: str) -> str:
+    return where.split("/")[0].removesuffix(".py")
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stratascope."):
+            yield str(node.module).split(".")[1]
+
+
+def test_the_page_of_the_house_says_who_imports_whom() -> None:
+    rows = rows_of(page("architecture.md"), "unit")
+    order = [quoted(cells[0]) for cells in rows]
+    assert set().union(*order) == {unit_of(where) for where in trees()} - {"__init__", "__main__"}
+    for k, (units, _, may) in enumerate(rows):
+        allowed = set().union(*order[k + 1 :]) if may == "everything below" else quoted(may)
+        used = {unit for where, tree in trees().items() if unit_of(where) in quoted(units) for unit in imported(tree)}
+        assert used - quoted(units) <= allowed, units
+
+
+def test_the_page_of_the_house_names_every_module_of_extract_and_the_words_in_use() -> None:
+    from stratascope.extract.images import CONDITIONS
+    from stratascope.extract.layout import SPANS
+    from stratascope.extract.settings import POSITIONS
+
+    inside = page("architecture.md").partition("## Inside extract")[2].partition("## Vocabulary")[0]
+    named = quoted(inside) | {part.split(".")[0] for part in re.findall(r"`(pipeline\.\w+)`", inside)}
+    assert {path.stem for path in (PACKAGE / "extract").glob("*.py")} - {"__init__"} <= named
+    words = {cells[0]: cells[1] for cells in rows_of(page("architecture.md"), "word")}
+    assert set(SPANS) <= quoted(words["span"])
+    assert quoted(words["position"]) == set(POSITIONS)
+    assert set(re.findall(r"`([\w-]+)`", words["condition"])) == set(CONDITIONS)
+
+
+def test_the_page_of_the_format_lists_every_array_as_it_is_written() -> None:
+    from stratascope.store.arrays import TABLE
+
+    listed: dict[str, list[str]] = {}
+    for cells in rows_of(page("format.md"), "array"):
+        for name in re.findall(r"`(\w+)`", cells[0]):
+            listed[name] = cells
+    for kind in TABLE:
+        _, dims, values, *_, codec, when = listed.pop(kind.name)
+        assert dims in (", ".join(kind.dims), "each its own"), kind.name
+        assert values.split(", ")[0] == kind.dtype.replace("str", "text"), kind.name
+        assert codec == kind.codec, kind.name
+        assert when.endswith({"creation": "at creation", "marker": "last, by block"}.get(kind.when, "by block")), kind.name
+    assert not listed
+
+
+def test_the_page_of_results_has_a_section_for_every_kind() -> None:
+    kinds = set()
+    for tree in trees().values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in ("KIND", "RESULT_KIND"):
+                assert isinstance(node.value, ast.Constant)
+                kinds.add(node.value.value)
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("ResultFile", "save_table"):
+                kinds |= {arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant)}
+    assert kinds == set(re.findall(r"^## (\w+)$", page("results.md"), re.M))
