@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +25,9 @@ from stratascope.store.tables import as_numpy, get_table, put_array, put_table
 
 RESULT_FORMAT = "stratascope-result"
 RESULT_VERSION = 1
+
+MOST_INFLATED, MOST_RATIO = 1 << 28, 4
+"""A zip of results may unpack to so many bytes, or to so many times its own: they are packed within, and stored as they are."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,10 @@ def save_result(path: str | Path, result: ResultFile) -> None:
         if array.dtype.kind not in "biufU" and not plain_text:
             raise InvalidInputError(f"array {name!r}: expected numbers, truth values or text, found {array.dtype}")
         put_array(_subgroup(group, "arrays"), name, array, tuple(dims))
+    said = plain_json(dict(result.attributes), "attributes")
     head: dict[str, Any] = {"format": RESULT_FORMAT, "format_version": RESULT_VERSION, "kind": result.kind}
-    group.attrs.update({**head, "attributes": plain_json(dict(result.attributes), "attributes")})
+    plain = {k: v.to_bytes() if hasattr(v, "to_bytes") else bytes(v) for k, v in files.items()}
+    group.attrs.update({**head, "attributes": said, "digest": _digest(plain, result.kind, said)})
     plain = {k: v.to_bytes() if hasattr(v, "to_bytes") else bytes(v) for k, v in files.items()}
     try:
         write_file(Path(path), [zipped(plain)])
@@ -86,6 +93,9 @@ def load_result(path: str | Path, kind: str | None = None) -> ResultFile:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            packed, whole = (sum(getattr(entry, size) for entry in archive.infolist()) for size in ("compress_size", "file_size"))
+            if whole > max(MOST_INFLATED, MOST_RATIO * packed):
+                raise StoreError(f"{path}: expected a result of Stratascope, found a zip of {packed:,} bytes that unpacks to {whole:,}")
             damaged = archive.testzip()
             if damaged:
                 raise StoreError(f"{path}: expected a whole file, found damage in {damaged}; make the result again")
@@ -108,6 +118,13 @@ def load_result(path: str | Path, kind: str | None = None) -> ResultFile:
             f"{path}: expected result version {RESULT_VERSION}, found {attributes.get('format_version')!r}; "
             "upgrade with `pip install -U stratascope`, or make the result again"
         )
+    inner = attributes.get("attributes")
+    if not isinstance(inner, dict) or not isinstance(attributes.get("kind"), str):
+        raise StoreError(
+            f"{path}: expected a kind and attributes, found {attributes.get('kind')!r} and {type(inner).__name__}; make it again"
+        )
+    if "digest" in attributes and attributes["digest"] != _digest(files, attributes["kind"], inner):
+        raise StoreError(f"{path}: expected what was written, found that it was changed since; make the result again")
     tables: dict[str, pd.DataFrame] = {}
     arrays: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
     try:
@@ -140,6 +157,14 @@ def zip_entry(name: str) -> zipfile.ZipInfo:
     entry.external_attr = 0o644 << 16
     entry.create_system = 3
     return entry
+
+
+def _digest(files: Mapping[str, bytes], kind: str, attributes: Any) -> str:
+    """SHA-256 of all that a result holds: its files but the root's metadata, its kind and its attributes."""
+    total = hashlib.sha256(json.dumps([kind, attributes], sort_keys=True).encode())
+    for name in sorted(name for name in files if name != "zarr.json"):
+        total.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())
+    return total.hexdigest()
 
 
 def _subgroup(group: zarr.Group, name: str) -> zarr.Group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -15,6 +16,9 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.store.shards import ZSTD_LEVEL
+
+MOST_VALUES, MOST_TEXTS, MOST_CHUNKS = 1 << 29, 1 << 25, 1 << 20
+"""In an array that is read whole: numbers, texts, files."""
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -108,7 +112,18 @@ def get_table(group: zarr.Group) -> pd.DataFrame:
 
 
 def as_numpy(array: Any) -> NDArray[Any]:
-    """All values of a Zarr array, text as Python strings."""
+    """All values of a Zarr array, text as Python strings.
+
+    Raises
+    ------
+    StoreError
+        Before anything is allocated, for a shape that nothing written by this package has.
+    """
+    text = str(array.dtype)[:1] not in "biuf"
+    if array.size > (MOST_TEXTS if text else MOST_VALUES) or math.prod(array.cdata_shape) > MOST_CHUNKS:
+        raise StoreError(
+            f"expected an array of a size that is read whole, found shape {array.shape} in {array.path}: its metadata are damaged"
+        )
     values = np.zeros(array.shape, dtype=array.dtype) if 0 in array.shape else np.asarray(array[...])
     return values.astype(object) if values.dtype.kind in "TU" else values
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from stratascope.store.checks import BlockFacts, checked_block
 from stratascope.store.create import known_digest
 from stratascope.store.reader import ActivationStore
 from stratascope.store.shards import decode_chunk, decode_file
-from stratascope.store.tables import as_numpy
+from stratascope.store.tables import MOST_CHUNKS, as_numpy
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -113,7 +114,7 @@ class _Check:
             try:
                 found = json.loads(self._bytes("store", f"{path}/zarr.json"))
                 same = {k: v for k, v in found.items() if k != nested} == {k: v for k, v in expected.items() if k != nested}
-            except (StoreError, ValueError):
+            except (StoreError, ValueError, AttributeError):
                 same = False
             if not same:
                 self._problem(
@@ -124,7 +125,12 @@ class _Check:
         for path, array in metadata.items():
             if array["node_type"] != "array" or path in by_block:
                 continue
-            for key in _chunk_keys(path, array):
+            try:
+                keys = _chunk_keys(path, array)
+            except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+                self._problem(-1, "store", "zarr.json", f"expected a shape and a grid of chunks for {path}, found none that fit: {error}")
+                continue
+            for key in keys:
                 try:
                     files[key] = self._bytes("store", key)
                 except StoreError as error:
@@ -248,4 +254,6 @@ def _chunk_keys(path: str, array: dict[str, Any]) -> list[str]:
     """Files of a whole array that was written at creation."""
     chunk = array["chunk_grid"]["configuration"]["chunk_shape"]
     counts = [range(-(-n // c)) for n, c in zip(array["shape"], chunk, strict=True)]
+    if math.prod(map(len, counts)) > MOST_CHUNKS:
+        raise ValueError(f"more than {MOST_CHUNKS:,} chunks")
     return [f"{path}/c/{'/'.join(map(str, at))}" for at in itertools.product(*counts)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
+import tracemalloc
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -88,19 +89,78 @@ def test_cut_and_lengthened_results_are_noticed_or_harmless(
 def test_results_with_changed_metadata_are_noticed_or_harmless(
     data: st.DataObject, saved: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Zips whose checksums are right, as an editor would leave them."""
+    """Zips whose checksums are right, as an editor would leave them: the digest over all of it tells."""
     with zipfile.ZipFile(saved) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     name = data.draw(st.sampled_from(sorted(name for name in files if name.endswith("zarr.json"))))
     files[name] = json.dumps(changed_json(json.loads(files[name]), data)).encode()
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    path = rezipped(files, tmp_path_factory.getbasetemp() / "edited.zarr.zip")
+    if b"digest" in files["zarr.json"]:
+        unharmed(path, load_result(saved))
+    else:
+        with suppress(StoreError):
+            load_result(path)
+
+
+def rezipped(files: dict[str, bytes], path: Path, how: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", how) as archive:
         for key, content in files.items():
             archive.writestr(key, content)
-    path = tmp_path_factory.getbasetemp() / "edited.zarr.zip"
-    path.write_bytes(buffer.getvalue())
-    with suppress(StoreError):
-        load_result(path)  # what a person edits on purpose is theirs: it must be read or refused
+    return path
+
+
+def edited(saved: Path, path: Path, name: str, change: Callable[[Any], None]) -> Path:
+    """A result with one JSON file changed, and no digest that would tell."""
+    with zipfile.ZipFile(saved) as archive:
+        files = {key: archive.read(key) for key in archive.namelist()}
+    for key, edit in (("zarr.json", lambda value: value["attributes"].pop("digest")), (name, change)):
+        value = json.loads(files[key])
+        edit(value)
+        files[key] = json.dumps(value).encode()
+    return rezipped(files, path)
+
+
+@pytest.mark.parametrize("size", [10**9, 10**12, 2**62])
+@pytest.mark.parametrize("array", ["arrays/x", "arrays/names", "tables/curve/value", "tables/curve/name"])
+def test_an_absurd_size_is_refused_before_anything_is_allocated(saved: Path, tmp_path: Path, array: str, size: int) -> None:
+    def enlarge(value: Any) -> None:
+        value["shape"][0] = size
+
+    def enlarge_chunks(value: Any) -> None:
+        enlarge(value)
+        value["chunk_grid"]["configuration"]["chunk_shape"][0] = size
+
+    for change in (enlarge, enlarge_chunks):
+        path = edited(saved, tmp_path / "large.zarr.zip", f"{array}/zarr.json", change)
+        tracemalloc.start()
+        try:
+            with pytest.raises(StoreError):
+                load_result(path)
+            assert tracemalloc.get_traced_memory()[1] < 50e6
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_zip_that_unpacks_to_far_more_than_it_is_is_refused_unread(saved: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    squeezed = rezipped(files, tmp_path / "squeezed.zarr.zip", zipfile.ZIP_DEFLATED)
+    assert same(load_result(saved), load_result(squeezed)), "a zip that somebody packed again is read"
+    bomb = rezipped(files | {"arrays/x/c/9/9": bytes(1 << 29)}, tmp_path / "bomb.zarr.zip", zipfile.ZIP_DEFLATED)
+    assert bomb.stat().st_size < 1 << 20
+    with pytest.raises(StoreError, match="unpacks to 536,"):
+        load_result(bomb)
+    assert result_of("figure", "curves", str(bomb)).exit_code == 2
+
+
+def test_arrays_that_were_swapped_are_noticed(saved: Path, tmp_path: Path) -> None:
+    """Both whole, each under the other's name, all checksums right."""
+    with zipfile.ZipFile(saved) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    value, layer = "tables/curve/value/c/0", "tables/curve/layer/c/0"
+    files[value], files[layer] = files[layer], files[value]
+    with pytest.raises(StoreError, match="was changed since"):
+        load_result(rezipped(files, tmp_path / "swapped.zarr.zip"))
 
 
 def changed_json(value: Any, data: st.DataObject) -> Any:
@@ -180,6 +240,29 @@ def numbers(store: ActivationStore) -> list[Any]:
 @pytest.fixture(scope="module")
 def whole(small: Path) -> list[Any]:
     return numbers(ActivationStore.open(small))
+
+
+@pytest.mark.parametrize("size", [10**9, 10**12, 2**62])
+@pytest.mark.parametrize("array", ["n_tokens", "spans", "examples/caption", "vocabulary/text", "residual"])
+def test_a_store_of_an_absurd_size_is_refused_before_anything_is_allocated(small: Path, array: str, size: int) -> None:
+    """As the root's consolidated metadata say it, which is what is read."""
+    file = small / "zarr.json"
+    before = file.read_text()
+    root = json.loads(before)
+    found = root["consolidated_metadata"]["metadata"][array]
+    found["shape"][0] = size
+    try:
+        for chunk in (found["chunk_grid"]["configuration"]["chunk_shape"][0], size):
+            found["chunk_grid"]["configuration"]["chunk_shape"][0] = chunk
+            file.write_text(json.dumps(root))
+            tracemalloc.start()
+            for command in ("info", "verify", "answers"):
+                assert result_of(command, str(small)).exit_code in (0, 1, 2)
+            assert tracemalloc.get_traced_memory()[1] < 200e6
+            tracemalloc.stop()
+    finally:
+        file.write_text(before)
+        tracemalloc.stop()
 
 
 @settings(max_examples=30, derandomize=True, deadline=None)
