@@ -29,13 +29,16 @@ class BinaryLoss(Loss):
 
     def __call__(self, logits: Floats, labels: Floats, norms: Floats) -> tuple[Floats, Floats, Floats]:
         z = logits[:, 0]
+        side = 2 * labels - 1
+        margin = side * z
         decay = np.exp(-np.abs(z))
         upper = 1 / (1 + decay)
-        value = (np.maximum(z, 0) + np.log1p(decay) - labels * z).sum(axis=1, dtype=np.float64)
+        # nothing is taken from 1 or from z: where classes are separated, all of the loss would be rounding
+        value = (np.maximum(-margin, 0) + np.log1p(decay)).sum(axis=1, dtype=np.float64)
         decay *= upper
-        probability = np.where(z >= 0, upper, decay)
+        wrong = np.where(margin >= 0, decay, upper)
         curvature = (upper * decay) @ norms
-        return value, (probability - labels)[:, None], curvature.astype(np.float64)[:, None, None]
+        return value, (-side * wrong)[:, None], curvature.astype(np.float64)[:, None, None]
 
     def each(self, logits: Floats, labels: Floats) -> Floats:
         z = logits[:, 0].astype(np.float64)
@@ -51,17 +54,21 @@ class SoftmaxLoss(Loss):
     def __call__(self, logits: Floats, labels: Floats, norms: Floats) -> tuple[Floats, Floats, Floats]:
         top = logits.max(axis=1, keepdims=True)
         probability = np.exp(logits - top)
-        total = probability.sum(axis=1, keepdims=True)
-        probability /= total
-        problem, row = np.arange(len(labels))[:, None], np.arange(labels.shape[1])
-        codes = labels.astype(np.intp)
-        # the difference first: it is exactly 0 for the many rows whose class is on top
-        value = (np.log(total[:, 0]) + (top[:, 0] - logits[problem, codes, row])).sum(axis=1, dtype=np.float64)
+        problem, row, codes = np.arange(len(labels))[:, None], np.arange(labels.shape[1]), labels.astype(np.intp)
+        own = probability[problem, codes, row]
+        probability[problem, codes, row] = 0
+        others = probability.sum(axis=1)
+        total = others + own
+        # nothing is taken from 1 where a row's own class is on top: all of a small loss would be rounding
+        lost = np.where(own == 1, np.log1p(others), np.log(total) + (top[:, 0] - logits[problem, codes, row]))
+        value = lost.sum(axis=1, dtype=np.float64)
+        probability /= total[:, None]
+        probability[problem, codes, row] = own / total
         weighted = probability * norms
         curvature = -np.matmul(weighted, probability.transpose(0, 2, 1)).astype(np.float64)
         diagonal = np.arange(self.outputs)
         curvature[:, diagonal, diagonal] += weighted.sum(axis=2)
-        probability[problem, codes, row] -= 1
+        probability[problem, codes, row] = -others / total
         return value, probability, curvature
 
     def each(self, logits: Floats, labels: Floats) -> Floats:
