@@ -51,7 +51,7 @@ class Task:
             found = ", ".join(f"{c} {n}" for c, n in zip(self.classes[:8], counts, strict=False))
             raise TooFewExamplesError(
                 f"task {self.name!r}: expected at least two classes of {max(minimum, 1)} examples or more, found {found}; "
-                "lower the minimum count, extract more examples, or choose another task"
+                "lower the minimum count (--minimum), extract more examples, or choose another task"
             )
         renumber = np.full(len(self.classes) + 1, -1, dtype=np.intp)
         renumber[kept] = np.arange(len(kept))

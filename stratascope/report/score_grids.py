@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 from stratascope.errors import InvalidInputError
 from stratascope.report.figures import METRIC_LABELS
 from stratascope.report.heatmaps import DARK, LIGHT
+from stratascope.report.style import COLOURS, GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,6 +57,41 @@ def draw_score_grid(table: pd.DataFrame, ax: Axes, *, title: str | None = None, 
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
     bar.outline.set_visible(False)
     bar.set_label(f"{METRIC_LABELS.get(metric[0], metric[0])}; \N{BLACK CIRCLE} above chance")
+    return _finish(ax, title)
+
+
+def draw_places(
+    scores: Mapping[str, pd.DataFrame], ax: Axes, *, metric: str, chance: float | None = None, title: str | None = None
+) -> Axes:
+    """Scores of an array without layers by position, with intervals; the first set stands out, controls and baselines are grey.
+
+    Parameters
+    ----------
+    scores
+        Name -> one row per position: position, metric, value, low, high.
+    ax
+        Where to draw.
+    metric
+        Which rows of the tables.
+    chance
+        Height of the chance line.
+    title
+        Over the axes.
+    """
+    places = list(dict.fromkeys(next(iter(scores.values()))["position"]))
+    markers = ("o", "s", "^", "D", "v")
+    for number, (name, table) in enumerate(scores.items()):
+        rows = table[table["metric"] == metric].set_index("position").reindex(places)
+        at = np.arange(len(places)) + 0.14 * (number - (len(scores) - 1) / 2)
+        value = rows["value"].to_numpy(float)
+        ends = np.abs(rows[["low", "high"]].to_numpy(float).T - value)
+        colour = GREY if number else COLOURS[0]
+        ax.errorbar(at, value, ends, fmt=markers[number % len(markers)], color=colour, markersize=4, linewidth=1, label=name)
+    if chance is not None:
+        ax.axhline(chance, color="black", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0, label="chance")
+    ax.set_xticks(range(len(places)), places, rotation=0 if len(places) <= 4 else 60, ha="center" if len(places) <= 4 else "right")
+    ax.set_xlim(-0.6, len(places) - 0.4)
+    ax.set_ylabel(METRIC_LABELS.get(metric, metric))
     return _finish(ax, title)
 
 

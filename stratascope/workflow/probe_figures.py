@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from stratascope.report import draw_layer_curves, new_figure, paper_style, save_figure
-from stratascope.report.panels import draw_curve_panel, draw_value_panel, label_outside, panel_figure, span_of
-from stratascope.report.score_grids import draw_confusion, draw_score_grid, draw_transfer
+from stratascope.report.panels import TEXT_WIDTH, draw_curve_panel, draw_value_panel, label_outside, panel_figure, span_of
+from stratascope.report.score_grids import draw_confusion, draw_places, draw_score_grid, draw_transfer
 from stratascope.workflow.probe_files import file_name, save_table, shown_metric
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ def draw_all(
     paths = []
     for task in [task for task in request.tasks if any(curve.task == task for curve in curves)]:
         mine = [curve for curve in curves if curve.task == task]
+        if not by_head and len(mine[0].layers) == 1:
+            paths.append(draw_one_layer(mine, curves, others, request, folder))
+            continue
         if len(mine) > 1 or by_head:
             paths.append(draw_grid(mine, request, folder, by_head=by_head))
         if by_head:
@@ -109,6 +112,30 @@ def draw_positions(
         handles, names = axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=4)
         figure.suptitle(task, x=0.01, ha="left", fontsize=8.5, fontweight="bold")
+    return save_figure(figure, folder / f"{file_name('probe', task)}.png")
+
+
+def draw_one_layer(
+    mine: Sequence[LayerCurve],
+    curves: Sequence[LayerCurve],
+    others: Mapping[str, Sequence[LayerCurve]],
+    request: ProbeRequest,
+    folder: Path,
+) -> Path:
+    """Each position's score in the only layer that there is, or was asked for, beside controls and baselines."""
+    metric, task = shown_metric(mine[0], request.metric), mine[0].task
+    tables: dict[str, list[pd.DataFrame]] = {"probe": [curve.table for curve in mine]}
+    for curve in curves:
+        if curve.task.startswith(f"{task}:"):
+            tables.setdefault(curve.task.partition(":")[2], []).append(curve.table)
+    for name, found in others.items():
+        tables[name] = [curve.table for curve in found if curve.task == task]
+    figure, (ax,) = new_figure(1, width=min(1.6 + 0.6 * max(len(mine), 3), TEXT_WIDTH), height=2.4 if len(mine) <= 4 else 2.9)
+    with paper_style():
+        chance = float(mine[0].rows(metric)["chance"].iloc[0])
+        title = f"{task} in {request.array}" if request.layers is None else f"{task} in {request.array}, layer {mine[0].layers[0]}"
+        draw_places({name: pd.concat(rows) for name, rows in tables.items()}, ax, metric=metric, chance=chance, title=title)
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return save_figure(figure, folder / f"{file_name('probe', task)}.png")
 
 

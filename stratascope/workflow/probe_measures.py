@@ -97,16 +97,17 @@ def _codelength(
 
     options = {name: run[name] for name in ("scheduler", "workers", "progress")}
     found = pd.concat([codelength_of(study, **options).assign(store=name) for (name, _), study in studies.items()])
-    lines, paths = [], []
-    for task in dict.fromkeys(curve.task for curve in curves):
+    tables = {(curve.task, curve.position): _of_curve(found, curve) for curve in curves}
+    for curve in curves:
+        save_table(folder, "codelength", tables[curve.task, curve.position], curve, "codelength", curve.task, curve.position)
+    lines = [f"{_where(curve)}: {_said(tables[curve.task, curve.position])}" for curve in curves]
+    paths: list[Path] = []
+    for task in dict.fromkeys(curve.task for curve in curves if len(curve.layers) > 1):
         mine = [curve for curve in curves if curve.task == task]
         figure, axes = panel_figure(len(mine), height=1.6 if len(mine) > 1 else 2.4, titled=True)
         with paper_style():
             for curve, ax in zip(mine, axes, strict=True):
-                rows = _of_curve(found, curve)
-                save_table(folder, "codelength", rows, curve, "codelength", task, curve.position)
-                lines.append(f"{_where(curve)}: {_said(rows)}")
-                draw_codelength(rows, ax, task=task, layers=layers)
+                draw_codelength(tables[task, curve.position], ax, task=task, layers=layers)
                 ax.set_title(curve.position or task)
             label_outside(axes, metric="compression")
             figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -125,7 +126,8 @@ def _said(rows: pd.DataFrame) -> str:
     own = rows[(rows["store"] == "") & ~rows["task"].str.contains(":")]
     best = own.iloc[int(own["value"].to_numpy().argmax())]
     bits, uniform = (best[name] / best["examples"] for name in ("bits", "uniform_bits"))
-    told = f"{bits:.3f} bits a label at layer {best['layer']} instead of {uniform:.3f}"
+    where = f" at layer {best['layer']}" if own["layer"].nunique() > 1 else ""
+    told = f"{bits:.3f} bits a label{where} instead of {uniform:.3f}"
     return f"{told}, compression {best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}]"
 
 

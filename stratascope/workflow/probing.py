@@ -204,6 +204,9 @@ def advantages(
 
 
 def _span(advantage: Advantage, margin: float) -> str:
+    if len(advantage.table) == 1:
+        row = advantage.table.iloc[0]
+        return f"{'yes' if row['low'] > margin else 'no'}, by {row['value']:+.3f} [{row['low']:.3f}, {row['high']:.3f}]"
     onset, offset = advantage.onset(margin), advantage.offset(margin)
     return str(onset) if onset.layer is None or offset.layer is None else f"{onset}, {offset}"
 
@@ -214,7 +217,8 @@ def peak_text(curve: LayerCurve, metric: str | None = None) -> str:
     rows = curve.rows(metric)
     best = rows.iloc[int(rows["value"].to_numpy().argmax())]
     interval = f"[{best['low']:.3f}, {best['high']:.3f}]"
-    score = f"{METRIC_LABELS.get(metric, metric)} {best['value']:.3f} {interval} at layer {int(best['layer'])}"
+    where = f" at layer {int(best['layer'])}" if len(rows) > 1 else ""
+    score = f"{METRIC_LABELS.get(metric, metric)} {best['value']:.3f} {interval}{where}"
     alike = [layer for layer in curve.difference(metric=metric).peak().candidates if layer != best["layer"]]
     rest = f", not surely above layer {', '.join(map(str, alike))}" if 0 < len(alike) <= 4 else ""
     return f"{score}{rest} (chance {best['chance']:.3f})"

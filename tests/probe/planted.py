@@ -59,7 +59,8 @@ def planted_store(
         for who, (x, y) in {"subject": corner.T[:2], "object": corner.T[2:]}.items():
             table = table.assign(**{f"{who}_x0": x, f"{who}_y0": y, f"{who}_x1": x + 20, f"{who}_y1": y + 30})
         table.loc[3, "object_x0"] = np.nan
-    extra = [name for name, wanted in (("head_outputs", heads), ("vision_residual", vision)) if wanted]
+    seen_by_vision = ["vision_residual", "vision_output"] if vision else []
+    extra = [*(["head_outputs"] if heads else []), *seen_by_vision]
     layout = StoreLayout(
         examples=examples, layers=layers, hidden=hidden, heads=2, tokens=6, positions=POSITIONS, spans=("image", "final"),
         choices=("True", "False"), record=frozenset({"residual", *extra}),
@@ -108,6 +109,9 @@ def planted_store(
                 seen = noise.normal(size=(3, 1, len(members), 6)).astype(np.float32)
                 seen[1:, 0, :, 2] += 2 * sign[part]
                 arrays["vision_residual"] = seen
+                handed_on = noise.normal(size=(1, len(members), hidden)).astype(np.float32)
+                handed_on[0, :, 3] += 2 * sign[part]
+                arrays["vision_output"] = handed_on
             if heads:
                 outputs = noise.normal(size=(layers, len(members), 2, 4)).astype(np.float32)
                 outputs[onset:, :, 1, 0] += 2 * sign[part]

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from planted import planted_store
 
+from stratascope.cli import main
 from stratascope.errors import InvalidInputError
 from stratascope.probe import accuracy_by, confusion, grouped_folds, head_curves, layer_curve, probe_study, split_leakage, task_from_values
 from stratascope.probe.categories import CATEGORIES, category_of
@@ -61,6 +63,26 @@ def test_the_vision_tower_is_probed_like_the_rest(tmp_path):
     assert curve.onset.layer == 1
 
 
+def test_what_the_tower_hands_on_has_no_layers_and_is_probed_all_the_same(tmp_path):
+    path = planted_store(tmp_path / "v.zarr", vision=True)
+    store = ActivationStore.open(path)
+    (curve,) = probe_study(store, ("truth",), array="vision_output", draws=300)
+    assert (curve.position, curve.layers.tolist()) == ("image", [0])
+    assert curve.value(0) > 0.9
+    said = CliRunner().invoke(
+        main, ["probe", str(path), "--array", "vision_output", "--tasks", "truth,relation", "--controls", "shuffled", "--strengths",
+               "1e-2,1e-1", "--measures", "mdl", "--out", str(tmp_path / "r")],
+    )  # fmt: skip
+    assert said.exit_code == 0, said.output
+    truth, relation = said.output.split("truth at image: ")[1], said.output.split("relation at image: ")[1]
+    assert "(chance" in truth.splitlines()[0]
+    assert "at layer" not in truth.splitlines()[0]
+    assert "above all of these: yes, by +0.4" in truth.partition("relation at image")[0]
+    assert "above chance: no" in relation.partition("truth at image")[0]
+    assert "onset" not in said.output
+    assert (tmp_path / "r" / "probe-truth.png").exists()
+
+
 def test_curves_can_be_taken_apart(tmp_path):
     store = ActivationStore.open(planted_store(tmp_path / "a.zarr"))
     truth, relation = probe_study(store, ("truth", "relation"), ("final",), layers=(1, 4), draws=200)
@@ -89,11 +111,13 @@ def statistics(table: pd.DataFrame) -> dict[str, float]:
     train, test = table[table["split"] == "train"], table[table["split"] == "test"]
     words = CountVectorizer(ngram_range=(1, 2)).fit(train["caption"])
     naive = MultinomialNB().fit(words.transform(train["caption"]), train["label"])
+    mostly = table.groupby("relation")["label"].mean() >= 0.5
     return {
         "relations": table["relation"].nunique(),
         "rare": int((table["relation"].value_counts() < 20).sum()),
         "true": table["label"].mean(),
         "leaked": split_leakage(table).share,
+        "majority per relation": (table["relation"].map(mostly) == table["label"]).mean(),
         "caption alone": roc_auc_score(test["label"], naive.predict_proba(words.transform(test["caption"]))[:, 1]),
         "relation is in the caption": np.mean([r in c for r, c in zip(table["relation"], table["caption"], strict=True)]),
     }
@@ -118,6 +142,7 @@ def test_statistics_of_a_small_set_in_the_form_of_vsr():
     assert found["leaked"] == 0.6
     assert found["caption alone"] == 0.5, "every caption is said of a true and a false image"
     assert found["relation is in the caption"] == 1
+    assert found["majority per relation"] == 0.5
     with_a_hint = statistics(pd.DataFrame([row | {"caption": row["caption"] + (" Yes." if row["label"] else "")} for row in rows]))
     assert with_a_hint["caption alone"] == 1, "a word that gives the label away is seen"
 
@@ -136,8 +161,9 @@ def test_vsr_is_as_described():
     assert random["label"].mean() == pytest.approx(0.512, abs=5e-4)
     assert split_leakage(random).share == pytest.approx(0.56, abs=0.005)
     assert parts["zeroshot"]["split"].value_counts().tolist() == [3_489, 1_222, 340]
-    for name, caption_alone in (("random", 0.486), ("zeroshot", 0.518)):
+    for name, caption_alone, majority in (("random", 0.486, 0.524), ("zeroshot", 0.518, 0.527)):
         found = statistics(parts[name])
+        assert found["majority per relation"] == pytest.approx(majority, abs=5e-4), "told the labels, it guesses hardly better than .512"
         assert found["caption alone"] == pytest.approx(caption_alone, abs=0.005), "the caption alone tells nothing"
         assert found["relation is in the caption"] == 1
     published = (SHARED / "relation_categories.txt").read_text()

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.probe import grouped_folds
-from stratascope.probe.losses import probabilities
+from stratascope.probe.losses import loss_for, probabilities
 from stratascope.probe.ridge import RidgeSolver
 from stratascope.probe.rows import Rows
 from stratascope.probe.solver import BatchSolver
@@ -91,6 +91,30 @@ def test_float32_with_a_tight_tolerance_is_as_good(classes, tolerance):
         assert ours == pytest.approx(theirs, rel=1e-6)
         held = probabilities(solver.logits(np.array([1]), 1)[0])
         np.testing.assert_allclose(held, model.predict_proba(scaler.transform(wide[rows.order[rows.part(1)]])), atol=tolerance)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_losses_of_separated_classes_are_exact_in_float32(classes):
+    """Where every row is right, all of the loss is what lies beyond 1: float32 has to keep it."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, (1, 200))
+    logits = rng.normal(size=(1, classes, 200))
+    logits[0, labels[0], np.arange(200)] += rng.uniform(12, 30, 200)
+    if classes == 2:
+        logits = logits[:, 1:] - logits[:, :1]
+    logits = logits.astype(np.float32)
+    loss = loss_for(classes)
+    norms = np.ones(200)
+    value, residual, curvature = loss(logits, labels.astype(np.float32 if classes == 2 else np.int32), norms.astype(np.float32))
+    z = logits[0].astype(np.longdouble)
+    z = np.concatenate([0 * z, z]) if classes == 2 else z
+    beyond = np.exp(z - z[labels[0], np.arange(200)])
+    beyond[labels[0], np.arange(200)] = 0
+    assert value[0] == pytest.approx(float(np.log1p(beyond.sum(axis=0)).sum()), rel=1e-6)
+    wanted = beyond / (1 + beyond.sum(axis=0))
+    wanted[labels[0], np.arange(200)] = -beyond.sum(axis=0) / (1 + beyond.sum(axis=0))
+    np.testing.assert_allclose(residual[0], wanted[1:] if classes == 2 else wanted, rtol=2e-6)
+    assert np.isfinite(curvature).all()
 
 
 def test_certificate_bounds_the_distance():
