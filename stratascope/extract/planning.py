@@ -140,7 +140,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             "limit": settings.limit,
             **({"labels": "choice"} if examples[0].choices else {}),
         },
-        **({"vision": {"full_attention": list(shape.vision_whole)}} if "vision_residual" in record else {}),
+        **({"vision": {"full_attention": list(shape.vision_whole)}} if shape.vision_layers else {}),
         "condition": settings.condition,
         "seed": settings.seed,
         "fusion": store.fusion,
