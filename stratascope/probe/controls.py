@@ -68,7 +68,7 @@ def control_labels(
     if share < MINIMUM_RECURRING:
         raise InvalidInputError(
             f"control task: expected types that recur in other folds, found that for {share:.0%} of examples with types "
-            f"{', '.join(types)}; selectivity would mean nothing. Give coarser types, such as types=('relation',)"
+            f"{', '.join(types)}; selectivity would mean nothing. Give coarser types, such as --types relation"
         )
     rng = np.random.default_rng(seed)
     counts = np.bincount(codes[used])

@@ -54,7 +54,7 @@ def design_for(folds: Folds, strengths: int) -> Design:
     if strengths > 1 and count < 3:
         raise InvalidInputError(
             f"expected at least 3 folds to choose among {strengths} strengths inside the training folds, found {count}; "
-            "give folds=3 or more, or a single strength"
+            "give 3 folds or more, or a single strength"
         )
     everyone = np.ones((1, count), dtype=bool)
     if folds.test is not None:

@@ -82,7 +82,7 @@ def grouped_folds(
     number = number_groups(groups)
     codes = np.zeros(len(number), dtype=np.intp) if classes is None else np.asarray(classes, dtype=np.intp)
     if folds < 2:
-        raise InvalidInputError(f"expected at least 2 folds, found {folds}; give folds=5")
+        raise InvalidInputError(f"expected at least 2 folds, found {folds}; 5 are usual")
     if len(codes) != len(number):
         raise InvalidInputError(f"expected one class for each of {len(number)} examples, found {len(codes)}")
     used = codes >= 0

@@ -15,12 +15,12 @@ def notes_on(folds: pd.DataFrame) -> list[str]:
     if len(top):
         found.append(
             f"at layers {_listed(top['layer'])} the best strength is the largest tried, {top['strength'].max():g}, and the loss still "
-            "fell there: larger strengths may score better; give strengths= that go on"
+            "fell there: larger ones may score better; give strengths that go on"
         )
     absent = folds[folds["absent_classes"] != ""]
     if len(absent):
         names = sorted({name for cell in absent["absent_classes"] for name in cell.split(", ")})
-        found.append(f"classes {', '.join(names)} are missing from a training fold and never predicted there; raise minimum=")
+        found.append(f"classes {', '.join(names)} are missing from a training fold and never predicted there; raise --minimum")
     rough = folds[folds["gap"] > _ROUGH]
     if len(rough):
         found.append(f"at layers {_listed(rough['layer'])} the objective is up to {rough['gap'].max():.0e} above its minimum (relative)")

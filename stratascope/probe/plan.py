@@ -163,6 +163,6 @@ def wanted_examples(store: ActivationStore, examples: Sequence[int] | NDArray[An
         raise UnwrittenBlockError(
             f"expected all examples written, found {len(unwritten)} of {len(store.written)} blocks unwritten "
             f"(the first is {unwritten[0]}); "
-            "let the extraction finish, or probe what there is with examples=store.available('residual')"
+            "let the extraction finish (the same command goes on), or in Python pass examples=store.available('residual')"
         )
     return wanted

@@ -111,6 +111,6 @@ def _masks(examples: pd.DataFrame, train: Sequence[str], test: Sequence[str], co
         if not (examples[column] == name).any():
             found = sorted(examples[column].dropna().astype(str).unique())
             raise InvalidInputError(
-                f"expected examples with {column} {name!r}, found only {', '.join(found) or 'none'}; give train= and test="
+                f"expected examples with {column} {name!r}, found only {', '.join(found) or 'none'}; give the names of two that there are"
             )
     return examples[column].isin(list(train)).to_numpy(), examples[column].isin(list(test)).to_numpy()

@@ -81,7 +81,7 @@ def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[o
     if len(missing):
         raise InvalidInputError(
             f"task {name!r}: expected a value for every example, found {len(missing)} of {int(used.sum())} missing "
-            f"(the first is example {missing[0]}); fill them, or pass examples= without them"
+            f"(the first is example {missing[0]}); fill them, or leave these examples out (--only; of --values their rows)"
         )
     kept = series[used]
     if pd.api.types.is_float_dtype(kept):
@@ -102,7 +102,8 @@ def find_task(
 
     `truth` is the label where it is the caption's truth, `choice` where it is the right one of several answers, `relation` the
     caption's relation, `category` its meta category, `answer` the most likely of the recorded choices, `geometry` the centres of the
-    gold boxes; any other name is a column of the examples. `values` adds tasks by example id, such as from a CSV file.
+    gold boxes; any other name is a column of the examples. `values` adds tasks by example id, such as from a CSV file; examples that
+    are not among them take no part.
 
     Raises
     ------
@@ -119,7 +120,13 @@ def find_task(
     table = store.examples
     if values is not None and name in values:
         by_id = pd.Series(dict(values[name]))
-        found = task_from_values(name, table["id"].map(by_id), wanted)
+        there = table["id"].isin(by_id.index).to_numpy()
+        if not (there & wanted).any():
+            raise InvalidInputError(
+                f"task {name!r}: expected values by example id such as {table['id'].iloc[0]!r}, found none of these examples' "
+                f"among {len(by_id)} such as {by_id.index[0] if len(by_id) else ''!r}; give the ids that the store has"
+            )
+        found = task_from_values(name, table["id"].map(by_id), wanted & there)
     elif name in ("truth", "choice"):
         questions = store.provenance.get("data", {}).get("labels") == "choice"
         if questions != (name == "choice"):
@@ -142,7 +149,7 @@ def find_task(
     else:
         columns = ", ".join(c for c in table.columns if c not in ("id", "image", "caption"))
         raise NotRecordedError(
-            f"expected a task truth, category, answer, geometry or a column of the examples, found {name!r}; columns are {columns}"
+            f"expected a task truth, category, answer, geometry or a column such as relation, found {name!r}; columns are {columns}"
         )
     return found, control or None
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ProbeRequest", "draw_curves", "peak_text", "probe_and_draw", "save_accuracy_by", "save_advantage", "save_curve", "shown_metric"]
 
+METRICS = ("accuracy", "balanced_accuracy", "auroc", "log_loss", "r2")
+
 
 @dataclass(frozen=True)
 class ProbeRequest:
@@ -91,6 +93,7 @@ def probe_and_draw(
 
     run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress, "output": folder / "layers"}
     by_head = holds_heads(store, request.array)
+    _check_metric(request.metric)
     check_measures(request.measures, by_head=by_head)
     if request.transfer and by_head:
         raise InvalidInputError(f"expected an array of one vector a position for --transfer, found {request.array}; leave --transfer out")
@@ -105,7 +108,7 @@ def probe_and_draw(
             save_curve(curve, folder, name)
     lines = _head_lines(curves, request) if by_head else []
     for curve in [] if by_head else _plain(curves):
-        lines += _compare(curve, curves, others, request, folder)
+        lines += _compare(curve, curves, others, request, folder, store.layout.examples)
         if not curve.targets and request.by in store.examples.columns:
             save_accuracy_by(curve, store, request.by, folder)
     if "leakage_text" in curves[0].attributes:
@@ -117,6 +120,11 @@ def probe_and_draw(
     if request.transfer:
         figures += list(_transfer(studies, curves, folder, run))
     return "\n".join([*lines, *(f"figure {path}" for path in figures), f"results in {folder}"])
+
+
+def _check_metric(metric: str | None) -> None:
+    if metric is not None and metric not in METRICS and not metric.startswith("r2_"):
+        raise InvalidInputError(f"expected --metric among {', '.join(METRICS)}, or r2_TARGET, found {metric!r}")
 
 
 def _studies(store: ActivationStore, request: ProbeRequest) -> dict[tuple[str, str | None], Study]:
@@ -167,11 +175,18 @@ def _plain(curves: Sequence[LayerCurve]) -> list[LayerCurve]:
 
 
 def _compare(
-    curve: LayerCurve, curves: Sequence[LayerCurve], others: Mapping[str, Sequence[LayerCurve]], request: ProbeRequest, folder: Path
+    curve: LayerCurve,
+    curves: Sequence[LayerCurve],
+    others: Mapping[str, Sequence[LayerCurve]],
+    request: ProbeRequest,
+    folder: Path,
+    store_examples: int,
 ) -> Iterator[str]:
     """Advantages over chance, controls, embeddings and baselines, saved; yields the peak, and onset and offset over each."""
     metric = shown_metric(curve, request.metric)
     yield f"{curve.task} at {curve.position or request.array}: {peak_text(curve, metric)}"
+    if len(curve.examples) < store_examples:
+        yield f"  from {len(curve.examples):,} of {store_examples:,} examples"
     over = advantages(curve, curves, others, request)
     for name, advantage in over.items():
         if name != "chance":  # the curve's own file tells it

@@ -177,9 +177,10 @@ def test_codelengths_and_calibration_are_said_saved_and_drawn(stores, tmp_path):
 
 @pytest.mark.parametrize(("options", "message"), [
     (("--measures", "mdl,entropy"), "expected --measures among mdl, calibration, found 'entropy'"),
+    (("--metric", "f1"), "expected --metric among accuracy, balanced_accuracy, auroc, log_loss, r2, or r2_TARGET, found 'f1'"),
     (("--measures", "mdl", "--array", "head_outputs"), "leave --measures out"),
 ])  # fmt: skip
-def test_unknown_measures_are_refused_before_anything_is_solved(stores, tmp_path, options, message):
+def test_what_cannot_be_measured_is_refused_before_anything_is_solved(stores, tmp_path, options, message):
     said = run(stores[0], *options, "--out", tmp_path)
     assert said.exit_code == 2
     assert message in said.output

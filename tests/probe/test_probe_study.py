@@ -250,6 +250,12 @@ def test_any_column_values_by_id_and_own_tasks(store):
     np.testing.assert_array_equal(layer_curve(store, task, layers=(4,), draws=200).logits, own.logits)
 
 
+def test_examples_without_a_row_of_their_own_take_no_part(store):
+    ids = store.examples["id"][:150]
+    curve = layer_curve(store, "parity", layers=(4,), values={"parity": dict(zip(ids, np.arange(150) % 2, strict=True))}, draws=200)
+    assert curve.examples["id"].tolist() == ids.tolist()
+
+
 def test_values_are_read_by_ridge(store):
     x = store.read("residual", layer=4, position="final")
     values = np.stack([x[:, 2], np.random.default_rng(0).standard_normal(400)], axis=1).astype(float)
@@ -347,8 +353,10 @@ def test_refusals_say_what_to_change(store, tmp_path):
         layer_curve(store, "truth:random")
     with pytest.raises(InvalidInputError, match=r"fractions.*bin them"):
         layer_curve(store, "brightness")
-    with pytest.raises(InvalidInputError, match=r"1 of 400 missing.*examples="):
-        layer_curve(store, "part", values={"part": dict.fromkeys(store.examples["id"][1:], "a")})
+    with pytest.raises(InvalidInputError, match=r"1 of 400 missing.*leave these examples out"):
+        layer_curve(store, "part", values={"part": dict.fromkeys(store.examples["id"], "a") | {store.examples["id"][7]: None}})
+    with pytest.raises(InvalidInputError, match=r"by example id such as 'e00000', found none.*among 1 such as 'photo-1'"):
+        layer_curve(store, "part", values={"part": {"photo-1": "a"}})
     with pytest.raises(NotRecordedError, match="boxes"):
         layer_curve(store, "geometry")
     with pytest.raises(NotRecordedError, match="position"):
