@@ -72,12 +72,15 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error; goes before the command.")
 @click.version_option(package_name="stratascope", prog_name="stratascope")
 def main(debug: bool) -> None:
     """See in which layers of a vision-language model a spatial relation lives.
 
     Begin with 'stratascope demo --out demo'. The example in each command's --help then works on it.
+
+    A STORE is what `extract` fills: its folder, a zip of it, or its address (http, https, s3, gs, az). Results go to STORE-results
+    beside it unless --out says otherwise.
     """
 
 

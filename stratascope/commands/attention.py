@@ -9,17 +9,13 @@ import click
 from stratascope.commands import options
 from stratascope.commands.terminal import open_store, results_folder
 
-out = click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
-some = click.option("--examples", callback=options.numbers, metavar="N,M-K", help="Example numbers; default: the first eight that have it.")
-scheduler = click.option("--scheduler", help="Where blocks of examples are worked on: synchronous, threads or processes.")
-
 
 @click.command(short_help="How much can flow from the final token to each input.")
 @click.argument("store")
-@some
-@click.option("--window", callback=options.numbers, metavar="A-B", help="Flow only through blocks A to B; default: all.")
-@scheduler
-@out
+@options.examples
+@options.window
+@options.scheduler
+@options.results
 def flow(store: str, examples: tuple[int, ...] | None, window: tuple[int, ...] | None, scheduler: str | None, out: Path | None) -> None:
     """Exact attention flow from the final token to every input token and into spans and boxes, with the cut that limits it.
 
@@ -37,8 +33,8 @@ def flow(store: str, examples: tuple[int, ...] | None, window: tuple[int, ...] |
 
 @click.command(short_help="What each head adds to the answer.")
 @click.argument("store")
-@scheduler
-@out
+@options.scheduler
+@options.results
 def attribution(store: str, scheduler: str | None, out: Path | None) -> None:
     """What each head, each block and, through each head, each part of the prompt adds to the difference of the answers' logits.
 
@@ -56,9 +52,9 @@ def attribution(store: str, scheduler: str | None, out: Path | None) -> None:
 
 @click.command(short_help="Which method ranks tokens as hiding them does.")
 @click.argument("store")
-@click.option("--seed", default=0, show_default=True, help="Of the bootstrap and the random baseline.")
-@scheduler
-@out
+@click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap and the random baseline.")
+@options.scheduler
+@options.results
 def faithfulness(store: str, seed: int, scheduler: str | None, out: Path | None) -> None:
     """How far raw attention, norm-based attention, token attribution, rollout and flow rank parts of a prompt as hiding them does.
 
@@ -77,9 +73,9 @@ def faithfulness(store: str, seed: int, scheduler: str | None, out: Path | None)
 @click.command(short_help="Which method points at the named things.")
 @click.argument("store")
 @click.option("--boxes", type=click.Path(path_type=Path), help="Boxes of all things in the images, in COCO's instances format.")
-@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
-@scheduler
-@out
+@click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap.")
+@options.scheduler
+@options.results
 def pointing(store: str, boxes: Path | None, seed: int, scheduler: str | None, out: Path | None) -> None:
     """How much more each method gives the image's cells of subject and object than those of other things in the image.
 
@@ -98,7 +94,16 @@ def pointing(store: str, boxes: Path | None, seed: int, scheduler: str | None, o
 @click.command(short_help="One page for one example, all methods side by side.")
 @click.argument("store")
 @click.argument("example")
-@click.option("--output", "-o", default="explanation.html", show_default=True, type=click.Path(path_type=Path), help="The page to write.")
+@click.option(
+    "-o",
+    "--out",
+    "--output",
+    "output",
+    default="explanation.html",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The page to write.",
+)
 @click.option(
     "--window", callback=options.numbers, metavar="A-B", help="The few blocks of rollout and flow; default: the top half, 8 at most."
 )
@@ -131,9 +136,9 @@ def explain(store: str, example: str, output: Path, window: tuple[int, ...] | No
     show_default=True,
     help="lift: share in the boxes over their share of cells, 1 for an even map.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of folds and intervals.")
-@scheduler
-@out
+@click.option("--seed", default=0, show_default=True, help="Seed of folds and intervals.")
+@options.scheduler
+@options.results
 def overlap(store: str, weighing: str, measure: str, seed: int, scheduler: str | None, out: Path | None) -> None:
     """How far each head's look at the image falls on the gold boxes, and whether that predicts a right answer better than their geometry.
 
@@ -150,8 +155,8 @@ def overlap(store: str, weighing: str, measure: str, seed: int, scheduler: str |
 @click.command(short_help="Heads ranked by attribution, overlap and probe.")
 @click.argument("store")
 @click.option("--probe", type=click.Path(path_type=Path), help="Result of a probe by head; default: the first one among the results.")
-@scheduler
-@out
+@options.scheduler
+@options.results
 def heads(store: str, probe: Path | None, scheduler: str | None, out: Path | None) -> None:
     """Every head by what it carries of the answer, by its look at the boxes and by what a probe reads from it, and how far these agree.
 
@@ -172,9 +177,9 @@ def heads(store: str, probe: Path | None, scheduler: str | None, out: Path | Non
     metavar="N,M",
     help="Blocks that see the whole image, to be marked; default: those that the store names.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of folds and resamples.")
-@scheduler
-@out
+@click.option("--seed", default=0, show_default=True, help="Seed of folds and resamples.")
+@options.scheduler
+@options.results
 def entanglement(store: str, full_attention: tuple[int, ...] | None, seed: int, scheduler: str | None, out: Path | None) -> None:
     """From one thing's own image cells: its place, the other thing's place and the relation, after every block of the vision tower.
 

@@ -15,7 +15,7 @@ from stratascope.errors import InvalidInputError
 @click.argument("store")
 @click.argument("results", nargs=-1, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The page; default: STORE-report.html beside the store.")
-@click.option("--title", default="", help="Of the page.")
+@click.option("--title", default="", help="Title of the page; default: made from the model's name.")
 def report(store: str, results: tuple[Path, ...], out: Path | None, title: str) -> None:
     """Write what the results of a store say as one HTML file that needs no network and no other file.
 
@@ -37,10 +37,10 @@ def report(store: str, results: tuple[Path, ...], out: Path | None, title: str) 
 @click.argument("results", nargs=-1, metavar="[STORE|RESULTS]...")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write: .pdf, .svg or .png; default: NAME.pdf.")
 @click.option("--list", "listed", is_flag=True, help="List the figures there are, and what makes their results.")
-@click.option("--task", help="Of figures of probes: truth by default.")
-@click.option("--position", help="Of figures of probes: the final token by default, or all.")
-@click.option("--width", default=3.4, show_default=True, metavar="INCHES", help="A column's width.")
-@click.option("--height", type=float, metavar="INCHES", help="Default: the figure's own.")
+@click.option("--task", help="Task of a probe's figure; default: truth, or the first there is.")
+@click.option("--position", help="Position of a probe's figure; default: the final token or, where a figure shows several, all.")
+@click.option("--width", default=3.4, show_default=True, metavar="INCHES", help="Width of the figure; a paper's column by default.")
+@click.option("--height", type=float, metavar="INCHES", help="Height of the figure; default: its own.")
 def figure(
     name: str | None,
     results: tuple[str, ...],

@@ -32,9 +32,9 @@ def answers(store: str, out: Path | None) -> None:
     type=click.Choice(["attention", "norm"]),
     default="attention",
     show_default=True,
-    help="norm: weight times the norm of what it carries (needs value_norms).",
+    help="What a look weighs: attention alone, or times the norm of what it carries (needs value_norms).",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
+@options.results
 def share(store: str, weighing: str, out: Path | None) -> None:
     """How the final token's attention is divided between image, caption and the rest, by layer and head.
 
@@ -49,9 +49,9 @@ def share(store: str, weighing: str, out: Path | None) -> None:
 
 @click.command(short_help="Where the final token's attention comes from.")
 @click.argument("store")
-@click.option("--examples", callback=options.numbers, metavar="N,M-K", help="Example numbers; default: the first eight with maps.")
-@click.option("--window", callback=options.numbers, metavar="A-B", help="Roll only through blocks A to B; default: all.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
+@options.examples
+@options.window
+@options.results
 def rollout(store: str, examples: tuple[int, ...] | None, window: tuple[int, ...] | None, out: Path | None) -> None:
     """Attention rollout of the final token onto the image, for chosen examples.
 

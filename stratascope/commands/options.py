@@ -76,6 +76,14 @@ def batch_tokens(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--batch-tokens", default=8192, show_default=True, type=click.IntRange(min=1), help=text)(command)
 
 
+results = click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
+examples = click.option("--examples", callback=numbers, metavar="N,M-K", help="Example numbers; default: the first eight that have a map.")
+window = click.option("--window", callback=numbers, metavar="A-B", help="Only through decoder blocks A to B; default: all.")
+scheduler = click.option(
+    "--scheduler", help="Where the work is done: synchronous (default), threads, processes, or a Dask scheduler's address."
+)
+
+
 def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that `plan` and `extract` share."""
     options = [
@@ -102,29 +110,42 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--system", help="Text of the system turn, instead of the chat template's own."),
         click.option("--no-system", is_flag=True, help="No system turn, though the chat template brings its own."),
-        click.option("--condition", default="original", show_default=True, help="original, blank, mirror, shuffled-image."),
         click.option(
-            "--positions", callback=names, help="Of final,image,subject,relation,object,subject_box,object_box; default: all there are."
+            "--condition",
+            default="original",
+            show_default=True,
+            help="What is done to the images: original, blank, mirror, shuffled-image.",
+        ),
+        click.option(
+            "--positions",
+            callback=names,
+            help="Where to record the residual stream: final, image, subject, relation, object, subject_box, object_box; default: all that "
+            "there are.",
         ),
         click.option(
             "--record",
             callback=names,
             default="residual,attention_rows,attention_maps,form_logits,top_tokens",
             show_default=True,
-            help="What to store besides the answer's logits; also value_norms, value_logits, head_outputs, head_logits, vision_residual, "
-            "vision_output, hiding_estimate, knockout.",
+            help="What to store besides the answer's logits (docs/recording.md); also value_norms, value_logits, head_outputs, "
+            "head_logits, vision_residual, vision_output, hiding_estimate, knockout.",
         ),
-        click.option("--fusion", default="mean", show_default=True, help="How a map's heads are made one: mean, max, min."),
-        click.option("--maps", type=int, metavar="N", help="Attention maps of only N examples, evenly spread."),
+        click.option("--fusion", default="mean", show_default=True, help="How the heads' attention maps are made one: mean, max, min."),
+        click.option("--maps", type=int, metavar="N", help="Attention maps of only N examples, evenly spread; default: of all."),
         click.option(
-            "--knockouts", type=int, default=128, show_default=True, metavar="N", help="Knockouts of only N examples, evenly spread."
+            "--knockouts",
+            type=int,
+            default=128,
+            show_default=True,
+            metavar="N",
+            help="Knockouts (--record knockout) of only N examples, evenly spread.",
         ),
         click.option(
             "--knockout-modes",
             callback=names,
             default="final,later",
             show_default=True,
-            help="Hide from the final token alone, from all later tokens.",
+            help="From whom a knockout hides: from the final token alone, from all later tokens.",
         ),
         click.option(
             "--knockout-window",
@@ -138,12 +159,15 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="112x112",
             show_default=True,
             metavar="WxH|none",
-            help="Images that travel in the store.",
+            help="Size of the small images that travel in the store.",
         ),
         click.option("--limit", type=int, metavar="N", help="Only the first N examples."),
         click.option("--max-pixels", type=int, metavar="N", help="Shrink larger images; default: the processor's limit."),
-        click.option("--dtype", help="float32, bfloat16 or float16; default: the weights' own on a GPU, float32 on a CPU."),
-        click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ..."),
+        click.option(
+            "--dtype",
+            help="What the model computes in: float32, bfloat16 or float16; default: the weights' own on a GPU, float32 on a CPU.",
+        ),
+        click.option("--device", default="auto", show_default=True, help="Where the model runs: cpu, cuda, cuda:1, ..."),
         click.option("--strict", is_flag=True, help="Stop at images that cannot be decoded, instead of recording them as failed."),
         click.option("--revision", help="Branch, tag or commit of a Hub model."),
         click.option(

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     callback=options.names,
     default="truth,relation",
     show_default=True,
-    help="truth, relation, category, answer, geometry (boxes), a column of the examples, or a NAME of --values.",
+    help="What to read: truth, relation, category, answer, choice, geometry (boxes), a column of the examples, or a NAME of --values.",
 )
 @click.option("--positions", callback=options.names, help="Where to read it; default: all that the array has.")
-@click.option("--layers", callback=options.numbers, metavar="N,M-K", help="Default: all.")
+@click.option("--layers", callback=options.numbers, metavar="N,M-K", help="Layers to probe; default: all.")
 @click.option(
     "--array",
     default="residual",
     show_default=True,
-    help="Also vision_residual, vision_output, head_logits; head_outputs: a probe for each head.",
+    help="Which array to read; also vision_residual, vision_output, head_logits; head_outputs: a probe for each head.",
 )
 @click.option(
     "--controls",
@@ -61,20 +61,30 @@ if TYPE_CHECKING:
 )
 @click.option("--transfer", is_flag=True, help="Test the probes of each layer at all other layers, too.")
 @click.option("--split", callback=options.names, metavar="TRAIN,TEST", help="The store's own splits, instead of cross-validation.")
-@click.option("--folds", default=5, show_default=True, help="Of the cross-validation; an image is in one fold.")
-@click.option("--groups", default="image", show_default=True, metavar="COLUMN", help="Examples alike in this are never divided.")
+@click.option("--folds", default=5, show_default=True, help="Parts of the cross-validation; all examples of an image are in one.")
+@click.option("--groups", default="image", show_default=True, metavar="COLUMN", help="Examples alike in this are in one fold.")
 @click.option("--minimum", default=20, show_default=True, help="Classes of fewer examples are left out.")
-@click.option("--types", callback=options.names, default="relation,subject,object", show_default=True, help="Columns of a control's types.")
 @click.option(
-    "--method", type=click.Choice(["logistic", "means"]), default="logistic", show_default=True, help="means: difference in means."
+    "--types",
+    callback=options.names,
+    default="relation,subject,object",
+    show_default=True,
+    help="Columns whose values together make a type, for --controls control.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["logistic", "means"]),
+    default="logistic",
+    show_default=True,
+    help="Kind of probe; means: the difference of the classes' means.",
 )
 @click.option("--strengths", callback=options.decimals, metavar="C,C", help="Inverse regularisation to choose among; default: 1e-5 to 1e3.")
-@click.option("--metric", help="To draw and compare: accuracy (default), balanced_accuracy, auroc, log_loss; r2 for boxes.")
+@click.option("--metric", help="Score to draw and compare: accuracy (default), balanced_accuracy, auroc, log_loss; r2 for boxes.")
 @click.option("--margin", default=0.0, show_default=True, help="What an advantage has to exceed for onset and offset.")
-@click.option("--seed", default=0, show_default=True, help="Of folds, controls and resamples.")
+@click.option("--seed", default=0, show_default=True, help="Seed of folds, controls and resamples.")
 @click.option("--scheduler", default="threads", show_default=True, help="synchronous, threads, processes, or a Dask scheduler's address.")
 @click.option("--workers", type=int, metavar="N", help="Threads or processes at once; default: one a core.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
+@options.results
 def probe(store: str, out: Path | None, baselines: tuple[str, ...], values: tuple[str, ...], only: tuple[str, ...], **chosen: Any) -> None:
     """In which layers something can be read: a cross-validated linear probe for each layer and position.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command(short_help="The whole way, on generated scenes.")
 @click.option("--out", default="stratascope-demo", show_default=True, type=click.Path(path_type=Path), help="Folder to fill.")
 @click.option("--scenes", default=512, show_default=True, help="How many scenes to generate.")
-@click.option("--seed", default=0, show_default=True, help="Of the scenes.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the scenes, folds and resamples.")
 def demo(out: Path, scenes: int, seed: int) -> None:
     """The whole way on generated scenes with the built-in model: scenes, store, probes, rollout, figures.
 
@@ -46,7 +46,7 @@ def demo(out: Path, scenes: int, seed: int) -> None:
 )
 @options.batch_tokens
 @click.option(
-    "--price", type=click.FloatRange(min=0), metavar="PER_HOUR", help="Of this machine, in any currency: print what all would cost."
+    "--price", type=click.FloatRange(min=0), metavar="PER_HOUR", help="Price of this machine, in any currency: print what all would cost."
 )
 def plan(show: int, timed: bool | None, batch_tokens: int, price: float | None, **chosen: Any) -> None:
     """What an extraction would record and cost: shapes, disk, and where the model can run, time and memory.
