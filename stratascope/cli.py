@@ -32,7 +32,8 @@ def _refuse(ctx: click.Context, error: click.UsageError) -> NoReturn:
     if type(error).__name__ == "NoArgsIsHelpError":
         raise error
     path = (error.ctx or ctx).command_path
-    _say(f"{error.format_message().rstrip('.')}; see {path} --help")
+    said = error.format_message().rstrip(".")
+    _say(f"{said} See {path} --help" if said.endswith("?") else f"{said}; see {path} --help")
     ctx.exit(2)
 
 

@@ -68,7 +68,9 @@ def checked_window(window: Window | None, layers: int) -> Window:
     """The window, all layers where it is None; InvalidInputError if it is empty or reaches outside."""
     first, last = (0, layers) if window is None else window
     if not 0 <= first < last <= layers:
-        raise InvalidInputError(f"expected a window of layers within 0..{layers}, first before last, found {window}")
+        raise InvalidInputError(
+            f"expected a window of blocks within 0-{layers - 1}, found {first}-{last - 1} (the half-open range {window})"
+        )
     return int(first), int(last)
 
 

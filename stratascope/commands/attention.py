@@ -52,7 +52,7 @@ def attribution(store: str, scheduler: str | None, out: Path | None) -> None:
 
 @click.command(short_help="Which method ranks tokens as hiding them does.")
 @click.argument("store")
-@click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap and the random baseline.")
+@options.seed("Seed of the bootstrap and the random baseline.")
 @options.scheduler
 @options.results
 def faithfulness(store: str, seed: int, scheduler: str | None, out: Path | None) -> None:
@@ -73,7 +73,7 @@ def faithfulness(store: str, seed: int, scheduler: str | None, out: Path | None)
 @click.command(short_help="Which method points at the named things.")
 @click.argument("store")
 @click.option("--boxes", type=click.Path(path_type=Path), help="Boxes of all things in the images, in COCO's instances format.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap.")
+@options.seed("Seed of the bootstrap.")
 @options.scheduler
 @options.results
 def pointing(store: str, boxes: Path | None, seed: int, scheduler: str | None, out: Path | None) -> None:
@@ -136,7 +136,7 @@ def explain(store: str, example: str, output: Path, window: tuple[int, ...] | No
     show_default=True,
     help="lift: share in the boxes over their share of cells, 1 for an even map.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of folds and intervals.")
+@options.seed("Seed of folds and intervals.")
 @options.scheduler
 @options.results
 def overlap(store: str, weighing: str, measure: str, seed: int, scheduler: str | None, out: Path | None) -> None:
@@ -177,7 +177,7 @@ def heads(store: str, probe: Path | None, scheduler: str | None, out: Path | Non
     metavar="N,M",
     help="Blocks that see the whole image, to be marked; default: those that the store names.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of folds and resamples.")
+@options.seed("Seed of folds and resamples.")
 @options.scheduler
 @options.results
 def entanglement(store: str, full_attention: tuple[int, ...] | None, seed: int, scheduler: str | None, out: Path | None) -> None:

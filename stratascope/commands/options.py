@@ -76,6 +76,11 @@ def batch_tokens(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--batch-tokens", default=8192, show_default=True, type=click.IntRange(min=1), help=text)(command)
 
 
+def seed(said: str) -> Callable[[Any], Any]:
+    """The option --seed, with what it is the seed of."""
+    return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help=said)
+
+
 results = click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
 examples = click.option("--examples", callback=numbers, metavar="N,M-K", help="Example numbers; default: the first eight that have a map.")
 window = click.option("--window", callback=numbers, metavar="A-B", help="Only through decoder blocks A to B; default: all.")

@@ -81,7 +81,7 @@ if TYPE_CHECKING:
 @click.option("--strengths", callback=options.decimals, metavar="C,C", help="Inverse regularisation to choose among; default: 1e-5 to 1e3.")
 @click.option("--metric", help="Score to draw and compare: accuracy (default), balanced_accuracy, auroc, log_loss; r2 for boxes.")
 @click.option("--margin", default=0.0, show_default=True, help="What an advantage has to exceed for onset and offset.")
-@click.option("--seed", default=0, show_default=True, help="Seed of folds, controls and resamples.")
+@options.seed("Seed of folds, controls and resamples.")
 @click.option("--scheduler", default="threads", show_default=True, help="synchronous, threads, processes, or a Dask scheduler's address.")
 @click.option("--workers", type=int, metavar="N", help="Threads or processes at once; default: one a core.")
 @options.results

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command(short_help="The whole way, on generated scenes.")
 @click.option("--out", default="stratascope-demo", show_default=True, type=click.Path(path_type=Path), help="Folder to fill.")
 @click.option("--scenes", default=512, show_default=True, help="How many scenes to generate.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the scenes, folds and resamples.")
+@options.seed("Seed of the scenes, folds and resamples.")
 def demo(out: Path, scenes: int, seed: int) -> None:
     """The whole way on generated scenes with the built-in model: scenes, store, probes, rollout, figures.
 

@@ -98,7 +98,7 @@ def open_root(store: Store, name: str) -> zarr.Group:
     except StoreError:
         raise
     except FileNotFoundError as error:
-        raise StoreError(f"{name}: expected a Zarr v3 group, found none (no zarr.json); check the path") from error
+        raise StoreError(f"{name}: expected a store, found no zarr.json there; check the path") from error
     except Exception as error:  # damaged or foreign metadata fails in many ways
         raise StoreError(f"{name}: expected the consolidated metadata of a Zarr v3 group, found: {error}") from error
 
