@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.blockwise import example_numbers
+from stratascope.analysis.blockwise import held_examples
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report.notebook import Shown, Summary
 from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
@@ -100,7 +100,7 @@ def answer_confidence(
     InvalidInputError
         If there are no examples.
     """
-    chosen = example_numbers(store, "answer_logits", examples)
+    chosen = held_examples(store, "answer_logits", examples)
     if not len(chosen):
         raise InvalidInputError("expected at least one recorded example, found none")
     logits = store.read("answer_logits", examples=chosen).astype(np.float64)

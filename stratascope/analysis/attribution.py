@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.blockwise import example_numbers, over_blocks
+from stratascope.analysis.blockwise import held_examples, over_blocks
 from stratascope.analysis.share import PARTS, token_parts
 from stratascope.analysis.weighing import require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError
@@ -138,7 +138,7 @@ def logit_attribution(
         by_part = {"attention_rows", "value_logits"} <= held
     if by_part:
         require_recorded(store, ("attention_rows", "value_logits"), "attribution to tokens")
-    chosen = example_numbers(store, "head_logits", examples)
+    chosen = held_examples(store, "head_logits", examples)
     if not len(chosen):
         raise InvalidInputError("expected at least one recorded example, found none")
     layout = store.layout

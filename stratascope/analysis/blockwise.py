@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 from stratascope.scheduling import run_all
 from stratascope.store import ActivationStore
+from stratascope.store.selection import example_numbers
 
 Answer = TypeVar("Answer")
 
@@ -52,21 +53,8 @@ def over_blocks(
     return run_all(call, [partial(function, store, piece, **options) for piece in pieces], scheduler=scheduler)
 
 
-def example_numbers(store: ActivationStore, array: str, examples: Any = None) -> NDArray[np.int64]:
-    """Example numbers of a mask or sequence; all that `array` holds where None.
-
-    Raises
-    ------
-    InvalidInputError
-        If a number is outside the store, or a mask has another length.
-    """
+def held_examples(store: ActivationStore, array: str, examples: Any = None) -> NDArray[np.int64]:
+    """Example numbers of a mask or sequence, as of `store.selection.example_numbers`; all that `array` holds where None."""
     if examples is None:
         return np.flatnonzero(store.available(array)).astype(np.int64)
-    found = np.atleast_1d(np.asarray(examples))
-    if found.dtype == bool and len(found) == store.layout.examples:
-        return np.flatnonzero(found).astype(np.int64)
-    if not len(found):
-        return np.zeros(0, np.int64)
-    if found.ndim != 1 or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= store.layout.examples:
-        raise InvalidInputError(f"expected example numbers from 0 to {store.layout.examples - 1}, or a mask of that many, found {examples}")
-    return found.astype(np.int64)
+    return example_numbers(store.layout.examples, examples)

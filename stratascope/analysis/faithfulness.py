@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.blockwise import example_numbers, over_blocks
+from stratascope.analysis.blockwise import held_examples, over_blocks
 from stratascope.analysis.maps import Window
+from stratascope.analysis.ranks import rank_correlation
 from stratascope.analysis.relevance import BASELINES, Method, few_blocks, group_scores, methods_of
 from stratascope.analysis.targets import kind_of_target, target_tokens
 from stratascope.analysis.weighing import require_recorded
@@ -125,7 +126,7 @@ def faithfulness(
     require_recorded(store, ("knockout",), "faithfulness")
     layout = store.layout
     modes, windows, targets = layout.knockout_modes, layout.knockout_windows, layout.knockout_targets
-    chosen = example_numbers(store, "knockout", examples)
+    chosen = held_examples(store, "knockout", examples)
     effects = np.asarray(store.read("knockout", examples=chosen), np.float64) if len(chosen) else np.zeros((0, 1, 1, 1))
     measured = np.isfinite(effects).any((1, 2, 3))
     if not measured.any():
@@ -207,14 +208,11 @@ def rank_correlations(scores: Floats, effects: Floats) -> Floats:
 
     0 for scores that are all alike: they rank nothing. NaN for effects that are all alike, and for fewer than four targets.
     """
-    from scipy.stats import rankdata
-
     out = np.full(len(scores), np.nan)
     for k, (score, effect) in enumerate(zip(scores, effects, strict=True)):
         both = np.isfinite(score) & np.isfinite(effect)
-        if both.sum() < FEWEST_TARGETS or np.ptp(effect[both]) == 0:
-            continue
-        out[k] = 0.0 if np.ptp(score[both]) == 0 else np.corrcoef(rankdata(score[both]), rankdata(effect[both]))[0, 1]
+        if both.sum() >= FEWEST_TARGETS:
+            out[k] = rank_correlation(score[both], effect[both])
     return out
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stratascope.analysis.capacities import UNIT, flow_capacities, group_bounds, token_bounds
 from stratascope.analysis.maps import Window, checked_maps, checked_window
+from stratascope.analysis.ranks import rank_correlation
 from stratascope.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class Flow:
     @property
     def position_correlation(self) -> float:
         """Spearman's correlation of value and position, over all tokens but the final one; 0 for fewer than three or equal values."""
-        return _rank_correlation(self.value[:-1])
+        values = self.value[:-1]
+        return rank_correlation(values, np.arange(len(values), dtype=np.float64)) if len(values) >= 3 else 0.0
 
     @property
     def warning(self) -> str | None:
@@ -219,11 +221,3 @@ def _members(name: str, span: Sequence[int], count: int) -> NDArray[np.bool_]:
 def _cuts(found: NDArray[Any], source: NDArray[Any], target: NDArray[Any], exact: NDArray[Any]) -> NDArray[Any]:
     limits = np.where(found == target, CUTS.index("target"), np.where(found == source, CUTS.index("source"), CUTS.index("other")))
     return np.array(CUTS)[np.where(exact, limits, CUTS.index("unproven"))]
-
-
-def _rank_correlation(values: NDArray[np.float64]) -> float:
-    from scipy.stats import rankdata
-
-    if len(values) < 3 or np.ptp(values) == 0:
-        return 0.0
-    return float(np.corrcoef(rankdata(values), np.arange(len(values)))[0, 1])

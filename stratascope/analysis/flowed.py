@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.blockwise import example_numbers, over_blocks
+from stratascope.analysis.blockwise import held_examples, over_blocks
 from stratascope.analysis.boxes import BOXES, box_tokens
 from stratascope.analysis.flow import CUTS, Flow, flow, span_flow
 from stratascope.analysis.maps import Window, checked_window, require_maps
@@ -102,7 +102,7 @@ def flow_examples(
     """
     require_maps(store, "flow", tower)
     window = checked_window(window, store.layout.layers)
-    chosen = example_numbers(store, "attention_maps", examples)
+    chosen = held_examples(store, "attention_maps", examples)
     parts = over_blocks(_flows, store, chosen, at_most=PIECE, scheduler=scheduler, window=window, exact=exact)
     found = [pair for part in parts for pair in part]
     longest = int(store.n_tokens[chosen].max())

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.blockwise import example_numbers, over_blocks
+from stratascope.analysis.blockwise import held_examples, over_blocks
 from stratascope.analysis.boxes import BOXES, box_tokens
 from stratascope.analysis.weighing import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError, NotRecordedError
@@ -161,7 +161,7 @@ def box_overlap(
     InvalidInputError
         If the shapes do not fit, or as `cell_overlap`.
     """
-    chosen = example_numbers(store, "status", examples)
+    chosen = held_examples(store, "status", examples)
     values = np.asarray(maps)
     if not 2 <= values.ndim <= 4 or len(values) != len(chosen) or values.shape[-1] > store.layout.tokens:
         raise InvalidInputError(f"expected maps of {len(chosen)} examples over at most {store.layout.tokens} tokens, found {values.shape}")
@@ -209,7 +209,7 @@ def attention_overlap(
     array = "attention_mean" if fused and weighing == "attention" else "attention_rows"
     needed = (array,) if weighing == "attention" else WEIGHINGS[checked_weighing(weighing)]
     require_recorded(store, needed, f"the weighing {weighing!r}")
-    chosen = example_numbers(store, array, examples)
+    chosen = held_examples(store, array, examples)
     parts = over_blocks(_of_rows, store, chosen, at_most=PIECE, scheduler=scheduler, measure=measure, weighing=weighing, fused=fused)
     layout = store.layout
     heads = [-1] if fused else list(range(layout.heads))

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.blockwise import example_numbers, over_blocks
+from stratascope.analysis.blockwise import held_examples, over_blocks
 from stratascope.analysis.boxes import box_tokens, other_tokens
 from stratascope.analysis.faithfulness import bootstrap_means
 from stratascope.analysis.relevance import Method, few_blocks, methods_of, token_scores
@@ -111,7 +111,7 @@ def pointing(
     allowed, missing = methods_of(store, methods)
     allowed = tuple(method for method in allowed if method.name not in LEFT_OUT)
     held = [name for name in ("answer_logits", *(n for m in allowed for n in m.needs)) if name in layout.record or name == "answer_logits"]
-    chosen = example_numbers(store, "answer_logits", examples)
+    chosen = held_examples(store, "answer_logits", examples)
     modes = layout.knockout_modes if "knockout" in layout.record else ()
     if modes and examples is None and len(chosen):
         chosen = chosen[np.isfinite(store.read("knockout", examples=chosen)).any((1, 2, 3))]

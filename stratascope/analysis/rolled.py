@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.blockwise import example_numbers, over_blocks
+from stratascope.analysis.blockwise import held_examples, over_blocks
 from stratascope.analysis.maps import Window, checked_window, require_maps
 from stratascope.analysis.rollout import Form, rollout, rollout_packed
 from stratascope.analysis.sinks import places_of, sinks_of_maps
@@ -97,7 +97,7 @@ def rollout_examples(
     if isinstance(sinks, str) and sinks != FOUND:
         raise InvalidInputError(f"expected token numbers or {FOUND!r} for sinks, found {sinks!r}")
     first, last = checked_window(window, store.layout.layers)
-    chosen = example_numbers(store, "attention_maps", examples)
+    chosen = held_examples(store, "attention_maps", examples)
     parts = over_blocks(_rolled, store, chosen, scheduler=scheduler, window=(first, last), form=form, sinks=sinks, discard=discard)
     longest = int(store.n_tokens[chosen].max())
     values = np.full((len(chosen), last - first + 1, longest), np.nan)

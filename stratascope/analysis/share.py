@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.blockwise import example_numbers, over_blocks
+from stratascope.analysis.blockwise import held_examples, over_blocks
 from stratascope.analysis.sinks import DROPPED, PLACES, TIMES, checked_places, find_sinks, places_of
 from stratascope.analysis.weighing import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError
@@ -234,7 +234,7 @@ def attention_share(
     if checked_weighing(weighing) == "attribution":
         raise InvalidInputError("expected a weighing of attention or norm, found attribution: it has signs; use `logit_attribution`")
     require_recorded(store, WEIGHINGS[weighing], f"the weighing {weighing!r}")
-    chosen = example_numbers(store, "attention_rows", examples)
+    chosen = held_examples(store, "attention_rows", examples)
     layout = store.layout
     spans = {name: span[chosen] for name, span in store.spans.items()}
     parts = token_parts(spans, store.n_tokens[chosen], layout.tokens)

@@ -15,7 +15,7 @@ Floats = NDArray[Any]
 TARGETS = ("subject_x", "subject_y", "object_x", "object_y", "offset_x", "offset_y")
 
 
-def box_geometry(examples: pd.DataFrame) -> Floats:
+def geometry_targets(examples: pd.DataFrame) -> Floats:
     """(example, 6) centres of the gold boxes and the offset from object to subject, NaN where a box is not known.
 
     x and y are fractions of the image's width and height, y downwards: an offset_y below 0 means that the subject is above.

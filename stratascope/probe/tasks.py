@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 from stratascope.probe.categories import category_of
-from stratascope.probe.geometry import TARGETS, box_geometry
+from stratascope.probe.geometry import TARGETS, geometry_targets
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -141,7 +141,7 @@ def find_task(
     elif name == "answer":
         found = _answers(store, wanted)
     elif name == "geometry":
-        geometry = box_geometry(table)
+        geometry = geometry_targets(table)
         known = np.asarray(np.isfinite(geometry).all(axis=1))
         found = Task(name, np.where(known, 0, -1), (), np.where(known[:, None], geometry, 0), TARGETS)
     elif name in table.columns:

@@ -212,6 +212,8 @@ def _added(table: pd.DataFrame, layer: int, component: str) -> float:
 
 
 def _limits(found: ExampleExplanation) -> list[Block]:
+    from stratascope.analysis.ranks import rank_correlation
+
     own = found.attributes
     first, last = own["few"]
     rows: list[list[Any]] = []
@@ -219,7 +221,7 @@ def _limits(found: ExampleExplanation) -> list[Block]:
         counts = found.tokens[column].iloc[:-1].value_counts()
         rows.append([name, *(int(counts.get(cut, 0)) for cut in ("source", "target", "other"))])
     scores = found.tokens["flow"].to_numpy(float)[:-1]
-    along = float(pd.Series(scores).rank().corr(pd.Series(np.arange(len(scores), dtype=float))))
+    along = rank_correlation(scores, np.arange(len(scores), dtype=float))
     text = f"Rank correlation of flow through all blocks with the token's position: {along:.2f}."
     warning = [Remark(f"{text} It tells the position, and nothing of the token.")] if abs(along) > 0.9 else [Prose(text)]
     columns = ["flow through", "limited by what leaves the final token's column", "by what enters the token's own", "by another cut"]
