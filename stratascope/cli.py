@@ -41,6 +41,10 @@ class Commands(click.Group):
     """Turns errors into one line on stderr and exit code 2; an interruption into 130."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for text in args:
+            if "\0" in text or text != text.encode("utf-8", "replace").decode():
+                _say(f"expected arguments in UTF-8, found {text!r}; rename the file, or write it otherwise")
+                ctx.exit(2)
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
@@ -65,6 +69,9 @@ class Commands(click.Group):
         except Exception as error:
             if debug:
                 raise
+            if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # Python before 3.13 says so by this
+                _say(str(error))
+                ctx.exit(2)
             _say(f"{FAULT}: {type(error).__name__} {error}; please report it with what --debug prints")
             ctx.exit(2)
 

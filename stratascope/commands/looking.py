@@ -27,7 +27,7 @@ def report(store: str, results: tuple[Path, ...], out: Path | None, title: str) 
     """
     from stratascope.workflow.reporting import write_report
 
-    path = Path(store)
+    path = Path(store) if Path(store).name else Path(store).resolve()
     target = out or (Path(f"{path.stem}-report.html") if "://" in store else path.with_name(f"{path.stem}-report.html"))
     click.echo(write_report(open_store(store), results, target, where=store, title=title))
 
@@ -94,6 +94,7 @@ def view(store: str, results: Path | None, port: int, no_browser: bool, export: 
       stratascope view demo/original.zarr --results demo/results
     """
     from stratascope.report.viewer import export_page, serve_store
+    from stratascope.report.viewer.address import check_address
     from stratascope.report.viewer.files import files_of
 
     beside = (results_folder(store), Path(store).parent / "results")
@@ -104,8 +105,10 @@ def view(store: str, results: Path | None, port: int, no_browser: bool, export: 
         click.echo(f"{export_page(export, store, results)}: put it on any web host that answers Range requests (see docs/viewer.md)")
         return
     if "://" not in store:
-        open_store(store)  # refuses what is no store; an address is asked by the browser
+        open_store(store)  # refuses what is no store
     server = serve_store(store, results=results, port=port)
+    if "://" in store:
+        check_address(store)
     click.echo(server.address)
     if not no_browser:
         webbrowser.open(server.address)

@@ -23,7 +23,7 @@ def results_folder(store: str) -> Path:
     """STORE-results beside the store; in the working folder for a URL."""
     if "://" in store:
         return Path(f"{Path(store.rstrip('/')).stem}-results")
-    path = Path(store)
+    path = Path(store) if Path(store).name else Path(store).resolve()
     return path.with_name(f"{path.stem}-results")
 
 

@@ -130,7 +130,7 @@ def _remote(url: str) -> Store:
         from zarr.storage import ObjectStore
     except ImportError as error:
         raise MissingExtraError("expected the package obstore for reading URLs, found none; run `pip install obstore`") from error
-    scheme, rest = url.rstrip("/").split("://", 1)
+    scheme, _, rest = url.rstrip("/").partition("://")
     quoted = urllib.parse.quote(rest, safe="/:%@[]-._~")
     options: dict[str, Any] = {"client_options": {"allow_http": True}} if scheme == "http" else {}
     try:

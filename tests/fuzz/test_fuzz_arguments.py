@@ -62,3 +62,99 @@ def test_odd_values_are_refused_or_mean_something(
         assert FAULT not in result.stderr, said
         if result.exit_code == 2:
             assert len(result.stderr.strip().splitlines()) == 1, said
+
+
+HOSTILE = (
+    "",
+    "absent",
+    "a" * 300,
+    "empty",
+    "folder",
+    "text",
+    "brace.json",
+    "loop",
+    "text/inside",
+    "ünï🐈",
+    "~nobody/x",
+    "\udcff",
+    "s3://",
+    "*",
+)
+"""For any path: nothing, nothing there, too long, empty, of the other kind, no JSON, a link to itself, within a file, not UTF-8."""
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with things in the place of others, and nothing in it that is any good."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name, content in (("empty", ""), ("text", "x"), ("brace.json", "{")):
+        (tmp_path / name).write_text(content)
+    (tmp_path / "loop").symlink_to("loop")
+
+
+def refused_or_done(*words: str) -> None:
+    result = CliRunner().invoke(main, list(words))
+    said = (words, result.output[-600:], result.exception)
+    assert result.exit_code in (0, 1, 2), said
+    assert result.exception is None or isinstance(result.exception, SystemExit), said
+    assert FAULT not in result.stderr, said
+    if result.exit_code == 2:
+        assert len(result.stderr.strip().splitlines()) == 1, said
+
+
+def path_cases() -> Iterator[Any]:
+    for name, command in main.commands.items():
+        for option in options_of(command):
+            if isinstance(option.type, click.Path):
+                yield pytest.param(name, option.opts[-1], id=f"{name}{option.opts[-1]}")
+
+
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is drawn or fetched; what is asked for is looked at all the same."""
+
+    def no_network(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("stratascope.demo.run_demo", lambda *_, **__: "done")
+    monkeypatch.setattr("stratascope.datasets.fetch.fetch_vsr", no_network)
+
+
+@pytest.mark.usefixtures("hostile", "idle")
+@pytest.mark.parametrize(("name", "option"), list(path_cases()))
+def test_hostile_paths_are_refused_in_one_line(name: str, option: str, words: dict[str, list[str]]) -> None:
+    own = {
+        "demo": [],
+        "fetch": ["vsr", "--out", "f"],
+        "extract": [*words["plan"], "--out", "made.zarr"],
+        "explain": [*words["explain"], "0"],
+    }
+    for value in HOSTILE:
+        refused_or_done(name, *own.get(name, words.get(name, [])), option, value)
+
+
+@pytest.mark.usefixtures("hostile", "idle")
+@pytest.mark.parametrize("name", [name for name in main.commands if name not in ("demo", "fetch", "extract", "plan")])
+def test_hostile_stores_are_refused_in_one_line(name: str, words: dict[str, list[str]]) -> None:
+    at = 1 if name == "figure" else 0
+    for value in HOSTILE:
+        given = ["--", *words[name]] if name == "explain" else list(words[name])
+        given[at + (name == "explain")] = value
+        refused_or_done(name, *given)
+
+
+@pytest.mark.usefixtures("hostile", "idle")
+@pytest.mark.parametrize("name", sorted(LONG))
+def test_odd_values_of_what_takes_long_are_refused_or_mean_something(
+    name: str, words: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unable(*_: Any, **__: Any) -> None:
+        raise OSError("not now")
+
+    monkeypatch.setattr("stratascope.extract.plan_extraction", unable)  # its settings are made before
+    monkeypatch.setattr("stratascope.extract.run_extraction", unable)
+    own = {"demo": [], "fetch": ["vsr", "--out", "f"], "extract": [*words["plan"], "--out", "made.zarr"]}[name]
+    for option in options_of(main.commands[name]):
+        for value in (*ODD, "\udcff", "🐈", "1e400", "a" * 5000):
+            refused_or_done(name, *own, option.opts[-1], value)

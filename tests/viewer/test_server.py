@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.report.viewer import PAGE_FILES, ViewServer, export_page, result_index
+from stratascope.report.viewer.address import check_address
 from stratascope.report.viewer.files import FolderFiles, ZipFiles, well_formed
 from stratascope.report.viewer.page import page_file
 from stratascope.report.viewer.ranges import UnsatisfiableRangeError, byte_range
 from stratascope.store import ResultFile, copy_store, save_result
+from tests.store.serving import serving
 from tests.viewer.asking import ask
 
 GOLDEN = Path(__file__).parents[1] / "store" / "golden" / "v1.zarr"
@@ -255,6 +257,36 @@ def test_an_address_is_read_by_the_page_itself():
         assert "connect-src 'self' https://host.example;" in ask(server, "").headers["content-security-policy"]
     with pytest.raises(InvalidInputError, match="stratascope copy"):
         ViewServer("s3://bucket/run.zarr")
+
+
+@pytest.mark.parametrize("name", ["v1.zarr", "v1.zarr/", "v1.zarr.zip"])
+def test_an_address_is_asked_before_the_page_is_shown(name, tmp_path):
+    copy_store(GOLDEN, tmp_path / "v1.zarr.zip")
+    shutil.copytree(GOLDEN, tmp_path / "v1.zarr")
+    with serving(tmp_path) as served:
+        check_address(f"{served.address}/{name}")
+        with pytest.raises(StoreError, match="the server answers 404"):
+            check_address(f"{served.address}/other-{name}")
+        address = served.address
+    with pytest.raises(StoreError, match=r"expected a server that answers, found: .*refused"):
+        check_address(f"{address}/{name}")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("<html>", "found no JSON"), ("[]", "found other JSON"), ('{"attributes": {}}', "found other JSON")]
+)
+def test_an_address_of_something_else_is_refused_in_one_line(content, said, tmp_path):
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "zarr.json").write_text(content)
+    (tmp_path / "a.zip").write_text(content)
+    with serving(tmp_path) as served:
+        result = CliRunner().invoke(main, ["view", f"{served.address}/a.zarr", "--no-browser"])
+        with pytest.raises(StoreError, match="expected a zip"):
+            check_address(f"{served.address}/a.zip")
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert said in result.stderr
+    assert not result.stdout
 
 
 def test_a_port_that_is_taken(server):
