@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from stratascope.store.tables import as_numpy, get_table, put_array, put_table
 
 RESULT_FORMAT = "stratascope-result"
 RESULT_VERSION = 1
+PIECE_BYTES = 1 << 20
+"""Of an array by examples that are compressed together, before compression."""
 
 MOST_INFLATED, MOST_RATIO = 1 << 28, 4
 """A zip of results may unpack to so many bytes, or to so many times its own: they are packed within, and stored as they are."""
@@ -64,7 +66,7 @@ def save_result(path: str | Path, result: ResultFile) -> None:
         plain_text = array.dtype.kind == "O" and all(isinstance(v, str) for v in array.flat)
         if array.dtype.kind not in "biufU" and not plain_text:
             raise InvalidInputError(f"array {name!r}: expected numbers, truth values or text, found {array.dtype}")
-        put_array(_subgroup(group, "arrays"), name, array, tuple(dims))
+        put_array(_subgroup(group, "arrays"), name, array, tuple(dims), chunk=_pieces(array, dims))
     said = plain_json(dict(result.attributes), "attributes")
     head: dict[str, Any] = {"format": RESULT_FORMAT, "format_version": RESULT_VERSION, "kind": result.kind}
     plain = {k: v.to_bytes() if hasattr(v, "to_bytes") else bytes(v) for k, v in files.items()}
@@ -74,6 +76,15 @@ def save_result(path: str | Path, result: ResultFile) -> None:
         write_file(Path(path), [zipped(plain)])
     except OSError as error:
         raise StoreError(f"{path}: expected to write the result, found: {error}") from error
+
+
+def _pieces(array: NDArray[Any], dims: Sequence[str]) -> tuple[int, ...] | None:
+    """Shape of an array's chunks: a long one is cut along its examples, so that a reader of one example need not fetch all."""
+    if "example" not in dims or array.nbytes <= PIECE_BYTES:
+        return None
+    axis = list(dims).index("example")
+    rows = max(1, PIECE_BYTES * array.shape[axis] // array.nbytes)
+    return (*array.shape[:axis], rows, *array.shape[axis + 1 :])
 
 
 def load_result(path: str | Path, kind: str | None = None) -> ResultFile:

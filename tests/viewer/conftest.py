@@ -6,7 +6,7 @@ import pytest
 
 from stratascope.report.viewer import ViewServer
 from tests.viewer.browser import Browser
-from tests.viewer.viewer_stores import layout_of, million_store, write_store
+from tests.viewer.viewer_stores import layout_of, million_store, question_store, write_store
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +33,12 @@ def seven_billion(tmp_path_factory):
 def million(tmp_path_factory):
     """A million examples of little."""
     return million_store(tmp_path_factory.mktemp("million") / "million.zarr")
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory):
+    """Questions with four answers; all that can be said about the answer is recorded."""
+    return question_store(tmp_path_factory.mktemp("questions") / "questions.zarr")
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,23 @@ def test_a_block_that_is_not_written(browser, small_server):
     assert browser.text(".fact") == ""
     assert "The" in browser.text(".caption")
     assert len(browser.texts(".token")) > 10
+    # a block that is not written is no error that a browser should report
+    browser.choose(".pair select:nth-child(2)", "wrong")
+    browser.until(lambda: "…" not in browser.text(".count") and "comparing" not in browser.text(".count"))
+    assert browser.errors() == []
+
+
+def test_a_page_that_was_put_beside_a_store_knows_what_is_not_written(browser, tmp_path, small):
+    (tmp_path / "small.zarr").symlink_to(small)
+    export_page(tmp_path / "page", str(tmp_path / "small.zarr"))
+    config = json.loads((tmp_path / "page" / "view.json").read_text())
+    assert config["unwritten"] == [[1, 2]]
+    (tmp_path / "page" / "view.json").write_text(json.dumps({**config, "store": "../small.zarr/"}))
+    with hosting(tmp_path) as host:
+        note(browser, f"{host.address}page/index.html#example=70&outcome=right", ["Block 1 (examples 64 to 127) is not written yet"])
+        browser.until(lambda: "…" not in browser.text(".count") and "comparing" not in browser.text(".count"))
+        assert not [path for path, _ in host.asked if path.endswith("written/c/1")]
+    assert browser.errors() == []
 
 
 def test_an_example_that_was_not_recorded(browser, small_server):
@@ -235,6 +252,39 @@ def test_nothing_on_the_page_can_be_made_to_run(browser, small_server):
         f"setTimeout(() => done([{acts}].map(tried)))"
     )
     assert "done" not in refused
+
+
+GARBLED = [
+    "%", "%E0%A4%A", "&&&=&=", "#" * 50, "a" * 100_000, "example=" + "9" * 400, "layer=-1e308&head=-0&example=0x10", "query=" + "%00" * 500,
+    "__proto__=1&constructor=2&b.__proto__=3", "b.example=&b.layer=", "relation=%3Cscript%3Edocument.title=%27taken%27%3C/script%3E",
+    "grid=__proto__&task=constructor&palette=toString", "measure=knockout&mode=__proto__&window=constructor", "store=%20&query=%20",
+    "measure=rollout;drop", "strength=-5&smooth=2&boxes=NaN&together=", "outcome=maybe&overlay=%F0%9F%A6%8A",
+    "?x=1#y", "b.layer=99&b.heads=one&b.head=-3&active=b&active=a", "measure=hiding",
+]  # fmt: skip
+
+
+def test_garbled_links_never_break_the_page(browser, small_server):
+    browser.open(f"{small_server.address}?store=javascript:document.title='taken'&%ff#example=2")
+    for link in GARBLED:
+        browser.js("history.replaceState(null, '', '#'); location.hash = arguments[0]", link)
+        browser.until(lambda: browser.text(".caption") and browser.text(".layer-name").startswith("Layer"), link)
+    browser.js("location.hash = 'example=3&layer=2'")
+    browser.until(lambda: browser.text(".layer-name") == "Layer 2" and browser.text(".fact"))
+    assert browser.driver.title == "small.zarr · Stratascope"
+    assert browser.js("return [document.scripts.length, document.images.length]") == [1, 0]
+    assert browser.errors() == []
+
+
+def test_what_a_link_asks_for_in_vain_is_said(browser, small_server):
+    browser.open(f"{small_server.address}#example=2&layer=3")
+    assert browser.text(".notice") == ""
+    browser.open(f"{small_server.address}#example=99999&layer=77&measure=knokout&%3Cb%3E=1&relation=atop")
+    said = browser.text(".notice")
+    assert all(f"“{part}”" in said for part in ("example=99999", "layer=77", "measure=knokout", "<b>"))
+    assert browser.text(".layer-name") == "Layer 5"
+    browser.until(lambda: "atop (not in this store)" in browser.texts(".pair option"))
+    browser.click(".notice .button")
+    browser.until(lambda: browser.text(".notice") == "")
 
 
 VIEWS = {

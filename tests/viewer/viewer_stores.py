@@ -93,7 +93,7 @@ def block_of(layout: StoreLayout, known: dict[str, Any], block: int) -> dict[str
     length = known["n_tokens"][members]
     inside = np.arange(tokens) < length[:, None]
     status = np.where(np.arange(n) == 5, 2, 1).astype(np.uint8)
-    out: dict[str, np.ndarray] = {"status": status, "answer_logits": rng.normal(size=(n, 2)).astype(np.float32)}
+    out: dict[str, np.ndarray] = {"status": status, "answer_logits": rng.normal(size=(n, len(layout.choices))).astype(np.float32)}
     if layout.thumbnail:
         noise = rng.integers(0, 256, (n, *layout.thumbnail, 3), dtype=np.uint8)
         out["thumbnail"] = noise
@@ -115,6 +115,15 @@ def block_of(layout: StoreLayout, known: dict[str, Any], block: int) -> dict[str
     if "embedding_logits" in layout.record:
         difference = out["answer_logits"][:, 0] - out["answer_logits"][:, 1]
         out["embedding_logits"] = (difference - out["head_logits"].sum((0, 2)) - out["mlp_logits"].sum(0)).astype(np.float32)
+    for name in ("hiding_estimate", "gradient_input"):
+        if name in layout.record:
+            out[name] = np.where(inside, rng.normal(size=(n, tokens)), np.nan).astype(np.float32)
+    if "knockout" in layout.record:
+        effects = rng.normal(size=(n, len(layout.knockout_modes), len(layout.knockout_windows), len(layout.knockout_targets)))
+        out["knockout"] = np.where((members % 2 == 0)[:, None, None, None], effects, np.nan).astype(np.float32)
+    if "top_tokens" in layout.record:
+        out["top_tokens"] = np.stack([[5, 700 + k % 7, 1200, 2499, 11] for k in members]).astype(np.int32)
+        out["top_logits"] = -np.sort(-rng.normal(size=(n, 5))).astype(np.float32)
     if "attention_maps" in layout.record:
         maps = np.zeros((n, layers, tokens, tokens), np.uint8)
         for i, example in enumerate(members):
@@ -124,6 +133,27 @@ def block_of(layout: StoreLayout, known: dict[str, Any], block: int) -> dict[str
                 maps[i, :, :t, :t] = encode_maps(weights / weights.sum(-1, keepdims=True))
         out["attention_maps"] = maps
     return out
+
+
+PLACES = ("left", "right", "on", "under")
+
+
+def question_store(path: Path) -> Path:
+    """96 questions with four answers, knockouts of every second one, the likeliest next tokens, two estimates by token."""
+    record = EVERYTHING | {"knockout", "top_tokens", "top_logits", "hiding_estimate", "gradient_input"}
+    targets = ("system", "image", "subject", "relation", "object", "caption_rest", "template", "subject_box", "object_box")
+    cells = tuple(f"cell_{r}_{c}" for r in range(2) for c in range(3))
+    layout = layout_of(96, choices=PLACES, record=record, knockout_modes=("final", "later"), knockout_windows=("0-5", "0-2", "3-5"),
+                       knockout_targets=targets + cells, ranks=5)  # fmt: skip
+    known = known_of(layout, 5, 5, words=2500)
+    numbers = np.arange(96)
+    known["examples"] = known["examples"].assign(label=numbers % 4, relation=[PLACES[k % 4] for k in numbers])
+    known["provenance"] |= {"prompt": {"answers": list(PLACES)}, "data": {"labels": "choice"}}
+    create_store(path, layout, **known)
+    with BlockWriter(path) as writer:
+        for block in range(2):
+            writer.write(block, block_of(layout, known, block))
+    return path
 
 
 def million_store(path: Path, examples: int = 1_000_000) -> Path:

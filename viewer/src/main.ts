@@ -12,10 +12,10 @@ import { listenToKeys } from "./page/keys.ts";
 import { onTheme } from "./page/theme.ts";
 import { fromHash, toHash } from "./page/view.ts";
 import { Results } from "./results/results.ts";
-import { Store } from "./store/store.ts";
+import { Store, type Unwritten } from "./store/store.ts";
 
-/** What lies beside the page as view.json: addresses relative to the page, and a name. */
-interface Beside { store?: string; results?: string; note?: string }
+/** What lies beside the page as view.json: addresses relative to the page, and blocks that the store lacks. */
+interface Beside { store?: string; results?: string; note?: string; unwritten?: Unwritten }
 
 const root = document.getElementById("app")!;
 let app: App | null = null;
@@ -26,7 +26,7 @@ const opening: Opening = {
     location.hash = toHash({ ...fromHash(""), store: address });
     void begin();
   },
-  folder: (files) => void open({ kind: "chosen", files }, null),
+  folder: (files) => void open({ kind: "chosen", files }, {}),
 };
 
 async function begin(): Promise<void> {
@@ -34,36 +34,45 @@ async function begin(): Promise<void> {
   const beside = await config();
   const address = view.store || beside.store;
   if (!address) return welcome();
-  await open({ kind: "address", address, page: document.baseURI }, view.store ? null : beside.results ?? null, beside.note);
+  await open({ kind: "address", address, page: document.baseURI }, view.store ? {} : beside);
+}
+
+/** What the address asks for, and what of it means nothing. */
+function asked() {
+  const ignored: string[] = [];
+  return { view: fromHash(location.hash, (what) => ignored.push(what)), ignored };
 }
 
 async function config(): Promise<Beside> {
   if (location.protocol === "file:") return {};
   const bytes = await new HttpFiles("./", document.baseURI, new Meter()).whole("view.json").catch(() => undefined);
   try {
-    return bytes ? (JSON.parse(new TextDecoder().decode(bytes)) as Beside) : {};
+    const beside: unknown = bytes ? JSON.parse(new TextDecoder().decode(bytes)) : {};
+    return beside && typeof beside === "object" ? beside : {};
   } catch {
     return {};
   }
 }
 
-async function open(source: Source, results: string | null, note?: string): Promise<void> {
+async function open(source: Source, { results, note, unwritten }: Beside): Promise<void> {
   const mine = ++attempt;
   app?.close();
   app = null;
   const meter = new Meter();
   skeleton(source.kind === "address" ? source.address : "a folder on this computer");
   try {
-    const store = await Store.open(await openFiles(source, meter));
+    const store = await Store.open(await openFiles(source, meter), Array.isArray(unwritten) ? unwritten : []);
     if (mine !== attempt) return;
     if (!store.layout.examples) throw new Fault("metadata", "The store holds no example.", "Open another one.");
-    app = new App(root, store, source, fromHash(location.hash), meter, opening);
+    const { view, ignored } = asked();
+    app = new App(root, store, source, view, meter, opening);
+    app.leaveOut(view, ignored);
     document.title = `${store.files.name} · Stratascope`;
   } catch (error) {
     if (mine === attempt) failure(faultOf(error), source, note);
     return;
   }
-  if (results === null) return;
+  if (!results) return;
   try {
     app.offerResults(await Results.open(results, document.baseURI, new Meter()));
   } catch (error) {
@@ -96,8 +105,11 @@ function skeleton(what: string): void {
 }
 
 addEventListener("hashchange", () => {
-  const view = fromHash(location.hash);
-  if (app && view.store === app.view.store) app.follow(view);
+  const { view, ignored } = asked();
+  if (app && view.store === app.view.store) {
+    app.follow(view);
+    app.leaveOut(view, ignored);
+  }
   else void begin();
 });
 onTheme(() => app?.set({}));

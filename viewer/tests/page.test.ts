@@ -7,8 +7,11 @@ import { makeScale } from "../src/page/scale.ts";
 import { visible } from "../src/page/token-text.ts";
 import { START, fromHash, toHash, type View } from "../src/page/view.ts";
 import { chances } from "../src/results/results.ts";
-import { fused } from "../src/store/measures.ts";
+import { overTokens } from "../src/store/knockouts.ts";
+import { MEASURES, fused } from "../src/store/measures.ts";
+import { tokenParts } from "../src/store/parts.ts";
 import { RecentlyUsed } from "../src/store/recently-used.ts";
+import type { Prompt } from "../src/store/store.ts";
 
 const words = ["cat", "Dog", "ÄPFEL", "İstanbul", "ß", "under", "the", "the the", "", "a\nb", "x\ty"];
 
@@ -30,7 +33,7 @@ test("search finds what looking at every row finds", () => {
 test("a link says all of a view, and nothing but what differs", () => {
   assert.equal(toHash(START), "");
   const view: View = {
-    ...START, a: { example: 7, layer: 3, measure: "rollout", heads: "max", head: 2 }, b: { example: 0, layer: 0, measure: "attention", heads: "one", head: 0 },
+    ...START, a: { example: 7, layer: 3, measure: "rollout", heads: "max", head: 2, mode: "", window: "" }, b: { example: 0, layer: 0, measure: "attention", heads: "one", head: 0, mode: "later", window: "0-5" },
     active: "b", together: true, overlay: "off", scale: "log", palette: "viridis", strength: 0.35, smooth: true, boxes: true, grid: "object",
     task: "truth:shuffled", query: "a&b=c #1", relation: "left of", outcome: "wrong", store: "https://x.example/y?z=1#q",
   };
@@ -91,4 +94,42 @@ test("what was used last stays", () => {
   assert.deepEqual([kept.get("a"), kept.get("b"), kept.get("c")], [1, undefined, 3]);
   kept.set("d", 4, 99);
   assert.deepEqual([kept.get("a"), kept.get("c"), kept.get("d")], [undefined, undefined, 4]);
+});
+
+test("a garbled link gives a view that says all of itself, and tells what was left out", () => {
+  // a generator of its own, so that every run is the same
+  let state = 12345;
+  const random = (n: number) => (state = (Math.imul(state, 1103515245) + 12345) >>> 0) % n;
+  const keys = ["example", "layer", "measure", "heads", "head", "mode", "window", "b.example", "b.layer", "active", "overlay", "strength", "boxes", "query", "store", "__proto__", "constructor", "toString", "é", ""];
+  const values = ["0", "7", "-1", "1e999", "NaN", "rollout", "one", "1", "", "<img src=x onerror=alert(1)>", "javascript:alert(1)", "%", "%ff", "\u0000", "\u202e", "a".repeat(9000), "__proto__", "later", "wrong", "☃"];
+  const shapes = Object.keys(START).sort();
+  for (let k = 0; k < 3000; k++) {
+    const parts = Array.from({ length: random(8) }, () => `${keys[random(keys.length)]}${["=", "==", "", "=%"][random(4)]}${random(2) ? values[random(values.length)] : encodeURIComponent(values[random(values.length)]!)}`);
+    const hash = `#${parts.join(["&", "&&", "#", ";"][random(4)])}`;
+    const ignored: string[] = [];
+    const view = fromHash(hash, (what) => ignored.push(what));
+    assert.deepEqual(Object.keys(view).sort(), shapes, hash);
+    for (const pane of [view.a, view.b]) {
+      if (!pane) continue;
+      assert.ok([pane.example, pane.layer, pane.head].every(Number.isInteger), hash);
+      assert.ok(Object.hasOwn(MEASURES, pane.measure) && ["mean", "max", "one"].includes(pane.heads), hash);
+    }
+    assert.ok(view.strength >= 0.2 && view.strength <= 1 && view.query.length <= 2000 && view.store.length <= 2000);
+    // what was understood is a link of its own that leaves out nothing
+    const again: string[] = [];
+    assert.deepEqual(fromHash(`#${toHash(view)}`, (what) => again.push(what)), view, hash);
+    assert.deepEqual(again, []);
+  }
+  assert.equal(Object.getPrototypeOf(fromHash("#__proto__=1&b.__proto__=2")), Object.prototype);
+  const told: string[] = [];
+  fromHash("#measure=__proto__&exmaple=3&boxes=yes&b.layer=2&b.heads=none", (what) => told.push(what));
+  assert.deepEqual(told.sort(), ["b.heads=none", "boxes=yes", "exmaple", "measure=__proto__"]);
+});
+
+test("what hiding did lies over the cells of its group and the tokens of its part", () => {
+  const spans = new Map([["image", [1, 13]], ["subject", [14, 15]]] as [string, [number, number]][]);
+  const prompt: Prompt = { example: 0, tokens: 16, ids: new Int32Array(16), grid: [3, 4], spans, hasMap: true };
+  const effects = new Map([["subject", -3], ["template", 0.5], ["cell_0_0", 1], ["cell_0_1", 2], ["cell_1_0", 3], ["cell_1_1", 4]]);
+  const cells = [1, 1, 2, 2, 1, 1, 2, 2, 3, 3, 4, 4];
+  assert.deepEqual([...overTokens(effects, prompt, tokenParts(spans, 16))], [0.5, ...cells, 0.5, -3, 0.5]);
 });

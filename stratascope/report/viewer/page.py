@@ -11,8 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.store import condition_of
+from stratascope.store import ActivationStore, condition_of
 
 PAGE_FILES = {
     "index.html": "text/html; charset=utf-8",
@@ -31,9 +33,10 @@ def page_file(name: str) -> bytes:
     return (files("stratascope.report.viewer") / "page" / name).read_bytes()
 
 
-def page_config(store: str, results: str | None, note: str | None = None) -> bytes:
-    """What the page finds as view.json: addresses relative to itself, and what to say where the store cannot be read."""
-    told = {"store": store, "results": results, "note": note}
+def page_config(store: str, results: str | None, note: str | None = None, unwritten: list[tuple[int, int]] | None = None) -> bytes:
+    """What the page finds as view.json: addresses relative to itself, what to say where the store cannot be read, and half-open ranges of
+    blocks that are not written, so that the page asks no host for their markers."""
+    told = {"store": store, "results": results, "note": note, "unwritten": unwritten or None}
     return json.dumps({key: value for key, value in told.items() if value is not None}).encode()
 
 
@@ -92,7 +95,7 @@ def export_page(folder: Path, store: str, results: Path | None = None) -> Path:
     InvalidInputError
         Where the store lies on another drive, so that no relative address leads to it.
     StoreError
-        Where the folder cannot be written.
+        Where the folder cannot be written, or a folder that is given as store is none.
     """
     address = store if "://" in store else _relative(Path(store), folder)
     try:
@@ -104,10 +107,22 @@ def export_page(folder: Path, store: str, results: Path | None = None) -> Path:
             for path in sorted(results.glob(f"*{RESULT_SUFFIX}")):
                 shutil.copyfile(path, folder / "results" / path.name)
             (folder / "results" / "index.json").write_bytes(result_index(folder / "results"))
-        (folder / "view.json").write_bytes(page_config(address, "results/" if results is not None else None))
+        beside = "results/" if results is not None else None
+        (folder / "view.json").write_bytes(page_config(address, beside, unwritten=_unwritten(Path(store)) if "://" not in store else None))
     except OSError as error:
         raise StoreError(f"{folder}: expected to write the page, found: {error}; choose another folder") from error
     return folder / "index.html"
+
+
+def _unwritten(store: Path) -> list[tuple[int, int]]:
+    """Half-open ranges of a folder's blocks without a marker; none of a zip, whose members are known."""
+    if not store.is_dir():
+        return []
+    missing = np.flatnonzero(~ActivationStore.open(store).written)
+    if not missing.size:
+        return []
+    starts = np.flatnonzero(np.diff(missing, prepend=missing[0] - 2) > 1)
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(missing, starts[1:])]
 
 
 def _relative(store: Path, folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.server
+import re
 import secrets
 import threading
 import urllib.parse
@@ -26,6 +27,7 @@ _POLICY = (
 )
 _JSON = "application/json"
 _BYTES = "application/octet-stream"
+_MARKER = re.compile(r"written/c/\d+", re.ASCII)
 
 
 class ViewServer:
@@ -113,8 +115,8 @@ class _Routes:
     def _address(self) -> str | None:
         return "results/" if self._results is not None else None
 
-    def find(self, path: str) -> tuple[bytes | Stretch, str] | None:
-        """Content and media type, or None."""
+    def find(self, path: str) -> tuple[bytes | Stretch | None, str] | None:
+        """Content and media type, or None; no content for a block that is not written, which is no error that a browser should report."""
         name = path or "index.html"
         if name in PAGE_FILES:
             return page_file(name), PAGE_FILES[name]
@@ -129,6 +131,8 @@ class _Routes:
         if area == "store" and self._store is not None:
             called, _, key = key.partition("/")
             found = self._store.find(key) if called == self.store_name else None
+            if found is None and called == self.store_name and _MARKER.fullmatch(key):
+                return None, _BYTES
             return None if found is None else (found, _JSON if key.endswith("zarr.json") else _BYTES)
         return None
 
@@ -161,6 +165,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if found is None:
             return self._send(404, b"nothing here\n")
         content, media = found
+        if content is None:
+            return self._send(204, b"", media)
         if isinstance(content, bytes):
             return self._send(200, content, media)
         if media == _JSON and "gzip" in self.headers.get("Accept-Encoding", "") and "Range" not in self.headers:
@@ -200,6 +206,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin",
             "Cross-Origin-Opener-Policy": "same-origin", "Content-Security-Policy": self.server_of.routes.policy, **extra,
         }  # fmt: skip
+        if status == 204:
+            del headers["Content-Length"]
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()

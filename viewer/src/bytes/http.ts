@@ -36,7 +36,8 @@ export class HttpFiles implements Files {
 
   async whole(key: string, signal?: AbortSignal): Promise<Uint8Array | undefined> {
     const answer = await this.#ask(key, {}, signal);
-    if (answer.status === 404) return undefined;
+    // 204: `stratascope view` says so of a block that is not written, which is no error
+    if (answer.status === 404 || answer.status === 204) return undefined;
     if (answer.status !== 200) throw refused(answer.status, key);
     return this.#body(answer, key);
   }

@@ -2,6 +2,7 @@
 
 import type { Source } from "../bytes/source.ts";
 import type { RootMeta } from "../store/metadata.ts";
+import type { Unwritten } from "../store/store.ts";
 import type { Answer, Question } from "./protocol.ts";
 
 interface Policy { createScriptURL(url: string): unknown }
@@ -20,14 +21,14 @@ const policy = factory?.createPolicy("stratascope", {
 export class ListClient extends EventTarget {
   readonly #worker: Worker;
 
-  constructor(source: Source, meta: RootMeta) {
+  constructor(source: Source, meta: RootMeta, unwritten: Unwritten) {
     super();
     this.#worker = new Worker((policy?.createScriptURL(WORKER) ?? WORKER) as string);
     this.#worker.addEventListener("message", ({ data }: MessageEvent<Answer>) => this.dispatchEvent(new CustomEvent(data.tell, { detail: data })));
     this.#worker.addEventListener("error", (event) => {
       this.dispatchEvent(new CustomEvent("fault", { detail: { tell: "fault", kind: "unknown", message: `The list of examples stopped: ${event.message}`, todo: "Reload the page." } }));
     });
-    this.ask({ ask: "open", source, meta });
+    this.ask({ ask: "open", source, meta, unwritten });
   }
 
   ask(question: Question): void {

@@ -3,6 +3,7 @@
 import type { Source } from "../bytes/source.ts";
 import type { FaultKind } from "../fault.ts";
 import type { RootMeta } from "../store/metadata.ts";
+import type { Unwritten } from "../store/store.ts";
 
 /** -2: not recorded, -1: not known, 0: wrong, 1: right. */
 export type Outcome = -2 | -1 | 0 | 1;
@@ -19,7 +20,7 @@ export interface Row {
 export interface Filter { query: string; relation: string; outcome: "" | "right" | "wrong" }
 
 export type Question =
-  | { ask: "open"; source: Source; meta: RootMeta }
+  | { ask: "open"; source: Source; meta: RootMeta; unwritten: Unwritten }
   | { ask: "more" }
   | { ask: "find"; filter: Filter; turn: number }
   | { ask: "rows"; from: number; to: number; turn: number }

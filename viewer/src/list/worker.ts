@@ -24,7 +24,7 @@ addEventListener("message", ({ data }: MessageEvent<Question>) => {
   else listing?.step(data.example, data.by, data.turn);
 });
 
-async function open({ source, meta }: Extract<Question, { ask: "open" }>): Promise<void> {
+async function open({ source, meta, unwritten }: Extract<Question, { ask: "open" }>): Promise<void> {
   const meter = new Meter();
   let [bytes, requests] = [0, 0];
   meter.addEventListener("change", () => {
@@ -32,7 +32,7 @@ async function open({ source, meta }: Extract<Question, { ask: "open" }>): Promi
     [bytes, requests] = [meter.bytes, meter.requests];
   });
   try {
-    listing = new Listing(new Store(await openFiles(source, meter), meta, KEPT), tell);
+    listing = new Listing(new Store(await openFiles(source, meter), meta, { kept: KEPT, unwritten }), tell);
     if (wanted) listing.more();
     await listing.read();
   } catch (error) {

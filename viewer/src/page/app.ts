@@ -7,8 +7,10 @@ import type { Row } from "../list/protocol.ts";
 import { Results } from "../results/results.ts";
 import { Answers } from "../store/answers.ts";
 import { MEASURES, allLayers, onMapsRead, unavailable } from "../store/measures.ts";
+import { hidingOf } from "../store/knockouts.ts";
 import type { Store } from "../store/store.ts";
 import { boxesOf } from "./boxes.ts";
+import { KnockoutCard, NextCard } from "./answer-cards.ts";
 import { ProbeCard, ShareCard, summary } from "./cards.ts";
 import { actionMenu, displayMenu, type Opening } from "./dialogs.ts";
 import { h, setText } from "./dom.ts";
@@ -18,13 +20,17 @@ import { header } from "./header.ts";
 import { HeadGrid } from "./head-grid.ts";
 import { clamp, counted } from "./numbers.ts";
 import { Pane, type PaneHost } from "./pane.ts";
+import { visible } from "./token-text.ts";
 import { TokenStrip } from "./tokens.ts";
-import { toHash, type PaneView, type View } from "./view.ts";
+import { START, toHash, type PaneView, type View } from "./view.ts";
 
 type Which = "a" | "b";
 
 const PLAY_MS = 420;
 const WRITE_MS = 120;
+/** Of what a link asks for in vain. */
+const MOST_TOLD = 6;
+const LONGEST_TOLD = 40;
 
 export class App {
   readonly store: Store;
@@ -36,7 +42,10 @@ export class App {
   readonly #grid: HeadGrid;
   readonly #share: ShareCard;
   readonly #probe: ProbeCard;
+  readonly #knockouts: KnockoutCard;
+  readonly #next: NextCard;
   readonly #live = h("div", { class: "sr", role: "status", "aria-live": "polite" });
+  readonly #notice = h("div", { class: "notice card", role: "status", hidden: true });
   readonly #stage = h("div", { class: "stage" });
   readonly #tokens = h("div", { class: "token-strips" });
   readonly #main: HTMLElement;
@@ -53,7 +62,7 @@ export class App {
   constructor(root: HTMLElement, store: Store, source: Source, view: View, meter: Meter, opening: Opening) {
     this.store = store;
     this.view = this.#fitted(view);
-    this.#client = new ListClient(source, store.meta);
+    this.#client = new ListClient(source, store.meta, store.unwritten);
     this.#client.on("read", ({ bytes, requests }) => meter.add(bytes, requests));
     this.#client.on("example", ({ row }) => this.#hearRow(row));
     this.#client.on("rows", ({ rows }) => rows.forEach((row) => this.#wanted(row.example) && this.#hearRow(row)));
@@ -63,10 +72,10 @@ export class App {
       store, answers, view: () => this.view, change: (patch, which) => this.change(patch, which), activate: (which) => this.#activate(which),
       play: (which) => { this.#activate(which); this.play(); }, drawn: (which, what) => this.#drawn(which, what),
       boxes: (example) => boxesOf(store, example),
-      exactFlow: (example) => this.#results?.flow(example).catch(() => null) ?? Promise.resolve(null), say: (text) => setText(this.#live, text),
+      exactFlow: (example, layer) => this.#results?.flow(example, layer, store.layout.layers, String(store.provenance["condition"] ?? "")).catch(() => null) ?? Promise.resolve(null), say: (text) => setText(this.#live, text),
     };
     this.#list = new ExampleList({
-      store, judgeable: answers.rightByLabel !== null, choose: (example) => this.change({ example }),
+      store, judgeable: answers.rightByLabel !== null, meanings: answers.meanings, choose: (example) => this.change({ example }),
       filter: () => ({ query: this.view.query, relation: this.view.relation, outcome: this.view.outcome }),
       search: (filter) => { this.set({ query: filter.query, relation: filter.relation, outcome: filter.outcome }); this.#list.find(); },
     }, this.#client);
@@ -79,13 +88,15 @@ export class App {
     // layer k of the residual stream is what enters block k: the last has no block
     const condition = store.provenance["condition"];
     this.#probe = new ProbeCard(typeof condition === "string" ? condition : "", (layer) => this.change({ layer: Math.min(layer, store.layers.at(-1)!) }), (task) => this.set({ task }));
+    this.#knockouts = new KnockoutCard(store, (patch) => this.change(patch));
+    this.#next = new NextCard(store);
     this.#display = displayMenu(() => this.view, (patch) => this.set(patch));
     this.#compare = h("button", { class: "button", type: "button", "aria-pressed": "false", title: "Two examples or layers side by side (c)", onclick: () => this.compare() }, "Compare");
     this.#header = header(this.#title(), {
       meter, opening, copy: () => void this.copyLink(), before: [this.#compare, this.#display.element, actionMenu("Download", [["Picture (PNG)", () => void this.png()], ["Numbers (CSV)", () => this.csv()]])],
     });
-    this.#main = h("main", {}, this.#list.element, this.#stage, h("div", { class: "side" }, this.#grid.element, this.#share.element, this.#probe.element), this.#tokens);
-    root.replaceChildren(this.#header, this.#main, this.#live);
+    this.#main = h("main", {}, this.#list.element, this.#stage, h("div", { class: "side" }, this.#grid.element, this.#share.element, this.#probe.element, this.#knockouts.element, this.#next.element), this.#tokens);
+    root.replaceChildren(this.#header, this.#main, this.#notice, this.#live);
     onMapsRead((done, total) => setText(this.#live, done < total ? `reading maps, ${done} of ${total}` : "maps read"));
     this.#arrange();
     this.#update();
@@ -103,6 +114,8 @@ export class App {
     this.#results = results;
     this.#probe.offer(results, why);
     void this.#probe.show(this.#pane.example, this.#pane.layer, this.view.task);
+    // flows shown so far are bounds
+    for (const which of ["a", "b"] as const) if (this.view[which]?.measure === "flow") void this.#panes[which]?.show(this.view[which]!);
   }
 
   /** Change what one pane shows; both layers, where they move together. */
@@ -120,6 +133,25 @@ export class App {
   set(patch: Partial<View>): void {
     this.view = this.#fitted({ ...this.view, ...patch });
     this.#update();
+  }
+
+  /** Say what of a link is not shown: what means nothing, and what lies outside the store. */
+  leaveOut(given: View, ignored: readonly string[]): void {
+    const all = [...ignored];
+    for (const [prefix, asked, shown] of [["", given.a, this.view.a], ["b.", given.b, this.view.b]] as const) {
+      if (!asked || !shown) continue;
+      for (const key of ["example", "layer", "head"] as const) {
+        if (asked[key] !== shown[key] && !(key === "layer" && asked[key] === START.a.layer)) all.push(`${prefix}${key}=${asked[key]}`);
+      }
+      for (const key of ["mode", "window"] as const) if (asked[key] && asked[key] !== shown[key]) all.push(`${prefix}${key}=${asked[key]}`);
+    }
+    const told = all.slice(0, MOST_TOLD).map((what) => `“${visible(what.length > LONGEST_TOLD ? `${what.slice(0, LONGEST_TOLD)}…` : what)}”`);
+    if (all.length > MOST_TOLD) told.push(`${all.length - MOST_TOLD} more`);
+    this.#notice.hidden = !all.length;
+    this.#notice.replaceChildren();
+    if (!all.length) return;
+    this.#notice.append(h("span", {}, `Left out of the link, as this store or page has no such thing: ${told.join(", ")}.`),
+      h("button", { class: "button", type: "button", onclick: () => { this.#notice.replaceChildren(); this.#notice.hidden = true; } }, "Close"));
   }
 
   /** A link was followed: show all that it says. */
@@ -212,7 +244,8 @@ export class App {
     const { layers, heads, layout } = this.store;
     // at two thirds of the depth is where most decoders look at the image
     const layer = layers.includes(pane.layer) ? pane.layer : pane.layer < 0 ? layers[Math.floor((layers.length * 2) / 3)]! : layers.at(-1)!;
-    return { ...pane, layer, head: clamp(pane.head, 0, heads - 1), example: clamp(pane.example, 0, layout.examples - 1) };
+    const hiding = pane.measure === "knockout" ? hidingOf(this.store, pane.mode, pane.window) : {};
+    return { ...pane, ...hiding, layer, head: clamp(pane.head, 0, heads - 1), example: clamp(pane.example, 0, layout.examples - 1) };
   }
 
   #arrange(): void {
@@ -278,6 +311,9 @@ export class App {
     this.#grid.show(shown, view);
     void this.#probe.show(view.example, view.layer, this.view.task);
     void this.#shares(view);
+    const recorded = shown?.logits && shown.prompt.example === view.example ? view.example : null;
+    void this.#knockouts.show(recorded, view);
+    void this.#next.show(recorded);
   }
 
   /** Shares of all layers: of the map shown where it is at hand, else of the mean attention. */
@@ -286,7 +322,7 @@ export class App {
     if (!shown?.logits) return this.#share.show(null, null, view, "attention");
     const facts = MEASURES[view.measure];
     const own = shown.layers && facts.unit === "share" && facts.additive ? shown.layers : null;
-    const mean = { measure: "attention", heads: "mean", head: 0 } as const;
+    const mean = { measure: "attention", heads: "mean", head: 0, mode: "", window: "" } as const;
     const rows = own ?? (unavailable(this.store, mean) || !this.store.has("attention_mean") ? null : await allLayers(this.store, shown.prompt, mean).catch(() => null));
     if (shown === this.#panes[this.view.active]?.shown) this.#share.show(shown, rows, view, own ? view.measure : "attention");
   }

@@ -75,6 +75,7 @@ export class ProbeCard {
   readonly element: HTMLElement;
   readonly #plot = h("div", { class: "plot" });
   readonly #note = h("small");
+  readonly #table = h("table");
   readonly #task = h("select", { "aria-label": "Task of the probe" });
   readonly #pick: (layer: number) => void;
   readonly #choose: (task: string) => void;
@@ -89,7 +90,7 @@ export class ProbeCard {
     this.#pick = pick;
     this.#choose = choose;
     this.#task.addEventListener("change", () => this.#choose(this.#task.value));
-    this.element = h("section", { class: "card probe" }, h("h2", {}, "Probe", this.#note, this.#task), this.#plot);
+    this.element = h("section", { class: "card probe" }, h("h2", {}, "Probe", this.#note, this.#task), this.#plot, h("div", { class: "sr" }, this.#table));
     this.offer(null);
   }
 
@@ -128,6 +129,7 @@ export class ProbeCard {
   }
 
   #draw(probes: Awaited<ReturnType<Results["probes"]>>, task: string): void {
+    this.#table.replaceChildren();
     if (!probes.length) {
       setText(this.#note, "");
       this.#plot.replaceChildren(h("p", { class: "missing" }, `No probe of ${task} was given this example.`));
@@ -146,6 +148,9 @@ export class ProbeCard {
       label: `Probability that probes give to “${label}” by layer: ${series.map(({ name, values }) => `${name} ends at ${percent(values.at(-1)!)}`).join(", ")}.`,
     });
     this.#plot.replaceChildren(this.#chart.svg);
+    this.#table.replaceChildren(h("caption", {}, `Probability of “${label}” by layer and probe`),
+      h("tr", {}, h("th", { scope: "col" }, "layer"), named.map((name) => h("th", { scope: "col" }, name))),
+      ...layers.map((layer, k) => h("tr", {}, h("th", { scope: "row" }, String(layer)), series.map(({ values }) => h("td", {}, percent(values[k]!, 4))))));
     const chart = this.#chart;
     chart.svg.addEventListener("pointermove", (event) => {
       const k = layers.indexOf(chart.layerAt(event.clientX));
@@ -163,7 +168,9 @@ export class ProbeCard {
 export function summary(shown: Shown, pane: PaneView): string {
   if (!shown.weights) return "Nothing to show.";
   const facts = MEASURES[pane.measure];
-  const parts = shares(shown.weights, shown.parts);
+  const weights = shown.weights;
+  const parts = facts.additive ? shares(weights, shown.parts)
+    : PARTS.map((_, part) => weights.reduce((most, v, token) => (shown.parts[token] === part && Math.abs(v) > Math.abs(most) ? v : most), 0));
   const listed = PARTS.map((part, k) => ({ part, v: parts[k]! })).filter(({ v }) => Math.abs(v) > 0.005).sort((a, b) => Math.abs(b.v) - Math.abs(a.v)).slice(0, 3);
-  return `Layer ${pane.layer}, ${facts.name.toLowerCase()}: ${listed.map(({ part, v }) => `${partName(part)} ${weight(v, facts, 2)}`).join(", ")}.`;
+  return `${facts.layered ? `Layer ${pane.layer}, ${facts.name.toLowerCase()}` : facts.name}: ${listed.map(({ part, v }) => `${partName(part)} ${weight(v, facts, 2)}`).join(", ")}.`;
 }

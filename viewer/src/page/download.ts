@@ -61,8 +61,9 @@ function fitted(on: CanvasRenderingContext2D, text: string, width: number): stri
   return `${text.slice(0, end)}…`;
 }
 
-export function describe({ measure, heads, head, layer }: PaneView): string {
+export function describe({ measure, heads, head, layer, mode, window }: PaneView): string {
   const facts = MEASURES[measure];
+  if (!facts.layered) return measure === "knockout" && window ? `${facts.name}, blocks ${window}, hidden from the ${mode} token${mode === "later" ? "s" : ""}` : facts.name;
   const over = !facts.perHead ? "" : heads === "one" ? `, head ${head}` : heads === "max" ? ", largest over heads" : `, ${facts.fused.toLowerCase()} over heads`;
   return `${facts.name}, layer ${layer}${over}`;
 }
@@ -75,14 +76,15 @@ export function numbersCsv(named: readonly Named[], layersHeld: readonly number[
     if (!shown?.weights) continue;
     const { prompt, parts, words } = shown;
     const facts = MEASURES[view.measure];
-    const heads = !facts.perHead ? "" : view.heads === "one" ? `head ${view.head}` : view.heads;
+    const heads = view.measure === "knockout" ? `${view.mode} ${view.window}`.trim() : !facts.perHead ? "" : view.heads === "one" ? `head ${view.head}` : view.heads;
     const image = prompt.spans.get("image");
-    const rows = shown.layers ? shown.layers.map((row, k) => [layersHeld[k]!, row] as const) : [[view.layer, shown.weights] as const];
+    const rows = shown.layers ? shown.layers.map((row, k) => [layersHeld[k]!, row] as const) : [[facts.layered ? view.layer : "", shown.weights] as const];
     for (const [layer, row] of rows) {
+      const measure = view.measure !== "flow" ? view.measure : layer === shown.exact ? "exact flow" : "upper bound of flow";
       for (let token = 0; token < prompt.tokens; token++) {
         const cell = prompt.grid && image && token >= image[0] && token < image[1] ? token - image[0] : -1;
         lines.push([
-          prompt.example, quoted(id), view.measure, heads, layer, token, prompt.ids[token], quoted(words?.[token] ?? ""), PARTS[parts[token]!],
+          prompt.example, quoted(id), measure, heads, layer, token, prompt.ids[token], quoted(words?.[token] ?? ""), PARTS[parts[token]!],
           cell < 0 ? "" : Math.floor(cell / prompt.grid![1]), cell < 0 ? "" : cell % prompt.grid![1], row[token],
         ].join(","));
       }

@@ -18,6 +18,8 @@ export interface ListHost {
   search: (filter: Filter) => void;
   choose: (example: number) => void;
   judgeable: boolean;
+  /** What a label says, by its number. */
+  meanings: readonly string[];
 }
 
 export class ExampleList {
@@ -53,7 +55,7 @@ export class ExampleList {
     this.search.value = filter.query;
     this.#relation = h("select", { class: "field", "aria-label": "Relation" }, h("option", { value: "" }, "any relation"));
     this.#outcome = h("select", { class: "field", "aria-label": "Right or wrong", disabled: !host.judgeable, title: host.judgeable ? "" : "The label of this prompt names no answer" },
-      h("option", { value: "" }, "right or wrong"), h("option", { value: "right" }, "model right"), h("option", { value: "wrong" }, "model wrong"));
+      h("option", { value: "" }, "any answer"), h("option", { value: "right" }, "model right"), h("option", { value: "wrong" }, "model wrong"));
     this.#outcome.value = host.judgeable ? filter.outcome : "";
     const changed = () => host.search({ query: this.search.value, relation: this.#relation.value, outcome: this.#outcome.value as Filter["outcome"] });
     this.search.addEventListener("input", () => {
@@ -134,6 +136,12 @@ export class ExampleList {
       this.#relation.replaceChildren(h("option", { value: "" }, "any relation"), ...relations.map((r) => h("option", { value: r }, r || "(none)")));
       this.#relation.value = this.#host.filter().relation;
     }
+    const wanted = this.#host.filter().relation;
+    if (rows >= of && wanted && this.#relation.value !== wanted) {
+      // a link may ask for a relation of another store
+      this.#relation.append(h("option", { value: wanted }, `${wanted} (not in this store)`));
+      this.#relation.value = wanted;
+    }
     this.#progress.hidden = rows >= of;
     this.#progress.value = of ? rows / of : 1;
     this.#say();
@@ -201,7 +209,7 @@ export class ExampleList {
       const chosen = row.example === this.#chosen;
       const id = `example-${row.example}`;
       if (chosen) active = id;
-      drawn.push(rowElement(row, place, this.#found, chosen, id, top));
+      drawn.push(rowElement(row, this.#host.meanings[row.label] ?? "", place, this.#found, chosen, id, top));
     }
     this.#room.replaceChildren(...drawn);
     if (active) this.#box.setAttribute("aria-activedescendant", active);
@@ -230,11 +238,11 @@ export class ExampleList {
   }
 }
 
-function rowElement(row: Row, place: number, count: number, chosen: boolean, id: string, top: string): HTMLElement {
+function rowElement(row: Row, meaning: string, place: number, count: number, chosen: boolean, id: string, top: string): HTMLElement {
   const mark = { "1": ["✓", "right", "model right"], "0": ["✗", "wrong", "model wrong"], "-1": ["", "", ""], "-2": ["–", "", "not recorded"] }[String(row.outcome)]!;
   return h("div", {
     class: "row", role: "option", id, "data-example": String(row.example), style: { top }, "aria-selected": String(chosen), "aria-setsize": String(count), "aria-posinset": String(place + 1),
   }, h("span", { class: `mark ${mark[1]}`, title: mark[2] }, mark[0], mark[2] ? h("span", { class: "sr" }, ` ${mark[2]}`) : null),
     h("span", { class: "text" }, row.caption || row.id),
-    h("span", { class: "about" }, `#${row.example} · ${row.relation}${row.label < 0 ? "" : row.label ? " · true" : " · false"}`));
+    h("span", { class: "about" }, [`#${row.example}`, row.relation, meaning === row.relation ? "" : meaning].filter(Boolean).join(" · ")));
 }

@@ -1,6 +1,6 @@
 /** What single keys do, wherever the focus is but in a field. */
 
-import { MEASURES } from "../store/measures.ts";
+import { MEASURES, offered } from "../store/measures.ts";
 import type { App } from "./app.ts";
 import { helpDialog } from "./dialogs.ts";
 import { switchTheme } from "./theme.ts";
@@ -31,10 +31,11 @@ function actions(app: App): Record<string, () => void> {
   const { view } = app;
   const pane = view[view.active] ?? view.a;
   const head = (by: number) => app.change({ heads: "one", head: pane.head + by, measure: MEASURES[pane.measure].perHead ? pane.measure : "attention" });
+  const measures = offered(app.store);
   const overlays = ["heat", "spotlight", "off"] as const;
   return {
     ArrowRight: () => app.step(1), ArrowLeft: () => app.step(-1), " ": () => app.play(), j: () => app.lists.step(1), k: () => app.lists.step(-1),
-    "/": () => app.lists.search.focus(), m: () => app.change({ measure: nextMeasure(pane.measure) }), M: () => app.change({ measure: nextMeasure(pane.measure, -1) }),
+    "/": () => app.lists.search.focus(), m: () => app.change({ measure: nextMeasure(measures, pane.measure) }), M: () => app.change({ measure: nextMeasure(measures, pane.measure, -1) }),
     h: () => app.change({ heads: nextHeads(pane.heads) }), "[": () => head(-1), "]": () => head(1), c: () => app.compare(), x: () => app.swap(),
     o: () => app.set({ overlay: overlays[(overlays.indexOf(view.overlay) + 1) % 3]! }), b: () => app.set({ boxes: !view.boxes }),
     l: () => void app.copyLink(), p: () => void app.png(), v: () => app.csv(), Escape: () => app.stop(),

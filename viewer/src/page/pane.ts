@@ -2,7 +2,7 @@
 
 import { Fault, faultOf, isAbort } from "../fault.ts";
 import type { Answers } from "../store/answers.ts";
-import { MEASURES, allLayers, unavailable, weightsOf, type Heads, type Measure } from "../store/measures.ts";
+import { MEASURES, allLayers, offered, unavailable, weightsOf, type Heads, type Measure } from "../store/measures.ts";
 import { tokenParts } from "../store/parts.ts";
 import type { Prompt, Store } from "../store/store.ts";
 import { freshId, h, hideTip, setText, showTip } from "./dom.ts";
@@ -23,6 +23,8 @@ export interface Shown {
   weights: Float64Array | null;
   /** Of all layers, where that needs no further request. */
   layers: Float64Array[] | null;
+  /** Of flow: the layer whose weights are exact, from a results file; the others' are upper bounds. */
+  exact: number | null;
 }
 
 export interface PaneHost {
@@ -35,8 +37,8 @@ export interface PaneHost {
   /** The pane shows something new: its example, or only other weights. */
   drawn: (which: "a" | "b", what: "example" | "weights") => void;
   boxes: (example: number) => Promise<Box[]>;
-  /** Exact flow onto the inputs, from a results file; null where there is none. */
-  exactFlow: (example: number) => Promise<Float64Array | null>;
+  /** Exact flow onto what enters a layer, from a results file; null where there is none. */
+  exactFlow: (example: number, layer: number) => Promise<Float64Array | null>;
   say: (text: string) => void;
 }
 
@@ -121,7 +123,7 @@ export class Pane {
     signal.throwIfAborted();
     this.fault = why ?? this.fault;
     this.#barred = why !== null;
-    this.shown = { prompt, parts: tokenParts(prompt.spans, prompt.tokens), words: texts, thumbnail, logits, weights: null, layers: null };
+    this.shown = { prompt, parts: tokenParts(prompt.spans, prompt.tokens), words: texts, thumbnail, logits, weights: null, layers: null, exact: null };
     this.#boxes = null;
     this.#host.drawn(this.which, "example");
   }
@@ -150,15 +152,18 @@ export class Pane {
       try {
         const { store } = this.#host;
         [weights, layers] = await Promise.all([weightsOf(store, shown.prompt, view.layer, view, signal), unavailable(store, view, shown.prompt) ? null : allLayers(store, shown.prompt, view, signal)]);
-        this.#exact = view.measure === "flow" && view.layer === store.layers[0] ? await this.#host.exactFlow(view.example) : null;
-        if (this.#exact) weights = this.#exact.slice(0, shown.prompt.tokens);
+        this.#exact = view.measure === "flow" ? await this.#host.exactFlow(view.example, view.layer) : null;
+        if (this.#exact) {
+          weights = this.#exact.slice(0, shown.prompt.tokens);
+          layers = layers && layers.map((row, k) => (store.layers[k] === view.layer ? weights! : row));
+        }
       } catch (error) {
         if (isAbort(error)) throw error;
         fault = faultOf(error);
       }
     }
     if (turn !== this.#turn) return;
-    Object.assign(shown, { weights, layers });
+    Object.assign(shown, { weights, layers, exact: this.#exact ? view.layer : null });
     this.#note(fault);
     void this.#readBoxes();
     this.paint();
@@ -209,13 +214,15 @@ export class Pane {
     heads.set(view.heads);
     heads.rename("mean", facts.fused || "Mean");
     heads.element.hidden = !facts.perHead;
-    for (const name of Object.keys(MEASURES) as Measure[]) measure.mark(name, unavailable(store, { ...view, measure: name }, this.shown?.prompt)?.message ?? null);
+    for (const name of offered(store)) measure.mark(name, unavailable(store, { ...view, measure: name }, this.shown?.prompt)?.message ?? null);
     for (const how of ["mean", "max", "one"] as const) heads.mark(how, unavailable(store, { ...view, heads: how }, this.shown?.prompt)?.message ?? null);
     head.value = String(view.head);
     headBox.hidden = !(facts.perHead && view.heads === "one");
     slider.value = String(store.layers.indexOf(view.layer));
     slider.setAttribute("aria-valuetext", `layer ${view.layer}`);
     setText(layerName, `Layer ${view.layer}`);
+    this.element.classList.toggle("unlayered", !facts.layered);
+    slider.title = facts.layered ? "" : `${facts.name} is one map for all layers`;
   }
 
   cells(): Float64Array | null {
@@ -277,10 +284,10 @@ export class Pane {
       if (Math.abs(picture.cells[k]!) > Math.abs(picture.cells[top]!)) top = k;
     }
     // the largest over heads are no shares of one thing
-    const summed = !facts.additive ? (this.#exact ? "exact flow · " : "upper bound · ") : this.#now.heads === "max" && facts.perHead ? "" : `image ${weight(sum, facts)} · `;
+    const summed = !facts.layered ? (facts.additive ? `image ${weight(sum, facts)} · ` : "") : !facts.additive ? (this.#exact ? "exact flow · " : "upper bound · ") : this.#now.heads === "max" && facts.perHead ? "" : `image ${weight(sum, facts)} · `;
     const text = `${summed}most: row ${Math.floor(top / columns) + 1}, column ${(top % columns) + 1}, ${weight(picture.cells[top]!, facts)}`;
     setText(fact, text);
-    over.setAttribute("aria-label", `${facts.name} of layer ${this.#now.layer} over ${picture.grid[0]} by ${columns} image cells: ${text}. Arrow keys read single cells.`);
+    over.setAttribute("aria-label", `${facts.name}${facts.layered ? ` of layer ${this.#now.layer}` : ""} over ${picture.grid[0]} by ${columns} image cells: ${text}. Arrow keys read single cells.`);
   }
 
   /** Bars above the slider: what the image gets at every layer. */
@@ -290,8 +297,7 @@ export class Pane {
     const image = this.shown?.prompt.spans.get("image");
     const on = spark.getContext("2d")!;
     const density = devicePixelRatio || 1;
-    spark.width = Math.max(1, Math.round(spark.clientWidth * density));
-    spark.height = Math.round(20 * density);
+    Object.assign(spark, { width: Math.max(1, Math.round(spark.clientWidth * density)), height: Math.round(20 * density) });
     if (!layers || !image) return;
     const sums = layers.map((row) => row.subarray(image[0], image[1]).reduce((a, b) => (MEASURES[this.#now!.measure].additive ? a + b : Math.max(a, b)), 0));
     const most = Math.max(...sums, 1e-9);
@@ -313,9 +319,7 @@ export class Pane {
   #cellText(x: number, y: number): string | null {
     const grid = this.shown?.prompt.grid;
     if (!grid) return null;
-    const column = clamp(Math.floor(x * grid[1]), 0, grid[1] - 1);
-    const row = clamp(Math.floor(y * grid[0]), 0, grid[0] - 1);
-    return this.#tellCell(row * grid[1] + column);
+    return this.#tellCell(clamp(Math.floor(y * grid[0]), 0, grid[0] - 1) * grid[1] + clamp(Math.floor(x * grid[1]), 0, grid[1] - 1));
   }
 
   #tellCell(cell: number): string | null {
@@ -353,7 +357,7 @@ export class Pane {
 
 function layout(which: "a" | "b", host: PaneHost) {
   const { store } = host;
-  const measure: Segmented = segmented("Map", Object.entries(MEASURES).map(([value, facts]) => ({ value, text: facts.name, title: facts.explains })),
+  const measure: Segmented = segmented("Map", offered(store).map((value) => ({ value, text: MEASURES[value].name, title: MEASURES[value].explains })),
     (value) => host.change({ measure: value as Measure }, which));
   const heads: Segmented = segmented("Heads", [
     { value: "mean", text: "Mean", title: "Over all heads" }, { value: "max", text: "Max", title: "The largest over heads" },

@@ -3,6 +3,7 @@
 import { MEASURES } from "../store/measures.ts";
 import { PARTS, partName } from "../store/parts.ts";
 import { colourOf, css, inkOn, mix, type Rgb } from "./colour.ts";
+import { describe } from "./download.ts";
 import { h, hideTip, setText, showTip } from "./dom.ts";
 import { weight } from "./numbers.ts";
 import type { Shown } from "./pane.ts";
@@ -64,7 +65,7 @@ export class TokenStrip {
       return;
     }
     const weights = shown.weights;
-    const total = ({ start, stop }: Chip) => weights.subarray(start, stop).reduce((a, b) => (facts.additive ? a + b : Math.max(a, b)), 0);
+    const total = ({ start, stop }: Chip) => weights.subarray(start, stop).reduce((a, b) => (facts.additive ? a + b : Math.abs(b) > Math.abs(a) ? b : a), 0);
     const sums = this.#chips.map(total);
     const words = sums.filter((_, k) => this.#chips[k]!.stop - this.#chips[k]!.start === 1);
     // the first token is a sink: it alone would leave the others without colour
@@ -78,8 +79,8 @@ export class TokenStrip {
       const label = element.firstElementChild!;
       if (stop - start > 1) setText(label, `${this.#chips[k]!.text} · ${facts.additive ? "" : "up to "}${weight(sums[k]!, facts)}`);
     });
-    const how = facts.perHead ? (pane.heads === "one" ? `, head ${pane.head}` : pane.heads === "max" ? ", largest over heads" : `, ${facts.fused.toLowerCase()} over heads`) : "";
-    setText(this.#note, `${facts.name.toLowerCase()}, layer ${pane.layer}${how} · full colour at ${weight(scale.high, facts, 2)}`);
+    const how = !facts.layered ? "" : facts.perHead ? (pane.heads === "one" ? `, head ${pane.head}` : pane.heads === "max" ? ", largest over heads" : `, ${facts.fused.toLowerCase()} over heads`) : "";
+    setText(this.#note, `${facts.layered ? `${facts.name.toLowerCase()}, layer ${pane.layer}${how}` : describe(pane).toLowerCase()} · full colour at ${facts.signed ? "±" : ""}${weight(scale.high, facts, 2).replace("+", "")}`);
     this.#tip = (chip) => {
       const { start, stop, text } = chip;
       const part = partName(PARTS[shown.parts[start]!]!);

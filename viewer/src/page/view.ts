@@ -33,7 +33,7 @@ export interface View {
 }
 
 export const START: View = {
-  a: { example: 0, layer: -1, measure: "attention", heads: "mean", head: 0 }, b: null, active: "a", together: false,
+  a: { example: 0, layer: -1, measure: "attention", heads: "mean", head: 0, mode: "", window: "" }, b: null, active: "a", together: false,
   overlay: "heat", scale: "layer", palette: "inferno", strength: 0.8, smooth: false, boxes: false, grid: "image",
   task: "", query: "", relation: "", outcome: "", store: "",
 };
@@ -42,6 +42,9 @@ const ONE_OF = {
   measure: Object.keys(MEASURES), heads: ["mean", "max", "one"], overlay: ["heat", "spotlight", "off"], scale: ["layer", "all", "log"],
   palette: PALETTES, outcome: ["", "right", "wrong"],
 } as const;
+
+/** Of a text in a link: a longer one is no search of a person, and no address. */
+const LONGEST = 2000;
 
 type Plain = Record<string, string | number | boolean>;
 
@@ -59,16 +62,22 @@ export function toHash(view: View): string {
   return out.toString();
 }
 
-export function fromHash(hash: string): View {
+/** The view that a link asks for; what of it means nothing is told to `ignored`, as it was written. */
+export function fromHash(hash: string, ignored: (what: string) => void = () => {}): View {
   const given = new URLSearchParams(hash.replace(/^#/, ""));
-  const view: View = { ...START, a: taken(given, "", START.a as unknown as Plain) as unknown as PaneView };
+  const view: View = { ...START, a: taken(given, "", START.a as unknown as Plain, ignored) as unknown as PaneView };
   const { a: _a, b: _b, active: _active, ...rest } = START;
-  Object.assign(view, taken(given, "", rest as unknown as Plain));
+  Object.assign(view, taken(given, "", rest as unknown as Plain, ignored));
+  const known = new Set([...Object.keys(START.a), ...Object.keys(rest)]);
   if (given.has("b.example") || given.has("b.layer")) {
-    view.b = taken(given, "b.", view.a as unknown as Plain) as unknown as PaneView;
+    view.b = taken(given, "b.", view.a as unknown as Plain, ignored) as unknown as PaneView;
     view.active = given.get("active") === "b" ? "b" : "a";
+    for (const key of Object.keys(START.a)) known.add(`b.${key}`);
+    known.add("active");
   }
+  for (const key of new Set(given.keys())) if (!known.has(key)) ignored(key);
   view.strength = Math.min(1, Math.max(0.2, view.strength));
+  view.store = view.store.trim();
   return view;
 }
 
@@ -78,23 +87,24 @@ function put(out: URLSearchParams, prefix: string, values: Plain, start: Plain):
   }
 }
 
-function taken(given: URLSearchParams, prefix: string, start: Plain): Plain {
+function taken(given: URLSearchParams, prefix: string, start: Plain, ignored: (what: string) => void): Plain {
   const out: Plain = { ...start };
   for (const [key, value] of Object.entries(start)) {
     const text = given.get(prefix + key);
     if (text === null) continue;
     const allowed = (ONE_OF as Record<string, readonly string[]>)[key];
-    if (allowed && !allowed.includes(text)) continue;
-    if (typeof value === "number") {
-      const number = Number(text);
-      if (text.trim() && Number.isFinite(number)) out[key] = key === "strength" ? number : Math.trunc(number);
-    } else out[key] = typeof value === "boolean" ? text === "1" : text;
+    const number = typeof value === "number" && text.trim() ? Number(text) : NaN;
+    const good = typeof value === "number" ? Number.isFinite(number) : typeof value === "boolean" ? text === "0" || text === "1"
+      : allowed ? allowed.includes(text) : text.length <= LONGEST;
+    if (!good) ignored(`${prefix}${key}=${text}`);
+    else if (typeof value === "number") out[key] = key === "strength" ? number : Math.trunc(number);
+    else out[key] = typeof value === "boolean" ? text === "1" : text;
   }
   return out;
 }
 
 export const sameChoice = (x: PaneView, y: PaneView): boolean => x.measure === y.measure && x.heads === y.heads && x.head === y.head;
-export const nextMeasure = (measure: Measure, by = 1): Measure => cycled(Object.keys(MEASURES) as Measure[], measure, by);
+export const nextMeasure = (all: readonly Measure[], measure: Measure, by = 1): Measure => cycled(all, measure, by);
 export const nextHeads = (heads: Heads): Heads => cycled(["mean", "max", "one"] as Heads[], heads, 1);
 
 function cycled<T>(all: readonly T[], now: T, by: number): T {

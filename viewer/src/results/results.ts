@@ -61,10 +61,12 @@ export class Results {
     return found.filter((probe) => probe !== null);
   }
 
-  /** (token) flow onto the inputs from a result of `stratascope flow`, or null. */
-  async flow(example: number): Promise<Float64Array | null> {
-    for (const entry of this.entries.filter((e) => e.kind === "flow")) {
+  /** (token) exact flow onto what enters a block, through it and all above it, from a result of `stratascope flow`; or null. */
+  async flow(example: number, first: number, layers: number, condition: string): Promise<Float64Array | null> {
+    for (const entry of this.entries.filter((e) => e.kind === "flow" && (e.condition ?? condition) === condition)) {
       const result = await this.#result(entry);
+      const { window, exact } = result.attributes as { window?: [number, number]; exact?: boolean };
+      if (!exact || window?.[0] !== first || window[1] !== layers) continue;
       const numbers = await result.read<BigInt64Array>("tables/examples/example");
       const k = numbers.data.findIndex((n) => Number(n) === example);
       if (k < 0) continue;
@@ -79,17 +81,16 @@ export class Results {
     const result = await this.#result(entry);
     const { classes, targets } = result.attributes as { classes?: string[]; targets?: string[] };
     if (!classes?.length || targets?.length) return null;
-    const [numbers, labels, logits, layers] = await Promise.all([
+    const [numbers, labels, layers] = await Promise.all([
       result.read<BigInt64Array>("tables/examples/example"),
       result.read<BigInt64Array>("tables/examples/label"),
-      result.read<Float32Array>("arrays/logits"),
       result.read<BigInt64Array>("tables/table/layer"),
     ]);
     const k = numbers.data.findIndex((n) => Number(n) === example);
     if (k < 0) return null;
-    const [depth, outputs, count] = logits.shape as [number, number, number];
-    const probabilities = Array.from({ length: depth }, (_, layer) =>
-      chances(Array.from({ length: outputs }, (_, o) => logits.data[(layer * outputs + o) * count + k]!)));
+    // of many classes the logits are long: only the piece that holds the example is read
+    const { data, shape: [depth, outputs] } = await result.read<Float32Array>("arrays/logits", k);
+    const probabilities = Array.from({ length: depth! }, (_, layer) => chances([...data.subarray(layer * outputs!, (layer + 1) * outputs!)]));
     return {
       task: entry.task!, position: entry.position ?? "", condition: entry.condition ?? "", classes, label: classes[Number(labels.data[k])] ?? "",
       layers: [...new Set([...layers.data].map(Number))].sort((a, b) => a - b), probabilities,
@@ -140,18 +141,28 @@ class ResultArrays {
     return new ResultArrays(zip, root.attributes.attributes ?? {}, entry.name);
   }
 
-  async read<V extends BigInt64Array | Float32Array | Float64Array>(path: string): Promise<{ data: V; shape: number[] }> {
-    let arrays = this.#arrays.get(path);
-    if (!arrays) this.#arrays.set(path, (arrays = this.#opened(path)));
-    const { data, shape } = await (await arrays).read<V>(path, (await arrays).shape(path).map(() => null));
-    return { data, shape };
+  /** All of an array, or what it holds at a place along its last axis. */
+  async read<V extends BigInt64Array | Float32Array | Float64Array>(path: string, last?: number): Promise<{ data: V; shape: number[] }> {
+    let opening = this.#arrays.get(path);
+    if (!opening) this.#arrays.set(path, (opening = this.#opened(path)));
+    const arrays = await opening;
+    const shape = arrays.shape(path);
+    const axis = shape.length - 1;
+    if (last === undefined) return arrays.read<V>(path, shape.map(() => null));
+    // the whole piece: neighbours of the example are looked at next
+    const piece = arrays.piece(path, axis);
+    const first = Math.floor(last / piece) * piece;
+    const read = await arrays.read<V>(path, [...shape.slice(1).map(() => null), [first, Math.min(first + piece, shape[axis]!)]]);
+    const held = read.shape[axis]!;
+    return { data: read.data.filter((_, at) => at % held === last - first) as V, shape: shape.slice(0, -1) };
   }
 
   async #opened(path: string): Promise<Arrays> {
     const meta = await json<ArrayMeta>(this.#zip, `${path}/zarr.json`);
     if (!meta) throw new Fault("missing", `${this.#name} lacks ${path}.`, "Make the result again.");
+    // of each piece that is read at once
     const bytes = this.#zip.size([path, "c", ...meta.shape.map(() => 0)].join("/")) ?? 0;
-    if (bytes > MOST) throw new Fault("too-large", `${path} of ${this.#name} is ${Math.round(bytes / 2 ** 20)} MB: too much for a page.`, "Probe fewer layers or examples into a result of its own.");
+    if (bytes > MOST) throw new Fault("too-large", `${path} of ${this.#name} is ${Math.round(bytes / 2 ** 20)} MB: too much for a page.`, "Make the result again: results are cut into pieces since.");
     return new Arrays(this.#zip, { [path]: meta });
   }
 }

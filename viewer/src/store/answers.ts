@@ -6,13 +6,17 @@ export class Answers {
   readonly choices: readonly string[];
   /** Index of the right choice by label; null where the label names no choice. */
   readonly rightByLabel: readonly number[] | null;
+  /** What a label says, by its number: that the caption is true or false, or which answer is right. */
+  readonly meanings: readonly string[];
 
   constructor(store: Store) {
     this.choices = store.layout.choices;
     const prompt = store.provenance["prompt"] as { answers?: unknown } | null | undefined;
     const answers = prompt && typeof prompt === "object" ? prompt.answers : null;
     const indices = Array.isArray(answers) ? answers.map((answer) => this.choices.indexOf(String(answer))) : [];
-    this.rightByLabel = indices.length === 2 && indices.every((k) => k >= 0) ? indices : null;
+    this.rightByLabel = indices.length > 1 && indices.every((k) => k >= 0) ? indices : null;
+    const asked = (store.provenance["data"] as { labels?: unknown } | null | undefined)?.labels === "choice";
+    this.meanings = asked ? (Array.isArray(answers) ? answers : this.choices).map((answer) => String(answer)) : ["false", "true"];
   }
 
   /** Index of the highest logit, the first of equals; -1 where they are not numbers. */

@@ -1,13 +1,22 @@
 /** What can be laid over an image's cells and a prompt's tokens: one number a token, for every layer. */
 
 import { Fault } from "../fault.ts";
+import { effectsOf, hidingOf, notMeasured, overTokens } from "./knockouts.ts";
 import { decodeMap } from "./packing.ts";
+import { tokenParts } from "./parts.ts";
 import { flowBounds, rollout } from "./rollout.ts";
 import type { Prompt, Store } from "./store.ts";
 
-export type Measure = "attention" | "norm" | "attribution" | "rollout" | "flow";
+export type Measure = "attention" | "norm" | "attribution" | "rollout" | "flow" | "knockout" | "hiding" | "gradient";
 export type Heads = "mean" | "max" | "one";
-export interface Choice { measure: Measure; heads: Heads; head: number }
+export interface Choice {
+  measure: Measure;
+  heads: Heads;
+  head: number;
+  /** Of knockouts: who could not see the target, and in which window of blocks; the store's first where they are empty. */
+  mode: string;
+  window: string;
+}
 
 export interface MeasureFacts {
   name: string;
@@ -20,36 +29,56 @@ export interface MeasureFacts {
   fused: string;
   /** Whether what several tokens get is the sum of what each gets: flows are not. */
   additive: boolean;
+  /** Whether there is one map for every layer; otherwise one for all of them. */
+  layered: boolean;
+  /** Offered only where the store holds it. */
+  rare: boolean;
   explains: string;
 }
 
 export const MEASURES: Record<Measure, MeasureFacts> = {
   attention: {
-    name: "Attention", unit: "share", signed: false, perHead: true, fused: "Mean", additive: true,
+    name: "Attention", unit: "share", signed: false, perHead: true, fused: "Mean", additive: true, layered: true, rare: false,
     explains: "the final token's attention to each token",
   },
   norm: {
-    name: "Norm-based", unit: "norm", signed: false, perHead: true, fused: "Mean", additive: true,
+    name: "Norm-based", unit: "norm", signed: false, perHead: true, fused: "Mean", additive: true, layered: true, rare: false,
     explains: "attention times the norm of what the head would write (Kobayashi et al. 2020)",
   },
   attribution: {
-    name: "Attribution", unit: "logit", signed: true, perHead: true, fused: "Sum", additive: true,
+    name: "Attribution", unit: "logit", signed: true, perHead: true, fused: "Sum", additive: true, layered: true, rare: false,
     explains: "what each token adds to the logit of the first choice over the second, through the heads of this layer",
   },
   rollout: {
-    name: "Rollout", unit: "share", signed: false, perHead: false, fused: "", additive: true,
+    name: "Rollout", unit: "share", signed: false, perHead: false, fused: "", additive: true, layered: true, rare: false,
     explains: "attention rollout of the final token onto what enters this layer (Abnar & Zuidema 2020)",
   },
   flow: {
-    name: "Flow", unit: "share", signed: false, perHead: false, fused: "", additive: false,
+    name: "Flow", unit: "share", signed: false, perHead: false, fused: "", additive: false, layered: true, rare: false,
     explains: "the most that can flow to each token that enters this layer, by its certified upper bound (Abnar & Zuidema 2020)",
+  },
+  knockout: {
+    name: "Knockout", unit: "logit", signed: true, perHead: false, fused: "", additive: false, layered: false, rare: true,
+    explains: "how the logit of the first choice over the second moved when each part of the prompt, or group of image cells, was hidden (Geva et al. 2023)",
+  },
+  hiding: {
+    name: "Hiding", unit: "logit", signed: true, perHead: false, fused: "", additive: true, layered: false, rare: true,
+    explains: "first-order estimate of what hiding each token from all later ones in all blocks does to the logit of the first choice over the second",
+  },
+  gradient: {
+    name: "Gradient", unit: "logit", signed: true, perHead: false, fused: "", additive: true, layered: false, rare: true,
+    explains: "gradient of the logit of the first choice over the second by what enters the first block at each token, times it (Simonyan et al. 2013)",
   },
 };
 
+
 const RECORD: Record<Measure, readonly string[]> = {
   attention: ["attention_rows"], norm: ["attention_rows", "value_norms"], attribution: ["attention_rows", "value_logits"],
-  rollout: ["attention_maps"], flow: ["attention_maps"],
+  rollout: ["attention_maps"], flow: ["attention_maps"], knockout: ["knockout"], hiding: ["hiding_estimate"], gradient: ["gradient_input"],
 };
+
+/** The measures that a store's page offers. */
+export const offered = (store: Store): Measure[] => (Object.keys(MEASURES) as Measure[]).filter((name) => !MEASURES[name].rare || RECORD[name].every((array) => store.has(array)));
 
 /** Why a measure cannot be shown, or null. */
 export function unavailable(store: Store, choice: Choice, prompt?: Prompt): Fault | null {
@@ -74,6 +103,15 @@ export async function weightsOf(store: Store, prompt: Prompt, layer: number, cho
     const rows = await chained(store, prompt, choice.measure, signal);
     return rows[store.layers.indexOf(layer)]!;
   }
+  if (choice.measure === "hiding" || choice.measure === "gradient") {
+    const row = await store.blockRow<Float32Array>(RECORD[choice.measure][0]!, prompt.example, signal);
+    return Float64Array.from(row.subarray(0, prompt.tokens));
+  }
+  if (choice.measure === "knockout") {
+    const effects = await effectsOf(store, prompt.example, hidingOf(store, choice.mode, choice.window), signal);
+    if (!effects) throw notMeasured();
+    return overTokens(effects, prompt, tokenParts(prompt.spans, prompt.tokens));
+  }
   if (choice.measure === "attention" && choice.heads === "mean" && store.has("attention_mean")) {
     const rows = await store.attentionMean(prompt.example, signal);
     return Float64Array.from(rows[store.layers.indexOf(layer)]!.subarray(0, prompt.tokens));
@@ -94,7 +132,7 @@ export async function headWeights(
 }
 
 /** One row of several heads: the mean (of attributions the sum), the largest (in absolute value), or one head's. */
-export function fused(heads: readonly Float64Array[], { measure, heads: how, head }: Choice): Float64Array {
+export function fused(heads: readonly Float64Array[], { measure, heads: how, head }: Pick<Choice, "measure" | "heads" | "head">): Float64Array {
   if (how === "one") return heads[Math.min(head, heads.length - 1)]!;
   const out = new Float64Array(heads[0]!.length);
   for (const row of heads) {

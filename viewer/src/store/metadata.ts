@@ -16,6 +16,10 @@ export interface Layout {
   thumbnail: [number, number] | null;
   computed_dtype: string;
   kept_layers: number[] | null;
+  /** Of the array `knockout`: names along its axes. */
+  knockout_modes?: string[];
+  knockout_windows?: string[];
+  knockout_targets?: string[];
 }
 
 export interface ArrayMeta {

@@ -8,6 +8,7 @@ const NAMES: Record<Part, string> = {
   system: "system", image: "image", subject: "subject", relation: "relation", object: "object", caption_rest: "rest of caption", template: "template",
 };
 export const partName = (part: Part): string => NAMES[part];
+export const isPart = (name: string): name is Part => (PARTS as readonly string[]).includes(name);
 
 /** Index into PARTS for each token; later spans win over those that contain them. */
 export function tokenParts(spans: ReadonlyMap<string, Span>, tokens: number): Int8Array {

@@ -18,6 +18,9 @@ export interface Prompt {
   hasMap: boolean;
 }
 
+/** Half-open ranges of blocks. */
+export type Unwritten = readonly (readonly [first: number, stop: number])[];
+
 const STATUS: Record<number, readonly [what: string, todo: string]> = {
   2: ["Its image could not be read when the store was made.", "Give the image back to the folder and extract into a new store."],
   3: ["Its image was another one than the store's provenance says.", "Check the folder of images and extract into a new store."],
@@ -37,8 +40,12 @@ export class Store {
   readonly #words = new Map<number, string>();
   #wordsRead = 0;
 
-  constructor(files: Files, meta: RootMeta, kept?: number) {
+  /** Blocks that are known not to be written, so that nobody asks for their markers. */
+  readonly unwritten: Unwritten;
+
+  constructor(files: Files, meta: RootMeta, { kept, unwritten = [] }: { kept?: number | undefined; unwritten?: Unwritten } = {}) {
     this.files = files;
+    this.unwritten = unwritten;
     this.meta = meta;
     this.layout = meta.attributes.layout;
     this.provenance = meta.attributes.provenance;
@@ -49,8 +56,8 @@ export class Store {
     this.layers = held ? held.filter((k) => k < this.layout.layers) : all;
   }
 
-  static async open(files: Files, signal?: AbortSignal): Promise<Store> {
-    const store = new Store(files, await readRoot(files, signal));
+  static async open(files: Files, unwritten: Unwritten = [], signal?: AbortSignal): Promise<Store> {
+    const store = new Store(files, await readRoot(files, signal), { unwritten });
     const axis = store.arrays.shape("attention_layer")[0] ?? store.layers.length;
     if (axis !== store.layers.length) {
       const { data } = await store.arrays.read<Int32Array>("attention_layer", [null], signal);
@@ -106,12 +113,40 @@ export class Store {
     return wanted.map((id) => this.#words.get(id) ?? `⟨${id}⟩`);
   }
 
+  /** Texts of tokens that no prompt need hold: looked up by bisection, as the later words of the table rise by their ids. */
+  async rareWords(ids: Iterable<number>, signal?: AbortSignal): Promise<string[]> {
+    const wanted = [...ids];
+    for (const id of wanted) if (!this.#words.has(id)) await this.#seek(id, signal);
+    return wanted.map((id) => this.#words.get(id) ?? `⟨${id}⟩`);
+  }
+
+  async #seek(id: number, signal?: AbortSignal): Promise<void> {
+    const total = this.arrays.shape("vocabulary/id")[0] ?? 0;
+    if (!total) return;
+    const piece = this.arrays.piece("vocabulary/id", 0);
+    let [low, high] = [0, Math.ceil(total / piece) - 1];
+    // most ids of a vocabulary stand about where their number says
+    for (let at = Math.min(high, Math.floor(id / piece)); low <= high; at = Math.floor((low + high) / 2)) {
+      const range: readonly [number, number] = [at * piece, Math.min((at + 1) * piece, total)];
+      const { data } = await this.arrays.read<BigInt64Array>("vocabulary/id", [range], signal);
+      if (data.includes(BigInt(id))) {
+        const { data: texts } = await this.arrays.read<string[]>("vocabulary/text", [range], signal);
+        texts.forEach((text, k) => this.#words.set(Number(data[k]), text));
+        return;
+      }
+      // the first pieces hold what prompts use, in no order
+      if (Number(data.at(-1)) < id || Number(data[0]) > Number(data.at(-1))) low = at + 1;
+      else high = at - 1;
+    }
+  }
+
   block(example: number): number {
     return Math.floor(example / this.layout.block);
   }
 
   /** Whether a block is written, by its marker. */
   written(block: number, signal?: AbortSignal): Promise<boolean> {
+    if (this.unwritten.some(([first, stop]) => block >= first && block < stop)) return Promise.resolve(false);
     let known = this.#markers.get(block);
     if (!known) {
       known = this.files.whole(`written/c/${block}`, signal).then((bytes) => {
@@ -157,10 +192,17 @@ export class Store {
   }
 
   async answerLogits(example: number, signal?: AbortSignal): Promise<Float32Array> {
+    return this.blockRow<Float32Array>("answer_logits", example, signal);
+  }
+
+  /** An example's values of an array whose pieces are whole blocks, with the example as its first axis. */
+  async blockRow<V extends Float32Array | Int32Array>(name: string, example: number, signal?: AbortSignal): Promise<V> {
     const block = this.block(example);
-    const { data } = await this.arrays.read<Float32Array>("answer_logits", [this.#blockRange(block), null], signal);
-    const [count, at] = [this.layout.choices.length, example - block * this.layout.block];
-    return data.subarray(at * count, (at + 1) * count);
+    const rest = this.arrays.shape(name).slice(1);
+    const { data } = await this.arrays.read<V>(name, [this.#blockRange(block), ...rest.map(() => null)], signal);
+    const width = rest.reduce((a, b) => a * b, 1);
+    const at = example - block * this.layout.block;
+    return data.subarray(at * width, (at + 1) * width) as V;
   }
 
   /** (layer, token) of the final token's attention averaged over heads. */
