@@ -143,3 +143,23 @@ def test_view_prints_its_address_and_ends_with_130(inside: Path) -> None:
         assert process.stdout.readline().startswith("http://127.0.0.1:")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) in (0, 130)
+
+
+def test_the_page_of_results_names_all_that_the_results_hold(folder: Path) -> None:
+    """Tables, arrays, dimensions and attributes in the section of each kind; columns by their own name, or what they end in."""
+    from stratascope.store import load_result
+
+    text = (ROOT / "docs" / "results.md").read_text("utf-8")
+    sections = {kind: set(re.findall(r"\w+", rest)) for kind, rest in re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.S | re.M)}
+    everywhere = set(re.findall(r"\w+", text))
+    kinds = set()
+    for path in sorted((folder / "demo").rglob("*.zarr.zip")):
+        result = load_result(path)
+        kinds.add(result.kind)
+        words = sections[result.kind]
+        named = {*result.tables, *result.attributes, *result.arrays, *(dim for dims, _ in result.arrays.values() for dim in dims)}
+        lacking = {name for name in named if name not in words and not name.startswith("draws_")}
+        columns = {str(column) for table in result.tables.values() for column in table.columns}
+        lacking |= {name for name in columns if not {name, re.sub(r"_(low|high|rank)$", "", name)} & everywhere and "support_" not in name}
+        assert not lacking, f"{path.name} ({result.kind})"
+    assert len(kinds) >= 9
