@@ -51,30 +51,7 @@ def estimated_sizes(
 ) -> pd.DataFrame:
     """Bytes of every array that is filled by block, and of all that is written at creation (row "created").
 
-    Parameters
-    ----------
-    n_tokens
-        (example,) lengths of the prompts; None: all as long as the longest.
-    has_map
-        (example,) which examples have maps; None: all.
-    position_present
-        (example, position); None: all.
-    thumbnails
-        (some, height, width, 3) pictures whose compressed size stands for all; None: photographs.
-    words
-        Token texts in the store's vocabulary.
-    knocked
-        Share of the examples whose knockouts are measured.
-
-    Returns
-    -------
-    pandas.DataFrame
-        array, shape, raw_bytes, estimated_bytes.
-
-    Raises
-    ------
-    InvalidInputError
-        If an array has another shape.
+    Parameters and result are those of `StoreLayout.estimate`; so is InvalidInputError for an array of another shape.
     """
     lengths = np.full(layout.examples, layout.tokens) if n_tokens is None else np.asarray(n_tokens)
     mapped = np.ones(layout.examples, dtype=bool) if has_map is None else np.asarray(has_map, dtype=bool)

@@ -206,6 +206,11 @@ class StoreLayout:
         -------
         pandas.DataFrame
             array, shape, raw_bytes, estimated_bytes (on disk).
+
+        Raises
+        ------
+        InvalidInputError
+            If an array has another shape.
         """
         from stratascope.store.estimate import estimated_sizes
 
