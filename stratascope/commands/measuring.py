@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -51,9 +52,22 @@ def share(store: str, weighing: str, out: Path | None) -> None:
 @click.argument("store")
 @options.examples
 @options.window
+@click.option(
+    "--form",
+    type=click.Choice(["raw", "dropped", "conditional"]),
+    default="raw",
+    show_default=True,
+    help="dropped: sinks left out at the end; conditional: left out of every map.",
+)
+@click.option("--discard", default=0.0, show_default=True, help="Share of each map's weights, the weakest, that is left out.")
+@click.option("--tower", default="decoder", show_default=True, help="vision is refused, with the reason.")
 @options.results
-def rollout(store: str, examples: tuple[int, ...] | None, window: tuple[int, ...] | None, out: Path | None) -> None:
+def rollout(
+    store: str, examples: tuple[int, ...] | None, window: tuple[int, ...] | None, form: Any, discard: float, tower: str, out: Path | None
+) -> None:
     """Attention rollout of the final token onto the image, for chosen examples.
+
+    Sinks are tokens that take ten times their fair share, at the first token and the image's edge.
 
     \b
     Example, after 'stratascope demo --out demo':
@@ -62,4 +76,5 @@ def rollout(store: str, examples: tuple[int, ...] | None, window: tuple[int, ...
     from stratascope.workflow.attention import roll_and_draw
 
     blocks = (window[0], window[-1] + 1) if window else None
-    click.echo(roll_and_draw(open_store(store), out or results_folder(store), examples=examples, window=blocks))
+    how: dict[str, Any] = {"form": form, "discard": discard, "tower": tower}
+    click.echo(roll_and_draw(open_store(store), out or results_folder(store), examples=examples, window=blocks, **how))

@@ -80,6 +80,8 @@ def _measured(store: str, findings: Findings) -> list[str]:
         numbers = ",".join(str(n) for n in found.table("examples")["example"])
         window = found.attributes.get("window")
         chosen = f" --window {window[0]}-{window[1] - 1}" if window else ""
+        form, discard = found.attributes.get("form", "raw"), found.attributes.get("discard", 0)
+        chosen += (f" --form {form}" if form != "raw" else "") + (f" --discard {discard:g}" if discard else "")
         lines.append(f"stratascope {found.kind} {store} --examples {numbers}{chosen}")
     return lines
 

@@ -12,7 +12,8 @@ from stratascope.workflow.choosing import MOST_SHOWN, first_examples
 from stratascope.workflow.pictures import picture, relative_boxes, verdict
 
 if TYPE_CHECKING:
-    from stratascope.analysis import RolloutResult
+    from stratascope.analysis import AttentionShare, RolloutResult
+    from stratascope.analysis.rollout import Form
     from stratascope.store import ActivationStore
 
 
@@ -50,24 +51,61 @@ def share_and_draw(store: ActivationStore, folder: Path, *, weighing: str = "att
         )
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     path = save_figure(figure, folder / f"{name}.png")
+    return f"{share_text(found)}\nfigure {path}\nresults in {folder}"
+
+
+def share_text(found: AttentionShare) -> str:
+    """The image's share and its highest block, sinks by the places where they lie, and what the image has without them."""
+    from stratascope.analysis.sinks import DROPPED
+
     image = found.parts.index("image")
     by_block = found.values[..., image].mean((0, 2))
     best = int(by_block.argmax())
-    return (
-        f"image: {found.tokens[:, image].mean():.1%} of the tokens, {by_block[best]:.1%} of the final token's attention in block {best} "
-        f"(its highest, mean over heads), {by_block.mean():.1%} over all blocks\nfigure {path}\nresults in {folder}"
-    )
+    lines = [
+        f"image: {found.tokens[:, image].mean():.1%} of the tokens, {by_block[best]:.1%} of the final token's attention in block "
+        f"{found.attributes['layers'][best]} (its highest, mean over heads), {by_block.mean():.1%} over all blocks"
+    ]
+    sinks = found.sink_table()
+    for row in sinks.to_dict("records"):
+        if row["count"] > 0:
+            lines.append(
+                f"sinks, {row['place'].replace('_', ' ')}: {row['count']:.2f} an example, in {row['examples_with']:.0%} of them; they draw "
+                f"{row['attention']:.1%} of the attention, most in block {row['layer']} head {row['head']}: {row['highest']:.1%}"
+            )
+    if len(lines) == 1:
+        return f"{lines[0]}\nno sinks: no token takes {found.attributes['times']:g} times its fair share"
+    if not sinks.loc[sinks["place"].isin(DROPPED), "count"].any():
+        return "\n".join(lines)
+    means = found.head_table()
+    without = float(means.loc[means["part"] == "image", "share_without_sinks"].mean())
+    if without != without:
+        return "\n".join([*lines, "the sinks take everything: nothing can be said of the rest"])
+    return "\n".join([*lines, f"without the sinks at the first token and the image's edge: {without:.1%} on the image over all blocks"])
 
 
-def roll_and_draw(store: ActivationStore, folder: Path, *, examples: Sequence[int] | None, window: tuple[int, int] | None) -> str:
-    """Rollout of chosen examples: saved, and drawn over the images."""
+def roll_and_draw(
+    store: ActivationStore,
+    folder: Path,
+    *,
+    examples: Sequence[int] | None,
+    window: tuple[int, int] | None,
+    form: Form = "raw",
+    discard: float = 0.0,
+    tower: str = "decoder",
+) -> str:
+    """Rollout of chosen examples: saved, drawn over the images, and said with what the image and the first token get."""
     from stratascope.analysis import rollout_examples
 
-    found = rollout_examples(store, first_examples(store, "attention_maps", examples), window=window)
+    chosen = first_examples(store, "attention_maps", examples) if tower == "decoder" else examples
+    found = rollout_examples(store, chosen, window=window, form=form, discard=discard, tower=tower)
     folder.mkdir(parents=True, exist_ok=True)
     found.save(folder / "rollout.zarr.zip")
     path = draw_rollouts(store, found, folder / "rollout.png")
-    return f"figure {path}\nresults in {folder}"
+    first, last = found.attributes["window"] or (0, store.layout.layers)
+    onto = sum(float(found.onto_image(k).sum()) for k in range(len(found.examples))) / len(found.examples)
+    said = f"{form} rollout, blocks {first} to {last - 1}, {len(found.examples)} examples: {onto:.1%} on the image, "
+    said += f"{float(found.values[:, 0, 0].mean()):.1%} on the first token"
+    return f"{said}\nfigure {path}\nresults in {folder}"
 
 
 def draw_rollouts(store: ActivationStore, found: RolloutResult, path: Path) -> Path:
@@ -91,8 +129,8 @@ def draw_rollouts(store: ActivationStore, found: RolloutResult, path: Path) -> P
             axes[k].set_title(text, fontsize=6.5, fontweight="normal")
         span = found.attributes["window"] or [0, store.layout.layers]
         figure.suptitle(
-            f"raw rollout of the final token, blocks {span[0]} to {span[1] - 1}, {found.attributes['fusion']} over heads; "
-            "full tint: the image's largest cell",
+            f"{found.attributes['form']} rollout of the final token, blocks {span[0]} to {span[1] - 1}, "
+            f"{found.attributes['fusion']} over heads; full tint: the image's largest cell",
             fontsize=8,
             x=0.01,
             ha="left",

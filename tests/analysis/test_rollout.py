@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from analysis_stores import random_maps
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from stratascope.analysis import (
     rollout_packed,
     rollout_stops,
 )
+from stratascope.cli import main
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError, StratascopeError
 from stratascope.store import decode_maps, encode_maps
 
@@ -259,3 +261,15 @@ def test_a_store_without_maps_says_why_rollout_is_impossible(settings, tmp_path:
         rollout_examples(bare, [0])
     with pytest.raises(StratascopeError, match="attention_rows"):
         attention_share(bare)
+
+
+def test_the_command_rolls_in_every_form_and_says_what_it_did(store, tmp_path) -> None:
+    for options, said in (((), "raw rollout, blocks 0 to 5"), (("--form", "dropped", "--window", "3-5"), "dropped rollout, blocks 3 to 5")):
+        done = CliRunner().invoke(main, ["rollout", store.name, "--examples", "0-1", *options, "--out", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        assert f"{said}, 2 examples: " in done.output
+    found = RolloutResult.load(tmp_path / "rollout.zarr.zip")
+    assert (found.attributes["form"], found.attributes["window"]) == ("dropped", [3, 6])
+    refused = CliRunner().invoke(main, ["rollout", store.name, "--tower", "vision"])
+    assert refused.exit_code == 2
+    assert "no store holds them" in refused.output
