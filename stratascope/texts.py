@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import ast
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stratascope.store.overview import bytes_text
@@ -21,7 +22,7 @@ def describe_store(store: ActivationStore) -> str:
     lines = [repr(store), "", "provenance"]
     for name, value in _flat(store.provenance):
         text = str(value).replace("\n", "\\n")
-        lines.append(f"  {name:<28} {text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + '...'}")
+        lines.append(f"  {name:<28} {_short(text)}")
     return "\n".join(lines)
 
 
@@ -65,13 +66,39 @@ def difference_text(found: StoreDifference) -> str:
     """In what two stores differ, a line a field or array."""
     lines = [f"a: {found.names[0]}", f"b: {found.names[1]}"]
     for title, table in (("provenance", found.provenance), ("layout", found.layout), ("examples", found.examples)):
-        lines += [f"{title:<11} {field}: {x} | {y}" for field, x, y in zip(table["field"], table["a"], table["b"], strict=True)]
+        for field, x, y in zip(table["field"], table["a"], table["b"], strict=True):
+            lines += _side_by_side(f"{title:<11} {field}:", x, y)
     for row in found.numbers.to_dict("records"):
         what = f"{row['values']:,} values equal"
         if row["different"]:
             what = f"{row['different']:,} of {row['values']:,} values differ, by at most {row['largest']:.3g} at {row['at']}"
         lines.append(f"numbers     {row['array']}: {what}")
     return "\n".join([*lines, "the same" if found.same else "the numbers are the same" if found.same_numbers else "different"])
+
+
+def _side_by_side(name: str, a: str, b: str) -> list[str]:
+    """Two values on a line; where they are long, below each other, and of lists only what one has and the other has not."""
+    if len(name) + len(a) + len(b) <= LONGEST_VALUE:
+        return [f"{name} {a} | {b}"]
+    try:
+        left, right = ast.literal_eval(a), ast.literal_eval(b)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # no list, but text
+        left, right = a, b
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        a, b = (_only_in(these, those) for these, those in ((left, right), (right, left)))
+    return [name, f"{'':<12}a: {_short(a)}", f"{'':<12}b: {_short(b)}"]
+
+
+def _only_in(these: Sequence[Any], those: Sequence[Any]) -> str:
+    """A list in words: how many it has, and those that the other lacks."""
+    own = [str(value) for value in these if value not in those]
+    if not these:
+        return "none"
+    return f"{len(these)} values" + (f", of them only here {', '.join(own)}" if own else ", all of them there too")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
 
 
 def fetched_text(report: FetchReport) -> str:

@@ -195,3 +195,23 @@ def test_an_interruption_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> No
     result = run("demo", "--scenes", "10", "--out", "never")
     assert result.exit_code == 130
     assert "goes on from here" in result.stderr
+
+
+def test_long_lists_in_a_difference_are_told_by_what_only_one_has() -> None:
+    from stratascope.texts import _side_by_side
+
+    cells = [f"cell_{row}_{column}" for row in range(6) for column in range(6)]
+    lines = _side_by_side("layout      knockout_targets:", repr(cells), repr([*cells[:-1], "image"]))
+    assert lines == [
+        "layout      knockout_targets:",
+        f"{'':12}a: 36 values, of them only here cell_5_5",
+        f"{'':12}b: 36 values, of them only here image",
+    ]
+    assert all(len(line) <= 120 for line in _side_by_side("layout      knockout_targets:", "[]", repr(cells)))
+    assert _side_by_side("layout      fusion:", "mean", "max") == ["layout      fusion: mean | max"]
+    text = "x" * 90
+    assert _side_by_side("provenance  prompt.text:", text, "[" + text) == [
+        "provenance  prompt.text:",
+        f"{'':12}a: {text}",
+        f"{'':12}b: [{text}",
+    ]

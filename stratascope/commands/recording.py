@@ -141,7 +141,12 @@ def _share(shard: tuple[int, int] | None, chosen: dict[str, Any]) -> tuple[int, 
     """This process's part of the blocks, and its GPU: as was asked for, else as its launcher says."""
     from stratascope.extract.ranks import device_of, launched_rank, visible_gpus
 
-    rank = launched_rank(os.environ)
+    try:
+        rank = launched_rank(os.environ)
+    except InvalidInputError:
+        if shard is None:
+            raise
+        rank = None
     if rank is None or rank.of == 1:
         return shard or (0, 1)
     said = [] if shard else [rank.text]

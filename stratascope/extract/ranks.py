@@ -14,6 +14,10 @@ LAUNCHERS = {
 """Launcher -> the variables that hold the process's number, how many there are, and its number on its machine."""
 
 
+STARTED_BY_SRUN = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS")
+"""At least one of them is set in every task that srun starts, and none in the batch script itself."""
+
+
 @dataclass(frozen=True)
 class Rank:
     """A process's place among those that a launcher started."""
@@ -37,11 +41,18 @@ def launched_rank(environment: Mapping[str, str]) -> Rank | None:
     Raises
     ------
     InvalidInputError
-        If the variables do not make sense together.
+        If the variables do not make sense together; or in a SLURM batch of several tasks without srun, where this process is numbered as
+        the first of them and the others will never be started.
     """
     for launcher, names in LAUNCHERS.items():
         if names[0] in environment:
-            return _rank(launcher, names, environment)
+            rank = _rank(launcher, names, environment)
+            if launcher == "SLURM" and rank.of > 1 and not any(name in environment for name in STARTED_BY_SRUN):
+                raise InvalidInputError(
+                    f"expected srun to start this batch's {rank.of} tasks, found a process that it did not start: put srun in front of the "
+                    f"command, pass --shard 0/1 to do all of the work in this process, or --shard I/N for a part"
+                )
+            return rank
     return None
 
 

@@ -10,14 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from stratascope.cli import main
 from stratascope.errors import InvalidInputError
 from stratascope.extract.ranks import Rank, device_of, launched_rank
 from stratascope.store import ActivationStore
 from tests.extract.test_extraction import contents
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-SLURM = {"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}
+SLURM = {"SLURM_PROCID": "2", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"}
+BATCH = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "17"}
+"""As a batch script sees it that calls the command without srun."""
 
 
 def test_ranks_are_what_the_launcher_says() -> None:
@@ -38,6 +42,26 @@ def test_variables_that_make_no_sense_together_are_refused(odd: dict[str, str | 
     environment = {name: value for name, value in {**TORCHRUN, **odd}.items() if value is not None}
     with pytest.raises(InvalidInputError, match=r"expected torchrun's variables .* found RANK=.*pass --shard I/N"):
         launched_rank(environment)
+
+
+def test_a_batch_of_several_tasks_without_srun_is_refused_and_told_what_to_do() -> None:
+    with pytest.raises(InvalidInputError, match=r"expected srun to start this batch's 4 tasks.*--shard 0/1"):
+        launched_rank(BATCH)
+    assert launched_rank({**BATCH, "SLURM_NTASKS": "1"}) == Rank("SLURM", 0, 1, 0)
+    assert launched_rank({**BATCH, **TORCHRUN}).launcher == "torchrun"
+
+
+@pytest.mark.parametrize(("more", "code"), [((), 2), (("--shard", "0/1"), 0)])
+def test_an_explicit_shard_settles_a_batch_without_srun(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], code: int
+) -> None:
+    pytest.importorskip("torch")
+    for name, value in BATCH.items():
+        monkeypatch.setenv(name, value)
+    words = _command(scenes, tmp_path / "s.zarr")[3:]
+    result = CliRunner().invoke(main, [*words, "--limit", "4", *more])
+    assert result.exit_code == code, result.output
+    assert (tmp_path / "s.zarr").exists() is (code == 0)
 
 
 def test_each_process_has_its_own_gpu() -> None:
