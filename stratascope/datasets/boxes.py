@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stratascope.datasets.json_rows import json_rows
 from stratascope.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in the image file's pixels."""
+
+
+_FIELDS = ("id", "image_id", "category_id", "bbox", "iscrowd")
+"""Of an annotation."""
 
 
 class BoxIndex:
@@ -31,6 +35,8 @@ class BoxIndex:
     def from_coco(cls, path: Path | str) -> BoxIndex:
         """Read COCO's `instances*.json`: images, annotations with `bbox` as [x, y, width, height], categories.
 
+        Outlines are let go row by row: all of train2017 takes less than 1 GB of memory.
+
         Boxes that reach beyond their image by up to a pixel are cut to it.
 
         Raises
@@ -38,11 +44,20 @@ class BoxIndex:
         InvalidInputError
             If the file is not of that form, or a box lies outside its image (the annotation is named).
         """
+        images: dict[int, tuple[str, float, float]] = {}
+        names: dict[int, str] = {}
+        annotations: list[dict[str, Any]] = []
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            images = {int(row["id"]): (str(row["file_name"]), float(row["width"]), float(row["height"])) for row in data["images"]}
-            names = {int(row["id"]): str(row["name"]) for row in data["categories"]}
-            annotations = list(data["annotations"])
+            with Path(path).open(encoding="utf-8") as file:
+                for key, row in json_rows(file):
+                    if key == "images":
+                        images[int(row["id"])] = (str(row["file_name"]), float(row["width"]), float(row["height"]))
+                    elif key == "categories":
+                        names[int(row["id"])] = str(row["name"])
+                    elif key == "annotations":  # without its outline, which is most of the file
+                        annotations.append({name: row[name] for name in _FIELDS if name in row})
+            if not images or not names:
+                raise ValueError("no images, or no categories")
         except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise InvalidInputError(
                 f"{path}: expected COCO's instances format (images, annotations, categories), found: {type(error).__name__} {error}"
