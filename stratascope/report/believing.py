@@ -40,6 +40,8 @@ def best_method(findings: Findings) -> list[Block]:
     if "second_label" in best:
         ahead = Cited(f"{best['ahead']:.2f}", float(best["ahead"]), source)
         words += ["; it is ", ahead, f" ahead of {best['second_label']}{'' if best['ahead_low'] > 0 else ', which may be chance'}"]
+    if best["method"] == "estimate":
+        words.append(" (an estimate of that very effect, so that it is no other witness)")
     return [Prose([*words, "."], lead=True)]
 
 

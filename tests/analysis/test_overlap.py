@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from analysis_stores import GRID, HEADS, IMAGE, LAYERS, TELLING, cells_inside, planted_store
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -27,6 +29,7 @@ from stratascope.analysis import (
 )
 from stratascope.analysis.auroc import auroc
 from stratascope.analysis.boxes import box_tokens, shown_boxes
+from stratascope.cli import main
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 from stratascope.store import ActivationStore
 
@@ -217,6 +220,15 @@ def test_the_head_that_was_planted_predicts_right_answers_and_beats_the_boxes(pl
     again = AnswerPrediction.load(tmp_path / "p.zarr.zip")
     assert again.table.to_dict() == found.table.to_dict()
     assert (again.baseline, again.attributes) == (found.baseline, found.attributes)
+
+
+def test_the_command_and_the_figure_say_whether_overlap_predicts_a_right_answer(planted, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["overlap", planted.name, "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert re.search(r"AUROC for a right answer: block \d head \d .* the boxes' geometry alone .*: more than the geometry", done.output)
+    drawn = CliRunner().invoke(main, ["figure", "prediction", str(tmp_path), "-o", str(tmp_path / "b.png")])
+    assert drawn.exit_code == 0, drawn.output
+    assert (tmp_path / "b.png").stat().st_size > 3000
 
 
 def test_where_size_alone_decides_the_baseline_finds_it_and_attention_has_no_advantage(planted) -> None:
