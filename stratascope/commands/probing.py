@@ -60,6 +60,13 @@ if TYPE_CHECKING:
     help="mdl: in how few bits labels can be sent (online codelength); calibration: whether probabilities mean what they say.",
 )
 @click.option("--transfer", is_flag=True, help="Test the probes of each layer at all other layers, too.")
+@click.option(
+    "--transfer-to",
+    callback=options.names,
+    default="",
+    metavar="PLACE,PLACE",
+    help="Test them at other positions, or in a --baseline by its name, too: at all layers.",
+)
 @click.option("--split", callback=options.names, metavar="TRAIN,TEST", help="The store's own splits, instead of cross-validation.")
 @click.option("--folds", default=5, show_default=True, help="Parts of the cross-validation; all examples of an image are in one.")
 @click.option("--groups", default="image", show_default=True, metavar="COLUMN", help="Examples alike in this are in one fold.")

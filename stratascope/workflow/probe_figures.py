@@ -204,9 +204,10 @@ def draw_confusion_figure(curve: LayerCurve, folder: Path) -> Path:
     return save_figure(figure, folder / f"{file_name('confusion', curve.task, curve.position)}.png")
 
 
-def draw_transfer_figure(table: pd.DataFrame, curve: LayerCurve, folder: Path) -> Path:
-    """The layer by layer matrix."""
+def draw_transfer_figure(table: pd.DataFrame, curve: LayerCurve, folder: Path, parts: Sequence[str | None]) -> Path:
+    """The layer by layer matrix; `parts` are those of the file's name, of which the last says where probes were tested."""
     figure, (ax,) = new_figure(1, width=3.4, height=2.9)
     with paper_style():
-        draw_transfer(table, ax, title=f"{curve.task} at {curve.position}" if curve.position else curve.task)
-    return save_figure(figure, folder / f"{file_name('transfer', curve.task, curve.position)}.png")
+        title = f"{curve.task} at {curve.position}" if curve.position else curve.task
+        draw_transfer(table, ax, title=f"{title} to {parts[-1]}" if "to" in parts[3:] else title)
+    return save_figure(figure, folder / f"{file_name(*parts)}.png")

@@ -47,6 +47,8 @@ class ProbeRequest:
     """Column of the examples by whose values accuracy is taken apart."""
     measures: tuple[str, ...] = ()
     """mdl, calibration: measured besides."""
+    transfer_to: tuple[str, ...] = ()
+    """Positions, and names of baselines, where probes of each layer are tested, too."""
     transfer: bool = False
     """Whether probes of each layer are tested at all others."""
     metric: str | None = None
@@ -95,7 +97,8 @@ def probe_and_draw(
     by_head = holds_heads(store, request.array)
     _check_metric(request.metric)
     check_measures(request.measures, by_head=by_head)
-    if request.transfer and by_head:
+    _check_transfer(store, request)
+    if (request.transfer or request.transfer_to) and by_head:
         raise InvalidInputError(f"expected an array of one vector a position for --transfer, found {request.array}; leave --transfer out")
     studies = _studies(store, request)
     say(_cost(list(studies.values()), run))
@@ -117,14 +120,25 @@ def probe_and_draw(
     layers = probe_figures.LAYER_LABELS.get(request.array, "layer")
     said, more = measure(request.measures, studies, curves, folder, layers, run)
     lines, figures = [*lines, *said], [*figures, *more]
-    if request.transfer:
-        figures += list(_transfer(studies, curves, folder, run))
+    figures += list(_transfer(studies, curves, request, folder, run))
     return "\n".join([*lines, *(f"figure {path}" for path in figures), f"results in {folder}"])
 
 
 def _check_metric(metric: str | None) -> None:
     if metric is not None and metric not in METRICS and not metric.startswith("r2_"):
         raise InvalidInputError(f"expected --metric among {', '.join(METRICS)}, or r2_TARGET, found {metric!r}")
+
+
+def _check_transfer(store: ActivationStore, request: ProbeRequest) -> None:
+    """Raises InvalidInputError for a place that is neither a position of the array nor a baseline."""
+    from stratascope.probe.study import positions_of
+
+    known = [*(place for place in positions_of(store, request.array) if place), *request.baselines]
+    for name in request.transfer_to:
+        if name not in known:
+            raise InvalidInputError(
+                f"expected --transfer-to with a position or the name of a baseline, found {name!r}; there are {', '.join(known)}"
+            )
 
 
 def _studies(store: ActivationStore, request: ProbeRequest) -> dict[tuple[str, str | None], Study]:
@@ -143,6 +157,9 @@ def _studies(store: ActivationStore, request: ProbeRequest) -> dict[tuple[str, s
             shared = _wanted(store, request.only)
             if request.baselines:
                 shared &= np.all([s.available(request.array, place) for s in (store, *request.baselines.values())], axis=0)
+            for other in request.transfer_to:
+                if other not in request.baselines:
+                    shared &= store.available(request.array, other)
             examples = None if shared.all() else np.flatnonzero(shared)
             tasks = request.tasks if name else request.all_tasks
             studies[name, place] = plan_study(which, tasks, (place,), examples=examples, **options)
@@ -256,13 +273,19 @@ def _head_lines(curves: Sequence[LayerCurve], request: ProbeRequest) -> list[str
 
 
 def _transfer(
-    studies: Mapping[tuple[str, str | None], Study], curves: Sequence[LayerCurve], folder: Path, run: Mapping[str, Any]
+    studies: Mapping[tuple[str, str | None], Study],
+    curves: Sequence[LayerCurve],
+    request: ProbeRequest,
+    folder: Path,
+    run: Mapping[str, Any],
 ) -> Iterator[Path]:
-    """The layer by layer matrix of each task and position, saved and drawn."""
+    """The layer by layer matrix of each task and position, to itself and to each other place, saved and drawn."""
     from stratascope.probe import transfer_of
 
-    for curve in _plain(curves):
-        if not curve.targets:
-            table = transfer_of(studies["", curve.position], curve.task, **run)
-            save_table(folder, "transfer", table, curve, "transfer", curve.task, curve.position)
-            yield probe_figures.draw_transfer_figure(table, curve, folder)
+    for curve in [curve for curve in _plain(curves) if not curve.targets]:
+        for name in [*([""] if request.transfer else []), *(to for to in request.transfer_to if to != curve.position)]:
+            there: dict[str, Any] = {"to": request.baselines[name]} if name in request.baselines else {"to_position": name or None}
+            table = transfer_of(studies["", curve.position], curve.task, **there, **run)
+            parts = ("transfer", curve.task, curve.position, *(("to", name) if name else ()))
+            save_table(folder, "transfer", table, curve, *parts, **({"to": name} if name else {}))
+            yield probe_figures.draw_transfer_figure(table, curve, folder, parts)

@@ -185,3 +185,30 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_solved(stores, tm
     assert said.exit_code == 2
     assert message in said.output
     assert not list(tmp_path.iterdir())
+
+
+def test_probes_are_tested_at_another_position_and_in_another_store(stores, tmp_path):
+    mirror = planted_store(tmp_path / "m.zarr", condition="mirror", heads=True, vision=True, boxes=True, split=True)
+    options = (
+        "--positions",
+        "final",
+        "--tasks",
+        "truth",
+        "--strengths",
+        "1e-2,1e-1",
+        "--layers",
+        "1,4",
+        "--transfer-to",
+        "relation,mirror",
+    )
+    said = run(stores[0], *options, "--baseline", mirror, "--out", tmp_path / "r")
+    assert said.exit_code == 0, said.output
+    for name in ("relation", "mirror"):
+        table = load_result(tmp_path / "r" / f"transfer-truth-final-to-{name}.zarr.zip", "transfer")
+        assert table.attributes["to"] == name
+        score = table.tables["table"].set_index(["layer", "to_layer"])["value"]
+        assert score[4, 4] < 0.65, "only the final token of the original images has it"
+        assert (tmp_path / "r" / f"transfer-truth-final-to-{name}.png").exists()
+    assert not (tmp_path / "r" / "transfer-truth-final.zarr.zip").exists()
+    refused = run(stores[0], *options[:-1], "blank", "--out", tmp_path / "s")
+    assert "expected --transfer-to with a position or the name of a baseline, found 'blank'; there are final, relation" in refused.output
