@@ -31,7 +31,7 @@ POSITION_WORDS = {
 
 
 def headline(findings: Findings) -> list[Block]:
-    """Onset, peak, offset, what the baselines do, and how the model itself does: sentences, then the same as tiles.
+    """Onset, peak and offset in a sentence, tiles, then sentences on what the baselines do and how the model itself does.
 
     The curve that it speaks of is truth at the final token where there is one, else the first by task and position.
     """
@@ -41,9 +41,11 @@ def headline(findings: Findings) -> list[Block]:
         curve = findings.curves[0]
         blocks.append(Prose([*_onset(curve), *_peak(curve), *_offset(curve)], lead=True))
         tiles += _curve_tiles(curve)
-        for found in findings.advantages_of(curve):
-            blocks.append(Prose(_advantage(curve, found, findings), lead=True))
-            tiles.append(_advantage_tile(curve, found))
+        advantages = findings.advantages_of(curve)
+        blocks += [Prose(_advantage(curve, found, findings)) for found in advantages]
+        # over all baselines at once is the claim: beside it, those over single ones are for the sentences below
+        claims = [found for found in advantages if "of" in (found.attributes.get("baseline") or {})]
+        tiles += [_advantage_tile(curve, found) for found in claims or advantages]
     answers = findings.of("answer_confidence")
     if answers:
         row = answers[0].table("confidence").iloc[0]
@@ -51,9 +53,10 @@ def headline(findings: Findings) -> list[Block]:
         right = Cited(percent(row["accuracy"]), float(row["accuracy"]), source)
         ends = _ends(row["accuracy_low"], row["accuracy_high"], answers[0], "all relations", table="tables/confidence")
         who = "With untrained weights the model answers " if answers[0].condition.startswith("untrained") else "The model itself answers "
-        blocks.append(Prose([who, right, *ends, " of the examples right."], lead=True))
+        blocks.append(Prose([who, right, *ends, " of the examples right."]))
         tiles.append(Fact(right, "of the model's answers are right", ends))
-    return [Facts(tiles), *blocks] if tiles else blocks
+    # the answer first, its numbers at a glance, then what they are measured against
+    return [*blocks[:1], Facts(tiles), *blocks[1:]] if tiles else blocks
 
 
 def peak(curve: Found, metric: str | None = None) -> pd.Series[Any]:
