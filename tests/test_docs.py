@@ -1,6 +1,7 @@
 """Every command that the documentation prints is run, or at least read by the command line.
 
-The convention: in README.md and docs/*.md a block that begins with ```sh holds commands. Those of this package are run in their order, in
+The convention: in README.md and docs/*.md a block that begins with ```sh holds commands, and one that begins with ```bash those that
+are only read (they need a GPU, a cluster or the network, or are run by tests/test_docs_pages.py). The first are run in their order, in
 a folder that holds `demo/` (a small one), `vsr/` in the form that `stratascope fetch vsr` leaves, and small data sets of What's Up; large
 models are replaced by the built-in one. What needs the network or never ends is only read: its options must exist.
 """
@@ -46,6 +47,18 @@ def commands_of(page: Path) -> list[str]:
                 if words[0] == "stratascope":
                     found.append(shlex.join(words[:end]))
                 words = words[end + 1 :]
+    return found
+
+
+def only_read_commands(page: Path) -> list[str]:
+    """Commands of a page's bash blocks, which need a GPU, a cluster or the network; `...` stands for the options above."""
+    found: list[str] = []
+    for block in re.findall(r"^ *```bash\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").replace(" ... ", " --model demo --examples e.jsonl --images i ").splitlines():
+            code = line.partition(" #")[0]
+            for part in re.split(r"&&|\||;", "" if code.startswith("#") else code):
+                if (at := re.search(r"(^|\s)(stratascope \w.*)", part)) and "pip install" not in part:
+                    found.append(at.group(2).strip())
     return found
 
 
@@ -125,6 +138,25 @@ def run(line: str) -> None:
 def test_the_commands_of_a_page_work(page: Path, inside: Path) -> None:
     for line in commands_of(page):
         run(line)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if only_read_commands(page)], ids=lambda page: page.name)
+def test_commands_that_cannot_be_run_here_are_read_by_the_command_line(page: Path, folder: Path) -> None:
+    for line in only_read_commands(page):
+        read_only(shlex.split(line.replace("demo/results", str(folder / "demo" / "results"))))
+
+
+def test_the_hour_on_a_rented_gpu_is_read() -> None:
+    read = only_read_commands(ROOT / "docs" / "gpu.md")
+    assert {line.split()[1] for line in read} >= {"fetch", "plan", "extract", "verify"}
+    assert any("--time --price" in line for line in read)
+
+
+def test_no_block_of_commands_is_in_another_language() -> None:
+    """sh is run, bash only read; a console or shell block would be neither."""
+    for page in PAGES:
+        found = set(re.findall(r"^ *```(\w+)", page.read_text(), re.MULTILINE))
+        assert found <= {"sh", "bash", "text", "python", "json", "html", "nginx", "toml", "yaml", "ts", "js"}, page.name
 
 
 @pytest.mark.parametrize("line", help_examples(), ids=lambda line: line.split()[1])
