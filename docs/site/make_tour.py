@@ -96,7 +96,8 @@ faith.rows()[["label", "correlation", "low", "high"]].round(2)""",
         "markdown",
         """## A probe of your own
 
-Any column, or any value by example id, is a task. Here: is the first-named thing in the left half of the image? It is asked where the
+Any column of classes, or any classes by example id, are a task; cut numbers into classes first, as here (only `geometry`, where the things
+are, is predicted as numbers). is the first-named thing in the left half of the image? It is asked where the
 model writes that thing's name.""",
     ),
     (

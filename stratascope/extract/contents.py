@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +46,7 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
     """One row an example. Sizes and boxes are those of the part of the image that the cells cover, as if that were the image.
 
     Where some model sees only a part (LLaVA-1.5's middle square) or more than the image (padded), the columns `view_*` say where
-    that is in the file, and `file_width` and `file_height` how large that is.
+    that is in the file, and `file_width` and `file_height` how large that is. The rows' other plain fields follow as columns of their own.
     """
     partial = not all(is_whole(layout.view, *plan.file_size(k)) for k, layout in enumerate(plan.layouts))
     rows = []
@@ -77,7 +79,18 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
                 seen = scaled(_unflipped(plan, seen, view_size(view)[0]), view_size(view), size)
             row |= dict(zip([f"{name}_{side}" for side in _SIDES], seen or (np.nan,) * 4, strict=True))
         rows.append(row)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    names = dict.fromkeys(name for example in plan.examples for name in example.extra if name not in table.columns)
+    fields = {name: _column([example.extra.get(name) for example in plan.examples]) for name in names}
+    return pd.concat([table, pd.DataFrame(fields)], axis=1) if fields else table
+
+
+def _column(values: Sequence[Any]) -> pd.Series[Any]:
+    """A field of the rows: numbers or truth values as they are where all rows agree in that, else text; missing where a row has none."""
+    kinds = {"truth" if isinstance(v, bool) else "text" if isinstance(v, str) else "number" for v in values if v is not None}
+    if kinds == {"number"} or (kinds == {"truth"} and None not in values):
+        return pd.Series(values)
+    return pd.Series([v if v is None or isinstance(v, str) else json.dumps(v) for v in values], dtype=object)
 
 
 def _unflipped(plan: ExtractionPlan, box: Box, width: float) -> Box:

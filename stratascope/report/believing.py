@@ -101,7 +101,12 @@ def attribution_blocks(findings: Findings, store: str) -> list[Block]:
     for _, r in table.iterrows():
         through = max(parts, key=lambda name: abs(r[name])).removeprefix("support_").replace("_", " ") if parts else "not recorded"
         rows.append(
-            [f"block {int(r['layer'])}, head {int(r['head'])}", f"{r['carried']:+.1%}".replace("%", " %"), _signed(r["support"]), through]
+            [
+                f"block {int(r['layer'])}, head {int(r['head'])}",
+                f"{r['carried']:+.1%}".replace("%", " %").replace("-", "−"),
+                _signed(r["support"]),
+                through,
+            ]
         )
     first, second = found[0].attributes["choices"][:2]
     return [
@@ -111,7 +116,7 @@ def attribution_blocks(findings: Findings, store: str) -> list[Block]:
                     FIGURES["carried"].figure(findings, width=4.1, height=2.6),
                     "share of the logit difference's variance that heads and the rest of each block carry, by block",
                     f"Of the variance over examples of logit({first}) − logit({second}).",
-                    "What writes the answer",
+                    "Heads, and the rest of each block",
                     [found[0].source("tables/heads"), found[0].source("tables/blocks")],
                 ),
                 Drawing(

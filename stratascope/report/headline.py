@@ -65,6 +65,19 @@ def peak(curve: Found, metric: str | None = None) -> pd.Series[Any]:
     return rows.iloc[int(rows["value"].to_numpy().argmax())]
 
 
+def signed(number: str) -> str:
+    """A number's text with a minus sign in place of a hyphen."""
+    return number.replace("-", "−")
+
+
+def asked(findings: Findings) -> str:
+    """What the first curve asks, as the end of "In which layers ..."; in general where there is none."""
+    if not findings.curves:
+        return "a spatial relation can be read"
+    task = findings.curves[0].task
+    return f"it can be read {TASK_WORDS[task]}" if task in TASK_WORDS else f"the column “{task}” can be read"
+
+
 def percent(value: float) -> str:
     """A share as text."""
     return f"{100 * value:.1f} %"
@@ -89,8 +102,6 @@ def _layers(event: pd.Series[Any], curve: Found) -> list[str | Cited]:
     if low < 0 or high < 0:
         return []
     level = f"{100 * float(event['level']):.0f} % interval"
-    if low == high:
-        return [f" ({level}: ", Cited(f"layer {low}", low, source), " alone)"]
     return [f" ({level}: layers ", Cited(str(low), low, source), " to ", Cited(str(high), high, source), ")"]
 
 
@@ -124,13 +135,20 @@ def _advantage(curve: Found, found: Found, findings: Findings) -> list[str | Cit
     gained = _gain(found, row, metric)
     event = found.event("onset")
     real: list[str | Cited] = (
-        [" (real from ", Cited(f"layer {event['layer']}", int(event["layer"]), found.source("tables/events", "onset")), " on)"]
+        [
+            " (differs from chance from ",
+            Cited(f"layer {event['layer']}", int(event["layer"]), found.source("tables/events", "onset")),
+            " on)",
+        ]
         if event["found"]
         else [" (", Cited("in no layer", -1, found.source("tables/events", "onset")), " more than chance would give)"]
     )
     if "of" in over:
-        at = f"Over the best of its baselines at once, layer by layer, it is at layer {row['layer']} still "
-        return [at, *gained, " ahead", *real, ": that is what may be claimed."]
+        at = f"Over the best of its baselines, layer by layer, it is at layer {row['layer']} "
+        if event["found"]:
+            return [at, *gained, " ahead", *real, ": that much may be claimed."]
+        none = Cited("no layer", -1, found.source("tables/events", "onset"))
+        return [at, *gained, "; in ", none, " is that more than chance would give, so that nothing may be claimed beyond the baselines."]
     other = findings.controls_of(curve) if control else findings.baselines_of(curve)
     words: list[str | Cited] = []
     for baseline in other:
@@ -162,14 +180,14 @@ def _gain(found: Found, row: pd.Series[Any], metric: str) -> list[str | Cited]:
     scale, unit = (100, " points") if points else (1, "")
     value, low, high = (float(row[name]) for name in ("value", "low_simultaneous", "high_simultaneous"))
     digits = 1 if points else 2
-    shown = Cited(f"{scale * value:+.{digits}f}{unit}", value, found.source("tables/table", which))
+    shown = Cited(signed(f"{scale * value:+.{digits}f}{unit}"), value, found.source("tables/table", which))
     source = found.source("tables/table", f"{which}, simultaneous over layers")
     return [
         shown,
         " [",
-        Cited(f"{scale * low:.{digits}f}", low, source),
+        Cited(signed(f"{scale * low:.{digits}f}"), low, source),
         ", ",
-        Cited(f"{scale * high:.{digits}f}", high, source),
+        Cited(signed(f"{scale * high:.{digits}f}"), high, source),
         "]",
     ]
 
@@ -204,4 +222,4 @@ def _ends(low: float, high: float, found: Found, which: str, metric: str = "accu
 
 
 def _score(value: float, metric: str) -> str:
-    return percent(float(value)) if metric in ("accuracy", "balanced_accuracy") else f"{value:.2f}"
+    return percent(float(value)) if metric in ("accuracy", "balanced_accuracy") else signed(f"{value:.2f}")

@@ -101,17 +101,21 @@ def _template() -> Template:
     return environment.from_string(_shell("page.html"))
 
 
-def _pieces(words: Words | Cited) -> list[tuple[str | Cited, bool]]:
-    """The pieces of a text, and whether each is followed by its footnote: the last of several numbers of one source is."""
+def _pieces(words: Words | Cited) -> list[tuple[str | Cited, Source | None]]:
+    """The pieces of a text, and whose footnote follows each: the last of several numbers of one source has one, after its bracket."""
     parts = [words] if isinstance(words, str | Cited) else list(words)
-    found: list[tuple[str | Cited, bool]] = []
+    found: list[tuple[str | Cited, Source | None]] = []
     after: Source | None = None
     for part in reversed(parts):
         if isinstance(part, Cited):
-            found.append((part, part.source != after))
+            noted = part.source if part.source != after else None
+            if noted and found and isinstance(text := found[-1][0], str) and text.startswith("]"):  # in it, it would read as an exponent
+                found[-1:] = [(text[1:], None), ("]", noted)]
+                noted = None
+            found.append((part, noted))
             after = part.source
         else:
-            found.append((part, False))
+            found.append((part, None))
     return found[::-1]
 
 
@@ -140,5 +144,5 @@ def _number(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, float | np.floating):
-        return f"{value:.3g}"
+        return f"{value:.3g}".replace("-", "−")
     return f"{value:,}" if isinstance(value, int | np.integer) else str(value)

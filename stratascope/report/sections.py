@@ -83,7 +83,7 @@ def position_blocks(findings: Findings, store: str) -> list[Block]:
                 f"{score_of(curves[0])} of probes for {task}, positions by layers",
                 "That the relation can be read where its own word stands is no finding; that its truth can be, is."
                 if task == "relation"
-                else "",
+                else "A row for each place in the prompt, a column for each layer.",
                 f"{task}",
                 [c.source("tables/table") for c in curves],
             )

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from stratascope.report.believing import attribution_blocks, best_method, faithfulness_blocks
 from stratascope.report.blocks import Block, Card, Cards, Missing, Prose, Section
 from stratascope.report.findings import Findings
-from stratascope.report.headline import headline
+from stratascope.report.headline import asked, headline
 from stratascope.report.page import Page
 from stratascope.report.pointing import pointing_blocks
 from stratascope.report.redo import provenance
@@ -52,7 +52,7 @@ def report_page(store: ActivationStore, findings: Findings, *, command_name: str
         Section("How to make this again", provenance(store, findings), "redo"),
     ]
     return Page(
-        title or f"In which layers of {model} a spatial relation can be read",
+        title or f"In which layers of {model} {asked(findings)}",
         sections,
         f"{PurePath(store.name).name} · {layout.examples:,} examples · {layout.layers} decoder blocks of {layout.heads} heads · "
         f"condition {condition}",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from stratascope.report import draw_attention_share, draw_overlay, new_figure, paper_style, save_figure
 from stratascope.workflow.choosing import MOST_SHOWN, first_examples
-from stratascope.workflow.pictures import picture, relative_boxes, verdict
+from stratascope.workflow.pictures import picture, relative_boxes, said
 
 if TYPE_CHECKING:
     from stratascope.analysis import AttentionShare, RolloutResult
@@ -109,14 +109,14 @@ def roll_and_draw(
 
 
 def draw_rollouts(store: ActivationStore, found: RolloutResult, path: Path) -> Path:
-    """Up to eight examples in rows of four: image, rollout onto its cells, boxes where known, caption and label."""
+    """Up to eight examples: image, rollout onto its cells, boxes where known, number, caption, label and the model's answer."""
     shown = range(min(len(found.examples), MOST_SHOWN))
-    columns = min(len(shown), 4)
+    columns = len(shown) if len(shown) <= 5 else min((4, 3), key=lambda n: -len(shown) % n)
     from matplotlib.figure import Figure
 
     with paper_style():
         lines = -(-len(shown) // columns)
-        figure = Figure(figsize=(1.85 * columns, 2.15 * lines + 0.25))
+        figure = Figure(figsize=(1.85 * columns, 2.25 * lines + 0.25))
         axes = figure.subplots(lines, columns, squeeze=False).ravel()
         for ax in axes[len(shown) :]:
             ax.remove()
@@ -124,7 +124,8 @@ def draw_rollouts(store: ActivationStore, found: RolloutResult, path: Path) -> P
         for k, (number, boxes) in enumerate(zip(numbers, relative_boxes(store, numbers), strict=True)):
             row = store.examples.iloc[number]
             cells = found.onto_image(k)
-            text = f"{textwrap.fill(row.caption, 34)}\n{verdict(store, number)}; {cells.sum():.0%} on the image"
+            caption = textwrap.fill(f"#{number} {row.caption}", 34)
+            text = f"{caption}\n{textwrap.fill(said(store, number), 40)}\n{cells.sum():.0%} of it on the image"
             draw_overlay(picture(store, number), cells, axes[k], boxes=boxes)
             axes[k].set_title(text, fontsize=6.5, fontweight="normal")
         span = found.attributes["window"] or [0, store.layout.layers]

@@ -44,6 +44,18 @@ def relative_boxes(store: ActivationStore, examples: Sequence[int]) -> list[dict
     ]
 
 
+def said(store: ActivationStore, example: int) -> str:
+    """Label and the model's answer beside each other; the label alone where no answers are recorded."""
+    label = verdict(store, example)
+    label = label if label.startswith("right") else f"label {label}"
+    try:
+        logits = store.read("answer_logits", examples=[example])[0]
+    except NotRecordedError:
+        return label
+    known = store.provenance.get("prompt", {}).get("answers") or store.layout.choices
+    return f"{label}, model says {str(known[int(logits.argmax())]).strip().lower()}"
+
+
 def verdict(store: ActivationStore, example: int) -> str:
     """What an example's label says: true or false, or the right answer of a question."""
     label = int(store.examples["label"].iloc[example])
