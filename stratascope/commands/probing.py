@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     "--only",
     multiple=True,
     metavar="COLUMN=VALUE",
-    help="Leave out all other examples: label=1 for true captions, whose relation is the image's; may be repeated.",
+    help="Leave out all other examples: label=1 for true captions, whose relation is the image's. Repeated: any of a column's values.",
 )
 @click.option("--by", default="relation", show_default=True, metavar="COLUMN", help="Accuracy for each value of this column, too.")
 @click.option(
@@ -92,7 +92,7 @@ if TYPE_CHECKING:
 @click.option("--scheduler", default="threads", show_default=True, help="synchronous, threads, processes, or a Dask scheduler's address.")
 @click.option("--workers", type=int, metavar="N", help="Threads or processes at once; default: one a core.")
 @options.results
-def probe(store: str, out: Path | None, baselines: tuple[str, ...], values: tuple[str, ...], only: tuple[str, ...], **chosen: Any) -> None:
+def probe(store: str, out: Path | None, baselines: tuple[str, ...], values: tuple[str, ...], **chosen: Any) -> None:
     """In which layers something can be read: a cross-validated linear probe for each layer and position.
 
     Says for each curve its peak and where it is above chance, controls, embeddings and baselines (onset, offset). Results and figures go
@@ -107,13 +107,12 @@ def probe(store: str, out: Path | None, baselines: tuple[str, ...], values: tupl
     from stratascope.workflow.probing import ProbeRequest, probe_and_draw
 
     run = {name: chosen.pop(name) for name in ("scheduler", "workers")}
-    settings = {name: chosen.pop(name) for name in ("split", "folds", "groups", "minimum", "types", "method", "strengths", "seed")}
+    settings = {name: chosen.pop(name) for name in ("only", "split", "folds", "groups", "minimum", "types", "method", "strengths", "seed")}
     if settings["split"] is None:
         del settings["split"]
     named = dict(_named(text, "NAME=FILE.csv", "--values") for text in values)
     request = ProbeRequest(
         **chosen,
-        only=dict(_named(text, "COLUMN=VALUE", "--only") for text in only),
         settings=settings,
         baselines=_baselines(baselines),
         values={name: read_values(path) for name, path in named.items()},

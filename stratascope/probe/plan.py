@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class ProbeSettings:
     """Column of the examples whose equal values are never divided between folds."""
     minimum: int = MINIMUM_COUNT
     """Classes of fewer examples are left out."""
+    only: tuple[str, ...] = ()
+    """COLUMN=VALUE: examples without one of the values given for a column take no part. The tasks' names tell it."""
     types: tuple[str, ...] = TYPES
     """Columns that make the type in a control task."""
     tolerance: float = TOLERANCE
@@ -54,7 +56,10 @@ class ProbeSettings:
             if not self.strengths or min(self.strengths) <= 0:
                 raise InvalidInputError(f"expected strengths above 0, found {self.strengths}; give for example (1e-3, 1e-2, 1e-1)")
         object.__setattr__(self, "types", tuple(self.types))
+        object.__setattr__(self, "only", tuple(self.only))
         object.__setattr__(self, "split", tuple(self.split))
+        if without := [text for text in self.only if not all(text.partition("="))]:
+            raise InvalidInputError(f"expected what is chosen as COLUMN=VALUE, found {without[0]!r}; give for example label=1")
         if self.method not in METHODS:
             raise InvalidInputError(f"expected a method of {', '.join(METHODS)}, found {self.method!r}")
         if len(self.split) not in (0, 2):
@@ -84,6 +89,13 @@ class Batch:
         """(example,)"""
         return self.folds.of >= 0
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What its curves are scored by."""
+        if self.targets:
+            return ("r2", *(f"r2_{target}" for target in self.targets))
+        return ("accuracy", "balanced_accuracy", *(("auroc",) if len(self.classes) == 2 else ()), "log_loss")
+
 
 def plan_position(
     store: ActivationStore,
@@ -103,7 +115,7 @@ def plan_position(
     InvalidInputError
         The examples have no column to group by.
     """
-    wanted = wanted_examples(store, examples)
+    wanted = wanted_examples(store, _chosen(store, settings.only, examples) if settings.only else examples)
     usable = wanted & store.available(settings.array, position)
     if not usable.any():
         raise NotRecordedError(
@@ -121,6 +133,7 @@ def plan_position(
     labels: dict[str, list[NDArray[Any]]] = {}
     for spec in tasks:
         found, control = find_task(store, spec, usable, values)
+        found = replace(found, name=task_name(found.name, settings.only))
         if found.name not in tasks_of:
             kept = found.among(usable, settings.minimum)
             tasks_of[found.name], folds_of[found.name] = kept, _folds(store, kept, groups, settings)
@@ -129,6 +142,34 @@ def plan_position(
         names[task.name].append(f"{task.name}:{control}" if control else task.name)
         labels[task.name].append(_labels(store, task, control, folds, settings))
     return [Batch(tuple(names[n]), t.classes, folds_of[n], np.stack(labels[n]), t.targets) for n, t in tasks_of.items()]
+
+
+def task_name(task: str, only: Sequence[str]) -> str:
+    """A task's name with the choice of examples that it was asked of, before the control: `truth (relation=above):shuffled`."""
+    if not only:
+        return task
+    name, colon, control = task.partition(":")
+    return f"{name} ({', '.join(text.replace(':', ';') for text in only)}){colon}{control}"
+
+
+def _chosen(store: ActivationStore, only: Sequence[str], examples: Sequence[int] | NDArray[Any] | None) -> NDArray[np.bool_]:
+    """(example,) those of `examples` that have, in each column named, one of the values given for it."""
+    chosen = np.zeros(store.layout.examples, dtype=bool)
+    chosen[slice(None) if examples is None else np.asarray(examples)] = True
+    values: dict[str, list[str]] = {}
+    for text in only:
+        column, _, value = text.partition("=")
+        if column not in store.examples.columns:
+            raise InvalidInputError(f"expected to choose by a column of the examples, found {column!r}; columns are {list(store.examples)}")
+        there = store.examples[column].astype(str)
+        if not (there == value).any():
+            raise InvalidInputError(
+                f"expected to choose by a value of {column}, found {value!r}; it has {', '.join(sorted(set(there))[:8])}"
+            )
+        values.setdefault(column, []).append(value)
+    for column, wanted in values.items():
+        chosen &= store.examples[column].astype(str).isin(wanted).to_numpy()
+    return chosen
 
 
 def _folds(store: ActivationStore, task: Task, groups: NDArray[Any], settings: ProbeSettings) -> Folds:

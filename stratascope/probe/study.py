@@ -16,7 +16,7 @@ from stratascope.probe.cost import StudyCost, largest_task
 from stratascope.probe.curve import LayerCurve
 from stratascope.probe.finished import FinishedLayers
 from stratascope.probe.layer_task import LayerAnswer, LayerTask, run_layer
-from stratascope.probe.plan import Batch, ProbeSettings, plan_position
+from stratascope.probe.plan import Batch, ProbeSettings, plan_position, task_name
 from stratascope.probe.tasks import Task
 from stratascope.scheduling import run_all, workers_of
 from stratascope.store import ActivationStore
@@ -111,7 +111,7 @@ def plan_study(
     by_head
         One probe for each head of an array such as `head_outputs`; positions are then `head 0`, `head 1`, ...
     settings
-        Fields of `ProbeSettings`: folds, seed, strengths, method, split, groups, minimum, types, tolerance, draws, level, directions.
+        Fields of `ProbeSettings`: folds, seed, strengths, method, split, groups, minimum, only, types, tolerance, draws, level, directions.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def plan_study(
         _refuse_without_heads(opened, array)
     places = positions_of(opened, array) if positions is None else tuple(positions)
     plans = {place: plan_position(opened, tasks, place, chosen, examples=examples, values=values) for place in places}
-    names = tuple(dict.fromkeys(task.name if isinstance(task, Task) else task for task in tasks))
+    names = tuple(dict.fromkeys(task_name(task.name if isinstance(task, Task) else task, chosen.only) for task in tasks))
     return Study(opened, names, tuple(layers_of(opened, array, layers)), plans, chosen, by_head)
 
 

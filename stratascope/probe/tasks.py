@@ -17,6 +17,7 @@ from stratascope.probe.geometry import TARGETS, geometry_targets
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
+_BUILT_IN = ("truth", "choice", "category", "answer", "geometry")
 CONTROLS = ("shuffled", "control")
 MINIMUM_COUNT = 20
 
@@ -103,14 +104,14 @@ def find_task(
     `truth` is the label where it is the caption's truth, `choice` where it is the right one of several answers, `relation` the
     caption's relation, `category` its meta category, `answer` the most likely of the recorded choices, `geometry` the centres of the
     gold boxes; any other name is a column of the examples. `values` adds tasks by example id, such as from a CSV file; examples that
-    are not among them take no part.
+    are not among them, or have none there, take no part.
 
     Raises
     ------
     NotRecordedError
         No such column; the message lists what there is.
     InvalidInputError
-        No such control.
+        No such control, or values by the name of a task that there is already.
     """
     if isinstance(task, Task):
         return task, None
@@ -119,7 +120,9 @@ def find_task(
         raise InvalidInputError(f"task {task!r}: expected a control of {', '.join(CONTROLS)} after the colon, found {control!r}")
     table = store.examples
     if values is not None and name in values:
-        by_id = pd.Series(dict(values[name]))
+        if name in _BUILT_IN or name in table.columns:
+            raise InvalidInputError(f"expected a new name for values by example id, found {name!r}, a task of every store; choose another")
+        by_id = pd.Series(dict(values[name]), dtype=object).dropna().infer_objects()
         there = table["id"].isin(by_id.index).to_numpy()
         if not (there & wanted).any():
             raise InvalidInputError(

@@ -30,6 +30,13 @@ POSITION_WORDS = {
 }
 
 
+def task_words(task: str) -> str:
+    """What a probe for a task reads, in words; with the choice of examples in brackets behind the name."""
+    name, _, chosen = task.partition(" (")
+    words = TASK_WORDS.get(name, f"the column “{name}”")
+    return f"{words} (only {chosen.removesuffix(')')})" if chosen else words
+
+
 def headline(findings: Findings) -> list[Block]:
     """Onset, peak and offset in a sentence, tiles, then sentences on what the baselines do and how the model itself does.
 
@@ -84,7 +91,7 @@ def percent(value: float) -> str:
 
 
 def _onset(curve: Found) -> list[str | Cited]:
-    what = TASK_WORDS.get(curve.task, f"the column “{curve.task}”")
+    what = task_words(curve.task)
     where = POSITION_WORDS.get(curve.position, f"at {curve.position}" if curve.position else "")
     event = curve.event("onset")
     metric = METRIC_LABELS.get(str(event["metric"]), str(event["metric"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -63,12 +64,13 @@ def _measured(store: str, findings: Findings) -> list[str]:
     groups: dict[tuple[Any, ...], list[Found]] = {}
     for curve in findings.of("layer_curve"):
         own = curve.attributes
-        groups.setdefault((own.get("folds", 5), own.get("seed", 0)), []).append(curve)
+        groups.setdefault((own.get("folds", 5), own.get("seed", 0), tuple(own.get("only", ()))), []).append(curve)
     baselines = {PurePath(str(f.attributes.get("store"))).name for f in findings.beside}
-    for (folds, seed), curves in groups.items():
-        tasks = ",".join(dict.fromkeys(c.task for c in curves))
+    for (folds, seed, only), curves in groups.items():
+        tasks = ",".join(dict.fromkeys(re.sub(r" \(.*\)", "", c.task) for c in curves))
         positions = ",".join(dict.fromkeys(c.position for c in curves if c.position))
         line = f"stratascope probe {store} --tasks {shlex.quote(tasks)} --positions {shlex.quote(positions)} --folds {folds} --seed {seed}"
+        line += "".join(f" --only {shlex.quote(text)}" for text in only)
         lines += [f"{line} --baseline {shlex.quote(b)}" for b in sorted(baselines)] or [line]
     once = {"answer_confidence": "answers", "attention_share": "share", "box_overlap": "overlap"}
     once |= {"logit_attribution": "attribution", "head_ranking": "heads", "faithfulness": "faithfulness", "entanglement": "entanglement"}

@@ -11,7 +11,7 @@ from stratascope.report.blocks import Beside, Block, Drawing, Folded, Interval, 
 from stratascope.report.chosen import Choice, by_relation, score_of
 from stratascope.report.figures import PART_LABELS
 from stratascope.report.findings import Findings, Found
-from stratascope.report.headline import TASK_WORDS, peak, percent
+from stratascope.report.headline import peak, percent, task_words
 from stratascope.report.named import FIGURES
 
 WIDE, HALF = 6.6, 4.1
@@ -27,7 +27,7 @@ def curve_blocks(findings: Findings, store: str) -> list[Block]:
     for task in findings.tasks:
         curves = [c for c in findings.curves if c.task == task]
         shown = [*curves, *findings.controls_of(curves[0]), *findings.baselines_of(curves[0])]
-        words = TASK_WORDS.get(task, f"the column “{task}”")
+        words = task_words(task)
         blocks.append(
             Drawing(
                 FIGURES["curves"].figure(findings, Choice(task), width=WIDE, height=2.7),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def file_name(*parts: str | None) -> str:
-    """Parts joined by dashes; colons and spaces, which some file systems refuse, are dashes, too."""
-    return "-".join(part.replace(":", "-").replace(" ", "-").replace("/", "-") for part in parts if part)
+    """Parts joined by dashes; all but letters, digits, dots and underscores, which some file systems or shells refuse, are dashes, too."""
+    return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts if part)
 
 
 def save_curve(curve: LayerCurve, folder: Path, suffix: str = "") -> Path:

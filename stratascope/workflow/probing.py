@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
 from stratascope.errors import InvalidInputError
 from stratascope.report.figures import METRIC_LABELS
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 __all__ = ["ProbeRequest", "draw_curves", "peak_text", "probe_and_draw", "save_accuracy_by", "save_advantage", "save_curve", "shown_metric"]
-
-METRICS = ("accuracy", "balanced_accuracy", "auroc", "log_loss", "r2")
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,6 @@ class ProbeRequest:
     """Tasks by example id."""
     baselines: Mapping[str, ActivationStore] = field(default_factory=dict)
     """Name -> store of the same examples."""
-    only: Mapping[str, str] = field(default_factory=dict)
-    """Column -> value, as text: other examples take no part."""
     by: str = "relation"
     """Column of the examples by whose values accuracy is taken apart."""
     measures: tuple[str, ...] = ()
@@ -95,12 +91,12 @@ def probe_and_draw(
 
     run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress, "output": folder / "layers"}
     by_head = holds_heads(store, request.array)
-    _check_metric(request.metric)
     check_measures(request.measures, by_head=by_head)
     _check_transfer(store, request)
     if (request.transfer or request.transfer_to) and by_head:
         raise InvalidInputError(f"expected an array of one vector a position for --transfer, found {request.array}; leave --transfer out")
     studies = _studies(store, request)
+    _check(store, request, studies)
     say(_cost(list(studies.values()), run))
     found: dict[str, list[LayerCurve]] = {}
     for (name, _), study in studies.items():
@@ -110,6 +106,7 @@ def probe_and_draw(
         for curve in some:
             save_curve(curve, folder, name)
     lines = _head_lines(curves, request) if by_head else []
+    lines[:0] = _without_values(store, request)
     for curve in [] if by_head else _plain(curves):
         lines += _compare(curve, curves, others, request, folder, store.layout.examples)
         if not curve.targets and request.by in store.examples.columns:
@@ -122,11 +119,6 @@ def probe_and_draw(
     lines, figures = [*lines, *said], [*figures, *more]
     figures += list(_transfer(studies, curves, request, folder, run))
     return "\n".join([*lines, *(f"figure {path}" for path in figures), f"results in {folder}"])
-
-
-def _check_metric(metric: str | None) -> None:
-    if metric is not None and metric not in METRICS and not metric.startswith("r2_"):
-        raise InvalidInputError(f"expected --metric among {', '.join(METRICS)}, or r2_TARGET, found {metric!r}")
 
 
 def _check_transfer(store: ActivationStore, request: ProbeRequest) -> None:
@@ -154,7 +146,7 @@ def _studies(store: ActivationStore, request: ProbeRequest) -> dict[tuple[str, s
     studies = {}
     for name, which in {"": store, **request.baselines}.items():
         for place in places:
-            shared = _wanted(store, request.only)
+            shared = np.ones(store.layout.examples, dtype=bool)
             if request.baselines:
                 shared &= np.all([s.available(request.array, place) for s in (store, *request.baselines.values())], axis=0)
             for other in request.transfer_to:
@@ -166,19 +158,25 @@ def _studies(store: ActivationStore, request: ProbeRequest) -> dict[tuple[str, s
     return studies
 
 
-def _wanted(store: ActivationStore, only: Mapping[str, str]) -> NDArray[np.bool_]:
-    """(example,) which examples have the values asked for."""
-    wanted = np.ones(store.layout.examples, dtype=bool)
-    for column, value in only.items():
-        if column not in store.examples.columns:
-            raise InvalidInputError(f"expected --only with a column of the examples, found {column!r}; columns are {list(store.examples)}")
-        there = store.examples[column].astype(str)
-        if not (there == value).any():
-            raise InvalidInputError(
-                f"expected --only with a value of {column}, found {value!r}; it has {', '.join(sorted(set(there))[:8])}"
-            )
-        wanted &= (there == value).to_numpy()
-    return wanted
+def _check(store: ActivationStore, request: ProbeRequest, studies: Mapping[tuple[str, str | None], Study]) -> None:
+    """InvalidInputError where something was asked for that no task or column serves."""
+    asked = {task.partition(":")[0] for task in request.tasks}
+    if idle := [name for name in request.values if name not in asked]:
+        raise InvalidInputError(f"expected --tasks with {idle[0]}, whose values are given, found {', '.join(request.tasks)}")
+    if request.by not in store.examples.columns:
+        raise InvalidInputError(f"expected --by with a column of the examples, found {request.by!r}; columns are {list(store.examples)}")
+    there = {metric for study in studies.values() for plan in study.plans.values() for batch in plan for metric in batch.metrics}
+    if request.metric not in (None, *there):
+        raise InvalidInputError(f"expected --metric of {', '.join(sorted(there))}, found {request.metric!r}")
+
+
+def _without_values(store: ActivationStore, request: ProbeRequest) -> Iterator[str]:
+    """Says how many examples take no part, having no value of the user's."""
+    for name, values in request.values.items():
+        known = pd.Series(dict(values), dtype=object).dropna().index
+        absent = int((~store.examples["id"].isin(known)).sum())
+        if absent:
+            yield f"{name}: {absent:,} of {len(store.examples):,} examples have no value and take no part"
 
 
 def _cost(studies: Sequence[Study], run: Mapping[str, Any]) -> str:

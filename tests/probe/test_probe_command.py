@@ -12,6 +12,7 @@ from planted import planted_store
 
 from stratascope.cli import main
 from stratascope.probe import Advantage, LayerCurve, ScoreGrid, head_curves, layer_curve, probe_study
+from stratascope.report.findings import gather
 from stratascope.store import ActivationStore, load_result
 
 
@@ -101,7 +102,9 @@ def test_other_arrays_splits_and_values(stores, tmp_path):
         stores[0], "--tasks", "truth", "--only", "relation=above", "--positions", "final", "--layers", "4,5", "--out", tmp_path / "some"
     )
     assert some.exit_code == 0, some.output
-    curve = LayerCurve.load(tmp_path / "some" / "probe-truth-final.zarr.zip")
+    curve = LayerCurve.load(tmp_path / "some" / "probe-truth-relation-above-final.zarr.zip")
+    assert curve.task == "truth (relation=above)"
+    assert list(curve.attributes["only"]) == ["relation=above"]
     assert len(curve.examples) == (store.examples["relation"] == "above").sum()
     assert "it has above, below" in run(stores[0], "--only", "relation=over", "--out", tmp_path).stderr
     (tmp_path / "bad.csv").write_text("name,value\na,1\n")
@@ -109,6 +112,53 @@ def test_other_arrays_splits_and_values(stores, tmp_path):
     assert refused.exit_code == 2
     assert "expected columns id and value, found name, value" in refused.stderr
     assert run(stores[0], "--values", "x", "--out", tmp_path).exit_code == 2
+
+
+def test_a_choice_of_examples_is_told_and_never_mixed_with_all(stores, tmp_path):
+    """Its curve, controls and advantages have names of their own, which the report keeps apart; values of one column are a union."""
+    store = ActivationStore.open(stores[0])
+    asked = ("--tasks", "truth", "--positions", "final", "--layers", "4,5", "--controls", "shuffled", "--out", tmp_path)
+    assert run(stores[0], *asked).exit_code == 0
+    both = run(stores[0], *asked, "--only", "relation=above", "--only", "relation=below")
+    assert both.exit_code == 0, both.output
+    assert "truth (relation=above, relation=below) at final" in both.stdout
+    findings = gather(store, [tmp_path])
+    whole, some = findings.curves
+    assert [whole.task, some.task] == ["truth", "truth (relation=above, relation=below)"]
+    assert len(some.table("examples")) == store.examples["relation"].isin(["above", "below"]).sum()
+    for curve in (whole, some):
+        assert [c.task for c in findings.controls_of(curve)] == [f"{curve.task}:shuffled"]
+        assert findings.advantages_of(curve)
+        assert {a.task for a in findings.advantages_of(curve)} == {curve.task}
+
+
+def test_what_is_given_in_vain_is_refused(stores, tmp_path):
+    store = ActivationStore.open(stores[0])
+    pd.DataFrame({"id": store.examples["id"], "value": "a"}).to_csv(tmp_path / "mine.csv", index=False)
+    mine = ("--values", f"mine={tmp_path / 'mine.csv'}")
+    for options, told in (
+        (mine, "expected --tasks with mine"),
+        (("--tasks", "truth", "--values", f"truth={tmp_path / 'mine.csv'}"), "a task of every store"),
+        (("--tasks", "truth", "--metric", "f1"), "expected --metric of accuracy"),
+        (("--tasks", "relation", "--metric", "r2"), "found 'r2'"),
+        (("--by", "nope"), "--by with a column"),
+    ):
+        refused = run(stores[0], *options, "--out", tmp_path)
+        assert refused.exit_code == 2
+        assert told in refused.stderr
+
+
+def test_examples_without_a_value_take_no_part(stores, tmp_path):
+    store = ActivationStore.open(stores[0])
+    some = pd.DataFrame({"id": store.examples["id"], "value": np.where(store.examples["label"] == 1, "yes", "no")})
+    some.loc[::4, "value"] = None
+    some.iloc[: len(some) - 10].to_csv(tmp_path / "mine.csv", index=False)
+    known = int(some.iloc[: len(some) - 10]["value"].notna().sum())
+    options = ("--tasks", "mine", "--values", f"mine={tmp_path / 'mine.csv'}", "--positions", "final", "--layers", "5", "--out", tmp_path)
+    result = run(stores[0], *options)
+    assert result.exit_code == 0, result.output
+    assert f"mine: {len(some) - known} of {len(some)} examples have no value and take no part" in result.stdout
+    assert len(LayerCurve.load(tmp_path / "probe-mine-final.zarr.zip").examples) == known
 
 
 def test_the_same_command_goes_on_where_it_stopped(stores, tmp_path, monkeypatch):
@@ -177,7 +227,7 @@ def test_codelengths_and_calibration_are_said_saved_and_drawn(stores, tmp_path):
 
 @pytest.mark.parametrize(("options", "message"), [
     (("--measures", "mdl,entropy"), "expected --measures among mdl, calibration, found 'entropy'"),
-    (("--metric", "f1"), "expected --metric among accuracy, balanced_accuracy, auroc, log_loss, r2, or r2_TARGET, found 'f1'"),
+    (("--metric", "f1"), "expected --metric of accuracy, auroc, balanced_accuracy, log_loss, found 'f1'"),
     (("--measures", "mdl", "--array", "head_outputs"), "leave --measures out"),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_refused_before_anything_is_solved(stores, tmp_path, options, message):
