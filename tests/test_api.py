@@ -30,6 +30,8 @@ def test_the_page_of_names_is_that_of_the_code() -> None:
     made = maker()
     assert sorted(made.UNITS) == sorted(UNITS)
     assert made.page() == made.PAGE.read_text("utf-8"), "run python docs/site/make_api.py"
+    for unit in UNITS:
+        assert made.unit_page(unit) == (ROOT / "docs" / "api" / f"{unit}.md").read_text("utf-8"), "run python docs/site/make_api.py"
 
 
 @pytest.mark.parametrize("unit", UNITS)

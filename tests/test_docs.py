@@ -31,6 +31,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ONLY_READ = {"demo", "fetch", "view"}
 """Commands that the folder was made by, that need the network, or that do not end."""
 
+PROGRAMS = {"data.md"}
+"""Pages whose Python is run first: it makes what their commands read."""
+
 CHECKS = {"diff", "verify"}
 """Commands that may end with 1: what they were asked about is so."""
 
@@ -136,6 +139,8 @@ def run(line: str) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=lambda page: page.name)
 def test_the_commands_of_a_page_work(page: Path, inside: Path) -> None:
+    for source in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE) if page.name in PROGRAMS else []:
+        exec(compile(source, page.name, "exec"), {})
     for line in commands_of(page):
         run(line)
 

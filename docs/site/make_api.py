@@ -20,7 +20,8 @@ UNITS = ("store", "probe", "analysis", "report", "datasets", "extract", "errors"
 
 HEAD = """# Python names
 
-All that a script or a notebook may rely on, by unit; each unit's page says shapes, units and what is raised.
+All that a script or a notebook may rely on, by unit; each unit's page, on the built site, and `help` in Python say
+shapes, units and what is raised.
 `import stratascope as ss` gives the units by name, each loaded when it is first used, and `ss.ActivationStore`; it loads neither torch nor
 scikit-learn, Dask or matplotlib. What is not listed here is private and may change. This page is made by `docs/site/make_api.py`.
 """
@@ -113,5 +114,22 @@ def page() -> str:
     return "\n".join(parts)
 
 
+BEGIN, END = "<!-- names: made by docs/site/make_api.py -->", "<!-- end of names -->"
+
+
+def unit_page(name: str) -> str:
+    """A unit's page, its list of names made anew before what the site puts in."""
+    text = (PAGE.parent / "api" / f"{name}.md").read_text("utf-8")
+    before, _, rest = text.partition(BEGIN) if BEGIN in text else (text.partition(":::")[0], "", "")
+    after = rest.partition(END)[2].lstrip() if rest else text[len(before) :]
+    unit = import_module(f"stratascope.{name}")
+    names = [f"- {entry(unit, public, getattr(unit, public))[0][2:]}" for public in public_names(unit)]
+    example = f"help(stratascope.{name}.{public_names(unit)[0]})"
+    said = f"Parameters, shapes, units and what is raised: below on the built site (`mkdocs serve`), and by `{example}` in Python."
+    return f"{before}{BEGIN}\n{said}\n\n" + "\n".join(names) + f"\n{END}\n\n{after}"
+
+
 if __name__ == "__main__":
+    for unit_name in UNITS:
+        (PAGE.parent / "api" / f"{unit_name}.md").write_text(unit_page(unit_name), encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import click
 import numpy as np
 
@@ -33,11 +35,13 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     counts, layout = plan.token_counts, plan.store
     model = plan.provenance["model"]
     drawn = plan.settings.untrained
+    assumed = plan.settings.device == "auto" and find_spec("torch") is None
     cells = np.array([np.prod(tokens.grid) for tokens in plan.layouts])
     lines = [
         f"model      {plan.settings.model} ({model['family']}): {plan.shape.layers} blocks, hidden {plan.shape.hidden}, "
         f"{plan.shape.heads} heads; "
-        f"{model['dtype']} on {model['device']}{'' if drawn is None else f'; untrained, weights drawn with seed {drawn}'}",
+        f"{model['dtype']} on {model['device']}{'' if drawn is None else f'; untrained, weights drawn with seed {drawn}'}"
+        + ("; device assumed, since there is no torch here to ask (--device)" if assumed else ""),
         f"prompt     {plan.prompt.name}: {plan.prompt.text!r}; answers "
         + ", ".join(f"{c!r} = token {t}" for c, t in plan.tokenizer.choice_ids.items()),
         f"condition  {plan.settings.condition}",

@@ -52,8 +52,7 @@ def said(store: ActivationStore, example: int) -> str:
         logits = store.read("answer_logits", examples=[example])[0]
     except NotRecordedError:
         return label
-    known = store.provenance.get("prompt", {}).get("answers") or store.layout.choices
-    return f"{label}, model says {str(known[int(logits.argmax())]).strip().lower()}"
+    return f"{label}, model says {store.layout.choices[int(logits.argmax())].strip().lower()}"
 
 
 def verdict(store: ActivationStore, example: int) -> str:
