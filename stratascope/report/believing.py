@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -45,18 +46,21 @@ def best_method(findings: Findings) -> list[Block]:
     return [Prose([*words, "."], lead=True)]
 
 
-def faithfulness_blocks(findings: Findings, store: str) -> list[Block]:
-    """Each method's agreement with hiding, best first."""
+def _missing(what: str, command: str, needed: Sequence[str], recorded: Collection[str]) -> Missing:
+    """The command that makes a result; before it what an extraction has to record, where the store lacks it."""
+    if all(name in recorded for name in needed):
+        return Missing(f"{what} not known yet; make it known with", command)
+    return Missing(f"{what} not known yet, and this store cannot tell; extract with --record {','.join(needed)}, then", command)
+
+
+def faithfulness_blocks(findings: Findings, store: str, recorded: Collection[str] = ()) -> list[Block]:
+    """Each method's agreement with hiding, best first; `recorded` names what the store holds."""
     from stratascope.report.named import FIGURES
 
     found = findings.of("faithfulness")
     if not found:
-        return [
-            Missing(
-                "Not known yet, for lack of measured effects; extract with --record residual,attention_rows,attention_maps,knockout, then",
-                f"stratascope faithfulness {store}",
-            )
-        ]
+        needed = ("attention_rows", "attention_maps", "knockout")
+        return [_missing("What hiding parts of the prompt does is", f"stratascope faithfulness {store}", needed, recorded)]
     table = _leading_rows(found[0])
     best = found[0].attributes["leading"]
     rows = [
@@ -87,14 +91,14 @@ def faithfulness_blocks(findings: Findings, store: str) -> list[Block]:
     return [*blocks, *(Prose(f"Not compared: {name}; record {arrays}.") for name, arrays in missing.items())]
 
 
-def attribution_blocks(findings: Findings, store: str) -> list[Block]:
-    """What each head writes towards the answer, and the heads that carry most."""
+def attribution_blocks(findings: Findings, store: str, recorded: Collection[str] = ()) -> list[Block]:
+    """What each head writes towards the answer, and the heads that carry most; `recorded` names what the store holds."""
     from stratascope.report.named import FIGURES
 
     found = findings.of("logit_attribution")
     if not found:
-        command = f"stratascope attribution {store}"
-        return [Missing("Not known yet; extract with --record residual,attention_rows,head_logits,value_logits, then", command)]
+        needed = ("attention_rows", "head_logits")
+        return [_missing("What each head writes is", f"stratascope attribution {store}", needed, recorded)]
     table = found[0].table("heads").sort_values("carried", ascending=False, key=abs, kind="stable").head(MOST_HEADS)
     parts = [name for name in table.columns if name.startswith("support_")]
     rows = []

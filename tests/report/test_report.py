@@ -19,7 +19,9 @@ from stratascope.cli import main
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.extract import plan_extraction, run_extraction
 from stratascope.probe import Advantage, LayerCurve
-from stratascope.report.findings import gather
+from stratascope.report.believing import faithfulness_blocks
+from stratascope.report.blocks import Missing
+from stratascope.report.findings import Findings, gather
 from stratascope.report.named import FIGURES
 from stratascope.report.store_report import report_page
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
@@ -123,6 +125,17 @@ def test_absent_results_name_the_command_that_makes_them(store, results: Path, t
     html = report_page(store, gather(store, [tmp_path]), command_name="my.zarr").html()
     for command in ("probe my.zarr", "share my.zarr", "answers my.zarr"):
         assert f"stratascope {command}" in html
+
+
+def test_an_absent_result_asks_for_an_extraction_only_where_the_store_lacks_what_it_needs() -> None:
+    nothing = Findings([])
+    (lacking,) = faithfulness_blocks(nothing, "a.zarr", {"attention_rows"})
+    assert isinstance(lacking, Missing)
+    assert "extract with --record attention_rows,attention_maps,knockout" in lacking.what
+    (there,) = faithfulness_blocks(nothing, "a.zarr", {"attention_rows", "attention_maps", "knockout"})
+    assert isinstance(there, Missing)
+    assert "extract" not in there.what
+    assert there.command == "stratascope faithfulness a.zarr"
 
 
 def test_results_of_another_store_are_refused_by_name_unless_the_folder_is_shared(store, results: Path, tmp_path: Path) -> None:

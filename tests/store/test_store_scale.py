@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +49,6 @@ def test_the_metadata_of_a_hundred_thousand_examples(tmp_path):
         for name in ("spans", "token_ids", "n_tokens", "grid", "position_present", "has_map")
     }
     examples = pd.concat([known["examples"]] * (n // 8), ignore_index=True).assign(id=[f"e{i}" for i in range(n)])
-    started = time.perf_counter()
     create_store(tmp_path / "a.zarr", layout, examples=examples, vocabulary=known["vocabulary"], provenance=known["provenance"], **tiled)
     store = ActivationStore.open(tmp_path / "a.zarr")
     assert len(store.examples) == n
@@ -59,8 +57,9 @@ def test_the_metadata_of_a_hundred_thousand_examples(tmp_path):
     assert store.tokens(99_999) == store.tokens(7)
     assert "1,563 blocks of 64" in repr(store)
     assert len(BlockWriter(tmp_path / "a.zarr").pending(3, 7)) == 223
-    assert time.perf_counter() - started < 30
-    assert sum(p.stat().st_size for p in (tmp_path / "a.zarr").rglob("*") if p.is_file()) < 30e6
+    files = [p.stat().st_size for p in (tmp_path / "a.zarr").rglob("*") if p.is_file()]
+    assert len(files) < 2000
+    assert sum(files) < 30e6
 
 
 MEMORY = """
