@@ -200,3 +200,12 @@ def test_the_page_of_results_names_all_that_the_results_hold(folder: Path) -> No
         lacking |= {name for name in columns if not {name, re.sub(r"_(low|high|rank)$", "", name)} & everywhere and "support_" not in name}
         assert not lacking, f"{path.name} ({result.kind})"
     assert len(kinds) >= 9
+
+
+def test_what_is_said_of_an_example_is_its_label_and_the_likelier_answer(inside: Path) -> None:
+    from stratascope.store import ActivationStore
+    from stratascope.workflow.pictures import said
+
+    store = ActivationStore.open("demo/original.zarr")
+    agree = [said(store, k) in ("label true, model says true", "label false, model says false") for k in range(100)]
+    assert sum(agree) > 90, "the built-in model is nearly always right"
