@@ -178,7 +178,8 @@ def _from_hub(choice: FetchChoice, name: str, revision: str | None) -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise MissingExtraError(
-            f"fetching needs packages that are not installed (no module {error.name!r}): run pip install 'stratascope[extract]'"
+            f"fetching needs packages that are not installed (no module {error.name!r}): "
+            "run pip install 'stratascope[extract]', or in a checkout pip install '.[extract]'"
         ) from error
     try:
         return Path(hf_hub_download(choice.repository, name, repo_type="dataset", revision=revision, endpoint=choice.endpoint))

@@ -18,7 +18,7 @@ BUILT_IN = "demo"
 """The name by which the built-in model is asked for."""
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
-_EXTRACT_EXTRA = "pip install 'stratascope[extract]'"
+_EXTRACT_EXTRA = "pip install 'stratascope[extract]', or in a checkout pip install '.[extract]'"
 
 
 def missing_extra(what: str, error: ImportError) -> MissingExtraError:

@@ -100,7 +100,18 @@ def open_root(store: Store, name: str) -> zarr.Group:
     except FileNotFoundError as error:
         raise StoreError(f"{name}: expected a store, found no zarr.json there; check the path") from error
     except Exception as error:  # damaged or foreign metadata fails in many ways
+        if _holds_results(store):
+            raise StoreError(f"{name}: expected a store, found a results file; give the store that it was made from") from error
         raise StoreError(f"{name}: expected the consolidated metadata of a Zarr v3 group, found: {error}") from error
+
+
+def _holds_results(store: Store) -> bool:
+    from stratascope.store.results import RESULT_FORMAT
+
+    try:
+        return bool(zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False).attrs.get("format") == RESULT_FORMAT)
+    except Exception:  # it is about to be said what it is not; what else it may be does not matter
+        return False
 
 
 def checked_array(root: zarr.Group, spec: ArraySpec, name: str) -> Any:

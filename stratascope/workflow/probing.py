@@ -92,6 +92,7 @@ def probe_and_draw(
     run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress, "output": folder / "layers"}
     by_head = holds_heads(store, request.array)
     check_measures(request.measures, by_head=by_head)
+    _check_baselines(store, request)
     _check_transfer(store, request)
     if (request.transfer or request.transfer_to) and by_head:
         raise InvalidInputError(f"expected an array of one vector a position for --transfer, found {request.array}; leave --transfer out")
@@ -119,6 +120,18 @@ def probe_and_draw(
     lines, figures = [*lines, *said], [*figures, *more]
     figures += list(_transfer(studies, curves, request, folder, run))
     return "\n".join([*lines, *(f"figure {path}" for path in figures), f"results in {folder}"])
+
+
+def _check_baselines(store: ActivationStore, request: ProbeRequest) -> None:
+    """InvalidInputError where a baseline holds other examples, or the same in another order: differences are paired by example."""
+    for name, other in request.baselines.items():
+        theirs, own = other.examples["id"].to_numpy(dtype=str), store.examples["id"].to_numpy(dtype=str)
+        if not np.array_equal(theirs, own):
+            raise InvalidInputError(
+                f"expected a baseline of the {len(own):,} examples of {store.name}, found {len(theirs):,} in {other.name} ({name}), "
+                f"{len(np.intersect1d(theirs, own)):,} of them the same; extract the same examples again, with --condition blank or "
+                "--untrained"
+            )
 
 
 def _check_transfer(store: ActivationStore, request: ProbeRequest) -> None:

@@ -165,7 +165,7 @@ def test_without_the_extra_the_pip_command_is_named(scenes: Path, tmp_path: Path
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "pip install 'stratascope[extract]'" in done.stderr
+    assert "pip install 'stratascope[extract]', or in a checkout pip install '.[extract]'" in done.stderr
     assert issubclass(MissingExtraError, ImportError)
 
 

@@ -132,6 +132,14 @@ def test_a_choice_of_examples_is_told_and_never_mixed_with_all(stores, tmp_path)
         assert {a.task for a in findings.advantages_of(curve)} == {curve.task}
 
 
+def test_a_baseline_of_other_examples_is_refused(stores, tmp_path):
+    other = planted_store(tmp_path / "c.zarr", examples=120)
+    refused = run(stores[0], "--tasks", "truth", "--positions", "final", "--baseline", other, "--out", tmp_path)
+    assert refused.exit_code == 2
+    assert "found 120 in" in refused.stderr
+    assert "extract the same examples again" in refused.stderr
+
+
 def test_what_is_given_in_vain_is_refused(stores, tmp_path):
     store = ActivationStore.open(stores[0])
     pd.DataFrame({"id": store.examples["id"], "value": "a"}).to_csv(tmp_path / "mine.csv", index=False)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.store import ResultFile, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 
 
 def example() -> ResultFile:
@@ -46,6 +46,12 @@ def test_round_trip(tmp_path):
     for name, (dims, values) in example().arrays.items():
         assert found.arrays[name][0] == dims
         np.testing.assert_array_equal(found.arrays[name][1].astype(values.dtype), values)
+
+
+def test_a_results_file_is_no_store_and_is_told_so(tmp_path):
+    save_result(tmp_path / "a.zarr.zip", example())
+    with pytest.raises(StoreError, match="expected a store, found a results file; give the store"):
+        ActivationStore.open(tmp_path / "a.zarr.zip")
 
 
 def test_the_same_result_is_the_same_bytes(tmp_path):
