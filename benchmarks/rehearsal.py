@@ -190,7 +190,7 @@ def cluster() -> None:
 def check(folder: Path) -> list[str]:
     """What was planted beside what was found; lines that begin with WRONG were not as they should be."""
     results = folder / "results"
-    truth, blank = (LayerCurve.load(results / f"probe-truth-final{s}.zarr.zip") for s in ("", "-baseline"))
+    truth, blank = (LayerCurve.load(results / f"probe-truth-final{s}.zarr.zip") for s in ("", "-blank"))
     shuffled, place, no_place = (
         LayerCurve.load(results / f"probe-{name}.zarr.zip")
         for name in ("truth-shuffled-final", "geometry-subject", "geometry-shuffled-subject")
