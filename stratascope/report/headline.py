@@ -81,8 +81,7 @@ def asked(findings: Findings) -> str:
     """What the first curve asks, as the end of "In which layers ..."; in general where there is none."""
     if not findings.curves:
         return "a spatial relation can be read"
-    task = findings.curves[0].task
-    return f"it can be read {TASK_WORDS[task]}" if task in TASK_WORDS else f"the column “{task}” can be read"
+    return f"one can read {task_words(findings.curves[0].task)}"
 
 
 def percent(value: float) -> str:
@@ -109,6 +108,8 @@ def _layers(event: pd.Series[Any], curve: Found) -> list[str | Cited]:
     if low < 0 or high < 0:
         return []
     level = f"{100 * float(event['level']):.0f} % interval"
+    if low == high:
+        return [f" ({level}: layer ", Cited(str(low), low, source), " only)"]
     return [f" ({level}: layers ", Cited(str(low), low, source), " to ", Cited(str(high), high, source), ")"]
 
 
@@ -143,7 +144,7 @@ def _advantage(curve: Found, found: Found, findings: Findings) -> list[str | Cit
     event = found.event("onset")
     real: list[str | Cited] = (
         [
-            " (differs from chance from ",
+            " (more than chance from ",
             Cited(f"layer {event['layer']}", int(event["layer"]), found.source("tables/events", "onset")),
             " on)",
         ]
