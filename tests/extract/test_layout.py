@@ -86,7 +86,7 @@ def test_system_turns_on_the_command_line(scenes: Path, options: list[str], firs
     asked = ["plan", "--model", "demo", "--examples", str(scenes / "scenes.jsonl"), "--images", str(scenes / "images"), "--limit", "1"]
     done = CliRunner().invoke(main, [*asked, *options])
     assert done.exit_code == 0, done.output
-    shown = done.output.strip().splitlines()[-1]
+    shown = next(line for line in done.output.splitlines() if "[image" in line)
     assert first in shown.split("[image")[0]
     assert ("[system" in shown) == (options != ["--no-system"])
 
