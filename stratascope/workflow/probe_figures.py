@@ -39,9 +39,13 @@ def draw_all(
     by_head: bool,
 ) -> list[Path]:
     """Every figure that the curves allow."""
+    from stratascope.probe.plan import task_name
+
     paths = []
-    for task in [task for task in request.tasks if any(curve.task == task for curve in curves)]:
-        mine = [curve for curve in curves if curve.task == task]
+    for task in request.tasks:
+        mine = [curve for curve in curves if curve.task == task_name(task, request.settings.get("only", ()))]
+        if not mine:
+            continue
         if not by_head and len(mine[0].layers) == 1:
             paths.append(draw_one_layer(mine, curves, others, request, folder))
             continue

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from stratascope.errors import InvalidInputError
 from stratascope.report.figures import METRIC_LABELS
 from stratascope.workflow import probe_figures
+from stratascope.workflow.probe_checks import check_asked, check_baselines, check_transfer, without_values
 from stratascope.workflow.probe_figures import draw_curves
 from stratascope.workflow.probe_files import keep_advantage, save_accuracy_by, save_advantage, save_curve, save_table, shown_metric
 from stratascope.workflow.probe_measures import check_measures, measure
@@ -92,12 +92,12 @@ def probe_and_draw(
     run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress, "output": folder / "layers"}
     by_head = holds_heads(store, request.array)
     check_measures(request.measures, by_head=by_head)
-    _check_baselines(store, request)
-    _check_transfer(store, request)
+    check_baselines(store, request)
+    check_transfer(store, request)
     if (request.transfer or request.transfer_to) and by_head:
         raise InvalidInputError(f"expected an array of one vector a position for --transfer, found {request.array}; leave --transfer out")
     studies = _studies(store, request)
-    _check(store, request, studies)
+    check_asked(store, request, studies)
     say(_cost(list(studies.values()), run))
     found: dict[str, list[LayerCurve]] = {}
     for (name, _), study in studies.items():
@@ -107,7 +107,7 @@ def probe_and_draw(
         for curve in some:
             save_curve(curve, folder, name)
     lines = _head_lines(curves, request) if by_head else []
-    lines[:0] = _without_values(store, request)
+    lines[:0] = without_values(store, request)
     for curve in [] if by_head else _plain(curves):
         lines += _compare(curve, curves, others, request, folder, store.layout.examples)
         if not curve.targets and request.by in store.examples.columns:
@@ -120,30 +120,6 @@ def probe_and_draw(
     lines, figures = [*lines, *said], [*figures, *more]
     figures += list(_transfer(studies, curves, request, folder, run))
     return "\n".join([*lines, *(f"figure {path}" for path in figures), f"results in {folder}"])
-
-
-def _check_baselines(store: ActivationStore, request: ProbeRequest) -> None:
-    """InvalidInputError where a baseline holds other examples, or the same in another order: differences are paired by example."""
-    for name, other in request.baselines.items():
-        theirs, own = other.examples["id"].to_numpy(dtype=str), store.examples["id"].to_numpy(dtype=str)
-        if not np.array_equal(theirs, own):
-            raise InvalidInputError(
-                f"expected a baseline of the {len(own):,} examples of {store.name}, found {len(theirs):,} in {other.name} ({name}), "
-                f"{len(np.intersect1d(theirs, own)):,} of them the same; extract the same examples again, with --condition blank or "
-                "--untrained"
-            )
-
-
-def _check_transfer(store: ActivationStore, request: ProbeRequest) -> None:
-    """Raises InvalidInputError for a place that is neither a position of the array nor a baseline."""
-    from stratascope.probe.study import positions_of
-
-    known = [*(place for place in positions_of(store, request.array) if place), *request.baselines]
-    for name in request.transfer_to:
-        if name not in known:
-            raise InvalidInputError(
-                f"expected --transfer-to with a position or the name of a baseline, found {name!r}; there are {', '.join(known)}"
-            )
 
 
 def _studies(store: ActivationStore, request: ProbeRequest) -> dict[tuple[str, str | None], Study]:
@@ -169,27 +145,6 @@ def _studies(store: ActivationStore, request: ProbeRequest) -> dict[tuple[str, s
             tasks = request.tasks if name else request.all_tasks
             studies[name, place] = plan_study(which, tasks, (place,), examples=examples, **options)
     return studies
-
-
-def _check(store: ActivationStore, request: ProbeRequest, studies: Mapping[tuple[str, str | None], Study]) -> None:
-    """InvalidInputError where something was asked for that no task or column serves."""
-    asked = {task.partition(":")[0] for task in request.tasks}
-    if idle := [name for name in request.values if name not in asked]:
-        raise InvalidInputError(f"expected --tasks with {idle[0]}, whose values are given, found {', '.join(request.tasks)}")
-    if request.by not in store.examples.columns:
-        raise InvalidInputError(f"expected --by with a column of the examples, found {request.by!r}; columns are {list(store.examples)}")
-    there = {metric for study in studies.values() for plan in study.plans.values() for batch in plan for metric in batch.metrics}
-    if request.metric not in (None, *there):
-        raise InvalidInputError(f"expected --metric of {', '.join(sorted(there))}, found {request.metric!r}")
-
-
-def _without_values(store: ActivationStore, request: ProbeRequest) -> Iterator[str]:
-    """Says how many examples take no part, having no value of the user's."""
-    for name, values in request.values.items():
-        known = pd.Series(dict(values), dtype=object).dropna().index
-        absent = int((~store.examples["id"].isin(known)).sum())
-        if absent:
-            yield f"{name}: {absent:,} of {len(store.examples):,} examples have no value and take no part"
 
 
 def _cost(studies: Sequence[Study], run: Mapping[str, Any]) -> str:

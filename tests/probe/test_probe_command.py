@@ -122,6 +122,7 @@ def test_a_choice_of_examples_is_told_and_never_mixed_with_all(stores, tmp_path)
     both = run(stores[0], *asked, "--only", "relation=above", "--only", "relation=below")
     assert both.exit_code == 0, both.output
     assert "truth (relation=above, relation=below) at final" in both.stdout
+    assert f"figure {tmp_path / 'probe-truth-relation-above-relation-below.png'}" in both.stdout
     findings = gather(store, [tmp_path])
     whole, some = findings.curves
     assert [whole.task, some.task] == ["truth", "truth (relation=above, relation=below)"]

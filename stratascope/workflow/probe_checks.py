@@ -1,0 +1,61 @@
+"""What one probe command asks for, held against its stores before anything is solved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stratascope.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from stratascope.probe import Study
+    from stratascope.store import ActivationStore
+    from stratascope.workflow.probing import ProbeRequest
+
+
+def check_baselines(store: ActivationStore, request: ProbeRequest) -> None:
+    """InvalidInputError where a baseline holds other examples, or the same in another order: differences are paired by example."""
+    for name, other in request.baselines.items():
+        theirs, own = other.examples["id"].to_numpy(dtype=str), store.examples["id"].to_numpy(dtype=str)
+        if not np.array_equal(theirs, own):
+            raise InvalidInputError(
+                f"expected a baseline of the {len(own):,} examples of {store.name}, found {len(theirs):,} in {other.name} ({name}), "
+                f"{len(np.intersect1d(theirs, own)):,} of them the same; extract the same examples again, with --condition blank or "
+                "--untrained"
+            )
+
+
+def check_transfer(store: ActivationStore, request: ProbeRequest) -> None:
+    """Raises InvalidInputError for a place that is neither a position of the array nor a baseline."""
+    from stratascope.probe.study import positions_of
+
+    known = [*(place for place in positions_of(store, request.array) if place), *request.baselines]
+    for name in request.transfer_to:
+        if name not in known:
+            raise InvalidInputError(
+                f"expected --transfer-to with a position or the name of a baseline, found {name!r}; there are {', '.join(known)}"
+            )
+
+
+def check_asked(store: ActivationStore, request: ProbeRequest, studies: Mapping[tuple[str, str | None], Study]) -> None:
+    """InvalidInputError where something was asked for that no task or column serves."""
+    asked = {task.partition(":")[0] for task in request.tasks}
+    if idle := [name for name in request.values if name not in asked]:
+        raise InvalidInputError(f"expected --tasks with {idle[0]}, whose values are given, found {', '.join(request.tasks)}")
+    if request.by not in store.examples.columns:
+        raise InvalidInputError(f"expected --by with a column of the examples, found {request.by!r}; columns are {list(store.examples)}")
+    there = {metric for study in studies.values() for plan in study.plans.values() for batch in plan for metric in batch.metrics}
+    if request.metric not in (None, *there):
+        raise InvalidInputError(f"expected --metric of {', '.join(sorted(there))}, found {request.metric!r}")
+
+
+def without_values(store: ActivationStore, request: ProbeRequest) -> Iterator[str]:
+    """Says how many examples take no part, having no value of the user's."""
+    for name, values in request.values.items():
+        known = pd.Series(dict(values), dtype=object).dropna().index
+        absent = int((~store.examples["id"].isin(known)).sum())
+        if absent:
+            yield f"{name}: {absent:,} of {len(store.examples):,} examples have no value and take no part"
