@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tracemalloc
 import zipfile
@@ -94,12 +95,7 @@ def test_results_with_changed_metadata_are_noticed_or_harmless(
         files = {name: archive.read(name) for name in archive.namelist()}
     name = data.draw(st.sampled_from(sorted(name for name in files if name.endswith("zarr.json"))))
     files[name] = json.dumps(changed_json(json.loads(files[name]), data)).encode()
-    path = rezipped(files, tmp_path_factory.getbasetemp() / "edited.zarr.zip")
-    if b"digest" in files["zarr.json"]:
-        unharmed(path, load_result(saved))
-    else:
-        with suppress(StoreError):
-            load_result(path)
+    unharmed(rezipped(files, tmp_path_factory.getbasetemp() / "edited.zarr.zip"), load_result(saved))
 
 
 def rezipped(files: dict[str, bytes], path: Path, how: int = zipfile.ZIP_STORED) -> Path:
@@ -110,14 +106,35 @@ def rezipped(files: dict[str, bytes], path: Path, how: int = zipfile.ZIP_STORED)
 
 
 def edited(saved: Path, path: Path, name: str, change: Callable[[Any], None]) -> Path:
-    """A result with one JSON file changed, and no digest that would tell."""
+    """A result with one JSON file changed, and the digest that it then has."""
     with zipfile.ZipFile(saved) as archive:
         files = {key: archive.read(key) for key in archive.namelist()}
-    for key, edit in (("zarr.json", lambda value: value["attributes"].pop("digest")), (name, change)):
-        value = json.loads(files[key])
-        edit(value)
-        files[key] = json.dumps(value).encode()
-    return rezipped(files, path)
+    value = json.loads(files[name])
+    change(value)
+    files[name] = json.dumps(value).encode()
+    return rezipped(digested(files), path)
+
+
+def digested(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The files of a result with the digest that docs/format.md says, as another program would write them."""
+    root = json.loads(files["zarr.json"])
+    held = root["attributes"]
+    total = hashlib.sha256(json.dumps([held.get("kind"), held.get("attributes")], sort_keys=True).encode())
+    for name in sorted(set(files) - {"zarr.json"}):
+        total.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())
+    held["digest"] = total.hexdigest()
+    return files | {"zarr.json": json.dumps(root).encode()}
+
+
+def test_a_result_without_a_digest_is_refused_and_one_with_the_digest_of_the_format_is_read(saved: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        files = {key: archive.read(key) for key in archive.namelist()}
+    root = json.loads(files["zarr.json"])
+    del root["attributes"]["digest"]
+    bare = {**files, "zarr.json": json.dumps(root).encode()}
+    with pytest.raises(StoreError, match="was changed since"):
+        load_result(rezipped(bare, tmp_path / "bare.zarr.zip"))
+    assert same(load_result(rezipped(digested(bare), tmp_path / "again.zarr.zip")), load_result(saved))
 
 
 @pytest.mark.parametrize("size", [10**9, 10**12, 2**62])
