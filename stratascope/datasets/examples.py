@@ -133,7 +133,7 @@ def _example(line: str, where: str, default_id: str, default_split: str, boxes: 
     label = row.get("label")
     if isinstance(label, str) or label not in (0, 1):
         raise InvalidInputError(f"{where}: expected label 0 or 1, found {label!r}")
-    if Path(row["image"]).is_absolute() or ".." in Path(row["image"]).parts:
+    if Path(row["image"]).is_absolute() or ".." in Path(row["image"]).parts or "\0" in row["image"]:
         raise InvalidInputError(f"{where}: expected an image's name within the folder of images, found {row['image']!r}")
     try:
         parts = split_caption(row["caption"], row["relation"])

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stratascope.cli import FAULT, main
 from stratascope.datasets import PROMPTS, BoxIndex, load_examples
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families import image_rule
@@ -213,6 +215,53 @@ def test_the_corpus_of_broken_files_is_refused(name: str, tmp_path: Path) -> Non
     (tmp_path / "folder").mkdir()
     with pytest.raises(InvalidInputError):
         load_examples(tmp_path / "folder")
+
+
+CORPUS_OF_ROWS = {
+    "a zero byte in a file's name": {"image": "a\0.jpg"},
+    "a name outside of the folder": {"image": "../a.jpg"},
+    "a name of another folder": {"image": "/etc/passwd"},
+    "an empty name": {"image": " "},
+    "a relation that is all of it": {"caption": "under", "relation": "under"},
+    "a relation that is not there": {"relation": "above"},
+    "a label between": {"label": 0.5},
+    "a label of text": {"label": "1"},
+    "no number for a label": {"label": float("nan")},
+    "half a pair in an id": {"id": "\ud800"},
+}
+
+
+@pytest.mark.parametrize("name", CORPUS_OF_ROWS)
+def test_the_corpus_of_broken_rows_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**VSR_ROW, **CORPUS_OF_ROWS[name]}) + "\n")
+    with pytest.raises(InvalidInputError):
+        load_examples(path)
+
+
+def planned(folder: Path, rows: Any, boxes: Any, prompt: str) -> None:
+    """A plan of rows and boxes by the command line: made, or refused in one line that blames nobody else."""
+    (folder / "rows.jsonl").write_text(json.dumps(rows) + "\n")
+    (folder / "instances.json").write_text(json.dumps(boxes))
+    files = ["--examples", str(folder / "rows.jsonl"), "--boxes", str(folder / "instances.json"), "--images", str(folder)]
+    found = CliRunner().invoke(main, ["plan", "--model", "demo", *files, "--prompt", prompt, "--image-size", "56x56"])
+    said = (rows, boxes, prompt, found.output[-400:], found.exception)
+    assert found.exit_code in (0, 2), said
+    assert found.exception is None or isinstance(found.exception, SystemExit), said
+    assert FAULT not in found.stderr, said
+    assert found.exit_code == 0 or len(found.stderr.strip().splitlines()) == 1, said
+
+
+@FEW
+@given(row=broken(VSR_ROW), prompt=st.sampled_from(sorted(PROMPTS)))
+def test_a_plan_of_broken_rows_in_any_prompt_is_made_or_refused_in_one_line(row: Any, prompt: str, place: Path) -> None:
+    planned(place, row, COCO, prompt)
+
+
+@FEW
+@given(boxes=broken(COCO), prompt=st.sampled_from(sorted(PROMPTS)))
+def test_a_plan_with_broken_boxes_is_made_or_refused_in_one_line(boxes: Any, prompt: str, place: Path) -> None:
+    planned(place, VSR_ROW, boxes, prompt)
 
 
 def test_rows_with_a_mark_of_byte_order_and_other_line_ends_are_read(tmp_path: Path) -> None:
