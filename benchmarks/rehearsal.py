@@ -4,7 +4,7 @@
 
 `--examples 2048 --maps 50` is the small form; `rehearsal_scaling.py` sets several sizes beside each other. Each step runs as a process
 of its own, the commands as the README gives them; a step that is done is not done again, so that the same command goes on where it was
-stopped. At the end the results are held against what was planted (`rehearsal_store`), and a step's wall time, processor time, peak
+stopped. At the end the results are held against what was planted (`rehearsal_verdict`), and a step's wall time, processor time, peak
 memory and bytes are printed as a table. Exit code 1 where something planted was not found, or something was found that was not planted.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -25,11 +24,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from rehearsal_store import LOCATION_FROM, OUTLIERS, SHARES, TOKENS, TRUTH_LAYERS, PlantedStore, Scale, vsr_rows
+from rehearsal_store import PlantedStore, Scale, vsr_rows
+from rehearsal_verdict import check
 
-from stratascope.probe import LayerCurve, layer_curve
-from stratascope.probe.events import LayerEvent
-from stratascope.store import ActivationStore, load_result
+from stratascope.probe import layer_curve
+from stratascope.store import ActivationStore
 
 HERE = Path(__file__).resolve()
 SUBSET = (0, 8, 14, 20, 28)
@@ -185,69 +184,6 @@ def cluster() -> None:
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as workers:
         theirs = layer_curve("subset.zarr", "truth", "final", scheduler=workers.scheduler_address)
     assert own.table.equals(theirs.table), "expected a cluster to give the same curve"
-
-
-def check(folder: Path) -> list[str]:
-    """What was planted beside what was found; lines that begin with WRONG were not as they should be."""
-    results = folder / "results"
-    truth, blank = (LayerCurve.load(results / f"probe-truth-final{s}.zarr.zip") for s in ("", "-blank"))
-    shuffled, place, no_place = (
-        LayerCurve.load(results / f"probe-{name}.zarr.zip")
-        for name in ("truth-shuffled-final", "geometry-subject", "geometry-shuffled-subject")
-    )
-    over, first, last = truth.difference(blank), TRUTH_LAYERS[0], TRUTH_LAYERS[-1] + 1
-    lines = []
-
-    def say(right: bool, text: str) -> None:
-        lines.append(text if right else f"WRONG {text}")
-
-    for right, text in shape(ActivationStore.open(folder / "vsr.zarr")):
-        say(right, text)
-    for name, found in (("over chance", truth.difference()), ("over the blank images", over)):
-        onset, offset = found.onset(), found.offset()
-        say(_covers(onset, first), f"truth at final, {name}: planted from layer {first}, {onset}")
-        say(_covers(offset, last), f"truth at final, {name}: planted to layer {last - 1}, {offset}")
-    peak = truth.rows("auroc")["value"].max()
-    say(peak > 0.6, f"truth at final: AUROC {peak:.3f} at its best")
-    for name, curve in (("blank images", blank), ("shuffled labels", shuffled)):
-        rows = curve.rows()
-        say(curve.onset.layer is None, f"{name}: AUROC {rows['value'].min():.3f} to {rows['value'].max():.3f}, {curve.onset}")
-    here, there = place.difference(metric="r2_subject_x"), place.difference(metric="r2_object_x")
-    best = place.rows("r2_subject_x")["value"].max()
-    say(
-        here.onset().layer == LOCATION_FROM,
-        f"place at subject: planted from layer {LOCATION_FROM}, {here.onset()}; R2 {best:.3f} at its best",
-    )
-    say(there.onset().layer is None, f"place of the object, not planted: {there.onset()}")
-    say(no_place.onset.layer is None, f"place with shuffled boxes: {no_place.onset}")
-    share = load_result(results / "share.zarr.zip")
-    parts = list(share.attributes["parts"])
-    image = float(share.arrays["share"][1][..., parts.index("image")].mean())
-    say(abs(image - SHARES["image"]) < 1e-3, f"attention on the image: planted {SHARES['image']:.3f}, found {image:.4f}")
-    return lines
-
-
-def shape(store: ActivationStore) -> list[tuple[bool, str]]:
-    """Whether the store is of the shape that the rehearsal is about, and what it is."""
-    layout, examples, tokens = store.layout, store.examples, float(np.mean(store.n_tokens))
-    scale = f"{layout.layers} blocks, hidden {layout.hidden:,}, {layout.heads} heads"
-    spread = store.read("residual", layer=TRUTH_LAYERS[0], position="final", examples=range(min(256, layout.examples))).std(0)
-    outliers = int((spread > 10 * np.median(spread)).sum())
-    rows = f"{len(examples):,} examples on {examples['image'].nunique():,} images, {examples['label'].mean():.1%} of their captions true"
-    return [
-        (True, f"{rows}, splits {', '.join(sorted(examples['split'].unique()))}"),
-        ((layout.layers, layout.hidden, layout.heads) == (28, 3584, 28), scale),
-        (abs(tokens - TOKENS) < 10, f"{tokens:.0f} tokens on average, {layout.tokens} at most; {TOKENS} wanted"),
-        (layout.positions == ("final", "subject"), f"positions {' and '.join(layout.positions)}"),
-        (outliers >= OUTLIERS, f"{outliers} channels of more than ten times the median's spread; {OUTLIERS} outliers were planted"),
-        (bool(store.has_map.any()), f"whole attention maps of {int(store.has_map.sum())} examples"),
-    ]
-
-
-def _covers(event: LayerEvent, planted: int) -> bool:
-    """Whether the layer is the planted one, or the interval holds it: with few examples an onset is found late, and says so."""
-    low, high = (math.inf if end is None else end for end in (event.low, event.high))
-    return event.layer is not None and low <= planted <= high
 
 
 def table(measured: list[Measured], folder: Path) -> str:

@@ -5,6 +5,8 @@ What is planted, and what a study of the store therefore has to find:
 - `final`: the caption's truth along one direction in residual layers 14 to 24, and nowhere else;
 - `subject`: where the subject is (the centre of its box) along two directions from layer 8 on;
 - the final token's attention: SHARES of it on the first token, the image and the text, in every head;
+- whole attention maps: a route from the final token, in blocks 18 to 27, to the cells of the subject's box and from nowhere else to them,
+  and none to the cells that are in the object's box alone (`ROUTE`);
 - the model's answers: right for 85 % of the examples;
 - with blank images: nothing.
 
@@ -31,6 +33,10 @@ TRUTH_LAYERS = range(14, 25)
 LOCATION_FROM = 8
 RIGHT_ANSWERS = 0.85
 SHARES = {"sink": 0.6, "image": 0.1, "text": 0.3}
+ROUTE_BLOCKS = range(18, 28)
+ROUTE = {"onto": 0.15, "stays": 0.2, "kept": 0.9}
+"""Weights in the maps of those blocks: of the final token on the subject's cells together, all alike, and on itself; in all blocks, of
+each of those cells on itself."""
 POSITIONS = ("final", "subject")
 SPANS = ("system", "image", "prompt", "caption", "subject", "relation", "object", "final")
 SIZES = ((640, 480), (480, 640), (640, 512), (612, 612))
@@ -40,6 +46,8 @@ TOKENS = 430
 """On average, of Qwen2.5-VL on VSR."""
 OUTLIERS = 5
 """Channels of a spread far beyond the others', as in Qwen."""
+HALF = 0.1
+"""Of a box's width and height, as a share of the image's."""
 SYSTEM, TEMPLATE = 14, 12
 """Tokens before the image; tokens of the question and the turn's end around the caption."""
 
@@ -123,7 +131,7 @@ class PlantedStore:
                 tokens = int(self.n_tokens[example])
                 arrays["attention_rows"][:, k, :, :tokens] = self._rows(example, (self.scale.layers, self.scale.heads), rng)
                 if self.has_map[example]:
-                    arrays["attention_maps"][k, :, :tokens, :tokens] = self._maps(tokens, rng)
+                    arrays["attention_maps"][k, :, :tokens, :tokens] = self._maps(example, rng)
         return arrays
 
     def _residual(self, members: range, rng: np.random.Generator) -> np.ndarray:
@@ -160,12 +168,30 @@ class PlantedStore:
         weights[..., 0] = SHARES["sink"]
         return weights
 
-    def _maps(self, tokens: int, rng: np.random.Generator) -> np.ndarray:
-        """(layer, query, key) packed causal maps, half of each row on the first token."""
+    def cells(self, example: int, which: int) -> np.ndarray:
+        """Tokens of the image cells whose centre lies in the box of the subject (0) or the object (1)."""
+        rows, columns = self.grid[example]
+        x, y = self.places[example, which]
+        near = [np.abs((np.arange(n) + 0.5) / n - at) < HALF for n, at in ((rows, y), (columns, x))]
+        return SYSTEM + np.flatnonzero(np.outer(*near))
+
+    def _maps(self, example: int, rng: np.random.Generator) -> np.ndarray:
+        """(layer, query, key) packed causal maps, half of each row on the first token; the route is laid over that."""
+        tokens = int(self.n_tokens[example])
+        subject = self.cells(example, 0)
         weights = rng.standard_exponential((self.scale.layers, tokens, tokens), np.float32)
         weights *= np.tri(tokens, dtype=np.float32)
+        weights[..., np.union1d(subject, self.cells(example, 1))] = 0
         weights[..., 0] += weights.sum(-1)
-        return encode_maps(weights / weights.sum(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        weights[:, subject] *= 1 - ROUTE["kept"]
+        weights[:, subject, subject] = ROUTE["kept"]
+        for block in set(ROUTE_BLOCKS) & set(range(self.scale.layers)):
+            final = weights[block, -1]
+            final[-1] = 0
+            final *= (1 - ROUTE["onto"] - ROUTE["stays"]) / final.sum()
+            final[subject], final[-1] = ROUTE["onto"] / len(subject), ROUTE["stays"]
+        return encode_maps(weights)
 
     def _spans(self, words: np.ndarray) -> np.ndarray:
         """(example, span, 2): system, image, question, caption with its three parts, last token; one word is one token."""
@@ -197,7 +223,7 @@ class PlantedStore:
             }
         )  # fmt: skip
         for which, who in enumerate(("subject", "object")):
-            low, high = (self.places[:, which] - 0.1) * self.sizes, (self.places[:, which] + 0.1) * self.sizes
+            low, high = (self.places[:, which] - HALF) * self.sizes, (self.places[:, which] + HALF) * self.sizes
             table = table.assign(**{f"{who}_x0": low[:, 0], f"{who}_y0": low[:, 1], f"{who}_x1": high[:, 0], f"{who}_y1": high[:, 1]})
         tokens = np.arange(self.layout.tokens)
         said = hashlib.sha256("\n".join(f"{r.id} {r.caption} {r.label}" for r in rows).encode()).hexdigest()

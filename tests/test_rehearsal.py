@@ -12,31 +12,32 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stratascope.analysis import attention_share
+from stratascope.analysis import attention_share, flow_examples, rollout_examples
 from stratascope.analysis.share import PARTS
 from stratascope.store import ActivationStore
 
 
 @pytest.fixture(scope="module")
-def parts() -> Iterator[tuple[Any, Any, Any]]:
+def parts() -> Iterator[tuple[Any, ...]]:
     """The modules of the rehearsal, which lie outside the package."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     import rehearsal
     import rehearsal_scaling
     import rehearsal_store
+    import rehearsal_verdict
 
-    yield rehearsal, rehearsal_scaling, rehearsal_store
+    yield rehearsal, rehearsal_scaling, rehearsal_store, rehearsal_verdict
     sys.path.pop(0)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
-def test_a_growth_is_found_as_it_was_made(parts: tuple[Any, Any, Any], power: float) -> None:
+def test_a_growth_is_found_as_it_was_made(parts: tuple[Any, ...], power: float) -> None:
     sizes = (1024, 2048, 10972)
     assert parts[1].exponent(sizes, [3.0 * n**power for n in sizes]) == pytest.approx(power)
 
 
-def test_measurements_of_three_sizes_become_one_table(parts: tuple[Any, Any, Any], tmp_path: Path) -> None:
-    rehearsal, scaling, _ = parts
+def test_measurements_of_three_sizes_become_one_table(parts: tuple[Any, ...], tmp_path: Path) -> None:
+    rehearsal, scaling, *_ = parts
     for n in (100, 200, 800):
         rows = [
             rehearsal.Measured("write", 2.0 * n, 0.1 * n, 500_000_000, n * 1_000_000),
@@ -49,17 +50,22 @@ def test_measurements_of_three_sizes_become_one_table(parts: tuple[Any, Any, Any
     assert "| info | 0.4 / 0.4 / – |  | 100 / 100 / – | 0.0 |  |  | – |" in text
 
 
-def test_a_planted_store_has_what_is_planted_and_says_where_its_shape_differs(parts: tuple[Any, Any, Any], tmp_path: Path) -> None:
-    rehearsal, _, planting = parts
+def test_a_planted_store_has_what_is_planted_and_says_where_its_shape_differs(parts: tuple[Any, ...], tmp_path: Path) -> None:
+    _, _, planting, verdict = parts
     rows = planting.vsr_rows(None, 64, tmp_path / "scenes")
     planted = planting.PlantedStore(rows, planting.Scale(64, 2, layers=26, hidden=192, heads=2))
     planted.write(tmp_path / "vsr.zarr")
     store = ActivationStore.open(tmp_path / "vsr.zarr")
-    found = {text: right for right, text in rehearsal.shape(store)}
+    found = {text: right for right, text in verdict.shape(store)}
     assert [text for text, right in found.items() if not right] == ["26 blocks, hidden 192, 2 heads"]
     assert {"positions final and subject", "whole attention maps of 2 examples"} <= set(found)
     share = attention_share(store)
     assert share.values[..., PARTS.index("image")].mean() == pytest.approx(planting.SHARES["image"], abs=1e-3)
+    routes = verdict.routes(store, rollout_examples(store), flow_examples(store, window=(20, 26)))
+    assert [text for right, text in routes if not right] == []
+    assert len(routes) == 5
+    narrower = verdict.routes(store, rollout_examples(store, window=(1, 26)), flow_examples(store, window=(20, 26)))
+    assert not narrower[0][0], "a rollout that leaves a block out is noticed"
     labels = store.examples["label"].to_numpy()
 
     def apart(layer: int) -> float:
