@@ -15,10 +15,17 @@ Floats = NDArray[Any]
 TARGETS = ("subject_x", "subject_y", "object_x", "object_y", "offset_x", "offset_y")
 
 
-def geometry_targets(examples: pd.DataFrame) -> Floats:
+def geometry_targets(examples: pd.DataFrame, *, mirrored: bool = False) -> Floats:
     """(example, 6) centres of the gold boxes and the offset from object to subject, NaN where a box is not known.
 
     x and y are fractions of the image's width and height, y downwards: an offset_y below 0 means that the subject is above.
+
+    Parameters
+    ----------
+    examples
+        The store's table, whose boxes are those of the image as it was.
+    mirrored
+        Whether the model was shown the image flipped left-right (condition `mirror`): the centres are then where it saw them.
 
     Raises
     ------
@@ -33,15 +40,15 @@ def geometry_targets(examples: pd.DataFrame) -> Floats:
             f"task geometry: expected columns {', '.join(needed)}, found no {', '.join(absent)}; extract with --boxes instances.json"
         )
     column = {name: pd.to_numeric(examples[name], errors="coerce").to_numpy(float) for name in needed}
-    centre = {
+    centres = {
         who: [
             (column[f"{who}_{axis}0"] + column[f"{who}_{axis}1"]) / 2 / column[f"image_{size}"]
             for axis, size in (("x", "width"), ("y", "height"))
         ]
         for who in ("subject", "object")
     }
-    offset = [s - o for s, o in zip(centre["subject"], centre["object"], strict=True)]
-    return np.stack([*centre["subject"], *centre["object"], *offset], axis=1)
+    subject, object_ = ([1 - x, y] if mirrored else [x, y] for x, y in centres.values())
+    return np.stack([*subject, *object_, *(s - o for s, o in zip(subject, object_, strict=True))], axis=1)
 
 
 def score_values(

@@ -103,8 +103,8 @@ def find_task(
 
     `truth` is the label where it is the caption's truth, `choice` where it is the right one of several answers, `relation` the
     caption's relation, `category` its meta category, `answer` the most likely of the recorded choices, `geometry` the centres of the
-    gold boxes; any other name is a column of the examples. `values` adds tasks by example id, such as from a CSV file; examples that
-    are not among them, or have none there, take no part.
+    gold boxes (under the condition `mirror` in the flipped image); any other name is a column of the examples. `values` adds tasks by
+    example id, such as from a CSV file; examples that are not among them, or have none there, take no part.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def find_task(
     elif name == "answer":
         found = _answers(store, wanted)
     elif name == "geometry":
-        geometry = geometry_targets(table)
+        geometry = geometry_targets(table, mirrored=store.provenance.get("condition") == "mirror")
         known = np.asarray(np.isfinite(geometry).all(axis=1))
         found = Task(name, np.where(known, 0, -1), (), np.where(known[:, None], geometry, 0), TARGETS)
     elif name in table.columns:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from PIL import Image, ImageOps
 from planted import planted_store
 
 from stratascope.cli import main
@@ -17,6 +18,7 @@ from stratascope.probe import accuracy_by, confusion, grouped_folds, head_curves
 from stratascope.probe.categories import CATEGORIES, category_of
 from stratascope.probe.cross_validation import classify, regress
 from stratascope.probe.rows import Rows
+from stratascope.probe.tasks import find_task
 from stratascope.store import ActivationStore
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "vsr"
@@ -38,6 +40,22 @@ def test_box_geometry_is_read_where_it_was_planted(tmp_path):
     assert shuffled.onset.layer is None
     with pytest.raises(InvalidInputError, match="geometry:shuffled"):
         layer_curve(store, "geometry:control")
+
+
+@pytest.mark.parametrize("condition", ["original", "mirror"])
+def test_places_are_those_in_the_image_that_the_model_was_shown(tmp_path, condition):
+    """Against the pixels of an image in which the box is painted, flipped by Pillow where the images were."""
+    store = ActivationStore.open(planted_store(tmp_path / "g.zarr", examples=80, boxes=True, condition=condition))
+    found, _ = find_task(store, "geometry", np.ones(80, bool))
+    table = store.examples.round()
+    for k in (0, 1, 7, 30):
+        image = Image.new("L", (56, 56))
+        x0, y0, x1, y1 = table.loc[k, [f"subject_{side}" for side in ("x0", "y0", "x1", "y1")]]
+        image.paste(255, tuple(map(int, (x0, y0, x1, y1))))
+        rows, columns = np.nonzero(np.asarray(ImageOps.mirror(image) if condition == "mirror" else image))
+        assert found.values is not None
+        assert np.abs(found.values[k, :2] - ((columns.mean() + 0.5) / 56, (rows.mean() + 0.5) / 56)).max() < 0.51 / 56
+    assert np.allclose(found.values[:, 4:], found.values[:, :2] - found.values[:, 2:4])
 
 
 def test_one_probe_per_head(tmp_path):
