@@ -87,10 +87,10 @@ class Browser:
             self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
 
     def choose(self, selector: str, value: str) -> None:
-        """Choose in a list, as by keyboard."""
-        self.js(
-            "const e = document.querySelector(arguments[0]); e.value = arguments[1]; e.dispatchEvent(new Event('change'))", selector, value
-        )
+        """Choose in a list, by clicks."""
+        from selenium.webdriver.support.select import Select
+
+        Select(self.driver.find_element("css selector", selector)).select_by_value(value)
 
     def keys(self, *keys: str) -> None:
         """Type, wherever the focus is."""
@@ -102,8 +102,12 @@ class Browser:
         chain.perform()
 
     def view(self) -> dict[str, str]:
-        """What the address says behind its #."""
+        """What the address says behind its #, once all that was done is written there."""
         time.sleep(0.15)
+        return self.view_now()
+
+    def view_now(self) -> dict[str, str]:
+        """What the address says behind its #."""
         return dict(self.js("return [...new URLSearchParams(location.hash.slice(1))]"))
 
     def downloaded(self, act: Callable[[], None]) -> Path:

@@ -110,47 +110,6 @@ def test_the_grid_of_heads_holds_shares_of_the_rows(browser, small, small_server
     np.testing.assert_array_equal(weights(numbers(browser)[5]), rows[5, 3][: int(store.n_tokens[2])])
 
 
-def test_every_control_does_what_it_says(browser, small_server):
-    browser.open(small_server.address)
-    browser.until(lambda: "150 of 150 examples" in browser.text(".count"))
-    steps = [
-        (lambda: browser.click(".segmented button[data-value=norm]"), {"measure": "norm"}),
-        (lambda: browser.click(".segmented button[data-value=one]"), {"heads": "one"}),
-        (lambda: browser.keys("]", "]"), {"head": "2"}),
-        (lambda: browser.keys("["), {"head": "1"}),
-        (lambda: browser.keys("h"), {"heads": None}),
-        (lambda: browser.keys("m"), {"measure": "attribution"}),
-        (lambda: browser.keys("M", "M"), {"measure": None}),
-        (lambda: browser.click("[aria-label='Next layer']"), {"layer": "5"}),
-        (lambda: browser.click("[aria-label='Previous layer']"), {"layer": "4"}),
-        (lambda: browser.keys("\ue012", "\ue012"), {"layer": "2"}),
-        (lambda: browser.keys("j", "j", "k"), {"example": "1"}),
-        (lambda: browser.click(".row[data-example='3']"), {"example": "3"}),
-        (lambda: browser.click("#app .card .chart", (0.1, 0.5)), {"layer": "0"}),
-        (lambda: browser.keys("o"), {"overlay": "spotlight"}),
-        (lambda: browser.keys("b"), {"boxes": "1"}),
-        (lambda: browser.click("details.menu summary"), {}),
-        (lambda: browser.choose("details.menu label:nth-child(2) select", "log"), {"scale": "log"}),
-        (lambda: browser.choose("details.menu label:nth-child(3) select", "cividis"), {"palette": "cividis"}),
-        (lambda: browser.click("details.menu label:nth-child(5) input"), {"smooth": "1"}),
-        (lambda: browser.keys("\ue00c"), {}),
-        (lambda: browser.choose(".heads select", "logit"), {"grid": "logit"}),
-        (lambda: browser.keys("c"), {"b.example": "3", "active": "b"}),
-        (lambda: browser.keys("\ue014", "j"), {"b.layer": "1", "b.example": "4", "example": "3"}),
-        (lambda: browser.keys("x"), {"active": None}),
-        (lambda: browser.keys("c"), {"b.example": None}),
-        (lambda: browser.choose(".pair select:nth-child(1)", "on"), {"relation": "on"}),
-        (lambda: browser.choose(".pair select:nth-child(2)", "wrong"), {"outcome": "wrong"}),
-        (lambda: (browser.keys("/"), browser.keys("bed")), {"query": "bed"}),
-    ]
-    for number, (act, wanted) in enumerate(steps):
-        act()
-        browser.until(lambda wanted=wanted: {key: browser.view().get(key) for key in wanted} == wanted, f"step {number}, {wanted}")
-    browser.keys("\ue00c")
-    browser.until(lambda: "…" not in browser.text(".count") and "comparing" not in browser.text(".count"))
-    assert browser.errors() == []
-
-
 def test_search_and_filters_find_what_the_table_holds(browser, small, small_server):
     store = ActivationStore.open(small)
     table = store.examples

@@ -12,9 +12,9 @@ import pytest
 from stratascope.analysis.flowed import flow_examples
 from stratascope.probe import layer_curve
 from stratascope.report.viewer import ViewServer, server
-from stratascope.store import ActivationStore, ResultFile, results, save_result
+from stratascope.store import ActivationStore, BlockWriter, ResultFile, create_store, results, save_result
 from tests.viewer.numbers import numbers, table, weights
-from tests.viewer.viewer_stores import PLACES
+from tests.viewer.viewer_stores import PLACES, block_of, known_of, layout_of
 
 
 def percent(value: float) -> str:
@@ -106,6 +106,22 @@ def test_exact_flow_on_the_page_is_the_analysis_flow(browser, small, tmp_path):
         # a flow through some blocks below the last is no flow of this page
         browser.open(f"{running.address}#example=8&measure=flow&layer=1")
         assert "upper bound" in browser.text(".fact")
+
+
+def test_a_store_of_untrained_weights_says_so_and_knows_its_own_results(browser, tmp_path):
+    layout = layout_of(9)
+    known = known_of(layout, 5, 5)
+    known["provenance"]["model"]["untrained"] = 3
+    create_store(tmp_path / "drawn.zarr", layout, **known)
+    with BlockWriter(tmp_path / "drawn.zarr") as writer:
+        writer.write(0, block_of(layout, known, 0))
+    store = ActivationStore.open(tmp_path / "drawn.zarr")
+    flow_examples(store, [8]).save(tmp_path / "flow.zarr.zip")
+    with ViewServer(str(tmp_path / "drawn.zarr"), results=tmp_path) as running:
+        browser.open(f"{running.address}#example=8&measure=flow&layer=0")
+        assert browser.text("header .departure") == "untrained weights (seed 3)"
+        assert "untrained" in browser.driver.title
+        browser.until(lambda: "exact flow" in browser.text(".fact"))
 
 
 def test_answers_of_questions_are_called_by_their_names(browser, questions):

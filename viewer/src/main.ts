@@ -12,6 +12,7 @@ import { listenToKeys } from "./page/keys.ts";
 import { onTheme } from "./page/theme.ts";
 import { fromHash, toHash } from "./page/view.ts";
 import { Results } from "./results/results.ts";
+import { departure } from "./store/provenance.ts";
 import { Store, type Unwritten } from "./store/store.ts";
 
 /** What lies beside the page as view.json: addresses relative to the page, and blocks that the store lacks. */
@@ -26,7 +27,11 @@ const opening: Opening = {
     location.hash = toHash({ ...fromHash(""), store: address });
     void begin();
   },
-  folder: (files) => void open({ kind: "chosen", files }, {}),
+  folder(files) {
+    // what the address says of another store would be wrong of this one, which no link can lead to
+    history.replaceState(null, "", location.pathname + location.search);
+    void open({ kind: "chosen", files }, {});
+  },
 };
 
 async function begin(): Promise<void> {
@@ -67,7 +72,7 @@ async function open(source: Source, { results, note, unwritten }: Beside): Promi
     const { view, ignored } = asked();
     app = new App(root, store, source, view, meter, opening);
     app.leaveOut(view, ignored);
-    document.title = `${store.files.name} · Stratascope`;
+    document.title = [store.files.name, departure(store.provenance), "Stratascope"].filter(Boolean).join(" · ");
   } catch (error) {
     if (mine === attempt) failure(faultOf(error), source, note);
     return;

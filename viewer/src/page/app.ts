@@ -6,36 +6,36 @@ import { ListClient } from "../list/client.ts";
 import type { Row } from "../list/protocol.ts";
 import { Results } from "../results/results.ts";
 import { Answers } from "../store/answers.ts";
-import { MEASURES, allLayers, onMapsRead, unavailable } from "../store/measures.ts";
-import { hidingOf } from "../store/knockouts.ts";
+import { MEASURES, onMapsRead } from "../store/measures.ts";
+import { conditionOf } from "../store/provenance.ts";
 import type { Store } from "../store/store.ts";
 import { boxesOf } from "./boxes.ts";
 import { KnockoutCard, NextCard } from "./answer-cards.ts";
-import { ProbeCard, ShareCard, summary } from "./cards.ts";
+import { Captions } from "./captions.ts";
+import { ProbeCard, ShareCard, summary, toDivide } from "./cards.ts";
 import { actionMenu, displayMenu, type Opening } from "./dialogs.ts";
 import { h, setText } from "./dom.ts";
-import { describe, numbersCsv, picturePng, save, type Named } from "./download.ts";
+import type { Named } from "./download.ts";
 import { ExampleList } from "./example-list.ts";
-import { header } from "./header.ts";
+import { Exports } from "./exports.ts";
+import { fitted, fittedPane } from "./fitted.ts";
+import { header, titleOf } from "./header.ts";
 import { HeadGrid } from "./head-grid.ts";
-import { clamp, counted } from "./numbers.ts";
+import { clamp } from "./numbers.ts";
+import { LinkNotice } from "./notice.ts";
 import { Pane, type PaneHost } from "./pane.ts";
-import { visible } from "./token-text.ts";
+import { Player } from "./player.ts";
 import { TokenStrip } from "./tokens.ts";
-import { START, toHash, type PaneView, type View } from "./view.ts";
+import { toHash, type PaneView, type View } from "./view.ts";
 
 type Which = "a" | "b";
 
-const PLAY_MS = 420;
 const WRITE_MS = 120;
-/** Of what a link asks for in vain. */
-const MOST_TOLD = 6;
-const LONGEST_TOLD = 40;
 
 export class App {
   readonly store: Store;
   view: View;
-  readonly #list: ExampleList;
+  readonly list: ExampleList;
   readonly #client: ListClient;
   readonly #panes: Record<Which, Pane | null> = { a: null, b: null };
   readonly #strips: Record<Which, TokenStrip>;
@@ -45,23 +45,31 @@ export class App {
   readonly #knockouts: KnockoutCard;
   readonly #next: NextCard;
   readonly #live = h("div", { class: "sr", role: "status", "aria-live": "polite" });
-  readonly #notice = h("div", { class: "notice card", role: "status", hidden: true });
+  readonly #notice = new LinkNotice();
   readonly #stage = h("div", { class: "stage" });
   readonly #tokens = h("div", { class: "token-strips" });
   readonly #main: HTMLElement;
   readonly #display: ReturnType<typeof displayMenu>;
   readonly #compare: HTMLButtonElement;
   readonly #header: HTMLElement;
-  readonly #known = new Map<number, Row>();
+  readonly exports: Exports;
+  readonly #captions = new Captions();
   readonly #host: PaneHost;
-  #playing: ReturnType<typeof setInterval> | undefined;
+  readonly #player = new Player<Which>({
+    up: (which) => this.#layerOf(which) !== this.store.layers.at(-1) && (this.step(1, which), this.#layerOf(which) !== this.store.layers.at(-1)),
+    rewind: (which) => this.#layerOf(which) === this.store.layers.at(-1) && this.change({ layer: this.store.layers[0]! }, which),
+    tell: (playing) => {
+      this.#main.classList.toggle("playing", playing !== null);
+      for (const which of ["a", "b"] as const) this.#panes[which]?.playing(playing === which);
+    },
+  });
   #writing: ReturnType<typeof setTimeout> | undefined;
   #first = true;
   #results: Results | null = null;
 
   constructor(root: HTMLElement, store: Store, source: Source, view: View, meter: Meter, opening: Opening) {
     this.store = store;
-    this.view = this.#fitted(view);
+    this.view = fitted(view, this.store);
     this.#client = new ListClient(source, store.meta, store.unwritten);
     this.#client.on("read", ({ bytes, requests }) => meter.add(bytes, requests));
     this.#client.on("example", ({ row }) => this.#hearRow(row));
@@ -70,14 +78,15 @@ export class App {
     const answers = new Answers(store);
     this.#host = {
       store, answers, view: () => this.view, change: (patch, which) => this.change(patch, which), activate: (which) => this.#activate(which),
-      play: (which) => { this.#activate(which); this.play(); }, drawn: (which, what) => this.#drawn(which, what),
+      play: (which) => { this.#activate(which); this.play(which); }, drawn: (which, what) => this.#drawn(which, what),
       boxes: (example) => boxesOf(store, example),
-      exactFlow: (example, layer) => this.#results?.flow(example, layer, store.layout.layers, String(store.provenance["condition"] ?? "")).catch(() => null) ?? Promise.resolve(null), say: (text) => setText(this.#live, text),
+      exactFlow: (example, layer) => this.#results?.flow(example, layer, store.layout.layers, conditionOf(store.provenance)).catch(() => null) ?? Promise.resolve(null), say: (text) => setText(this.#live, text),
     };
-    this.#list = new ExampleList({
+    this.exports = new Exports({ store, view: () => this.view, named: () => this.#named(), say: (text) => setText(this.#live, text) });
+    this.list = new ExampleList({
       store, judgeable: answers.rightByLabel !== null, meanings: answers.meanings, choose: (example) => this.change({ example }),
       filter: () => ({ query: this.view.query, relation: this.view.relation, outcome: this.view.outcome }),
-      search: (filter) => { this.set({ query: filter.query, relation: filter.relation, outcome: filter.outcome }); this.#list.find(); },
+      search: (filter) => { this.set({ query: filter.query, relation: filter.relation, outcome: filter.outcome }); this.list.find(); },
     }, this.#client);
     this.#strips = { a: new TokenStrip(""), b: new TokenStrip(" of B") };
     this.#grid = new HeadGrid({
@@ -86,17 +95,16 @@ export class App {
     });
     this.#share = new ShareCard(store.layers, (layer) => this.change({ layer }));
     // layer k of the residual stream is what enters block k: the last has no block
-    const condition = store.provenance["condition"];
-    this.#probe = new ProbeCard(typeof condition === "string" ? condition : "", (layer) => this.change({ layer: Math.min(layer, store.layers.at(-1)!) }), (task) => this.set({ task }));
+    this.#probe = new ProbeCard(conditionOf(store.provenance), (layer) => this.change({ layer: Math.min(layer, store.layers.at(-1)!) }), (task) => this.set({ task }));
     this.#knockouts = new KnockoutCard(store, (patch) => this.change(patch));
     this.#next = new NextCard(store);
     this.#display = displayMenu(() => this.view, (patch) => this.set(patch));
     this.#compare = h("button", { class: "button", type: "button", "aria-pressed": "false", title: "Two examples or layers side by side (c)", onclick: () => this.compare() }, "Compare");
-    this.#header = header(this.#title(), {
-      meter, opening, copy: () => void this.copyLink(), before: [this.#compare, this.#display.element, actionMenu("Download", [["Picture (PNG)", () => void this.png()], ["Numbers (CSV)", () => this.csv()]])],
+    this.#header = header(titleOf(store), {
+      meter, opening, copy: () => void this.copyLink(), before: [this.#compare, this.#display.element, actionMenu("Download", [["Picture (PNG)", () => void this.exports.png()], ["Numbers (CSV)", () => this.exports.csv()]])],
     });
-    this.#main = h("main", {}, this.#list.element, this.#stage, h("div", { class: "side" }, this.#grid.element, this.#share.element, this.#probe.element, this.#knockouts.element, this.#next.element), this.#tokens);
-    root.replaceChildren(this.#header, this.#main, this.#notice, this.#live);
+    this.#main = h("main", {}, this.list.element, this.#stage, h("div", { class: "side" }, this.#grid.element, this.#share.element, this.#probe.element, this.#knockouts.element, this.#next.element), this.#tokens);
+    root.replaceChildren(this.#header, this.#main, this.#notice.element, this.#live);
     onMapsRead((done, total) => setText(this.#live, done < total ? `reading maps, ${done} of ${total}` : "maps read"));
     this.#arrange();
     this.#update();
@@ -104,10 +112,6 @@ export class App {
 
   get #pane(): PaneView {
     return this.view[this.view.active] ?? this.view.a;
-  }
-
-  get lists(): ExampleList {
-    return this.#list;
   }
 
   offerResults(results: Results | null, why?: string): void {
@@ -123,7 +127,7 @@ export class App {
     const target = this.view[which];
     if (!target) return;
     const other = this.view[which === "a" ? "b" : "a"];
-    const next = this.#fittedPane({ ...target, ...patch });
+    const next = fittedPane({ ...target, ...patch }, this.store);
     const view = { ...this.view, [which]: next };
     if (this.view.together && other && patch.layer !== undefined) view[which === "a" ? "b" : "a"] = { ...other, layer: next.layer };
     this.view = view;
@@ -131,35 +135,21 @@ export class App {
   }
 
   set(patch: Partial<View>): void {
-    this.view = this.#fitted({ ...this.view, ...patch });
+    this.view = fitted({ ...this.view, ...patch }, this.store);
     this.#update();
   }
 
   /** Say what of a link is not shown: what means nothing, and what lies outside the store. */
   leaveOut(given: View, ignored: readonly string[]): void {
-    const all = [...ignored];
-    for (const [prefix, asked, shown] of [["", given.a, this.view.a], ["b.", given.b, this.view.b]] as const) {
-      if (!asked || !shown) continue;
-      for (const key of ["example", "layer", "head"] as const) {
-        if (asked[key] !== shown[key] && !(key === "layer" && asked[key] === START.a.layer)) all.push(`${prefix}${key}=${asked[key]}`);
-      }
-      for (const key of ["mode", "window"] as const) if (asked[key] && asked[key] !== shown[key]) all.push(`${prefix}${key}=${asked[key]}`);
-    }
-    const told = all.slice(0, MOST_TOLD).map((what) => `“${visible(what.length > LONGEST_TOLD ? `${what.slice(0, LONGEST_TOLD)}…` : what)}”`);
-    if (all.length > MOST_TOLD) told.push(`${all.length - MOST_TOLD} more`);
-    this.#notice.hidden = !all.length;
-    this.#notice.replaceChildren();
-    if (!all.length) return;
-    this.#notice.append(h("span", {}, `Left out of the link, as this store or page has no such thing: ${told.join(", ")}.`),
-      h("button", { class: "button", type: "button", onclick: () => { this.#notice.replaceChildren(); this.#notice.hidden = true; } }, "Close"));
+    this.#notice.tell(ignored, given, this.view);
   }
 
   /** A link was followed: show all that it says. */
   follow(view: View): void {
     const before = this.view;
-    this.view = this.#fitted(view);
+    this.view = fitted(view, this.store);
     this.#arrange();
-    if (before.query !== view.query || before.relation !== view.relation || before.outcome !== view.outcome) this.#list.find();
+    if (before.query !== view.query || before.relation !== view.relation || before.outcome !== view.outcome) this.list.find();
     this.#update();
   }
 
@@ -175,46 +165,26 @@ export class App {
     if (this.view.b) this.#activate(this.view.active === "a" ? "b" : "a");
   }
 
-  step(by: number): void {
-    const k = clamp(this.store.layers.indexOf(this.#pane.layer) + by, 0, this.store.layers.length - 1);
-    this.change({ layer: this.store.layers[k]! });
+  step(by: number, which: Which = this.view.active): void {
+    const k = clamp(this.store.layers.indexOf(this.#layerOf(which)) + by, 0, this.store.layers.length - 1);
+    this.change({ layer: this.store.layers[k]! }, which);
   }
 
-  play(): void {
-    if (this.#playing) return this.stop();
-    if (this.#pane.layer === this.store.layers.at(-1)) this.change({ layer: this.store.layers[0]! });
-    this.#playing = setInterval(() => (this.#pane.layer === this.store.layers.at(-1) ? this.stop() : this.step(1)), PLAY_MS);
-    this.#main.classList.add("playing");
+  play(which: Which = this.view.active): void {
+    this.#player.toggle(which);
   }
 
   stop(): void {
-    clearInterval(this.#playing);
-    this.#playing = undefined;
-    this.#main.classList.remove("playing");
+    this.#player.stop();
+  }
+
+  #layerOf(which: Which): number {
+    return (this.view[which] ?? this.view.a).layer;
   }
 
   async copyLink(): Promise<void> {
     this.#write();
-    try {
-      await navigator.clipboard.writeText(location.href);
-      setText(this.#live, "Link copied.");
-    } catch {
-      setText(this.#live, "The browser does not let this page copy: copy the address above.");
-    }
-    const button = this.#header.querySelector(".copy");
-    if (button) {
-      setText(button, "Copied");
-      setTimeout(() => setText(button, "Copy link"), 1200);
-    }
-  }
-
-  async png(): Promise<void> {
-    const model = (this.store.provenance["model"] as { name?: string } | undefined)?.name ?? "";
-    save(await picturePng(this.#named(), this.view, `${this.store.files.name} · ${model} · Stratascope`), `${this.#fileName()}.png`);
-  }
-
-  csv(): void {
-    save(new Blob([numbersCsv(this.#named(), this.store.layers)], { type: "text/csv" }), `${this.#fileName()}.csv`);
+    await this.exports.link(this.#header.querySelector(".copy"));
   }
 
   close(): void {
@@ -226,26 +196,9 @@ export class App {
   #named(): Named[] {
     return (["a", "b"] as const).flatMap((which) => {
       const [pane, view] = [this.#panes[which], this.view[which]];
-      const row = view && this.#known.get(view.example);
+      const row = view && this.#captions.of(view.example);
       return pane && view ? [{ pane, view, id: row?.id ?? String(view.example), caption: row?.caption ?? "" }] : [];
     });
-  }
-
-  #fileName(): string {
-    const { example, layer, measure } = this.view.a;
-    return `${this.store.files.name.replace(/[^\w.-]+/g, "_")}-${example}-${measure}-layer${layer}${this.view.b ? "-compared" : ""}`;
-  }
-
-  #fitted(view: View): View {
-    return { ...view, a: this.#fittedPane(view.a), b: view.b && this.#fittedPane(view.b) };
-  }
-
-  #fittedPane(pane: PaneView): PaneView {
-    const { layers, heads, layout } = this.store;
-    // at two thirds of the depth is where most decoders look at the image
-    const layer = layers.includes(pane.layer) ? pane.layer : pane.layer < 0 ? layers[Math.floor((layers.length * 2) / 3)]! : layers.at(-1)!;
-    const hiding = pane.measure === "knockout" ? hidingOf(this.store, pane.mode, pane.window) : {};
-    return { ...pane, ...hiding, layer, head: clamp(pane.head, 0, heads - 1), example: clamp(pane.example, 0, layout.examples - 1) };
   }
 
   #arrange(): void {
@@ -273,7 +226,7 @@ export class App {
       pane.element.classList.toggle("active", this.view.active === which && this.view.b !== null);
       void pane.show(this.view[which]!);
     }
-    this.#list.choose(this.#pane.example);
+    this.list.choose(this.#pane.example);
     this.#display.sync();
     this.#cards();
     this.#askRows();
@@ -316,15 +269,11 @@ export class App {
     void this.#next.show(recorded);
   }
 
-  /** Shares of all layers: of the map shown where it is at hand, else of the mean attention. */
   async #shares(view: PaneView): Promise<void> {
     const shown = this.#panes[this.view.active]?.shown ?? null;
     if (!shown?.logits) return this.#share.show(null, null, view, "attention");
-    const facts = MEASURES[view.measure];
-    const own = shown.layers && facts.unit === "share" && facts.additive ? shown.layers : null;
-    const mean = { measure: "attention", heads: "mean", head: 0, mode: "", window: "" } as const;
-    const rows = own ?? (unavailable(this.store, mean) || !this.store.has("attention_mean") ? null : await allLayers(this.store, shown.prompt, mean).catch(() => null));
-    if (shown === this.#panes[this.view.active]?.shown) this.#share.show(shown, rows, view, own ? view.measure : "attention");
+    const { rows, measure } = await toDivide(this.store, shown, view);
+    if (shown === this.#panes[this.view.active]?.shown) this.#share.show(shown, rows, view, measure);
   }
 
   #wanted(example: number): boolean {
@@ -332,40 +281,17 @@ export class App {
   }
 
   #askRows(): void {
-    for (const pane of [this.view.a, this.view.b]) if (pane && !this.#known.has(pane.example)) this.#client.ask({ ask: "example", example: pane.example });
+    for (const pane of [this.view.a, this.view.b]) if (pane && !this.#captions.of(pane.example)) this.#client.ask({ ask: "example", example: pane.example });
     for (const which of ["a", "b"] as const) this.#caption(which);
   }
 
   #hearRow(row: Row): void {
-    this.#known.set(row.example, row);
+    this.#captions.hear(row);
     for (const which of ["a", "b"] as const) if (this.view[which]?.example === row.example) this.#caption(which);
   }
 
-  /** The caption from the list, or until that is read from the prompt's own tokens. */
   #caption(which: Which): void {
     const [pane, view] = [this.#panes[which], this.view[which]];
-    if (!pane || !view) return;
-    const row = this.#known.get(view.example);
-    const shown = pane.shown?.prompt.example === view.example ? pane.shown : null;
-    const span = shown?.prompt.spans.get("caption");
-    const spoken = shown?.words && span ? shown.words.slice(...span).join("").replace(/[Ġ▁]/g, " ").trim() : "";
-    pane.caption(row?.caption || row?.id || spoken || `Example ${view.example}`, row && row.label >= 0 ? row.label : null);
-  }
-
-  #title() {
-    const { layout, provenance } = this.store;
-    const model = provenance["model"];
-    const name = typeof model === "string" ? model : (model as { name?: string } | null)?.name ?? "";
-    const condition = provenance["condition"];
-    return {
-      name: this.store.files.name,
-      about: [name, `${counted(layout.examples)} examples`, `${layout.layers} layers`, `${layout.heads} heads`, typeof condition === "string" ? condition : ""].filter(Boolean).join(" · "),
-    };
-  }
-
-  /** What a link to this view is called. */
-  get label(): string {
-    return describe(this.#pane);
+    if (pane && view) pane.caption(this.#captions.text(view.example, pane.shown), this.#captions.label(view.example));
   }
 }
-

@@ -2,8 +2,9 @@
 
 import { faultOf } from "../fault.ts";
 import type { Results } from "../results/results.ts";
-import { MEASURES } from "../store/measures.ts";
+import { MEASURES, allLayers, unavailable } from "../store/measures.ts";
 import { PARTS, partName, shares } from "../store/parts.ts";
+import type { Store } from "../store/store.ts";
 import { drawChart, type DrawnChart, type Series } from "./charts.ts";
 import { h, hideTip, setText, showTip } from "./dom.ts";
 import { percent, weight } from "./numbers.ts";
@@ -69,6 +70,15 @@ export class ShareCard {
       h("tr", {}, h("th", { scope: "col" }, "layer"), order.map((p) => h("th", { scope: "col" }, partName(PARTS[p]!)))),
       ...sums.map((row, k) => h("tr", {}, h("th", { scope: "row" }, String(this.#layers[k])), order.map((p) => h("td", {}, percent(row[p]!, 3))))));
   }
+}
+
+/** Shares of all layers: of the map shown where it is at hand, else of the mean attention. */
+export async function toDivide(store: Store, shown: Shown, view: PaneView): Promise<{ rows: Float64Array[] | null; measure: PaneView["measure"] }> {
+  const facts = MEASURES[view.measure];
+  if (shown.layers && facts.unit === "share" && facts.additive) return { rows: shown.layers, measure: view.measure };
+  const mean = { measure: "attention", heads: "mean", head: 0, mode: "", window: "" } as const;
+  const held = store.has("attention_mean") && !unavailable(store, mean);
+  return { rows: held ? await allLayers(store, shown.prompt, mean).catch(() => null) : null, measure: "attention" };
 }
 
 export class ProbeCard {

@@ -15,11 +15,14 @@ function dialog(title: string, ...content: Node[]): HTMLDialogElement {
   const close = h("button", { class: "button", type: "button", onclick: () => shown.close() }, "Close");
   const shown = h("dialog", { "aria-label": title }, h("h2", {}, title), ...content, h("div", { class: "end" }, close));
   shown.addEventListener("close", () => shown.remove());
-  shown.addEventListener("click", (event) => event.target === shown && shown.close());
+  shown.addEventListener("click", (event) => event.target === shown && !within(shown.getBoundingClientRect(), event) && shown.close());
   document.body.append(shown);
   shown.showModal();
   return shown;
 }
+
+/** The dialog's own margin is a part of it, what is behind it is not. */
+const within = (box: DOMRect, { clientX: x, clientY: y }: MouseEvent) => x >= box.left && x <= box.right && y >= box.top && y <= box.bottom;
 
 export function helpDialog(): void {
   if (document.querySelector("dialog")) return;
@@ -45,7 +48,9 @@ export function openingForms(opening: Opening, address = ""): HTMLElement[] {
 }
 
 export function openDialog(opening: Opening): void {
-  const shown = dialog("Open a store", ...openingForms({ address: opening.address, folder: (files) => { shown.close(); opening.folder(files); } }));
+  const shown = dialog("Open a store", ...openingForms({
+    address: (address) => { shown.close(); opening.address(address); }, folder: (files) => { shown.close(); opening.folder(files); },
+  }));
 }
 
 /** The menu of how the map is drawn. */

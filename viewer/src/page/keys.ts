@@ -15,17 +15,18 @@ export function listenToKeys(app: () => App | null): void {
       if (event.key === "Escape") target.blur();
       return;
     }
-    if (event.key === "?") return helpDialog();
-    if (event.key === "t") return switchTheme();
     const shown = app();
-    // a button's own keys are its own
-    if (!shown || (event.key === " " && target.matches?.("button, summary, input"))) return;
-    const act = actions(shown)[event.key];
+    // a button's own keys are its own, and a slider's
+    if (event.key === " " && target.matches?.("button, summary, input:not([type=range])")) return;
+    if (event.key.startsWith("Arrow") && target.matches?.("input[type=range]")) return;
+    const act = anywhere[event.key] ?? (shown ? actions(shown)[event.key] : undefined);
     if (!act) return;
     event.preventDefault();
     act();
   });
 }
+
+const anywhere: Record<string, () => void> = { "?": helpDialog, t: switchTheme };
 
 function actions(app: App): Record<string, () => void> {
   const { view } = app;
@@ -34,10 +35,10 @@ function actions(app: App): Record<string, () => void> {
   const measures = offered(app.store);
   const overlays = ["heat", "spotlight", "off"] as const;
   return {
-    ArrowRight: () => app.step(1), ArrowLeft: () => app.step(-1), " ": () => app.play(), j: () => app.lists.step(1), k: () => app.lists.step(-1),
-    "/": () => app.lists.search.focus(), m: () => app.change({ measure: nextMeasure(measures, pane.measure) }), M: () => app.change({ measure: nextMeasure(measures, pane.measure, -1) }),
+    ArrowRight: () => app.step(1), ArrowLeft: () => app.step(-1), " ": () => app.play(), j: () => app.list.step(1), k: () => app.list.step(-1),
+    "/": () => app.list.search.focus(), m: () => app.change({ measure: nextMeasure(measures, pane.measure) }), M: () => app.change({ measure: nextMeasure(measures, pane.measure, -1) }),
     h: () => app.change({ heads: nextHeads(pane.heads) }), "[": () => head(-1), "]": () => head(1), c: () => app.compare(), x: () => app.swap(),
     o: () => app.set({ overlay: overlays[(overlays.indexOf(view.overlay) + 1) % 3]! }), b: () => app.set({ boxes: !view.boxes }),
-    l: () => void app.copyLink(), p: () => void app.png(), v: () => app.csv(), Escape: () => app.stop(),
+    l: () => void app.copyLink(), p: () => void app.exports.png(), v: () => app.exports.csv(), Escape: () => app.stop(),
   };
 }

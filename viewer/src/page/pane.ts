@@ -2,14 +2,17 @@
 
 import { Fault, faultOf, isAbort } from "../fault.ts";
 import type { Answers } from "../store/answers.ts";
-import { MEASURES, allLayers, offered, unavailable, weightsOf, type Heads, type Measure } from "../store/measures.ts";
+import { MEASURES, allLayers, offered, unavailable, weightsOf } from "../store/measures.ts";
 import { tokenParts } from "../store/parts.ts";
 import type { Prompt, Store } from "../store/store.ts";
-import { freshId, h, hideTip, setText, showTip } from "./dom.ts";
+import { answerChips } from "./answer-chips.ts";
+import { CellReader, type Cells } from "./cell-reader.ts";
+import { h, setText } from "./dom.ts";
 import { aspect, drawPicture, drawRamp, type Box, type Picture } from "./image.ts";
-import { clamp, percent, weight } from "./numbers.ts";
+import { weight } from "./numbers.ts";
+import { layout, type PaneParts } from "./pane-layout.ts";
 import { makeScale, type Scale } from "./scale.ts";
-import { segmented, type Segmented } from "./segmented.ts";
+import { drawSparks } from "./sparks.ts";
 import type { PaneView, View } from "./view.ts";
 
 export interface Shown {
@@ -50,13 +53,13 @@ export class Pane {
   shown: Shown | null = null;
   fault: Fault | null = null;
   readonly #host: PaneHost;
-  readonly #parts: ReturnType<typeof layout>;
+  readonly #parts: PaneParts;
+  readonly #reader: CellReader;
   #now: PaneView | null = null;
   #turn = 0;
   #stop: AbortController | undefined;
   #scale: Scale | null = null;
   #boxes: Box[] | null = null;
-  #cell = -1;
   #loading: { example: number; done: Promise<void> } | null = null;
   #exact: Float64Array | null = null;
   /** Whether the store gives no values of the example. */
@@ -67,9 +70,7 @@ export class Pane {
     this.#host = host;
     this.#parts = layout(which, host);
     this.element = this.#parts.section;
-    this.#parts.over.addEventListener("pointermove", (event) => this.#hover(event));
-    this.#parts.over.addEventListener("pointerleave", hideTip);
-    this.#parts.over.addEventListener("keydown", (event) => this.#moveCell(event));
+    this.#reader = new CellReader(this.#parts.over, () => this.#readable(), host.say);
     this.element.addEventListener("pointerdown", () => host.activate(which), true);
     this.element.addEventListener("focusin", () => host.activate(which));
     new ResizeObserver(() => this.paint()).observe(this.#parts.frame);
@@ -85,7 +86,7 @@ export class Pane {
     if (anew && this.#loading?.example !== view.example) {
       this.#stop?.abort();
       this.#stop = new AbortController();
-      this.#cell = -1;
+      this.#reader.forget();
       const done = this.#loadExample(view.example, this.#stop.signal);
       this.#loading = { example: view.example, done };
       done.catch(() => {}).finally(() => (this.#loading = this.#loading?.done === done ? null : this.#loading));
@@ -190,20 +191,7 @@ export class Pane {
   caption(text: string, label: number | null): void {
     const { title, chips } = this.#parts;
     setText(title, text);
-    const { answers } = this.#host;
-    const list: HTMLElement[] = [];
-    const wanted = label === null ? undefined : answers.rightByLabel?.[label];
-    if (wanted !== undefined) list.push(h("span", { class: "chip" }, "right answer ", h("b", {}, answers.choices[wanted]!)));
-    const logits = this.shown?.logits;
-    if (logits?.length) {
-      const chosen = answers.chosen(logits);
-      const right = wanted === undefined ? null : chosen === wanted;
-      const sure = answers.probabilities(logits)[chosen]!;
-      list.push(h("span", { class: `chip ${right === null ? "" : right ? "right" : "wrong"}` }, "model ",
-        h("b", {}, `${answers.choices[chosen] ?? "–"}${right === null ? "" : right ? " ✓" : " ✗"}`), ` ${percent(sure)}`,
-        right === null ? null : h("span", { class: "sr" }, right ? " (right)" : " (wrong)")));
-    }
-    chips.replaceChildren(...list);
+    chips.replaceChildren(...answerChips(this.#host.answers, this.shown?.logits ?? null, label));
   }
 
   #controls(view: PaneView): void {
@@ -225,11 +213,24 @@ export class Pane {
     slider.title = facts.layered ? "" : `${facts.name} is one map for all layers`;
   }
 
+  /** Whether the layers are gone through by themselves. */
+  playing(on: boolean): void {
+    const { play } = this.#parts;
+    play.setAttribute("aria-pressed", String(on));
+    play.title = on ? "Stop (space)" : "Play (space)";
+    setText(play, on ? "❚❚" : "▶");
+  }
+
   cells(): Float64Array | null {
     const { shown } = this;
     const image = shown?.prompt.spans.get("image");
     if (!shown?.weights || !shown.prompt.grid || !image) return null;
     return shown.weights.subarray(image[0], image[1]);
+  }
+
+  #readable(): Cells | null {
+    const [cells, prompt] = [this.cells(), this.shown?.prompt];
+    return cells && prompt?.grid ? { grid: prompt.grid, weights: cells, first: prompt.spans.get("image")![0], measure: this.#now!.measure } : null;
   }
 
   picture(): Picture | null {
@@ -261,7 +262,7 @@ export class Pane {
     base.hidden = over.hidden = !picture;
     if (picture) drawPicture(base.getContext("2d")!, picture, view, 0, 0, base.width, base.height, density);
     this.#legend(picture);
-    this.#drawCursor();
+    this.#reader.draw();
   }
 
   #legend(picture: Picture | null): void {
@@ -290,110 +291,8 @@ export class Pane {
     over.setAttribute("aria-label", `${facts.name}${facts.layered ? ` of layer ${this.#now.layer}` : ""} over ${picture.grid[0]} by ${columns} image cells: ${text}. Arrow keys read single cells.`);
   }
 
-  /** Bars above the slider: what the image gets at every layer. */
   #sparks(): void {
-    const { spark } = this.#parts;
-    const layers = this.shown?.layers;
     const image = this.shown?.prompt.spans.get("image");
-    const on = spark.getContext("2d")!;
-    const density = devicePixelRatio || 1;
-    Object.assign(spark, { width: Math.max(1, Math.round(spark.clientWidth * density)), height: Math.round(20 * density) });
-    if (!layers || !image) return;
-    const sums = layers.map((row) => row.subarray(image[0], image[1]).reduce((a, b) => (MEASURES[this.#now!.measure].additive ? a + b : Math.max(a, b)), 0));
-    const most = Math.max(...sums, 1e-9);
-    const step = (spark.width - 16 * density) / Math.max(1, layers.length - 1);
-    const wide = Math.max(2, Math.min(14 * density, step * 0.6));
-    on.fillStyle = getComputedStyle(spark).color;
-    sums.forEach((value, k) => {
-      const tall = Math.max(density, (value / most) * spark.height);
-      on.fillRect(8 * density + k * step - wide / 2, spark.height - tall, wide, tall);
-    });
+    drawSparks(this.#parts.spark, image && this.shown?.layers ? this.shown.layers.map((row) => row.subarray(image[0], image[1])) : null, MEASURES[this.#now!.measure].additive);
   }
-
-  #hover(event: PointerEvent): void {
-    const box = this.#parts.over.getBoundingClientRect();
-    const text = this.#cellText((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
-    if (text) showTip(event.clientX, event.clientY, text);
-  }
-
-  #cellText(x: number, y: number): string | null {
-    const grid = this.shown?.prompt.grid;
-    if (!grid) return null;
-    return this.#tellCell(clamp(Math.floor(y * grid[0]), 0, grid[0] - 1) * grid[1] + clamp(Math.floor(x * grid[1]), 0, grid[1] - 1));
-  }
-
-  #tellCell(cell: number): string | null {
-    const [grid, cells, image] = [this.shown?.prompt.grid, this.cells(), this.shown?.prompt.spans.get("image")];
-    if (!grid || !cells || !image) return null;
-    const rank = cells.reduce((n, v) => n + (Math.abs(v) > Math.abs(cells[cell]!) ? 1 : 0), 1);
-    return `row ${Math.floor(cell / grid[1]) + 1}, column ${(cell % grid[1]) + 1}\n${weight(cells[cell]!, MEASURES[this.#now!.measure])}\n`
-      + `${rank} of ${cells.length} · token ${image[0] + cell}`;
-  }
-
-  #moveCell(event: KeyboardEvent): void {
-    const grid = this.shown?.prompt.grid;
-    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
-    if (!grid || !step || event.altKey || event.ctrlKey || event.metaKey) return;
-    event.preventDefault();
-    event.stopPropagation();
-    const [row, column] = this.#cell < 0 ? [0, 0] : [Math.floor(this.#cell / grid[1]) + step[0]!, (this.#cell % grid[1]) + step[1]!];
-    this.#cell = clamp(row, 0, grid[0] - 1) * grid[1] + clamp(column, 0, grid[1] - 1);
-    this.#drawCursor();
-    this.#host.say(this.#tellCell(this.#cell)?.replaceAll("\n", ", ") ?? "");
-  }
-
-  #drawCursor(): void {
-    const { over } = this.#parts;
-    const on = over.getContext("2d")!;
-    on.clearRect(0, 0, over.width, over.height);
-    const grid = this.shown?.prompt.grid;
-    if (!grid || this.#cell < 0 || document.activeElement !== over) return;
-    const [w, hh] = [over.width / grid[1], over.height / grid[0]];
-    on.strokeStyle = getComputedStyle(over).getPropertyValue("--accent");
-    on.lineWidth = 3 * (devicePixelRatio || 1);
-    on.strokeRect((this.#cell % grid[1]) * w, Math.floor(this.#cell / grid[1]) * hh, w, hh);
-  }
-}
-
-function layout(which: "a" | "b", host: PaneHost) {
-  const { store } = host;
-  const measure: Segmented = segmented("Map", offered(store).map((value) => ({ value, text: MEASURES[value].name, title: MEASURES[value].explains })),
-    (value) => host.change({ measure: value as Measure }, which));
-  const heads: Segmented = segmented("Heads", [
-    { value: "mean", text: "Mean", title: "Over all heads" }, { value: "max", text: "Max", title: "The largest over heads" },
-    { value: "one", text: "One", title: "A single head" },
-  ], (value) => host.change({ heads: value as Heads }, which));
-  const head = h("input", {
-    type: "number", min: "0", max: String(store.heads - 1), "aria-label": "Head",
-    onchange: (event: Event) => host.change({ head: clamp(Math.trunc(Number((event.target as HTMLInputElement).value)) || 0, 0, store.heads - 1), heads: "one" }, which),
-  });
-  const headBox = h("label", { class: "head" }, "head", head);
-  const title = h("h2", { class: "caption", id: freshId("caption") });
-  const chips = h("span", { class: "chips" });
-  const base = h("canvas", { "aria-hidden": "true" });
-  const over = h("canvas", { class: "over", role: "img", tabIndex: 0 });
-  const note = h("div", { class: "note", role: "alert", hidden: true });
-  const frame = h("div", { class: "frame" }, base, over, note, h("div", { class: "work", "aria-hidden": "true" }));
-  const [low, high, fact] = [h("span", { class: "num" }), h("span", { class: "num" }), h("span", { class: "fact num" })];
-  const ramp = h("canvas", { class: "ramp", width: 132, height: 10, "aria-hidden": "true" });
-  const legend = h("div", { class: "legend" }, low, ramp, high, fact);
-  const spark = h("canvas", { class: "spark", "aria-hidden": "true" });
-  const slider = h("input", {
-    type: "range", min: "0", max: String(store.layers.length - 1), step: "1", "aria-label": "Layer",
-    oninput: (event: Event) => host.change({ layer: store.layers[Number((event.target as HTMLInputElement).value)]! }, which),
-  });
-  const layerName = h("span", { class: "layer-name num" });
-  const step = (by: number) => {
-    const k = clamp(Number(slider.value) + by, 0, store.layers.length - 1);
-    host.change({ layer: store.layers[k]! }, which);
-  };
-  const layerBar = h("div", { class: "layer" },
-    h("button", { class: "button icon", "aria-label": "Previous layer", title: "Previous layer (←)", onclick: () => step(-1) }, "‹"),
-    h("button", { class: "button icon play", "aria-label": "Play through the layers", title: "Play (space)", onclick: () => host.play(which) }, "▶"),
-    h("button", { class: "button icon", "aria-label": "Next layer", title: "Next layer (→)", onclick: () => step(1) }, "›"),
-    layerName, h("div", { class: "track" }, spark, slider));
-  const section = h("section", { class: "pane card", "aria-labelledby": title.id },
-    h("div", { class: "heading" }, h("span", { class: "badge", "aria-hidden": "true" }, which.toUpperCase()), title, chips),
-    h("div", { class: "tools" }, measure.element, heads.element, headBox), frame, legend, layerBar);
-  return { section, measure, heads, head, headBox, title, chips, base, over, note, frame, low, high, fact, ramp, legend, spark, slider, layerName };
 }
