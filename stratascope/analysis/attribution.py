@@ -15,7 +15,7 @@ from stratascope.analysis.blockwise import held_examples, over_blocks
 from stratascope.analysis.share import PARTS, token_parts
 from stratascope.analysis.weighing import require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
 
 RESULT_KIND = "logit_attribution"
 PIECE = 16
@@ -154,7 +154,7 @@ def logit_attribution(
         parts = np.concatenate(over_blocks(_by_part, store, chosen, at_most=PIECE, scheduler=scheduler))
     attributes = {
         "store": store.fingerprint(),
-        "condition": store.provenance["condition"],
+        "condition": condition_of(store.provenance),
         "choices": list(layout.choices[:2]),
         "layers": list(layout.attention_layers),
         "parts": list(PARTS),

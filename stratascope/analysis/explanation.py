@@ -19,7 +19,7 @@ from stratascope.analysis.relevance import BASELINES, few_blocks, group_scores, 
 from stratascope.analysis.share import PARTS, token_parts
 from stratascope.analysis.targets import kind_of_target, target_tokens
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
 
 RESULT_KIND = "example_explanation"
 
@@ -172,7 +172,7 @@ def _facts(store: ActivationStore, example: int, logits: NDArray[np.float64]) ->
     text = {name: str(row[name]) for name in ("id", "caption", "relation", "subject", "object")}
     return {
         "store": store.fingerprint(),
-        "condition": store.provenance["condition"],
+        "condition": condition_of(store.provenance),
         "example": example,
         **text,
         "label": int(row["label"]),

@@ -18,7 +18,7 @@ from stratascope.analysis.relevance import BASELINES, Method, few_blocks, group_
 from stratascope.analysis.targets import kind_of_target, target_tokens
 from stratascope.analysis.weighing import require_recorded
 from stratascope.errors import InvalidInputError, TooFewExamplesError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
 
 RESULT_KIND = "faithfulness"
 PIECE = 4
@@ -142,7 +142,7 @@ def faithfulness(
     table = _summarised(pd.DataFrame(rows), correlations, images, level, draws, seed)
     attributes = {
         "store": store.fingerprint(),
-        "condition": store.provenance["condition"],
+        "condition": condition_of(store.provenance),
         "choices": list(layout.choices[:2]),
         "level": level,
         "draws": draws,

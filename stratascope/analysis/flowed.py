@@ -17,7 +17,7 @@ from stratascope.analysis.flow import CUTS, Flow, flow, span_flow
 from stratascope.analysis.maps import Window, checked_window, require_maps
 from stratascope.analysis.rolled import example_table, on_image
 from stratascope.errors import NotRecordedError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
 
 RESULT_KIND = "flow"
 PIECE = 8
@@ -118,7 +118,7 @@ def flow_examples(
     spans = pd.concat([part.assign(example=number) for number, (_, part) in zip(chosen, found, strict=True)], ignore_index=True)
     attributes = {
         "store": store.fingerprint(),
-        "condition": store.provenance["condition"],
+        "condition": condition_of(store.provenance),
         "fusion": store.layout.fusion,
         "window": list(window),
         "exact": exact,

@@ -16,7 +16,7 @@ from stratascope.analysis.boxes import BOXES, box_tokens
 from stratascope.analysis.weighing import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
 
 RESULT_KIND = "box_overlap"
 Measure = Literal["share", "lift", "cosine", "auc"]
@@ -243,7 +243,7 @@ def _overlaps(store: ActivationStore, maps: NDArray[Any], numbers: NDArray[np.in
 
 
 def _attributes(store: ActivationStore, name: str, measure: Measure, layers: list[int], heads: list[int]) -> dict[str, Any]:
-    source = {"store": store.fingerprint(), "condition": store.provenance["condition"]}
+    source = {"store": store.fingerprint(), "condition": condition_of(store.provenance)}
     return {**source, "map": name, "measure": measure, "layers": layers, "heads": heads}
 
 

@@ -22,7 +22,7 @@ from stratascope.analysis.relevance import Method, few_blocks, methods_of, token
 from stratascope.analysis.targets import cell_groups
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.errors import TooFewExamplesError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
 
 RESULT_KIND = "pointing"
 PLACES = ("named", "others", "ground")
@@ -138,7 +138,7 @@ def pointing(
     order = np.lexsort((-table["over_others" if boxes is not None else "over_ground"], ~table["method"].str.startswith("knockout_")))
     attributes = {
         "store": store.fingerprint(),
-        "condition": store.provenance["condition"],
+        "condition": condition_of(store.provenance),
         "places": list(PLACES),
         "others": boxes is not None,
         "level": level,

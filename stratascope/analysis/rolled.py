@@ -17,7 +17,7 @@ from stratascope.analysis.rollout import Form, rollout, rollout_packed
 from stratascope.analysis.sinks import places_of, sinks_of_maps
 from stratascope.errors import InvalidInputError
 from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, decode_maps, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, condition_of, decode_maps, load_result, save_result
 
 RESULT_KIND = "rollout"
 FOUND = "found"
@@ -107,7 +107,7 @@ def rollout_examples(
         dropped.append(" ".join(map(str, left_out)))
     attributes = {
         "store": store.fingerprint(),
-        "condition": store.provenance["condition"],
+        "condition": condition_of(store.provenance),
         "fusion": store.layout.fusion,
         "window": [first, last] if window else None,
         "form": form,

@@ -16,7 +16,7 @@ from stratascope.analysis.sinks import DROPPED, PLACES, TIMES, checked_places, f
 from stratascope.analysis.weighing import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError
 from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
 
 RESULT_KIND = "attention_share"
 
@@ -244,7 +244,7 @@ def attention_share(
     attributes = {
         "store": store.fingerprint(),
         "layers": list(layout.attention_layers),
-        "condition": store.provenance["condition"],
+        "condition": condition_of(store.provenance),
         "weighing": weighing,
         "times": times,
     }

@@ -13,7 +13,7 @@ import pandas as pd
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 from stratascope.probe.curve import LayerCurve
 from stratascope.probe.study import probe_study
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
 
 KIND = "entanglement"
 PLACES = {"subject_box": ("subject", "object"), "object_box": ("object", "subject")}
@@ -119,9 +119,9 @@ def entanglement(
     table = pd.concat(parts, ignore_index=True)
     table.loc[table["stage"] == MERGED, "layer"] = layout.vision_layers
     marked = full_attention if full_attention is not None else known_blocks(store)
-    attributes = {
+    attributes: dict[str, Any] = {
         "store": store.fingerprint(),
-        "condition": store.provenance["condition"],
+        "condition": condition_of(store.provenance),
         "full_attention": [int(k) for k in marked],
         "folds": folds,
         "seed": seed,
