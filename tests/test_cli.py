@@ -55,6 +55,9 @@ def test_plan_without_photos_needs_a_stated_size(scenes: Path) -> None:
     assert_refused(run(*arguments), "expected a folder of images, found none at nowhere")
     assert "image 30 to 30" in run(*arguments, "--image-size", "640x480").output
     assert run(*arguments, "--image-size", "big").exit_code == 2
+    without = arguments[:-2]
+    assert run(*without, "--image-size", "640x480").output == run(*arguments, "--image-size", "640x480").output
+    assert_refused(run(*without), "pass --images DIR")
 
 
 def test_the_plans_bytes_are_what_is_then_on_disk(plan, store_path: Path) -> None:

@@ -105,7 +105,7 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(path_type=Path),
             help="JSONL in VSR's form, or a What's Up list; may be repeated.",
         ),
-        click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of the images."),
+        click.option("--images", type=click.Path(path_type=Path), help="Folder of the images."),
         click.option("--boxes", type=click.Path(path_type=Path), help="Gold boxes, in COCO's instances format."),
         click.option(
             "--prompt",

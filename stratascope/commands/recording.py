@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,12 @@ def demo(out: Path, scenes: int, seed: int) -> None:
 
 @click.command(short_help="What an extraction would record and cost; writes nothing.")
 @options.extraction_options
-@click.option("--image-size", callback=options.size, metavar="WxH", help="Assume this size of every image, before the photos are there.")
+@click.option(
+    "--image-size",
+    callback=options.size,
+    metavar="WxH",
+    help="Assume this size of every image, before the photos are there; needs no --images.",
+)
 @click.option("--show", default=1, show_default=True, metavar="N", help="Print the tokens and spans of the first N examples.")
 @click.option(
     "--time/--no-time",
@@ -59,13 +65,15 @@ def plan(show: int, timed: bool | None, batch_tokens: int, price: float | None, 
     from stratascope.extract import plan_extraction
     from stratascope.extract.summary import plan_summary
 
+    started, begin = time.process_time(), time.perf_counter()
     made = plan_extraction(_settings(chosen), progress=sys.stderr.isatty())
+    planning = started + time.perf_counter() - begin
     click.echo(f"{describe(made.examples)}\n\n{plan_summary(made, show)}\n")
-    click.echo(_time(made, timed, batch_tokens, price))
+    click.echo(_time(made, timed, batch_tokens, price, planning))
 
 
-def _time(made: ExtractionPlan, wanted: bool | None, batch_tokens: int, price: float | None) -> str:
-    """How long an extraction takes, or why that is not known; a plan stands without it."""
+def _time(made: ExtractionPlan, wanted: bool | None, batch_tokens: int, price: float | None, planning: float) -> str:
+    """How long an extraction takes, `planning` seconds among it, or why that is not known; a plan stands without it."""
     from stratascope.extract.ranks import visible_gpus
     from stratascope.extract.summary import timing_text
 
@@ -86,10 +94,12 @@ def _time(made: ExtractionPlan, wanted: bool | None, batch_tokens: int, price: f
     try:
         from stratascope.extract.extraction import require_extract_extra
 
+        begin = time.perf_counter()
         require_extract_extra()
         from stratascope.extract.timing import time_extraction
 
-        return timing_text(time_extraction(made.with_weights(), batch_tokens=batch_tokens), price)
+        before = planning + time.perf_counter() - begin
+        return timing_text(time_extraction(made.with_weights(), batch_tokens=batch_tokens, before=before), price)
     except (StratascopeError, RuntimeError, MemoryError, OSError) as error:
         return f"time       not estimated: {str(error).splitlines()[0]}"
 

@@ -60,8 +60,9 @@ class ExtractionTiming:
     timed_examples: int
     timed_batches: int
     stages: tuple[Stage, ...]
-    loading: float
-    """Seconds until the model was loaded."""
+    beginning: float
+    """Seconds before the first block is worked on, and of what is done once: planning, loading torch and the model, making the store,
+    comparing the first batch with the model."""
     device: str
     """In words."""
     batch_tokens: int
@@ -82,17 +83,17 @@ class ExtractionTiming:
         for stage in self.stages:
             lane = LANES[stage.name]
             lanes[lane] = lanes.get(lane, 0.0) + stage.fastest
-        return self.loading + max(lanes.values())
+        return self.beginning + max(lanes.values())
 
     @property
     def high(self) -> float:
         """Seconds, if everything goes as its slowest sample and nothing is done beside anything else."""
-        return self.loading + sum(stage.slowest for stage in self.stages)
+        return self.beginning + sum(stage.slowest for stage in self.stages)
 
     @property
     def serial(self) -> float:
         """Seconds at mean rates, if nothing is done beside anything else."""
-        return self.loading + sum(stage.seconds for stage in self.stages)
+        return self.beginning + sum(stage.seconds for stage in self.stages)
 
     @property
     def shares(self) -> Mapping[str, float]:

@@ -211,7 +211,7 @@ class ExtractionPlan:
             return None
         names = [name for name in dict.fromkeys(self.shown) if not self.facts[name].problem]
         chosen = names[:: max(1, len(names) // THUMBNAIL_SAMPLE)][:THUMBNAIL_SAMPLE]
-        images = [apply_condition(open_image(self.settings.images / name), self.settings.condition) for name in chosen]
+        images = [apply_condition(open_image(self.settings.image_path(name)), self.settings.condition) for name in chosen]
         return np.stack([thumbnail(image, self.store.thumbnail) for image in images]) if images else None
 
     @property

@@ -71,7 +71,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     if settings.image_size is not None:
         facts = stated_images(names, *settings.image_size)
     else:
-        facts = inspect_images(settings.images, names, strict=settings.strict, progress=progress)
+        facts = inspect_images(settings.image_path(""), names, strict=settings.strict, progress=progress)
     layouts = []
     for example, image in tqdm(list(zip(examples, shown, strict=True)), "tokens", disable=not progress, unit="example", leave=False):
         fact = facts[image]

@@ -29,7 +29,7 @@ class LoadedImage:
 
 def shown_image(plan: ExtractionPlan, name: str) -> Image.Image:
     """An image as the model is shown it, conditioned."""
-    return apply_condition(open_image(plan.settings.images / name), plan.settings.condition)
+    return apply_condition(open_image(plan.settings.image_path(name)), plan.settings.condition)
 
 
 def load_image(plan: ExtractionPlan, example: int, prepare: Callable[[Image.Image], PreparedImages] | None) -> LoadedImage:
@@ -41,7 +41,7 @@ def load_image(plan: ExtractionPlan, example: int, prepare: Callable[[Image.Imag
         If the processor does not cut the image as planned.
     """
     name = plan.shown[example]
-    fact, path, layout = plan.facts[name], plan.settings.images / name, plan.layouts[example]
+    fact, path, layout = plan.facts[name], plan.settings.image_path(name), plan.layouts[example]
     if fact.problem:
         return LoadedImage(name, problem=(fact.problem, "unreadable_image"))
     try:

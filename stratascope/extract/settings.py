@@ -56,7 +56,8 @@ class ExtractionSettings:
     model: str
     """`demo`, a folder or a Hub id."""
     examples: tuple[Path, ...]
-    images: Path
+    images: Path | None
+    """The folder they are in; None for a plan whose images' size is stated."""
     boxes: Path | None = None
     prompt: str = "true-false"
     system: str | None = None
@@ -93,6 +94,10 @@ class ExtractionSettings:
     """Refuse images that cannot be decoded, instead of recording their examples as failed."""
 
     def __post_init__(self) -> None:
+        if self.images is None and self.image_size is None:
+            raise InvalidInputError(
+                "expected a folder of images, found none; pass --images DIR, or to plan before the photos are there --image-size WxH"
+            )
         _expect_among("--prompt", self.prompt, PROMPTS)
         _expect_among("--condition", self.condition, CONDITIONS)
         for name in self.record:
@@ -117,6 +122,11 @@ class ExtractionSettings:
             _expect_among("--knockout-modes", name, MODES)
         if "knockout" in self.record and not self.knockout_modes:
             raise InvalidInputError(f"expected --knockout-modes among {', '.join(MODES)}, found none")
+
+    def image_path(self, name: str) -> Path:
+        """Where an image of that name is."""
+        assert self.images is not None, "images whose size is stated are never opened"
+        return self.images / name
 
     @property
     def held(self) -> frozenset[str]:

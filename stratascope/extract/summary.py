@@ -79,7 +79,8 @@ def timing_text(found: ExtractionTiming, price: float | None = None) -> str:
     parts = ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items())
     lines = [
         f"time       {span_text(low, high)} for {found.examples:,} examples, {number_text(found.examples / high)} to "
-        f"{number_text(found.examples / low)} a second (one kind of work after the other, or all side by side)",
+        f"{number_text(found.examples / low)} a second (one kind of work after the other, or all side by side; "
+        f"{span_text(found.beginning)} of it to begin)",
         f"work       {parts}: so it went for {found.timed_batches} batches of {found.timed_examples:,} examples on {found.device}",
     ]
     if found.peak is not None and found.memory is not None:
@@ -95,12 +96,13 @@ def timing_text(found: ExtractionTiming, price: float | None = None) -> str:
     return "\n".join(lines)
 
 
-def span_text(low: float, high: float) -> str:
-    """A range of seconds in the unit that fits its upper end."""
+def span_text(low: float, high: float | None = None) -> str:
+    """A range of seconds, or a number of them, in the unit that fits its upper end."""
+    one, high = high is None, low if high is None else high
     for size, unit in ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds")):
         if high >= 2 * size or unit == "seconds":
             break
-    return f"{number_text(low / size)} to {number_text(high / size)} {unit}"
+    return f"{number_text(low / size)} {unit}" if one else f"{number_text(low / size)} to {number_text(high / size)} {unit}"
 
 
 def number_text(value: float) -> str:

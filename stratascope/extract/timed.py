@@ -33,6 +33,8 @@ class TimedSession(ExtractionSession):
         """Kind of work -> seconds of each piece."""
         self.feature_bytes = 0
         """What the largest image's features take."""
+        self.checking = 0.0
+        """Seconds of comparing the first batch with the model, which is done once."""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -56,6 +58,11 @@ class TimedSession(ExtractionSession):
         coming = super().launch(batch)
         coming.arrival.result()  # or who puts it in place would wait for it
         return coming
+
+    def _check(self, example: int, coming: Coming) -> None:
+        begin = self.clock()
+        super()._check(example, coming)
+        self.checking += self.clock() - begin
 
     def token_gradients(self, example: int, batch: Batch) -> TokenGradients:
         with self.timed("gradients"):

@@ -32,7 +32,7 @@ KNOCKED = 2
 
 
 def time_extraction(
-    plan: ExtractionPlan, *, batch_tokens: int = 8192, seconds: float = 60.0, clock: Clock = time.perf_counter
+    plan: ExtractionPlan, *, batch_tokens: int = 8192, seconds: float = 60.0, before: float = 0.0, clock: Clock = time.perf_counter
 ) -> ExtractionTiming:
     """Load the model and send a few of the plan's batches through it, each kind of work timed by itself; leaves nothing behind.
 
@@ -47,6 +47,8 @@ def time_extraction(
         As for `run_extraction`.
     seconds
         After these no further batch is begun, once there are a few.
+    before
+        Seconds that planning and loading torch took; an extraction does both again.
     clock
         Gives seconds.
 
@@ -61,11 +63,11 @@ def time_extraction(
         raise InvalidInputError("expected real images for a timing run, found a plan with a stated image size; leave out --image-size")
     begin = clock()
     session = TimedSession(plan, batch_tokens, clock)
-    loading = clock() - begin
+    beginning = before + clock() - begin
     while True:
-        before = session.halvings
-        found = _Run(session, seconds).timing(loading)
-        if session.halvings == before:
+        halvings = session.halvings
+        found = _Run(session, seconds).timing(beginning)
+        if session.halvings == halvings:
             return found
 
 
@@ -93,7 +95,7 @@ class _Run:
         """(kind of work, whether for batches with maps) -> samples; kinds that know no difference are under False."""
         self._device = session.model.device
 
-    def timing(self, loading: float) -> ExtractionTiming:
+    def timing(self, beginning: float) -> ExtractionTiming:
         session, clock = self._session, self._session.clock
         batches, cuda = planned_batches(session), self._device.type == "cuda"
         if not batches:
@@ -102,6 +104,9 @@ class _Run:
             torch.cuda.reset_peak_memory_stats(self._device)
         timed: list[list[int]] = []
         with tempfile.TemporaryDirectory(prefix="stratascope-timing-") as folder:
+            begin = clock()
+            create_store(Path(folder) / "whole.zarr", self._plan.store, **self._plan.store_contents())
+            beginning += clock() - begin
             self._time(max(batches, key=self._tokens))
             self._samples.clear()
             begin = clock()
@@ -119,7 +124,7 @@ class _Run:
             timed_examples=sum(map(len, timed)),
             timed_batches=len(timed),
             stages=self._stages(batches),
-            loading=loading,
+            beginning=beginning + session.checking,
             device=f"{self._device} ({torch.cuda.get_device_name(self._device)})" if cuda else str(self._device),
             batch_tokens=session.batch_tokens,
             halvings=session.halvings,

@@ -24,7 +24,8 @@ pytest.importorskip("torch")
 
 import torch
 
-from stratascope.extract import blockwork, timing
+from stratascope.extract import blockwork, extraction, timing
+from stratascope.extract.model import CaptureModel
 from stratascope.extract.session import ExtractionSession
 from stratascope.store import BlockWriter
 
@@ -86,11 +87,33 @@ def test_the_whole_costs_what_the_sample_said(settings: ExtractionSettings, tmp_
     clock.bill.clear()
     run_extraction(plan, tmp_path / "whole.zarr", batch_tokens=600)
     spent = {name: seconds for name, seconds in clock.bill.items() if seconds}
-    told = {name: share * (found.serial - found.loading) for name, share in found.shares.items() if share}
+    told = {name: share * (found.serial - found.beginning) for name, share in found.shares.items() if share}
     assert told == pytest.approx(spent, rel=0.15)
     assert found.serial == pytest.approx(sum(spent.values()), rel=0.05)
     assert found.low <= sum(spent.values()) <= found.high * 1.05
     assert found.low <= sum(spent.values()) - spent["images"]  # images are prepared beside the model
+
+
+def test_what_is_done_once_is_in_both_ends(
+    settings: ExtractionSettings, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planning, loading, making the store and the check of the first batch, as the extraction's own bill has them."""
+
+    def costly(owner: Any, name: str, seconds: float) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: (clock.charge("once", seconds), real(*args, **kwargs))[1])
+
+    costly(ExtractionSession, "_check", 0.5)
+    for module in (timing, extraction):
+        costly(module, "create_store", 3.0)
+    costly(CaptureModel, "__init__", 7.0)
+    plan = plan_extraction(dataclasses.replace(settings, limit=48, thumbnail=None, record=("residual",)))
+    found = timing.time_extraction(plan, before=11.0, batch_tokens=600, clock=clock)
+    assert found.beginning == pytest.approx(11 + 7 + 3 + 0.5)
+    clock.bill.clear()
+    run_extraction(plan, tmp_path / "whole.zarr", batch_tokens=600)
+    assert clock.bill["once"] == pytest.approx(7 + 3 + 0.5)
+    assert found.low <= 11 + clock() <= found.high * 1.05
 
 
 def test_a_range_is_from_side_by_side_to_one_after_the_other() -> None:
