@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import shutil
 import time
 from contextlib import contextmanager
 
@@ -260,3 +262,34 @@ def test_the_demos_own_store(browser, store_path):
         browser.until(lambda: "rollout" in browser.text(".tokens small"))
         np.testing.assert_allclose(weights(numbers(browser)[0]), rollout_packed(packed)[0], rtol=1e-12)
         assert browser.errors() == []
+
+
+def upright_edges(browser, address):
+    """Where upright lines of the boxes stand, as shares of the image's width: what the picture is with boxes, less what it is without."""
+
+    def pixels():
+        found = browser.js(
+            "const c = document.querySelector('canvas'); const d = c.getContext('2d').getImageData(0, 0, c.width, c.height);"
+            "return [c.height, c.width, btoa(Array.from(d.data, (b) => String.fromCharCode(b)).join(''))]"
+        )
+        return np.frombuffer(base64.b64decode(found[2]), np.uint8).reshape(found[0], found[1], 4)
+
+    def upright():
+        changed = (pixels() != plain).any(-1).mean(0)
+        return (np.flatnonzero(changed > 0.3) / len(changed)).tolist()
+
+    browser.open(f"{address}#example=0")
+    plain = pixels()
+    browser.keys("b")
+    found = browser.until(upright, "boxes over the image")
+    return found[0], found[-1]
+
+
+def test_boxes_lie_where_the_image_that_the_model_was_shown_has_them(browser, small, small_server, tmp_path):
+    """The store's boxes are those of the image as it was; under the condition `mirror` it was shown flipped."""
+    np.testing.assert_allclose(upright_edges(browser, small_server.address), (0.2, 0.5), atol=0.02)
+    mirrored = shutil.copytree(small, tmp_path / "mirror.zarr")
+    about = mirrored / "zarr.json"
+    about.write_text(re.sub(r'"condition":\s*"original"', '"condition":"mirror"', about.read_text()))
+    with ViewServer(str(mirrored)) as server:
+        np.testing.assert_allclose(upright_edges(browser, server.address), (0.5, 0.8), atol=0.02)
