@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stratascope.report.column import place_legend
 from stratascope.report.figures import draw_attention_share
 from stratascope.report.findings import Findings, Found
 from stratascope.report.heatmaps import draw_grid
@@ -24,7 +25,7 @@ def draw_share(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     found = share_of(findings)
     values, tokens = (found.result.arrays[name][1] for name in ("share", "token_share"))
     draw_attention_share(values, tokens, found.attributes["parts"], ax)
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0)) if ax.get_figure().get_figwidth() > 4.4 else ax.legend(loc="best", fontsize=6)  # type: ignore[union-attr]
+    place_legend(ax, columns=3)
     return ax
 
 

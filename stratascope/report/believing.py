@@ -9,6 +9,7 @@ import pandas as pd
 
 from stratascope.report.attributions import draw_carried
 from stratascope.report.blocks import Beside, Block, Cited, Drawing, Missing, Prose, Table
+from stratascope.report.column import place_legend
 from stratascope.report.correlations import draw_correlations
 from stratascope.report.findings import Findings, Found
 from stratascope.report.heatmaps import draw_grid
@@ -149,7 +150,7 @@ def draw_faithfulness(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     same = table[(table["targets"] == best["targets"]) & (table["window"] == best["window"]) & (table["effect"] == "size")]
     modes = {HIDDEN_FROM.get(mode, mode): same[same["mode"] == mode] for mode in dict.fromkeys(same["mode"])}
     draw_correlations(modes, _leading_rows(found)["label"].tolist(), ax)
-    ax.legend(loc="lower right")
+    place_legend(ax, columns=1, inside="lower right")
     return ax
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
+from stratascope.report.column import name_rows
 from stratascope.report.style import COLOURS, GREY, MARKERS
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ def draw_correlations(tables: Mapping[str, pd.DataFrame], order: Sequence[str], 
         ax.hlines(place, rows["low"], rows["high"], color=colour, linewidth=2, alpha=0.45)
         ax.plot(rows["correlation"], place, MARKERS[k % len(MARKERS)], color=colour, label=name)
     ax.axvline(0, color=GREY, linewidth=0.6, zorder=0)
-    ax.set_yticks(range(len(order)), list(order))
-    ax.set_ylim(len(order) - 0.5, -0.5)
-    ax.set_xlabel("rank correlation with the effect of hiding")
+    name_rows(ax, list(order), "rank correlation with the effect of hiding")
     if title:
         ax.set_title(title)
     return ax

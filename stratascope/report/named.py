@@ -16,6 +16,7 @@ from stratascope.report.measures import draw_calibration_of, draw_codelength_of
 from stratascope.report.pointing import COMMAND, draw_pointing
 from stratascope.report.read_out import draw_advantages, draw_answers, draw_by_relation, draw_curves_of_task, draw_positions
 from stratascope.report.style import COLUMN_WIDTH, paper_style
+from stratascope.report.tower import draw_entangled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,7 +104,9 @@ FIGURES: dict[str, NamedFigure] = {
         NamedFigure(
             "answers", "how often the model is right, by relation", "answer_confidence", "stratascope answers STORE", draw_answers, 3.0
         ),
-        NamedFigure("share", "attention on image and text, every head a dot", "attention_share", "stratascope share STORE", draw_share),
+        NamedFigure(
+            "share", "attention on image and text, every head a dot", "attention_share", "stratascope share STORE", draw_share, 2.6
+        ),
         NamedFigure("parts", "attention by part of the prompt", "attention_share", "stratascope share STORE", draw_share_parts),
         NamedFigure("heads", "the image's share of each head's attention", "attention_share", "stratascope share STORE", draw_image_heads),
         NamedFigure(
@@ -112,9 +115,9 @@ FIGURES: dict[str, NamedFigure] = {
             "faithfulness",
             "stratascope faithfulness STORE",
             draw_faithfulness,
-            2.6,
+            3.2,
         ),
-        NamedFigure("pointing", "which method points at the things that are named", "pointing", COMMAND, draw_pointing, 2.8),
+        NamedFigure("pointing", "which method points at the things that are named", "pointing", COMMAND, draw_pointing, 3.2),
         NamedFigure(
             "carried",
             "what heads and blocks write of the answer",
@@ -123,6 +126,14 @@ FIGURES: dict[str, NamedFigure] = {
             draw_carried_by_block,
         ),
         NamedFigure("writers", "what each head writes of the answer", "logit_attribution", "stratascope attribution STORE", draw_writers),
+        NamedFigure(
+            "entanglement",
+            "what the vision tower holds of the two things' places",
+            "entanglement",
+            "stratascope entanglement STORE",
+            draw_entangled,
+            2.6,
+        ),
         NamedFigure("overlap", "each head's attention in the boxes", "box_overlap", "stratascope overlap STORE", draw_overlap_heads),
         NamedFigure(
             "prediction",

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stratascope.report.blocks import Block, Drawing, Missing, Prose, Table
+from stratascope.report.column import name_rows, place_legend
 from stratascope.report.findings import Findings, Found
 from stratascope.report.style import COLOURS, GREY, MARKERS
 
@@ -44,10 +45,8 @@ def draw_ratios(table: pd.DataFrame, against: str, ax: Axes) -> Axes:
     ax.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_yticks(place, table["label"].str.removesuffix(", measured").tolist())
-    ax.set_ylim(len(table) - 0.5, -0.5)
-    ax.set_xlabel(f"named things over {AGAINST[against]}, by cell")
-    ax.legend(loc="lower right")
+    name_rows(ax, table["label"].str.removesuffix(", measured").tolist(), f"named things over {AGAINST[against]}, by cell")
+    place_legend(ax, inside="lower right")
     return ax
 
 

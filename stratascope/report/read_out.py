@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stratascope.report.chosen import Choice, advantage_name, by_relation, chosen_curve, score_of
+from stratascope.report.column import place_legend
 from stratascope.report.figures import METRIC_LABELS, draw_layer_curves
 from stratascope.report.findings import Findings
 from stratascope.report.heatmaps import draw_grid
@@ -34,7 +35,7 @@ def draw_curves_of_task(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     metric = score_of(first)
     chance = float(first.rows(metric)["chance"].iloc[0])
     draw_layer_curves({**curves, **beside}, ax, metric=metric, chance=chance, muted=list(beside))
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0)) if ax.get_figure().get_figwidth() > 4.4 else ax.legend(loc="best")  # type: ignore[union-attr]
+    place_legend(ax, columns=3)
     return ax
 
 
@@ -73,7 +74,7 @@ def draw_advantages(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     metric = str(findings.advantages_of(curve)[0].table("table")["metric"].iloc[0])
     ax.set_ylabel(f"{METRIC_LABELS.get(metric, metric)} above the baseline")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(loc="best")
+    place_legend(ax)
     return ax
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import re
 import shutil
@@ -29,6 +30,7 @@ from stratascope.workflow.attention import roll_and_draw, save_answers, share_an
 from stratascope.workflow.believing import point_and_draw
 from stratascope.workflow.probing import ProbeRequest, probe_and_draw
 from stratascope.workflow.reporting import example_cards, write_report
+from tests.viewer.browser import Browser
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +224,27 @@ def test_it_opens_in_a_browser_without_errors(page: str, tmp_path: Path) -> None
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert (tmp_path / "page.png").stat().st_size > 20_000
+
+
+def test_it_prints_on_a4_with_nothing_beyond_the_margin(page: str, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    browser = Browser(tmp_path)
+    try:
+        wide = (210 - 2 * 14) / 25.4 * 96  # a page less its margins, in CSS pixels
+        screen = {"width": round(wide), "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        browser.driver.get((tmp_path / "report.html").as_uri())
+        beyond = "[...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1)"
+        assert browser.js(f"return {beyond}.map((e) => e.outerHTML)") == []
+        assert max(browser.js("return [...document.querySelectorAll('figure svg')].map((e) => e.getBoundingClientRect().height)")) < 311
+        assert browser.js("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        printed = base64.b64decode(browser.driver.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
+    finally:
+        browser.close()
+    sizes = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", printed)
+    assert {(round(float(w)), round(float(h))) for w, h in sizes} <= {(595, 842), (596, 842)}
+    assert 5 <= len(sizes) <= 9
 
 
 def test_the_method_to_believe_leads_and_all_are_listed(store, results: Path, tmp_path: Path) -> None:
