@@ -162,16 +162,36 @@ def resolve_model(name: str, *, revision: str | None = None, weights: bool = Fal
         raise InvalidInputError(f"expected 'demo', a folder or a Hub id OWNER/NAME for the model, found {name!r}")
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise missing_extra(f"fetching {name} from the Hub", error) from error
     patterns = [*_SMALL_FILES, *(["*.safetensors"] if weights else [])]
     try:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InvalidInputError(f"{name}: expected a folder of that name or a model on the Hub, found neither ({first})") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InvalidInputError(f"{name}: {_not_given(name, revision, error)}") from error
     return ModelSource(name, path, revision=path.name)
+
+
+def _not_given(name: str, revision: str | None, error: Exception) -> str:
+    """Why the Hub did not give a model, and what to do."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return (
+            "expected a model that is given to everybody, found one whose terms must be accepted first; accept them on its page on "
+            "huggingface.co, run `hf auth login`, then this again"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return "expected a folder of that name or a model on the Hub, found neither; check the name (private ones need `hf auth login`)"
+    if isinstance(error, RevisionNotFoundError):
+        return f"expected a branch, tag or commit hash of the model for --revision, found none that is called {revision!r}"
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")
+    return (
+        f"expected a folder of that name, files kept in {HF_HUB_CACHE}, or the Hub to fetch them from, found none of these ({first}); "
+        f"where there is a network run `hf download {name}`, bring the folder that it names here, and give it as --model FOLDER"
+    )
 
 
 def _sha256(path: Path) -> str:

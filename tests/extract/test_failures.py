@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +54,43 @@ def test_a_hub_models_branch_or_tag_becomes_its_commit(tmp_path: Path, monkeypat
     assert source.revision == COMMIT
     assert source.folder.name == COMMIT
     assert "model.safetensors" not in source.digests()  # pinned by the commit
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the Hub does: its code for what is wrong stands in a header of its own."""
+
+    def do_GET(self) -> None:
+        kind = self.path.split("/")[4]
+        codes = {"nobody": (404, "RepoNotFound"), "gated": (403, "GatedRepo"), "branch": (404, "RevisionNotFound"), "ill": (500, "")}
+        status, code = codes[kind]
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("someone/nobody", "found neither; check the name"),
+        ("someone/gated", "terms must be accepted first; accept them"),
+        ("someone/branch", "for --revision, found none that is called 'v7'"),
+        ("someone/ill", "or the Hub to fetch them from, found none of these .*500 Internal Server Error"),
+        ("someone/offline", "files kept in .*, or the Hub .*, found none .*; where there is a network run `hf download someone/offline`"),
+    ],
+)
+def test_why_the_hub_gives_no_model_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        code = f"from stratascope.extract.sources import resolve_model; resolve_model({name!r}, revision='v7')"
+        known = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_CACHE": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        offline = {"HF_HUB_OFFLINE": str(int(name.endswith("offline")))}
+        done = subprocess.run([sys.executable, "-c", code], env=os.environ | known | offline, capture_output=True, text=True)
+        server.shutdown()
+    said = done.stderr.strip().splitlines()[-1]
+    assert re.search(f"InvalidInputError: {name}: expected .*{told}", said), said
 
 
 class Slow:
