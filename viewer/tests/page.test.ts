@@ -3,6 +3,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Corpus } from "../src/list/corpus.ts";
+import { strongest } from "../src/page/image.ts";
+import { percent } from "../src/page/numbers.ts";
 import { makeScale } from "../src/page/scale.ts";
 import { visible } from "../src/page/token-text.ts";
 import { START, fromHash, toHash, type View } from "../src/page/view.ts";
@@ -28,6 +30,18 @@ test("search finds what looking at every row finds", () => {
   }
   assert.equal(corpus.at(500), "");
   assert.equal(corpus.at(-1), "");
+});
+
+test("shares are written as they are: nearly all is not all", () => {
+  const written = [0, 0.00005, 0.0123, 0.138, 0.9, 0.994, 0.996, 0.9994, 0.9996, 1].map((v) => percent(v));
+  assert.deepEqual(written, ["0%", "<0.01%", "1.2%", "14%", "90%", "99%", "99.6%", "99.9%", "100%", "100%"]);
+  assert.equal(percent(0.9991, 4), "99.91%");
+});
+
+test("the strongest cell is one, or how many are alike", () => {
+  assert.deepEqual(strongest([0.1, -0.7, 0.2]), { cell: 1, alike: 1 });
+  assert.deepEqual(strongest([0.1, -0.7, 0.7, 0.7]), { cell: 1, alike: 3 });
+  assert.deepEqual(strongest([0, 0]), { cell: 0, alike: 2 });
 });
 
 test("a link says all of a view, and nothing but what differs", () => {

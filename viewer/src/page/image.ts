@@ -66,10 +66,20 @@ function drawCells(on: Drawing, { grid: [rows, columns], cells, scale, signed }:
   on.imageSmoothingQuality = "high";
   on.drawImage(small, 0, 0, width, height);
   if (!look.smooth) drawLines(on, rows, columns, width, height, pixel);
-  let top = 0;
-  for (let cell = 1; cell < rows * columns; cell++) if (Math.abs(cells![cell]!) > Math.abs(cells![top]!)) top = cell;
+  const { cell, alike } = strongest(cells!);
   const [w, h] = [width / columns, height / rows];
-  outline(on, (top % columns) * w, Math.floor(top / columns) * h, w, h, pixel);
+  if (alike === 1) outline(on, (cell % columns) * w, Math.floor(cell / columns) * h, w, h, pixel);
+}
+
+/** The first cell of the largest size, and how many are of that size. */
+export function strongest(cells: ArrayLike<number>): { cell: number; alike: number } {
+  let [cell, alike] = [0, 0];
+  for (let k = 0; k < cells.length; k++) {
+    const [size, most] = [Math.abs(cells[k]!), Math.abs(cells[cell]!)];
+    if (size > most) [cell, alike] = [k, 1];
+    else if (size === most) alike++;
+  }
+  return { cell, alike };
 }
 
 function drawLines(on: Drawing, rows: number, columns: number, width: number, height: number, pixel: number): void {

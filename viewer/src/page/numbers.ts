@@ -12,7 +12,9 @@ export function percent(value: number, digits = 2): string {
   const p = 100 * value;
   if (p === 0) return "0%";
   if (p > 0 && p < 0.01) return "<0.01%";
-  return `${p >= 99.95 ? "100" : p.toPrecision(p >= 10 ? Math.max(2, digits) : digits)}%`;
+  const text = p.toPrecision(p >= 10 ? Math.max(2, digits) : digits);
+  // what is not quite all is never written as all, nor as 1.0e+2
+  return `${p >= 99.95 ? "100" : Number(text) >= 100 ? p.toFixed(1) : text}%`;
 }
 
 /** A weight as its measure counts it. */

@@ -8,7 +8,7 @@ import type { Prompt, Store } from "../store/store.ts";
 import { answerChips } from "./answer-chips.ts";
 import { CellReader, type Cells } from "./cell-reader.ts";
 import { h, setText } from "./dom.ts";
-import { aspect, drawPicture, drawRamp, type Box, type Picture } from "./image.ts";
+import { aspect, drawPicture, drawRamp, strongest, type Box, type Picture } from "./image.ts";
 import { weight } from "./numbers.ts";
 import { layout, type PaneParts } from "./pane-layout.ts";
 import { makeScale, type Scale } from "./scale.ts";
@@ -279,14 +279,12 @@ export class Pane {
     setText(high, `${scale.clipped ? "≥ " : ""}${weight(scale.high, facts, 2)}`);
     drawRamp(ramp.getContext("2d")!, this.#host.view().palette, picture.signed, ramp.width, ramp.height);
     const [, columns] = picture.grid;
-    let [sum, top] = [0, 0];
-    for (let k = 0; k < picture.cells.length; k++) {
-      sum += picture.cells[k]!;
-      if (Math.abs(picture.cells[k]!) > Math.abs(picture.cells[top]!)) top = k;
-    }
+    const sum = Array.from(picture.cells).reduce((a, b) => a + b, 0);
+    const { cell: top, alike } = strongest(picture.cells);
     // the largest over heads are no shares of one thing
     const summed = !facts.layered ? (facts.additive ? `image ${weight(sum, facts)} · ` : "") : !facts.additive ? (this.#exact ? "exact flow · " : "upper bound · ") : this.#now.heads === "max" && facts.perHead ? "" : `image ${weight(sum, facts)} · `;
-    const text = `${summed}most: row ${Math.floor(top / columns) + 1}, column ${(top % columns) + 1}, ${weight(picture.cells[top]!, facts)}`;
+    const where = alike > 1 ? `${alike} cells alike` : `row ${Math.floor(top / columns) + 1}, column ${(top % columns) + 1}`;
+    const text = summed + (picture.cells[top] ? `most: ${where}, ${weight(picture.cells[top]!, facts)}` : "all cells 0");
     setText(fact, text);
     over.setAttribute("aria-label", `${facts.name}${facts.layered ? ` of layer ${this.#now.layer}` : ""} over ${picture.grid[0]} by ${columns} image cells: ${text}. Arrow keys read single cells.`);
   }
