@@ -240,7 +240,9 @@ def attention_share(
     parts = token_parts(spans, store.n_tokens[chosen], layout.tokens)
     tokens = (parts[..., None] == np.arange(len(PARTS))).mean(1) * layout.tokens / store.n_tokens[chosen][:, None]
     found = over_blocks(_shares, store, chosen, at_most=PIECE, scheduler=scheduler, times=times, weighing=weighing)
-    values, entropy, sinks, counts = (np.concatenate(piece) for piece in zip(*found, strict=True))
+    pieces = [list(piece) for piece in zip(*found, strict=True)]
+    del found
+    values, entropy, sinks, counts = (_joined(piece) for piece in pieces)
     attributes = {
         "store": store.fingerprint(),
         "layers": list(layout.attention_layers),
@@ -272,9 +274,16 @@ def row_entropy(rows: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(-np.einsum("...t,...t->...", rows, logarithms))
 
 
+def _joined(pieces: list[NDArray[Any]]) -> NDArray[Any]:
+    """One array of pieces along the first axis; the list is emptied, so that at most one array is held twice."""
+    whole = np.concatenate(pieces)
+    pieces.clear()
+    return whole
+
+
 def _mean_of_known(values: NDArray[Any]) -> NDArray[np.float64]:
     """Mean over examples of those that are not NaN; NaN where none is."""
     known = ~np.isnan(values)
-    total = np.where(known, values, 0).sum(0, dtype=np.float64)
+    total = values.sum(0, dtype=np.float64, where=known)
     count = known.sum(0)
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+Written = TypeVar("Written")
 
 PARTIAL = ".partial"
 """Ending of files that are being written; readers never see them under their final name."""
 
 
 def write_file(path: Path, parts: Iterable[bytes]) -> int:
+    """Write a file as `write_with` does, and return the number of its bytes."""
+    return write_with(path, lambda file: sum(file.write(part) for part in parts))
+
+
+def write_with(path: Path, write: Callable[[BinaryIO], Written]) -> Written:
     """Write a file beside its name, flush it to the disk, then rename: after a crash it is whole or absent.
 
-    Returns the number of bytes. Any error (a full disk, no permission) leaves what was there before.
+    Returns what `write` does. Any error (a full disk, no permission) leaves what was there before.
     """
     make_folder(path.parent)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    size = 0
     try:
         with open(partial, "xb") as file:
-            for part in parts:
-                file.write(part)
-                size += len(part)
+            written = write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -31,7 +36,7 @@ def write_file(path: Path, parts: Iterable[bytes]) -> int:
         partial.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
-    return size
+    return written
 
 
 def make_folder(path: Path) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from zarr.storage import MemoryStore
 
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.store.access import GuardedStore
-from stratascope.store.durable import write_file
+from stratascope.store.durable import write_with
 from stratascope.store.provenance import plain_json
 from stratascope.store.tables import as_numpy, get_table, put_array, put_table
 
@@ -69,11 +68,10 @@ def save_result(path: str | Path, result: ResultFile) -> None:
         put_array(_subgroup(group, "arrays"), name, array, tuple(dims), chunk=_pieces(array, dims))
     said = plain_json(dict(result.attributes), "attributes")
     head: dict[str, Any] = {"format": RESULT_FORMAT, "format_version": RESULT_VERSION, "kind": result.kind}
-    plain = {k: v.to_bytes() if hasattr(v, "to_bytes") else bytes(v) for k, v in files.items()}
-    group.attrs.update({**head, "attributes": said, "digest": _digest(plain, result.kind, said)})
-    plain = {k: v.to_bytes() if hasattr(v, "to_bytes") else bytes(v) for k, v in files.items()}
+    digest = _digest({name: _bytes(value) for name, value in files.items()}, result.kind, said)
+    group.attrs.update({**head, "attributes": said, "digest": digest})
     try:
-        write_file(Path(path), [zipped(plain)])
+        write_with(Path(path), lambda file: _zip(files, file))
     except OSError as error:
         raise StoreError(f"{path}: expected to write the result, found: {error}") from error
 
@@ -153,13 +151,16 @@ def load_result(path: str | Path, kind: str | None = None) -> ResultFile:
     return ResultFile(attributes["kind"], tables, arrays, attributes["attributes"])
 
 
-def zipped(files: Mapping[str, bytes]) -> bytes:
-    """A stored (uncompressed) zip whose bytes depend on names and contents alone."""
-    out = io.BytesIO()
+def _zip(files: Mapping[str, Any], out: BinaryIO) -> None:
+    """Write a stored (uncompressed) zip whose bytes depend on names and contents alone."""
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(files):
-            archive.writestr(zip_entry(name), files[name])
-    return out.getvalue()
+            archive.writestr(zip_entry(name), _bytes(files[name]))
+
+
+def _bytes(value: Any) -> Any:
+    """What zarr's store in memory holds of a file, without a copy."""
+    return memoryview(value.as_numpy_array()).cast("B") if hasattr(value, "as_numpy_array") else value
 
 
 def zip_entry(name: str) -> zipfile.ZipInfo:
@@ -170,7 +171,7 @@ def zip_entry(name: str) -> zipfile.ZipInfo:
     return entry
 
 
-def _digest(files: Mapping[str, bytes], kind: str, attributes: Any) -> str:
+def _digest(files: Mapping[str, Any], kind: str, attributes: Any) -> str:
     """SHA-256 of all that a result holds: its files but the root's metadata, its kind and its attributes."""
     total = hashlib.sha256(json.dumps([kind, attributes], sort_keys=True).encode())
     for name in sorted(name for name in files if name != "zarr.json"):
