@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,7 +79,7 @@ def check_agreement(held: Mapping[str, Any], expected: Mapping[str, Any], what: 
     # a field that was not given and one that older stores do not have are the same
     found = {name: pair for name, pair in found.items() if not all(value in (None, "(absent)") for value in pair)}
     if found:
-        lines = "; ".join(f"{name}: the store has {_short(a)}, now {_short(b)}" for name, (a, b) in found.items())
+        lines = "; ".join(f"{name}: the store has {_told(a)}, now {_told(b)}" for name, (a, b) in found.items())
         raise ProvenanceMismatchError(
             f"expected the {what} of the store, found other values: {lines}; use another --out, or the same settings"
         )
@@ -143,6 +144,10 @@ def _flat(value: Mapping[str, Any], ignore: tuple[str, ...], prefix: str = "") -
     return flat
 
 
-def _short(value: Any) -> str:
+def _told(value: Any) -> str:
+    if value in (None, "(absent)"):
+        return "none"
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,64}", value):
+        return f"{value[:12]}..."
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else f"{text[:80]}... ({len(text)} characters)"

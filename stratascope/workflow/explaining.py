@@ -70,7 +70,7 @@ def explanation_page(
     return Page(
         own["caption"],
         sections,
-        subtitle=f"example {own['example']} ({own['id']}) of {Path(name).name}, images {own['condition']}",
+        subtitle=f"example {own['example']} ({own['id']}) of {Path(name).name}, condition {own['condition']}",
         footer=f"Made by stratascope from the store of fingerprint {own['store'][:16]}.",
     )
 
