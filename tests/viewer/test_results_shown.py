@@ -144,6 +144,17 @@ def test_answers_of_questions_are_called_by_their_names(browser, questions):
         assert browser.errors() == []
 
 
+def test_other_fields_of_the_row_are_shown_as_they_are(browser, questions, small_server):
+    with ViewServer(str(questions)) as running:
+        for example, wanted in {9: ["<i>hard</i>", "1.28571", "yes", "9"], 10: ["–", "1.42857", "no", "10"]}.items():
+            browser.open(f"{running.address}#example={example}")
+            browser.until(lambda wanted=wanted: browser.texts(".fields dd") == wanted, f"{wanted}")
+        assert browser.texts(".fields dt") == ["difficulty", "seconds", "indoors", "count"]
+        assert browser.errors() == []
+    browser.open(small_server.address)
+    assert browser.js("return document.querySelector('section:has(.fields)').hidden")
+
+
 def test_knockouts_are_the_stores(browser, questions):
     store = ActivationStore.open(questions)
     layout = store.layout

@@ -148,6 +148,13 @@ def question_store(path: Path) -> Path:
     known = known_of(layout, 5, 5, words=2500)
     numbers = np.arange(96)
     known["examples"] = known["examples"].assign(label=numbers % 4, relation=[PLACES[k % 4] for k in numbers])
+    rows = {
+        "difficulty": ["<i>hard</i>" if k % 2 else None for k in numbers],
+        "seconds": numbers / 7,
+        "indoors": numbers % 3 == 0,
+        "count": numbers,
+    }
+    known["examples"] = known["examples"].assign(**rows)
     known["provenance"] |= {"prompt": {"answers": list(PLACES)}, "data": {"labels": "choice"}}
     create_store(path, layout, **known)
     with BlockWriter(path) as writer:

@@ -25,6 +25,7 @@ import { clamp } from "./numbers.ts";
 import { LinkNotice } from "./notice.ts";
 import { Pane, type PaneHost } from "./pane.ts";
 import { Player } from "./player.ts";
+import { RowCard } from "./row-card.ts";
 import { TokenStrip } from "./tokens.ts";
 import { toHash, type PaneView, type View } from "./view.ts";
 
@@ -44,6 +45,7 @@ export class App {
   readonly #probe: ProbeCard;
   readonly #knockouts: KnockoutCard;
   readonly #next: NextCard;
+  readonly #row: RowCard;
   readonly #live = h("div", { class: "sr", role: "status", "aria-live": "polite" });
   readonly #notice = new LinkNotice();
   readonly #stage = h("div", { class: "stage" });
@@ -73,7 +75,7 @@ export class App {
     this.#client = new ListClient(source, store.meta, store.unwritten);
     this.#client.on("read", ({ bytes, requests }) => meter.add(bytes, requests));
     this.#client.on("example", ({ row }) => this.#hearRow(row));
-    this.#client.on("rows", ({ rows }) => rows.forEach((row) => this.#wanted(row.example) && this.#hearRow(row)));
+    this.#client.on("rows", ({ rows }) => rows.forEach((row) => [this.view.a.example, this.view.b?.example].includes(row.example) && this.#hearRow(row)));
     this.#client.on("listed", () => this.#askRows());
     const answers = new Answers(store);
     this.#host = {
@@ -98,12 +100,13 @@ export class App {
     this.#probe = new ProbeCard(conditionOf(store.provenance), (layer) => this.change({ layer: Math.min(layer, store.layers.at(-1)!) }), (task) => this.set({ task }));
     this.#knockouts = new KnockoutCard(store, (patch) => this.change(patch));
     this.#next = new NextCard(store);
+    this.#row = new RowCard(store);
     this.#display = displayMenu(() => this.view, (patch) => this.set(patch));
     this.#compare = h("button", { class: "button", type: "button", "aria-pressed": "false", title: "Two examples or layers side by side (c)", onclick: () => this.compare() }, "Compare");
     this.#header = header(titleOf(store), {
       meter, opening, copy: () => void this.copyLink(), before: [this.#compare, this.#display.element, actionMenu("Download", [["Picture (PNG)", () => void this.exports.png()], ["Numbers (CSV)", () => this.exports.csv()]])],
     });
-    this.#main = h("main", {}, this.list.element, this.#stage, h("div", { class: "side" }, this.#grid.element, this.#share.element, this.#probe.element, this.#knockouts.element, this.#next.element), this.#tokens);
+    this.#main = h("main", {}, this.list.element, this.#stage, h("div", { class: "side" }, this.#grid.element, this.#share.element, this.#probe.element, this.#knockouts.element, this.#next.element, this.#row.element), this.#tokens);
     root.replaceChildren(this.#header, this.#main, this.#notice.element, this.#live);
     onMapsRead((done, total) => setText(this.#live, done < total ? `reading maps, ${done} of ${total}` : "maps read"));
     this.#arrange();
@@ -139,7 +142,6 @@ export class App {
     this.#update();
   }
 
-  /** Say what of a link is not shown: what means nothing, and what lies outside the store. */
   leaveOut(given: View, ignored: readonly string[]): void {
     this.#notice.tell(ignored, given, this.view);
   }
@@ -254,6 +256,7 @@ export class App {
       this.#first = false;
       this.#client.ask({ ask: "more" });
       document.documentElement.dataset["ready"] = "first-view";
+      void this.#row.show(view.example);
     }
   }
 
@@ -267,6 +270,7 @@ export class App {
     const recorded = shown?.logits && shown.prompt.example === view.example ? view.example : null;
     void this.#knockouts.show(recorded, view);
     void this.#next.show(recorded);
+    if (!this.#first) void this.#row.show(view.example);
   }
 
   async #shares(view: PaneView): Promise<void> {
@@ -274,10 +278,6 @@ export class App {
     if (!shown?.logits) return this.#share.show(null, null, view, "attention");
     const { rows, measure } = await toDivide(this.store, shown, view);
     if (shown === this.#panes[this.view.active]?.shown) this.#share.show(shown, rows, view, measure);
-  }
-
-  #wanted(example: number): boolean {
-    return this.view.a.example === example || this.view.b?.example === example;
   }
 
   #askRows(): void {
