@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.probe import grouped_folds
+from stratascope.probe.cross_validation import STRENGTHS, TOLERANCE
 from stratascope.probe.losses import loss_for, probabilities
 from stratascope.probe.ridge import RidgeSolver
 from stratascope.probe.rows import Rows
@@ -91,6 +92,36 @@ def test_float32_with_a_tight_tolerance_is_as_good(classes, tolerance):
         assert ours == pytest.approx(theirs, rel=1e-6)
         held = probabilities(solver.logits(np.array([1]), 1)[0])
         np.testing.assert_allclose(held, model.predict_proba(scaler.transform(wide[rows.order[rows.part(1)]])), atol=tolerance)
+
+
+@pytest.mark.parametrize(("n", "d", "classes"), [(500, 60, 2), (500, 60, 7), (500, 40, 20), (150, 300, 3)])
+@pytest.mark.parametrize("separable", [False, True])
+def test_a_study_ends_at_scikit_learns_optimum_in_float32_at_every_strength(n, d, classes, separable):
+    """With the tolerance that studies use, along the whole path: the objective to 1e-6, held-out probabilities to 1e-3.
+
+    At C = 100 little regularises classes that just fail to be separable: there the optimum is so flat that 1e-7 are 1e-2.
+    """
+    x, y = nasty(n, d, classes, separable=separable, seed=7)
+    x = x.astype(np.float32)
+    rows = Rows(x, np.arange(n) % 5)
+    training = np.arange(5)[None] != 0
+    solver = BatchSolver(rows, y[None], training, classes=classes, basis=rows.eigenbasis(), tolerance=TOLERANCE)
+    train = np.arange(n) % 5 != 0
+    scaler = StandardScaler().fit(x[train].astype(np.float64))
+    z, held_out = scaler.transform(x[train].astype(np.float64)), scaler.transform(x[rows.order[rows.part(0)]].astype(np.float64))
+    model = LogisticRegression(tol=1e-9, max_iter=20000, warm_start=True, solver="newton-cg")
+    for strength in STRENGTHS[2:]:
+        solver.solve(strength)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.set_params(C=strength).fit(z, y[train])
+        weight, bias = (found[0] for found in solver.directions())
+        theirs = objective(z, y[train], model.coef_, model.intercept_, strength)
+        ours = objective(z, y[train], weight * scaler.scale_, bias + weight @ scaler.mean_, strength)
+        assert (ours - theirs) / theirs < 1e-6, strength
+        held = probabilities(solver.logits(np.array([0]), 0)[0])
+        assert theirs < ours * (1 + 1e-9), "else theirs is not the optimum"
+        np.testing.assert_allclose(held, model.predict_proba(held_out), atol=1e-3 if strength < 100 else 1e-2, err_msg=str(strength))
 
 
 @pytest.mark.parametrize("classes", [2, 5])
