@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stratascope.probe.advantage import Advantage
     from stratascope.probe.breakdown import accuracy_by, confusion
-    from stratascope.probe.codelength import Codelength, codelength_by_layer, codelength_of, online_codelength
+    from stratascope.probe.codelength import Codelength, online_codelength
+    from stratascope.probe.codelength_study import codelength_by_layer, codelength_of
     from stratascope.probe.cost import StudyCost
     from stratascope.probe.curve import LayerCurve
     from stratascope.probe.estimator import LogisticProbe
@@ -39,8 +40,8 @@ _MODULES = {
     "Task": "tasks",
     "accuracy_by": "breakdown",
     "calibration": "reliability",
-    "codelength_by_layer": "codelength",
-    "codelength_of": "codelength",
+    "codelength_by_layer": "codelength_study",
+    "codelength_of": "codelength_study",
     "confusion": "breakdown",
     "entanglement": "tower",
     "grouped_folds": "folds",

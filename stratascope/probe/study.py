@@ -14,11 +14,11 @@ from stratascope.errors import InvalidInputError
 from stratascope.probe.assemble import assemble
 from stratascope.probe.cost import StudyCost, largest_task
 from stratascope.probe.curve import LayerCurve
-from stratascope.probe.finished import FinishedLayers
+from stratascope.probe.finished import FinishedLayers, run_unfinished
 from stratascope.probe.layer_task import LayerAnswer, LayerTask, run_layer
 from stratascope.probe.plan import Batch, ProbeSettings, plan_position, task_name
 from stratascope.probe.tasks import Task
-from stratascope.scheduling import run_all, workers_of
+from stratascope.scheduling import workers_of
 from stratascope.store import ActivationStore
 
 
@@ -172,7 +172,8 @@ class Study:
             for place, plan in self.plans.items()
             for layer in self.layers
         ]
-        found = _solve(work, output, scheduler=scheduler, workers=workers, progress=progress)
+        kept = None if output is None else FinishedLayers(output)
+        found = run_unfinished(run_layer, work, kept, scheduler=scheduler, workers=workers, progress=progress, label="layers")
         count = len(self.layers)
         return {place: found[number * count : (number + 1) * count] for number, place in enumerate(self.plans)}
 
@@ -208,21 +209,6 @@ def head_curves(
         One with vectors by head at the final token.
     """
     return probe_study(store, (task,), array=array, by_head=True, **options)
-
-
-def _solve(work: list[LayerTask], output: str | Path | None, **options: Any) -> list[LayerAnswer]:
-    if output is None:
-        return run_all(run_layer, work, label="layers", **options)
-    finished = FinishedLayers(output)
-    kept = {number: answer for number, task in enumerate(work) if (answer := finished.load(task)) is not None}
-    open_numbers = [number for number in range(len(work)) if number not in kept]
-
-    def keep(place: int, answer: LayerAnswer) -> None:
-        finished.save(work[open_numbers[place]], answer)
-
-    fresh = run_all(run_layer, [work[n] for n in open_numbers], finished=keep, label="layers", **options)
-    kept |= dict(zip(open_numbers, fresh, strict=True))
-    return [kept[number] for number in range(len(work))]
 
 
 def holds_heads(store: ActivationStore, array: str) -> bool:

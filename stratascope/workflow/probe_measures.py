@@ -54,7 +54,7 @@ def measure(
     layers
         What the axis of layers is called.
     run
-        scheduler, workers, progress.
+        scheduler, workers, progress, output.
     """
     shown = [curve for curve in curves if ":" not in curve.task and not curve.targets]
     if not measures or not shown:
@@ -95,8 +95,7 @@ def _codelength(
 ) -> tuple[list[str], list[Path]]:
     from stratascope.probe import codelength_of
 
-    options = {name: run[name] for name in ("scheduler", "workers", "progress")}
-    found = pd.concat([codelength_of(study, **options).assign(store=name) for (name, _), study in studies.items()])
+    found = pd.concat([codelength_of(study, **run).assign(store=name) for (name, _), study in studies.items()])
     tables = {(curve.task, curve.position): _of_curve(found, curve) for curve in curves}
     for curve in curves:
         save_table(folder, "codelength", tables[curve.task, curve.position], curve, "codelength", curve.task, curve.position)

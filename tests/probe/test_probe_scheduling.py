@@ -197,7 +197,7 @@ def test_what_a_scheduler_that_died_had_done_is_not_done_again(tmp_path, monkeyp
 
             return run_all(slowly, work, finished=saved, **options)
 
-        patched.setattr("stratascope.probe.study.run_all", killing_after_one)
+        patched.setattr("stratascope.probe.finished.run_all", killing_after_one)
         with pytest.raises(ClusterLostError, match=r"expected the scheduler to go on at tcp://.* run the same command"):
             layer_curve(path, draws=200, scheduler=address, output=tmp_path / "half")
     done = {file: file.stat().st_mtime_ns for file in (tmp_path / "half").iterdir()}

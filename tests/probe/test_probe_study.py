@@ -211,6 +211,30 @@ def test_finished_layers_are_not_solved_again(store, tmp_path, monkeypatch):
     calls.clear()
     layer_curve(store, layers=(2, 3), draws=200, output=tmp_path)
     assert calls == [3]
+    monkeypatch.setattr("stratascope.probe.finished.SOLVER_VERSION", 0)
+    calls.clear()
+    layer_curve(store, layers=(2,), draws=200, output=tmp_path)
+    assert calls == [2], "what another version of the solver left is not read"
+
+
+def test_finished_codelengths_are_not_computed_again(store, tmp_path, monkeypatch):
+    import stratascope.probe.codelength_study as of_study
+    from stratascope.probe import finished
+
+    calls, send = [], of_study._send_layer
+    monkeypatch.setattr(of_study, "_send_layer", lambda task: calls.append(task.layer) or send(task))
+    study = plan_study(store, ("truth", "relation", "truth:shuffled"), ("final",), layers=(2, 4))
+    first = codelength_of(study, output=tmp_path)
+    assert first.equals(codelength_of(study))
+    calls.clear()
+    assert first.equals(codelength_of(study, output=tmp_path))
+    assert not calls
+    codelength_by_layer(store, layers=(2,), seed=1, output=tmp_path)
+    assert calls == [2], "another order of sending is another result"
+    calls.clear()
+    monkeypatch.setattr(finished, "SOLVER_VERSION", finished.SOLVER_VERSION + 1)
+    codelength_of(study, output=tmp_path)
+    assert calls == [2, 4], "what an older solver left is not read"
 
 
 def test_a_study_that_dies_goes_on_where_it_stood(store, tmp_path, monkeypatch):
