@@ -36,7 +36,7 @@ METHODS = ("logistic", "means")
 
 TOLERANCE = 3e-8
 """Relative to F. The solver's estimate of the gap is up to 12 times too small where weights are hardly regularised: this keeps the true one
-far below 1e-6 at every strength, and held-out probabilities within 1e-3."""
+far below 1e-6 at every strength, and held-out probabilities within 1e-3 up to C = 10."""
 INNER_TOLERANCE = 1e-5
 """Of the models that only choose a strength: far below the differences between strengths."""
 

@@ -127,9 +127,11 @@ def _refuse_too_few(number: NDArray[np.intp], codes: NDArray[np.intp], folds: in
         raise TooFewExamplesError(f"expected at least two classes, found only {names[present[0]]!r}; choose another task or other examples")
     seen = np.unique(np.stack([number, codes], axis=1), axis=0)
     per_class = np.bincount(seen[:, 1], minlength=len(names))
-    rare = [names[c] for c in present if per_class[c] < folds]
+    rare = [c for c in present if per_class[c] < folds]
     if rare:
+        listed = ", ".join(f"{names[c]} in {per_class[c]}" for c in rare[:8])
+        most = int(max(np.count_nonzero(codes == c) for c in rare))
         raise TooFewExamplesError(
-            f"expected every class in at least {folds} groups (one a fold), found fewer for {', '.join(rare[:8])}"
-            f"{' and others' if len(rare) > 8 else ''}; raise the minimum count of a class, or give fewer folds"
+            f"expected every class in at least {folds} groups (one a fold), found {listed}{' and others' if len(rare) > 8 else ''}; "
+            f"leave them out by --minimum {most + 1}, extract them on more images, or give fewer folds"
         )

@@ -49,14 +49,21 @@ class Task:
         counts = np.bincount(codes[codes >= 0], minlength=len(self.classes))
         kept = np.flatnonzero(counts >= max(minimum, 1))
         if len(kept) < 2:
-            found = ", ".join(f"{c} {n}" for c, n in zip(self.classes[:8], counts, strict=False))
-            raise TooFewExamplesError(
-                f"task {self.name!r}: expected at least two classes of {max(minimum, 1)} examples or more, found {found}; "
-                "lower the minimum count (--minimum), extract more examples, or choose another task"
-            )
+            raise TooFewExamplesError(f"task {self.name!r}: {_too_few(self.classes, counts, max(minimum, 1))}")
         renumber = np.full(len(self.classes) + 1, -1, dtype=np.intp)
         renumber[kept] = np.arange(len(kept))
         return Task(self.name, renumber[codes], tuple(self.classes[k] for k in kept))
+
+
+def _too_few(classes: tuple[str, ...], counts: NDArray[np.intp], minimum: int) -> str:
+    """What is wrong where fewer than two classes have so many examples, and by how much the minimum would have to fall."""
+    order = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
+    found = ", ".join(f"{classes[c]} {counts[c]}" for c in order[:8]) + (", and others" if len(order) > 8 else "")
+    wanted = f"expected at least two classes of {minimum} examples or more (--minimum), found {found or 'no example'}"
+    if len(order) < 2:
+        return f"{wanted}: a label that never differs; choose another task, or other examples"
+    second = int(counts[order[1]])
+    return f"{wanted}; extract at least {minimum - second} more of {classes[order[1]]}, give --minimum {second}, or choose another task"
 
 
 def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[object], wanted: NDArray[np.bool_] | None = None) -> Task:

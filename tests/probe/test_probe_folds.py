@@ -12,6 +12,7 @@ from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.probe import grouped_folds, official_split, split_leakage
 from stratascope.probe.controls import control_labels, recurring_share, shuffled_labels
 from stratascope.probe.design import design_for
+from stratascope.probe.tasks import Task
 
 
 @settings(max_examples=30, deadline=None)
@@ -112,3 +113,19 @@ def test_official_splits_report_their_leakage():
     assert (strict.of == 5).sum() == 20
     with pytest.raises(InvalidInputError, match=r"'dev'.*found only test, train"):
         split_leakage(examples, test=("dev",))
+
+
+def test_classes_that_are_too_few_are_counted_and_the_minimum_named():
+    task = Task("mood", np.repeat([0, 1, 2], [30, 5, 9]), ("calm", "grim", "odd"))
+    everyone = np.ones(44, bool)
+    with pytest.raises(
+        TooFewExamplesError, match=r"20 examples.*calm 30, odd 9, grim 5; extract at least 11 more of odd, give --minimum 9"
+    ):
+        task.among(everyone, 20)
+    assert task.among(everyone, 9).classes == ("calm", "odd")
+    with pytest.raises(TooFewExamplesError, match=r"found calm 30: a label that never differs; choose another task"):
+        task.among(np.arange(44) < 30, 20)
+    codes = np.repeat([0, 1], [40, 6])
+    images = np.concatenate([np.arange(40), np.full(6, 90)])
+    with pytest.raises(TooFewExamplesError, match=r"at least 5 groups.*found grim in 1; leave them out by --minimum 7"):
+        grouped_folds(images, codes, class_names=("calm", "grim"))
