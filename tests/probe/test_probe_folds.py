@@ -46,7 +46,7 @@ def test_too_few_examples_are_refused():
         grouped_folds(np.arange(14), np.arange(14) % 2)
     with pytest.raises(TooFewExamplesError, match=r"at least 5 groups.*found 3"):
         grouped_folds(np.arange(90) % 3, np.arange(90) % 2)
-    with pytest.raises(TooFewExamplesError, match=r"rare.*raise the minimum"):
+    with pytest.raises(TooFewExamplesError, match=r"rare.*--minimum 4"):
         grouped_folds(np.arange(90), (np.arange(90) > 86).astype(int), class_names=("common", "rare"))
     with pytest.raises(TooFewExamplesError, match="two classes"):
         grouped_folds(np.arange(90), np.zeros(90, int), class_names=("a", "b"))
