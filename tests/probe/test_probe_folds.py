@@ -125,7 +125,7 @@ def test_classes_that_are_too_few_are_counted_and_the_minimum_named():
     assert task.among(everyone, 9).classes == ("calm", "odd")
     with pytest.raises(TooFewExamplesError, match=r"found calm 30: a label that never differs; choose another task"):
         task.among(np.arange(44) < 30, 20)
-    codes = np.repeat([0, 1], [40, 6])
-    images = np.concatenate([np.arange(40), np.full(6, 90)])
+    codes = np.repeat([0, 1], [54, 6])
+    images = np.concatenate([np.arange(54), np.full(6, 90)])
     with pytest.raises(TooFewExamplesError, match=r"at least 5 groups.*found grim in 1; leave them out by --minimum 7"):
         grouped_folds(images, codes, class_names=("calm", "grim"))
