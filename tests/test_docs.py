@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -143,6 +144,18 @@ def test_the_commands_of_a_page_work(page: Path, inside: Path) -> None:
         exec(compile(source, page.name, "exec"), {})
     for line in commands_of(page):
         run(line)
+
+
+def test_the_notebook_of_the_readme_works(inside: Path) -> None:
+    """Its Python, with the demo's store in place of VSR's and a layer that the built-in model has."""
+    (source,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(compile(source.replace("vsr.zarr", "demo/original.zarr").replace("layer=12", "layer=5"), "README.md", "exec"), names)
+    examples, layers = names["store"].layout.examples, names["store"].layout.layers
+    assert names["x"].shape == (examples, names["store"].layout.hidden)
+    assert set(names["curve"].table["layer"]) == set(range(layers + 1))
+    assert names["rolled"].shape == (layers + 1, int(names["store"].n_tokens[3]))
+    assert abs(names["rolled"].sum(-1) - 1).max() < 1e-9
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if only_read_commands(page)], ids=lambda page: page.name)

@@ -51,7 +51,13 @@ def draw_tower(curves: Mapping[str, pd.DataFrame], ax: Axes, *, full_attention: 
 
 
 def draw_entangled(findings: Findings, ax: Axes, choice: Choice) -> Axes:
-    """What can be read from the cells of one of the two things, by block of the tower: of the subject, unless another is chosen."""
+    """What can be read from the cells of one of the two things, by block of the tower: of the subject, unless another is chosen.
+
+    Raises
+    ------
+    NotRecordedError
+        If the results are absent, or not of the position that is chosen.
+    """
     found = findings.one("entanglement", "what the vision tower holds of the two things", "stratascope entanglement STORE")
     table = found.table("table")
     there = list(dict.fromkeys(table["position"]))
