@@ -43,7 +43,7 @@ def draw_share_stack(values: NDArray[Any], layers: Sequence[int], parts: Sequenc
     """
     from matplotlib.ticker import MaxNLocator
 
-    means = np.asarray(values, np.float64).mean((0, 2))
+    means = np.asarray(values).mean((0, 2), dtype=np.float64)  # no copy of all examples in double precision
     order = [name for name in PART_COLOURS if name in parts] + [name for name in parts if name not in PART_COLOURS]
     bottom = np.zeros(len(layers))
     for name in order:
