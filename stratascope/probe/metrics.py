@@ -47,6 +47,8 @@ def score_layers(
         (layer,) of `OutOfFold`; draws are widened by sqrt(1 + share). A bootstrap of out-of-fold predictions takes examples for
         independent, but two examples of different folds meet twice: once each trains the model that tests the other. As far as the
         logits are made by chance of training, that doubles the variance of a score.
+        Without any signal probes say one class nearly always, which no chance of training turns: intervals of accuracy are then too
+        wide (98 % instead of 95 % cover), those of the AUROC are not.
     """
     predicted = predict(logits)
     right = (predicted == codes).T.astype(np.float64)
