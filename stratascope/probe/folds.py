@@ -12,6 +12,8 @@ from stratascope.errors import InvalidInputError, TooFewExamplesError
 
 MINIMUM_PER_FOLD = 10
 """Below this many examples a fold, an interval over test examples means nothing."""
+FEWEST_FOLDS = 3
+"""With which a strength can be chosen inside the training folds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,11 +113,15 @@ def grouped_folds(
     return Folds(of=np.where(used, place[number], -1), groups=number, seed=seed)
 
 
+def _fewer(folds: int) -> str:
+    return f" (--folds {folds})" if folds >= FEWEST_FOLDS else ""
+
+
 def _refuse_too_few(number: NDArray[np.intp], codes: NDArray[np.intp], folds: int, names: tuple[str, ...]) -> None:
     if len(codes) < MINIMUM_PER_FOLD * folds:
         raise TooFewExamplesError(
             f"expected at least {MINIMUM_PER_FOLD * folds} examples for {folds} folds ({MINIMUM_PER_FOLD} a fold), found {len(codes)}; "
-            "extract more examples, or give fewer folds"
+            f"extract more examples, or give fewer folds{_fewer(len(codes) // MINIMUM_PER_FOLD)}"
         )
     if len(np.unique(number)) < folds:
         raise TooFewExamplesError(
@@ -133,5 +139,5 @@ def _refuse_too_few(number: NDArray[np.intp], codes: NDArray[np.intp], folds: in
         most = int(max(np.count_nonzero(codes == c) for c in rare))
         raise TooFewExamplesError(
             f"expected every class in at least {folds} groups (one a fold), found {listed}{' and others' if len(rare) > 8 else ''}; "
-            f"leave them out by --minimum {most + 1}, extract them on more images, or give fewer folds"
+            f"leave them out by --minimum {most + 1}, extract them on more images, or give fewer folds (--folds)"
         )

@@ -63,7 +63,10 @@ class ProbeSettings:
         if self.method not in METHODS:
             raise InvalidInputError(f"expected a method of {', '.join(METHODS)}, found {self.method!r}")
         if len(self.split) not in (0, 2):
-            raise InvalidInputError(f"expected the names of a training and a test split, found {self.split}; give split=('train', 'test')")
+            raise InvalidInputError(
+                f"expected the names of a training and a test split, found {', '.join(self.split)}; give two (--split train,test; "
+                "in Python split=('train', 'test'))"
+            )
         if not 0 < self.level < 1:
             raise InvalidInputError(f"expected a level between 0 and 1, found {self.level}; give 0.95")
         if self.draws < 100:
@@ -135,7 +138,7 @@ def plan_position(
         found, control = find_task(store, spec, usable, values)
         found = replace(found, name=task_name(found.name, settings.only))
         if found.name not in tasks_of:
-            kept = found.among(usable, settings.minimum)
+            kept = found.among(usable, settings.minimum, 0 if settings.split else settings.folds)
             tasks_of[found.name], folds_of[found.name] = kept, _folds(store, kept, groups, settings)
             names[found.name], labels[found.name] = [], []
         task, folds = tasks_of[found.name], folds_of[found.name]

@@ -119,7 +119,7 @@ class Rows:
         weight = training.astype(np.float64)
         count = weight @ np.diff(self.offsets)
         if (count < 2).any():
-            raise InvalidInputError("expected at least two training examples, found a training set without; give fewer folds")
+            raise InvalidInputError("expected at least two training examples, found a training set without; give fewer folds (--folds)")
         mean = weight @ self._sum / count[:, None]
         variance = weight @ self._square / count[:, None] - mean**2
         # variance comes by subtraction, so a column constant in the training set leaves rounding of the size of its mean

@@ -99,7 +99,8 @@ def official_split(
         tested = tested & ~examples[groups].isin(set(examples.loc[learned, groups])).to_numpy()
     if not tested.any():
         raise TooFewExamplesError(
-            f"expected test examples in {column} {', '.join(test)}, found none that take part; choose another split, or keep_leaked=True"
+            f"expected test examples in {column} {', '.join(test)}, found none that take part; choose another split, or in "
+            "Python keep_leaked=True"
         )
     return Folds(of=np.where(tested, folds, inner.of), groups=number_groups(names), seed=seed, test=folds)
 

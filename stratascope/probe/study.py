@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from stratascope.errors import InvalidInputError
+from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.probe.assemble import assemble
 from stratascope.probe.cost import StudyCost, largest_task
 from stratascope.probe.curve import LayerCurve
@@ -20,6 +20,7 @@ from stratascope.probe.plan import Batch, ProbeSettings, plan_position, task_nam
 from stratascope.probe.tasks import Task
 from stratascope.scheduling import workers_of
 from stratascope.store import ActivationStore
+from stratascope.store.selection import listing
 
 
 def layer_curve(
@@ -127,7 +128,7 @@ def plan_study(
     opened = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
     chosen = _settings(array, settings)
     if not tasks:
-        raise InvalidInputError("expected at least one task, found none; give tasks=('truth',)")
+        raise InvalidInputError("expected at least one task, found none; give one (--tasks truth; in Python tasks=('truth',))")
     if by_head:
         _refuse_without_heads(opened, array)
     places = positions_of(opened, array) if positions is None else tuple(positions)
@@ -220,7 +221,9 @@ def holds_heads(store: ActivationStore, array: str) -> bool:
 def _refuse_without_heads(store: ActivationStore, array: str) -> None:
     if not holds_heads(store, array):
         dims = store.layout.array(array).dims
-        raise InvalidInputError(f"{array}: expected vectors by head, found dimensions {dims}; give array='head_outputs'")
+        raise InvalidInputError(
+            f"{array}: expected an array with a vector for each head, found one of {' by '.join(dims)}; give another (--array head_outputs)"
+        )
 
 
 def positions_of(store: ActivationStore, array: str) -> tuple[str | None, ...]:
@@ -230,10 +233,20 @@ def positions_of(store: ActivationStore, array: str) -> tuple[str | None, ...]:
 
 
 def layers_of(store: ActivationStore, array: str, layers: Sequence[int] | None) -> list[int]:
-    """The layers asked for, all of the array by default; 0 for an array without. InvalidInputError where it holds no vectors."""
+    """The layers asked for, all of the array by default; 0 for an array without. InvalidInputError where it holds no vectors.
+
+    NotRecordedError where it lacks one of them.
+    """
     spec = store.layout.array(array)
     if "example" not in spec.dims or len(set(spec.dims) - {"example", spec.layer_dim, spec.position_dim}) == 0:
-        raise InvalidInputError(f"{array}: expected a vector an example, found dimensions {spec.dims}; give array='residual'")
+        found = " by ".join(spec.dims)
+        raise InvalidInputError(
+            f"{array}: expected an array of one vector an example, found one of {found}; give another (--array residual)"
+        )
     if spec.layer_dim is None:
         return [0]  # such as the vision tower's output
-    return sorted(store.layout.layers_of(spec.layer_dim) if layers is None else layers)
+    held = store.layout.layers_of(spec.layer_dim)
+    absent = [] if layers is None else [layer for layer in layers if layer not in held]
+    if absent:
+        raise NotRecordedError(f"{array}: expected layers that the store holds, found {absent[0]}; it holds {listing(held)}")
+    return sorted(held if layers is None else layers)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 from stratascope.probe.categories import category_of
+from stratascope.probe.folds import FEWEST_FOLDS, MINIMUM_PER_FOLD
 from stratascope.probe.geometry import TARGETS, geometry_targets
 
 if TYPE_CHECKING:
@@ -35,8 +36,10 @@ class Task:
     """(example, target) what to regress on, instead of classes."""
     targets: tuple[str, ...] = ()
 
-    def among(self, examples: NDArray[np.bool_], minimum: int = 1) -> Task:
+    def among(self, examples: NDArray[np.bool_], minimum: int = 1, folds: int = 0) -> Task:
         """The task on a subset (example,) of the examples, without classes of fewer than `minimum` of them.
+
+        `folds`, if any, are those of the cross-validation that follows: a refusal says how many examples it needs.
 
         Raises
         ------
@@ -49,21 +52,25 @@ class Task:
         counts = np.bincount(codes[codes >= 0], minlength=len(self.classes))
         kept = np.flatnonzero(counts >= max(minimum, 1))
         if len(kept) < 2:
-            raise TooFewExamplesError(f"task {self.name!r}: {_too_few(self.classes, counts, max(minimum, 1))}")
+            raise TooFewExamplesError(f"task {self.name!r}: {_too_few(self.classes, counts, max(minimum, 1), folds)}")
         renumber = np.full(len(self.classes) + 1, -1, dtype=np.intp)
         renumber[kept] = np.arange(len(kept))
         return Task(self.name, renumber[codes], tuple(self.classes[k] for k in kept))
 
 
-def _too_few(classes: tuple[str, ...], counts: NDArray[np.intp], minimum: int) -> str:
-    """What is wrong where fewer than two classes have so many examples, and by how much the minimum would have to fall."""
+def _too_few(classes: tuple[str, ...], counts: NDArray[np.intp], minimum: int, folds: int) -> str:
+    """What is wrong where fewer than two classes have so many examples, and what would do that would not be refused again."""
     order = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
     found = ", ".join(f"{classes[c]} {counts[c]}" for c in order[:8]) + (", and others" if len(order) > 8 else "")
-    wanted = f"expected at least two classes of {minimum} examples or more (--minimum), found {found or 'no example'}"
+    together = f", {MINIMUM_PER_FOLD * folds} together ({MINIMUM_PER_FOLD} for each of {folds} folds)" if folds else ""
+    wanted = f"expected at least two classes of {minimum} examples or more (--minimum){together}, found {found or 'no example'}"
     if len(order) < 2:
         return f"{wanted}: a label that never differs; choose another task, or other examples"
     second = int(counts[order[1]])
-    return f"{wanted}; extract at least {minimum - second} more of {classes[order[1]]}, give --minimum {second}, or choose another task"
+    possible = min(second, int(counts[counts >= second].sum()) // MINIMUM_PER_FOLD)
+    lower = f"give --minimum {second}" if possible >= folds else f"give --minimum {second} and --folds {possible}"
+    ways = [f"extract at least {minimum - second} more examples of {classes[order[1]]}", *([lower] if possible >= FEWEST_FOLDS else [])]
+    return f"{wanted}; {', '.join(ways)}, or choose another task"
 
 
 def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[object], wanted: NDArray[np.bool_] | None = None) -> Task:

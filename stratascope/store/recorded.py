@@ -44,7 +44,7 @@ def require_written(store: ActivationStore, selection: Selection) -> None:
     if lacking:
         raise UnwrittenBlockError(
             f"{store.name}: expected written blocks, found {len(lacking)} not written yet: {listing(lacking)} (of {len(store.written)}); "
-            f"finish the extraction, or pass examples=store.available({selection.spec.name!r})"
+            f"finish the extraction, or choose written ones (in Python examples=store.available({selection.spec.name!r}))"
         )
 
 
@@ -56,7 +56,9 @@ def require_recorded(store: ActivationStore, selection: Selection) -> None:
         return
     name = selection.spec.name
     lacking = np.unique(numbers[~mask[numbers]]).tolist()
+    place = "" if selection.spec.position_dim is None else ", position"
     raise NotRecordedError(
         f"{store.name}: expected examples that {name} holds, found {len(lacking)} that failed, lack a position or have no map: "
-        f"{listing(lacking)}; it holds {int(mask.sum())} of {len(mask)}: pass examples=store.available({name!r}, position)"
+        f"{listing(lacking)}; it holds {int(mask.sum())} of {len(mask)}; choose among those (in Python "
+        f"examples=store.available({name!r}{place}))"
     )

@@ -59,7 +59,9 @@ def select(layout: StoreLayout, array: str, layer: Layers, position: Positions, 
         if asked is None:
             continue
         if dim is None:
-            raise InvalidInputError(f"{array}: expected no {what}, because it has dimensions {spec.dims}, found {asked!r}; leave it out")
+            raise InvalidInputError(
+                f"{array}: expected no {what}, because it is an array by {', '.join(spec.dims)} alone, found {asked!r}; leave it out"
+            )
         held: Sequence[Any] = layout.layers_of(dim) if what == "layer" else layout.positions_of(dim)
         axis = spec.dims.index(dim)
         if isinstance(asked, str | int | np.integer):
@@ -73,7 +75,7 @@ def select(layout: StoreLayout, array: str, layer: Layers, position: Positions, 
             examples = [int(examples)]
         indices[axis] = example_numbers(layout.examples, examples)
     elif examples is not None:
-        raise InvalidInputError(f"{array}: expected no examples, because it has dimensions {spec.dims}; leave them out")
+        raise InvalidInputError(f"{array}: expected no examples, because it is an array by {', '.join(spec.dims)} alone; leave them out")
     return Selection(spec, tuple(indices), tuple(dropped))
 
 

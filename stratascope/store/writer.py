@@ -42,7 +42,11 @@ class BlockWriter:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise StoreError(f"{path}: expected the folder of a store, found none; create it with create_store (a zip or URL is only read)")
+            found = "a file" if self.path.exists() else "nothing"
+            raise StoreError(
+                f"{path}: expected the folder of a store to write into, found {found}; choose another folder (--out), or in Python make "
+                "one with create_store (a zip or URL is only read)"
+            )
         root = open_root(LocalStore(self.path, read_only=True), str(path))
         attributes: dict[str, Any] = dict(root.attrs)
         self.layout: StoreLayout = check_attributes(attributes, str(path))

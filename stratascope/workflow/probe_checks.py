@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from stratascope.workflow.probing import ProbeRequest
 
 
+SHOWN_IDS = 5
+"""Of ids that the store does not know."""
+
+
 def check_baselines(store: ActivationStore, request: ProbeRequest) -> None:
     """InvalidInputError where a baseline holds other examples, or the same in another order: differences are paired by example."""
     for name, other in request.baselines.items():
@@ -50,6 +54,26 @@ def check_asked(store: ActivationStore, request: ProbeRequest, studies: Mapping[
     there = {metric for study in studies.values() for plan in study.plans.values() for batch in plan for metric in batch.metrics}
     if request.metric not in (None, *there):
         raise InvalidInputError(f"expected --metric of {', '.join(sorted(there))}, found {request.metric!r}")
+
+
+def check_values(store: ActivationStore, request: ProbeRequest) -> None:
+    """InvalidInputError where the user's values are of no example of the store."""
+    for name, values in request.values.items():
+        if not set(values) & set(store.examples["id"]):
+            theirs, own = ", ".join(sorted(map(str, values))[:3]) or "none", ", ".join(store.examples["id"][:3])
+            raise InvalidInputError(
+                f"{name}: expected values of examples of {store.name} (ids such as {own}), found ids {theirs}; give its ids"
+            )
+
+
+def values_elsewhere(store: ActivationStore, request: ProbeRequest) -> Iterator[str]:
+    """Says which of the user's values are of no example of the store."""
+    known = set(store.examples["id"])
+    for name, values in request.values.items():
+        foreign = [str(given) for given in values if given not in known]
+        if foreign:
+            more = ", ..." if len(foreign) > SHOWN_IDS else ""
+            yield f"{name}: {len(foreign):,} of {len(values):,} ids are not in this store: {', '.join(foreign[:SHOWN_IDS])}{more}"
 
 
 def without_values(store: ActivationStore, request: ProbeRequest) -> Iterator[str]:

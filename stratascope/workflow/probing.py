@@ -12,7 +12,7 @@ import numpy as np
 from stratascope.errors import InvalidInputError
 from stratascope.report.figures import METRIC_LABELS
 from stratascope.workflow import probe_figures
-from stratascope.workflow.probe_checks import check_asked, check_baselines, check_transfer, without_values
+from stratascope.workflow.probe_checks import check_asked, check_baselines, check_transfer, check_values, values_elsewhere, without_values
 from stratascope.workflow.probe_figures import draw_curves
 from stratascope.workflow.probe_files import keep_advantage, save_accuracy_by, save_advantage, save_curve, save_table, shown_metric
 from stratascope.workflow.probe_measures import check_measures, measure
@@ -93,6 +93,7 @@ def probe_and_draw(
     by_head = holds_heads(store, request.array)
     check_measures(request.measures, by_head=by_head)
     check_baselines(store, request)
+    check_values(store, request)
     check_transfer(store, request)
     if (request.transfer or request.transfer_to) and by_head:
         raise InvalidInputError(f"expected an array of one vector a position for --transfer, found {request.array}; leave --transfer out")
@@ -107,7 +108,7 @@ def probe_and_draw(
         for curve in some:
             save_curve(curve, folder, name)
     lines = _head_lines(curves, request) if by_head else []
-    lines[:0] = without_values(store, request)
+    lines[:0] = [*values_elsewhere(store, request), *without_values(store, request)]
     for curve in [] if by_head else _plain(curves):
         lines += _compare(curve, curves, others, request, folder, store.layout.examples)
         if not curve.targets and request.by in store.examples.columns:

@@ -157,6 +157,42 @@ def test_what_is_given_in_vain_is_refused(stores, tmp_path):
         assert told in refused.stderr
 
 
+def test_values_of_no_example_are_named_and_refused_where_none_is(stores, tmp_path):
+    ids = [*ActivationStore.open(stores[0]).examples["id"], "zzz", "scenes-9999"]
+    pd.DataFrame({"id": ids, "value": ["a", "b"] * (len(ids) // 2)}).to_csv(tmp_path / "mine.csv", index=False)
+    asked = ("--tasks", "mine", "--positions", "final", "--layers", "4", "--out", tmp_path)
+    said = run(stores[0], *asked, "--values", f"mine={tmp_path / 'mine.csv'}")
+    assert said.exit_code == 0, said.output
+    assert f"mine: 2 of {len(ids)} ids are not in this store: zzz, scenes-9999\n" in said.stdout
+    pd.DataFrame({"id": ["zzz", "yyy"], "value": ["a", "b"]}).to_csv(tmp_path / "other.csv", index=False)
+    refused = run(stores[0], *asked, "--values", f"mine={tmp_path / 'other.csv'}")
+    assert refused.exit_code == 2
+    assert "found ids yyy, zzz" in refused.stderr
+
+
+def test_too_few_of_a_class_are_told_what_would_do_and_that_does(stores, tmp_path):
+    ids = ActivationStore.open(stores[0]).examples["id"]
+    asked = ("--tasks", "mine", "--positions", "final", "--layers", "4", "--out", tmp_path, "--values", f"mine={tmp_path / 'mine.csv'}")
+    for count, way in ((32, ("--minimum", "16", "--folds", "3")), (60, ("--minimum", "15"))):
+        values = ["a" if k % (2 if count == 32 else 4) else "b" for k in range(count)]
+        pd.DataFrame({"id": ids[:count], "value": values}).to_csv(tmp_path / "mine.csv", index=False)
+        refused = run(stores[0], *asked)
+        assert refused.exit_code == 2
+        assert "two classes of 20 examples or more, 50 together (10 for each of 5 folds)" in refused.stderr
+        assert all(" ".join(way[k : k + 2]) in refused.stderr for k in range(0, len(way), 2))
+        done = run(stores[0], *asked, *way)
+        assert done.exit_code == 0, done.output
+
+
+def test_a_layer_that_is_not_there_is_refused_before_anything_is_said_of_costs(stores, tmp_path):
+    refused = run(stores[0], "--tasks", "truth", "--layers", "99", "--out", tmp_path)
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("stratascope: residual: expected layers that the store holds, found 99; it holds 0..")
+    plain = run(stores[0], "--tasks", "truth", "--positions", "final", "--array", "head_outputs", "--layers", "0", "--out", tmp_path)
+    assert plain.exit_code == 2
+    assert "expected no position, because it is an array by attention_layer, example, head" in plain.stderr
+
+
 def test_examples_without_a_value_take_no_part(stores, tmp_path):
     store = ActivationStore.open(stores[0])
     some = pd.DataFrame({"id": store.examples["id"], "value": np.where(store.examples["label"] == 1, "yes", "no")})
