@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from stratascope.analysis import AnswerConfidence
 from stratascope.cli import COMMANDS, main
+from stratascope.store import load_result
 
 
 def run(*arguments: str) -> Result:
@@ -135,6 +136,35 @@ def test_rollout_and_share_write_results_and_figures(store_path: Path, tmp_path:
     assert {p.name for p in tmp_path.iterdir()} == {"rollout.zarr.zip", "rollout.png", "share.zarr.zip", "share.png"}
 
 
+def test_examples_are_asked_for_by_number_and_by_id(store_path: Path, store, tmp_path: Path) -> None:
+    name = store.examples["id"][5]
+    for command in ("rollout", "flow"):
+        result = run(command, str(store_path), "--examples", f"0,{name},2-3", "--out", str(tmp_path))
+        assert result.exit_code == 0, result.output
+        assert load_result(tmp_path / f"{command}.zarr.zip").tables["examples"]["example"].tolist() == [0, 5, 2, 3]
+    assert_refused(run("rollout", str(store_path), "--examples", "nobody"), f"found 'nobody'; its ids are like {store.examples['id'][0]}")
+
+
+@pytest.mark.parametrize("command", ["rollout", "flow"])
+def test_examples_without_a_map_are_left_out_by_name(command: str, tmp_path: Path) -> None:
+    """The second of the golden store's examples has none; an unwritten one is refused as ever."""
+    golden = str(Path(__file__).parent / "store" / "golden" / "v1.zarr")
+    result = run(command, golden, "--examples", "0,1,golden-4", "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert re.search(r"left out, being without attention maps .*: golden-1\n", result.stdout)
+    assert load_result(tmp_path / f"{command}.zarr.zip").tables["examples"]["example"].tolist() == [0, 4]
+    assert_refused(run(command, golden, "--examples", "1", "--out", str(tmp_path)), "found 1 that failed, lack a position or have no map")
+    assert_refused(run(command, golden, "--examples", "0,2", "--out", str(tmp_path)), "not written yet")
+
+
+def test_a_figure_takes_the_words_of_the_probe(store_path: Path, tmp_path: Path) -> None:
+    assert run("probe", str(store_path), "--tasks", "truth", "--out", str(tmp_path)).exit_code == 0
+    asked = ("figure", "curves", str(tmp_path), "--tasks", "truth")
+    for more in (("--position", "all"), ()):
+        assert run(*asked, *more, "-o", str(tmp_path / f"curves{len(more)}.svg")).exit_code == 0
+    assert_refused(run(*asked, "--position", "nowhere"), "a layer curve of truth at position nowhere with what")
+
+
 def test_rollout_is_drawn_without_thumbnails_too(store_path: Path, tmp_path: Path) -> None:
     assert run("copy", str(store_path), str(tmp_path / "bare.zarr"), "--arrays", "attention_maps").exit_code == 0
     result = run("rollout", str(tmp_path / "bare.zarr"), "--examples", "3", "--out", str(tmp_path))
@@ -181,7 +211,7 @@ def test_too_few_examples_are_refused_by_name(scenes: Path, tmp_path: Path) -> N
 
 def test_examples_outside_the_store_are_refused(store_path: Path) -> None:
     assert_refused(run("rollout", str(store_path), "--examples", "96"), "from 0 to 95, found 96")
-    assert run("rollout", str(store_path), "--examples", "a-b").exit_code == 2
+    assert run("rollout", str(store_path), "--examples", "5-2").exit_code == 2
 
 
 def test_debug_shows_the_traceback() -> None:

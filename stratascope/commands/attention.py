@@ -16,7 +16,9 @@ from stratascope.commands.terminal import open_store, results_folder
 @options.window
 @options.scheduler
 @options.results
-def flow(store: str, examples: tuple[int, ...] | None, window: tuple[int, ...] | None, scheduler: str | None, out: Path | None) -> None:
+def flow(
+    store: str, examples: tuple[int | str, ...] | None, window: tuple[int, ...] | None, scheduler: str | None, out: Path | None
+) -> None:
     """Exact attention flow from the final token to every input token and into spans and boxes, with the cut that limits it.
 
     Through many blocks flow tells little but a token's position, and says so: use a window of few.

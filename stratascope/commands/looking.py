@@ -37,8 +37,8 @@ def report(store: str, results: tuple[Path, ...], out: Path | None, title: str) 
 @click.argument("results", nargs=-1, metavar="[STORE|RESULTS]...")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write: .pdf, .svg or .png; default: NAME.pdf.")
 @click.option("--list", "listed", is_flag=True, help="List the figures there are, and what makes their results.")
-@click.option("--task", help="Task of a probe's figure; default: truth, or the first there is.")
-@click.option("--position", help="Position of a probe's figure; default: the final token or, where a figure shows several, all.")
+@click.option("--task", "--tasks", "task", help="Task of a probe's figure; default: truth, or the first there is.")
+@click.option("--position", help="Position of a probe's figure; default: all where a figure shows several, else the final token.")
 @click.option("--width", default=3.4, show_default=True, metavar="INCHES", help="Width of the figure; a paper's column by default.")
 @click.option("--height", type=float, metavar="INCHES", help="Height of the figure; default: its own.")
 def figure(
@@ -68,7 +68,17 @@ def figure(
         raise InvalidInputError(
             "expected the name of a figure and a store or results, such as: stratascope figure curves demo/original.zarr"
         )
-    click.echo(draw_named(name, results, out or Path(f"{name}.pdf"), task=task, position=position, width=width, height=height))
+    click.echo(
+        draw_named(
+            name,
+            results,
+            out or Path(f"{name}.pdf"),
+            task=task,
+            position=None if position == "all" else position,
+            width=width,
+            height=height,
+        )
+    )
 
 
 @click.command(short_help="Look at single examples in the browser.")

@@ -63,7 +63,13 @@ def share(store: str, weighing: str, out: Path | None) -> None:
 @click.option("--tower", default="decoder", show_default=True, help="vision is refused, with the reason.")
 @options.results
 def rollout(
-    store: str, examples: tuple[int, ...] | None, window: tuple[int, ...] | None, form: Any, discard: float, tower: str, out: Path | None
+    store: str,
+    examples: tuple[int | str, ...] | None,
+    window: tuple[int, ...] | None,
+    form: Any,
+    discard: float,
+    tower: str,
+    out: Path | None,
 ) -> None:
     """Attention rollout of the final token onto the image, for chosen examples.
 

@@ -52,6 +52,19 @@ def numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> t
         raise click.BadParameter(f"expected numbers or ranges such as 0,3,8-11, found {value!r}", param=param) from error
 
 
+def examples_asked(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int | str, ...] | None:
+    """Example numbers, ranges of them and ids, parted by commas."""
+    if value is None:
+        return None
+    found: list[int | str] = []
+    for part in filter(None, map(str.strip, value.split(","))):
+        try:
+            found += _number_range(part)
+        except ValueError:
+            found.append(part)
+    return tuple(found)
+
+
 def decimals(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     """Numbers such as 1e-3 parted by commas."""
     if value is None:
@@ -82,7 +95,9 @@ def seed(said: str) -> Callable[[Any], Any]:
 
 
 results = click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
-examples = click.option("--examples", callback=numbers, metavar="N,M-K", help="Example numbers; default: the first eight that have a map.")
+examples = click.option(
+    "--examples", callback=examples_asked, metavar="N,M-K,ID", help="Example numbers or ids; default: the first eight that have a map."
+)
 window = click.option("--window", callback=numbers, metavar="A-B", help="Only through decoder blocks A to B; default: all.")
 scheduler = click.option(
     "--scheduler", help="Where the work is done: synchronous (default), threads, processes, or a Dask scheduler's address."

@@ -51,6 +51,7 @@ class BoxIndex:
             with Path(path).open(encoding="utf-8") as file:
                 for key, row in json_rows(file):
                     if key == "images":
+                        _whole(row, len(images))
                         images[int(row["id"])] = (str(row["file_name"]), float(row["width"]), float(row["height"]))
                     elif key == "categories":
                         names[int(row["id"])] = str(row["name"])
@@ -60,7 +61,7 @@ class BoxIndex:
                 raise ValueError("no images, or no categories")
         except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise InvalidInputError(
-                f"{path}: expected COCO's instances format (images, annotations, categories), found: {type(error).__name__} {error}"
+                f"{path}: expected COCO's instances format (images, annotations, categories), found: {_reason(error)}"
             ) from error
         boxes: dict[str, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
         for row in annotations:
@@ -94,6 +95,17 @@ class BoxIndex:
             subject_instances=len(subject),
             object_instances=len(found),
         )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if type(error) is ValueError else f"{type(error).__name__} {error}"
+
+
+def _whole(row: Any, number: int) -> None:
+    """ValueError naming what an image's row lacks."""
+    lacking = [name for name in ("id", "file_name", "width", "height") if not isinstance(row, dict) or name not in row]
+    if lacking:
+        raise ValueError(f"images[{number}] lacks {' and '.join(lacking)}{' (pixels)' if set(lacking) & {'width', 'height'} else ''}")
 
 
 def _annotation(

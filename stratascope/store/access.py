@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 import zipfile
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from stratascope.store.arrays import ArraySpec
 
 MARKERS = "written/c/"
 """The one place where absence has a meaning: the block is not written."""
+PATIENCE: Any = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
+"""With a server that does not answer, or not well: some seconds, so that a wrong address is told soon."""
 
 
 class UnreachableError(StoreError):
@@ -145,7 +149,7 @@ def _remote(url: str) -> Store:
     quoted = urllib.parse.quote(rest, safe="/:%@[]-._~")
     options: dict[str, Any] = {"client_options": {"allow_http": True}} if scheme == "http" else {}
     try:
-        return ObjectStore(from_url(f"{scheme}://{quoted}", **options), read_only=True)
+        return ObjectStore(from_url(f"{scheme}://{quoted}", retry_config=PATIENCE, **options), read_only=True)
     except Exception as error:
         raise StoreError(f"{url}: expected an address that can be read (http, https, s3, gs, az), found: {_short(error)}") from error
 
@@ -157,7 +161,16 @@ def _network(key: str, error: Exception) -> str:
             f"expected a server that answers Range requests, found one that does not (asked for a part of {key}); "
             "python -m http.server is such a one: use nginx, caddy or an object store, or fetch the whole store first"
         )
-    return f"expected to read {key}, found: {text}; check the address and the network, then run again"
+    return f"expected to read {key}, found: {_plain(text)}; check the address and the network, then run again"
+
+
+def _plain(text: str) -> str:
+    """What went wrong, without how often and how long the client tried."""
+    address = re.search(r"performing \w+ (\S+)", text)
+    cause = text.rpartition(" - ")[2].removeprefix("HTTP error: ")
+    if address is None or not cause:
+        return text
+    return f"{'no server answers' if cause == 'error sending request' else cause} ({address[1]})"
 
 
 def _short(error: Exception) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stratascope.report import draw_attention_share, draw_overlay, new_figure, paper_style, save_figure
-from stratascope.workflow.choosing import MOST_SHOWN, first_examples
+from stratascope.workflow.choosing import MOST_SHOWN, first_examples, those_held
 from stratascope.workflow.pictures import picture, relative_boxes, said
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def roll_and_draw(
     store: ActivationStore,
     folder: Path,
     *,
-    examples: Sequence[int] | None,
+    examples: Sequence[int | str] | None,
     window: tuple[int, int] | None,
     form: Form = "raw",
     discard: float = 0.0,
@@ -96,7 +96,8 @@ def roll_and_draw(
     """Rollout of chosen examples: saved, drawn over the images, and said with what the image and the first token get."""
     from stratascope.analysis import rollout_examples
 
-    chosen = first_examples(store, "attention_maps", examples) if tower == "decoder" else examples
+    asked = first_examples(store, "attention_maps", examples) if tower == "decoder" else None
+    chosen, left_out = those_held(store, "attention_maps", asked)
     found = rollout_examples(store, chosen, window=window, form=form, discard=discard, tower=tower)
     folder.mkdir(parents=True, exist_ok=True)
     found.save(folder / "rollout.zarr.zip")
@@ -105,7 +106,7 @@ def roll_and_draw(
     onto = sum(float(found.onto_image(k).sum()) for k in range(len(found.examples))) / len(found.examples)
     said = f"{form} rollout, blocks {first} to {last - 1}, {len(found.examples)} examples: {onto:.1%} on the image, "
     said += f"{float(found.values[:, 0, 0].mean()):.1%} on the first token"
-    return f"{said}\nfigure {path}\nresults in {folder}"
+    return f"{left_out}{said}\nfigure {path}\nresults in {folder}"
 
 
 def draw_rollouts(store: ActivationStore, found: RolloutResult, path: Path) -> Path:

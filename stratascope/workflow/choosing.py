@@ -16,14 +16,14 @@ MOST_SHOWN = 8
 """Examples drawn side by side, and worked on where none are named."""
 
 
-def first_examples(store: ActivationStore, array: str, examples: Sequence[int] | None) -> list[int] | None:
-    """The examples asked for, or the first `MOST_SHOWN` that `array` holds; None where it is not recorded, so that the analysis says what
-    is missing.
+def first_examples(store: ActivationStore, array: str, examples: Sequence[int | str] | None) -> list[int] | None:
+    """The examples asked for by number or id, or the first `MOST_SHOWN` that `array` holds; None where it is not recorded, so that
+    the analysis says what is missing.
 
     Raises
     ------
     NotRecordedError
-        If none is written yet.
+        If none is written yet, or no example has an id.
     InvalidInputError
         If a number is outside the store.
     """
@@ -33,10 +33,27 @@ def first_examples(store: ActivationStore, array: str, examples: Sequence[int] |
         examples = np.flatnonzero(store.available(array))[:MOST_SHOWN].tolist()
         if not examples:
             raise NotRecordedError(f"expected examples with {array}, found none written yet; finish the extraction")
-    outside = [k for k in examples if not 0 <= k < store.layout.examples]
+    numbers = [store.index_of(asked) if isinstance(asked, str) else int(asked) for asked in examples]
+    outside = [k for k in numbers if not 0 <= k < store.layout.examples]
     if outside:
         raise InvalidInputError(f"expected example numbers from 0 to {store.layout.examples - 1}, found {outside[0]}")
-    return list(examples)
+    return numbers
+
+
+def those_held(store: ActivationStore, array: str, numbers: list[int] | None) -> tuple[list[int] | None, str]:
+    """Of examples asked for, those that `array` holds, and a line on the others, which failed or were not chosen for it; "" if none.
+
+    Unwritten ones are kept, as are all where none is held, so that the analysis says what is missing.
+    """
+    if numbers is None or array not in store.layout.record:
+        return numbers, ""
+    lacking = np.repeat(store.written, store.layout.block)[: store.layout.examples] & ~store.available(array)
+    out = [k for k in dict.fromkeys(numbers) if lacking[k]]
+    kept = [k for k in numbers if not lacking[k]]
+    if not out or not kept:
+        return numbers, ""
+    ids, more = ", ".join(store.examples["id"].iloc[out[:MOST_SHOWN]]), ", ..." if len(out) > MOST_SHOWN else ""
+    return kept, f"left out, being without {array.replace('_', ' ')} (not chosen for them, or the image could not be read): {ids}{more}\n"
 
 
 def example_number(store: ActivationStore, example: int | str) -> int:

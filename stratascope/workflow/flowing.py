@@ -11,7 +11,7 @@ import numpy as np
 
 from stratascope.report import save_figure
 from stratascope.report.gallery import Tile, draw_gallery
-from stratascope.workflow.choosing import MOST_SHOWN, first_examples
+from stratascope.workflow.choosing import MOST_SHOWN, first_examples, those_held
 from stratascope.workflow.pictures import picture, relative_boxes, verdict
 
 if TYPE_CHECKING:
@@ -29,18 +29,19 @@ def flow_and_draw(
     store: ActivationStore,
     folder: Path,
     *,
-    examples: Sequence[int] | None = None,
+    examples: Sequence[int | str] | None = None,
     window: tuple[int, int] | None = None,
     scheduler: str | None = None,
 ) -> str:
     """Exact flow of chosen examples to every token and span: saved, drawn over the images, and said with its limiting cuts."""
     from stratascope.analysis import flow_examples
 
-    found = flow_examples(store, first_examples(store, "attention_maps", examples), window=window, scheduler=scheduler)
+    chosen, left_out = those_held(store, "attention_maps", first_examples(store, "attention_maps", examples))
+    found = flow_examples(store, chosen, window=window, scheduler=scheduler)
     folder.mkdir(parents=True, exist_ok=True)
     found.save(folder / "flow.zarr.zip")
     path = draw_flows(store, found, folder / "flow.png")
-    return f"{flow_text(found)}\nfigure {path}\nresults in {folder}"
+    return f"{left_out}{flow_text(found)}\nfigure {path}\nresults in {folder}"
 
 
 def flow_text(found: FlowResult) -> str:

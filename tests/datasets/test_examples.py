@@ -92,6 +92,15 @@ def test_a_box_outside_its_image_is_refused(tmp_path: Path) -> None:
         BoxIndex.from_coco(coco(tmp_path, (1, [90, 0, 30, 10])))
 
 
+def test_a_minimal_file_of_boxes_is_told_what_it_lacks(tmp_path: Path) -> None:
+    path = coco(tmp_path, (1, [10, 20, 30, 10]))
+    data = json.loads(path.read_text())
+    data["images"].append({"id": 2, "file_name": "b.png"})
+    path.write_text(json.dumps(data))
+    with pytest.raises(InvalidInputError, match=r"found: images\[1\] lacks width and height \(pixels\)$"):
+        BoxIndex.from_coco(path)
+
+
 def test_cells_are_those_whose_centre_lies_in_the_box() -> None:
     # 100 x 60 pixels, 3 rows x 5 columns: cells of 20 x 20, centres at 10, 30, ...
     assert cells_in_box((0, 0, 40, 20), (100, 60), (3, 5)).tolist() == [0, 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import socket
 import zipfile
 from pathlib import Path
 
@@ -210,6 +211,18 @@ def test_a_server_without_range_is_refused(source):
         store = ActivationStore.open(f"{server.address}/{source.name}")
         with pytest.raises(StoreError, match=r"Range.*http\.server"):
             store.read("residual", layer=1, position="final", examples=[0])
+
+
+def test_an_address_without_a_server_is_told_in_one_plain_sentence():
+    pytest.importorskip("obstore")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # nobody listens there
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/a.zarr"
+        with pytest.raises(StoreError) as refused:
+            ActivationStore.open(address)
+    assert str(refused.value) == (
+        f"expected to read zarr.json, found: no server answers ({address}/zarr.json); check the address and the network, then run again"
+    )
 
 
 def test_a_missing_file_behind_an_address_is_seen(tmp_path, source):
