@@ -17,14 +17,19 @@ PLAIN_GROUND = 235
 
 
 def picture(store: ActivationStore, example: int) -> np.ndarray:
-    """The stored thumbnail at its image's own shape, (height, width, 3) uint8; plain ground where no thumbnails are stored."""
+    """The stored thumbnail at its image's own shape, (height, width, 3) uint8; plain ground where no thumbnails are stored.
+
+    Where the store does not say how large the image is, its shape is that of the grid of cells, which are square.
+    """
     from PIL import Image
 
     row = store.examples.iloc[example]
     has = store.layout.thumbnail is not None and bool(store.available("thumbnail")[example])
     small = store.thumbnail(example) if has else np.full((112, 112, 3), PLAIN_GROUND, np.uint8)
-    scale = 2 * max(small.shape[:2]) / max(row.image_width, row.image_height)
-    size = max(1, round(row.image_width * scale)), max(1, round(row.image_height * scale))
+    rows, columns = store.grid[example]
+    width, height = float(row.get("image_width", columns)), float(row.get("image_height", rows))
+    scale = 2 * max(small.shape[:2]) / max(width, height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC))
 
 
