@@ -178,7 +178,7 @@ def test_too_few_of_a_class_are_told_what_would_do_and_that_does(stores, tmp_pat
         pd.DataFrame({"id": ids[:count], "value": values}).to_csv(tmp_path / "mine.csv", index=False)
         refused = run(stores[0], *asked)
         assert refused.exit_code == 2
-        assert "two classes of 20 examples or more, 50 together (10 for each of 5 folds)" in refused.stderr
+        assert "two classes of 20 examples or more (--minimum), 50 together (10 for each of 5 folds)" in refused.stderr
         assert all(" ".join(way[k : k + 2]) in refused.stderr for k in range(0, len(way), 2))
         done = run(stores[0], *asked, *way)
         assert done.exit_code == 0, done.output

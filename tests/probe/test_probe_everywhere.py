@@ -69,7 +69,7 @@ def test_one_probe_per_head(tmp_path):
     assert curves[1].onset.layer == 3
     whole = layer_curve(store, array="head_outputs", position=None, layers=(4,), draws=300)
     assert whole.value(4) > 0.9
-    with pytest.raises(InvalidInputError, match="vectors by head"):
+    with pytest.raises(InvalidInputError, match="a vector for each head"):
         head_curves(store, array="residual")
 
 
