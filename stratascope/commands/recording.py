@@ -124,7 +124,7 @@ def extract(out: Path, batch_tokens: int, shard: tuple[int, int] | None, **chose
     from stratascope.extract import plan_extraction, run_extraction
     from stratascope.extract.extraction import require_extract_extra
 
-    require_extract_extra()
+    require_extract_extra(load=False)
     shard = _share(shard, chosen)
     made = plan_extraction(_settings(chosen), weights=True, progress=sys.stderr.isatty())
     report = run_extraction(

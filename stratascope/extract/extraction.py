@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,24 @@ class ExtractionReport:
     """How often the vision tower ran: once an image, where its features are kept for all its captions."""
 
 
-def require_extract_extra() -> None:
+def require_extract_extra(*, load: bool = True) -> None:
     """Fail early, with the pip command, where torch and its companions are not installed.
+
+    Parameters
+    ----------
+    load
+        Import them, which takes seconds; else only look whether they are there, before anything else is checked.
 
     Raises
     ------
     MissingExtraError
         One of them is absent.
     """
+    if not load:
+        for name in ("qwen_vl_utils", "torch", "torchvision", "transformers"):
+            if find_spec(name) is None:
+                raise missing_extra("extraction", ModuleNotFoundError(f"No module named {name!r}", name=name))
+        return
     try:
         import qwen_vl_utils  # noqa: F401
         import torch  # noqa: F401

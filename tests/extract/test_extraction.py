@@ -170,6 +170,33 @@ def test_without_the_extra_the_pip_command_is_named(scenes: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    ("slip", "told"),
+    [
+        (("--examples", "nowhere.jsonl"), "nowhere.jsonl: expected a readable"),
+        (("--images", "nowhere"), "expected a folder of images, found none at nowhere"),
+        (("--record", "resid"), "expected --record to be among"),
+        (("--positions", "finl"), "expected --positions to be among"),
+        (("--prompt", "what"), "expected --prompt to be among"),
+        (("--model", "a/b/c"), "expected 'demo', a folder or a Hub id"),
+        (("--system", "Hello", "--no-system"), "expected either --system or --no-system"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_slips_are_told_without_waiting_for_torch(scenes: Path, tmp_path: Path, slip: tuple[str, ...], told: str) -> None:
+    right = {"--model": "demo", "--examples": str(scenes / "scenes.jsonl"), "--images": str(scenes / "images")}
+    kept = [word for name, value in right.items() if name != slip[0] for word in (name, value)]
+    code = (
+        "import sys\nfrom stratascope.cli import main\ntry:\n    main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    print(end.code, sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    asked = ["extract", *kept, *slip, "--out", str(tmp_path / "s.zarr")]
+    done = subprocess.run([sys.executable, "-c", code, *asked], capture_output=True, text=True)
+    assert told in done.stderr
+    assert done.stdout.strip() == "2 []"
+    assert not (tmp_path / "s.zarr").exists()
+
+
+@pytest.mark.parametrize(
     ("spoil", "reason"),
     [
         (lambda folder: (folder / "images" / "scene_000002.png").unlink(), r"scene_000002\.png is missing"),
