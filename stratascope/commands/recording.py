@@ -123,10 +123,13 @@ def extract(out: Path, batch_tokens: int, shard: tuple[int, int] | None, **chose
     """
     from stratascope.extract import plan_extraction, run_extraction
     from stratascope.extract.extraction import require_extract_extra
+    from stratascope.extract.summary import unanswered
 
     require_extract_extra(load=False)
     shard = _share(shard, chosen)
     made = plan_extraction(_settings(chosen), weights=True, progress=sys.stderr.isatty())
+    if note := unanswered(made):
+        click.echo(note, err=True)
     report = run_extraction(
         made,
         out,

@@ -44,6 +44,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         + ("; device assumed, since there is no torch here to ask (--device)" if assumed else ""),
         f"prompt     {plan.prompt.name}: {plan.prompt.text!r}; answers "
         + ", ".join(f"{c!r} = token {t}" for c, t in plan.tokenizer.choice_ids.items()),
+        *(f"           {line}" for line in [unanswered(plan)] if line),
         f"condition  {plan.settings.condition}",
         f"tokens     {counts.min()} to {counts.max()}, mean {counts.mean():.1f}; "
         f"of them image {cells.min()} to {cells.max()}, mean {cells.mean():.1f}",
@@ -71,6 +72,16 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     shown = range(min(show, len(plan.examples)))
     lines += ["", *(f"{plan.examples[k].id}: {example_tokens(plan, k)}" for k in shown)]
     return "\n".join(lines)
+
+
+def unanswered(plan: ExtractionPlan) -> str:
+    """What a prompt forgoes from which no right answer follows; "" where one does."""
+    if plan.provenance["prompt"]["answers"]:
+        return ""
+    return (
+        f"no answer to {plan.prompt.name!r} follows from the label, so nothing will say how often the model is right "
+        "(stratascope answers, the report): take true-false or yes-no, or examples that are questions with choices"
+    )
 
 
 def timing_text(found: ExtractionTiming, price: float | None = None) -> str:

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stratascope.analysis import answer_confidence
 from stratascope.datasets import load_examples
-from stratascope.errors import InvalidInputError, MissingExtraError, ProvenanceMismatchError
+from stratascope.errors import InvalidInputError, MissingExtraError, NotRecordedError, ProvenanceMismatchError
 from stratascope.extract import ExtractionSettings, plan_extraction
 from stratascope.store import ActivationStore, verify
 
@@ -23,6 +24,7 @@ pytest.importorskip("torch")
 
 from stratascope.extract import run_extraction
 from stratascope.extract.images import open_image
+from stratascope.extract.summary import plan_summary, unanswered
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -132,7 +134,13 @@ def test_the_prompt_that_does_not_name_the_relation(settings, tmp_path: Path) ->
     plan = plan_extraction(dataclasses.replace(settings, prompt="where", limit=8, record=("residual",)))
     assert plan.store.positions == ("final", "image", "subject", "object", "subject_box", "object_box")
     run_extraction(plan, tmp_path / "where.zarr")
-    assert ActivationStore.open(tmp_path / "where.zarr").read("answer_logits").shape == (8, 5)
+    store = ActivationStore.open(tmp_path / "where.zarr")
+    assert store.read("answer_logits").shape == (8, 5)
+    # what its answers are refused for afterwards, the plan says beforehand
+    with pytest.raises(NotRecordedError, match="whose right answer follows from the label"):
+        answer_confidence(store)
+    assert "no answer to 'where' follows from the label" in plan_summary(plan)
+    assert unanswered(plan_extraction(dataclasses.replace(settings, prompt="yes-no", limit=8))) == ""
 
 
 def test_the_plan_writes_nothing_and_needs_no_torch(scenes: Path, tmp_path: Path) -> None:
@@ -216,7 +224,6 @@ def test_bad_images_are_named_before_the_model_is_loaded(tmp_path: Path, spoil, 
 
 def test_an_undecodable_image_is_recorded_as_failed_and_the_rest_goes_on(tmp_path: Path) -> None:
     from stratascope.datasets import write_scenes
-    from stratascope.errors import NotRecordedError
     from stratascope.store import STATUS_CODES
 
     rows = write_scenes(tmp_path, 6, seed=0)
