@@ -8,6 +8,7 @@ models are replaced by the built-in one. What needs the network or never ends is
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -188,11 +189,16 @@ def test_every_command_has_an_example_here() -> None:
 
 def test_view_prints_its_address_and_ends_with_130(inside: Path) -> None:
     words = [sys.executable, "-m", "stratascope", "view", "demo/original.zarr", "--no-browser"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("http://127.0.0.1:")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) in (0, 130)
+    # a shell's background job, as these tests may be, hands on that interrupts are ignored
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeding) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("http://127.0.0.1:")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) in (0, 130)
+        finally:
+            process.kill()
 
 
 def test_the_page_of_results_names_all_that_the_results_hold(folder: Path) -> None:
