@@ -69,8 +69,8 @@ class BatchSolver:
         which
             (problem,) the labelling of each problem; problem p has labelling p by default.
         tolerance
-            Of the gap, relative to F; one, or one a problem. Divided by sqrt(C) above C = 1: the less weights are regularised, the
-            further from the optimum the same gap lets them lie (by up to sqrt(2 C gap)), and the probabilities with them.
+            Of the gap, relative to F; one, or one a problem. Divided by C above C = 1: the less weights are regularised, the further
+            from the optimum the same gap lets them lie (by up to sqrt(2 C gap)), and the probabilities with them.
         memory
             Steps that L-BFGS remembers; 20 for two classes, 10 for more.
         """
@@ -210,7 +210,7 @@ class BatchSolver:
             slope = exact_dot(step, total) + (bias_step * bias).sum(axis=1)
             gap = np.maximum(-0.5 * slope, 0)
             certificate = strengths[active] * np.sqrt(dot(total, total))
-            allowed = self.tolerance[active] / np.sqrt(np.maximum(strengths[active], 1)) * objective
+            allowed = self.tolerance[active] / np.maximum(strengths[active], 1) * objective
             reached = gap <= allowed
             floor = np.zeros(len(active), dtype=bool)
             past.append(objective)

@@ -119,7 +119,7 @@ def test_classes_that_are_too_few_are_counted_and_the_minimum_named():
     task = Task("mood", np.repeat([0, 1, 2], [30, 5, 9]), ("calm", "grim", "odd"))
     everyone = np.ones(44, bool)
     with pytest.raises(
-        TooFewExamplesError, match=r"20 examples.*calm 30, odd 9, grim 5; extract at least 11 more of odd, give --minimum 9"
+        TooFewExamplesError, match=r"20 examples.*calm 30, odd 9, grim 5; extract at least 11 more examples of odd, give --minimum 9"
     ):
         task.among(everyone, 20)
     assert task.among(everyone, 9).classes == ("calm", "odd")
