@@ -111,7 +111,13 @@ def send(
     strengths: Sequence[float],
     basis: Eigenbasis | None,
 ) -> list[Codelength]:
-    """One code for each labelling (labelling, example), solved together; rows with the portions as blocks. As `online_codelength`."""
+    """One code for each labelling (labelling, example), solved together; rows with the portions as blocks. As `online_codelength`.
+
+    Raises
+    ------
+    TooFewExamplesError
+        A labelling is constant in the first portion.
+    """
     first = portion == 0
     if any(len(np.unique(one[first])) < 2 for one in labels):
         raise TooFewExamplesError(
