@@ -75,14 +75,16 @@ def _curve(
     }
     # a fixed test set is met once; without a measure (2 folds) the widest is taken
     unknown = 0.0 if batch.folds.test is not None else 1.0
-    noise = [np.nan_to_num(answer.noise_share, nan=unknown) for answer in found]
-    share = np.array([by_fold.reshape(max(len(batch.targets), 1), -1).mean(1) for by_fold in noise])
+    share, turned = (
+        np.array([np.nan_to_num(by_fold, nan=unknown).reshape(max(len(batch.targets), 1), -1).mean(1) for by_fold in measured])
+        for measured in ([answer.noise_share for answer in found], [answer.decision_share for answer in found])
+    )
     if batch.targets:
         values, draws = score_values(logits, labels, batch.targets, bootstrap, share)
         chance = dict.fromkeys(values, 0.0)
         examples |= {target: labels[:, number] for number, target in enumerate(batch.targets)}
     else:
-        values, draws = score_layers(logits, labels, folds, len(batch.classes), bootstrap, share[:, 0])
+        values, draws = score_layers(logits, labels, folds, len(batch.classes), bootstrap, share[:, 0], turned[:, 0])
         chance = chance_levels(labels, len(batch.classes))
         examples["label"] = labels
     table = score_table(layers, values, draws, chance, bootstrap.count, settings.level)

@@ -13,7 +13,7 @@ from stratascope.errors import InvalidInputError
 from stratascope.probe.design import Design, Outer, design_for
 from stratascope.probe.folds import Folds
 from stratascope.probe.means import MeansSolver
-from stratascope.probe.out_of_fold import OutOfFold, noise_share
+from stratascope.probe.out_of_fold import OutOfFold, decision_share, noise_share
 from stratascope.probe.ridge import RidgeSolver
 from stratascope.probe.rows import Eigenbasis, Rows
 from stratascope.probe.solved import Report
@@ -174,7 +174,7 @@ class _Track:
         outputs = fitter.logits(np.array([first]), design.outer[0].block).shape[1]
         self.logits = np.full((outputs, examples), np.nan, np.float32)
         self.strength, self.loss = np.full(count, np.nan), np.full(count, np.inf)
-        self.gap, self.certificate, self.noise = (np.full(count, np.nan) for _ in range(3))
+        self.gap, self.certificate, self.noise, self.turned = (np.full(count, np.nan) for _ in range(4))
         self.iterations = np.zeros(count, np.intp)
         self.weights, self.biases = np.zeros((count, outputs, rows.d), np.float32), np.zeros((count, outputs))
         self.direction, self.intercept = np.zeros((outputs, rows.d)), np.zeros(outputs)
@@ -220,7 +220,9 @@ class _Track:
         self.weights[number], self.biases[number] = weight[0], bias[0]
         if outer.smaller:
             others = self.fitter.logits(self.first + np.array(outer.smaller), outer.block)
-            self.noise[number] = noise_share(self.logits[:, index], others, outer.smaller_correlation)
+            self.noise[number], self.turned[number] = (
+                measure(self.logits[:, index], others, outer.smaller_correlation) for measure in (noise_share, decision_share)
+            )
 
     def _inner_loss(self) -> Floats:
         """(outer,) mean held-out loss; examples of classes that the model never saw do not count."""
@@ -247,6 +249,7 @@ class _Track:
             certificate=self.certificate,
             iterations=self.iterations,
             noise_share=self.noise,
+            decision_share=self.turned,
             absent=self.fitter.absent[[self.first + outer.model for outer in self.design.outer]],
             fold_directions=self.weights,
             fold_intercepts=self.biases,

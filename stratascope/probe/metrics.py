@@ -34,6 +34,7 @@ def score_layers(
     classes: int,
     bootstrap: Bootstrap,
     noise_share: Floats | None = None,
+    decision_share: Floats | None = None,
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """Values (layer,) and draws (draw, layer) of each metric.
 
@@ -43,12 +44,11 @@ def score_layers(
         (layer, output, example).
     codes, folds
         (example,).
-    noise_share
-        (layer,) of `OutOfFold`; draws are widened by sqrt(1 + share). A bootstrap of out-of-fold predictions takes examples for
-        independent, but two examples of different folds meet twice: once each trains the model that tests the other. As far as the
-        logits are made by chance of training, that doubles the variance of a score.
-        Without any signal probes say one class nearly always, which no chance of training turns: intervals of accuracy are then too
-        wide (98 % instead of 95 % cover), those of the AUROC are not.
+    noise_share, decision_share
+        (layer,) of `OutOfFold`; draws are widened by sqrt(1 + share): those of accuracies by that of the decisions, where given. A
+        bootstrap of out-of-fold predictions takes examples for independent, but two examples of different folds meet twice: once each
+        trains the model that tests the other. As far as the logits are made by chance of training, that doubles the variance of a
+        score. Without any signal probes say one class nearly always, which chance of training hardly turns.
     """
     predicted = predict(logits)
     right = (predicted == codes).T.astype(np.float64)
@@ -69,8 +69,10 @@ def score_layers(
         values["auroc"] = np.array([auroc(layer[0], positive, folds) for layer in logits])
         draws["auroc"] = np.stack([bootstrap.auroc(layer[0], positive, folds) for layer in logits], axis=1)
     if noise_share is not None:
-        width = np.sqrt(1 + noise_share)
-        draws = {metric: values[metric] + (drawn - values[metric]) * width for metric, drawn in draws.items()}
+        decided = noise_share if decision_share is None else decision_share
+        for metric in draws:
+            width = np.sqrt(1 + (decided if metric.endswith("accuracy") else noise_share))
+            draws[metric] = values[metric] + (draws[metric] - values[metric]) * width
     return values, draws
 
 

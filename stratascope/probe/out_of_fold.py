@@ -29,6 +29,8 @@ class OutOfFold:
     """(fold,) of the chosen model."""
     noise_share: Floats
     """(fold,) share of the variance of the logits that the choice of training examples makes, 0..1; NaN where not measured."""
+    decision_share: Floats
+    """(fold,) the same of what is decided, where that is less; of no meaning in a task of values."""
     absent: NDArray[np.bool_]
     """(fold, class) classes without a training example: their probability is 0 there."""
     fold_directions: Floats
@@ -59,3 +61,23 @@ def noise_share(logits: Floats, smaller: Floats, without_signal: float) -> float
         return 1.0
     correlation = float(((others * centred).sum(axis=(1, 2)) / size).mean())
     return float(np.clip((1 - correlation) / (1 - without_signal), 0, 1))
+
+
+def decision_share(logits: Floats, smaller: Floats, without_signal: float) -> float:
+    """`noise_share` of what is decided, one column a class, where that is less than of the logits themselves.
+
+    Where there is no signal, logits are made by chance, but a probe that says one class nearly always is hardly turned by it. Where there
+    is one, the few examples near the boundary are turned often, and the logits' share is the smaller and the right one.
+    """
+    of_logits = noise_share(logits, smaller, without_signal)
+    decided, others = (_columns(found) for found in (logits, smaller))
+    if not (decided.var(axis=1).any() and others.var(axis=2).any()):
+        return 0.0
+    return min(of_logits, noise_share(decided, others, without_signal))
+
+
+def _columns(logits: Floats) -> Floats:
+    """(..., class, row) 1 where it is decided for, of (..., output, row) logits; one output decides for the second class."""
+    if logits.shape[-2] == 1:
+        return np.asarray(logits > 0, np.float64)
+    return np.asarray(logits.argmax(axis=-2)[..., None, :] == np.arange(logits.shape[-2])[:, None], np.float64)

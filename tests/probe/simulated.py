@@ -38,9 +38,9 @@ class Simulation:
 
     def scores(self, answers: list[OutOfFold], *, widen: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
         """Values and draws."""
-        share = np.array([a.noise_share.mean() for a in answers]) if widen else None
+        shares = [np.array([getattr(a, name).mean() for a in answers]) if widen else None for name in ("noise_share", "decision_share")]
         logits = np.stack([a.logits for a in answers])
-        return score_layers(logits, self.labels, self.folds.of, 2, self.bootstrap, share)
+        return score_layers(logits, self.labels, self.folds.of, 2, self.bootstrap, *shares)
 
     def truth(self, answer: OutOfFold, layer: int) -> dict[str, float]:
         """Expected scores of the fold models on fresh examples, exactly: a linear score of normal columns."""

@@ -10,6 +10,8 @@ from sklearn.metrics import roc_auc_score
 from stratascope.probe.advantage import Advantage
 from stratascope.probe.bootstrap import Bootstrap, auroc
 from stratascope.probe.intervals import band, wilson
+from stratascope.probe.metrics import score_layers
+from stratascope.probe.out_of_fold import decision_share, noise_share
 
 
 def test_auroc_is_scikit_learns_with_ties_and_weights():
@@ -56,6 +58,31 @@ def test_wilson_takes_over_where_nothing_varies():
     assert found.low_simultaneous[0] < found.low[0] < 1 == found.high[0]
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_decisions_that_chance_does_not_turn_have_no_share_of_it(classes):
+    rng = np.random.default_rng(0)
+    outputs = 1 if classes == 2 else classes
+    chance, others = rng.standard_normal((outputs, 200)), rng.standard_normal((4, outputs, 200))
+    assert noise_share(chance, others, 0.87) == 1, "the logits have nothing in common"
+    assert decision_share(chance, others, 0.87) == 1, "and each decides as it likes"
+    first = 9.0 * (np.arange(outputs) == 0)[:, None]
+    assert decision_share(chance + first, others + first, 0.87) == 0, "all say the first class, whatever their logits"
+    assert noise_share(chance + first, others + first, 0.87) == 1
+    signal = 3 * rng.standard_normal((outputs, 200))
+    near = [part + signal + 0.0 for part in (0.2 * chance, 0.2 * others)]
+    assert 0 < decision_share(*near, 0.87) <= noise_share(*near, 0.87) < 0.1, "few are turned, near the boundary: the logits tell"
+
+
+def test_accuracies_are_widened_by_what_is_decided():
+    rng = np.random.default_rng(1)
+    codes, folds = rng.integers(0, 2, 200), np.arange(200) % 5
+    bootstrap = Bootstrap(np.arange(200), draws=50, seed=0)
+    parts = (rng.standard_normal((1, 1, 200)), codes, folds, 2, bootstrap)
+    (values, plain), (_, wide) = score_layers(*parts), score_layers(*parts, np.array([1.0]), np.array([0.21]))
+    for metric, width in {"accuracy": 1.1, "balanced_accuracy": 1.1, "auroc": np.sqrt(2), "log_loss": np.sqrt(2)}.items():
+        np.testing.assert_allclose(wide[metric] - values[metric], width * (plain[metric] - values[metric]), atol=1e-12)
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.3, 0.8])
 def test_intervals_cover_the_expected_score(shift):
     """Own 95 % intervals cover the fold models' exact expected score; the larger run in benchmarks/ holds 93-97 %."""
@@ -73,7 +100,7 @@ def test_intervals_cover_the_expected_score(shift):
         plain = band(*(part["auroc"] for part in simulation.scores(answers, widen=False)))
         naive += plain.low[0] <= truth["auroc"] <= plain.high[0]
     assert 0.90 <= hit["auroc"] / count <= 0.995
-    assert hit["accuracy"] / count >= 0.90
+    assert 0.90 <= hit["accuracy"] / count <= 0.995
     if shift == 0:
         # two examples of different folds meet twice: a bootstrap that takes them for independent is too sure
         assert naive / count < 0.88
