@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stratascope.errors import InvalidInputError
+from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report.attended import draw_answer_prediction, draw_image_heads, draw_overlap_heads, draw_share, draw_share_parts
 from stratascope.report.believing import draw_carried_by_block, draw_faithfulness, draw_writers
 from stratascope.report.chosen import FIRST, Choice
@@ -36,6 +36,8 @@ class NamedFigure:
     draw: Callable[[Findings, Axes, Choice], Axes]
     height: float = 2.3
     """Inches; the width is a column's."""
+    needs: tuple[str, str] | None = None
+    """Where the command may leave its results out: what it makes nonetheless, and what it would need."""
 
     def figure(self, findings: Findings, choice: Choice = FIRST, *, width: float = COLUMN_WIDTH, height: float | None = None) -> Figure:
         """The figure on a canvas of its own.
@@ -54,6 +56,10 @@ class NamedFigure:
         NotRecordedError
             If its results are absent.
         """
+        if self.needs and findings.of(self.needs[0]) and not findings.of(self.kind):
+            raise NotRecordedError(
+                f"expected results of kind {self.kind}, found that `{self.command}` was run and left them out: they need {self.needs[1]}"
+            )
         findings.one(self.kind, f"results of kind {self.kind}", self.command)
         figure, (ax,) = new_figure(1, width=width, height=height or self.height)
         with paper_style():
@@ -141,6 +147,10 @@ FIGURES: dict[str, NamedFigure] = {
             "answer_prediction",
             "stratascope overlap STORE",
             draw_answer_prediction,
+            needs=(
+                "box_overlap",
+                "at least 20 right and 20 wrong answers with known boxes; take more examples, or a store where the model errs",
+            ),
         ),
     )
 }

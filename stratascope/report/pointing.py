@@ -67,9 +67,8 @@ def pointing_blocks(findings: Findings, store: str) -> list[Block]:
 
     found = findings.of("pointing")
     if not found:
-        return [
-            Missing("Whether methods point at the named things is not known yet", f"stratascope pointing {store} --boxes instances.json")
-        ]
+        what = "Whether methods point at the named things is not known yet; make it known with"
+        return [Missing(what, f"stratascope pointing {store} --boxes instances.json")]
     table, beside = found[0].table("methods"), against(found[0])
     rows = [
         [r["label"], f"{r[f'over_{beside}']:.3g}", f"{r[f'over_{beside}_low']:.3g} to {r[f'over_{beside}_high']:.3g}", f"{r['wins']:.0%}"]

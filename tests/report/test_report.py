@@ -22,7 +22,7 @@ from stratascope.extract import plan_extraction, run_extraction
 from stratascope.probe import Advantage, LayerCurve
 from stratascope.report.believing import faithfulness_blocks
 from stratascope.report.blocks import Missing
-from stratascope.report.findings import Findings, gather
+from stratascope.report.findings import Findings, Found, gather
 from stratascope.report.named import FIGURES
 from stratascope.report.store_report import report_page
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
@@ -127,6 +127,10 @@ def test_absent_results_name_the_command_that_makes_them(store, results: Path, t
     html = report_page(store, gather(store, [tmp_path]), command_name="my.zarr").html()
     for command in ("probe my.zarr", "share my.zarr", "answers my.zarr"):
         assert f"stratascope {command}" in html
+    said = re.findall(r'class="missing">(.*?)</p>', html, re.S)
+    assert len(said) > 5
+    for words in said:  # reads on into its command, in print too
+        assert re.fullmatch(r"[^<]+ (with|then) <code>stratascope [^<]+</code>", words), words
 
 
 def test_an_absent_result_asks_for_an_extraction_only_where_the_store_lacks_what_it_needs() -> None:
@@ -185,6 +189,15 @@ def test_every_figure_is_drawn_from_its_results_or_says_what_makes_them(results:
             assert (tmp_path / f"{name}.svg").stat().st_size > 3000
     drawn = {path.stem for path in tmp_path.iterdir()}
     assert {"curves", "positions", "advantage", "relations", "answers", "share", "parts", "heads", "pointing"} <= drawn
+
+
+def test_results_that_their_command_left_out_are_not_asked_of_it_again(tmp_path: Path) -> None:
+    prediction = FIGURES["prediction"]
+    with pytest.raises(NotRecordedError, match="none; make it with `stratascope overlap STORE`"):
+        prediction.figure(Findings([]))
+    overlap = Found(tmp_path / "overlap.zarr.zip", ResultFile("box_overlap"))
+    with pytest.raises(NotRecordedError, match="was run and left them out: they need at least 20 right and 20 wrong"):
+        prediction.figure(Findings([overlap]))
 
 
 def test_a_figure_is_a_columns_width_and_the_same_each_time(results: Path, tmp_path: Path) -> None:

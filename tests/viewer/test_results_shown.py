@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +84,27 @@ def test_of_a_task_with_many_classes_only_one_piece_is_read(browser, small, tmp_
         wanted = powers[:, 9] / powers.sum(1)
         assert [row[0] for row in shown.values()] == [percent(p) for p in wanted]
         assert 0 < sum(sent) < path.stat().st_size / 2
+
+
+def test_what_is_said_of_a_file_in_one_great_piece_makes_it_readable(browser, small, tmp_path, monkeypatch):
+    layers, classes, count = 4, 40, 95_000
+    logits = np.random.default_rng(3).normal(size=(layers, classes, count)).astype(np.float32)
+    examples = pd.DataFrame({"example": np.arange(count), "label": np.arange(count) % classes})
+    told = {"task": "relation", "position": "final", "classes": [f"relation {k}" for k in range(classes)], "targets": []}
+    tables = {"examples": examples, "table": pd.DataFrame({"layer": np.arange(layers)})}
+    path = tmp_path / "probe-relation-final.zarr.zip"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(results, "PIECE_BYTES", 1 << 40)
+        save_result(path, ResultFile("layer_curve", tables, {"logits": (("layer", "output", "example"), logits)}, told))
+    with ViewServer(str(small), results=tmp_path) as running:
+        browser.open(f"{running.address}#example=9")
+        browser.until(lambda: "too much for a page" in browser.text(".probe .missing"))
+        _, _, script = shlex.split(browser.text(".probe .missing code"))
+        subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+        np.testing.assert_array_equal(results.load_result(path).arrays["logits"][1], logits)
+        browser.open(f"{running.address}#example=9")
+        powers = np.exp(logits[:, :, 9].astype(float))
+        assert [row[0] for row in probe_table(browser)[1].values()] == [percent(p) for p in powers[:, 9] / powers.sum(1)]
 
 
 def _enlarged(folder: Path) -> bytes:

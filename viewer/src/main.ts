@@ -6,7 +6,7 @@ import { openFiles, type Source } from "./bytes/source.ts";
 import { Fault, faultOf } from "./fault.ts";
 import { App } from "./page/app.ts";
 import { closeMenus, openingForms, type Opening } from "./page/dialogs.ts";
-import { h } from "./page/dom.ts";
+import { h, worded } from "./page/dom.ts";
 import { header } from "./page/header.ts";
 import { listenToKeys } from "./page/keys.ts";
 import { onTheme } from "./page/theme.ts";
@@ -98,7 +98,7 @@ function welcome(): void {
 function failure(fault: Fault, source: Source, note?: string): void {
   document.documentElement.dataset["ready"] = "failure";
   const address = source.kind === "address" ? source.address : "";
-  page("The store cannot be opened", h("p", { class: "what", role: "alert" }, fault.message), h("p", {}, fault.todo), note ? h("p", {}, note) : null,
+  page("The store cannot be opened", h("p", { class: "what", role: "alert" }, worded(fault.message)), h("p", {}, worded(fault.todo)), note ? h("p", {}, worded(note)) : null,
     address ? h("p", {}, h("code", {}, address)) : null, h("button", { class: "button", type: "button", onclick: () => void begin() }, "Try again"), ...openingForms(opening, address));
 }
 

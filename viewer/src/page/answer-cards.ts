@@ -6,7 +6,7 @@ import { MEASURES } from "../store/measures.ts";
 import { isPart, partName } from "../store/parts.ts";
 import type { Store } from "../store/store.ts";
 import { colourOf, css } from "./colour.ts";
-import { h, setText } from "./dom.ts";
+import { h, setWorded } from "./dom.ts";
 import { weight } from "./numbers.ts";
 import { visible } from "./token-text.ts";
 import type { PaneView } from "./view.ts";
@@ -59,7 +59,7 @@ export class KnockoutCard {
   #say(text: string): void {
     this.#bars.replaceChildren();
     this.#note.hidden = !text;
-    setText(this.#note, text);
+    setWorded(this.#note, text);
   }
 
   #draw(effects: ReadonlyMap<string, number> | null, { mode, window }: Hiding): void {

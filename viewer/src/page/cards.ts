@@ -6,7 +6,7 @@ import { MEASURES, allLayers, unavailable } from "../store/measures.ts";
 import { PARTS, partName, shares } from "../store/parts.ts";
 import type { Store } from "../store/store.ts";
 import { drawChart, type DrawnChart, type Series } from "./charts.ts";
-import { h, hideTip, setText, showTip } from "./dom.ts";
+import { h, hideTip, setText, showTip, worded } from "./dom.ts";
 import { percent, weight } from "./numbers.ts";
 import type { Shown } from "./pane.ts";
 import type { PaneView } from "./view.ts";
@@ -112,8 +112,8 @@ export class ProbeCard {
     this.#key = "";
     if (!tasks.length) {
       this.#chart = null;
-      this.#plot.replaceChildren(h("p", { class: "missing" }, why ?? (results ? "The folder of results holds no probes: make some with `stratascope probe STORE`."
-        : "No results are given: make some with `stratascope probe STORE` and open with --results FOLDER.")));
+      this.#plot.replaceChildren(h("p", { class: "missing" }, worded(why ?? (results ? "The folder of results holds no probes: make some with `stratascope probe STORE`."
+        : "No results are given: make some with `stratascope probe STORE` and open with `--results FOLDER`."))));
     }
   }
 
@@ -131,7 +131,7 @@ export class ProbeCard {
         this.#draw(probes, chosen);
       } catch (error) {
         const fault = faultOf(error);
-        this.#plot.replaceChildren(h("p", { class: "missing" }, `${fault.message} ${fault.todo}`));
+        this.#plot.replaceChildren(h("p", { class: "missing" }, worded(`${fault.message} ${fault.todo}`)));
         this.#chart = null;
       }
     }

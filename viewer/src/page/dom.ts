@@ -33,6 +33,17 @@ export function setText(element: Element, text: string): void {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** Words as they are read: what stands in backticks is something to type, and set as that. */
+export function worded(text: string): (string | Node)[] {
+  return text.split("`").map((part, k, all) => (k % 2 && k < all.length - 1 ? h("code", {}, part) : k % 2 ? `\`${part}` : part));
+}
+
+/** The same in place of what stood there, only where it differs. */
+export function setWorded(element: Element, text: string): void {
+  const parts = worded(text);
+  if (element.textContent !== parts.map((part) => (typeof part === "string" ? part : part.textContent)).join("")) element.replaceChildren(...parts);
+}
+
 let lastId = 0;
 export const freshId = (name: string): string => `${name}-${++lastId}`;
 

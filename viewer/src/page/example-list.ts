@@ -3,7 +3,7 @@
 import type { ListClient } from "../list/client.ts";
 import type { Filter, Row } from "../list/protocol.ts";
 import type { Store } from "../store/store.ts";
-import { h, setText } from "./dom.ts";
+import { h, setText, setWorded } from "./dom.ts";
 import { counted } from "./numbers.ts";
 
 const ROW = 62;
@@ -92,7 +92,7 @@ export class ExampleList {
     client.on("fault", ({ message, todo }) => {
       this.#progress.hidden = true;
       this.#count.classList.add("wrong");
-      setText(this.#count, `${message} ${todo}`);
+      setWorded(this.#count, `${message} ${todo}`);
     });
     this.find();
   }
@@ -166,7 +166,8 @@ export class ExampleList {
     this.#count.classList.remove("wrong");
     const reading = this.#listed < of ? ` · reading the list, ${Math.floor((100 * this.#listed) / of)} %` : "";
     const judging = this.#judged && this.#judged.blocks < this.#judged.of ? ` · comparing answers, ${Math.floor((100 * this.#judged.blocks) / this.#judged.of)} %` : "";
-    setText(this.#count, `${counted(this.#found)} of ${counted(of)} examples${reading}${judging || (this.#done ? "" : reading ? "" : " …")}`);
+    const none = this.#done && !this.#found && !judging ? ": none fits the search and lists above" : "";
+    setText(this.#count, `${counted(this.#found)} of ${counted(of)} examples${none}${reading}${judging || (this.#done ? "" : reading ? "" : " …")}`);
   }
 
   /** First row in the window, for a list of any length. */

@@ -5,7 +5,7 @@ import { headWeights } from "../store/measures.ts";
 import { PARTS, partName, shares, type Part } from "../store/parts.ts";
 import type { Store } from "../store/store.ts";
 import { colourOf, css } from "./colour.ts";
-import { h, hideTip, setText, showTip } from "./dom.ts";
+import { h, hideTip, setText, setWorded, showTip } from "./dom.ts";
 import { bytes, clamp, percent } from "./numbers.ts";
 import type { Shown } from "./pane.ts";
 import type { PaneView, View } from "./view.ts";
@@ -73,7 +73,7 @@ export class HeadGrid {
     this.#by.value = [...this.#by.options].some((o) => o.value === by) ? by : "image";
     const holds = this.#by.value === LOGIT ? store.has("head_logits") : store.has("attention_rows");
     this.#note.hidden = holds;
-    setText(this.#note, holds ? "" : "This store holds no rows of single heads: extract with --record attention_rows.");
+    setWorded(this.#note, holds ? "" : "This store holds no rows of single heads: extract with `--record attention_rows`.");
     this.#canvas.hidden = !holds;
     this.#ask.hidden = true;
     if (holds && shown?.logits) void this.#read();
@@ -157,7 +157,7 @@ export class HeadGrid {
   #fail(error: unknown): void {
     const fault = faultOf(error);
     this.#note.hidden = false;
-    setText(this.#note, `${fault.message} ${fault.todo}`);
+    setWorded(this.#note, `${fault.message} ${fault.todo}`);
   }
 
   /** Shares of the example at hand, for the numbers to be checked and downloaded. */

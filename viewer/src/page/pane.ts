@@ -7,7 +7,7 @@ import { tokenParts } from "../store/parts.ts";
 import type { Prompt, Store } from "../store/store.ts";
 import { answerChips } from "./answer-chips.ts";
 import { CellReader, type Cells } from "./cell-reader.ts";
-import { h, setText } from "./dom.ts";
+import { h, setText, worded } from "./dom.ts";
 import { aspect, drawPicture, drawRamp, strongest, type Box, type Picture } from "./image.ts";
 import { weight } from "./numbers.ts";
 import { layout, type PaneParts } from "./pane-layout.ts";
@@ -184,7 +184,7 @@ export class Pane {
   #note(fault: Fault | null): void {
     const { note } = this.#parts;
     note.hidden = !fault;
-    note.replaceChildren(...(fault ? [h("b", {}, fault.message), h("p", {}, fault.todo)] : []));
+    note.replaceChildren(...(fault ? [h("b", {}, worded(fault.message)), h("p", {}, worded(fault.todo))] : []));
   }
 
   /** Caption and answer above the image. */

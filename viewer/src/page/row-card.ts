@@ -3,7 +3,7 @@
 import { faultOf } from "../fault.ts";
 import { fields, hasFields } from "../store/fields.ts";
 import type { Store } from "../store/store.ts";
-import { h } from "./dom.ts";
+import { h, worded } from "./dom.ts";
 import { visible } from "./token-text.ts";
 
 export class RowCard {
@@ -25,7 +25,7 @@ export class RowCard {
       found = (await fields(this.#store, example)).flatMap(([name, value]) => [h("dt", {}, name), h("dd", { dir: "auto" }, value === null ? "–" : visible(value))]);
     } catch (error) {
       const { message, todo } = faultOf(error);
-      found = [h("dd", {}, `${message} ${todo}`)];
+      found = [h("dd", {}, worded(`${message} ${todo}`))];
     }
     if (example === this.#example) this.#list.replaceChildren(...found);
   }

@@ -162,9 +162,15 @@ class ResultArrays {
     if (!meta) throw new Fault("missing", `${this.#name} lacks ${path}.`, "Make the result again.");
     // of each piece that is read at once
     const bytes = this.#zip.size([path, "c", ...meta.shape.map(() => 0)].join("/")) ?? 0;
-    if (bytes > MOST) throw new Fault("too-large", `${path} of ${this.#name} is ${Math.round(bytes / 2 ** 20)} MB: too much for a page.`, "Make the result again: results are cut into pieces since.");
+    if (bytes > MOST) throw new Fault("too-large", `${path} of ${this.#name} is one piece of ${Math.round(bytes / 2 ** 20)} MB, as earlier versions wrote it: too much for a page.`, anew(this.#name));
     return new Arrays(this.#zip, { [path]: meta });
   }
+}
+
+/** How a file of an earlier version is written as files are now: the numbers stay, but a page can read some of them. */
+function anew(name: string): string {
+  const file = /^[\w][\w.-]*$/.test(name) ? name : "FILE";
+  return `Write the same numbers in pieces: in its folder run \`python -c "from stratascope.store import load_result as load, save_result as save; save('${file}', load('${file}'))"\` and reload.`;
 }
 
 class OneFile implements Files {

@@ -87,10 +87,10 @@ export function unavailable(store: Store, choice: Choice, prompt?: Prompt): Faul
   if (lacking.length) {
     const what = choice.measure === "attention" && store.has("attention_mean") ? "single heads" : MEASURES[choice.measure].name.toLowerCase();
     return new Fault("absent-array", `This store does not hold ${lacking.join(" and ")}, which ${what} need${what.endsWith("s") ? "" : "s"}.`,
-      `Extract with --record ${RECORD[choice.measure].join(",")}${store.has("attention_mean") ? ", or choose another map" : ""}.`);
+      `Extract with \`--record ${RECORD[choice.measure].join(",")}\`${store.has("attention_mean") ? ", or choose another map" : ""}.`);
   }
   if (RECORD[choice.measure].includes("attention_maps") && prompt && !prompt.hasMap) {
-    return new Fault("absent-array", "The store holds no attention map of this example.", "It was extracted with --maps N: choose an example that has one, or extract without.");
+    return new Fault("absent-array", "The store holds no attention map of this example.", "It was extracted with `--maps N`: choose an example that has one, or extract without.");
   }
   return null;
 }
