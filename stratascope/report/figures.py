@@ -87,7 +87,7 @@ def draw_layer_curves(
         ax.plot(layer, value, color=colour, marker=marker, linestyle=line, linewidth=width, label=name)
     if chance is not None:
         ax.axhline(chance, color="black", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
-        ax.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=6.5, color="black")
+        ax.text(1.01, chance, "chance", transform=ax.get_yaxis_transform(), va="center", fontsize=6.5)
     ax.set_xlabel("residual stream after k decoder blocks")
     ax.set_ylabel(METRIC_LABELS.get(metric, metric))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -130,6 +130,9 @@ def draw_attention_share(values: np.ndarray, tokens: np.ndarray, parts: Sequence
         ax.scatter(np.broadcast_to(beside, share.shape), share, s=7, color=COLOURS[k], alpha=0.45, linewidths=0)
         ax.plot(layers, share.mean(1), color=COLOURS[k], marker=MARKERS[k], label=name)
         ax.axhline(of_tokens, color=COLOURS[k], linestyle=":", linewidth=0.9)
+        # a mark at its end, so that the three are told apart without their hues
+        place = ax.get_yaxis_transform()
+        ax.plot(1, of_tokens, MARKERS[k], color=COLOURS[k], mfc="white", markersize=3, transform=place, clip_on=False, zorder=3)
     ax.plot([], [], "o", color=GREY, markersize=2.5, alpha=0.6, label="one head")
     ax.plot([], [], color=GREY, linestyle=":", linewidth=0.9, label="its share of the tokens")
     ax.set_xlabel("decoder block")

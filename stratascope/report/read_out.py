@@ -12,7 +12,7 @@ from stratascope.report.column import place_legend
 from stratascope.report.figures import METRIC_LABELS, draw_layer_curves
 from stratascope.report.findings import Findings
 from stratascope.report.heatmaps import draw_grid
-from stratascope.report.style import COLOURS, GREY
+from stratascope.report.style import COLOURS, GREY, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,8 +67,9 @@ def draw_advantages(findings: Findings, ax: Axes, choice: Choice) -> Axes:
         table = found.table("table").sort_values("layer")
         layer = table["layer"].to_numpy()
         low, high = (table[f"{end}_simultaneous"].to_numpy(float) for end in ("low", "high"))
-        ax.fill_between(layer, low, high, color=COLOURS[k % len(COLOURS)], alpha=0.18, linewidth=0)
-        ax.plot(layer, table["value"].to_numpy(float), color=COLOURS[k % len(COLOURS)], marker="o", label=f"over {advantage_name(found)}")
+        colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
+        ax.fill_between(layer, low, high, color=colour, alpha=0.18, linewidth=0)
+        ax.plot(layer, table["value"].to_numpy(float), color=colour, marker=marker, label=f"over {advantage_name(found)}")
     ax.axhline(0, color=GREY, linewidth=0.7)
     ax.set_xlabel("residual stream after k decoder blocks")
     metric = str(findings.advantages_of(curve)[0].table("table")["metric"].iloc[0])

@@ -42,9 +42,8 @@ def draw_tower(curves: Mapping[str, pd.DataFrame], ax: Axes, *, full_attention: 
         if len(merged):
             ax.plot(merged["layer"] + 0.7, merged["value"], color=colour, marker=marker, markerfacecolor="none", linestyle="none")
     ax.set_xlabel("vision blocks passed (hollow: merged)")
-    ax.set_ylabel("R2; balanced accuracy")
+    ax.set_ylabel("R²; balanced accuracy")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    place_legend(ax)
     if title:
         ax.set_title(title)
     return ax
@@ -70,4 +69,5 @@ def draw_entangled(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     # where every block sees the whole image, a mark says nothing
     draw_tower(curves, ax, full_attention=[] if len(marked) >= table["layer"].max() else marked)
     ax.set_xlabel(f"vision blocks, cells of the {position.removesuffix('_box')} (hollow: merged)")
+    place_legend(ax)
     return ax

@@ -73,4 +73,5 @@ def draw_entanglement(found: Entanglement, path: Path) -> Path:
             own = found.table[found.table["position"] == position]
             curves = {what: found.rows(position, what) for what in dict.fromkeys(own["what"])}
             draw_tower(curves, ax, full_attention=marked, title=f"read from the cells of the {PLACES[position][0]}")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return save_figure(figure, path)

@@ -85,6 +85,8 @@ def _calibration(curves: Sequence[LayerCurve], folder: Path) -> tuple[list[str],
             error = table.set_index("layer").loc[[layer], "error"].iloc[0]
             lines.append(f"{_where(curve)}: expected calibration error {error:.3f} at layer {layer}")
             draw_reliability(table, ax, layer=layer, title=f"{curve.position or curve.task}, layer {layer}")
+            if len(curves) > 2:  # the whole name does not fit below a small panel
+                ax.set_xlabel("probability")
         label_outside(axes, metric="accuracy")
         figure.suptitle(f"{curves[0].task}: sure and right", x=0.01, ha="left", fontsize=8.5, fontweight="bold")
     return lines, save_figure(figure, folder / f"{file_name('calibration', curves[0].task)}.png")
@@ -106,7 +108,7 @@ def _codelength(
         figure, axes = panel_figure(len(mine), height=1.6 if len(mine) > 1 else 2.4, titled=True)
         with paper_style():
             for curve, ax in zip(mine, axes, strict=True):
-                draw_codelength(tables[task, curve.position], ax, task=task, layers=layers)
+                draw_codelength(tables[task, curve.position], ax, task=task, layers=layers if len(mine) < 3 else "after k blocks")
                 ax.set_title(curve.position or task)
             label_outside(axes, metric="compression")
             figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
