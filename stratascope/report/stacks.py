@@ -19,10 +19,11 @@ PART_COLOURS = {
     "subject": COLOURS[1],
     "relation": COLOURS[4],
     "object": COLOURS[2],
-    "caption_rest": COLOURS[3],
-    "template": "#9a9fa8",
-    "system": "#c9ccd2",
+    "caption_rest": "#a56d93",
+    "template": "#b5b6aa",
+    "system": "#dadbe3",
 }
+"""By part; each differs from all others for colour-blind readers too."""
 
 
 def draw_share_stack(values: NDArray[Any], layers: Sequence[int], parts: Sequence[str], ax: Axes, *, title: str | None = None) -> Axes:

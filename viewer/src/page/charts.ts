@@ -79,7 +79,7 @@ function stacked(chart: LayerChart, x: Place, y: Place) {
 
 /** Names at the lines' ends, moved apart so that none covers another. */
 function named(chart: LayerChart, ends: readonly number[], y: Place, width: number, height: number): SVGElement[] {
-  const order = ends.map((end, k) => ({ k, at: y(end) })).sort((p, q) => p.at - q.at);
+  const order = ends.map((end, k) => ({ k, at: y(end) })).sort((p, q) => (chart.kind === "stacked" ? q.k - p.k : p.at - q.at));
   order.forEach((one, n) => (one.at = Math.max(one.at, n ? order[n - 1]!.at + LINE : TOP + 4)));
   for (let n = order.length - 1, limit = height - BOTTOM; n >= 0; n--, limit -= LINE) order[n]!.at = Math.min(order[n]!.at, limit);
   return order.map(({ k, at }) => {
