@@ -129,9 +129,10 @@ def _methods(found: ExampleExplanation, image: NDArray[np.uint8], boxes: Mapping
         )
         blocks.append(Cards(cards))
     for method, arrays in own["missing"].items():
-        blocks.append(Missing(f"Not shown: {method}.", f"--record {arrays}"))
+        blocks.append(Missing(f"Not shown: {method}; extract with", f"--record {arrays}"))
     if found.knockout.empty:
-        blocks.append(Missing("What hiding tokens does was not measured for this example.", "--record knockout"))
+        what = "What hiding tokens does was not measured for this example; extract with more of them:"
+        blocks.append(Missing(what, "--record knockout --knockouts N"))
     return blocks
 
 
@@ -162,7 +163,7 @@ def _tinted_spans(found: ExampleExplanation, mode: str) -> Tokens:
 
 def _parts(found: ExampleExplanation) -> list[Block]:
     if found.spans.columns.size <= 2:
-        return [Missing("The store holds no attention.", "--record attention_rows,attention_maps")]
+        return [Missing("The store holds no attention; extract with", "--record attention_rows,attention_maps")]
     table = found.spans[["part", "tokens", *found.methods]].copy()
     labels = {name: found.attributes["methods"][name] for name in found.methods}
     hidden = found.knockout[found.knockout["window"] == found.knockout["window"].iloc[0]] if len(found.knockout) else found.knockout
@@ -181,7 +182,7 @@ def _parts(found: ExampleExplanation) -> list[Block]:
 def _components(found: ExampleExplanation) -> list[Block]:
     table = found.components
     if table.empty:
-        return [Missing("The store does not hold what heads add to the logits.", "--record head_logits,value_logits")]
+        return [Missing("The store does not hold what heads add to the logits; extract with", "--record head_logits,value_logits")]
     first, second = found.answers["choice"].iloc[:2]
     difference = found.attributes["difference"]
     blocks: list[Block] = []

@@ -11,6 +11,7 @@ import pandas as pd
 from stratascope.report import draw_layer_curves, new_figure, paper_style, save_figure
 from stratascope.report.panels import TEXT_WIDTH, draw_curve_panel, draw_value_panel, label_outside, panel_figure, span_of
 from stratascope.report.score_grids import draw_confusion, draw_places, draw_score_grid, draw_transfer
+from stratascope.workflow.probe_advantages import advantages
 from stratascope.workflow.probe_files import file_name, save_table, shown_metric
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def draw_positions(
     folder: Path,
 ) -> Path:
     """One panel a position: the task's curve, its controls and baselines, and where it is above all of them."""
+    from matplotlib.lines import Line2D
+
     metric, task = shown_metric(mine[0], request.metric), mine[0].task
     layers = LAYER_LABELS.get(request.array, "layer") if len(mine) < 3 else "after k blocks"
     figure, axes = panel_figure(len(mine), height=1.6 if len(mine) > 1 else 2.4, titled=True)
@@ -96,8 +99,8 @@ def draw_positions(
             for name, found in others.items():
                 beside[name] = next(c for c in found if (c.task, c.position) == (task, curve.position))
             tables += [curve.table, *(other.table for other in beside.values())]
-            over = [curve.difference(metric=metric), *(curve.difference(other, metric) for other in beside.values())]
-            best = type(over[0]).over_all(over)
+            over = advantages(curve, curves, others, request)
+            best = over.get("all", over["chance"])
             events = pd.DataFrame(
                 [
                     {"kind": e.kind, **{n: -1 if getattr(e, n) is None else getattr(e, n) for n in ("layer", "low", "high")}}
@@ -109,12 +112,13 @@ def draw_positions(
                 chance=float(curve.rows(metric)["chance"].iloc[0]), events=events, title=curve.position, layers=layers,
             )  # fmt: skip
         axes[0].set_ylim(*span_of(tables, metric))
-        for ax in axes[1:]:  # one panel names the chance line for all
-            for text in list(ax.texts):
-                text.remove()
         label_outside(axes, metric=metric)
-        handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=4)
+        handles, _ = axes[0].get_legend_handles_labels()
+        if len(axes) > 1:  # the legend names the chance line for all
+            for text in [text for ax in axes for text in ax.texts]:
+                text.remove()
+            handles.append(Line2D([], [], color="black", linewidth=0.7, linestyle=(0, (1, 2)), label="chance"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=4)
         figure.suptitle(task, x=0.01, ha="left", fontsize=8.5, fontweight="bold")
     return save_figure(figure, folder / f"{file_name('probe', task)}.png")
 

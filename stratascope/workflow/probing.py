@@ -12,6 +12,7 @@ import numpy as np
 from stratascope.errors import InvalidInputError
 from stratascope.report.figures import METRIC_LABELS
 from stratascope.workflow import probe_figures
+from stratascope.workflow.probe_advantages import advantages
 from stratascope.workflow.probe_checks import check_asked, check_baselines, check_transfer, check_values, values_elsewhere, without_values
 from stratascope.workflow.probe_figures import draw_curves
 from stratascope.workflow.probe_files import keep_advantage, save_accuracy_by, save_advantage, save_curve, save_table, shown_metric
@@ -181,25 +182,6 @@ def _compare(
     for span, names in by_span.items():
         yield f"  above {', '.join(names)}: {span}"
     yield from (f"  note: {note}" for note in curve.notes)
-
-
-def advantages(
-    curve: LayerCurve, curves: Sequence[LayerCurve], others: Mapping[str, Sequence[LayerCurve]], request: ProbeRequest
-) -> dict[str, Advantage]:
-    """The curve above chance, its controls, the embeddings, each baseline; and above the best of all (`all`)."""
-    metric = shown_metric(curve, request.metric)
-    over: dict[str, Advantage] = {"chance": curve.difference(metric=metric)}
-    for other in curves:
-        if other.position == curve.position and other.task.startswith(f"{curve.task}:"):
-            over[other.task.partition(":")[2]] = curve.difference(other, metric)
-    if request.array == "residual" and 0 in curve.layers:
-        over["embeddings"] = curve.difference_from_layer(0, metric)
-    for name, found in others.items():
-        twin = next(other for other in found if (other.task, other.position) == (curve.task, curve.position))
-        over[name] = curve.difference(twin, metric)
-    if len(over) > 1:
-        over["all"] = type(over["chance"]).over_all(list(over.values()))
-    return over
 
 
 def _span(advantage: Advantage, margin: float) -> str:

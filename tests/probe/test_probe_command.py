@@ -14,6 +14,7 @@ from stratascope.cli import main
 from stratascope.probe import Advantage, LayerCurve, ScoreGrid, head_curves, layer_curve, probe_study
 from stratascope.report.findings import gather
 from stratascope.store import ActivationStore, load_result
+from stratascope.workflow import probe_figures
 
 
 def run(*arguments: object) -> Result:
@@ -75,6 +76,22 @@ def test_every_result_is_there_and_reads_back(done):
         "confusion-relation-final", "transfer-truth-final", "transfer-truth-relation", "transfer-relation-final",
         "transfer-relation-relation",
     }  # fmt: skip
+
+
+def test_a_figure_marks_the_onset_that_is_said(stores, tmp_path, monkeypatch):
+    marked = {}
+    drawn = probe_figures.draw_curve_panel
+
+    def spy(*arguments, **named):
+        marked[named["title"]] = named["events"].set_index("kind").loc["onset", ["layer", "low", "high"]].tolist()
+        return drawn(*arguments, **named)
+
+    monkeypatch.setattr(probe_figures, "draw_curve_panel", spy)
+    assert run(stores[0], "--tasks", "relation", "--positions", "final,relation", "--out", tmp_path).exit_code == 0
+    assert set(marked) == {"final", "relation"}
+    for position, found in marked.items():
+        onset = Advantage.load(tmp_path / f"advantage-relation-{position}-over-all.zarr.zip").onset()
+        assert found == [-1 if end is None else end for end in (onset.layer, onset.low, onset.high)]
 
 
 def test_a_probe_for_each_head(stores, tmp_path):
