@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 PART_COLOURS = {
     "image": COLOURS[0],
     "subject": COLOURS[1],
-    "relation": COLOURS[4],
-    "object": COLOURS[2],
-    "caption_rest": "#a56d93",
-    "template": "#b5b6aa",
-    "system": "#dadbe3",
+    "relation": "#f4cd1c",
+    "object": "#0e6844",
+    "caption_rest": "#86698a",
+    "template": "#acada4",
+    "system": "#e6e7ec",
 }
-"""By part; each differs from all others for colour-blind readers too."""
+"""By part; each differs from all others for colour-blind readers too, on a page in light and dark as well, which sets the first two."""
 
 
 def draw_share_stack(values: NDArray[Any], layers: Sequence[int], parts: Sequence[str], ax: Axes, *, title: str | None = None) -> Axes:

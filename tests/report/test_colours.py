@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -36,13 +37,17 @@ def seen(colour: str, matrix: Sequence[Sequence[float]]) -> np.ndarray:
 def palettes() -> dict[str, list[str]]:
     themes = re.findall(r"--c0:.*?--c6:\s*#\w+", page_file("viewer.css").decode(), re.S)
     shown = {f"viewer {k}": re.findall(r"--c\d:\s*(#\w{6})", theme) for k, theme in enumerate(themes)}
+    style = files("stratascope.report").joinpath("shell", "page.css").read_text("utf-8")
+    for k, theme in enumerate(re.findall(r"--c1:.*?--c7:\s*#\w+", style)):
+        of_page = dict(zip(COLOURS, re.findall(r"--c\d:\s*(#\w{6})", theme), strict=True))
+        shown[f"parts in a report {k}"] = [of_page.get(colour, colour) for colour in PART_COLOURS.values()]
     return {"parts in figures": list(PART_COLOURS.values()), "lines in figures": list(COLOURS), **shown}
 
 
 @pytest.mark.parametrize("sight", SIGHT)
 def test_colours_differ(sight: str) -> None:
     found = palettes()
-    assert len(found) == 5
+    assert len(found) == 2 + 3 + 3, "figures; the viewer and a report: light, dark, and dark by choice or in print"
     for name, colours in found.items():
         assert len(colours) == 7
         for one, other in itertools.combinations(colours, 2):
