@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from stratascope.errors import InvalidInputError
+from stratascope.probe.cross_validation import TOLERANCE
 from stratascope.probe.losses import probabilities
 from stratascope.probe.rows import Rows
 from stratascope.probe.solver import BatchSolver
@@ -90,7 +91,7 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             np.ones((1, 1), dtype=bool),
             classes=len(self.classes_),
             basis=rows.eigenbasis(),
-            tolerance=max(self.tol, 3e-8) if rows.dtype == np.float32 else self.tol,
+            tolerance=max(self.tol, TOLERANCE) if rows.dtype == np.float32 else self.tol,
             max_iterations=self.max_iter,
         )
         report = solver.solve(float(self.C))

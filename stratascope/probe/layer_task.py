@@ -14,11 +14,10 @@ from stratascope.probe.blas_threads import one_blas_thread
 from stratascope.probe.cross_validation import classify, regress
 from stratascope.probe.out_of_fold import OutOfFold
 from stratascope.probe.plan import Batch, ProbeSettings
-from stratascope.probe.rows import Eigenbasis, Rows
+from stratascope.probe.rows import Eigenbasis, Rows, suited_dtype
 from stratascope.store import ActivationStore
 
 Floats = NDArray[Any]
-_SMALL = 2**21
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +69,7 @@ def _solve(task: LayerTask, x: Floats, used: NDArray[np.intp]) -> list[list[OutO
     basis: Eigenbasis | None = None
     answers = []
     for batch in task.batches:
-        # small layers in float64: as fast, because calls and not products cost there, and without a floor of rounding
-        rows = Rows(x, batch.folds.of[used], dtype=np.float64 if x.size <= _SMALL else np.float32)
+        rows = Rows(x, batch.folds.of[used], dtype=suited_dtype(x))
         if batch.targets:
             found = regress(rows, batch.labels[:, used], batch.folds, strengths=settings.strengths)
         else:

@@ -13,6 +13,7 @@ from stratascope.errors import InvalidInputError
 Floats = NDArray[Any]
 _TAIL = 20.0
 """Eigenvalues up to so many times the smallest are told by their mean: the products with their vectors cost more than they save."""
+_SMALL = 2**21
 CHUNK = 1024
 """Rows that are standardised at a time, in float64."""
 
@@ -39,6 +40,11 @@ class Eigenbasis:
     """(column, rank)"""
     rest: float
     """Mean of the eigenvalues left out."""
+
+
+def suited_dtype(x: Floats) -> np.dtype[Any]:
+    """Small layers in float64: as fast, because calls and not products cost there, and without a floor of rounding."""
+    return np.dtype(np.float64 if x.size <= _SMALL else np.float32)
 
 
 class Rows:
