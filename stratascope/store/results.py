@@ -19,6 +19,7 @@ from zarr.storage import MemoryStore
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.store.access import GuardedStore
 from stratascope.store.durable import write_with
+from stratascope.store.kinds import KINDS
 from stratascope.store.provenance import plain_json
 from stratascope.store.tables import as_numpy, get_table, put_array, put_table
 
@@ -98,7 +99,8 @@ def load_result(path: str | Path, kind: str | None = None) -> ResultFile:
     Raises
     ------
     StoreError
-        For a file that is missing, damaged, no result, of another kind or of a newer version.
+        For a file that is missing, damaged, no result, of another kind or of a newer version, or that does not hold what its kind
+        declares (`store.kinds`).
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -134,21 +136,30 @@ def load_result(path: str | Path, kind: str | None = None) -> ResultFile:
         )
     if attributes.get("digest") != _digest(files, attributes["kind"], inner):  # without one nobody could tell a changed number
         raise StoreError(f"{path}: expected what was written, found that it was changed since; make the result again")
+    if kind is not None and attributes["kind"] != kind:
+        raise StoreError(f"{path}: expected a result of kind {kind!r}, found {attributes['kind']!r}; load it with what made it")
     tables: dict[str, pd.DataFrame] = {}
     arrays: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
     try:
-        if "tables" in group:
-            tables = {name: get_table(table) for name, table in sorted(group["tables"].groups())}  # type: ignore[union-attr]
-        if "arrays" in group:
-            for name, array in sorted(group["arrays"].arrays()):  # type: ignore[union-attr]
-                arrays[name] = (tuple(array.metadata.dimension_names or ()), as_numpy(array))
+        for name in _members(files, "tables"):
+            tables[name] = get_table(group[f"tables/{name}"])  # type: ignore[arg-type]
+        for name in _members(files, "arrays"):
+            array: Any = group[f"arrays/{name}"]
+            arrays[name] = (tuple(array.metadata.dimension_names or ()), as_numpy(array))
     except StoreError:
         raise
     except Exception as error:
         raise StoreError(f"{path}: expected whole tables and arrays, found: {error}; make the result again") from error
-    if kind is not None and attributes["kind"] != kind:
-        raise StoreError(f"{path}: expected a result of kind {kind!r}, found {attributes['kind']!r}; load it with what made it")
-    return ResultFile(attributes["kind"], tables, arrays, attributes["attributes"])
+    declared = KINDS.get(attributes["kind"])
+    if declared is not None and (unlike := declared.unlike(inner, tables, arrays)):
+        raise StoreError(f"{path}: {unlike}, in a result of kind {attributes['kind']!r}; make the result again")
+    return ResultFile(attributes["kind"], tables, arrays, inner)
+
+
+def _members(files: Mapping[str, Any], group: str) -> list[str]:
+    """Names of the tables or arrays that there are metadata of."""
+    parts = [name.split("/") for name in files]
+    return sorted(found[1] for found in parts if len(found) == 3 and found[0] == group and found[2] == "zarr.json")
 
 
 def _zip(files: Mapping[str, Any], out: BinaryIO) -> None:

@@ -17,6 +17,7 @@ from stratascope.analysis.ranking import probe_grid
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
 from stratascope.store import ActivationStore, ResultFile, save_result
+from tests.completed import completed
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def probe_result(store: ActivationStore) -> tuple[ResultFile, np.ndarray]:
     rows += [(f"head {h}", layer, "accuracy", 0.5) for h in range(HEADS) for layer in range(LAYERS)]
     table = pd.DataFrame(rows, columns=["row", "layer", "metric", "value"])
     about = {"task": "truth", "metric": "auroc", "array": "head_outputs", "fingerprint": store.fingerprint()}
-    return ResultFile("score_grid", {"table": table}, {}, about), grid
+    return completed("score_grid", {"table": table}, {}, about), grid
 
 
 def test_scores_ranks_and_agreement_are_those_written_out(planted: ActivationStore, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tracemalloc
 import zipfile
@@ -14,26 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
-from hypothesis import given, settings
+from edits import changed_json, digested, result_of, rezipped, some, unpacked
+from hypothesis import given
 from hypothesis import strategies as st
 
-from stratascope.cli import FAULT, main
 from stratascope.errors import StoreError, StratascopeError
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 
-FEW = settings(max_examples=60, derandomize=True, deadline=None)
-
-
-def result_of(*words: str) -> Any:
-    """Run a command: it ends with 0, 1 or 2; with 2 it says why in one line and shows no fault of its own."""
-    found = CliRunner().invoke(main, list(words))
-    assert found.exit_code in (0, 1, 2), (words, found.output, found.exception)
-    assert found.exception is None or isinstance(found.exception, SystemExit), (words, found.exception)
-    assert FAULT not in found.stderr, (words, found.stderr)
-    if found.exit_code == 2:
-        assert len(found.stderr.strip().splitlines()) == 1, (words, found.stderr)
-    return found
+FEW = some(60)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +29,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = pd.DataFrame({"layer": [0, 1, 2], "value": [0.5, 0.75, 1.0], "name": ["a", "b", "ü"]})
     path = tmp_path_factory.mktemp("results") / "whole.zarr.zip"
     arrays = {"x": (("example", "layer"), np.arange(12.0).reshape(4, 3)), "names": (("example",), np.array(list("abcd"), object))}
-    save_result(path, ResultFile("layer_curve", {"curve": table}, arrays, {"task": "truth", "seed": 3}))
+    save_result(path, ResultFile("notes", {"curve": table}, arrays, {"task": "truth", "seed": 3}))
     return path
 
 
@@ -91,44 +78,23 @@ def test_results_with_changed_metadata_are_noticed_or_harmless(
     data: st.DataObject, saved: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Zips whose checksums are right, as an editor would leave them: the digest over all of it tells."""
-    with zipfile.ZipFile(saved) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
+    files = unpacked(saved)
     name = data.draw(st.sampled_from(sorted(name for name in files if name.endswith("zarr.json"))))
     files[name] = json.dumps(changed_json(json.loads(files[name]), data)).encode()
     unharmed(rezipped(files, tmp_path_factory.getbasetemp() / "edited.zarr.zip"), load_result(saved))
 
 
-def rezipped(files: dict[str, bytes], path: Path, how: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(path, "w", how) as archive:
-        for key, content in files.items():
-            archive.writestr(key, content)
-    return path
-
-
 def edited(saved: Path, path: Path, name: str, change: Callable[[Any], None]) -> Path:
     """A result with one JSON file changed, and the digest that it then has."""
-    with zipfile.ZipFile(saved) as archive:
-        files = {key: archive.read(key) for key in archive.namelist()}
+    files = unpacked(saved)
     value = json.loads(files[name])
     change(value)
     files[name] = json.dumps(value).encode()
     return rezipped(digested(files), path)
 
 
-def digested(files: dict[str, bytes]) -> dict[str, bytes]:
-    """The files of a result with the digest that docs/format.md says, as another program would write them."""
-    root = json.loads(files["zarr.json"])
-    held = root["attributes"]
-    total = hashlib.sha256(json.dumps([held.get("kind"), held.get("attributes")], sort_keys=True).encode())
-    for name in sorted(set(files) - {"zarr.json"}):
-        total.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())
-    held["digest"] = total.hexdigest()
-    return files | {"zarr.json": json.dumps(root).encode()}
-
-
 def test_a_result_without_a_digest_is_refused_and_one_with_the_digest_of_the_format_is_read(saved: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(saved) as archive:
-        files = {key: archive.read(key) for key in archive.namelist()}
+    files = unpacked(saved)
     root = json.loads(files["zarr.json"])
     del root["attributes"]["digest"]
     bare = {**files, "zarr.json": json.dumps(root).encode()}
@@ -159,8 +125,7 @@ def test_an_absurd_size_is_refused_before_anything_is_allocated(saved: Path, tmp
 
 
 def test_a_zip_that_unpacks_to_far_more_than_it_is_is_refused_unread(saved: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(saved) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
+    files = unpacked(saved)
     squeezed = rezipped(files, tmp_path / "squeezed.zarr.zip", zipfile.ZIP_DEFLATED)
     assert same(load_result(saved), load_result(squeezed)), "a zip that somebody packed again is read"
     bomb = rezipped(files | {"arrays/x/c/9/9": bytes(1 << 29)}, tmp_path / "bomb.zarr.zip", zipfile.ZIP_DEFLATED)
@@ -172,26 +137,11 @@ def test_a_zip_that_unpacks_to_far_more_than_it_is_is_refused_unread(saved: Path
 
 def test_arrays_that_were_swapped_are_noticed(saved: Path, tmp_path: Path) -> None:
     """Both whole, each under the other's name, all checksums right."""
-    with zipfile.ZipFile(saved) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
+    files = unpacked(saved)
     value, layer = "tables/curve/value/c/0", "tables/curve/layer/c/0"
     files[value], files[layer] = files[layer], files[value]
     with pytest.raises(StoreError, match="was changed since"):
         load_result(rezipped(files, tmp_path / "swapped.zarr.zip"))
-
-
-def changed_json(value: Any, data: st.DataObject) -> Any:
-    """One place of a JSON value removed or replaced by something odd."""
-    odd = data.draw(st.sampled_from([None, -1, 0, 7, 2**70, "x", "", [], {}, [1, 2], True, 1e300]))
-    if isinstance(value, dict) and value and data.draw(st.integers(0, 3)):
-        key = data.draw(st.sampled_from(sorted(value)))
-        if data.draw(st.integers(0, 4)) == 0:
-            return {k: v for k, v in value.items() if k != key}
-        return {**value, key: changed_json(value[key], data)}
-    if isinstance(value, list) and value and data.draw(st.integers(0, 3)):
-        k = data.draw(st.integers(0, len(value) - 1))
-        return [*value[:k], changed_json(value[k], data), *value[k + 1 :]]
-    return odd
 
 
 FOREIGN = {
@@ -282,7 +232,7 @@ def test_a_store_of_an_absurd_size_is_refused_before_anything_is_allocated(small
         tracemalloc.stop()
 
 
-@settings(max_examples=30, derandomize=True, deadline=None)
+@some(30)
 @given(data=st.data())
 def test_stores_with_changed_metadata_give_the_same_numbers_or_none(data: st.DataObject, small: Path, whole: list[Any]) -> None:
     file = data.draw(st.sampled_from(sorted(small.rglob("zarr.json")) + [small / "zarr.json"] * 8))

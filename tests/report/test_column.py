@@ -12,7 +12,8 @@ from stratascope.errors import NotRecordedError
 from stratascope.report.chosen import Choice
 from stratascope.report.findings import Findings, gather
 from stratascope.report.named import FIGURES
-from stratascope.store import ResultFile, save_result
+from stratascope.store import save_result
+from tests.completed import completed
 
 METHODS = ("raw attention, the head that looks there most", "norm-based attention, mean over heads", "position alone, the earliest first",
            "rollout, all blocks", "flow, few blocks", "token attribution, carried back", "gradient times input", "random")  # fmt: skip
@@ -29,10 +30,10 @@ def findings(store, tmp_path_factory: pytest.TempPathFactory) -> Findings:
     methods = own.assign(correlation=value, low=value - 0.1, high=value + 0.1, behind=0.0, targets="cells", window="0-5", effect="size")
     methods = pd.concat([methods.assign(mode=mode) for mode in ("final", "later")], ignore_index=True)
     leading = {"targets": "cells", "mode": "later", "window": "0-5"}
-    save_result(folder / "faithfulness.zarr.zip", ResultFile("faithfulness", {"methods": methods}, {}, facts | {"leading": leading}))
+    save_result(folder / "faithfulness.zarr.zip", completed("faithfulness", {"methods": methods}, {}, facts | {"leading": leading}))
     ratios = own.assign(over_others=4 * value, over_others_low=2 * value, over_others_high=9 * value)
     ratios.loc[0, "method"] = "knockout_final"
-    save_result(folder / "pointing.zarr.zip", ResultFile("pointing", {"methods": ratios}, {}, facts | {"others": True}))
+    save_result(folder / "pointing.zarr.zip", completed("pointing", {"methods": ratios}, {}, facts | {"others": True}))
     tower = [
         {"position": f"{thing}_box", "what": what, "stage": stage, "layer": layer, "value": 0.1 * layer, "low": 0.08 * layer,
          "high": 0.12 * layer, "chance": 0.0}
@@ -40,7 +41,7 @@ def findings(store, tmp_path_factory: pytest.TempPathFactory) -> Findings:
         for stage, layer in [*(("tower", k) for k in range(8)), ("merged", 7)]
     ]  # fmt: skip
     told = facts | {"full_attention": [3]}
-    save_result(folder / "entanglement.zarr.zip", ResultFile("entanglement", {"table": pd.DataFrame(tower)}, {}, told))
+    save_result(folder / "entanglement.zarr.zip", completed("entanglement", {"table": pd.DataFrame(tower)}, {}, told))
     return gather(store, [folder])
 
 

@@ -30,6 +30,7 @@ from stratascope.workflow.attention import roll_and_draw, save_answers, share_an
 from stratascope.workflow.believing import point_and_draw
 from stratascope.workflow.probing import ProbeRequest, probe_and_draw
 from stratascope.workflow.reporting import example_cards, write_report
+from tests.completed import completed
 from tests.viewer.browser import Browser
 
 
@@ -271,13 +272,13 @@ def test_the_method_to_believe_leads_and_all_are_listed(store, results: Path, tm
     leading = {"targets": "cells", "mode": "final", "window": "0-5", "method": "norm", "label": "norm-based attention"}
     leading |= {"correlation": 0.4, "low": 0.3, "high": 0.5, "second_label": "drawn at random", "ahead": 0.39, "ahead_low": 0.3}
     facts = {"store": store.fingerprint(), "leading": leading, "missing": {"flow": "attention_maps"}}
-    save_result(tmp_path / "faithfulness.zarr.zip", ResultFile("faithfulness", {"methods": table}, {}, facts))
+    save_result(tmp_path / "faithfulness.zarr.zip", completed("faithfulness", {"methods": table}, {}, facts))
     heads = pd.DataFrame(
         {"layer": [0, 0, 1, 1], "head": [0, 1, 0, 1], "support": 0.5, "carried": [0.1, -0.2, 0.3, 0.0], "support_image": 0.2}
     )
     facts = {"store": store.fingerprint(), "choices": ["True", "False"], "layers": [0, 1]}
     tables = {"heads": heads, "blocks": pd.DataFrame({"layer": [0, 1], "carried": [0.5, 0.3]})}
-    save_result(tmp_path / "attribution.zarr.zip", ResultFile("logit_attribution", tables, {}, facts))
+    save_result(tmp_path / "attribution.zarr.zip", completed("logit_attribution", tables, {}, facts))
     said = Numbers(report_page(store, gather(store, [tmp_path]), command_name="my.zarr").html())
     sentence = "norm-based attention agrees best with what hiding groups of image cells from the final token does: rank correlation 0.40"
     assert f"{sentence} [0.30, 0.50]" in said.text["found"].replace("\n", " ")

@@ -31,15 +31,13 @@ def example() -> ResultFile:
         "nothing": (("row", "column"), np.zeros((0, 4))),
         "one": ((), np.array(3.5)),
     }
-    return ResultFile(
-        "layer_curve", {"table": table, "empty": table.iloc[:0]}, arrays, {"seed": 0, "tasks": ("truth",), "nested": {"x": None}}
-    )
+    return ResultFile("notes", {"table": table, "empty": table.iloc[:0]}, arrays, {"seed": 0, "tasks": ("truth",), "nested": {"x": None}})
 
 
 def test_round_trip(tmp_path):
     save_result(tmp_path / "r.zip", example())
     found = load_result(tmp_path / "r.zip")
-    assert found.kind == "layer_curve"
+    assert found.kind == "notes"
     assert found.attributes == {"seed": 0, "tasks": ["truth"], "nested": {"x": None}}
     for name, table in example().tables.items():
         pd.testing.assert_frame_equal(found.tables[name], table.astype({"metric": "str", "a b/c": "str"}))

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from stratascope.report.viewer import ViewServer
-from stratascope.store import ActivationStore, ResultFile, save_result
+from stratascope.store import ActivationStore, save_result
+from tests.completed import completed
 from tests.viewer.hosts import hosting
 from tests.viewer.numbers import table
 from tests.viewer.watched import Watched
@@ -35,7 +36,7 @@ def results(tmp_path):
         }
         told = {"task": task, "position": "final", "classes": classes, "targets": []}
         arrays = {"logits": (("layer", "output", "example"), logits)}
-        save_result(folder / f"probe-{task}-final.zarr.zip", ResultFile("layer_curve", tables, arrays, told))
+        save_result(folder / f"probe-{task}-final.zarr.zip", completed("layer_curve", tables, arrays, told))
     return folder
 
 

@@ -15,7 +15,8 @@ import pytest
 from stratascope.analysis.flowed import flow_examples
 from stratascope.probe import layer_curve
 from stratascope.report.viewer import ViewServer, server
-from stratascope.store import ActivationStore, BlockWriter, ResultFile, create_store, results, save_result
+from stratascope.store import ActivationStore, BlockWriter, create_store, results, save_result
+from tests.completed import completed
 from tests.viewer.numbers import numbers, table, weights
 from tests.viewer.viewer_stores import PLACES, block_of, known_of, layout_of
 
@@ -64,7 +65,7 @@ def test_of_a_task_with_many_classes_only_one_piece_is_read(browser, small, tmp_
     arrays = {"logits": (("layer", "output", "example"), logits)}
     tables = {"examples": examples, "table": pd.DataFrame({"layer": np.arange(layers)})}
     path = tmp_path / "probe-relation-final.zarr.zip"
-    save_result(path, ResultFile("layer_curve", tables, arrays, told))
+    save_result(path, completed("layer_curve", tables, arrays, told))
     np.testing.assert_array_equal(results.load_result(path).arrays["logits"][1], logits)
     sent = []
     plain = server._Handler._head
@@ -95,7 +96,7 @@ def test_what_is_said_of_a_file_in_one_great_piece_makes_it_readable(browser, sm
     path = tmp_path / "probe-relation-final.zarr.zip"
     with monkeypatch.context() as earlier:
         earlier.setattr(results, "PIECE_BYTES", 1 << 40)
-        save_result(path, ResultFile("layer_curve", tables, {"logits": (("layer", "output", "example"), logits)}, told))
+        save_result(path, completed("layer_curve", tables, {"logits": (("layer", "output", "example"), logits)}, told))
     with ViewServer(str(small), results=tmp_path) as running:
         browser.open(f"{running.address}#example=9")
         browser.until(lambda: "too much for a page" in browser.text(".probe .missing"))

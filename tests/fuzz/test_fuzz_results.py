@@ -1,0 +1,101 @@
+"""Results whose attributes, tables or arrays were changed and that were given the digest they then have: drawn, or refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from edits import changed_json, digested, result_of, rezipped, some, unpacked
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stratascope.report.named import FIGURES
+from stratascope.store import load_result
+from stratascope.store.kinds import KINDS
+
+RECORDED = "residual,attention_rows,attention_maps,head_outputs,head_logits,value_logits,value_norms,vision_residual,vision_output,knockout"
+PROBE = ("probe", "--layers", "3,4", "--folds")
+ALL = (
+    [*PROBE, "3", "--tasks", "truth", "--positions", "final,subject", "--controls", "shuffled", "--transfer", "--measures", "calibration"],
+    ["heads"],
+    [*PROBE, "3", "--tasks", "truth", "--array", "head_outputs"],
+    [*PROBE, "2", "--tasks", "relation", "--positions", "final", "--strengths", "0.01", "--minimum", "8", "--measures", "mdl"],
+    ["answers"],
+    ["share"],
+    ["rollout", "--examples", "0,1"],
+    ["flow", "--examples", "0,1"],
+    ["overlap"],
+    ["attribution"],
+    ["faithfulness"],
+    ["pointing"],
+    ["entanglement"],
+    ["explain", "0"],
+)
+"""What makes a result of nearly every kind."""
+
+
+@pytest.fixture(scope="module")
+def made(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which everything is recorded; its results lie beside it."""
+    pytest.importorskip("torch")
+    path = tmp_path_factory.mktemp("made") / "s.zarr"
+    files = ["--examples", str(scenes / "scenes.jsonl"), "--images", str(scenes / "images"), "--boxes", str(scenes / "instances.json")]
+    few = ["--limit", "64", "--knockouts", "12", "--knockout-window", "6", "--record", RECORDED]
+    assert result_of("extract", "--model", "demo", *files, *few, "--out", str(path)).exit_code == 0
+    for command, *words in ALL:
+        out = ["-o", str(path.with_name("r") / "page.html")] if command == "explain" else ["--out", str(path.with_name("r"))]
+        found = result_of(command, str(path), *words, *out)
+        assert found.exit_code == 0, (command, found.stderr)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(made: Path) -> list[Path]:
+    return sorted(made.with_name("r").glob("*.zarr.zip"))
+
+
+def test_results_hold_what_their_kinds_declare(files: list[Path]) -> None:
+    kinds = {load_result(path).kind for path in files}
+    assert kinds == set(KINDS) - {"layer_answer", "layer_codes", "answer_prediction"}
+
+
+def read_everywhere(path: Path, made: Path) -> None:
+    """By the figures of its kind and by a report: it is drawn, or refused in one line."""
+    out = str(path.with_name("out"))
+    kind = json.loads(unpacked(path)["zarr.json"])["attributes"]["kind"]
+    for name, figure in FIGURES.items():
+        if figure.kind == kind:
+            result_of("figure", name, str(path), "-o", f"{out}.svg")
+    result_of("report", str(made), str(path), "-o", f"{out}.html")
+    if kind == "score_grid":
+        result_of("heads", str(made), "--probe", str(path), "--out", out)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("edited")
+
+
+@some(40)
+@given(data=st.data())
+def test_results_with_changed_attributes(data: st.DataObject, files: list[Path], made: Path, place: Path) -> None:
+    path = data.draw(st.sampled_from(files))
+    content = unpacked(path)
+    root = json.loads(content["zarr.json"])
+    root["attributes"]["attributes"] = changed_json(root["attributes"]["attributes"], data)
+    content["zarr.json"] = json.dumps(root).encode()
+    read_everywhere(rezipped(digested(content), place / path.name), made)
+
+
+@some(30)
+@given(data=st.data())
+def test_results_with_changed_or_missing_tables_and_arrays(data: st.DataObject, files: list[Path], made: Path, place: Path) -> None:
+    path = data.draw(st.sampled_from(files))
+    content = unpacked(path)
+    name = data.draw(st.sampled_from(sorted(name for name in content if name.endswith("/zarr.json"))))
+    if data.draw(st.booleans()):
+        content = {key: value for key, value in content.items() if not key.startswith(name.removesuffix("zarr.json"))}
+    else:
+        content[name] = json.dumps(changed_json(json.loads(content[name]), data)).encode()
+    read_everywhere(rezipped(digested(content), place / path.name), made)
