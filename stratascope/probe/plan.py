@@ -179,7 +179,14 @@ def _folds(store: ActivationStore, task: Task, groups: NDArray[Any], settings: P
     if settings.split:
         train, test = settings.split
         return official_split(
-            store.examples, task.codes, train=(train,), test=(test,), groups=settings.groups, folds=settings.folds, seed=settings.seed
+            store.examples,
+            task.codes,
+            train=(train,),
+            test=(test,),
+            groups=settings.groups,
+            folds=settings.folds,
+            seed=settings.seed,
+            class_names=task.classes or None,
         )
     return grouped_folds(groups, task.codes, folds=settings.folds, seed=settings.seed, class_names=task.classes or None)
 

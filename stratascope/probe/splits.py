@@ -71,6 +71,7 @@ def official_split(
     folds: int = 5,
     seed: int = 0,
     keep_leaked: bool = True,
+    class_names: tuple[str, ...] | None = None,
 ) -> Folds:
     """Folds of a split that is given: training examples in grouped folds that choose the strength, test examples in a last one.
 
@@ -84,16 +85,21 @@ def official_split(
         Of the training examples, as of `grouped_folds`.
     keep_leaked
         False leaves out test examples whose group occurs in training.
+    class_names
+        What messages call the classes.
 
     Raises
     ------
     TooFewExamplesError
-        No test examples are left, or too few to train on.
+        No test examples are left, or too few to train on, or all of those of one class.
     """
     learned, tested = _masks(examples, train, test, column)
     codes = np.zeros(len(examples), dtype=np.intp) if classes is None else np.asarray(classes, dtype=np.intp)
     names = examples[groups].to_numpy(dtype=str)
-    inner = grouped_folds(names, np.where(learned, codes, -1), folds=folds, seed=seed)
+    try:
+        inner = grouped_folds(names, np.where(learned, codes, -1), folds=folds, seed=seed, class_names=class_names)
+    except TooFewExamplesError as error:
+        raise TooFewExamplesError(f"training examples, {column} {', '.join(train)}: {error}") from error
     tested = tested & (codes >= 0)
     if not keep_leaked:
         tested = tested & ~examples[groups].isin(set(examples.loc[learned, groups])).to_numpy()

@@ -109,6 +109,8 @@ def test_official_splits_report_their_leakage():
     assert folds.test == 5
     assert (folds.of[150:] == 5).all()
     assert (folds.of[:150] < 5).all()
+    with pytest.raises(TooFewExamplesError, match=r"^training examples, split train: .* found only 'true'"):
+        official_split(examples, np.where(examples["split"] == "train", 1, 0), class_names=("false", "true"))
     strict = official_split(examples, np.arange(200) % 2, keep_leaked=False)
     assert (strict.of == 5).sum() == 20
     with pytest.raises(InvalidInputError, match=r"'dev'.*found only test, train"):
