@@ -32,7 +32,7 @@ MOST_INFLATED, MOST_RATIO = 1 << 28, 4
 """A zip of results may unpack to so many bytes, or to so many times its own: they are packed within, and stored as they are."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ResultFile:
     """What a result consists of, whatever its kind."""
 
@@ -43,6 +43,14 @@ class ResultFile:
     """Name -> (names of the dimensions, values)."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Plain JSON: settings, provenance of the store, ..."""
+
+    def __repr__(self) -> str:
+        tables = [f"  {name:<20} table of {len(frame)} rows: {', '.join(map(str, frame))}" for name, frame in self.tables.items()]
+        arrays = [
+            f"  {name:<20} ({', '.join(dims)}) {' x '.join(map(str, np.shape(values)))} {np.asarray(values).dtype}"
+            for name, (dims, values) in self.arrays.items()
+        ]
+        return "\n".join([f"ResultFile of kind {self.kind}", *tables, *arrays, f"  attributes: {', '.join(self.attributes)}"])
 
 
 def save_result(path: str | Path, result: ResultFile) -> None:
