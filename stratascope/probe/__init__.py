@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stratascope.probe.splits import Leakage, official_split, split_leakage
     from stratascope.probe.study import Study, head_curves, layer_curve, plan_study, probe_study
     from stratascope.probe.tasks import Task, task_from_values
+    from stratascope.probe.tidy import tidy_table
     from stratascope.probe.tower import Entanglement, entanglement
     from stratascope.probe.transfer import transfer_matrix, transfer_of
 
@@ -53,6 +54,7 @@ _MODULES = {
     "probe_study": "study",
     "split_leakage": "splits",
     "task_from_values": "tasks",
+    "tidy_table": "tidy",
     "transfer_matrix": "transfer",
     "transfer_of": "transfer",
 }
@@ -86,6 +88,7 @@ __all__ = [
     "probe_study",
     "split_leakage",
     "task_from_values",
+    "tidy_table",
     "transfer_matrix",
     "transfer_of",
 ]

@@ -6,7 +6,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stratascope.store.durable import write_with
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import pandas as pd
 
     from stratascope.probe import Advantage, LayerCurve
@@ -23,6 +27,15 @@ def save_curve(curve: LayerCurve, folder: Path, suffix: str = "") -> Path:
     path = folder / f"{file_name('probe', curve.task, curve.position, suffix)}.zarr.zip"
     folder.mkdir(parents=True, exist_ok=True)
     curve.save(path)
+    return path
+
+
+def save_spreadsheet(task: str, curves: Mapping[str, Sequence[LayerCurve]], folder: Path) -> Path:
+    """Every score of a task, its controls and baselines (curves by store) as probe-TASK.csv, for R, a spreadsheet, a paper's table."""
+    from stratascope.probe import tidy_table
+
+    path = folder / f"{file_name('probe', task)}.csv"
+    write_with(path, lambda file: file.write(tidy_table(curves).to_csv(index=False, float_format="%.6g").encode()))
     return path
 
 

@@ -15,7 +15,15 @@ from stratascope.workflow import probe_figures
 from stratascope.workflow.probe_advantages import advantages
 from stratascope.workflow.probe_checks import check_asked, check_baselines, check_transfer, check_values, values_elsewhere, without_values
 from stratascope.workflow.probe_figures import draw_curves
-from stratascope.workflow.probe_files import keep_advantage, save_accuracy_by, save_advantage, save_curve, save_table, shown_metric
+from stratascope.workflow.probe_files import (
+    keep_advantage,
+    save_accuracy_by,
+    save_advantage,
+    save_curve,
+    save_spreadsheet,
+    save_table,
+    shown_metric,
+)
 from stratascope.workflow.probe_measures import check_measures, measure
 
 if TYPE_CHECKING:
@@ -121,6 +129,7 @@ def probe_and_draw(
     said, more = measure(request.measures, studies, curves, folder, layers, run)
     lines, figures = [*lines, *said], [*figures, *more]
     figures += list(_transfer(studies, curves, request, folder, run))
+    lines += [f"table {path}" for path in _spreadsheets(store, request, curves, others, folder)]
     return "\n".join([*lines, *(f"figure {path}" for path in figures), f"results in {folder}"])
 
 
@@ -147,6 +156,25 @@ def _studies(store: ActivationStore, request: ProbeRequest) -> dict[tuple[str, s
             tasks = request.tasks if name else request.all_tasks
             studies[name, place] = plan_study(which, tasks, (place,), examples=examples, **options)
     return studies
+
+
+def _spreadsheets(
+    store: ActivationStore,
+    request: ProbeRequest,
+    curves: Sequence[LayerCurve],
+    others: Mapping[str, Sequence[LayerCurve]],
+    folder: Path,
+) -> Iterator[Path]:
+    """A table a task, of the store and its baselines, with what controls there are."""
+    from stratascope.probe.plan import task_name
+
+    for task in request.tasks:
+        name = task_name(task, request.settings.get("only", ()))
+        mine = {
+            place: [curve for curve in some if curve.task == name or curve.task.startswith(f"{name}:")]
+            for place, some in {Path(store.name).name: curves, **others}.items()
+        }
+        yield save_spreadsheet(name, mine, folder)
 
 
 def _cost(studies: Sequence[Study], run: Mapping[str, Any]) -> str:

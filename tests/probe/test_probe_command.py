@@ -78,6 +78,28 @@ def test_every_result_is_there_and_reads_back(done):
     }  # fmt: skip
 
 
+def test_all_scores_stand_in_one_table_for_other_programs(done):
+    result, out = done
+    assert f"table {out / 'probe-truth.csv'}" in result.stdout
+    table = pd.read_csv(out / "probe-truth.csv")
+    assert set(zip(table["store"], table["task"], strict=True)) == {
+        ("a.zarr", "truth"), ("a.zarr", "truth:shuffled"), ("a.zarr", "truth:control"), ("blank", "truth")
+    }  # fmt: skip
+    assert set(table["position"]) == {"final", "relation"}
+    curve = LayerCurve.load(out / "probe-truth-final.zarr.zip")
+    mine = table[(table["store"] == "a.zarr") & (table["task"] == "truth") & (table["position"] == "final")]
+    whole = mine[mine["fold"].isna()].set_index(["metric", "layer"]).sort_index()
+    kept = curve.table.set_index(["metric", "layer"]).sort_index()
+    columns = ["value", "low", "high", "low_simultaneous", "high_simultaneous", "chance"]
+    np.testing.assert_allclose(whole[columns], kept.loc[whole.index, columns], rtol=1e-5)
+    assert len(whole) == len(kept)
+    folds = mine[mine["fold"].notna() & (mine["metric"] == "accuracy")].set_index(["layer", "fold"]).sort_index()
+    right = curve.predictions.groupby(["layer", "fold"])["right"].mean()
+    pd.testing.assert_series_equal(folds["value"], right, check_names=False, rtol=1e-5)
+    assert len(folds) == len(curve.layers) * 5
+    assert folds["strength"].isin([1e-3, 1e-2, 1e-1]).all()
+
+
 def test_a_figure_marks_the_onset_that_is_said(stores, tmp_path, monkeypatch):
     marked = {}
     drawn = probe_figures.draw_curve_panel
