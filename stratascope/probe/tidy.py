@@ -17,18 +17,15 @@ COLUMNS = (
 
 
 def tidy_table(curves: Mapping[str, Sequence[LayerCurve]]) -> pd.DataFrame:
-    """All scores of curves in one table.
+    """All scores of curves in one table: a row for each store, task, position, layer, metric and fold.
+
+    Rows of all folds together have intervals, and no fold, target or strength. Those of one fold have none: its accuracy, and the loss
+    within its training examples that chose the strength (`inner_loss`); one a target in a task of values.
 
     Parameters
     ----------
     curves
         By the name of the store that they are of.
-
-    Returns
-    -------
-    One row per store, task, position, layer, metric and fold: those of all folds together have intervals and no fold, target or strength;
-    those of one fold (its accuracy, and the loss within its training examples that chose the strength; one a target in a task of values)
-    have no intervals.
     """
     parts = []
     for store, some in curves.items():

@@ -93,7 +93,7 @@ def test_all_scores_stand_in_one_table_for_other_programs(done):
     columns = ["value", "low", "high", "low_simultaneous", "high_simultaneous", "chance"]
     np.testing.assert_allclose(whole[columns], kept.loc[whole.index, columns], rtol=1e-5)
     assert len(whole) == len(kept)
-    folds = mine[mine["fold"].notna() & (mine["metric"] == "accuracy")].set_index(["layer", "fold"]).sort_index()
+    folds = mine[mine["fold"].notna() & (mine["metric"] == "accuracy")].astype({"fold": int}).set_index(["layer", "fold"]).sort_index()
     right = curve.predictions.groupby(["layer", "fold"])["right"].mean()
     pd.testing.assert_series_equal(folds["value"], right, check_names=False, rtol=1e-5)
     assert len(folds) == len(curve.layers) * 5
