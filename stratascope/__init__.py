@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from stratascope import analysis, datasets, errors, extract, probe, report, store
     from stratascope.store import ActivationStore
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _UNITS = ("analysis", "datasets", "errors", "extract", "probe", "report", "store")
 _NAMES = {"ActivationStore": "stratascope.store"}
