@@ -149,7 +149,7 @@ def test_other_formats_and_versions_are_refused(tmp_path, change, words):
 
 def test_a_result_says_what_it_consists_of_in_a_few_lines():
     said = repr(example()).splitlines()
-    assert said[0] == "ResultFile of kind layer_curve"
+    assert said[0] == f"ResultFile of kind {example().kind}"
     assert "  table                table of 3 rows: layer, metric, value, good, a b/c" in said
     assert "  directions           (layer, hidden) 3 x 2 float32" in said
     assert said[-1] == "  attributes: seed, tasks, nested"
