@@ -32,7 +32,7 @@ class AnswerConfidence(Shown):
     """One row an example: example (number), id, relation, label, answer (the choice with the highest logit), right, confidence,
     margin."""
     attributes: dict[str, Any]
-    """store, condition, choices, level."""
+    """store, condition, choices, only, level."""
 
     def summary(self) -> Summary:
         """What the answers show of themselves in a notebook."""
@@ -82,7 +82,7 @@ def answers_right(store: ActivationStore, examples: NDArray[np.int64]) -> NDArra
 
 
 def answer_confidence(
-    store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None = None, *, level: float = 0.95
+    store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None = None, *, only: Sequence[str] = (), level: float = 0.95
 ) -> AnswerConfidence:
     """Accuracy and confidence of the answers, over all relations and by relation; intervals respect images shared by examples.
 
@@ -90,6 +90,8 @@ def answer_confidence(
     ----------
     examples
         Numbers or a mask; all that are recorded by default.
+    only
+        COLUMN=VALUE: of these examples those that have one of the values given for each column; see `store.chosen_examples`.
     level
         Of the intervals, normal ones; NaN for a relation seen in fewer than two images.
 
@@ -98,9 +100,9 @@ def answer_confidence(
     NotRecordedError
         If the label names no choice, see `right_choices`.
     InvalidInputError
-        If there are no examples.
+        If there are no examples, or none that `only` chooses.
     """
-    chosen = held_examples(store, "answer_logits", examples)
+    chosen = held_examples(store, "answer_logits", examples, only)
     if not len(chosen):
         raise InvalidInputError("expected at least one recorded example, found none")
     logits = store.read("answer_logits", examples=chosen).astype(np.float64)
@@ -127,6 +129,7 @@ def answer_confidence(
         "store": store.fingerprint(),
         "condition": condition_of(store.provenance),
         "choices": list(store.layout.choices),
+        "only": list(only),
         "level": level,
     }
     answers = pd.DataFrame(

@@ -46,7 +46,7 @@ class LogitAttribution:
     examples: NDArray[np.int64]
     """(example,) example numbers."""
     attributes: dict[str, Any]
-    """store, condition, choices, layers, parts."""
+    """store, condition, choices, layers, parts, only."""
 
     @property
     def remainder(self) -> NDArray[np.float64]:
@@ -111,6 +111,7 @@ def logit_attribution(
     store: ActivationStore,
     examples: Sequence[int] | NDArray[Any] | None = None,
     *,
+    only: Sequence[str] = (),
     by_part: bool | None = None,
     scheduler: str | None = None,
 ) -> LogitAttribution:
@@ -120,6 +121,8 @@ def logit_attribution(
     ----------
     examples
         Numbers or a mask; all that are recorded by default.
+    only
+        COLUMN=VALUE: of these examples those that have one of the values given for each column; see `store.chosen_examples`.
     by_part
         Whether to attribute to parts of the prompt through every head; where the store can give it by default.
     scheduler
@@ -130,7 +133,7 @@ def logit_attribution(
     NotRecordedError
         If the store holds no `head_logits` or, where parts are asked for, no `value_logits` and attention rows.
     InvalidInputError
-        If there are no examples.
+        If there are no examples, or none that `only` chooses.
     """
     require_recorded(store, ("head_logits",), "direct logit attribution")
     held = {spec.name for spec in store.layout.arrays()}
@@ -138,7 +141,7 @@ def logit_attribution(
         by_part = {"attention_rows", "value_logits"} <= held
     if by_part:
         require_recorded(store, ("attention_rows", "value_logits"), "attribution to tokens")
-    chosen = held_examples(store, "head_logits", examples)
+    chosen = held_examples(store, "head_logits", examples, only)
     if not len(chosen):
         raise InvalidInputError("expected at least one recorded example, found none")
     layout = store.layout
@@ -158,6 +161,7 @@ def logit_attribution(
         "choices": list(layout.choices[:2]),
         "layers": list(layout.attention_layers),
         "parts": list(PARTS),
+        "only": list(only),
     }
     return LogitAttribution(heads, np.ascontiguousarray(blocks), embedding, logits[:, 0] - logits[:, 1], parts, chosen, attributes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import call
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
 from stratascope.scheduling import run_all
-from stratascope.store import ActivationStore
+from stratascope.store import ActivationStore, choice_text, chosen_examples
 from stratascope.store.selection import example_numbers
 
 Answer = TypeVar("Answer")
@@ -53,8 +53,19 @@ def over_blocks(
     return run_all(call, [partial(function, store, piece, **options) for piece in pieces], scheduler=scheduler)
 
 
-def held_examples(store: ActivationStore, array: str, examples: Any = None) -> NDArray[np.int64]:
-    """Example numbers of a mask or sequence, as of `store.selection.example_numbers`; all that `array` holds where None."""
-    if examples is None:
-        return np.flatnonzero(store.available(array)).astype(np.int64)
-    return example_numbers(store.layout.examples, examples)
+def held_examples(store: ActivationStore, array: str, examples: Any = None, only: Sequence[str] = ()) -> NDArray[np.int64]:
+    """Example numbers of a mask or sequence, as of `store.selection.example_numbers`; all that `array` holds where None; of these what
+    `only` chooses, see `store.chosen_examples`.
+
+    Raises
+    ------
+    InvalidInputError
+        If `only` chooses none of them.
+    """
+    numbers = np.flatnonzero(store.available(array)) if examples is None else example_numbers(store.layout.examples, examples)
+    if not only:
+        return numbers.astype(np.int64)
+    kept = numbers[chosen_examples(store, only)[numbers]]
+    if not len(kept):
+        raise InvalidInputError(f"expected examples of {choice_text(only)} that {array} holds, found none of {len(numbers)}; choose others")
+    return kept.astype(np.int64)

@@ -88,7 +88,8 @@ class BoxOverlap(Shown):
     examples: NDArray[np.int64]
     """(example,) example numbers."""
     attributes: dict[str, Any]
-    """store, condition, map (what was laid over the boxes), measure, layers, heads (numbers; -1 for maps fused over heads)."""
+    """store, condition, map (what was laid over the boxes), measure, layers, heads (numbers; -1 for maps fused over
+    heads), only (COLUMN=VALUE that chose the examples)."""
 
     @property
     def boxes(self) -> tuple[str, ...]:
@@ -179,6 +180,7 @@ def attention_overlap(
     store: ActivationStore,
     examples: Sequence[int] | NDArray[Any] | None = None,
     *,
+    only: Sequence[str] = (),
     weighing: str = "attention",
     measure: Measure = "share",
     fused: bool = False,
@@ -190,6 +192,8 @@ def attention_overlap(
     ----------
     examples
         Numbers or a mask; all whose rows are recorded by default.
+    only
+        COLUMN=VALUE: of these examples those that have one of the values given for each column; see `store.chosen_examples`.
     weighing
         One of `weighing.WEIGHINGS`; of attributions, what speaks for the answer that the model gives.
     measure
@@ -204,16 +208,16 @@ def attention_overlap(
     NotRecordedError
         If the store holds no boxes or no attention rows, or not what the weighing needs.
     InvalidInputError
-        As `cell_overlap`, or if there are no examples.
+        As `cell_overlap`, or if there are no examples, or none that `only` chooses.
     """
     array = "attention_mean" if fused and weighing == "attention" else "attention_rows"
     needed = (array,) if weighing == "attention" else WEIGHINGS[checked_weighing(weighing)]
     require_recorded(store, needed, f"the weighing {weighing!r}")
-    chosen = held_examples(store, array, examples)
+    chosen = held_examples(store, array, examples, only)
     parts = over_blocks(_of_rows, store, chosen, at_most=PIECE, scheduler=scheduler, measure=measure, weighing=weighing, fused=fused)
     layout = store.layout
     heads = [-1] if fused else list(range(layout.heads))
-    return BoxOverlap(np.concatenate(parts), chosen, _attributes(store, weighing, measure, list(layout.attention_layers), heads))
+    return BoxOverlap(np.concatenate(parts), chosen, _attributes(store, weighing, measure, list(layout.attention_layers), heads, only))
 
 
 def _of_rows(store: ActivationStore, numbers: NDArray[np.int64], *, measure: Measure, weighing: str, fused: bool) -> NDArray[np.float32]:
@@ -242,14 +246,19 @@ def _overlaps(store: ActivationStore, maps: NDArray[Any], numbers: NDArray[np.in
     return out
 
 
-def _attributes(store: ActivationStore, name: str, measure: Measure, layers: list[int], heads: list[int]) -> dict[str, Any]:
+def _attributes(
+    store: ActivationStore, name: str, measure: Measure, layers: list[int], heads: list[int], only: Sequence[str] = ()
+) -> dict[str, Any]:
     source = {"store": store.fingerprint(), "condition": condition_of(store.provenance)}
-    return {**source, "map": name, "measure": measure, "layers": layers, "heads": heads}
+    return {**source, "map": name, "measure": measure, "layers": layers, "heads": heads, "only": list(only)}
 
 
 def known_boxes(overlap: BoxOverlap, box: str) -> NDArray[np.bool_]:
     """(example,) where the overlap with `box` is known in some layer and head; NotRecordedError where it is nowhere."""
     known = np.isfinite(overlap.values[..., BOXES.index(box)]).any((1, 2))
     if not known.any():
-        raise NotRecordedError(f"expected overlaps with the box {box!r}, found none; extract with --boxes instances.json")
+        raise NotRecordedError(
+            f"expected overlaps with the box {box!r}, found none in {len(overlap.examples)} examples; "
+            "extract with --boxes instances.json, or choose others"
+        )
     return np.asarray(known)

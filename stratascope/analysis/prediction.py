@@ -34,7 +34,7 @@ class AnswerPrediction:
     baseline: dict[str, float]
     """auroc, low, high of a logistic regression on the boxes' geometry, out of fold, images never split."""
     attributes: dict[str, Any]
-    """store, condition, map, measure, box, examples, right, images, level, seed."""
+    """store, condition, map, measure, only, box, examples, right, images, level, seed."""
 
     @property
     def best(self) -> pd.Series[Any]:
@@ -118,6 +118,7 @@ def answer_prediction(
     ).reset_index()
     low, high = (float(end[0]) for end in base.interval(level))
     attributes = {name: overlap.attributes[name] for name in ("store", "condition", "map", "measure")}
+    attributes["only"] = list(overlap.attributes.get("only", ()))
     counts = {"examples": len(chosen), "right": int(right.sum()), "images": len(set(images)), "level": level, "seed": seed}
     return AnswerPrediction(
         table, {"auroc": float(base.value[0]), "low": max(low, 0.0), "high": min(high, 1.0)}, {**attributes, "box": box, **counts}

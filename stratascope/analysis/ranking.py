@@ -16,7 +16,7 @@ from stratascope.analysis.attribution import LogitAttribution
 from stratascope.analysis.heads import AGREEMENT, head_agreement, head_ranking
 from stratascope.analysis.overlap import BoxOverlap
 from stratascope.errors import InvalidInputError
-from stratascope.store import ResultFile, load_result, save_result
+from stratascope.store import ResultFile, choice_of, choice_text, load_result, save_result
 
 RESULT_KIND = "head_ranking"
 _HEAD = re.compile(r"head (\d+)")
@@ -32,7 +32,7 @@ class HeadRanking:
     agreement: pd.DataFrame
     """first, second, spearman, low, high, heads, shared_tenth; see `heads.head_agreement`."""
     attributes: dict[str, Any]
-    """store, condition, layers, heads, scores (name -> what it is)."""
+    """store, condition, layers, heads, scores (name -> what it is), only."""
 
     def grid(self, score: str) -> NDArray[np.float64]:
         """(layer, head) one score; InvalidInputError where the table does not hold it."""
@@ -68,7 +68,7 @@ def rank_heads(
     Raises
     ------
     InvalidInputError
-        If no score is given, they are of different stores or layers, or the overlap is fused over heads.
+        If no score is given, they are of different stores, layers or examples (`only`), or the overlap is fused over heads.
     """
     scores: dict[str, NDArray[np.float64]] = {}
     about: dict[str, str] = {}
@@ -90,6 +90,7 @@ def rank_heads(
         about["probe"] = f"{probe.attributes.get('metric', 'score')} of a probe for {probe.attributes.get('task', 'its task')}"
     if not scores:
         raise InvalidInputError("expected at least one score of heads, found none")
+    only = _one_choice([result.attributes for result in (attribution, overlap, probe) if result is not None])
     table = head_ranking(scores, layers=facts["layers"])
     agreement = head_agreement(scores, level=level) if len(scores) > 1 else pd.DataFrame(columns=list(AGREEMENT)).astype(AGREEMENT)
     attributes = {
@@ -98,9 +99,19 @@ def rank_heads(
         "layers": list(facts["layers"]),
         "heads": int(next(iter(scores.values())).shape[1]),
         "scores": about,
+        "only": only,
         "level": level,
     }
     return HeadRanking(table, agreement, attributes)
+
+
+def _one_choice(attributes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which examples the scores are of."""
+    found = [choice_of(own) for own in attributes]
+    if any(set(other) != set(found[0]) for other in found):
+        named = " and ".join(choice_text(other) or "all examples" for other in dict.fromkeys(found))
+        raise InvalidInputError(f"expected scores of the same examples, found those of {named}; make them with the same choice")
+    return list(found[0])
 
 
 def probe_grid(result: ResultFile, layers: Sequence[int] | None = None) -> tuple[NDArray[np.float64], list[int]]:

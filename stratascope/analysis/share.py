@@ -85,7 +85,7 @@ class AttentionShare(Shown):
     first_part: NDArray[np.int8]
     """(example,) index of the part that the first token belongs to."""
     attributes: dict[str, Any]
-    """store, layers, condition, weighing, times."""
+    """store, layers, condition, weighing, only, times."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -205,6 +205,7 @@ def attention_share(
     store: ActivationStore,
     examples: Sequence[int] | NDArray[Any] | None = None,
     *,
+    only: Sequence[str] = (),
     weighing: str = "attention",
     times: float = TIMES,
     scheduler: str | None = None,
@@ -217,6 +218,8 @@ def attention_share(
         With attention rows.
     examples
         Numbers or a mask; all whose rows are recorded by default.
+    only
+        COLUMN=VALUE: of these examples those that have one of the values given for each column; see `store.chosen_examples`.
     weighing
         `attention`, or `norm` for norm-based attention, see `weighing.WEIGHINGS`; attributions have signs and no shares.
     times
@@ -229,12 +232,12 @@ def attention_share(
     NotRecordedError
         If the store holds no attention rows (and, for `norm`, no value norms), or not of one of the examples.
     InvalidInputError
-        If there are no examples, or the weighing has no shares.
+        If there are no examples, none that `only` chooses, or the weighing has no shares.
     """
     if checked_weighing(weighing) == "attribution":
         raise InvalidInputError("expected a weighing of attention or norm, found attribution: it has signs; use `logit_attribution`")
     require_recorded(store, WEIGHINGS[weighing], f"the weighing {weighing!r}")
-    chosen = held_examples(store, "attention_rows", examples)
+    chosen = held_examples(store, "attention_rows", examples, only)
     layout = store.layout
     spans = {name: span[chosen] for name, span in store.spans.items()}
     parts = token_parts(spans, store.n_tokens[chosen], layout.tokens)
@@ -248,6 +251,7 @@ def attention_share(
         "layers": list(layout.attention_layers),
         "condition": condition_of(store.provenance),
         "weighing": weighing,
+        "only": list(only),
         "times": times,
     }
     return AttentionShare(values, tokens.astype(np.float32), chosen, entropy, sinks, counts, parts[:, 0], attributes)

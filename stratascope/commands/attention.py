@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -35,9 +36,10 @@ def flow(
 
 @click.command(short_help="What each head adds to the answer.")
 @click.argument("store")
+@options.only
 @options.scheduler
 @options.results
-def attribution(store: str, scheduler: str | None, out: Path | None) -> None:
+def attribution(store: str, only: tuple[str, ...], scheduler: str | None, out: Path | None) -> None:
     """What each head, each block and, through each head, each part of the prompt adds to the difference of the answers' logits.
 
     Needs a store with head_logits, mlp_logits and embedding_logits (--record head_logits); with attention_rows and value_logits (--record
@@ -49,7 +51,7 @@ def attribution(store: str, scheduler: str | None, out: Path | None) -> None:
     """
     from stratascope.workflow.attributing import attribute_and_draw
 
-    click.echo(attribute_and_draw(open_store(store), out or results_folder(store), scheduler=scheduler))
+    click.echo(attribute_and_draw(open_store(store), out or results_folder(store), only=only, scheduler=scheduler))
 
 
 @click.command(short_help="Which method ranks tokens as hiding them does.")
@@ -138,10 +140,11 @@ def explain(store: str, example: str, output: Path, window: tuple[int, ...] | No
     show_default=True,
     help="lift: share in the boxes over their share of cells, 1 for an even map.",
 )
+@options.only
 @options.seed("Seed of folds and intervals.")
 @options.scheduler
 @options.results
-def overlap(store: str, weighing: str, measure: str, seed: int, scheduler: str | None, out: Path | None) -> None:
+def overlap(store: str, out: Path | None, **chosen: Any) -> None:
     """How far each head's look at the image falls on the gold boxes, and whether that predicts a right answer better than their geometry.
 
     \b
@@ -150,16 +153,16 @@ def overlap(store: str, weighing: str, measure: str, seed: int, scheduler: str |
     """
     from stratascope.workflow.overlapping import overlap_and_draw
 
-    folder = out or results_folder(store)
-    click.echo(overlap_and_draw(open_store(store), folder, weighing=weighing, measure=measure, seed=seed, scheduler=scheduler))
+    click.echo(overlap_and_draw(open_store(store), out or results_folder(store), **chosen))
 
 
 @click.command(short_help="Heads ranked by attribution, overlap and probe.")
 @click.argument("store")
 @click.option("--probe", type=click.Path(path_type=Path), help="Result of a probe by head; default: the first one among the results.")
+@options.only
 @options.scheduler
 @options.results
-def heads(store: str, probe: Path | None, scheduler: str | None, out: Path | None) -> None:
+def heads(store: str, probe: Path | None, only: tuple[str, ...], scheduler: str | None, out: Path | None) -> None:
     """Every head by what it carries of the answer, by its look at the boxes and by what a probe reads from it, and how far these agree.
 
     \b
@@ -168,7 +171,7 @@ def heads(store: str, probe: Path | None, scheduler: str | None, out: Path | Non
     """
     from stratascope.workflow.overlapping import rank_and_draw
 
-    click.echo(rank_and_draw(open_store(store), out or results_folder(store), probe=probe, scheduler=scheduler))
+    click.echo(rank_and_draw(open_store(store), out or results_folder(store), probe=probe, only=only, scheduler=scheduler))
 
 
 @click.command(short_help="Where in the vision tower places and relation can be read.")

@@ -13,8 +13,9 @@ from stratascope.commands.terminal import open_store, results_folder
 
 @click.command(short_help="How often the model is right, and how sure it is.")
 @click.argument("store")
+@options.only
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of results; default: STORE-results.")
-def answers(store: str, out: Path | None) -> None:
+def answers(store: str, only: tuple[str, ...], out: Path | None) -> None:
     """How often the model is right and how sure it is, over all and by relation, and each example's answer.
 
     \b
@@ -23,7 +24,7 @@ def answers(store: str, out: Path | None) -> None:
     """
     from stratascope.workflow.attention import save_answers
 
-    click.echo(save_answers(open_store(store), out or results_folder(store)))
+    click.echo(save_answers(open_store(store), out or results_folder(store), only=only))
 
 
 @click.command(short_help="How the final token's attention is divided.")
@@ -35,8 +36,9 @@ def answers(store: str, out: Path | None) -> None:
     show_default=True,
     help="What a look weighs: attention alone, or times the norm of what it carries (needs value_norms).",
 )
+@options.only
 @options.results
-def share(store: str, weighing: str, out: Path | None) -> None:
+def share(store: str, weighing: str, only: tuple[str, ...], out: Path | None) -> None:
     """How the final token's attention is divided between image, caption and the rest, by layer and head.
 
     \b
@@ -45,7 +47,7 @@ def share(store: str, weighing: str, out: Path | None) -> None:
     """
     from stratascope.workflow.attention import share_and_draw
 
-    click.echo(share_and_draw(open_store(store), out or results_folder(store), weighing=weighing))
+    click.echo(share_and_draw(open_store(store), out or results_folder(store), weighing=weighing, only=only))
 
 
 @click.command(short_help="Where the final token's attention comes from.")

@@ -94,6 +94,12 @@ def seed(said: str) -> Callable[[Any], Any]:
     return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help=said)
 
 
+only = click.option(
+    "--only",
+    multiple=True,
+    metavar="COLUMN=VALUE",
+    help="Leave out all other examples: label=1 for true captions, whose relation is the image's. Repeated: any of a column's values.",
+)
 results = click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
 examples = click.option(
     "--examples", callback=examples_asked, metavar="N,M-K,ID", help="Example numbers or ids; default: the first eight that have a map."

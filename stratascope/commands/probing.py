@@ -46,12 +46,7 @@ if TYPE_CHECKING:
     help="Store of the same examples to compare with (--condition blank, --untrained), named after that; may be repeated.",
 )
 @click.option("--values", multiple=True, metavar="NAME=FILE.csv", help="A task of your own: a table with columns id and value.")
-@click.option(
-    "--only",
-    multiple=True,
-    metavar="COLUMN=VALUE",
-    help="Leave out all other examples: label=1 for true captions, whose relation is the image's. Repeated: any of a column's values.",
-)
+@options.only
 @click.option("--by", default="relation", show_default=True, metavar="COLUMN", help="Accuracy for each value of this column, too.")
 @click.option(
     "--measures",

@@ -26,7 +26,7 @@ class ScoreGrid:
     """One row per curve and layer: row (the position or head), layer, metric, value, low, high, low_simultaneous, high_simultaneous,
     chance, found (whether the simultaneous lower bound is above chance)."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """task, metric, level, fingerprint of the store, array."""
+    """task, metric, level, only, fingerprint of the store, array."""
 
     @classmethod
     def of(cls, curves: Sequence[LayerCurve], metric: str | None = None) -> ScoreGrid:
@@ -63,6 +63,7 @@ class ScoreGrid:
         columns = ["row", "layer", "metric", "value", "low", "high", "low_simultaneous", "high_simultaneous", "chance", "found"]
         facts = {"task": tasks[0], "metric": name, "level": level, "critical": bands.critical}
         facts |= {key: attributes.get(key) for key in ("array", "fingerprint", "store", "provenance")}
+        facts["only"] = list(attributes.get("only", ()))
         return cls(table[columns], facts)
 
     def matrix(self, column: str = "value") -> pd.DataFrame:

@@ -15,7 +15,7 @@ from stratascope.probe.cross_validation import METHODS, TOLERANCE
 from stratascope.probe.folds import Folds, grouped_folds
 from stratascope.probe.splits import official_split
 from stratascope.probe.tasks import MINIMUM_COUNT, Task, find_task
-from stratascope.store import ActivationStore
+from stratascope.store import ActivationStore, checked_choice, chosen_examples
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,8 @@ class ProbeSettings:
             if not self.strengths or min(self.strengths) <= 0:
                 raise InvalidInputError(f"expected strengths above 0, found {self.strengths}; give for example (1e-3, 1e-2, 1e-1)")
         object.__setattr__(self, "types", tuple(self.types))
-        object.__setattr__(self, "only", tuple(self.only))
+        object.__setattr__(self, "only", checked_choice(self.only))
         object.__setattr__(self, "split", tuple(self.split))
-        if without := [text for text in self.only if not all(text.partition("="))]:
-            raise InvalidInputError(f"expected what is chosen as COLUMN=VALUE, found {without[0]!r}; give for example label=1")
         if self.method not in METHODS:
             raise InvalidInputError(f"expected a method of {', '.join(METHODS)}, found {self.method!r}")
         if len(self.split) not in (0, 2):
@@ -118,7 +116,7 @@ def plan_position(
     InvalidInputError
         The examples have no column to group by.
     """
-    wanted = wanted_examples(store, _chosen(store, settings.only, examples) if settings.only else examples)
+    wanted = wanted_examples(store, examples, settings.only)
     usable = wanted & store.available(settings.array, position)
     if not usable.any():
         raise NotRecordedError(
@@ -155,26 +153,6 @@ def task_name(task: str, only: Sequence[str]) -> str:
     return f"{name} ({', '.join(text.replace(':', ';') for text in only)}){colon}{control}"
 
 
-def _chosen(store: ActivationStore, only: Sequence[str], examples: Sequence[int] | NDArray[Any] | None) -> NDArray[np.bool_]:
-    """(example,) those of `examples` that have, in each column named, one of the values given for it."""
-    chosen = np.zeros(store.layout.examples, dtype=bool)
-    chosen[slice(None) if examples is None else np.asarray(examples)] = True
-    values: dict[str, list[str]] = {}
-    for text in only:
-        column, _, value = text.partition("=")
-        if column not in store.examples.columns:
-            raise InvalidInputError(f"expected to choose by a column of the examples, found {column!r}; columns are {list(store.examples)}")
-        there = store.examples[column].astype(str)
-        if not (there == value).any():
-            raise InvalidInputError(
-                f"expected to choose by a value of {column}, found {value!r}; it has {', '.join(sorted(set(there))[:8])}"
-            )
-        values.setdefault(column, []).append(value)
-    for column, wanted in values.items():
-        chosen &= store.examples[column].astype(str).isin(wanted).to_numpy()
-    return chosen
-
-
 def _folds(store: ActivationStore, task: Task, groups: NDArray[Any], settings: ProbeSettings) -> Folds:
     if settings.split:
         train, test = settings.split
@@ -203,11 +181,13 @@ def _labels(store: ActivationStore, task: Task, control: str | None, folds: Fold
     return task.codes if task.values is None else task.values
 
 
-def wanted_examples(store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None) -> NDArray[np.bool_]:
-    """(example,) mask of the examples asked for; UnwrittenBlockError where one of them is not written."""
+def wanted_examples(store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None, only: Sequence[str] = ()) -> NDArray[np.bool_]:
+    """(example,) mask of the examples asked for, of these what `only` chooses; UnwrittenBlockError where one of them is not written."""
     count = store.layout.examples
     wanted = np.zeros(count, dtype=bool)
     wanted[slice(None) if examples is None else np.asarray(examples)] = True
+    if only:
+        wanted &= chosen_examples(store, only)
     blocks = np.arange(count) // store.layout.block
     unwritten = np.unique(blocks[wanted & ~store.written[blocks]])
     if len(unwritten):

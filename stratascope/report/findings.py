@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pandas as pd
 
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
 from stratascope.report.blocks import Source
-from stratascope.store import ActivationStore, ResultFile, condition_of, load_result
+from stratascope.store import ActivationStore, ResultFile, choice_of, condition_of, load_result
 
 ENDING = ".zarr.zip"
 
@@ -63,6 +63,11 @@ class Found:
         return str(self.attributes.get("position") or "")
 
     @property
+    def only(self) -> tuple[str, ...]:
+        """COLUMN=VALUE that chose its examples; () for all. A probe's task tells it, too."""
+        return choice_of(self.result.attributes)
+
+    @property
     def identity(self) -> tuple[object, ...]:
         """What it is a result of: of two files with the same one, made twice, the first is enough."""
         own = self.attributes
@@ -107,8 +112,29 @@ class Findings:
     """Files left out because they are of other stores."""
 
     def of(self, kind: str) -> list[Found]:
-        """Results of the store of one kind."""
-        return [found for found in self.own if found.kind == kind]
+        """Results of the store of one kind, those weighed by attention alone first.
+
+        Of all examples where there are such, else of the first part that was chosen; a probe's task tells which examples it is of, so that
+        all of them are here.
+        """
+        found = [f for f in self.own if f.kind == kind]
+        first = min((f.only for f in found if not f.task), default=())
+        weighed = {id(f): f.attributes.get("weighing", f.attributes.get("map", "attention")) != "attention" for f in found}
+        return sorted((f for f in found if f.task or f.only == first), key=lambda f: weighed[id(f)])
+
+    @property
+    def whole(self) -> Findings:
+        """Those of all examples, and the probes'."""
+        return replace(self, own=[f for f in self.own if f.task or not f.only])
+
+    @property
+    def parts(self) -> dict[tuple[str, ...], list[Found]]:
+        """Choice of examples -> results of them alone, but for the probes'."""
+        found: dict[tuple[str, ...], list[Found]] = {}
+        for f in self.own:
+            if f.only and not f.task:
+                found.setdefault(f.only, []).append(f)
+        return found
 
     @cached_property
     def curves(self) -> list[Found]:

@@ -75,7 +75,8 @@ def _measured(store: str, findings: Findings) -> list[str]:
     once = {"answer_confidence": "answers", "attention_share": "share", "box_overlap": "overlap"}
     once |= {"logit_attribution": "attribution", "head_ranking": "heads", "faithfulness": "faithfulness", "entanglement": "entanglement"}
     for kind, command in once.items():
-        lines += [f"stratascope {command} {store}"] if findings.of(kind) else []
+        made = [f for f in findings.own if f.kind == kind]
+        lines += dict.fromkeys(f"stratascope {command} {store}{_chosen(f)}" for f in made)
     for found in findings.of("pointing"):
         lines.append(f"stratascope pointing {store}{' --boxes instances.json' if found.attributes['others'] else ''}")
     for found in (*findings.of("rollout"), *findings.of("flow")):
@@ -86,6 +87,15 @@ def _measured(store: str, findings: Findings) -> list[str]:
         chosen += (f" --form {form}" if form != "raw" else "") + (f" --discard {discard:g}" if discard else "")
         lines.append(f"stratascope {found.kind} {store} --examples {numbers}{chosen}")
     return lines
+
+
+def _chosen(found: Found) -> str:
+    """Options of the command that made a result: what was weighed and measured, and of which examples."""
+    own = found.attributes
+    weighing = own.get("weighing", own.get("map", "attention"))
+    options = "" if weighing == "attention" else f" --weighing {weighing}"
+    options += "" if own.get("measure", "lift") == "lift" else f" --measure {own['measure']}"
+    return options + "".join(f" --only {shlex.quote(text)}" for text in found.only)
 
 
 def _unusual(curve: Found) -> str:

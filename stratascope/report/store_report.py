@@ -10,6 +10,7 @@ from stratascope.report.blocks import Block, Card, Cards, Missing, Prose, Sectio
 from stratascope.report.findings import Findings
 from stratascope.report.headline import asked, headline
 from stratascope.report.page import Page
+from stratascope.report.parts import part_blocks
 from stratascope.report.pointing import pointing_blocks
 from stratascope.report.redo import provenance
 from stratascope.report.sections import attention_blocks, curve_blocks, position_blocks, relation_blocks, remark_blocks
@@ -30,6 +31,7 @@ def report_page(store: ActivationStore, findings: Findings, *, command_name: str
     cards
         Examples, chosen and drawn.
     """
+    given, findings = findings, findings.whole
     layout = store.layout
     name = str(store.provenance.get("model", {}).get("name") or "the model")
     model = "the built-in model" if name == "demo" else name.rstrip("/").rpartition("/")[2]
@@ -48,15 +50,16 @@ def report_page(store: ActivationStore, findings: Findings, *, command_name: str
         Section("Attention, by part of the prompt and by head", attention_blocks(findings, command_name), "attention"),
         Section("What writes the answer", attribution_blocks(findings, command_name, layout.record), "attribution"),
         Section("By relation", relation_blocks(findings, command_name), "relations"),
+        *([Section("Of a part of the examples", parts, "parts")] if (parts := part_blocks(given)) else []),
         Section("Examples", examples, "examples"),
-        Section("How to make this again", provenance(store, findings), "redo"),
+        Section("How to make this again", provenance(store, given), "redo"),
     ]
     return Page(
         title or f"In which layers of {model} {asked(findings)}",
         sections,
         f"{PurePath(store.name).name} · {layout.examples:,} examples · {layout.layers} decoder blocks of {layout.heads} heads · "
         f"condition {condition}",
-        f"Made by Stratascope from {len(findings.own) + len(findings.beside)} results files; the same files give the same page.",
+        f"Made by Stratascope from {len(given.own) + len(given.beside)} results files; the same files give the same page.",
     )
 
 

@@ -13,6 +13,8 @@ _MADE = {
     "condition?": str | None,
 }
 """What readers ask of a store's provenance."""
+_CHOICE = {"only?": list[str]}
+"""Which examples a result is of: COLUMN=VALUE."""
 _PROBED = {**each(str, "task"), **each(str | None, "position fingerprint")}
 _BASELINE = {**each(str, "task?"), **each(str | None, "store? fingerprint? condition?"), **each(int, "layer?")}
 _EVENTS = columns(text="kind candidates", flags="found", ints="layer low high", floats="margin level")
@@ -62,6 +64,7 @@ KINDS = {
             **each(str, "task metric"),
             **each(str | None, "array? fingerprint store"),
             **each(float, "level critical"),
+            **_CHOICE,
             "provenance?": (_MADE, None),
         },
         {"table": columns(text="row metric", ints="layer", floats=f"value {_INTERVAL} chance", flags="found")},
@@ -82,6 +85,7 @@ KINDS = {
         {
             **each(str, "store condition weighing"),
             **each(float, "times"),
+            **_CHOICE,
             "layers": Along("layer", int),
             "parts": Along("part", str),
             "places": Along("place", str),
@@ -119,6 +123,7 @@ KINDS = {
     "box_overlap": Kind(
         {
             **each(str, "store condition map measure"),
+            **_CHOICE,
             "layers": Along("layer", int),
             "heads": Along("head", int),
             "boxes": Along("box", str),
@@ -129,6 +134,7 @@ KINDS = {
     "answer_prediction": Kind(
         {
             **each(str, "store condition map measure box"),
+            **_CHOICE,
             **each(int, "examples right images seed"),
             **each(float, "level"),
             "baseline": each(float, "auroc low high"),
@@ -136,7 +142,7 @@ KINDS = {
         {"auroc": columns(ints="layer head", floats=f"auroc {_INTERVAL} undefined advantage advantage_low advantage_high")},
     ),
     "answer_confidence": Kind(
-        {**each(str, "store condition"), **each(float, "level"), "choices": list[str]},
+        {**each(str, "store condition"), **each(float, "level"), **_CHOICE, "choices": list[str]},
         {
             "confidence": columns(
                 text="relation",
@@ -148,7 +154,13 @@ KINDS = {
         },
     ),
     "logit_attribution": Kind(
-        {**each(str, "store condition"), "choices": tuple[str, str], "layers": Along("layer", int), "parts": Along("part", str)},
+        {
+            **each(str, "store condition"),
+            **_CHOICE,
+            "choices": tuple[str, str],
+            "layers": Along("layer", int),
+            "parts": Along("part", str),
+        },
         {"heads": columns(ints="layer head", floats="mean support carried"), "blocks": columns("layer", ints="layer", floats="carried")},
         {
             "heads": floats("example layer head"),
@@ -164,6 +176,7 @@ KINDS = {
             **each(str | None, "store condition"),
             **each(int, "heads"),
             **each(float, "level"),
+            **_CHOICE,
             "layers": list[int],
             "scores": dict[str, str],
         },

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stratascope.report import draw_attention_share, draw_overlay, new_figure, paper_style, save_figure
-from stratascope.workflow.choosing import MOST_SHOWN, first_examples, those_held
+from stratascope.workflow.choosing import MOST_SHOWN, file_name, first_examples, part_text, those_held, titled
 from stratascope.workflow.pictures import picture, relative_boxes, said
 
 if TYPE_CHECKING:
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 
-def save_answers(store: ActivationStore, folder: Path) -> str:
+def save_answers(store: ActivationStore, folder: Path, *, only: Sequence[str] = ()) -> str:
     """How often the model is right and how sure it is: saved, and said over all relations and for the best and the worst."""
     from stratascope.analysis import answer_confidence
 
-    found = answer_confidence(store)
+    found = answer_confidence(store, only=only)
     folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / "answers.zarr.zip")
+    found.save(folder / f"{file_name('answers', *only)}.zarr.zip")
     rows = found.table[found.table["relation"] != ""].sort_values("accuracy", kind="stable")
     chosen = [found.table.iloc[0]] + ([rows.iloc[-1], rows.iloc[0]] if len(rows) > 1 else [])
     lines = [
@@ -31,27 +31,29 @@ def save_answers(store: ActivationStore, folder: Path) -> str:
         f"of {row['examples']:,}, confidence {row['confidence']:.2f}"
         for row in chosen
     ]
+    if only:
+        lines.insert(0, part_text(store, only, len(found.answers)))
     if found.attributes["condition"].startswith("untrained"):
         lines.insert(0, "of untrained weights, not of the model:")
     return "\n".join([*lines, f"results in {folder}"])
 
 
-def share_and_draw(store: ActivationStore, folder: Path, *, weighing: str = "attention") -> str:
-    """Attention share of all examples, or norm-based: saved, drawn, and said for the block where the image gets most."""
+def share_and_draw(store: ActivationStore, folder: Path, *, weighing: str = "attention", only: Sequence[str] = ()) -> str:
+    """Attention share of all examples or those chosen, or norm-based: saved, drawn, and said for the block where the image gets most."""
     from stratascope.analysis import attention_share
 
-    found = attention_share(store, weighing=weighing)
-    name = "share" if weighing == "attention" else f"share-{weighing}"
+    found = attention_share(store, weighing=weighing, only=only)
+    name = file_name("share", None if weighing == "attention" else weighing, *only)
     folder.mkdir(parents=True, exist_ok=True)
     found.save(folder / f"{name}.zarr.zip")
     figure, (ax,) = new_figure(1, width=4.6, height=2.9)
     with paper_style():
-        draw_attention_share(
-            found.values, found.tokens, found.parts, ax, title="where the final token looks" + (", by norm" if weighing == "norm" else "")
-        )
+        title = "where the final token looks" + (", by norm" if weighing == "norm" else "")
+        draw_attention_share(found.values, found.tokens, found.parts, ax, title=titled(title, only))
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     path = save_figure(figure, folder / f"{name}.png")
-    return f"{share_text(found)}\nfigure {path}\nresults in {folder}"
+    about = f"{part_text(store, only, len(found.examples))}\n" if only else ""
+    return f"{about}{share_text(found)}\nfigure {path}\nresults in {folder}"
 
 
 def share_text(found: AttentionShare) -> str:

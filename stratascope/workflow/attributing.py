@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from stratascope.report import new_figure, paper_style, save_figure
 from stratascope.report.attributions import draw_carried
+from stratascope.store import choice_of
+from stratascope.workflow.choosing import file_name, part_text, titled
 
 if TYPE_CHECKING:
     from stratascope.analysis import LogitAttribution
@@ -18,15 +21,17 @@ SAID = 5
 """Heads that are named."""
 
 
-def attribute_and_draw(store: ActivationStore, folder: Path, *, scheduler: str | None = None) -> str:
+def attribute_and_draw(store: ActivationStore, folder: Path, *, only: Sequence[str] = (), scheduler: str | None = None) -> str:
     """Attribution of the answers' logit difference to heads, blocks and parts of the prompt: saved, drawn, and said."""
     from stratascope.analysis import logit_attribution
 
-    found = logit_attribution(store, scheduler=scheduler)
+    found = logit_attribution(store, only=only, scheduler=scheduler)
     folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / "attribution.zarr.zip")
-    path = draw_attribution(found, folder / "attribution.png")
-    return f"{attribution_text(found)}\nfigure {path}\nresults in {folder}"
+    name = file_name("attribution", *only)
+    found.save(folder / f"{name}.zarr.zip")
+    path = draw_attribution(found, folder / f"{name}.png")
+    about = f"{part_text(store, only, len(found.examples))}\n" if only else ""
+    return f"{about}{attribution_text(found)}\nfigure {path}\nresults in {folder}"
 
 
 def attribution_text(found: LogitAttribution) -> str:
@@ -61,6 +66,6 @@ def draw_attribution(found: LogitAttribution, path: Path) -> Path:
             found.attributes["layers"],
             ax,
             label="share of the difference's variance",
-            title=f"what writes logit({first}) - logit({second})",
+            title=titled(f"what writes logit({first}) - logit({second})", choice_of(found.attributes)),
         )
     return save_figure(figure, path)

@@ -1,19 +1,36 @@
-"""Which examples a command works on where its user names some, one or none."""
+"""Which examples a command works on where its user names some, one or none, and how a part of them is called."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.store import choice_text
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 MOST_SHOWN = 8
 """Examples drawn side by side, and worked on where none are named."""
+
+
+def part_text(store: ActivationStore, only: Sequence[str], count: int) -> str:
+    """A line that says which part of the examples a result is of."""
+    return f"only {choice_text(only)}: {count:,} of {store.layout.examples:,} examples"
+
+
+def titled(title: str, only: Sequence[str]) -> str:
+    """A figure's title with the choice of examples that it is of."""
+    return f"{title} ({choice_text(only)})" if only else title
+
+
+def file_name(*parts: str | None) -> str:
+    """Parts joined by dashes; all but letters, digits, dots and underscores, which some file systems or shells refuse, are dashes, too."""
+    return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts if part)
 
 
 def first_examples(store: ActivationStore, array: str, examples: Sequence[int | str] | None) -> list[int] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,8 @@ from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.report import new_figure, paper_style, save_figure
 from stratascope.report.heatmaps import draw_grid
 from stratascope.report.predictions import draw_overlap, draw_prediction
-from stratascope.store import ResultFile, load_result
+from stratascope.store import ResultFile, choice_of, choice_text, chosen_examples, load_result
+from stratascope.workflow.choosing import file_name, part_text, titled
 
 if TYPE_CHECKING:
     from stratascope.analysis import AnswerPrediction, BoxOverlap, HeadRanking
@@ -29,20 +32,35 @@ MEASURES = {
 
 
 def overlap_and_draw(
-    store: ActivationStore, folder: Path, *, weighing: str = "attention", measure: Any = "lift", seed: int = 0, scheduler: str | None = None
+    store: ActivationStore,
+    folder: Path,
+    *,
+    weighing: str = "attention",
+    measure: Any = "lift",
+    only: Sequence[str] = (),
+    seed: int = 0,
+    scheduler: str | None = None,
 ) -> str:
-    """Overlap of every head's look at the image with the boxes, and whether it predicts a right answer: saved, drawn, and said."""
-    from stratascope.analysis import answer_prediction, attention_overlap
+    """Overlap of every head's look at the image with the boxes, and whether it predicts a right answer: saved, drawn, and said.
 
-    found = attention_overlap(store, weighing=weighing, measure=measure, scheduler=scheduler)
+    Raises
+    ------
+    NotRecordedError
+        If none of the examples has both boxes.
+    """
+    from stratascope.analysis import answer_prediction, attention_overlap
+    from stratascope.analysis.overlap import known_boxes
+
+    found = attention_overlap(store, weighing=weighing, measure=measure, only=only, scheduler=scheduler)
+    known = int(known_boxes(found, "both").sum())
     folder.mkdir(parents=True, exist_ok=True)
-    suffix = "" if weighing == "attention" else f"-{weighing}"
-    found.save(folder / f"overlap{suffix}.zarr.zip")
+    which = (None if weighing == "attention" else weighing, *only)
+    found.save(folder / f"{file_name('overlap', *which)}.zarr.zip")
     means = found.mean("both")
     layer, head = np.unravel_index(int(np.nanargmax(means)), means.shape)
     where = f"block {found.attributes['layers'][int(layer)]} head {int(head)}"
-    known = int(np.isfinite(found.values[..., 2]).any((1, 2)).sum())
-    lines = [
+    lines = [part_text(store, only, len(found.examples))] if only else []
+    lines += [
         f"{weighing} on the boxes of subject and object, {known} of {len(found.examples)} examples have both; {measure} averages "
         f"{np.nanmean(means):.2f} over heads, most in {where}: {means[layer, head]:.2f}"
     ]
@@ -52,9 +70,9 @@ def overlap_and_draw(
     except TooFewExamplesError as error:
         lines.append(f"not asked whether it predicts a right answer: {error}")
     if prediction is not None:
-        prediction.save(folder / f"prediction{suffix}.zarr.zip")
+        prediction.save(folder / f"{file_name('prediction', *which)}.zarr.zip")
         lines.append(prediction_text(prediction))
-    path = draw_overlaps(found, prediction, folder / f"overlap{suffix}.png")
+    path = draw_overlaps(found, prediction, folder / f"{file_name('overlap', *which)}.png")
     return "\n".join([*lines, f"figure {path}", f"results in {folder}"])
 
 
@@ -81,10 +99,14 @@ def draw_overlaps(found: BoxOverlap, prediction: AnswerPrediction | None, path: 
         draw_overlap(means, layers, axes[1], label=MEASURES[measure], even=EVEN.get(measure))
         if prediction is not None:
             draw_prediction(prediction.table, prediction.baseline, axes[2])
+        if only := choice_of(found.attributes):
+            figure.suptitle(f"only {choice_text(only)}")
     return save_figure(figure, path)
 
 
-def rank_and_draw(store: ActivationStore, folder: Path, *, probe: Path | None = None, scheduler: str | None = None) -> str:
+def rank_and_draw(
+    store: ActivationStore, folder: Path, *, probe: Path | None = None, only: Sequence[str] = (), scheduler: str | None = None
+) -> str:
     """Heads ranked by attribution, overlap and probe, as far as store and results give them: saved, drawn, and said.
 
     Raises
@@ -98,34 +120,39 @@ def rank_and_draw(store: ActivationStore, folder: Path, *, probe: Path | None = 
     lacking = []
     attribution, overlap = None, None
     try:
-        attribution = logit_attribution(store, by_part=False)
+        attribution = logit_attribution(store, only=only, by_part=False)
     except NotRecordedError as error:
         lacking.append(f"no attribution: {error}")
     try:
-        overlap = attention_overlap(store, measure="lift", scheduler=scheduler)
+        overlap = attention_overlap(store, measure="lift", only=only, scheduler=scheduler)
     except NotRecordedError as error:
         lacking.append(f"no overlap: {error}")
-    result = load_result(probe) if probe else head_probe_of(folder, store)
+    result = load_result(probe) if probe else head_probe_of(folder, store, only)
     if result is None:
-        lacking.append("no probe by head: run `stratascope probe STORE --array head_outputs` first, or give its result with --probe")
+        chosen = "".join(f" --only {shlex.quote(text)}" for text in only)
+        lacking.append(
+            f"no probe by head: run `stratascope probe STORE --array head_outputs{chosen}` first, or give its result with --probe"
+        )
     if attribution is None and overlap is None and result is None:
         raise InvalidInputError(f"expected at least one score of heads, found none: {'; '.join(lacking)}")
     found = rank_heads(attribution, overlap, result)
     folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / "heads.zarr.zip")
-    path = draw_ranking(found, folder / "heads.png")
-    return "\n".join([ranking_text(found), *lacking, f"figure {path}", f"results in {folder}"])
+    name = file_name("heads", *only)
+    found.save(folder / f"{name}.zarr.zip")
+    path = draw_ranking(found, folder / f"{name}.png")
+    about = [part_text(store, only, int(chosen_examples(store, only).sum()))] if only else []
+    return "\n".join([*about, ranking_text(found), *lacking, f"figure {path}", f"results in {folder}"])
 
 
-def head_probe_of(folder: Path, store: ActivationStore) -> ResultFile | None:
-    """The first result in a folder that holds a probe of this store by head."""
+def head_probe_of(folder: Path, store: ActivationStore, only: Sequence[str] = ()) -> ResultFile | None:
+    """The first result in a folder that holds a probe of this store and these examples by head."""
     from stratascope.analysis.ranking import probe_grid
 
     for path in sorted(folder.glob("*.zarr.zip")):
         result = load_result(path)
         about = result.attributes
         own = (about.get("fingerprint"), about.get("store"), about.get("settings", {}).get("fingerprint"))
-        if about.get("array") == "head_outputs" and store.fingerprint() in own:
+        if about.get("array") == "head_outputs" and store.fingerprint() in own and set(choice_of(about)) == set(only):
             try:
                 probe_grid(result)
             except InvalidInputError:
@@ -167,6 +194,6 @@ def draw_ranking(found: HeadRanking, path: Path) -> Path:
                 row_label="decoder block",
                 column_label="head",
                 diverging=signed,
-                title=name,
+                title=titled(name, choice_of(found.attributes)),
             )
     return save_figure(figure, path)

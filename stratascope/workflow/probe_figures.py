@@ -11,8 +11,9 @@ import pandas as pd
 from stratascope.report import draw_layer_curves, new_figure, paper_style, save_figure
 from stratascope.report.panels import TEXT_WIDTH, draw_curve_panel, draw_value_panel, label_outside, panel_figure, span_of
 from stratascope.report.score_grids import draw_confusion, draw_places, draw_score_grid, draw_transfer
+from stratascope.workflow.choosing import file_name
 from stratascope.workflow.probe_advantages import advantages
-from stratascope.workflow.probe_files import file_name, save_table, shown_metric
+from stratascope.workflow.probe_files import save_table, shown_metric
 
 if TYPE_CHECKING:
     from stratascope.probe import LayerCurve

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratascope.store.durable import write_with
+from stratascope.workflow.choosing import file_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,11 +15,6 @@ if TYPE_CHECKING:
 
     from stratascope.probe import Advantage, LayerCurve
     from stratascope.store import ActivationStore
-
-
-def file_name(*parts: str | None) -> str:
-    """Parts joined by dashes; all but letters, digits, dots and underscores, which some file systems or shells refuse, are dashes, too."""
-    return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts if part)
 
 
 def save_curve(curve: LayerCurve, folder: Path, suffix: str = "") -> Path:

@@ -31,7 +31,7 @@ def write_report(store: ActivationStore, results: Sequence[str | Path], out: Pat
         The store as it was named in the command.
     """
     findings = gather(store, results, where=where)
-    page = report_page(store, findings, command_name=str(where), title=title, cards=example_cards(store, findings))
+    page = report_page(store, findings, command_name=str(where), title=title, cards=example_cards(store, findings.whole))
     path = page.write(out)
     count = len(findings.own) + len(findings.beside)
     return f"report {path}: {count} results files, {path.stat().st_size / 1e6:.2f} MB, one file that needs nothing else"

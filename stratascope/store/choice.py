@@ -1,0 +1,72 @@
+"""Which examples have the values that were chosen: COLUMN=VALUE, with the same meaning for every analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stratascope.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from stratascope.store.reader import ActivationStore
+
+
+def checked_choice(only: Sequence[str]) -> tuple[str, ...]:
+    """`only` as it was given, COLUMN=VALUE each; InvalidInputError for anything else."""
+    if isinstance(only, str):
+        raise InvalidInputError(f"expected a list of what is chosen, found the text {only!r}; give for example only=({only!r},)")
+    if without := [text for text in only if not all(text.partition("="))]:
+        raise InvalidInputError(f"expected what is chosen as COLUMN=VALUE, found {without[0]!r}; give for example label=1")
+    return tuple(only)
+
+
+def chosen_examples(store: ActivationStore, only: Sequence[str]) -> NDArray[np.bool_]:
+    """Examples that have, in each column named, one of the values given for it.
+
+    Parameters
+    ----------
+    only
+        COLUMN=VALUE; several values of one column: any of them. None for all examples.
+
+    Returns
+    -------
+    numpy.ndarray
+        (example,) bool.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such column, no example has a value, or none has one of every column.
+    """
+    chosen = np.ones(store.layout.examples, dtype=bool)
+    values: dict[str, list[str]] = {}
+    for text in checked_choice(only):
+        column, _, value = text.partition("=")
+        if column not in store.examples.columns:
+            raise InvalidInputError(f"expected to choose by a column of the examples, found {column!r}; columns are {list(store.examples)}")
+        there = store.examples[column].astype(str)
+        if not (there == value).any():
+            raise InvalidInputError(
+                f"expected to choose by a value of {column}, found {value!r}; it has {', '.join(sorted(set(there))[:8])}"
+            )
+        values.setdefault(column, []).append(value)
+    for column, wanted in values.items():
+        chosen &= store.examples[column].astype(str).isin(wanted).to_numpy()
+    if not chosen.any():
+        raise InvalidInputError(f"expected examples of {choice_text(only)}, found none that has all of these; choose fewer")
+    return chosen
+
+
+def choice_of(attributes: Mapping[str, Any]) -> tuple[str, ...]:
+    """The choice that a result was made of, from its attributes; () for all examples. A curve says it among its settings."""
+    settings = attributes.get("settings")
+    own = attributes.get("only", settings.get("only", ()) if isinstance(settings, Mapping) else ())
+    return tuple(map(str, own or ()))
+
+
+def choice_text(only: Sequence[str]) -> str:
+    """`only` in a line: `relation=above, label=1`; "" where all examples take part."""
+    return ", ".join(only)
