@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stratascope.demo.stages import LAYERS, Stages, digest
 from stratascope.errors import TooFewExamplesError
 
 if TYPE_CHECKING:
@@ -18,12 +19,19 @@ SHUFFLED = "truth:shuffled"
 KNOCKOUTS = 32
 """Scenes whose knockouts are measured: each takes as long as some twenty plain passes."""
 FEWEST_SCENES = 160
+CONDITIONS = ("original", "blank")
+TOLD = ("truth-final", "truth-final-blank", "truth-shuffled-final")
+"""Curves that the demo's last sentences speak of."""
+KEPT = ": finished before, kept"
 
 
 def run_demo(
     out: Path, *, scenes: int = 512, seed: int = 0, progress: bool = False, say: Callable[[str], object] = lambda text: None
 ) -> str:
-    """Generate scenes, extract them as they are and with blank images, probe, roll out, draw; go on where it stopped.
+    """Generate scenes, extract them as they are and with blank images, probe, roll out, draw.
+
+    Goes on where it stopped: what is finished and as it was made is kept. Results of other stores, made before these were extracted anew,
+    are moved out of the way.
 
     Parameters
     ----------
@@ -36,7 +44,7 @@ def run_demo(
     progress
         Show progress bars.
     say
-        Told each step as it begins.
+        Told each step as it begins, and whether it was finished before.
 
     Returns
     -------
@@ -49,45 +57,114 @@ def run_demo(
         If the `extract` extra is not installed.
     TooFewExamplesError
         If there are too few scenes to probe.
+    InvalidInputError
+        If the folder was filled with other settings, or by something else.
     """
     from stratascope.datasets.scenes import write_scenes
-    from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction
     from stratascope.extract.extraction import require_extract_extra
+    from stratascope.probe import LayerCurve
+
+    require_extract_extra(load=False)
+    if scenes < FEWEST_SCENES:
+        raise TooFewExamplesError(f"expected at least {FEWEST_SCENES} scenes, so that relations can be probed, found {scenes}")
+    stages, drawn, results = Stages(out, {"scenes": scenes, "seed": seed}), out / "scenes", out / "results"
+
+    def step(text: str, folder: Path, parts: Mapping[str, Callable[[], object]], made_of: Callable[[str], Any]) -> None:
+        kept = all(stages.kept(name, made_of(name)) for name in parts)
+        say(f"{text}{KEPT if kept else ''}")
+        for name, make in parts.items():
+            stages.make(name, made_of(name), folder, make)
+
+    drawing = {"scenes": lambda: write_scenes(drawn, scenes, seed=seed)}
+    step(f"1/5 drawing {scenes} scenes in {drawn}", drawn, drawing, lambda _: [scenes, seed])
+    again = f"stratascope demo --out . --scenes {scenes} --seed {seed}"
+    before = {condition: stages.noted(condition) for condition in CONDITIONS}
+    stores = {condition: _extracted(stages, condition, f"{k + 2}/5", again, progress, say) for k, condition in enumerate(CONDITIONS)}
+    prints = {condition: store.fingerprint() for condition, store in stores.items()}
+    if None not in before.values() and before != prints and results.exists():
+        aside = next(path for k in range(1000) if not (path := out / f"results-before-{k + 1}").exists())
+        results.rename(aside)
+        stages.leave(results)
+        say(f"{results} was made from other stores: moved to {aside}")
+    step(
+        "4/5 probing every layer",
+        results,
+        {"probes": lambda: _save_curves(stores["original"], stores["blank"], results, seed, progress)},
+        lambda _: prints,
+    )
+    step(
+        "5/5 answers, attention, attribution, faithfulness and report",
+        results,
+        _analyses(stores["original"], out, seed),
+        # a report is of whatever results there are
+        lambda name: [prints, {p.name: digest(p) for p in sorted(results.glob("*.zarr.zip"))} if name == "report" else None],
+    )
+    stages.finish()
+    where = (
+        f"All of it on one page: {results / 'report.html'}\n"
+        f"Everything is in {out}: stores original.zarr and blank.zarr, results/ with the curves (*.zarr.zip) and figures (*.png)."
+    )
+    told = {name: LayerCurve.load(results / f"probe-{name}.zarr.zip") for name in TOLD}
+    return f"{_sentences(stores['original'], told)}\n\n{where}"
+
+
+def _extracted(stages: Stages, condition: str, step: str, command: str, progress: bool, say: Callable[[str], object]) -> ActivationStore:
+    """The store of a condition: as it was finished before, or extracted now."""
+    from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction
     from stratascope.extract.settings import RECORDS
     from stratascope.store import ActivationStore
+
+    out = stages.out
+    path = out / f"{condition}.zarr"
+    if path.exists() and (known := stages.noted(condition)):
+        store = ActivationStore.open(path)
+        if store.complete and store.fingerprint() == known:
+            stages.note(condition, known)
+            say(f"{step} extracting into {path}{KEPT}")
+            return store
+    say(f"{step} extracting into {path}")
+    settings = ExtractionSettings(
+        model="demo",
+        examples=(out / "scenes" / "scenes.jsonl",),
+        images=out / "scenes" / "images",
+        boxes=out / "scenes" / "instances.json",
+        condition=condition,
+        # all there is, so that every command has something to work on
+        record=RECORDS if condition == "original" else ("residual",),
+        knockouts=KNOCKOUTS,
+    )
+    run_extraction(plan_extraction(settings), path, progress=progress, command=command)
+    store = ActivationStore.open(path)
+    stages.note(condition, store.fingerprint())
+    return store
+
+
+def _analyses(store: ActivationStore, out: Path, seed: int) -> dict[str, Callable[[], object]]:
+    """What is computed of the attention and the answers, by name; the report last."""
     from stratascope.workflow.attention import roll_and_draw, save_answers, share_and_draw
     from stratascope.workflow.attributing import attribute_and_draw
     from stratascope.workflow.believing import compare_and_draw, point_and_draw
     from stratascope.workflow.overlapping import overlap_and_draw
-    from stratascope.workflow.probing import save_accuracy_by, save_advantage, save_curve
     from stratascope.workflow.reporting import write_report
 
-    require_extract_extra()
-    if scenes < FEWEST_SCENES:
-        raise TooFewExamplesError(f"expected at least {FEWEST_SCENES} scenes, so that relations can be probed, found {scenes}")
-    out.mkdir(parents=True, exist_ok=True)
-    say(f"1/5 drawing {scenes} scenes in {out / 'scenes'}")
-    rows = write_scenes(out / "scenes", scenes, seed=seed)
-    stores = {}
-    for number, condition in ((2, "original"), (3, "blank")):
-        path = out / f"{condition}.zarr"
-        say(f"{number}/5 extracting into {path}")
-        settings = ExtractionSettings(
-            model="demo",
-            examples=(rows,),
-            images=out / "scenes" / "images",
-            boxes=out / "scenes" / "instances.json",
-            condition=condition,
-            # all there is, so that every command has something to work on
-            record=RECORDS if condition == "original" else ("residual",),
-            knockouts=KNOCKOUTS,
-        )
-        again = f"stratascope demo --out . --scenes {scenes} --seed {seed}"
-        run_extraction(plan_extraction(settings), path, progress=progress, command=again)
-        stores[condition] = ActivationStore.open(path)
-    original, results = stores["original"], out / "results"
-    say("4/5 probing every layer")
-    curves = _probe(original, stores["blank"], seed, progress)
+    results = out / "results"
+    return {
+        "answers": lambda: save_answers(store, results),
+        "share": lambda: share_and_draw(store, results),
+        "rollout": lambda: roll_and_draw(store, results, examples=None, window=None),
+        "overlap": lambda: overlap_and_draw(store, results),
+        "attribution": lambda: attribute_and_draw(store, results),
+        "faithfulness": lambda: compare_and_draw(store, results, seed=seed),
+        "pointing": lambda: point_and_draw(store, results, boxes=out / "scenes" / "instances.json", seed=seed),
+        "report": lambda: write_report(store, [results], results / "report.html", where=out / "original.zarr"),
+    }
+
+
+def _save_curves(original: ActivationStore, blank: ActivationStore, results: Path, seed: int, progress: bool) -> None:
+    """Curves, what they are above their baselines, accuracy by relation, and figures."""
+    from stratascope.workflow.probing import save_accuracy_by, save_advantage, save_curve
+
+    curves = _probe(original, blank, results / LAYERS, seed, progress)
     for name, curve in curves.items():
         save_curve(curve, results, "blank" if name.endswith("blank") else "")
     for name, control in (
@@ -99,27 +176,13 @@ def run_demo(
     for position in ("final", "object", "subject"):
         save_accuracy_by(curves[f"truth-{position}"], original, "relation", results)
     _draw(curves, results)
-    say("5/5 answers, attention, attribution, faithfulness and report")
-    save_answers(original, results)
-    share_and_draw(original, results)
-    roll_and_draw(original, results, examples=None, window=None)
-    overlap_and_draw(original, results)
-    attribute_and_draw(original, results)
-    compare_and_draw(original, results, seed=seed)
-    point_and_draw(original, results, boxes=out / "scenes" / "instances.json", seed=seed)
-    write_report(original, [results], results / "report.html", where=out / "original.zarr")
-    where = (
-        f"All of it on one page: {results / 'report.html'}\n"
-        f"Everything is in {out}: stores original.zarr and blank.zarr, results/ with the curves (*.zarr.zip) and figures (*.png)."
-    )
-    return f"{_sentences(original, curves)}\n\n{where}"
 
 
-def _probe(original: ActivationStore, blank: ActivationStore, seed: int, progress: bool) -> dict[str, LayerCurve]:
-    """Curves by name: task-position, with `-blank` for those of the store with blank images."""
+def _probe(original: ActivationStore, blank: ActivationStore, layers: Path, seed: int, progress: bool) -> dict[str, LayerCurve]:
+    """Curves by name: task-position, with `-blank` for those of the store with blank images; finished layers are kept in `layers`."""
     from stratascope.probe import probe_study
 
-    options: dict[str, Any] = {"seed": seed, "scheduler": "threads", "progress": progress}
+    options: dict[str, Any] = {"seed": seed, "scheduler": "threads", "progress": progress, "output": layers}
     found = probe_study(original, ("truth", SHUFFLED, "relation"), ("final", "subject", "object"), **options)
     curves = {f"{curve.task}-{curve.position}": curve for curve in found}
     for curve in probe_study(blank, ("truth", "relation"), ("final",), **options):
@@ -148,7 +211,7 @@ def _sentences(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
     """What the truth curve shows, with the model's own accuracy beside it, in two sentences."""
     from stratascope.analysis.answers import answers_right
 
-    truth, blank, shuffled = (curves[name].rows("accuracy") for name in ("truth-final", "truth-final-blank", f"{SHUFFLED}-final"))
+    truth, blank, shuffled = (curves[name].rows("accuracy") for name in TOLD)
     right = answers_right(store, np.arange(store.layout.examples)).mean()
     start = truth["value"].iloc[0]
     best = truth.iloc[int(truth["value"].to_numpy().argmax())]
