@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 def demo(out: Path, scenes: int, seed: int) -> None:
     """The whole way on generated scenes with the built-in model: scenes, store, probes, rollout, figures.
 
+    The same command goes on where it stopped, and makes again only what is missing or was changed.
+
     \b
     Example:
       stratascope demo --out demo

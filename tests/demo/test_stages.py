@@ -15,6 +15,7 @@ from stratascope.demo.stages import Stages
 from stratascope.errors import InvalidInputError
 
 SETTINGS = {"scenes": 160, "seed": 0}
+OUTSIDE = {"settings": SETTINGS, "stages": {"a": {"of": ["0", 1], "files": {"../mine.png": ""}}}}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -78,7 +79,8 @@ def test_layers_may_be_deleted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"settings": 1, "stages": {}}', '{"settings": {}, "stages": {"a": 1}}', '{"stages": {}}']
+    "content",
+    ["", "[]", "{}", '{"settings": 1, "stages": {}}', '{"settings": {}, "stages": {"a": 1}}', '{"stages": {}}', json.dumps(OUTSIDE)],
 )
 def test_a_list_of_stages_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "demo.json").write_text(content)
@@ -114,9 +116,7 @@ def test_run_again_only_what_is_missing_or_changed_is_made(demo: Path, tmp_path:
     assert set(after) == set(before)
 
 
-def test_results_of_stores_that_were_made_anew_are_moved_out_of_the_way(
-    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_of_other_stores_are_moved_out_of_the_way(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "demo"
     shutil.copytree(demo, out)
     known = json.loads((out / "demo.json").read_text())
