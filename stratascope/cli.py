@@ -64,7 +64,7 @@ class Commands(click.Group):
         except (StratascopeError, OSError) as error:
             if debug:
                 raise
-            _say(str(error))
+            _say(error.message if isinstance(error, StratascopeError) else str(error))
             ctx.exit(2)
         except Exception as error:
             if debug:

@@ -17,7 +17,29 @@ __all__ = [
 
 
 class StratascopeError(Exception):
-    """Anything that Stratascope refuses or cannot do."""
+    """Anything that Stratascope refuses or cannot do.
+
+    Attributes
+    ----------
+    in_python
+        What to do next in Python, where the message itself names options of the command line; `str` of the error adds it, the command line
+        does not show it.
+    """
+
+    in_python: str = ""
+
+    def __init__(self, *args: object, in_python: str = "") -> None:
+        super().__init__(*args)
+        if in_python:
+            self.in_python = in_python
+
+    @property
+    def message(self) -> str:
+        """What the command line shows."""
+        return " ".join(map(str, self.args))
+
+    def __str__(self) -> str:
+        return f"{self.message}; in Python {self.in_python}" if self.in_python else self.message
 
 
 class InvalidInputError(StratascopeError, ValueError):
@@ -46,9 +68,6 @@ class ProvenanceMismatchError(StoreError):
 
 class NotRecordedError(StratascopeError, KeyError):
     """The store does not hold what was asked for: an array, a layer, a position, an example."""
-
-    def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
 
 
 class UnwrittenBlockError(NotRecordedError):

@@ -15,6 +15,7 @@ from stratascope.analysis.blockwise import held_examples
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report.notebook import Shown, Summary
 from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
+from stratascope.store.selection import listing
 
 RESULT_KIND = "answer_confidence"
 
@@ -66,13 +67,13 @@ def right_choices(store: ActivationStore, examples: NDArray[np.int64]) -> NDArra
     answers = store.provenance.get("prompt", {}).get("answers")
     if not answers or any(answer not in store.layout.choices for answer in answers):
         raise NotRecordedError(
-            f"expected a prompt whose right answer follows from the label, found choices {', '.join(store.layout.choices)} and answers "
-            f"{answers}; extract with --prompt true-false, or examples that are questions with choices"
+            f"expected a prompt whose right answer follows from the label, found the choices {', '.join(store.layout.choices)} and answers "
+            f"{', '.join(answers or ()) or 'of none'}; extract with --prompt true-false, or examples that are questions with choices"
         )
     by_label = np.array([store.layout.choices.index(answer) for answer in answers])
     labels = store.examples["label"].to_numpy()[examples]
     if not np.isin(labels, np.arange(len(answers))).all():
-        raise InvalidInputError(f"expected labels from 0 to {len(answers) - 1}, found {np.unique(labels)[:5].tolist()}")
+        raise InvalidInputError(f"expected labels from 0 to {len(answers) - 1}, found {listing(np.unique(labels)[:5].tolist())}")
     return np.asarray(by_label[labels])
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore
+from stratascope.store.selection import listing
 
 Window = tuple[int, int]
 """Half-open range (first, last) of blocks."""
@@ -69,7 +70,8 @@ def checked_window(window: Window | None, layers: int) -> Window:
     first, last = (0, layers) if window is None else window
     if not 0 <= first < last <= layers:
         raise InvalidInputError(
-            f"expected a window of blocks within 0-{layers - 1}, found {first}-{last - 1} (the half-open range {window})"
+            f"expected a window of blocks within 0-{layers - 1}, found {first}-{last - 1}; give another (--window)",
+            in_python=f"window={window} is half-open",
         )
     return int(first), int(last)
 
@@ -100,6 +102,6 @@ def require_maps(store: ActivationStore, method: str, tower: str = "decoder") ->
         )
     if layout.attention_layers != tuple(range(layout.layers)):
         raise NotRecordedError(
-            f"expected the maps of all {layout.layers} blocks, found those of {list(layout.attention_layers)}: a {method} "
+            f"expected the maps of all {layout.layers} blocks, found those of {listing(layout.attention_layers)}: a {method} "
             "through a gap would be wrong; copy the store again with all layers"
         )

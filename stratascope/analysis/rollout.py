@@ -131,7 +131,7 @@ def _from_the_top(step: Step, first: int, last: int, tokens: int, form: Form, si
 def _step(maps: Floats, form: Form, sinks: Sequence[int], discard: float) -> Step:
     _check_sinks(form, sinks, maps.shape[-1])
     if not 0 <= discard < 1:
-        raise InvalidInputError(f"expected a discard ratio of at least 0 and below 1, found {discard}")
+        raise InvalidInputError(f"expected a discard ratio of at least 0 and below 1, found {discard:g}; give another (--discard)")
 
     def plain(above: Floats, layer: int) -> Floats:
         check_layer(maps, layer)

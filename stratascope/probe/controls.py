@@ -61,7 +61,10 @@ def control_labels(
     """
     unknown = [t for t in types if t not in examples.columns]
     if unknown or not types:
-        raise InvalidInputError(f"control task: expected types among the columns {list(examples.columns)}, found {unknown or 'none'}")
+        raise InvalidInputError(
+            f"control task: expected types among the columns {', '.join(map(str, examples.columns))}, found "
+            f"{', '.join(unknown) or 'none'}; give some of them (--types)"
+        )
     number = examples.groupby(list(types), sort=True, dropna=False).ngroup().to_numpy()
     used = codes >= 0
     share = recurring_share(number[used], folds.of[used])

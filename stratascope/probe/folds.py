@@ -55,6 +55,7 @@ def grouped_folds(
     folds: int = 5,
     seed: int = 0,
     class_names: tuple[str, ...] | None = None,
+    by: str = "image",
 ) -> Folds:
     """Divide groups of examples into folds of equal size, each with the same share of every class where groups allow it.
 
@@ -73,6 +74,8 @@ def grouped_folds(
         Of the order among groups of one size.
     class_names
         What messages call the classes.
+    by
+        What messages call that in which a group is alike.
 
     Raises
     ------
@@ -84,12 +87,12 @@ def grouped_folds(
     number = number_groups(groups)
     codes = np.zeros(len(number), dtype=np.intp) if classes is None else np.asarray(classes, dtype=np.intp)
     if folds < 2:
-        raise InvalidInputError(f"expected at least 2 folds, found {folds}; 5 are usual")
+        raise InvalidInputError(f"expected at least 2 folds, found {folds}; give more (--folds 5)")
     if len(codes) != len(number):
         raise InvalidInputError(f"expected one class for each of {len(number)} examples, found {len(codes)}")
     used = codes >= 0
     names = class_names or tuple(str(c) for c in range(int(codes.max(initial=0)) + 1))
-    _refuse_too_few(number[used], codes[used], folds, names)
+    _refuse_too_few(number[used], codes[used], folds, names, by)
 
     table = np.zeros((number.max() + 1, int(codes.max()) + 1))
     np.add.at(table, (number[used], codes[used]), 1)
@@ -117,16 +120,17 @@ def _fewer(folds: int) -> str:
     return f" (--folds {folds})" if folds >= FEWEST_FOLDS else ""
 
 
-def _refuse_too_few(number: NDArray[np.intp], codes: NDArray[np.intp], folds: int, names: tuple[str, ...]) -> None:
+def _refuse_too_few(number: NDArray[np.intp], codes: NDArray[np.intp], folds: int, names: tuple[str, ...], by: str) -> None:
     if len(codes) < MINIMUM_PER_FOLD * folds:
         raise TooFewExamplesError(
             f"expected at least {MINIMUM_PER_FOLD * folds} examples for {folds} folds ({MINIMUM_PER_FOLD} a fold), found {len(codes)}; "
             f"extract more examples, or give fewer folds{_fewer(len(codes) // MINIMUM_PER_FOLD)}"
         )
+    more = "extract more images" if by == "image" else "group by another column (--groups)"
     if len(np.unique(number)) < folds:
         raise TooFewExamplesError(
-            f"expected at least {folds} groups for {folds} folds, found {len(np.unique(number))}; "
-            "examples of one image stay together, so more images are needed"
+            f"expected at least {folds} groups for {folds} folds, found {len(np.unique(number))}: examples of one {by} stay together; "
+            f"{more}, or give fewer folds{_fewer(len(np.unique(number)))}"
         )
     present = np.unique(codes)
     if len(present) < 2 and len(names) > 1:
@@ -138,6 +142,6 @@ def _refuse_too_few(number: NDArray[np.intp], codes: NDArray[np.intp], folds: in
         listed = ", ".join(f"{names[c]} in {per_class[c]}" for c in rare[:8])
         most = int(max(np.count_nonzero(codes == c) for c in rare))
         raise TooFewExamplesError(
-            f"expected every class in at least {folds} groups (one a fold), found {listed}{' and others' if len(rare) > 8 else ''}; "
-            f"leave them out by --minimum {most + 1}, extract them on more images, or give fewer folds (--folds)"
+            f"expected every class in at least {folds} groups (one a fold; examples of one {by} stay together), found {listed}"
+            f"{' and others' if len(rare) > 8 else ''}; leave them out by --minimum {most + 1}, {more}, or give fewer folds (--folds)"
         )

@@ -54,7 +54,11 @@ class ProbeSettings:
         if self.strengths is not None:
             object.__setattr__(self, "strengths", tuple(sorted(float(c) for c in self.strengths)))
             if not self.strengths or min(self.strengths) <= 0:
-                raise InvalidInputError(f"expected strengths above 0, found {self.strengths}; give for example (1e-3, 1e-2, 1e-1)")
+                found = ", ".join(f"{c:g}" for c in self.strengths) or "none"
+                raise InvalidInputError(
+                    f"expected strengths above 0, found {found}; give others (--strengths 1e-3,1e-2,1e-1)",
+                    in_python="strengths=(1e-3, 1e-2, 1e-1)",
+                )
         object.__setattr__(self, "types", tuple(self.types))
         object.__setattr__(self, "only", checked_choice(self.only))
         object.__setattr__(self, "split", tuple(self.split))
@@ -62,8 +66,8 @@ class ProbeSettings:
             raise InvalidInputError(f"expected a method of {', '.join(METHODS)}, found {self.method!r}")
         if len(self.split) not in (0, 2):
             raise InvalidInputError(
-                f"expected the names of a training and a test split, found {', '.join(self.split)}; give two (--split train,test; "
-                "in Python split=('train', 'test'))"
+                f"expected the names of a training and a test split, found {', '.join(self.split)}; give two (--split train,test)",
+                in_python="split=('train', 'test')",
             )
         if not 0 < self.level < 1:
             raise InvalidInputError(f"expected a level between 0 and 1, found {self.level}; give 0.95")
@@ -121,11 +125,13 @@ def plan_position(
     if not usable.any():
         raise NotRecordedError(
             f"expected examples with {settings.array} at position {position!r}, found none recorded; "
-            f"this store has positions {', '.join((*store.layout.positions, *store.layout.vision_positions))}; choose one of them"
+            f"this store has positions {', '.join((*store.layout.positions, *store.layout.vision_positions))}; "
+            "choose one of them (--positions)"
         )
     if settings.groups not in store.examples.columns:
         raise InvalidInputError(
-            f"expected a column of the examples to group by, found {settings.groups!r}; columns are {list(store.examples)}"
+            f"expected a column of the examples to group by, found {settings.groups!r}; columns are {', '.join(map(str, store.examples))}; "
+            "give one of them (--groups)"
         )
     groups = store.examples[settings.groups].to_numpy(dtype=str)
     tasks_of: dict[str, Task] = {}
@@ -166,7 +172,7 @@ def _folds(store: ActivationStore, task: Task, groups: NDArray[Any], settings: P
             seed=settings.seed,
             class_names=task.classes or None,
         )
-    return grouped_folds(groups, task.codes, folds=settings.folds, seed=settings.seed, class_names=task.classes or None)
+    return grouped_folds(groups, task.codes, folds=settings.folds, seed=settings.seed, class_names=task.classes or None, by=settings.groups)
 
 
 def _labels(store: ActivationStore, task: Task, control: str | None, folds: Folds, settings: ProbeSettings) -> NDArray[Any]:
@@ -193,7 +199,7 @@ def wanted_examples(store: ActivationStore, examples: Sequence[int] | NDArray[An
     if len(unwritten):
         raise UnwrittenBlockError(
             f"expected all examples written, found {len(unwritten)} of {len(store.written)} blocks unwritten "
-            f"(the first is {unwritten[0]}); "
-            "let the extraction finish (the same command goes on), or in Python pass examples=store.available('residual')"
+            f"(the first is {unwritten[0]}); let the extraction finish (the same command goes on)",
+            in_python="pass examples=store.available('residual')",
         )
     return wanted

@@ -104,7 +104,8 @@ class Rows:
                 self._square[block] += np.einsum("ij,ij->j", z, z)
         if not np.isfinite(self._square).all():
             raise InvalidInputError(
-                "expected finite activations, found NaN or infinity; leave out examples without the position (store.available tells which)"
+                "expected finite activations, found NaN or infinity; leave out the examples that have them (--only)",
+                in_python="store.available tells which examples have the position",
             )
         self.norms = np.einsum("ij,ij->i", self.z, self.z)
 

@@ -97,7 +97,7 @@ def official_split(
     codes = np.zeros(len(examples), dtype=np.intp) if classes is None else np.asarray(classes, dtype=np.intp)
     names = examples[groups].to_numpy(dtype=str)
     try:
-        inner = grouped_folds(names, np.where(learned, codes, -1), folds=folds, seed=seed, class_names=class_names)
+        inner = grouped_folds(names, np.where(learned, codes, -1), folds=folds, seed=seed, class_names=class_names, by=groups)
     except TooFewExamplesError as error:
         raise TooFewExamplesError(f"training examples, {column} {', '.join(train)}: {error}") from error
     tested = tested & (codes >= 0)
@@ -105,15 +105,17 @@ def official_split(
         tested = tested & ~examples[groups].isin(set(examples.loc[learned, groups])).to_numpy()
     if not tested.any():
         raise TooFewExamplesError(
-            f"expected test examples in {column} {', '.join(test)}, found none that take part; choose another split, or in "
-            "Python keep_leaked=True"
+            f"expected test examples in {column} {', '.join(test)}, found none that take part; choose another split (--split)",
+            in_python="keep_leaked=True",
         )
     return Folds(of=np.where(tested, folds, inner.of), groups=number_groups(names), seed=seed, test=folds)
 
 
 def _masks(examples: pd.DataFrame, train: Sequence[str], test: Sequence[str], column: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     if column not in examples.columns:
-        raise InvalidInputError(f"expected a column {column!r} that names the split of each example, found {list(examples.columns)}")
+        raise InvalidInputError(
+            f"expected a column {column!r} that names the split of each example, found {', '.join(map(str, examples.columns))}"
+        )
     for name in (*train, *test):
         if not (examples[column] == name).any():
             found = sorted(examples[column].dropna().astype(str).unique())

@@ -128,7 +128,7 @@ def plan_study(
     opened = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
     chosen = _settings(array, settings)
     if not tasks:
-        raise InvalidInputError("expected at least one task, found none; give one (--tasks truth; in Python tasks=('truth',))")
+        raise InvalidInputError("expected at least one task, found none; give one (--tasks truth)", in_python="tasks=('truth',)")
     if by_head:
         _refuse_without_heads(opened, array)
     places = positions_of(opened, array) if positions is None else tuple(positions)

@@ -88,7 +88,7 @@ def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[o
     Raises
     ------
     InvalidInputError
-        A value is missing, or values are fractions.
+        A value is missing or infinite, or values are fractions.
     """
     series = pd.Series(values).reset_index(drop=True)
     used = np.ones(len(series), bool) if wanted is None else wanted
@@ -100,10 +100,13 @@ def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[o
         )
     kept = series[used]
     if pd.api.types.is_float_dtype(kept):
-        if (kept % 1 != 0).any():
+        if (endless := np.isinf(kept)).any():
             raise InvalidInputError(
-                f"task {name!r}: expected classes, found fractions such as {kept[kept % 1 != 0].iloc[0]:g}; bin them first"
+                f"task {name!r}: expected classes, found an infinite value ({kept[endless].iloc[0]:g}) at example "
+                f"{kept.index[endless][0]}; give it another, or leave it out"
             )
+        if (broken := kept % 1 != 0).any():
+            raise InvalidInputError(f"task {name!r}: expected classes, found fractions such as {kept[broken].iloc[0]:g}; bin them first")
         kept = kept.astype(int)
     codes = np.full(len(series), -1, dtype=np.intp)
     codes[used], ordered = pd.factorize(kept, sort=True)

@@ -46,7 +46,9 @@ def chosen_examples(store: ActivationStore, only: Sequence[str]) -> NDArray[np.b
     for text in checked_choice(only):
         column, _, value = text.partition("=")
         if column not in store.examples.columns:
-            raise InvalidInputError(f"expected to choose by a column of the examples, found {column!r}; columns are {list(store.examples)}")
+            raise InvalidInputError(
+                f"expected to choose by a column of the examples, found {column!r}; columns are {', '.join(map(str, store.examples))}"
+            )
         there = store.examples[column].astype(str)
         if not (there == value).any():
             raise InvalidInputError(

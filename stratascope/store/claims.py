@@ -49,7 +49,8 @@ def block_claim(store: Path, block: int) -> Iterator[None]:
     if held is None:
         raise StoreError(
             f"{store}: expected block {block} to be free, found it being written by {_holder(path)}; "
-            "give each process its own rank (rank i of n takes blocks i, i + n, ...)"
+            "give each process a part of its own (--shard 0/2 and --shard 1/2)",
+            in_python="rank i of n takes blocks i, i + n, ...",
         )
     descriptor, path = held
     try:

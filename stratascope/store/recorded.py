@@ -44,7 +44,8 @@ def require_written(store: ActivationStore, selection: Selection) -> None:
     if lacking:
         raise UnwrittenBlockError(
             f"{store.name}: expected written blocks, found {len(lacking)} not written yet: {listing(lacking)} (of {len(store.written)}); "
-            f"finish the extraction, or choose written ones (in Python examples=store.available({selection.spec.name!r}))"
+            "finish the extraction, or choose written ones (--examples)",
+            in_python=f"examples=store.available({selection.spec.name!r})",
         )
 
 
@@ -59,6 +60,7 @@ def require_recorded(store: ActivationStore, selection: Selection) -> None:
     place = "" if selection.spec.position_dim is None else ", position"
     raise NotRecordedError(
         f"{store.name}: expected examples that {name} holds, found {len(lacking)} that failed, lack a position or have no map: "
-        f"{listing(lacking)}; it holds {int(mask.sum())} of {len(mask)}; choose among those (in Python "
-        f"examples=store.available({name!r}{place}))"
+        f"{listing(lacking)}; it holds {int(mask.sum())} of {len(mask)}; choose among those "
+        "(--examples)",
+        in_python=f"examples=store.available({name!r}{place})",
     )

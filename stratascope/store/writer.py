@@ -44,8 +44,9 @@ class BlockWriter:
         if not self.path.is_dir():
             found = "a file" if self.path.exists() else "nothing"
             raise StoreError(
-                f"{path}: expected the folder of a store to write into, found {found}; choose another folder (--out), or in Python make "
-                "one with create_store (a zip or URL is only read)"
+                f"{path}: expected the folder of a store to write into, found {found}; choose another folder (--out); a zip or URL "
+                "is only read",
+                in_python="make one with create_store",
             )
         root = open_root(LocalStore(self.path, read_only=True), str(path))
         attributes: dict[str, Any] = dict(root.attrs)
@@ -144,7 +145,8 @@ class BlockWriter:
                 if self._marker(block).exists():
                     raise StoreError(
                         f"{self.path}: expected block {block} to be unwritten, found it marked: another process wrote it meanwhile; "
-                        "go on with pending(), or un-mark it with `stratascope verify --repair` if it is damaged"
+                        "run the same command again, or un-mark it with `stratascope verify --repair` if it is damaged",
+                        in_python="go on with pending()",
                     )
                 for name, array in values.items():
                     spec = self._specs[name]

@@ -50,7 +50,9 @@ def check_asked(store: ActivationStore, request: ProbeRequest, studies: Mapping[
     if idle := [name for name in request.values if name not in asked]:
         raise InvalidInputError(f"expected --tasks with {idle[0]}, whose values are given, found {', '.join(request.tasks)}")
     if request.by not in store.examples.columns:
-        raise InvalidInputError(f"expected --by with a column of the examples, found {request.by!r}; columns are {list(store.examples)}")
+        raise InvalidInputError(
+            f"expected --by with a column of the examples, found {request.by!r}; columns are {', '.join(map(str, store.examples))}"
+        )
     there = {metric for study in studies.values() for plan in study.plans.values() for batch in plan for metric in batch.metrics}
     if request.metric not in (None, *there):
         raise InvalidInputError(f"expected --metric of {', '.join(sorted(there))}, found {request.metric!r}")
