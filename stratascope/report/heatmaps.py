@@ -89,7 +89,7 @@ def draw_grid(
             if np.isfinite(value):
                 share = (value - least) / (most - least)
                 dark = abs(share - 0.5) < 0.33 if diverging else share > 0.6
-                ax.text(column, row, _short(value), ha="center", va="center", fontsize=6, color=DARK if dark else LIGHT)
+                ax.text(column, row, short(value), ha="center", va="center", fontsize=6, color=DARK if dark else LIGHT)
     assert ax.figure is not None
     bar = ax.figure.colorbar(picture, ax=ax, pad=0.015, fraction=0.05, aspect=25)
     bar.outline.set_visible(False)
@@ -107,6 +107,7 @@ def _ticks(count: int, most: int = 15) -> list[int]:
     return list(range(0, count, step))
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Two decimals, without a leading zero, as a cell has room for."""
     text = f"{value + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−")
     return text.replace("0.", ".", 1) if abs(value) < 1 else text

@@ -70,6 +70,7 @@ def draw_codelength(table: pd.DataFrame, ax: Axes, *, task: str, layers: str = "
         curves[name] = table[(table["store"] == store) & (table["task"] == of)]
     draw_layer_curves(curves, ax, metric="compression", muted=[name for name in curves if name != "probe"])
     ax.axhline(1, color="black", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
+    ax.text(1.01, 1, "nothing\nread", transform=ax.get_yaxis_transform(), va="center", fontsize=6.5)
     ax.set_xlabel(layers)
     return ax
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from stratascope.errors import InvalidInputError
 from stratascope.report.figures import METRIC_LABELS
-from stratascope.report.heatmaps import DARK, LIGHT
+from stratascope.report.heatmaps import DARK, LIGHT, short
 from stratascope.report.style import COLOURS, GREY
 
 if TYPE_CHECKING:
@@ -21,10 +21,14 @@ SCALE = "cividis"
 """Read alike with and without colour vision, and in grey."""
 DENSE = 16
 """Rows or columns above which cells carry no numbers and only some ticks are named."""
+ROOMY = 10
+"""Columns up to which a cell has room for its score beside the dot."""
 
 
 def draw_score_grid(table: pd.DataFrame, ax: Axes, *, title: str | None = None, rows: str = "", layers: str = "layer") -> Axes:
     """Scores by row (position or head) and layer; a dot in every cell whose simultaneous lower bound is above chance.
+
+    Where cells are few, each says its score, and the dot stands in its corner.
 
     Parameters
     ----------
@@ -51,12 +55,18 @@ def draw_score_grid(table: pd.DataFrame, ax: Axes, *, title: str | None = None, 
     image = _heat(value.to_numpy(float), ax, low=chance, high=max(1.0, float(table["value"].max())))
     found = table.pivot(index="row", columns="layer", values="found").loc[names].to_numpy(bool)
     y, x = np.nonzero(found)
-    dark = np.asarray(image.norm(value.to_numpy(float)[found]), float) < 0.55
-    ax.scatter(x, y, s=5 if max(value.shape) > DENSE else 9, c=np.where(dark, LIGHT, DARK), linewidths=0)
+    ink = np.where(np.asarray(image.norm(value.to_numpy(float)), float) < 0.55, LIGHT, DARK)
+    corner = 0.0
+    if len(value.columns) <= ROOMY and len(names) <= DENSE:
+        corner = 0.34
+        for (row, column), score in np.ndenumerate(value.to_numpy(float)):
+            if np.isfinite(score):
+                ax.text(column, row, short(score), ha="center", va="center", fontsize=6, color=ink[row, column])
+    ax.scatter(x + corner, y + corner * 0.7, s=5 if max(value.shape) > DENSE or corner else 9, c=ink[found], linewidths=0)
     _name_axes(ax, names, list(value.columns), rows, layers)
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
     bar.outline.set_visible(False)
-    bar.set_label(f"{METRIC_LABELS.get(metric[0], metric[0])}; \N{BLACK CIRCLE} above chance")
+    bar.set_label(f"{METRIC_LABELS.get(metric[0], metric[0])} (dot: above chance)", fontsize=7)
     return _finish(ax, title)
 
 

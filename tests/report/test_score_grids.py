@@ -35,6 +35,11 @@ def test_a_grid_shows_every_cell_and_dots_what_is_found() -> None:
     np.testing.assert_allclose(shown, [[0.5] * 4, [0.5, 0.6, 0.7, 0.8]])
     assert sorted(map(tuple, ax.collections[0].get_offsets().astype(int).tolist())) == [(2, 0), (2, 1), (3, 0), (3, 1)]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["final", "object"], "in the order of the table"
+    assert [t.get_text() for t in ax.texts] == [".50"] * 5 + [".60", ".70", ".80"], "few cells say their scores"
+    wide = pd.concat([CELLS.assign(layer=CELLS["layer"] + 4 * k) for k in range(3)])
+    _, (ax,) = new_figure()
+    draw_score_grid(wide, ax)
+    assert not ax.texts, "there is no room for numbers in twelve columns"
     with pytest.raises(InvalidInputError, match="each cell once"):
         draw_score_grid(pd.concat([CELLS, CELLS]), ax)
 
