@@ -12,7 +12,7 @@ from stratascope.store import ResultFile
 from stratascope.store.declared import Along
 from stratascope.store.kinds import KINDS
 
-EMPTY = {"text": "", "int": 0, "float": 0.0, "bool": False}
+EMPTY = {"text": "", "int": 0, "float": 0.0, "share": 0.0, "bool": False}
 
 
 def completed(kind: str, tables: Mapping[str, pd.DataFrame], arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> ResultFile:
@@ -28,15 +28,16 @@ def completed(kind: str, tables: Mapping[str, pd.DataFrame], arrays: Mapping[str
     whole = {}
     for name, wanted in declared.tables.items():
         given = tables.get(name)
-        rows = len(given) if given is not None else sizes.get(wanted.dim, 1)
-        empty = pd.DataFrame({column: [EMPTY[of]] * rows for column, of in wanted.kinds.items()})
+        kept = {column: values.split() for column, values in wanted.values.items() if given is None and column in wanted.keys}
+        rows = len(given) if given is not None else max(map(len, kept.values()), default=sizes.get(wanted.dim, 1))
+        empty = pd.DataFrame({column: kept.get(column, [EMPTY[of]] * rows) for column, of in wanted.kinds.items()})
         whole[name] = empty if given is None else pd.concat([given, empty.drop(columns=[c for c in empty if c in given])], axis=1)
     return ResultFile(
         kind,
         {**tables, **whole},
         {
             **{
-                name.replace("*", "accuracy"): (axes.dims, np.zeros([sizes.get(dim, 1) for dim in axes.dims], axes.kind))
+                name.replace("*", "accuracy"): (axes.dims, np.zeros([sizes.get(dim, 1) for dim in axes.dims], type(EMPTY[axes.kind])))
                 for name, axes in declared.arrays.items()
             },
             **arrays,

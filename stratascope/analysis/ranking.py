@@ -131,7 +131,10 @@ def probe_grid(result: ResultFile, layers: Sequence[int] | None = None) -> tuple
             grid = found.pivot_table(index="layer", columns="head", values="value")
             missing = [k for k in layers or () if k not in grid.index]
             if missing:
-                raise InvalidInputError(f"expected probe scores of layers {list(layers or ())}, found none of {missing}")
+                raise InvalidInputError(
+                    f"expected probe scores of blocks {', '.join(map(str, layers or ()))}, found none of {', '.join(map(str, missing))}; "
+                    "run `stratascope probe STORE --array head_outputs` without --layers, or move its result elsewhere"
+                )
             grid = grid.loc[list(layers)] if layers is not None else grid
             return grid.to_numpy(float), [int(k) for k in grid.index]
     raise InvalidInputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -247,6 +248,7 @@ def save_figure(figure: Figure, path: Path | str) -> Path:
     if path.suffix not in metadata:
         raise InvalidInputError(f"expected a figure's name to end in {', '.join(metadata)}, found {path.name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with paper_style():
+    with paper_style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "constrained_layout not applied")  # long names on a small figure: they are cut off
         figure.savefig(path, metadata=metadata[path.suffix])
     return path

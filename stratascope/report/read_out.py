@@ -101,7 +101,8 @@ def draw_answers(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     """How often the model is right, by relation, with intervals."""
     found = findings.one("answer_confidence", "answers", "stratascope answers STORE")
     table = found.table("confidence")
-    shown = table[table["relation"] != ""].head(24).iloc[::-1]
+    named = table[table["relation"] != ""]
+    shown = (named if len(named) else table.assign(relation="all")).head(24).iloc[::-1]
     place = np.arange(len(shown))
     value = shown["accuracy"].to_numpy(float)
     low, high = (shown[f"accuracy_{end}"].to_numpy(float) for end in ("low", "high"))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 MOST = 1 << 53
 """Whole numbers beyond it are none that this package writes, nor ones that every reader of JSON keeps."""
-_KINDS = {"text": "OTU", "int": "iu", "float": "fiu", "bool": "b"}
+ROUNDING = 1e-3
+"""By so much a share may lie beside 0 and 1."""
+_KINDS = {"text": "OTU", "int": "iu", "float": "fiu", "share": "f", "bool": "b"}
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,17 @@ class Columns:
     """The columns that a table must have; it may have others."""
 
     kinds: Mapping[str, str]
-    """Name -> text, int, float or bool."""
+    """Name -> text, int, float, share (0 to 1, NaN where it is not known) or bool."""
     dim: str = ""
     """The dimension of arrays that its rows are; none by default."""
+    keys: tuple[str, ...] = ()
+    """Names of columns, parted by spaces, by which no two rows are alike."""
+    grid: str = ""
+    """Names of columns whose values are all met together, once each; the last may be a dimension of arrays."""
+    values: Mapping[str, str] = field(default_factory=dict)
+    """Column -> its values, parted by spaces; of a key all are there."""
+    empty: bool = False
+    """Whether it may be without rows."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class Axes:
     """What an array is made of."""
 
     kind: str
-    """text, int, float or bool."""
+    """text, int, float, share or bool."""
     dims: tuple[str, ...]
 
 
@@ -50,15 +61,30 @@ def each(kind: Any, names: str) -> dict[str, Any]:
     return dict.fromkeys(names.split(), kind)
 
 
-def columns(dim: str = "", *, text: str = "", ints: str = "", floats: str = "", flags: str = "") -> Columns:
-    """The columns of a table, names parted by spaces, by what they hold."""
-    named = {"text": text, "int": ints, "float": floats, "bool": flags}
-    return Columns({name: kind for kind, names in named.items() for name in names.split()}, dim)
+def columns(
+    dim: str = "",
+    *,
+    text: str = "",
+    ints: str = "",
+    floats: str = "",
+    shares: str = "",
+    flags: str = "",
+    keys: Sequence[str] = (),
+    **said: Any,
+) -> Columns:
+    """The columns of a table, names parted by spaces, by what they hold; `keys` and what else is `said` as of `Columns`."""
+    named = {"text": text, "int": ints, "float": floats, "share": shares, "bool": flags}
+    return Columns({name: kind for kind, names in named.items() for name in names.split()}, dim, tuple(keys), **said)
 
 
 def floats(dims: str) -> Axes:
     """An array of numbers; names of its dimensions parted by spaces."""
     return Axes("float", tuple(dims.split()))
+
+
+def shares(dims: str) -> Axes:
+    """An array of shares, 0 to 1; names of its dimensions parted by spaces."""
+    return Axes("share", tuple(dims.split()))
 
 
 def ints(dims: str) -> Axes:
@@ -104,9 +130,13 @@ class Kind:
                 if column not in table:
                     yield f"expected a column {column!r} in table {name!r}, found {', '.join(map(str, table.columns)) or 'none'}"
                 elif len(table) and not _is(kind, table[column].to_numpy()):
-                    yield f"expected {kind} in column {column!r} of table {name!r}, found {table[column].dtype}"
+                    yield f"expected {kind} in column {column!r} of table {name!r}, found {_range(table[column].to_numpy())}"
             if wanted.dim:
                 yield from _sized(wanted.dim, len(table), f"table {name!r}", sizes)
+            if not len(table) and not wanted.empty:
+                yield f"expected rows in table {name!r}, found none"
+        # what rows say is asked where all columns are there
+        yield from (said for name, wanted in self.tables.items() for said in _unlike_rows(name, tables, wanted))
 
     def _unlike_arrays(
         self, arrays: Mapping[str, tuple[tuple[str, ...], NDArray[Any]]], sizes: dict[str, tuple[int, str]]
@@ -120,16 +150,43 @@ class Kind:
                 if dims != wanted.dims:
                     yield f"expected array {name!r} by {', '.join(wanted.dims)}, found {', '.join(map(str, dims)) or 'no dimensions'}"
                 elif not _is(wanted.kind, values):
-                    yield f"expected {wanted.kind} in array {name!r}, found {values.dtype}"
+                    yield f"expected {wanted.kind} in array {name!r}, found {_range(values)}"
                 else:
                     for dim, size in zip(dims, values.shape, strict=True):
                         yield from _sized(dim, size, f"array {name!r}", sizes)
 
 
+def _unlike_rows(name: str, tables: Mapping[str, pd.DataFrame], wanted: Columns) -> Iterator[str]:
+    table = tables.get(name)
+    if table is None or not set(wanted.kinds) <= set(table.columns):
+        return
+    for key in (*wanted.keys, wanted.grid) if wanted.grid else wanted.keys:
+        names = key.split()
+        if twice := int(table.duplicated(names).sum()):
+            yield f"expected one row of table {name!r} for each {', '.join(names)}, found {twice} more"
+    names = wanted.grid.split()
+    cells = math.prod(table[column].nunique(dropna=False) for column in names)
+    if names and cells != len(table):
+        yield f"expected table {name!r} to have every {' with every '.join(names)}, {cells} rows, found {len(table)}"
+    for column, values in wanted.values.items():
+        found, known = set(table[column]), set(values.split())
+        if not found <= known or (column in wanted.keys and found != known):
+            said = ", ".join(sorted(map(_told, found)))
+            yield f"expected {', '.join(values.split())} in column {column!r} of table {name!r}, found {said}"
+
+
 def _is(kind: str, values: NDArray[Any]) -> bool:
     if values.dtype.kind not in _KINDS[kind]:
         return False
+    if kind == "share":
+        return bool((np.isnan(values) | ((values >= -ROUNDING) & (values <= 1 + ROUNDING))).all())
     return kind != "text" or all(value is None or _is_text(value) for value in values.flat)
+
+
+def _range(values: NDArray[Any]) -> str:
+    if values.dtype.kind != "f" or not values.size or np.isnan(values).all():
+        return str(values.dtype)
+    return f"{np.nanmin(values):.3g} to {np.nanmax(values):.3g}"
 
 
 def _is_text(value: Any) -> bool:

@@ -2,100 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from stratascope.store.declared import Along, Kind, columns, each, floats, ints
+from stratascope.store.declared import Along, Kind, columns, each, floats, ints, shares
+from stratascope.store.probe_kinds import CHOICE, INTERVAL, PROBE_KINDS
 
-_INTERVAL = "low high low_simultaneous high_simultaneous"
-_MADE = {
-    "model?": ({"name?": str | None, "revision?": str | None, "files?": dict[str, str] | None}, str),
-    "data?": {"examples?": Any},
-    "condition?": str | None,
-}
-"""What readers ask of a store's provenance."""
-_CHOICE = {"only?": list[str]}
-"""Which examples a result is of: COLUMN=VALUE."""
-_PROBED = {**each(str, "task"), **each(str | None, "position fingerprint")}
-_BASELINE = {**each(str, "task?"), **each(str | None, "store? fingerprint? condition?"), **each(int, "layer?")}
-_EVENTS = columns(text="kind candidates", flags="found", ints="layer low high", floats="margin level")
 _LEADING = {
     **each(str, "targets mode window method label second? second_label?"),
     **each(float, "correlation low high ahead? ahead_low? ahead_high?"),
 }
-_ROLLED = columns("example", text="id", ints="example n_tokens image_start image_stop rows columns")
+_ROLLED = columns("example", text="id", ints="example n_tokens image_start image_stop rows columns", keys=["example"])
 
 KINDS = {
-    "layer_curve": Kind(
-        {
-            **each(str, "task"),
-            **each(str | None, "position"),
-            **each(list[str], "classes targets"),
-            "settings": {
-                **each(str, "array? store? fingerprint? method? groups? leakage_text?"),
-                **each(int, "folds? seed? minimum? draws?"),
-                **each(float, "level? tolerance? leakage?"),
-                **each(list[str], "split? only? types?"),
-                "strengths?": list[float] | None,
-                "directions?": bool,
-                "provenance?": _MADE,
-            },
-        },
-        {
-            "table": columns(text="position task metric", ints="layer", floats=f"value {_INTERVAL} chance", flags="at_edge"),
-            "events": _EVENTS,
-            "folds": columns(text="target absent_classes", ints="layer fold iterations", floats="strength certificate", flags="at_edge"),
-            "examples": columns("example", text="id group", ints="example fold"),
-        },
-        {
-            "logits": floats("layer output example"),
-            "draws_*": floats("layer draw"),
-            "directions": floats("layer output column"),
-            "intercepts": floats("layer output"),
-        },
-    ),
-    "advantage": Kind(
-        {**_PROBED, "level": float, "baseline?": {**_BASELINE, "of?": list[Any]}},
-        {"table": columns("layer", text="metric name baseline", ints="layer", floats=f"value {_INTERVAL}"), "events": _EVENTS},
-        {"draws": floats("draw layer")},
-    ),
-    "accuracy_by": Kind({**_PROBED, "by": str}, {"table": columns(text="by", ints="layer examples groups", floats="value low high")}),
-    "score_grid": Kind(
-        {
-            **each(str, "task metric"),
-            **each(str | None, "array? fingerprint store"),
-            **each(float, "level critical"),
-            **_CHOICE,
-            "provenance?": (_MADE, None),
-        },
-        {"table": columns(text="row metric", ints="layer", floats=f"value {_INTERVAL} chance", flags="found")},
-    ),
-    "codelength": Kind(
-        _PROBED,
-        {"table": columns(text="position task metric store", ints="layer examples", floats="value low high bits uniform_bits")},
-    ),
-    "calibration": Kind(_PROBED, {"table": columns(ints="layer bin examples", floats="confidence accuracy error")}),
-    "confusion": Kind({**_PROBED, "layer": int, "grouped": str}, {"table": columns(text="label predicted", ints="count")}),
-    "transfer": Kind(
-        {**_PROBED, "to?": str | None},
-        {"table": columns(text="metric", ints="layer to_layer", floats=f"value {_INTERVAL} chance")},
-    ),
-    "layer_answer": Kind({"labellings": list[int], "seconds": float}),
-    "layer_codes": Kind({"classes": list[list[int]]}),
+    **PROBE_KINDS,
     "attention_share": Kind(
         {
             **each(str, "store condition weighing"),
             **each(float, "times"),
-            **_CHOICE,
+            **CHOICE,
             "layers": Along("layer", int),
             "parts": Along("part", str),
             "places": Along("place", str),
         },
         {},
         {
-            "share": floats("example layer head part"),
-            "token_share": floats("example part"),
+            "share": shares("example layer head part"),
+            "token_share": shares("example part"),
             "entropy": floats("example layer head"),
-            "sinks": floats("example layer head place"),
+            "sinks": shares("example layer head place"),
             "sink_counts": ints("example place"),
             "first_part": ints("example"),
             "example": ints("example"),
@@ -116,14 +50,14 @@ KINDS = {
         {**each(str, "store condition fusion"), "window": tuple[int, int] | None, "exact": bool, "cuts": list[str]},
         {
             "examples": _ROLLED,
-            "spans": columns(text="span cut", ints="example tokens", floats="value bound", flags="saturated"),
+            "spans": columns(text="span cut", ints="example tokens", floats="value bound", flags="saturated", empty=True),
         },
         {"flow": floats("example token"), "bound": floats("example token"), "cut": ints("example token")},
     ),
     "box_overlap": Kind(
         {
             **each(str, "store condition map measure"),
-            **_CHOICE,
+            **CHOICE,
             "layers": Along("layer", int),
             "heads": Along("head", int),
             "boxes": Along("box", str),
@@ -134,34 +68,44 @@ KINDS = {
     "answer_prediction": Kind(
         {
             **each(str, "store condition map measure box"),
-            **_CHOICE,
+            **CHOICE,
             **each(int, "examples right images seed"),
             **each(float, "level"),
             "baseline": each(float, "auroc low high"),
         },
-        {"auroc": columns(ints="layer head", floats=f"auroc {_INTERVAL} undefined advantage advantage_low advantage_high")},
+        {
+            "auroc": columns(
+                ints="layer head", shares=f"auroc {INTERVAL} undefined", floats="advantage advantage_low advantage_high", grid="layer head"
+            )
+        },
     ),
     "answer_confidence": Kind(
-        {**each(str, "store condition"), **each(float, "level"), **_CHOICE, "choices": list[str]},
+        {**each(str, "store condition"), **each(float, "level"), **CHOICE, "choices": list[str]},
         {
             "confidence": columns(
                 text="relation",
                 ints="examples images",
-                floats="accuracy accuracy_low accuracy_high confidence confidence_low confidence_high "
-                "of_right of_wrong right_choice margin",
+                shares="accuracy accuracy_low accuracy_high confidence confidence_low confidence_high of_right of_wrong right_choice",
+                floats="margin",
+                keys=["relation"],
             ),
-            "answers": columns(text="id relation answer", ints="example label", floats="confidence margin", flags="right"),
+            "answers": columns(
+                text="id relation answer", ints="example label", shares="confidence", floats="margin", flags="right", keys=["example"]
+            ),
         },
     ),
     "logit_attribution": Kind(
         {
             **each(str, "store condition"),
-            **_CHOICE,
+            **CHOICE,
             "choices": tuple[str, str],
             "layers": Along("layer", int),
             "parts": Along("part", str),
         },
-        {"heads": columns(ints="layer head", floats="mean support carried"), "blocks": columns("layer", ints="layer", floats="carried")},
+        {
+            "heads": columns(ints="layer head", floats="mean support carried", grid="layer head"),
+            "blocks": columns("layer", ints="layer", floats="carried", keys=["layer"]),
+        },
         {
             "heads": floats("example layer head"),
             "blocks": floats("example layer"),
@@ -176,13 +120,13 @@ KINDS = {
             **each(str | None, "store condition"),
             **each(int, "heads"),
             **each(float, "level"),
-            **_CHOICE,
+            **CHOICE,
             "layers": list[int],
             "scores": dict[str, str],
         },
         {
-            "heads": columns(ints="layer head", floats="mean_rank"),
-            "agreement": columns(text="first second", ints="heads", floats="spearman low high shared_tenth"),
+            "heads": columns(ints="layer head", floats="mean_rank", grid="layer head"),
+            "agreement": columns(text="first second", ints="heads", floats="spearman low high", shares="shared_tenth", empty=True),
         },
     ),
     "faithfulness": Kind(
@@ -201,6 +145,7 @@ KINDS = {
                 text="targets mode window effect method label",
                 ints="examples images",
                 floats="effect_size correlation low high behind behind_low behind_high",
+                keys=["targets mode window effect method", "targets mode window effect label"],
             )
         },
         {"correlation": floats("row example"), "example": ints("example")},
@@ -220,7 +165,9 @@ KINDS = {
                 "row",
                 text="method label",
                 ints="examples images",
-                floats="named others ground over_others over_others_low over_others_high over_ground over_ground_low over_ground_high wins",
+                floats="named others ground over_others over_others_low over_others_high over_ground over_ground_low over_ground_high",
+                shares="wins",
+                keys=["method"],
             )
         },
         {"values": floats("row example place"), "example": ints("example")},
@@ -236,22 +183,13 @@ KINDS = {
             "signed": list[str],
         },
         {
-            "tokens": columns(text="text part box cut cut_window", ints="token"),
-            "spans": columns(text="part", ints="tokens"),
-            "components": columns(text="component", ints="layer head", floats="value"),
-            "knockout": columns(text="target kind mode window", floats="effect"),
-            "agreement": columns(text="method kind mode", floats="correlation"),
-            "answers": columns(text="choice", floats="logit probability"),
+            "tokens": columns(text="text part box cut cut_window", ints="token", keys=["token"]),
+            "spans": columns(text="part", ints="tokens", keys=["part"]),
+            "components": columns(text="component", ints="layer head", floats="value", empty=True),
+            "knockout": columns(text="target kind mode window", floats="effect", empty=True),
+            "agreement": columns(text="method kind mode", floats="correlation", empty=True),
+            "answers": columns(text="choice", floats="logit", shares="probability"),
         },
-    ),
-    "entanglement": Kind(
-        {
-            **each(str, "store condition without_relation"),
-            **each(int, "folds seed"),
-            **each(float, "level"),
-            "full_attention": list[int],
-        },
-        {"table": columns(text="position what stage", ints="layer", floats="value low high chance", flags="whole_image")},
     ),
 }
 """Kind -> what `load_result` holds a file of it against."""

@@ -84,7 +84,7 @@ def test_scores_that_do_not_belong_together_are_refused(planted: ActivationStore
         rank_heads(logit_attribution(planted), other)
     with pytest.raises(InvalidInputError, match="--array head_outputs"):
         probe_grid(ResultFile("layer_curve", {"table": pd.DataFrame({"layer": [0], "value": [1.0], "position": ["final"]})}))
-    with pytest.raises(InvalidInputError, match=r"none of \[7\]"):
+    with pytest.raises(InvalidInputError, match=r"none of 7"):
         probe_grid(probe_result(planted)[0], [0, 7])
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from edits import changed_json, digested, result_of, rezipped, some, unpacked
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stratascope.report.named import FIGURES
-from stratascope.store import load_result
+from stratascope.store import load_result, save_result
 from stratascope.store.kinds import KINDS
 
 RECORDED = "residual,attention_rows,attention_maps,head_outputs,head_logits,value_logits,value_norms,vision_residual,vision_output,knockout"
@@ -99,3 +102,50 @@ def test_results_with_changed_or_missing_tables_and_arrays(data: st.DataObject, 
     else:
         content[name] = json.dumps(changed_json(json.loads(content[name]), data)).encode()
     read_everywhere(rezipped(digested(content), place / path.name), made)
+
+
+NUMBERS = (0, -1, 1, 7, 2**31, 2**62, -(2**62))
+VALUES = {
+    "i": NUMBERS,
+    "u": NUMBERS,
+    "f": (*NUMBERS, math.nan, math.inf, 1e300, -1e300, 5e-324),
+    "b": (True, False),
+    "O": ("", "x", "a" * 3000, "0-99999", "<b>", "cell_0_0", "$x$"),
+}
+
+
+@some(60)
+@given(data=st.data())
+def test_results_with_other_values(data: st.DataObject, files: list[Path], made: Path, place: Path) -> None:
+    """Of the kinds declared, in the places declared: one cell, a whole column or array, or fewer rows."""
+    path = data.draw(st.sampled_from(files))
+    found = load_result(path)
+    tables, arrays = dict(found.tables), dict(found.arrays)
+    name = data.draw(st.sampled_from(sorted([*tables, *arrays])))
+    if name in tables:
+        table = tables[name].copy()
+        column = data.draw(st.sampled_from(sorted(table.columns)))
+        values = np.array(table[column].to_numpy(), object if table[column].dtype.kind not in "iufb" else None)
+        if data.draw(st.integers(0, 9)) == 0:
+            tables[name] = table.iloc[: data.draw(st.integers(0, 1))]
+        else:
+            table[column] = other(values, data)
+            tables[name] = table
+    else:
+        dims, values = arrays[name]
+        arrays[name] = (dims, other(np.array(values), data))
+    save_result(place / path.name, replace(found, tables=tables, arrays=arrays))
+    read_everywhere(place / path.name, made)
+
+
+def other(values: np.ndarray, data: st.DataObject) -> np.ndarray:
+    """The array with something else in one place, or in all."""
+    if not values.size:
+        return values
+    where = data.draw(st.integers(0, values.size - 1)) if data.draw(st.booleans()) else slice(None)
+    new = data.draw(st.sampled_from(VALUES.get(values.dtype.kind, VALUES["O"])))
+    if values.dtype.kind in "iu":
+        new = int(np.clip(new, np.iinfo(values.dtype).min, np.iinfo(values.dtype).max))
+    with np.errstate(over="ignore"):
+        values.reshape(-1)[where] = new
+    return values
