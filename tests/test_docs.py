@@ -1,9 +1,9 @@
-"""Every command that the documentation prints is run, or at least read by the command line.
+"""Every command that the documentation prints is run, or has its reason here why it is not.
 
-The convention: in README.md and docs/*.md a block that begins with ```sh holds commands, and one that begins with ```bash those that
-are only read (they need a GPU, a cluster or the network, or are run by tests/test_docs_pages.py). The first are run in their order, in
-a folder that holds `demo/` (a small one), `vsr/` in the form that `stratascope fetch vsr` leaves, and small data sets of What's Up; large
-models are replaced by the built-in one. What needs the network or never ends is only read: its options must exist.
+In README.md and docs/*.md a block that begins with ```sh or ```bash holds commands; those of bash need a GPU, a cluster or the network
+where they stand, and are run with what stands in for it. All are run in their order, in a folder that holds `demo/` (a small one), `vsr/`
+in the form that `stratascope fetch vsr` leaves, and small data sets of What's Up; large models are replaced by the built-in one. What is
+not run is in NOT_RUN, with the reason; of Stratascope's own commands the options must exist all the same.
 """
 
 from __future__ import annotations
@@ -30,8 +30,33 @@ pytest.importorskip("torch")
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ONLY_READ = {"demo", "fetch", "view"}
-"""Commands that the folder was made by, that need the network, or that do not end."""
+NOT_RUN = {
+    "stratascope demo": "the folder of these tests is made by it, with fewer scenes",
+    "stratascope fetch": "it needs the network; tests/datasets/test_fetch.py runs it on a server of its own",
+    "stratascope view": "it does not end; test_view_prints_its_address_and_ends_with_130 runs it",
+    "python3 -m venv": "it makes the environment that these tests already run in; so does .ci/package, an empty one",
+    ". ": "it changes the shell that it is typed in",
+    "pip install": "it needs the network; .ci/package installs the wheel into an empty environment",
+    "pytest": "it would run these tests",
+    "python -c": "it asks for the name of a GPU",
+    "#": "a comment, or what a cluster's scheduler reads",
+}
+"""How lines begin that are not run -> why."""
+
+STANDS_IN = {
+    "torchrun": {"RANK": "{}", "LOCAL_RANK": "{}", "WORLD_SIZE": "2"},
+    "srun": {"SLURM_PROCID": "{}", "SLURM_LOCALID": "{}", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"},
+}
+"""Launcher -> what it tells each of its processes; here they are two, one after the other."""
+
+LARGE = {r"--model [\w.-]+/[\w.-]+": "--model demo", r"--revision COMMIT ": "", r"/shared/": "shared-"}
+"""What a machine here has not -> what stands in."""
+
+HOUR = "gpu.md"
+"""The page whose bash blocks are run in their order, with what stands in; those of others are the examples of --help."""
+
+DOTS = "--model demo --examples vsr/test.jsonl --images vsr/images --boxes vsr/instances.json"
+"""What `...` stands for: the options above it."""
 
 PROGRAMS = {"data.md"}
 """Pages whose Python is run first: it makes what their commands read."""
@@ -40,31 +65,23 @@ CHECKS = {"diff", "verify"}
 """Commands that may end with 1: what they were asked about is so."""
 
 
-def commands_of(page: Path) -> list[str]:
-    """The commands of a page's sh blocks, without `.venv/bin/`, those of one line apart."""
+def lines_of(page: Path, *languages: str) -> list[str]:
+    """The commands of a page's blocks, without `.venv/bin/`, those of one line apart; of a comment that is a line the line."""
     found: list[str] = []
-    for block in re.findall(r"^ *```sh\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
+    for block in re.findall(rf"^ *```(?:{'|'.join(languages)})\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE):
+        for line in (line.strip() for line in block.replace("\\\n", " ").splitlines()):
+            words = [line] if line.startswith("#") else shlex.split(line, comments=True)
             while words:
                 end = next((k for k, word in enumerate(words) if word in ("&&", "|", ">", ";", "&")), len(words))
                 words[0:1] = [words[0].removeprefix(".venv/bin/")]
-                if words[0] == "stratascope":
-                    found.append(shlex.join(words[:end]))
+                found.append(words[0] if words[0].startswith("#") else shlex.join(words[:end]))
                 words = words[end + 1 :]
     return found
 
 
-def only_read_commands(page: Path) -> list[str]:
-    """Commands of a page's bash blocks, which need a GPU, a cluster or the network; `...` stands for the options above."""
-    found: list[str] = []
-    for block in re.findall(r"^ *```bash\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE):
-        for line in block.replace("\\\n", " ").replace(" ... ", " --model demo --examples e.jsonl --images i ").splitlines():
-            code = line.partition(" #")[0]
-            for part in re.split(r"&&|\||;", "" if code.startswith("#") else code):
-                if (at := re.search(r"(^|\s)(stratascope \w.*)", part)) and "pip install" not in part:
-                    found.append(at.group(2).strip())
-    return found
+def commands_of(page: Path) -> list[str]:
+    """Stratascope's commands of a page's sh blocks."""
+    return [line for line in lines_of(page, "sh") if line.startswith("stratascope ")]
 
 
 def help_examples() -> list[str]:
@@ -131,7 +148,7 @@ def run(line: str) -> None:
     """Run a command of the documentation as it is printed, with the built-in model in place of a large one."""
     words = shlex.split(re.sub(r"--model [\w.-]+/[\w.-]+", "--model demo", line))
     read_only(words)
-    if words[1] in ONLY_READ:
+    if f"stratascope {words[1]}" in NOT_RUN:
         return
     if words[1] == "copy":
         Path(words[3]).unlink(missing_ok=True)
@@ -159,20 +176,53 @@ def test_the_notebook_of_the_readme_works(inside: Path) -> None:
     assert abs(names["rolled"].sum(-1) - 1).max() < 1e-9
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if only_read_commands(page)], ids=lambda page: page.name)
-def test_commands_that_cannot_be_run_here_are_read_by_the_command_line(page: Path, folder: Path) -> None:
-    for line in only_read_commands(page):
-        read_only(shlex.split(line.replace("demo/results", str(folder / "demo" / "results"))))
+def not_run(line: str) -> bool:
+    return any(line.startswith(begins) for begins in NOT_RUN)
 
 
-def test_the_hour_on_a_rented_gpu_is_read() -> None:
-    read = only_read_commands(ROOT / "docs" / "gpu.md")
-    assert {line.split()[1] for line in read} >= {"fetch", "plan", "extract", "verify"}
-    assert any("--time --price" in line for line in read)
+@pytest.mark.parametrize("page", [page for page in PAGES if lines_of(page, "sh", "bash")], ids=lambda page: page.name)
+def test_a_line_that_is_not_run_has_its_reason(page: Path) -> None:
+    ran = {*commands_of(page), *help_examples()}
+    for line in lines_of(page, "sh"):
+        assert not_run(line) or line.startswith("stratascope "), f"{line}: run it, or say in NOT_RUN why not"
+    for line in lines_of(page, "bash") if page.name != HOUR else ():
+        assert not_run(line) or line in ran, f"{line}: run it, or say in NOT_RUN why not"
+
+
+def test_no_reason_is_left_over() -> None:
+    lines = [line for page in PAGES for line in lines_of(page, "sh", "bash")]
+    assert [begins for begins in NOT_RUN if not any(line.startswith(begins) for line in lines)] == []
+
+
+def test_the_hour_on_a_rented_gpu(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line by line, with the built-in model; launchers and the way home by what stands in for them."""
+    lines = lines_of(ROOT / "docs" / HOUR, "bash")
+    assert {line.split()[1] for line in lines if line.startswith("stratascope ")} >= {"fetch", "plan", "extract", "verify", "probe"}
+    for line in lines:
+        for large, small in LARGE.items():
+            line = re.sub(large, small, line)
+        words = line.replace(" ... ", f" {DOTS} ").split()
+        if words[0] in STANDS_IN:
+            command = shlex.join(words[words.index("stratascope") :])
+            shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
+            for process in range(2):
+                with monkeypatch.context() as told:
+                    for name, value in STANDS_IN[words[0]].items():
+                        told.setenv(name, value.format(process))
+                    run(command)
+        elif words[0] == "rsync":
+            source, home = words[-2].partition(":")[2], inside / "home"
+            shutil.copytree(source, home / source)
+            monkeypatch.chdir(home)
+        elif words[0] == "stratascope":
+            run(" ".join(words))
+        else:
+            assert not_run(line), f"{line}: run it, or say in NOT_RUN why not"
+    assert Path.cwd() == inside / "home"
 
 
 def test_no_block_of_commands_is_in_another_language() -> None:
-    """sh is run, bash only read; a console or shell block would be neither."""
+    """A console or shell block would escape these tests."""
     for page in PAGES:
         found = set(re.findall(r"^ *```(\w+)", page.read_text(), re.MULTILINE))
         assert found <= {"sh", "bash", "text", "python", "json", "html", "nginx", "toml", "yaml", "ts", "js"}, page.name
