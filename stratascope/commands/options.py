@@ -124,7 +124,7 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             required=True,
             multiple=True,
             type=click.Path(path_type=Path),
-            help="JSONL in VSR's form, or a What's Up list; may be repeated.",
+            help="JSON lines or CSV in VSR's form, or a What's Up list; may be repeated.",
         ),
         click.option("--images", type=click.Path(path_type=Path), help="Folder of the images."),
         click.option("--boxes", type=click.Path(path_type=Path), help="Gold boxes, in COCO's instances format."),

@@ -1,4 +1,4 @@
-"""Examples from files: VSR's JSONL rows, published or generated, with image, caption, label and relation; What's Up's lists."""
+"""Examples from files: VSR's JSONL rows or a CSV table, with image, caption, label and relation; What's Up's lists."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.captions import split_caption
+from stratascope.datasets.csv_rows import csv_lines
 from stratascope.datasets.example import Example
 from stratascope.datasets.questions import add_questions, are_questions, load_captions, plain_text
 from stratascope.errors import InvalidInputError
@@ -18,6 +19,7 @@ from stratascope.errors import InvalidInputError
 __all__ = ["Example", "describe", "files_digest", "load_examples"]
 
 _NEEDED = {"image": str, "caption": str, "relation": str}
+NEEDS = "a row needs image, caption, relation and label"
 
 
 def load_examples(
@@ -26,8 +28,9 @@ def load_examples(
     """Examples of one or more files, in order.
 
     Rows hold `image`, `caption`, `relation`, `label` (0/1 or true/false) and may hold `id` and `split`; the published VSR
-    files and those of `write_scenes` are of this form. Other scalar fields are kept as they are. A JSON list is read as one of
-    What's Up's data sets, and a file of questions after it gives the wording (`stratascope.datasets.questions`).
+    files and those of `write_scenes` are of this form. Other scalar fields are kept as they are. A file that ends in .csv is a table
+    with these columns. A JSON list is read as one of What's Up's data sets, and a file of questions after it gives the wording
+    (`stratascope.datasets.questions`).
 
     Parameters
     ----------
@@ -102,6 +105,11 @@ def _of_file(path: Path, boxes: BoxIndex | None, choices: Sequence[str] | None, 
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"{path}: expected a readable UTF-8 file of JSON lines, found: {error}") from error
+    if path.suffix.lower() == ".csv":
+        return [
+            (f"{path}, line {n}", _example(line, f"{path}, line {n}", f"{path.stem}-{k:06d}", path.stem, boxes))
+            for k, (n, line) in enumerate(csv_lines(path, text), 1)
+        ]
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if text.lstrip().startswith("["):
         found = load_captions(path, text, choices, boxes)
@@ -123,16 +131,24 @@ def _row(line: str, where: str) -> Any:
         raise InvalidInputError(f"{where}: expected one JSON object a line, found: {error}") from error
 
 
+def _shown(row: dict[str, Any], key: str) -> str:
+    return json.dumps(row[key], ensure_ascii=False)[:160] if key in row else "none"
+
+
 def _example(line: str, where: str, default_id: str, default_split: str, boxes: BoxIndex | None) -> Example:
     row = _row(line, where)
     if not isinstance(row, dict):
         raise InvalidInputError(f"{where}: expected a JSON object, found {type(row).__name__}")
     for key, kind in _NEEDED.items():
         if not isinstance(row.get(key), kind) or not row[key].strip():
-            raise InvalidInputError(f"{where}: expected text in field {key!r}, found {row.get(key)!r}")
+            raise InvalidInputError(
+                f"{where}: expected text in field {key!r}, found {_shown(row, key)}; a row needs image, caption, relation and label"
+            )
     label = row.get("label")
     if isinstance(label, str) or label not in (0, 1):
-        raise InvalidInputError(f"{where}: expected label 0 or 1, found {label!r}")
+        raise InvalidInputError(
+            f"{where}: expected label 0 or 1, found {_shown(row, 'label')}; a row needs image, caption, relation and label"
+        )
     if Path(row["image"]).is_absolute() or ".." in Path(row["image"]).parts or "\0" in row["image"]:
         raise InvalidInputError(f"{where}: expected an image's name within the folder of images, found {row['image']!r}")
     try:

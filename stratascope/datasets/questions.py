@@ -98,6 +98,10 @@ def load_captions(path: Path, text: str, choices: Sequence[str] | None, boxes: B
         rows = plain_text(json.loads(text), text)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{path}: expected JSON lines, or a JSON list of images and captions, found: {error}") from error
+    if rows and isinstance(rows[0], dict) and {"image", "caption", "label"} <= set(rows[0]):
+        raise InvalidInputError(
+            f"{path}: expected examples one JSON object a line, found a list of them; write each row on a line of its own"
+        )
     if not rows:
         raise InvalidInputError(f"{path}: expected a JSON list of images and captions, found an empty one")
     return [example for k, row in enumerate(rows) for example in _examples(path, k, row, choices, boxes)]
