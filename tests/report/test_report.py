@@ -240,6 +240,22 @@ def test_it_opens_in_a_browser_without_errors(page: str, tmp_path: Path) -> None
     assert (tmp_path / "page.png").stat().st_size > 20_000
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(page: str, tmp_path: Path, scheme: str) -> None:
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    browser = Browser(tmp_path)
+    try:
+        see = browser.driver.execute_cdp_cmd
+        see("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        for width in (1200, 390):
+            see("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})
+            browser.driver.get((tmp_path / "report.html").as_uri())
+            browser.js("for (const folded of document.querySelectorAll('details')) folded.open = true")
+            assert browser.violations() == []
+    finally:
+        browser.close()
+
+
 def test_it_prints_on_a4_with_nothing_beyond_the_margin(page: str, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(page, encoding="utf-8")
     browser = Browser(tmp_path)

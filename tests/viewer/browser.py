@@ -17,6 +17,7 @@ FLAGS = (
 ).split()
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PATIENCE = 15.0
+AXE = Path(__file__).parents[2] / "viewer" / "node_modules" / "axe-core" / "axe.min.js"
 
 
 class Browser:
@@ -56,6 +57,18 @@ class Browser:
     def js(self, script: str, *arguments: Any) -> Any:
         """What a script returns."""
         return self.driver.execute_script(script, *arguments)
+
+    def violations(self) -> list[str]:
+        """What axe-core finds on the page that keeps people out; the test is skipped where it is not installed."""
+        if not AXE.exists():
+            pytest.skip("axe-core is not installed: run `npm ci` in viewer/ to try pages for accessibility")
+        self.js(AXE.read_text(encoding="utf-8"))
+        found: list[str] = self.driver.execute_async_script(
+            "const done = arguments[0];"
+            "const told = (v) => `${v.impact} ${v.id}: ${v.nodes.slice(0, 3).map((n) => n.html.slice(0, 160)).join(' | ')}`;"
+            "axe.run(document, {resultTypes: ['violations']}).then((result) => done(result.violations.map(told)))"
+        )
+        return found
 
     def until(self, true: Callable[[], Any], what: str = "") -> Any:
         """Wait until something holds; what it is then."""
