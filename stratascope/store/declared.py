@@ -179,7 +179,9 @@ def _is(kind: str, values: NDArray[Any]) -> bool:
     if values.dtype.kind not in _KINDS[kind]:
         return False
     if kind == "share":
-        return bool((np.isnan(values) | ((values >= -ROUNDING) & (values <= 1 + ROUNDING))).all())
+        # NaN is left out of account, and nothing as large as the values is made beside them
+        least, most = np.fmin.reduce(values, axis=None, initial=0.0), np.fmax.reduce(values, axis=None, initial=1.0)
+        return bool(least >= -ROUNDING and most <= 1 + ROUNDING)
     return kind != "text" or all(value is None or _is_text(value) for value in values.flat)
 
 

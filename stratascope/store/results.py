@@ -146,14 +146,18 @@ def load_result(path: str | Path, kind: str | None = None) -> ResultFile:
         raise StoreError(f"{path}: expected what was written, found that it was changed since; make the result again")
     if kind is not None and attributes["kind"] != kind:
         raise StoreError(f"{path}: expected a result of kind {kind!r}, found {attributes['kind']!r}; load it with what made it")
+    members = {group: _members(files, group) for group in ("tables", "arrays")}
+    del files
     tables: dict[str, pd.DataFrame] = {}
     arrays: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
     try:
-        for name in _members(files, "tables"):
+        for name in members["tables"]:
             tables[name] = get_table(group[f"tables/{name}"])  # type: ignore[arg-type]
-        for name in _members(files, "arrays"):
+        for name in members["arrays"]:
             array: Any = group[f"arrays/{name}"]
             arrays[name] = (tuple(array.metadata.dimension_names or ()), as_numpy(array))
+            for packed in [key for key in store if key.startswith(f"arrays/{name}/c")]:
+                del store[packed]  # a result of every example is large: it is not held packed and unpacked at once
     except StoreError:
         raise
     except Exception as error:

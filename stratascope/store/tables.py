@@ -17,6 +17,8 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.store.shards import ZSTD_LEVEL
 
+AT_ONCE = 1 << 24
+"""Bytes of an array that are unpacked at once."""
 MOST_VALUES, MOST_TEXTS, MOST_CHUNKS = 1 << 29, 1 << 25, 1 << 20
 """In an array that is read whole: numbers, texts, files."""
 
@@ -124,8 +126,19 @@ def as_numpy(array: Any) -> NDArray[Any]:
         raise StoreError(
             f"expected an array of a size that is read whole, found shape {array.shape} in {array.path}: its metadata are damaged"
         )
-    values = np.zeros(array.shape, dtype=array.dtype) if 0 in array.shape else np.asarray(array[...])
+    values = _by_pieces(array) if 0 in array.shape or (not text and array.nbytes > AT_ONCE) else np.asarray(array[...])
     return values.astype(object) if values.dtype.kind in "TU" else values
+
+
+def _by_pieces(array: Any) -> NDArray[Any]:
+    """A large array some chunks at a time: Zarr holds all that it unpacks at once beside what it returns."""
+    values = np.zeros(array.shape, dtype=array.dtype)
+    cut = max(range(array.ndim), key=lambda axis: array.cdata_shape[axis], default=0)
+    step = max(1, array.chunks[cut] * (array.cdata_shape[cut] * AT_ONCE // max(array.nbytes, 1))) if array.size else 1
+    for start in range(0, array.shape[cut] if array.size else 0, step):
+        piece = (*[slice(None)] * cut, slice(start, start + step))
+        values[piece] = array[piece]
+    return values
 
 
 def whole_values(array: Any, name: str) -> NDArray[Any]:

@@ -153,3 +153,15 @@ def test_a_result_says_what_it_consists_of_in_a_few_lines():
     assert "  table                table of 3 rows: layer, metric, value, good, a b/c" in said
     assert "  directions           (layer, hidden) 3 x 2 float32" in said
     assert said[-1] == "  attributes: seed, tasks, nested"
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims"),
+    [((3000, 6, 300), "example layer token"), ((6, 9, 20_000, 5), "layer head example part"), ((0, 3), "example part"), ((), "")],
+)
+def test_what_is_read_in_pieces_is_what_was_saved(shape, dims, tmp_path):
+    values = np.random.default_rng(0).random(shape, dtype=np.float32)
+    save_result(tmp_path / "r.zarr.zip", ResultFile("any", arrays={"x": (tuple(dims.split()), values)}))
+    _, read = load_result(tmp_path / "r.zarr.zip").arrays["x"]
+    assert read.dtype == values.dtype
+    np.testing.assert_array_equal(read, values)
