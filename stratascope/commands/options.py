@@ -98,7 +98,8 @@ only = click.option(
     "--only",
     multiple=True,
     metavar="COLUMN=VALUE",
-    help="Leave out all other examples: label=1 for true captions, whose relation is the image's. Repeated: any of a column's values.",
+    help="Leave out all other examples: label=1 for true captions, whose relation is the image's; category=Projective for a kind of "
+    "relations. Repeated: any of a column's values.",
 )
 results = click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
 examples = click.option(

@@ -11,9 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
-from stratascope.probe.categories import category_of
 from stratascope.probe.folds import FEWEST_FOLDS, MINIMUM_PER_FOLD
 from stratascope.probe.geometry import TARGETS, geometry_targets
+from stratascope.store.categories import category_of
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore

@@ -9,9 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
+from stratascope.store.categories import category_of
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from stratascope.store.reader import ActivationStore
+
+
+CATEGORY = "category"
+"""What examples can be chosen by though it is no column of theirs: the meta category of the relation."""
 
 
 def checked_choice(only: Sequence[str]) -> tuple[str, ...]:
@@ -45,21 +52,37 @@ def chosen_examples(store: ActivationStore, only: Sequence[str]) -> NDArray[np.b
     values: dict[str, list[str]] = {}
     for text in checked_choice(only):
         column, _, value = text.partition("=")
-        if column not in store.examples.columns:
-            raise InvalidInputError(
-                f"expected to choose by a column of the examples, found {column!r}; columns are {', '.join(map(str, store.examples))}"
-            )
-        there = store.examples[column].astype(str)
+        there = column_texts(store, column)
         if not (there == value).any():
             raise InvalidInputError(
                 f"expected to choose by a value of {column}, found {value!r}; it has {', '.join(sorted(set(there))[:8])}"
             )
         values.setdefault(column, []).append(value)
     for column, wanted in values.items():
-        chosen &= store.examples[column].astype(str).isin(wanted).to_numpy()
+        chosen &= column_texts(store, column).isin(wanted).to_numpy()
     if not chosen.any():
         raise InvalidInputError(f"expected examples of {choice_text(only)}, found none that has all of these; choose fewer")
     return chosen
+
+
+def column_texts(store: ActivationStore, column: str) -> pd.Series[str]:
+    """A column of a store's examples as text, by which they are chosen and told apart.
+
+    `category` is the meta category of each example's relation, unless the examples have a column of that name.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such `column`.
+    """
+    if column in store.examples.columns:
+        return store.examples[column].astype(str)
+    if column == CATEGORY:
+        return store.examples["relation"].map(category_of)
+    raise InvalidInputError(
+        f"expected a column of the examples, found {column!r}; columns are {', '.join(map(str, store.examples))}, and {CATEGORY} (of the "
+        "relation)"
+    )
 
 
 def choice_of(attributes: Mapping[str, Any]) -> tuple[str, ...]:

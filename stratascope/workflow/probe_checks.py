@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
+from stratascope.store import column_texts
 
 if TYPE_CHECKING:
     from stratascope.probe import Study
@@ -49,10 +50,10 @@ def check_asked(store: ActivationStore, request: ProbeRequest, studies: Mapping[
     asked = {task.partition(":")[0] for task in request.tasks}
     if idle := [name for name in request.values if name not in asked]:
         raise InvalidInputError(f"expected --tasks with {idle[0]}, whose values are given, found {', '.join(request.tasks)}")
-    if request.by not in store.examples.columns:
-        raise InvalidInputError(
-            f"expected --by with a column of the examples, found {request.by!r}; columns are {', '.join(map(str, store.examples))}"
-        )
+    try:
+        column_texts(store, request.by)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"--by: {error}") from error
     there = {metric for study in studies.values() for plan in study.plans.values() for batch in plan for metric in batch.metrics}
     if request.metric not in (None, *there):
         raise InvalidInputError(f"expected --metric of {', '.join(sorted(there))}, found {request.metric!r}")

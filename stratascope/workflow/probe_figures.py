@@ -11,6 +11,7 @@ import pandas as pd
 from stratascope.report import draw_layer_curves, new_figure, paper_style, save_figure
 from stratascope.report.panels import TEXT_WIDTH, draw_curve_panel, draw_value_panel, label_outside, panel_figure, span_of
 from stratascope.report.score_grids import draw_confusion, draw_places, draw_score_grid, draw_transfer
+from stratascope.store import column_texts
 from stratascope.workflow.choosing import file_name
 from stratascope.workflow.probe_advantages import advantages
 from stratascope.workflow.probe_files import save_table, shown_metric
@@ -61,7 +62,7 @@ def draw_all(
             continue
         if len(shown.classes) > 2:
             paths.append(draw_confusion_figure(shown, folder))
-        if request.by in store.examples.columns and request.by != task:
+        if request.by != task:
             paths += draw_values(shown, store, request, folder)
     return paths
 
@@ -171,7 +172,7 @@ def draw_values(curve: LayerCurve, store: ActivationStore, request: ProbeRequest
     """Small multiples of the accuracy for the commonest values of a column; none where there is only one."""
     from stratascope.probe import accuracy_by
 
-    table = accuracy_by(curve, dict(zip(store.examples["id"], store.examples[request.by].astype(str), strict=True)))
+    table = accuracy_by(curve, dict(zip(store.examples["id"], column_texts(store, request.by), strict=True)))
     size = table.drop_duplicates("by").set_index("by")["examples"].sort_values(ascending=False, kind="stable")
     shown = sorted(size.index[:MOST_PANELS])
     if len(shown) < 2:
@@ -196,7 +197,7 @@ def draw_values(curve: LayerCurve, store: ActivationStore, request: ProbeRequest
 def draw_confusion_figure(curve: LayerCurve, folder: Path) -> Path:
     """Who is taken for whom at the best layer, saved and drawn; many relations by meta category."""
     from stratascope.probe import confusion
-    from stratascope.probe.categories import category_of
+    from stratascope.store.categories import category_of
 
     layer = curve.peak.layer
     assert layer is not None, "a curve has a highest layer"

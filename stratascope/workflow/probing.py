@@ -120,7 +120,7 @@ def probe_and_draw(
     lines[:0] = [*values_elsewhere(store, request), *without_values(store, request)]
     for curve in [] if by_head else _plain(curves):
         lines += _compare(curve, curves, others, request, folder, store.layout.examples)
-        if not curve.targets and request.by in store.examples.columns:
+        if not curve.targets:
             save_accuracy_by(curve, store, request.by, folder)
     if "leakage_text" in curves[0].attributes:
         lines.append(f"the split is {' and '.join(request.settings['split'])}: {curves[0].attributes['leakage_text']}")

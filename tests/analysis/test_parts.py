@@ -83,7 +83,7 @@ def test_of_named_examples_those_that_are_chosen(whole: ActivationStore) -> None
     ("only", "message"),
     [
         (("relation",), "expected what is chosen as COLUMN=VALUE, found 'relation'"),
-        (("colour=red",), "expected to choose by a column of the examples, found 'colour'"),
+        (("colour=red",), "expected a column of the examples, found 'colour'"),
         (("relation=over",), "expected to choose by a value of relation, found 'over'; it has left of, under"),
         (("relation=under", "id=e1"), "expected examples of relation=under, id=e1, found none"),
         ("label=1", "expected a list of what is chosen, found the text 'label=1'"),
@@ -142,3 +142,13 @@ def test_a_figure_is_of_all_examples_where_there_are_results_of_them(whole: Acti
     norm = completed("attention_share", {}, {}, {"store": whole.fingerprint(), "weighing": "norm"})
     save_result(tmp_path / "share-0.zarr.zip", norm)
     assert [f.name for f in gather(whole, [tmp_path]).of("attention_share")] == ["share.zarr.zip", "share-0.zarr.zip"]
+
+
+def test_a_relations_meta_category_chooses_though_it_is_no_column(store) -> None:
+    from stratascope.store.categories import category_of
+
+    wanted = store.examples["relation"].map(category_of) == "Topological"
+    assert 0 < wanted.sum() < len(wanted)
+    np.testing.assert_array_equal(chosen_examples(store, ("category=Topological",)), wanted)
+    with pytest.raises(InvalidInputError, match="expected to choose by a value of category, found 'topological'; it has Projective, "):
+        chosen_examples(store, ("category=topological",))

@@ -189,7 +189,7 @@ def test_what_is_given_in_vain_is_refused(stores, tmp_path):
         (("--tasks", "truth", "--values", f"truth={tmp_path / 'mine.csv'}"), "a task of every store"),
         (("--tasks", "truth", "--metric", "f1"), "expected --metric of accuracy"),
         (("--tasks", "relation", "--metric", "r2"), "found 'r2'"),
-        (("--by", "nope"), "--by with a column"),
+        (("--by", "nope"), "--by: expected a column of the examples, found 'nope'"),
     ):
         refused = run(stores[0], *options, "--out", tmp_path)
         assert refused.exit_code == 2
