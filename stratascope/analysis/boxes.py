@@ -34,7 +34,7 @@ def shown_boxes(store: ActivationStore) -> NDArray[np.float64]:
         raise NotRecordedError("expected gold boxes of subject and object in the store, found none; extract with --boxes instances.json")
     size = _numbers(table, ["image_width", "image_height", "image_width", "image_height"])
     boxes = numbers.reshape(-1, 2, 4) / size[:, None]
-    if store.provenance["condition"] == "mirror":
+    if store.provenance.get("condition") == "mirror":
         boxes = np.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], -1)
     return np.asarray(boxes)
 
@@ -50,7 +50,7 @@ def other_tokens(store: ActivationStore, examples: NDArray[np.int64], index: Box
     """
     named = box_tokens(store, examples)[:, :2].any(1)
     others = np.zeros_like(named)
-    mirrored = store.provenance["condition"] == "mirror"
+    mirrored = store.provenance.get("condition") == "mirror"
     for k, number in enumerate(examples):
         row, start, grid = store.examples.iloc[number], int(store.spans["image"][number, 0]), store.grid[number]
         if start < 0 or row.get("shown_image", row["image"]) != row["image"]:  # of another image the boxes say nothing

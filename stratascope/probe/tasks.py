@@ -152,7 +152,8 @@ def find_task(
         if questions != (name == "choice"):
             kind, other = ("right choices", "choice") if questions else ("the captions' truth", "truth")
             raise NotRecordedError(f"task {name!r}: expected a store labelled so, found labels that are {kind}; probe the task {other!r}")
-        names = store.provenance["prompt"]["answers"] if questions else ("False", "True")
+        answers = store.provenance.get("prompt", {}).get("answers") or store.layout.choices
+        names = answers if questions else ("False", "True")
         by_label = {str(label): text for label, text in enumerate(names)}
         labels = task_from_values(name, table["label"], wanted)
         found = Task(name, labels.codes, tuple(by_label.get(c, c) for c in labels.classes))

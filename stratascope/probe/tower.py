@@ -147,5 +147,7 @@ def _place(curve: LayerCurve, who: str, level: float) -> pd.DataFrame:
 def known_blocks(store: ActivationStore) -> tuple[int, ...]:
     """Blocks of the vision tower that see the whole image, as the store says or its family is known; none where neither is."""
     said = (store.provenance.get("vision") or {}).get("full_attention")
-    usual = FULL_ATTENTION.get((store.provenance["model"].get("family", ""), store.layout.vision_layers), ())
+    model = store.provenance.get("model")
+    family = model.get("family") if isinstance(model, dict) else None
+    usual = FULL_ATTENTION.get((family or "", store.layout.vision_layers), ())
     return usual if said is None else tuple(said)

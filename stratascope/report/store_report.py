@@ -33,7 +33,8 @@ def report_page(store: ActivationStore, findings: Findings, *, command_name: str
     """
     given, findings = findings, findings.whole
     layout = store.layout
-    name = str(store.provenance.get("model", {}).get("name") or "the model")
+    made = store.provenance.get("model")
+    name = str((made.get("name") if isinstance(made, dict) else made) or "the model")
     model = "the built-in model" if name == "demo" else name.rstrip("/").rpartition("/")[2]
     condition = condition_of(store.provenance)
     model += " with untrained weights" if condition.startswith("untrained") else ""

@@ -202,6 +202,21 @@ def _sized(dim: str, size: int, where: str, sizes: dict[str, tuple[int, str]]) -
         yield f"expected as many {dim}s in {where} as in {first} ({known}), found {size}"
 
 
+def unlike_record(value: Any, wanted: Mapping[str, Any], where: str) -> str | None:
+    """The first thing of a record that is not as declared, as "expected ..., found ..."; None where all is.
+
+    Parameters
+    ----------
+    value
+        Of JSON.
+    wanted
+        Name -> type, as of `Kind.attributes`.
+    where
+        What the record is called.
+    """
+    return next(_unlike_record(value, wanted, where, {}), None)
+
+
 def _unlike_record(value: Any, wanted: Mapping[str, Any], where: str, sizes: dict[str, tuple[int, str]]) -> Iterator[str]:
     if not isinstance(value, Mapping):
         yield f"expected {where} to be a record, found {_told(value)}"

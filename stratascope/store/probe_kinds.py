@@ -8,14 +8,9 @@ from typing import Any
 import pandas as pd
 
 from stratascope.store.declared import Kind, columns, each, floats
+from stratascope.store.provenance import PROVENANCE
 
 INTERVAL = "low high low_simultaneous high_simultaneous"
-_MADE = {
-    "model?": ({"name?": str | None, "revision?": str | None, "files?": dict[str, str] | None}, str),
-    "data?": {"examples?": Any},
-    "condition?": str | None,
-}
-"""What readers ask of a store's provenance."""
 CHOICE = {"only?": list[str]}
 """Which examples a result is of: COLUMN=VALUE."""
 _PROBED = {**each(str, "task"), **each(str | None, "position fingerprint")}
@@ -46,7 +41,7 @@ PROBE_KINDS = {
                 **each(list[str], "split? only? types?"),
                 "strengths?": list[float] | None,
                 "directions?": bool,
-                "provenance?": _MADE,
+                "provenance?": PROVENANCE,
             },
         },
         {
@@ -81,7 +76,7 @@ PROBE_KINDS = {
             **each(str | None, "array? fingerprint store"),
             **each(float, "level critical"),
             **CHOICE,
-            "provenance?": (_MADE, None),
+            "provenance?": (PROVENANCE, None),
         },
         {"table": columns(text="row metric", ints="layer", floats=f"value {INTERVAL} chance", flags="found", grid="metric row layer")},
     ),

@@ -11,17 +11,32 @@ from typing import Any
 import numpy as np
 
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError, StoreError
+from stratascope.store.declared import each, unlike_record
 from stratascope.store.layout import FORMAT, FORMAT_VERSION, StoreLayout
 
 VOLATILE = ("created", "command", "host")
 """Fields of provenance that may differ between two runs that make the same store."""
+
+PROVENANCE = {
+    "model?": ({**each(str | None, "name? revision? family? dtype?"), "files?": dict[str, str] | None, "untrained?": int | None}, str),
+    "prompt?": {"name?": str, "answers?": list[str] | None},
+    "data?": {"labels?": str, "examples?": Any, "images?": Any},
+    "vision?": ({"full_attention?": list[int] | None}, None),
+    **each(str | None, "condition? command? created?"),
+}
+"""What readers ask of a provenance, each where it is there at all."""
+ATTRIBUTES = {"layout": dict[str, Any], "provenance": PROVENANCE, "known": str, "taken": dict[str, Any] | None}
+"""What a store's root says of it, besides its format, version and digest."""
 
 
 def store_attributes(layout: StoreLayout, provenance: Mapping[str, Any], known: str, taken: Mapping[str, Any] | None) -> dict[str, Any]:
     """Attributes of the root group, with a digest over all of them.
 
     `known` is the digest of what was written at creation, `taken` what a copy took of its source (None for an original).
+    InvalidInputError for a provenance that readers would refuse.
     """
+    if unlike := unlike_record(provenance, PROVENANCE, "provenance"):
+        raise InvalidInputError(unlike)
     attributes: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -62,9 +77,14 @@ def check_attributes(attributes: Mapping[str, Any], name: str) -> StoreLayout:
             "fetch the store again"
         )
     try:
-        return StoreLayout.from_json(attributes["layout"])
+        unlike = unlike_record(attributes, ATTRIBUTES, "attribute")
+        json.dumps(attributes["provenance"], ensure_ascii=False).encode()
+        layout = StoreLayout.from_json(attributes["layout"])
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{name}: expected a layout of format version {FORMAT_VERSION}, found: {error}") from error
+        unlike = f"expected a layout of format version {FORMAT_VERSION}, and text in UTF-8, found: {error}"
+    if unlike:
+        raise StoreError(f"{name}: {unlike}; fetch the store again")
+    return layout
 
 
 def check_agreement(held: Mapping[str, Any], expected: Mapping[str, Any], what: str = "provenance") -> None:

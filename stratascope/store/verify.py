@@ -109,7 +109,11 @@ class _Check:
         """Metadata of every array and chunks written at creation."""
         root = json.loads(self.source.get("zarr.json") or b"{}")
         nested = "consolidated_metadata"  # of a group within: only the root's counts
-        metadata: dict[str, Any] = root["consolidated_metadata"]["metadata"]
+        held = root.get("consolidated_metadata")
+        metadata = held.get("metadata") if isinstance(held, dict) else None
+        if not isinstance(metadata, dict) or not metadata:
+            self._problem(-1, "store", "zarr.json", "expected the consolidated metadata of all arrays, found none")
+            return
         for path, expected in metadata.items():
             try:
                 found = json.loads(self._bytes("store", f"{path}/zarr.json"))

@@ -64,5 +64,6 @@ def verdict(store: ActivationStore, example: int) -> str:
     """What an example's label says: true or false, or the right answer of a question."""
     label = int(store.examples["label"].iloc[example])
     if store.provenance.get("data", {}).get("labels") == "choice":
-        return f"right: {store.provenance['prompt']['answers'][label]}"
+        answers = store.provenance.get("prompt", {}).get("answers") or store.layout.choices
+        return f"right: {answers[label] if label < len(answers) else label}"
     return "true" if label else "false"

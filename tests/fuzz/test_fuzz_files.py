@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from stratascope.errors import StoreError, StratascopeError
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store.provenance import digest
 
 FEW = some(60)
 
@@ -243,5 +244,38 @@ def test_stores_with_changed_metadata_give_the_same_numbers_or_none(data: st.Dat
             for a, b in zip(whole, numbers(ActivationStore.open(small)), strict=True):
                 np.testing.assert_equal(b, a)
         result_of("info", str(small))
+    finally:
+        file.write_text(before)
+
+
+COMMANDS = (
+    ["info"],
+    ["verify"],
+    ["answers"],
+    ["share"],
+    ["rollout", "--examples", "0"],
+    ["flow", "--examples", "0", "--window", "4-5"],
+    ["overlap"],
+    ["probe", "--tasks", "truth", "--positions", "final", "--layers", "0", "--folds", "2", "--strengths", "0.01"],
+)
+
+
+@some(60)
+@given(data=st.data())
+def test_stores_with_changed_attributes_and_the_digest_they_then_have(data: st.DataObject, small: Path, tmp_path_factory: Any) -> None:
+    """Layout and provenance as another program might write them: every command that reads them ends, and says why in one line if badly."""
+    file, out = small / "zarr.json", str(tmp_path_factory.getbasetemp() / "out")
+    before = file.read_text()
+    root = json.loads(before)
+    held = root["attributes"]
+    part = data.draw(st.sampled_from(["layout", "provenance", "provenance", "taken", "known"]))
+    held[part] = changed_json(held[part], data)
+    if data.draw(st.integers(0, 9)) == 0:
+        del held[part]
+    held["digest"] = digest({name: value for name, value in held.items() if name != "digest"})
+    file.write_text(json.dumps(root))
+    try:
+        name, *options = data.draw(st.sampled_from(COMMANDS))
+        result_of(name, str(small), *options, *([] if name in ("info", "verify") else ["--out", out]))
     finally:
         file.write_text(before)
