@@ -17,7 +17,9 @@ SHOWN_FAILURES = 10
 @click.argument("dataset", type=click.Choice(["vsr"]))
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to fill, or to go on filling.")
 @click.option("--split", default="random", show_default=True, help="random or zeroshot: how VSR's authors divided it.")
-@click.option("--parts", callback=options.names, default="train,dev,test", show_default=True, help="Which parts of it.")
+@click.option(
+    "--parts", callback=options.names, metavar="NAME,NAME", default="train,dev,test", show_default=True, help="Which parts of it."
+)
 @click.option("--limit", type=int, metavar="N", help="Images of only the first N rows of each part.")
 @click.option("--boxes", is_flag=True, help="Gold boxes too, out of COCO's annotations (241 MB, once).")
 @click.option("--images/--no-images", default=True, help="The photos, from COCO by their links; about 1 GB in all.  [default: images]")

@@ -146,12 +146,14 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--positions",
             callback=names,
+            metavar="NAME,NAME",
             help="Where to record the residual stream: final, image, subject, relation, object, subject_box, object_box; default: all that "
             "there are.",
         ),
         click.option(
             "--record",
             callback=names,
+            metavar="NAME,NAME",
             default="residual,attention_rows,attention_maps,form_logits,top_tokens",
             show_default=True,
             help="What to store besides the answer's logits (docs/recording.md); also value_norms, value_logits, head_outputs, "
@@ -170,6 +172,7 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--knockout-modes",
             callback=names,
+            metavar="NAME,NAME",
             default="final,later",
             show_default=True,
             help="From whom a knockout hides: from the final token alone, from all later tokens.",

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 @click.option(
     "--tasks",
     callback=options.names,
+    metavar="NAME,NAME",
     default="truth,relation",
     show_default=True,
     help="What to read: truth, relation, category, answer, choice, geometry (boxes), a column of the examples, or a NAME of --values.",
 )
-@click.option("--positions", callback=options.names, help="Where to read it; default: all that the array has.")
+@click.option("--positions", callback=options.names, metavar="NAME,NAME", help="Where to read it; default: all that the array has.")
 @click.option("--layers", callback=options.numbers, metavar="N,M-K", help="Layers to probe; default: all.")
 @click.option(
     "--array",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--controls",
     callback=options.names,
+    metavar="NAME,NAME",
     default="",
     help="shuffled: labels dealt anew within folds; control: a random label for each relation, subject and object together.",
 )
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 @click.option(
     "--measures",
     callback=options.names,
+    metavar="NAME,NAME",
     default="",
     help="mdl: in how few bits labels can be sent (online codelength); calibration: whether probabilities mean what they say.",
 )
@@ -69,6 +72,7 @@ if TYPE_CHECKING:
 @click.option(
     "--types",
     callback=options.names,
+    metavar="NAME,NAME",
     default="relation,subject,object",
     show_default=True,
     help="Columns whose values together make a type, for --controls control.",

@@ -53,9 +53,11 @@ def verify(store: str, images: Path | None, repair: bool) -> None:
 @click.command(short_help="A store, or a part of it, as a new store.")
 @click.argument("source")
 @click.argument("target")
-@click.option("--arrays", callback=options.names, help="Arrays to take, such as residual,attention_rows; default: all.")
+@click.option(
+    "--arrays", callback=options.names, metavar="NAME,NAME", help="Arrays to take, such as residual,attention_rows; default: all."
+)
 @click.option("--layers", callback=options.numbers, metavar="N,M-K", help="Layers to take.")
-@click.option("--positions", callback=options.names, help="Positions to take.")
+@click.option("--positions", callback=options.names, metavar="NAME,NAME", help="Positions to take.")
 @click.option("--examples", callback=options.numbers, metavar="N,M-K", help="Example numbers to take.")
 def copy(source: str, target: str, **chosen: Any) -> None:
     """Copy from a folder, zip or URL into a new folder or zip. The copy says what was taken.

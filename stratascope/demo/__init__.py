@@ -12,6 +12,8 @@ from stratascope.demo.stages import LAYERS, Stages, digest
 from stratascope.errors import TooFewExamplesError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from stratascope.probe import LayerCurve
     from stratascope.store import ActivationStore
 
@@ -220,8 +222,13 @@ def _sentences(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
     return (
         f"At the final token a linear probe for the caption's truth starts at {start:.2f} in the embeddings (chance 0.5), "
         f"{rises} and reaches {best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}] at layer {int(best['layer'])}; the model itself "
-        f"answers {right:.1%} of these scenes right. With blank images the same probe stays between {blank['value'].min():.2f} and "
-        f"{blank['value'].max():.2f}, with shuffled labels between {shuffled['value'].min():.2f} and {shuffled['value'].max():.2f}: "
+        f"answers {right:.1%} of these scenes right. With blank images the same probe stays at {_range(blank)}, "
+        f"with shuffled labels at {_range(shuffled)}: "
         "what it reads comes from the image.\n\n"
         "(Early in its training the model was taught to look from a name to its thing; that it does so is no finding.)"
     )
+
+
+def _range(rows: pd.DataFrame) -> str:
+    """The lowest and the highest value over layers, in two digits; one where they are the same."""
+    return " to ".join(dict.fromkeys(f"{value:.2f}" for value in (rows["value"].min(), rows["value"].max())))
