@@ -13,7 +13,7 @@ from stratascope.probe.blas_threads import one_blas_thread
 from stratascope.probe.bootstrap import Bootstrap
 from stratascope.probe.codelength import FRACTIONS, Codelength, portions, send
 from stratascope.probe.cross_validation import STRENGTHS
-from stratascope.probe.finished import Finished, run_unfinished
+from stratascope.probe.finished import Finished
 from stratascope.probe.layer_task import LayerTask, read_layer
 from stratascope.probe.rows import Rows
 from stratascope.probe.study import Study, plan_study
@@ -72,13 +72,12 @@ def codelength_of(
     if study.by_head or not any(plans.values()):
         what = f"a probe for each head of {study.settings.array}" if study.by_head else f"tasks of values: {', '.join(study.tasks)}"
         raise InvalidInputError(f"expected tasks of classes with one probe a layer for a codelength, found {what}; leave it out")
-    work = [LayerTask(study.store, layer, place, plan, study.settings) for place, plan in plans.items() for layer in study.layers]
     kept = None if output is None else FinishedCodes(output)
-    found = run_unfinished(_send_layer, work, kept, scheduler=scheduler, workers=workers, progress=progress, label="codelengths")
+    found = study.over_layers(_send_layer, plans, kept, scheduler=scheduler, workers=workers, progress=progress, label="codelengths")
     rows: list[dict[str, Any]] = []
     settings, groups = study.settings, study.store.examples[study.settings.groups].to_numpy(dtype=str)
-    for number, (place, plan) in enumerate(plans.items()):
-        of_place = found[number * len(study.layers) : (number + 1) * len(study.layers)]
+    for place, plan in plans.items():
+        of_place = found[place]
         for k, batch in enumerate(plan):
             bootstrap = Bootstrap(groups[batch.used], draws=settings.draws, seed=settings.seed)
             for labelling, task in enumerate(batch.tasks):

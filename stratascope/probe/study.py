@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.probe.assemble import assemble
 from stratascope.probe.cost import StudyCost, largest_task
 from stratascope.probe.curve import LayerCurve
-from stratascope.probe.finished import FinishedLayers, run_unfinished
+from stratascope.probe.finished import Answer, Finished, FinishedLayers, run_unfinished
 from stratascope.probe.layer_task import LayerAnswer, LayerTask, run_layer
 from stratascope.probe.plan import Batch, ProbeSettings, plan_position, task_name
 from stratascope.probe.tasks import Task
@@ -168,15 +168,34 @@ class Study:
         self, *, scheduler: str | None = None, workers: int | None = None, progress: bool = False, output: str | Path | None = None
     ) -> dict[str | None, list[LayerAnswer]]:
         """Position -> the answers of its layers; parameters of `probe_study`."""
-        work = [
-            LayerTask(self.store, layer, place, plan, self.settings, self.by_head)
-            for place, plan in self.plans.items()
-            for layer in self.layers
-        ]
         kept = None if output is None else FinishedLayers(output)
-        found = run_unfinished(run_layer, work, kept, scheduler=scheduler, workers=workers, progress=progress, label="layers")
-        count = len(self.layers)
-        return {place: found[number * count : (number + 1) * count] for number, place in enumerate(self.plans)}
+        return self.over_layers(run_layer, self.plans, kept, scheduler=scheduler, workers=workers, progress=progress, label="layers")
+
+    def over_layers(
+        self,
+        function: Callable[[LayerTask], Answer],
+        plans: Mapping[str | None, list[Batch]],
+        finished: Finished[Answer] | None,
+        **options: Any,
+    ) -> dict[str | None, list[Answer]]:
+        """Position -> what a function makes of each of its layers.
+
+        Parameters
+        ----------
+        function
+            Of a layer's task.
+        plans
+            Position -> batches, all of this study or some.
+        finished
+            Where answers are kept and taken from.
+        options
+            Of `run_all`.
+        """
+        work = [
+            LayerTask(self.store, layer, place, plan, self.settings, self.by_head) for place, plan in plans.items() for layer in self.layers
+        ]
+        found, count = run_unfinished(function, work, finished, **options), len(self.layers)
+        return {place: found[number * count : (number + 1) * count] for number, place in enumerate(plans)}
 
     def run(
         self, *, scheduler: str | None = None, workers: int | None = None, progress: bool = False, output: str | Path | None = None
