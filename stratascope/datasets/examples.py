@@ -19,7 +19,7 @@ from stratascope.errors import InvalidInputError
 __all__ = ["Example", "describe", "files_digest", "load_examples"]
 
 _NEEDED = {"image": str, "caption": str, "relation": str}
-NEEDS = "a row needs image, caption, relation and label"
+_NEEDS = "a row needs image, caption, relation and label"
 
 
 def load_examples(
@@ -141,14 +141,10 @@ def _example(line: str, where: str, default_id: str, default_split: str, boxes: 
         raise InvalidInputError(f"{where}: expected a JSON object, found {type(row).__name__}")
     for key, kind in _NEEDED.items():
         if not isinstance(row.get(key), kind) or not row[key].strip():
-            raise InvalidInputError(
-                f"{where}: expected text in field {key!r}, found {_shown(row, key)}; a row needs image, caption, relation and label"
-            )
+            raise InvalidInputError(f"{where}: expected text in field {key!r}, found {_shown(row, key)}; {_NEEDS}")
     label = row.get("label")
     if isinstance(label, str) or label not in (0, 1):
-        raise InvalidInputError(
-            f"{where}: expected label 0 or 1, found {_shown(row, 'label')}; a row needs image, caption, relation and label"
-        )
+        raise InvalidInputError(f"{where}: expected label 0 or 1, found {_shown(row, 'label')}; {_NEEDS}")
     if Path(row["image"]).is_absolute() or ".." in Path(row["image"]).parts or "\0" in row["image"]:
         raise InvalidInputError(f"{where}: expected an image's name within the folder of images, found {row['image']!r}")
     try:

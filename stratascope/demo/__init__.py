@@ -74,8 +74,9 @@ def run_demo(
     def step(text: str, folder: Path, parts: Mapping[str, Callable[[], object]], made_of: Callable[[str], Any]) -> None:
         kept = all(stages.kept(name, made_of(name)) for name in parts)
         say(f"{text}{KEPT if kept else ''}")
-        for name, make in parts.items():
-            stages.make(name, made_of(name), folder, make)
+        if not kept:
+            for name, make in parts.items():
+                stages.make(name, made_of(name), folder, make)
 
     drawing = {"scenes": lambda: write_scenes(drawn, scenes, seed=seed)}
     step(f"1/5 drawing {scenes} scenes in {drawn}", drawn, drawing, lambda _: [scenes, seed])

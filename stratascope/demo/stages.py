@@ -51,6 +51,7 @@ class Stages:
 
     def kept(self, name: str, made_of: Any) -> bool:
         """Whether a stage is as it was made, of the same and by this version, so that `make` would leave it."""
+        self._visited.add(name)
         held = self._held.get(name)
         if held is None or held["of"] != _plain(made_of):
             return False
@@ -62,7 +63,6 @@ class Stages:
 
         What it left the last time is removed first, so that nothing stays which does not belong to what is there now.
         """
-        self._visited.add(name)
         if self.kept(name, made_of):
             return
         self._remove(name)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stratascope.report.chosen import Choice
     from stratascope.report.figures import draw_attention_share, draw_layer_curves, draw_overlay, new_figure, save_figure
-    from stratascope.report.findings import Findings, Found, gather, gather_results
+    from stratascope.report.findings import Findings, gather, gather_results
+    from stratascope.report.found import Found
     from stratascope.report.gallery import Tile, draw_gallery
     from stratascope.report.named import FIGURES, NamedFigure, named_figure
     from stratascope.report.page import Page
@@ -23,7 +24,7 @@ _MODULES = {
     "Choice": "chosen",
     "FIGURES": "named",
     "Findings": "findings",
-    "Found": "findings",
+    "Found": "found",
     "NamedFigure": "named",
     "Page": "page",
     "Tile": "gallery",

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from stratascope.report.column import place_legend
 from stratascope.report.figures import draw_attention_share
-from stratascope.report.findings import Findings, Found
+from stratascope.report.findings import Findings
+from stratascope.report.found import Found
 from stratascope.report.heatmaps import draw_grid
 from stratascope.report.predictions import draw_prediction
 from stratascope.report.stacks import draw_share_stack

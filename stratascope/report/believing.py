@@ -11,7 +11,8 @@ from stratascope.report.attributions import draw_carried
 from stratascope.report.blocks import Beside, Block, Cited, Drawing, Missing, Prose, Table
 from stratascope.report.column import place_legend
 from stratascope.report.correlations import draw_correlations
-from stratascope.report.findings import Findings, Found
+from stratascope.report.findings import Findings
+from stratascope.report.found import Found
 from stratascope.report.heatmaps import draw_grid
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stratascope.errors import NotRecordedError
-from stratascope.report.findings import Findings, Found
+from stratascope.report.findings import Findings
+from stratascope.report.found import Found
 
 
 @dataclass(frozen=True)

@@ -8,97 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
-from stratascope.report.blocks import Source
-from stratascope.store import ActivationStore, ResultFile, choice_of, condition_of, load_result
+from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.report.found import Found
+from stratascope.store import ActivationStore, condition_of, load_result
 
 ENDING = ".zarr.zip"
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """One results file."""
-
-    path: Path
-    result: ResultFile
-
-    @property
-    def name(self) -> str:
-        """The file's name, as a page cites it."""
-        return self.path.name
-
-    @property
-    def kind(self) -> str:
-        """Which result it is."""
-        return self.result.kind
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """Attributes of the file; those of a layer curve with its settings among them."""
-        given = dict(self.result.attributes)
-        return {**given.get("settings", {}), **given} if isinstance(given.get("settings", {}), dict) else given
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Of the store that it was made from."""
-        own = self.attributes
-        return own.get("fingerprint") or own.get("store")
-
-    @property
-    def condition(self) -> str:
-        """What sets its store apart: what was done to the images, `untrained` weights, both; `original` where nothing."""
-        own = self.attributes
-        return str(own.get("condition") or condition_of(own.get("provenance", {})))
-
-    @property
-    def task(self) -> str:
-        """Of a probe's result: the task, with its control."""
-        return str(self.attributes.get("task", ""))
-
-    @property
-    def position(self) -> str:
-        """Of a probe's result: where it read; empty for arrays without positions."""
-        return str(self.attributes.get("position") or "")
-
-    @property
-    def only(self) -> tuple[str, ...]:
-        """COLUMN=VALUE that chose its examples; () for all. A probe's task tells it, too."""
-        return choice_of(self.result.attributes)
-
-    @property
-    def identity(self) -> tuple[object, ...]:
-        """What it is a result of: of two files with the same one, made twice, the first is enough."""
-        own = self.attributes
-        if "task" not in own:
-            return self.kind, self.name
-        over = own.get("baseline") or {}
-        what = (self.task, self.position, own.get("array"), own.get("by"), self.fingerprint)
-        return self.kind, *what, over.get("task"), over.get("fingerprint")
-
-    def table(self, name: str) -> pd.DataFrame:
-        """A table; StoreError where the file has none of that name, having been made by an older version."""
-        if name not in self.result.tables:
-            raise StoreError(
-                f"{self.name}: expected a table {name!r}, found {', '.join(self.result.tables) or 'none'}; "
-                "it was made by an older version, make it again"
-            )
-        return self.result.tables[name]
-
-    def rows(self, metric: str) -> pd.DataFrame:
-        """Rows of a layer curve's table of one metric, by layer."""
-        table = self.table("table")
-        return table[table["metric"] == metric].sort_values("layer").reset_index(drop=True)
-
-    def event(self, kind: str) -> pd.Series[Any]:
-        """The row of the table of events whose `kind` this is, `onset` or `offset`."""
-        table = self.table("events")
-        return table[table["kind"] == kind].iloc[0]
-
-    def source(self, table: str = "", detail: str = "") -> Source:
-        """How a page cites it: the file, and within it a `table` and a `detail`."""
-        return Source(self.name, table, detail)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +33,7 @@ class Findings:
         """
         found = [f for f in self.own if f.kind == kind]
         first = min((f.only for f in found if not f.task), default=())
-        weighed = {id(f): f.attributes.get("weighing", f.attributes.get("map", "attention")) != "attention" for f in found}
-        return sorted((f for f in found if f.task or f.only == first), key=lambda f: weighed[id(f)])
+        return sorted((f for f in found if f.task or f.only == first), key=lambda f: f.weighing != "attention")
 
     @property
     def whole(self) -> Findings:

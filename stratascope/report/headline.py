@@ -10,7 +10,8 @@ import pandas as pd
 from stratascope.report.blocks import Block, Cited, Fact, Facts, Prose
 from stratascope.report.chosen import advantage_name, score_of
 from stratascope.report.figures import METRIC_LABELS
-from stratascope.report.findings import Findings, Found
+from stratascope.report.findings import Findings
+from stratascope.report.found import Found
 
 TASK_WORDS = {
     "truth": "whether the caption is true",

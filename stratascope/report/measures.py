@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from stratascope.report.chosen import Choice
-    from stratascope.report.findings import Findings, Found
+    from stratascope.report.findings import Findings
+    from stratascope.report.found import Found
 
 
 def draw_reliability(table: pd.DataFrame, ax: Axes, *, layer: int, title: str | None = None) -> Axes:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from stratascope.report.blocks import Beside, Block, Drawing, Interval, Prose, Source, Table
-from stratascope.report.findings import Findings, Found
+from stratascope.report.findings import Findings
+from stratascope.report.found import Found
 from stratascope.report.headline import percent
 from stratascope.report.named import FIGURES
 from stratascope.store import choice_text
@@ -28,7 +29,7 @@ def part_blocks(findings: Findings) -> list[Block]:
     sources: list[Source] = []
     for name, own in rows.items():
         for kind, (column, table, read) in _READ.items():
-            for found in (f for f in own if f.kind == kind and _weighing(f) == "attention"):
+            for found in (f for f in own if f.kind == kind and f.weighing == "attention"):
                 cells.setdefault(column, {})[name] = read(found)
                 cells.setdefault("examples", {}).setdefault(name, _count(found))
                 sources.append(found.source(table))
@@ -56,10 +57,6 @@ def _drawings(only: Sequence[str], own: Sequence[Found]) -> list[Block]:
             alt = f"{FIGURES[figure].shows}, only {said}"
             blocks.append(Drawing(drawn, alt, "", f"{title}: only {said}", [found.source(array)]))
     return blocks
-
-
-def _weighing(found: Found) -> str:
-    return str(found.attributes.get("weighing") or found.attributes.get("map") or "attention")
 
 
 def _count(found: Found) -> int:

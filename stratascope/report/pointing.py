@@ -9,7 +9,8 @@ import pandas as pd
 
 from stratascope.report.blocks import Block, Drawing, Missing, Prose, Table
 from stratascope.report.column import name_rows, place_legend
-from stratascope.report.findings import Findings, Found
+from stratascope.report.findings import Findings
+from stratascope.report.found import Found
 from stratascope.report.style import COLOURS, GREY, MARKERS
 
 if TYPE_CHECKING:

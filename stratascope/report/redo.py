@@ -9,8 +9,9 @@ from pathlib import PurePath
 from typing import Any
 
 from stratascope.report.blocks import Block, Commands, Folded, Prose, Remark, Table
-from stratascope.report.findings import Findings, Found
-from stratascope.store import ActivationStore
+from stratascope.report.findings import Findings
+from stratascope.report.found import Found
+from stratascope.store import ActivationStore, choice_options
 
 PLAIN: dict[str, Any] = {"array": "residual", "strengths": None, "method": "logistic", "split": [], "groups": "image", "minimum": 20}
 """Settings of a probe that the command line leaves as they are."""
@@ -64,13 +65,13 @@ def _measured(store: str, findings: Findings) -> list[str]:
     groups: dict[tuple[Any, ...], list[Found]] = {}
     for curve in findings.of("layer_curve"):
         own = curve.attributes
-        groups.setdefault((own.get("folds", 5), own.get("seed", 0), tuple(own.get("only", ()))), []).append(curve)
+        groups.setdefault((own.get("folds", 5), own.get("seed", 0), curve.only), []).append(curve)
     baselines = {PurePath(str(f.attributes.get("store"))).name for f in findings.beside}
     for (folds, seed, only), curves in groups.items():
         tasks = ",".join(dict.fromkeys(re.sub(r" \(.*\)", "", c.task) for c in curves))
         positions = ",".join(dict.fromkeys(c.position for c in curves if c.position))
         line = f"stratascope probe {store} --tasks {shlex.quote(tasks)} --positions {shlex.quote(positions)} --folds {folds} --seed {seed}"
-        line += "".join(f" --only {shlex.quote(text)}" for text in only)
+        line += choice_options(only)
         lines += [f"{line} --baseline {shlex.quote(b)}" for b in sorted(baselines)] or [line]
     once = {"answer_confidence": "answers", "attention_share": "share", "box_overlap": "overlap"}
     once |= {"logit_attribution": "attribution", "head_ranking": "heads", "faithfulness": "faithfulness", "entanglement": "entanglement"}
@@ -91,11 +92,10 @@ def _measured(store: str, findings: Findings) -> list[str]:
 
 def _chosen(found: Found) -> str:
     """Options of the command that made a result: what was weighed and measured, and of which examples."""
-    own = found.attributes
-    weighing = own.get("weighing", own.get("map", "attention"))
-    options = "" if weighing == "attention" else f" --weighing {weighing}"
-    options += "" if own.get("measure", "lift") == "lift" else f" --measure {own['measure']}"
-    return options + "".join(f" --only {shlex.quote(text)}" for text in found.only)
+    measure = found.attributes.get("measure", "lift")
+    options = "" if found.weighing == "attention" else f" --weighing {found.weighing}"
+    options += "" if measure == "lift" else f" --measure {measure}"
+    return options + choice_options(found.only)
 
 
 def _unusual(curve: Found) -> str:

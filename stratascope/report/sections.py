@@ -10,7 +10,8 @@ import pandas as pd
 from stratascope.report.blocks import Beside, Block, Drawing, Folded, Interval, Missing, Remark, Table
 from stratascope.report.chosen import Choice, by_relation, score_of
 from stratascope.report.figures import PART_LABELS
-from stratascope.report.findings import Findings, Found
+from stratascope.report.findings import Findings
+from stratascope.report.found import Found
 from stratascope.report.headline import peak, percent, task_words
 from stratascope.report.named import FIGURES
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,18 +49,19 @@ def chosen_examples(store: ActivationStore, only: Sequence[str]) -> NDArray[np.b
     InvalidInputError
         If there is no such column, no example has a value, or none has one of every column.
     """
-    chosen = np.ones(store.layout.examples, dtype=bool)
     values: dict[str, list[str]] = {}
     for text in checked_choice(only):
         column, _, value = text.partition("=")
-        there = column_texts(store, column)
-        if not (there == value).any():
-            raise InvalidInputError(
-                f"expected to choose by a value of {column}, found {value!r}; it has {', '.join(sorted(set(there))[:8])}"
-            )
         values.setdefault(column, []).append(value)
+    chosen = np.ones(store.layout.examples, dtype=bool)
     for column, wanted in values.items():
-        chosen &= column_texts(store, column).isin(wanted).to_numpy()
+        there = column_texts(store, column)
+        for value in wanted:
+            if not (there == value).any():
+                raise InvalidInputError(
+                    f"expected to choose by a value of {column}, found {value!r}; it has {', '.join(sorted(set(there))[:8])}"
+                )
+        chosen &= there.isin(wanted).to_numpy()
     if not chosen.any():
         raise InvalidInputError(f"expected examples of {choice_text(only)}, found none that has all of these; choose fewer")
     return chosen
@@ -90,6 +92,11 @@ def choice_of(attributes: Mapping[str, Any]) -> tuple[str, ...]:
     settings = attributes.get("settings")
     own = attributes.get("only", settings.get("only", ()) if isinstance(settings, Mapping) else ())
     return tuple(map(str, own or ()))
+
+
+def choice_options(only: Sequence[str]) -> str:
+    """`only` as options of a shell command, with a space before each."""
+    return "".join(f" --only {shlex.quote(text)}" for text in only)
 
 
 def choice_text(only: Sequence[str]) -> str:

@@ -126,16 +126,19 @@ def as_numpy(array: Any) -> NDArray[Any]:
         raise StoreError(
             f"expected an array of a size that is read whole, found shape {array.shape} in {array.path}: its metadata are damaged"
         )
-    values = _by_pieces(array) if 0 in array.shape or (not text and array.nbytes > AT_ONCE) else np.asarray(array[...])
+    if 0 in array.shape:
+        values = np.zeros(array.shape, dtype=array.dtype)
+    else:
+        values = _by_pieces(array) if not text and array.nbytes > AT_ONCE else np.asarray(array[...])
     return values.astype(object) if values.dtype.kind in "TU" else values
 
 
 def _by_pieces(array: Any) -> NDArray[Any]:
     """A large array some chunks at a time: Zarr holds all that it unpacks at once beside what it returns."""
     values = np.zeros(array.shape, dtype=array.dtype)
-    cut = max(range(array.ndim), key=lambda axis: array.cdata_shape[axis], default=0)
-    step = max(1, array.chunks[cut] * (array.cdata_shape[cut] * AT_ONCE // max(array.nbytes, 1))) if array.size else 1
-    for start in range(0, array.shape[cut] if array.size else 0, step):
+    cut = max(range(array.ndim), key=lambda axis: array.cdata_shape[axis])
+    step = max(1, array.chunks[cut] * (array.cdata_shape[cut] * AT_ONCE // array.nbytes))
+    for start in range(0, array.shape[cut], step):
         piece = (*[slice(None)] * cut, slice(start, start + step))
         values[piece] = array[piece]
     return values

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stratascope.report import draw_attention_share, draw_overlay, new_figure, paper_style, save_figure
-from stratascope.workflow.choosing import MOST_SHOWN, file_name, first_examples, part_text, those_held, titled
+from stratascope.workflow.choosing import MOST_SHOWN, file_name, first_examples, part_lines, those_held, titled
 from stratascope.workflow.pictures import picture, relative_boxes, said
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def save_answers(store: ActivationStore, folder: Path, *, only: Sequence[str] = 
         f"of {row['examples']:,}, confidence {row['confidence']:.2f}"
         for row in chosen
     ]
-    if only:
-        lines.insert(0, part_text(store, only, len(found.answers)))
+    lines[:0] = part_lines(store, only, len(found.answers))
     if found.attributes["condition"].startswith("untrained"):
         lines.insert(0, "of untrained weights, not of the model:")
     return "\n".join([*lines, f"results in {folder}"])
@@ -52,8 +51,8 @@ def share_and_draw(store: ActivationStore, folder: Path, *, weighing: str = "att
         draw_attention_share(found.values, found.tokens, found.parts, ax, title=titled(title, only))
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     path = save_figure(figure, folder / f"{name}.png")
-    about = f"{part_text(store, only, len(found.examples))}\n" if only else ""
-    return f"{about}{share_text(found)}\nfigure {path}\nresults in {folder}"
+    about = part_lines(store, only, len(found.examples))
+    return "\n".join([*about, share_text(found), f"figure {path}", f"results in {folder}"])
 
 
 def share_text(found: AttentionShare) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from stratascope.report import new_figure, paper_style, save_figure
 from stratascope.report.attributions import draw_carried
 from stratascope.store import choice_of
-from stratascope.workflow.choosing import file_name, part_text, titled
+from stratascope.workflow.choosing import file_name, part_lines, titled
 
 if TYPE_CHECKING:
     from stratascope.analysis import LogitAttribution
@@ -30,8 +30,8 @@ def attribute_and_draw(store: ActivationStore, folder: Path, *, only: Sequence[s
     name = file_name("attribution", *only)
     found.save(folder / f"{name}.zarr.zip")
     path = draw_attribution(found, folder / f"{name}.png")
-    about = f"{part_text(store, only, len(found.examples))}\n" if only else ""
-    return f"{about}{attribution_text(found)}\nfigure {path}\nresults in {folder}"
+    about = part_lines(store, only, len(found.examples))
+    return "\n".join([*about, attribution_text(found), f"figure {path}", f"results in {folder}"])
 
 
 def attribution_text(found: LogitAttribution) -> str:

@@ -18,9 +18,9 @@ MOST_SHOWN = 8
 """Examples drawn side by side, and worked on where none are named."""
 
 
-def part_text(store: ActivationStore, only: Sequence[str], count: int) -> str:
-    """A line that says which part of the examples a result is of."""
-    return f"only {choice_text(only)}: {count:,} of {store.layout.examples:,} examples"
+def part_lines(store: ActivationStore, only: Sequence[str], count: int) -> list[str]:
+    """A line that says which part of the examples a result is of; none for all of them."""
+    return [f"only {choice_text(only)}: {count:,} of {store.layout.examples:,} examples"] if only else []
 
 
 def titled(title: str, only: Sequence[str]) -> str:

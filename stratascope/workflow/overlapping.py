@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,8 @@ from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.report import new_figure, paper_style, save_figure
 from stratascope.report.heatmaps import draw_grid
 from stratascope.report.predictions import draw_overlap, draw_prediction
-from stratascope.store import ResultFile, choice_of, choice_text, chosen_examples, load_result
-from stratascope.workflow.choosing import file_name, part_text, titled
+from stratascope.store import ResultFile, choice_of, choice_options, choice_text, chosen_examples, load_result
+from stratascope.workflow.choosing import file_name, part_lines, titled
 
 if TYPE_CHECKING:
     from stratascope.analysis import AnswerPrediction, BoxOverlap, HeadRanking
@@ -59,10 +58,10 @@ def overlap_and_draw(
     means = found.mean("both")
     layer, head = np.unravel_index(int(np.nanargmax(means)), means.shape)
     where = f"block {found.attributes['layers'][int(layer)]} head {int(head)}"
-    lines = [part_text(store, only, len(found.examples))] if only else []
-    lines += [
+    lines = [
+        *part_lines(store, only, len(found.examples)),
         f"{weighing} on the boxes of subject and object, {known} of {len(found.examples)} examples have both; {measure} averages "
-        f"{np.nanmean(means):.2f} over heads, most in {where}: {means[layer, head]:.2f}"
+        f"{np.nanmean(means):.2f} over heads, most in {where}: {means[layer, head]:.2f}",
     ]
     prediction: AnswerPrediction | None = None
     try:
@@ -129,10 +128,8 @@ def rank_and_draw(
         lacking.append(f"no overlap: {error}")
     result = load_result(probe) if probe else head_probe_of(folder, store, only)
     if result is None:
-        chosen = "".join(f" --only {shlex.quote(text)}" for text in only)
-        lacking.append(
-            f"no probe by head: run `stratascope probe STORE --array head_outputs{chosen}` first, or give its result with --probe"
-        )
+        command = f"stratascope probe STORE --array head_outputs{choice_options(only)}"
+        lacking.append(f"no probe by head: run `{command}` first, or give its result with --probe")
     if attribution is None and overlap is None and result is None:
         raise InvalidInputError(f"expected at least one score of heads, found none: {'; '.join(lacking)}")
     found = rank_heads(attribution, overlap, result)
@@ -140,7 +137,7 @@ def rank_and_draw(
     name = file_name("heads", *only)
     found.save(folder / f"{name}.zarr.zip")
     path = draw_ranking(found, folder / f"{name}.png")
-    about = [part_text(store, only, int(chosen_examples(store, only).sum()))] if only else []
+    about = part_lines(store, only, int(chosen_examples(store, only).sum()))
     return "\n".join([*about, ranking_text(found), *lacking, f"figure {path}", f"results in {folder}"])
 
 

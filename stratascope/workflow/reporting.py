@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from stratascope.report.blocks import Block, Card, Cited, Picture, Prose, Source, Tokens
-from stratascope.report.findings import Findings, Found, gather
+from stratascope.report.findings import Findings, gather
+from stratascope.report.found import Found
 from stratascope.report.store_report import report_page
 from stratascope.workflow.pictures import picture, relative_boxes, verdict
 

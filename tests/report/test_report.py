@@ -22,7 +22,8 @@ from stratascope.extract import plan_extraction, run_extraction
 from stratascope.probe import Advantage, LayerCurve
 from stratascope.report.believing import faithfulness_blocks
 from stratascope.report.blocks import Missing
-from stratascope.report.findings import Findings, Found, gather
+from stratascope.report.findings import Findings, gather
+from stratascope.report.found import Found
 from stratascope.report.named import FIGURES
 from stratascope.report.store_report import report_page
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
