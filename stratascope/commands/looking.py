@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from stratascope.commands.terminal import open_store, results_folder
+from stratascope.commands.terminal import open_store
 from stratascope.errors import InvalidInputError
 
 
@@ -25,11 +25,10 @@ def report(store: str, results: tuple[Path, ...], out: Path | None, title: str) 
     Example, after 'stratascope demo --out demo':
       stratascope report demo/original.zarr -o report.html
     """
+    from stratascope.report.places import beside
     from stratascope.workflow.reporting import write_report
 
-    path = Path(store) if Path(store).name else Path(store).resolve()
-    target = out or (Path(f"{path.stem}-report.html") if "://" in store else path.with_name(f"{path.stem}-report.html"))
-    click.echo(write_report(open_store(store), results, target, where=store, title=title))
+    click.echo(write_report(open_store(store), results, out or beside(store, "-report.html"), where=store, title=title))
 
 
 @click.command(short_help="One figure from results, in paper quality.")
@@ -103,12 +102,12 @@ def view(store: str, results: Path | None, port: int, no_browser: bool, export: 
     Example, after 'stratascope demo --out demo':
       stratascope view demo/original.zarr --results demo/results
     """
+    from stratascope.report.places import results_folders
     from stratascope.report.viewer import export_page, serve_store
     from stratascope.report.viewer.address import check_address
     from stratascope.report.viewer.files import files_of
 
-    beside = (results_folder(store), Path(store).parent / "results")
-    results = results or next((folder for folder in beside if "://" not in store and folder.is_dir()), None)
+    results = results or next((folder for folder in results_folders(store) if "://" not in store and folder.is_dir()), None)
     if export is not None:
         if "://" not in store:
             files_of(Path(store))

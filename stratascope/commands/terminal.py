@@ -21,10 +21,9 @@ def open_store(path: str) -> ActivationStore:
 
 def results_folder(store: str) -> Path:
     """STORE-results beside the store; in the working folder for a URL."""
-    if "://" in store:
-        return Path(f"{Path(store.rstrip('/')).stem}-results")
-    path = Path(store) if Path(store).name else Path(store).resolve()
-    return path.with_name(f"{path.stem}-results")
+    from stratascope.report.places import results_folders
+
+    return results_folders(store)[0]
 
 
 @contextmanager

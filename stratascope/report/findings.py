@@ -10,9 +10,8 @@ from typing import Any
 
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report.found import Found
+from stratascope.report.places import ENDING, results_folders
 from stratascope.store import ActivationStore, condition_of, load_result
-
-ENDING = ".zarr.zip"
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,14 +85,6 @@ _TASKS = {"truth": 0, "relation": 1, "answer": 2}
 _POSITIONS = {"final": 0, "object": 1, "relation": 2, "subject": 3, "image": 4}
 
 
-def default_folders(store: str | Path) -> list[Path]:
-    """Where the results of a store lie if nothing else was said: STORE-results, and `results` beside the store."""
-    path = Path(store)
-    if "://" in str(store):
-        return [Path(f"{path.stem}-results")]
-    return [path.with_name(f"{path.stem}-results"), path.with_name("results")]
-
-
 def gather(store: ActivationStore, paths: Iterable[str | Path] = (), *, where: str | Path | None = None) -> Findings:
     """All results of a store.
 
@@ -115,7 +106,7 @@ def gather(store: ActivationStore, paths: Iterable[str | Path] = (), *, where: s
     given = [Path(p) for p in paths]
     shared: set[Path] = set()
     if not given:
-        folders = default_folders(where or store.name)
+        folders = results_folders(where or store.name)
         shared = {folders[-1]} if len(folders) > 1 else set()
         given = [folder for folder in folders if folder.is_dir()]
         if not given:

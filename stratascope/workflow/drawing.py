@@ -8,8 +8,9 @@ from pathlib import Path
 from stratascope.errors import InvalidInputError
 from stratascope.report.chosen import Choice
 from stratascope.report.figures import save_figure
-from stratascope.report.findings import ENDING, gather, gather_results
+from stratascope.report.findings import gather, gather_results
 from stratascope.report.named import named_figure
+from stratascope.report.places import ENDING
 from stratascope.store import ActivationStore
 
 

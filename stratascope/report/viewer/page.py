@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from stratascope.errors import InvalidInputError, StoreError
+from stratascope.report.places import ENDING
 from stratascope.store import ActivationStore, condition_of
 
 PAGE_FILES = {
@@ -25,7 +26,6 @@ PAGE_FILES = {
     "NOTICES.txt": "text/plain; charset=utf-8",
 }
 """Name -> media type of every file of the page; there are no others."""
-RESULT_SUFFIX = ".zarr.zip"
 
 
 def page_file(name: str) -> bytes:
@@ -43,7 +43,7 @@ def page_config(store: str, results: str | None, note: str | None = None, unwrit
 def result_index(folder: Path) -> bytes:
     """The page's index.json of a folder of results: name, size, kind, condition, and of a probe its task and position."""
     entries: list[dict[str, Any]] = []
-    for path in sorted(folder.glob(f"*{RESULT_SUFFIX}")):
+    for path in sorted(folder.glob(f"*{ENDING}")):
         head = _head(path)
         if head is None:
             continue
@@ -104,7 +104,7 @@ def export_page(folder: Path, store: str, results: Path | None = None) -> Path:
             (folder / name).write_bytes(page_file(name))
         if results is not None:
             (folder / "results").mkdir(exist_ok=True)
-            for path in sorted(results.glob(f"*{RESULT_SUFFIX}")):
+            for path in sorted(results.glob(f"*{ENDING}")):
                 shutil.copyfile(path, folder / "results" / path.name)
             (folder / "results" / "index.json").write_bytes(result_index(folder / "results"))
         beside = "results/" if results is not None else None

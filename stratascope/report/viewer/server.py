@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from stratascope.errors import InvalidInputError, StoreError
+from stratascope.report.places import ENDING
 from stratascope.report.viewer.files import FolderFiles, ServedFiles, Stretch, files_of
-from stratascope.report.viewer.page import PAGE_FILES, RESULT_SUFFIX, page_config, page_file, result_index
+from stratascope.report.viewer.page import PAGE_FILES, page_config, page_file, result_index
 from stratascope.report.viewer.ranges import UnsatisfiableRangeError, byte_range
 
 HOST = "127.0.0.1"
@@ -126,7 +127,7 @@ class _Routes:
         if area == "results" and self._results is not None and self._folder is not None:
             if key == "index.json":
                 return result_index(self._folder), _JSON
-            found = self._results.find(key) if "/" not in key and key.endswith(RESULT_SUFFIX) else None
+            found = self._results.find(key) if "/" not in key and key.endswith(ENDING) else None
             return None if found is None else (found, _BYTES)
         if area == "store" and self._store is not None:
             called, _, key = key.partition("/")
