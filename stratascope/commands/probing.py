@@ -103,7 +103,8 @@ def probe(store: str, out: Path | None, baselines: tuple[str, ...], values: tupl
       stratascope probe demo/original.zarr --tasks truth,geometry --controls shuffled --positions subject,object --transfer
     """
     from stratascope.probe.value_files import read_values
-    from stratascope.workflow.probing import ProbeRequest, probe_and_draw
+    from stratascope.workflow.probe_request import ProbeRequest
+    from stratascope.workflow.probing import probe_and_draw
 
     run = {name: chosen.pop(name) for name in ("scheduler", "workers")}
     settings = {name: chosen.pop(name) for name in ("only", "split", "folds", "groups", "minimum", "types", "method", "strengths", "seed")}

@@ -165,7 +165,7 @@ def _analyses(store: ActivationStore, out: Path, seed: int) -> dict[str, Callabl
 
 def _save_curves(original: ActivationStore, blank: ActivationStore, results: Path, seed: int, progress: bool) -> None:
     """Curves, what they are above their baselines, accuracy by relation, and figures."""
-    from stratascope.workflow.probing import save_accuracy_by, save_advantage, save_curve
+    from stratascope.workflow.probe_files import save_accuracy_by, save_advantage, save_curve
 
     curves = _probe(original, blank, results / LAYERS, seed, progress)
     for name, curve in curves.items():
@@ -194,7 +194,7 @@ def _probe(original: ActivationStore, blank: ActivationStore, layers: Path, seed
 
 
 def _draw(curves: dict[str, LayerCurve], folder: Path) -> None:
-    from stratascope.workflow.probing import draw_curves
+    from stratascope.workflow.probe_figures import draw_curves
 
     draw_curves(
         {"final token": curves["truth-final"], "object": curves["truth-object"], "subject": curves["truth-subject"]},

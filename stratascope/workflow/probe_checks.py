@@ -14,7 +14,7 @@ from stratascope.store import column_texts
 if TYPE_CHECKING:
     from stratascope.probe import Study
     from stratascope.store import ActivationStore
-    from stratascope.workflow.probing import ProbeRequest
+    from stratascope.workflow.probe_request import ProbeRequest
 
 
 SHOWN_IDS = 5

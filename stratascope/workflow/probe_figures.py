@@ -13,50 +13,36 @@ from stratascope.report.panels import TEXT_WIDTH, draw_curve_panel, draw_value_p
 from stratascope.report.score_grids import draw_confusion, draw_places, draw_score_grid, draw_transfer
 from stratascope.store import column_texts
 from stratascope.workflow.choosing import file_name
-from stratascope.workflow.probe_advantages import advantages
 from stratascope.workflow.probe_files import save_table, shown_metric
+from stratascope.workflow.probed import Probed
 
 if TYPE_CHECKING:
     from stratascope.probe import LayerCurve
     from stratascope.store import ActivationStore
-    from stratascope.workflow.probing import ProbeRequest
+    from stratascope.workflow.probe_request import ProbeRequest
 
-LAYER_LABELS = {
-    "residual": "residual stream after k blocks",
-    "vision_residual": "vision tower after k blocks",
-    "head_outputs": "decoder block",
-}
 MOST_PANELS = 12
 """Values, relations say, that a figure of small multiples shows: those of the most examples."""
 MOST_CLASSES = 12
 """Classes above which relations are confused by meta category."""
 
 
-def draw_all(
-    store: ActivationStore,
-    request: ProbeRequest,
-    curves: Sequence[LayerCurve],
-    others: Mapping[str, Sequence[LayerCurve]],
-    folder: Path,
-    *,
-    by_head: bool,
-) -> list[Path]:
+def draw_all(probed: Probed, store: ActivationStore, folder: Path, *, by_head: bool) -> list[Path]:
     """Every figure that the curves allow."""
-    from stratascope.probe.plan import task_name
-
+    request = probed.request
     paths = []
     for task in request.tasks:
-        mine = [curve for curve in curves if curve.task == task_name(task, request.settings.get("only", ()))]
+        mine = probed.of_task(task)
         if not mine:
             continue
         if not by_head and len(mine[0].layers) == 1:
-            paths.append(draw_one_layer(mine, curves, others, request, folder))
+            paths.append(draw_one_layer(probed, mine, folder))
             continue
         if len(mine) > 1 or by_head:
-            paths.append(draw_grid(mine, request, folder, by_head=by_head))
+            paths.append(draw_grid(probed, mine, folder, by_head=by_head))
         if by_head:
             continue
-        paths.append(draw_positions(mine, curves, others, request, folder))
+        paths.append(draw_positions(probed, mine, folder))
         shown = next((curve for curve in mine if curve.position == "final"), mine[0])
         if shown.targets or ":" in task:
             continue
@@ -81,27 +67,19 @@ def draw_curves(
     return save_figure(figure, path)
 
 
-def draw_positions(
-    mine: Sequence[LayerCurve],
-    curves: Sequence[LayerCurve],
-    others: Mapping[str, Sequence[LayerCurve]],
-    request: ProbeRequest,
-    folder: Path,
-) -> Path:
+def draw_positions(probed: Probed, mine: Sequence[LayerCurve], folder: Path) -> Path:
     """One panel a position: the task's curve, its controls and baselines, and where it is above all of them."""
     from matplotlib.lines import Line2D
 
-    metric, task = shown_metric(mine[0], request.metric), mine[0].task
-    layers = LAYER_LABELS.get(request.array, "layer") if len(mine) < 3 else "after k blocks"
+    request, metric, task = probed.request, probed.metric_of(mine[0]), mine[0].task
+    layers = request.layer_label if len(mine) < 3 else "after k blocks"
     figure, axes = panel_figure(len(mine), height=1.6 if len(mine) > 1 else 2.4, titled=True)
     tables = []
     with paper_style():
         for curve, ax in zip(mine, axes, strict=True):
-            beside = {c.task.partition(":")[2]: c for c in curves if c.position == curve.position and c.task.startswith(f"{task}:")}
-            for name, found in others.items():
-                beside[name] = next(c for c in found if (c.task, c.position) == (task, curve.position))
+            beside = probed.beside(curve)
             tables += [curve.table, *(other.table for other in beside.values())]
-            over = advantages(curve, curves, others, request)
+            over = probed.advantages_of(curve)
             best = over.get("all", over["chance"])
             events = pd.DataFrame(
                 [
@@ -125,21 +103,13 @@ def draw_positions(
     return save_figure(figure, folder / f"{file_name('probe', task)}.png")
 
 
-def draw_one_layer(
-    mine: Sequence[LayerCurve],
-    curves: Sequence[LayerCurve],
-    others: Mapping[str, Sequence[LayerCurve]],
-    request: ProbeRequest,
-    folder: Path,
-) -> Path:
+def draw_one_layer(probed: Probed, mine: Sequence[LayerCurve], folder: Path) -> Path:
     """Each position's score in the only layer that there is, or was asked for, beside controls and baselines."""
-    metric, task = shown_metric(mine[0], request.metric), mine[0].task
+    request, metric, task = probed.request, probed.metric_of(mine[0]), mine[0].task
     tables: dict[str, list[pd.DataFrame]] = {"probe": [curve.table for curve in mine]}
-    for curve in curves:
-        if curve.task.startswith(f"{task}:"):
-            tables.setdefault(curve.task.partition(":")[2], []).append(curve.table)
-    for name, found in others.items():
-        tables[name] = [curve.table for curve in found if curve.task == task]
+    for curve in mine:
+        for name, other in probed.beside(curve).items():
+            tables.setdefault(name, []).append(other.table)
     figure, (ax,) = new_figure(1, width=min(1.6 + 0.6 * max(len(mine), 3), TEXT_WIDTH), height=2.4 if len(mine) <= 4 else 2.9)
     with paper_style():
         chance = float(mine[0].rows(metric)["chance"].iloc[0])
@@ -149,11 +119,11 @@ def draw_one_layer(
     return save_figure(figure, folder / f"{file_name('probe', task)}.png")
 
 
-def draw_grid(mine: Sequence[LayerCurve], request: ProbeRequest, folder: Path, *, by_head: bool) -> Path:
+def draw_grid(probed: Probed, mine: Sequence[LayerCurve], folder: Path, *, by_head: bool) -> Path:
     """Position by layer, or head by layer: saved as a score_grid and drawn."""
     from stratascope.probe import ScoreGrid
 
-    grid = ScoreGrid.of(mine, shown_metric(mine[0], request.metric))
+    grid = ScoreGrid.of(mine, probed.metric_of(mine[0]))
     name = file_name("heads" if by_head else "positions", mine[0].task)
     folder.mkdir(parents=True, exist_ok=True)
     grid.save(folder / f"{name}.zarr.zip")
@@ -162,9 +132,7 @@ def draw_grid(mine: Sequence[LayerCurve], request: ProbeRequest, folder: Path, *
         table = table.assign(row=table["row"].str.removeprefix("head "))
     figure, (ax,) = new_figure(1, width=3.4, height=max(1.1 + 0.17 * len(mine), 1.7) if len(mine) <= 16 else 3.2)
     with paper_style():
-        draw_score_grid(
-            table, ax, title=mine[0].task, rows="head" if by_head else "", layers=LAYER_LABELS.get(request.array, "layer")
-        )  # fmt: skip
+        draw_score_grid(table, ax, title=mine[0].task, rows="head" if by_head else "", layers=probed.request.layer_label)
     return save_figure(figure, folder / f"{name}.png")
 
 

@@ -17,6 +17,7 @@ from stratascope.workflow.probe_files import save_table, shown_metric
 
 if TYPE_CHECKING:
     from stratascope.probe import LayerCurve, Study
+    from stratascope.workflow.probed import Probed
 
 MEASURES = ("mdl", "calibration")
 
@@ -33,31 +34,23 @@ def check_measures(measures: Sequence[str], *, by_head: bool) -> None:
 
 
 def measure(
-    measures: Sequence[str],
-    studies: Mapping[tuple[str, str | None], Study],
-    curves: Sequence[LayerCurve],
-    folder: Path,
-    layers: str,
-    run: Mapping[str, Any],
+    probed: Probed, studies: Mapping[tuple[str, str | None], Study], folder: Path, run: Mapping[str, Any]
 ) -> tuple[list[str], list[Path]]:
-    """What is said of the measures, and the figures.
+    """What is said of the measures that are asked for, and the figures.
 
     Parameters
     ----------
-    measures
-        Of `MEASURES`.
+    probed
+        The curves, and what was asked for.
     studies
         By name of the baseline ("" for the store itself) and position.
-    curves
-        Of the store itself.
     folder
         Of results and figures.
-    layers
-        What the axis of layers is called.
     run
         scheduler, workers, progress, output.
     """
-    shown = [curve for curve in curves if ":" not in curve.task and not curve.targets]
+    measures = probed.request.measures
+    shown = [curve for curve in probed.plain if not curve.targets]
     if not measures or not shown:
         return [], []
     lines: list[str] = []
@@ -67,7 +60,7 @@ def measure(
             said, path = _calibration([curve for curve in shown if curve.task == task], folder)
             lines, figures = [*lines, *said], [*figures, path]
     if "mdl" in measures:
-        said, paths = _codelength(studies, shown, folder, layers, run)
+        said, paths = _codelength(studies, shown, folder, probed.request.layer_label, run)
         lines, figures = [*lines, *said], [*figures, *paths]
     return lines, figures
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,66 +12,15 @@ import numpy as np
 from stratascope.errors import InvalidInputError
 from stratascope.report.figures import METRIC_LABELS
 from stratascope.workflow import probe_figures
-from stratascope.workflow.probe_advantages import advantages
 from stratascope.workflow.probe_checks import check_asked, check_baselines, check_transfer, check_values, values_elsewhere, without_values
-from stratascope.workflow.probe_figures import draw_curves
-from stratascope.workflow.probe_files import (
-    keep_advantage,
-    save_accuracy_by,
-    save_advantage,
-    save_curve,
-    save_spreadsheet,
-    save_table,
-    shown_metric,
-)
+from stratascope.workflow.probe_files import keep_advantage, save_accuracy_by, save_curve, save_spreadsheet, save_table, shown_metric
 from stratascope.workflow.probe_measures import check_measures, measure
+from stratascope.workflow.probe_request import ProbeRequest
+from stratascope.workflow.probed import Probed
 
 if TYPE_CHECKING:
     from stratascope.probe import Advantage, LayerCurve, Study
     from stratascope.store import ActivationStore
-
-__all__ = ["ProbeRequest", "draw_curves", "peak_text", "probe_and_draw", "save_accuracy_by", "save_advantage", "save_curve", "shown_metric"]
-
-
-@dataclass(frozen=True)
-class ProbeRequest:
-    """What one command asks of a store."""
-
-    tasks: tuple[str, ...] = ("truth", "relation")
-    positions: tuple[str, ...] | None = None
-    """All of the array by default."""
-    array: str = "residual"
-    layers: tuple[int, ...] | None = None
-    controls: tuple[str, ...] = ()
-    """shuffled, control: added to every task."""
-    values: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    """Tasks by example id."""
-    baselines: Mapping[str, ActivationStore] = field(default_factory=dict)
-    """Name -> store of the same examples."""
-    by: str = "relation"
-    """Column of the examples by whose values accuracy is taken apart."""
-    measures: tuple[str, ...] = ()
-    """mdl, calibration: measured besides."""
-    transfer_to: tuple[str, ...] = ()
-    """Positions, and names of baselines, where probes of each layer are tested, too."""
-    transfer: bool = False
-    """Whether probes of each layer are tested at all others."""
-    metric: str | None = None
-    """What is drawn and compared; accuracy, or R2 for values, by default."""
-    margin: float = 0.0
-    """An advantage has to exceed it."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `ProbeSettings`."""
-
-    @property
-    def all_tasks(self) -> tuple[str, ...]:
-        """Each task followed by its controls; tasks of values have no control task."""
-        found = []
-        for task in self.tasks:
-            plain = ":" in task
-            controls = () if plain else tuple(c for c in self.controls if not (task == "geometry" and c == "control"))
-            found += [task, *(f"{task}:{control}" for control in controls)]
-        return tuple(dict.fromkeys(found))
 
 
 def probe_and_draw(
@@ -112,24 +61,23 @@ def probe_and_draw(
     found: dict[str, list[LayerCurve]] = {}
     for (name, _), study in studies.items():
         found.setdefault(name, []).extend(study.run(**run))
-    curves, others = found.pop(""), found
-    for name, some in {"": curves, **others}.items():
-        for curve in some:
+    for name, curves in found.items():
+        for curve in curves:
             save_curve(curve, folder, name)
-    lines = _head_lines(curves, request) if by_head else []
+    probed = Probed(request, found.pop(""), found)
+    lines = _head_lines(probed) if by_head else []
     lines[:0] = [*values_elsewhere(store, request), *without_values(store, request)]
-    for curve in [] if by_head else _plain(curves):
-        lines += _compare(curve, curves, others, request, folder, store.layout.examples)
+    for curve in [] if by_head else probed.plain:
+        lines += _compare(probed, curve, folder, store.layout.examples)
         if not curve.targets:
             save_accuracy_by(curve, store, request.by, folder)
-    if "leakage_text" in curves[0].attributes:
-        lines.append(f"the split is {' and '.join(request.settings['split'])}: {curves[0].attributes['leakage_text']}")
-    figures = probe_figures.draw_all(store, request, curves, others, folder, by_head=by_head)
-    layers = probe_figures.LAYER_LABELS.get(request.array, "layer")
-    said, more = measure(request.measures, studies, curves, folder, layers, run)
+    if "leakage_text" in probed.own[0].attributes:
+        lines.append(f"the split is {' and '.join(request.settings['split'])}: {probed.own[0].attributes['leakage_text']}")
+    figures = probe_figures.draw_all(probed, store, folder, by_head=by_head)
+    said, more = measure(probed, studies, folder, run)
     lines, figures = [*lines, *said], [*figures, *more]
-    figures += list(_transfer(studies, curves, request, folder, run))
-    lines += [f"table {path}" for path in _spreadsheets(store, request, curves, others, folder)]
+    figures += list(_transfer(probed, studies, folder, run))
+    lines += [f"table {path}" for path in _spreadsheets(probed, store, folder)]
     return "\n".join([*lines, *(f"figure {path}" for path in figures), f"results in {folder}"])
 
 
@@ -158,21 +106,15 @@ def _studies(store: ActivationStore, request: ProbeRequest) -> dict[tuple[str, s
     return studies
 
 
-def _spreadsheets(
-    store: ActivationStore,
-    request: ProbeRequest,
-    curves: Sequence[LayerCurve],
-    others: Mapping[str, Sequence[LayerCurve]],
-    folder: Path,
-) -> Iterator[Path]:
+def _spreadsheets(probed: Probed, store: ActivationStore, folder: Path) -> Iterator[Path]:
     """A table a task, of the store and its baselines, with what controls there are."""
     from stratascope.probe.plan import task_name
 
-    for task in request.tasks:
-        name = task_name(task, request.settings.get("only", ()))
+    for task in probed.request.tasks:
+        name = task_name(task, probed.request.settings.get("only", ()))
         mine = {
             place: [curve for curve in some if curve.task == name or curve.task.startswith(f"{name}:")]
-            for place, some in {Path(store.name).name: curves, **others}.items()
+            for place, some in {Path(store.name).name: probed.own, **probed.others}.items()
         }
         yield save_spreadsheet(name, mine, folder)
 
@@ -183,24 +125,13 @@ def _cost(studies: Sequence[Study], run: Mapping[str, Any]) -> str:
     return str(replace(largest, tasks=sum(cost.tasks for cost in costs)))
 
 
-def _plain(curves: Sequence[LayerCurve]) -> list[LayerCurve]:
-    return [curve for curve in curves if ":" not in curve.task]
-
-
-def _compare(
-    curve: LayerCurve,
-    curves: Sequence[LayerCurve],
-    others: Mapping[str, Sequence[LayerCurve]],
-    request: ProbeRequest,
-    folder: Path,
-    store_examples: int,
-) -> Iterator[str]:
+def _compare(probed: Probed, curve: LayerCurve, folder: Path, store_examples: int) -> Iterator[str]:
     """Advantages over chance, controls, embeddings and baselines, saved; yields the peak, and onset and offset over each."""
-    metric = shown_metric(curve, request.metric)
-    yield f"{curve.task} at {curve.position or request.array}: {peak_text(curve, metric)}"
+    request = probed.request
+    yield f"{curve.task} at {curve.position or request.array}: {peak_text(curve, probed.metric_of(curve))}"
     if len(curve.examples) < store_examples:
         yield f"  from {len(curve.examples):,} of {store_examples:,} examples"
-    over = advantages(curve, curves, others, request)
+    over = probed.advantages_of(curve)
     for name, advantage in over.items():
         if name != "chance":  # the curve's own file tells it
             keep_advantage(advantage, curve, folder, name)
@@ -233,14 +164,14 @@ def peak_text(curve: LayerCurve, metric: str | None = None) -> str:
     return f"{score}{rest} (chance {best['chance']:.3f})"
 
 
-def _head_lines(curves: Sequence[LayerCurve], request: ProbeRequest) -> list[str]:
+def _head_lines(probed: Probed) -> list[str]:
     """The best heads of each task, by a band that holds for all heads and layers together."""
     from stratascope.probe import ScoreGrid
 
     lines = []
-    for task in dict.fromkeys(curve.task for curve in curves):
-        mine = [curve for curve in curves if curve.task == task]
-        grid = ScoreGrid.of(mine, shown_metric(mine[0], request.metric))
+    for task in dict.fromkeys(curve.task for curve in probed.own):
+        mine = [curve for curve in probed.own if curve.task == task]
+        grid = ScoreGrid.of(mine, probed.metric_of(mine[0]))
         name = METRIC_LABELS.get(str(grid.attributes["metric"]), str(grid.attributes["metric"]))
         best = [f"{row.row} of block {row.layer} {row.value:.3f}" for row in grid.best(3).itertuples()]
         lines.append(
@@ -249,17 +180,12 @@ def _head_lines(curves: Sequence[LayerCurve], request: ProbeRequest) -> list[str
     return lines
 
 
-def _transfer(
-    studies: Mapping[tuple[str, str | None], Study],
-    curves: Sequence[LayerCurve],
-    request: ProbeRequest,
-    folder: Path,
-    run: Mapping[str, Any],
-) -> Iterator[Path]:
+def _transfer(probed: Probed, studies: Mapping[tuple[str, str | None], Study], folder: Path, run: Mapping[str, Any]) -> Iterator[Path]:
     """The layer by layer matrix of each task and position, to itself and to each other place, saved and drawn."""
     from stratascope.probe import transfer_of
 
-    for curve in [curve for curve in _plain(curves) if not curve.targets]:
+    request = probed.request
+    for curve in [curve for curve in probed.plain if not curve.targets]:
         for name in [*([""] if request.transfer else []), *(to for to in request.transfer_to if to != curve.position)]:
             there: dict[str, Any] = {"to": request.baselines[name]} if name in request.baselines else {"to_position": name or None}
             table = transfer_of(studies["", curve.position], curve.task, **there, **run)

@@ -29,7 +29,8 @@ from stratascope.report.store_report import report_page
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 from stratascope.workflow.attention import roll_and_draw, save_answers, share_and_draw
 from stratascope.workflow.believing import point_and_draw
-from stratascope.workflow.probing import ProbeRequest, probe_and_draw
+from stratascope.workflow.probe_request import ProbeRequest
+from stratascope.workflow.probing import probe_and_draw
 from stratascope.workflow.reporting import example_cards, write_report
 from tests.completed import completed
 from tests.viewer.browser import Browser
