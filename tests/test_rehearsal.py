@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from stratascope.analysis import attention_share, flow_examples, rollout_examples
-from stratascope.analysis.share import PARTS
+from stratascope.analysis.prompt_parts import PARTS
 from stratascope.store import ActivationStore
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from stratascope.analysis.blockwise import held_examples
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store.results import made_from
 from stratascope.store.selection import listing
 
 RESULT_KIND = "answer_confidence"
@@ -127,8 +128,7 @@ def answer_confidence(
     by_relation = [_summary(str(name), group, level) for name, group in table.groupby("relation", sort=True)]
     rows += sorted(by_relation, key=lambda row: -int(row["examples"]))
     attributes = {
-        "store": store.fingerprint(),
-        "condition": condition_of(store.provenance),
+        **made_from(store),
         "choices": list(store.layout.choices),
         "only": list(only),
         "level": level,

@@ -12,10 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.blockwise import held_examples, over_blocks
-from stratascope.analysis.share import PARTS, token_parts
+from stratascope.analysis.prompt_parts import PARTS, parts_of
 from stratascope.analysis.weighing import require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError
-from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store.results import made_from
 
 RESULT_KIND = "logit_attribution"
 PIECE = 16
@@ -126,7 +127,7 @@ def logit_attribution(
     by_part
         Whether to attribute to parts of the prompt through every head; where the store can give it by default.
     scheduler
-        Where the Dask tasks run: None, `threads` or `processes`.
+        Where the work is done: None for here, `threads`, `processes`, or the address of a Dask scheduler.
 
     Raises
     ------
@@ -156,8 +157,7 @@ def logit_attribution(
     if by_part:
         parts = np.concatenate(over_blocks(_by_part, store, chosen, at_most=PIECE, scheduler=scheduler))
     attributes = {
-        "store": store.fingerprint(),
-        "condition": condition_of(store.provenance),
+        **made_from(store),
         "choices": list(layout.choices[:2]),
         "layers": list(layout.attention_layers),
         "parts": list(PARTS),
@@ -167,9 +167,7 @@ def logit_attribution(
 
 
 def _by_part(store: ActivationStore, numbers: NDArray[np.int64]) -> Floats:
-    spans = {name: span[numbers] for name, span in store.spans.items()}
-    owners = token_parts(spans, store.n_tokens[numbers], store.layout.tokens)
-    members = (owners[..., None] == np.arange(len(PARTS))).astype(np.float32)
+    members = (parts_of(store, numbers)[..., None] == np.arange(len(PARTS))).astype(np.float32)
     rows = weighted_rows(store, numbers, "attribution")
     return np.asarray(np.matmul(rows.reshape(len(numbers), -1, rows.shape[-1]), members).reshape(*rows.shape[:-1], -1))
 

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from stratascope.analysis.answers import right_choices
 from stratascope.analysis.attribution import logit_attribution
-from stratascope.analysis.faithfulness import rank_correlations
 from stratascope.analysis.flow import flow
+from stratascope.analysis.prompt_parts import PARTS, parts_of
+from stratascope.analysis.ranks import rank_correlations
 from stratascope.analysis.relevance import BASELINES, few_blocks, group_scores, methods_of, token_scores
-from stratascope.analysis.share import PARTS, token_parts
 from stratascope.analysis.targets import kind_of_target, target_tokens
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store.results import made_from
 
 RESULT_KIND = "example_explanation"
 
@@ -171,8 +172,7 @@ def _facts(store: ActivationStore, example: int, logits: NDArray[np.float64]) ->
     image = store.spans["image"][example] if "image" in store.spans else np.array([-1, -1])
     text = {name: str(row[name]) for name in ("id", "caption", "relation", "subject", "object")}
     return {
-        "store": store.fingerprint(),
-        "condition": condition_of(store.provenance),
+        **made_from(store),
         "example": example,
         **text,
         "label": int(row["label"]),
@@ -187,7 +187,7 @@ def _facts(store: ActivationStore, example: int, logits: NDArray[np.float64]) ->
 def _token_table(store: ActivationStore, example: int) -> pd.DataFrame:
     number = np.array([example])
     count = int(store.n_tokens[example])
-    parts = token_parts({name: span[number] for name, span in store.spans.items()}, store.n_tokens[number], count)[0]
+    parts = parts_of(store, number)[0, :count]
     subject, object_ = target_tokens(store, example, ("subject_box", "object_box"))
     box = np.select([subject & object_, subject, object_], ["both", "subject", "object"], "")
     return pd.DataFrame({"token": range(count), "text": store.tokens(example), "part": [PARTS[k] for k in parts], "box": box})

@@ -12,18 +12,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.blockwise import held_examples, over_blocks
-from stratascope.analysis.maps import Window
-from stratascope.analysis.ranks import rank_correlation
+from stratascope.analysis.maps import parse_window
+from stratascope.analysis.ranks import FEWEST_TARGETS, rank_correlations
 from stratascope.analysis.relevance import BASELINES, Method, few_blocks, group_scores, methods_of
+from stratascope.analysis.resampling import bootstrap_means, ends
 from stratascope.analysis.targets import kind_of_target, target_tokens
 from stratascope.analysis.weighing import require_recorded
 from stratascope.errors import InvalidInputError, TooFewExamplesError
-from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store.results import made_from
 
 RESULT_KIND = "faithfulness"
 PIECE = 4
-FEWEST_TARGETS = 4
-"""Below it a rank correlation within one example says nothing."""
 TARGETS = ("cells", "spans")
 SETTING = ["targets", "mode", "window"]
 
@@ -114,7 +114,7 @@ def faithfulness(
     level, draws, seed
         Of the bootstrap; the seed is also that of the random baseline.
     scheduler
-        Where the Dask tasks run: None, `threads` or `processes`.
+        Where the work is done: None for here, `threads`, `processes`, or the address of a Dask scheduler.
 
     Raises
     ------
@@ -141,8 +141,7 @@ def faithfulness(
     images = store.examples["image"].to_numpy(object)[chosen]
     table = _summarised(pd.DataFrame(rows), correlations, images, level, draws, seed)
     attributes = {
-        "store": store.fingerprint(),
-        "condition": condition_of(store.provenance),
+        **made_from(store),
         "choices": list(layout.choices[:2]),
         "level": level,
         "draws": draws,
@@ -152,14 +151,6 @@ def faithfulness(
         "leading": _leading(table, correlations, images, level, draws, seed),
     }
     return Faithfulness(table, correlations, chosen, attributes)
-
-
-def parse_window(name: str, layers: int) -> Window:
-    """Half-open range of blocks from "first-last"; InvalidInputError where it is no such text, or reaches beyond the last block."""
-    first, _, last = name.partition("-")
-    if not first.isdecimal() or not last.isdecimal() or not int(first) <= int(last) < layers:
-        raise InvalidInputError(f"expected a window of blocks such as 0-{layers - 1}, found {name!r}")
-    return int(first), int(last) + 1
 
 
 def _scores(
@@ -203,19 +194,6 @@ def _mean_size(effects: Floats) -> float:
     return float(np.abs(effects[known]).mean()) if known.any() else float("nan")
 
 
-def rank_correlations(scores: Floats, effects: Floats) -> Floats:
-    """(example,) Spearman's correlation of (example, target) scores with effects over the targets where both are known.
-
-    0 for scores that are all alike: they rank nothing. NaN for effects that are all alike, and for fewer than four targets.
-    """
-    out = np.full(len(scores), np.nan)
-    for k, (score, effect) in enumerate(zip(scores, effects, strict=True)):
-        both = np.isfinite(score) & np.isfinite(effect)
-        if both.sum() >= FEWEST_TARGETS:
-            out[k] = rank_correlation(score[both], effect[both])
-    return out
-
-
 def _summarised(rows: pd.DataFrame, correlations: Floats, images: NDArray[Any], level: float, draws: int, seed: int) -> pd.DataFrame:
     known = np.isfinite(correlations)
     if not known.any() or len(np.unique(images[known.any(0)])) < 2:
@@ -223,36 +201,17 @@ def _summarised(rows: pd.DataFrame, correlations: Floats, images: NDArray[Any], 
     count = known.sum(1)
     rows["correlation"] = np.where(count > 0, np.where(known, correlations, 0).sum(1) / np.maximum(count, 1), np.nan)
     drawn = bootstrap_means(correlations, images, draws, seed)
-    rows["low"], rows["high"] = _ends(drawn, level)
+    rows["low"], rows["high"] = ends(drawn, level)
     behind = np.full((len(rows), 3), np.nan)
     for _, part in rows.groupby([*SETTING, "effect"], sort=False):
         places = part.index.to_numpy()
         best = places[int(np.nan_to_num(part["correlation"].to_numpy(), nan=-2).argmax())]
-        low, high = _ends(drawn[best] - drawn[places], level)
+        low, high = ends(drawn[best] - drawn[places], level)
         behind[places] = np.stack([part["correlation"].loc[best] - part["correlation"].to_numpy(), low, high], 1)
     rows["behind"], rows["behind_low"], rows["behind_high"] = behind.T
     rows["examples"] = count
     rows["images"] = [len(np.unique(images[row])) for row in known]
     return rows
-
-
-def bootstrap_means(values: Floats, groups: NDArray[Any], draws: int, seed: int) -> Floats:
-    """(row, draw) means over examples of (row, example) values that are not NaN, groups drawn with replacement, the same for all rows."""
-    codes = np.unique(groups, return_inverse=True)[1]
-    number = int(codes.max()) + 1
-    member = (codes[:, None] == np.arange(number)).astype(np.float64)
-    known = np.isfinite(values)
-    sums, counts = np.where(known, values, 0) @ member, known.astype(np.float64) @ member
-    taken = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), draws).astype(np.float64).T
-    drawn = counts @ taken
-    return np.asarray(np.where(drawn > 0, sums @ taken / np.where(drawn > 0, drawn, 1), np.nan))
-
-
-def _ends(drawn: Floats, level: float) -> tuple[Floats, Floats]:
-    lost = np.asarray(np.isnan(drawn).all(1))
-    ends = np.nanquantile(np.where(lost[:, None], 0, drawn), [0.5 - level / 2, 0.5 + level / 2], axis=1)
-    low, high = np.where(lost, np.nan, ends)
-    return low, high
 
 
 def _leading(table: pd.DataFrame, correlations: Floats, images: NDArray[Any], level: float, draws: int, seed: int) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from stratascope.analysis.flow import CUTS, Flow, flow, span_flow
 from stratascope.analysis.maps import Window, checked_window, require_maps
 from stratascope.analysis.rolled import example_table, on_image
 from stratascope.errors import NotRecordedError
-from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store.results import made_from
 
 RESULT_KIND = "flow"
 PIECE = 8
@@ -89,7 +90,7 @@ def flow_examples(
     tower
         `decoder`; `vision` is refused with the reason.
     scheduler
-        Where the Dask tasks run: None, `threads` (the solver holds no lock) or `processes`.
+        Where the work is done: None for here, `threads` (the solver holds no lock), `processes`, or the address of a Dask scheduler.
 
     Raises
     ------
@@ -117,8 +118,7 @@ def flow_examples(
     table["warning"] = [one.warning or "" for one, _ in found]
     spans = pd.concat([part.assign(example=number) for number, (_, part) in zip(chosen, found, strict=True)], ignore_index=True)
     attributes = {
-        "store": store.fingerprint(),
-        "condition": condition_of(store.provenance),
+        **made_from(store),
         "fusion": store.layout.fusion,
         "window": list(window),
         "exact": exact,

@@ -65,6 +65,14 @@ def check_layer(maps: NDArray[np.float64], layer: int, *, causal: bool = False) 
         raise InvalidInputError(f"expected causal maps, found a query that sees a later key in layer {layer}; flow is for decoders alone")
 
 
+def parse_window(name: str, layers: int) -> Window:
+    """Half-open range of blocks from "first-last"; InvalidInputError where it is no such text, or reaches beyond the last block."""
+    first, _, last = name.partition("-")
+    if not first.isdecimal() or not last.isdecimal() or not int(first) <= int(last) < layers:
+        raise InvalidInputError(f"expected a window of blocks such as 0-{layers - 1}, found {name!r}")
+    return int(first), int(last) + 1
+
+
 def checked_window(window: Window | None, layers: int) -> Window:
     """The window, all layers where it is None; InvalidInputError if it is empty or reaches outside."""
     first, last = (0, layers) if window is None else window

@@ -16,7 +16,8 @@ from stratascope.analysis.boxes import BOXES, box_tokens
 from stratascope.analysis.weighing import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store.results import made_from
 
 RESULT_KIND = "box_overlap"
 Measure = Literal["share", "lift", "cosine", "auc"]
@@ -201,7 +202,7 @@ def attention_overlap(
     fused
         Whether to average rows over heads first, which hides single heads.
     scheduler
-        Where the Dask tasks run: None, `threads` or `processes`.
+        Where the work is done: None for here, `threads`, `processes`, or the address of a Dask scheduler.
 
     Raises
     ------
@@ -249,7 +250,7 @@ def _overlaps(store: ActivationStore, maps: NDArray[Any], numbers: NDArray[np.in
 def _attributes(
     store: ActivationStore, name: str, measure: Measure, layers: list[int], heads: list[int], only: Sequence[str] = ()
 ) -> dict[str, Any]:
-    source = {"store": store.fingerprint(), "condition": condition_of(store.provenance)}
+    source = made_from(store)
     return {**source, "map": name, "measure": measure, "layers": layers, "heads": heads, "only": list(only)}
 
 

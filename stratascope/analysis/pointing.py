@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from stratascope.analysis.blockwise import held_examples, over_blocks
 from stratascope.analysis.boxes import box_tokens, other_tokens
-from stratascope.analysis.faithfulness import bootstrap_means
 from stratascope.analysis.relevance import Method, few_blocks, methods_of, token_scores
+from stratascope.analysis.resampling import bootstrap_means
 from stratascope.analysis.targets import cell_groups
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.errors import TooFewExamplesError
-from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store.results import made_from
 
 RESULT_KIND = "pointing"
 PLACES = ("named", "others", "ground")
@@ -64,7 +65,7 @@ class Pointing:
 
     @classmethod
     def load(cls, path: Path | str) -> Pointing:
-        """Raises StoreError if the file holds results of another kind."""
+        """What `save` wrote; StoreError for any other file."""
         file = load_result(path, RESULT_KIND)
         return cls(file.tables["methods"], file.arrays["values"][1], file.arrays["example"][1], dict(file.attributes))
 
@@ -98,7 +99,7 @@ def pointing(
     level, draws, seed
         Of the bootstrap.
     scheduler
-        Where the Dask tasks run: None, `threads` or `processes`.
+        Where the work is done: None for here, `threads`, `processes`, or the address of a Dask scheduler.
 
     Raises
     ------
@@ -137,8 +138,7 @@ def pointing(
     table = pd.DataFrame(rows, columns=["method", "label"]).join(_summarised(values, images, level, draws, seed, boxes is not None))
     order = np.lexsort((-table["over_others" if boxes is not None else "over_ground"], ~table["method"].str.startswith("knockout_")))
     attributes = {
-        "store": store.fingerprint(),
-        "condition": condition_of(store.provenance),
+        **made_from(store),
         "places": list(PLACES),
         "others": boxes is not None,
         "level": level,

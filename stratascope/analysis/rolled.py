@@ -17,7 +17,8 @@ from stratascope.analysis.rollout import Form, rollout, rollout_packed
 from stratascope.analysis.sinks import places_of, sinks_of_maps
 from stratascope.errors import InvalidInputError
 from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, condition_of, decode_maps, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, decode_maps, load_result, save_result
+from stratascope.store.results import made_from
 
 RESULT_KIND = "rollout"
 FOUND = "found"
@@ -83,7 +84,7 @@ def rollout_examples(
     tower
         `decoder`; `vision` is refused with the reason.
     scheduler
-        Where the Dask tasks run: None, `threads` or `processes`.
+        Where the work is done: None for here, `threads`, `processes`, or the address of a Dask scheduler.
 
     Raises
     ------
@@ -106,8 +107,7 @@ def rollout_examples(
         values[k, :, : rolled.shape[1]] = rolled
         dropped.append(" ".join(map(str, left_out)))
     attributes = {
-        "store": store.fingerprint(),
-        "condition": condition_of(store.provenance),
+        **made_from(store),
         "fusion": store.layout.fusion,
         "window": [first, last] if window else None,
         "form": form,

@@ -12,17 +12,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.blockwise import held_examples, over_blocks
+from stratascope.analysis.prompt_parts import PARTS, parts_of
 from stratascope.analysis.sinks import DROPPED, PLACES, TIMES, checked_places, find_sinks, places_of
 from stratascope.analysis.weighing import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError
 from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store.results import made_from
 
 RESULT_KIND = "attention_share"
-
-PARTS = ("system", "image", "subject", "relation", "object", "caption_rest", "template")
-"""A partition of the tokens: `image` takes in `image_tiles`, the caption without its three parts is `caption_rest`, what is in no span is
-`template`."""
 
 REMOVABLE = ("first_token", "image_edge", "image_inside")
 EMPTY = 1e-5
@@ -31,39 +29,6 @@ _AT_A_TIME = 256
 """Examples whose shares are held in float64 at once."""
 PIECE = 16
 """Examples in one task: their rows of all layers are held at once, 22 MB of a 7B model's."""
-
-
-def token_parts(spans: dict[str, NDArray[Any]], n_tokens: NDArray[Any], longest: int) -> NDArray[np.int8]:
-    """To which of `PARTS` each token belongs.
-
-    Parameters
-    ----------
-    spans
-        Name -> (example, 2) half-open intervals, -1 where absent.
-    n_tokens
-        (example,).
-    longest
-        Length of the padded token axis.
-
-    Returns
-    -------
-    numpy.ndarray
-        (example, token) int8 index into `PARTS`, -1 beyond an example's own tokens.
-    """
-    token = np.arange(longest)[None]
-    parts = np.full((len(n_tokens), longest), PARTS.index("template"), np.int8)
-    for part, span in (
-        ("system", "system"),
-        ("image", "image"),
-        ("image", "image_tiles"),
-        ("caption_rest", "caption"),
-        *((p, p) for p in ("subject", "relation", "object")),
-    ):
-        if span in spans:
-            inside = (token >= spans[span][:, :1]) & (token < spans[span][:, 1:])
-            parts[inside] = PARTS.index(part)
-    parts[token >= n_tokens[:, None]] = -1
-    return parts
 
 
 @dataclass(frozen=True, repr=False)
@@ -225,7 +190,7 @@ def attention_share(
     times
         How many times its fair share a sink takes at least; see `sinks.find_sinks`.
     scheduler
-        Where the Dask tasks run: None, `threads` or `processes`.
+        Where the work is done: None for here, `threads`, `processes`, or the address of a Dask scheduler.
 
     Raises
     ------
@@ -239,17 +204,15 @@ def attention_share(
     require_recorded(store, WEIGHINGS[weighing], f"the weighing {weighing!r}")
     chosen = held_examples(store, "attention_rows", examples, only)
     layout = store.layout
-    spans = {name: span[chosen] for name, span in store.spans.items()}
-    parts = token_parts(spans, store.n_tokens[chosen], layout.tokens)
+    parts = parts_of(store, chosen)
     tokens = (parts[..., None] == np.arange(len(PARTS))).mean(1) * layout.tokens / store.n_tokens[chosen][:, None]
     found = over_blocks(_shares, store, chosen, at_most=PIECE, scheduler=scheduler, times=times, weighing=weighing)
     pieces = [list(piece) for piece in zip(*found, strict=True)]
     del found
     values, entropy, sinks, counts = (_joined(piece) for piece in pieces)
     attributes = {
-        "store": store.fingerprint(),
+        **made_from(store),
         "layers": list(layout.attention_layers),
-        "condition": condition_of(store.provenance),
         "weighing": weighing,
         "only": list(only),
         "times": times,
@@ -260,8 +223,7 @@ def attention_share(
 def _shares(
     store: ActivationStore, numbers: NDArray[np.int64], *, times: float, weighing: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int16]]:
-    spans = {name: span[numbers] for name, span in store.spans.items()}
-    parts = token_parts(spans, store.n_tokens[numbers], store.layout.tokens)
+    parts = parts_of(store, numbers)
     places = places_of(store, numbers)
     rows = weighted_rows(store, numbers, weighing)
     sinks = find_sinks(rows.mean((1, 2)), places, times=times)

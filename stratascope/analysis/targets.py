@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.analysis.boxes import box_tokens
-from stratascope.analysis.share import PARTS, token_parts
+from stratascope.analysis.prompt_parts import PARTS, parts_of
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore
 
@@ -43,8 +43,7 @@ def target_tokens(store: ActivationStore, example: int, targets: Sequence[str]) 
     """
     number = np.array([example])
     tokens = int(store.n_tokens[example])
-    spans = {name: span[number] for name, span in store.spans.items()}
-    parts = token_parts(spans, store.n_tokens[number], tokens)[0]
+    parts = parts_of(store, number)[0, :tokens]
     try:
         boxes = box_tokens(store, number)[0, :2, :tokens]
     except NotRecordedError:

@@ -18,7 +18,7 @@ from stratascope.report.notebook import Shown, Summary
 from stratascope.store import ResultFile, load_result, save_result
 
 Floats = NDArray[Any]
-KIND = "advantage"
+RESULT_KIND = "advantage"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -129,12 +129,12 @@ class Advantage(Shown):
         """Write one file, read back by `Advantage.load`; it names onset, peak and offset, too."""
         tables = {"table": self.table, "events": event_table(self.onset(), self.peak(), self.offset())}
         arrays = {"draws": (("draw", "layer"), self.draws)}
-        save_result(path, ResultFile(KIND, tables, arrays, {**self.attributes, "level": self.level}))
+        save_result(path, ResultFile(RESULT_KIND, tables, arrays, {**self.attributes, "level": self.level}))
 
     @classmethod
     def load(cls, path: str | Path) -> Advantage:
         """The advantage that `save` wrote; StoreError for any other file."""
-        file = load_result(path, KIND)
+        file = load_result(path, RESULT_KIND)
         attributes = dict(file.attributes)
         level, table, draws = float(attributes.pop("level")), file.tables["table"], file.arrays["draws"][1]
         return cls(table, draws, band(table["value"].to_numpy(), draws, level=level), level, attributes)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Floats = NDArray[Any]
-KIND = "layer_curve"
+RESULT_KIND = "layer_curve"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -268,12 +268,12 @@ class LayerCurve(Shown):
         head = {"task": self.task, "position": self.position, "classes": list(self.classes), "targets": list(self.targets)}
         events = event_table(self.onset, self.peak, self.offset).assign(metric=self.metric)
         tables = {"table": self.table, "folds": self.folds, "examples": self.examples, "events": events}
-        save_result(path, ResultFile(kind=KIND, tables=tables, arrays=arrays, attributes=head | {"settings": dict(self.attributes)}))
+        save_result(path, ResultFile(kind=RESULT_KIND, tables=tables, arrays=arrays, attributes=head | {"settings": dict(self.attributes)}))
 
     @classmethod
     def load(cls, path: str | Path) -> LayerCurve:
         """The curve that `save` wrote; StoreError for any other file."""
-        result = load_result(path, KIND)
+        result = load_result(path, RESULT_KIND)
         arrays = {name: values for name, (_, values) in result.arrays.items()}
         return cls(
             task=result.attributes["task"],

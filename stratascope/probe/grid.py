@@ -15,7 +15,7 @@ from stratascope.probe.curve import LayerCurve
 from stratascope.probe.intervals import band
 from stratascope.store import ResultFile, load_result, save_result
 
-KIND = "score_grid"
+RESULT_KIND = "score_grid"
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class ScoreGrid:
 
     def save(self, path: str | Path) -> None:
         """Write one file, read back by `ScoreGrid.load`."""
-        save_result(path, ResultFile(KIND, {"table": self.table}, {}, self.attributes))
+        save_result(path, ResultFile(RESULT_KIND, {"table": self.table}, {}, self.attributes))
 
     @classmethod
     def load(cls, path: str | Path) -> ScoreGrid:
         """The grid that `save` wrote; StoreError for any other file."""
-        file = load_result(path, KIND)
+        file = load_result(path, RESULT_KIND)
         return cls(file.tables["table"], file.attributes)

@@ -13,9 +13,10 @@ import pandas as pd
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 from stratascope.probe.curve import LayerCurve
 from stratascope.probe.study import probe_study
-from stratascope.store import ActivationStore, ResultFile, condition_of, load_result, save_result
+from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store.results import made_from
 
-KIND = "entanglement"
+RESULT_KIND = "entanglement"
 PLACES = {"subject_box": ("subject", "object"), "object_box": ("object", "subject")}
 """Position -> whose cells they are, and who the other is."""
 FULL_ATTENTION = {("qwen2_5_vl", 32): (7, 15, 23, 31)}
@@ -54,12 +55,12 @@ class Entanglement:
 
     def save(self, path: Path | str) -> None:
         """Write the result to one file."""
-        save_result(path, ResultFile(KIND, {"table": self.table}, {}, self.attributes))
+        save_result(path, ResultFile(RESULT_KIND, {"table": self.table}, {}, self.attributes))
 
     @classmethod
     def load(cls, path: Path | str) -> Entanglement:
         """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, KIND)
+        file = load_result(path, RESULT_KIND)
         return cls(file.tables["table"], dict(file.attributes))
 
 
@@ -120,8 +121,7 @@ def entanglement(
     table.loc[table["stage"] == MERGED, "layer"] = layout.vision_layers
     marked = full_attention if full_attention is not None else known_blocks(store)
     attributes: dict[str, Any] = {
-        "store": store.fingerprint(),
-        "condition": condition_of(store.provenance),
+        **made_from(store),
         "full_attention": [int(k) for k in marked],
         "folds": folds,
         "seed": seed,

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -20,8 +20,11 @@ from stratascope.errors import InvalidInputError, StoreError
 from stratascope.store.access import GuardedStore
 from stratascope.store.durable import write_with
 from stratascope.store.kinds import KINDS
-from stratascope.store.provenance import plain_json
+from stratascope.store.provenance import condition_of, plain_json
 from stratascope.store.tables import as_numpy, get_table, put_array, put_table
+
+if TYPE_CHECKING:
+    from stratascope.store.reader import ActivationStore
 
 RESULT_FORMAT = "stratascope-result"
 RESULT_VERSION = 1
@@ -51,6 +54,11 @@ class ResultFile:
             for name, (dims, values) in self.arrays.items()
         ]
         return "\n".join([f"ResultFile of kind {self.kind}", *tables, *arrays, f"  attributes: {', '.join(self.attributes)}"])
+
+
+def made_from(store: ActivationStore) -> dict[str, str]:
+    """What a result says of the store that it was made from: `store`, its fingerprint, and `condition`."""
+    return {"store": store.fingerprint(), "condition": condition_of(store.provenance)}
 
 
 def save_result(path: str | Path, result: ResultFile) -> None:

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from stratascope.analysis.boxes import box_tokens  # noqa: E402
-from stratascope.analysis.share import PARTS, token_parts  # noqa: E402
+from stratascope.analysis.prompt_parts import PARTS, token_parts  # noqa: E402
 from stratascope.datasets import Example, Prompt, split_caption  # noqa: E402
 from stratascope.errors import CaptureError, InvalidInputError  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402

@@ -13,7 +13,7 @@ from numcodecs import VLenUTF8
 
 from stratascope.analysis import rollout_packed
 from stratascope.analysis.flow import flow
-from stratascope.analysis.share import PARTS, token_parts
+from stratascope.analysis.prompt_parts import PARTS, token_parts
 from stratascope.store import decode_maps, encode_maps
 from tests.viewer.viewer_stores import HOSTILE
 
