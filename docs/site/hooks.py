@@ -22,7 +22,6 @@ ORDER: dict[str, list[str]] = {
     ],
 }  # fmt: skip
 """Pages by section; those that are not there are left out, so that a page can be written at any time."""
-GENERATED = {"index.md", "tour.md"}
 MADE_FROM = {"tour.md": ROOT / "docs" / "tour.ipynb"}
 
 

@@ -91,11 +91,6 @@ class ExtractionTiming:
         return self.beginning + sum(stage.slowest for stage in self.stages)
 
     @property
-    def serial(self) -> float:
-        """Seconds at mean rates, if nothing is done beside anything else."""
-        return self.beginning + sum(stage.seconds for stage in self.stages)
-
-    @property
     def shares(self) -> Mapping[str, float]:
         """Kind of work -> its share of all seconds of work, the largest first."""
         seconds: dict[str, float] = {}

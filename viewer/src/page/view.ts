@@ -103,7 +103,6 @@ function taken(given: URLSearchParams, prefix: string, start: Plain, ignored: (w
   return out;
 }
 
-export const sameChoice = (x: PaneView, y: PaneView): boolean => x.measure === y.measure && x.heads === y.heads && x.head === y.head;
 export const nextMeasure = (all: readonly Measure[], measure: Measure, by = 1): Measure => cycled(all, measure, by);
 export const nextHeads = (heads: Heads): Heads => cycled(["mean", "max", "one"] as Heads[], heads, 1);
 
