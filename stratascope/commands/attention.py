@@ -18,7 +18,7 @@ from stratascope.commands.terminal import open_store, results_folder
 @options.scheduler
 @options.results
 def flow(
-    store: str, examples: tuple[int | str, ...] | None, window: tuple[int, ...] | None, scheduler: str | None, out: Path | None
+    store: str, examples: tuple[int | str, ...] | None, window: tuple[int, int] | None, scheduler: str | None, out: Path | None
 ) -> None:
     """Exact attention flow from the final token to every input token and into spans and boxes, with the cut that limits it.
 
@@ -30,8 +30,7 @@ def flow(
     """
     from stratascope.workflow.flowing import flow_and_draw
 
-    blocks = (window[0], window[-1] + 1) if window else None
-    click.echo(flow_and_draw(open_store(store), out or results_folder(store), examples=examples, window=blocks, scheduler=scheduler))
+    click.echo(flow_and_draw(open_store(store), out or results_folder(store), examples=examples, window=window, scheduler=scheduler))
 
 
 @click.command(short_help="What each head adds to the answer.")
@@ -109,9 +108,9 @@ def pointing(store: str, boxes: Path | None, seed: int, scheduler: str | None, o
     help="The page to write.",
 )
 @click.option(
-    "--window", callback=options.numbers, metavar="A-B", help="The few blocks of rollout and flow; default: the top half, 8 at most."
+    "--window", callback=options.blocks, metavar="A-B", help="The few blocks of rollout and flow; default: the top half, 8 at most."
 )
-def explain(store: str, example: str, output: Path, window: tuple[int, ...] | None) -> None:
+def explain(store: str, example: str, output: Path, window: tuple[int, int] | None) -> None:
     """One page for one example (a number or an id): every method that the store allows, what adds up to the answer, what hiding does.
 
     \b
@@ -120,8 +119,7 @@ def explain(store: str, example: str, output: Path, window: tuple[int, ...] | No
     """
     from stratascope.workflow.explaining import write_explanation
 
-    blocks = (window[0], window[-1] + 1) if window else None
-    click.echo(write_explanation(open_store(store), example, output, window=blocks))
+    click.echo(write_explanation(open_store(store), example, output, window=window))
 
 
 @click.command(short_help="Attention on the boxes of subject and object.")

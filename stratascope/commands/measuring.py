@@ -67,7 +67,7 @@ def share(store: str, weighing: str, only: tuple[str, ...], out: Path | None) ->
 def rollout(
     store: str,
     examples: tuple[int | str, ...] | None,
-    window: tuple[int, ...] | None,
+    window: tuple[int, int] | None,
     form: Any,
     discard: float,
     tower: str,
@@ -83,6 +83,5 @@ def rollout(
     """
     from stratascope.workflow.attention import roll_and_draw
 
-    blocks = (window[0], window[-1] + 1) if window else None
     how: dict[str, Any] = {"form": form, "discard": discard, "tower": tower}
-    click.echo(roll_and_draw(open_store(store), out or results_folder(store), examples=examples, window=blocks, **how))
+    click.echo(roll_and_draw(open_store(store), out or results_folder(store), examples=examples, window=window, **how))

@@ -52,6 +52,12 @@ def numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> t
         raise click.BadParameter(f"expected numbers or ranges such as 0,3,8-11, found {value!r}", param=param) from error
 
 
+def blocks(context: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Half-open range of the blocks from the first number to the last."""
+    found = numbers(context, param, value)
+    return (found[0], found[-1] + 1) if found else None
+
+
 def examples_asked(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int | str, ...] | None:
     """Example numbers, ranges of them and ids, parted by commas."""
     if value is None:
@@ -105,7 +111,7 @@ results = click.option("--out", type=click.Path(path_type=Path), help="Folder of
 examples = click.option(
     "--examples", callback=examples_asked, metavar="N,M-K,ID", help="Example numbers or ids; default: the first eight that have a map."
 )
-window = click.option("--window", callback=numbers, metavar="A-B", help="Only through decoder blocks A to B; default: all.")
+window = click.option("--window", callback=blocks, metavar="A-B", help="Only through decoder blocks A to B; default: all.")
 scheduler = click.option(
     "--scheduler", help="Where the work is done: synchronous (default), threads, processes, or a Dask scheduler's address."
 )

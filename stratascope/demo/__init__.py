@@ -10,6 +10,7 @@ import numpy as np
 
 from stratascope.demo.stages import LAYERS, Stages, digest
 from stratascope.errors import TooFewExamplesError
+from stratascope.report.places import ENDING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,14 +101,14 @@ def run_demo(
         results,
         _analyses(stores["original"], out, seed),
         # a report is of whatever results there are
-        lambda name: [prints, {p.name: digest(p) for p in sorted(results.glob("*.zarr.zip"))} if name == "report" else None],
+        lambda name: [prints, {p.name: digest(p) for p in sorted(results.glob(f"*{ENDING}"))} if name == "report" else None],
     )
     stages.finish()
     where = (
         f"All of it on one page: {results / 'report.html'}\n"
         f"Everything is in {out}: stores original.zarr and blank.zarr, results/ with the curves (*.zarr.zip) and figures (*.png)."
     )
-    told = {name: LayerCurve.load(results / f"probe-{name}.zarr.zip") for name in TOLD}
+    told = {name: LayerCurve.load(results / f"probe-{name}{ENDING}") for name in TOLD}
     return f"{_sentences(stores['original'], told)}\n\n{where}"
 
 

@@ -67,7 +67,14 @@ def draw_curve_panel(
 
 
 def draw_value_panel(
-    table: pd.DataFrame, ax: Axes, *, value: str, overall: pd.DataFrame | None = None, chance: float | None = None, layers: str = "layer"
+    table: pd.DataFrame,
+    ax: Axes,
+    *,
+    value: str,
+    by: str = "relation",
+    overall: pd.DataFrame | None = None,
+    chance: float | None = None,
+    layers: str = "layer",
 ) -> Axes:
     """The accuracy among examples of one value, a relation say, beside that of all examples in grey.
 
@@ -77,8 +84,8 @@ def draw_value_panel(
         One row per value and layer: by, layer, examples, groups, value, low, high; a result of kind accuracy_by.
     ax
         Where to draw.
-    value
-        Which of the values.
+    value, by
+        Which of the values, and what they are values of.
     overall
         Rows of all examples: layer, value.
     chance
@@ -100,7 +107,7 @@ def draw_value_panel(
         ax.axhline(chance, color="black", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
     layer = rows["layer"].to_numpy()
     ax.fill_between(layer, rows["low"].to_numpy(float), rows["high"].to_numpy(float), color=COLOURS[0], alpha=0.2, linewidth=0)
-    ax.plot(layer, rows["value"].to_numpy(float), color=COLOURS[0], linewidth=1.3, label="this relation")
+    ax.plot(layer, rows["value"].to_numpy(float), color=COLOURS[0], linewidth=1.3, label=f"this {by}")
     ax.set_title(f"{value} ({int(rows['examples'].iloc[0]):,})", fontsize=7, fontweight="normal")
     ax.set_xlabel(layers)
     return ax

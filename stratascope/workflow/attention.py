@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stratascope.report import draw_attention_share, draw_overlay, new_figure, paper_style, save_figure
-from stratascope.workflow.choosing import MOST_SHOWN, file_name, first_examples, part_lines, those_held, titled
+from stratascope.workflow.choosing import MOST_SHOWN, first_examples, those_held
 from stratascope.workflow.pictures import picture, relative_boxes, said
+from stratascope.workflow.telling import file_name, part_lines, result_path, titled, told
 
 if TYPE_CHECKING:
     from stratascope.analysis import AttentionShare, RolloutResult
@@ -22,8 +23,7 @@ def save_answers(store: ActivationStore, folder: Path, *, only: Sequence[str] = 
     from stratascope.analysis import answer_confidence
 
     found = answer_confidence(store, only=only)
-    folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / f"{file_name('answers', *only)}.zarr.zip")
+    found.save(result_path(folder, "answers", *only))
     rows = found.table[found.table["relation"] != ""].sort_values("accuracy", kind="stable")
     chosen = [found.table.iloc[0]] + ([rows.iloc[-1], rows.iloc[0]] if len(rows) > 1 else [])
     lines = [
@@ -34,7 +34,7 @@ def save_answers(store: ActivationStore, folder: Path, *, only: Sequence[str] = 
     lines[:0] = part_lines(store, only, len(found.answers))
     if found.attributes["condition"].startswith("untrained"):
         lines.insert(0, "of untrained weights, not of the model:")
-    return "\n".join([*lines, f"results in {folder}"])
+    return told(folder, lines)
 
 
 def share_and_draw(store: ActivationStore, folder: Path, *, weighing: str = "attention", only: Sequence[str] = ()) -> str:
@@ -43,8 +43,7 @@ def share_and_draw(store: ActivationStore, folder: Path, *, weighing: str = "att
 
     found = attention_share(store, weighing=weighing, only=only)
     name = file_name("share", None if weighing == "attention" else weighing, *only)
-    folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / f"{name}.zarr.zip")
+    found.save(result_path(folder, name))
     figure, (ax,) = new_figure(1, width=4.6, height=2.9)
     with paper_style():
         title = "where the final token looks" + (", by norm" if weighing == "norm" else "")
@@ -52,7 +51,7 @@ def share_and_draw(store: ActivationStore, folder: Path, *, weighing: str = "att
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     path = save_figure(figure, folder / f"{name}.png")
     about = part_lines(store, only, len(found.examples))
-    return "\n".join([*about, share_text(found), f"figure {path}", f"results in {folder}"])
+    return told(folder, [*about, share_text(found)], [path])
 
 
 def share_text(found: AttentionShare) -> str:
@@ -100,14 +99,13 @@ def roll_and_draw(
     asked = first_examples(store, "attention_maps", examples) if tower == "decoder" else None
     chosen, left_out = those_held(store, "attention_maps", asked)
     found = rollout_examples(store, chosen, window=window, form=form, discard=discard, tower=tower)
-    folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / "rollout.zarr.zip")
+    found.save(result_path(folder, "rollout"))
     path = draw_rollouts(store, found, folder / "rollout.png")
     first, last = found.attributes["window"] or (0, store.layout.layers)
     onto = sum(float(found.onto_image(k).sum()) for k in range(len(found.examples))) / len(found.examples)
     said = f"{form} rollout, blocks {first} to {last - 1}, {len(found.examples)} examples: {onto:.1%} on the image, "
     said += f"{float(found.values[:, 0, 0].mean()):.1%} on the first token"
-    return f"{left_out}{said}\nfigure {path}\nresults in {folder}"
+    return told(folder, [*left_out, said], [path])
 
 
 def draw_rollouts(store: ActivationStore, found: RolloutResult, path: Path) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 from stratascope.report import new_figure, paper_style, save_figure
 from stratascope.report.attributions import draw_carried
 from stratascope.store import choice_of
-from stratascope.workflow.choosing import file_name, part_lines, titled
+from stratascope.workflow.telling import file_name, part_lines, result_path, titled, told
 
 if TYPE_CHECKING:
     from stratascope.analysis import LogitAttribution
@@ -26,12 +26,11 @@ def attribute_and_draw(store: ActivationStore, folder: Path, *, only: Sequence[s
     from stratascope.analysis import logit_attribution
 
     found = logit_attribution(store, only=only, scheduler=scheduler)
-    folder.mkdir(parents=True, exist_ok=True)
     name = file_name("attribution", *only)
-    found.save(folder / f"{name}.zarr.zip")
+    found.save(result_path(folder, name))
     path = draw_attribution(found, folder / f"{name}.png")
     about = part_lines(store, only, len(found.examples))
-    return "\n".join([*about, attribution_text(found), f"figure {path}", f"results in {folder}"])
+    return told(folder, [*about, attribution_text(found)], [path])
 
 
 def attribution_text(found: LogitAttribution) -> str:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stratascope.report import new_figure, paper_style, save_figure
-from stratascope.report.believing import HIDDEN_FROM
+from stratascope.report.believing import HIDDEN_FROM, TARGETS
 from stratascope.report.correlations import draw_correlations
 from stratascope.report.pointing import AGAINST, draw_ratios
+from stratascope.workflow.telling import result_path, told
 
 if TYPE_CHECKING:
     from stratascope.analysis import Faithfulness, Pointing
@@ -20,23 +21,21 @@ def compare_and_draw(store: ActivationStore, folder: Path, *, seed: int = 0, sch
     from stratascope.analysis import faithfulness
 
     found = faithfulness(store, seed=seed, scheduler=scheduler)
-    folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / "faithfulness.zarr.zip")
+    found.save(result_path(folder, "faithfulness"))
     path = draw_faithfulness(found, folder / "faithfulness.png")
-    return f"{faithfulness_text(found)}\nfigure {path}\nresults in {folder}"
+    return told(folder, [faithfulness_text(found)], [path])
 
 
 def faithfulness_text(found: Faithfulness) -> str:
     """The best method and by how much, the others in order, and what to record for those that are missing."""
     best = found.best
     lines = []
-    what = {"cells": "groups of image cells", "spans": "spans of the prompt"}
     modes = [best["mode"], *(m for m in dict.fromkeys(found.table["mode"]) if m != best["mode"])]
     for targets in dict.fromkeys([best["targets"], *found.table["targets"]]):
         for mode in modes:
             rows = found.rows(targets, mode, best["window"])
             lines.append(
-                f"rank correlation with the effect of {what[targets]} {HIDDEN_FROM.get(mode, mode)} in blocks {best['window']}; "
+                f"rank correlation with the effect of {TARGETS[targets]} {HIDDEN_FROM.get(mode, mode)} in blocks {best['window']}; "
                 f"mean effect {rows['effect_size'].iloc[0]:.3f} logits, {int(rows['examples'].max())} examples on "
                 f"{int(rows['images'].max())} images"
             )
@@ -44,7 +43,7 @@ def faithfulness_text(found: Faithfulness) -> str:
                 f"  {row['correlation']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]  {row['label']}" for row in rows.to_dict("records")
             ]
     if "second" in best:
-        about = f"{what[best['targets']]} {HIDDEN_FROM.get(best['mode'], best['mode'])}"
+        about = f"{TARGETS[best['targets']]} {HIDDEN_FROM.get(best['mode'], best['mode'])}"
         sure = "" if best["ahead_low"] > 0 else ", which may be chance"
         ahead = f"{best['ahead']:.2f} [{best['ahead_low']:.2f}, {best['ahead_high']:.2f}] ahead of the next{sure}"
         lines.append(f"best for {about}: {best['label']}, {ahead}")
@@ -58,13 +57,12 @@ def point_and_draw(store: ActivationStore, folder: Path, *, boxes: Path | None =
     from stratascope.datasets.boxes import BoxIndex
 
     found = pointing(store, None if boxes is None else BoxIndex.from_coco(boxes), seed=seed, scheduler=scheduler)
-    folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / "pointing.zarr.zip")
+    found.save(result_path(folder, "pointing"))
     with paper_style():
         figure, (ax,) = new_figure(1, width=5.2, height=0.7 + 0.24 * len(found.table))
         draw_ratios(found.table, found.against, ax)
     path = save_figure(figure, folder / "pointing.png")
-    return f"{pointing_text(found)}\nfigure {path}\nresults in {folder}"
+    return told(folder, [pointing_text(found)], [path])
 
 
 def pointing_text(found: Pointing) -> str:
@@ -95,7 +93,7 @@ def draw_faithfulness(found: Faithfulness, path: Path) -> Path:
         for kind, ax in zip(kinds, axes, strict=True):
             rows = table[table["targets"] == kind]
             modes = {HIDDEN_FROM.get(mode, mode): rows[rows["mode"] == mode] for mode in dict.fromkeys(rows["mode"])}
-            draw_correlations(modes, order, ax, title={"cells": "groups of image cells", "spans": "spans of the prompt"}[kind])
+            draw_correlations(modes, order, ax, title=TARGETS[kind])
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower right", ncols=len(labels))
     return save_figure(figure, path)

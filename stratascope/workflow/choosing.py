@@ -1,36 +1,19 @@
-"""Which examples a command works on where its user names some, one or none, and how a part of them is called."""
+"""Which examples a command works on where its user names some, one or none."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.store import choice_text
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 MOST_SHOWN = 8
 """Examples drawn side by side, and worked on where none are named."""
-
-
-def part_lines(store: ActivationStore, only: Sequence[str], count: int) -> list[str]:
-    """A line that says which part of the examples a result is of; none for all of them."""
-    return [f"only {choice_text(only)}: {count:,} of {store.layout.examples:,} examples"] if only else []
-
-
-def titled(title: str, only: Sequence[str]) -> str:
-    """A figure's title with the choice of examples that it is of."""
-    return f"{title} ({choice_text(only)})" if only else title
-
-
-def file_name(*parts: str | None) -> str:
-    """Parts joined by dashes; all but letters, digits, dots and underscores, which some file systems or shells refuse, are dashes, too."""
-    return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts if part)
 
 
 def first_examples(store: ActivationStore, array: str, examples: Sequence[int | str] | None) -> list[int] | None:
@@ -57,20 +40,20 @@ def first_examples(store: ActivationStore, array: str, examples: Sequence[int | 
     return numbers
 
 
-def those_held(store: ActivationStore, array: str, numbers: list[int] | None) -> tuple[list[int] | None, str]:
-    """Of examples asked for, those that `array` holds, and a line on the others, which failed or were not chosen for it; "" if none.
+def those_held(store: ActivationStore, array: str, numbers: list[int] | None) -> tuple[list[int] | None, list[str]]:
+    """Of examples asked for, those that `array` holds, and a line on the others, which failed or were not chosen for it; none if none did.
 
     Unwritten ones are kept, as are all where none is held, so that the analysis says what is missing.
     """
     if numbers is None or array not in store.layout.record:
-        return numbers, ""
+        return numbers, []
     lacking = np.repeat(store.written, store.layout.block)[: store.layout.examples] & ~store.available(array)
     out = [k for k in dict.fromkeys(numbers) if lacking[k]]
     kept = [k for k in numbers if not lacking[k]]
     if not out or not kept:
-        return numbers, ""
+        return numbers, []
     ids, more = ", ".join(store.examples["id"].iloc[out[:MOST_SHOWN]]), ", ..." if len(out) > MOST_SHOWN else ""
-    return kept, f"left out, being without {array.replace('_', ' ')} (not chosen for them, or the image could not be read): {ids}{more}\n"
+    return kept, [f"left out, being without {array.replace('_', ' ')} (not chosen for them, or the image could not be read): {ids}{more}"]
 
 
 def example_number(store: ActivationStore, example: int | str) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from stratascope.report import new_figure, paper_style, save_figure
 from stratascope.report.tower import draw_tower
+from stratascope.workflow.telling import result_path, told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,15 +26,14 @@ def entangle_and_draw(
     from stratascope.probe import entanglement
 
     found = entanglement(store, full_attention=full_attention, seed=seed, scheduler=scheduler)
-    folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / "entanglement.zarr.zip")
+    found.save(result_path(folder, "entanglement"))
     path = draw_entanglement(found, folder / "entanglement.png")
     lines = [
         _said(found, position, what) for position, what in dict.fromkeys(zip(found.table["position"], found.table["what"], strict=True))
     ]
     if found.attributes["without_relation"]:
         lines.append(f"not asked for the relation: {found.attributes['without_relation']}")
-    return "\n".join([*lines, f"figure {path}", f"results in {folder}"])
+    return told(folder, lines, [path])
 
 
 def _said(found: Entanglement, position: str, what: str) -> str:

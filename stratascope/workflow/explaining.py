@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stratascope.report import new_figure, paper_style
 from stratascope.report.attributions import draw_sum
+from stratascope.report.believing import HIDDEN_FROM
 from stratascope.report.blocks import (
     Beside,
     Block,
@@ -29,6 +30,7 @@ from stratascope.report.blocks import (
     Tokens,
 )
 from stratascope.report.page import Page
+from stratascope.report.places import ENDING
 from stratascope.workflow.choosing import example_number
 from stratascope.workflow.pictures import picture, relative_boxes
 
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
     from stratascope.analysis import ExampleExplanation
     from stratascope.store import ActivationStore
 
-MODES = {"later": "hidden from all later tokens", "final": "hidden from the final token"}
+MODES = {mode: HIDDEN_FROM[mode] for mode in ("later", "final")}
+"""Who may not see what is hidden, in the order of the page."""
 PART_NAMES = {"caption_rest": "rest of caption", "subject_box": "box of the subject", "object_box": "box of the object"}
 NAMED = 8
 """Components that are named."""
@@ -49,7 +52,7 @@ def write_explanation(store: ActivationStore, example: int | str, out: Path, *, 
     number = example_number(store, example)
     found = explain_example(store, number, window=window)
     path = explanation_page(found, picture(store, number), relative_boxes(store, [number])[0], name=store.name).write(out)
-    result = path.with_suffix(".zarr.zip")
+    result = path.with_suffix(ENDING)
     found.save(result)
     return f"page {path}, {path.stat().st_size / 1e3:.0f} kB, one file that needs nothing else\nresults in {result}"
 

@@ -13,6 +13,7 @@ from stratascope.report import save_figure
 from stratascope.report.gallery import Tile, draw_gallery
 from stratascope.workflow.choosing import MOST_SHOWN, first_examples, those_held
 from stratascope.workflow.pictures import picture, relative_boxes, verdict
+from stratascope.workflow.telling import result_path, told
 
 if TYPE_CHECKING:
     from stratascope.analysis import FlowResult
@@ -38,10 +39,9 @@ def flow_and_draw(
 
     chosen, left_out = those_held(store, "attention_maps", first_examples(store, "attention_maps", examples))
     found = flow_examples(store, chosen, window=window, scheduler=scheduler)
-    folder.mkdir(parents=True, exist_ok=True)
-    found.save(folder / "flow.zarr.zip")
+    found.save(result_path(folder, "flow"))
     path = draw_flows(store, found, folder / "flow.png")
-    return f"{left_out}{flow_text(found)}\nfigure {path}\nresults in {folder}"
+    return told(folder, [*left_out, flow_text(found)], [path])
 
 
 def flow_text(found: FlowResult) -> str:

@@ -11,9 +11,10 @@ import numpy as np
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.report import new_figure, paper_style, save_figure
 from stratascope.report.heatmaps import draw_grid
+from stratascope.report.places import ENDING
 from stratascope.report.predictions import draw_overlap, draw_prediction
 from stratascope.store import ResultFile, choice_of, choice_options, choice_text, chosen_examples, load_result
-from stratascope.workflow.choosing import file_name, part_lines, titled
+from stratascope.workflow.telling import file_name, part_lines, result_path, titled, told
 
 if TYPE_CHECKING:
     from stratascope.analysis import AnswerPrediction, BoxOverlap, HeadRanking
@@ -52,9 +53,8 @@ def overlap_and_draw(
 
     found = attention_overlap(store, weighing=weighing, measure=measure, only=only, scheduler=scheduler)
     known = int(known_boxes(found, "both").sum())
-    folder.mkdir(parents=True, exist_ok=True)
     which = (None if weighing == "attention" else weighing, *only)
-    found.save(folder / f"{file_name('overlap', *which)}.zarr.zip")
+    found.save(result_path(folder, "overlap", *which))
     means = found.mean("both")
     layer, head = np.unravel_index(int(np.nanargmax(means)), means.shape)
     where = f"block {found.attributes['layers'][int(layer)]} head {int(head)}"
@@ -69,10 +69,10 @@ def overlap_and_draw(
     except TooFewExamplesError as error:
         lines.append(f"not asked whether it predicts a right answer: {error}")
     if prediction is not None:
-        prediction.save(folder / f"{file_name('prediction', *which)}.zarr.zip")
+        prediction.save(result_path(folder, "prediction", *which))
         lines.append(prediction_text(prediction))
     path = draw_overlaps(found, prediction, folder / f"{file_name('overlap', *which)}.png")
-    return "\n".join([*lines, f"figure {path}", f"results in {folder}"])
+    return told(folder, lines, [path])
 
 
 def prediction_text(found: AnswerPrediction) -> str:
@@ -133,19 +133,18 @@ def rank_and_draw(
     if attribution is None and overlap is None and result is None:
         raise InvalidInputError(f"expected at least one score of heads, found none: {'; '.join(lacking)}")
     found = rank_heads(attribution, overlap, result)
-    folder.mkdir(parents=True, exist_ok=True)
     name = file_name("heads", *only)
-    found.save(folder / f"{name}.zarr.zip")
+    found.save(result_path(folder, name))
     path = draw_ranking(found, folder / f"{name}.png")
     about = part_lines(store, only, int(chosen_examples(store, only).sum()))
-    return "\n".join([*about, ranking_text(found), *lacking, f"figure {path}", f"results in {folder}"])
+    return told(folder, [*about, ranking_text(found), *lacking], [path])
 
 
 def head_probe_of(folder: Path, store: ActivationStore, only: Sequence[str] = ()) -> ResultFile | None:
     """The first result in a folder that holds a probe of this store and these examples by head."""
     from stratascope.analysis.ranking import probe_grid
 
-    for path in sorted(folder.glob("*.zarr.zip")):
+    for path in sorted(folder.glob(f"*{ENDING}")):
         result = load_result(path)
         about = result.attributes
         own = (about.get("fingerprint"), about.get("store"), about.get("settings", {}).get("fingerprint"))

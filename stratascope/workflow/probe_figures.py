@@ -12,9 +12,9 @@ from stratascope.report import draw_layer_curves, new_figure, paper_style, save_
 from stratascope.report.panels import TEXT_WIDTH, draw_curve_panel, draw_value_panel, label_outside, panel_figure, span_of
 from stratascope.report.score_grids import draw_confusion, draw_places, draw_score_grid, draw_transfer
 from stratascope.store import column_texts
-from stratascope.workflow.choosing import file_name
 from stratascope.workflow.probe_files import save_table, shown_metric
 from stratascope.workflow.probed import Probed
+from stratascope.workflow.telling import file_name, result_path
 
 if TYPE_CHECKING:
     from stratascope.probe import LayerCurve
@@ -125,8 +125,7 @@ def draw_grid(probed: Probed, mine: Sequence[LayerCurve], folder: Path, *, by_he
 
     grid = ScoreGrid.of(mine, probed.metric_of(mine[0]))
     name = file_name("heads" if by_head else "positions", mine[0].task)
-    folder.mkdir(parents=True, exist_ok=True)
-    grid.save(folder / f"{name}.zarr.zip")
+    grid.save(result_path(folder, name))
     table = grid.table
     if by_head:
         table = table.assign(row=table["row"].str.removeprefix("head "))
@@ -150,7 +149,7 @@ def draw_values(curve: LayerCurve, store: ActivationStore, request: ProbeRequest
     with paper_style():
         for value, ax in zip(shown, axes, strict=True):
             draw_value_panel(
-                table, ax, value=value, overall=overall, chance=float(overall["chance"].iloc[0]),
+                table, ax, value=value, by=request.by, overall=overall, chance=float(overall["chance"].iloc[0]),
                 layers="after k blocks" if request.array == "residual" else "layer",
             )  # fmt: skip
         axes[0].set_ylim(0, 1.04)

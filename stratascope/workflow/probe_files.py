@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratascope.store import column_texts
 from stratascope.store.durable import write_with
-from stratascope.workflow.choosing import file_name
+from stratascope.workflow.telling import file_name, result_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 def save_curve(curve: LayerCurve, folder: Path, suffix: str = "") -> Path:
     """Save as probe-TASK-POSITION[-SUFFIX].zarr.zip in `folder`."""
-    path = folder / f"{file_name('probe', curve.task, curve.position, suffix)}.zarr.zip"
-    folder.mkdir(parents=True, exist_ok=True)
+    path = result_path(folder, "probe", curve.task, curve.position, suffix)
     curve.save(path)
     return path
 
@@ -49,7 +48,7 @@ def save_advantage(curve: LayerCurve, baseline: LayerCurve, folder: Path, name: 
 
 def keep_advantage(advantage: Advantage, curve: LayerCurve, folder: Path, name: str) -> Path:
     """Save as advantage-TASK-POSITION-over-NAME.zarr.zip."""
-    path = folder / f"{file_name('advantage', curve.task, curve.position, 'over', name)}.zarr.zip"
+    path = result_path(folder, "advantage", curve.task, curve.position, "over", name)
     advantage.save(path)
     return path
 
@@ -66,7 +65,7 @@ def save_table(folder: Path, kind: str, table: pd.DataFrame, curve: LayerCurve, 
     """One table of a kind with what it was made from."""
     from stratascope.store import ResultFile, save_result
 
-    path = folder / f"{file_name(*name)}.zarr.zip"
+    path = result_path(folder, *name)
     told = {"task": curve.task, "position": curve.position, "fingerprint": curve.attributes.get("fingerprint"), **facts}
     save_result(path, ResultFile(kind, {"table": table}, {}, told))
     return path

@@ -12,8 +12,8 @@ from stratascope.errors import InvalidInputError
 from stratascope.report import paper_style, save_figure
 from stratascope.report.measures import draw_codelength, draw_reliability
 from stratascope.report.panels import label_outside, panel_figure
-from stratascope.workflow.choosing import file_name
 from stratascope.workflow.probe_files import save_table, shown_metric
+from stratascope.workflow.telling import file_name
 
 if TYPE_CHECKING:
     from stratascope.probe import LayerCurve, Study

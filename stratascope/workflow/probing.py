@@ -17,6 +17,7 @@ from stratascope.workflow.probe_files import keep_advantage, save_accuracy_by, s
 from stratascope.workflow.probe_measures import check_measures, measure
 from stratascope.workflow.probe_request import ProbeRequest
 from stratascope.workflow.probed import Probed
+from stratascope.workflow.telling import told
 
 if TYPE_CHECKING:
     from stratascope.probe import Advantage, LayerCurve, Study
@@ -78,7 +79,7 @@ def probe_and_draw(
     lines, figures = [*lines, *said], [*figures, *more]
     figures += list(_transfer(probed, studies, folder, run))
     lines += [f"table {path}" for path in _spreadsheets(probed, store, folder)]
-    return "\n".join([*lines, *(f"figure {path}" for path in figures), f"results in {folder}"])
+    return told(folder, lines, figures)
 
 
 def _studies(store: ActivationStore, request: ProbeRequest) -> dict[tuple[str, str | None], Study]:
