@@ -41,7 +41,8 @@ def coverage(shift: float, repeats: int, *, n: int, d: int) -> dict[str, float]:
             for metric in METRICS:
                 found = band(values[metric], draws[metric])
                 hits.setdefault(metric + name, []).append(bool(found.low[0] <= truth[0][metric] <= found.high[0]))
-                apart = band(values[metric][1:] - values[metric][:1], draws[metric][:, 1:] - draws[metric][:, :1])
+                between = values[metric][1:] - values[metric][:1], draws[metric][:, 1:] - draws[metric][:, :1]
+                apart = band(*between, groups=simulation.bootstrap.count)
                 wanted = truth[1][metric] - truth[0][metric]
                 hits.setdefault(f"difference of {metric}{name}", []).append(bool(apart.low[0] <= wanted <= apart.high[0]))
     return {"mean auroc": float(np.mean(level))} | {name: float(np.mean(hit)) for name, hit in hits.items()}

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
 from stratascope.probe.events import LayerEvent, event_table, offset, onset, peak
-from stratascope.probe.intervals import Band, band
+from stratascope.probe.intervals import INTERVALS, NO_SPREAD, Band, band
+from stratascope.probe.metrics import is_share
 from stratascope.report.notebook import Shown, Summary
 from stratascope.store import ResultFile, load_result, save_result
 
@@ -46,6 +47,8 @@ class Advantage(Shown):
         baseline: str,
         level: float = 0.95,
         attributes: Mapping[str, Any] | None = None,
+        groups: int | None = None,
+        certain: NDArray[np.bool_] | None = None,
     ) -> Advantage:
         """From differences and their draws.
 
@@ -61,13 +64,15 @@ class Advantage(Shown):
             Of the intervals.
         attributes
             What the result shall say of itself.
+        groups, certain
+            Number of groups, and (layer,) differences that are known whatever is drawn: `intervals.band`.
         """
         # log-loss is better when it is lower: an advantage is always positive
         sign = -1 if metric == "log_loss" else 1
         value, draws = sign * value, sign * draws
-        bands = band(value, draws, level=level)
+        bands = band(value, draws, level=level, groups=groups if is_share(metric) else None, certain=certain)
         columns = {"layer": layers, "metric": metric, "name": name, "baseline": baseline, "value": value}
-        intervals = {k: getattr(bands, k) for k in ("low", "high", "low_simultaneous", "high_simultaneous")}
+        intervals = {k: getattr(bands, k) for k in INTERVALS}
         return cls(table=pd.DataFrame(columns | intervals), draws=draws, bands=bands, level=level, attributes=attributes or {})
 
     def onset(self, margin: float = 0.0) -> LayerEvent:
@@ -119,8 +124,13 @@ class Advantage(Shown):
         value = np.min([one.table["value"] for one in advantages], axis=0)
         draws = np.min([one.draws for one in advantages], axis=0)
         bands = band(value, draws, level=advantages[0].level)
+        smallest = np.argmin([one.table["value"] for one in advantages], axis=0)
+        # where no draw differs, the interval is that of the one it comes from
+        bare = draws.std(axis=0) <= NO_SPREAD
+        theirs = {k: np.choose(smallest, [one.table[k] for one in advantages]) for k in INTERVALS}
+        bands = bands.ending({k: np.where(bare, theirs[k], getattr(bands, k)) for k in INTERVALS})
         table = first[["layer", "metric", "name"]].assign(baseline=" and ".join(one.table["baseline"].iloc[0] for one in advantages))
-        table = table.assign(value=value, **{k: getattr(bands, k) for k in ("low", "high", "low_simultaneous", "high_simultaneous")})
+        table = table.assign(value=value, **{k: getattr(bands, k) for k in INTERVALS})
         facts = {key: advantages[0].attributes.get(key) for key in ("task", "position", "fingerprint")}
         facts["baseline"] = {"task": "the best of several", "of": [one.attributes.get("baseline", "chance") for one in advantages]}
         return cls(table, draws, bands, advantages[0].level, facts)
@@ -137,4 +147,5 @@ class Advantage(Shown):
         file = load_result(path, RESULT_KIND)
         attributes = dict(file.attributes)
         level, table, draws = float(attributes.pop("level")), file.tables["table"], file.arrays["draws"][1]
-        return cls(table, draws, band(table["value"].to_numpy(), draws, level=level), level, attributes)
+        bands = band(table["value"].to_numpy(), draws, level=level).ending({k: table[k].to_numpy() for k in INTERVALS})
+        return cls(table, draws, bands, level, attributes)

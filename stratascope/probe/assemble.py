@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stratascope.probe.bootstrap import Bootstrap
 from stratascope.probe.curve import LayerCurve
 from stratascope.probe.geometry import score_values
+from stratascope.probe.intervals import same_whatever_is_drawn
 from stratascope.probe.layer_task import LayerAnswer
 from stratascope.probe.metrics import chance_levels, predict, score_layers, score_table
 from stratascope.probe.out_of_fold import OutOfFold
@@ -87,7 +88,8 @@ def _curve(
         values, draws = score_layers(logits, labels, folds, len(batch.classes), bootstrap, share[:, 0], turned[:, 0])
         chance = chance_levels(labels, len(batch.classes))
         examples["label"] = labels
-    table = score_table(layers, values, draws, chance, bootstrap.count, settings.level)
+    certain = same_whatever_is_drawn(logits, folds)
+    table = score_table(layers, values, draws, chance, bootstrap.count, settings.level, certain)
     table.insert(1, "position", position or "")
     table.insert(2, "task", name)
     folded = _fold_table(layers, batch, found, logits, labels, folds)

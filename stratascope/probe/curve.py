@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 from stratascope.probe.advantage import Advantage
 from stratascope.probe.events import LayerEvent, event_table
+from stratascope.probe.intervals import same_whatever_is_drawn
 from stratascope.probe.losses import probabilities
 from stratascope.probe.metrics import main_metric, predict
 from stratascope.probe.notes import notes_on
@@ -87,6 +88,11 @@ class LayerCurve(Shown):
         return float(rows[layer])
 
     @property
+    def certain(self) -> NDArray[np.bool_]:
+        """(layer,) where the probe says the same of all examples, so that no other draw of them could change it."""
+        return same_whatever_is_drawn(self.logits, self.examples["fold"].to_numpy())
+
+    @property
     def notes(self) -> list[str]:
         """What a reader of the curve should know: optima at the top of the grid, classes never trained on, models not solved exactly."""
         return notes_on(self.folds)
@@ -136,31 +142,19 @@ class LayerCurve(Shown):
         InvalidInputError
             The curves are of other layers or other groups of examples, so that they cannot be paired.
         """
-        name = metric or self.metric
-        rows, level = self.rows(name), float(self.attributes.get("level", 0.95))
-        value, draws = rows["value"].to_numpy(), self.draws[name].T
-        label = f"{self.task} at {self.position}"
-        facts: dict[str, Any] = {"task": self.task, "position": self.position, "fingerprint": self.attributes.get("fingerprint")}
+        rows = self.rows(metric)
+        value, draws = rows["value"].to_numpy(), self.draws[metric or self.metric].T
         if baseline is None:
             chance = rows["chance"].to_numpy()
-            return Advantage.of(
-                self.layers, value - chance, draws - chance, metric=name, name=label, baseline="chance", level=level, attributes=facts
-            )
+            return self._advantage(value - chance, draws - chance, metric, "chance", {}, self.certain)
         self._refuse_unpaired(baseline)
-        other = baseline.rows(name)["value"].to_numpy()
-        facts["baseline"] = {"task": baseline.task, **{key: baseline.attributes.get(key) for key in ("store", "fingerprint")}}
+        other = baseline.rows(metric or self.metric)["value"].to_numpy()
+        fact = {"task": baseline.task, **{key: baseline.attributes.get(key) for key in ("store", "fingerprint")}}
         if "provenance" in baseline.attributes:
-            facts["baseline"]["condition"] = condition_of(baseline.attributes["provenance"])
-        return Advantage.of(
-            self.layers,
-            value - other,
-            draws - baseline.draws[name].T,
-            metric=name,
-            name=label,
-            baseline=str(baseline.attributes.get("store", baseline.task)) if baseline.task == self.task else baseline.task,
-            level=level,
-            attributes=facts,
-        )
+            fact["condition"] = condition_of(baseline.attributes["provenance"])
+        called = str(baseline.attributes.get("store", baseline.task)) if baseline.task == self.task else baseline.task
+        over = draws - baseline.draws[metric or self.metric].T
+        return self._advantage(value - other, over, metric, called, {"baseline": fact}, self.certain & baseline.certain)
 
     def difference_from_layer(self, layer: int = 0, metric: str | None = None) -> Advantage:
         """This curve minus its own score at one layer; layer 0 of `residual` are the embeddings.
@@ -177,20 +171,27 @@ class LayerCurve(Shown):
         InvalidInputError
             The curve has no such layer.
         """
-        name = metric or self.metric
-        value, draws = self.rows(name)["value"].to_numpy(), self.draws[name].T
-        base = self.value(layer, name)
+        value, draws = self.rows(metric)["value"].to_numpy(), self.draws[metric or self.metric].T
+        base = self.value(layer, metric)
         place = int(np.flatnonzero(self.layers == layer)[0])
-        facts = {"task": self.task, "position": self.position, "fingerprint": self.attributes.get("fingerprint")}
+        fact = {"baseline": {"task": self.task, "layer": layer}}
+        certain = self.certain & self.certain[place] | (self.layers == layer)
+        return self._advantage(value - base, draws - draws[:, [place]], metric, f"layer {layer}", fact, certain)
+
+    def _advantage(
+        self, value: Floats, draws: Floats, metric: str | None, baseline: str, fact: dict[str, Any], certain: NDArray[np.bool_]
+    ) -> Advantage:
         return Advantage.of(
             self.layers,
-            value - base,
-            draws - draws[:, [place]],
-            metric=name,
+            value,
+            draws,
+            metric=metric or self.metric,
             name=f"{self.task} at {self.position}",
-            baseline=f"layer {layer}",
+            baseline=baseline,
             level=float(self.attributes.get("level", 0.95)),
-            attributes=facts | {"baseline": {"task": self.task, "layer": layer}},
+            attributes={"task": self.task, "position": self.position, "fingerprint": self.attributes.get("fingerprint"), **fact},
+            groups=self.examples["group"].nunique(),
+            certain=certain,
         )
 
     def _refuse_unpaired(self, other: LayerCurve) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 from stratascope.errors import InvalidInputError
 from stratascope.probe.curve import LayerCurve
 from stratascope.probe.intervals import band
+from stratascope.probe.metrics import is_share
 from stratascope.store import ResultFile, load_result, save_result
 
 RESULT_KIND = "score_grid"
@@ -57,7 +58,8 @@ class ScoreGrid:
         attributes = curves[0].attributes
         level = float(attributes.get("level", 0.95))
         groups = min(curve.examples["group"].nunique() for curve in curves)
-        bands = band(table["value"].to_numpy(), draws, level=level, groups=None if curves[0].targets else groups)
+        certain = np.concatenate([curve.certain for curve in curves])
+        bands = band(table["value"].to_numpy(), draws, level=level, groups=groups if is_share(name) else None, certain=certain)
         table = table.assign(low_simultaneous=bands.low_simultaneous, high_simultaneous=bands.high_simultaneous)
         table["found"] = table["low_simultaneous"] > table["chance"]
         columns = ["row", "layer", "metric", "value", "low", "high", "low_simultaneous", "high_simultaneous", "chance", "found"]

@@ -1,7 +1,8 @@
-"""Intervals from bootstrap draws: percentile, simultaneous over layers, and Wilson's where the bootstrap collapses."""
+"""Intervals from bootstrap draws: percentile, simultaneous over layers, and Wilson's or Tango's where the bootstrap collapses."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -10,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[Any]
+INTERVALS = ("low", "high", "low_simultaneous", "high_simultaneous")
+NO_SPREAD = 1e-12
+"""Standard error up to which a value counts as the same in every draw."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +29,10 @@ class Band:
     critical: float
     """Standard errors on each side of the simultaneous interval."""
 
+    def ending(self, ends: Mapping[str, Floats]) -> Band:
+        """With other ends of the intervals, by their names."""
+        return Band(ends["low"], ends["high"], ends["low_simultaneous"], ends["high_simultaneous"], self.critical)
+
 
 def wilson(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Interval of a share among n independent trials (Wilson 1927); of use at 0 and 1, where the bootstrap has no spread."""
@@ -34,28 +42,47 @@ def wilson(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
     return float(max(centre - half, 0)), float(min(centre + half, 1))
 
 
-def band(value: Floats, draws: Floats, *, level: float = 0.95, groups: int | None = None) -> Band:
+def unseen(n: int, level: float = 0.95) -> float:
+    """How large a share may be that was seen in none of n independent trials: z^2 / (n + z^2).
+
+    It is the end of Wilson's interval (1927) of a share of 0, on the other side of a share of 1, and of Tango's (1998), to both sides, for
+    the difference of two shares of the same trials none of which came out differently.
+    """
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    return z * z / (n + z * z)
+
+
+def band(value: Floats, draws: Floats, *, level: float = 0.95, groups: int | None = None, certain: NDArray[np.bool_] | None = None) -> Band:
     """Percentile intervals and a simultaneous band (max-t over layers).
 
     Parameters
     ----------
     value
-        (layer,) the score.
+        (layer,) the score, or the paired difference of two.
     draws
         (draw, layer) its bootstrap draws, the same groups in a row for all layers.
     groups
-        Number of groups; where given, a score of exactly 0 or 1 without spread gets Wilson's interval.
+        Number of groups; where given, a value that is the same in every draw is known no better than `unseen` in that many groups.
+    certain
+        (layer,) values that are the same whatever is drawn, such as scores of logits that are all the same: they keep no width.
     """
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     error = draws.std(axis=0)
-    spread = error > 1e-12
+    spread = error > NO_SPREAD
     deviation = np.abs(draws - draws.mean(axis=0))[:, spread] / error[spread]
     critical = float(np.quantile(deviation.max(axis=1), level)) if spread.any() else 0.0
     low_all, high_all = value - critical * error, value + critical * error
     if groups:
-        for layer in np.flatnonzero(~spread & ((value == 0) | (value == 1))):
-            low[layer], high[layer] = wilson(float(value[layer]), groups, level)
-            # Bonferroni over layers, as there is no spread to take a maximum over
-            low_all[layer], high_all[layer] = wilson(float(value[layer]), groups, 1 - (1 - level) / len(value))
+        bare = ~spread if certain is None else ~spread & ~certain
+        # Bonferroni over layers, as there is no spread to take a maximum over
+        alone, together = unseen(groups, level), unseen(groups, 1 - (1 - level) / len(value))
+        low[bare], high[bare] = value[bare] - alone, value[bare] + alone
+        low_all[bare], high_all[bare] = value[bare] - together, value[bare] + together
     return Band(low=low, high=high, low_simultaneous=low_all, high_simultaneous=high_all, critical=critical)
+
+
+def same_whatever_is_drawn(logits: Floats, folds: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """(layer,) where logits (layer, output, example) are all the same within each fold: they order nothing and tell nothing apart."""
+    parts = [logits[..., folds == fold] for fold in np.unique(folds)]
+    return np.asarray(np.all([(part == part[..., :1]).all(axis=(1, 2)) for part in parts], axis=0))

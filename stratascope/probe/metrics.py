@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.probe.bootstrap import Bootstrap, auroc
-from stratascope.probe.intervals import band
+from stratascope.probe.intervals import INTERVALS, band
 from stratascope.probe.losses import loss_for
 
 Floats = NDArray[Any]
@@ -18,6 +18,11 @@ Floats = NDArray[Any]
 def main_metric(classes: int) -> str:
     """The metric that onset and plots use: it does not depend on the frequency of the classes."""
     return "auroc" if classes == 2 else "balanced_accuracy"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric lies between 0 and 1, as what groups contribute to it."""
+    return metric == "auroc" or metric.endswith("accuracy")
 
 
 def chance_levels(codes: NDArray[np.intp], classes: int) -> dict[str, float]:
@@ -84,14 +89,20 @@ def predict(logits: Floats) -> NDArray[np.intp]:
 
 
 def score_table(
-    layers: NDArray[np.integer], values: dict[str, Floats], draws: dict[str, Floats], chance: dict[str, float], groups: int, level: float
+    layers: NDArray[np.integer],
+    values: dict[str, Floats],
+    draws: dict[str, Floats],
+    chance: dict[str, float],
+    groups: int,
+    level: float,
+    certain: NDArray[np.bool_] | None = None,
 ) -> pd.DataFrame:
-    """Rows (metric, layer) with value, own and simultaneous interval, and chance."""
+    """Rows (metric, layer) with value, own and simultaneous interval, and chance; `certain` as in `band`."""
     parts = []
     for metric in values:
-        found = band(values[metric], draws[metric], level=level, groups=groups)
+        found = band(values[metric], draws[metric], level=level, groups=groups if is_share(metric) else None, certain=certain)
         bottom, top = -np.inf if metric.startswith("r2") else 0.0, np.inf if metric == "log_loss" else 1.0
-        intervals = {k: np.clip(getattr(found, k), bottom, top) for k in ("low", "high", "low_simultaneous", "high_simultaneous")}
+        intervals = {k: np.clip(getattr(found, k), bottom, top) for k in INTERVALS}
         parts.append(
             pd.DataFrame(
                 {

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
 from stratascope.probe.bootstrap import Bootstrap
+from stratascope.probe.intervals import same_whatever_is_drawn
 from stratascope.probe.metrics import chance_levels, main_metric, score_layers, score_table
 from stratascope.probe.plan import Batch, ProbeSettings
 from stratascope.probe.study import Study, layers_of, plan_study
@@ -156,4 +157,5 @@ def _test(
     groups = store.examples[settings.groups].to_numpy(dtype=str)[used]
     bootstrap = Bootstrap(groups, draws=settings.draws, seed=settings.seed)
     values, draws = score_layers(logits, codes, folds, len(batch.classes), bootstrap)
-    return score_table(trained, values, draws, chance_levels(codes, len(batch.classes)), bootstrap.count, settings.level)
+    certain = same_whatever_is_drawn(logits, folds)
+    return score_table(trained, values, draws, chance_levels(codes, len(batch.classes)), bootstrap.count, settings.level, certain)

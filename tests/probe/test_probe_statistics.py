@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
+from scipy.stats import norm
 from simulated import Simulation
 from sklearn.metrics import roc_auc_score
 
 from stratascope.probe.advantage import Advantage
 from stratascope.probe.bootstrap import Bootstrap, auroc
-from stratascope.probe.intervals import band, wilson
-from stratascope.probe.metrics import score_layers
+from stratascope.probe.intervals import band, same_whatever_is_drawn, wilson
+from stratascope.probe.metrics import score_layers, score_table
 from stratascope.probe.out_of_fold import decision_share, noise_share
 
 
@@ -55,7 +57,60 @@ def test_wilson_takes_over_where_nothing_varies():
     found = band(np.array([1.0, 0.6]), np.stack([np.ones(200), np.random.default_rng(0).normal(0.6, 0.05, 200)], axis=1), groups=50)
     assert found.low[0] == pytest.approx(wilson(1.0, 50)[0])
     assert wilson(1.0, 50)[0] == pytest.approx(0.929, abs=1e-3)
-    assert found.low_simultaneous[0] < found.low[0] < 1 == found.high[0]
+    assert found.low_simultaneous[0] < found.low[0] < 1 < found.high[0], "tables cut it at 1"
+
+
+def test_a_difference_that_no_draw_shows_is_known_no_better_than_the_groups_allow():
+    def tango(difference: float, n: int) -> float:
+        """The score statistic of Tango 1998, equation 2, where no pair is discordant."""
+        a, b = 2 * n, 2 * n * difference
+        other = (np.sqrt(b * b) - b) / (2 * a)
+        return -n * difference / np.sqrt(n * (2 * other + difference * (1 - difference)))
+
+    end = brentq(lambda difference: tango(difference, 150) + norm.ppf(0.975), 1e-9, 0.5)
+    draws = np.stack([np.zeros(200), np.zeros(200), np.random.default_rng(0).normal(0, 0.05, 200)], axis=1)
+    found = band(np.zeros(3), draws, groups=150, certain=np.array([False, True, False]))
+    assert (found.low[0], found.high[0]) == (pytest.approx(-end), pytest.approx(end))
+    assert found.low_simultaneous[0] < found.low[0], "for all layers together it is wider"
+    assert found.low[1] == found.high[1] == found.high_simultaneous[1] == 0, "what says the same of all examples is known"
+    plain = band(np.zeros(3), draws)
+    assert (plain.low[2], plain.high[2]) == (found.low[2], found.high[2])
+
+
+def test_advantages_without_spread_keep_their_interval(tmp_path):
+    rng = np.random.default_rng(0)
+    draws = np.stack([np.zeros(200), rng.normal(0.2, 0.02, 200)], axis=1)
+    facts = {"task": "truth", "position": "final", "fingerprint": "a", "baseline": {"task": "control", "store": "a", "fingerprint": "a"}}
+    named = {"metric": "accuracy", "name": "truth", "baseline": "control", "groups": 100, "attributes": facts}
+    found = Advantage.of(np.arange(2), np.array([0, 0.2]), draws, **named)
+    assert found.table["high"][0] == -found.table["low"][0] > 0.03
+    found.save(tmp_path / "a.zarr.zip")
+    assert Advantage.load(tmp_path / "a.zarr.zip").table.equals(found.table)
+    assert Advantage.load(tmp_path / "a.zarr.zip").bands.low_simultaneous[0] == found.bands.low_simultaneous[0]
+    over = Advantage.of(np.arange(2), np.array([0.1, 0.1]), draws + 0.1, **named)
+    best = Advantage.over_all([over, found])
+    assert best.table.loc[0, ["low", "high"]].tolist() == found.table.loc[0, ["low", "high"]].tolist(), (
+        "the smaller of both is the control's"
+    )
+
+
+def test_probes_that_decide_alike_have_an_interval_between_them():
+    """Two layers whose probes say the same class of all examples, by logits that differ, and one whose probe has nothing to go by."""
+    simulation = Simulation(0, n=200, layers=3)
+    answers = simulation.answers()
+    logits = np.stack([answer.logits for answer in answers])
+    logits = 1 + (logits - logits.min()) / np.ptp(logits)
+    logits[0] = 1.0
+    values, draws = score_layers(logits, simulation.labels, simulation.folds.of, 2, simulation.bootstrap)
+    certain = same_whatever_is_drawn(logits, simulation.folds.of)
+    assert certain.tolist() == [True, False, False]
+    table = score_table(np.arange(3), values, draws, dict.fromkeys(values, 0.5), 100, 0.95, certain).set_index(["metric", "layer"])
+    reach = norm.ppf(0.975) ** 2 / (100 + norm.ppf(0.975) ** 2)
+    assert table.loc[("balanced_accuracy", 1), ["low", "value", "high"]].tolist() == pytest.approx([0.5 - reach, 0.5, 0.5 + reach])
+    assert table.loc[("balanced_accuracy", 0), ["low", "value", "high"]].tolist() == [0.5, 0.5, 0.5]
+    assert table.loc[("auroc", 0), ["low", "value", "high"]].tolist() == [0.5, 0.5, 0.5]
+    apart = band(values["accuracy"][[2]] - values["accuracy"][[1]], draws["accuracy"][:, [2]] - draws["accuracy"][:, [1]], groups=100)
+    assert (apart.low[0], apart.high[0]) == (pytest.approx(-reach), pytest.approx(reach))
 
 
 @pytest.mark.parametrize("classes", [2, 4])
