@@ -22,6 +22,8 @@ def fuse_heads(attention: NDArray[Any], fusion: Fusion = "mean") -> NDArray[np.f
     ----------
     attention
         (..., head, query, key).
+    fusion
+        `mean`, `max` or `min` over heads.
 
     Returns
     -------

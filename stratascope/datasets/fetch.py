@@ -35,22 +35,28 @@ class FetchChoice:
     """What to fetch of VSR, from where, and within which limits."""
 
     split: str = "random"
+    """random or zeroshot: how VSR's authors divided it."""
     parts: tuple[str, ...] = PARTS
+    """Of train, dev and test."""
     boxes: bool = False
     """Fetch COCO's annotations (241 MB) and keep what concerns these images as instances.json."""
     images: bool = True
     limit: int | None = None
     """Only the images of the first so many rows of each part."""
     connections: int = 4
+    """Images fetched at a time."""
     max_bytes: int = 4_000_000_000
     """Bytes of images in all, of this run."""
     max_image: int = 20_000_000
     """Bytes of one image."""
     revision: str | None = None
+    """Branch, tag or commit of the Hub's repository."""
     endpoint: str | None = None
     """The Hub's address, or that of a mirror; None: huggingface_hub's own, which HF_ENDPOINT may set."""
     annotations: str = ANNOTATIONS
+    """The address of COCO's annotations."""
     patience: Patience = field(default_factory=Patience)
+    """How often, and after which pauses, a server is asked again."""
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:

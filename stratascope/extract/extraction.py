@@ -101,6 +101,8 @@ def run_extraction(
     ------
     ProvenanceMismatchError
         If the store was made by something else; the differing fields are named.
+    StoreError
+        If something else lies at `out`, or the disk refuses.
     CaptureError
         If what is captured from the first batch does not agree with the model's own answers.
     MissingExtraError

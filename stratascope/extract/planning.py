@@ -46,6 +46,8 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     InvalidInputError
         For anything that would make the extraction fail or mean nothing: bad rows, missing or unreadable images, an answer
         that is not one token, a prompt longer than the model's context, a position that no example has.
+    MissingExtraError
+        If the model is on the Hub and the `extract` extra is not installed.
     """
     trained = settings.untrained is None
     source = resolve_model(settings.model, revision=settings.revision, weights=weights and trained)

@@ -56,16 +56,21 @@ class ExtractionSettings:
     model: str
     """`demo`, a folder or a Hub id."""
     examples: tuple[Path, ...]
+    """Files of rows."""
     images: Path | None
     """The folder they are in; None for a plan whose images' size is stated."""
     boxes: Path | None = None
+    """Gold boxes in COCO's instances format."""
     prompt: str = "true-false"
+    """Name of one of `datasets.PROMPTS`."""
     system: str | None = None
     """The system turn's text; None leaves it to the chat template, and an empty text leaves the turn out."""
     condition: str = "original"
+    """What is done to the images: original, blank, mirror or shuffled-image."""
     positions: tuple[str, ...] | None = None
     """None: final, image, subject, relation, object as far as the prompt has them, and the boxes' where boxes are given."""
     record: tuple[str, ...] = DEFAULT_RECORDS
+    """What is stored besides the answer's logits: names of docs/recording.md."""
     fusion: str = "mean"
     """How the heads of attention maps are made one: mean, max or min."""
     maps: int | None = None
@@ -73,6 +78,7 @@ class ExtractionSettings:
     knockouts: int | None = 128
     """Knockouts of only so many examples, evenly spread; None: of all."""
     knockout_modes: tuple[str, ...] = MODES
+    """From whom a knockout hides: `final`, from the final token alone; `later`, from all later tokens."""
     knockout_window: int | None = None
     """Blocks in a sliding window, beside the window of all blocks; None: a quarter of them; 0: none."""
     thumbnail: tuple[int, int] | None = (112, 112)
@@ -80,14 +86,19 @@ class ExtractionSettings:
     limit: int | None = None
     """Only the first so many examples."""
     max_pixels: int | None = None
+    """Larger images are shrunk to so many; None: the processor's own limit."""
     dtype: str | None = None
     """float32, bfloat16 or float16; None: float32 on a CPU, the weights' own on a GPU."""
     device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto: a GPU where there is one."""
     revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
     untrained: int | None = None
     """Seed of freshly drawn weights in the model's architecture, for a baseline; None: the model's own weights."""
     block: int = 64
+    """Examples in a block: the unit of work, of writing and of resuming."""
     seed: int = 0
+    """Of which image each example is shown under `shuffled-image`."""
     image_size: tuple[int, int] | None = field(default=None, compare=False)
     """(width, height) to assume of every image, for a plan only."""
     strict: bool = field(default=False, compare=False)

@@ -24,7 +24,7 @@ class LayerEvent:
     """None: never found (onset), or still found at the last layer (offset)."""
     low: int | None
     high: int | None
-    """95 % interval of the layer over bootstrap draws, with the threshold of the band; None stands for no layer at all."""
+    """Interval of the layer at `level`, over bootstrap draws and with the threshold of the band; None stands for no layer at all."""
     candidates: tuple[int, ...]
     """Layers that the simultaneous band does not exclude: many where the curve changes slowly, or has a plateau."""
     margin: float

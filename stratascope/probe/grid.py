@@ -27,14 +27,15 @@ class ScoreGrid:
     """One row per curve and layer: row (the position or head), layer, metric, value, low, high, low_simultaneous, high_simultaneous,
     chance, found (whether the simultaneous lower bound is above chance)."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """task, metric, level, only, fingerprint of the store, array."""
+    """task, metric, level, critical (standard errors on each side of the band), array, only; fingerprint, name and provenance of the
+    store."""
 
     @classmethod
     def of(cls, curves: Sequence[LayerCurve], metric: str | None = None) -> ScoreGrid:
         """A grid of curves of the same task.
 
-        The simultaneous band takes the maximum over all cells, so that in at most 5 % of data sets without any signal a single
-        cell is found. Single intervals do not allow for the choice of the best of many cells.
+        The simultaneous band takes the maximum over all cells, so that at a level of 95 % a single cell is found in at most
+        5 % of data sets without any signal. Single intervals do not allow for the choice of the best of many cells.
 
         Parameters
         ----------

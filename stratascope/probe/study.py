@@ -38,7 +38,7 @@ def layer_curve(
     task, position
         As of `plan_study`.
     options
-        All others of `probe_study`, such as `layers`, `seed` or `scheduler`.
+        All others of `probe_study`, such as `layers`, `seed` or `scheduler`; errors are its own, too.
     """
     return probe_study(store, (task,), (position,), **options)[0]
 
@@ -72,7 +72,16 @@ def probe_study(
     Returns
     -------
     list of LayerCurve
-        One per position and task, in this order.
+        One per position and task, in this order; with `by_head` one per head and task.
+
+    Raises
+    ------
+    InvalidInputError
+        As of `plan_study`, or the scheduler is unknown or does not answer.
+    ClusterLostError
+        The scheduler or its workers died; finished layers are kept where `output` is given.
+    NotRecordedError, UnwrittenBlockError, TooFewExamplesError
+        As of `plan_study`.
     """
     study = plan_study(store, tasks, positions, **options)
     return study.run(scheduler=scheduler, workers=workers, progress=progress, output=output)
@@ -97,8 +106,8 @@ def plan_study(
     store
         An open store, or its path or address.
     tasks
-        `truth`, `relation`, `category`, `answer`, `geometry`, a column of the examples, a `Task`, or a name in `values`; with `:shuffled`
-        or `:control` for its controls, which are solved in the same go.
+        `truth`, `choice` (the right one of several answers), `relation`, `category`, `answer`, `geometry`, a column of the examples, a
+        `Task`, or a name in `values`; with `:shuffled` or `:control` for its controls, which are solved in the same go.
     positions
         All of the array by default.
     array

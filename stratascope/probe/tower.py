@@ -91,6 +91,8 @@ def entanglement(
     ------
     NotRecordedError
         If the store holds no residual stream of the vision tower, or no boxes.
+    TooFewExamplesError
+        If too few examples have a box; without enough of them for the relation alone, the result says so.
     """
     layout = store.layout
     if "vision_residual" not in layout.record:

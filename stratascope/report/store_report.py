@@ -27,7 +27,7 @@ def report_page(store: ActivationStore, findings: Findings, *, command_name: str
     command_name
         The store as a command would name it.
     title
-        Of the page; made from the first task by default.
+        Of the page; made from the model and the first task by default.
     cards
         Examples, chosen and drawn.
     """

@@ -37,7 +37,7 @@ def chosen_examples(store: ActivationStore, only: Sequence[str]) -> NDArray[np.b
     Parameters
     ----------
     only
-        COLUMN=VALUE; several values of one column: any of them. None for all examples.
+        COLUMN=VALUE; several values of one column: any of them. Empty for all examples.
 
     Returns
     -------

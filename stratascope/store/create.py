@@ -52,7 +52,8 @@ def create_store(
     path
         Folder to create. It appears whole or not at all.
     examples
-        One row an example: id (text, unique), relation (text), label (0 or 1), and any further columns of numbers or text.
+        One row an example: id (text, unique), relation (text), label (0 or 1; with several answers the number of the right one),
+        and any further columns of numbers or text.
     spans
         (example, span, 2) token intervals, [start, stop); -1 where absent.
     token_ids

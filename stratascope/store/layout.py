@@ -19,7 +19,9 @@ FORMAT = "stratascope-activations"
 FORMAT_VERSION = 1
 
 STATUS_CODES = {"unwritten": 0, "recorded": 1, "unreadable_image": 2, "image_mismatch": 3, "non_finite": 4, "too_long": 5}
+"""Name -> code of an example's state in the array `status`; all but the first two say why it could not be recorded."""
 RECORDED = STATUS_CODES["recorded"]
+"""The code of an example whose arrays hold what the model computed."""
 
 KNOCKOUT_AXES = ("knockout_modes", "knockout_windows", "knockout_targets")
 _NEEDED: dict[str, tuple[str, ...]] = {
@@ -52,8 +54,11 @@ class StoreLayout:
     tokens: int
     """Length of the longest prompt: the padded token axis."""
     positions: tuple[str, ...]
+    """Where `residual` is kept: names along its axis `position`."""
     spans: tuple[str, ...]
+    """Named intervals of tokens."""
     choices: tuple[str, ...]
+    """Answers whose logits are `answer_logits`."""
     record: frozenset[str] = frozenset({"residual", "attention_rows"})
     """Optional arrays that are held; `attention_mean` comes with `attention_rows`, and stands alone only in copies."""
     fusion: str = "mean"
@@ -67,6 +72,7 @@ class StoreLayout:
     head_dim: int = 0
     """Length of one head's output; needed where `head_outputs` is recorded."""
     vision_layers: int = 0
+    """Blocks of the vision tower; needed, with the next two, where `vision_residual` is recorded."""
     vision_hidden: int = 0
     vision_positions: tuple[str, ...] = ()
     answer_forms: tuple[str, ...] = ()
@@ -74,6 +80,7 @@ class StoreLayout:
     ranks: int = 0
     """How many of the likeliest next tokens are kept."""
     knockout_modes: tuple[str, ...] = ()
+    """From whom knockouts hide: `final`, `later`."""
     knockout_windows: tuple[str, ...] = ()
     """Windows of blocks as "first-last", the first of them all blocks."""
     knockout_targets: tuple[str, ...] = ()

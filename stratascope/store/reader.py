@@ -242,7 +242,7 @@ class ActivationStore:
         return dataset(self)
 
     def size_on_disk(self) -> int | None:
-        """Bytes of all files; None where the store lies behind a URL that cannot be listed."""
+        """Bytes of all files of a folder or zip; None for a store behind an address."""
         from stratascope.store.overview import disk_sizes
 
         sizes = disk_sizes(self)
