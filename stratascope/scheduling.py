@@ -124,7 +124,8 @@ def _on_cluster(function: Callable[[Work], Answer], work: Sequence[Work], addres
         from distributed.comm import CommClosedError
     except ImportError as error:
         raise MissingExtraError(
-            "expected the package distributed for a scheduler's address; install it with pip install distributed"
+            "expected the package distributed for a scheduler's address, found none; run pip install 'stratascope[cluster]', "
+            "or in a checkout pip install '.[cluster]'"
         ) from error
     try:
         client = Client(address, timeout=_PATIENCE, set_as_default=False)

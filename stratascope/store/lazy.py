@@ -44,7 +44,7 @@ def dataset(store: ActivationStore) -> Any:
     try:
         import xarray
     except ImportError as error:
-        raise MissingExtraError("expected the package xarray for to_xarray, found none; run `pip install xarray`") from error
+        raise MissingExtraError("expected the package xarray for to_xarray, found none; run pip install 'stratascope[xarray]'") from error
     coordinates: dict[str, Any] = {}
     variables: dict[str, Any] = {}
     for spec in store.layout.arrays():
