@@ -13,7 +13,7 @@ from stratascope.errors import InvalidInputError
 def norm_attention(rows: NDArray[Any], value_norms: NDArray[Any], *, normalised: bool = True) -> NDArray[np.float64]:
     """Norm-based attention of each head: weight times the norm of what the head would write for that key alone.
 
-    Kobayashi et al. 2020, equation 3: ||alpha_j f(x_j)|| = alpha_j ||f(x_j)||, f_h(x_j) = W_O^h v_j.
+    Kobayashi et al. 2020, section 3: ||alpha_j f(x_j)|| = alpha_j ||f(x_j)||, f_h(x_j) = W_O^h v_j.
 
     Parameters
     ----------

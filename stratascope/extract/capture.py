@@ -119,7 +119,7 @@ class Pooling:
 
 
 def value_norms(value: torch.Tensor, output_weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Norm of W_O^h v_j for every head and token (Kobayashi et al. 2020, equation 5), through each head's Gram matrix of W_O.
+    """Norm of W_O^h v_j for every head and token (Kobayashi et al. 2020, section 3), through each head's Gram matrix of W_O.
 
     Parameters
     ----------

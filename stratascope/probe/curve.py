@@ -63,6 +63,11 @@ class LayerCurve(Shown):
         return self.rows()["layer"].to_numpy()
 
     @property
+    def title(self) -> str:
+        """Task and position, such as `truth at final`; the task alone of an array without positions."""
+        return f"{self.task} at {self.position}" if self.position else self.task
+
+    @property
     def metric(self) -> str:
         """The metric of onset and plot: AUROC for two classes, balanced accuracy for more, R2 for values."""
         return "r2" if self.targets else main_metric(len(self.classes))
@@ -245,8 +250,7 @@ class LayerCurve(Shown):
             tables = {self.task: self.table, **{name: curve.table for name, curve in others.items()}}
             name = metric or self.metric
             chance = float(self.rows(name)["chance"].iloc[0])
-            title = f"{self.task} at {self.position}" if self.position else self.task
-            return draw_layer_curves(tables, ax, metric=name, chance=chance, muted=tuple(others), title=title)
+            return draw_layer_curves(tables, ax, metric=name, chance=chance, muted=tuple(others), title=self.title)
 
     def summary(self) -> Summary:
         """What the curve shows of itself in a notebook."""
@@ -254,8 +258,7 @@ class LayerCurve(Shown):
         best = rows.iloc[int(rows["value"].to_numpy().argmax())]
         score = f"{self.metric} {best['value']:.3f} [{best['low']:.3f}, {best['high']:.3f}] at layer {int(best['layer'])}, its best"
         facts = [f"{score}; chance {best['chance']:.3g}", f"{self.onset}, {self.offset}", *self.notes]
-        place = f" at {self.position}" if self.position else ""
-        title = f"LayerCurve of {self.task}{place}: {len(self.examples):,} examples, {len(rows)} layers"
+        title = f"LayerCurve of {self.title}: {len(self.examples):,} examples, {len(rows)} layers"
         return Summary(title, facts, rows.drop(columns=["position", "task", "metric"]), self.plot)
 
     def save(self, path: str | Path) -> None:

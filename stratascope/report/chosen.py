@@ -29,7 +29,7 @@ def chosen_curve(findings: Findings, choice: Choice, *, needs: Callable[[Found],
     for curve in findings.curves:
         if choice.task in (None, curve.task) and choice.position in (None, curve.position) and needs(curve):
             return curve
-    there = ", ".join(f"{c.task} at {c.position}" if c.position else c.task for c in findings.curves) or "none"
+    there = ", ".join(c.title for c in findings.curves) or "none"
     wanted = f"{choice.task or 'any task'} at {f'position {choice.position}' if choice.position else 'any position'}"
     raise NotRecordedError(f"expected a layer curve of {wanted} with what the figure needs, found {there}; run `stratascope probe STORE`")
 

@@ -59,6 +59,11 @@ class Found:
         return str(self.attributes.get("position") or "")
 
     @property
+    def title(self) -> str:
+        """Of a probe's result: task and position, such as `truth at final`; the task alone of an array without positions."""
+        return f"{self.task} at {self.position}" if self.position else self.task
+
+    @property
     def only(self) -> tuple[str, ...]:
         """COLUMN=VALUE that chose its examples; () for all. A probe's task tells it, too."""
         return choice_of(self.result.attributes)

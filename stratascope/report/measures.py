@@ -80,7 +80,7 @@ def draw_codelength_of(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     """How short labels can be told, of one task and position."""
     found = _chosen(findings, "codelength", choice)
     draw_codelength(found.table("table"), ax, task=found.task, layers="residual stream after k decoder blocks")
-    ax.set_ylabel(f"compression of {found.task} at {found.position}" if found.position else f"compression of {found.task}")
+    ax.set_ylabel(f"compression of {found.title}")
     ax.legend(loc="best")
     return ax
 
@@ -91,7 +91,7 @@ def draw_calibration_of(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     table = found.table("table")
     right = table["accuracy"].mul(table["examples"]).groupby(table["layer"]).sum()
     best = int(right.index.to_numpy()[right.to_numpy().argmax()])
-    return draw_reliability(table, ax, layer=best, title=f"{found.task} at {found.position}" if found.position else found.task)
+    return draw_reliability(table, ax, layer=best, title=found.title)
 
 
 def _chosen(findings: Findings, kind: str, choice: Choice) -> Found:
@@ -100,7 +100,7 @@ def _chosen(findings: Findings, kind: str, choice: Choice) -> Found:
     for found in there:
         if choice.task in (None, found.task) and choice.position in (None, found.position):
             return found
-    names = ", ".join(f"{f.task} at {f.position}" if f.position else f.task for f in there)
+    names = ", ".join(f.title for f in there)
     raise NotRecordedError(
         f"expected a {kind} of {choice.task or 'any task'} at {choice.position or 'any position'}, found {names or 'none'}; "
         "run `stratascope probe STORE --measures mdl,calibration`"

@@ -63,8 +63,7 @@ def _curve_table(curve: Found) -> Table:
     rows = curve.rows(score)
     others = {m: curve.rows(m).set_index("layer")["value"] for m in metrics}
     cells = [[int(row["layer"]), _cell(row, score), *(float(others[m][row["layer"]]) for m in metrics)] for _, row in rows.iterrows()]
-    title = f"{curve.task} at {curve.position}" if curve.position else curve.task
-    return Table(["layer", score, *metrics], cells, title, sources=[curve.source("tables/table")])
+    return Table(["layer", score, *metrics], cells, curve.title, sources=[curve.source("tables/table")])
 
 
 def _cell(row: pd.Series[Any], score: str) -> Interval | float:

@@ -1,4 +1,4 @@
-"""Attention maps in one byte a weight: the square root of each weight over its row's maximum (METHODS, section 1)."""
+"""Attention maps in one byte a weight: the square root of each weight over its row's maximum."""
 
 from __future__ import annotations
 

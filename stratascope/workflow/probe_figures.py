@@ -156,8 +156,7 @@ def draw_values(curve: LayerCurve, store: ActivationStore, request: ProbeRequest
         label_outside(axes, metric="accuracy")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         rest = f", the {len(shown)} commonest of {len(size)}" if len(size) > len(shown) else ""
-        title = f"{curve.task} at {curve.position}" if curve.position else curve.task
-        figure.suptitle(f"{title}, by {request.by}{rest}", x=0.01, ha="left", fontsize=8.5, fontweight="bold")
+        figure.suptitle(f"{curve.title}, by {request.by}{rest}", x=0.01, ha="left", fontsize=8.5, fontweight="bold")
     return [save_figure(figure, folder / f"{file_name('probe', curve.task, curve.position, 'by', request.by)}.png")]
 
 
@@ -185,6 +184,5 @@ def draw_transfer_figure(table: pd.DataFrame, curve: LayerCurve, folder: Path, p
     """The layer by layer matrix; `parts` are those of the file's name, of which the last says where probes were tested."""
     figure, (ax,) = new_figure(1, width=3.4, height=2.9)
     with paper_style():
-        title = f"{curve.task} at {curve.position}" if curve.position else curve.task
-        draw_transfer(table, ax, title=f"{title} to {parts[-1]}" if "to" in parts[3:] else title)
+        draw_transfer(table, ax, title=f"{curve.title} to {parts[-1]}" if "to" in parts[3:] else curve.title)
     return save_figure(figure, folder / f"{file_name(*parts)}.png")

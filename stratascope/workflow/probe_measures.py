@@ -77,7 +77,7 @@ def _calibration(curves: Sequence[LayerCurve], folder: Path) -> tuple[list[str],
             rows = curve.rows(shown_metric(curve))
             layer = int(curve.layers[rows["value"].to_numpy().argmax()])
             error = table.set_index("layer").loc[[layer], "error"].iloc[0]
-            lines.append(f"{_where(curve)}: expected calibration error {error:.3f} at layer {layer}")
+            lines.append(f"{curve.title}: expected calibration error {error:.3f} at layer {layer}")
             draw_reliability(table, ax, layer=layer, title=f"{curve.position or curve.task}, layer {layer}")
             if len(curves) > 2:  # the whole name does not fit below a small panel
                 ax.set_xlabel("probability")
@@ -95,7 +95,7 @@ def _codelength(
     tables = {(curve.task, curve.position): _of_curve(found, curve) for curve in curves}
     for curve in curves:
         save_table(folder, "codelength", tables[curve.task, curve.position], curve, "codelength", curve.task, curve.position)
-    lines = [f"{_where(curve)}: {_said(tables[curve.task, curve.position])}" for curve in curves]
+    lines = [f"{curve.title}: {_said(tables[curve.task, curve.position])}" for curve in curves]
     paths: list[Path] = []
     for task in dict.fromkeys(curve.task for curve in curves if len(curve.layers) > 1):
         mine = [curve for curve in curves if curve.task == task]
@@ -124,7 +124,3 @@ def _said(rows: pd.DataFrame) -> str:
     where = f" at layer {best['layer']}" if own["layer"].nunique() > 1 else ""
     told = f"{bits:.3f} bits a label{where} instead of {uniform:.3f}"
     return f"{told}, compression {best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}]"
-
-
-def _where(curve: LayerCurve) -> str:
-    return f"{curve.task} at {curve.position}" if curve.position else curve.task

@@ -121,7 +121,7 @@ def test_categories_are_those_of_vsr():
 
 
 def statistics(table: pd.DataFrame) -> dict[str, float]:
-    """What METHODS says of VSR: sizes, balance, leakage, and what the caption alone tells of the label."""
+    """What is known of the published VSR: sizes, balance, leakage, and what the caption alone tells of the label."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.metrics import roc_auc_score
     from sklearn.naive_bayes import MultinomialNB
