@@ -6,15 +6,14 @@ from typing import Any, NoReturn
 
 import click
 
-from stratascope.commands import attention, fetching, looking, measuring, probing, recording, stores
+from stratascope.commands import answering, attention, fetching, looking, probing, recording, stores
 from stratascope.errors import StratascopeError
 
 COMMANDS = (
     recording.demo, fetching.fetch, recording.plan, recording.extract,
     stores.info, stores.verify, stores.copy, stores.diff, probing.probe,
-    measuring.answers, measuring.share, measuring.rollout,
-    attention.flow, attention.overlap, attention.attribution, attention.heads, attention.faithfulness, attention.pointing,
-    attention.explain, attention.entanglement,
+    answering.answers, attention.share, attention.rollout, attention.flow, attention.overlap,
+    answering.attribution, answering.heads, answering.faithfulness, answering.pointing, answering.explain, probing.entanglement,
     looking.figure, looking.report, looking.view,
 )  # fmt: skip
 """The commands, in the order of use."""

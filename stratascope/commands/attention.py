@@ -1,4 +1,4 @@
-"""Commands that follow attention through a store: flow, overlap, attribution, heads, faithfulness, explain."""
+"""Commands that follow attention through a store: share, rollout, flow, overlap."""
 
 from __future__ import annotations
 
@@ -9,6 +9,66 @@ import click
 
 from stratascope.commands import options
 from stratascope.commands.terminal import open_store, results_folder
+
+
+@click.command(short_help="How the final token's attention is divided.")
+@click.argument("store")
+@click.option(
+    "--weighing",
+    type=click.Choice(["attention", "norm"]),
+    default="attention",
+    show_default=True,
+    help="What a look weighs: attention alone, or times the norm of what it carries (needs value_norms).",
+)
+@options.only
+@options.results
+def share(store: str, weighing: str, only: tuple[str, ...], out: Path | None) -> None:
+    """How the final token's attention is divided between image, caption and the rest, by layer and head.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope share demo/original.zarr
+    """
+    from stratascope.workflow.sharing import share_and_draw
+
+    click.echo(share_and_draw(open_store(store), out or results_folder(store), weighing=weighing, only=only))
+
+
+@click.command(short_help="Where the final token's attention comes from.")
+@click.argument("store")
+@options.examples
+@options.window
+@click.option(
+    "--form",
+    type=click.Choice(["raw", "dropped", "conditional"]),
+    default="raw",
+    show_default=True,
+    help="dropped: sinks left out at the end; conditional: left out of every map.",
+)
+@click.option("--discard", default=0.0, show_default=True, help="Share of each map's weights, the weakest, that is left out.")
+@click.option("--tower", default="decoder", show_default=True, help="vision is refused, with the reason.")
+@options.results
+def rollout(
+    store: str,
+    examples: tuple[int | str, ...] | None,
+    window: tuple[int, int] | None,
+    form: Any,
+    discard: float,
+    tower: str,
+    out: Path | None,
+) -> None:
+    """Attention rollout of the final token onto the image, for chosen examples.
+
+    Sinks are tokens that take ten times their fair share, at the first token and the image's edge.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope rollout demo/original.zarr --examples 0-3
+    """
+    from stratascope.workflow.rolling import roll_and_draw
+
+    how: dict[str, Any] = {"form": form, "discard": discard, "tower": tower}
+    click.echo(roll_and_draw(open_store(store), out or results_folder(store), examples=examples, window=window, **how))
 
 
 @click.command(short_help="How much can flow from the final token to each input.")
@@ -31,95 +91,6 @@ def flow(
     from stratascope.workflow.flowing import flow_and_draw
 
     click.echo(flow_and_draw(open_store(store), out or results_folder(store), examples=examples, window=window, scheduler=scheduler))
-
-
-@click.command(short_help="What each head adds to the answer.")
-@click.argument("store")
-@options.only
-@options.scheduler
-@options.results
-def attribution(store: str, only: tuple[str, ...], scheduler: str | None, out: Path | None) -> None:
-    """What each head, each block and, through each head, each part of the prompt adds to the difference of the answers' logits.
-
-    Needs a store with head_logits, mlp_logits and embedding_logits (--record head_logits); with attention_rows and value_logits (--record
-    value_logits) heads are divided among the parts of the prompt.
-
-    \b
-    Example, after 'stratascope demo --out demo':
-      stratascope attribution demo/original.zarr
-    """
-    from stratascope.workflow.attributing import attribute_and_draw
-
-    click.echo(attribute_and_draw(open_store(store), out or results_folder(store), only=only, scheduler=scheduler))
-
-
-@click.command(short_help="Which method ranks tokens as hiding them does.")
-@click.argument("store")
-@options.seed("Seed of the bootstrap and the random baseline.")
-@options.scheduler
-@options.results
-def faithfulness(store: str, seed: int, scheduler: str | None, out: Path | None) -> None:
-    """How far raw attention, norm-based attention, token attribution, rollout and flow rank parts of a prompt as hiding them does.
-
-    Needs a store with measured effects (--record knockout); compares the methods that the store allows, and says what to record for the
-    others.
-
-    \b
-    Example, after 'stratascope demo --out demo':
-      stratascope faithfulness demo/original.zarr
-    """
-    from stratascope.workflow.believing import compare_and_draw
-
-    click.echo(compare_and_draw(open_store(store), out or results_folder(store), seed=seed, scheduler=scheduler))
-
-
-@click.command(short_help="Which method points at the named things.")
-@click.argument("store")
-@click.option("--boxes", type=click.Path(path_type=Path), help="Boxes of all things in the images, in COCO's instances format.")
-@options.seed("Seed of the bootstrap.")
-@options.scheduler
-@options.results
-def pointing(store: str, boxes: Path | None, seed: int, scheduler: str | None, out: Path | None) -> None:
-    """How much more each method gives the image's cells of subject and object than those of other things in the image.
-
-    Other things are those in --boxes that the caption does not name; without it the rest of the image stands for them. Measured effects of
-    hiding come along where the store holds them (--record knockout).
-
-    \b
-    Example, after 'stratascope demo --out demo':
-      stratascope pointing demo/original.zarr --boxes demo/scenes/instances.json
-    """
-    from stratascope.workflow.believing import point_and_draw
-
-    click.echo(point_and_draw(open_store(store), out or results_folder(store), boxes=boxes, seed=seed, scheduler=scheduler))
-
-
-@click.command(short_help="One page for one example, all methods side by side.")
-@click.argument("store")
-@click.argument("example")
-@click.option(
-    "-o",
-    "--out",
-    "--output",
-    "output",
-    default="explanation.html",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="The page to write.",
-)
-@click.option(
-    "--window", callback=options.blocks, metavar="A-B", help="The few blocks of rollout and flow; default: the top half, 8 at most."
-)
-def explain(store: str, example: str, output: Path, window: tuple[int, int] | None) -> None:
-    """One page for one example (a number or an id): every method that the store allows, what adds up to the answer, what hiding does.
-
-    \b
-    Example, after 'stratascope demo --out demo':
-      stratascope explain demo/original.zarr 3 -o explanation.html
-    """
-    from stratascope.workflow.explaining import write_explanation
-
-    click.echo(write_explanation(open_store(store), example, output, window=window))
 
 
 @click.command(short_help="Attention on the boxes of subject and object.")
@@ -152,48 +123,3 @@ def overlap(store: str, out: Path | None, **chosen: Any) -> None:
     from stratascope.workflow.overlapping import overlap_and_draw
 
     click.echo(overlap_and_draw(open_store(store), out or results_folder(store), **chosen))
-
-
-@click.command(short_help="Heads ranked by attribution, overlap and probe.")
-@click.argument("store")
-@click.option("--probe", type=click.Path(path_type=Path), help="Result of a probe by head; default: the first one among the results.")
-@options.only
-@options.scheduler
-@options.results
-def heads(store: str, probe: Path | None, only: tuple[str, ...], scheduler: str | None, out: Path | None) -> None:
-    """Every head by what it carries of the answer, by its look at the boxes and by what a probe reads from it, and how far these agree.
-
-    \b
-    Example, after 'stratascope demo --out demo':
-      stratascope heads demo/original.zarr
-    """
-    from stratascope.workflow.overlapping import rank_and_draw
-
-    click.echo(rank_and_draw(open_store(store), out or results_folder(store), probe=probe, only=only, scheduler=scheduler))
-
-
-@click.command(short_help="Where in the vision tower places and relation can be read.")
-@click.argument("store")
-@click.option(
-    "--full-attention",
-    callback=options.numbers,
-    metavar="N,M",
-    help="Blocks that see the whole image, to be marked; default: those that the store names.",
-)
-@options.seed("Seed of folds and resamples.")
-@options.scheduler
-@options.results
-def entanglement(store: str, full_attention: tuple[int, ...] | None, seed: int, scheduler: str | None, out: Path | None) -> None:
-    """From one thing's own image cells: its place, the other thing's place and the relation, after every block of the vision tower.
-
-    Blocks that see the whole image are marked; the others see windows of it, so that what comes from elsewhere cannot enter there.
-    Needs a store with vision_residual and boxes; vision_output adds the cells as they are handed to the decoder.
-
-    \b
-    Example, after 'stratascope demo --out demo':
-      stratascope entanglement demo/original.zarr
-    """
-    from stratascope.workflow.entangling import entangle_and_draw
-
-    folder = out or results_folder(store)
-    click.echo(entangle_and_draw(open_store(store), folder, full_attention=full_attention, seed=seed, scheduler=scheduler))

@@ -40,7 +40,7 @@ def fetch(dataset: str, out: Path, annotations: str | None, **chosen: Any) -> No
     """
     from stratascope.datasets.annotations import ANNOTATIONS
     from stratascope.datasets.fetch import FetchChoice, fetch_vsr
-    from stratascope.texts import fetched_text
+    from stratascope.workflow.describing import fetched_text
 
     assert dataset == "vsr"
     report = fetch_vsr(out, FetchChoice(annotations=annotations or ANNOTATIONS, **chosen), progress=sys.stderr.isatty())

@@ -1,4 +1,4 @@
-"""The command that probes: where something can be read."""
+"""Commands that probe, where something can be read: probe, entanglement."""
 
 from __future__ import annotations
 
@@ -127,6 +127,33 @@ def probe(store: str, out: Path | None, baselines: tuple[str, ...], values: tupl
             say=lambda text: click.echo(text, err=True),
         )
     )
+
+
+@click.command(short_help="Where in the vision tower places and relation can be read.")
+@click.argument("store")
+@click.option(
+    "--full-attention",
+    callback=options.numbers,
+    metavar="N,M",
+    help="Blocks that see the whole image, to be marked; default: those that the store names.",
+)
+@options.seed("Seed of folds and resamples.")
+@options.scheduler
+@options.results
+def entanglement(store: str, full_attention: tuple[int, ...] | None, seed: int, scheduler: str | None, out: Path | None) -> None:
+    """From one thing's own image cells: its place, the other thing's place and the relation, after every block of the vision tower.
+
+    Blocks that see the whole image are marked; the others see windows of it, so that what comes from elsewhere cannot enter there.
+    Needs a store with vision_residual and boxes; vision_output adds the cells as they are handed to the decoder.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope entanglement demo/original.zarr
+    """
+    from stratascope.workflow.entangling import entangle_and_draw
+
+    folder = out or results_folder(store)
+    click.echo(entangle_and_draw(open_store(store), folder, full_attention=full_attention, seed=seed, scheduler=scheduler))
 
 
 def _baselines(texts: tuple[str, ...]) -> dict[str, ActivationStore]:

@@ -21,7 +21,7 @@ def info(store: str) -> None:
     Example, after 'stratascope demo --out demo':
       stratascope info demo/original.zarr
     """
-    from stratascope.texts import describe_store
+    from stratascope.workflow.describing import describe_store
 
     click.echo(describe_store(open_store(store)))
 
@@ -39,7 +39,7 @@ def verify(store: str, images: Path | None, repair: bool) -> None:
     """
     from stratascope.store import repair as unmark
     from stratascope.store import verify as check
-    from stratascope.texts import verification_text
+    from stratascope.workflow.describing import verification_text
 
     with bar("verify", "block") as tell:
         found = check(store, images=images, progress=tell)
@@ -67,7 +67,7 @@ def copy(source: str, target: str, **chosen: Any) -> None:
       stratascope copy demo/original.zarr small.zip --arrays residual --layers 0,6 --positions final
     """
     from stratascope.store import copy_store
-    from stratascope.texts import copy_text
+    from stratascope.workflow.describing import copy_text
 
     with bar("copy", "block") as tell:
         taken = copy_store(source, target, progress=tell, **chosen)
@@ -85,7 +85,7 @@ def diff(a: str, b: str) -> None:
       stratascope diff demo/original.zarr demo/blank.zarr
     """
     from stratascope.store import diff_stores
-    from stratascope.texts import difference_text
+    from stratascope.workflow.describing import difference_text
 
     found = diff_stores(a, b)
     click.echo(difference_text(found))

@@ -145,11 +145,13 @@ def _extracted(stages: Stages, condition: str, step: str, command: str, progress
 
 def _analyses(store: ActivationStore, out: Path, seed: int) -> dict[str, Callable[[], object]]:
     """What is computed of the attention and the answers, by name; the report last."""
-    from stratascope.workflow.attention import roll_and_draw, save_answers, share_and_draw
+    from stratascope.workflow.answering import save_answers
     from stratascope.workflow.attributing import attribute_and_draw
     from stratascope.workflow.believing import compare_and_draw, point_and_draw
     from stratascope.workflow.overlapping import overlap_and_draw
     from stratascope.workflow.reporting import write_report
+    from stratascope.workflow.rolling import roll_and_draw
+    from stratascope.workflow.sharing import share_and_draw
 
     results = out / "results"
     return {

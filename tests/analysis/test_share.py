@@ -12,7 +12,7 @@ from stratascope.analysis import AttentionShare, attention_share, find_sinks, ro
 from stratascope.analysis.prompt_parts import PARTS
 from stratascope.analysis.sinks import PLACES, token_places
 from stratascope.errors import InvalidInputError
-from stratascope.workflow.attention import share_text
+from stratascope.workflow.sharing import share_text
 
 
 def test_share_is_the_sum_over_each_part(store, plan) -> None:

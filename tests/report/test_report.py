@@ -27,11 +27,13 @@ from stratascope.report.found import Found
 from stratascope.report.named import FIGURES
 from stratascope.report.store_report import report_page
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
-from stratascope.workflow.attention import roll_and_draw, save_answers, share_and_draw
+from stratascope.workflow.answering import save_answers
 from stratascope.workflow.believing import point_and_draw
 from stratascope.workflow.probe_request import ProbeRequest
 from stratascope.workflow.probing import probe_and_draw
 from stratascope.workflow.reporting import example_cards, write_report
+from stratascope.workflow.rolling import roll_and_draw
+from stratascope.workflow.sharing import share_and_draw
 from tests.completed import completed
 from tests.viewer.browser import Browser
 

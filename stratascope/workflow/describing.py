@@ -1,4 +1,4 @@
-"""What the command line prints of stores: contents, checks, copies, differences."""
+"""What commands say of stores and data as they are: contents, checks, copies, differences, what was fetched."""
 
 from __future__ import annotations
 
