@@ -65,7 +65,8 @@ def report_page(store: ActivationStore, findings: Findings, *, command_name: str
 
 
 RULE = (
-    "Chosen by rule: of the model's right answers and of its wrong ones the surest, the middle one and the least sure. "
+    "Chosen by rule: of the model's right answers and of its wrong ones three each, or more of one kind where the other has fewer; the "
+    "surest, the least sure, and between them an even spread by confidence, of relations not yet shown where there are such. "
     "The tint is the final token's attention in the named block, mean over heads; full tint is the image's largest cell, and the largest "
     "token of the caption."
 )

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from stratascope.report.blocks import Block, Card, Cited, Picture, Prose, Source, Tokens
@@ -38,24 +37,38 @@ def write_report(store: ActivationStore, results: Sequence[str | Path], out: Pat
     return f"report {path}: {count} results files, {path.stat().st_size / 1e6:.2f} MB, one file that needs nothing else"
 
 
-def example_cards(store: ActivationStore, findings: Findings, count: int = 3) -> list[Card]:
-    """Right and wrong answers, the surest, the middle and the least sure of each; none where the answers are not among the results."""
+def example_cards(store: ActivationStore, findings: Findings, count: int = 6) -> list[Card]:
+    """Right and wrong answers, half of each as far as there are such; none where the answers are not among the results.
+
+    Of each kind the surest, the least sure, and others spread between them by confidence and over relations.
+    """
     answers = findings.of("answer_confidence")
     if not answers:
         return []
     table = answers[0].table("answers")
-    chosen = [row for right in (True, False) for _, row in _spread(table[table["right"] == right], count).iterrows()]
+    right, wrong = (table[table["right"] == kind] for kind in (True, False))
+    of_right = min(len(right), max(count - count // 2, count - len(wrong)))
+    chosen = [row for rows, share in ((right, of_right), (wrong, count - of_right)) for _, row in _spread(rows, share).iterrows()]
     block = _block(findings, store)
     boxes = relative_boxes(store, [int(row["example"]) for row in chosen])
     return [_card(store, row, shown, block, answers[0]) for row, shown in zip(chosen, boxes, strict=True)]
 
 
 def _spread(rows: pd.DataFrame, count: int) -> pd.DataFrame:
-    """`count` rows from the surest to the least sure, evenly spread."""
+    """`count` rows from the surest to the least sure: both ends, and between them of a relation not yet shown, near an even spread."""
     ordered = rows.sort_values(["confidence", "example"], ascending=[False, True])
-    places: Any = np.unique(np.round(np.linspace(0, len(ordered) - 1, min(count, len(ordered)))).astype(int)) if len(ordered) else []
-    chosen: pd.DataFrame = ordered.iloc[places]
-    return chosen
+    relations = ordered["relation"].tolist()
+    if len(ordered) <= count or count < 2:
+        return ordered[: max(count, 0)]
+    gap = (len(ordered) - 1) / (count - 1)
+    shown = {0, len(ordered) - 1}
+    for k in range(1, count - 1):
+        middle, reach = round(k * gap), int(gap // 2)
+        # half a gap at most, so that the spread by confidence stays
+        near = sorted(set(range(middle - reach, middle + reach + 1)) - shown, key=lambda place: (abs(place - middle), place))
+        seen = {relations[place] for place in shown}
+        shown.add(next((place for place in near if relations[place] not in seen), near[0]))
+    return ordered.iloc[sorted(shown)]
 
 
 def _block(findings: Findings, store: ActivationStore) -> int | None:

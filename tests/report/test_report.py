@@ -115,16 +115,44 @@ def test_it_is_small_and_holds_no_path_of_this_machine(page: str, results: Path)
     assert str(results.parent) not in page
 
 
-def test_cards_are_the_surest_the_middle_and_the_least_sure_of_right_and_wrong(store, results: Path) -> None:
-    findings = gather(store, [results])
+def answered(table, right) -> Findings:
+    """The results of a store whose answers are right where `right` says so."""
+    held = ResultFile("answer_confidence", {"answers": table.assign(right=right)}, {}, {})
+    return Findings([Found(Path("answers.zarr.zip"), held)])
+
+
+@pytest.mark.parametrize(("wrong", "shown"), [(0, (6, 0)), (1, (5, 1)), (2, (4, 2)), (3, (3, 3)), (-3, (3, 3)), (-2, (2, 4)), (-1, (1, 5))])
+def test_six_cards_from_the_surest_to_the_least_sure_however_few_answers_are_wrong(store, results: Path, wrong: int, shown) -> None:
     table = load_result(results / "answers.zarr.zip").tables["answers"]
-    cards = example_cards(store, findings)
-    for good in (True, False):
-        rows = table[table["right"] == good].sort_values("confidence", ascending=False)
-        shown = [card for card in cards if card.good is good]
-        assert len(shown) == min(3, len(rows))
-        if len(rows):
-            assert shown[0].title == store.examples["caption"][rows["example"].iloc[0]]
+    right = np.arange(len(table)) >= wrong if wrong >= 0 else np.arange(len(table)) < -wrong
+    cards = example_cards(store, answered(table, right))
+    assert (sum(card.good is True for card in cards), sum(card.good is False for card in cards)) == shown
+    for good, number in zip((True, False), shown, strict=True):
+        rows = table[right == good].sort_values("confidence", ascending=False)
+        titles = [card.title for card in cards if card.good is good]
+        assert len(titles) == number
+        if number:
+            assert titles[0] == store.examples["caption"][rows["example"].iloc[0]]
+        if number > 1:
+            assert titles[-1] == store.examples["caption"][rows["example"].iloc[-1]]
+
+
+def test_the_cards_between_the_surest_and_the_least_sure_are_of_other_relations_and_evenly_spread(store, results: Path) -> None:
+    table = load_result(results / "answers.zarr.zip").tables["answers"]
+    table = table.assign(confidence=np.linspace(0.99, 0.51, len(table)))
+    cards = example_cards(store, answered(table, np.ones(len(table), dtype=bool)))
+    numbers = [int(re.search(r"^Example (\d+)", card.blocks[-1].words).group(1)) for card in cards]
+    assert numbers == sorted(numbers)
+    gap = (len(table) - 1) / 5
+    assert all(abs(number - k * gap) <= gap / 2 + 1 for k, number in enumerate(numbers))
+    relations = store.examples["relation"].iloc[numbers]
+    assert relations.nunique() >= 5  # as the ends are given, and may be of one relation
+
+
+def test_a_store_with_few_examples_shows_all_of_them_once(store, results: Path) -> None:
+    table = load_result(results / "answers.zarr.zip").tables["answers"].iloc[:4]
+    cards = example_cards(store, answered(table, [True, False, True, True]))
+    assert sorted(card.title for card in cards) == sorted(store.examples["caption"][table["example"]])
 
 
 def test_absent_results_name_the_command_that_makes_them(store, results: Path, tmp_path: Path) -> None:
