@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from stratascope.commands import options
-from stratascope.errors import InvalidInputError, StratascopeError
+from stratascope.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from stratascope.extract import ExtractionPlan, ExtractionSettings
+    from stratascope.extract import ExtractionSettings
 
 
 @click.command(short_help="The whole way, on generated scenes.")
@@ -63,47 +61,11 @@ def plan(show: int, timed: bool | None, batch_tokens: int, price: float | None, 
     Example, after 'stratascope demo --out demo':
       stratascope plan --model demo --examples demo/scenes/scenes.jsonl --images demo/scenes/images
     """
-    from stratascope.datasets.examples import describe
-    from stratascope.extract import plan_extraction
-    from stratascope.extract.summary import plan_summary
+    from stratascope.workflow.extracting import plan_texts
 
-    begin = time.perf_counter()
-    made = plan_extraction(_settings(chosen), progress=sys.stderr.isatty())
-    planning = time.perf_counter() - begin
-    click.echo(f"{describe(made.examples)}\n\n{plan_summary(made, show)}\n")
-    click.echo(_time(made, timed, batch_tokens, price, planning))
-
-
-def _time(made: ExtractionPlan, wanted: bool | None, batch_tokens: int, price: float | None, planning: float) -> str:
-    """How long an extraction takes, `planning` seconds among it, or why that is not known; a plan stands without it."""
-    from stratascope.extract.ranks import visible_gpus
-    from stratascope.extract.summary import timing_text
-
-    if not wanted:
-        try:
-            on_gpu = made.device.startswith("cuda") and bool(visible_gpus())
-        except ImportError:  # a laptop without torch
-            on_gpu = False
-        why = (
-            "as you asked" if wanted is False
-            else "no GPU here; give --time on the machine that shall do the work" if not on_gpu
-            else "the model's weights are not here; --time fetches them" if not made.weights_here
-            else "the photos are not here" if made.settings.image_size is not None
-            else None
-        )  # fmt: skip
-        if why:
-            return f"time       not estimated: {why}"
-    try:
-        from stratascope.extract.extraction import require_extract_extra
-
-        begin = time.perf_counter()
-        require_extract_extra()
-        from stratascope.extract.timing import time_extraction
-
-        before = planning + time.perf_counter() - begin
-        return timing_text(time_extraction(made.with_weights(), batch_tokens=batch_tokens, before=before), price)
-    except (StratascopeError, RuntimeError, MemoryError, OSError) as error:
-        return f"time       not estimated: {str(error).splitlines()[0]}"
+    found = plan_texts(_settings(chosen), show=show, timed=timed, batch_tokens=batch_tokens, price=price, progress=sys.stderr.isatty())
+    for text in found:
+        click.echo(text)
 
 
 @click.command(short_help="Examples through the model, once, into a store.")
@@ -123,54 +85,19 @@ def extract(out: Path, batch_tokens: int, shard: tuple[int, int] | None, **chose
     Example, after 'stratascope demo --out demo':
       stratascope extract --model demo --examples demo/scenes/scenes.jsonl --images demo/scenes/images --out mine.zarr
     """
-    from stratascope.extract import plan_extraction, run_extraction
-    from stratascope.extract.extraction import require_extract_extra
-    from stratascope.extract.summary import unanswered
+    from stratascope.workflow.extracting import extract_into
 
-    require_extract_extra(load=False)
-    shard = _share(shard, chosen)
-    made = plan_extraction(_settings(chosen), weights=True, progress=sys.stderr.isatty())
-    if note := unanswered(made):
-        click.echo(note, err=True)
-    report = run_extraction(
-        made,
-        out,
-        rank=shard[0],
-        of=shard[1],
-        batch_tokens=batch_tokens,
-        progress=sys.stderr.isatty(),
-        command=shlex.join(["stratascope", *sys.argv[1:]]),
-    )
-    for example, reason in report.failed.items():
-        click.echo(f"not recorded: example {example}: {reason}", err=True)
-    if report.halvings:
-        click.echo(
-            f"the GPU's memory ran out {report.halvings} times and batches were halved; lower --batch-tokens to spare the time", err=True
+    click.echo(
+        extract_into(
+            _settings(chosen),
+            out,
+            shard=shard,
+            batch_tokens=batch_tokens,
+            progress=sys.stderr.isatty(),
+            command=shlex.join(["stratascope", *sys.argv[1:]]),
+            say=lambda text: click.echo(text, err=True),
         )
-    done = f"wrote {report.written_examples:,} examples in {report.written_blocks} of {report.blocks} blocks"
-    lost = f"; {len(report.failed)} of them could not be recorded" if report.failed else ""
-    click.echo(f"{out}: {done + lost if report.written_blocks else 'nothing left to do'}")
-
-
-def _share(shard: tuple[int, int] | None, chosen: dict[str, Any]) -> tuple[int, int]:
-    """This process's part of the blocks, and its GPU: as was asked for, else as its launcher says."""
-    from stratascope.extract.ranks import device_of, launched_rank, visible_gpus
-
-    try:
-        rank = launched_rank(os.environ)
-    except InvalidInputError:
-        if shard is None:
-            raise
-        rank = None
-    if rank is None or rank.of == 1:
-        return shard or (0, 1)
-    said = [] if shard else [rank.text]
-    if chosen["device"] == "auto" and (gpus := visible_gpus()):
-        chosen["device"] = device_of(rank, gpus)
-        said.append(f"on {chosen['device']}")
-    if said:
-        click.echo("; ".join(said), err=True)
-    return shard or (rank.number, rank.of)
+    )
 
 
 def _settings(options: dict[str, Any]) -> ExtractionSettings:
