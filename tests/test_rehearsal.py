@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from stratascope.analysis import attention_share, flow_examples, rollout_examples
-from stratascope.analysis.prompt_parts import PARTS
 from stratascope.store import ActivationStore
+from stratascope.store.prompt_parts import PARTS
 
 
 @pytest.fixture(scope="module")

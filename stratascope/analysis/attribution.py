@@ -12,10 +12,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.blockwise import held_examples, over_blocks
-from stratascope.analysis.prompt_parts import PARTS, parts_of
 from stratascope.analysis.weighing import require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store.prompt_parts import PARTS, parts_of
 from stratascope.store.results import made_from
 
 RESULT_KIND = "logit_attribution"

@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.analysis.boxes import box_tokens
-from stratascope.analysis.prompt_parts import PARTS, parts_of
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore
+from stratascope.store.prompt_parts import PARTS, grouped_cells, parts_of
 
 CELL = re.compile(r"cell_(\d+)_(\d+)")
-GROUPS = 6
-"""Rows and columns of groups of image cells, at most."""
 
 
 def kind_of_target(name: str) -> str:
@@ -38,8 +36,7 @@ def kind_of_target(name: str) -> str:
 def target_tokens(store: ActivationStore, example: int, targets: Sequence[str]) -> NDArray[np.bool_]:
     """(target, token) which of the example's own tokens belong to each target; none where it is absent.
 
-    A target never holds the final token itself. Row r of an image of R rows belongs to group r * groups // R, groups being the smaller
-    of R and `GROUPS`; columns likewise.
+    A target never holds the final token itself.
     """
     number = np.array([example])
     tokens = int(store.n_tokens[example])
@@ -67,15 +64,9 @@ def cell_groups(store: ActivationStore, example: int) -> dict[str, NDArray[np.bo
     start = int(store.spans["image"][example, 0]) if "image" in store.spans else -1
     if start < 0:
         return {}
-    rows, columns = (int(n) for n in store.grid[example])
-    row, column = np.divmod(np.arange(rows * columns), columns)
     out: dict[str, NDArray[np.bool_]] = {}
-    for name, cells in _named(row * min(rows, GROUPS) // rows, column * min(columns, GROUPS) // columns).items():
+    for name, cells in grouped_cells(*map(int, store.grid[example])).items():
         mask = np.zeros(int(store.n_tokens[example]), bool)
         mask[start + cells] = True
         out[name] = mask
     return out
-
-
-def _named(row: NDArray[np.int64], column: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    return {f"cell_{r}_{c}": np.flatnonzero((row == r) & (column == c)) for r in np.unique(row) for c in np.unique(column)}

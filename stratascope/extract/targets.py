@@ -9,16 +9,11 @@ from typing import Any
 import numpy as np
 
 from stratascope.errors import InvalidInputError
-from stratascope.extract.layout import TILES, TokenLayout
+from stratascope.extract.layout import TokenLayout
+from stratascope.store.prompt_parts import PARTS, grouped_cells, token_parts
 
 MODES = ("final", "later")
 """Who may not see the target: the final token alone, or every token after the target that is not of it."""
-
-SPAN_TARGETS = ("system", "image", "subject", "relation", "object", "caption_rest", "template")
-"""A partition of the prompt: the caption without its three parts is `caption_rest`, what is in no span is `template`."""
-
-MOST_GROUPS = 6
-"""Image cells are hidden in at most so many groups along a side."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +76,11 @@ def hidden_tokens(layout: TokenLayout, boxes: Mapping[str, np.ndarray]) -> dict[
         `subject_box` and `object_box` -> indices of image tokens, as far as there are boxes.
     """
     length = len(layout.ids)
-    part = np.full(length, SPAN_TARGETS.index("template"))
-    named = [(TILES, "image"), ("system", "system"), ("image", "image"), ("caption", "caption_rest")]
-    for span, target in (*named, *((name, name) for name in ("subject", "relation", "object"))):
-        if span in layout.spans:
-            part[slice(*layout.spans[span])] = SPAN_TARGETS.index(target)
-    targets = {name: np.flatnonzero(part == k) for k, name in enumerate(SPAN_TARGETS)}
+    spans = {name: np.array([span]) for name, span in layout.spans.items()}
+    part = token_parts(spans, np.array([length]), length)[0]
+    targets = {name: np.flatnonzero(part == k) for k, name in enumerate(PARTS)}
     targets |= boxes
-    start, (rows, columns) = layout.spans["image"][0], layout.grid
-    down, across = min(rows, MOST_GROUPS), min(columns, MOST_GROUPS)
-    group_of = (np.arange(rows) * down // rows)[:, None] * across + (np.arange(columns) * across // columns)[None]
-    for group in range(down * across):
-        targets[f"cell_{group // across}_{group % across}"] = start + np.flatnonzero(group_of.ravel() == group)
+    targets |= {name: layout.spans["image"][0] + cells for name, cells in grouped_cells(*layout.grid).items()}
     within = {name: tokens[tokens != length - 1] for name, tokens in targets.items()}
     return {name: tokens for name, tokens in within.items() if len(tokens)}
 
@@ -100,7 +88,7 @@ def hidden_tokens(layout: TokenLayout, boxes: Mapping[str, np.ndarray]) -> dict[
 def ordered_targets(found: set[str]) -> tuple[str, ...]:
     """Names of targets once each: spans, boxes, then cells row by row."""
     cells = sorted((name for name in found if name.startswith("cell_")), key=lambda name: tuple(map(int, name.split("_")[1:])))
-    return (*(name for name in (*SPAN_TARGETS, "subject_box", "object_box") if name in found), *cells)
+    return (*(name for name in (*PARTS, "subject_box", "object_box") if name in found), *cells)
 
 
 def first_changed(tokens: np.ndarray, length: int, mode: str, together: tuple[int, int] | None = None) -> int:

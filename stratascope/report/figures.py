@@ -11,14 +11,11 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
-from stratascope.report.style import COLOURS, COLUMN_WIDTH, GREY, MARKERS, paper_style
+from stratascope.report.style import COLOURS, COLUMN_WIDTH, GREY, MARKERS, TINT, paper_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-TINT = (0.86, 0.29, 0.0)
-"""Colour of maps laid over images."""
 
 METRIC_LABELS = {
     "accuracy": "accuracy",

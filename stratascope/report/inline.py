@@ -14,14 +14,12 @@ import numpy as np
 from markupsafe import Markup
 
 from stratascope.errors import InvalidInputError
-from stratascope.report.style import COLOURS, GREY, paper_style
+from stratascope.report.style import COLOURS, GREY, TINT, paper_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-TINT = (0.86, 0.29, 0.0)
-"""Colour of maps laid over images."""
 AGAINST = (0.0, 0.447, 0.698)
 """Of what is below 0 in maps that have a sign."""
 

@@ -9,6 +9,8 @@ from typing import Any
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#777777"
+TINT = (0.86, 0.29, 0.0)
+"""Of maps laid over images: red, green, blue."""
 COLUMN_WIDTH = 3.4
 """Inches: one column of a two-column page."""
 

@@ -71,6 +71,8 @@ def draw_positions(probed: Probed, mine: Sequence[LayerCurve], folder: Path) -> 
     """One panel a position: the task's curve, its controls and baselines, and where it is above all of them."""
     from matplotlib.lines import Line2D
 
+    from stratascope.probe.events import event_table
+
     request, metric, task = probed.request, probed.metric_of(mine[0]), mine[0].task
     layers = request.layer_label if len(mine) < 3 else "after k blocks"
     figure, axes = panel_figure(len(mine), height=1.6 if len(mine) > 1 else 2.4, titled=True)
@@ -81,12 +83,7 @@ def draw_positions(probed: Probed, mine: Sequence[LayerCurve], folder: Path) -> 
             tables += [curve.table, *(other.table for other in beside.values())]
             over = probed.advantages_of(curve)
             best = over.get("all", over["chance"])
-            events = pd.DataFrame(
-                [
-                    {"kind": e.kind, **{n: -1 if getattr(e, n) is None else getattr(e, n) for n in ("layer", "low", "high")}}
-                    for e in (best.onset(request.margin), best.offset(request.margin))
-                ]
-            )
+            events = event_table(best.onset(request.margin), best.offset(request.margin))
             draw_curve_panel(
                 curve.table, ax, others={name: other.table for name, other in beside.items()}, metric=metric, name="probe",
                 chance=float(curve.rows(metric)["chance"].iloc[0]), events=events, title=curve.position, layers=layers,

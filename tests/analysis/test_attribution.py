@@ -9,9 +9,9 @@ import pytest
 from analysis_stores import LAYERS, attributed_store
 
 from stratascope.analysis import LogitAttribution, attention_overlap, attention_share, logit_attribution, weighted_rows
-from stratascope.analysis.prompt_parts import PARTS, token_parts
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore
+from stratascope.store.prompt_parts import PARTS, token_parts
 
 
 @pytest.fixture(scope="module")

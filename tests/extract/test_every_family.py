@@ -18,7 +18,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from stratascope.analysis.boxes import box_tokens  # noqa: E402
-from stratascope.analysis.prompt_parts import PARTS, token_parts  # noqa: E402
 from stratascope.datasets import Example, Prompt, split_caption  # noqa: E402
 from stratascope.errors import CaptureError, InvalidInputError  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
@@ -33,6 +32,7 @@ from stratascope.extract.session import ExtractionSession  # noqa: E402
 from stratascope.extract.settings import RECORDS  # noqa: E402
 from stratascope.extract.summary import plan_summary  # noqa: E402
 from stratascope.store import ActivationStore, verify  # noqa: E402
+from stratascope.store.prompt_parts import PARTS, token_parts  # noqa: E402
 from tests.extract.families import FAMILIES  # noqa: E402
 from tests.extract.saved import save  # noqa: E402
 from tests.extract.test_knockout import eager_difference  # noqa: E402

@@ -1,20 +1,25 @@
-"""The parts that a prompt falls into, and which of them each token belongs to."""
+"""The parts that a prompt falls into and the groups that its image's cells fall into: what is hidden, shared and attributed by name."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stratascope.store import ActivationStore
+if TYPE_CHECKING:
+    from stratascope.store.reader import ActivationStore
 
 PARTS = ("system", "image", "subject", "relation", "object", "caption_rest", "template")
 """A partition of the tokens: `image` takes in `image_tiles`, the caption without its three parts is `caption_rest`, what is in no span is
 `template`."""
 
+MOST_GROUPS = 6
+"""Rows and columns of groups of image cells, at most."""
 
-def token_parts(spans: dict[str, NDArray[Any]], n_tokens: NDArray[Any], longest: int) -> NDArray[np.int8]:
+
+def token_parts(spans: Mapping[str, NDArray[Any]], n_tokens: NDArray[Any], longest: int) -> NDArray[np.int8]:
     """To which of `PARTS` each token belongs.
 
     Parameters
@@ -51,3 +56,14 @@ def parts_of(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.
     """(example, token) index into `PARTS` of each token of examples (example,), -1 beyond their own, as long as the store's longest."""
     spans = {name: span[examples] for name, span in store.spans.items()}
     return token_parts(spans, store.n_tokens[examples], store.layout.tokens)
+
+
+def grouped_cells(rows: int, columns: int) -> dict[str, NDArray[np.intp]]:
+    """`cell_ROW_COLUMN` -> raster indices of the cells of each group, row by row.
+
+    Row r of an image of R rows belongs to group r * groups // R, groups being the smaller of R and `MOST_GROUPS`; columns likewise.
+    """
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    down, across = min(rows, MOST_GROUPS), min(columns, MOST_GROUPS)
+    group = row * down // rows * across + column * across // columns
+    return {f"cell_{k // across}_{k % across}": np.flatnonzero(group == k) for k in range(down * across)}
