@@ -33,11 +33,7 @@ def first_examples(store: ActivationStore, array: str, examples: Sequence[int | 
         examples = np.flatnonzero(store.available(array))[:MOST_SHOWN].tolist()
         if not examples:
             raise NotRecordedError(f"expected examples with {array}, found none written yet; finish the extraction")
-    numbers = [store.index_of(asked) if isinstance(asked, str) else int(asked) for asked in examples]
-    outside = [k for k in numbers if not 0 <= k < store.layout.examples]
-    if outside:
-        raise InvalidInputError(f"expected example numbers from 0 to {store.layout.examples - 1}, found {outside[0]}")
-    return numbers
+    return [example_number(store, asked) for asked in examples]
 
 
 def those_held(store: ActivationStore, array: str, numbers: list[int] | None) -> tuple[list[int] | None, list[str]]:
