@@ -18,11 +18,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "probe"))
 
 import numpy as np
-from simulated import Simulation
+from simulated import Simulation, TypedSimulation
 
 from stratascope.probe.intervals import band
 
 METRICS = ("auroc", "accuracy")
+DRAWS = 2000
+"""As in studies."""
 
 
 def coverage(shift: float, repeats: int, *, n: int, d: int) -> dict[str, float]:
@@ -30,7 +32,7 @@ def coverage(shift: float, repeats: int, *, n: int, d: int) -> dict[str, float]:
     hits: dict[str, list[bool]] = {}
     level = []
     for seed in range(repeats):
-        simulation = Simulation(seed, n=n, d=d, layers=2, shift=shift, same=0.5)
+        simulation = Simulation(seed, n=n, d=d, layers=2, shift=shift, same=0.5, draws=DRAWS)
         simulation.shift[1] *= 1.5
         simulation.x[1, :, 0] += 0.5 * shift * (2 * simulation.labels - 1)
         answers = simulation.answers()
@@ -39,13 +41,19 @@ def coverage(shift: float, repeats: int, *, n: int, d: int) -> dict[str, float]:
         for name, widen in (("", True), (" unwidened", False)):
             values, draws = simulation.scores(answers, widen=widen)
             for metric in METRICS:
-                found = band(values[metric], draws[metric])
+                found = band(values[metric], draws[metric], groups=simulation.bootstrap.count, counted=metric == "accuracy")
                 hits.setdefault(metric + name, []).append(bool(found.low[0] <= truth[0][metric] <= found.high[0]))
                 between = values[metric][1:] - values[metric][:1], draws[metric][:, 1:] - draws[metric][:, :1]
-                apart = band(*between, groups=simulation.bootstrap.count)
+                apart = band(*between, groups=simulation.bootstrap.count, counted=metric == "accuracy")
                 wanted = truth[1][metric] - truth[0][metric]
                 hits.setdefault(f"difference of {metric}{name}", []).append(bool(apart.low[0] <= wanted <= apart.high[0]))
     return {"mean auroc": float(np.mean(level))} | {name: float(np.mean(hit)) for name, hit in hits.items()}
+
+
+def selectivity_coverage(repeats: int, *, shift: float, apart: float) -> float:
+    """Share of data sets whose interval covers the difference of accuracy and that of the control task; types lie `apart`."""
+    found = [TypedSimulation(seed, shift=shift, apart=apart, draws=DRAWS).selectivity() for seed in range(repeats)]
+    return float(np.mean([interval.low[0] <= truth <= interval.high[0] for interval, truth in found]))
 
 
 def false_onsets(repeats: int, *, n: int, d: int, layers: int, same: float) -> float:
@@ -77,6 +85,9 @@ def main() -> None:
         for shift in (0.0, 0.1, 0.3, 0.6, 1.0):
             found = coverage(shift, repeats, n=n, d=d)
             print(f"n {n} d {d} shift {shift}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()), flush=True)
+    for shift, apart in ((0.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.5, 0.5), (1.0, 1.0)):
+        covered = selectivity_coverage(repeats, shift=shift, apart=apart)
+        print(f"selectivity, shift {shift}, types {apart} apart: covered in {covered:.3f}", flush=True)
     for layers, same in ((8, 0.9), (8, 0.0), (24, 0.97)):
         print(
             f"noise, {layers} layers alike by {same}: onset in {false_onsets(repeats, n=400, d=16, layers=layers, same=same):.3f}",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 from stratascope.probe.events import LayerEvent, event_table, offset, onset, peak
 from stratascope.probe.intervals import INTERVALS, NO_SPREAD, Band, band
-from stratascope.probe.metrics import is_share
+from stratascope.probe.metrics import width_of
 from stratascope.report.notebook import Shown, Summary
 from stratascope.store import ResultFile, load_result, save_result
 
@@ -70,7 +70,7 @@ class Advantage(Shown):
         # log-loss is better when it is lower: an advantage is always positive
         sign = -1 if metric == "log_loss" else 1
         value, draws = sign * value, sign * draws
-        bands = band(value, draws, level=level, groups=groups if is_share(metric) else None, certain=certain)
+        bands = band(value, draws, level=level, **width_of(metric, groups), certain=certain)
         columns = {"layer": layers, "metric": metric, "name": name, "baseline": baseline, "value": value}
         intervals = {k: getattr(bands, k) for k in INTERVALS}
         return cls(table=pd.DataFrame(columns | intervals), draws=draws, bands=bands, level=level, attributes=attributes or {})

@@ -13,7 +13,7 @@ import pandas as pd
 from stratascope.errors import InvalidInputError
 from stratascope.probe.curve import LayerCurve
 from stratascope.probe.intervals import band
-from stratascope.probe.metrics import is_share
+from stratascope.probe.metrics import width_of
 from stratascope.store import ResultFile, load_result, save_result
 
 RESULT_KIND = "score_grid"
@@ -60,7 +60,7 @@ class ScoreGrid:
         level = float(attributes.get("level", 0.95))
         groups = min(curve.examples["group"].nunique() for curve in curves)
         certain = np.concatenate([curve.certain for curve in curves])
-        bands = band(table["value"].to_numpy(), draws, level=level, groups=groups if is_share(name) else None, certain=certain)
+        bands = band(table["value"].to_numpy(), draws, level=level, **width_of(name, groups), certain=certain)
         table = table.assign(low_simultaneous=bands.low_simultaneous, high_simultaneous=bands.high_simultaneous)
         table["found"] = table["low_simultaneous"] > table["chance"]
         columns = ["row", "layer", "metric", "value", "low", "high", "low_simultaneous", "high_simultaneous", "chance", "found"]

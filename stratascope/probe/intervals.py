@@ -52,7 +52,15 @@ def unseen(n: int, level: float = 0.95) -> float:
     return z * z / (n + z * z)
 
 
-def band(value: Floats, draws: Floats, *, level: float = 0.95, groups: int | None = None, certain: NDArray[np.bool_] | None = None) -> Band:
+def band(
+    value: Floats,
+    draws: Floats,
+    *,
+    level: float = 0.95,
+    groups: int | None = None,
+    counted: bool = False,
+    certain: NDArray[np.bool_] | None = None,
+) -> Band:
     """Percentile intervals and a simultaneous band (max-t over layers).
 
     Parameters
@@ -63,6 +71,8 @@ def band(value: Floats, draws: Floats, *, level: float = 0.95, groups: int | Non
         (draw, layer) its bootstrap draws, the same groups in a row for all layers.
     groups
         Number of groups; where given, a value that is the same in every draw is known no better than `unseen` in that many groups.
+    counted
+        The value counts examples, as accuracies do: a few that differ tell little more than none, so that no interval is narrower.
     certain
         (layer,) values that are the same whatever is drawn, such as scores of logits that are all the same: they keep no width.
     """
@@ -74,12 +84,17 @@ def band(value: Floats, draws: Floats, *, level: float = 0.95, groups: int | Non
     critical = float(np.quantile(deviation.max(axis=1), level)) if spread.any() else 0.0
     low_all, high_all = value - critical * error, value + critical * error
     if groups:
-        bare = ~spread if certain is None else ~spread & ~certain
-        # Bonferroni over layers, as there is no spread to take a maximum over
+        narrow = (~spread | counted) & ~(np.zeros(len(value), bool) if certain is None else certain)
+        # Bonferroni over layers, as there may be no spread to take a maximum over
         alone, together = unseen(groups, level), unseen(groups, 1 - (1 - level) / len(value))
-        low[bare], high[bare] = value[bare] - alone, value[bare] + alone
-        low_all[bare], high_all[bare] = value[bare] - together, value[bare] + together
+        low, high = _at_least(alone, value, low, high, narrow)
+        low_all, high_all = _at_least(together, value, low_all, high_all, narrow)
     return Band(low=low, high=high, low_simultaneous=low_all, high_simultaneous=high_all, critical=critical)
+
+
+def _at_least(reach: float, value: Floats, low: Floats, high: Floats, narrow: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Intervals that reach as far to either side, where they are `narrow`."""
+    return np.where(narrow, np.minimum(low, value - reach), low), np.where(narrow, np.maximum(high, value + reach), high)
 
 
 def same_whatever_is_drawn(logits: Floats, folds: NDArray[np.integer]) -> NDArray[np.bool_]:

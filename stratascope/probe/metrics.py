@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -20,9 +20,15 @@ def main_metric(classes: int) -> str:
     return "auroc" if classes == 2 else "balanced_accuracy"
 
 
-def is_share(metric: str) -> bool:
-    """Whether a metric lies between 0 and 1, as what groups contribute to it."""
-    return metric == "auroc" or metric.endswith("accuracy")
+class _Width(TypedDict):
+    groups: int | None
+    counted: bool
+
+
+def width_of(metric: str, groups: int | None) -> _Width:
+    """What `band` must know of a metric: groups where it lies between 0 and 1, as what each contributes, and whether it counts examples."""
+    counted = metric.endswith("accuracy")
+    return {"groups": groups if counted or metric == "auroc" else None, "counted": counted}
 
 
 def chance_levels(codes: NDArray[np.intp], classes: int) -> dict[str, float]:
@@ -100,7 +106,7 @@ def score_table(
     """Rows (metric, layer) with value, own and simultaneous interval, and chance; `certain` as in `band`."""
     parts = []
     for metric in values:
-        found = band(values[metric], draws[metric], level=level, groups=groups if is_share(metric) else None, certain=certain)
+        found = band(values[metric], draws[metric], level=level, **width_of(metric, groups), certain=certain)
         bottom, top = -np.inf if metric.startswith("r2") else 0.0, np.inf if metric == "log_loss" else 1.0
         intervals = {k: np.clip(getattr(found, k), bottom, top) for k in INTERVALS}
         parts.append(

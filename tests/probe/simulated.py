@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import norm
 
 from stratascope.probe.advantage import Advantage
 from stratascope.probe.bootstrap import Bootstrap
+from stratascope.probe.controls import control_labels
 from stratascope.probe.cross_validation import classify
 from stratascope.probe.folds import Folds, grouped_folds
+from stratascope.probe.intervals import Band, band
 from stratascope.probe.metrics import score_layers
 from stratascope.probe.out_of_fold import OutOfFold
 from stratascope.probe.rows import Rows
@@ -19,7 +22,18 @@ from stratascope.probe.rows import Rows
 class Simulation:
     """Layers of d columns that share most of their noise with the layer below; labels shift column 0 by `shift` from a layer on."""
 
-    def __init__(self, seed: int, *, n: int = 300, d: int = 8, layers: int = 6, shift: float = 0.0, onset: int = 0, same: float = 0.9):
+    def __init__(
+        self,
+        seed: int,
+        *,
+        n: int = 300,
+        d: int = 8,
+        layers: int = 6,
+        shift: float = 0.0,
+        onset: int = 0,
+        same: float = 0.9,
+        draws: int = 400,
+    ):
         rng = np.random.default_rng([seed, 11])
         self.groups = np.arange(n) // 2
         self.labels = rng.integers(0, 2, n)
@@ -30,7 +44,7 @@ class Simulation:
         noise[:, :, 0] += self.shift[:, None] * (2 * self.labels - 1)
         self.x = noise
         self.folds: Folds = grouped_folds(self.groups, self.labels, seed=seed)
-        self.bootstrap = Bootstrap(self.groups, draws=400, seed=seed)
+        self.bootstrap = Bootstrap(self.groups, draws=draws, seed=seed)
 
     def answers(self, **options: Any) -> list[OutOfFold]:
         """Of every layer."""
@@ -57,3 +71,49 @@ class Simulation:
         values, draws = self.scores(answers)
         layers = np.arange(len(answers))
         return Advantage.of(layers, values["auroc"] - 0.5, draws["auroc"] - 0.5, metric="auroc", name="truth", baseline="chance")
+
+
+class TypedSimulation:
+    """One layer in which labels shift column 0, and types (of captions, say) the others: what a control task can be learned from.
+
+    Types are drawn at random for each example, and their places are the same in every data set.
+    """
+
+    def __init__(self, seed: int, *, n: int = 600, d: int = 16, types: int = 20, shift: float = 0.5, apart: float = 0.5, draws: int = 400):
+        rng = np.random.default_rng([seed, 12])
+        groups = np.arange(n) // 2
+        self.shift = shift
+        self.labels, self.types = rng.integers(0, 2, n), rng.integers(0, types, n)
+        self.places = apart * np.random.default_rng(0).standard_normal((types, d))
+        self.places[:, 0] = 0
+        self.x = rng.standard_normal((n, d)) + self.places[self.types]
+        self.x[:, 0] += shift * (2 * self.labels - 1)
+        self.folds: Folds = grouped_folds(groups, self.labels, seed=seed)
+        self.bootstrap = Bootstrap(groups, draws=draws, seed=seed)
+        kinds = pd.DataFrame({"relation": self.types.astype(str)})
+        self.control = control_labels(self.labels, kinds, self.folds, types=["relation"], seed=seed)
+
+    def selectivity(self) -> tuple[Band, float]:
+        """Accuracy minus that of the control task, with its interval, and the expected one of the same models on fresh examples."""
+        values, draws, truth = [], [], []
+        tasks = np.stack([self.labels, self.control])
+        answers = classify(Rows(self.x, self.folds.of), tasks, self.folds, classes=2)
+        for labels, answer, control in zip(tasks, answers, (False, True), strict=True):
+            shares = [np.array([getattr(answer, name).mean()]) for name in ("noise_share", "decision_share")]
+            value, drawn = score_layers(answer.logits[None], labels, self.folds.of, 2, self.bootstrap, *shares)
+            values.append(value["accuracy"])
+            draws.append(drawn["accuracy"])
+            truth.append(self._expected(answer, control=control))
+        return band(values[0] - values[1], draws[0] - draws[1], groups=self.bootstrap.count, counted=True), truth[0] - truth[1]
+
+    def _expected(self, answer: OutOfFold, *, control: bool) -> float:
+        # (type, label of the truth) what the models should say of such an example
+        wanted = np.tile([0, 1], (len(self.places), 1))
+        if control:
+            wanted[self.types] = self.control[:, None]
+        found = []
+        for weight, bias in zip(answer.fold_directions[:, 0], answer.fold_intercepts[:, 0], strict=True):
+            size = max(float(np.linalg.norm(weight)), 1e-12)
+            mean = (self.places @ weight)[:, None] + self.shift * weight[0] * np.array([-1, 1]) + bias
+            found.append(norm.cdf((2 * wanted - 1) * mean / size).mean())
+        return float(np.mean(found))

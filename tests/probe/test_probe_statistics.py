@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
-from simulated import Simulation
+from simulated import Simulation, TypedSimulation
 from sklearn.metrics import roc_auc_score
 
 from stratascope.probe.advantage import Advantage
@@ -75,6 +75,18 @@ def test_a_difference_that_no_draw_shows_is_known_no_better_than_the_groups_allo
     assert found.low[1] == found.high[1] == found.high_simultaneous[1] == 0, "what says the same of all examples is known"
     plain = band(np.zeros(3), draws)
     assert (plain.low[2], plain.high[2]) == (found.low[2], found.high[2])
+
+
+def test_few_examples_that_differ_tell_little_more_than_none():
+    """Of 150 pairs one is discordant: the bootstrap never draws a difference above 0, Tango's interval has 0 well inside."""
+    rng = np.random.default_rng(0)
+    draws = -rng.binomial(150, 1 / 150, (2000, 1)) / 150
+    assert band(np.array([-1 / 150]), draws).high[0] == 0
+    found = band(np.array([-1 / 150]), draws, groups=150, counted=True)
+    # roots of the score statistic of Tango 1998, equation 2, of 1 and 0 discordant pairs of 150
+    assert found.low[0] == pytest.approx(-0.0368, abs=0.006)
+    assert found.high[0] == pytest.approx(0.0185, abs=0.003)
+    assert band(np.array([-1 / 150]), draws, groups=150).high[0] == 0, "what does not count examples keeps its own"
 
 
 def test_advantages_without_spread_keep_their_interval(tmp_path):
@@ -159,6 +171,13 @@ def test_intervals_cover_the_expected_score(shift):
     if shift == 0:
         # two examples of different folds meet twice: a bootstrap that takes them for independent is too sure
         assert naive / count < 0.88
+
+
+def test_intervals_of_selectivity_cover_what_they_say():
+    found = [TypedSimulation(seed, n=400, d=12).selectivity() for seed in range(60)]
+    inside = np.mean([interval.low[0] <= truth <= interval.high[0] for interval, truth in found])
+    assert 0.88 <= inside <= 0.995
+    assert np.std([truth for _, truth in found]) > 0.02, "it is another one in each data set"
 
 
 def test_noise_has_no_onset():
