@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.report.column import place_legend
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
 def draw_share(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     """Attention on image and text beside their share of the tokens, every head a dot."""
     found = share_of(findings)
-    values, tokens = (found.result.arrays[name][1] for name in ("share", "token_share"))
-    draw_attention_share(values, tokens, found.attributes["parts"], ax)
+    draw_attention_share(found.means("share")[None], found.result.arrays["token_share"][1], found.attributes["parts"], ax)
     place_legend(ax, columns=3)
     return ax
 
@@ -33,23 +31,20 @@ def draw_share(findings: Findings, ax: Axes, choice: Choice) -> Axes:
 def draw_share_parts(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     """Attention by part of the prompt, adding up to one."""
     found = share_of(findings)
-    return draw_share_stack(found.result.arrays["share"][1], found.attributes["layers"], found.attributes["parts"], ax)
+    return draw_share_stack(found.means("share")[None], found.attributes["layers"], found.attributes["parts"], ax)
 
 
 def draw_image_heads(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     """The image's share of each head's attention."""
     found = share_of(findings)
-    means = found.result.arrays["share"][1].mean(0, dtype=np.float64)[..., found.attributes["parts"].index("image")]
+    means = found.means("share")[..., found.attributes["parts"].index("image")]
     return _draw_heads(means, found.attributes["layers"], ax, label="share on the image")
 
 
 def draw_overlap_heads(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     """How much of each head's attention to the image lies in the boxes of subject and object."""
     found = findings.one("box_overlap", "overlap with boxes", "stratascope overlap STORE")
-    values = found.result.arrays["overlap"][1][..., found.attributes["boxes"].index("both")].astype(np.float64)
-    known = np.isfinite(values)
-    count = known.sum(0)
-    means = np.where(count > 0, np.where(known, values, 0).sum(0) / np.maximum(count, 1), np.nan)
+    means = found.means("overlap")[..., found.attributes["boxes"].index("both")]
     return _draw_heads(means, found.attributes["layers"], ax, label=f"{found.attributes['measure']} in both boxes")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stratascope.errors import StoreError
 from stratascope.report.blocks import Source
@@ -19,6 +21,7 @@ class Found:
 
     path: Path
     result: ResultFile
+    _read: dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -91,6 +94,20 @@ class Found:
                 "it was made by an older version, make it again"
             )
         return self.result.tables[name]
+
+    def means(self, array: str) -> NDArray[np.float64]:
+        """Means of an array over the examples of which it is known, NaN where it is of none; read once, however often it is asked for."""
+        return self._known(array)[0]
+
+    def mean(self, array: str, part: int) -> float:
+        """Mean of all that is known of an array at one place of its last axis; NaN where nothing is."""
+        means, counts = (values[..., part] for values in self._known(array))
+        return float(np.nansum(means * counts) / counts.sum()) if counts.any() else np.nan
+
+    def _known(self, array: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        if array not in self._read:
+            self._read[array] = self.result.known_means(array)
+        return self._read[array]
 
     def rows(self, metric: str) -> pd.DataFrame:
         """Rows of a layer curve's table of one metric, by layer."""

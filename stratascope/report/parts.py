@@ -73,13 +73,12 @@ def _right(found: Found) -> Any:
 
 
 def _on_image(found: Found) -> str:
-    return percent(float(found.result.arrays["share"][1][..., found.attributes["parts"].index("image")].mean(dtype=np.float64)))
+    return percent(found.mean("share", found.attributes["parts"].index("image")))
 
 
 def _in_boxes(found: Found) -> str:
-    values = found.result.arrays["overlap"][1][..., found.attributes["boxes"].index("both")].astype(np.float64)
-    known = np.isfinite(values)
-    return f"{found.attributes['measure']} {values[known].mean():.2f}" if known.any() else "no boxes known"
+    mean = found.mean("overlap", found.attributes["boxes"].index("both"))
+    return f"{found.attributes['measure']} {mean:.2f}" if np.isfinite(mean) else "no boxes known"
 
 
 def _best_head(found: Found) -> str:

@@ -99,8 +99,7 @@ def attention_blocks(findings: Findings, store: str) -> list[Block]:
         return [Missing("No attention shares yet; make them with", f"stratascope share {store}")]
     found = shares[0]
     parts, layers = found.attributes["parts"], found.attributes["layers"]
-    values, tokens = found.result.arrays["share"][1], found.result.arrays["token_share"][1]
-    means = values.mean((0, 2), dtype=np.float64)
+    tokens, means = found.result.arrays["token_share"][1], found.means("share").mean(1)
     top = [int(means[:, k].argmax()) for k in range(len(parts))]
     rows = [
         [PART_LABELS.get(name, name), *map(percent, (tokens[:, k].mean(), means[:, k].mean(), means[top[k], k])), int(layers[top[k]])]

@@ -9,9 +9,10 @@ from fnmatch import fnmatchcase
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
-import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from stratascope.store.on_file import Arrays, OnFile, extent_of
 
 MOST = 1 << 53
 """Whole numbers beyond it are none that this package writes, nor ones that every reader of JSON keeps."""
@@ -102,12 +103,10 @@ class Kind:
     arrays: Mapping[str, Axes] = field(default_factory=dict)
     """Name -> its dimensions; `*` in a name stands for anything, and at least one array is there. A dimension has one size in all of
     the arrays, tables and attributes that have it."""
-    rules: tuple[Callable[[Mapping[str, Any], Mapping[str, pd.DataFrame], Mapping[str, NDArray[Any]]], str | None], ...] = ()
-    """What else must hold: what is wrong with attributes, tables and arrays that are as declared, in words, or None."""
+    rules: tuple[Callable[[Mapping[str, Any], Mapping[str, pd.DataFrame]], str | None], ...] = ()
+    """What else must hold: what is wrong with attributes and tables that are as declared, in words, or None."""
 
-    def unlike(
-        self, attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], arrays: Mapping[str, tuple[tuple[str, ...], NDArray[Any]]]
-    ) -> str | None:
+    def unlike(self, attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], arrays: Arrays) -> str | None:
         """The first thing that is not as declared, as "expected ..., found ..."; None where all is."""
         sizes: dict[str, tuple[int, str]] = {}
         found = [
@@ -117,8 +116,7 @@ class Kind:
         ]
         if found:
             return found[0]
-        values = {name: array for name, (_, array) in arrays.items()}
-        return next((said for rule in self.rules if (said := rule(attributes, tables, values))), None)
+        return next((said for rule in self.rules if (said := rule(attributes, tables))), None)
 
     def _unlike_tables(self, tables: Mapping[str, pd.DataFrame], sizes: dict[str, tuple[int, str]]) -> Iterator[str]:
         for name, wanted in self.tables.items():
@@ -138,15 +136,13 @@ class Kind:
         # what rows say is asked where all columns are there
         yield from (said for name, wanted in self.tables.items() for said in _unlike_rows(name, tables, wanted))
 
-    def _unlike_arrays(
-        self, arrays: Mapping[str, tuple[tuple[str, ...], NDArray[Any]]], sizes: dict[str, tuple[int, str]]
-    ) -> Iterator[str]:
+    def _unlike_arrays(self, arrays: Arrays, sizes: dict[str, tuple[int, str]]) -> Iterator[str]:
         for pattern, wanted in self.arrays.items():
             names = [name for name in arrays if fnmatchcase(name, pattern)]
             if not names:
                 yield f"expected an array {pattern!r}, found {', '.join(map(repr, arrays)) or 'none'}"
             for name in names:
-                dims, values = arrays[name]
+                dims, values = arrays.held[name]
                 if dims != wanted.dims:
                     yield f"expected array {name!r} by {', '.join(wanted.dims)}, found {', '.join(map(str, dims)) or 'no dimensions'}"
                 elif not _is(wanted.kind, values):
@@ -175,20 +171,18 @@ def _unlike_rows(name: str, tables: Mapping[str, pd.DataFrame], wanted: Columns)
             yield f"expected {', '.join(values.split())} in column {column!r} of table {name!r}, found {said}"
 
 
-def _is(kind: str, values: NDArray[Any]) -> bool:
+def _is(kind: str, values: NDArray[Any] | OnFile) -> bool:
     if values.dtype.kind not in _KINDS[kind]:
         return False
     if kind == "share":
-        # NaN is left out of account, and nothing as large as the values is made beside them
-        least, most = np.fmin.reduce(values, axis=None, initial=0.0), np.fmax.reduce(values, axis=None, initial=1.0)
-        return bool(least >= -ROUNDING and most <= 1 + ROUNDING)
-    return kind != "text" or all(value is None or _is_text(value) for value in values.flat)
+        least, most = extent_of(values)
+        return not (least < -ROUNDING or most > 1 + ROUNDING)  # NaN, where nothing is known, is neither
+    return kind != "text" or isinstance(values, OnFile) or all(value is None or _is_text(value) for value in values.flat)
 
 
-def _range(values: NDArray[Any]) -> str:
-    if values.dtype.kind != "f" or not values.size or np.isnan(values).all():
-        return str(values.dtype)
-    return f"{np.nanmin(values):.3g} to {np.nanmax(values):.3g}"
+def _range(values: NDArray[Any] | OnFile) -> str:
+    least, most = extent_of(values) if values.dtype.kind == "f" else (math.nan, math.nan)
+    return str(values.dtype) if math.isnan(least) else f"{least:.3g} to {most:.3g}"
 
 
 def _is_text(value: Any) -> bool:

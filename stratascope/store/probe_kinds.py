@@ -20,7 +20,7 @@ _EVENTS = columns(
 )
 
 
-def _own_task(attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], _: Mapping[str, Any]) -> str | None:
+def _own_task(attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> str | None:
     """Baselines and controls stand beside a curve of the task itself."""
     table, task = tables["table"], attributes["task"]
     if ((table["store"] == "") & (table["task"] == task)).any():

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.store.access import GuardedStore
 from stratascope.store.durable import write_with
 from stratascope.store.kinds import KINDS
+from stratascope.store.on_file import Arrays, OnFile, extent_of, known_means, read_members, unread
 from stratascope.store.provenance import condition_of, plain_json
 from stratascope.store.tables import as_numpy, get_table, put_array, put_table
 
@@ -31,9 +31,6 @@ RESULT_VERSION = 1
 PIECE_BYTES = 1 << 20
 """Of an array by examples that are compressed together, before compression."""
 
-MOST_INFLATED, MOST_RATIO = 1 << 28, 4
-"""A zip of results may unpack to so many bytes, or to so many times its own: they are packed within, and stored as they are."""
-
 
 @dataclass(frozen=True, repr=False)
 class ResultFile:
@@ -43,17 +40,30 @@ class ResultFile:
     """Which result it is, such as "layer_curve"."""
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     arrays: Mapping[str, tuple[tuple[str, ...], NDArray[Any]]] = field(default_factory=dict)
-    """Name -> (names of the dimensions, values)."""
+    """Name -> (names of the dimensions, values). Those of a file that are large are read each time they are asked for."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Plain JSON: settings, provenance of the store, ..."""
 
     def __repr__(self) -> str:
         tables = [f"  {name:<20} table of {len(frame)} rows: {', '.join(map(str, frame))}" for name, frame in self.tables.items()]
         arrays = [
-            f"  {name:<20} ({', '.join(dims)}) {' x '.join(map(str, np.shape(values)))} {np.asarray(values).dtype}"
-            for name, (dims, values) in self.arrays.items()
+            f"  {name:<20} ({', '.join(dims)}) {' x '.join(map(str, values.shape))} {values.dtype}"
+            for name, (dims, values) in unread(self.arrays).items()
         ]
         return "\n".join([f"ResultFile of kind {self.kind}", *tables, *arrays, f"  attributes: {', '.join(self.attributes)}"])
+
+    def known_means(self, name: str, dim: str = "example") -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Means of an array along a dimension over what is known (not NaN), and over how many, without holding all of a large one.
+
+        Parameters
+        ----------
+        name
+            Of the array.
+        dim
+            Name of the dimension.
+        """
+        dims, values = unread(self.arrays)[name]
+        return known_means(values, dims.index(dim))
 
 
 def made_from(store: ActivationStore) -> dict[str, str]:
@@ -85,7 +95,7 @@ def save_result(path: str | Path, result: ResultFile) -> None:
         put_array(_subgroup(group, "arrays"), name, array, tuple(dims), chunk=_pieces(array, dims))
     said = plain_json(dict(result.attributes), "attributes")
     head: dict[str, Any] = {"format": RESULT_FORMAT, "format_version": RESULT_VERSION, "kind": result.kind}
-    digest = _digest({name: _bytes(value) for name, value in files.items()}, result.kind, said)
+    digest = _digest({name: hashlib.sha256(_bytes(value)).digest() for name, value in files.items()}, result.kind, said)
     group.attrs.update({**head, "attributes": said, "digest": digest})
     try:
         write_with(Path(path), lambda file: _zip(files, file))
@@ -118,23 +128,10 @@ def load_result(path: str | Path, kind: str | None = None) -> ResultFile:
         For a file that is missing, damaged, no result, of another kind or of a newer version, or that does not hold what its kind
         declares (`store.kinds`).
     """
+    members = read_members(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            packed, whole = (sum(getattr(entry, size) for entry in archive.infolist()) for size in ("compress_size", "file_size"))
-            if whole > max(MOST_INFLATED, MOST_RATIO * packed):
-                raise StoreError(f"{path}: expected a result of Stratascope, found a zip of {packed:,} bytes that unpacks to {whole:,}")
-            damaged = archive.testzip()
-            if damaged:
-                raise StoreError(f"{path}: expected a whole file, found damage in {damaged}; make the result again")
-            files = {name: archive.read(name) for name in archive.namelist()}
-    except FileNotFoundError as error:
-        raise StoreError(f"{path}: expected a result file, found nothing; check the path") from error
-    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError) as error:
-        raise StoreError(f"{path}: expected a result of Stratascope, found another or a damaged file: {error}") from error
-    store: dict[str, Any] = {k: zarr.core.buffer.cpu.Buffer.from_bytes(v) for k, v in files.items()}
-    try:
-        group = zarr.open_group(GuardedStore(MemoryStore(store, read_only=True)), mode="r", zarr_format=3)
-        attributes: Any = dict(group.attrs)
+        with members.opened() as group:
+            attributes: Any = dict(group.attrs)
     except Exception as error:
         raise StoreError(f"{path}: expected a result of Stratascope, found a zip of another kind: {error}") from error
     if attributes.get("format") != RESULT_FORMAT:
@@ -150,36 +147,30 @@ def load_result(path: str | Path, kind: str | None = None) -> ResultFile:
         raise StoreError(
             f"{path}: expected a kind and attributes, found {attributes.get('kind')!r} and {type(inner).__name__}; make it again"
         )
-    if attributes.get("digest") != _digest(files, attributes["kind"], inner):  # without one nobody could tell a changed number
+    if attributes.get("digest") != _digest(members.digests, attributes["kind"], inner):  # without one nobody could tell a changed number
         raise StoreError(f"{path}: expected what was written, found that it was changed since; make the result again")
     if kind is not None and attributes["kind"] != kind:
         raise StoreError(f"{path}: expected a result of kind {kind!r}, found {attributes['kind']!r}; load it with what made it")
-    members = {group: _members(files, group) for group in ("tables", "arrays")}
-    del files
     tables: dict[str, pd.DataFrame] = {}
-    arrays: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
+    arrays: dict[str, tuple[tuple[str, ...], NDArray[Any] | OnFile]] = {}
     try:
-        for name in members["tables"]:
-            tables[name] = get_table(group[f"tables/{name}"])  # type: ignore[arg-type]
-        for name in members["arrays"]:
-            array: Any = group[f"arrays/{name}"]
-            arrays[name] = (tuple(array.metadata.dimension_names or ()), as_numpy(array))
-            for packed in [key for key in store if key.startswith(f"arrays/{name}/c")]:
-                del store[packed]  # a result of every example is large: it is not held packed and unpacked at once
+        with members.opened() as group:
+            for name in members.named("tables"):
+                tables[name] = get_table(group[f"tables/{name}"])  # type: ignore[arg-type]
+            for name in members.named("arrays"):
+                array: Any = group[f"arrays/{name}"]
+                arrays[name] = (tuple(array.metadata.dimension_names or ()), members.large(name, array) or as_numpy(array))
+        for _, values in arrays.values():
+            if isinstance(values, OnFile):
+                extent_of(values)  # reads every value once: what cannot be unpacked is found here, not when it is to be shown
     except StoreError:
         raise
     except Exception as error:
         raise StoreError(f"{path}: expected whole tables and arrays, found: {error}; make the result again") from error
-    declared = KINDS.get(attributes["kind"])
-    if declared is not None and (unlike := declared.unlike(inner, tables, arrays)):
+    held, declared = Arrays(arrays), KINDS.get(attributes["kind"])
+    if declared is not None and (unlike := declared.unlike(inner, tables, held)):
         raise StoreError(f"{path}: {unlike}, in a result of kind {attributes['kind']!r}; make the result again")
-    return ResultFile(attributes["kind"], tables, arrays, inner)
-
-
-def _members(files: Mapping[str, Any], group: str) -> list[str]:
-    """Names of the tables or arrays that there are metadata of."""
-    parts = [name.split("/") for name in files]
-    return sorted(found[1] for found in parts if len(found) == 3 and found[0] == group and found[2] == "zarr.json")
+    return ResultFile(attributes["kind"], tables, held, inner)
 
 
 def _zip(files: Mapping[str, Any], out: BinaryIO) -> None:
@@ -202,11 +193,11 @@ def zip_entry(name: str) -> zipfile.ZipInfo:
     return entry
 
 
-def _digest(files: Mapping[str, Any], kind: str, attributes: Any) -> str:
-    """SHA-256 of all that a result holds: its files but the root's metadata, its kind and its attributes."""
+def _digest(files: Mapping[str, bytes], kind: str, attributes: Any) -> str:
+    """SHA-256 of all that a result holds: the digests of its files but the root's metadata, its kind and its attributes."""
     total = hashlib.sha256(json.dumps([kind, attributes], sort_keys=True).encode())
     for name in sorted(name for name in files if name != "zarr.json"):
-        total.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())
+        total.update(name.encode() + b"\0" + files[name])
     return total.hexdigest()
 
 

@@ -121,16 +121,22 @@ def as_numpy(array: Any) -> NDArray[Any]:
     StoreError
         Before anything is allocated, for a shape that nothing written by this package has.
     """
-    text = str(array.dtype)[:1] not in "biuf"
-    if array.size > (MOST_TEXTS if text else MOST_VALUES) or math.prod(array.cdata_shape) > MOST_CHUNKS:
-        raise StoreError(
-            f"expected an array of a size that is read whole, found shape {array.shape} in {array.path}: its metadata are damaged"
-        )
+    text = checked_size(array)
     if 0 in array.shape:
         values = np.zeros(array.shape, dtype=array.dtype)
     else:
         values = _by_pieces(array) if not text and array.nbytes > AT_ONCE else np.asarray(array[...])
     return values.astype(object) if values.dtype.kind in "TU" else values
+
+
+def checked_size(array: Any) -> bool:
+    """Whether a Zarr array is of text; StoreError for a shape that nothing written by this package has."""
+    text = str(array.dtype)[:1] not in "biuf"
+    if array.size > (MOST_TEXTS if text else MOST_VALUES) or math.prod(array.cdata_shape) > MOST_CHUNKS:
+        raise StoreError(
+            f"expected an array of a size that is read whole, found shape {array.shape} in {array.path}: its metadata are damaged"
+        )
+    return text
 
 
 def _by_pieces(array: Any) -> NDArray[Any]:

@@ -79,7 +79,7 @@ def _block(findings: Findings, store: ActivationStore) -> int | None:
     if not shares:
         return store.layout.attention_layers[len(store.layout.attention_layers) // 2]
     own = shares[0].attributes
-    image = shares[0].result.arrays["share"][1].mean((0, 2))[:, own["parts"].index("image")]
+    image = shares[0].means("share").mean(1)[:, own["parts"].index("image")]
     return int(own["layers"][int(image.argmax())])
 
 
