@@ -100,7 +100,7 @@ class Found:
         return self._known(array)[0]
 
     def mean(self, array: str, part: int) -> float:
-        """Mean of all that is known of an array at one place of its last axis; NaN where nothing is."""
+        """Mean of all that is known of an array at place `part` of its last axis; NaN where nothing is."""
         means, counts = (values[..., part] for values in self._known(array))
         return float(np.nansum(means * counts) / counts.sum()) if counts.any() else np.nan
 
