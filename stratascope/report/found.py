@@ -96,7 +96,13 @@ class Found:
         return self.result.tables[name]
 
     def means(self, array: str) -> NDArray[np.float64]:
-        """Means of an array over the examples of which it is known, NaN where it is of none; read once, however often it is asked for."""
+        """Means of an array over the examples of which it is known, NaN where it is of none; read once, however often it is asked for.
+
+        Parameters
+        ----------
+        array
+            Name of one with the dimension example, such as (example, layer, head, part).
+        """
         return self._known(array)[0]
 
     def mean(self, array: str, part: int) -> float:
