@@ -66,5 +66,5 @@ def example_number(store: ActivationStore, example: int | str) -> int:
     if not text.isdecimal():
         return store.index_of(text)
     if int(text) >= store.layout.examples:
-        raise InvalidInputError(f"expected an example from 0 to {store.layout.examples - 1}, or an id, found {text}")
+        raise InvalidInputError(f"expected an example's id, or a number from 0 to {store.layout.examples - 1}, found {text}")
     return int(text)
