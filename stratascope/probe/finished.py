@@ -87,7 +87,8 @@ class FinishedLayers(Finished[LayerAnswer]):
             for j, one in enumerate(found):
                 for field in fields(OutOfFold):
                     values = np.asarray(getattr(one, field.name))
-                    arrays[f"{b}.{j}.{field.name}"] = (tuple(f"{field.name}_{axis}" for axis in range(values.ndim)), values)
+                    # labellings differ in their sizes, and a dimension has one length
+                    arrays[f"{b}.{j}.{field.name}"] = (tuple(f"{field.name}_{axis}_{b}_{j}" for axis in range(values.ndim)), values)
         attributes = {"labellings": [len(found) for found in answer.answers], "seconds": answer.seconds}
         return ResultFile(kind=self.kind, arrays=arrays, attributes=attributes)
 

@@ -55,6 +55,7 @@ class Axes:
     kind: str
     """text, int, float, share or bool."""
     dims: tuple[str, ...]
+    """Names; `*` in one stands for anything."""
 
 
 def each(kind: Any, names: str) -> dict[str, Any]:
@@ -103,8 +104,8 @@ class Kind:
     arrays: Mapping[str, Axes] = field(default_factory=dict)
     """Name -> its dimensions; `*` in a name stands for anything, and at least one array is there. A dimension has one size in all of
     the arrays, tables and attributes that have it."""
-    rules: tuple[Callable[[Mapping[str, Any], Mapping[str, pd.DataFrame]], str | None], ...] = ()
-    """What else must hold: what is wrong with attributes and tables that are as declared, in words, or None."""
+    rules: tuple[Callable[[Mapping[str, Any], Mapping[str, pd.DataFrame], Arrays], str | None], ...] = ()
+    """What else must hold: what is wrong with attributes, tables and arrays that are as declared, in words, or None."""
 
     def unlike(self, attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], arrays: Arrays) -> str | None:
         """The first thing that is not as declared, as "expected ..., found ..."; None where all is."""
@@ -116,7 +117,7 @@ class Kind:
         ]
         if found:
             return found[0]
-        return next((said for rule in self.rules if (said := rule(attributes, tables))), None)
+        return next((said for rule in self.rules if (said := rule(attributes, tables, arrays))), None)
 
     def _unlike_tables(self, tables: Mapping[str, pd.DataFrame], sizes: dict[str, tuple[int, str]]) -> Iterator[str]:
         for name, wanted in self.tables.items():
@@ -143,7 +144,7 @@ class Kind:
                 yield f"expected an array {pattern!r}, found {', '.join(map(repr, arrays)) or 'none'}"
             for name in names:
                 dims, values = arrays.held[name]
-                if dims != wanted.dims:
+                if len(dims) != len(wanted.dims) or not all(map(fnmatchcase, map(str, dims), wanted.dims)):
                     yield f"expected array {name!r} by {', '.join(wanted.dims)}, found {', '.join(map(str, dims)) or 'no dimensions'}"
                 elif not _is(wanted.kind, values):
                     yield f"expected {wanted.kind} in array {name!r}, found {_range(values)}"

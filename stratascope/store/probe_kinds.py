@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pandas as pd
 
-from stratascope.store.declared import Kind, columns, each, floats
+from stratascope.store.declared import Axes, Kind, columns, each, floats
 from stratascope.store.provenance import PROVENANCE
 
 INTERVAL = "low high low_simultaneous high_simultaneous"
@@ -20,12 +20,36 @@ _EVENTS = columns(
 )
 
 
-def _own_task(attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> str | None:
+def _own_task(attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], _: Collection[str]) -> str | None:
     """Baselines and controls stand beside a curve of the task itself."""
     table, task = tables["table"], attributes["task"]
     if ((table["store"] == "") & (table["task"] == task)).any():
         return None
     return f"expected rows of task {task!r} without a store in table 'table', found {', '.join(sorted(set(table['task'])))}"
+
+
+def _own(kind: str, **dimensions: int) -> dict[str, Axes]:
+    """Arrays of one labelling, by their numbers of dimensions, which are named after the array itself."""
+    return {name: Axes(kind, tuple(f"{name}_{axis}*" for axis in range(count))) for name, count in dimensions.items()}
+
+
+ANSWER = {
+    **_own("float", logits=2, strength=1, inner_loss=2, gap=1, certificate=1, noise_share=1, decision_share=1),
+    **_own("float", fold_directions=3, fold_intercepts=2, direction=2, intercept=1, direction_strength=1),
+    **_own("int", iterations=1),
+    **_own("bool", absent=2, at_edge=1),
+}
+"""What a finished layer keeps of each labelling: the fields of `OutOfFold`."""
+
+
+def _every_labelling(attributes: Mapping[str, Any], _: Mapping[str, pd.DataFrame], arrays: Collection[str]) -> str | None:
+    wanted = (f"{b}.{j}.{name}" for b, count in enumerate(attributes["labellings"]) for j in range(count) for name in ANSWER)
+    return next((f"expected an array {name!r}, found none" for name in wanted if name not in arrays), None)
+
+
+def _every_code(attributes: Mapping[str, Any], _: Mapping[str, pd.DataFrame], arrays: Collection[str]) -> str | None:
+    wanted = (f"{b}.{j}" for b, codes in enumerate(attributes["classes"]) for j in range(len(codes)))
+    return next((f"expected an array {name!r}, found none" for name in wanted if name not in arrays), None)
 
 
 PROBE_KINDS = {
@@ -100,8 +124,10 @@ PROBE_KINDS = {
         {**_PROBED, "to?": str | None},
         {"table": columns(text="metric", ints="layer to_layer", floats=f"value {INTERVAL} chance", grid="metric layer to_layer")},
     ),
-    "layer_answer": Kind({"labellings": list[int], "seconds": float}),
-    "layer_codes": Kind({"classes": list[list[int]]}),
+    "layer_answer": Kind(
+        {"labellings": list[int], "seconds": float}, {}, {f"*.{name}": of for name, of in ANSWER.items()}, rules=(_every_labelling,)
+    ),
+    "layer_codes": Kind({"classes": list[list[int]]}, {}, {"*.*": floats("example_*")}, rules=(_every_code,)),
     "entanglement": Kind(
         {
             **each(str, "store condition without_relation"),

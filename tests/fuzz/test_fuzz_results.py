@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,12 @@ from edits import changed_json, digested, result_of, rezipped, some, unpacked
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stratascope.errors import StoreError
+from stratascope.probe.out_of_fold import OutOfFold
 from stratascope.report.named import FIGURES
 from stratascope.store import load_result, save_result
 from stratascope.store.kinds import KINDS
+from stratascope.store.probe_kinds import ANSWER
 
 RECORDED = "residual,attention_rows,attention_maps,head_outputs,head_logits,value_logits,value_norms,vision_residual,vision_output,knockout"
 PROBE = ("probe", "--layers", "3,4", "--folds")
@@ -58,9 +63,43 @@ def files(made: Path) -> list[Path]:
     return sorted(made.with_name("r").glob("*.zarr.zip"))
 
 
-def test_results_hold_what_their_kinds_declare(files: list[Path]) -> None:
-    kinds = {load_result(path).kind for path in files}
-    assert kinds == set(KINDS) - {"layer_answer", "layer_codes", "answer_prediction"}
+@pytest.fixture(scope="module")
+def finished(made: Path) -> list[Path]:
+    """Layers by which a probe goes on where it stopped."""
+    return sorted((made.with_name("r") / "layers").glob("*.zip"))
+
+
+def test_results_hold_what_their_kinds_declare(files: list[Path], finished: list[Path]) -> None:
+    kinds = {load_result(path).kind for path in (*files, *finished)}
+    assert kinds == set(KINDS) - {"answer_prediction"}
+
+
+def test_what_is_kept_of_a_layer_is_declared(finished: list[Path]) -> None:
+    assert set(ANSWER) == {field.name for field in fields(OutOfFold)}
+    for path in finished:
+        for name in load_result(path).arrays:
+            assert any(fnmatchcase(name, pattern) for pattern in KINDS[load_result(path).kind].arrays), name
+
+
+@some(40)
+@given(data=st.data())
+def test_finished_layers_with_missing_or_other_arrays_are_refused(data: st.DataObject, finished: list[Path], place: Path) -> None:
+    path = data.draw(st.sampled_from([next(p for p in finished if p.name.startswith(name)) for name in ("layer-", "codes-")]))
+    held = load_result(path)
+    arrays = dict(held.arrays)
+    name = data.draw(st.sampled_from(sorted(arrays)))
+    dims, values = arrays.pop(name)
+    other = data.draw(st.sampled_from(["absent", "text", "flat", "renamed"]))
+    if other == "text":
+        arrays[name] = (dims, np.full(values.shape, "a", dtype=object))
+    if other == "flat":
+        arrays[name] = ((*dims, "more"), values[..., None])
+    if other == "renamed":
+        arrays[name] = (("elsewhere", *dims[1:]), values)
+    save_result(place / path.name, replace(held, arrays=arrays))
+    patterns = [pattern for pattern in KINDS[held.kind].arrays if fnmatchcase(name, pattern)]  # named where no array is like it
+    with pytest.raises(StoreError, match="|".join(map(re.escape, (name, *patterns)))):
+        load_result(place / path.name)
 
 
 def read_everywhere(path: Path, made: Path) -> None:
