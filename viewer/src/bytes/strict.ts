@@ -9,7 +9,7 @@ const ABSENT = 0xffffffffffffffffn;
 const MISSING = "The store was not copied whole. Fetch it again, or run `stratascope verify`.";
 
 /** How many chunks of a shard must be there: those that hold an example. */
-export type Required = (key: string, chunks: number) => (chunk: number) => boolean;
+type Required = (key: string, chunks: number) => (chunk: number) => boolean;
 
 export function strictStore(files: Files, required: Required): AsyncReadable {
   const store: Ranged = {

@@ -4,7 +4,7 @@ import { s } from "./dom.ts";
 
 export interface Series { name: string; colour: string; dash?: string; values: readonly number[]; strong?: boolean }
 
-export interface LayerChart {
+interface LayerChart {
   layers: readonly number[];
   series: readonly Series[];
   kind: "lines" | "stacked";

@@ -12,7 +12,7 @@ const TALLEST = 8_000_000;
 const AROUND = 6;
 const TYPING = 120;
 
-export interface ListHost {
+interface ListHost {
   store: Store;
   filter: () => Filter;
   search: (filter: Filter) => void;

@@ -8,7 +8,7 @@ import type { View } from "./view.ts";
 
 const SAID_MS = 1200;
 
-export interface ExportHost {
+interface ExportHost {
   store: Store;
   view: () => View;
   /** The panes shown, with the names of their examples. */

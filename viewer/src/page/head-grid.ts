@@ -17,7 +17,7 @@ const PACKED = 0.75;
 const AT_ONCE = 4;
 const LOGIT = "logit";
 
-export interface GridHost {
+interface GridHost {
   store: Store;
   view: () => View;
   pick: (layer: number, head: number) => void;

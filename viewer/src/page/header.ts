@@ -8,9 +8,9 @@ import { h, setText } from "./dom.ts";
 import { bytes, counted } from "./numbers.ts";
 import { switchTheme } from "./theme.ts";
 
-export interface HeaderParts { meter?: Meter; opening: Opening; copy?: () => void; before?: Node[] }
+interface HeaderParts { meter?: Meter; opening: Opening; copy?: () => void; before?: Node[] }
 
-export interface Title { name: string; about: string; departure?: string }
+interface Title { name: string; about: string; departure?: string }
 
 /** What is open: its name, what sets it apart from the trained model on untouched images, and its size. */
 export function titleOf({ files, layout, provenance }: Store): Title {

@@ -2,7 +2,7 @@
 
 const PLAY_MS = 420;
 
-export interface PlayerHost<Which> {
+interface PlayerHost<Which> {
   /** One layer up; false where there is none. */
   up: (which: Which) => boolean;
   /** To the first layer, where the last one is shown. */

@@ -2,7 +2,7 @@
 
 import { h } from "./dom.ts";
 
-export interface Segment { value: string; text: string; title?: string }
+interface Segment { value: string; text: string; title?: string }
 export interface Segmented {
   element: HTMLElement;
   set: (value: string) => void;

@@ -8,9 +8,9 @@ import { Arrays } from "../store/arrays.ts";
 import type { ArrayMeta } from "../store/metadata.ts";
 
 /** A line of the index that `stratascope view` gives of a folder of results. */
-export interface ResultEntry { name: string; bytes: number; kind: string; task?: string; position?: string; condition?: string }
+interface ResultEntry { name: string; bytes: number; kind: string; task?: string; position?: string; condition?: string }
 
-export interface ProbeOfExample {
+interface ProbeOfExample {
   task: string;
   position: string;
   /** What was done to the image before the probed store was extracted. */

@@ -9,13 +9,13 @@ import { Fault, faultOf, isAbort } from "../fault.ts";
 import type { ArrayMeta } from "./metadata.ts";
 import { RecentlyUsed } from "./recently-used.ts";
 
-export type Values = Float32Array | Float64Array | Int32Array | Uint8Array | BigInt64Array | Int8Array | Int16Array | Uint16Array | string[];
+type Values = Float32Array | Float64Array | Int32Array | Uint8Array | BigInt64Array | Int8Array | Int16Array | Uint16Array | string[];
 export interface Read<V extends Values = Values> { data: V; shape: number[] }
 /** Of each axis an index, a half-open range, or all. */
 export type Select = (number | readonly [number, number] | null)[];
 
 /** How much of what was read is kept. */
-export const KEPT_BYTES = 192 << 20;
+const KEPT_BYTES = 192 << 20;
 registerCodecs();
 
 export class Arrays {

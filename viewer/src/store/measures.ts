@@ -158,7 +158,7 @@ const chains = new WeakMap<Store, Map<string, Promise<Float64Array[]>>>();
 const KEPT_CHAINS = 12;
 
 /** Told how many of an example's maps have been read, so that the page can say so. */
-export type Progress = (done: number, total: number) => void;
+type Progress = (done: number, total: number) => void;
 let progress: Progress = () => {};
 export function onMapsRead(tell: Progress): void {
   progress = tell;

@@ -31,7 +31,7 @@ export interface ArrayMeta {
   attributes?: Record<string, unknown>;
 }
 
-export interface Column { name: string; array: string; missing: boolean }
+interface Column { name: string; array: string; missing: boolean }
 
 export interface RootMeta {
   attributes: { format: string; format_version: number; layout: Layout; provenance: Record<string, unknown> };
@@ -41,7 +41,7 @@ export interface RootMeta {
   columns: Column[];
 }
 
-export const FORMAT = "stratascope-activations";
+const FORMAT = "stratascope-activations";
 const VERSION = 1;
 const KNOWN_CODECS = new Set(["bytes", "zstd", "crc32c", "vlen-utf8", "blosc", "sharding_indexed"]);
 
