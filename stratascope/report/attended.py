@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from stratascope.report.column import place_legend
 from stratascope.report.figures import draw_attention_share
 from stratascope.report.findings import Findings
 from stratascope.report.found import Found
-from stratascope.report.heatmaps import draw_grid
+from stratascope.report.heatmaps import draw_heads
 from stratascope.report.predictions import draw_prediction
 from stratascope.report.stacks import draw_share_stack
 
@@ -38,14 +36,14 @@ def draw_image_heads(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     """The image's share of each head's attention."""
     found = share_of(findings)
     means = found.means("share")[..., found.attributes["parts"].index("image")]
-    return _draw_heads(means, found.attributes["layers"], ax, label="share on the image")
+    return draw_heads(means, found.attributes["layers"], ax, label="share on the image", low=0.0)
 
 
 def draw_overlap_heads(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     """How much of each head's attention to the image lies in the boxes of subject and object."""
     found = findings.one("box_overlap", "overlap with boxes", "stratascope overlap STORE")
     means = found.means("overlap")[..., found.attributes["boxes"].index("both")]
-    return _draw_heads(means, found.attributes["layers"], ax, label=f"{found.attributes['measure']} in both boxes")
+    return draw_heads(means, found.attributes["layers"], ax, label=f"{found.attributes['measure']} in both boxes", low=0.0)
 
 
 def draw_answer_prediction(findings: Findings, ax: Axes, choice: Choice) -> Axes:
@@ -57,10 +55,3 @@ def draw_answer_prediction(findings: Findings, ax: Axes, choice: Choice) -> Axes
 def share_of(findings: Findings) -> Found:
     """The attention share; NotRecordedError where there is none."""
     return findings.one("attention_share", "attention shares", "stratascope share STORE")
-
-
-def _draw_heads(values: NDArray[Any], layers: list[int], ax: Axes, *, label: str) -> Axes:
-    heads = list(range(values.shape[1]))
-    return draw_grid(
-        values, ax, rows=[int(k) for k in layers], columns=heads, label=label, row_label="decoder block", column_label="head", low=0.0
-    )

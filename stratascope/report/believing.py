@@ -13,7 +13,7 @@ from stratascope.report.column import place_legend
 from stratascope.report.correlations import draw_correlations
 from stratascope.report.findings import Findings
 from stratascope.report.found import Found
-from stratascope.report.heatmaps import draw_grid
+from stratascope.report.heatmaps import draw_heads
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,16 +165,7 @@ def draw_carried_by_block(findings: Findings, ax: Axes, choice: Choice) -> Axes:
 def draw_writers(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     """What each head carries of the answer, head by block."""
     heads = _carried(findings.one("logit_attribution", "attributions", "stratascope attribution STORE"))
-    return draw_grid(
-        heads.to_numpy(),
-        ax,
-        rows=[int(k) for k in heads.index],
-        columns=[int(k) for k in heads.columns],
-        label="share of the variance",
-        row_label="decoder block",
-        column_label="head",
-        diverging=True,
-    )
+    return draw_heads(heads.to_numpy(), heads.index.tolist(), ax, label="share of the variance", diverging=True)
 
 
 def _carried(found: Found) -> pd.DataFrame:

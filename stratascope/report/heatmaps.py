@@ -102,6 +102,34 @@ def draw_grid(
     return ax
 
 
+def draw_heads(
+    values: NDArray[Any],
+    layers: Sequence[int],
+    ax: Axes,
+    *,
+    label: str,
+    low: float | None = None,
+    diverging: bool = False,
+    title: str | None = None,
+) -> Axes:
+    """A number of every head, head by decoder block.
+
+    Parameters
+    ----------
+    values
+        (layer, head); NaN stays empty.
+    layers
+        Numbers of the blocks.
+    ax, label, low, diverging, title
+        As of `draw_grid`.
+    """
+    rows, columns = [int(k) for k in layers], list(range(values.shape[1]))
+    return draw_grid(
+        values, ax, rows=rows, columns=columns, label=label, row_label="decoder block", column_label="head", low=low,
+        diverging=diverging, title=title,
+    )  # fmt: skip
+
+
 def _ticks(count: int, most: int = 15) -> list[int]:
     step = next(k for k in (1, 2, 4, 5, 10, 20, 50, 100, count) if count <= most * k or k == count)
     return list(range(0, count, step))

@@ -10,7 +10,7 @@ import numpy as np
 
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.report import new_figure, paper_style, save_figure
-from stratascope.report.heatmaps import draw_grid
+from stratascope.report.heatmaps import draw_heads
 from stratascope.report.places import ENDING
 from stratascope.report.predictions import draw_overlap, draw_prediction
 from stratascope.store import ResultFile, choice_of, choice_options, choice_text, chosen_examples, load_result
@@ -93,8 +93,7 @@ def draw_overlaps(found: BoxOverlap, prediction: AnswerPrediction | None, path: 
     columns = 2 + (prediction is not None)
     figure, axes = new_figure(columns, width=3.1 * columns, height=2.7)
     with paper_style():
-        heads = list(range(means.shape[1]))
-        draw_grid(means, axes[0], rows=layers, columns=heads, label=MEASURES[measure], row_label="decoder block", column_label="head")
+        draw_heads(means, layers, axes[0], label=MEASURES[measure])
         draw_overlap(means, layers, axes[1], label=MEASURES[measure], even=EVEN.get(measure))
         if prediction is not None:
             draw_prediction(prediction.table, prediction.baseline, axes[2])
@@ -178,18 +177,6 @@ def draw_ranking(found: HeadRanking, path: Path) -> Path:
     figure, axes = new_figure(len(scores), width=3.1 * len(scores), height=2.7)
     with paper_style():
         for (name, about), ax in zip(scores.items(), axes, strict=True):
-            values = found.grid(name)
-            rows, columns = found.attributes["layers"], list(range(values.shape[1]))
-            signed = name == "attribution"
-            draw_grid(
-                values,
-                ax,
-                rows=rows,
-                columns=columns,
-                label=about,
-                row_label="decoder block",
-                column_label="head",
-                diverging=signed,
-                title=titled(name, choice_of(found.attributes)),
-            )
+            title = titled(name, choice_of(found.attributes))
+            draw_heads(found.grid(name), found.attributes["layers"], ax, label=about, diverging=name == "attribution", title=title)
     return save_figure(figure, path)
