@@ -55,12 +55,13 @@ def commands(store: ActivationStore, findings: Findings) -> list[str]:
     lines = [extracted or f"# the store does not say which command wrote it; its settings are those that `stratascope info {name}` prints"]
     folder = PurePath(findings.own[0].path).parent.name
     out = f" --out {shlex.quote(folder)}" if folder and folder != f"{PurePath(name).stem}-results" else ""
-    lines += [f"{line}{out}" for line in _measured(shlex.quote(name), findings)]
+    lines += [line if line.startswith("#") else f"{line}{out}" for line in _measured(shlex.quote(name), findings, store.provenance)]
     given = f" {shlex.quote(folder)}" if out else ""
     return [*lines, f"stratascope report {shlex.quote(name)}{given} -o report.html"]
 
 
-def _measured(store: str, findings: Findings) -> list[str]:
+def _measured(store: str, findings: Findings, given: Mapping[str, Any]) -> list[str]:
+    """The commands; `given` is the store's provenance."""
     lines = []
     groups: dict[tuple[Any, ...], list[Found]] = {}
     for curve in findings.of("layer_curve"):
@@ -79,7 +80,7 @@ def _measured(store: str, findings: Findings) -> list[str]:
         made = [f for f in findings.own if f.kind == kind]
         lines += dict.fromkeys(f"stratascope {command} {store}{_chosen(f)}" for f in made)
     for found in findings.of("pointing"):
-        lines.append(f"stratascope pointing {store}{' --boxes instances.json' if found.attributes['others'] else ''}")
+        lines += _pointing(store, found, given)
     for found in (*findings.of("rollout"), *findings.of("flow")):
         numbers = ",".join(str(n) for n in found.table("examples")["example"])
         window = found.attributes.get("window")
@@ -88,6 +89,22 @@ def _measured(store: str, findings: Findings) -> list[str]:
         chosen += (f" --form {form}" if form != "raw" else "") + (f" --discard {discard:g}" if discard else "")
         lines.append(f"stratascope {found.kind} {store} --examples {numbers}{chosen}")
     return lines
+
+
+def _pointing(store: str, found: Found, given: Mapping[str, Any]) -> list[str]:
+    """The command, with the boxes by their file's name and what tells the file from others of that name."""
+    command = f"stratascope pointing {store}"
+    if not found.attributes["others"]:
+        return [command]
+    files = found.attributes.get("boxes")
+    if not files:
+        return ["# BOXES.json: the boxes that were given, of which the result does not say the name", f"{command} --boxes BOXES.json"]
+    name, digest = next(iter(files.items()))
+    own = (given.get("data") or {}).get("boxes") == files
+    if own and str(given.get("command")).startswith("stratascope demo --out . "):
+        return [f"{command} --boxes scenes/{shlex.quote(name)}"]
+    which = "that the store was made with" if own else f"whose SHA-256 begins {digest[:12]}"
+    return [f"# {name}: the file of boxes {which}; say where it lies", f"{command} --boxes {shlex.quote(name)}"]
 
 
 def _chosen(found: Found) -> str:

@@ -157,6 +157,7 @@ KINDS = {
             **each(float, "level"),
             "places": Along("place", str),
             "others": bool,
+            "boxes?": dict[str, str],
             "few": tuple[int, int],
             "missing": dict[str, str],
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,8 +56,11 @@ def point_and_draw(store: ActivationStore, folder: Path, *, boxes: Path | None =
     """How far every method points at the named things: saved, drawn, and said."""
     from stratascope.analysis import pointing
     from stratascope.datasets.boxes import BoxIndex
+    from stratascope.datasets.examples import files_digest
 
     found = pointing(store, None if boxes is None else BoxIndex.from_coco(boxes), seed=seed, scheduler=scheduler)
+    if boxes is not None:
+        found = replace(found, attributes={**found.attributes, "boxes": files_digest([boxes])})
     found.save(result_path(folder, "pointing"))
     with paper_style():
         figure, (ax,) = new_figure(1, width=5.2, height=0.7 + 0.24 * len(found.table))

@@ -68,6 +68,10 @@ def overlap_and_draw(
         prediction = answer_prediction(store, found, seed=seed)
     except TooFewExamplesError as error:
         lines.append(f"not asked whether it predicts a right answer: {error}")
+        stale = result_path(folder, "prediction", *which)
+        if stale.exists():  # of an earlier run: it would be shown beside an overlap that it is not of
+            stale.unlink()
+            lines.append(f"removed {stale.name}, which an earlier run had made")
     if prediction is not None:
         prediction.save(result_path(folder, "prediction", *which))
         lines.append(prediction_text(prediction))

@@ -231,6 +231,26 @@ def test_the_command_and_the_figure_say_whether_overlap_predicts_a_right_answer(
     assert (tmp_path / "b.png").stat().st_size > 3000
 
 
+def test_a_prediction_of_an_earlier_run_does_not_stay_beside_an_overlap_that_it_is_not_of(planted, tmp_path: Path, monkeypatch) -> None:
+    arguments = ["overlap", planted.name, "--out", str(tmp_path)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    (stale,) = tmp_path.glob("prediction*.zarr.zip")
+    kept = tmp_path / "prediction-relation-above.zarr.zip"  # of another choice of examples
+    kept.write_bytes(stale.read_bytes())
+
+    def refuse(*_: object, **__: object) -> None:
+        raise TooFewExamplesError("expected wrong answers, found none; nothing to predict")
+
+    monkeypatch.setattr("stratascope.analysis.answer_prediction", refuse)
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "nothing to predict" in done.output
+    assert f"removed {stale.name}, which an earlier run had made" in done.output
+    assert not stale.exists()
+    assert kept.exists()
+    assert "removed" not in CliRunner().invoke(main, arguments).output
+
+
 def test_where_size_alone_decides_the_baseline_finds_it_and_attention_has_no_advantage(planted) -> None:
     """A head whose row is even overlaps with large boxes more: its lead is the boxes' alone."""
     overlap = attention_overlap(planted, measure="share")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import re
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from stratascope.report.blocks import Missing
 from stratascope.report.findings import Findings, gather
 from stratascope.report.found import Found
 from stratascope.report.named import FIGURES
+from stratascope.report.redo import commands
 from stratascope.report.store_report import report_page
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
 from stratascope.workflow.answering import save_answers
@@ -205,6 +207,28 @@ def test_curves_of_the_same_examples_under_another_condition_stand_beside(store,
     assert {f.condition for f in findings.beside} == {"blank"}
     assert [f.name for f in findings.baselines_of(findings.curves[0])] == ["probe-truth-final-baseline.zarr.zip"]
     assert {f.task for f in findings.curves} == {"truth"}
+
+
+def test_the_boxes_that_a_result_was_made_with_are_named_and_told_from_others(store, scenes: Path, tmp_path: Path) -> None:
+    other = tmp_path / "all boxes.json"
+    other.write_bytes((scenes / "instances.json").read_bytes() + b"\n")
+    said = {}
+    for boxes in (scenes / "instances.json", other, None):
+        point_and_draw(store, tmp_path / "results", boxes=boxes)
+        said[boxes] = [line for line in commands(store, gather(store, [tmp_path / "results"])) if "pointing" in line or line[0] == "#"][1:]
+    digest = hashlib.sha256(other.read_bytes()).hexdigest()
+    assert said[scenes / "instances.json"] == [
+        "# instances.json: the file of boxes that the store was made with; say where it lies",
+        "stratascope pointing scenes.zarr --boxes instances.json --out results",
+    ]
+    assert said[other] == [
+        f"# all boxes.json: the file of boxes whose SHA-256 begins {digest[:12]}; say where it lies",
+        "stratascope pointing scenes.zarr --boxes 'all boxes.json' --out results",
+    ]
+    assert said[None] == ["stratascope pointing scenes.zarr --out results"]
+    held = load_result(tmp_path / "results" / "pointing.zarr.zip")
+    without = Found(Path("r/p.zarr.zip"), dataclasses.replace(held, attributes={**held.attributes, "others": True}))
+    assert "stratascope pointing scenes.zarr --boxes BOXES.json --out r" in commands(store, Findings([without]))  # an older file
 
 
 def run(*arguments: str):
