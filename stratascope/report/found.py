@@ -83,7 +83,7 @@ class Found:
         if "task" not in own:
             return self.kind, self.name
         over = own.get("baseline") or {}
-        what = (self.task, self.position, own.get("array"), own.get("by"), self.fingerprint)
+        what = (self.task, self.position, own.get("array"), own.get("by"), own.get("to"), self.fingerprint)
         return self.kind, *what, over.get("task"), over.get("fingerprint")
 
     def table(self, name: str) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -11,10 +10,8 @@ from typing import Any
 from stratascope.report.blocks import Block, Commands, Folded, Prose, Remark, Table
 from stratascope.report.findings import Findings
 from stratascope.report.found import Found
+from stratascope.report.redo_probes import probe_commands, settings_of_python
 from stratascope.store import ActivationStore, choice_options
-
-PLAIN: dict[str, Any] = {"array": "residual", "strengths": None, "method": "logistic", "split": [], "groups": "image", "minimum": 20}
-"""Settings of a probe that the command line leaves as they are."""
 
 
 def provenance(store: ActivationStore, findings: Findings) -> list[Block]:
@@ -39,7 +36,7 @@ def provenance(store: ActivationStore, findings: Findings) -> list[Block]:
         Prose("In the folder of the store, these commands make the store, its results and this page again:"),
         Commands(commands(store, findings)),
     ]
-    notes = [note for curve in findings.curves if (note := _unusual(curve))]
+    notes = [note for curve in findings.of("layer_curve") if (note := settings_of_python(curve))]
     if notes:
         blocks.append(Remark("Some curves were made in Python with settings that the command line does not have: " + "; ".join(notes)))
     files = [[f.name, f.kind, f.condition, str(f.fingerprint)[:12]] for f in (*findings.own, *findings.beside)]
@@ -55,25 +52,14 @@ def commands(store: ActivationStore, findings: Findings) -> list[str]:
     lines = [extracted or f"# the store does not say which command wrote it; its settings are those that `stratascope info {name}` prints"]
     folder = PurePath(findings.own[0].path).parent.name
     out = f" --out {shlex.quote(folder)}" if folder and folder != f"{PurePath(name).stem}-results" else ""
-    lines += [line if line.startswith("#") else f"{line}{out}" for line in _measured(shlex.quote(name), findings, store.provenance)]
+    lines += [line if line.startswith("#") else f"{line}{out}" for line in _measured(store, findings)]
     given = f" {shlex.quote(folder)}" if out else ""
     return [*lines, f"stratascope report {shlex.quote(name)}{given} -o report.html"]
 
 
-def _measured(store: str, findings: Findings, given: Mapping[str, Any]) -> list[str]:
-    """The commands; `given` is the store's provenance."""
-    lines = []
-    groups: dict[tuple[Any, ...], list[Found]] = {}
-    for curve in findings.of("layer_curve"):
-        own = curve.attributes
-        groups.setdefault((own.get("folds", 5), own.get("seed", 0), curve.only), []).append(curve)
-    baselines = {PurePath(str(f.attributes.get("store"))).name for f in findings.beside}
-    for (folds, seed, only), curves in groups.items():
-        tasks = ",".join(dict.fromkeys(re.sub(r" \(.*\)", "", c.task) for c in curves))
-        positions = ",".join(dict.fromkeys(c.position for c in curves if c.position))
-        line = f"stratascope probe {store} --tasks {shlex.quote(tasks)} --positions {shlex.quote(positions)} --folds {folds} --seed {seed}"
-        line += choice_options(only)
-        lines += [f"{line} --baseline {shlex.quote(b)}" for b in sorted(baselines)] or [line]
+def _measured(held: ActivationStore, findings: Findings) -> list[str]:
+    store, given = shlex.quote(PurePath(held.name).name), held.provenance
+    lines = probe_commands(held, findings)
     once = {"answer_confidence": "answers", "attention_share": "share", "box_overlap": "overlap"}
     once |= {"logit_attribution": "attribution", "head_ranking": "heads", "faithfulness": "faithfulness", "entanglement": "entanglement"}
     for kind, command in once.items():
@@ -113,12 +99,6 @@ def _chosen(found: Found) -> str:
     options = "" if found.weighing == "attention" else f" --weighing {found.weighing}"
     options += "" if measure == "lift" else f" --measure {measure}"
     return options + choice_options(found.only)
-
-
-def _unusual(curve: Found) -> str:
-    own: Mapping[str, Any] = curve.attributes
-    changed = [f"{name}={own[name]!r}" for name, usual in PLAIN.items() if name in own and own[name] != usual]
-    return f"{curve.name} with {', '.join(changed)}" if changed else ""
 
 
 def _joined(*parts: object) -> str:

@@ -80,7 +80,7 @@ def planted_store(
         grid=np.tile(np.array([2, 2], np.int32), (examples, 1)),
         position_present=present,
         has_map=np.zeros(examples, bool),
-        provenance={"model": "planted", "condition": condition},
+        provenance={"model": "planted", "condition": condition, "data": {"examples": {"planted.jsonl": f"{seed:064x}"}}},
     )
     noise = np.random.default_rng([seed, 1 if condition == "original" else 2])
     residual = noise.normal(size=(layers + 1, 2, examples, hidden)).astype(np.float32)
