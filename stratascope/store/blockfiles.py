@@ -150,8 +150,9 @@ class BlockFiles:
             first = next(iter(bad.values()))
             if isinstance(first, UnreachableError):
                 raise UnreachableError(f"{self._name}: {first}")
+            where = f"block{'s' if len(bad) > 1 else ''} {listing(sorted(bad))}"
             raise StoreError(
-                f"{self._name}: expected whole files of {spec.name}, found damage in blocks {listing(sorted(bad))}: {first}; "
+                f"{self._name}: expected whole files of {spec.name}, found damage in {where}: {first}; "
                 "run `stratascope verify --repair` and extract again, or fetch the store again"
             ) from first
         return out

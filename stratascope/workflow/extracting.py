@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stratascope.errors import InvalidInputError, StratascopeError
+from stratascope.store import ActivationStore, condition_of
 
 if TYPE_CHECKING:
     from stratascope.extract import ExtractionPlan, ExtractionSettings
@@ -90,7 +92,7 @@ def extract_into(
     command: str | None = None,
     say: Callable[[str], object] = lambda text: None,
 ) -> str:
-    """Fill a store; the text says how much was written.
+    """Fill a store; the text says how much was written, and what to ask of it now.
 
     Parameters
     ----------
@@ -121,7 +123,32 @@ def extract_into(
         say(f"the GPU's memory ran out {report.halvings} times and batches were halved; lower --batch-tokens to spare the time")
     done = f"wrote {report.written_examples:,} examples in {report.written_blocks} of {report.blocks} blocks"
     lost = f"; {len(report.failed)} of them could not be recorded" if report.failed else ""
-    return f"{out}: {done + lost if report.written_blocks else 'nothing left to do'}"
+    return f"{out}: {done + lost if report.written_blocks else 'nothing left to do'}\n{next_step(ActivationStore.open(out), out)}"
+
+
+def next_step(store: ActivationStore, where: str | Path) -> str:
+    """What to run on a store now that it was written, as far as it was: by its conditions, its prompt and what was recorded.
+
+    Parameters
+    ----------
+    where
+        How the command names the store.
+    """
+    name, held = shlex.quote(str(where)), store.provenance
+    if not store.complete:
+        left = int((~store.written).sum())
+        return f"not complete: {left} of {store.layout.blocks} blocks are still to come, from other processes or by the same command again"
+    if "residual" not in store.layout.record or "final" not in store.layout.positions:
+        return f"next: stratascope info {name}"
+    if condition_of(held) != "original":
+        return f"next, as a baseline of the store that it is to be compared with: stratascope probe STORE --baseline {name}"
+    if held.get("data", {}).get("labels") == "choice":
+        task = "choice"
+    else:
+        # a prompt that does not name the relation is asked for it, and a false caption's relation is not the image's
+        named = any(part in str(held["prompt"].get("text")) for part in ("{caption}", "{relation}"))
+        task = "truth" if named else "relation --only label=1"
+    return f"next: stratascope probe {name} --tasks {task} --positions final"
 
 
 def _share(

@@ -160,7 +160,7 @@ def test_damage_does_not_travel(tmp_path, source):
     data = bytearray(file.read_bytes())
     data[20] ^= 1
     file.write_bytes(data)
-    with pytest.raises(StoreError, match="thumbnail, found damage in blocks 1"):
+    with pytest.raises(StoreError, match="thumbnail, found damage in block 1"):
         copy_store(tmp_path / "a.zarr", tmp_path / "b.zip")
     assert not (tmp_path / "b.zip").exists()
 
@@ -231,7 +231,7 @@ def test_a_missing_file_behind_an_address_is_seen(tmp_path, source):
     (tmp_path / "a.zarr" / LAYOUT.array("residual").key(1)).unlink()
     with serving(tmp_path) as server:
         store = ActivationStore.open(f"{server.address}/a.zarr")
-        with pytest.raises(StoreError, match="damage in blocks 1"):
+        with pytest.raises(StoreError, match="damage in block 1"):
             store.read("residual", layer=1, position="final", examples=[0, 4])
         assert verify(f"{server.address}/a.zarr").bad_blocks == [1]
 
