@@ -79,7 +79,7 @@ def _measured(held: ActivationStore, findings: Findings) -> list[str]:
 
 def _pointing(store: str, found: Found, given: Mapping[str, Any]) -> list[str]:
     """The command, with the boxes by their file's name and what tells the file from others of that name."""
-    command = f"stratascope pointing {store}"
+    command = f"stratascope pointing {store}{_seed(found)}"
     if not found.attributes["others"]:
         return [command]
     files = found.attributes.get("boxes")
@@ -98,7 +98,12 @@ def _chosen(found: Found) -> str:
     measure = found.attributes.get("measure", "lift")
     options = "" if found.weighing == "attention" else f" --weighing {found.weighing}"
     options += "" if measure == "lift" else f" --measure {measure}"
-    return options + choice_options(found.only)
+    return options + _seed(found) + choice_options(found.only)
+
+
+def _seed(found: Found) -> str:
+    seed = found.attributes.get("seed", 0)
+    return f" --seed {seed}" if seed else ""
 
 
 def _joined(*parts: object) -> str:

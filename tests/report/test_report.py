@@ -229,6 +229,8 @@ def test_the_boxes_that_a_result_was_made_with_are_named_and_told_from_others(st
     held = load_result(tmp_path / "results" / "pointing.zarr.zip")
     without = Found(Path("r/p.zarr.zip"), dataclasses.replace(held, attributes={**held.attributes, "others": True}))
     assert "stratascope pointing scenes.zarr --boxes BOXES.json --out r" in commands(store, Findings([without]))  # an older file
+    seeded = Found(without.path, dataclasses.replace(held, attributes={**held.attributes, "seed": 3}))
+    assert "stratascope pointing scenes.zarr --seed 3 --out r" in commands(store, Findings([seeded]))
 
 
 def run(*arguments: str):
