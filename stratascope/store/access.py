@@ -102,6 +102,10 @@ def open_root(store: Store, name: str) -> zarr.Group:
     except StoreError:
         raise
     except FileNotFoundError as error:
+        if is_url(name) and name.partition("?")[0].endswith(".zip"):
+            raise StoreError(
+                f"{name}: expected a store's folder at an address, found a zip; download it and give its path, or unpack it on the host"
+            ) from error
         raise StoreError(f"{name}: expected a store, found no zarr.json there; check the path") from error
     except Exception as error:  # damaged or foreign metadata fails in many ways
         if _holds_results(store):

@@ -236,6 +236,16 @@ def test_a_missing_file_behind_an_address_is_seen(tmp_path, source):
         assert verify(f"{server.address}/a.zarr").bad_blocks == [1]
 
 
+def test_a_zip_behind_an_address_is_told_apart_from_nothing(tmp_path, source):
+    pytest.importorskip("obstore")
+    (tmp_path / "a.zarr.zip").write_bytes(b"PK")
+    with serving(tmp_path) as server:
+        with pytest.raises(StoreError, match="found a zip; download it"):
+            ActivationStore.open(f"{server.address}/a.zarr.zip")
+        with pytest.raises(StoreError, match=r"no zarr\.json there; check the path"):
+            ActivationStore.open(f"{server.address}/b.zarr")
+
+
 def test_a_zarr_store_is_opened(source):
     from zarr.storage import LocalStore
 

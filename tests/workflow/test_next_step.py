@@ -42,5 +42,11 @@ def test_it_fits_what_was_recorded(store):
     assert next_step(rows, "a.zarr") == "next: stratascope info a.zarr"
 
 
+def test_true_captions_alone_are_looked_at(store):
+    one = _of(store)
+    one.examples = store.examples.assign(label=1)
+    assert next_step(one, "a.zarr") == "next: stratascope view a.zarr"
+
+
 def _of(store: ActivationStore, **provenance: Any) -> Any:
-    return SimpleNamespace(layout=store.layout, complete=True, provenance={**store.provenance, **provenance})
+    return SimpleNamespace(layout=store.layout, examples=store.examples, complete=True, provenance={**store.provenance, **provenance})
