@@ -2,15 +2,17 @@
 
     python benchmarks/rehearsal.py --folder DIR [--examples 10972] [--vsr FOLDER] [--maps 200] [--table TABLE.md]
 
-`--examples 2048 --maps 50` is the small form; `rehearsal_scaling.py` sets several sizes beside each other. Each step runs as a process
-of its own, the commands as the README gives them; a step that is done is not done again, so that the same command goes on where it was
-stopped. At the end the results are held against what was planted (`rehearsal_verdict`), and a step's wall time, processor time, peak
-memory and bytes are printed as a table. Exit code 1 where something planted was not found, or something was found that was not planted.
+`pip install '.[cluster]'` is enough for all of it. `--examples 2048 --maps 50` is the small form; `rehearsal_scaling.py` sets several sizes
+beside each other. Each step runs as a process of its own, the commands as the README gives them; a step that is done is not done again, so
+that the same command goes on where it was stopped. At the end the results are held against what was planted (`rehearsal_verdict`), and a
+step's wall time, processor time, peak memory and bytes are printed as a table. Exit code 1 where something planted was not found, or
+something was found that was not planted.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import json
 import os
@@ -212,6 +214,8 @@ def main() -> int:
     if options.only:
         parts[options.only]()
         return 0
+    if importlib.util.find_spec("distributed") is None:
+        parser.error("expected the packages of a cluster, found none for its last step; pip install '.[cluster]'")
     folder = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     done_file = folder / "measured.json"
