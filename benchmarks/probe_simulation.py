@@ -21,6 +21,7 @@ import numpy as np
 from simulated import Simulation, TypedSimulation
 
 from stratascope.probe.intervals import band
+from stratascope.probe.metrics import width_of
 
 METRICS = ("auroc", "accuracy")
 DRAWS = 2000
@@ -41,10 +42,11 @@ def coverage(shift: float, repeats: int, *, n: int, d: int) -> dict[str, float]:
         for name, widen in (("", True), (" unwidened", False)):
             values, draws = simulation.scores(answers, widen=widen)
             for metric in METRICS:
-                found = band(values[metric], draws[metric], groups=simulation.bootstrap.count, counted=metric == "accuracy")
+                width = width_of(metric, simulation.bootstrap.count)
+                found = band(values[metric], draws[metric], **width)
                 hits.setdefault(metric + name, []).append(bool(found.low[0] <= truth[0][metric] <= found.high[0]))
                 between = values[metric][1:] - values[metric][:1], draws[metric][:, 1:] - draws[metric][:, :1]
-                apart = band(*between, groups=simulation.bootstrap.count, counted=metric == "accuracy")
+                apart = band(*between, **width)
                 wanted = truth[1][metric] - truth[0][metric]
                 hits.setdefault(f"difference of {metric}{name}", []).append(bool(apart.low[0] <= wanted <= apart.high[0]))
     return {"mean auroc": float(np.mean(level))} | {name: float(np.mean(hit)) for name, hit in hits.items()}

@@ -72,8 +72,7 @@ class Advantage(Shown):
         value, draws = sign * value, sign * draws
         bands = band(value, draws, level=level, **width_of(metric, groups), certain=certain)
         columns = {"layer": layers, "metric": metric, "name": name, "baseline": baseline, "value": value}
-        intervals = {k: getattr(bands, k) for k in INTERVALS}
-        return cls(table=pd.DataFrame(columns | intervals), draws=draws, bands=bands, level=level, attributes=attributes or {})
+        return cls(table=pd.DataFrame(columns | bands.ends), draws=draws, bands=bands, level=level, attributes=attributes or {})
 
     def onset(self, margin: float = 0.0) -> LayerEvent:
         """First layer whose simultaneous lower bound exceeds the margin, and whose successor's does."""
@@ -128,9 +127,9 @@ class Advantage(Shown):
         # where no draw differs, the interval is that of the one it comes from
         bare = draws.std(axis=0) <= NO_SPREAD
         theirs = {k: np.choose(smallest, [one.table[k] for one in advantages]) for k in INTERVALS}
-        bands = bands.ending({k: np.where(bare, theirs[k], getattr(bands, k)) for k in INTERVALS})
+        bands = bands.ending({k: np.where(bare, theirs[k], own) for k, own in bands.ends.items()})
         table = first[["layer", "metric", "name"]].assign(baseline=" and ".join(one.table["baseline"].iloc[0] for one in advantages))
-        table = table.assign(value=value, **{k: getattr(bands, k) for k in INTERVALS})
+        table = table.assign(value=value, **bands.ends)
         facts = {key: advantages[0].attributes.get(key) for key in ("task", "position", "fingerprint")}
         facts["baseline"] = {"task": "the best of several", "of": [one.attributes.get("baseline", "chance") for one in advantages]}
         return cls(table, draws, bands, advantages[0].level, facts)

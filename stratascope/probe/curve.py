@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,7 @@ class LayerCurve(Shown):
             raise InvalidInputError(f"expected a layer of {rows.index.tolist()}, found {layer}")
         return float(rows[layer])
 
-    @property
+    @cached_property
     def certain(self) -> NDArray[np.bool_]:
         """(layer,) where the probe says the same of all examples, so that no other draw of them could change it."""
         return same_whatever_is_drawn(self.logits, self.examples["fold"].to_numpy())

@@ -29,6 +29,11 @@ class Band:
     critical: float
     """Standard errors on each side of the simultaneous interval."""
 
+    @property
+    def ends(self) -> dict[str, Floats]:
+        """The ends of the intervals by their names, as of `INTERVALS`."""
+        return {name: getattr(self, name) for name in INTERVALS}
+
     def ending(self, ends: Mapping[str, Floats]) -> Band:
         """With other ends of the intervals, by their names."""
         return Band(ends["low"], ends["high"], ends["low_simultaneous"], ends["high_simultaneous"], self.critical)

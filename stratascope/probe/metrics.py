@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.probe.bootstrap import Bootstrap, auroc
-from stratascope.probe.intervals import INTERVALS, band
+from stratascope.probe.intervals import band
 from stratascope.probe.losses import loss_for
 
 Floats = NDArray[Any]
@@ -108,7 +108,7 @@ def score_table(
     for metric in values:
         found = band(values[metric], draws[metric], level=level, **width_of(metric, groups), certain=certain)
         bottom, top = -np.inf if metric.startswith("r2") else 0.0, np.inf if metric == "log_loss" else 1.0
-        intervals = {k: np.clip(getattr(found, k), bottom, top) for k in INTERVALS}
+        intervals = {name: np.clip(end, bottom, top) for name, end in found.ends.items()}
         parts.append(
             pd.DataFrame(
                 {

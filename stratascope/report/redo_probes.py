@@ -11,6 +11,7 @@ from typing import Any
 from stratascope.report.findings import Findings
 from stratascope.report.found import Found
 from stratascope.store import ActivationStore, choice_options
+from stratascope.store.selection import stretches
 
 _OPTIONS: Mapping[str, tuple[str, Any]] = {
     "array": ("--array", "residual"),
@@ -33,9 +34,13 @@ _TASKS = ("truth", "choice", "category", "answer", "geometry")
 
 def probe_commands(store: ActivationStore, findings: Findings) -> list[str]:
     """One command for all curves of the same settings, baselines, measures and positions."""
+    every = findings.of("layer_curve")
+    # types are those of a control task alone; a control goes with its task, so that one command makes both
+    controlled = {_uncontrolled(curve.task) for curve in every if ":control" in curve.task}
     alike: dict[tuple[str, str], list[Found]] = {}
-    for curve in findings.of("layer_curve"):
-        alike.setdefault((_options(store, findings, curve), _uncontrolled(curve.task)), []).append(curve)
+    for curve in every:
+        task = _uncontrolled(curve.task)
+        alike.setdefault((_options(store, curve, typed=task in controlled), task), []).append(curve)
     together: dict[tuple[str, ...], list[str]] = {}
     for (settings, _), curves in alike.items():
         positions = list(dict.fromkeys(c.position for c in curves if c.position and not c.position.startswith("head ")))
@@ -63,14 +68,11 @@ def _asked(tasks: list[str]) -> str:
     return f" --tasks {shlex.quote(','.join(controls))}" + (f" --controls {shared}" if shared else "")
 
 
-def _options(store: ActivationStore, findings: Findings, curve: Found) -> str:
+def _options(store: ActivationStore, curve: Found, *, typed: bool) -> str:
     own = curve.attributes
     text = _layers(store, curve)
-    # types are those of a control task alone; a control goes with its task, so that one command makes both
-    task = _uncontrolled(curve.task)
-    controlled = any(":control" in f.task and _uncontrolled(f.task) == task for f in findings.of("layer_curve"))
     for name, (option, usual) in _OPTIONS.items():
-        if name in own and own[name] != usual and (name != "types" or controlled):
+        if name in own and own[name] != usual and (name != "types" or typed):
             text += f" {option} {shlex.quote(_value(own[name]))}"
     return text + choice_options(curve.only)
 
@@ -102,18 +104,7 @@ def _besides(store: ActivationStore, findings: Findings, curves: list[Found]) ->
 def _layers(store: ActivationStore, curve: Found) -> str:
     dim = store.layout.array(curve.attributes.get("array", "residual")).layer_dim
     held = sorted({int(layer) for layer in curve.table("table")["layer"]})
-    return "" if dim is None or held == sorted(store.layout.layers_of(dim)) else f" --layers {_stretches(held)}"
-
-
-def _stretches(numbers: list[int]) -> str:
-    """As the command line takes them: 0,3-5."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+    return "" if dim is None or held == sorted(store.layout.layers_of(dim)) else f" --layers {','.join(stretches(held, '-'))}"
 
 
 def _uncontrolled(task: str) -> str:

@@ -141,7 +141,11 @@ def listing(values: Sequence[Any]) -> str:
     """Names or numbers for a message: stretches of numbers as a..b."""
     if not values or isinstance(values[0], str):
         return ", ".join(map(str, values)) or "none"
-    parts = []
-    for part in np.split(np.asarray(values), np.flatnonzero(np.diff(values) != 1) + 1):
-        parts.append(str(part[0]) if len(part) == 1 else f"{part[0]}..{part[-1]}")
+    parts = stretches(values, "..")
     return ", ".join(parts) if len(parts) <= 12 else f"{', '.join(parts[:12])}, ... ({len(values)} in all)"
+
+
+def stretches(numbers: Sequence[int], dash: str) -> list[str]:
+    """Ascending numbers, those that follow each other as first and last with a `dash` between."""
+    parts = np.split(np.asarray(numbers), np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return [str(part[0]) if len(part) == 1 else f"{part[0]}{dash}{part[-1]}" for part in parts]

@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING
 from stratascope.errors import InvalidInputError, StratascopeError
 from stratascope.store import ActivationStore, condition_of
 
-FEW = 20
-"""True or false captions of which there are fewer are no task for a probe, unless it is asked to take them."""
-
 if TYPE_CHECKING:
     from stratascope.extract import ExtractionPlan, ExtractionSettings
 
@@ -137,6 +134,8 @@ def next_step(store: ActivationStore, where: str | Path) -> str:
     where
         How the command names the store.
     """
+    from stratascope.probe.tasks import MINIMUM_COUNT
+
     name, held = shlex.quote(str(where)), store.provenance
     if not store.complete:
         left = int((~store.written).sum())
@@ -151,7 +150,7 @@ def next_step(store: ActivationStore, where: str | Path) -> str:
         # a prompt that does not name the relation is asked for it, and a false caption's relation is not the image's
         named = any(part in str(held["prompt"].get("text")) for part in ("{caption}", "{relation}"))
         task = "truth" if named else "relation --only label=1"
-        if named and store.examples["label"].value_counts().reindex([0, 1], fill_value=0).min() < FEW:
+        if named and store.examples["label"].value_counts().reindex([0, 1], fill_value=0).min() < MINIMUM_COUNT:
             return f"next: stratascope view {name}"
     return f"next: stratascope probe {name} --tasks {task} --positions final"
 

@@ -28,11 +28,15 @@ class Probed:
         """Curves that are no controls."""
         return [curve for curve in self.own if ":" not in curve.task]
 
-    def of_task(self, task: str) -> list[LayerCurve]:
-        """A task's own curves, by position or head."""
+    def name_of(self, task: str) -> str:
+        """What the curves of a task that was asked for are called: with the choice of examples."""
         from stratascope.probe.plan import task_name
 
-        name = task_name(task, self.request.settings.get("only", ()))
+        return task_name(task, self.request.settings.get("only", ()))
+
+    def of_task(self, task: str) -> list[LayerCurve]:
+        """A task's own curves, by position or head."""
+        name = self.name_of(task)
         return [curve for curve in self.own if curve.task == name]
 
     def metric_of(self, curve: LayerCurve) -> str:

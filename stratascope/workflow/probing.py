@@ -109,10 +109,7 @@ def _studies(store: ActivationStore, request: ProbeRequest) -> dict[tuple[str, s
 
 def _spreadsheets(probed: Probed, store: ActivationStore, folder: Path) -> Iterator[Path]:
     """A table a task, of the store and its baselines, with what controls there are."""
-    from stratascope.probe.plan import task_name
-
-    for task in probed.request.tasks:
-        name = task_name(task, probed.request.settings.get("only", ()))
+    for name in map(probed.name_of, probed.request.tasks):
         mine = {
             place: [curve for curve in some if curve.task == name or curve.task.startswith(f"{name}:")]
             for place, some in {Path(store.name).name: probed.own, **probed.others}.items()
