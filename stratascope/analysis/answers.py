@@ -15,6 +15,7 @@ from stratascope.analysis.blockwise import held_examples
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report.notebook import Shown, Summary
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store.example_identity import image_groups
 from stratascope.store.results import made_from
 from stratascope.store.selection import listing
 
@@ -117,7 +118,7 @@ def answer_confidence(
     table = pd.DataFrame(
         {
             "relation": facts["relation"].to_numpy(object),
-            "image": facts["image"].to_numpy(object),
+            "image": image_groups(store.examples).labels[chosen],
             "accuracy": (logits.argmax(-1) == right).astype(float),
             "confidence": shares.max(-1),
             "right_choice": shares[each, right],

@@ -20,6 +20,7 @@ from stratascope.analysis.targets import kind_of_target, target_tokens
 from stratascope.analysis.weighing import require_recorded
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store.example_identity import image_groups
 from stratascope.store.results import made_from
 
 RESULT_KIND = "faithfulness"
@@ -138,7 +139,7 @@ def faithfulness(
     options: dict[str, Any] = {"targets": targets, "methods": allowed, "windows": blocks, "few": few, "seed": seed}
     scores = np.concatenate(over_blocks(_scores, store, chosen, at_most=PIECE, scheduler=scheduler, **options))
     rows, correlations = _compare(effects, scores, allowed, modes, windows, targets)
-    images = store.examples["image"].to_numpy(object)[chosen]
+    images = image_groups(store.examples).labels[chosen]
     table = _summarised(pd.DataFrame(rows), correlations, images, level, draws, seed)
     attributes = {
         **made_from(store),

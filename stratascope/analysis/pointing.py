@@ -23,6 +23,7 @@ from stratascope.analysis.targets import cell_groups
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.errors import TooFewExamplesError
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store.example_identity import image_groups
 from stratascope.store.results import made_from
 
 RESULT_KIND = "pointing"
@@ -124,7 +125,7 @@ def pointing(
     token = np.arange(named.shape[1])
     ground = (token >= image[:, :1]) & (token < image[:, 1:]) & ~named & ~others
     kept = named.any(1) & (ground.any(1) if boxes is None else others.any(1))
-    images = store.examples["image"].to_numpy(object)[chosen[kept]]
+    images = image_groups(store.examples).labels[chosen[kept]]
     if len(set(images)) < 2:
         what = "both boxes known" + ("" if boxes is None else " and another thing beside them")
         raise TooFewExamplesError(f"expected recorded examples of at least two images with {what}, found {int(kept.sum())} examples")

@@ -16,6 +16,7 @@ from stratascope.analysis.boxes import BOXES, box_geometry
 from stratascope.analysis.overlap import BoxOverlap, known_boxes
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.store.example_identity import image_groups
 
 RESULT_KIND = "answer_prediction"
 FOLDS = 5
@@ -95,7 +96,7 @@ def answer_prediction(
             f"expected at least {FEWEST} right and {FEWEST} wrong answers with known boxes, found {int(right.sum())} and "
             f"{int((~right).sum())}: there is nothing to predict; take more examples, or a store where the model errs"
         )
-    images = store.examples["image"].to_numpy(object)[chosen]
+    images = image_groups(store.examples).labels[chosen]
     layers, heads = overlap.attributes["layers"], overlap.attributes["heads"]
     scores = overlap.values[known][..., BOXES.index(box)].reshape(len(chosen), -1).astype(np.float64)
     undefined = np.isnan(scores)

@@ -21,6 +21,7 @@ from stratascope.probe.out_of_fold import OutOfFold
 from stratascope.probe.plan import Batch, ProbeSettings
 from stratascope.probe.splits import split_leakage
 from stratascope.store import ActivationStore
+from stratascope.store.example_identity import IMAGE, example_digests, group_labels, image_groups
 
 Floats = NDArray[Any]
 
@@ -34,6 +35,9 @@ def assemble(
         "fingerprint": store.fingerprint(),
         "provenance": store.provenance,
     }
+    images = image_groups(store.examples)
+    attributes["grouped_by"] = images.by if settings.groups == IMAGE else settings.groups
+    attributes |= {"duplicate_images": images.extra_names, "remarks": images.lines() if settings.groups == IMAGE else []}
     if settings.split:
         train, test = settings.split
         leakage = split_leakage(store.examples, train=(train,), test=(test,), groups=settings.groups)
@@ -50,7 +54,7 @@ def assemble(
 
 
 def _groups(store: ActivationStore, settings: ProbeSettings, used: NDArray[np.intp]) -> NDArray[Any]:
-    return store.examples[settings.groups].to_numpy(dtype=str)[used]
+    return group_labels(store.examples, settings.groups)[used]
 
 
 def _curve(
@@ -73,6 +77,7 @@ def _curve(
         "id": store.examples["id"].to_numpy(dtype=str)[used],
         "group": _groups(store, settings, used),
         "fold": folds,
+        "digest": example_digests(store.examples)[used],
     }
     # a fixed test set is met once; without a measure (2 folds) the widest is taken
     unknown = 0.0 if batch.folds.test is not None else 1.0

@@ -19,6 +19,7 @@ from stratascope.probe.rows import Rows
 from stratascope.probe.study import Study, plan_study
 from stratascope.probe.tasks import Task
 from stratascope.store import ActivationStore, ResultFile
+from stratascope.store.example_identity import group_labels
 
 METRIC = "compression"
 Codes = list[list[Codelength]]
@@ -75,7 +76,7 @@ def codelength_of(
     kept = None if output is None else FinishedCodes(output)
     found = study.over_layers(_send_layer, plans, kept, scheduler=scheduler, workers=workers, progress=progress, label="codelengths")
     rows: list[dict[str, Any]] = []
-    settings, groups = study.settings, study.store.examples[study.settings.groups].to_numpy(dtype=str)
+    settings, groups = study.settings, group_labels(study.store.examples, study.settings.groups)
     for place, plan in plans.items():
         of_place = found[place]
         for k, batch in enumerate(plan):
@@ -106,7 +107,7 @@ def codelength_of(
 def _send_layer(task: LayerTask) -> Codes:
     """By batch and labelling."""
     settings = task.settings
-    groups = task.store.examples[settings.groups].to_numpy(dtype=str)
+    groups = group_labels(task.store.examples, settings.groups)
     with one_blas_thread():
         x, used = read_layer(task)
         x = x.reshape(len(used), -1)

@@ -44,7 +44,8 @@ class LayerCurve(Shown):
     """One row per layer and fold, and target in a task of values: strength, at_edge, inner_loss, accuracy, gap, certificate,
     iterations, noise_share, absent_classes."""
     examples: pd.DataFrame
-    """The examples that took part: example (number in the store), id, group, fold, label (class code)."""
+    """The examples that took part: example (number in the store), id, group, fold, digest (of image, caption, relation
+    and label), label (class code)."""
     logits: Floats
     """(layer, output, example) out of fold; one output for two classes, the logit of the second."""
     draws: Mapping[str, Floats]
@@ -146,7 +147,8 @@ class LayerCurve(Shown):
         Raises
         ------
         InvalidInputError
-            The curves are of other layers or other groups of examples, so that they cannot be paired.
+            The curves are of other layers, other groups of examples, or examples that differ in image, caption, relation or label, so
+            that they cannot be paired.
         """
         rows = self.rows(metric)
         value, draws = rows["value"].to_numpy(), self.draws[metric or self.metric].T
@@ -211,6 +213,12 @@ class LayerCurve(Shown):
                 f"expected curves of the same examples and seed, so that differences are paired, found {len(self.examples)} and "
                 f"{len(other.examples)} examples with seeds {keys[0][1]} and {keys[1][1]}; pass the same examples= and seed= to both"
             )
+        mine, theirs = (c.examples.get("digest") for c in (self, other))
+        if mine is not None and theirs is not None and (unlike := np.flatnonzero(mine.to_numpy() != theirs.to_numpy())).size:
+            raise InvalidInputError(
+                f"expected curves of the same examples, found {len(unlike)} of {len(mine)} that differ in image, caption, relation or label, "
+                f"first at id {self.examples['id'].iloc[unlike[0]]!r}; extract the same examples again for the baseline"
+            )
 
     @property
     def onset(self) -> LayerEvent:
@@ -258,7 +266,7 @@ class LayerCurve(Shown):
         rows = self.rows()
         best = rows.iloc[int(rows["value"].to_numpy().argmax())]
         score = f"{self.metric} {best['value']:.3f} [{best['low']:.3f}, {best['high']:.3f}] at layer {int(best['layer'])}, its best"
-        facts = [f"{score}; chance {best['chance']:.3g}", f"{self.onset}, {self.offset}", *self.notes]
+        facts = [f"{score}; chance {best['chance']:.3g}", f"{self.onset}, {self.offset}", *self.notes, *self.attributes.get("remarks", [])]
         title = f"LayerCurve of {self.title}: {len(self.examples):,} examples, {len(rows)} layers"
         return Summary(title, facts, rows.drop(columns=["position", "task", "metric"]), self.plot)
 

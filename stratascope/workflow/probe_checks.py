@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
 from stratascope.store import column_texts
+from stratascope.store.example_identity import refuse_other_examples
 
 if TYPE_CHECKING:
     from stratascope.probe import Study
@@ -22,15 +22,17 @@ SHOWN_IDS = 5
 
 
 def check_baselines(store: ActivationStore, request: ProbeRequest) -> None:
-    """InvalidInputError where a baseline holds other examples, or the same in another order: differences are paired by example."""
+    """Refuse a baseline of other examples, or of the same in another order: differences are paired by example.
+
+    Raises
+    ------
+    InvalidInputError
+        Ids, images, captions, relations, labels, or the columns that the tasks, groups and splits use differ.
+    """
+    settings = request.settings
+    used = (*(task.partition(":")[0] for task in request.tasks), settings.get("groups", "image"), *(("split",) if settings.get("split") else ()))
     for name, other in request.baselines.items():
-        theirs, own = other.examples["id"].to_numpy(dtype=str), store.examples["id"].to_numpy(dtype=str)
-        if not np.array_equal(theirs, own):
-            raise InvalidInputError(
-                f"expected a baseline of the {len(own):,} examples of {store.name}, found {len(theirs):,} in {other.name} ({name}), "
-                f"{len(np.intersect1d(theirs, own)):,} of them the same; extract the same examples again, with --condition blank or "
-                "--untrained"
-            )
+        refuse_other_examples(store, other, f"a baseline ({name})", used)
 
 
 def check_transfer(store: ActivationStore, request: ProbeRequest) -> None:

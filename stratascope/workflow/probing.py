@@ -67,7 +67,7 @@ def probe_and_draw(
             save_curve(curve, folder, name)
     probed = Probed(request, found.pop(""), found)
     lines = _head_lines(probed) if by_head else []
-    lines[:0] = [*values_elsewhere(store, request), *without_values(store, request)]
+    lines[:0] = [*values_elsewhere(store, request), *without_values(store, request), *probed.own[0].attributes.get("remarks", [])]
     for curve in [] if by_head else probed.plain:
         lines += _compare(probed, curve, folder, store.layout.examples)
         if not curve.targets:
