@@ -216,8 +216,8 @@ class LayerCurve(Shown):
         mine, theirs = (c.examples.get("digest") for c in (self, other))
         if mine is not None and theirs is not None and (unlike := np.flatnonzero(mine.to_numpy() != theirs.to_numpy())).size:
             raise InvalidInputError(
-                f"expected curves of the same examples, found {len(unlike)} of {len(mine)} that differ in image, caption, relation or label, "
-                f"first at id {self.examples['id'].iloc[unlike[0]]!r}; extract the same examples again for the baseline"
+                f"expected curves of the same examples, found {len(unlike)} of {len(mine)} that differ in image, caption, relation or "
+                f"label, first at id {self.examples['id'].iloc[unlike[0]]!r}; extract the same examples again for the baseline"
             )
 
     @property

@@ -30,7 +30,11 @@ def check_baselines(store: ActivationStore, request: ProbeRequest) -> None:
         Ids, images, captions, relations, labels, or the columns that the tasks, groups and splits use differ.
     """
     settings = request.settings
-    used = (*(task.partition(":")[0] for task in request.tasks), settings.get("groups", "image"), *(("split",) if settings.get("split") else ()))
+    used = (
+        *(task.partition(":")[0] for task in request.tasks),
+        settings.get("groups", "image"),
+        *(("split",) if settings.get("split") else ()),
+    )
     for name, other in request.baselines.items():
         refuse_other_examples(store, other, f"a baseline ({name})", used)
 
