@@ -217,7 +217,7 @@ class LayerCurve(Shown):
         if mine is not None and theirs is not None and (unlike := np.flatnonzero(mine.to_numpy() != theirs.to_numpy())).size:
             raise InvalidInputError(
                 f"expected curves of the same examples, found {len(unlike)} of {len(mine)} that differ in image, caption, relation or "
-                f"label, first at id {self.examples['id'].iloc[unlike[0]]!r}; extract the same examples again for the baseline"
+                f"label, first at id {str(self.examples['id'].iloc[unlike[0]])!r}; extract the same examples again for the baseline"
             )
 
     @property
