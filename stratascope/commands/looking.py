@@ -98,6 +98,8 @@ def figure(
 def view(store: str, results: Path | None, port: int, no_browser: bool, export: Path | None) -> None:
     """Open a store in the browser: image, tokens, heads and layers of any example. Ctrl-C ends it.
 
+    Results of another store are refused; curves of a baseline of the same examples are shown.
+
     \b
     Example, after 'stratascope demo --out demo':
       stratascope view demo/original.zarr --results demo/results
@@ -106,16 +108,23 @@ def view(store: str, results: Path | None, port: int, no_browser: bool, export: 
     from stratascope.report.viewer import export_page, serve_store
     from stratascope.report.viewer.address import check_address
     from stratascope.report.viewer.files import files_of
+    from stratascope.report.viewer.page import results_shown
 
-    results = results or next((folder for folder in results_folders(store) if "://" not in store and folder.is_dir()), None)
+    default = [folder for folder in results_folders(store) if "://" not in store and folder.is_dir()]
+    given, results = results, results or next(iter(default), None)
+    shown = None
+    if results is not None:
+        shown, others = results_shown(results, open_store(store), shared=given is None)
+        if others:
+            click.echo(f"{results}: {others} results of other stores are not shown", err=True)
     if export is not None:
         if "://" not in store:
             files_of(Path(store))
-        click.echo(f"{export_page(export, store, results)}: put it on any web host that answers Range requests (see docs/viewer.md)")
+        click.echo(f"{export_page(export, store, results, shown)}: put it on any web host that answers Range requests (see docs/viewer.md)")
         return
     if "://" not in store:
         open_store(store)  # refuses what is no store
-    server = serve_store(store, results=results, port=port)
+    server = serve_store(store, results=results, port=port, shown=shown)
     if "://" in store:
         check_address(store)
     click.echo(server.address)

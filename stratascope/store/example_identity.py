@@ -134,8 +134,8 @@ def refuse_other_examples(own: ActivationStore, other: ActivationStore, called: 
             first = unlike[0]
             raise InvalidInputError(
                 f"expected {called} of the same examples as {own.name}, found another {column} in {other.name} for {len(unlike):,} of "
-                f"{len(ids):,} ids, first at id {str(ids[first])!r}: {_shown(mine.iloc[first])} in {own.name}, {_shown(there.iloc[first])} in "
-                f"{other.name}; {again}"
+                f"{len(ids):,} ids, first at id {str(ids[first])!r}: {_shown(mine.iloc[first])} in {own.name}, "
+                f"{_shown(there.iloc[first])} in {other.name}; {again}"
             )
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import urllib.parse
 import zipfile
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from stratascope.errors import InvalidInputError, StoreError
+from stratascope.report.findings import other_store, relation_to
+from stratascope.report.found import Found
 from stratascope.report.places import ENDING
-from stratascope.store import ActivationStore, condition_of
+from stratascope.store import ActivationStore, ResultFile, condition_of
 
 PAGE_FILES = {
     "index.html": "text/html; charset=utf-8",
@@ -40,12 +43,53 @@ def page_config(store: str, results: str | None, note: str | None = None, unwrit
     return json.dumps({key: value for key, value in told.items() if value is not None}).encode()
 
 
-def result_index(folder: Path) -> bytes:
-    """The page's index.json of a folder of results: name, size, kind, condition, and of a probe its task and position."""
-    entries: list[dict[str, Any]] = []
+def results_shown(folder: Path, store: ActivationStore, *, shared: bool = False) -> tuple[list[str], int]:
+    """Names of the results in a folder that are of a store or its baselines, and how many are of other stores.
+
+    Parameters
+    ----------
+    folder
+        Of results.
+    store
+        Whose results are to be shown.
+    shared
+        Whether several stores may have results there; those of others are then counted, else refused.
+
+    Raises
+    ------
+    InvalidInputError
+        A result is of another store, and the folder is not shared.
+    """
+    names, others, fingerprint = [], 0, store.fingerprint()
     for path in sorted(folder.glob(f"*{ENDING}")):
         head = _head(path)
         if head is None:
+            continue
+        attributes = head.get("attributes")
+        found = Found(path, ResultFile(str(head.get("kind")), attributes=attributes if isinstance(attributes, dict) else {}))
+        if relation_to(found, store, fingerprint) != "other":
+            names.append(path.name)
+        elif shared:
+            others += 1
+        else:
+            raise other_store(found, store)
+    return names, others
+
+
+def result_index(folder: Path, shown: Collection[str] | None = None) -> bytes:
+    """The page's index.json of a folder of results: name, size, kind, condition, and of a probe its task and position.
+
+    Parameters
+    ----------
+    folder
+        Of results.
+    shown
+        Names of the files to list; all by default.
+    """
+    entries: list[dict[str, Any]] = []
+    for path in sorted(folder.glob(f"*{ENDING}")):
+        head = _head(path)
+        if head is None or (shown is not None and path.name not in shown):
             continue
         attributes = head.get("attributes")
         told = attributes if isinstance(attributes, dict) else {}
@@ -73,7 +117,7 @@ def _head(path: Path) -> dict[str, Any] | None:
     return head if isinstance(head, dict) and head.get("format") == "stratascope-result" else None
 
 
-def export_page(folder: Path, store: str, results: Path | None = None) -> Path:
+def export_page(folder: Path, store: str, results: Path | None = None, shown: Collection[str] | None = None) -> Path:
     """Put the page into a folder, with what it needs to find a store on the same host, or at an address.
 
     Parameters
@@ -84,6 +128,8 @@ def export_page(folder: Path, store: str, results: Path | None = None) -> Path:
         Path of a folder or zip, which the page will look for at the same place relative to `folder`, or an http(s) address.
     results
         Folder of results; copied.
+    shown
+        Names of the results to copy; all by default.
 
     Returns
     -------
@@ -104,7 +150,7 @@ def export_page(folder: Path, store: str, results: Path | None = None) -> Path:
             (folder / name).write_bytes(page_file(name))
         if results is not None:
             (folder / "results").mkdir(exist_ok=True)
-            for path in sorted(results.glob(f"*{ENDING}")):
+            for path in sorted(path for path in results.glob(f"*{ENDING}") if shown is None or path.name in shown):
                 shutil.copyfile(path, folder / "results" / path.name)
             (folder / "results" / "index.json").write_bytes(result_index(folder / "results"))
         beside = "results/" if results is not None else None

@@ -8,6 +8,7 @@ import re
 import secrets
 import threading
 import urllib.parse
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,6 +43,8 @@ class ViewServer:
         Folder of results to show beside it.
     port
         0 for any that is free.
+    shown
+        Names of the results to show; all by default.
 
     Raises
     ------
@@ -51,7 +54,7 @@ class ViewServer:
         For an address that a web page cannot read, such as s3://.
     """
 
-    def __init__(self, store: str, *, results: Path | None = None, port: int = 0) -> None:
+    def __init__(self, store: str, *, results: Path | None = None, port: int = 0, shown: Collection[str] | None = None) -> None:
         remote = "://" in store
         if remote and not store.startswith(("http://", "https://")):
             raise InvalidInputError(
@@ -60,7 +63,7 @@ class ViewServer:
             )
         self.token = secrets.token_urlsafe(24)
         """The part of the path that nobody can guess."""
-        self._routes = _Routes(store, None if remote else files_of(Path(store)), results)
+        self._routes = _Routes(store, None if remote else files_of(Path(store)), results, shown)
         handler = type("Handler", (_Handler,), {"server_of": self})
         try:
             self._server = http.server.ThreadingHTTPServer((HOST, port), handler)
@@ -90,18 +93,18 @@ class ViewServer:
             self._server.server_close()
 
 
-def serve_store(store: str, *, results: Path | None = None, port: int = 0) -> ViewServer:
+def serve_store(store: str, *, results: Path | None = None, port: int = 0, shown: Collection[str] | None = None) -> ViewServer:
     """A server of a store's page, not yet running; see `ViewServer`."""
-    return ViewServer(store, results=results, port=port)
+    return ViewServer(store, results=results, port=port, shown=shown)
 
 
 class _Routes:
     """What lies at which path behind the token."""
 
-    def __init__(self, store: str, served: ServedFiles | None, results: Path | None) -> None:
+    def __init__(self, store: str, served: ServedFiles | None, results: Path | None, shown: Collection[str] | None = None) -> None:
         self._store = served
         self._results = FolderFiles(results) if results is not None else None
-        self._folder = results
+        self._folder, self._shown = results, shown
         if served is None:
             parts = urllib.parse.urlsplit(store)
             self.policy = _POLICY.format(connect=f"'self' {parts.scheme}://{parts.netloc}")
@@ -126,8 +129,9 @@ class _Routes:
         area, _, key = name.partition("/")
         if area == "results" and self._results is not None and self._folder is not None:
             if key == "index.json":
-                return result_index(self._folder), _JSON
-            found = self._results.find(key) if "/" not in key and key.endswith(ENDING) else None
+                return result_index(self._folder, self._shown), _JSON
+            listed = "/" not in key and key.endswith(ENDING) and (self._shown is None or key in self._shown)
+            found = self._results.find(key) if listed else None
             return None if found is None else (found, _BYTES)
         if area == "store" and self._store is not None:
             called, _, key = key.partition("/")
