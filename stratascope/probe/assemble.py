@@ -22,6 +22,7 @@ from stratascope.probe.plan import Batch, ProbeSettings
 from stratascope.probe.splits import split_leakage
 from stratascope.store import ActivationStore
 from stratascope.store.example_identity import IMAGE, example_digests, group_labels, image_groups
+from stratascope.store.results import written_counts
 
 Floats = NDArray[Any]
 
@@ -34,6 +35,7 @@ def assemble(
         "store": store.name.rstrip("/").rsplit("/", 1)[-1],  # not its place: the same result is the same bytes anywhere
         "fingerprint": store.fingerprint(),
         "provenance": store.provenance,
+        **written_counts(store),
     }
     images = image_groups(store.examples)
     attributes["grouped_by"] = images.by if settings.groups == IMAGE else settings.groups

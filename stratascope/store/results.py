@@ -21,6 +21,7 @@ from stratascope.store.durable import write_with
 from stratascope.store.kinds import KINDS
 from stratascope.store.on_file import Arrays, OnFile, extent_of, known_means, read_members, unread
 from stratascope.store.provenance import condition_of, plain_json
+from stratascope.store.recorded import written_examples
 from stratascope.store.tables import as_numpy, get_table, put_array, put_table
 
 if TYPE_CHECKING:
@@ -66,9 +67,14 @@ class ResultFile:
         return known_means(values, dims.index(dim))
 
 
-def made_from(store: ActivationStore) -> dict[str, str]:
-    """What a result says of the store that it was made from: `store`, its fingerprint, and `condition`."""
-    return {"store": store.fingerprint(), "condition": condition_of(store.provenance)}
+def made_from(store: ActivationStore) -> dict[str, Any]:
+    """What a result says of the store that it was made from: `store`, its fingerprint, `condition`, and how far it is written."""
+    return {"store": store.fingerprint(), "condition": condition_of(store.provenance), **written_counts(store)}
+
+
+def written_counts(store: ActivationStore) -> dict[str, int]:
+    """`store_examples`, and `written_examples`, fewer where the extraction is not finished."""
+    return {"store_examples": store.layout.examples, "written_examples": int(written_examples(store).sum())}
 
 
 def save_result(path: str | Path, result: ResultFile) -> None:

@@ -13,7 +13,7 @@ from stratascope.report import save_figure
 from stratascope.report.gallery import Tile, draw_gallery
 from stratascope.workflow.choosing import MOST_SHOWN, first_examples, those_held
 from stratascope.workflow.pictures import picture, relative_boxes, verdict
-from stratascope.workflow.telling import result_path, told
+from stratascope.workflow.telling import part_lines, result_path, told
 
 if TYPE_CHECKING:
     from stratascope.analysis import FlowResult
@@ -41,7 +41,7 @@ def flow_and_draw(
     found = flow_examples(store, chosen, window=window, scheduler=scheduler)
     found.save(result_path(folder, "flow"))
     path = draw_flows(store, found, folder / "flow.png")
-    return told(folder, [*left_out, flow_text(found)], [path])
+    return told(folder, [*left_out, *([] if store.complete else part_lines(store, (), len(found.examples))), flow_text(found)], [path])
 
 
 def flow_text(found: FlowResult) -> str:

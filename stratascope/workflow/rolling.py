@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from stratascope.report import draw_overlay, paper_style, save_figure
 from stratascope.workflow.choosing import MOST_SHOWN, first_examples, those_held
 from stratascope.workflow.pictures import picture, relative_boxes, said
-from stratascope.workflow.telling import result_path, told
+from stratascope.workflow.telling import part_lines, result_path, told
 
 if TYPE_CHECKING:
     from stratascope.analysis import RolloutResult
@@ -40,7 +40,7 @@ def roll_and_draw(
     onto = sum(float(found.onto_image(k).sum()) for k in range(len(found.examples))) / len(found.examples)
     said = f"{form} rollout, blocks {first} to {last - 1}, {len(found.examples)} examples: {onto:.1%} on the image, "
     said += f"{float(found.values[:, 0, 0].mean()):.1%} on the first token"
-    return told(folder, [*left_out, said], [path])
+    return told(folder, [*left_out, *([] if store.complete else part_lines(store, (), len(found.examples))), said], [path])
 
 
 def draw_rollouts(store: ActivationStore, found: RolloutResult, path: Path) -> Path:
