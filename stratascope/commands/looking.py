@@ -116,7 +116,7 @@ def view(store: str, results: Path | None, port: int, no_browser: bool, export: 
     if results is not None:
         shown, others = results_shown(results, open_store(store), shared=given is None)
         if others:
-            click.echo(f"{results}: {others} results of other stores are not shown", err=True)
+            click.echo(f"{results}: not shown, being of other stores: {others} results files", err=True)
     if export is not None:
         if "://" not in store:
             files_of(Path(store))

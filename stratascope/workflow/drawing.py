@@ -45,5 +45,5 @@ def draw_named(
     is_results = first.endswith(ENDING) or (Path(first).is_dir() and not (Path(first) / "zarr.json").exists())
     findings = gather_results(sources) if is_results else gather(ActivationStore.open(first), sources[1:], where=first)
     drawn = figure.figure(findings, Choice(task, position), width=width, height=height)
-    left_out = f"{findings.others} results of other stores in the same folder are left out\n" if findings.others else ""
+    left_out = f"left out, being of other stores in the same folder: {findings.others} results files\n" if findings.others else ""
     return f"{left_out}figure {save_figure(drawn, out)}"

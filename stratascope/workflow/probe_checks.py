@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -37,6 +38,24 @@ def check_baselines(store: ActivationStore, request: ProbeRequest) -> None:
     )
     for name, other in request.baselines.items():
         refuse_other_examples(store, other, f"a baseline ({name})", used)
+
+
+def results_of_others(store: ActivationStore, request: ProbeRequest, folder: Path) -> Iterator[str]:
+    """Says that a folder holds results of other stores, before results of this one are written there."""
+    from stratascope.report.findings import relation_to
+    from stratascope.report.viewer.page import results_in
+
+    names = {PurePath(other.name).name for other in (store, *request.baselines.values())}
+    fingerprint, others = store.fingerprint(), []
+    for found in results_in(folder):
+        called = found.attributes.get("store") if "fingerprint" in found.attributes else None
+        if relation_to(found, store, fingerprint) == "other" or (found.fingerprint == fingerprint and called not in (None, *names)):
+            others.append(f"{found.name} (of {called or 'another store'})")
+    if others:
+        yield (
+            f"{folder} holds {len(others):,} results that are not of {PurePath(store.name).name} as it is now, such as "
+            f"{others[0]}; those of the same name are replaced, the others stay: give each store a folder of its own (--out)"
+        )
 
 
 def check_transfer(store: ActivationStore, request: ProbeRequest) -> None:

@@ -50,7 +50,7 @@ def test_results_of_the_store_and_its_baselines_are_shown_and_others_of_a_shared
         shutil.copy(two_stores / name / f"probe-{name}.zarr.zip", shared)
     done = CliRunner().invoke(main, ["view", str(two_stores / "a.zarr"), "--export", str(two_stores / "page")])
     assert done.exit_code == 0, done.output
-    assert "1 results of other stores are not shown" in done.stderr
+    assert "not shown, being of other stores: 1 results files" in done.stderr
     kept = {path.name for path in (two_stores / "page" / "results").iterdir()}
     assert kept == {"index.json", "probe-own.zarr.zip", "probe-blank.zarr.zip"}
     with ViewServer(str(two_stores / "a.zarr"), results=shared, shown=["probe-own.zarr.zip"]) as server:
@@ -63,7 +63,27 @@ def test_results_of_the_store_and_its_baselines_are_shown_and_others_of_a_shared
     assert not (two_stores / "f.svg").exists()
     drawn = CliRunner().invoke(main, ["figure", "curves", str(two_stores / "a.zarr"), "-o", str(two_stores / "f.svg")])
     assert drawn.exit_code == 0, drawn.output
-    assert "1 results of other stores in the same folder are left out" in drawn.stdout
+    assert "left out, being of other stores in the same folder: 1 results files" in drawn.stdout
+
+
+def test_a_second_probe_into_a_folder_says_whose_results_lie_there(two_stores):
+    """Of another store, and of one that says the same of itself but is called otherwise."""
+    twin = planted_store(two_stores / "twin.zarr", examples=200, layers=1, onset=1, numbers=1)
+    assert ActivationStore.open(twin).fingerprint() == ActivationStore.open(two_stores / "a.zarr").fingerprint()
+    quick = ("--tasks", "truth", "--positions", "final", "--layers", "1", "--strengths", "1e-2", "--scheduler", "synchronous")
+
+    def probed(name: str, *more: str, out: str = "res") -> str:
+        done = CliRunner().invoke(main, ["probe", str(two_stores / name), *quick, *more, "--out", str(two_stores / out)])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    baseline = ("--baseline", str(two_stores / "c.zarr"))
+    assert " results that are not " not in probed("a.zarr", *baseline)
+    assert " results that are not " not in probed("a.zarr", *baseline), "its own and its baseline's are expected there"
+    assert " results that are not " not in probed("a.zarr"), "curves of a baseline are no other results"
+    assert " results that are not of b.zarr as it is now, such as " in probed("b.zarr")
+    probed("a.zarr", out="other")
+    assert "such as probe-truth-final.zarr.zip (of a.zarr)" in probed("twin.zarr", out="other")
 
 
 def test_curves_of_other_pictures_are_no_baseline(two_stores):

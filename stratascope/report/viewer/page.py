@@ -7,7 +7,7 @@ import os
 import shutil
 import urllib.parse
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,15 @@ def page_config(store: str, results: str | None, note: str | None = None, unwrit
     return json.dumps({key: value for key, value in told.items() if value is not None}).encode()
 
 
+def results_in(folder: Path) -> Iterator[Found]:
+    """Results of a folder by name, with their kind and attributes alone; files of another kind are passed over."""
+    for path in sorted(folder.glob(f"*{ENDING}")):
+        head = _head(path)
+        if head is not None:
+            attributes = head.get("attributes")
+            yield Found(path, ResultFile(str(head.get("kind")), attributes=attributes if isinstance(attributes, dict) else {}))
+
+
 def results_shown(folder: Path, store: ActivationStore, *, shared: bool = False) -> tuple[list[str], int]:
     """Names of the results in a folder that are of a store or its baselines, and how many are of other stores.
 
@@ -61,14 +70,9 @@ def results_shown(folder: Path, store: ActivationStore, *, shared: bool = False)
         A result is of another store, and the folder is not shared.
     """
     names, others, fingerprint = [], 0, store.fingerprint()
-    for path in sorted(folder.glob(f"*{ENDING}")):
-        head = _head(path)
-        if head is None:
-            continue
-        attributes = head.get("attributes")
-        found = Found(path, ResultFile(str(head.get("kind")), attributes=attributes if isinstance(attributes, dict) else {}))
+    for found in results_in(folder):
         if relation_to(found, store, fingerprint) != "other":
-            names.append(path.name)
+            names.append(found.name)
         elif shared:
             others += 1
         else:
