@@ -204,7 +204,11 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="What the model computes in: float32, bfloat16 or float16; default: the weights' own on a GPU, float32 on a CPU.",
         ),
         click.option("--device", default="auto", show_default=True, help="Where the model runs: cpu, cuda, cuda:1, ..."),
-        click.option("--strict", is_flag=True, help="Stop at images that cannot be decoded, instead of recording them as failed."),
+        click.option(
+            "--strict",
+            is_flag=True,
+            help="Stop at images that cannot be recorded and boxes that do not fit their photo, instead of leaving them out.",
+        ),
         click.option("--revision", help="Branch, tag or commit of a Hub model."),
         click.option(
             "--untrained",

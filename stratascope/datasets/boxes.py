@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stratascope.datasets.example import Example
 
 Box = tuple[float, float, float, float]
-"""x0, y0, x1, y1 in the image file's pixels."""
+"""x0, y0, x1, y1 in pixels: of the image as it was annotated, or of the photo once aligned with it (`box_alignment`)."""
 
 
 _FIELDS = ("id", "image_id", "category_id", "bbox", "iscrowd")
@@ -28,8 +28,9 @@ _FIELDS = ("id", "image_id", "category_id", "bbox", "iscrowd")
 class BoxIndex:
     """Boxes by image file name and category name."""
 
-    def __init__(self, boxes: Mapping[str, Mapping[str, list[Box]]]) -> None:
+    def __init__(self, boxes: Mapping[str, Mapping[str, list[Box]]], sizes: Mapping[str, tuple[float, float]] | None = None) -> None:
         self._boxes = boxes
+        self._sizes = sizes or {}
 
     @classmethod
     def from_coco(cls, path: Path | str) -> BoxIndex:
@@ -52,7 +53,7 @@ class BoxIndex:
                 for key, row in json_rows(file):
                     if key == "images":
                         _whole(row, len(images))
-                        images[int(row["id"])] = (str(row["file_name"]), float(row["width"]), float(row["height"]))
+                        images[int(row["id"])] = (str(row["file_name"]), _side(row, "width"), _side(row, "height"))
                     elif key == "categories":
                         names[int(row["id"])] = str(row["name"])
                     elif key == "annotations":  # without its outline, which is most of the file
@@ -68,7 +69,8 @@ class BoxIndex:
             name, category, box = _annotation(row, images, names, path)
             if box is not None:
                 boxes[name][category].append(box)
-        return cls({name: dict(by_category) for name, by_category in boxes.items()})
+        sizes = {name: (width, height) for name, width, height in images.values()}
+        return cls({name: dict(by_category) for name, by_category in boxes.items()}, sizes)
 
     def instances(self, image: str, noun: str) -> list[Box]:
         """The boxes of all instances of `noun` in `image`."""
@@ -78,6 +80,10 @@ class BoxIndex:
         """The boxes of all things in `image` but those called one of `nouns`."""
         named = {noun.strip().lower() for noun in nouns}
         return [box for name, boxes in self._boxes.get(Path(image).name, {}).items() if name not in named for box in boxes]
+
+    def annotated_size(self, image: str) -> tuple[float, float] | None:
+        """(width, height) in pixels of `image` as it was annotated; None where it is not stated."""
+        return self._sizes.get(Path(image).name)
 
     def match(self, image: str, noun: str) -> Box | None:
         """The box of the only instance of `noun` in `image`; None where there is none or several."""
@@ -106,6 +112,13 @@ def _whole(row: Any, number: int) -> None:
     lacking = [name for name in ("id", "file_name", "width", "height") if not isinstance(row, dict) or name not in row]
     if lacking:
         raise ValueError(f"images[{number}] lacks {' and '.join(lacking)}{' (pixels)' if set(lacking) & {'width', 'height'} else ''}")
+
+
+def _side(row: Mapping[str, Any], name: str) -> float:
+    value = float(row[name])
+    if not 0 < value < math.inf:
+        raise ValueError(f"image {row['file_name']} with {name} {row[name]}")
+    return value
 
 
 def _annotation(

@@ -13,6 +13,7 @@ from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.captions import split_caption
 from stratascope.datasets.csv_rows import csv_lines
 from stratascope.datasets.example import Example
+from stratascope.datasets.image_files import image_path
 from stratascope.datasets.questions import add_questions, are_questions, load_captions, plain_text
 from stratascope.errors import InvalidInputError
 
@@ -145,9 +146,8 @@ def _example(line: str, where: str, default_id: str, default_split: str, boxes: 
     label = row.get("label")
     if isinstance(label, str) or label not in (0, 1):
         raise InvalidInputError(f"{where}: expected label 0 or 1, found {_shown(row, 'label')}; {_NEEDS}")
-    if Path(row["image"]).is_absolute() or ".." in Path(row["image"]).parts or "\0" in row["image"]:
-        raise InvalidInputError(f"{where}: expected an image's name within the folder of images, found {row['image']!r}")
     try:
+        image_path(Path(), row["image"])
         parts = split_caption(row["caption"], row["relation"])
     except InvalidInputError as error:
         raise InvalidInputError(f"{where}: {error}") from error

@@ -46,9 +46,11 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
     """One row an example. Sizes and boxes are those of the part of the image that the cells cover, as if that were the image.
 
     Where some model sees only a part (LLaVA-1.5's middle square) or more than the image (padded), the columns `view_*` say where
-    that is in the file, and `file_width` and `file_height` how large that is. The rows' other plain fields follow as columns of their own.
+    that is in the file, and `file_width` and `file_height` how large that is. Where some photo is turned upright by its EXIF orientation,
+    `exif_orientation` says by which. The rows' other plain fields follow as columns of their own.
     """
     partial = not all(is_whole(layout.view, *plan.file_size(k)) for k, layout in enumerate(plan.layouts))
+    turned = any(fact.orientation != 1 for fact in plan.facts.values())
     rows = []
     for k, (example, shown) in enumerate(zip(plan.examples, plan.shown, strict=True)):
         width, height = plan.file_size(k)
@@ -68,6 +70,8 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
             "image_width": size[0],
             "image_height": size[1],
         }
+        if turned:
+            row["exif_orientation"] = plan.facts[example.image].orientation
         if partial:
             row |= {"file_width": width, "file_height": height}
             row |= dict(zip([f"view_{side}" for side in _SIDES], _unflipped(plan, view, width), strict=True))

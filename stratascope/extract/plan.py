@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import Box, cells_in_box, grid_cells
 from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import Prompt
@@ -44,6 +45,8 @@ class ExtractionPlan:
     shown: list[str]
     """The image that each example is shown, which differs from its own under `shuffled-image`."""
     facts: Mapping[str, ImageFacts]
+    alignments: Mapping[str, BoxAlignment]
+    """How the boxes of each image lie on its photo; empty without boxes."""
     layouts: list[TokenLayout]
     has_map: np.ndarray
     """(example,) bool."""
@@ -56,7 +59,7 @@ class ExtractionPlan:
 
     @property
     def failed(self) -> dict[int, str]:
-        """Example number -> why its image cannot be decoded."""
+        """Example number -> why its image cannot be recorded."""
         return {k: self.facts[name].problem for k, name in enumerate(self.shown) if self.facts[name].problem}
 
     @property

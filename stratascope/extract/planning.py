@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from tqdm.auto import tqdm
 
+from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.examples import Example, files_digest, load_examples
 from stratascope.datasets.prompts import PROMPTS
@@ -16,12 +17,15 @@ from stratascope.extract.answers import answer_forms
 from stratascope.extract.cutting import PatchGrid
 from stratascope.extract.families import ModelShape, check_family, image_rule, logits_capped, model_shape
 from stratascope.extract.images import (
+    STAND_IN,
+    ImageFacts,
     images_digest,
     inspect_images,
     shown_images,
     stated_images,
 )
 from stratascope.extract.layout import SPANS, TILES, PromptTokenizer, TokenLayout
+from stratascope.extract.photo_boxes import aligned_examples, alignment_cases, stretched_examples
 from stratascope.extract.plan import ExtractionPlan
 from stratascope.extract.settings import BOX_POSITIONS, GRID_POSITIONS, POSITIONS, TEXT_POSITIONS, TOP_TOKENS, ExtractionSettings
 from stratascope.extract.sources import resolve_model
@@ -74,10 +78,15 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         facts = stated_images(names, *settings.image_size)
     else:
         facts = inspect_images(settings.image_path(""), names, strict=settings.strict, progress=progress)
-    layouts = []
-    for example, image in tqdm(list(zip(examples, shown, strict=True)), "tokens", disable=not progress, unit="example", leave=False):
-        fact = facts[image]
-        layouts.append(tokenizer.layout(example, (fact.width, fact.height)))
+    layouts = _layouts(tokenizer, examples, shown, facts, settings, progress)
+    unusable = [fact.problem for fact in facts.values() if fact.problem]
+    if len(unusable) == len(facts):
+        raise InvalidInputError(f"expected at least one image that can be recorded, found none of {len(facts):,}: {unusable[0]}")
+    alignments: dict[str, BoxAlignment] = {}
+    if boxes is not None and settings.image_size is not None:
+        examples = stretched_examples(examples, boxes, settings.image_size)
+    elif boxes is not None:
+        examples, alignments = aligned_examples(examples, boxes, facts, strict=settings.strict)
     longest = max(range(len(layouts)), key=lambda k: len(layouts[k].ids))
     if len(layouts[longest].ids) > shape.context:
         fact = facts[shown[longest]]
@@ -141,6 +150,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             "images": images_digest(facts),
             "limit": settings.limit,
             **({"labels": "choice"} if examples[0].choices else {}),
+            **({"box_alignment": cases} if (cases := alignment_cases(alignments)) else {}),
         },
         **({"vision": {"full_attention": list(shape.vision_whole)}} if shape.vision_layers else {}),
         "condition": settings.condition,
@@ -148,8 +158,35 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         "fusion": store.fusion,
         "maps": settings.maps,
     }
-    plan = ExtractionPlan(settings, source, shape, tokenizer, examples, shown, facts, layouts, has_map, forms, None, store, provenance)
+    plan = ExtractionPlan(
+        settings, source, shape, tokenizer, examples, shown, facts, alignments, layouts, has_map, forms, None, store, provenance
+    )
     return _with_knockouts(plan, knocked) if knocked.any() else plan
+
+
+def _layouts(
+    tokenizer: PromptTokenizer,
+    examples: Sequence[Example],
+    shown: Sequence[str],
+    facts: dict[str, ImageFacts],
+    settings: ExtractionSettings,
+    progress: bool,
+) -> list[TokenLayout]:
+    """Every example's tokens; an image of a shape that the model does not take has its reason written into `facts`."""
+    layouts = []
+    for example, image in tqdm(list(zip(examples, shown, strict=True)), "tokens", disable=not progress, unit="example", leave=False):
+        fact = facts[image]
+        try:
+            layouts.append(tokenizer.layout(example, (fact.width, fact.height)))
+        except InvalidInputError as error:
+            if settings.image_size is not None or fact.problem:
+                raise
+            layouts.append(tokenizer.layout(example, STAND_IN))  # raises where the image is not the reason
+            problem = f"{settings.image_path(image)}: {error}"
+            if settings.strict:
+                raise InvalidInputError(f"example {example.id}: {problem}") from error
+            facts[image] = replace(fact, width=STAND_IN[0], height=STAND_IN[1], problem=problem)
+    return layouts
 
 
 def _with_knockouts(plan: ExtractionPlan, chosen: np.ndarray) -> ExtractionPlan:

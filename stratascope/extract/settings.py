@@ -102,7 +102,7 @@ class ExtractionSettings:
     image_size: tuple[int, int] | None = field(default=None, compare=False)
     """(width, height) to assume of every image, for a plan only."""
     strict: bool = field(default=False, compare=False)
-    """Refuse images that cannot be decoded, instead of recording their examples as failed."""
+    """Refuse images that cannot be recorded and boxes that do not fit their photo, instead of leaving them out."""
 
     def __post_init__(self) -> None:
         if self.images is None and self.image_size is None:

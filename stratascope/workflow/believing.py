@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stratascope.report import new_figure, paper_style, save_figure
 from stratascope.report.believing import HIDDEN_FROM, TARGETS
 from stratascope.report.correlations import draw_correlations
 from stratascope.report.pointing import AGAINST, draw_ratios
 from stratascope.workflow.telling import part_lines, result_path, told
+
+MOST_NAMED = 5
+"""Images whose refused boxes are named."""
 
 if TYPE_CHECKING:
     from stratascope.analysis import Faithfulness, Pointing
@@ -79,9 +82,22 @@ def pointing_text(found: Pointing) -> str:
     for row in found.table.to_dict("records"):
         value, low, high = (row[f"over_{beside}{end}"] for end in ("", "_low", "_high"))
         lines.append(f"  {value:6.2f} [{low:.2f}, {high:.2f}]  {row['wins']:4.0%}  {row['label']}")
+    lines += _alignment_text(found.attributes.get("box_alignment", {}))
     if beside == "ground":
         lines.append("other things are not told from the ground: give all boxes of the images with --boxes")
     return "\n".join([*lines, *(f"not compared: {name}; record {arrays}" for name, arrays in found.attributes["missing"].items())])
+
+
+def _alignment_text(alignment: dict[str, Any]) -> list[str]:
+    """How the boxes of --boxes were aligned with the photos, where not all are as annotated."""
+    counts = [f"{alignment[case]:,} images' boxes {case}" for case in ("scaled", "turned") if case in alignment]
+    lines = [f"{' and '.join(counts)} to their photos"] if counts else []
+    refused = list(alignment.get("refused", {}).items())
+    if refused:
+        more = f"; and {len(refused) - MOST_NAMED} more" if len(refused) > MOST_NAMED else ""
+        named = "; ".join(f"{name}: {reason}" for name, reason in refused[:MOST_NAMED])
+        lines.append(f"left out, {len(refused):,} images whose boxes do not fit their photo: {named}{more}")
+    return lines
 
 
 def draw_faithfulness(found: Faithfulness, path: Path) -> Path:

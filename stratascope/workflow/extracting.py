@@ -109,13 +109,15 @@ def extract_into(
     """
     from stratascope.extract import plan_extraction, run_extraction
     from stratascope.extract.extraction import require_extract_extra
-    from stratascope.extract.summary import unanswered
+    from stratascope.extract.summary import image_notes, unanswered
 
     require_extract_extra(load=False)
     shard, settings = _share(shard, settings, say)
     made = plan_extraction(settings, weights=True, progress=progress)
     if note := unanswered(made):
         say(note)
+    for line in image_notes(made):
+        say(line)
     report = run_extraction(made, out, rank=shard[0], of=shard[1], batch_tokens=batch_tokens, progress=progress, command=command)
     for example, reason in report.failed.items():
         say(f"not recorded: example {example}: {reason}")
