@@ -24,7 +24,8 @@ REFUSED = {
 LOSSY = {"JPEG": 14, "WEBP": 14, "AVIF": 14, "JPEG2000": 2, "GIF": 8}
 """Largest difference of a grey value that a format's own compression makes."""
 
-MODES = ("1", "L", "LA", "La", "P", "PA", "I;16", "I;16B", "I;16L", "I;16N", "I", "F", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")  # fmt: skip
+MODES = ("1", "L", "LA", "La", "P", "PA", "I;16", "I;16B", "I;16L", "I;16N", "I", "F",
+    "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")  # fmt: skip
 
 
 WRITTEN_NOWHERE = {"La", "RGBa", "HSV", "I;16L", "I;16N"}
