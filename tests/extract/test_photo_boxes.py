@@ -118,7 +118,8 @@ def test_a_file_of_boxes_at_another_size_points_as_the_same_boxes_do(drawn: Path
     (data / "wide.json").write_text(json.dumps(wide))
     with pytest.raises(InvalidInputError, match=r"boxes are annotated on 336 x 168 pixels, the photo has 168 x 168"):
         pointing(store, BoxIndex.from_coco(data / "wide.json"), methods=("attention",))
-    result = CliRunner().invoke(main, ["pointing", str(data.parent / "s.zarr"), "--boxes", str(data / "wide.json"), "--out", str(data / "out")])
+    given = ["--boxes", str(data / "wide.json"), "--out", str(data / "out")]
+    result = CliRunner().invoke(main, ["pointing", str(data.parent / "s.zarr"), *given])
     assert result.exit_code == 2
     assert "336 x 168" in result.stderr
     for image in wide["images"][1:]:
