@@ -113,6 +113,8 @@ def pointing(
         If no image's boxes fit the photo that the store was made from.
     """
     layout = store.layout
+    if boxes is not None:
+        boxes = boxes.of_images(store.examples["image"])
     allowed, missing = methods_of(store, methods)
     allowed = tuple(method for method in allowed if method.name not in LEFT_OUT)
     held = [name for name in ("answer_logits", *(n for m in allowed for n in m.needs)) if name in layout.record or name == "answer_logits"]
