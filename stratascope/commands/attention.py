@@ -50,7 +50,7 @@ def share(store: str, weighing: str, only: tuple[str, ...], out: Path | None) ->
 @options.results
 def rollout(
     store: str,
-    examples: tuple[int | str, ...] | None,
+    examples: str | None,
     window: tuple[int, int] | None,
     form: Any,
     discard: float,
@@ -77,9 +77,7 @@ def rollout(
 @options.window
 @options.scheduler
 @options.results
-def flow(
-    store: str, examples: tuple[int | str, ...] | None, window: tuple[int, int] | None, scheduler: str | None, out: Path | None
-) -> None:
+def flow(store: str, examples: str | None, window: tuple[int, int] | None, scheduler: str | None, out: Path | None) -> None:
     """Exact attention flow from the final token to every input token and into spans and boxes, with the cut that limits it.
 
     Through many blocks flow tells little but a token's position, and says so: use a window of few.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import click
 
 MOST_NUMBERS = 1_000_000
 """In a range of the command line."""
+_DIGITS = re.compile("[0-9]{1,18}")
 
 
 def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -58,19 +60,6 @@ def blocks(context: click.Context, param: click.Parameter, value: str | None) ->
     return (found[0], found[-1] + 1) if found else None
 
 
-def examples_asked(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int | str, ...] | None:
-    """Example numbers, ranges of them and ids, parted by commas."""
-    if value is None:
-        return None
-    found: list[int | str] = []
-    for part in filter(None, map(str.strip, value.split(","))):
-        try:
-            found += _number_range(part)
-        except ValueError:
-            found.append(part)
-    return tuple(found)
-
-
 def decimals(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     """Numbers such as 1e-3 parted by commas."""
     if value is None:
@@ -83,6 +72,8 @@ def decimals(_ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 def _number_range(part: str) -> range:
     first, dash, last = part.strip().partition("-")
+    if not _DIGITS.fullmatch(first) or (dash and not _DIGITS.fullmatch(last)):  # int would take 1_0 for 10
+        raise ValueError("no number")
     found = range(int(first), int(last if dash else first) + 1)
     if not found or len(found) > MOST_NUMBERS:
         raise ValueError(f"{len(found)} numbers")
@@ -109,7 +100,7 @@ only = click.option(
 )
 results = click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
 examples = click.option(
-    "--examples", callback=examples_asked, metavar="N,M-K,ID", help="Example numbers or ids; default: the first eight that have a map."
+    "--examples", metavar="ID,N,M-K", help="Ids or numbers of examples, an id first; default: the first eight that have a map."
 )
 window = click.option("--window", callback=blocks, metavar="A-B", help="Only through decoder blocks A to B; default: all.")
 scheduler = click.option(

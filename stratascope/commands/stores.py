@@ -58,8 +58,8 @@ def verify(store: str, images: Path | None, repair: bool) -> None:
 )
 @click.option("--layers", callback=options.numbers, metavar="N,M-K", help="Layers to take.")
 @click.option("--positions", callback=options.names, metavar="NAME,NAME", help="Positions to take.")
-@click.option("--examples", callback=options.numbers, metavar="N,M-K", help="Example numbers to take.")
-def copy(source: str, target: str, **chosen: Any) -> None:
+@click.option("--examples", metavar="ID,N,M-K", help="Ids or numbers of the examples to take, an id first.")
+def copy(source: str, target: str, examples: str | None, **chosen: Any) -> None:
     """Copy from a folder, zip or URL into a new folder or zip. The copy says what was taken.
 
     \b
@@ -67,10 +67,16 @@ def copy(source: str, target: str, **chosen: Any) -> None:
       stratascope copy demo/original.zarr small.zip --arrays residual --layers 0,6 --positions final
     """
     from stratascope.store import copy_store
+    from stratascope.workflow.choosing import asked_examples, ids_line
     from stratascope.workflow.describing import copy_text
 
+    numbers = None
+    if examples is not None:
+        opened = open_store(source)
+        numbers = asked_examples(opened, examples)
+        click.echo(ids_line(opened, numbers))
     with bar("copy", "block") as tell:
-        taken = copy_store(source, target, progress=tell, **chosen)
+        taken = copy_store(source, target, progress=tell, examples=numbers, **chosen)
     click.echo(copy_text(target, taken))
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from stratascope.datasets.boxes import Box
 from stratascope.extract.answers import token_texts
 from stratascope.extract.views import flipped, is_whole, scaled, view_size
+from stratascope.store.tables import EXACT_AS_FLOAT
 
 if TYPE_CHECKING:
     from stratascope.extract.plan import ExtractionPlan
@@ -90,11 +91,23 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
 
 
 def _column(values: Sequence[Any]) -> pd.Series[Any]:
-    """A field of the rows: numbers or truth values as they are where all rows agree in that, else text; missing where a row has none."""
-    kinds = {"truth" if isinstance(v, bool) else "text" if isinstance(v, str) else "number" for v in values if v is not None}
-    if kinds == {"number"} or (kinds == {"truth"} and None not in values):
-        return pd.Series(values)
-    return pd.Series([v if v is None or isinstance(v, str) else json.dumps(v) for v in values], dtype=object)
+    """A field of the rows: numbers or truth values where all rows agree in that, else text; missing where a row has none.
+
+    Numbers that a column of a store would change stand there as text: whole ones beyond 64 bits, or beyond 2^53 beside fractions or
+    missing values.
+    """
+    there = [v for v in values if v is not None]
+    kinds = {"truth" if isinstance(v, bool) else "text" if isinstance(v, str) else "number" for v in there}
+    if kinds == {"truth"} and len(there) == len(values):
+        return pd.Series(values, dtype=bool)
+    if kinds == {"number"}:
+        whole = all(isinstance(v, int) for v in there)
+        if whole and len(there) == len(values) and all(-(2**63) <= v < 2**63 for v in there):
+            return pd.Series(values, dtype=np.int64)
+        if all(isinstance(v, float) or abs(v) <= EXACT_AS_FLOAT for v in there):
+            return pd.Series(values, dtype=np.float64)
+    spell = str if kinds == {"truth"} else json.dumps
+    return pd.Series([v if v is None or isinstance(v, str) else spell(v) for v in values], dtype=object)
 
 
 def _unflipped(plan: ExtractionPlan, box: Box, width: float) -> Box:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -134,6 +135,11 @@ class ActivationStore:
         """Token id -> text, for the ids that the prompts use."""
         words = get_table(self.group["vocabulary"])  # type: ignore[arg-type]
         return dict(zip(words["id"].tolist(), words["text"].tolist(), strict=True))
+
+    @property
+    def ids(self) -> Collection[str]:
+        """The examples' ids, in their order."""
+        return self._numbers.keys()
 
     def index_of(self, example_id: str) -> int:
         """Number of the example whose id is `example_id`; NotRecordedError where there is none."""

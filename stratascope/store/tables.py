@@ -22,6 +22,9 @@ AT_ONCE = 1 << 24
 MOST_VALUES, MOST_TEXTS, MOST_CHUNKS = 1 << 29, 1 << 25, 1 << 20
 """In an array that is read whole: numbers, texts, files."""
 
+EXACT_AS_FLOAT = 1 << 53
+"""The largest whole number up to which all are numbers of float64."""
+
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -72,7 +75,8 @@ def put_table(
     Raises
     ------
     InvalidInputError
-        For an index of its own, a name that occurs twice, or a column of another kind than numbers, truth values or text.
+        For an index of its own, a name that occurs twice, a column of another kind than numbers, truth values or text, or whole numbers
+        that the column would change.
     """
     if not isinstance(frame.index, pd.RangeIndex) or frame.index.start != 0 or frame.index.step != 1:
         raise InvalidInputError(f"table {name!r}: expected the plain index 0..n-1, found another; call reset_index first")
@@ -161,8 +165,14 @@ def whole_values(array: Any, name: str) -> NDArray[Any]:
 def _column(series: pd.Series[Any], where: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     if pd.api.types.is_bool_dtype(series.dtype) and not series.isna().any():
         return series.to_numpy(dtype=bool), None
-    if pd.api.types.is_integer_dtype(series.dtype) and not series.isna().any():
-        return series.to_numpy(dtype=np.int64), None
+    if pd.api.types.is_integer_dtype(series.dtype):
+        there = series.dropna()
+        if len(there) == len(series) and (not len(series) or int(series.max()) < 1 << 63):
+            return series.to_numpy(dtype=np.int64), None
+        if len(there) and max(abs(int(there.max())), abs(int(there.min()))) > EXACT_AS_FLOAT:
+            raise InvalidInputError(
+                f"{where}: expected whole numbers up to 2^63 - 1, or 2^53 beside missing values, found {there.max()}; give them as text"
+            )
     if pd.api.types.is_float_dtype(series.dtype) or pd.api.types.is_integer_dtype(series.dtype):
         narrow = str(series.dtype) == "float32"
         return series.to_numpy(dtype=np.float32 if narrow else np.float64, na_value=np.nan), None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratascope.store import column_texts
+from stratascope.store import NO_VALUE, column_texts
 from stratascope.store.durable import write_with
 from stratascope.workflow.telling import file_name, result_path
 
@@ -57,7 +57,7 @@ def save_accuracy_by(curve: LayerCurve, store: ActivationStore, column: str, fol
     """The curve's accuracy for each value of a column of the examples, saved as probe-TASK-POSITION-by-COLUMN.zarr.zip."""
     from stratascope.probe import accuracy_by
 
-    table = accuracy_by(curve, dict(zip(store.examples["id"], column_texts(store, column), strict=True)))
+    table = accuracy_by(curve, dict(zip(store.examples["id"], column_texts(store, column).fillna(NO_VALUE), strict=True)))
     return save_table(folder, "accuracy_by", table, curve, "probe", curve.task, curve.position, "by", column, by=column)
 
 
