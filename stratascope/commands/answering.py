@@ -122,7 +122,9 @@ def pointing(store: str, boxes: Path | None, seed: int, scheduler: str | None, o
     "--window", callback=options.blocks, metavar="A-B", help="The few blocks of rollout and flow; default: the top half, 8 at most."
 )
 def explain(store: str, example: str, output: Path, window: tuple[int, int] | None) -> None:
-    """One page for one example (a number or an id): every method that the store allows, what adds up to the answer, what hiding does.
+    """One page for one example: every method that the store allows, what adds up to the answer, what hiding does.
+
+    EXAMPLE is an id, or a number where no example has that id.
 
     \b
     Example, after 'stratascope demo --out demo':

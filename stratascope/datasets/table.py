@@ -51,8 +51,10 @@ def read_text(path: Path) -> str:
     """
     try:
         return path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{path}: expected a readable UTF-8 file, CSV or JSON lines, found: {error}; save it as UTF-8") from error
+    except OSError as error:
+        raise InvalidInputError(f"{path}: expected a readable file, CSV or JSON lines, found: {error}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path}: expected text in UTF-8, CSV or JSON lines, found: {error}; save it as UTF-8") from error
 
 
 def is_csv(path: Path) -> bool:

@@ -187,5 +187,5 @@ def test_line_ends_within_cells_and_byte_order_marks(tmp_path: Path) -> None:
     (row,) = csv_table(HERE, read_text(tmp_path / "t.csv")).rows
     assert row.fields == {"id": "x", "note": "a\r\nb"}
     (tmp_path / "t.csv").write_bytes("id\n\u00e9".encode("latin-1"))
-    with pytest.raises(InvalidInputError, match="expected a readable UTF-8 file"):
+    with pytest.raises(InvalidInputError, match="expected text in UTF-8"):
         read_text(tmp_path / "t.csv")
