@@ -1,7 +1,7 @@
 """The format on disk: activations of one model on many examples, as a plain Zarr v3 group (docs/format.md)."""
 
 from stratascope.store.arrays import ArraySpec
-from stratascope.store.choice import NO_VALUE, checked_choice, choice_of, choice_options, choice_text, chosen_examples, column_texts
+from stratascope.store.choice import checked_choice, choice_of, choice_options, choice_text, chosen_examples, column_texts
 from stratascope.store.copying import copy_store
 from stratascope.store.create import create_store
 from stratascope.store.difference import StoreDifference, diff_stores
@@ -15,7 +15,6 @@ from stratascope.store.verify import Verification, verify
 from stratascope.store.writer import BlockWriter
 
 __all__ = [
-    "NO_VALUE",
     "RECORDED",
     "STATUS_CODES",
     "VOLATILE",

@@ -11,7 +11,8 @@ import pandas as pd
 from stratascope.report import draw_layer_curves, new_figure, paper_style, save_figure
 from stratascope.report.panels import TEXT_WIDTH, draw_curve_panel, draw_value_panel, label_outside, panel_figure, span_of
 from stratascope.report.score_grids import draw_confusion, draw_places, draw_score_grid, draw_transfer
-from stratascope.store import NO_VALUE, column_texts
+from stratascope.store import column_texts
+from stratascope.store.choice import NO_VALUE
 from stratascope.workflow.probe_files import save_table, shown_metric
 from stratascope.workflow.probed import Probed
 from stratascope.workflow.telling import file_name, result_path

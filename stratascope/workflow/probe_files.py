@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stratascope.store import NO_VALUE, column_texts
+from stratascope.store import column_texts
+from stratascope.store.choice import NO_VALUE
 from stratascope.store.durable import write_with
 from stratascope.workflow.telling import file_name, result_path
 
