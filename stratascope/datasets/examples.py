@@ -110,7 +110,7 @@ def describe(examples: Sequence[Example]) -> str:
 
 def _of_file(path: Path, choices: Sequence[str] | None, before: Sequence[Example]) -> list[tuple[str, Example]]:
     """The examples of one file, whichever of the known forms it has, and where each stands; `before` are those of the files before it."""
-    text = read_text(path)
+    text, stem = read_text(path), path.stem
     if is_csv(path):
         table = csv_table(path, text, as_text=("id", "split", "label", *_NEEDED))
         if not {*_NEEDED, "label"} <= set(table.columns):
@@ -118,7 +118,7 @@ def _of_file(path: Path, choices: Sequence[str] | None, before: Sequence[Example
                 f"{path}: expected a table with each of the columns image, caption, relation and label once, found "
                 f"{', '.join(table.columns) or 'none'}; name them in the first line, separated by commas"
             )
-        return [(row.where, _example(_labelled(row), f"{path.stem}-{k:06d}", path.stem)) for k, row in enumerate(table.rows, 1)]
+        return [(row.where, _example(_labelled(row), f"{stem}-{k:06d}", stem)) for k, row in enumerate(table.rows, 1)]
     if text.lstrip().startswith("["):
         found = load_captions(path, text, choices)
         return [(f"{path}, row {k}", example) for k, example in enumerate(found)]
@@ -127,7 +127,7 @@ def _of_file(path: Path, choices: Sequence[str] | None, before: Sequence[Example
         last = before[-1].split if before else None
         found = add_questions(path, rows, [example for example in before if example.split == last], choices)
         return [(f"{path}, row {k}", example) for k, example in enumerate(found)]
-    return [(row.where, _example(row, f"{path.stem}-{row.line:06d}", path.stem)) for row in rows]
+    return [(row.where, _example(row, f"{stem}-{row.line:06d}", stem)) for row in rows]
 
 
 def _labelled(row: Row) -> Row:

@@ -169,12 +169,13 @@ def plain_text(value: Any, source: str) -> Any:
 
 
 def _json_rows(path: Path, text: str) -> Iterator[Row]:
+    decode = json.JSONDecoder(object_pairs_hook=_unique).decode
     for number, line in enumerate(_LINE_END.split(text), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         try:
-            row = plain_text(json.loads(line, object_pairs_hook=_unique), line)
+            row = plain_text(decode(line), line)
         except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"{where}: expected one JSON object a line, found: {error}") from error
         if not isinstance(row, dict):

@@ -106,8 +106,7 @@ def _column(values: Sequence[Any]) -> pd.Series[Any]:
             return pd.Series(values, dtype=np.int64)
         if all(isinstance(v, float) or abs(v) <= EXACT_AS_FLOAT for v in there):
             return pd.Series(values, dtype=np.float64)
-    spell = str if kinds == {"truth"} else json.dumps
-    return pd.Series([v if v is None or isinstance(v, str) else spell(v) for v in values], dtype=object)
+    return pd.Series([v if v is None or isinstance(v, str) else json.dumps(v) for v in values], dtype=object)
 
 
 def _unflipped(plan: ExtractionPlan, box: Box, width: float) -> Box:

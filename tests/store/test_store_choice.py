@@ -76,7 +76,7 @@ def test_a_value_chooses_the_examples_that_have_it(store: ActivationStore, only:
         ("level=nan", "found 'nan'; it has 1, 2, 10"),
         ("whole=9007199254740993.5", "found '9007199254740993.5'"),
         ("whole=9007199254740992", "found '9007199254740992'"),
-        ("crowded=yes", "found 'yes'; it has False, True, and none in 1 of 5 examples"),
+        ("crowded=yes", "found 'yes'; it has false, true, and none in 1 of 5 examples"),
         ("full=1", "found '1'; it has False, True"),
         ("split=a", "found 'a'; it has no value, and none in 5 of 5 examples"),
     ],
