@@ -12,6 +12,7 @@ from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.report.found import Found
 from stratascope.report.places import ENDING, results_folders
 from stratascope.store import ActivationStore, condition_of, load_result
+from stratascope.store.provenance import same_model_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,16 +215,10 @@ def _comparable(found: Found, provenance: dict[str, Any]) -> bool:
         return False
     model, own_model = ({"name": m} if isinstance(m := p.get("model", {}), str) else m for p in (theirs, provenance))
     data, own_data = (p.get("data", {}) for p in (theirs, provenance))
-    drawn = [m for m in (model, own_model) if m.get("untrained") is not None]
     same = all(model.get(key) == own_model.get(key) for key in ("name", "revision"))
-    same &= model.get("files") == own_model.get("files") or (len(drawn) == 1 and _text_files(model) == _text_files(own_model))
+    same &= same_model_files(model, own_model)
     images = {digest for d in (data, own_data) if (digest := d.get("images")) is not None}
     return same and len(images) < 2 and data.get("examples") == own_data.get("examples") and bool(data.get("examples"))
-
-
-def _text_files(model: dict[str, Any]) -> dict[str, str]:
-    """Digests of what lays out prompts; the rest is of what weights are loaded or drawn from."""
-    return {name: digest for name, digest in (model.get("files") or {}).items() if name in ("tokenizer.json", "chat_template")}
 
 
 def _name(found: Found) -> str:
