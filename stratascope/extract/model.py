@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
 
-from stratascope.errors import InvalidInputError
 from stratascope.extract.attribution import LogitParts, check_attributable, directions, logit_parts
 from stratascope.extract.capture import Capture, Pooling, capturing, use_captured_attention
 from stratascope.extract.cutting import ImageRule
@@ -20,7 +18,7 @@ from stratascope.extract.features import ImageFeatures, given_to_model, image_fe
 from stratascope.extract.gradients import TokenGradients, token_gradients
 from stratascope.extract.inputs import PreparedImages, forward_inputs, joined, prepare_image
 from stratascope.extract.knockout import check_trace, effects, tracing
-from stratascope.extract.loading import load_model
+from stratascope.extract.loading import load_image_processor, load_model, on_device, usable_device
 from stratascope.extract.sources import ModelSource
 from stratascope.extract.targets import Knockouts
 from stratascope.extract.transfer import Arrival, side_of, to_host
@@ -120,19 +118,14 @@ class CaptureModel:
     Raises
     ------
     InvalidInputError
-        If the weights do not fit the configuration, or the device is absent.
+        If the weights do not fit the configuration, the device is absent or its memory does not hold them.
     """
 
     def __init__(self, source: ModelSource, *, device: str, dtype: str, rule: ImageRule, untrained: int | None = None) -> None:
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise InvalidInputError(f"expected a CUDA device for --device {device}, found none; use --device cpu")
-        self.device, self.dtype, self._rule = torch.device(device), getattr(torch, dtype), rule
+        self.device, self.dtype, self._rule = usable_device(device), getattr(torch, dtype), rule
         model = load_model(source, self.dtype, untrained)
-        try:
-            self.image_processor = AutoImageProcessor.from_pretrained(source.folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise InvalidInputError(f"{source.name}: expected its image processor in {source.folder}, found: {error}") from error
-        self.model = model.to(self.device).requires_grad_(False)
+        self.image_processor = load_image_processor(source)
+        self.model = on_device(model, self.device).requires_grad_(False)
         self.decoder = use_captured_attention(self.model)
         self.takes_features = takes_features(self.model)
         """Whether images may be given as features that were computed before."""
