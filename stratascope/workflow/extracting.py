@@ -123,6 +123,8 @@ def extract_into(
         say(f"not recorded: example {example}: {reason}")
     if report.halvings:
         say(f"the GPU's memory ran out {report.halvings} times and batches were halved; lower --batch-tokens to spare the time")
+    if not out.exists():  # created by whoever has a block of it
+        return f"{out}: nothing to do for shard {shard[0]}/{shard[1]}: the store has {report.blocks} blocks, none of them its own"
     done = f"wrote {report.written_examples:,} examples in {report.written_blocks} of {report.blocks} blocks"
     lost = f"; {len(report.failed)} of them could not be recorded" if report.failed else ""
     return f"{out}: {done + lost if report.written_blocks else 'nothing left to do'}\n{next_step(ActivationStore.open(out), out)}"
