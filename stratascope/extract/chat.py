@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Protocol
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -18,6 +19,17 @@ from stratascope.extract.sources import ModelSource
 
 _ASKED, _ANSWER = "WHETHER", "STRATASCOPE"
 """Stand for the user's text and the model's answer while a template is examined."""
+_THINKING = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("[THINK]", "[/THINK]"),
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<seed:think>", "</seed:think>"),
+)
+"""What opens and closes a model's reasoning before its answer."""
+_CLOSE_THINKING = ("enable_thinking", "thinking")
+"""Variables of chat templates by which reasoning is turned off, with the value false."""
 _CHATML_SYSTEM, _CHATML_END = "<|im_start|>system\n", "<|im_end|>"
 
 
@@ -28,6 +40,8 @@ class Wording(Protocol):
     """Whether the tokenizer shall add the special tokens that it begins texts with."""
     answer_gap: str
     """Blanks between the prompt and the first word of the answer."""
+    template_options: Mapping[str, bool]
+    """Variables given to the chat template besides the conversation."""
 
     def render(self, text: str) -> str:
         """The prompt, the image as its placeholder."""
@@ -50,6 +64,7 @@ class Prefix(Wording):
 
     adds_special = False
     answer_gap = ""
+    template_options: Mapping[str, bool] = {}
 
     def __init__(self, source: ModelSource, placeholder: str, system: str | None) -> None:
         if system:
@@ -81,14 +96,34 @@ class Chat(Wording):
     Raises
     ------
     InvalidInputError
-        If there is no chat template, it refuses such a conversation, or it doesn't open the model's turn.
+        If there is no chat template, it refuses such a conversation, it doesn't open the model's turn, or it begins that with
+        reasoning and has no option to leave it out.
     """
 
     def __init__(self, source: ModelSource, placeholder: str, system: str | None) -> None:
         self._source, self._placeholder, self._system = source, placeholder, system
+        self.template_options = self._without_thinking()
         self.answer_gap = self._examined_gap()
         begin = source.named_token("bos_token")
         self.adds_special = not (begin and self.render("x").startswith(begin))
+
+    def _without_thinking(self) -> Mapping[str, bool]:
+        """Options by which the template leaves reasoning out, so that the answer follows the prompt; none where it knows no reasoning."""
+        self._template  # noqa: B018  # what is wrong with it is said first
+        read = meta.find_undeclared_variables(self._environment.parse(str(self._source.chat_template)))
+        options = {name: False for name in _CLOSE_THINKING if name in read}
+        self.template_options = options
+        prompt = self._laid_out(self.conversation(_ASKED), True)
+        answer = prompt[prompt.rfind(_ASKED) + len(_ASKED) :]
+        for opens, closes in _THINKING:
+            if opens in answer and closes not in answer[answer.rindex(opens) :]:
+                tried = f" even with {' and '.join(f'{name}=False' for name in options)}" if options else ""
+                raise InvalidInputError(
+                    f"{self._source.name}: expected a chat template whose prompt ends where the answer begins, found one that ends inside "
+                    f"{opens}{tried}: the next token begins the model's reasoning, not its answer; use the model's instruct version, or a "
+                    f"chat_template.jinja that closes with {closes}"
+                )
+        return options
 
     @cached_property
     def _template(self) -> Any:
@@ -99,6 +134,13 @@ class Chat(Wording):
                 "is not asked anything; use an instruction-tuned model"
             )
 
+        try:
+            return self._environment.from_string(template)
+        except TemplateError as error:
+            raise InvalidInputError(f"{self._source.name}: expected a chat template in Jinja, found: {error}") from error
+
+    @cached_property
+    def _environment(self) -> ImmutableSandboxedEnvironment:
         def raise_exception(message: str) -> None:
             raise TemplateError(message)
 
@@ -107,10 +149,7 @@ class Chat(Wording):
         )
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
         environment.globals |= {"raise_exception": raise_exception, "strftime_now": lambda form: datetime.now().strftime(form)}
-        try:
-            return environment.from_string(template)
-        except TemplateError as error:
-            raise InvalidInputError(f"{self._source.name}: expected a chat template in Jinja, found: {error}") from error
+        return environment
 
     def conversation(self, text: str) -> list[dict[str, Any]]:
         """The messages that are laid out."""
@@ -135,7 +174,7 @@ class Chat(Wording):
         special = {role: self._source.named_token(role) for role in ("bos_token", "eos_token", "pad_token", "unk_token")}
         known = {role: text for role, text in special.items() if text is not None}
         try:
-            rendered = str(self._template.render(messages=messages, add_generation_prompt=open_turn, **known))
+            rendered = str(self._template.render(messages=messages, add_generation_prompt=open_turn, **known, **self.template_options))
         except TemplateError as error:
             raise InvalidInputError(f"{self._source.name}: its chat template refuses one user turn with an image: {error}") from error
         if self._system == "" and rendered.startswith(_CHATML_SYSTEM):  # the template's own, which it cannot be told to leave out

@@ -30,6 +30,7 @@ from stratascope.extract.plan import ExtractionPlan
 from stratascope.extract.settings import BOX_POSITIONS, GRID_POSITIONS, POSITIONS, TEXT_POSITIONS, TOP_TOKENS, ExtractionSettings
 from stratascope.extract.sources import resolve_model
 from stratascope.extract.targets import MODES, Knockouts, layer_windows, ordered_targets
+from stratascope.extract.weight_forms import check_weight_form, quantization
 from stratascope.store import StoreLayout
 
 
@@ -55,6 +56,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     """
     trained = settings.untrained is None
     source = resolve_model(settings.model, revision=settings.revision, weights=weights and trained)
+    check_weight_form(source)
     shape = model_shape(source)
     if "vision_residual" in settings.record and not check_family(source).tower:
         raise InvalidInputError(
@@ -132,6 +134,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             "family": str(source.config["model_type"]),
             "dtype": dtype,
             "device": device.partition(":")[0],
+            "quantization": quantization(source),
             "files": source.digests(weights=trained),
             **({} if trained else {"untrained": settings.untrained}),
         },
@@ -143,6 +146,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             "choices": tokenizer.choice_ids,
             "answers": list(tokenizer.prompt.answers or examples[0].choices) or None,
             "chat_template": source.chat_template,
+            **({"template_options": options} if (options := dict(tokenizer.wording.template_options)) else {}),
         },
         "data": {
             "examples": files_digest(settings.examples),

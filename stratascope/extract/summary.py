@@ -45,7 +45,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         + ("; device assumed, since there is no torch here to ask (--device)" if assumed else ""),
         f"prompt     {plan.prompt.name}: {plan.prompt.text!r}; answers "
         + ", ".join(f"{c!r} = token {t}" for c, t in plan.tokenizer.choice_ids.items()),
-        *(f"           {line}" for line in [unanswered(plan)] if line),
+        *(f"           {line}" for line in [unanswered(plan), _without_thinking(plan)] if line),
         f"condition  {plan.settings.condition}",
         f"tokens     {counts.min()} to {counts.max()}, mean {counts.mean():.1f}; "
         f"of them image {cells.min()} to {cells.max()}, mean {cells.mean():.1f}",
@@ -104,6 +104,13 @@ def unanswered(plan: ExtractionPlan) -> str:
         f"no answer to {plan.prompt.name!r} follows from the label, so nothing will say how often the model is right "
         "(stratascope answers, the report): take true-false or yes-no, or examples that are questions with choices"
     )
+
+
+def _without_thinking(plan: ExtractionPlan) -> str:
+    """Which options of the chat template leave the model's reasoning out; "" where there is none."""
+    options = plan.tokenizer.wording.template_options
+    given = ", ".join(f"{name}={value}" for name, value in options.items())
+    return f"the chat template is given {given}, so that the answer follows the prompt without reasoning" if options else ""
 
 
 def timing_text(found: ExtractionTiming, price: float | None = None) -> str:
