@@ -42,6 +42,8 @@ class Wording(Protocol):
     """Blanks between the prompt and the first word of the answer."""
     template_options: Mapping[str, bool]
     """Variables given to the chat template besides the conversation."""
+    dates: frozenset[str]
+    """Dates that the chat template wrote into the prompt, so that the prompt of another day is another."""
 
     def render(self, text: str) -> str:
         """The prompt, the image as its placeholder."""
@@ -65,6 +67,7 @@ class Prefix(Wording):
     adds_special = False
     answer_gap = ""
     template_options: Mapping[str, bool] = {}
+    dates: frozenset[str] = frozenset()
 
     def __init__(self, source: ModelSource, placeholder: str, system: str | None) -> None:
         if system:
@@ -102,6 +105,7 @@ class Chat(Wording):
 
     def __init__(self, source: ModelSource, placeholder: str, system: str | None) -> None:
         self._source, self._placeholder, self._system = source, placeholder, system
+        self.dates = frozenset()
         self.template_options = self._without_thinking()
         self.answer_gap = self._examined_gap()
         begin = source.named_token("bos_token")
@@ -144,11 +148,16 @@ class Chat(Wording):
         def raise_exception(message: str) -> None:
             raise TemplateError(message)
 
+        def strftime_now(form: str) -> str:
+            found = datetime.now().strftime(form)
+            self.dates |= {found}
+            return found
+
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
         )
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
-        environment.globals |= {"raise_exception": raise_exception, "strftime_now": lambda form: datetime.now().strftime(form)}
+        environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
         return environment
 
     def conversation(self, text: str) -> list[dict[str, Any]]:

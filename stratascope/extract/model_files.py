@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tqdm.auto import tqdm
+
 from stratascope.errors import InvalidInputError
 
 SETTINGS_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "additional_chat_templates/*.jinja")
@@ -62,16 +64,27 @@ def shard_names(index: Path) -> list[str]:
         ) from error
 
 
-def file_digests(paths: list[Path], folder: Path) -> dict[str, str]:
+def file_digests(paths: list[Path], folder: Path, *, progress: bool = False) -> dict[str, str]:
     """Path relative to `folder` -> SHA-256 in hex.
+
+    Parameters
+    ----------
+    paths
+        Files to hash, several at a time.
+    folder
+        The model's.
+    progress
+        Show a progress bar.
 
     Raises
     ------
     InvalidInputError
         If a file cannot be read, or changes while it is read.
     """
+    names = [Path(os.path.relpath(path, folder)).as_posix() for path in paths]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "hash") as pool:
-        return dict(zip([Path(os.path.relpath(path, folder)).as_posix() for path in paths], pool.map(file_digest, paths), strict=True))
+        found = tqdm(pool.map(file_digest, paths), "hash", len(paths), unit="file", disable=not progress, leave=False)
+        return dict(zip(names, found, strict=True))
 
 
 def file_digest(path: Path) -> str:

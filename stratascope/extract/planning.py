@@ -135,7 +135,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             "dtype": dtype,
             "device": device.partition(":")[0],
             "quantization": quantization(source),
-            "files": source.digests(weights=trained),
+            "files": source.digests(weights=trained, progress=progress),
             **({} if trained else {"untrained": settings.untrained}),
         },
         "processor": {"rule": type(rule).__name__, **rule.settings()},
@@ -146,6 +146,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             "choices": tokenizer.choice_ids,
             "answers": list(tokenizer.prompt.answers or examples[0].choices) or None,
             "chat_template": source.chat_template,
+            **({"dates": sorted(tokenizer.wording.dates)} if tokenizer.wording.dates else {}),
             **({"template_options": options} if (options := dict(tokenizer.wording.template_options)) else {}),
         },
         "data": {

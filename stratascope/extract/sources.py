@@ -116,7 +116,7 @@ class ModelSource:
                 return all((self.folder / shard).exists() for shard in shard_names(index))
         return any(self.folder.glob("*.safetensors"))
 
-    def digests(self, *, weights: bool = True) -> dict[str, str]:
+    def digests(self, *, weights: bool = True, progress: bool = False) -> dict[str, str]:
         """SHA-256 of every file that can change a number, by its name in the folder, and of the chat template that is used.
 
         Of a Hub model tokenizer and chat template alone: its commit pins the rest.
@@ -125,6 +125,8 @@ class ModelSource:
         ----------
         weights
             Whether the files' weights are used; freshly drawn ones follow from the configuration.
+        progress
+            Show a progress bar where there is a terminal: weights of many gigabytes take minutes, the first time.
 
         Raises
         ------
@@ -134,7 +136,7 @@ class ModelSource:
         files = [self.tokenizer_file]
         if self.revision is None:
             files = [*settings_files(self.folder), *(weight_files(self.folder) if weights else [])]
-        found = file_digests(files, self.folder)
+        found = file_digests(files, self.folder, progress=progress)
         if self.chat_template is not None:
             found["chat_template"] = hashlib.sha256(self.chat_template.encode()).hexdigest()
         return found

@@ -10,10 +10,12 @@ import pytest
 
 from stratascope.datasets import PROMPTS, Example, split_caption
 from stratascope.errors import InvalidInputError
+from stratascope.extract import ExtractionSettings, plan_extraction
 from stratascope.extract.chat import Chat, Prefix
 from stratascope.extract.families import FAMILIES, image_rule, model_shape
 from stratascope.extract.layout import PromptTokenizer
 from stratascope.extract.sources import ModelSource
+from stratascope.extract.summary import plan_summary
 
 transformers = pytest.importorskip("transformers")
 
@@ -150,6 +152,39 @@ def test_an_option_that_does_not_close_reasoning_is_named(tmp_path: Path) -> Non
 def test_templates_without_reasoning_are_given_nothing(tmp_path: Path) -> None:
     source = ModelSource("the model", save_files("internvl", tmp_path))
     assert tokenizer(source, "Think in <think> and </think>, then <think>.").wording.template_options == {}
+
+
+def test_the_date_that_a_template_writes_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store is then never continued with the prompt of another day: the date is part of its provenance."""
+    import datetime
+
+    from stratascope.extract import chat
+
+    class Day(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 7, 4)
+
+    monkeypatch.setattr(chat, "datetime", Day)
+    template = "{{ strftime_now('%d %b %Y') }} " + THINKING + "{% endif %}"
+    source = worded(save_files("internvl", tmp_path), template)
+    made = tokenizer(source)
+    assert made.wording.dates == {"04 Jul 2026"}
+    assert made.wording.render("Is it?").startswith("04 Jul 2026 ")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"image": "x.png", "caption": "The cat is on the car.", "relation": "on", "label": 1}\n')
+    settings = ExtractionSettings(model=str(tmp_path), examples=(rows,), images=None, image_size=(60, 60), device="cpu")
+    assert plan_extraction(settings).provenance["prompt"]["dates"] == ["04 Jul 2026"]
+
+
+def test_options_of_a_template_are_in_the_provenance_and_the_plan(tmp_path: Path) -> None:
+    template = THINKING + "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    worded(save_files("internvl", tmp_path), template)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"image": "x.png", "caption": "The cat is on the car.", "relation": "on", "label": 1}\n')
+    plan = plan_extraction(ExtractionSettings(model=str(tmp_path), examples=(rows,), images=None, image_size=(60, 60), device="cpu"))
+    assert plan.provenance["prompt"]["template_options"] == {"enable_thinking": False}
+    assert "the chat template is given enable_thinking=False, so that the answer follows the prompt" in plan_summary(plan)
 
 
 def test_a_system_turn_for_a_prefix(tmp_path: Path) -> None:
