@@ -81,3 +81,13 @@ class TooFewExamplesError(InvalidInputError):
 
 class CaptureError(StratascopeError, RuntimeError):
     """What was captured from the model does not agree with the model itself."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, says that memory ran out."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, MemoryError) or "an't start new thread" in text or "Cannot allocate memory" in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

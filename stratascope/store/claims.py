@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stratascope.errors import StoreError
+from stratascope.store.links import own_path
 
 try:
     import fcntl
@@ -24,13 +25,15 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _HOLDER = ".holder"
+CLAIMS = "written/claims"
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 ABANDONED_AFTER = 900.0
 """Seconds after which a claim on a file system without locks counts as abandoned: a block takes seconds to write."""
 
 
 def claims_folder(store: Path) -> Path:
     """Where claims lie: inside an array's folder, where no Zarr reader looks for groups."""
-    return store / "written" / "claims"
+    return store / CLAIMS
 
 
 @contextmanager
@@ -42,9 +45,9 @@ def block_claim(store: Path, block: int) -> Iterator[None]:
     StoreError
         Where another writer, here or on another machine, holds it; it names that writer.
     """
-    folder = claims_folder(store)
-    folder.mkdir(exist_ok=True)
-    path = folder / str(block)
+    own_path(store, CLAIMS).mkdir(exist_ok=True)
+    path = own_path(store, f"{CLAIMS}/{block}")
+    own_path(store, f"{CLAIMS}/{block}{_HOLDER}")
     held = _take(path)
     if held is None:
         raise StoreError(
@@ -71,9 +74,8 @@ class WriterPresence:
         self.alone = False
         if fcntl is None:
             return
-        folder = claims_folder(store)
-        folder.mkdir(exist_ok=True)
-        descriptor = os.open(folder / "writers", os.O_RDWR | os.O_CREAT, 0o666)
+        own_path(store, CLAIMS).mkdir(exist_ok=True)
+        descriptor = os.open(own_path(store, f"{CLAIMS}/writers"), os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.alone = True
@@ -97,7 +99,7 @@ class WriterPresence:
 def _take(path: Path) -> tuple[int, Path] | None:
     """A descriptor that holds the claim, with its file, or None where another holds it."""
     while fcntl is not None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -20,6 +21,7 @@ from zarr.storage import MemoryStore
 
 from stratascope.errors import StoreError
 from stratascope.store.access import GuardedStore
+from stratascope.store.limits import check_member
 from stratascope.store.tables import AT_ONCE, as_numpy, checked_size
 
 MOST_INFLATED, MOST_RATIO = 1 << 28, 4
@@ -85,14 +87,18 @@ def read_members(path: str | Path) -> Members:
         For a file that is missing, damaged, no zip, or one that unpacks to far more than its own size.
     """
     digests: dict[str, bytes] = {}
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise StoreError(f"{path}: expected a result file, found a folder, a named pipe or a device; check the path")
     try:
         with zipfile.ZipFile(path) as archive:
             packed, whole = (sum(getattr(entry, size) for entry in archive.infolist()) for size in ("compress_size", "file_size"))
             if whole > max(MOST_INFLATED, MOST_RATIO * packed):
                 raise StoreError(f"{path}: expected a result of Stratascope, found a zip of {packed:,} bytes that unpacks to {whole:,}")
             for entry in archive.infolist():
+                check_member(entry, str(path))
                 try:
-                    digests[entry.filename] = hashlib.sha256(archive.read(entry)).digest()
+                    with archive.open(entry) as member:
+                        digests[entry.filename] = hashlib.file_digest(member, "sha256").digest()
                 except (zipfile.BadZipFile, zlib.error) as error:
                     raise StoreError(f"{path}: expected a whole file, found damage in {entry.filename}; make the result again") from error
     except FileNotFoundError as error:

@@ -13,6 +13,7 @@ import numpy as np
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError, StoreError
 from stratascope.store.declared import each, unlike_record
 from stratascope.store.layout import FORMAT, FORMAT_VERSION, StoreLayout
+from stratascope.store.limits import check_depth
 
 _FILES = "model.files."
 _WEIGHTS = (".safetensors", ".bin", ".index.json")
@@ -62,6 +63,7 @@ def check_attributes(attributes: Mapping[str, Any], name: str) -> StoreLayout:
     StoreError
         For a group of another kind, another version, or attributes that do not fit their digest.
     """
+    check_depth(dict(attributes), f"{name}: zarr.json")
     found = attributes.get("format")
     if found != FORMAT:
         raise StoreError(f"{name}: expected a store of Stratascope (format {FORMAT!r}), found format {found!r}; open it with what wrote it")
@@ -85,6 +87,7 @@ def check_attributes(attributes: Mapping[str, Any], name: str) -> StoreLayout:
         unlike = unlike_record(attributes, ATTRIBUTES, "attribute")
         json.dumps(attributes["provenance"], ensure_ascii=False).encode()
         layout = StoreLayout.from_json(attributes["layout"])
+        layout.check_pieces()
     except (KeyError, TypeError, ValueError) as error:
         unlike = f"expected a layout of format version {FORMAT_VERSION}, and text in UTF-8, found: {error}"
     if unlike:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,10 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
-from stratascope.errors import InvalidInputError, StoreError
+from stratascope.errors import InvalidInputError, StoreError, out_of_memory
 from stratascope.store.durable import write_with
 from stratascope.store.kinds import KINDS
+from stratascope.store.limits import check_depth, check_member, parse_json
 from stratascope.store.on_file import Arrays, OnFile, extent_of, known_means, read_members, unread
 from stratascope.store.provenance import condition_of, plain_json
 from stratascope.store.recorded import written_examples
@@ -138,8 +140,13 @@ def load_result(path: str | Path, kind: str | None = None) -> ResultFile:
     try:
         with members.opened() as group:
             attributes: Any = dict(group.attrs)
+    except StoreError:
+        raise
     except Exception as error:
+        if out_of_memory(error):
+            raise MemoryError(str(path)) from error
         raise StoreError(f"{path}: expected a result of Stratascope, found a zip of another kind: {error}") from error
+    check_depth(attributes, f"{path}: zarr.json")
     if attributes.get("format") != RESULT_FORMAT:
         found = attributes.get("format")
         raise StoreError(f"{path}: expected a result of Stratascope (format {RESULT_FORMAT!r}), found format {found!r}")
@@ -172,11 +179,44 @@ def load_result(path: str | Path, kind: str | None = None) -> ResultFile:
     except StoreError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise MemoryError(str(path)) from error
         raise StoreError(f"{path}: expected whole tables and arrays, found: {error}; make the result again") from error
     held, declared = Arrays(arrays), KINDS.get(attributes["kind"])
     if declared is not None and (unlike := declared.unlike(inner, tables, held)):
         raise StoreError(f"{path}: {unlike}, in a result of kind {attributes['kind']!r}; make the result again")
     return ResultFile(attributes["kind"], tables, held, inner)
+
+
+def result_head(path: str | Path) -> dict[str, Any] | None:
+    """What the root of a results file says of it, without reading anything else; None for a file that is no result.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+
+    Raises
+    ------
+    StoreError
+        For a result whose metadata are too large or nested too deeply to be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_member(archive.getinfo("zarr.json"), str(path))
+            data = archive.read("zarr.json")
+    except (OSError, KeyError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
+        if isinstance(error, StoreError):
+            raise
+        return None
+    try:
+        head = json.loads(data)["attributes"]
+    except RecursionError:
+        return parse_json(data, f"{path}: zarr.json")  # type: ignore[no-any-return] - raises
+    except (TypeError, ValueError, KeyError):
+        return None
+    check_depth(head, f"{path}: zarr.json")
+    return head if isinstance(head, dict) and head.get("format") == RESULT_FORMAT else None
 
 
 def _zip(files: Mapping[str, Any], out: BinaryIO) -> None:

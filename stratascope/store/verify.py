@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +15,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.datasets.image_files import image_path, read_image_file
-from stratascope.errors import InvalidInputError, StoreError
+from stratascope.errors import InvalidInputError, StoreError, out_of_memory
 from stratascope.store.access import UnreachableError
 from stratascope.store.arrays import ArraySpec
 from stratascope.store.blockfiles import ByteSource, byte_source
 from stratascope.store.checks import BlockFacts, checked_block
 from stratascope.store.create import known_digest
+from stratascope.store.limits import parse_json
+from stratascope.store.links import UnreadError
 from stratascope.store.reader import ActivationStore
 from stratascope.store.shards import decode_chunk, decode_file
 from stratascope.store.tables import MOST_CHUNKS, as_numpy
@@ -45,8 +46,13 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong; a store that is not complete is not wrong."""
+        """Whether nothing is wrong with what is written; `complete` says whether everything is."""
         return self.problems.empty
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block is written."""
+        return self.written == self.blocks
 
     @property
     def bad_blocks(self) -> list[int]:
@@ -81,7 +87,8 @@ def verify(
     store = ActivationStore.open(target)
     check = _Check(store, byte_source(store.files_of))
     check.creation()
-    written = [b for b in range(store.layout.blocks) if check.marker(b)]
+    there = check.source.names("written/c")
+    written = [b for b in range(store.layout.blocks) if (there is None or str(b) in there) and check.marker(b)]
     facts = check.facts()
     for done, block in enumerate(written):
         check.block(block, facts)
@@ -108,7 +115,7 @@ class _Check:
 
     def creation(self) -> None:
         """Metadata of every array and chunks written at creation."""
-        root = json.loads(self.source.get("zarr.json") or b"{}")
+        root = parse_json(self.source.get("zarr.json") or b"{}", f"{self.store.name}: zarr.json")
         nested = "consolidated_metadata"  # of a group within: only the root's counts
         held = root.get("consolidated_metadata")
         metadata = held.get("metadata") if isinstance(held, dict) else None
@@ -117,9 +124,11 @@ class _Check:
             return
         for path, expected in metadata.items():
             try:
-                found = json.loads(self._bytes("store", f"{path}/zarr.json"))
+                found = parse_json(self._bytes("store", f"{path}/zarr.json"), path)
                 same = {k: v for k, v in found.items() if k != nested} == {k: v for k, v in expected.items() if k != nested}
-            except (StoreError, ValueError, AttributeError):
+            except UnreadError:
+                raise
+            except (StoreError, AttributeError):
                 same = False
             if not same:
                 self._problem(
@@ -138,11 +147,17 @@ class _Check:
             for key in keys:
                 try:
                     files[key] = self._bytes("store", key)
+                except UnreadError:
+                    raise
                 except StoreError as error:
                     self._problem(-1, "store", key, str(error))
             try:
                 as_numpy(self.store.group[path])
+            except UnreadError:
+                raise
             except Exception as error:  # checksums and codecs fail in many ways
+                if out_of_memory(error):
+                    raise MemoryError(f"{self.store.name}: {path}") from error
                 self._problem(-1, "store", path, f"expected values that decode, found: {error}")
         if not self.problems and known_digest(files) != self.store.known:
             self._problem(-1, "store", "zarr.json", "expected what was written at creation, found other values: something was rewritten")
@@ -152,7 +167,9 @@ class _Check:
         store = self.store
         try:
             return BlockFacts(range(store.layout.examples), store.n_tokens, store.position_present, store.has_map)
-        except Exception:  # reported by `creation`
+        except Exception as error:  # reported by `creation`
+            if out_of_memory(error):
+                raise
             return None
 
     def marker(self, block: int) -> bool:
@@ -163,6 +180,8 @@ class _Check:
             return False
         try:
             value = int(decode_chunk(spec, self._bytes("written", key), "the marker")[0])
+        except UnreadError:
+            raise
         except StoreError as error:
             self._problem(block, "written", key, str(error))
             return False
@@ -227,7 +246,7 @@ class _Check:
         key = spec.key(block)
         try:
             return decode_file(spec, self._bytes(spec.name, key), examples)
-        except UnreachableError:
+        except UnreadError:
             raise
         except StoreError as error:
             self._problem(block, spec.name, key, str(error))
@@ -246,7 +265,7 @@ class _Check:
     def _exists(self, key: str) -> bool:
         try:
             return self.source.get(key) is not None
-        except UnreachableError:
+        except UnreadError:
             raise
         except StoreError:  # empty: there, and damaged
             return True
