@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
+import warnings
+from types import TracebackType
 from typing import Any, NoReturn
 
 import click
 
 from stratascope.commands import answering, attention, fetching, looking, probing, recording, stores
-from stratascope.errors import StratascopeError
+from stratascope.commands.terminal import echo, visible
+from stratascope.errors import InvalidInputError, StratascopeError, out_of_memory
 
 COMMANDS = (
     recording.demo, fetching.fetch, recording.plan, recording.extract,
@@ -23,7 +28,11 @@ FAULT = "a fault of Stratascope itself"
 
 
 def _say(text: str) -> None:
-    click.echo(f"stratascope: {' '.join(text.split())}", err=True)
+    echo(f"stratascope: {' '.join(text.split())}", err=True)
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    echo("".join(traceback.format_exception(kind, error, trace)), err=True)
 
 
 def _refuse(ctx: click.Context, error: click.UsageError) -> NoReturn:
@@ -51,6 +60,16 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         debug = bool(ctx.params.get("debug"))
+        if debug:
+            sys.excepthook = _show_traceback
+        plain = warnings.formatwarning
+        warnings.formatwarning = lambda *args, **named: visible(plain(*args, **named))
+        try:
+            return self._invoke(ctx, debug)
+        finally:
+            warnings.formatwarning = plain
+
+    def _invoke(self, ctx: click.Context, debug: bool) -> Any:
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -60,14 +79,19 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             _say("interrupted; the same command goes on from here")
             ctx.exit(130)
-        except (StratascopeError, OSError) as error:
+        except (StratascopeError, OSError, RecursionError) as error:
             if debug:
                 raise
+            if isinstance(error, RecursionError):
+                error = InvalidInputError("expected plain data, found lists or records nested too deeply in a file that was read")
             _say(error.message if isinstance(error, StratascopeError) else str(error))
             ctx.exit(2)
         except Exception as error:
             if debug:
                 raise
+            if out_of_memory(error):
+                _say(f"not enough memory: {error or type(error).__name__}; close other programs or use a larger machine, then run again")
+                ctx.exit(2)
             if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # Python before 3.13 says so by this
                 _say(str(error))
                 ctx.exit(2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from stratascope.commands.terminal import open_store
+from stratascope.commands.terminal import echo, open_store
 from stratascope.errors import InvalidInputError
 
 
@@ -28,7 +28,7 @@ def report(store: str, results: tuple[Path, ...], out: Path | None, title: str) 
     from stratascope.report.places import beside
     from stratascope.workflow.reporting import write_report
 
-    click.echo(write_report(open_store(store), results, out or beside(store, "-report.html"), where=store, title=title))
+    echo(write_report(open_store(store), results, out or beside(store, "-report.html"), where=store, title=title))
 
 
 @click.command(short_help="One figure from results, in paper quality.")
@@ -61,13 +61,13 @@ def figure(
 
     if listed:
         wide = max(map(len, FIGURES))
-        click.echo("\n".join(f"{f.name:<{wide}}  {f.shows}\n{'':<{wide}}  from {f.command}" for f in FIGURES.values()))
+        echo("\n".join(f"{f.name:<{wide}}  {f.shows}\n{'':<{wide}}  from {f.command}" for f in FIGURES.values()))
         return
     if name is None or not results:
         raise InvalidInputError(
             "expected the name of a figure and a store or results, such as: stratascope figure curves demo/original.zarr"
         )
-    click.echo(
+    echo(
         draw_named(
             name,
             results,
@@ -116,18 +116,18 @@ def view(store: str, results: Path | None, port: int, no_browser: bool, export: 
     if results is not None:
         shown, others = results_shown(results, open_store(store), shared=given is None)
         if others:
-            click.echo(f"{results}: not shown, being of other stores: {others} results files", err=True)
+            echo(f"{results}: not shown, being of other stores: {others} results files", err=True)
     if export is not None:
         if "://" not in store:
             files_of(Path(store))
-        click.echo(f"{export_page(export, store, results, shown)}: put it on any web host that answers Range requests (see docs/viewer.md)")
+        echo(f"{export_page(export, store, results, shown)}: put it on any web host that answers Range requests (see docs/viewer.md)")
         return
     if "://" not in store:
         open_store(store)  # refuses what is no store
     server = serve_store(store, results=results, port=port, shown=shown)
     if "://" in store:
         check_address(store)
-    click.echo(server.address)
+    echo(server.address)
     if not no_browser:
         webbrowser.open(server.address)
     server.serve_forever()

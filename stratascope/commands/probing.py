@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stratascope.commands import options
-from stratascope.commands.terminal import open_store, results_folder
+from stratascope.commands.terminal import echo, open_store, results_folder
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -117,14 +117,14 @@ def probe(store: str, out: Path | None, baselines: tuple[str, ...], values: tupl
         baselines=_baselines(baselines),
         values={name: read_values(path) for name, path in named.items()},
     )
-    click.echo(
+    echo(
         probe_and_draw(
             open_store(store),
             request,
             out or results_folder(store),
             **run,
             progress=sys.stderr.isatty(),
-            say=lambda text: click.echo(text, err=True),
+            say=lambda text: echo(text, err=True),
         )
     )
 
@@ -153,7 +153,7 @@ def entanglement(store: str, full_attention: tuple[int, ...] | None, seed: int, 
     from stratascope.workflow.entangling import entangle_and_draw
 
     folder = out or results_folder(store)
-    click.echo(entangle_and_draw(open_store(store), folder, full_attention=full_attention, seed=seed, scheduler=scheduler))
+    echo(entangle_and_draw(open_store(store), folder, full_attention=full_attention, seed=seed, scheduler=scheduler))
 
 
 def _baselines(texts: tuple[str, ...]) -> dict[str, ActivationStore]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stratascope.commands import options
+from stratascope.commands.terminal import echo
 from stratascope.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def demo(out: Path, scenes: int, seed: int) -> None:
     """
     from stratascope.demo import run_demo
 
-    click.echo(run_demo(out, scenes=scenes, seed=seed, progress=sys.stderr.isatty(), say=click.echo))
+    echo(run_demo(out, scenes=scenes, seed=seed, progress=sys.stderr.isatty(), say=echo))
 
 
 @click.command(short_help="What an extraction would record and cost; writes nothing.")
@@ -65,7 +66,7 @@ def plan(show: int, timed: bool | None, batch_tokens: int, price: float | None, 
 
     found = plan_texts(_settings(chosen), show=show, timed=timed, batch_tokens=batch_tokens, price=price, progress=sys.stderr.isatty())
     for text in found:
-        click.echo(text)
+        echo(text)
 
 
 @click.command(short_help="Examples through the model, once, into a store.")
@@ -87,7 +88,7 @@ def extract(out: Path, batch_tokens: int, shard: tuple[int, int] | None, **chose
     """
     from stratascope.workflow.extracting import extract_into
 
-    click.echo(
+    echo(
         extract_into(
             _settings(chosen),
             out,
@@ -95,7 +96,7 @@ def extract(out: Path, batch_tokens: int, shard: tuple[int, int] | None, **chose
             batch_tokens=batch_tokens,
             progress=sys.stderr.isatty(),
             command=shlex.join(["stratascope", *sys.argv[1:]]),
-            say=lambda text: click.echo(text, err=True),
+            say=lambda text: echo(text, err=True),
         )
     )
 

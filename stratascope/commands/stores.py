@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from stratascope.commands import options
-from stratascope.commands.terminal import bar, open_store
+from stratascope.commands.terminal import bar, echo, open_store
 
 
 @click.command(short_help="What a store holds, and where it comes from.")
@@ -23,7 +23,7 @@ def info(store: str) -> None:
     """
     from stratascope.workflow.describing import describe_store
 
-    click.echo(describe_store(open_store(store)))
+    echo(describe_store(open_store(store)))
 
 
 @click.command(short_help="Whether every number of a store is what was written.")
@@ -31,7 +31,7 @@ def info(store: str) -> None:
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of the images: compare their hashes too.")
 @click.option("--repair", is_flag=True, help="Un-mark bad blocks, so that the same extract command fills them again.")
 def verify(store: str, images: Path | None, repair: bool) -> None:
-    """Decode every written block and check it. Exit code 1 where something is wrong.
+    """Decode every written block and check it. Exit code 1 where something is wrong or blocks are not written yet.
 
     \b
     Example, after 'stratascope demo --out demo':
@@ -39,14 +39,17 @@ def verify(store: str, images: Path | None, repair: bool) -> None:
     """
     from stratascope.store import repair as unmark
     from stratascope.store import verify as check
+    from stratascope.store.links import check_no_links
     from stratascope.workflow.describing import verification_text
 
+    if repair and Path(store).is_dir():
+        check_no_links(Path(store))
     with bar("verify", "block") as tell:
         found = check(store, images=images, progress=tell)
-    click.echo(verification_text(found))
+    echo(verification_text(found))
     if repair and found.bad_blocks:
-        click.echo(f"un-marked blocks {', '.join(map(str, unmark(store, found)))}; run the extract command again to fill them")
-    if not found.ok:
+        echo(f"un-marked blocks {', '.join(map(str, unmark(store, found)))}; run the extract command again to fill them")
+    if not found.ok or not found.complete:
         sys.exit(1)
 
 
@@ -74,10 +77,10 @@ def copy(source: str, target: str, examples: str | None, **chosen: Any) -> None:
     if examples is not None:
         opened = open_store(source)
         numbers = asked_examples(opened, examples)
-        click.echo(ids_line(opened, numbers))
+        echo(ids_line(opened, numbers))
     with bar("copy", "block") as tell:
         taken = copy_store(source, target, progress=tell, examples=numbers, **chosen)
-    click.echo(copy_text(target, taken))
+    echo(copy_text(target, taken))
 
 
 @click.command(short_help="In what two stores differ.")
@@ -94,6 +97,6 @@ def diff(a: str, b: str) -> None:
     from stratascope.workflow.describing import difference_text
 
     found = diff_stores(a, b)
-    click.echo(difference_text(found))
+    echo(difference_text(found))
     if not found.same:
         sys.exit(1)

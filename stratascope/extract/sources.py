@@ -144,7 +144,7 @@ class ModelSource:
     def _json(self, name: str) -> dict[str, Any]:
         try:
             value = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InvalidInputError(f"{self.name}: expected a readable {name} in {self.folder}, found: {error}") from error
         if not isinstance(value, dict):
             raise InvalidInputError(f"{self.name}: expected a JSON object in {self.folder / name}, found {type(value).__name__}")

@@ -30,9 +30,14 @@ def check_depth(value: Any, where: str) -> None:
     level, depth = [value], 0
     while level:
         if depth > MOST_DEPTH:
-            raise StoreError(f"{where}: expected JSON nested at most {MOST_DEPTH} deep, found it nested deeper; fetch the file again")
+            raise too_deep(where)
         level = [inner for one in level if isinstance(one, dict | list) for inner in (one.values() if isinstance(one, dict) else one)]
         depth += 1
+
+
+def too_deep(where: str) -> StoreError:
+    """The error of JSON that is nested too deeply."""
+    return StoreError(f"{where}: expected JSON nested at most {MOST_DEPTH} deep, found it nested deeper; fetch the file again")
 
 
 def parse_json(data: bytes, where: str) -> Any:
@@ -47,9 +52,7 @@ def parse_json(data: bytes, where: str) -> Any:
     try:
         value = json.loads(data)
     except RecursionError as error:
-        raise StoreError(
-            f"{where}: expected JSON nested at most {MOST_DEPTH} deep, found it nested deeper; fetch the file again"
-        ) from error
+        raise too_deep(where) from error
     except ValueError as error:
         raise StoreError(f"{where}: expected JSON, found: {error}; fetch the file again") from error
     check_depth(value, where)
@@ -63,10 +66,10 @@ def check_member(member: zipfile.ZipInfo, where: str) -> None:
     check_unpacked(member.file_size, member.compress_size, f"{where}: {member.filename}")
 
 
-def check_chunk(data: bytes | memoryview, where: str) -> None:
-    """Refuse a zstd chunk whose header announces far more bytes than it should, or hides how many; StoreError names it."""
-    if bytes(data[:4]) == _ZSTD:
-        check_unpacked(zstd_size(data), len(data), where)
+def check_chunk(data: bytes, packed: int, where: str) -> None:
+    """Refuse a zstd chunk of `packed` bytes, the first of them `data`, whose header announces far more bytes than it should, or hides how many; StoreError names it."""
+    if data[:4] == _ZSTD:
+        check_unpacked(zstd_size(data), packed, where)
 
 
 def check_unpacked(size: int | None, packed: int, where: str) -> None:

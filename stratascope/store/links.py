@@ -58,7 +58,7 @@ class StoreFolder:
         if stat.S_ISLNK(mode):
             raise _link(self.root, key, "read")
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise LinkError(f"{self.root}: expected a regular file, found a named pipe or a device: {key}; remove it, or fetch the store again")
+            raise LinkError(f"{self.root}: expected a regular file, found a named pipe or a device: {key}; remove it, or fetch it again")
         return path
 
 

@@ -97,8 +97,7 @@ def read_members(path: str | Path) -> Members:
             for entry in archive.infolist():
                 check_member(entry, str(path))
                 try:
-                    with archive.open(entry) as member:
-                        digests[entry.filename] = hashlib.file_digest(member, "sha256").digest()
+                    digests[entry.filename] = _sha256(archive, entry)
                 except (zipfile.BadZipFile, zlib.error) as error:
                     raise StoreError(f"{path}: expected a whole file, found damage in {entry.filename}; make the result again") from error
     except FileNotFoundError as error:
@@ -106,6 +105,14 @@ def read_members(path: str | Path) -> Members:
     except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise StoreError(f"{path}: expected a result of Stratascope, found another or a damaged file: {error}") from error
     return Members(Path(path), digests)
+
+
+def _sha256(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    total = hashlib.sha256()
+    with archive.open(entry) as member:
+        while piece := member.read(1 << 20):
+            total.update(piece)
+    return total.digest()
 
 
 class _Read(MutableMapping[str, Any]):

@@ -20,7 +20,7 @@ from zarr.storage import MemoryStore
 from stratascope.errors import InvalidInputError, StoreError, out_of_memory
 from stratascope.store.durable import write_with
 from stratascope.store.kinds import KINDS
-from stratascope.store.limits import check_depth, check_member, parse_json
+from stratascope.store.limits import check_depth, check_member, too_deep
 from stratascope.store.on_file import Arrays, OnFile, extent_of, known_means, read_members, unread
 from stratascope.store.provenance import condition_of, plain_json
 from stratascope.store.recorded import written_examples
@@ -201,6 +201,8 @@ def result_head(path: str | Path) -> dict[str, Any] | None:
     StoreError
         For a result whose metadata are too large or nested too deeply to be read.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise StoreError(f"{path}: expected a result file, found a folder, a named pipe or a device; remove it")
     try:
         with zipfile.ZipFile(path) as archive:
             check_member(archive.getinfo("zarr.json"), str(path))
@@ -210,12 +212,13 @@ def result_head(path: str | Path) -> dict[str, Any] | None:
             raise
         return None
     try:
-        head = json.loads(data)["attributes"]
-    except RecursionError:
-        return parse_json(data, f"{path}: zarr.json")  # type: ignore[no-any-return] - raises
-    except (TypeError, ValueError, KeyError):
+        value = json.loads(data)
+    except RecursionError as error:
+        raise too_deep(f"{path}: zarr.json") from error
+    except ValueError:
         return None
-    check_depth(head, f"{path}: zarr.json")
+    check_depth(value, f"{path}: zarr.json")
+    head = value.get("attributes") if isinstance(value, dict) else None
     return head if isinstance(head, dict) and head.get("format") == RESULT_FORMAT else None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from stratascope.errors import StoreError
 from stratascope.store.layout import FORMAT
+from stratascope.store.limits import MOST_METADATA, check_metadata_size
 
 PATIENCE = 10.0
 """Seconds to wait for an answer."""
@@ -32,7 +33,7 @@ def check_address(address: str) -> None:
     body = _asked(parts._replace(path=parts.path.rstrip("/") + "/zarr.json").geturl())
     try:
         found: Any = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{address}: expected the zarr.json of a store, found no JSON; check the address") from error
     attributes = found.get("attributes") if isinstance(found, dict) else None
     if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
@@ -49,7 +50,8 @@ def _asked(address: str, length: int | None = None) -> bytes:
                 raise StoreError(
                     f"{address}: expected a server that answers Range requests, found one that does not; docs/viewer.md names some that do"
                 )
-            body: bytes = answer.read(length) if length is not None else answer.read()
+            body: bytes = answer.read(length if length is not None else MOST_METADATA + 1)
+            check_metadata_size(len(body), address)
             return body
     except urllib.error.HTTPError as error:
         raise StoreError(

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import urllib.parse
-import zipfile
 from collections.abc import Collection, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +18,7 @@ from stratascope.report.findings import other_store, relation_to
 from stratascope.report.found import Found
 from stratascope.report.places import ENDING
 from stratascope.store import ActivationStore, ResultFile, condition_of
+from stratascope.store.results import result_head
 
 PAGE_FILES = {
     "index.html": "text/html; charset=utf-8",
@@ -44,9 +44,15 @@ def page_config(store: str, results: str | None, note: str | None = None, unwrit
 
 
 def results_in(folder: Path) -> Iterator[Found]:
-    """Results of a folder by name, with their kind and attributes alone; files of another kind are passed over."""
+    """Results of a folder by name, with their kind and attributes alone; files of another kind are passed over.
+
+    Raises
+    ------
+    StoreError
+        For a result whose metadata are too large or nested too deeply, or a file that is no regular one.
+    """
     for path in sorted(folder.glob(f"*{ENDING}")):
-        head = _head(path)
+        head = result_head(path)
         if head is not None:
             attributes = head.get("attributes")
             yield Found(path, ResultFile(str(head.get("kind")), attributes=attributes if isinstance(attributes, dict) else {}))
@@ -92,7 +98,10 @@ def result_index(folder: Path, shown: Collection[str] | None = None) -> bytes:
     """
     entries: list[dict[str, Any]] = []
     for path in sorted(folder.glob(f"*{ENDING}")):
-        head = _head(path)
+        try:
+            head = result_head(path)
+        except StoreError:  # refused when the page was made, or it came later
+            continue
         if head is None or (shown is not None and path.name not in shown):
             continue
         attributes = head.get("attributes")
@@ -111,17 +120,6 @@ def _condition(told: dict[str, Any]) -> Any:
     return told.get("condition", condition_of(found) if isinstance(found, dict) else None)
 
 
-def _head(path: Path) -> dict[str, Any] | None:
-    """Root attributes of a result; None for a file that is none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            head = json.loads(archive.read("zarr.json"))["attributes"]
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, NotImplementedError):
-        return None
-    return head if isinstance(head, dict) and head.get("format") == "stratascope-result" else None
-
-
-def export_page(folder: Path, store: str, results: Path | None = None, shown: Collection[str] | None = None) -> Path:
     """Put the page into a folder, with what it needs to find a store on the same host, or at an address.
 
     Parameters
