@@ -90,7 +90,9 @@ class Commands(click.Group):
             if debug:
                 raise
             if out_of_memory(error):
-                _say(f"not enough memory: {error or type(error).__name__}; close other programs or use a larger machine, then run again")
+                _say(
+                    f"not enough memory: {str(error) or type(error).__name__}; close other programs or use a larger machine, then run again"
+                )
                 ctx.exit(2)
             if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # Python before 3.13 says so by this
                 _say(str(error))

@@ -74,7 +74,7 @@ class GuardedStore(WrapperStore[Store]):
         """
         value = await self.raw(key, prototype, byte_range)
         if value is not None and byte_range is None and _holds_values(key):
-            check_chunk(value.to_bytes()[:18], len(value), key)
+            check_chunk(value.as_numpy_array()[:18].tobytes(), len(value), key)
         return value
 
     async def raw(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:

@@ -66,10 +66,13 @@ def check_member(member: zipfile.ZipInfo, where: str) -> None:
     check_unpacked(member.file_size, member.compress_size, f"{where}: {member.filename}")
 
 
-def check_chunk(data: bytes, packed: int, where: str) -> None:
-    """Refuse a zstd chunk of `packed` bytes, the first of them `data`, whose header announces far more bytes than it should, or hides how many; StoreError names it."""
-    if data[:4] == _ZSTD:
-        check_unpacked(zstd_size(data), packed, where)
+def check_chunk(head: bytes, packed: int, where: str) -> None:
+    """Refuse a zstd chunk that announces far more bytes than it should, or does not say how many; StoreError names it.
+
+    `head` is its first 18 bytes or more, `packed` how many it has.
+    """
+    if head[:4] == _ZSTD:
+        check_unpacked(zstd_size(head), packed, where)
 
 
 def check_unpacked(size: int | None, packed: int, where: str) -> None:

@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -163,28 +163,33 @@ def checked_size(array: Any) -> bool:
 
 def _by_pieces(array: Any) -> NDArray[Any]:
     """A large array some chunks at a time: Zarr holds all that it unpacks at once beside what it returns."""
-    values = np.zeros(array.shape, dtype=array.dtype)
     cut = max(range(array.ndim), key=lambda axis: array.cdata_shape[axis])
     step = max(1, array.chunks[cut] * (array.cdata_shape[cut] * AT_ONCE // array.nbytes))
+    values: NDArray[Any] | None = None
     for start in range(0, array.shape[cut], step):
         piece = (*[slice(None)] * cut, slice(start, start + step))
-        values[piece] = array[piece]
-    return values
+        found = array[piece]
+        if values is None:  # only when there is something to hold: the shape alone is what a stranger claims
+            values = np.zeros(array.shape, dtype=array.dtype)
+        values[piece] = found
+    return cast("NDArray[Any]", values)
 
 
 def _text_by_pieces(array: Any) -> NDArray[Any]:
     """An array of text some chunks at a time; StoreError as soon as there is more text than `MOST_ARRAY`."""
     if not array.ndim:
         return np.asarray(array[...])
-    values = np.empty(array.shape, dtype=object)
+    values: NDArray[Any] | None = None
     step, characters = array.chunks[0] * TEXT_CHUNKS, 0
     for start in range(0, array.shape[0], step):
         piece = np.asarray(array[start : start + step]).astype(object)
         characters += sum(map(len, piece.flat))
         if characters > MOST_ARRAY:
             raise StoreError(f"expected at most {MOST_ARRAY:,} characters in {array.path}, found more; fetch the file again")
+        if values is None:
+            values = np.empty(array.shape, dtype=object)
         values[start : start + step] = piece
-    return values
+    return cast("NDArray[Any]", values)
 
 
 def whole_values(array: Any, name: str) -> NDArray[Any]:

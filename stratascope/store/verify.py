@@ -89,7 +89,7 @@ def verify(
     check.creation()
     there = check.source.names("written/c")
     written = [b for b in range(store.layout.blocks) if (there is None or str(b) in there) and check.marker(b)]
-    facts = check.facts()
+    facts = check.facts() if written else None
     for done, block in enumerate(written):
         check.block(block, facts)
         if progress is not None:
@@ -102,6 +102,10 @@ def verify(
     return Verification(
         store.name, pd.DataFrame(rows, columns=["array", "files", "bytes", "bad"]), problems, len(written), store.layout.blocks
     )
+
+
+MOST_LISTED = 100
+"""Missing files of one array that are listed."""
 
 
 class _Check:
@@ -144,6 +148,7 @@ class _Check:
             except (KeyError, TypeError, ValueError, ArithmeticError) as error:
                 self._problem(-1, "store", "zarr.json", f"expected a shape and a grid of chunks for {path}, found none that fit: {error}")
                 continue
+            bad = 0
             for key in keys:
                 try:
                     files[key] = self._bytes("store", key)
@@ -151,6 +156,12 @@ class _Check:
                     raise
                 except StoreError as error:
                     self._problem(-1, "store", key, str(error))
+                    bad += 1
+                    if bad == MOST_LISTED:
+                        self._problem(-1, "store", path, f"expected {len(keys):,} files, found at least {bad} missing or empty")
+                        break
+            if bad:
+                continue
             try:
                 as_numpy(self.store.group[path])
             except UnreadError:
