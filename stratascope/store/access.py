@@ -18,7 +18,7 @@ from zarr.storage import LocalStore, WrapperStore, ZipStore
 
 from stratascope.errors import MissingExtraError, StoreError, out_of_memory
 from stratascope.store.arrays import ArraySpec
-from stratascope.store.limits import check_chunk, check_member, check_metadata_size
+from stratascope.store.limits import check_chunk, check_member, check_metadata_size, too_deep
 from stratascope.store.links import StoreFolder, UnreadError
 
 MARKERS = "written/c/"
@@ -180,7 +180,7 @@ def open_root(store: Store, name: str) -> zarr.Group:
         if out_of_memory(error):
             raise
         if isinstance(error, RecursionError):
-            raise StoreError(f"{name}: expected plain metadata, found JSON that is nested too deeply; fetch the store again") from error
+            raise too_deep(f"{name}: zarr.json") from error
         if _holds_results(store):
             raise StoreError(f"{name}: expected a store, found a results file; give the store that it was made from") from error
         raise StoreError(f"{name}: expected the consolidated metadata of a Zarr v3 group, found: {error}") from error

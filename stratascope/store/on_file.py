@@ -91,6 +91,9 @@ def read_members(path: str | Path) -> Members:
         raise StoreError(f"{path}: expected a result file, found a folder, a named pipe or a device; check the path")
     try:
         with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.filename.endswith("zarr.json"):
+                    check_member(entry, str(path))
             packed, whole = (sum(getattr(entry, size) for entry in archive.infolist()) for size in ("compress_size", "file_size"))
             if whole > max(MOST_INFLATED, MOST_RATIO * packed):
                 raise StoreError(f"{path}: expected a result of Stratascope, found a zip of {packed:,} bytes that unpacks to {whole:,}")

@@ -145,6 +145,8 @@ def load_result(path: str | Path, kind: str | None = None) -> ResultFile:
     except Exception as error:
         if out_of_memory(error):
             raise MemoryError(str(path)) from error
+        if isinstance(error, RecursionError):
+            raise too_deep(f"{path}: zarr.json") from error
         raise StoreError(f"{path}: expected a result of Stratascope, found a zip of another kind: {error}") from error
     check_depth(attributes, f"{path}: zarr.json")
     if attributes.get("format") != RESULT_FORMAT:
