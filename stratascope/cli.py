@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from stratascope.addresses import without_secrets
 from stratascope.commands import answering, attention, fetching, looking, probing, recording, stores
 from stratascope.commands.terminal import echo, visible
 from stratascope.errors import InvalidInputError, StratascopeError, out_of_memory
@@ -28,11 +29,11 @@ FAULT = "a fault of Stratascope itself"
 
 
 def _say(text: str) -> None:
-    echo(f"stratascope: {' '.join(text.split())}", err=True)
+    echo(f"stratascope: {without_secrets(' '.join(text.split()))}", err=True)
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    echo("".join(traceback.format_exception(kind, error, trace)), err=True)
+    echo(without_secrets("".join(traceback.format_exception(kind, error, trace))), err=True)
 
 
 def _refuse(ctx: click.Context, error: click.UsageError) -> NoReturn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from stratascope.addresses import without_secrets
+
 __all__ = [
     "CaptureError",
     "ClusterLostError",
@@ -36,8 +38,8 @@ class StratascopeError(Exception):
 
     @property
     def message(self) -> str:
-        """What the command line shows."""
-        return " ".join(map(str, self.args))
+        """What the command line shows, without the secrets of addresses."""
+        return without_secrets(" ".join(map(str, self.args)))
 
     def __str__(self) -> str:
         return f"{self.message}; in Python {self.in_python}" if self.in_python else self.message

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import urllib.parse
+import contextlib
 import zipfile
 import zlib
 from collections.abc import Iterable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +14,19 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore, ZipStore
 
-from stratascope.errors import MissingExtraError, StoreError, out_of_memory
+from stratascope.addresses import is_address, without_secrets
+from stratascope.errors import StoreError, out_of_memory
 from stratascope.store.arrays import ArraySpec
 from stratascope.store.limits import check_chunk, check_member, check_metadata_size, too_deep
-from stratascope.store.links import StoreFolder, UnreadError
+from stratascope.store.links import StoreFolder
+from stratascope.store.remote import UnreachableError, open_remote, silenced_panics
+
+__all__ = ["GuardedStore", "UnreachableError", "checked_array", "is_url", "open_root", "open_target"]
 
 MARKERS = "written/c/"
 """The one place where absence has a meaning: the block is not written."""
-PATIENCE: Any = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
-"""With a server that does not answer, or not well: some seconds, so that a wrong address is told soon."""
-
-
 _DAMAGED_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 """What reading a member of a zip raises where it is damaged, encrypted, or compressed in a way that Python does not know."""
-
-
-class UnreachableError(UnreadError):
-    """A store behind an address could not be asked: nothing is known to be wrong with it."""
 
 
 class GuardedStore(WrapperStore[Store]):
@@ -70,7 +64,9 @@ class GuardedStore(WrapperStore[Store]):
         ------
         StoreError
             For a missing or empty file of values other than a marker, for one that unpacks to an absurd size, a symbolic link in a
-            folder, and a server that ignores ranges.
+            folder.
+        UnreachableError
+            For a server that ignores ranges, refuses, or does not answer.
         """
         value = await self.raw(key, prototype, byte_range)
         if value is not None and byte_range is None and _holds_values(key):
@@ -83,8 +79,6 @@ class GuardedStore(WrapperStore[Store]):
         try:
             value = await self._store.get(f"{self.folder}{key}", prototype, byte_range)
         except Exception as error:
-            if type(error).__module__.startswith("obstore"):
-                raise UnreachableError(_network(key, error)) from error
             if isinstance(error, _DAMAGED_MEMBER) and not out_of_memory(error):
                 raise StoreError(f"expected a whole file in the zip, found damage in {key}: {error}; fetch it again") from error
             raise
@@ -125,7 +119,7 @@ def open_target(target: str | Path | Store) -> tuple[GuardedStore, str]:
         return GuardedStore(target), str(target)
     name = str(target)
     if is_url(name):
-        return GuardedStore(_remote(name)), name
+        return GuardedStore(open_remote(name)), without_secrets(name)
     path = Path(target)
     if path.is_dir():
         return GuardedStore(LocalStore(path, read_only=True)), name
@@ -167,7 +161,8 @@ def open_root(store: Store, name: str) -> zarr.Group:
         Where there is no Zarr v3 group with consolidated metadata.
     """
     try:
-        return zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=True)
+        with silenced_panics() if is_url(name) else contextlib.nullcontext():
+            return zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=True)
     except StoreError:
         raise
     except FileNotFoundError as error:
@@ -213,46 +208,7 @@ def checked_array(root: zarr.Group, spec: ArraySpec, name: str) -> Any:
 
 def is_url(name: str) -> bool:
     """Whether a target is an address and not a path."""
-    return "://" in name
-
-
-def _remote(url: str) -> Store:
-    try:
-        from obstore.store import from_url
-        from zarr.storage import ObjectStore
-    except ImportError as error:
-        raise MissingExtraError("expected the package obstore for reading URLs, found none; run `pip install obstore`") from error
-    scheme, _, rest = url.rstrip("/").partition("://")
-    quoted = urllib.parse.quote(rest, safe="/:%@[]-._~")
-    options: dict[str, Any] = {"client_options": {"allow_http": True}} if scheme == "http" else {}
-    try:
-        return ObjectStore(from_url(f"{scheme}://{quoted}", retry_config=PATIENCE, **options), read_only=True)
-    except Exception as error:
-        raise StoreError(f"{url}: expected an address that can be read (http, https, s3, gs, az), found: {_short(error)}") from error
-
-
-def _network(key: str, error: Exception) -> str:
-    text = _short(error)
-    if "ange" in text and ("upport" in text or "artial" in text):
-        return (
-            f"expected a server that answers Range requests, found one that does not (asked for a part of {key}); "
-            "python -m http.server is such a one: use nginx, caddy or an object store, or fetch the whole store first"
-        )
-    return f"expected to read {key}, found: {_plain(text)}; check the address and the network, then run again"
-
-
-def _plain(text: str) -> str:
-    """What went wrong, without how often and how long the client tried."""
-    address = re.search(r"performing \w+ (\S+)", text)
-    cause = text.rpartition(" - ")[2].removeprefix("HTTP error: ")
-    if address is None or not cause:
-        return text
-    return f"{'no server answers' if cause == 'error sending request' else cause} ({address[1]})"
-
-
-def _short(error: Exception) -> str:
-    """The message without the dump of the request that obstore appends."""
-    return " ".join(str(error).partition("Debug source")[0].split())
+    return is_address(name)
 
 
 def _holds_values(key: str) -> bool:

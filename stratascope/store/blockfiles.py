@@ -169,8 +169,9 @@ class BlockFiles:
         bad = {block: error for block, error in errors.items() if error is not None}
         if bad:
             first = next(iter(bad.values()))
-            if isinstance(first, UnreadError):
-                raise UnreadError(f"{self._name}: {first}")
+            unread = next((error for error in bad.values() if isinstance(error, UnreadError)), None)
+            if unread is not None:  # nobody knows yet whether those blocks are damaged
+                raise UnreadError(f"{self._name}: {unread}") from unread
             where = f"block{'s' if len(bad) > 1 else ''} {listing(sorted(bad))}"
             raise StoreError(
                 f"{self._name}: expected whole files of {spec.name}, found damage in {where}: {first}; "

@@ -104,7 +104,7 @@ def put_table(
 
 
 def get_table(group: zarr.Group) -> pd.DataFrame:
-    """The table that `put_table` wrote; StoreError for a group that is none."""
+    """The table that `put_table` wrote; StoreError for a group that is none, or that a server does not send."""
     try:
         columns: Any = group.attrs["columns"]
         rows: Any = group.attrs["rows"]

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from stratascope.datasets.image_files import image_path, read_image_file
 from stratascope.errors import InvalidInputError, StoreError, out_of_memory
-from stratascope.store.access import UnreachableError
 from stratascope.store.arrays import ArraySpec
 from stratascope.store.blockfiles import ByteSource, byte_source
 from stratascope.store.checks import BlockFacts, checked_block
@@ -83,6 +82,8 @@ def verify(
     ------
     StoreError
         Where there is no store that can be opened at all: metadata damaged, another format or version.
+    UnreachableError
+        Where a server does not answer, or refuses: only what was read and is wrong counts as damaged.
     """
     store = ActivationStore.open(target)
     check = _Check(store, byte_source(store.files_of))
@@ -130,7 +131,7 @@ class _Check:
             try:
                 found = parse_json(self._bytes("store", f"{path}/zarr.json"), path)
                 same = {k: v for k, v in found.items() if k != nested} == {k: v for k, v in expected.items() if k != nested}
-            except UnreadError:
+            except UnreadError:  # what could not be read is not damaged
                 raise
             except (StoreError, AttributeError):
                 same = False
@@ -178,6 +179,8 @@ class _Check:
         store = self.store
         try:
             return BlockFacts(range(store.layout.examples), store.n_tokens, store.position_present, store.has_map)
+        except UnreadError:
+            raise
         except Exception as error:  # reported by `creation`
             if out_of_memory(error):
                 raise

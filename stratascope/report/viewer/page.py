@@ -120,6 +120,7 @@ def _condition(told: dict[str, Any]) -> Any:
     return told.get("condition", condition_of(found) if isinstance(found, dict) else None)
 
 
+def export_page(folder: Path, store: str, results: Path | None = None, shown: Collection[str] | None = None) -> Path:
     """Put the page into a folder, with what it needs to find a store on the same host, or at an address.
 
     Parameters
