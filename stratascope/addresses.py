@@ -6,7 +6,26 @@ import re
 from pathlib import PurePath
 
 SCHEMES = frozenset(
-    {"http", "https", "s3", "s3a", "gs", "gcs", "az", "azure", "adl", "abfs", "abfss", "wasb", "wasbs", "hf", "file", "memory", "ftp", "hdfs"}
+    {
+        "http",
+        "https",
+        "s3",
+        "s3a",
+        "gs",
+        "gcs",
+        "az",
+        "azure",
+        "adl",
+        "abfs",
+        "abfss",
+        "wasb",
+        "wasbs",
+        "hf",
+        "file",
+        "memory",
+        "ftp",
+        "hdfs",
+    }
 )
 """Schemes of addresses; `pathlib` makes a folder such as `s3:` of them."""
 _USER = re.compile(r"(?i)(https?://)[^/\s'\"?#]*@|([a-z][a-z0-9+.-]*://)[^/\s'\"?#@]*:[^/\s'\"?#]*@")

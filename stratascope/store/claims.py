@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,18 +52,59 @@ def block_claim(store: Path, block: int) -> Iterator[None]:
     if held is None:
         raise StoreError(
             f"{store}: expected block {block} to be free, found it being written by {_holder(path)}; "
-            "give each process a part of its own (--shard 0/2 and --shard 1/2)",
+            + _left_behind(path)
+            + "give each process a part of its own (--shard 0/2 and --shard 1/2)",
             in_python="rank i of n takes blocks i, i + n, ...",
         )
-    descriptor, path = held
+    with _signed(*held):
+        yield
+
+
+@contextmanager
+def file_claim(path: Path, what: str) -> Iterator[Callable[[], None]]:
+    """Hold a file that stands for something that one process alone may do; `what` says what that is.
+
+    Yields
+    ------
+    callable
+        To be called now and then in work of more than ABANDONED_AFTER seconds, so that the claim does not count as abandoned.
+
+    Raises
+    ------
+    StoreError
+        Where another process holds it.
+    """
+    held = _take(path)
+    if held is None:
+        raise StoreError(
+            f"expected no other process {what}, found {_holder(path)} at it; {_left_behind(path)}wait until it is done, or stop it"
+        )
+    with _signed(*held):
+        yield lambda: os.utime(held[1])
+
+
+@contextmanager
+def _signed(descriptor: int, path: Path) -> Iterator[None]:
+    """Say in a claim who holds it; at the end the claim is gone."""
     try:
         os.ftruncate(descriptor, 0)
-        me = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "processes": _processes(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         os.write(descriptor, json.dumps(me).encode())
         yield
     finally:
         path.unlink(missing_ok=True)  # while still held: whoever waits on this file sees that it is gone
         os.close(descriptor)
+
+
+def _left_behind(path: Path) -> str:
+    """What to do where a claim is a file, which outlives its process; empty where claims are locks."""
+    held = path.with_name(f"{path.name}{_HOLDER}")
+    if not held.exists():
+        return ""
+    return (
+        f"this file system knows no locks: if that process is dead, remove {held} and run again, or wait until the file is "
+        f"{ABANDONED_AFTER / 60:.0f} minutes old; if it runs, "
+    )
 
 
 class WriterPresence:
@@ -123,7 +164,7 @@ def _take_by_existence(path: Path) -> tuple[int, Path] | None:
     mine = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     mine.touch()  # by the file system's own clock, not this machine's
     try:
-        if mine.stat().st_mtime - path.stat().st_mtime < ABANDONED_AFTER:
+        if not _died_here(path) and mine.stat().st_mtime - path.stat().st_mtime < ABANDONED_AFTER:
             return None
         os.replace(path, mine)  # one process alone can move the abandoned file away
     except FileNotFoundError:
@@ -133,6 +174,28 @@ def _take_by_existence(path: Path) -> tuple[int, Path] | None:
     with contextlib.suppress(FileExistsError):
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), path
     return None
+
+
+def _died_here(path: Path) -> bool:
+    """Whether a claim is of a process of this machine that runs no more."""
+    try:
+        who = json.loads(path.read_text())
+        if not who["processes"] or who["processes"] != _processes():
+            return False
+        os.kill(int(who["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return False
+
+
+def _processes() -> str:
+    """What tells apart machines and containers, whose numbers of processes have nothing to do with each other; empty where unknown."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
 
 
 def _holder(path: Path) -> str:

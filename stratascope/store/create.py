@@ -21,7 +21,7 @@ from zarr.storage import MemoryStore
 
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.store.arrays import NUMBER_ROWS, SHOWN_ROWS, TABLE_ROWS, WORD_ROWS, ArraySpec, paged
-from stratascope.store.durable import PARTIAL, flush_folder, write_file
+from stratascope.store.durable import PARTIAL, move_folder, write_file
 from stratascope.store.layout import STATUS_CODES, StoreLayout
 from stratascope.store.provenance import store_attributes
 from stratascope.store.shards import ZSTD_LEVEL
@@ -90,8 +90,7 @@ def create_store(
     try:
         for key, data in files.items():
             write_file(partial / key, [data])
-        os.rename(partial, target)
-        flush_folder(target.parent)
+        move_folder(partial, target, {key: hashlib.sha256(data).digest() for key, data in files.items()})
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
