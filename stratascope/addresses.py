@@ -5,28 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
-SCHEMES = frozenset(
-    {
-        "http",
-        "https",
-        "s3",
-        "s3a",
-        "gs",
-        "gcs",
-        "az",
-        "azure",
-        "adl",
-        "abfs",
-        "abfss",
-        "wasb",
-        "wasbs",
-        "hf",
-        "file",
-        "memory",
-        "ftp",
-        "hdfs",
-    }
-)
+SCHEMES = frozenset("http https s3 s3a gs gcs az azure adl abfs abfss wasb wasbs hf file memory ftp hdfs".split())
 """Schemes of addresses; `pathlib` makes a folder such as `s3:` of them."""
 _USER = re.compile(r"(?i)(https?://)[^/\s'\"?#]*@|([a-z][a-z0-9+.-]*://)[^/\s'\"?#@]*:[^/\s'\"?#]*@")
 """`user:password@` of an address; the container of abfss://container@account has no colon."""

@@ -13,7 +13,7 @@ from stratascope.commands.terminal import echo, open_store, results_folder
 @click.command(short_help="How often the model is right, and how sure it is.")
 @click.argument("store")
 @options.only
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of results; default: STORE-results.")
+@click.option("--out", type=options.OUTPUT, help="Folder of results; default: STORE-results.")
 def answers(store: str, only: tuple[str, ...], out: Path | None) -> None:
     """How often the model is right and how sure it is, over all and by relation, and each example's answer.
 
@@ -115,7 +115,7 @@ def pointing(store: str, boxes: Path | None, seed: int, scheduler: str | None, o
     "output",
     default="explanation.html",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=options.OUTPUT,
     help="The page to write.",
 )
 @click.option(

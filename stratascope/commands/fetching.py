@@ -16,7 +16,7 @@ SHOWN_FAILURES = 10
 
 @click.command(short_help="Published VSR: rows, images and boxes, into a folder.")
 @click.argument("dataset", type=click.Choice(["vsr"]))
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to fill, or to go on filling.")
+@click.option("--out", required=True, type=options.OUTPUT, metavar="DIR", help="Folder to fill, or to go on filling.")
 @click.option("--split", default="random", show_default=True, help="random or zeroshot: how VSR's authors divided it.")
 @click.option(
     "--parts", callback=options.names, metavar="NAME,NAME", default="train,dev,test", show_default=True, help="Which parts of it."

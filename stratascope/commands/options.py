@@ -9,9 +9,31 @@ from typing import Any
 
 import click
 
+from stratascope.addresses import is_address, was_address
+
 MOST_NUMBERS = 1_000_000
 """In a range of the command line."""
 _DIGITS = re.compile("[0-9]{1,18}")
+
+
+class OutputPath(click.Path):
+    """A path to write to, on this machine: addresses are refused before anything runs."""
+
+    def __init__(self, *, file_okay: bool = True) -> None:
+        super().__init__(path_type=Path, file_okay=file_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if is_address(value) or was_address(Path(value)):
+            self.fail(
+                f"expected a path on this machine, found the address {value}; write to a folder and upload that (docs/remote.md)",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
+OUTPUT = OutputPath()
+"""Of every option and argument that names what is written."""
 
 
 def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -98,7 +120,7 @@ only = click.option(
     help="Leave out all other examples: label=1 for true captions, whose relation is the image's; category=Projective for a kind of "
     "relations. Repeated: any of a column's values.",
 )
-results = click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
+results = click.option("--out", type=OUTPUT, help="Folder of results and figures; default: STORE-results.")
 examples = click.option(
     "--examples", metavar="ID,N,M-K", help="Ids or numbers of examples, an id first; default: the first eight that have a map."
 )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="The whole way, on generated scenes.")
-@click.option("--out", default="stratascope-demo", show_default=True, type=click.Path(path_type=Path), help="Folder to fill.")
+@click.option("--out", default="stratascope-demo", show_default=True, type=options.OUTPUT, help="Folder to fill.")
 @click.option("--scenes", default=512, show_default=True, help="How many scenes to generate.")
 @options.seed("Seed of the scenes, folds and resamples.")
 def demo(out: Path, scenes: int, seed: int) -> None:
@@ -71,7 +71,7 @@ def plan(show: int, timed: bool | None, batch_tokens: int, price: float | None, 
 
 @click.command(short_help="Examples through the model, once, into a store.")
 @options.extraction_options
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="STORE.zarr", help="The store to fill, or to go on filling.")
+@click.option("--out", required=True, type=options.OUTPUT, metavar="STORE.zarr", help="The store to fill, or to go on filling.")
 @options.batch_tokens
 @click.option(
     "--shard",

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from stratascope.commands import options
-from stratascope.commands.terminal import bar, echo, open_store
+from stratascope.commands.terminal import bar, echo, open_store, stoppable
 
 
 @click.command(short_help="What a store holds, and where it comes from.")
@@ -55,15 +55,18 @@ def verify(store: str, images: Path | None, repair: bool) -> None:
 
 @click.command(short_help="A store, or a part of it, as a new store.")
 @click.argument("source")
-@click.argument("target")
+@click.argument("target", type=options.OUTPUT)
 @click.option(
     "--arrays", callback=options.names, metavar="NAME,NAME", help="Arrays to take, such as residual,attention_rows; default: all."
 )
 @click.option("--layers", callback=options.numbers, metavar="N,M-K", help="Layers to take.")
 @click.option("--positions", callback=options.names, metavar="NAME,NAME", help="Positions to take.")
 @click.option("--examples", metavar="ID,N,M-K", help="Ids or numbers of the examples to take, an id first.")
-def copy(source: str, target: str, examples: str | None, **chosen: Any) -> None:
+def copy(source: str, target: Path, examples: str | None, **chosen: Any) -> None:
     """Copy from a folder, zip or URL into a new folder or zip. The copy says what was taken.
+
+    What was written is read back before the copy gets its name. Where the network fails or the command is stopped, the same command goes on
+    with a folder from where it was; a zip begins anew.
 
     \b
     Example, after 'stratascope demo --out demo':
@@ -78,9 +81,9 @@ def copy(source: str, target: str, examples: str | None, **chosen: Any) -> None:
         opened = open_store(source)
         numbers = asked_examples(opened, examples)
         echo(ids_line(opened, numbers))
-    with bar("copy", "block") as tell:
+    with stoppable(), bar("copy", "block") as tell:
         taken = copy_store(source, target, progress=tell, examples=numbers, **chosen)
-    echo(copy_text(target, taken))
+    echo(copy_text(str(target), taken))
 
 
 @click.command(short_help="In what two stores differ.")

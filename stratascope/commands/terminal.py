@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,6 +56,26 @@ def _steers(character: str) -> bool:
 def echo(text: object, err: bool = False) -> None:
     """Print what a command says; the only way to the terminal, so that nothing unescaped reaches it."""
     click.echo(visible(str(text)), err=err)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it removes what is half-written."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    own: list[int] = []
+    if threading.current_thread() is threading.main_thread():
+        numbers = {int(signal.SIGTERM), int(getattr(signal, "SIGHUP", signal.SIGTERM))}
+        own = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # nohup ignores SIGHUP
+    for number in own:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in own:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def copy_store(
         if into is not None:
             into.discard(resumable=resumable)
         if isinstance(error, UnreachableError) and isinstance(into, FolderTarget):
-            held = f"{done} of {len(blocks)} blocks are copied" if blocks else "nothing is copied yet"
+            held = f"{done} of {len(blocks)} blocks are copied"
             raise UnreachableError(f"{error}; {held}: the same command goes on from there ({into.partial} holds them)") from error
         if isinstance(error, OSError):
             raise StoreError(f"{path}: expected to write the copy, found: {error}; make room or choose another path") from error
