@@ -40,8 +40,10 @@ CONNECT = 10.0
 _NO_LIMIT = timedelta(days=30)
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
 """Statuses of a server that may answer well the next time."""
-_METADATA_SERVICES = ("169.254.169.254", "169.254.170", "metadata.google.internal", "fd00:ec2")
+_METADATA_SERVICE = re.compile(r"latest/api/token|latest/meta-data|computeMetadata|metadata/identity|169\.254\.1[67]\d|fd00:ec2")
 """Where machines in a cloud find credentials; asked where none are set."""
+RETRIES = 2
+"""Of the client library itself, within each request."""
 
 SCHEMES = "http, https, s3, gs, az"
 CREDENTIALS = {
@@ -83,7 +85,7 @@ def open_remote(url: str) -> Store:
     }
     if scheme == "http" or _endpoint(service).startswith("http://"):
         client["allow_http"] = True
-    retries: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=PATIENCE)}
+    retries: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=PATIENCE)}
     made: Any
     try:
         with silenced_panics():
@@ -211,12 +213,12 @@ class _Refusal:
         address = re.search(r"performing \w+ (\S+)", text)
         self.address = without_secrets(address[1]) if address and "REDACTED" not in address[1] else ""
         self.ranges = "ange" in text and ("upport" in text or "artial" in text)
-        self.credentials = any(place in text for place in _METADATA_SERVICES) or (self.status is None and "redential" in text)
+        self.credentials = _METADATA_SERVICE.search(text) is not None or (self.status is None and "redential" in text)
         self.passing = not self.ranges and not self.credentials and (self.status in _PASSING or self.status is None)
         if found:
             self.cause = f"the server answers {found[1]} {(found[2] or '').strip()}".rstrip() + (f" ({code[1]})" if code else "")
         else:
-            self.cause = _cause(text)
+            self.cause = _cause(text, silent="TimedOut" in str(error))
 
     def sentence(self, key: str, service: str, waited: float) -> str:
         if self.ranges:
@@ -236,16 +238,16 @@ class _Refusal:
         return f"expected to read {key}, found: {self.cause}{where}{long}; {advice}"
 
 
-def _cause(text: str) -> str:
+def _cause(text: str, *, silent: bool) -> str:
     """What went wrong on the way, without how often and how long the client tried."""
     cause = text.rpartition(" - ")[2].removeprefix("Generic ").partition("error: ")[2] or text.rpartition(" - ")[2]
     cause = cause.removeprefix("HTTP error: ")
+    if silent:
+        return f"the server sends nothing for {SILENCE:.0f} s"
     if "error sending request" in cause:
         return "no server answers"
     if "body error" in cause:
         return "the server cuts its answer off"
-    if "timed out" in cause or "timeout" in cause:
-        return f"the server sends nothing for {SILENCE:.0f} s"
     if "builder error" in cause:
         return "an address that cannot be asked for"
     return without_secrets(cause)
