@@ -56,7 +56,11 @@ CREDENTIALS = {
 }
 """What to do where a service finds no credentials."""
 _SERVICES = {"s3": "s3", "s3a": "s3", "gs": "gs", "az": "az", "azure": "az", "adl": "az", "abfs": "az", "abfss": "az"}
-_ENDPOINTS = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"), "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")}
+_ENDPOINTS = {
+    "gs": ("GOOGLE_BASE_URL",),
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
 
 
 class UnreachableError(UnreadError):
@@ -126,7 +130,7 @@ def _endpoint(service: str) -> str:
         found = os.environ.get(name, "")
         if found:
             if not re.match(r"https?://[^/\s]", found):
-                raise StoreError(f"{name}: expected an address that begins with http:// or https://, found {found!r}; set it again")
+                raise StoreError(f"{name}: expected an address that begins with http:// or https://, found another value; set it again")
             return found
     return ""
 

@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, source, name, room):
     held = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
-        with pytest.raises(StoreError, match="expected to write the copy, found: .*too large"):
+        with pytest.raises(StoreError, match=r"expected to write the copy, found: .*too large"):
             copy_store(source, tmp_path / name)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -162,7 +162,7 @@ def test_two_copies_to_one_folder_are_told_apart(tmp_path, source):
     def second(*_):
         if not seen:
             seen.append(True)
-            with pytest.raises(StoreError, match="expected no other process that copies to .*found process"):
+            with pytest.raises(StoreError, match=r"expected no other process that copies to .*found process"):
                 copying.copy_store(source, tmp_path / "b.zarr")
 
     copy_store(source, tmp_path / "b.zarr", progress=second)

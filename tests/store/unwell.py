@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import socket
 import struct
@@ -14,9 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SLOW_DOWN = (
-    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Reduce your rate</Message><StringToSign>zq-signed</StringToSign></Error>"
-)
+SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Reduce</Message><StringToSign>zq-signed</StringToSign></Error>"
 
 
 @dataclass
@@ -106,10 +105,8 @@ def unwell(root: Path, ill: Callable[[str, int], object]) -> Iterator[Unwell]:
             pass
 
         def finish(self) -> None:
-            try:
+            with contextlib.suppress(OSError, ValueError):  # cut by this server, or by who asked
                 super().finish()
-            except (OSError, ValueError):  # cut by this server, or by who asked
-                pass
 
     class Server(http.server.ThreadingHTTPServer):
         daemon_threads = True

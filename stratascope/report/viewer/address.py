@@ -29,8 +29,13 @@ def check_page_can_ask(address: str) -> None:
     Raises
     ------
     InvalidInputError
-        For one that is malformed, or holds a user name or a query.
+        For one that is malformed, of another scheme than http(s), or holds a user name or a query.
     """
+    if not address.startswith(("http://", "https://")):
+        raise InvalidInputError(
+            f"expected a path or an http(s) address, found {address}: a web page cannot sign requests to a bucket; give the bucket's "
+            "https address, or fetch the store first with `stratascope copy`"
+        )
     try:
         parts = urllib.parse.urlsplit(address)
         _ = parts.port

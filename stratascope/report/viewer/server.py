@@ -12,8 +12,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
 
-from stratascope.errors import InvalidInputError, StoreError
+from stratascope.errors import StoreError
 from stratascope.report.places import ENDING
+from stratascope.report.viewer.address import check_page_can_ask
 from stratascope.report.viewer.files import FolderFiles, ServedFiles, Stretch, files_of
 from stratascope.report.viewer.page import PAGE_FILES, page_config, page_file, result_index
 from stratascope.report.viewer.ranges import UnsatisfiableRangeError, byte_range
@@ -51,16 +52,13 @@ class ViewServer:
     StoreError
         Where there is no such store, or the port is taken.
     InvalidInputError
-        For an address that a web page cannot read, such as s3://.
+        For an address that a web page cannot read, such as s3://; see `check_page_can_ask`.
     """
 
     def __init__(self, store: str, *, results: Path | None = None, port: int = 0, shown: Collection[str] | None = None) -> None:
         remote = "://" in store
-        if remote and not store.startswith(("http://", "https://")):
-            raise InvalidInputError(
-                f"expected a path or an http(s) address, found {store}: a web page cannot sign requests to a bucket; give the bucket's "
-                "https address, or fetch the store first with `stratascope copy`"
-            )
+        if remote:
+            check_page_can_ask(store)
         self.token = secrets.token_urlsafe(24)
         """The part of the path that nobody can guess."""
         self._routes = _Routes(store, None if remote else files_of(Path(store)), results, shown)
