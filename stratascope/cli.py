@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -26,6 +31,32 @@ COMMANDS = (
 
 
 FAULT = "a fault of Stratascope itself"
+RESUMED = frozenset({"demo", "fetch", "extract", "probe"})
+"""Commands that keep finished parts, so that the same command continues an interrupted one."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: handled like Ctrl-C, so that half-written files are removed and worker processes end."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Raise `Terminated` at the first SIGTERM; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield  # an embedding program handles signals itself
+        return
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _say(text: str) -> None:
@@ -72,14 +103,20 @@ class Commands(click.Group):
 
     def _invoke(self, ctx: click.Context, debug: bool) -> Any:
         try:
-            return super().invoke(ctx)
+            with _sigterm_raises():
+                return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except click.UsageError as error:
             _refuse(ctx, error)
-        except KeyboardInterrupt:
-            _say("interrupted; the same command goes on from here")
-            ctx.exit(130)
+        except KeyboardInterrupt as error:
+            resumes = ctx.invoked_subcommand in RESUMED
+            _say("interrupted; the same command goes on from here" if resumes else "interrupted; nothing of this command is kept")
+            if isinstance(error, Terminated):  # whoever sent it waits: threads that still compute are not waited for
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(INTERRUPTED)
+            ctx.exit(INTERRUPTED)
         except (StratascopeError, OSError, RecursionError) as error:
             if debug:
                 raise

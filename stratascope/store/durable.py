@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -14,10 +15,21 @@ from typing import BinaryIO, TypeVar
 from stratascope.addresses import was_address
 from stratascope.errors import InvalidInputError, StoreError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 Written = TypeVar("Written")
 
 PARTIAL = ".partial"
 """Ending of files that are being written; readers never see them under their final name."""
+ABANDONED_AFTER = 900.0
+"""Seconds without a write after which a partial file counts as abandoned on a file system without locks."""
+_NEWBORN = 1.0
+"""Seconds after its creation in which a partial file may not be locked yet."""
+_PREFIX_BYTES = 180
+"""Of a file's name in that of its partial file: a name may have 255 bytes."""
 
 
 def write_file(path: Path, parts: Iterable[bytes]) -> int:
@@ -32,20 +44,79 @@ def write_with(path: Path, write: Callable[[BinaryIO], Written]) -> Written:
     renaming it is an error too.
     """
     make_folder(path.parent)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    return _write_beside(path, path.with_name(f"{_prefix(path)}{uuid.uuid4().hex}{PARTIAL}"), write)
+
+
+def write_output(path: Path, write: Callable[[BinaryIO], Written]) -> Written:
+    """Write a results file, figure or page as `write_with`, and remove what killed writers of the same file left beside it."""
+    make_folder(path.parent)
+    partial = path.with_name(f"{_prefix(path)}{uuid.uuid4().hex}{PARTIAL}")
+
+    def swept(file: BinaryIO) -> Written:
+        _sweep_beside(path, partial)
+        return write(file)
+
+    return _write_beside(path, partial, swept)
+
+
+def _prefix(path: Path) -> str:
+    return f"{os.fsencode(path.name)[:_PREFIX_BYTES].decode(errors='ignore')}."
+
+
+def _write_beside(path: Path, partial: Path, write: Callable[[BinaryIO], Written]) -> Written:
     try:
         with open(partial, "xb") as file:
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # a file system without locks: leftovers are told by their age
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             written = write(file)
             file.flush()
             os.fsync(file.fileno())
             size = os.fstat(file.fileno()).st_size
-        os.replace(partial, path)
+            if fcntl is not None:  # while the lock is held: nobody takes the finished file for a leftover
+                os.replace(partial, path)
+        if fcntl is None:  # Windows renames no open file
+            os.replace(partial, path)
         _check_size(path, size)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
     return written
+
+
+def _sweep_beside(path: Path, own: Path) -> None:
+    """Remove partial files of `path` whose writer is gone; `own` is the one that is being written."""
+    now = own.stat().st_mtime  # by the file system's clock
+    for other in _partials(path):
+        if other == own:
+            continue
+        with contextlib.suppress(OSError):  # another sweeper was faster, or a writer on Windows holds it
+            if _is_abandoned(other, now):
+                other.unlink()
+
+
+def _partials(path: Path) -> list[Path]:
+    """The partial files of a file, by their names."""
+    prefix, digits = _prefix(path), len(uuid.uuid4().hex)
+    names = [name for name in os.listdir(path.parent) if name.startswith(prefix) and name.endswith(PARTIAL)]
+    return [path.with_name(name) for name in names if len(name) == len(prefix) + digits + len(PARTIAL)]
+
+
+def _is_abandoned(partial: Path, now: float) -> bool:
+    age = now - partial.stat().st_mtime
+    if fcntl is None:
+        return age > ABANDONED_AFTER
+    descriptor = os.open(partial, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return age > _NEWBORN
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return age > ABANDONED_AFTER
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(path: Path) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
 from stratascope.errors import InvalidInputError, StoreError, out_of_memory
-from stratascope.store.durable import write_with
+from stratascope.store.durable import write_output
 from stratascope.store.kinds import KINDS
 from stratascope.store.limits import check_depth, check_member, too_deep
 from stratascope.store.on_file import Arrays, OnFile, extent_of, known_means, read_members, unread
@@ -106,7 +106,7 @@ def save_result(path: str | Path, result: ResultFile) -> None:
     digest = _digest({name: hashlib.sha256(_bytes(value)).digest() for name, value in files.items()}, result.kind, said)
     group.attrs.update({**head, "attributes": said, "digest": digest})
     try:
-        write_with(Path(path), lambda file: _zip(files, file))
+        write_output(Path(path), lambda file: _zip(files, file))
     except OSError as error:
         raise StoreError(f"{path}: expected to write the result, found: {error}") from error
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stratascope.store import column_texts
 from stratascope.store.choice import NO_VALUE
-from stratascope.store.durable import write_with
+from stratascope.store.durable import write_output
 from stratascope.workflow.telling import file_name, result_path
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def save_spreadsheet(task: str, curves: Mapping[str, Sequence[LayerCurve]], fold
     from stratascope.probe import tidy_table
 
     path = folder / f"{file_name('probe', task)}.csv"
-    write_with(path, lambda file: file.write(tidy_table(curves).to_csv(index=False, float_format="%.6g").encode()))
+    write_output(path, lambda file: file.write(tidy_table(curves).to_csv(index=False, float_format="%.6g").encode()))
     return path
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import urllib.parse
 from collections.abc import Collection, Iterator
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from stratascope.report.findings import other_store, relation_to
 from stratascope.report.found import Found
 from stratascope.report.places import ENDING
 from stratascope.store import ActivationStore, ResultFile, condition_of
+from stratascope.store.durable import make_folder, write_output
 from stratascope.store.results import result_head
 
 PAGE_FILES = {
@@ -148,19 +150,23 @@ def export_page(folder: Path, store: str, results: Path | None = None, shown: Co
     """
     address = store if "://" in store else _relative(Path(store), folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name in PAGE_FILES:
-            (folder / name).write_bytes(page_file(name))
+            _put(folder / name, page_file(name))
         if results is not None:
-            (folder / "results").mkdir(exist_ok=True)
             for path in sorted(path for path in results.glob(f"*{ENDING}") if shown is None or path.name in shown):
-                shutil.copyfile(path, folder / "results" / path.name)
-            (folder / "results" / "index.json").write_bytes(result_index(folder / "results"))
+                with path.open("rb") as source:
+                    write_output(folder / "results" / path.name, partial(shutil.copyfileobj, source))
+            make_folder(folder / "results")
+            _put(folder / "results" / "index.json", result_index(folder / "results"))
         beside = "results/" if results is not None else None
-        (folder / "view.json").write_bytes(page_config(address, beside, unwritten=_unwritten(Path(store)) if "://" not in store else None))
+        _put(folder / "view.json", page_config(address, beside, unwritten=_unwritten(Path(store)) if "://" not in store else None))
     except OSError as error:
-        raise StoreError(f"{folder}: expected to write the page, found: {error}; choose another folder") from error
+        raise StoreError(f"{folder}: expected to write the page, found: {error}; make room or choose another folder") from error
     return folder / "index.html"
+
+
+def _put(path: Path, content: bytes) -> None:
+    write_output(path, lambda file: file.write(content))
 
 
 def _unwritten(store: Path) -> list[tuple[int, int]]:
