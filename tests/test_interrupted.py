@@ -138,3 +138,67 @@ def test_only_commands_that_resume_say_that_they_do(monkeypatch: pytest.MonkeyPa
     result = CliRunner().invoke(main, [name])
     assert result.exit_code == 130
     assert ("the same command goes on from here" in result.stderr) is (name in RESUMED)
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from stratascope.cli import main
+from stratascope.scheduling import run_all
+import click
+
+def busy(folder):
+    Path(folder, f"{os.getpid()}.pid").touch()
+    time.sleep(600)
+
+@click.command()
+@click.argument("folder")
+def work(folder):
+    run_all(busy, [folder] * 4, scheduler="processes", workers=2)
+
+if __name__ == "__main__":
+    main.add_command(work)
+    main()
+"""
+DEADLINE = 5.0
+"""Seconds within which workers are gone."""
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_worker_processes_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    with subprocess.Popen([sys.executable, script, "work", str(pids)], stderr=subprocess.PIPE, text=True) as parent:
+        begun = time.monotonic()
+        while len(found := list(pids.glob("*.pid"))) < 2:
+            assert parent.poll() is None
+            assert time.monotonic() < begun + 60, "the second worker has nothing to do"
+            time.sleep(0.05)
+        workers = [int(path.stem) for path in found]
+        assert all(map(alive, workers))
+        parent.send_signal(how)
+        end = time.monotonic() + DEADLINE
+        said = parent.communicate(timeout=DEADLINE)[1]
+        while any(map(alive, workers)):
+            assert time.monotonic() < end, "workers stay"
+            time.sleep(0.05)
+    if how != signal.SIGKILL:
+        assert (parent.returncode, said) == (130, "stratascope: interrupted; nothing of this command is kept\n")
+
+
+def test_a_worker_process_that_is_killed_is_named(tmp_path: Path) -> None:
+    from stratascope.errors import ClusterLostError
+    from stratascope.scheduling import run_all
+
+    with pytest.raises(ClusterLostError, match=r"one of them ended half-way .*--workers"):
+        run_all(os._exit, [9, 9], scheduler="processes", workers=1)

@@ -120,7 +120,7 @@ def open_target(target: str | Path | Store) -> tuple[GuardedStore, str]:
     name = str(target)
     if is_url(name):
         return GuardedStore(open_remote(name)), without_secrets(name)
-    path = Path(target)
+    path = Path(target).absolute()  # what is read later must not depend on the working folder
     if path.is_dir():
         return GuardedStore(LocalStore(path, read_only=True)), name
     if not path.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Collection
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
-from stratascope.store.access import GuardedStore, checked_array, open_root, open_target
+from stratascope.store.access import GuardedStore, checked_array, is_url, open_root, open_target
 from stratascope.store.blockfiles import BlockFiles, byte_source
 from stratascope.store.layout import StoreLayout
 from stratascope.store.packing import decode_maps
@@ -43,7 +44,7 @@ class ActivationStore:
         self.taken: dict[str, Any] | None = attributes["taken"]
         """What a copy took of its source; None for an original."""
         self.name = name
-        self._target = target
+        self._target = target if isinstance(target, Store) or is_url(str(target)) else os.path.abspath(target)
         self.files_of = store
         """The Zarr store behind it, read-only."""
         self._files = BlockFiles(byte_source(store), name, self.layout.block)

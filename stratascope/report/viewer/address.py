@@ -15,8 +15,6 @@ from stratascope.store.limits import MOST_METADATA, check_metadata_size
 
 PATIENCE = 10.0
 """Seconds to wait for an answer."""
-MOST_METADATA = 256 << 20
-"""Bytes of metadata that are read."""
 _ZIP = b"PK"
 
 
