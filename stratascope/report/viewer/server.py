@@ -6,6 +6,8 @@ import gzip
 import http.server
 import re
 import secrets
+import socket
+import sys
 import threading
 import urllib.parse
 from collections.abc import Collection
@@ -31,6 +33,14 @@ _POLICY = (
 _JSON = "application/json"
 _BYTES = "application/octet-stream"
 _MARKER = re.compile(r"written/c/\d+", re.ASCII)
+MOST_CONNECTIONS = 128
+"""Answered at once, each by a thread; more wait for their turn."""
+_WAITING = 1024
+"""Connections that the system keeps waiting; beyond them it drops some."""
+_IDLE, _IDLE_CROWDED = 60.0, 2.0
+"""Seconds after which a silent connection is closed; the second where others may wait."""
+_MOST_PACKED = 64 << 20
+"""Bytes of metadata that are packed in memory; larger ones are sent as they are."""
 
 
 class ViewServer:
@@ -64,10 +74,9 @@ class ViewServer:
         self._routes = _Routes(store, None if remote else files_of(Path(store)), results, shown)
         handler = type("Handler", (_Handler,), {"server_of": self})
         try:
-            self._server = http.server.ThreadingHTTPServer((HOST, port), handler)
+            self._server = _Server((HOST, port), handler)
         except (OSError, OverflowError) as error:
             raise StoreError(f"expected port {port} to be free, found: {error}; choose another with --port, or leave it out") from error
-        self._server.daemon_threads = True
         self.port = self._server.server_port
         self.hosts = frozenset({f"{HOST}:{self.port}", f"localhost:{self.port}"})
         """Values of the header Host that are answered: a foreign name that was made to lead here is refused."""
@@ -94,6 +103,48 @@ class ViewServer:
 def serve_store(store: str, *, results: Path | None = None, port: int = 0, shown: Collection[str] | None = None) -> ViewServer:
     """A server of a store's page, not yet running; see `ViewServer`."""
     return ViewServer(store, results=results, port=port, shown=shown)
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """Keeps many connections waiting, and answers a bounded number of them at once."""
+
+    daemon_threads = True
+    request_queue_size = _WAITING
+
+    def __init__(self, address: tuple[str, int], handler: type[http.server.BaseHTTPRequestHandler]) -> None:
+        self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._open, self._counting, self._stopping = 0, threading.Lock(), threading.Event()
+        super().__init__(address, handler)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many connections are open that idle ones should make room."""
+        return self._open > MOST_CONNECTIONS // 2
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        while not self._free.acquire(timeout=0.1):
+            if self._stopping.is_set():
+                return self.shutdown_request(request)
+        with self._counting:
+            self._open += 1
+        return super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._counting:
+                self._open -= 1
+            self._free.release()
+
+    def shutdown(self) -> None:
+        self._stopping.set()
+        super().shutdown()
+
+    def handle_error(self, request: socket.socket | tuple[bytes, socket.socket], client_address: Any) -> None:
+        """Browsers close connections whenever they like: that is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class _Routes:
@@ -145,8 +196,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server_version = "stratascope"
     sys_version = ""
     disable_nagle_algorithm = True
-    timeout = 60
     server_of: ViewServer
+
+    def setup(self) -> None:
+        self.timeout = _IDLE_CROWDED if self._crowded else _IDLE
+        super().setup()
+
+    @property
+    def _crowded(self) -> bool:
+        return isinstance(self.server, _Server) and self.server.crowded
 
     def do_GET(self) -> None:
         self._answer()
@@ -172,7 +230,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._send(204, b"", media)
         if isinstance(content, bytes):
             return self._send(200, content, media)
-        if media == _JSON and "gzip" in self.headers.get("Accept-Encoding", "") and "Range" not in self.headers:
+        if (
+            media == _JSON
+            and content.size <= _MOST_PACKED
+            and "gzip" in self.headers.get("Accept-Encoding", "")
+            and "Range" not in self.headers
+        ):
             # a store's metadata are mostly the same words again and again
             packed = gzip.compress(b"".join(content.read(0, content.size - 1)), 6, mtime=0)
             return self._send(200, packed, media, {"Content-Encoding": "gzip"})
@@ -211,6 +274,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         }  # fmt: skip
         if status == 204:
             del headers["Content-Length"]
+        if self._crowded:  # whoever waits comes sooner
+            headers["Connection"] = "close"
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
