@@ -199,8 +199,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server_of: ViewServer
 
     def setup(self) -> None:
-        self.timeout = _IDLE_CROWDED if self._crowded else _IDLE
         super().setup()
+        self.connection.settimeout(_IDLE_CROWDED if self._crowded else _IDLE)
 
     @property
     def _crowded(self) -> bool:
