@@ -64,7 +64,7 @@ def plan(show: int, timed: bool | None, batch_tokens: int, price: float | None, 
     """
     from stratascope.workflow.extracting import plan_texts
 
-    found = plan_texts(_settings(chosen), show=show, timed=timed, batch_tokens=batch_tokens, price=price, progress=sys.stderr.isatty())
+    found = plan_texts(_settings(chosen), show=show, timed=timed, batch_tokens=batch_tokens, price=price, progress=True)
     for text in found:
         echo(text)
 

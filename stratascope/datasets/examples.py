@@ -13,6 +13,7 @@ from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.captions import split_caption
 from stratascope.datasets.example import Example
 from stratascope.datasets.image_files import image_path
+from stratascope.datasets.progress import progress_bar
 from stratascope.datasets.questions import add_questions, are_questions, load_captions
 from stratascope.datasets.table import Row, csv_table, is_csv, json_lines_table, read_text, text_field
 from stratascope.errors import InvalidInputError
@@ -26,7 +27,11 @@ _NEEDS = "a row needs image, caption, relation and label"
 
 
 def load_examples(
-    files: Path | str | Sequence[Path | str], boxes: BoxIndex | None = None, choices: Sequence[str] | None = None
+    files: Path | str | Sequence[Path | str],
+    boxes: BoxIndex | None = None,
+    choices: Sequence[str] | None = None,
+    *,
+    progress: bool = False,
 ) -> list[Example]:
     """Examples of one or more files, in order.
 
@@ -42,6 +47,8 @@ def load_examples(
     choices
         Of a prompt that asks for one of several answers: rows of What's Up's data sets then become one example each, labelled by
         the number of the right choice. Without, they become one a caption, true or false.
+    progress
+        Show how many rows are read.
 
     Raises
     ------
@@ -55,7 +62,7 @@ def load_examples(
     examples: list[Example] = []
     seen: dict[str, str] = {}
     for path in paths:
-        own = _of_file(path, choices, examples)
+        own = _of_file(path, choices, examples, progress)
         if own and own[0][1].question is not None:  # the same examples as before, now with questions
             del examples[-len(own) :]
             seen = {example.id: seen[example.id] for example in examples}
@@ -108,7 +115,7 @@ def describe(examples: Sequence[Example]) -> str:
     return "\n".join(lines)
 
 
-def _of_file(path: Path, choices: Sequence[str] | None, before: Sequence[Example]) -> list[tuple[str, Example]]:
+def _of_file(path: Path, choices: Sequence[str] | None, before: Sequence[Example], progress: bool) -> list[tuple[str, Example]]:
     """The examples of one file, whichever of the known forms it has, and where each stands; `before` are those of the files before it."""
     text, stem = read_text(path), path.stem
     if is_csv(path):
@@ -127,7 +134,8 @@ def _of_file(path: Path, choices: Sequence[str] | None, before: Sequence[Example
         last = before[-1].split if before else None
         found = add_questions(path, rows, [example for example in before if example.split == last], choices)
         return [(f"{path}, row {k}", example) for k, example in enumerate(found)]
-    return [(row.where, _example(row, f"{stem}-{row.line:06d}", stem)) for row in rows]
+    shown = progress_bar(rows, "examples", unit="row", show=progress)
+    return [(row.where, _example(row, f"{stem}-{row.line:06d}", stem)) for row in shown]
 
 
 def _labelled(row: Row) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
@@ -30,6 +31,9 @@ _THINKING = (
 """What opens and closes a model's reasoning before its answer."""
 _CLOSE_THINKING = ("enable_thinking", "thinking")
 """Variables of chat templates by which reasoning is turned off, with the value false."""
+_OTHER = 'Is it so: "a-b\'s" (c/d, é) & 1.5 % of e; true, false, or not? Yes!'
+_PLAIN = re.compile(r"[\w ,.;:?!'\"()&%/+-]+")
+"""Texts whose characters mean nothing to a template: it puts the same around all of them. `_OTHER` has every kind of them."""
 _CHATML_SYSTEM, _CHATML_END = "<|im_start|>system\n", "<|im_end|>"
 
 
@@ -169,6 +173,11 @@ class Chat(Wording):
 
     def render(self, text: str) -> str:
         """The prompt, the image as its placeholder; InvalidInputError where the template does not place it once."""
+        if self._around is not None and _PLAIN.fullmatch(text) and text == text.strip():
+            return f"{self._around[0]}{text}{self._around[1]}"
+        return self._rendered(text)
+
+    def _rendered(self, text: str) -> str:
         rendered = self._laid_out(self.conversation(text), True)
         if rendered.count(self._placeholder) != 1:
             raise InvalidInputError(
@@ -178,6 +187,12 @@ class Chat(Wording):
         return rendered
 
     asked = render
+
+    @cached_property
+    def _around(self) -> tuple[str, str] | None:
+        """What the template puts before and after a plain text; None where it does not leave one as it is."""
+        (before, found, after), other = self._rendered(_ASKED).partition(_ASKED), self._rendered(_OTHER)
+        return (before, after) if found and _ASKED not in after and other == f"{before}{_OTHER}{after}" else None
 
     def _laid_out(self, messages: list[dict[str, Any]], open_turn: bool) -> str:
         special = {role: self._source.named_token(role) for role in ("bos_token", "eos_token", "pad_token", "unk_token")}

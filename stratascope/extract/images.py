@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm.auto import tqdm
 
 from stratascope.datasets.boxes import Box
 from stratascope.datasets.image_files import read_image_file
+from stratascope.datasets.progress import progress_bar
 from stratascope.errors import InvalidInputError
 from stratascope.extract.decoding import DecodedImage, decode_image
 
@@ -131,7 +131,7 @@ def inspect_images(folder: Path, names: Iterable[str], *, strict: bool = True, p
     with warnings.catch_warnings(), ThreadPoolExecutor(4) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # larger images are refused by name
         found = pool.map(inspect, unique)
-        for name, fact in zip(unique, tqdm(found, "images", len(unique), disable=not progress, unit="image", leave=False), strict=True):
+        for name, fact in zip(unique, progress_bar(found, "images", len(unique), unit="image", show=progress), strict=True):
             if isinstance(fact, str):
                 problems.append(fact)
             else:

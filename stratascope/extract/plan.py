@@ -199,8 +199,17 @@ class ExtractionPlan:
     @cached_property
     def present(self) -> np.ndarray:
         """(example, position) bool: which positions each example has."""
-        examples, positions = range(len(self.examples)), self.store.positions
-        return np.array([[self.position_tokens(k, position) is not None for position in positions] for k in examples])
+        examples = range(len(self.examples))
+        columns = []
+        for position in self.store.positions:
+            if position in ("final", "image"):
+                columns.append([True] * len(examples))
+            elif position in TEXT_POSITIONS:
+                columns.append([position in layout.spans for layout in self.layouts])
+            else:
+                name = position.removesuffix("_box")
+                columns.append([self.shown_box(k, name) is not None for k in examples])
+        return np.array(columns, dtype=bool).T
 
     @cached_property
     def estimate(self) -> pd.DataFrame:

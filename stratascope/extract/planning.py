@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.examples import Example, files_digest, load_examples
+from stratascope.datasets.progress import progress_bar
 from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.answers import answer_forms
@@ -44,7 +44,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     weights
         Fetch a Hub model's weights too, since an extraction follows.
     progress
-        Show progress bars where there is a terminal.
+        Show progress bars, or a line every ten seconds where there is no terminal.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     tokenizer = PromptTokenizer(source, PROMPTS[settings.prompt], rule, settings.system)
     boxes = BoxIndex.from_coco(settings.boxes) if settings.boxes else None
     asked = None if tokenizer.prompt.answers else tokenizer.prompt.choices
-    examples = load_examples(settings.examples, boxes, asked)[: settings.limit]
+    examples = load_examples(settings.examples, boxes, asked, progress=progress)[: settings.limit]
     names = [example.image for example in examples]
     shown = shown_images(names, settings.condition, settings.seed)
     if settings.image_size is not None:
@@ -179,8 +179,10 @@ def _layouts(
 ) -> list[TokenLayout]:
     """Every example's tokens; an image of a shape that the model does not take has its reason written into `facts`."""
     layouts = []
-    for example, image in tqdm(list(zip(examples, shown, strict=True)), "tokens", disable=not progress, unit="example", leave=False):
-        fact = facts[image]
+    sized = [(example, (facts[image].width, facts[image].height)) for example, image in zip(examples, shown, strict=True)]
+    ahead = progress_bar(tokenizer.ahead(sized), "tokens", len(sized), unit="example", show=progress)
+    for (example, _), image in zip(ahead, shown, strict=True):
+        fact = facts[image]  # its size may have changed since: another example found the image unusable
         try:
             layouts.append(tokenizer.layout(example, (fact.width, fact.height)))
         except InvalidInputError as error:

@@ -37,7 +37,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     model = plan.provenance["model"]
     drawn = plan.settings.untrained
     assumed = plan.settings.device == "auto" and find_spec("torch") is None
-    cells = np.array([np.prod(tokens.grid) for tokens in plan.layouts])
+    cells = np.array([tokens.grid[0] * tokens.grid[1] for tokens in plan.layouts])
     lines = [
         f"model      {plan.settings.model} ({model['family']}): {plan.shape.layers} blocks, hidden {plan.shape.hidden}, "
         f"{plan.shape.heads} heads; "
