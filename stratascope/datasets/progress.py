@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 _QUIET = 10.0
@@ -29,6 +29,6 @@ def progress_bar(items: Iterable[Item], name: str, total: int | None = None, *, 
     """
     from tqdm.auto import tqdm
 
-    elsewhere = {} if sys.stderr.isatty() else {"delay": _QUIET, "mininterval": _QUIET, "ascii": True}
+    elsewhere: dict[str, Any] = {} if sys.stderr.isatty() else {"delay": _QUIET, "mininterval": _QUIET, "ascii": True}
     shown: Iterable[Item] = tqdm(items, name, total, disable=not show, unit=f" {unit}", leave=False, **elsewhere)
     return shown

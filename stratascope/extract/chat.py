@@ -55,6 +55,13 @@ class Wording(Protocol):
     def asked(self, text: str) -> str:
         """What the family's own processor is given to make the same prompt."""
 
+    @property
+    def around(self) -> tuple[str, str] | None:
+        """What stands before and after every plain text; None where that depends on the text."""
+
+    def is_plain(self, text: str) -> bool:
+        """Whether no character of a text means anything to a template."""
+
     def system_interval(self, rendered: str) -> Interval | None:
         """Characters of the system turn's text; None where there is none."""
 
@@ -72,6 +79,7 @@ class Prefix(Wording):
     answer_gap = ""
     template_options: Mapping[str, bool] = {}
     dates: frozenset[str] = frozenset()
+    around = None
 
     def __init__(self, source: ModelSource, placeholder: str, system: str | None) -> None:
         if system:
@@ -83,6 +91,9 @@ class Prefix(Wording):
 
     def asked(self, text: str) -> str:
         return f"{self._placeholder}{text}"
+
+    def is_plain(self, text: str) -> bool:
+        return False
 
     def system_interval(self, rendered: str) -> Interval | None:
         return None
@@ -173,9 +184,12 @@ class Chat(Wording):
 
     def render(self, text: str) -> str:
         """The prompt, the image as its placeholder; InvalidInputError where the template does not place it once."""
-        if self._around is not None and _PLAIN.fullmatch(text) and text == text.strip():
-            return f"{self._around[0]}{text}{self._around[1]}"
+        if self.around is not None and self.is_plain(text):
+            return f"{self.around[0]}{text}{self.around[1]}"
         return self._rendered(text)
+
+    def is_plain(self, text: str) -> bool:
+        return bool(_PLAIN.fullmatch(text)) and text == text.strip()
 
     def _rendered(self, text: str) -> str:
         rendered = self._laid_out(self.conversation(text), True)
@@ -189,7 +203,7 @@ class Chat(Wording):
     asked = render
 
     @cached_property
-    def _around(self) -> tuple[str, str] | None:
+    def around(self) -> tuple[str, str] | None:
         """What the template puts before and after a plain text; None where it does not leave one as it is."""
         (before, found, after), other = self._rendered(_ASKED).partition(_ASKED), self._rendered(_OTHER)
         return (before, after) if found and _ASKED not in after and other == f"{before}{_OTHER}{after}" else None

@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, islice
 
@@ -21,6 +21,7 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract.chat import Chat, Prefix, Wording
 from stratascope.extract.cutting import ImageRule, ImageTokens
 from stratascope.extract.families import check_family
+from stratascope.extract.framing import Frame, frame_of, tokens_within
 from stratascope.extract.sources import ModelSource
 
 SPANS = ("system", "image", "prompt", "caption", "subject", "relation", "object", "final")
@@ -56,6 +57,8 @@ class _Asked:
     filled: FilledPrompt
     image: ImageTokens
     text: str
+    frame: Frame | None = None
+    """Around the filled text, where that is tokenised without the rest."""
 
 
 class PromptTokenizer:
@@ -92,6 +95,8 @@ class PromptTokenizer:
         self.image_id = int(image_id)
         self.wording: Wording = (Prefix if check_family(source).prefix else Chat)(source, rule.placeholder, system)
         self._image_tokens = lru_cache(maxsize=4096)(rule.tokens)
+        self._frame = lru_cache(maxsize=4096)(self._framed)
+        self._frames_hold, self._system = True, system
         special = {token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special}
         self._control_begins = frozenset(text[0] for text in (*special, rule.token, rule.placeholder) if text)
         self._control = re.compile("|".join(map(re.escape, sorted({*special, rule.token, rule.placeholder}, key=len, reverse=True))))
@@ -170,12 +175,41 @@ class PromptTokenizer:
         return chunk, pool.submit(self._encode_all, fresh)
 
     def _encode_all(self, asked: Mapping[Hashable, _Asked]) -> dict[Hashable, tuple[_Asked, Encoding]]:
-        texts = [one.text for one in asked.values()]
+        framed = {key: one for key, one in asked.items() if one.frame is not None}
+        found = self._encode_framed(framed)
+        if found is None:  # a tokenizer that does not cut at its added tokens
+            self._frames_hold, found, framed = False, {}, {}
+        rest = {key: replace(one, frame=None) for key, one in asked.items() if key not in framed}
+        encoded = self._batch([one.text for one in rest.values()], self.wording.adds_special)
+        return found | {key: (one, text) for (key, one), text in zip(rest.items(), encoded, strict=True)}
+
+    def _encode_framed(self, asked: Mapping[Hashable, _Asked]) -> dict[Hashable, tuple[_Asked, Encoding]] | None:
+        """The texts alone; None where the first and the longest of them have other tokens in the whole prompt."""
+        encoded = self._batch([one.frame.text(one.filled.text) for one in asked.values() if one.frame], False)
+        found = {key: (one, text) for (key, one), text in zip(asked.items(), encoded, strict=True)}
+        if found:
+            for one, text in (next(iter(found.values())), max(found.values(), key=lambda pair: len(pair[0].text))):
+                assert one.frame is not None
+                if one.frame.written(text) != self._encode(one.text).ids:
+                    return None
+        return found
+
+    def _batch(self, texts: list[str], special: bool) -> list[Encoding]:
         if self.tokenizer.padding is None:
-            encoded = self.tokenizer.encode_batch(texts, add_special_tokens=self.wording.adds_special)
-        else:  # a batch would be padded to its longest text
-            encoded = [self._encode(text) for text in texts]
-        return {key: (one, found) for (key, one), found in zip(asked.items(), encoded, strict=True)}
+            return list(self.tokenizer.encode_batch(texts, add_special_tokens=special))
+        # a batch would be padded to its longest text
+        return [self.tokenizer.encode(text, add_special_tokens=special) for text in texts]
+
+    def _framed(self, image: ImageTokens) -> Frame | None:
+        """What stands around plain texts with such an image; None where it does not cut them off."""
+        around = self.wording.around
+        if around is None or self.tokenizer.truncation is not None:
+            return None
+        before, after = around[0].replace(self.rule.placeholder, image.text, 1), around[1]
+        system = self.wording.system_interval(f"{before}{after}")
+        if system is None and self._system:  # it would be looked for in the user's text
+            return None
+        return frame_of(before, after, image, self.image_id, self.tokenizer, self._encode, system, lambda runs: _image_spans(runs, image))
 
     def _asked(self, example: Example, image_size: tuple[int, int]) -> _Asked:
         """The text of one example's prompt; InvalidInputError as of `layout`."""
@@ -185,9 +219,12 @@ class PromptTokenizer:
                 f"example {example.id}: expected plain text, found the model's control token {control[0]} in its caption"
             )
         image: ImageTokens = self._image_tokens(*image_size)
-        return _Asked(filled, image, self.wording.render(filled.text).replace(self.rule.placeholder, image.text, 1))
+        frame = self._frame(image) if self._laid_out is not None and self._frames_hold and self.wording.is_plain(filled.text) else None
+        return _Asked(filled, image, self.wording.render(filled.text).replace(self.rule.placeholder, image.text, 1), frame)
 
     def _lay_out(self, example: Example, asked: _Asked, encoded: Encoding) -> TokenLayout:
+        if asked.frame is not None:
+            return self._fill_frame(example, asked, asked.frame, encoded)
         filled, image, text = asked.filled, asked.image, asked.text
         written = encoded.ids
         runs = [k for k, token in enumerate(written) if token == self.image_id]
@@ -213,10 +250,22 @@ class PromptTokenizer:
             spans["system"] = tokens_of(*system, "the system turn")
         return TokenLayout(ids, spans, image.grid, image.view, image.cut)
 
+    def _fill_frame(self, example: Example, asked: _Asked, frame: Frame, encoded: Encoding) -> TokenLayout:
+        ids = np.concatenate([frame.head, np.array(encoded.ids[1:-1], np.int32), frame.tail])
+        spans = {**frame.spans, "final": (len(ids) - 1, len(ids))}
+        for name, (a, b) in {"prompt": (0, len(asked.filled.text)), **asked.filled.intervals}.items():
+            found = tokens_within(encoded, len(frame.opening) + a, len(frame.opening) + b)
+            if found is None:
+                word = asked.filled.text[a:b]
+                raise InvalidInputError(f"example {example.id}: {name} {word!r}: expected at least one token of its own, found none")
+            spans[name] = (len(frame.head) - 1 + found[0], len(frame.head) - 1 + found[1])
+        return TokenLayout(ids, spans, asked.image.grid, asked.image.view, asked.image.cut)
+
 
 def _key(example: Example, image_size: tuple[int, int]) -> Hashable:
     """All that a layout depends on."""
-    return example.caption, example.relation, example.parts, example.question, image_size
+    parts = example.parts
+    return example.caption, example.relation, parts.subject, parts.relation, parts.object, example.question, image_size
 
 
 def _image_spans(runs: Sequence[Interval], image: ImageTokens) -> dict[str, Interval]:
@@ -233,21 +282,3 @@ def _image_spans(runs: Sequence[Interval], image: ImageTokens) -> dict[str, Inte
         spans[TILES] = (others[0], others[-1] + 1)
         assert others[-1] < cells[0] or others[0] > cells[-1], "tiles are before or after the cells"
     return spans
-
-
-def tokens_within(encoded: Encoding, a: int, b: int) -> Interval | None:
-    """Tokens that share characters with a..b; None where there are none.
-
-    The blank before a word belongs to the word's token, and none to the one before. Several tokens may share one character.
-    """
-    first = next((token for place in range(a, b) if (token := encoded.char_to_token(place)) is not None), None)
-    if first is None:
-        return None
-    last, count = first, len(encoded)
-    for place in range(b - 1, a - 1, -1):
-        if (token := encoded.char_to_token(place)) is not None:
-            last = token
-            break
-    while last + 1 < count and (chars := encoded.token_to_chars(last + 1)) is not None and chars[0] < b and chars[1] > a:
-        last += 1
-    return first, last + 1
