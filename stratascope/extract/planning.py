@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +36,19 @@ from stratascope.extract.weight_forms import check_weight_form, quantization
 from stratascope.store import StoreLayout
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause the search for unreachable cycles while millions of objects are made that all stay."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+@_no_collection()
 def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, progress: bool = False) -> ExtractionPlan:
     """Tokenise every example, check every image, lay out the store; run nothing and write nothing.
 
