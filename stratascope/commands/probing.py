@@ -67,7 +67,13 @@ if TYPE_CHECKING:
 )
 @click.option("--split", callback=options.names, metavar="TRAIN,TEST", help="The store's own splits, instead of cross-validation.")
 @click.option("--folds", default=5, show_default=True, help="Parts of the cross-validation; all examples of an image are in one.")
-@click.option("--groups", default="image", show_default=True, metavar="COLUMN", help="Examples alike in this are in one fold.")
+@click.option(
+    "--groups",
+    default="image",
+    show_default=True,
+    metavar="COLUMN",
+    help="Examples alike in this are in one fold; image: by content, whatever the file's name.",
+)
 @click.option("--minimum", default=20, show_default=True, help="Classes of fewer examples are left out.")
 @click.option(
     "--types",

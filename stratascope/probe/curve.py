@@ -19,6 +19,7 @@ from stratascope.probe.intervals import same_whatever_is_drawn
 from stratascope.probe.losses import probabilities
 from stratascope.probe.metrics import main_metric, predict
 from stratascope.probe.notes import notes_on
+from stratascope.probe.pairing import refuse_unpaired
 from stratascope.report.notebook import Shown, Summary
 from stratascope.store import ResultFile, condition_of, load_result, save_result
 
@@ -155,7 +156,7 @@ class LayerCurve(Shown):
         if baseline is None:
             chance = rows["chance"].to_numpy()
             return self._advantage(value - chance, draws - chance, metric, "chance", {}, self.certain)
-        self._refuse_unpaired(baseline)
+        refuse_unpaired(self, baseline)
         other = baseline.rows(metric or self.metric)["value"].to_numpy()
         fact = {"task": baseline.task, **{key: baseline.attributes.get(key) for key in ("store", "fingerprint")}}
         if "provenance" in baseline.attributes:
@@ -201,24 +202,6 @@ class LayerCurve(Shown):
             groups=self.examples["group"].nunique(),
             certain=certain,
         )
-
-    def _refuse_unpaired(self, other: LayerCurve) -> None:
-        if not np.array_equal(self.layers, other.layers):
-            raise InvalidInputError(f"expected curves of the same layers, found {self.layers.tolist()} and {other.layers.tolist()}")
-        keys = [
-            (c.attributes.get("draws"), c.attributes.get("seed"), c.examples[["id", "group"]].to_numpy().tolist()) for c in (self, other)
-        ]
-        if keys[0] != keys[1]:
-            raise InvalidInputError(
-                f"expected curves of the same examples and seed, so that differences are paired, found {len(self.examples)} and "
-                f"{len(other.examples)} examples with seeds {keys[0][1]} and {keys[1][1]}; pass the same examples= and seed= to both"
-            )
-        mine, theirs = (c.examples.get("digest") for c in (self, other))
-        if mine is not None and theirs is not None and (unlike := np.flatnonzero(mine.to_numpy() != theirs.to_numpy())).size:
-            raise InvalidInputError(
-                f"expected curves of the same examples, found {len(unlike)} of {len(mine)} that differ in image, caption, relation or "
-                f"label, first at id {str(self.examples['id'].iloc[unlike[0]])!r}; extract the same examples again for the baseline"
-            )
 
     @property
     def onset(self) -> LayerEvent:
