@@ -19,7 +19,8 @@ from stratascope.errors import StoreError, out_of_memory
 from stratascope.store.arrays import ArraySpec
 from stratascope.store.limits import check_chunk, check_member, check_metadata_size, too_deep
 from stratascope.store.links import StoreFolder
-from stratascope.store.remote import UnreachableError, open_remote, silenced_panics
+from stratascope.store.panics import silenced_panics
+from stratascope.store.remote import UnreachableError, open_remote
 
 __all__ = ["GuardedStore", "UnreachableError", "checked_array", "is_url", "open_root", "open_target"]
 
