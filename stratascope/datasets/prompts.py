@@ -58,8 +58,8 @@ class Prompt:
             start = length + len(fixed)
             intervals[name] = (start, start + len(value))
             if name == "caption":
-                parts = example.parts
-                for part, interval in (("subject", parts.subject), ("relation", parts.relation), ("object", parts.object)):
+                said = example.parts
+                for part, interval in (("subject", said.subject), ("relation", said.relation), ("object", said.object)):
                     if interval is not None:
                         intervals[part] = (start + interval[0], start + interval[1])
             pieces += (fixed, value)
