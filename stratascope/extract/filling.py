@@ -68,7 +68,7 @@ def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: n
         if name in arrays and values is not None:
             arrays[name][:, at] = values
     if "residual" in arrays:
-        arrays["residual"][:, :, at] = captured.residual
+        arrays["residual"][:, :, at] = captured.residual[:, : len(plan.store.positions)]
         for row, k in enumerate(members):
             arrays["residual"][:, ~plan.present[k], at[row]] = np.nan
     _fill_vision(plan, members, captured, at, arrays)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stratascope.errors import InvalidInputError
+from stratascope.errors import CaptureError, InvalidInputError
 from stratascope.extract.blockwork import BlockWork
 from stratascope.extract.capture import Pooling
 from stratascope.extract.features import FeatureCache, ImageFeatures, room_for_features
@@ -23,7 +23,7 @@ from stratascope.extract.model import Batch, CaptureModel, Coming, Wanted
 from stratascope.extract.pipeline import Behind, ahead
 from stratascope.extract.plan import ExtractionPlan
 from stratascope.extract.reading import LoadedImage, check_cut, first_shown, load_image, shown_image
-from stratascope.extract.selfcheck import check_capture, check_prompt, tolerance
+from stratascope.extract.selfcheck import CHECKED, LIMITS, check_capture, check_prompt, load_processor
 
 READ_AHEAD = 32
 """Images that are prepared before they are needed; one of 640 x 480 takes 7 MB for Qwen."""
@@ -113,9 +113,10 @@ class ExtractionSession:
     def launch(self, batch: Batch) -> Coming:
         """Send a batch through the model; the first one is compared with the model itself."""
         maps = {"maps"} if self.plan.has_map[list(batch.members)].any() else frozenset()
-        coming = self.model.launch(batch, replace(self.wanted, arrays=self.wanted.arrays | maps))
-        if not self.checked:
-            self._check(batch.members[0], coming)
+        first = not self.checked
+        coming = self.model.launch(batch, replace(self.wanted, arrays=self.wanted.arrays | maps, model_logits=first))
+        if first:
+            self._check(batch, coming)
             self.checked = True
             self._answered()
         return coming
@@ -129,7 +130,7 @@ class ExtractionSession:
         knockouts = self.plan.knockouts
         assert knockouts is not None
         targets, pair = self.plan.hidden_tokens(example), (self.wanted.choices[0], self.wanted.choices[1])
-        check = None if self.knocked else tolerance(self.plan)
+        check = None if self.knocked else LIMITS[self.plan.provenance["model"]["dtype"]].residual
         while True:
             try:
                 found = self.model.knock_out(batch, pair, targets, knockouts, self.knockout_tokens, check)
@@ -202,12 +203,28 @@ class ExtractionSession:
         """One image as the family's own processor makes it."""
         return self.model.prepare([image])
 
-    def _check(self, example: int, coming: Coming) -> None:
-        """The first batch, against the model that is given the pixels of one example alone."""
-        image = shown_image(self.plan, self.plan.shown[example])
-        check_prompt(self.plan, example, image)
-        alone = self.model.run(self._batch([example], [image]), Wanted(self.wanted.choices))
-        check_capture(self.plan, self.model, coming.result(), alone)
+    def _check(self, batch: Batch, coming: Coming) -> None:
+        """The first batch, against the model that is given some of its examples alone, as its own processor makes them."""
+        captured, processor, references = coming.result(), load_processor(self.plan), {}
+        finite = np.flatnonzero(np.isfinite(captured.final).all(1) & np.isfinite(captured.rows).all((0, 2, 3)))
+        if not len(finite):
+            raise CaptureError(
+                f"expected finite activations, found none in the first {len(batch.members)} examples in {self.model.dtype}; "
+                "use --dtype bfloat16 or float32"
+            )
+        for place in np.unique(np.linspace(0, len(finite) - 1, min(len(finite), CHECKED)).round().astype(int)):
+            row = int(finite[place])
+            example = batch.members[row]
+            made = check_prompt(self.plan, example, shown_image(self.plan, self.plan.shown[example]), processor)
+            tokens = [self.plan.position_tokens(example, name) for name in self._pooled]
+            references[row] = self.model.reference(made, tokens, self.wanted.choices)
+        check_capture(self.plan, self.model, captured, references)
+
+    @property
+    def _pooled(self) -> tuple[str, ...]:
+        """Positions at which a batch's residual stream is captured; the first batch is compared at the final and the image tokens too."""
+        positions = self.plan.store.positions
+        return positions if self.checked else (*positions, *(name for name in ("final", "image") if name not in positions))
 
     def _batch(self, members: Sequence[int], images: Sequence[Image.Image]) -> Batch:
         """Examples with their images' pixels."""
@@ -234,7 +251,7 @@ class ExtractionSession:
             torch.from_numpy(ids),
             torch.from_numpy(lengths.astype(np.int64)),
             images,
-            Pooling.of([[plan.position_tokens(k, position) for position in plan.store.positions] for k in members]),
+            Pooling.of([[plan.position_tokens(k, position) for position in self._pooled] for k in members]),
             tuple(features),
             segments,
             entry,
