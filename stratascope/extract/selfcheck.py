@@ -22,22 +22,29 @@ from stratascope.extract.reference import Reference
 class Limits:
     """How far rounding moves a number, by the precision of the model."""
 
-    residual: float
-    """Norm of the difference of two residual vectors, by the norm of one."""
-    rows: float
-    """Total variation between attention rows, averaged over heads."""
+    inner: float
+    """Norm of the difference of two residual vectors by the norm of one, and total variation between attention rows averaged over heads."""
+    growth: float
+    """The same where the stream enters the first block; with every further block so much more, up to `inner`."""
     logits: float
     """Difference of the model's own logits in two passes, by the larger of their size and their spread over the vocabulary."""
     rounding: float
     """The same between logits of one pass in the model's precision and in float32."""
 
+    def at(self, depth: int) -> np.ndarray:
+        """(depth,) limits of residual layers, or of the rows of blocks."""
+        return np.minimum(self.inner, self.growth * np.arange(1, depth + 1))
+
 
 LIMITS = {
-    "float32": Limits(residual=1e-3, rows=1e-3, logits=1e-3, rounding=1e-3),
-    "float16": Limits(residual=0.02, rows=0.02, logits=0.02, rounding=4e-3),
-    "bfloat16": Limits(residual=0.1, rows=0.1, logits=0.15, rounding=0.03),
+    "float32": Limits(inner=1e-3, growth=1e-3, logits=1e-3, rounding=1e-3),
+    "float16": Limits(inner=0.02, growth=0.003, logits=0.02, rounding=4e-3),
+    "bfloat16": Limits(inner=0.1, growth=0.024, logits=0.15, rounding=0.03),
 }
-"""At least twice the largest value measured in honest runs: see docs/methods.md."""
+"""Twice what honest runs give: measured on random models of every family, whose attention is sharper than that of trained ones, and on
+SmolLM2-135M. In bfloat16 the residual stream is off by .023 at layer 1 and .041 at layer 4 of the former, .002 and .027 at layer 30 of
+the latter, rows by .008 in block 0 and .049 in block 3; in float16 an eighth of that. What follows the image shifted by one position
+moves the built-in model's layer 1 by .056 and SmolLM2's by .17."""
 
 CHECKED = 6
 """Examples of the first batch that are compared, at most; evenly spread, the shortest and the longest among them."""
@@ -186,27 +193,28 @@ def compare_examples(
     alone = np.stack([each.residual for each in references], 2)
     there = np.isfinite(alone).all((0, 3))  # (position, example)
     apart = np.linalg.norm(residual[:, there] - alone[:, there], axis=-1) / np.linalg.norm(alone[:, there], axis=-1)
-    worst = apart.max(1)
-    if not (worst <= limits.residual).all():
-        layer = int(np.argmax(~(worst <= limits.residual)))
-        raise CaptureError(
-            f"expected the residual stream of an example alone to be that of its batch, found it {worst[layer]:.3g} of its norm apart at "
-            f"layer {layer} ({limits.residual:g} is rounding); report this with the model's name"
-        )
+    _expect_within("residual stream", "apart at layer", apart.max(1), limits)
     _expect_own("layer", residual[:, there], alone[:, there])
     for position in np.flatnonzero(there.all(1)):
         _expect_own("example", residual[:, position].swapaxes(0, 1), alone[:, position].swapaxes(0, 1))
     for found, each in zip(rows, references, strict=True):
-        variation = np.abs(found - each.rows).sum(-1).mean(-1) / 2
-        if not (variation <= limits.rows).all():
-            block = int(np.argmax(~(variation <= limits.rows)))
-            raise CaptureError(
-                f"expected the attention rows of an example alone to be those of its batch, found {variation[block]:.3g} of their weight "
-                f"moved in block {block} ({limits.rows:g} is rounding); report this with the model's name"
-            )
+        moved = np.abs(found - each.rows).sum(-1).mean(-1) / 2
+        _expect_within("attention rows", "of the weight moved in block", moved, limits)
     for own, each in zip(logits, references, strict=True):
         allowed = limits.logits * logit_scale(each)
         _expect_close("an example alone to give the same logits as in its batch", own, each.logits, allowed, "; use --batch-tokens 1")
+
+
+def _expect_within(what: str, how: str, apart: np.ndarray, limits: Limits) -> None:
+    """Refuse distances by layer or block that are not within their limits."""
+    allowed = limits.at(len(apart))
+    wrong = ~(apart <= allowed)
+    if wrong.any():
+        k = int(np.argmax(wrong))
+        raise CaptureError(
+            f"expected the {what} of an example alone as in its batch, found {apart[k]:.3g} {how} {k} ({allowed[k]:.2g} is rounding); "
+            "report this with the model's name"
+        )
 
 
 def _expect_own(what: str, found: np.ndarray, alone: np.ndarray) -> None:

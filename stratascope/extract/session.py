@@ -130,7 +130,7 @@ class ExtractionSession:
         knockouts = self.plan.knockouts
         assert knockouts is not None
         targets, pair = self.plan.hidden_tokens(example), (self.wanted.choices[0], self.wanted.choices[1])
-        check = None if self.knocked else LIMITS[self.plan.provenance["model"]["dtype"]].residual
+        check = None if self.knocked else LIMITS[self.plan.provenance["model"]["dtype"]].inner
         while True:
             try:
                 found = self.model.knock_out(batch, pair, targets, knockouts, self.knockout_tokens, check)
