@@ -12,7 +12,7 @@ import torch
 
 from stratascope.errors import InvalidInputError
 from stratascope.extract.features import ImageFeatures
-from stratascope.extract.filling import empty_arrays, fill
+from stratascope.extract.filling import empty_arrays, fill, leave_out_unstorable
 from stratascope.extract.inputs import joined
 from stratascope.extract.model import Batch, Coming
 from stratascope.extract.pipeline import Behind
@@ -59,6 +59,10 @@ class BlockWork:
             ready = [k for k in batch if self._ready(k)]
             if not ready or self._through(ready):
                 members = members[len(batch) :]
+
+    def leave_out_unstorable(self) -> None:
+        """Mark examples of which a number does not fit the store, once all `pieces` are done."""
+        self._session.failed |= leave_out_unstorable(self._session.plan, self._first, self.arrays)
 
     def _ready(self, example: int) -> bool:
         """Have what the model needs of an example's image; or record why it cannot be had."""

@@ -20,8 +20,8 @@ from stratascope.extract.gradients import TokenGradients, token_gradients
 from stratascope.extract.inputs import PreparedImages, forward_inputs, joined, prepare_image
 from stratascope.extract.knockout import check_trace, effects, tracing
 from stratascope.extract.loading import load_image_processor, load_model, on_device, usable_device
-from stratascope.extract.sources import ModelSource
 from stratascope.extract.reference import Reference, run_reference
+from stratascope.extract.sources import ModelSource
 from stratascope.extract.targets import Knockouts
 from stratascope.extract.transfer import Arrival, side_of, to_host
 from stratascope.extract.unembedding import Unembedding
@@ -257,7 +257,7 @@ class CaptureModel:
 
     def reference(self, inputs: Mapping[str, torch.Tensor], positions: Sequence[np.ndarray | None], choices: Sequence[int]) -> Reference:
         """One example through the model alone, see `run_reference`; `inputs` as its processor makes them."""
-        known = inspect.signature(self.model.forward).parameters
+        known = set(inspect.signature(self.model.forward).parameters) - {"labels"}  # PaliGemma's processor makes some, for training
         given = self._on_device({name: values for name, values in inputs.items() if name in known})
         return run_reference(self.model, self.decoder, given, positions, choices)
 

@@ -15,7 +15,7 @@ from stratascope.datasets.examples import Example, files_digest, load_examples
 from stratascope.datasets.progress import progress_bar
 from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
-from stratascope.extract.answers import answer_forms
+from stratascope.extract.answers import ANSWER_LOGITS, answer_forms
 from stratascope.extract.cutting import PatchGrid
 from stratascope.extract.families import ModelShape, check_family, image_rule, logits_capped, model_shape
 from stratascope.extract.images import (
@@ -173,6 +173,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             **({"box_alignment": cases} if (cases := alignment_cases(alignments)) else {}),
         },
         **({"vision": {"full_attention": list(shape.vision_whole)}} if shape.vision_layers else {}),
+        "answer_logits": dict(ANSWER_LOGITS),
         "condition": settings.condition,
         "seed": settings.seed,
         "fusion": store.fusion,

@@ -33,7 +33,7 @@ class Limits:
 
     def at(self, depth: int) -> np.ndarray:
         """(depth,) limits of residual layers, or of the rows of blocks."""
-        return np.minimum(self.inner, self.growth * np.arange(1, depth + 1))
+        return np.asarray(np.minimum(self.inner, self.growth * np.arange(1, depth + 1)))
 
 
 LIMITS = {
@@ -91,12 +91,12 @@ def check_prompt(plan: ExtractionPlan, example: int, image: Image.Image, process
     processor = load_processor(plan) if processor is None else processor
     wording, rule = plan.tokenizer.wording, plan.tokenizer.rule
     text = wording.asked(plan.prompt.fill(plan.examples[example]).text)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"add_special_tokens": wording.adds_special, "return_tensors": "pt"}
     if isinstance(rule, PatchGrid):  # resized as qwen_vl_utils does, within the plan's limits, which may be others than the processor's
         width, height = rule.resize(*image.size)
         image = fetch_image({"image": image, "resized_width": width, "resized_height": height}, image_patch_size=rule.patch)
-        options = {"do_resize": False}
-    made: Mapping[str, Any] = processor(text=[text], images=[image], add_special_tokens=wording.adds_special, return_tensors="pt", **options)
+        options["do_resize"] = False
+    made: Mapping[str, Any] = processor(text=[text], images=[image], **options)
     own, planned = made["input_ids"][0].numpy(), plan.layouts[example].ids
     if own.tolist() != planned.tolist():
         common = min(len(own), len(planned))

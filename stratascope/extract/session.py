@@ -262,4 +262,5 @@ def _keep(keeper: Keeper, block: int, work: BlockWork) -> None:
     """Write a block once all of it is there; one that never will be is left out."""
     done: list[Future[Any]] = work.pieces
     if all(piece.result() for piece in done):
+        work.leave_out_unstorable()
         keeper.write(block, work.arrays)

