@@ -43,8 +43,8 @@ class Prompt:
         """
         if example.question is not None and self.answers is None:
             asked = example.question
-            parts = {"subject": asked.subject, "object": asked.object}
-            return FilledPrompt(asked.text, {name: interval for name, interval in parts.items() if interval})
+            stated = {"subject": asked.subject, "object": asked.object}
+            return FilledPrompt(asked.text, {name: interval for name, interval in stated.items() if interval})
         if "{object}" in self.text and example.parts.object is None:
             raise InvalidInputError(
                 f"example {example.id}: expected a caption about two things for --prompt {self.name}, found {example.caption!r}; choose "
