@@ -18,7 +18,7 @@ from numcodecs import Zstd
 from stratascope.errors import StoreError
 from stratascope.report.viewer import result_index
 from stratascope.report.viewer.files import files_of
-from stratascope.report.viewer.page import check_results
+from stratascope.report.viewer.page import results_in
 from stratascope.store import ResultFile, copy_store, load_result, save_result
 from stratascope.store.limits import MOST_METADATA
 
@@ -83,7 +83,7 @@ def test_metadata_of_gigabytes_or_nested_deeply_are_refused(
         with pytest.raises(StoreError, match=r"a\.zarr\.zip"):
             load_result(path)
         with pytest.raises(StoreError, match=r"a\.zarr\.zip"):
-            check_results(path.parent)
+            list(results_in(path.parent))
         assert tracemalloc.get_traced_memory()[1] < 200e6
     finally:
         tracemalloc.stop()
