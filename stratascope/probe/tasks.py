@@ -119,7 +119,7 @@ def _classes(name: str, values: pd.Series) -> pd.Series:
     whole = []
     for place, value in zip(values.index, values, strict=True):
         if isinstance(value, float | np.floating) and not np.isfinite(value):
-            raise _infinite(name, value, place)
+            raise _infinite(name, float(value), place)
         if value % 1 != 0:
             raise InvalidInputError(f"task {name!r}: expected classes, found fractions such as {value:g}; bin them first")
         whole.append(int(value))
