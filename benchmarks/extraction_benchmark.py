@@ -16,9 +16,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from stratascope.extract.attribution import directions, logit_parts
-from stratascope.extract.capture import Capture, Pooling, capturing, use_captured_attention
-from stratascope.extract.gradients import token_gradients
+from stratascope.extract.run.capture import Capture, Pooling, capturing, use_captured_attention
+from stratascope.extract.run.gradients import token_gradients
+from stratascope.extract.run.logit_terms import directions, logit_parts
 
 VARIANTS = (
     "bare",

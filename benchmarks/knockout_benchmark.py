@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from extraction_benchmark import build
 
-from stratascope.extract.capture import use_captured_attention
-from stratascope.extract.knockout import Trace, effects, tracing
-from stratascope.extract.layout import TokenLayout
-from stratascope.extract.targets import Knockouts, computed_tokens, hidden_tokens, layer_windows
+from stratascope.extract.plan.knockout_plan import Knockouts, computed_tokens, hidden_tokens, layer_windows
+from stratascope.extract.plan.token_layout import TokenLayout
+from stratascope.extract.run.capture import use_captured_attention
+from stratascope.extract.run.knockout import Trace, effects, tracing
 
 ROWS, COLUMNS, BEFORE, AFTER, BLOCKS = 16, 20, 15, 65, 12
 

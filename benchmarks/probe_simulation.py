@@ -20,8 +20,8 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "probe"))
 import numpy as np
 from simulated import Simulation, TypedSimulation
 
-from stratascope.probe.intervals import band
-from stratascope.probe.metrics import width_of
+from stratascope.probe.curve.metrics import width_of
+from stratascope.stats.intervals import band
 
 METRICS = ("auroc", "accuracy")
 DRAWS = 2000

@@ -10,8 +10,9 @@ from rehearsal_store import HALF, LOCATION_FROM, OUTLIERS, ROUTE, ROUTE_BLOCKS, 
 
 from stratascope.analysis import FlowResult, RolloutResult
 from stratascope.probe import LayerCurve
-from stratascope.probe.events import LayerEvent
-from stratascope.store import ActivationStore, load_result
+from stratascope.probe.curve.onset_offset import LayerEvent
+from stratascope.results.file import load_result
+from stratascope.store import ActivationStore
 
 PACKING = 0.03
 """How far a weight of a few hundredths may be from what was written: maps are packed into one byte a weight."""

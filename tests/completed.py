@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 import pandas as pd
 
-from stratascope.store import ResultFile
-from stratascope.store.declared import Along
-from stratascope.store.kinds import KINDS
+from stratascope.results.file import ResultFile
+from stratascope.results.kinds import KINDS
+from stratascope.results.schema import Along
 
 EMPTY = {"text": "", "int": 0, "float": 0.0, "share": 0.0, "bool": False}
 

@@ -215,9 +215,9 @@ def test_the_page_of_the_house_says_who_imports_whom() -> None:
 
 
 def test_the_page_of_the_house_names_every_module_of_extract_and_the_words_in_use() -> None:
-    from stratascope.extract.images import CONDITIONS
-    from stratascope.extract.layout import SPANS
-    from stratascope.extract.settings import POSITIONS
+    from stratascope.extract.plan.images import CONDITIONS
+    from stratascope.extract.plan.settings import POSITIONS
+    from stratascope.extract.plan.token_layout import SPANS
 
     inside = page("architecture.md").partition("## Inside extract")[2].partition("## Vocabulary")[0]
     named = quoted(inside) | {part.split(".")[0] for part in re.findall(r"`(pipeline\.\w+)`", inside)}
@@ -229,7 +229,7 @@ def test_the_page_of_the_house_names_every_module_of_extract_and_the_words_in_us
 
 
 def test_the_page_of_the_format_lists_every_array_as_it_is_written() -> None:
-    from stratascope.store.arrays import TABLE
+    from stratascope.store.format.arrays import TABLE
 
     listed: dict[str, list[str]] = {}
     for cells in rows_of(page("format.md"), "array"):

@@ -14,7 +14,7 @@ import pytest
 
 from stratascope.analysis import attention_share, flow_examples, rollout_examples
 from stratascope.store import ActivationStore
-from stratascope.store.prompt_parts import PARTS
+from stratascope.store.format.prompt_parts import PARTS
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from stratascope.datasets.scenes import render, sample_scene, sample_statement
-from stratascope.extract.images import apply_condition
+from stratascope.extract.plan.images import apply_condition
+from stratascope.figures.style import COLOURS, GREY
 from stratascope.report import new_figure, paper_style, save_figure
-from stratascope.report.style import COLOURS, GREY
 from training.batched_vision import BatchedVision, patchify
 from training.packing import verdict_question
 from training.tiny_model import build_model, build_processor, build_tokenizer

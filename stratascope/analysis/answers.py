@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.blockwise import held_examples
+from stratascope.analysis.parallel import held_examples
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
-from stratascope.store.results import made_from
-from stratascope.store.selection import listing
+from stratascope.results.display import Shown, Summary
+from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.store import ActivationStore
+from stratascope.store.io.selection import listing
 
 RESULT_KIND = "answer_confidence"
 

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.blockwise import held_examples, over_blocks
-from stratascope.analysis.weighing import require_recorded, weighted_rows
+from stratascope.analysis.parallel import held_examples, over_blocks
+from stratascope.analysis.weighting import require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
-from stratascope.store.prompt_parts import PARTS, parts_of
-from stratascope.store.results import made_from
+from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.store import ActivationStore
+from stratascope.store.format.prompt_parts import PARTS, parts_of
 
 RESULT_KIND = "logit_attribution"
 PIECE = 16

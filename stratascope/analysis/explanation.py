@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from stratascope.analysis.answers import right_choices
 from stratascope.analysis.attribution import logit_attribution
 from stratascope.analysis.flow import flow
-from stratascope.analysis.ranks import rank_correlations
+from stratascope.analysis.knockout_targets import kind_of_target, target_tokens
 from stratascope.analysis.relevance import BASELINES, few_blocks, group_scores, methods_of, token_scores
-from stratascope.analysis.targets import kind_of_target, target_tokens
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
-from stratascope.store.prompt_parts import PARTS, parts_of
-from stratascope.store.results import made_from
+from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.stats.rank_correlation import rank_correlations
+from stratascope.store import ActivationStore
+from stratascope.store.format.prompt_parts import PARTS, parts_of
 
 RESULT_KIND = "example_explanation"
 

@@ -11,16 +11,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.blockwise import held_examples, over_blocks
-from stratascope.analysis.maps import parse_window
-from stratascope.analysis.ranks import FEWEST_TARGETS, rank_correlations
+from stratascope.analysis.attention_maps import parse_window
+from stratascope.analysis.knockout_targets import kind_of_target, target_tokens
+from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.relevance import BASELINES, Method, few_blocks, group_scores, methods_of
-from stratascope.analysis.resampling import bootstrap_means, ends
-from stratascope.analysis.targets import kind_of_target, target_tokens
-from stratascope.analysis.weighing import require_recorded
+from stratascope.analysis.weighting import require_recorded
 from stratascope.errors import InvalidInputError, TooFewExamplesError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
-from stratascope.store.results import made_from
+from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.stats.cluster_means import bootstrap_means, ends
+from stratascope.stats.rank_correlation import FEWEST_TARGETS, rank_correlations
+from stratascope.store import ActivationStore
 
 RESULT_KIND = "faithfulness"
 PIECE = 4

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.capacities import UNIT, flow_capacities, group_bounds, token_bounds
-from stratascope.analysis.maps import Window, checked_maps, checked_window
-from stratascope.analysis.ranks import rank_correlation
+from stratascope.analysis.attention_maps import Window, checked_maps, checked_window
+from stratascope.analysis.flow_network import UNIT, flow_capacities, group_bounds, token_bounds
 from stratascope.errors import InvalidInputError, MissingExtraError
+from stratascope.stats.rank_correlation import rank_correlation
 
 if TYPE_CHECKING:
     from stratascope.analysis.max_flow import Network, Workspace

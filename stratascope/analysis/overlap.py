@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.blockwise import held_examples, over_blocks
-from stratascope.analysis.boxes import BOXES, box_tokens
-from stratascope.analysis.weighing import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
+from stratascope.analysis.box_cells import BOXES, box_tokens
+from stratascope.analysis.parallel import held_examples, over_blocks
+from stratascope.analysis.weighting import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
-from stratascope.store.results import made_from
+from stratascope.results.display import Shown, Summary
+from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.store import ActivationStore
 
 RESULT_KIND = "box_overlap"
 Measure = Literal["share", "lift", "cosine", "auc"]

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stratascope.analysis.carried_back import carried_back
+from stratascope.analysis.attention_maps import Window
+from stratascope.analysis.attribution_rollout import carried_back
 from stratascope.analysis.flow import flow, span_flow
-from stratascope.analysis.maps import Window
 from stratascope.analysis.rollout import rollout
-from stratascope.analysis.weighing import weighted_rows
+from stratascope.analysis.weighting import weighted_rows
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stratascope.analysis.discard import discard_weakest
-from stratascope.analysis.maps import Window, check_layer, checked_window, shaped_maps
+from stratascope.analysis.attention_maps import Window, check_layer, checked_window, shaped_maps
+from stratascope.analysis.head_fusion import discard_weakest
 from stratascope.errors import InvalidInputError
 
 Floats = NDArray[np.float64]

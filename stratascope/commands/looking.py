@@ -25,7 +25,7 @@ def report(store: str, results: tuple[Path, ...], out: Path | None, title: str) 
     Example, after 'stratascope demo --out demo':
       stratascope report demo/original.zarr -o report.html
     """
-    from stratascope.report.places import beside
+    from stratascope.results.locations import beside
     from stratascope.workflow.reporting import write_report
 
     click.echo(write_report(open_store(store), results, out or beside(store, "-report.html"), where=store, title=title))
@@ -56,7 +56,7 @@ def figure(
     Example, after 'stratascope demo --out demo':
       stratascope figure curves demo/original.zarr -o curves.pdf
     """
-    from stratascope.report.named import FIGURES
+    from stratascope.report.figure_registry import FIGURES
     from stratascope.workflow.drawing import draw_named
 
     if listed:
@@ -102,10 +102,10 @@ def view(store: str, results: Path | None, port: int, no_browser: bool, export: 
     Example, after 'stratascope demo --out demo':
       stratascope view demo/original.zarr --results demo/results
     """
-    from stratascope.report.places import results_folders
     from stratascope.report.viewer import export_page, serve_store
     from stratascope.report.viewer.address import check_address
     from stratascope.report.viewer.files import files_of
+    from stratascope.results.locations import results_folders
 
     results = results or next((folder for folder in results_folders(store) if "://" not in store and folder.is_dir()), None)
     if export is not None:

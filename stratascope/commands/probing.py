@@ -102,7 +102,7 @@ def probe(store: str, out: Path | None, baselines: tuple[str, ...], values: tupl
       stratascope probe demo/original.zarr --tasks truth --positions final --baseline demo/blank.zarr
       stratascope probe demo/original.zarr --tasks truth,geometry --controls shuffled --positions subject,object --transfer
     """
-    from stratascope.probe.value_files import read_values
+    from stratascope.probe.tasks.value_files import read_values
     from stratascope.workflow.probe_request import ProbeRequest
     from stratascope.workflow.probing import probe_and_draw
 

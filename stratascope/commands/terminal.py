@@ -21,7 +21,7 @@ def open_store(path: str) -> ActivationStore:
 
 def results_folder(store: str) -> Path:
     """STORE-results beside the store; in the working folder for a URL."""
-    from stratascope.report.places import results_folders
+    from stratascope.results.locations import results_folders
 
     return results_folders(store)[0]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from stratascope.demo.stages import LAYERS, Stages, digest
 from stratascope.errors import TooFewExamplesError
-from stratascope.report.places import ENDING
+from stratascope.results.locations import ENDING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ def run_demo(
         If the folder was filled with other settings, or by something else.
     """
     from stratascope.datasets.scenes import write_scenes
-    from stratascope.extract.extraction import require_extract_extra
+    from stratascope.extract.run.extraction import require_extract_extra
     from stratascope.probe import LayerCurve
 
     require_extract_extra(load=False)
@@ -115,7 +115,7 @@ def run_demo(
 def _extracted(stages: Stages, condition: str, step: str, command: str, progress: bool, say: Callable[[str], object]) -> ActivationStore:
     """The store of a condition: as it was finished before, or extracted now."""
     from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction
-    from stratascope.extract.settings import RECORDS
+    from stratascope.extract.plan.settings import RECORDS
     from stratascope.store import ActivationStore
 
     out = stages.out

@@ -10,7 +10,7 @@ from typing import Any
 
 import stratascope
 from stratascope.errors import InvalidInputError
-from stratascope.store.durable import write_file
+from stratascope.store.io.durable import write_file
 
 NAME = "demo.json"
 """The list of stages, in the demo's folder."""

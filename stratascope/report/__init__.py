@@ -9,39 +9,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stratascope.report.chosen import Choice
-    from stratascope.report.figures import draw_attention_share, draw_layer_curves, draw_overlay, new_figure, save_figure
-    from stratascope.report.findings import Findings, gather, gather_results
-    from stratascope.report.found import Found
-    from stratascope.report.gallery import Tile, draw_gallery
-    from stratascope.report.named import FIGURES, NamedFigure, named_figure
+    from stratascope.figures.drawing import draw_attention_share, draw_layer_curves, draw_overlay, new_figure, save_figure
+    from stratascope.figures.gallery import Tile, draw_gallery
+    from stratascope.figures.score_grids import draw_confusion, draw_score_grid, draw_transfer
+    from stratascope.figures.style import paper_style
+    from stratascope.report.figure_registry import FIGURES, NamedFigure, named_figure
+    from stratascope.report.figure_selection import Choice
     from stratascope.report.page import Page
-    from stratascope.report.score_grids import draw_confusion, draw_score_grid, draw_transfer
     from stratascope.report.store_report import report_page
-    from stratascope.report.style import paper_style
+    from stratascope.results.collection import Findings, gather, gather_results
+    from stratascope.results.view import Found
 
 _MODULES = {
-    "Choice": "chosen",
-    "FIGURES": "named",
-    "Findings": "findings",
-    "Found": "found",
-    "NamedFigure": "named",
+    "Choice": "figure_selection",
+    "FIGURES": "figure_registry",
+    "Findings": "stratascope.results.collection",
+    "Found": "stratascope.results.view",
+    "NamedFigure": "figure_registry",
     "Page": "page",
-    "Tile": "gallery",
-    "draw_attention_share": "figures",
-    "draw_confusion": "score_grids",
-    "draw_gallery": "gallery",
-    "draw_layer_curves": "figures",
-    "draw_overlay": "figures",
-    "draw_score_grid": "score_grids",
-    "draw_transfer": "score_grids",
-    "gather": "findings",
-    "gather_results": "findings",
-    "named_figure": "named",
-    "new_figure": "figures",
-    "paper_style": "style",
+    "Tile": "stratascope.figures.gallery",
+    "draw_attention_share": "stratascope.figures.drawing",
+    "draw_confusion": "stratascope.figures.score_grids",
+    "draw_gallery": "stratascope.figures.gallery",
+    "draw_layer_curves": "stratascope.figures.drawing",
+    "draw_overlay": "stratascope.figures.drawing",
+    "draw_score_grid": "stratascope.figures.score_grids",
+    "draw_transfer": "stratascope.figures.score_grids",
+    "gather": "stratascope.results.collection",
+    "gather_results": "stratascope.results.collection",
+    "named_figure": "figure_registry",
+    "new_figure": "stratascope.figures.drawing",
+    "paper_style": "stratascope.figures.style",
     "report_page": "store_report",
-    "save_figure": "figures",
+    "save_figure": "stratascope.figures.drawing",
 }
 
 __all__ = [
@@ -72,4 +72,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    module = _MODULES[name]
+    return getattr(import_module(module if module.startswith("stratascope.") else f"{__name__}.{module}"), name)

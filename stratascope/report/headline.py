@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from stratascope.figures.drawing import METRIC_LABELS
 from stratascope.report.blocks import Block, Cited, Fact, Facts, Prose
-from stratascope.report.chosen import advantage_name, score_of
-from stratascope.report.figures import METRIC_LABELS
-from stratascope.report.findings import Findings
-from stratascope.report.found import Found
+from stratascope.report.figure_selection import advantage_name, score_of
+from stratascope.results.collection import Findings
+from stratascope.results.view import Found
 
 TASK_WORDS = {
     "truth": "whether the caption is true",

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from stratascope.errors import InvalidInputError
-from stratascope.report.style import COLOURS, GREY, TINT, paper_style
+from stratascope.figures.style import COLOURS, GREY, TINT, paper_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stratascope.figures.drawing import PART_LABELS
 from stratascope.report.blocks import Beside, Block, Drawing, Folded, Interval, Missing, Remark, Table
-from stratascope.report.chosen import Choice, by_relation, score_of
-from stratascope.report.figures import PART_LABELS
-from stratascope.report.findings import Findings
-from stratascope.report.found import Found
+from stratascope.report.figure_registry import FIGURES
+from stratascope.report.figure_selection import Choice, by_relation, score_of
 from stratascope.report.headline import peak, percent, task_words
-from stratascope.report.named import FIGURES
+from stratascope.results.collection import Findings
+from stratascope.results.view import Found
 
 WIDE, HALF = 6.6, 4.1
 """Inches of a figure over the page's width, and of one beside another."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from stratascope.report.believing import attribution_blocks, best_method, faithfulness_blocks
 from stratascope.report.blocks import Block, Card, Cards, Missing, Prose, Section
-from stratascope.report.findings import Findings
+from stratascope.report.example_subsets import part_blocks
+from stratascope.report.faithfulness import attribution_blocks, best_method, faithfulness_blocks
 from stratascope.report.headline import asked, headline
+from stratascope.report.localisation import pointing_blocks
 from stratascope.report.page import Page
-from stratascope.report.parts import part_blocks
-from stratascope.report.pointing import pointing_blocks
-from stratascope.report.redo import provenance
+from stratascope.report.reproduction import provenance
 from stratascope.report.sections import attention_blocks, curve_blocks, position_blocks, relation_blocks, remark_blocks
+from stratascope.results.collection import Findings
 from stratascope.store import ActivationStore, condition_of
 
 

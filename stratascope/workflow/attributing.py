@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stratascope.figures.attributions import draw_carried
 from stratascope.report import new_figure, paper_style, save_figure
-from stratascope.report.attributions import draw_carried
 from stratascope.store import choice_of
 from stratascope.workflow.telling import file_name, part_lines, result_path, titled, told
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stratascope.figures.correlations import draw_correlations
 from stratascope.report import new_figure, paper_style, save_figure
-from stratascope.report.believing import HIDDEN_FROM, TARGETS
-from stratascope.report.correlations import draw_correlations
-from stratascope.report.pointing import AGAINST, draw_ratios
+from stratascope.report.faithfulness import HIDDEN_FROM, TARGETS
+from stratascope.report.localisation import AGAINST, draw_ratios
 from stratascope.workflow.telling import result_path, told
 
 if TYPE_CHECKING:

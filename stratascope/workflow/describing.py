@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stratascope.store.overview import bytes_text
+from stratascope.store.io.overview import bytes_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stratascope.errors import InvalidInputError
-from stratascope.report.chosen import Choice
-from stratascope.report.figures import save_figure
-from stratascope.report.findings import gather, gather_results
-from stratascope.report.named import named_figure
-from stratascope.report.places import ENDING
+from stratascope.figures.drawing import save_figure
+from stratascope.report.figure_registry import named_figure
+from stratascope.report.figure_selection import Choice
+from stratascope.results.collection import gather, gather_results
+from stratascope.results.locations import ENDING
 from stratascope.store import ActivationStore
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stratascope.figures.vision_tower import draw_tower
 from stratascope.report import new_figure, paper_style, save_figure
-from stratascope.report.tower import draw_tower
 from stratascope.workflow.telling import result_path, told
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def entangle_and_draw(
 
 
 def _said(found: Entanglement, position: str, what: str) -> str:
-    from stratascope.probe.tower import MERGED
+    from stratascope.probe.vision_tower import MERGED
 
     rows = found.rows(position, what)
     tower, merged = rows[rows["stage"] == "tower"], rows[rows["stage"] == MERGED]
@@ -62,7 +62,7 @@ def _rise(tower: pd.DataFrame) -> str:
 
 def draw_entanglement(found: Entanglement, path: Path) -> Path:
     """Two panels, cells of subject and object: scores by block; blocks that see the whole image are marked, unless all do."""
-    from stratascope.probe.tower import PLACES
+    from stratascope.probe.vision_tower import PLACES
 
     positions = list(dict.fromkeys(found.table["position"]))
     marked = found.attributes["full_attention"]

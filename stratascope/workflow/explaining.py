@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stratascope.figures.attributions import draw_sum
 from stratascope.report import new_figure, paper_style
-from stratascope.report.attributions import draw_sum
-from stratascope.report.believing import HIDDEN_FROM
 from stratascope.report.blocks import (
     Beside,
     Block,
@@ -29,8 +28,9 @@ from stratascope.report.blocks import (
     Table,
     Tokens,
 )
+from stratascope.report.faithfulness import HIDDEN_FROM
 from stratascope.report.page import Page
-from stratascope.report.places import ENDING
+from stratascope.results.locations import ENDING
 from stratascope.workflow.choosing import example_number
 from stratascope.workflow.pictures import picture, relative_boxes
 
@@ -216,7 +216,7 @@ def _added(table: pd.DataFrame, layer: int, component: str) -> float:
 
 
 def _limits(found: ExampleExplanation) -> list[Block]:
-    from stratascope.analysis.ranks import rank_correlation
+    from stratascope.stats.rank_correlation import rank_correlation
 
     own = found.attributes
     first, last = own["few"]

@@ -41,7 +41,7 @@ def plan_texts(
     """
     from stratascope.datasets.examples import describe
     from stratascope.extract import plan_extraction
-    from stratascope.extract.summary import plan_summary
+    from stratascope.extract.plan.plan_summary import plan_summary
 
     begin = time.perf_counter()
     made = plan_extraction(settings, progress=progress)
@@ -52,8 +52,8 @@ def plan_texts(
 
 def _time(made: ExtractionPlan, wanted: bool | None, batch_tokens: int, price: float | None, planning: float) -> str:
     """How long an extraction takes, `planning` seconds among it, or why that is not known; a plan stands without it."""
-    from stratascope.extract.ranks import visible_gpus
-    from stratascope.extract.summary import timing_text
+    from stratascope.extract.plan.distributed import visible_gpus
+    from stratascope.extract.plan.plan_summary import timing_text
 
     if not wanted:
         try:
@@ -70,11 +70,11 @@ def _time(made: ExtractionPlan, wanted: bool | None, batch_tokens: int, price: f
         if why:
             return f"time       not estimated: {why}"
     try:
-        from stratascope.extract.extraction import require_extract_extra
+        from stratascope.extract.run.extraction import require_extract_extra
 
         begin = time.perf_counter()
         require_extract_extra()
-        from stratascope.extract.timing import time_extraction
+        from stratascope.extract.run.timing import time_extraction
 
         before = planning + time.perf_counter() - begin
         return timing_text(time_extraction(made.with_weights(), batch_tokens=batch_tokens, before=before), price)
@@ -108,8 +108,8 @@ def extract_into(
         Told which part of the work is this process's, and what could not be recorded.
     """
     from stratascope.extract import plan_extraction, run_extraction
-    from stratascope.extract.extraction import require_extract_extra
-    from stratascope.extract.summary import unanswered
+    from stratascope.extract.plan.plan_summary import unanswered
+    from stratascope.extract.run.extraction import require_extract_extra
 
     require_extract_extra(load=False)
     shard, settings = _share(shard, settings, say)
@@ -134,7 +134,7 @@ def next_step(store: ActivationStore, where: str | Path) -> str:
     where
         How the command names the store.
     """
-    from stratascope.probe.tasks import MINIMUM_COUNT
+    from stratascope.probe.tasks.task import MINIMUM_COUNT
 
     name, held = shlex.quote(str(where)), store.provenance
     if not store.complete:
@@ -159,7 +159,7 @@ def _share(
     shard: tuple[int, int] | None, settings: ExtractionSettings, say: Callable[[str], object]
 ) -> tuple[tuple[int, int], ExtractionSettings]:
     """This process's part of the blocks, and settings with its GPU: as was asked for, else as its launcher says."""
-    from stratascope.extract.ranks import device_of, launched_rank, visible_gpus
+    from stratascope.extract.plan.distributed import device_of, launched_rank, visible_gpus
 
     try:
         rank = launched_rank(os.environ)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stratascope.figures.gallery import Tile, draw_gallery
 from stratascope.report import save_figure
-from stratascope.report.gallery import Tile, draw_gallery
 from stratascope.workflow.choosing import MOST_SHOWN, first_examples, those_held
 from stratascope.workflow.pictures import picture, relative_boxes, verdict
 from stratascope.workflow.telling import result_path, told
@@ -69,7 +69,7 @@ def flow_text(found: FlowResult) -> str:
 def draw_flows(store: ActivationStore, found: FlowResult, path: Path) -> Path:
     """Up to eight examples: flow to each image cell as tint, what limits it as a sign."""
     from stratascope.analysis.flow import CUTS
-    from stratascope.analysis.rolled import on_image
+    from stratascope.analysis.rollout_results import on_image
 
     numbers = [int(number) for number in found.examples["example"].iloc[:MOST_SHOWN]]
     tiles = []

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stratascope.errors import InvalidInputError, TooFewExamplesError
+from stratascope.figures.heatmaps import draw_heads
+from stratascope.figures.predictions import draw_overlap, draw_prediction
 from stratascope.report import new_figure, paper_style, save_figure
-from stratascope.report.heatmaps import draw_heads
-from stratascope.report.places import ENDING
-from stratascope.report.predictions import draw_overlap, draw_prediction
-from stratascope.store import ResultFile, choice_of, choice_options, choice_text, chosen_examples, load_result
+from stratascope.results.file import ResultFile, load_result
+from stratascope.results.locations import ENDING
+from stratascope.store import choice_of, choice_options, choice_text, chosen_examples
 from stratascope.workflow.telling import file_name, part_lines, result_path, titled, told
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def rank_and_draw(
 
 def head_probe_of(folder: Path, store: ActivationStore, only: Sequence[str] = ()) -> ResultFile | None:
     """The first result in a folder that holds a probe of this store and these examples by head."""
-    from stratascope.analysis.ranking import probe_grid
+    from stratascope.analysis.head_ranking import probe_grid
 
     for path in sorted(folder.glob(f"*{ENDING}")):
         result = load_result(path)

@@ -35,7 +35,7 @@ def picture(store: ActivationStore, example: int) -> np.ndarray:
 
 def relative_boxes(store: ActivationStore, examples: Sequence[int]) -> list[dict[str, tuple[float, float, float, float]]]:
     """For each example its gold boxes that are known, as shares of width and height, by what they hold."""
-    from stratascope.analysis.boxes import shown_boxes
+    from stratascope.analysis.box_cells import shown_boxes
 
     table = store.examples.iloc[list(examples)]
     try:

@@ -35,7 +35,7 @@ def check_baselines(store: ActivationStore, request: ProbeRequest) -> None:
 
 def check_transfer(store: ActivationStore, request: ProbeRequest) -> None:
     """Raises InvalidInputError for a place that is neither a position of the array nor a baseline."""
-    from stratascope.probe.study import positions_of
+    from stratascope.probe.study.study import positions_of
 
     known = [*(place for place in positions_of(store, request.array) if place), *request.baselines]
     for name in request.transfer_to:

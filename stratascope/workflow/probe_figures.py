@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from stratascope.figures.panels import TEXT_WIDTH, draw_curve_panel, draw_value_panel, label_outside, panel_figure, span_of
+from stratascope.figures.score_grids import draw_confusion, draw_places, draw_score_grid, draw_transfer
 from stratascope.report import draw_layer_curves, new_figure, paper_style, save_figure
-from stratascope.report.panels import TEXT_WIDTH, draw_curve_panel, draw_value_panel, label_outside, panel_figure, span_of
-from stratascope.report.score_grids import draw_confusion, draw_places, draw_score_grid, draw_transfer
 from stratascope.store import column_texts
 from stratascope.workflow.probe_files import save_table, shown_metric
 from stratascope.workflow.probed import Probed
@@ -71,7 +71,7 @@ def draw_positions(probed: Probed, mine: Sequence[LayerCurve], folder: Path) -> 
     """One panel a position: the task's curve, its controls and baselines, and where it is above all of them."""
     from matplotlib.lines import Line2D
 
-    from stratascope.probe.events import event_table
+    from stratascope.probe.curve.onset_offset import event_table
 
     request, metric, task = probed.request, probed.metric_of(mine[0]), mine[0].task
     layers = request.layer_label if len(mine) < 3 else "after k blocks"
@@ -160,7 +160,7 @@ def draw_values(curve: LayerCurve, store: ActivationStore, request: ProbeRequest
 def draw_confusion_figure(curve: LayerCurve, folder: Path) -> Path:
     """Who is taken for whom at the best layer, saved and drawn; many relations by meta category."""
     from stratascope.probe import confusion
-    from stratascope.store.categories import category_of
+    from stratascope.store.format.categories import category_of
 
     layer = curve.peak.layer
     assert layer is not None, "a curve has a highest layer"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratascope.store import column_texts
-from stratascope.store.durable import write_with
+from stratascope.store.io.durable import write_with
 from stratascope.workflow.telling import file_name, result_path
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def save_accuracy_by(curve: LayerCurve, store: ActivationStore, column: str, fol
 
 def save_table(folder: Path, kind: str, table: pd.DataFrame, curve: LayerCurve, *name: str | None, **facts: Any) -> Path:
     """One table of a kind with what it was made from."""
-    from stratascope.store import ResultFile, save_result
+    from stratascope.results.file import ResultFile, save_result
 
     path = result_path(folder, *name)
     told = {"task": curve.task, "position": curve.position, "fingerprint": curve.attributes.get("fingerprint"), **facts}

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
+from stratascope.figures.calibration import draw_codelength, draw_reliability
+from stratascope.figures.panels import label_outside, panel_figure
 from stratascope.report import paper_style, save_figure
-from stratascope.report.measures import draw_codelength, draw_reliability
-from stratascope.report.panels import label_outside, panel_figure
 from stratascope.workflow.probe_files import save_table, shown_metric
 from stratascope.workflow.telling import file_name
 

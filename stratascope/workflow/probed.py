@@ -30,7 +30,7 @@ class Probed:
 
     def name_of(self, task: str) -> str:
         """What the curves of a task that was asked for are called: with the choice of examples."""
-        from stratascope.probe.plan import task_name
+        from stratascope.probe.study.study_plan import task_name
 
         return task_name(task, self.request.settings.get("only", ()))
 

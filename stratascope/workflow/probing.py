@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stratascope.errors import InvalidInputError
-from stratascope.report.figures import METRIC_LABELS
+from stratascope.figures.drawing import METRIC_LABELS
 from stratascope.workflow import probe_figures
 from stratascope.workflow.probe_checks import check_asked, check_baselines, check_transfer, check_values, values_elsewhere, without_values
 from stratascope.workflow.probe_files import keep_advantage, save_accuracy_by, save_curve, save_spreadsheet, save_table, shown_metric
@@ -46,7 +46,7 @@ def probe_and_draw(
     InvalidInputError
         If transfer is asked for of an array by head.
     """
-    from stratascope.probe.study import holds_heads
+    from stratascope.probe.study.study import holds_heads
 
     run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress, "output": folder / "layers"}
     by_head = holds_heads(store, request.array)
@@ -85,7 +85,7 @@ def probe_and_draw(
 def _studies(store: ActivationStore, request: ProbeRequest) -> dict[tuple[str, str | None], Study]:
     """By name of the baseline ("" for the store itself) and position, over the examples that all of them have."""
     from stratascope.probe import plan_study
-    from stratascope.probe.study import holds_heads, positions_of
+    from stratascope.probe.study.study import holds_heads, positions_of
 
     places: Sequence[str | None] = request.positions or positions_of(store, request.array)
     options = {

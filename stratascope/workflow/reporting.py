@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stratascope.report.blocks import Block, Card, Cited, Picture, Prose, Source, Tokens
-from stratascope.report.findings import Findings, gather
-from stratascope.report.found import Found
 from stratascope.report.store_report import report_page
+from stratascope.results.collection import Findings, gather
+from stratascope.results.view import Found
 from stratascope.workflow.pictures import picture, relative_boxes, verdict
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stratascope.report.places import ENDING
+from stratascope.results.locations import ENDING
 from stratascope.store import choice_text
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from analysis_stores import LAYERS, attributed_store
 from stratascope.analysis import LogitAttribution, attention_overlap, attention_share, logit_attribution, weighted_rows
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore
-from stratascope.store.prompt_parts import PARTS, token_parts
+from stratascope.store.format.prompt_parts import PARTS, token_parts
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_overlap_of_attributions_is_of_what_speaks_for_the_answer_given(planted:
         towards = 1 if logits[k, 0] >= logits[k, 1] else -1
         cells = np.maximum(towards * rows[k, ..., start:stop], 0)
         assert found.values.shape[:3] == (3, LAYERS, cells.shape[1])
-        from stratascope.analysis.boxes import box_tokens
+        from stratascope.analysis.box_cells import box_tokens
 
         inside = box_tokens(planted, np.array([k]))[0, 0, start:stop]
         np.testing.assert_allclose(found.values[k, ..., 0], cells[..., inside].sum(-1) / cells.sum(-1), atol=1e-5)

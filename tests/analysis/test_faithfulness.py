@@ -10,12 +10,12 @@ from analysis_stores import CELLS, GRID, HIDDEN, attributed_store, hidden
 from scipy.stats import spearmanr
 
 from stratascope.analysis import Faithfulness, faithfulness, weighted_rows
-from stratascope.analysis.maps import parse_window
-from stratascope.analysis.ranks import rank_correlations
+from stratascope.analysis.attention_maps import parse_window
+from stratascope.analysis.knockout_targets import target_tokens
 from stratascope.analysis.relevance import METHODS, few_blocks
-from stratascope.analysis.resampling import bootstrap_means
-from stratascope.analysis.targets import target_tokens
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
+from stratascope.stats.cluster_means import bootstrap_means
+from stratascope.stats.rank_correlation import rank_correlations
 from stratascope.store import ActivationStore
 
 

@@ -27,10 +27,10 @@ from stratascope.analysis import (
     cell_overlap,
     rollout_examples,
 )
-from stratascope.analysis.auroc import auroc
-from stratascope.analysis.boxes import box_tokens, shown_boxes
+from stratascope.analysis.box_cells import box_tokens, shown_boxes
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
+from stratascope.stats.auroc import auroc
 from stratascope.store import ActivationStore
 
 

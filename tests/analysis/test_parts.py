@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from stratascope.analysis import answer_confidence, answer_prediction, attention_overlap, attention_share, logit_attribution, rank_heads
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
-from stratascope.report.findings import gather
-from stratascope.store import ActivationStore, ResultFile, chosen_examples, copy_store, load_result, save_result
+from stratascope.results.collection import gather
+from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.store import ActivationStore, chosen_examples, copy_store
 from tests.completed import completed
 
 ONLY = ("relation=left of",)
@@ -145,7 +146,7 @@ def test_a_figure_is_of_all_examples_where_there_are_results_of_them(whole: Acti
 
 
 def test_a_relations_meta_category_chooses_though_it_is_no_column(store) -> None:
-    from stratascope.store.categories import category_of
+    from stratascope.store.format.categories import category_of
 
     wanted = store.examples["relation"].map(category_of) == "Topological"
     assert 0 < wanted.sum() < len(wanted)

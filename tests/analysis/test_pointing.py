@@ -11,9 +11,9 @@ from analysis_stores import random_maps
 from click.testing import CliRunner
 
 from stratascope.analysis import Pointing, carried_back, pointing, rollout
-from stratascope.analysis.boxes import other_tokens
+from stratascope.analysis.box_cells import other_tokens
+from stratascope.analysis.knockout_targets import cell_groups
 from stratascope.analysis.relevance import METHODS, token_scores
-from stratascope.analysis.targets import cell_groups
 from stratascope.cli import main
 from stratascope.datasets.boxes import BoxIndex, cells_in_box
 from stratascope.errors import InvalidInputError, TooFewExamplesError

@@ -12,11 +12,12 @@ from click.testing import CliRunner
 from scipy.stats import spearmanr
 
 from stratascope.analysis import AnswerPrediction, BoxOverlap, HeadRanking, attention_overlap, logit_attribution, rank_heads
-from stratascope.analysis.heads import head_agreement, spearman_interval
-from stratascope.analysis.ranking import probe_grid
+from stratascope.analysis.head_agreement import head_agreement, spearman_interval
+from stratascope.analysis.head_ranking import probe_grid
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
-from stratascope.store import ActivationStore, ResultFile, save_result
+from stratascope.results.file import ResultFile, save_result
+from stratascope.store import ActivationStore
 from tests.completed import completed
 
 

@@ -11,7 +11,7 @@ from analysis_stores import HEADS, IMAGE, LAYERS, TOKENS, planted_store
 from stratascope.analysis import AttentionShare, attention_share, find_sinks, row_entropy
 from stratascope.analysis.sinks import PLACES, token_places
 from stratascope.errors import InvalidInputError
-from stratascope.store.prompt_parts import PARTS
+from stratascope.store.format.prompt_parts import PARTS
 from stratascope.workflow.sharing import share_text
 
 

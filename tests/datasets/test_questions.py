@@ -159,7 +159,7 @@ def test_a_store_of_questions_knows_which_answers_are_right(tmp_path: Path) -> N
     pytest.importorskip("torch")
     from stratascope.analysis.answers import answer_confidence, answers_right
     from stratascope.extract import run_extraction
-    from stratascope.probe.tasks import find_task
+    from stratascope.probe.tasks.task import find_task
     from stratascope.store import ActivationStore
 
     relations = ("above", "below", "to the left of", "to the right of")

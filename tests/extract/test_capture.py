@@ -13,10 +13,10 @@ torch = pytest.importorskip("torch")
 from PIL import Image  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLConfig  # noqa: E402
 
-from stratascope.extract.attention import NAME  # noqa: E402
-from stratascope.extract.capture import Capture, Pooling, capturing  # noqa: E402
-from stratascope.extract.images import apply_condition, open_image  # noqa: E402
-from stratascope.extract.session import ExtractionSession  # noqa: E402
+from stratascope.extract.plan.images import apply_condition, open_image  # noqa: E402
+from stratascope.extract.run.attention_function import NAME  # noqa: E402
+from stratascope.extract.run.capture import Capture, Pooling, capturing  # noqa: E402
+from stratascope.extract.run.session import ExtractionSession  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -17,22 +17,22 @@ from PIL import Image, ImageOps
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from stratascope.analysis.boxes import box_tokens  # noqa: E402
+from stratascope.analysis.box_cells import box_tokens  # noqa: E402
 from stratascope.datasets import Example, Prompt, split_caption  # noqa: E402
 from stratascope.errors import CaptureError, InvalidInputError  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
-from stratascope.extract.capture import text_decoder  # noqa: E402
-from stratascope.extract.cutting import PatchGrid  # noqa: E402
-from stratascope.extract.images import open_image  # noqa: E402
-from stratascope.extract.inputs import forward_inputs  # noqa: E402
-from stratascope.extract.layout import TILES, PromptTokenizer  # noqa: E402
-from stratascope.extract.plan import ExtractionPlan  # noqa: E402
-from stratascope.extract.selfcheck import check_prompt  # noqa: E402
-from stratascope.extract.session import ExtractionSession  # noqa: E402
-from stratascope.extract.settings import RECORDS  # noqa: E402
-from stratascope.extract.summary import plan_summary  # noqa: E402
+from stratascope.extract.families.patch_grid import PatchGrid  # noqa: E402
+from stratascope.extract.plan.extraction_plan import ExtractionPlan  # noqa: E402
+from stratascope.extract.plan.images import open_image  # noqa: E402
+from stratascope.extract.plan.plan_summary import plan_summary  # noqa: E402
+from stratascope.extract.plan.settings import RECORDS  # noqa: E402
+from stratascope.extract.plan.token_layout import TILES, PromptTokenizer  # noqa: E402
+from stratascope.extract.run.capture import text_decoder  # noqa: E402
+from stratascope.extract.run.inputs import forward_inputs  # noqa: E402
+from stratascope.extract.run.self_check import check_prompt  # noqa: E402
+from stratascope.extract.run.session import ExtractionSession  # noqa: E402
 from stratascope.store import ActivationStore, verify  # noqa: E402
-from stratascope.store.prompt_parts import PARTS, token_parts  # noqa: E402
+from stratascope.store.format.prompt_parts import PARTS, token_parts  # noqa: E402
 from tests.extract.families import FAMILIES  # noqa: E402
 from tests.extract.saved import save  # noqa: E402
 from tests.extract.test_knockout import eager_difference  # noqa: E402

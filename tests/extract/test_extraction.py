@@ -23,8 +23,8 @@ from stratascope.store import ActivationStore, verify
 pytest.importorskip("torch")
 
 from stratascope.extract import run_extraction
-from stratascope.extract.images import open_image
-from stratascope.extract.summary import plan_summary, unanswered
+from stratascope.extract.plan.images import open_image
+from stratascope.extract.plan.plan_summary import plan_summary, unanswered
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -33,7 +33,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def test_the_store_holds_what_the_model_gives(plan, store: ActivationStore) -> None:
-    from stratascope.extract.session import ExtractionSession
+    from stratascope.extract.run.session import ExtractionSession
 
     session = ExtractionSession(plan, batch_tokens=8192)
     for k in (0, 40, 95):
@@ -62,7 +62,7 @@ def test_the_tables_describe_the_examples(plan, store: ActivationStore) -> None:
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(plan, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stratascope.extract.blockwork import BlockWork
+    from stratascope.extract.run.shard_block import BlockWork
 
     real, calls = BlockWork.run, []
 
@@ -253,7 +253,7 @@ def test_shuffled_images_are_those_of_other_examples(settings, plan) -> None:
 def test_a_full_gpu_halves_the_batch_and_goes_on(plan, store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from stratascope.extract.model import CaptureModel
+    from stratascope.extract.run.model import CaptureModel
 
     real = CaptureModel.launch
 
@@ -273,15 +273,15 @@ def test_a_plan_that_does_not_fit_the_disk_is_refused_before_the_model_is_loaded
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("stratascope.extract.extraction.shutil.disk_usage", lambda path: usage(10, 9, 1000))
+    monkeypatch.setattr("stratascope.extract.run.extraction.shutil.disk_usage", lambda path: usage(10, 9, 1000))
     with pytest.raises(InvalidInputError, match=r"expected [\d.]+ MB free at .*, found 1 kB"):
         run_extraction(plan, tmp_path / "never.zarr")
     assert not (tmp_path / "never.zarr").exists()
 
 
 def test_everything_that_can_be_recorded(settings, plan, tmp_path: Path) -> None:
-    from stratascope.extract.session import ExtractionSession
-    from stratascope.extract.settings import RECORDS
+    from stratascope.extract.plan.settings import RECORDS
+    from stratascope.extract.run.session import ExtractionSession
 
     everything = plan_extraction(dataclasses.replace(settings, limit=10, record=RECORDS))
     run_extraction(everything, tmp_path / "all.zarr")
@@ -318,7 +318,7 @@ def test_what_is_stored_of_the_answers_logits_adds_up(settings, tmp_path: Path) 
 
 @pytest.mark.parametrize("fusion", ["max", "min"])
 def test_maps_of_the_largest_or_smallest_weight_are_stored_with_rows_that_sum_to_1(settings, tmp_path: Path, fusion: str) -> None:
-    from stratascope.extract.session import ExtractionSession
+    from stratascope.extract.run.session import ExtractionSession
 
     plan = plan_extraction(dataclasses.replace(settings, limit=3, record=("attention_maps",), fusion=fusion))
     run_extraction(plan, tmp_path / "maps.zarr")
@@ -383,7 +383,7 @@ def test_a_model_of_another_family_is_refused(tmp_path: Path, scenes: Path) -> N
 
 def test_a_capture_that_does_not_agree_with_the_model_stops(plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stratascope.errors import CaptureError
-    from stratascope.extract.model import CaptureModel
+    from stratascope.extract.run.model import CaptureModel
 
     real = CaptureModel.readout
     monkeypatch.setattr(CaptureModel, "readout", lambda self, residual, ids: real(self, 1.5 * residual + 0.1, ids))

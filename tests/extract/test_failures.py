@@ -18,11 +18,11 @@ import pytest
 
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.extract import plan_extraction
-from stratascope.extract.sources import resolve_model
+from stratascope.extract.plan.model_files import resolve_model
 
 pytest.importorskip("torch")
 
-from stratascope.extract.session import ExtractionSession
+from stratascope.extract.run.session import ExtractionSession
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -84,7 +84,7 @@ class Hub(BaseHTTPRequestHandler):
 def test_why_the_hub_gives_no_model_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        code = f"from stratascope.extract.sources import resolve_model; resolve_model({name!r}, revision='v7')"
+        code = f"from stratascope.extract.plan.model_files import resolve_model; resolve_model({name!r}, revision='v7')"
         known = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_CACHE": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
         offline = {"HF_HUB_OFFLINE": str(int(name.endswith("offline")))}
         done = subprocess.run([sys.executable, "-c", code], env=os.environ | known | offline, capture_output=True, text=True)

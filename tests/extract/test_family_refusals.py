@@ -10,10 +10,10 @@ import pytest
 
 from stratascope.datasets import PROMPTS, Example, split_caption
 from stratascope.errors import InvalidInputError
-from stratascope.extract.chat import Chat, Prefix
-from stratascope.extract.families import FAMILIES, TEXT_DEFAULTS, image_rule, model_shape
-from stratascope.extract.layout import PromptTokenizer
-from stratascope.extract.sources import ModelSource
+from stratascope.extract.families.registry import FAMILIES, TEXT_DEFAULTS, image_rule, model_shape
+from stratascope.extract.plan.chat_template import Chat, Prefix
+from stratascope.extract.plan.model_files import ModelSource
+from stratascope.extract.plan.token_layout import PromptTokenizer
 
 transformers = pytest.importorskip("transformers")
 

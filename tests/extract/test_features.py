@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch")
 
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
 from stratascope.extract import features as features_module  # noqa: E402
-from stratascope.extract.features import FeatureCache, ImageFeatures, given_to_model, image_features, places, takes_features  # noqa: E402
-from stratascope.extract.inputs import forward_inputs  # noqa: E402
+from stratascope.extract.run.inputs import forward_inputs  # noqa: E402
+from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures, given_to_model, image_features, places, takes_features  # noqa: E402
 from stratascope.store import ActivationStore  # noqa: E402
 from tests.extract.families import FAMILIES, build, example  # noqa: E402
 from tests.extract.test_extraction import contents  # noqa: E402
@@ -89,7 +89,7 @@ def test_a_model_that_takes_no_features_is_given_pixels(
 ) -> None:
     plan = plan_extraction(dataclasses.replace(captioned, record=("residual", "attention_rows")))
     run_extraction(plan, tmp_path / "features.zarr")
-    monkeypatch.setattr("stratascope.extract.model.takes_features", lambda model: False)
+    monkeypatch.setattr("stratascope.extract.run.model.takes_features", lambda model: False)
     assert run_extraction(plan, tmp_path / "pixels.zarr").tower_passes == 0
     features, pixels = (ActivationStore.open(tmp_path / name) for name in ("features.zarr", "pixels.zarr"))
     for name, where in (("residual", {"position": "image"}), ("attention_rows", {}), ("answer_logits", {})):

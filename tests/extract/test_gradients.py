@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from stratascope.extract import plan_extraction, run_extraction  # noqa: E402
-from stratascope.extract.capture import text_decoder, use_captured_attention  # noqa: E402
-from stratascope.extract.gradients import token_gradients  # noqa: E402
-from stratascope.extract.summary import plan_summary  # noqa: E402
+from stratascope.extract.plan.plan_summary import plan_summary  # noqa: E402
+from stratascope.extract.run.capture import text_decoder, use_captured_attention  # noqa: E402
+from stratascope.extract.run.gradients import token_gradients  # noqa: E402
 from stratascope.store import ActivationStore, verify  # noqa: E402
 from tests.extract.families import FAMILIES, build, example, left_padded  # noqa: E402
 from tests.extract.test_knockout import PAIR, difference_of  # noqa: E402

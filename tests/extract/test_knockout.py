@@ -16,13 +16,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E40
 from stratascope.datasets.boxes import cells_in_box  # noqa: E402
 from stratascope.errors import CaptureError, InvalidInputError  # noqa: E402
 from stratascope.extract import plan_extraction, run_extraction  # noqa: E402
-from stratascope.extract.capture import text_decoder, use_captured_attention  # noqa: E402
-from stratascope.extract.images import open_image  # noqa: E402
-from stratascope.extract.knockout import Trace, batches, check_trace, effects, tracing, variants  # noqa: E402
-from stratascope.extract.model import CaptureModel  # noqa: E402
-from stratascope.extract.session import ExtractionSession  # noqa: E402
-from stratascope.extract.summary import plan_summary  # noqa: E402
-from stratascope.extract.targets import Knockouts, first_changed, hidden_tokens, layer_windows, ordered_targets  # noqa: E402
+from stratascope.extract.plan.images import open_image  # noqa: E402
+from stratascope.extract.plan.knockout_plan import Knockouts, first_changed, hidden_tokens, layer_windows, ordered_targets  # noqa: E402
+from stratascope.extract.plan.plan_summary import plan_summary  # noqa: E402
+from stratascope.extract.run.capture import text_decoder, use_captured_attention  # noqa: E402
+from stratascope.extract.run.knockout import Trace, batches, check_trace, effects, tracing, variants  # noqa: E402
+from stratascope.extract.run.model import CaptureModel  # noqa: E402
+from stratascope.extract.run.session import ExtractionSession  # noqa: E402
 from stratascope.store import ActivationStore, verify  # noqa: E402
 from tests.extract.families import FAMILIES, IMAGE, build, example, left_padded  # noqa: E402
 

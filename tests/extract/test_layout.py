@@ -12,10 +12,10 @@ from PIL import Image
 from stratascope.cli import main
 from stratascope.datasets import PROMPTS, Example, Prompt, split_caption
 from stratascope.errors import InvalidInputError
-from stratascope.extract.cutting import PatchGrid
-from stratascope.extract.families import image_rule
-from stratascope.extract.layout import PromptTokenizer
-from stratascope.extract.sources import resolve_model
+from stratascope.extract.families.patch_grid import PatchGrid
+from stratascope.extract.families.registry import image_rule
+from stratascope.extract.plan.model_files import resolve_model
+from stratascope.extract.plan.token_layout import PromptTokenizer
 
 SIZES = [(168, 168), (640, 480), (480, 640), (500, 333), (50, 40), (31, 200), (1920, 1080)]
 CAPTION = "The refrigerator is at the left side of the potted plant."

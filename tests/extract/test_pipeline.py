@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from stratascope.extract.pipeline import Behind, ahead
+from stratascope.extract.run.pipeline import Behind, ahead
 
 
 def test_what_is_made_ahead_comes_in_order_and_no_more_than_depth_is_made() -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
-from stratascope.extract.ranks import Rank, device_of, launched_rank
+from stratascope.extract.plan.distributed import Rank, device_of, launched_rank
 from stratascope.store import ActivationStore
 from tests.extract.test_extraction import contents
 
@@ -104,7 +104,8 @@ def test_two_processes_started_at_once_make_one_store(scenes: Path, whole: Path,
 
 def test_who_comes_second_to_creation_joins(plan, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The race for certain: the store appears between the look for it and its creation."""
-    from stratascope.extract import extraction, run_extraction
+    from stratascope.extract import run_extraction
+    from stratascope.extract.run import extraction
 
     out, real = tmp_path / "s.zarr", extraction.create_store
 

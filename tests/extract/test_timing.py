@@ -17,16 +17,17 @@ from click.testing import CliRunner, Result
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction
-from stratascope.extract.duration import ExtractionTiming, Stage
-from stratascope.extract.summary import span_text, timing_text
+from stratascope.extract.plan.duration import ExtractionTiming, Stage
+from stratascope.extract.plan.plan_summary import span_text, timing_text
 
 pytest.importorskip("torch")
 
 import torch
 
-from stratascope.extract import blockwork, extraction, timing
-from stratascope.extract.model import CaptureModel
-from stratascope.extract.session import ExtractionSession
+from stratascope.extract.run import extraction, timing
+from stratascope.extract.run import shard_block as blockwork
+from stratascope.extract.run.model import CaptureModel
+from stratascope.extract.run.session import ExtractionSession
 from stratascope.store import BlockWriter
 
 

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from stratascope.extract.transfer import to_host  # noqa: E402
+from stratascope.extract.run.device_copy import to_host  # noqa: E402
 
 
 class LateCopy(torch.Tensor):

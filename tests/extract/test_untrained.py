@@ -12,15 +12,16 @@ from click.testing import CliRunner
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError
 from stratascope.extract import plan_extraction
-from stratascope.store import ActivationStore, condition_of, load_result
+from stratascope.results.file import load_result
+from stratascope.store import ActivationStore, condition_of
 
 pytest.importorskip("torch")
 
 import torch
 
 from stratascope.extract import run_extraction
-from stratascope.extract.loading import load_model
-from stratascope.extract.sources import resolve_model
+from stratascope.extract.plan.model_files import resolve_model
+from stratascope.extract.run.loading import load_model
 from tests.extract.saved import save
 
 RESIDUAL = ("residual", "attention_rows")

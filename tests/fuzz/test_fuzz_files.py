@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stratascope.errors import StoreError, StratascopeError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
-from stratascope.store.provenance import digest
+from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.store import ActivationStore
+from stratascope.store.format.provenance import digest
 
 FEW = some(60)
 

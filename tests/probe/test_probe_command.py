@@ -12,8 +12,9 @@ from planted import planted_store
 
 from stratascope.cli import main
 from stratascope.probe import Advantage, LayerCurve, ScoreGrid, head_curves, layer_curve, probe_study
-from stratascope.report.findings import gather
-from stratascope.store import ActivationStore, load_result
+from stratascope.results.collection import gather
+from stratascope.results.file import load_result
+from stratascope.store import ActivationStore
 from stratascope.workflow import probe_figures
 
 
@@ -248,7 +249,7 @@ def test_examples_without_a_value_take_no_part(stores, tmp_path):
 def test_the_same_command_goes_on_where_it_stopped(stores, tmp_path, monkeypatch):
     chosen = (stores[0], "--tasks", "truth", "--positions", "final", "--scheduler", "synchronous", "--out", tmp_path)
     assert run(*chosen, "--layers", "1-3").exit_code == 0
-    import stratascope.probe.study as study
+    import stratascope.probe.study.study as study
 
     calls, solve = [], study.run_layer
     monkeypatch.setattr(study, "run_layer", lambda task: calls.append(task.layer) or solve(task))

@@ -15,11 +15,11 @@ from planted import planted_store
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
 from stratascope.probe import accuracy_by, confusion, grouped_folds, head_curves, layer_curve, probe_study, split_leakage, task_from_values
-from stratascope.probe.cross_validation import classify, regress
-from stratascope.probe.rows import Rows
-from stratascope.probe.tasks import find_task
+from stratascope.probe.solver.standardised_rows import Rows
+from stratascope.probe.tasks.task import find_task
+from stratascope.probe.validation.cross_validation import classify, regress
 from stratascope.store import ActivationStore
-from stratascope.store.categories import CATEGORIES, category_of
+from stratascope.store.format.categories import CATEGORIES, category_of
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "vsr"
 vsr = pytest.mark.skipif(not SHARED.exists(), reason="needs the published VSR files beside the repository")

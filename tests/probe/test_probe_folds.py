@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.probe import grouped_folds, official_split, split_leakage
-from stratascope.probe.controls import control_labels, recurring_share, shuffled_labels
-from stratascope.probe.design import design_for
-from stratascope.probe.tasks import Task
+from stratascope.probe.tasks.controls import control_labels, recurring_share, shuffled_labels
+from stratascope.probe.tasks.task import Task
+from stratascope.probe.validation.fold_design import design_for
 
 
 @settings(max_examples=30, deadline=None)

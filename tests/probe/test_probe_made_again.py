@@ -11,9 +11,10 @@ from pandas.testing import assert_frame_equal
 from planted import planted_store
 
 from stratascope.cli import main
-from stratascope.report.findings import gather
-from stratascope.report.redo_probes import probe_commands, settings_of_python
-from stratascope.store import ActivationStore, load_result
+from stratascope.report.probe_reproduction import probe_commands, settings_of_python
+from stratascope.results.collection import gather
+from stratascope.results.file import load_result
+from stratascope.store import ActivationStore
 
 ODD = {
     "as it comes": [""],

@@ -20,12 +20,12 @@ from planted import planted_store
 
 from stratascope.errors import ClusterLostError, InvalidInputError
 from stratascope.probe import layer_curve, plan_study
-from stratascope.probe.blas_threads import one_blas_thread
-from stratascope.probe.cost import ridge_bytes, task_bytes
-from stratascope.probe.cross_validation import classify, regress
-from stratascope.probe.design import design_for
-from stratascope.probe.folds import grouped_folds
-from stratascope.probe.rows import Rows
+from stratascope.probe.solver.blas_threads import one_blas_thread
+from stratascope.probe.solver.standardised_rows import Rows
+from stratascope.probe.study.cost import ridge_bytes, task_bytes
+from stratascope.probe.validation.cross_validation import classify, regress
+from stratascope.probe.validation.fold_design import design_for
+from stratascope.probe.validation.folds import grouped_folds
 from stratascope.scheduling import run_all
 
 sys.path.append(str(Path(__file__).parents[1] / "store"))
@@ -197,7 +197,7 @@ def test_what_a_scheduler_that_died_had_done_is_not_done_again(tmp_path, monkeyp
 
             return run_all(slowly, work, finished=saved, **options)
 
-        patched.setattr("stratascope.probe.finished.run_all", killing_after_one)
+        patched.setattr("stratascope.probe.study.layer_cache.run_all", killing_after_one)
         with pytest.raises(ClusterLostError, match=r"expected the scheduler to go on at tcp://.* run the same command"):
             layer_curve(path, draws=200, scheduler=address, output=tmp_path / "half")
     done = {file: file.stat().st_mtime_ns for file in (tmp_path / "half").iterdir()}

@@ -11,11 +11,11 @@ from sklearn.preprocessing import StandardScaler
 
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.probe import grouped_folds
-from stratascope.probe.cross_validation import STRENGTHS, TOLERANCE
-from stratascope.probe.losses import loss_for, probabilities
-from stratascope.probe.ridge import RidgeSolver
-from stratascope.probe.rows import Rows, suited_dtype
-from stratascope.probe.solver import BatchSolver
+from stratascope.probe.solver.logistic import BatchSolver
+from stratascope.probe.solver.losses import loss_for, probabilities
+from stratascope.probe.solver.ridge import RidgeSolver
+from stratascope.probe.solver.standardised_rows import Rows, suited_dtype
+from stratascope.probe.validation.cross_validation import STRENGTHS, TOLERANCE
 
 
 def nasty(n: int, d: int, classes: int, *, separable: bool = False, seed: int = 0):

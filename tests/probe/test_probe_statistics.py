@@ -9,11 +9,11 @@ from scipy.stats import norm
 from simulated import Simulation, TypedSimulation
 from sklearn.metrics import roc_auc_score
 
-from stratascope.probe.advantage import Advantage
-from stratascope.probe.bootstrap import Bootstrap, auroc
-from stratascope.probe.intervals import band, same_whatever_is_drawn, wilson
-from stratascope.probe.metrics import score_layers, score_table
-from stratascope.probe.out_of_fold import decision_share, noise_share
+from stratascope.probe.curve.advantage import Advantage
+from stratascope.probe.curve.metrics import score_layers, score_table
+from stratascope.probe.validation.out_of_fold import decision_share, noise_share
+from stratascope.stats.bootstrap import Bootstrap, auroc
+from stratascope.stats.intervals import band, same_whatever_is_drawn, wilson
 
 
 def test_auroc_is_scikit_learns_with_ties_and_weights():

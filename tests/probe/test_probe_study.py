@@ -26,10 +26,11 @@ from stratascope.probe import (
     probe_study,
     transfer_matrix,
 )
-from stratascope.probe.cross_validation import classify
-from stratascope.probe.folds import grouped_folds
-from stratascope.probe.rows import Rows
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.probe.solver.standardised_rows import Rows
+from stratascope.probe.validation.cross_validation import classify
+from stratascope.probe.validation.folds import grouped_folds
+from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.store import ActivationStore
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_finished_layers_are_not_solved_again(store, tmp_path, monkeypatch):
     first = layer_curve(store, layers=(2, 3), draws=200, output=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     calls = []
-    import stratascope.probe.study as study
+    import stratascope.probe.study.study as study
 
     solve = study.run_layer
     monkeypatch.setattr(study, "run_layer", lambda task: calls.append(task.layer) or solve(task))
@@ -211,15 +212,15 @@ def test_finished_layers_are_not_solved_again(store, tmp_path, monkeypatch):
     calls.clear()
     layer_curve(store, layers=(2, 3), draws=200, output=tmp_path)
     assert calls == [3]
-    monkeypatch.setattr("stratascope.probe.finished.SOLVER_VERSION", 0)
+    monkeypatch.setattr("stratascope.probe.study.layer_cache.SOLVER_VERSION", 0)
     calls.clear()
     layer_curve(store, layers=(2,), draws=200, output=tmp_path)
     assert calls == [2], "what another version of the solver left is not read"
 
 
 def test_finished_codelengths_are_not_computed_again(store, tmp_path, monkeypatch):
-    import stratascope.probe.codelength_study as of_study
-    from stratascope.probe import finished
+    import stratascope.probe.study.codelength_study as of_study
+    from stratascope.probe.study.study import layer_cache as finished
 
     calls, send = [], of_study._send_layer
     monkeypatch.setattr(of_study, "_send_layer", lambda task: calls.append(task.layer) or send(task))
@@ -238,7 +239,7 @@ def test_finished_codelengths_are_not_computed_again(store, tmp_path, monkeypatc
 
 
 def test_a_study_that_dies_goes_on_where_it_stood(store, tmp_path, monkeypatch):
-    import stratascope.probe.study as study
+    import stratascope.probe.study.study as study
 
     solve, calls = study.run_layer, []
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from stratascope.errors import NotRecordedError
-from stratascope.report.chosen import Choice
-from stratascope.report.findings import Findings, gather
-from stratascope.report.named import FIGURES
-from stratascope.store import save_result
+from stratascope.report.figure_registry import FIGURES
+from stratascope.report.figure_selection import Choice
+from stratascope.results.collection import Findings, gather
+from stratascope.results.file import save_result
 from tests.completed import completed
 
 METHODS = ("raw attention, the head that looks there most", "norm-based attention, mean over heads", "position alone, the earliest first",

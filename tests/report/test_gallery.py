@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stratascope.errors import InvalidInputError
-from stratascope.report.gallery import AGAINST, FOR, Tile, draw_gallery, tinted
+from stratascope.figures.gallery import AGAINST, FOR, Tile, draw_gallery, tinted
 
 GROUND = np.full((40, 60, 3), 200, np.uint8)
 

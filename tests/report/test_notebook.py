@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from stratascope.report.notebook import Shown, Summary
+from stratascope.results.display import Shown, Summary
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 

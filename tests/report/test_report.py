@@ -21,14 +21,15 @@ from stratascope.cli import main
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.extract import plan_extraction, run_extraction
 from stratascope.probe import Advantage, LayerCurve
-from stratascope.report.believing import faithfulness_blocks
 from stratascope.report.blocks import Missing
-from stratascope.report.findings import Findings, gather
-from stratascope.report.found import Found
-from stratascope.report.named import FIGURES
-from stratascope.report.redo import commands
+from stratascope.report.faithfulness import faithfulness_blocks
+from stratascope.report.figure_registry import FIGURES
+from stratascope.report.reproduction import commands
 from stratascope.report.store_report import report_page
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.results.collection import Findings, gather
+from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.results.view import Found
+from stratascope.store import ActivationStore
 from stratascope.workflow.answering import save_answers
 from stratascope.workflow.believing import point_and_draw
 from stratascope.workflow.probe_request import ProbeRequest

@@ -223,7 +223,7 @@ def test_the_message_names_the_blocks(path):
 
 def test_values_that_are_whole_but_wrong_are_seen(path):
     """A file with good checksums that the writer would not have written: a mean that is not the mean of its rows."""
-    from stratascope.store.shards import encode_file
+    from stratascope.store.format.shards import encode_file
 
     spec = LAYOUT.array("attention_mean")
     store = ActivationStore.open(path)

@@ -10,7 +10,7 @@ from stores import birth, block_arrays, make_store, small_layout
 
 from stratascope.errors import StoreError
 from stratascope.store import ActivationStore
-from stratascope.store.shards import ABSENT, decode_file, decode_index, encode_file, index_size
+from stratascope.store.format.shards import ABSENT, decode_file, decode_index, encode_file, index_size
 
 
 def _values(spec, examples: int, seed: int = 0) -> np.ndarray:

@@ -11,7 +11,7 @@ from stores import birth, block_arrays, small_layout
 
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import StoreLayout, encode_maps
-from stratascope.store.shards import encode_file
+from stratascope.store.format.shards import encode_file
 
 
 def test_json_round_trip():

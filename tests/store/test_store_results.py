@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.store import ActivationStore
 
 
 def example() -> ResultFile:
@@ -61,7 +62,7 @@ def test_the_same_result_is_the_same_bytes(tmp_path):
 def test_saving_again_replaces_whole(tmp_path, monkeypatch):
     save_result(tmp_path / "a.zip", example())
     before = (tmp_path / "a.zip").read_bytes()
-    from stratascope.store import durable
+    from stratascope.store.io import durable
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")

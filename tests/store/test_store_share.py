@@ -143,7 +143,7 @@ def test_copies_are_refused_with_what_there_is(tmp_path, source):
 
 @pytest.mark.parametrize("name", ["a.zarr", "a.zip"])
 def test_a_copy_that_fails_leaves_nothing(tmp_path, source, monkeypatch, name):
-    from stratascope.store import copying
+    from stratascope.store.maintenance import copy as copying
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -191,7 +191,7 @@ def test_http_fetches_a_layer_and_hardly_more(tmp_path):
         good = store.available("residual")
         server.bytes_sent, before = 0, len(server.requests)
         store.read("residual", layer=7, position="image", examples=good)
-        from stratascope.store.shards import decode_index, index_size
+        from stratascope.store.format.shards import decode_index, index_size
 
         spec = layout.array("residual")
         needed = 0

@@ -16,8 +16,8 @@ from stores import birth, block_arrays, make_store, small_layout
 
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError, StoreError
 from stratascope.store import ActivationStore, BlockWriter, create_store, verify
-from stratascope.store import durable as durable_files
-from stratascope.store.claims import block_claim, claims_folder
+from stratascope.store.io import durable as durable_files
+from stratascope.store.io.claims import block_claim, claims_folder
 
 LAYOUT = small_layout()
 KNOWN = birth(LAYOUT)
@@ -118,7 +118,7 @@ def test_a_folder_that_may_not_be_written_is_refused(path, monkeypatch):
     def refuses(*_: object, **__: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("stratascope.store.claims.os.open", refuses)
+    monkeypatch.setattr("stratascope.store.io.claims.os.open", refuses)
     with pytest.raises(StoreError, match="can be written"):
         BlockWriter(path)
 
@@ -201,7 +201,7 @@ def test_float16_overflow_is_refused():
     arrays = block_arrays(LAYOUT, KNOWN, 0)
     arrays["residual"] = arrays["residual"].astype(np.float64)
     arrays["residual"][0, 0, 0, 0] = 1e39
-    from stratascope.store.checks import BlockFacts, checked_block
+    from stratascope.store.format.block_checks import BlockFacts, checked_block
 
     facts = BlockFacts(range(4), KNOWN["n_tokens"][:4], KNOWN["position_present"][:4], KNOWN["has_map"][:4])
     with pytest.raises(InvalidInputError, match=r"found 1e\+39 at layer 0"):
@@ -276,7 +276,7 @@ def test_a_claim_dies_with_its_process(path):
 
 
 def test_without_locks_a_claim_is_a_file_that_grows_old(path, monkeypatch):
-    from stratascope.store import claims
+    from stratascope.store.io import claims
 
     monkeypatch.setattr(claims, "fcntl", None)
     with block_claim(path, 0), pytest.raises(StoreError, match="being written by process"):

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from stratascope.report.viewer import ViewServer
-from stratascope.store import ActivationStore, save_result
+from stratascope.results.file import save_result
+from stratascope.store import ActivationStore
 from tests.completed import completed
 from tests.viewer.hosts import hosting
 from tests.viewer.numbers import table

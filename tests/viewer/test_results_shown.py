@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stratascope.analysis.flowed import flow_examples
+from stratascope.analysis.flow_results import flow_examples
 from stratascope.probe import layer_curve
 from stratascope.report.viewer import ViewServer, server
-from stratascope.store import ActivationStore, BlockWriter, create_store, results, save_result
+from stratascope.results import file as results
+from stratascope.results.file import save_result
+from stratascope.store import ActivationStore, BlockWriter, create_store
 from tests.completed import completed
 from tests.viewer.numbers import numbers, table, weights
 from tests.viewer.viewer_stores import PLACES, block_of, known_of, layout_of

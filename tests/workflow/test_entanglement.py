@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.probe import Entanglement, entanglement
-from stratascope.probe.tower import known_blocks
+from stratascope.probe.vision_tower import known_blocks
 from stratascope.store import ActivationStore
 
 

@@ -9,7 +9,7 @@ import urllib.request
 from typing import Any
 
 from stratascope.errors import StoreError
-from stratascope.store.layout import FORMAT
+from stratascope.store.format.layout import FORMAT
 
 PATIENCE = 10.0
 """Seconds to wait for an answer."""

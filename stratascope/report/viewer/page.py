@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.report.places import ENDING
+from stratascope.results.locations import ENDING
 from stratascope.store import ActivationStore, condition_of
 
 PAGE_FILES = {

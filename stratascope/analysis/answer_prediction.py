@@ -1,0 +1,153 @@
+"""Does attention on the right boxes predict a right answer, and better than the boxes' geometry alone? (AdaptVis, figure b)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.analysis.answers import answers_right
+from stratascope.analysis.box_cells import BOXES, box_geometry
+from stratascope.analysis.overlap import BoxOverlap, known_boxes
+from stratascope.errors import InvalidInputError, TooFewExamplesError
+from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.stats.auroc import Auroc, auroc
+from stratascope.store import ActivationStore
+
+RESULT_KIND = "answer_prediction"
+FOLDS = 5
+FEWEST = 20
+"""Of either answer, right or wrong: below it the baseline cannot be fitted."""
+
+
+@dataclass(frozen=True)
+class AnswerPrediction:
+    """AUROC of each head's overlap with the boxes as predictor of a right answer, beside the baseline that knows the boxes alone."""
+
+    table: pd.DataFrame
+    """layer, head (-1: fused over heads), auroc, low, high, low_simultaneous, high_simultaneous, undefined (share of examples in
+    which the head gave the whole image nothing; they count as its mean), advantage (over the baseline, paired),
+    advantage_low, advantage_high (simultaneous too: quote these for the best head)."""
+    baseline: dict[str, float]
+    """auroc, low, high of a logistic regression on the boxes' geometry, out of fold, images never split."""
+    attributes: dict[str, Any]
+    """store, condition, map, measure, only, box, examples, right, images, level, seed."""
+
+    @property
+    def best(self) -> pd.Series[Any]:
+        """The row with the highest AUROC; its simultaneous interval allows for the choice."""
+        return self.table.iloc[int(self.table["auroc"].to_numpy().argmax())]
+
+    def save(self, path: Path | str) -> None:
+        """Write the result to one file."""
+        save_result(path, ResultFile(RESULT_KIND, {"auroc": self.table}, {}, {**self.attributes, "baseline": self.baseline}))
+
+    @classmethod
+    def load(cls, path: Path | str) -> AnswerPrediction:
+        """What `save` wrote; StoreError for any other file."""
+        file = load_result(path, RESULT_KIND)
+        attributes = dict(file.attributes)
+        return cls(file.tables["auroc"], attributes.pop("baseline"), attributes)
+
+
+def answer_prediction(
+    store: ActivationStore, overlap: BoxOverlap, *, box: str = "both", level: float = 0.95, seed: int = 0
+) -> AnswerPrediction:
+    """AUROC of the overlap as predictor of a right answer, by layer and head, with intervals by image.
+
+    The baseline is an L2-regularised logistic regression on `boxes.box_geometry` and on the overlap that an even map would have,
+    predicted out of fold with all examples of an image in one fold; within each fold its scores are turned into ranks, so that folds
+    can be compared.
+
+    Parameters
+    ----------
+    overlap
+        Of this store.
+    box
+        `subject`, `object` or `both`; examples where either box is not known are left out (the baseline needs both).
+    level
+        Of the intervals.
+    seed
+        Of the folds and of the simultaneous intervals.
+
+    Raises
+    ------
+    InvalidInputError
+        If the overlap is of another store, or the box is unknown.
+    TooFewExamplesError
+        With fewer than 20 right or 20 wrong answers among them: there is nothing to predict.
+    NotRecordedError
+        If the label names no choice, or no box is known.
+    """
+    if overlap.attributes["store"] != store.fingerprint():
+        raise InvalidInputError("expected an overlap computed from this store, found one of another or of fewer blocks; compute it again")
+    if box not in BOXES:
+        raise InvalidInputError(f"expected a box of {', '.join(BOXES)}, found {box!r}")
+    geometry = box_geometry(store)
+    known = known_boxes(overlap, box) & np.isfinite(geometry.to_numpy()[overlap.examples]).all(1)
+    chosen = overlap.examples[known]
+    right = answers_right(store, chosen)
+    if min(int(right.sum()), int((~right).sum())) < FEWEST:
+        raise TooFewExamplesError(
+            f"expected at least {FEWEST} right and {FEWEST} wrong answers with known boxes, found {int(right.sum())} and "
+            f"{int((~right).sum())}: there is nothing to predict; take more examples, or a store where the model errs"
+        )
+    images = store.examples["image"].to_numpy(object)[chosen]
+    layers, heads = overlap.attributes["layers"], overlap.attributes["heads"]
+    scores = overlap.values[known][..., BOXES.index(box)].reshape(len(chosen), -1).astype(np.float64)
+    undefined = np.isnan(scores)
+    # a head that does not look at the image at all speaks neither for nor against: it gets its mean over the other examples
+    means = np.where(undefined, 0, scores).sum(0) / np.maximum((~undefined).sum(0), 1)
+    scores = np.where(undefined, means, scores)
+    found = auroc(scores, right, images)
+    base = auroc(_geometry_scores(geometry.to_numpy()[chosen], right, images, seed)[:, None], right, images)
+    ahead = found.minus(base)
+    index = pd.MultiIndex.from_product([layers, heads], names=["layer", "head"])
+    table = pd.DataFrame(
+        {
+            "auroc": found.value,
+            **_ends(found, level, seed),
+            "undefined": undefined.mean(0),
+            "advantage": ahead.value,
+            **{f"advantage_{end}": value for end, value in zip(("low", "high"), ahead.simultaneous(level, seed=seed), strict=True)},
+        },
+        index=index,
+    ).reset_index()
+    low, high = (float(end[0]) for end in base.interval(level))
+    attributes = {name: overlap.attributes[name] for name in ("store", "condition", "map", "measure")}
+    attributes["only"] = list(overlap.attributes.get("only", ()))
+    counts = {"examples": len(chosen), "right": int(right.sum()), "images": len(set(images)), "level": level, "seed": seed}
+    return AnswerPrediction(
+        table, {"auroc": float(base.value[0]), "low": max(low, 0.0), "high": min(high, 1.0)}, {**attributes, "box": box, **counts}
+    )
+
+
+def _ends(found: Auroc, level: float, seed: int) -> dict[str, NDArray[np.float64]]:
+    pairs = (("low", "high"), ("low_simultaneous", "high_simultaneous"))
+    both = (found.interval(level), found.simultaneous(level, seed=seed))
+    return {
+        name: np.clip(value, 0, 1) for names, values in zip(pairs, both, strict=True) for name, value in zip(names, values, strict=True)
+    }
+
+
+def _geometry_scores(geometry: NDArray[np.float64], right: NDArray[np.bool_], images: NDArray[Any], seed: int) -> NDArray[np.float64]:
+    """(example,) rank within its fold, between 0 and 1, of the out-of-fold prediction from the boxes."""
+    from scipy.stats import rankdata
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    # squares let it say "centres close to the middle" or "boxes of a middling size"
+    features = np.concatenate([geometry, np.square(geometry - geometry.mean(0))], 1)
+    out = np.empty(len(right))
+    splits = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(features, right, images)
+    for train, test in splits:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+        model.fit(features[train], right[train])
+        out[test] = (rankdata(model.decision_function(features[test])) - 0.5) / len(test)
+    return out

@@ -1,0 +1,255 @@
+"""How the final token's attention is divided among the parts of the prompt, by layer and head, with and without its sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.analysis.parallel import held_examples, over_blocks
+from stratascope.analysis.sinks import DROPPED, PLACES, TIMES, checked_places, find_sinks, places_of
+from stratascope.analysis.weighting import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
+from stratascope.errors import InvalidInputError
+from stratascope.results.display import Shown, Summary
+from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.store import ActivationStore
+from stratascope.store.format.prompt_parts import PARTS, parts_of
+
+RESULT_KIND = "attention_share"
+
+REMOVABLE = ("first_token", "image_edge", "image_inside")
+EMPTY = 1e-5
+"""Attention left beside the sinks, below which shares of it would be noise."""
+_AT_A_TIME = 256
+"""Examples whose shares are held in float64 at once."""
+PIECE = 16
+"""Examples in one task: their rows of all layers are held at once, 22 MB of a 7B model's."""
+
+
+@dataclass(frozen=True, repr=False)
+class AttentionShare(Shown):
+    """The final token's attention by part of the prompt, and each part's share of the tokens."""
+
+    values: NDArray[np.float32]
+    """(example, layer, head, part); sums to 1 over parts; the layers are `attributes["layers"]`."""
+    tokens: NDArray[np.float32]
+    """(example, part) share of the example's tokens."""
+    examples: NDArray[np.int64]
+    """(example,) example numbers."""
+    entropy: NDArray[np.float32]
+    """(example, layer, head) of the row, in nats: 0 where one token takes all, log(n_tokens) where all take the same."""
+    sinks: NDArray[np.float32]
+    """(example, layer, head, place) attention drawn by the sinks at each of `sinks.PLACES`."""
+    sink_counts: NDArray[np.int16]
+    """(example, place) number of sinks; a token is one for all layers and heads, see `sinks.find_sinks`."""
+    first_part: NDArray[np.int8]
+    """(example,) index of the part that the first token belongs to."""
+    attributes: dict[str, Any]
+    """store, layers, condition, weighing, only, times."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the last axis of `values`."""
+        return PARTS
+
+    def without_sinks(self, places: Sequence[str] = DROPPED) -> NDArray[np.float32]:
+        """(example, layer, head, part) shares of what is left when the sinks at `places` are taken out; sums to 1 over parts, NaN where
+        the sinks took all but 1e-5.
+
+        Raises
+        ------
+        InvalidInputError
+            If a place is unknown, or one of text: its sinks lie in several parts, and may be what was asked for.
+        """
+        if set(checked_places(places)) - set(REMOVABLE):
+            raise InvalidInputError(
+                f"expected places among {', '.join(REMOVABLE)}, found {', '.join(places)}: sinks in text are not taken out"
+            )
+        shares = np.empty(self.values.shape, np.float32)
+        for start in range(0, len(shares), _AT_A_TIME):
+            some = slice(start, start + _AT_A_TIME)
+            left = self.values[some].astype(np.float64)
+            for place in places:
+                drawn = self.sinks[some, ..., PLACES.index(place)]
+                if place == "first_token":
+                    left[np.arange(len(left)), ..., self.first_part[some]] -= drawn
+                else:
+                    left[..., PARTS.index("image")] -= drawn
+            # float32 sums may differ in the last place
+            np.clip(left, 0, None, out=left)
+            total = left.sum(-1, keepdims=True)
+            shares[some] = np.where(total > EMPTY, left / np.where(total > EMPTY, total, 1), np.nan)
+        return shares
+
+    def head_table(self, places: Sequence[str] = DROPPED) -> pd.DataFrame:
+        """Means over examples, one row for each layer, head and part: share, share_without_sinks, token_share, entropy, sinks (attention
+        drawn by the sinks at `places`)."""
+        layers, heads = self.attributes["layers"], self.values.shape[2]
+        index = pd.MultiIndex.from_product([layers, range(heads), PARTS], names=["layer", "head", "part"])
+        drawn = self.sinks[..., [PLACES.index(place) for place in places]].sum(-1).mean(0)
+        columns = {
+            "share": self.values.mean(0, dtype=np.float64).ravel(),
+            "share_without_sinks": _mean_of_known(self.without_sinks(places)).ravel(),
+            "token_share": np.tile(self.tokens.mean(0, dtype=np.float64), len(layers) * heads),
+            "entropy": np.repeat(self.entropy.mean(0, dtype=np.float64).ravel(), len(PARTS)),
+            "sinks": np.repeat(drawn.ravel(), len(PARTS)),
+        }
+        return pd.DataFrame(columns, index=index).reset_index()
+
+    def sink_table(self) -> pd.DataFrame:
+        """One row for each place: examples_with (share of examples that have a sink there), count (mean number), attention (mean over
+        examples, layers and heads), highest (mean attention of the head that gives most), layer and head of that one."""
+        rows = []
+        for k, place in enumerate(PLACES):
+            by_head = self.sinks[..., k].mean(0, dtype=np.float64)
+            layer, head = np.unravel_index(int(by_head.argmax()), by_head.shape)
+            counts = self.sink_counts[:, k]
+            named = self.attributes["layers"][int(layer)]
+            rows.append((place, (counts > 0).mean(), counts.mean(), by_head.mean(), by_head.max(), named, int(head)))
+        return pd.DataFrame(rows, columns=["place", "examples_with", "count", "attention", "highest", "layer", "head"])
+
+    def summary(self) -> Summary:
+        """What the shares show of themselves in a notebook."""
+        from stratascope.figures.drawing import draw_attention_share
+
+        by_block = self.values.mean((0, 2), dtype=np.float64)
+        top = by_block.argmax(0)
+        table = pd.DataFrame(
+            {
+                "part": self.parts,
+                "of_the_tokens": self.tokens.mean(0),
+                "of_the_attention": by_block.mean(0),
+                "highest": by_block.max(0),
+                "in_block": [self.attributes["layers"][int(k)] for k in top],
+            }
+        )
+        examples, layers, heads, _ = self.values.shape
+        title = f"AttentionShare: {examples:,} examples, {layers} decoder blocks of {heads} heads"
+        return Summary(title, (), table, lambda ax: draw_attention_share(self.values, self.tokens, self.parts, ax))
+
+    def save(self, path: Path | str) -> None:
+        """Write the result to one file."""
+        rows = ("example", "layer", "head")
+        arrays: dict[str, Any] = {
+            "share": ((*rows, "part"), self.values),
+            "token_share": (("example", "part"), self.tokens),
+            "example": (("example",), self.examples),
+            "entropy": (rows, self.entropy),
+            "sinks": ((*rows, "place"), self.sinks),
+            "sink_counts": (("example", "place"), self.sink_counts),
+            "first_part": (("example",), self.first_part),
+        }
+        save_result(path, ResultFile(RESULT_KIND, {}, arrays, {**self.attributes, "parts": list(PARTS), "places": list(PLACES)}))
+
+    @classmethod
+    def load(cls, path: Path | str) -> AttentionShare:
+        """What `save` wrote.
+
+        Raises
+        ------
+        StoreError
+            If the file holds anything else.
+        InvalidInputError
+            If it holds shares of other parts.
+        """
+        file = load_result(path, RESULT_KIND)
+        attributes = dict(file.attributes)
+        if (parts := attributes.pop("parts", None)) != list(PARTS) or attributes.pop("places", None) != list(PLACES):
+            raise InvalidInputError(f"{path}: expected shares of {', '.join(PARTS)} and their sinks, found {parts}; make the result again")
+        fields = {"values": "share", "tokens": "token_share", "examples": "example"}
+        fields |= {name: name for name in ("entropy", "sinks", "sink_counts", "first_part")}
+        return cls(**{field: file.arrays[name][1] for field, name in fields.items()}, attributes=attributes)
+
+
+def attention_share(
+    store: ActivationStore,
+    examples: Sequence[int] | NDArray[Any] | None = None,
+    *,
+    only: Sequence[str] = (),
+    weighing: str = "attention",
+    times: float = TIMES,
+    scheduler: str | None = None,
+) -> AttentionShare:
+    """Share of the final token's attention on each part of the prompt (AdaptVis, figure a, but per head), its entropy and its sinks.
+
+    Parameters
+    ----------
+    store
+        With attention rows.
+    examples
+        Numbers or a mask; all whose rows are recorded by default.
+    only
+        COLUMN=VALUE: of these examples those that have one of the values given for each column; see `store.chosen_examples`.
+    weighing
+        `attention`, or `norm` for norm-based attention, see `weighing.WEIGHINGS`; attributions have signs and no shares.
+    times
+        How many times its fair share a sink takes at least; see `sinks.find_sinks`.
+    scheduler
+        Where the work is done: None for here, `threads`, `processes`, or the address of a Dask scheduler.
+
+    Raises
+    ------
+    NotRecordedError
+        If the store holds no attention rows (and, for `norm`, no value norms), or not of one of the examples.
+    InvalidInputError
+        If there are no examples, none that `only` chooses, or the weighing has no shares.
+    """
+    if checked_weighing(weighing) == "attribution":
+        raise InvalidInputError("expected a weighing of attention or norm, found attribution: it has signs; use `logit_attribution`")
+    require_recorded(store, WEIGHINGS[weighing], f"the weighing {weighing!r}")
+    chosen = held_examples(store, "attention_rows", examples, only)
+    layout = store.layout
+    parts = parts_of(store, chosen)
+    tokens = (parts[..., None] == np.arange(len(PARTS))).mean(1) * layout.tokens / store.n_tokens[chosen][:, None]
+    found = over_blocks(_shares, store, chosen, at_most=PIECE, scheduler=scheduler, times=times, weighing=weighing)
+    pieces = [list(piece) for piece in zip(*found, strict=True)]
+    del found
+    values, entropy, sinks, counts = (_joined(piece) for piece in pieces)
+    attributes = {
+        **made_from(store),
+        "layers": list(layout.attention_layers),
+        "weighing": weighing,
+        "only": list(only),
+        "times": times,
+    }
+    return AttentionShare(values, tokens.astype(np.float32), chosen, entropy, sinks, counts, parts[:, 0], attributes)
+
+
+def _shares(
+    store: ActivationStore, numbers: NDArray[np.int64], *, times: float, weighing: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int16]]:
+    parts = parts_of(store, numbers)
+    places = places_of(store, numbers)
+    rows = weighted_rows(store, numbers, weighing)
+    sinks = find_sinks(rows.mean((1, 2)), places, times=times)
+    at_place = sinks[..., None] & (places[..., None] == np.arange(len(PLACES)))
+    members = np.concatenate([parts[..., None] == np.arange(len(PARTS)), at_place], -1).astype(np.float32)
+    sums = np.matmul(rows.reshape(len(numbers), -1, rows.shape[-1]), members).reshape(*rows.shape[:-1], -1)
+    values, drawn = sums[..., : len(PARTS)], sums[..., len(PARTS) :]
+    return values, row_entropy(rows), drawn, at_place.sum(1).astype(np.int16)
+
+
+def row_entropy(rows: NDArray[Any]) -> NDArray[Any]:
+    """(...,) entropy in nats of rows (..., token) that sum to 1; Shannon 1948."""
+    logarithms = np.log(np.maximum(rows, np.finfo(rows.dtype).tiny))
+    return np.asarray(-np.einsum("...t,...t->...", rows, logarithms))
+
+
+def _joined(pieces: list[NDArray[Any]]) -> NDArray[Any]:
+    """One array of pieces along the first axis; the list is emptied, so that at most one array is held twice."""
+    whole = np.concatenate(pieces)
+    pieces.clear()
+    return whole
+
+
+def _mean_of_known(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Mean over examples of those that are not NaN; NaN where none is."""
+    known = ~np.isnan(values)
+    total = values.sum(0, dtype=np.float64, where=known)
+    count = known.sum(0)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))

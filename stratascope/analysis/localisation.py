@@ -1,0 +1,208 @@
+"""What points at the things that are named: each method's score of their image cells, beside those of other things and of the ground.
+
+A method that says where an answer comes from should say the cells of the two things that the caption names, and not those of things that
+it does not name. Scores are signed sums over heads and blocks, taken by size only at the end, cell by cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.analysis.box_cells import box_tokens, other_tokens
+from stratascope.analysis.knockout_targets import cell_groups
+from stratascope.analysis.parallel import held_examples, over_blocks
+from stratascope.analysis.relevance import Method, few_blocks, methods_of, token_scores
+from stratascope.datasets.boxes import BoxIndex
+from stratascope.errors import TooFewExamplesError
+from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.stats.cluster_means import bootstrap_means
+from stratascope.store import ActivationStore
+
+RESULT_KIND = "pointing"
+PLACES = ("named", "others", "ground")
+"""Cells of subject and object; of other things; of neither."""
+MEASURED = {"later": "hidden from all later tokens, measured", "final": "hidden from the final token, measured"}
+LEFT_OUT = ("position",)
+"""Methods whose scores have no zero, so that there is no ratio."""
+PIECE = 8
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """How far each method points at the named things more than at others."""
+
+    table: pd.DataFrame
+    """method, label, named, others, ground (mean size of the score of a cell there, over examples), over_others, over_others_low,
+    over_others_high (named over others; interval over images drawn with replacement), over_ground with the same ends, wins (share of the
+    examples in which named cells have more than others; than the ground where others are not known), examples, images. Measured effects of
+    hiding come first, then methods as they point."""
+    values: Floats
+    """(row of the table, example, place): mean size of the score of a cell at each of `PLACES`; NaN where there is no such cell."""
+    examples: NDArray[np.int64]
+    """(example,) example numbers."""
+    attributes: dict[str, Any]
+    """store, condition, places, others (whether boxes of other things were given), level, draws, seed, few (blocks), missing (methods that
+    the store does not allow -> what to record)."""
+
+    @property
+    def against(self) -> str:
+        """`others` where their boxes were given, else `ground`."""
+        return "others" if self.attributes["others"] else "ground"
+
+    def save(self, path: Path | str) -> None:
+        """Write the result to one file."""
+        arrays: dict[str, Any] = {"values": (("row", "example", "place"), self.values), "example": (("example",), self.examples)}
+        save_result(path, ResultFile(RESULT_KIND, {"methods": self.table}, arrays, self.attributes))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Pointing:
+        """What `save` wrote; StoreError for any other file."""
+        file = load_result(path, RESULT_KIND)
+        return cls(file.tables["methods"], file.arrays["values"][1], file.arrays["example"][1], dict(file.attributes))
+
+
+def pointing(
+    store: ActivationStore,
+    boxes: BoxIndex | None = None,
+    examples: Sequence[int] | NDArray[Any] | None = None,
+    *,
+    methods: Sequence[str] | None = None,
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+    scheduler: str | None = None,
+) -> Pointing:
+    """Mean size of each method's scores on cells of the named things, of other things and of the ground, and their ratios.
+
+    A measured effect is that of the group of cells that a cell belongs to. The ratio is that of means over examples, so that examples in
+    which hiding does much count for much; `wins` counts each example once.
+
+    Parameters
+    ----------
+    boxes
+        Boxes of all things in the images. With them, examples without another thing are left out; without, the ground is all that is not
+        named.
+    examples
+        Numbers or a mask; by default those with measured knockouts, where there are such, else all that are recorded. Of these, the ones
+        in which both boxes are known.
+    methods
+        Names of `relevance.METHODS`; all that the store allows by default.
+    level, draws, seed
+        Of the bootstrap.
+    scheduler
+        Where the work is done: None for here, `threads`, `processes`, or the address of a Dask scheduler.
+
+    Raises
+    ------
+    NotRecordedError
+        If the store holds no boxes, or not what a method asked for by name needs.
+    TooFewExamplesError
+        If fewer than two images have cells to compare.
+    """
+    layout = store.layout
+    allowed, missing = methods_of(store, methods)
+    allowed = tuple(method for method in allowed if method.name not in LEFT_OUT)
+    held = [name for name in ("answer_logits", *(n for m in allowed for n in m.needs)) if name in layout.record or name == "answer_logits"]
+    chosen = held_examples(store, "answer_logits", examples)
+    modes = layout.knockout_modes if "knockout" in layout.record else ()
+    if modes and examples is None and len(chosen):
+        chosen = chosen[np.isfinite(store.read("knockout", examples=chosen)).any((1, 2, 3))]
+    for name in dict.fromkeys(held):
+        chosen = chosen[store.available(name)[chosen]]
+    named = box_tokens(store, chosen)[:, 2]
+    others = np.zeros_like(named) if boxes is None else other_tokens(store, chosen, boxes)
+    image = store.spans["image"][chosen]
+    token = np.arange(named.shape[1])
+    ground = (token >= image[:, :1]) & (token < image[:, 1:]) & ~named & ~others
+    kept = named.any(1) & (ground.any(1) if boxes is None else others.any(1))
+    images = store.examples["image"].to_numpy(object)[chosen[kept]]
+    if len(set(images)) < 2:
+        what = "both boxes known" + ("" if boxes is None else " and another thing beside them")
+        raise TooFewExamplesError(f"expected recorded examples of at least two images with {what}, found {int(kept.sum())} examples")
+    places = np.stack([named, others, ground], 1)[kept]
+    few = few_blocks(layout.layers)
+    options: dict[str, Any] = {"methods": allowed, "modes": tuple(mode for mode in MEASURED if mode in modes), "few": few, "seed": seed}
+    numbers = chosen[kept]
+    scores = np.concatenate(over_blocks(_scores, store, numbers, at_most=PIECE, scheduler=scheduler, **options))  # (example, row, token)
+    values = np.moveaxis(_means(np.abs(scores), places), 1, 0)  # (row, example, place)
+    rows = [(f"knockout_{mode}", MEASURED[mode]) for mode in options["modes"]] + [(m.name, m.label) for m in allowed]
+    table = pd.DataFrame(rows, columns=["method", "label"]).join(_summarised(values, images, level, draws, seed, boxes is not None))
+    order = np.lexsort((-table["over_others" if boxes is not None else "over_ground"], ~table["method"].str.startswith("knockout_")))
+    attributes = {
+        **made_from(store),
+        "places": list(PLACES),
+        "others": boxes is not None,
+        "level": level,
+        "draws": draws,
+        "seed": seed,
+        "few": list(few),
+        "missing": missing,
+    }
+    return Pointing(table.iloc[order].reset_index(drop=True), values[order], numbers, attributes)
+
+
+def _scores(
+    store: ActivationStore, numbers: NDArray[np.int64], *, methods: Sequence[Method], modes: Sequence[str], few: tuple[int, int], seed: int
+) -> Floats:
+    """(example, row, token): measured effects, then methods; NaN beyond the prompt and where nothing was measured."""
+    layout = store.layout
+    out = np.full((len(numbers), len(modes) + len(methods), layout.tokens), np.nan)
+    effects = store.read("knockout", examples=numbers) if modes else None
+    for k, number in enumerate(numbers):
+        if effects is not None:
+            for name, members in cell_groups(store, int(number)).items():
+                if name in layout.knockout_targets:
+                    target = layout.knockout_targets.index(name)
+                    for row, mode in enumerate(modes):
+                        out[k, row, : len(members)][members] = effects[k, layout.knockout_modes.index(mode), 0, target]
+        found = token_scores(store, int(number), methods, window=(0, layout.layers), few=few, seed=seed)
+        for row, method in enumerate(methods):
+            score = found[method.name]
+            out[k, len(modes) + row, : len(score)] = score
+    return out
+
+
+def _means(sizes: Floats, places: NDArray[np.bool_]) -> Floats:
+    """(example, row, place) mean of (example, row, token) over the tokens of each place; NaN where it has none."""
+    members = places.astype(np.float64).swapaxes(1, 2)  # (example, token, place)
+    known = np.isfinite(sizes)
+    sums, counts = np.where(known, sizes, 0) @ members, known.astype(np.float64) @ members
+    return np.asarray(np.where(counts > 0, sums / np.maximum(counts, 1), np.nan))
+
+
+def _summarised(values: Floats, images: NDArray[Any], level: float, draws: int, seed: int, others: bool) -> pd.DataFrame:
+    count = len(values)
+    drawn = bootstrap_means(np.moveaxis(values, 2, 1).reshape(3 * count, -1), images, draws, seed).reshape(count, 3, draws)
+    known = np.isfinite(values)
+    means = np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1)
+    columns: dict[str, Any] = {place: np.where(known[..., k].any(1), means[:, k], np.nan) for k, place in enumerate(PLACES)}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for k, place in enumerate(PLACES[1:], start=1):
+            columns[f"over_{place}"] = columns["named"] / columns[place]
+            ends = np.nanquantile(_finite(drawn[:, 0] / drawn[:, k]), [0.5 - level / 2, 0.5 + level / 2], axis=1)
+            columns |= {f"over_{place}_low": ends[0], f"over_{place}_high": ends[1]}
+        against = values[..., 1 if others else 2]
+        won = np.where(values[..., 0] == against, 0.5, values[..., 0] > against)
+    both = known[..., 0] & np.isfinite(against)
+    columns["wins"] = np.where(both, won, 0).sum(1) / np.maximum(both.sum(1), 1)
+    columns["examples"] = both.sum(1)
+    columns["images"] = [len(set(images[row])) for row in both]
+    if not others:
+        columns |= dict.fromkeys(("others", "over_others", "over_others_low", "over_others_high"), np.nan)
+    return pd.DataFrame(columns)
+
+
+def _finite(ratios: Floats) -> Floats:
+    """Ratios to 0 left out; a row of nothing else is all NaN without a warning."""
+    out = np.where(np.isfinite(ratios), ratios, np.nan)
+    out[np.isnan(out).all(1), 0] = 0
+    return out

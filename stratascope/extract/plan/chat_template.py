@@ -1,0 +1,178 @@
+"""The text of a prompt: a chat template's turns up to where the model's answer begins, or a prefix without turns. No torch."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Protocol
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from stratascope.datasets.captions import Interval
+from stratascope.errors import InvalidInputError
+from stratascope.extract.plan.model_files import ModelSource
+
+_ASKED, _ANSWER = "WHETHER", "STRATASCOPE"
+"""Stand for the user's text and the model's answer while a template is examined."""
+_CHATML_SYSTEM, _CHATML_END = "<|im_start|>system\n", "<|im_end|>"
+
+
+class Wording(Protocol):
+    """How a model's prompt is written around the user's text."""
+
+    adds_special: bool
+    """Whether the tokenizer shall add the special tokens that it begins texts with."""
+    answer_gap: str
+    """Blanks between the prompt and the first word of the answer."""
+
+    def render(self, text: str) -> str:
+        """The prompt, the image as its placeholder."""
+
+    def asked(self, text: str) -> str:
+        """What the family's own processor is given to make the same prompt."""
+
+    def system_interval(self, rendered: str) -> Interval | None:
+        """Characters of the system turn's text; None where there is none."""
+
+
+class Prefix(Wording):
+    """PaliGemma: image, beginning of text, the user's text, a line feed; there are no turns, and the answer follows.
+
+    Raises
+    ------
+    InvalidInputError
+        If a system turn is asked for.
+    """
+
+    adds_special = False
+    answer_gap = ""
+
+    def __init__(self, source: ModelSource, placeholder: str, system: str | None) -> None:
+        if system:
+            raise InvalidInputError(f"expected no --system for {source.name}, whose prompts are a prefix without turns, found {system!r}")
+        self._placeholder, self._begin = placeholder, source.named_token("bos_token", "<bos>")
+
+    def render(self, text: str) -> str:
+        return f"{self._placeholder}{self._begin}{text}\n"
+
+    def asked(self, text: str) -> str:
+        return f"{self._placeholder}{text}"
+
+    def system_interval(self, rendered: str) -> Interval | None:
+        return None
+
+
+class Chat(Wording):
+    """One user turn with an image and a text, after a system turn if there is one, up to where the model's turn begins.
+
+    Parameters
+    ----------
+    source
+        The model.
+    placeholder
+        What its chat template writes for an image.
+    system
+        Text of the system turn; None leaves it to the template, and an empty text leaves it out.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no chat template, it refuses such a conversation, or it doesn't open the model's turn.
+    """
+
+    def __init__(self, source: ModelSource, placeholder: str, system: str | None) -> None:
+        self._source, self._placeholder, self._system = source, placeholder, system
+        self.answer_gap = self._examined_gap()
+        begin = source.named_token("bos_token")
+        self.adds_special = not (begin and self.render("x").startswith(begin))
+
+    @cached_property
+    def _template(self) -> Any:
+        template = self._source.chat_template
+        if template is None:
+            raise InvalidInputError(
+                f"{self._source.name}: expected a chat template in {self._source.folder}, found none: a model without a final chat turn "
+                "is not asked anything; use an instruction-tuned model"
+            )
+
+        def raise_exception(message: str) -> None:
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+        )
+        environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
+        environment.globals |= {"raise_exception": raise_exception, "strftime_now": lambda form: datetime.now().strftime(form)}
+        try:
+            return environment.from_string(template)
+        except TemplateError as error:
+            raise InvalidInputError(f"{self._source.name}: expected a chat template in Jinja, found: {error}") from error
+
+    def conversation(self, text: str) -> list[dict[str, Any]]:
+        """The messages that are laid out."""
+        user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+        if not self._system:
+            return [user]
+        return [{"role": "system", "content": [{"type": "text", "text": self._system}]}, user]
+
+    def render(self, text: str) -> str:
+        """The prompt, the image as its placeholder; InvalidInputError where the template does not place it once."""
+        rendered = self._laid_out(self.conversation(text), True)
+        if rendered.count(self._placeholder) != 1:
+            raise InvalidInputError(
+                f"{self._source.name}: expected its chat template to place one {self._placeholder}, found "
+                f"{rendered.count(self._placeholder)} in {rendered!r}"
+            )
+        return rendered
+
+    asked = render
+
+    def _laid_out(self, messages: list[dict[str, Any]], open_turn: bool) -> str:
+        special = {role: self._source.named_token(role) for role in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        known = {role: text for role, text in special.items() if text is not None}
+        try:
+            rendered = str(self._template.render(messages=messages, add_generation_prompt=open_turn, **known))
+        except TemplateError as error:
+            raise InvalidInputError(f"{self._source.name}: its chat template refuses one user turn with an image: {error}") from error
+        if self._system == "" and rendered.startswith(_CHATML_SYSTEM):  # the template's own, which it cannot be told to leave out
+            rendered = rendered[rendered.index(_CHATML_END) + len(_CHATML_END) :].removeprefix("\n")
+        return rendered
+
+    def _examined_gap(self) -> str:
+        """Blanks that the template puts before an answer; a check on the way that the prompt ends where an answer begins."""
+        asked = self.conversation(_ASKED)
+        opened, closed = self._laid_out(asked, True), self._laid_out(asked, False)
+        answered = self._laid_out([*asked, {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}], False)
+        rest = answered[len(opened) :] if answered.startswith(opened) else ""
+        gap, found, _ = rest.partition(_ANSWER)
+        ended = not opened.rstrip().endswith(_ASKED)
+        if ended and found and not gap.strip():
+            return gap
+        if not ended or opened == closed:
+            raise InvalidInputError(
+                f"{self._source.name}: expected its chat template to open the model's turn after the user's, found {opened!r}: without a "
+                "final chat turn the last token does not predict an answer; use an instruction-tuned model"
+            )
+        return ""
+
+    def system_interval(self, rendered: str) -> Interval | None:
+        if rendered.startswith(_CHATML_SYSTEM):
+            return len(_CHATML_SYSTEM), rendered.index(_CHATML_END)
+        if not self._system or (start := rendered.find(self._system.strip())) < 0:
+            return None
+        return start, start + len(self._system.strip())
+
+
+class _Generation(Extension):
+    """The block `{% generation %}`, by which transformers marks the model's turns: its body is laid out as it is."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)

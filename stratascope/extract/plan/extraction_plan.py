@@ -1,0 +1,230 @@
+"""The plan of an extraction: everything that is known before the model runs, and what it will cost (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stratascope.datasets.boxes import Box, cells_in_box, grid_cells
+from stratascope.datasets.examples import Example
+from stratascope.datasets.prompts import Prompt
+from stratascope.extract.families.registry import ModelShape, check_family
+from stratascope.extract.plan.images import (
+    ImageFacts,
+    apply_condition,
+    open_image,
+    thumbnail,
+)
+from stratascope.extract.plan.knockout_plan import Knockouts, computed_tokens, hidden_tokens
+from stratascope.extract.plan.model_files import ModelSource, resolve_model
+from stratascope.extract.plan.settings import BOX_POSITIONS, TEXT_POSITIONS, ExtractionSettings
+from stratascope.extract.plan.store_contents import store_contents
+from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
+from stratascope.extract.plan.visible_boxes import flipped, in_view, view_size
+from stratascope.store import StoreLayout
+
+THUMBNAIL_SAMPLE = 16
+"""Images by which the size of all thumbnails is judged."""
+
+
+@dataclass(frozen=True)
+class ExtractionPlan:
+    """Examples with their tokens, the store's layout, and the provenance that is known beforehand."""
+
+    settings: ExtractionSettings
+    source: ModelSource
+    shape: ModelShape
+    tokenizer: PromptTokenizer
+    examples: list[Example]
+    shown: list[str]
+    """The image that each example is shown, which differs from its own under `shuffled-image`."""
+    facts: Mapping[str, ImageFacts]
+    layouts: list[TokenLayout]
+    has_map: np.ndarray
+    """(example,) bool."""
+    forms: dict[str, int]
+    """Way to answer -> its token id; empty where their logits are not recorded."""
+    knockouts: Knockouts | None
+    """None where none are measured."""
+    store: StoreLayout
+    provenance: dict[str, Any]
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Example number -> why its image cannot be decoded."""
+        return {k: self.facts[name].problem for k, name in enumerate(self.shown) if self.facts[name].problem}
+
+    @property
+    def device(self) -> str:
+        """Where the model runs; provenance names only the kind, so that several GPUs can fill one store."""
+        chosen, kind = self.settings.device, str(self.provenance["model"]["device"])
+        return kind if chosen == "auto" else chosen
+
+    @property
+    def prompt(self) -> Prompt:
+        """What the user asks."""
+        return self.tokenizer.prompt
+
+    @property
+    def token_counts(self) -> np.ndarray:
+        """(example,) int32."""
+        return np.array([len(layout.ids) for layout in self.layouts], np.int32)
+
+    def position_tokens(self, example: int, position: str) -> np.ndarray | None:
+        """Which tokens a position is the mean of.
+
+        Parameters
+        ----------
+        example
+            Its number.
+        position
+            Such as `final` or `subject_box`.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            (k,) token indices; None where this example has no such position.
+        """
+        layout = self.layouts[example]
+        if position == "final":
+            return np.array([len(layout.ids) - 1])
+        if position == "image":
+            return np.arange(*layout.spans["image"])
+        if position in TEXT_POSITIONS:
+            span = layout.spans.get(position)
+            return None if span is None else np.array([span[1] - 1])
+        box = self.shown_box(example, position.removesuffix("_box"))
+        if box is None:
+            return None
+        return layout.spans["image"][0] + cells_in_box(box, view_size(layout.view), layout.grid)
+
+    def file_size(self, example: int) -> tuple[int, int]:
+        """(width, height) in pixels of the image that the example is shown."""
+        fact = self.facts[self.shown[example]]
+        return fact.width, fact.height
+
+    def shown_box(self, example: int, name: str) -> Box | None:
+        """A gold box within the layout's view; None where it is not known, or wholly out of what is seen.
+
+        Parameters
+        ----------
+        example
+            Its number.
+        name
+            `subject` or `object`.
+        """
+        row = self.examples[example]
+        box = row.subject_box if name == "subject" else row.object_box
+        if box is None or self.shown[example] != row.image:  # of another image the boxes say nothing
+            return None
+        if self.settings.condition == "mirror":
+            box = flipped(box, self.file_size(example)[0])
+        return in_view(box, self.layouts[example].view)
+
+    def vision_cells(self, example: int) -> dict[str, np.ndarray]:
+        """Which image cells each vision position of an example is the mean of.
+
+        Parameters
+        ----------
+        example
+            Its number.
+
+        Returns
+        -------
+        dict
+            Vision position -> (k,) raster indices of cells; boxes that are absent are left out.
+        """
+        layout = self.layouts[example]
+        cells = {"image": np.arange(int(np.prod(layout.grid))), **grid_cells(*layout.grid)}
+        boxes = {name: tokens - layout.spans["image"][0] for name, tokens in self._box_tokens(example).items()}
+        return cells | {name: inside for name, inside in boxes.items() if name in self.store.vision_positions}
+
+    def vision_tokens(self, example: int, position: str) -> np.ndarray | None:
+        """The image cells of a vision position as tokens.
+
+        Parameters
+        ----------
+        example
+            Its number.
+        position
+            Such as `image` or `subject_box`.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            (k,) token indices; None where this example has no such position.
+        """
+        cells = self.vision_cells(example).get(position)
+        return None if cells is None else self.layouts[example].spans["image"][0] + cells
+
+    def hidden_tokens(self, example: int) -> dict[str, np.ndarray]:
+        """What each target of knockouts hides.
+
+        Parameters
+        ----------
+        example
+            Its number.
+
+        Returns
+        -------
+        dict
+            Target -> (k,) indices of the tokens that are hidden; targets that are absent are left out.
+        """
+        return hidden_tokens(self.layouts[example], self._box_tokens(example))
+
+    @cached_property
+    def knockout_passes(self) -> float:
+        """What the knockouts compute, as a number of plain passes over an average example."""
+        if self.knockouts is None:
+            return 0.0
+        blocks, family, work = self.shape.layers, check_family(self.source), 0
+        for k in np.flatnonzero(self.knockouts.chosen):
+            length = len(self.layouts[k].ids)
+            together = None if family.causal else (0, length) if family.prefix else self.layouts[k].spans["image"]
+            work += computed_tokens(self.knockouts, blocks, length, self.hidden_tokens(int(k)), together)
+        return work / blocks / float(self.token_counts.mean())
+
+    def _box_tokens(self, example: int) -> dict[str, np.ndarray]:
+        found = {name: self.position_tokens(example, name) for name in BOX_POSITIONS}
+        return {name: tokens for name, tokens in found.items() if tokens is not None}
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """(example, position) bool: which positions each example has."""
+        examples, positions = range(len(self.examples)), self.store.positions
+        return np.array([[self.position_tokens(k, position) is not None for position in positions] for k in examples])
+
+    @cached_property
+    def estimate(self) -> pd.DataFrame:
+        """Bytes by array, raw and on disk, as `StoreLayout.estimate` gives them; thumbnails judged by a few of the images."""
+        words = self.tokenizer.tokenizer.get_vocab_size() if "top_tokens" in self.store.record else 0
+        knocked = 0.0 if self.knockouts is None else float(self.knockouts.chosen.mean())
+        return self.store.estimate(self.token_counts, self.has_map, self.present, self._sample_thumbnails(), words, knocked)
+
+    def _sample_thumbnails(self) -> np.ndarray | None:
+        if self.settings.image_size is not None or self.store.thumbnail is None:
+            return None
+        names = [name for name in dict.fromkeys(self.shown) if not self.facts[name].problem]
+        chosen = names[:: max(1, len(names) // THUMBNAIL_SAMPLE)][:THUMBNAIL_SAMPLE]
+        images = [apply_condition(open_image(self.settings.image_path(name)), self.settings.condition) for name in chosen]
+        return np.stack([thumbnail(image, self.store.thumbnail) for image in images]) if images else None
+
+    @property
+    def weights_here(self) -> bool:
+        """Whether all that the model is loaded from is at hand; untrained models are drawn."""
+        return self.settings.untrained is not None or self.source.weights_here
+
+    def with_weights(self) -> ExtractionPlan:
+        """The same plan once the weights of a Hub model are fetched, too."""
+        if self.weights_here:
+            return self
+        return replace(self, source=resolve_model(self.settings.model, revision=self.source.revision, weights=True))
+
+    def store_contents(self) -> dict[str, Any]:
+        """What `create_store` writes before the model runs."""
+        return store_contents(self)

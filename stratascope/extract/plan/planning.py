@@ -1,0 +1,216 @@
+"""From settings to a plan: examples read, images looked at, prompts laid out, positions and targets chosen (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from stratascope.datasets.boxes import BoxIndex
+from stratascope.datasets.examples import Example, files_digest, load_examples
+from stratascope.datasets.prompts import PROMPTS
+from stratascope.errors import InvalidInputError
+from stratascope.extract.families.patch_grid import PatchGrid
+from stratascope.extract.families.registry import ModelShape, check_family, image_rule, logits_capped, model_shape
+from stratascope.extract.plan.answer_forms import answer_forms
+from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.plan.images import (
+    images_digest,
+    inspect_images,
+    shown_images,
+    stated_images,
+)
+from stratascope.extract.plan.knockout_plan import MODES, Knockouts, layer_windows, ordered_targets
+from stratascope.extract.plan.model_files import resolve_model
+from stratascope.extract.plan.settings import BOX_POSITIONS, GRID_POSITIONS, POSITIONS, TEXT_POSITIONS, TOP_TOKENS, ExtractionSettings
+from stratascope.extract.plan.token_layout import SPANS, TILES, PromptTokenizer, TokenLayout
+from stratascope.store import StoreLayout
+
+
+def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, progress: bool = False) -> ExtractionPlan:
+    """Tokenise every example, check every image, lay out the store; run nothing and write nothing.
+
+    Parameters
+    ----------
+    settings
+        What was chosen.
+    weights
+        Fetch a Hub model's weights too, since an extraction follows.
+    progress
+        Show progress bars where there is a terminal.
+
+    Raises
+    ------
+    InvalidInputError
+        For anything that would make the extraction fail or mean nothing: bad rows, missing or unreadable images, an answer
+        that is not one token, a prompt longer than the model's context, a position that no example has.
+    MissingExtraError
+        If the model is on the Hub and the `extract` extra is not installed.
+    """
+    trained = settings.untrained is None
+    source = resolve_model(settings.model, revision=settings.revision, weights=weights and trained)
+    shape = model_shape(source)
+    if "vision_residual" in settings.record and not check_family(source).tower:
+        raise InvalidInputError(
+            f"expected a model of Qwen's families for --record vision_residual, found {source.config['model_type']!r}, whose vision tower "
+            "is not recorded; leave vision_residual out"
+        )
+    apart = sorted({"head_logits", "value_logits"} & set(settings.record))
+    if apart and logits_capped(source):
+        raise InvalidInputError(
+            f"expected a model whose logits are linear in what heads and MLPs write for --record {', '.join(apart)}, found "
+            f"{source.config['model_type']!r} with capped ones, to which no parts add up; leave {' and '.join(apart)} out"
+        )
+    rule = image_rule(source, settings.max_pixels)
+    tokenizer = PromptTokenizer(source, PROMPTS[settings.prompt], rule, settings.system)
+    boxes = BoxIndex.from_coco(settings.boxes) if settings.boxes else None
+    asked = None if tokenizer.prompt.answers else tokenizer.prompt.choices
+    examples = load_examples(settings.examples, boxes, asked)[: settings.limit]
+    names = [example.image for example in examples]
+    shown = shown_images(names, settings.condition, settings.seed)
+    if settings.image_size is not None:
+        facts = stated_images(names, *settings.image_size)
+    else:
+        facts = inspect_images(settings.image_path(""), names, strict=settings.strict, progress=progress)
+    layouts = []
+    for example, image in tqdm(list(zip(examples, shown, strict=True)), "tokens", disable=not progress, unit="example", leave=False):
+        fact = facts[image]
+        layouts.append(tokenizer.layout(example, (fact.width, fact.height)))
+    longest = max(range(len(layouts)), key=lambda k: len(layouts[k].ids))
+    if len(layouts[longest].ids) > shape.context:
+        fact = facts[shown[longest]]
+        raise InvalidInputError(
+            f"example {examples[longest].id}: expected at most {shape.context} tokens (the model's context), "
+            f"found {len(layouts[longest].ids)}, {_image_tokens(layouts[longest])} of them for an image of "
+            f"{fact.width} x {fact.height}; " + ("lower --max-pixels" if isinstance(rule, PatchGrid) else "shrink the image")
+        )
+    has_map = _spread(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
+    record = settings.held - (frozenset() if has_map.any() else {"attention_maps"})
+    forms = answer_forms(tokenizer.tokenizer) if "form_logits" in record else {}
+    record -= frozenset() if forms else {"form_logits"}
+    knocked = _spread(len(examples), settings.knockouts) if "knockout" in record else np.zeros(len(examples), bool)
+    record -= {"knockout"}  # joins below, with its targets
+    sees = bool(record & {"vision_residual", "vision_output"})
+    dtype, device = _dtype_and_device(settings, shape)
+    positions = _positions(settings, examples, layouts)
+    store = StoreLayout(
+        examples=len(examples),
+        layers=shape.layers,
+        hidden=shape.hidden,
+        heads=shape.heads,
+        head_dim=shape.head_dim if "head_outputs" in record else 0,
+        tokens=len(layouts[longest].ids),
+        positions=positions,
+        spans=(*SPANS, *([TILES] if any(TILES in layout.spans for layout in layouts) else [])),
+        choices=tuple(tokenizer.prompt.choices),
+        record=record,
+        vision_layers=shape.vision_layers if "vision_residual" in record else 0,
+        vision_hidden=shape.vision_hidden if "vision_residual" in record else 0,
+        vision_positions=_vision_positions(positions) if sees else (),
+        answer_forms=tuple(forms),
+        ranks=TOP_TOKENS if "top_tokens" in record else 0,
+        fusion=settings.fusion,
+        block=settings.block,
+        thumbnail=settings.thumbnail and settings.thumbnail[::-1],
+        computed_dtype=dtype,
+    )
+    provenance = {
+        "model": {
+            "name": settings.model,
+            "revision": source.revision,
+            "family": str(source.config["model_type"]),
+            "dtype": dtype,
+            "device": device.partition(":")[0],
+            "files": source.digests(weights=trained),
+            **({} if trained else {"untrained": settings.untrained}),
+        },
+        "processor": {"rule": type(rule).__name__, **rule.settings()},
+        "prompt": {
+            "name": tokenizer.prompt.name,
+            "text": tokenizer.prompt.text,
+            "system": settings.system,
+            "choices": tokenizer.choice_ids,
+            "answers": list(tokenizer.prompt.answers or examples[0].choices) or None,
+            "chat_template": source.chat_template,
+        },
+        "data": {
+            "examples": files_digest(settings.examples),
+            "boxes": files_digest([settings.boxes]) if settings.boxes else None,
+            "images": images_digest(facts),
+            "limit": settings.limit,
+            **({"labels": "choice"} if examples[0].choices else {}),
+        },
+        **({"vision": {"full_attention": list(shape.vision_whole)}} if shape.vision_layers else {}),
+        "condition": settings.condition,
+        "seed": settings.seed,
+        "fusion": store.fusion,
+        "maps": settings.maps,
+    }
+    plan = ExtractionPlan(settings, source, shape, tokenizer, examples, shown, facts, layouts, has_map, forms, None, store, provenance)
+    return _with_knockouts(plan, knocked) if knocked.any() else plan
+
+
+def _with_knockouts(plan: ExtractionPlan, chosen: np.ndarray) -> ExtractionPlan:
+    """The plan with knockouts of the chosen examples, and room for them in the store."""
+    settings = plan.settings
+    modes = tuple(mode for mode in MODES if mode in settings.knockout_modes)
+    targets = ordered_targets({name for k in np.flatnonzero(chosen) for name in plan.hidden_tokens(int(k))})
+    knockouts = Knockouts(chosen, modes, layer_windows(plan.shape.layers, settings.knockout_window), targets)
+    names = {"knockout_modes": modes, "knockout_windows": knockouts.window_names, "knockout_targets": targets}
+    store = plan.store.subset(record=plan.store.record | {"knockout"}, **names)
+    return replace(plan, knockouts=knockouts, store=store, provenance={**plan.provenance, "knockouts": knockouts.provenance()})
+
+
+def _image_tokens(layout: TokenLayout) -> int:
+    return sum(b - a for name in ("image", TILES) for a, b in [layout.spans.get(name, (0, 0))])
+
+
+def _spread(count: int, wanted: int | None) -> np.ndarray:
+    chosen = np.zeros(count, bool)
+    if wanted is None or wanted >= count:
+        chosen[:] = True
+    else:
+        chosen[(np.arange(wanted) * count) // max(wanted, 1)] = True
+    return chosen
+
+
+def _positions(settings: ExtractionSettings, examples: Sequence[Example], layouts: Sequence[TokenLayout]) -> tuple[str, ...]:
+    exists: dict[str, Callable[[], bool]] = {
+        "final": lambda: True,
+        "image": lambda: True,
+        **{name: lambda name=name: any(name in layout.spans for layout in layouts) for name in TEXT_POSITIONS},  # type: ignore[misc]
+        "subject_box": lambda: any(example.subject_box for example in examples),
+        "object_box": lambda: any(example.object_box for example in examples),
+    }
+    if settings.positions is None:
+        return tuple(name for name in POSITIONS if exists[name]())
+    for name in settings.positions:
+        if not exists[name]():
+            why = (
+                "no boxes were matched; pass --boxes instances.json"
+                if name in BOX_POSITIONS
+                else f"the prompt {settings.prompt!r} does not name it"
+            )
+            raise InvalidInputError(f"expected an example with position {name!r}, found none: {why}")
+    return tuple(name for name in POSITIONS if name in settings.positions)
+
+
+def _vision_positions(positions: Sequence[str]) -> tuple[str, ...]:
+    return ("image", *(name for name in BOX_POSITIONS if name in positions), *GRID_POSITIONS)
+
+
+def _dtype_and_device(settings: ExtractionSettings, shape: ModelShape) -> tuple[str, str]:
+    """The precision and kind of device of the extraction; without torch (a laptop that plans) a GPU is assumed for `auto`."""
+    device = settings.device
+    if device == "auto":
+        try:
+            import torch
+
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        except ImportError:
+            device = "cuda"
+    if settings.dtype is not None:
+        return settings.dtype, device
+    return ("float32" if device == "cpu" else shape.dtype), device

@@ -1,0 +1,97 @@
+"""From what a batch gave to a block's arrays, in the store's axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stratascope.extract.families.registry import check_family
+from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.run.model import Captured
+from stratascope.store import RECORDED, STATUS_CODES, StoreLayout, encode_maps
+
+
+def empty_arrays(layout: StoreLayout, count: int) -> dict[str, np.ndarray]:
+    """The arrays of a block of `count` examples, nothing recorded but that all will be; floats as float32, as they are computed."""
+    arrays = {}
+    for spec in layout.arrays():
+        if spec.when == "block":
+            dtype = np.float32 if spec.dtype.startswith("float") else spec.dtype
+            arrays[spec.name] = np.full(spec.block_shape(count), spec.fill, dtype)
+    arrays["status"][:] = RECORDED
+    return arrays
+
+
+def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: np.ndarray, arrays: dict[str, np.ndarray]) -> dict[int, str]:
+    """Put a batch's results where the block's arrays want them.
+
+    Parameters
+    ----------
+    plan
+        What is extracted.
+    members
+        (batch,) example numbers.
+    captured
+        Of the batch.
+    at
+        (batch,) the members' places within the block.
+    arrays
+        As of `empty_arrays`; changed.
+
+    Returns
+    -------
+    dict
+        Example number -> why it could not be recorded.
+    """
+    by_example = {
+        "answer_logits": captured.answer_logits,
+        "form_logits": captured.form_logits,
+        "top_tokens": captured.top_tokens,
+        "top_logits": captured.top_logits,
+        "embedding_logits": None if captured.parts is None else captured.parts.embedding.numpy(),
+    }
+    by_layer = {
+        "head_outputs": captured.head_outputs,
+        "head_logits": None if captured.parts is None else captured.parts.heads.numpy(),
+        "mlp_logits": None if captured.parts is None else captured.parts.rest.numpy(),
+    }
+    by_token = {
+        "attention_rows": captured.rows,
+        "value_norms": captured.value_norms,
+        "value_logits": None if captured.parts is None or captured.parts.tokens is None else captured.parts.tokens.numpy(),
+    }
+    for name, values in by_example.items():
+        if name in arrays and values is not None:
+            arrays[name][at] = values
+    for name, values in by_layer.items():
+        if name in arrays and values is not None:
+            arrays[name][:, at] = values
+    if "residual" in arrays:
+        arrays["residual"][:, :, at] = captured.residual
+        for row, k in enumerate(members):
+            arrays["residual"][:, ~plan.present[k], at[row]] = np.nan
+    _fill_vision(plan, members, captured, at, arrays)
+    failed, causal = {}, check_family(plan.source).causal
+    for row, k in enumerate(members):
+        tokens = len(plan.layouts[k].ids)
+        for name, values in by_token.items():
+            if name in arrays and values is not None:
+                arrays[name][:, at[row], :, :tokens] = values[:, row, :, :tokens]
+        if "attention_maps" in arrays and plan.has_map[k]:
+            assert captured.fused is not None
+            arrays["attention_maps"][at[row], :, :tokens, :tokens] = encode_maps(captured.fused[row, :, :tokens, :tokens], causal=causal)
+        if not all(np.isfinite(values[:, row]).all() for values in (captured.residual[:, 0], captured.rows)):
+            arrays["status"][at[row]] = STATUS_CODES["non_finite"]
+            failed[k] = f"the model gave a value that is not finite in {plan.provenance['model']['dtype']}"
+    return failed
+
+
+def _fill_vision(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+    names = plan.store.vision_positions
+    owners = [(row, name) for row, k in enumerate(members) for name in (plan.vision_cells(k) if names else ())]
+    for segment, (row, name) in enumerate(owners):
+        if captured.vision is not None:
+            arrays["vision_residual"][:, names.index(name), at[row]] = captured.vision[:, segment]
+        if captured.entry is not None:
+            arrays["vision_output"][names.index(name), at[row]] = captured.entry[row, names.index(name)]

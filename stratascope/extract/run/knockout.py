@@ -1,0 +1,259 @@
+"""Knockouts: how the difference of two answers' logits moves when tokens may not see others in a window of blocks (Geva et al. 2023).
+
+One pass is kept whole (`Trace`); each variant is run again from the first block and the first token that it changes, with the keys and
+values of all earlier tokens as they were. For the final token alone that is a single row through the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from stratascope.errors import CaptureError
+from stratascope.extract.plan.knockout_plan import Knockouts
+from stratascope.extract.run.attention_function import Attended, KeysAndMask, attending_also, listening
+
+
+@dataclass
+class Trace:
+    """All that one pass over one example computed which running parts of it again needs."""
+
+    inputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Layer -> (1, token, hidden): what enters each block, and what leaves the last."""
+    added: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Layer -> (1, token, hidden): what the family adds to the stream between blocks (Qwen3-VL)."""
+    arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Block -> keywords of its call."""
+    keys: dict[int, torch.Tensor] = field(default_factory=dict)
+    values: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Block -> (1, key head, token, width)."""
+    visible: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Block -> (token, token) bool: whether a query may see a key."""
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return self.inputs[0].shape[1]
+
+    def attended(self, seen: Attended) -> None:
+        """Keep one block's keys, values and mask."""
+        self.keys[seen.block], self.values[seen.block] = seen.key, seen.value
+        length = seen.key.shape[2]
+        if seen.mask is None:
+            visible = torch.ones(length, length, dtype=torch.bool, device=seen.key.device).tril()
+        else:
+            given = seen.mask[0, 0, :, :length]
+            visible = given if given.dtype == torch.bool else given > torch.finfo(given.dtype).min / 2
+        self.visible[seen.block] = visible
+
+    def first_changed(self, tokens: torch.Tensor, mode: str) -> int:
+        """The first token whose stream may change when `tokens` are hidden: the first that no longer sees them, or sees one that changed.
+
+        In PaliGemma, whose whole prompt sees itself, that is the first of all, even where only the final token is kept from seeing.
+        """
+        seen = torch.stack(list(self.visible.values())).any(0)
+        changed = self.length - 1
+        if mode == "later":
+            others = torch.ones(self.length, dtype=torch.bool, device=seen.device)
+            others[tokens] = False
+            changed = int(torch.nonzero(seen[:, tokens].any(1) & others)[0])
+        while (earlier := int(torch.nonzero(seen[:, changed:].any(1))[0])) < changed:
+            changed = earlier
+        return changed
+
+
+@contextmanager
+def tracing(blocks: Any) -> Iterator[Trace]:
+    """While open, a pass over one example fills a trace."""
+    trace = Trace()
+    left: dict[int, torch.Tensor] = {}
+
+    def entering(block: int) -> Any:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            trace.inputs[block] = hidden
+            trace.arguments[block] = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            if block and hidden is not left[block] and not torch.equal(hidden, left[block]):
+                trace.added[block] = hidden - left[block]
+
+        return hook
+
+    def leaving(block: int) -> Any:
+        def hook(module: Any, args: tuple[Any, ...], output: Any) -> None:
+            left[block + 1] = _stream(output)
+
+        return hook
+
+    handles = []
+    for k, block in enumerate(blocks):
+        handles.append(block.register_forward_pre_hook(entering(k), with_kwargs=True))
+        handles.append(block.register_forward_hook(leaving(k)))
+    try:
+        with listening(trace):
+            yield trace
+        trace.inputs[len(blocks)] = left[len(blocks)]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing that is hidden."""
+
+    name: str
+    tokens: torch.Tensor
+    """Indices of the hidden tokens."""
+    start: int
+    """The first token whose stream changes."""
+
+
+def variants(trace: Trace, targets: Mapping[str, np.ndarray], mode: str) -> list[Variant]:
+    """The targets of one mode in the order in which they are run: those that change alike many tokens beside each other."""
+    made = []
+    for name, tokens in targets.items():
+        hidden = torch.from_numpy(np.asarray(tokens)).to(trace.inputs[0].device)
+        made.append(Variant(name, hidden, trace.first_changed(hidden, mode)))
+    return sorted(made, key=lambda variant: -variant.start)
+
+
+def batches(made: Sequence[Variant], length: int, budget: int) -> Iterator[list[Variant]]:
+    """Variants that are run together, from the first token that any of them changes: at most `budget` tokens, where a token that is only
+    seen weighs a quarter, and none with one that changes less than two thirds as many."""
+    batch: list[Variant] = []
+    for variant in made:
+        changed = length - variant.start
+        if batch and ((len(batch) + 1) * max(changed, length // 4) > budget or 2 * changed > 3 * (length - batch[0].start)):
+            yield batch
+            batch = []
+        batch.append(variant)
+    if batch:
+        yield batch
+
+
+def run_again(blocks: Any, trace: Trace, batch: Sequence[Variant], mode: str, window: tuple[int, int]) -> torch.Tensor:
+    """What leaves the last block at the final token when each variant's tokens are hidden in a window of blocks.
+
+    Parameters
+    ----------
+    blocks
+        The decoder's.
+    trace
+        Of the pass as it was.
+    batch
+        Variants of one mode.
+    mode
+        `final`: only the final token may not see the hidden tokens; `later`: none may that is not one of them.
+    window
+        First and last block in which they are hidden.
+
+    Returns
+    -------
+    torch.Tensor
+        (variant, hidden), in the model's precision.
+    """
+    first, last = window
+    start, length = min(variant.start for variant in batch), trace.length
+    barred = torch.zeros(len(batch), length - start, length, dtype=torch.bool, device=trace.inputs[0].device)
+    for row, variant in enumerate(batch):
+        queries = torch.ones(length, dtype=torch.bool, device=barred.device)
+        queries[variant.tokens] = False
+        if mode == "final":
+            queries[:-1] = False
+        barred[row][queries[start:].nonzero(), variant.tokens] = True
+    hidden = trace.inputs[first][:, start:].expand(len(batch), -1, -1)
+
+    def earlier(block: int, key: torch.Tensor, value: torch.Tensor) -> KeysAndMask:
+        before = [kept[block][:, :, :start].expand(len(batch), -1, -1, -1) for kept in (trace.keys, trace.values)]
+        visible = trace.visible[block][start:].expand(len(batch), -1, -1)
+        mask = visible & ~barred if block <= last else visible
+        return torch.cat([before[0], key], 2), torch.cat([before[1], value], 2), mask[:, None]
+
+    with attending_also(earlier):
+        for block in range(first, len(blocks)):
+            hidden = _stream(blocks[block](hidden, **_from(trace.arguments[block], start, length)))
+            if block + 1 in trace.added:
+                hidden = hidden + trace.added[block + 1][:, start:]
+    return hidden[:, -1]
+
+
+def effects(
+    blocks: Any,
+    trace: Trace,
+    targets: Mapping[str, np.ndarray],
+    knockouts: Knockouts,
+    difference: Callable[[torch.Tensor], torch.Tensor],
+    budget: int,
+) -> np.ndarray:
+    """What every knockout does to the difference of two answers' logits.
+
+    Parameters
+    ----------
+    blocks, trace
+        The decoder's blocks, and the pass as it was.
+    targets
+        Name -> token indices, of this example.
+    knockouts
+        What is measured; targets that are not among `targets` stay NaN.
+    difference
+        (n, hidden) leaving the last block -> (n,) the first answer's logit minus the second's.
+    budget
+        Tokens that are run at once, at most.
+
+    Returns
+    -------
+    numpy.ndarray
+        (mode, window, target) float32: the difference with the target hidden, less the difference as it was.
+    """
+    found = np.full((len(knockouts.modes), len(knockouts.windows), len(knockouts.targets)), np.nan, np.float32)
+    untouched = difference(trace.inputs[len(blocks)][:, -1])
+    for m, mode in enumerate(knockouts.modes):
+        made = variants(trace, {name: targets[name] for name in knockouts.targets if name in targets}, mode)
+        for w, window in enumerate(knockouts.windows):
+            for batch in batches(made, trace.length, budget):
+                moved = difference(run_again(blocks, trace, batch, mode, window)) - untouched
+                found[m, w, [knockouts.targets.index(variant.name) for variant in batch]] = moved.cpu().numpy()
+    return found
+
+
+def check_trace(blocks: Any, trace: Trace, difference: Callable[[torch.Tensor], torch.Tensor], tolerance: float) -> None:
+    """Refuse a trace from which the pass does not come out again: all of it, and the final token's part alone.
+
+    Raises
+    ------
+    CaptureError
+        If with nothing hidden the difference moves by more than `tolerance`.
+    """
+    nothing = torch.zeros(0, dtype=torch.long, device=trace.inputs[0].device)
+    for start in (0, trace.length // 2, trace.length - 1):
+        again = run_again(blocks, trace, [Variant("nothing", nothing, start)], "later", (0, len(blocks) - 1))
+        gap = abs(float(difference(again) - difference(trace.inputs[len(blocks)][:, -1])))
+        if not gap <= tolerance:
+            raise CaptureError(
+                f"expected a pass that is run again from token {start} with nothing hidden to answer the same, found it {gap:.3g} off; "
+                "leave knockout out of --record, and report the model's name"
+            )
+
+
+def _stream(output: Any) -> torch.Tensor:
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def _from(arguments: Mapping[str, Any], start: int, length: int) -> dict[str, Any]:
+    """A block's keywords for the tokens from `start` on; the mask is left to `attending_also`."""
+    made = dict(arguments)
+    rotary = made.get("position_embeddings")
+    if rotary is None or any(part.shape[-2] != length for part in rotary):
+        raise CaptureError("expected blocks that are given rotary embeddings of all tokens, found others: no knockouts of this model")
+    made["position_embeddings"] = tuple(part[..., start:, :] for part in rotary)
+    for name in ("position_ids", "cache_position"):
+        if isinstance(made.get(name), torch.Tensor):
+            made[name] = made[name][..., start:]
+    made |= {name: None for name in ("attention_mask", "past_key_values") if name in made}
+    return made

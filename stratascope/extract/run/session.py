@@ -1,0 +1,244 @@
+"""A loaded model working through a plan, block by block, checking itself on the first batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from stratascope.errors import InvalidInputError
+from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.run.capture import Pooling
+from stratascope.extract.run.gradients import TokenGradients
+from stratascope.extract.run.image_reader import LoadedImage, check_cut, first_shown, load_image, shown_image
+from stratascope.extract.run.inputs import PreparedImages, joined
+from stratascope.extract.run.model import Batch, CaptureModel, Coming, Wanted
+from stratascope.extract.run.pipeline import Behind, ahead
+from stratascope.extract.run.self_check import check_capture, check_prompt, tolerance
+from stratascope.extract.run.shard_block import BlockWork
+from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures, room_for_features
+
+READ_AHEAD = 32
+"""Images that are prepared before they are needed; one of 640 x 480 takes 7 MB for Qwen."""
+
+BATCHES_WAITING = 1
+"""Batches whose results wait to be put into a block's arrays, besides the one that is."""
+
+BLOCKS_WAITING = 1
+"""Blocks that wait to be written, besides those that are."""
+
+
+class Keeper(Protocol):
+    """What takes whole blocks."""
+
+    def block_examples(self, block: int) -> range: ...
+
+    def write(self, block: int, arrays: dict[str, np.ndarray]) -> None: ...
+
+
+class ExtractionSession:
+    """A model and the plan it works through.
+
+    Parameters
+    ----------
+    plan
+        What to extract.
+    batch_tokens
+        At most so many tokens, padding included, in a forward pass; halved for good when the GPU's memory runs out.
+    """
+
+    def __init__(self, plan: ExtractionPlan, batch_tokens: int) -> None:
+        self.plan, self.batch_tokens = plan, batch_tokens
+        model = plan.provenance["model"]
+        self.model = CaptureModel(
+            plan.source, device=plan.device, dtype=model["dtype"], rule=plan.tokenizer.rule, untrained=plan.settings.untrained
+        )
+        self.wanted = Wanted(
+            choices=tuple(plan.tokenizer.choice_ids.values()),
+            arrays=plan.store.record & {"value_norms", "value_logits", "head_outputs", "head_logits"},
+            forms=tuple(plan.forms.values()),
+            ranks=plan.store.ranks,
+            known_tokens=plan.tokenizer.tokenizer.get_vocab_size(),
+            fusion=plan.store.fusion,
+        )
+        self.knockout_tokens = batch_tokens
+        """At most so many tokens at once in knockouts."""
+        self.features = FeatureCache((), 0)
+        self.checked = self.knocked = False
+        self.failed: dict[int, str] = {}
+        """Example number -> why it was not recorded."""
+        self.halvings = 0
+        """How often a batch had to be halved for lack of memory."""
+
+    @property
+    def threads(self) -> tuple[int, int]:
+        """How many threads prepare images, and how many write blocks; on a CPU the model needs the others."""
+        return (min(4, os.cpu_count() or 1), 2) if self.model.device.type == "cuda" else (1, 1)
+
+    def work(self, keeper: Keeper, blocks: Sequence[int], bar: Any) -> None:
+        """Fill blocks, in order: images are prepared ahead of the model in threads, results are put in place and written behind it.
+
+        All queues are bounded, so that memory is, behind a slow disk. Whatever ends this early, blocks that were filled are written,
+        and one that was not is left out.
+        """
+        readers, writers = self.threads
+        members = {block: self.in_order(keeper.block_examples(block)) for block in blocks}
+        self.features = FeatureCache((self.plan.shown[k] for each in members.values() for k in each), room_for_features(self.model.device))
+        wanted = (k for block in blocks for k in first_shown(self.plan, members[block]))
+        with (
+            Behind("write", threads=writers, waiting=BLOCKS_WAITING) as keeping,
+            Behind("fill", waiting=BATCHES_WAITING) as filling,
+            ThreadPoolExecutor(readers, "read") as pool,
+        ):
+            images = ahead(pool, self.load, wanted, READ_AHEAD)
+            try:
+                for block in blocks:
+                    place = keeper.block_examples(block)
+                    work = BlockWork(self, place.start, len(place), images, filling, bar)
+                    work.run(members[block])
+                    keeping.submit(_keep, keeper, block, work)
+            finally:
+                images.close()
+
+    def launch(self, batch: Batch) -> Coming:
+        """Send a batch through the model; the first one is compared with the model itself."""
+        maps = {"maps"} if self.plan.has_map[list(batch.members)].any() else frozenset()
+        coming = self.model.launch(batch, replace(self.wanted, arrays=self.wanted.arrays | maps))
+        if not self.checked:
+            self._check(batch.members[0], coming)
+            self.checked = True
+        return coming
+
+    def compute_features(self, example: int, prepared: PreparedImages) -> ImageFeatures:
+        """What the vision tower makes of the image that an example is shown."""
+        return self.model.features(prepared, self._vision_cells[0].get(self.plan.shown[example], ()))
+
+    def knock_out(self, example: int, batch: Batch) -> np.ndarray:
+        """The knockouts of an example that is a batch by itself, in batches that are halved for good when the memory runs out."""
+        knockouts = self.plan.knockouts
+        assert knockouts is not None
+        targets, pair = self.plan.hidden_tokens(example), (self.wanted.choices[0], self.wanted.choices[1])
+        check = None if self.knocked else tolerance(self.plan)
+        while True:
+            try:
+                found = self.model.knock_out(batch, pair, targets, knockouts, self.knockout_tokens, check)
+            except torch.OutOfMemoryError:
+                if self.knockout_tokens == 1:
+                    raise
+            else:
+                self.knocked = True
+                return found
+            torch.cuda.empty_cache()
+            self.halvings += 1
+            self.knockout_tokens = max(1, self.knockout_tokens // 2)
+
+    def token_gradients(self, example: int, batch: Batch) -> TokenGradients:
+        """What each token of an example that is a batch by itself is worth to the answer.
+
+        Raises
+        ------
+        InvalidInputError
+            If the memory does not hold one example's way back.
+        """
+        try:
+            return self.model.gradients(batch, (self.wanted.choices[0], self.wanted.choices[1]))
+        except torch.OutOfMemoryError as error:
+            raise InvalidInputError(
+                f"expected memory for the way back through one example of {batch.input_ids.shape[1]} tokens on {self.model.device}, found "
+                f"too little ({str(error).splitlines()[0]}); leave hiding_estimate out of --record, or lower --max-pixels"
+            ) from error
+
+    def next_batch(self, members: Sequence[int]) -> list[int]:
+        """As many of `members`, sorted by length, as make a padded batch within the token budget; at least one."""
+        counts, batch = self.plan.token_counts, [members[0]]
+        for example in members[1:]:
+            if (len(batch) + 1) * int(counts[example]) > self.batch_tokens:
+                break
+            batch.append(example)
+        return batch
+
+    def in_order(self, members: Sequence[int]) -> list[int]:
+        """By length, so that batches have little padding; the same in every run."""
+        return sorted(members, key=lambda k: (self._counts[k], k))
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        return self.plan.token_counts
+
+    @cached_property
+    def _vision_cells(self) -> tuple[dict[str, list[np.ndarray]], dict[int, list[int]]]:
+        """Image -> the distinct sets of cells that its examples want of the vision tower; example -> which of them, in its order."""
+        sets: dict[str, list[np.ndarray]] = {}
+        chosen: dict[int, list[int]] = {}
+        known: dict[tuple[str, bytes], int] = {}
+        if "vision_residual" in self.plan.store.record:
+            for k, name in enumerate(self.plan.shown):
+                chosen[k] = []
+                for cells in self.plan.vision_cells(k).values():
+                    key = (name, np.asarray(cells, np.int64).tobytes())
+                    if key not in known:
+                        known[key] = len(sets.setdefault(name, []))
+                        sets[name].append(cells)
+                    chosen[k].append(known[key])
+        return sets, chosen
+
+    def load(self, example: int) -> LoadedImage:
+        """The image that an example is shown, prepared unless its features are kept."""
+        known = self.plan.shown[example] in self.features
+        return load_image(self.plan, example, None if known else self.prepare)
+
+    def prepare(self, image: Image.Image) -> PreparedImages:
+        """One image as the family's own processor makes it."""
+        return self.model.prepare([image])
+
+    def _check(self, example: int, coming: Coming) -> None:
+        """The first batch, against the model that is given the pixels of one example alone."""
+        image = shown_image(self.plan, self.plan.shown[example])
+        check_prompt(self.plan, example, image)
+        alone = self.model.run(self._batch([example], [image]), Wanted(self.wanted.choices))
+        check_capture(self.plan, self.model, coming.result(), alone)
+
+    def _batch(self, members: Sequence[int], images: Sequence[Image.Image]) -> Batch:
+        """Examples with their images' pixels."""
+        each = [self.prepare(image) for image in images]
+        for k, prepared in zip(members, each, strict=True):
+            check_cut(self.plan, k, prepared)
+        return self.batch(members, joined(each).tensors)
+
+    def batch(self, members: Sequence[int], images: Mapping[str, torch.Tensor], features: Sequence[ImageFeatures] = ()) -> Batch:
+        """Examples with what the model is given of their images: pixels, or features."""
+        plan = self.plan
+        lengths = self._counts[list(members)]
+        ids = np.zeros((len(members), int(lengths.max())), np.int64)
+        for row, k in enumerate(members):
+            ids[row, : lengths[row]] = plan.layouts[k].ids
+        segments = []
+        if "vision_residual" in plan.store.record and features:
+            segments = [(row, segment) for row, k in enumerate(members) for segment in self._vision_cells[1][k]]
+        entry = None
+        if "vision_output" in plan.store.record:
+            entry = Pooling.of([[plan.vision_tokens(k, name) for name in plan.store.vision_positions] for k in members])
+        return Batch(
+            tuple(members),
+            torch.from_numpy(ids),
+            torch.from_numpy(lengths.astype(np.int64)),
+            images,
+            Pooling.of([[plan.position_tokens(k, position) for position in plan.store.positions] for k in members]),
+            tuple(features),
+            segments,
+            entry,
+        )
+
+
+def _keep(keeper: Keeper, block: int, work: BlockWork) -> None:
+    """Write a block once all of it is there; one that never will be is left out."""
+    done: list[Future[Any]] = work.pieces
+    if all(piece.result() for piece in done):
+        keeper.write(block, work.arrays)

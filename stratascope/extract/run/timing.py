@@ -1,0 +1,249 @@
+"""A timing run: a sample of a plan's batches on the same way as in an extraction, into stores of their own that are removed."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stratascope.errors import InvalidInputError
+from stratascope.extract.plan.duration import ExtractionTiming, Sample, Stage
+from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.run.image_reader import first_shown
+from stratascope.extract.run.session import ExtractionSession
+from stratascope.extract.run.shard_block import BlockWork
+from stratascope.extract.run.timed_session import AtOnce, Clock, NoBar, TimedSession
+from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures, room_for_features
+from stratascope.store import BlockWriter, create_store
+
+BATCHES = 6
+"""Timed at most, after one that warms up."""
+FEWEST = 2
+"""Timed even where they take longer than was allowed."""
+WRITTEN = 3
+"""Of the timed batches, into a store each."""
+KNOCKED = 2
+"""Examples whose knockouts are timed, after one that warms up."""
+
+
+def time_extraction(
+    plan: ExtractionPlan, *, batch_tokens: int = 8192, seconds: float = 60.0, before: float = 0.0, clock: Clock = time.perf_counter
+) -> ExtractionTiming:
+    """Load the model and send a few of the plan's batches through it, each kind of work timed by itself; leaves nothing behind.
+
+    The batch with most to hold comes first and warms up. The others are spread evenly over the plan's batches in the order of their
+    length. Where the device's memory runs out, batches are halved, as an extraction does, and the run begins again.
+
+    Parameters
+    ----------
+    plan
+        From `plan_extraction`; weights and photos must be at hand.
+    batch_tokens
+        As for `run_extraction`.
+    seconds
+        After these no further batch is begun, once there are a few.
+    before
+        Seconds that planning and loading torch took; an extraction does both again.
+    clock
+        Gives seconds.
+
+    Raises
+    ------
+    InvalidInputError
+        If the photos' size is only stated, none of them can be read, the device is absent, or not even one example fits its memory.
+    CaptureError
+        If what is captured does not agree with the model's own answers, as an extraction would find.
+    """
+    if plan.settings.image_size is not None:
+        raise InvalidInputError("expected real images for a timing run, found a plan with a stated image size; leave out --image-size")
+    begin = clock()
+    session = TimedSession(plan, batch_tokens, clock)
+    beginning = before + clock() - begin
+    while True:
+        halvings = session.halvings
+        found = _Run(session, seconds).timing(beginning)
+        if session.halvings == halvings:
+            return found
+
+
+def planned_batches(session: ExtractionSession) -> list[list[int]]:
+    """Example numbers of every batch of the whole extraction, as far as they can be known before."""
+    made: list[list[int]] = []
+    layout = session.plan.store
+    for block in range(layout.blocks):
+        members = [k for k in session.in_order(layout.block_examples(block)) if k not in session.plan.failed]
+        while members:
+            made.append(session.next_batch(members))
+            members = members[len(made[-1]) :]
+    return made
+
+
+class _Run:
+    """One attempt, with batches of one size."""
+
+    def __init__(self, session: TimedSession, allowed: float) -> None:
+        self._session, self._allowed = session, allowed
+        self._plan = session.plan
+        self._bare = replace(self._plan, knockouts=None) if self._plan.knockouts else self._plan
+        """Without knockouts, which are timed by themselves."""
+        self._samples: dict[tuple[str, bool], list[Sample]] = {}
+        """(kind of work, whether for batches with maps) -> samples; kinds that know no difference are under False."""
+        self._device = session.model.device
+
+    def timing(self, beginning: float) -> ExtractionTiming:
+        session, clock = self._session, self._session.clock
+        batches, cuda = planned_batches(session), self._device.type == "cuda"
+        if not batches:
+            raise InvalidInputError("expected at least one image that can be decoded for a timing run, found none")
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(self._device)
+        timed: list[list[int]] = []
+        with tempfile.TemporaryDirectory(prefix="stratascope-timing-") as folder:
+            begin = clock()
+            create_store(Path(folder) / "whole.zarr", self._plan.store, **self._plan.store_contents())
+            beginning += clock() - begin
+            self._time(max(batches, key=self._tokens))
+            self._samples.clear()
+            begin = clock()
+            for batch in self._chosen(batches):
+                all_kinds = {self._mapped(b) for b in timed} == {self._mapped(b) for b in batches}
+                if len(timed) >= FEWEST and all_kinds and clock() - begin > self._allowed:
+                    break
+                arrays = self._time(batch)
+                if len(timed) < WRITTEN:
+                    self._write(batch, arrays, Path(folder) / f"{len(timed)}.zarr")
+                timed.append(batch)
+        self._time_knockouts()
+        return ExtractionTiming(
+            examples=len(self._plan.examples),
+            timed_examples=sum(map(len, timed)),
+            timed_batches=len(timed),
+            stages=self._stages(batches),
+            beginning=beginning + session.checking,
+            device=f"{self._device} ({torch.cuda.get_device_name(self._device)})" if cuda else str(self._device),
+            batch_tokens=session.batch_tokens,
+            halvings=session.halvings,
+            peak=torch.cuda.max_memory_allocated(self._device) if cuda else None,
+            features=room_for_features(self._device) if cuda and session.model.takes_features else 0,
+            memory=torch.cuda.get_device_properties(self._device).total_memory if cuda else None,
+        )
+
+    def _through(self, members: Sequence[int]) -> tuple[dict[str, np.ndarray], float]:
+        """Arrays of a batch that went the way of an extraction, and the seconds that the model took."""
+        session, plan = self._session, self._plan
+        session.spent.clear()
+        session.features = FeatureCache((plan.shown[k] for k in members), room_for_features(self._device))
+        images = (session.load(k) for k in first_shown(plan, members))
+        place = plan.store.block_examples(members[0] // plan.store.block)
+        begin = session.clock()
+        work = BlockWork(session, place.start, len(place), images, AtOnce(session), NoBar())
+        work.run(members)
+        seconds = session.clock() - begin - sum(map(sum, session.spent.values()))
+        axes = {spec.name: spec.dims.index("example") for spec in plan.store.arrays() if spec.name in work.arrays}
+        at = np.array(members) - place.start
+        return {name: values.take(at, axes[name]) for name, values in work.arrays.items()}, seconds
+
+    def _time(self, members: Sequence[int]) -> dict[str, np.ndarray]:
+        """Arrays of a batch that went through the model."""
+        session, plan, tokens = self._session, self._plan, self._tokens(members)
+        session.plan = self._bare
+        arrays, seconds = self._through(members)
+        session.plan = plan
+        for name, each in session.spent.items():
+            by_token = name in ("filling", "gradients")
+            self._note(name, tokens if by_token else len(each), sum(each), name == "filling" and self._mapped(members))
+        self._note("model", tokens, seconds, self._mapped(members))
+        return arrays
+
+    def _write(self, members: Sequence[int], arrays: dict[str, np.ndarray], path: Path) -> None:
+        """A batch into a store that holds nothing else."""
+        plan, clock = self._plan, self._session.clock
+        part = replace(
+            plan,
+            examples=[plan.examples[k] for k in members],
+            shown=[plan.shown[k] for k in members],
+            layouts=[plan.layouts[k] for k in members],
+            has_map=plan.has_map[list(members)],
+            store=plan.store.subset(examples=len(members), block=len(members)),
+        )
+        create_store(path, part.store, **part.store_contents())
+        created = _bytes(path)
+        with BlockWriter(path) as writer:
+            begin = clock()
+            writer.write(0, arrays)
+            seconds = clock() - begin
+        self._note("writing", _bytes(path) - created, seconds)
+
+    def _time_knockouts(self) -> None:
+        """Those of a few examples of middling length."""
+        if self._plan.knockouts is None:
+            return
+        able = [int(k) for k in np.flatnonzero(self._plan.knockouts.chosen) if int(k) not in self._plan.failed]
+        able.sort(key=lambda k: self._plan.token_counts[k])
+        middle = able[max(0, len(able) // 2 - KNOCKED // 2) :][:KNOCKED]
+        for number, k in enumerate([*middle[:1], *middle]):  # the first one twice: it warms up
+            self._through([k])
+            if number and "knockouts" in self._session.spent:
+                self._note("knockouts", float(self._plan.token_counts[k]), sum(self._session.spent["knockouts"]))
+
+    def _stages(self, batches: list[list[int]]) -> tuple[Stage, ...]:
+        """What was timed, with how much of it there is."""
+        plan = self._plan
+        readers, writers = self._session.threads
+        blocks: dict[int, list[int]] = {}
+        for batch in batches:
+            blocks.setdefault(batch[0] // plan.store.block, []).extend(batch)
+        estimate = plan.estimate.set_index("array")["estimated_bytes"].drop("created")
+        chosen = [] if plan.knockouts is None else [k for k in np.flatnonzero(plan.knockouts.chosen) if k not in plan.failed]
+        work = {
+            "images": sum(len(list(first_shown(plan, block))) for block in blocks.values()),
+            "vision tower": self._tower_passes([plan.shown[k] for batch in batches for k in batch]),
+            "gradients": sum(map(self._tokens, batches)),
+            "knockouts": float(plan.token_counts[chosen].sum()),
+            "writing": float(estimate.sum()) * sum(map(len, batches)) / len(plan.examples),
+        }
+        mapped = {kind: sum(self._tokens(batch) for batch in batches if self._mapped(batch) is kind) for kind in (False, True)}
+        threads = {"images": readers, "writing": writers}
+        return tuple(
+            Stage(name, work.get(name, mapped[kind]), tuple(samples), threads.get(name, 1))
+            for (name, kind), samples in self._samples.items()
+        )
+
+    def _tower_passes(self, order: list[str]) -> int:
+        """How often the tower runs for images that are asked for in this order, where features are kept as far as there is room."""
+        stand_in = torch.empty(self._session.feature_bytes, dtype=torch.uint8, device="meta")
+        features = ImageFeatures(stand_in, (), None, None, object, False)
+        cache = FeatureCache(order, room_for_features(self._device))
+        for name in order:
+            cache.obtain(name, lambda: features)
+        return cache.computed
+
+    def _chosen(self, batches: list[list[int]]) -> list[list[int]]:
+        """Batches spread evenly over those of each kind in the order of their length, the middle ones first, the kinds by turns."""
+        kinds = [[b for b in batches if self._mapped(b) is kind] for kind in (True, False)]
+        kinds = [sorted(each, key=lambda b: int(self._plan.token_counts[b].max())) for each in kinds if each]
+        count = BATCHES // len(kinds)
+        spread = []
+        for each in kinds:
+            places = sorted({int((i + 0.5) / count * len(each)) for i in range(count)}, key=lambda place: abs(place - len(each) / 2))
+            spread.append([each[place] for place in places])
+        return [each[turn] for turn in range(count) for each in spread if turn < len(each)]
+
+    def _mapped(self, batch: Sequence[int]) -> bool:
+        return bool(self._plan.has_map[list(batch)].any())
+
+    def _tokens(self, batch: Sequence[int]) -> float:
+        """In the model, padding included."""
+        return float(len(batch) * int(self._plan.token_counts[list(batch)].max()))
+
+    def _note(self, name: str, units: float, seconds: float, mapped: bool = False) -> None:
+        self._samples.setdefault((name, mapped), []).append((units, seconds))
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

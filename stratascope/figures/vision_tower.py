@@ -1,0 +1,73 @@
+"""Scores by block of the vision tower, blocks that see the whole image marked, the merged cells beside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from stratascope.errors import NotRecordedError
+from stratascope.figures.column_layout import place_legend
+from stratascope.figures.style import COLOURS, GREY, MARKERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from stratascope.report.figure_selection import Choice
+    from stratascope.results.collection import Findings
+
+
+def draw_tower(curves: Mapping[str, pd.DataFrame], ax: Axes, *, full_attention: Sequence[int] = (), title: str | None = None) -> Axes:
+    """A line for each curve through the tower, a mark of its own for what is handed on.
+
+    Parameters
+    ----------
+    curves
+        Name -> table with columns stage (`tower` or another), layer (blocks passed), value, low, high, chance.
+    full_attention
+        Blocks that attend to the whole image: a bar between what enters and what leaves each.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    for k, block in enumerate(full_attention):
+        ax.axvspan(block, block + 1, color=GREY, alpha=0.16, linewidth=0, label="block that sees the whole image" if k == 0 else None)
+    for k, (name, table) in enumerate(curves.items()):
+        colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
+        tower, merged = table[table["stage"] == "tower"], table[table["stage"] != "tower"]
+        place, low, high = (tower[name].to_numpy(float) for name in ("layer", "low", "high"))
+        ax.fill_between(place, low, high, color=colour, alpha=0.16, linewidth=0)
+        ax.plot(tower["layer"], tower["value"], color=colour, marker=marker, label=name)
+        ax.hlines(tower["chance"].iloc[0], tower["layer"].min(), tower["layer"].max(), color=colour, linestyle=":", linewidth=0.8)
+        if len(merged):
+            ax.plot(merged["layer"] + 0.7, merged["value"], color=colour, marker=marker, markerfacecolor="none", linestyle="none")
+    ax.set_xlabel("vision blocks passed (hollow: merged)")
+    ax.set_ylabel("R²; balanced accuracy")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if title:
+        ax.set_title(title)
+    return ax
+
+
+def draw_entangled(findings: Findings, ax: Axes, choice: Choice) -> Axes:
+    """What can be read from the cells of one of the two things, by block of the tower: of the subject, unless another is chosen.
+
+    Raises
+    ------
+    NotRecordedError
+        If the results are absent, or not of the position that is chosen.
+    """
+    found = findings.one("entanglement", "what the vision tower holds of the two things", "stratascope entanglement STORE")
+    table = found.table("table")
+    there = list(dict.fromkeys(table["position"]))
+    position = choice.position or there[0]
+    if position not in there:
+        raise NotRecordedError(f"expected a position of {', '.join(there)}, found {position}; give one of them as --position")
+    own = table[table["position"] == position]
+    curves = {str(what): rows.reset_index(drop=True) for what, rows in own.groupby("what", sort=False)}
+    marked = found.attributes["full_attention"]
+    # where every block sees the whole image, a mark says nothing
+    draw_tower(curves, ax, full_attention=[] if len(marked) >= table["layer"].max() else marked)
+    ax.set_xlabel(f"vision blocks, cells of the {position.removesuffix('_box')} (hollow: merged)")
+    place_legend(ax)
+    return ax

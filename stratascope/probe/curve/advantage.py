@@ -1,0 +1,150 @@
+"""Paired differences by layer: over chance, a control, another store, or another layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.errors import InvalidInputError
+from stratascope.probe.curve.metrics import width_of
+from stratascope.probe.curve.onset_offset import LayerEvent, event_table, offset, onset, peak
+from stratascope.results.display import Shown, Summary
+from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.stats.intervals import INTERVALS, NO_SPREAD, Band, band
+
+Floats = NDArray[Any]
+RESULT_KIND = "advantage"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Advantage(Shown):
+    """A difference of scores by layer."""
+
+    table: pd.DataFrame
+    """One row per layer: layer, metric, name, baseline, value, low, high, low_simultaneous, high_simultaneous."""
+    draws: Floats
+    """(draw, layer)"""
+    bands: Band
+    level: float
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """task, position, fingerprint (of the store), baseline (task, store, fingerprint, condition), where it is known."""
+
+    @classmethod
+    def of(
+        cls,
+        layers: NDArray[np.integer],
+        value: Floats,
+        draws: Floats,
+        *,
+        metric: str,
+        name: str,
+        baseline: str,
+        level: float = 0.95,
+        attributes: Mapping[str, Any] | None = None,
+        groups: int | None = None,
+        certain: NDArray[np.bool_] | None = None,
+    ) -> Advantage:
+        """From differences and their draws.
+
+        Parameters
+        ----------
+        layers
+            (layer,) layer numbers.
+        value, draws
+            (layer,) differences, and (draw, layer) their bootstrap draws.
+        metric, name, baseline
+            Of which score, of what, over what; log-loss turns its sign, so that an advantage is positive.
+        level
+            Of the intervals.
+        attributes
+            What the result shall say of itself.
+        groups, certain
+            Number of groups, and (layer,) differences that are known whatever is drawn: `intervals.band`.
+        """
+        # log-loss is better when it is lower: an advantage is always positive
+        sign = -1 if metric == "log_loss" else 1
+        value, draws = sign * value, sign * draws
+        bands = band(value, draws, level=level, **width_of(metric, groups), certain=certain)
+        columns = {"layer": layers, "metric": metric, "name": name, "baseline": baseline, "value": value}
+        return cls(table=pd.DataFrame(columns | bands.ends), draws=draws, bands=bands, level=level, attributes=attributes or {})
+
+    def onset(self, margin: float = 0.0) -> LayerEvent:
+        """First layer whose simultaneous lower bound exceeds the margin, and whose successor's does."""
+        layers, value = self.table["layer"].to_numpy(), self.table["value"].to_numpy()
+        return onset(layers, value, self.draws, self.bands, margin=margin, level=self.level)
+
+    def offset(self, margin: float = 0.0) -> LayerEvent:
+        """First layer after the peak from which on the advantage can no longer be found to exceed the margin."""
+        layers, value = self.table["layer"].to_numpy(), self.table["value"].to_numpy()
+        return offset(layers, value, self.draws, self.bands, margin=margin, level=self.level)
+
+    def summary(self) -> Summary:
+        """What the difference shows of itself in a notebook."""
+        name, baseline, metric = (str(self.table[column].iloc[0]) for column in ("name", "baseline", "metric"))
+        best = self.table.iloc[int(self.table["value"].to_numpy().argmax())]
+        interval = f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]"
+        facts = [f"{best['value']:+.3f} {interval} of {metric} at layer {int(best['layer'])}", f"{self.onset()}, {self.offset()}"]
+        return Summary(f"Advantage of {name} over {baseline}", facts, self.table.drop(columns=["metric", "name", "baseline"]))
+
+    def peak(self) -> LayerEvent:
+        """The layer of the largest advantage, and those that may be it as well."""
+        layers, value = self.table["layer"].to_numpy(), self.table["value"].to_numpy()
+        return peak(layers, value, self.draws, self.bands, level=self.level)
+
+    @classmethod
+    def over_all(cls, advantages: Sequence[Advantage]) -> Advantage:
+        """The advantage over the best of several baselines, layer by layer and draw by draw: the smallest of theirs.
+
+        Parameters
+        ----------
+        advantages
+            Of one curve and metric, over each baseline.
+
+        Raises
+        ------
+        InvalidInputError
+            None are given, or they are of other layers or metrics.
+        """
+        if not advantages:
+            raise InvalidInputError("expected at least one advantage, found none; give those over each baseline")
+        first = advantages[0].table
+        for other in advantages[1:]:
+            if not first[["layer", "metric", "name"]].equals(other.table[["layer", "metric", "name"]]):
+                raise InvalidInputError(
+                    f"expected advantages of one curve in one metric, found {first['name'].iloc[0]} in {first['metric'].iloc[0]} and "
+                    f"{other.table['name'].iloc[0]} in {other.table['metric'].iloc[0]}"
+                )
+        value = np.min([one.table["value"] for one in advantages], axis=0)
+        draws = np.min([one.draws for one in advantages], axis=0)
+        bands = band(value, draws, level=advantages[0].level)
+        smallest = np.argmin([one.table["value"] for one in advantages], axis=0)
+        # where no draw differs, the interval is that of the one it comes from
+        bare = draws.std(axis=0) <= NO_SPREAD
+        theirs = {k: np.choose(smallest, [one.table[k] for one in advantages]) for k in INTERVALS}
+        bands = bands.ending({k: np.where(bare, theirs[k], own) for k, own in bands.ends.items()})
+        table = first[["layer", "metric", "name"]].assign(baseline=" and ".join(one.table["baseline"].iloc[0] for one in advantages))
+        table = table.assign(value=value, **bands.ends)
+        facts = {key: advantages[0].attributes.get(key) for key in ("task", "position", "fingerprint")}
+        facts["baseline"] = {"task": "the best of several", "of": [one.attributes.get("baseline", "chance") for one in advantages]}
+        return cls(table, draws, bands, advantages[0].level, facts)
+
+    def save(self, path: str | Path) -> None:
+        """Write one file, read back by `Advantage.load`; it names onset, peak and offset, too."""
+        tables = {"table": self.table, "events": event_table(self.onset(), self.peak(), self.offset())}
+        arrays = {"draws": (("draw", "layer"), self.draws)}
+        save_result(path, ResultFile(RESULT_KIND, tables, arrays, {**self.attributes, "level": self.level}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Advantage:
+        """The advantage that `save` wrote; StoreError for any other file."""
+        file = load_result(path, RESULT_KIND)
+        attributes = dict(file.attributes)
+        level, table, draws = float(attributes.pop("level")), file.tables["table"], file.arrays["draws"][1]
+        bands = band(table["value"].to_numpy(), draws, level=level).ending({k: table[k].to_numpy() for k in INTERVALS})
+        return cls(table, draws, bands, level, attributes)

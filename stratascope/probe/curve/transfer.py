@@ -1,0 +1,161 @@
+"""Probes trained in one place and tested in another: another layer, position, condition or store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.errors import InvalidInputError
+from stratascope.probe.curve.metrics import chance_levels, main_metric, score_layers, score_table
+from stratascope.probe.study.study import Study, layers_of, plan_study
+from stratascope.probe.study.study_plan import Batch, ProbeSettings
+from stratascope.probe.tasks.task import Task
+from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.intervals import same_whatever_is_drawn
+from stratascope.store import ActivationStore
+
+
+def transfer_matrix(
+    store: ActivationStore | str | Path,
+    task: str | Task = "truth",
+    position: str | None = "final",
+    *,
+    to: ActivationStore | str | Path | None = None,
+    to_position: str | None = None,
+    layers: Sequence[int] | None = None,
+    to_layers: Sequence[int] | None = None,
+    examples: Sequence[int] | NDArray[Any] | None = None,
+    values: Mapping[str, Mapping[str, object]] | None = None,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Train at every layer of one place, test at every layer of another.
+
+    Every example is tested by the model of its fold, which saw neither it nor its image, wherever the test happens.
+
+    Parameters
+    ----------
+    store, task, position, layers, examples, values
+        Where probes are trained, and for what: as of `plan_study`.
+    to
+        Another store of the same examples, such as another condition; the same one by default.
+    to_position, to_layers
+        Where they are tested; the same by default.
+    scheduler, workers, progress
+        As of `probe_study`.
+    settings
+        `array`, and fields of `ProbeSettings`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per pair of layers: layer (trained), to_layer (tested), metric, value, low, high, ..., chance. Not widened for the
+        noise of training, which is that of the trained layer.
+
+    Raises
+    ------
+    InvalidInputError
+        The other store holds other examples or vectors of another width.
+    """
+    source = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
+    target = source if to is None else to if isinstance(to, ActivationStore) else ActivationStore.open(to)
+    array = str(settings.get("array", "residual"))
+    _refuse_other_examples(source, target)
+    wanted = np.zeros(source.layout.examples, dtype=bool)
+    wanted[slice(None) if examples is None else np.asarray(examples)] = True
+    there = np.flatnonzero(wanted & target.available(array, to_position or position))
+    study = plan_study(source, (task,), (position,), layers=layers, examples=there, values=values, **({"draws": 200} | settings))
+    run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress}
+    return transfer_of(study, to=target, to_position=to_position, to_layers=to_layers, **run)
+
+
+def transfer_of(
+    study: Study,
+    task: str | None = None,
+    *,
+    to: ActivationStore | None = None,
+    to_position: str | None = None,
+    to_layers: Sequence[int] | None = None,
+    **run: Any,
+) -> pd.DataFrame:
+    """The matrix of one task of a study at its first position.
+
+    Parameters
+    ----------
+    study
+        From `plan_study`.
+    task
+        One of its tasks; the first by default.
+    to, to_position, to_layers
+        Where probes are tested: as of `transfer_matrix`.
+    run
+        As of `Study.answers`, whose finished layers are taken as they are.
+
+    Raises
+    ------
+    InvalidInputError
+        The task has values, or each head is a probe of its own.
+    """
+    (position, batches), *_ = study.plans.items()
+    name = task or study.tasks[0]
+    number = next(k for k, batch in enumerate(batches) if name in batch.tasks)
+    batch = batches[number]
+    place = batch.tasks.index(name)
+    if batch.targets or study.by_head:
+        raise InvalidInputError(f"expected a task of classes and one vector a position, found {name!r}, which has values or heads")
+    target, settings = to or study.store, study.settings
+    answers = [answer.answers[number][place] for answer in study.answers(**run)[position]]
+    weights = np.stack([answer.fold_directions for answer in answers])
+    biases = np.stack([answer.fold_intercepts for answer in answers])
+    alone = replace(batch, tasks=(name,), labels=batch.labels[[place]])
+    parts = []
+    for layer in layers_of(target, settings.array, to_layers):
+        table = _test(target, alone, layer, to_position or position, weights, biases, np.asarray(study.layers), settings)
+        parts.append(table[table["metric"] == main_metric(len(batch.classes))].assign(to_layer=layer))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _refuse_other_examples(source: ActivationStore, target: ActivationStore) -> None:
+    if not np.array_equal(source.examples["id"].to_numpy(), target.examples["id"].to_numpy()):
+        raise InvalidInputError("expected two stores of the same examples in the same order, found other ids; extract both from one file")
+
+
+def _test(
+    store: ActivationStore,
+    batch: Batch,
+    layer: int,
+    position: str | None,
+    weights: NDArray[Any],
+    biases: NDArray[Any],
+    trained: NDArray[np.intp],
+    settings: ProbeSettings,
+) -> pd.DataFrame:
+    used = np.flatnonzero(batch.folds.tested)
+    held = store.layout.array(settings.array).layer_dim
+    x = store.read(settings.array, layer=layer if held else None, position=position, examples=used).reshape(len(used), -1)
+    if x.shape[1] != weights.shape[-1]:
+        raise InvalidInputError(
+            f"expected vectors of {weights.shape[-1]} numbers as in training, found {x.shape[1]}; probes cannot be moved there"
+        )
+    folds = batch.folds.of[used]
+    logits = np.zeros((len(trained), weights.shape[2], len(used)), np.float32)
+    for number, fold in enumerate(np.unique(folds)):
+        index = np.flatnonzero(folds == fold)
+        # centre first: outlier channels of 1e4 would drown a float32 sum
+        centre = x[index].mean(axis=0, dtype=np.float64)
+        offset = weights[:, number] @ centre + biases[:, number]
+        logits[:, :, index] = weights[:, number] @ (x[index] - centre).astype(np.float32).T + offset[:, :, None]
+    codes = batch.labels[0, used]
+    groups = store.examples[settings.groups].to_numpy(dtype=str)[used]
+    bootstrap = Bootstrap(groups, draws=settings.draws, seed=settings.seed)
+    values, draws = score_layers(logits, codes, folds, len(batch.classes), bootstrap)
+    certain = same_whatever_is_drawn(logits, folds)
+    return score_table(trained, values, draws, chance_levels(codes, len(batch.classes)), bootstrap.count, settings.level, certain)

@@ -1,0 +1,155 @@
+"""Codelengths of all layers, positions and tasks of a study, each computed once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stratascope.errors import InvalidInputError
+from stratascope.probe.curve.codelength import FRACTIONS, Codelength, portions, send
+from stratascope.probe.solver.blas_threads import one_blas_thread
+from stratascope.probe.solver.standardised_rows import Rows
+from stratascope.probe.study.layer_cache import Finished
+from stratascope.probe.study.layer_task import LayerTask, read_layer
+from stratascope.probe.study.study import Study, plan_study
+from stratascope.probe.tasks.task import Task
+from stratascope.probe.validation.cross_validation import STRENGTHS
+from stratascope.results.file import ResultFile
+from stratascope.stats.bootstrap import Bootstrap
+from stratascope.store import ActivationStore
+
+METRIC = "compression"
+Codes = list[list[Codelength]]
+"""Of one layer and position, by batch and labelling."""
+
+
+class FinishedCodes(Finished[Codes]):
+    """Codelengths of layers."""
+
+    kind = "layer_codes"
+    name = "codes"
+
+    def write(self, answer: Codes) -> ResultFile:
+        # batches differ in their examples, and a dimension has one length
+        arrays = {f"{b}.{j}": ((f"example_{b}",), code.each) for b, codes in enumerate(answer) for j, code in enumerate(codes)}
+        return ResultFile(self.kind, arrays=arrays, attributes={"classes": [[code.classes for code in codes] for codes in answer]})
+
+    def read(self, task: LayerTask, file: ResultFile) -> Codes:
+        return [
+            [Codelength(np.asarray(file.arrays[f"{b}.{j}"][1]), int(classes)) for j, classes in enumerate(counts)]
+            for b, counts in enumerate(file.attributes["classes"])
+        ]
+
+
+def codelength_of(
+    study: Study, *, scheduler: str | None = None, workers: int | None = None, progress: bool = False, output: str | Path | None = None
+) -> pd.DataFrame:
+    """Online codelength of every task of classes of a study, by position and layer.
+
+    Parameters
+    ----------
+    study
+        From `plan_study`.
+    scheduler, workers, progress, output
+        As of `probe_study`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per task, position and layer: layer, position, task, metric (compression), value, low, high, bits, uniform_bits, examples.
+        The interval is of drawing images anew, with the models as they are (bootstrap over groups).
+
+    Raises
+    ------
+    InvalidInputError
+        The study has no task of classes, or a probe for each head.
+    TooFewExamplesError
+        The first portion has one class only.
+    """
+    plans = {place: [batch for batch in plan if not batch.targets] for place, plan in study.plans.items()}
+    if study.by_head or not any(plans.values()):
+        what = f"a probe for each head of {study.settings.array}" if study.by_head else f"tasks of values: {', '.join(study.tasks)}"
+        raise InvalidInputError(f"expected tasks of classes with one probe a layer for a codelength, found {what}; leave it out")
+    kept = None if output is None else FinishedCodes(output)
+    found = study.over_layers(_send_layer, plans, kept, scheduler=scheduler, workers=workers, progress=progress, label="codelengths")
+    rows: list[dict[str, Any]] = []
+    settings, groups = study.settings, study.store.examples[study.settings.groups].to_numpy(dtype=str)
+    for place, plan in plans.items():
+        of_place = found[place]
+        for k, batch in enumerate(plan):
+            bootstrap = Bootstrap(groups[batch.used], draws=settings.draws, seed=settings.seed)
+            for labelling, task in enumerate(batch.tasks):
+                codes = [layer[k][labelling] for layer in of_place]
+                draws = np.log2(len(batch.classes)) / bootstrap.mean(np.stack([code.each for code in codes], axis=1))
+                tail = (1 - settings.level) / 2
+                low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+                rows += [
+                    {
+                        "layer": layer,
+                        "position": place or "",
+                        "task": task,
+                        "metric": METRIC,
+                        "value": code.compression,
+                        "low": float(low[column]),
+                        "high": float(high[column]),
+                        "bits": code.bits,
+                        "uniform_bits": code.uniform_bits,
+                        "examples": code.examples,
+                    }
+                    for column, (layer, code) in enumerate(zip(study.layers, codes, strict=True))
+                ]
+    return pd.DataFrame(rows)
+
+
+def _send_layer(task: LayerTask) -> Codes:
+    """By batch and labelling."""
+    settings = task.settings
+    groups = task.store.examples[settings.groups].to_numpy(dtype=str)
+    with one_blas_thread():
+        x, used = read_layer(task)
+        x = x.reshape(len(used), -1)
+        answers = []
+        for batch in task.batches:
+            there = batch.used[used]
+            portion = portions(groups[used[there]], FRACTIONS, settings.seed)
+            rows = Rows(x[there], portion)
+            strengths = settings.strengths or STRENGTHS
+            answers.append(send(rows, batch.labels[:, used[there]], portion, len(batch.classes), strengths, None))
+    return answers
+
+
+def codelength_by_layer(
+    store: ActivationStore | str | Path,
+    task: str | Task = "truth",
+    position: str | None = "final",
+    *,
+    output: str | Path | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """Online codelength of a task by layer.
+
+    Parameters
+    ----------
+    store
+        An open store, or its path or address.
+    task, position
+        As of `plan_study`.
+    output
+        Folder in which finished layers are kept.
+    options
+        Of `plan_study`, such as layers, examples and fields of `ProbeSettings`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As of `codelength_of`.
+
+    Raises
+    ------
+    InvalidInputError
+        The task has values instead of classes.
+    """
+    return codelength_of(plan_study(store, (task,), (position,), **options), output=output)

@@ -1,0 +1,123 @@
+"""Finished layers in a folder, so that a study that was cut off goes on where it stood."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+
+from stratascope.errors import StoreError
+from stratascope.probe.study.layer_task import LayerAnswer, LayerTask
+from stratascope.probe.validation.out_of_fold import OutOfFold
+from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.scheduling import run_all
+
+Answer = TypeVar("Answer")
+SOLVER_VERSION = 8
+"""Of the solution: raise it where the same task would give other numbers. What an older solver left in a folder is then not read."""
+
+
+class Finished(ABC, Generic[Answer]):
+    """Answers to layer tasks, by what they depend on: solver, store's fingerprint, layer, position, labels, folds and settings."""
+
+    kind: ClassVar[str]
+    """Of the result file."""
+    name: ClassVar[str]
+    """What file names begin with."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @abstractmethod
+    def write(self, answer: Answer) -> ResultFile:
+        """What is kept of an answer."""
+
+    @abstractmethod
+    def read(self, task: LayerTask, file: ResultFile) -> Answer:
+        """The answer again."""
+
+    def path(self, task: LayerTask) -> Path:
+        """The file of a task's answer."""
+        settings = task.settings
+        known = {
+            "version": SOLVER_VERSION,
+            "kind": self.kind,
+            "store": task.store.fingerprint(),
+            "layer": task.layer,
+            "position": task.position,
+            "by_head": task.by_head,
+            "settings": [settings.array, settings.strengths, settings.tolerance, settings.method, settings.groups, settings.seed],
+        }
+        digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
+        for batch in task.batches:
+            digest.update(json.dumps([batch.classes, batch.targets, batch.folds.test]).encode())
+            digest.update(np.ascontiguousarray(batch.folds.of, dtype=np.int64).tobytes())
+            digest.update(np.ascontiguousarray(batch.labels, dtype=np.float64).tobytes())
+        place = "heads" if task.by_head else task.position or "all"
+        return self.folder / f"{self.name}-{task.layer:03d}-{place}-{digest.hexdigest()[:16]}.zip"
+
+    def load(self, task: LayerTask) -> Answer | None:
+        """The answer, or None if there is none that can be read."""
+        try:
+            return self.read(task, load_result(self.path(task), self.kind))
+        except StoreError:
+            return None
+
+    def save(self, task: LayerTask, answer: Answer) -> None:
+        """Keep an answer."""
+        save_result(self.path(task), self.write(answer))
+
+
+class FinishedLayers(Finished[LayerAnswer]):
+    """Out-of-fold answers of layers."""
+
+    kind = "layer_answer"
+    name = "layer"
+
+    def write(self, answer: LayerAnswer) -> ResultFile:
+        arrays: dict[str, tuple[tuple[str, ...], Any]] = {}
+        for b, found in enumerate(answer.answers):
+            for j, one in enumerate(found):
+                for field in fields(OutOfFold):
+                    values = np.asarray(getattr(one, field.name))
+                    # labellings differ in their sizes, and a dimension has one length
+                    arrays[f"{b}.{j}.{field.name}"] = (tuple(f"{field.name}_{axis}_{b}_{j}" for axis in range(values.ndim)), values)
+        attributes = {"labellings": [len(found) for found in answer.answers], "seconds": answer.seconds}
+        return ResultFile(kind=self.kind, arrays=arrays, attributes=attributes)
+
+    def read(self, task: LayerTask, file: ResultFile) -> LayerAnswer:
+        answers = [
+            [OutOfFold(**{f.name: np.asarray(file.arrays[f"{b}.{j}.{f.name}"][1]) for f in fields(OutOfFold)}) for j in range(count)]
+            for b, count in enumerate(file.attributes["labellings"])
+        ]
+        return LayerAnswer(task.layer, task.position, answers, float(file.attributes["seconds"]))
+
+
+def run_unfinished(
+    function: Callable[[LayerTask], Answer], work: Sequence[LayerTask], finished: Finished[Answer] | None, **options: Any
+) -> list[Answer]:
+    """function of every task, in order; those that are `finished` are taken from there, and others kept there as they are done.
+
+    Parameters
+    ----------
+    options
+        Of `run_all`.
+    """
+    if finished is None:
+        return run_all(function, work, **options)
+    kept = {number: answer for number, task in enumerate(work) if (answer := finished.load(task)) is not None}
+    open_numbers = [number for number in range(len(work)) if number not in kept]
+
+    def keep(place: int, answer: Answer) -> None:
+        finished.save(work[open_numbers[place]], answer)
+
+    fresh = run_all(function, [work[n] for n in open_numbers], finished=keep, **options)
+    kept |= dict(zip(open_numbers, fresh, strict=True))
+    return [kept[number] for number in range(len(work))]

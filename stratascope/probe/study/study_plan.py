@@ -1,0 +1,205 @@
+"""What a study will solve: for each position the examples, folds and labels of every task, before any activation is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stratascope.errors import InvalidInputError, NotRecordedError, UnwrittenBlockError
+from stratascope.probe.tasks.controls import TYPES, control_labels, shuffled_labels
+from stratascope.probe.tasks.task import MINIMUM_COUNT, Task, find_task
+from stratascope.probe.validation.cross_validation import METHODS, TOLERANCE
+from stratascope.probe.validation.folds import Folds, grouped_folds
+from stratascope.probe.validation.official_splits import official_split
+from stratascope.store import ActivationStore, checked_choice, chosen_examples
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How probes are fitted and scored."""
+
+    array: str = "residual"
+    """Any recorded array whose last axis is what a probe reads."""
+    folds: int = 5
+    seed: int = 0
+    """Of folds, controls and bootstrap."""
+    strengths: tuple[float, ...] | None = None
+    """Inverse regularisation C; several are chosen among inside the training folds. None: 1e-5 .. 100 and 1e3 where the loss
+    still falls; for ridge 1e-6 .. 100."""
+    method: str = "logistic"
+    """logistic, or means: the difference in means. Tasks of values are always fitted by ridge regression."""
+    split: tuple[str, ...] = ()
+    """Names of the training and the test split, such as ("train", "test"), instead of cross-validation."""
+    groups: str = "image"
+    """Column of the examples whose equal values are never divided between folds."""
+    minimum: int = MINIMUM_COUNT
+    """Classes of fewer examples are left out."""
+    only: tuple[str, ...] = ()
+    """COLUMN=VALUE: examples without one of the values given for a column take no part. The tasks' names tell it."""
+    types: tuple[str, ...] = TYPES
+    """Columns that make the type in a control task."""
+    tolerance: float = TOLERANCE
+    """Of the solver, relative to the objective."""
+    draws: int = 2000
+    """Of the bootstrap."""
+    level: float = 0.95
+    directions: bool = True
+    """Whether the weights of a probe of all examples are kept."""
+
+    def __post_init__(self) -> None:
+        if self.strengths is not None:
+            object.__setattr__(self, "strengths", tuple(sorted(float(c) for c in self.strengths)))
+            if not self.strengths or min(self.strengths) <= 0:
+                found = ", ".join(f"{c:g}" for c in self.strengths) or "none"
+                raise InvalidInputError(
+                    f"expected strengths above 0, found {found}; give others (--strengths 1e-3,1e-2,1e-1)",
+                    in_python="strengths=(1e-3, 1e-2, 1e-1)",
+                )
+        object.__setattr__(self, "types", tuple(self.types))
+        object.__setattr__(self, "only", checked_choice(self.only))
+        object.__setattr__(self, "split", tuple(self.split))
+        if self.method not in METHODS:
+            raise InvalidInputError(f"expected a method of {', '.join(METHODS)}, found {self.method!r}")
+        if len(self.split) not in (0, 2):
+            raise InvalidInputError(
+                f"expected the names of a training and a test split, found {', '.join(self.split)}; give two (--split train,test)",
+                in_python="split=('train', 'test')",
+            )
+        if not 0 < self.level < 1:
+            raise InvalidInputError(f"expected a level between 0 and 1, found {self.level}; give 0.95")
+        if self.draws < 100:
+            raise InvalidInputError(f"expected at least 100 draws, found {self.draws}; 2000 give stable intervals")
+        if not 0 < self.tolerance <= 1e-3:
+            raise InvalidInputError(f"expected a tolerance up to 1e-3, found {self.tolerance}; 1e-6 is exact enough for any figure")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Labellings of the same examples with the same folds: solved together."""
+
+    tasks: tuple[str, ...]
+    classes: tuple[str, ...]
+    folds: Folds
+    """Over all examples of the store."""
+    labels: NDArray[Any]
+    """(labelling, example) class codes, -1 for examples that take no part; (labelling, example, target) of a task of values."""
+    targets: tuple[str, ...] = ()
+
+    @property
+    def used(self) -> NDArray[np.bool_]:
+        """(example,)"""
+        return self.folds.of >= 0
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What its curves are scored by."""
+        if self.targets:
+            return ("r2", *(f"r2_{target}" for target in self.targets))
+        return ("accuracy", "balanced_accuracy", *(("auroc",) if len(self.classes) == 2 else ()), "log_loss")
+
+
+def plan_position(
+    store: ActivationStore,
+    tasks: Sequence[str | Task],
+    position: str | None,
+    settings: ProbeSettings,
+    *,
+    examples: Sequence[int] | NDArray[Any] | None = None,
+    values: Mapping[str, Mapping[str, object]] | None = None,
+) -> list[Batch]:
+    """Folds and labels of every task at a position.
+
+    Raises
+    ------
+    NotRecordedError
+        No example is recorded there.
+    InvalidInputError
+        The examples have no column to group by.
+    """
+    wanted = wanted_examples(store, examples, settings.only)
+    usable = wanted & store.available(settings.array, position)
+    if not usable.any():
+        raise NotRecordedError(
+            f"expected examples with {settings.array} at position {position!r}, found none recorded; "
+            f"this store has positions {', '.join((*store.layout.positions, *store.layout.vision_positions))}; "
+            "choose one of them (--positions)"
+        )
+    if settings.groups not in store.examples.columns:
+        raise InvalidInputError(
+            f"expected a column of the examples to group by, found {settings.groups!r}; columns are {', '.join(map(str, store.examples))}; "
+            "give one of them (--groups)"
+        )
+    groups = store.examples[settings.groups].to_numpy(dtype=str)
+    tasks_of: dict[str, Task] = {}
+    folds_of: dict[str, Folds] = {}
+    names: dict[str, list[str]] = {}
+    labels: dict[str, list[NDArray[Any]]] = {}
+    for spec in tasks:
+        found, control = find_task(store, spec, usable, values)
+        found = replace(found, name=task_name(found.name, settings.only))
+        if found.name not in tasks_of:
+            kept = found.among(usable, settings.minimum, 0 if settings.split else settings.folds)
+            tasks_of[found.name], folds_of[found.name] = kept, _folds(store, kept, groups, settings)
+            names[found.name], labels[found.name] = [], []
+        task, folds = tasks_of[found.name], folds_of[found.name]
+        names[task.name].append(f"{task.name}:{control}" if control else task.name)
+        labels[task.name].append(_labels(store, task, control, folds, settings))
+    return [Batch(tuple(names[n]), t.classes, folds_of[n], np.stack(labels[n]), t.targets) for n, t in tasks_of.items()]
+
+
+def task_name(task: str, only: Sequence[str]) -> str:
+    """A task's name with the choice of examples that it was asked of, before the control: `truth (relation=above):shuffled`."""
+    if not only:
+        return task
+    name, colon, control = task.partition(":")
+    return f"{name} ({', '.join(text.replace(':', ';') for text in only)}){colon}{control}"
+
+
+def _folds(store: ActivationStore, task: Task, groups: NDArray[Any], settings: ProbeSettings) -> Folds:
+    if settings.split:
+        train, test = settings.split
+        return official_split(
+            store.examples,
+            task.codes,
+            train=(train,),
+            test=(test,),
+            groups=settings.groups,
+            folds=settings.folds,
+            seed=settings.seed,
+            class_names=task.classes or None,
+        )
+    return grouped_folds(groups, task.codes, folds=settings.folds, seed=settings.seed, class_names=task.classes or None, by=settings.groups)
+
+
+def _labels(store: ActivationStore, task: Task, control: str | None, folds: Folds, settings: ProbeSettings) -> NDArray[Any]:
+    if control == "shuffled":
+        place = shuffled_labels(np.where(folds.of >= 0, np.arange(len(folds.of)), -1), folds, seed=settings.seed)
+        moved = (task.codes if task.values is None else task.values)[place]
+        return moved if task.values is not None else np.where(folds.of >= 0, moved, -1)
+    if control == "control":
+        if task.values is not None:
+            raise InvalidInputError(f"task {task.name!r}: expected classes for a control task, found values; use {task.name}:shuffled")
+        return control_labels(task.codes, store.examples, folds, types=settings.types, seed=settings.seed)
+    return task.codes if task.values is None else task.values
+
+
+def wanted_examples(store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None, only: Sequence[str] = ()) -> NDArray[np.bool_]:
+    """(example,) mask of the examples asked for, of these what `only` chooses; UnwrittenBlockError where one of them is not written."""
+    count = store.layout.examples
+    wanted = np.zeros(count, dtype=bool)
+    wanted[slice(None) if examples is None else np.asarray(examples)] = True
+    if only:
+        wanted &= chosen_examples(store, only)
+    blocks = np.arange(count) // store.layout.block
+    unwritten = np.unique(blocks[wanted & ~store.written[blocks]])
+    if len(unwritten):
+        raise UnwrittenBlockError(
+            f"expected all examples written, found {len(unwritten)} of {len(store.written)} blocks unwritten "
+            f"(the first is {unwritten[0]}); let the extraction finish (the same command goes on)",
+            in_python="pass examples=store.available('residual')",
+        )
+    return wanted

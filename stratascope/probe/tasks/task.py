@@ -1,0 +1,182 @@
+"""What a probe is asked to read: the truth label, the relation, the model's answer, boxes, or any column of the examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
+from stratascope.probe.tasks.geometry import TARGETS, geometry_targets
+from stratascope.probe.validation.folds import FEWEST_FOLDS, MINIMUM_PER_FOLD
+from stratascope.store.format.categories import category_of
+
+if TYPE_CHECKING:
+    from stratascope.store import ActivationStore
+
+_BUILT_IN = ("truth", "choice", "category", "answer", "geometry")
+CONTROLS = ("shuffled", "control")
+MINIMUM_COUNT = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A class for each example."""
+
+    name: str
+    codes: NDArray[np.intp]
+    """(example,) number into `classes`, -1 for an example without one."""
+    classes: tuple[str, ...]
+    """Sorted; empty for a task of values."""
+    values: NDArray[np.float64] | None = None
+    """(example, target) what to regress on, instead of classes."""
+    targets: tuple[str, ...] = ()
+
+    def among(self, examples: NDArray[np.bool_], minimum: int = 1, folds: int = 0) -> Task:
+        """The task on a subset (example,) of the examples, without classes of fewer than `minimum` of them.
+
+        `folds`, if any, are those of the cross-validation that follows: a refusal says how many examples it needs.
+
+        Raises
+        ------
+        TooFewExamplesError
+            Fewer than two classes are left.
+        """
+        codes = np.where(examples, self.codes, -1)
+        if self.values is not None:
+            return replace(self, codes=codes)
+        counts = np.bincount(codes[codes >= 0], minlength=len(self.classes))
+        kept = np.flatnonzero(counts >= max(minimum, 1))
+        if len(kept) < 2:
+            raise TooFewExamplesError(f"task {self.name!r}: {_too_few(self.classes, counts, max(minimum, 1), folds)}")
+        renumber = np.full(len(self.classes) + 1, -1, dtype=np.intp)
+        renumber[kept] = np.arange(len(kept))
+        return Task(self.name, renumber[codes], tuple(self.classes[k] for k in kept))
+
+
+def _too_few(classes: tuple[str, ...], counts: NDArray[np.intp], minimum: int, folds: int) -> str:
+    """What is wrong where fewer than two classes have so many examples, and what would do that would not be refused again."""
+    order = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
+    found = ", ".join(f"{classes[c]} {counts[c]}" for c in order[:8]) + (", and others" if len(order) > 8 else "")
+    together = f", {MINIMUM_PER_FOLD * folds} together ({MINIMUM_PER_FOLD} for each of {folds} folds)" if folds else ""
+    wanted = f"expected at least two classes of {minimum} examples or more (--minimum){together}, found {found or 'no example'}"
+    if len(order) < 2:
+        return f"{wanted}: a label that never differs; choose another task, or other examples"
+    second = int(counts[order[1]])
+    possible = min(second, int(counts[counts >= second].sum()) // MINIMUM_PER_FOLD)
+    lower = f"give --minimum {second}" if possible >= folds else f"give --minimum {second} and --folds {possible}"
+    ways = [f"extract at least {minimum - second} more examples of {classes[order[1]]}", *([lower] if possible >= FEWEST_FOLDS else [])]
+    return f"{wanted}; {', '.join(ways)}, or choose another task"
+
+
+def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[object], wanted: NDArray[np.bool_] | None = None) -> Task:
+    """A task from one value an example: text, truth values or whole numbers.
+
+    Parameters
+    ----------
+    name
+        What the task is called.
+    values
+        (example,) one an example.
+    wanted
+        (example,) the examples that will be used; values are looked at there alone.
+
+    Raises
+    ------
+    InvalidInputError
+        A value is missing or infinite, or values are fractions.
+    """
+    series = pd.Series(values).reset_index(drop=True)
+    used = np.ones(len(series), bool) if wanted is None else wanted
+    missing = np.flatnonzero(series.isna().to_numpy() & used)
+    if len(missing):
+        raise InvalidInputError(
+            f"task {name!r}: expected a value for every example, found {len(missing)} of {int(used.sum())} missing "
+            f"(the first is example {missing[0]}); fill them, or leave these examples out (--only; of --values their rows)"
+        )
+    kept = series[used]
+    if pd.api.types.is_float_dtype(kept):
+        if (endless := np.isinf(kept)).any():
+            raise InvalidInputError(
+                f"task {name!r}: expected classes, found an infinite value ({kept[endless].iloc[0]:g}) at example "
+                f"{kept.index[endless][0]}; give it another, or leave it out"
+            )
+        if (broken := kept % 1 != 0).any():
+            raise InvalidInputError(f"task {name!r}: expected classes, found fractions such as {kept[broken].iloc[0]:g}; bin them first")
+        kept = kept.astype(int)
+    codes = np.full(len(series), -1, dtype=np.intp)
+    codes[used], ordered = pd.factorize(kept, sort=True)
+    return Task(name, codes, tuple(str(value) for value in ordered))
+
+
+def find_task(
+    store: ActivationStore, task: str | Task, wanted: NDArray[np.bool_], values: Mapping[str, Mapping[str, object]] | None = None
+) -> tuple[Task, str | None]:
+    """The task that a name stands for, and the control after its colon.
+
+    `truth` is the label where it is the caption's truth, `choice` where it is the right one of several answers, `relation` the
+    caption's relation, `category` its meta category, `answer` the most likely of the recorded choices, `geometry` the centres of the
+    gold boxes (under the condition `mirror` in the flipped image); any other name is a column of the examples. `values` adds tasks by
+    example id, such as from a CSV file; examples that are not among them, or have none there, take no part.
+
+    Raises
+    ------
+    NotRecordedError
+        No such column; the message lists what there is.
+    InvalidInputError
+        No such control, or values by the name of a task that there is already.
+    """
+    if isinstance(task, Task):
+        return task, None
+    name, _, control = task.partition(":")
+    if control and control not in CONTROLS:
+        raise InvalidInputError(f"task {task!r}: expected a control of {', '.join(CONTROLS)} after the colon, found {control!r}")
+    table = store.examples
+    if values is not None and name in values:
+        if name in _BUILT_IN or name in table.columns:
+            raise InvalidInputError(f"expected a new name for values by example id, found {name!r}, a task of every store; choose another")
+        by_id = pd.Series(dict(values[name]), dtype=object).dropna().infer_objects()
+        there = table["id"].isin(by_id.index).to_numpy()
+        if not (there & wanted).any():
+            raise InvalidInputError(
+                f"task {name!r}: expected values by example id such as {table['id'].iloc[0]!r}, found none of these examples' "
+                f"among {len(by_id)} such as {by_id.index[0] if len(by_id) else ''!r}; give the ids that the store has"
+            )
+        found = task_from_values(name, table["id"].map(by_id), wanted & there)
+    elif name in ("truth", "choice"):
+        questions = store.provenance.get("data", {}).get("labels") == "choice"
+        if questions != (name == "choice"):
+            kind, other = ("right choices", "choice") if questions else ("the captions' truth", "truth")
+            raise NotRecordedError(f"task {name!r}: expected a store labelled so, found labels that are {kind}; probe the task {other!r}")
+        answers = store.provenance.get("prompt", {}).get("answers") or store.layout.choices
+        names = answers if questions else ("False", "True")
+        by_label = {str(label): text for label, text in enumerate(names)}
+        labels = task_from_values(name, table["label"], wanted)
+        found = Task(name, labels.codes, tuple(by_label.get(c, c) for c in labels.classes))
+    elif name == "category":
+        found = task_from_values(name, table["relation"].map(category_of), wanted)
+    elif name == "answer":
+        found = _answers(store, wanted)
+    elif name == "geometry":
+        geometry = geometry_targets(table, mirrored=store.provenance.get("condition") == "mirror")
+        known = np.asarray(np.isfinite(geometry).all(axis=1))
+        found = Task(name, np.where(known, 0, -1), (), np.where(known[:, None], geometry, 0), TARGETS)
+    elif name in table.columns:
+        found = task_from_values(name, table[name], wanted)
+    else:
+        columns = ", ".join(c for c in table.columns if c not in ("id", "image", "caption"))
+        raise NotRecordedError(
+            f"expected a task truth, category, answer, geometry or a column such as relation, found {name!r}; columns are {columns}"
+        )
+    return found, control or None
+
+
+def _answers(store: ActivationStore, wanted: NDArray[np.bool_]) -> Task:
+    codes = np.full(len(wanted), -1, dtype=np.intp)
+    index = np.flatnonzero(wanted)
+    codes[index] = store.read("answer_logits", examples=index).argmax(axis=1)
+    return Task("answer", codes, tuple(store.layout.choices))

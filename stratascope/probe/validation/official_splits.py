@@ -1,0 +1,125 @@
+"""Splits that come with a data set, and how much of their test set has been seen in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.errors import InvalidInputError, TooFewExamplesError
+from stratascope.probe.validation.folds import Folds, grouped_folds, number_groups
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """What test and training examples of a split share."""
+
+    train: int
+    test: int
+    shared: int
+    """Test examples whose image (or other group) also occurs in training."""
+    groups: str
+
+    @property
+    def share(self) -> float:
+        """Of the test examples."""
+        return self.shared / max(self.test, 1)
+
+    def __str__(self) -> str:
+        seen = f"{self.shared:,} of {self.test:,} test examples ({self.share:.0%})"
+        return f"{seen} share their {self.groups} with one of {self.train:,} training examples"
+
+
+def split_leakage(
+    examples: pd.DataFrame,
+    *,
+    train: Sequence[str] = ("train",),
+    test: Sequence[str] = ("test",),
+    column: str = "split",
+    groups: str = "image",
+) -> Leakage:
+    """How many test examples share a group with a training example.
+
+    Parameters
+    ----------
+    examples
+        Table with the columns below.
+    train, test
+        Values of `column` that make the two parts.
+    column
+        Which says the part.
+    groups
+        Which says the group, such as the image.
+    """
+    learned, tested = _masks(examples, train, test, column)
+    known = set(examples.loc[learned, groups])
+    shared = int(examples.loc[tested, groups].isin(known).sum())
+    return Leakage(int(learned.sum()), int(tested.sum()), shared, groups)
+
+
+def official_split(
+    examples: pd.DataFrame,
+    classes: NDArray[np.integer] | None = None,
+    *,
+    train: Sequence[str] = ("train",),
+    test: Sequence[str] = ("test",),
+    column: str = "split",
+    groups: str = "image",
+    folds: int = 5,
+    seed: int = 0,
+    keep_leaked: bool = True,
+    class_names: tuple[str, ...] | None = None,
+) -> Folds:
+    """Folds of a split that is given: training examples in grouped folds that choose the strength, test examples in a last one.
+
+    Parameters
+    ----------
+    examples, train, test, column, groups
+        As of `split_leakage`.
+    classes
+        (example,) class codes, -1 for examples that take no part.
+    folds, seed
+        Of the training examples, as of `grouped_folds`.
+    keep_leaked
+        False leaves out test examples whose group occurs in training.
+    class_names
+        What messages call the classes.
+
+    Raises
+    ------
+    TooFewExamplesError
+        No test examples are left, or too few to train on, or all of those of one class.
+    """
+    learned, tested = _masks(examples, train, test, column)
+    codes = np.zeros(len(examples), dtype=np.intp) if classes is None else np.asarray(classes, dtype=np.intp)
+    names = examples[groups].to_numpy(dtype=str)
+    try:
+        inner = grouped_folds(names, np.where(learned, codes, -1), folds=folds, seed=seed, class_names=class_names, by=groups)
+    except TooFewExamplesError as error:
+        raise TooFewExamplesError(f"training examples, {column} {', '.join(train)}: {error}") from error
+    tested = tested & (codes >= 0)
+    if not keep_leaked:
+        tested = tested & ~examples[groups].isin(set(examples.loc[learned, groups])).to_numpy()
+    if not tested.any():
+        raise TooFewExamplesError(
+            f"expected test examples in {column} {', '.join(test)}, found none that take part; choose another split (--split)",
+            in_python="keep_leaked=True",
+        )
+    return Folds(of=np.where(tested, folds, inner.of), groups=number_groups(names), seed=seed, test=folds)
+
+
+def _masks(examples: pd.DataFrame, train: Sequence[str], test: Sequence[str], column: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    if column not in examples.columns:
+        raise InvalidInputError(
+            f"expected a column {column!r} that names the split of each example, found {', '.join(map(str, examples.columns))}"
+        )
+    for name in (*train, *test):
+        if not (examples[column] == name).any():
+            found = sorted(examples[column].dropna().astype(str).unique())
+            raise InvalidInputError(
+                f"expected examples with {column} {name!r}, found only {', '.join(found) or 'none'}; give the names of two that there are"
+            )
+    return examples[column].isin(list(train)).to_numpy(), examples[column].isin(list(test)).to_numpy()

@@ -1,0 +1,205 @@
+"""Results of any kind in one file: a zip that holds a Zarr v3 group of tables, arrays and attributes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+import zarr
+from numpy.typing import NDArray
+from zarr.storage import MemoryStore
+
+from stratascope.errors import InvalidInputError, StoreError
+from stratascope.results.kinds import KINDS
+from stratascope.results.lazy_arrays import Arrays, OnFile, extent_of, known_means, read_members, unread
+from stratascope.store.format.provenance import condition_of, plain_json
+from stratascope.store.format.tables import as_numpy, get_table, put_array, put_table
+from stratascope.store.io.durable import write_with
+
+if TYPE_CHECKING:
+    from stratascope.store.io.reader import ActivationStore
+
+RESULT_FORMAT = "stratascope-result"
+RESULT_VERSION = 1
+PIECE_BYTES = 1 << 20
+"""Of an array by examples that are compressed together, before compression."""
+
+
+@dataclass(frozen=True, repr=False)
+class ResultFile:
+    """What a result consists of, whatever its kind."""
+
+    kind: str
+    """Which result it is, such as "layer_curve"."""
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    arrays: Mapping[str, tuple[tuple[str, ...], NDArray[Any]]] = field(default_factory=dict)
+    """Name -> (names of the dimensions, values). Those of a file that are large are read each time they are asked for."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Plain JSON: settings, provenance of the store, ..."""
+
+    def __repr__(self) -> str:
+        tables = [f"  {name:<20} table of {len(frame)} rows: {', '.join(map(str, frame))}" for name, frame in self.tables.items()]
+        arrays = [
+            f"  {name:<20} ({', '.join(dims)}) {' x '.join(map(str, values.shape))} {values.dtype}"
+            for name, (dims, values) in unread(self.arrays).items()
+        ]
+        return "\n".join([f"ResultFile of kind {self.kind}", *tables, *arrays, f"  attributes: {', '.join(self.attributes)}"])
+
+    def known_means(self, name: str, dim: str = "example") -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Means of an array along a dimension over what is known (not NaN), and over how many, without holding all of a large one.
+
+        Parameters
+        ----------
+        name
+            Of the array.
+        dim
+            Name of the dimension.
+        """
+        dims, values = unread(self.arrays)[name]
+        return known_means(values, dims.index(dim))
+
+
+def made_from(store: ActivationStore) -> dict[str, str]:
+    """What a result says of the store that it was made from: `store`, its fingerprint, and `condition`."""
+    return {"store": store.fingerprint(), "condition": condition_of(store.provenance)}
+
+
+def save_result(path: str | Path, result: ResultFile) -> None:
+    """Write a result, whole or not at all; the same result always gives the same bytes.
+
+    Raises
+    ------
+    InvalidInputError
+        For an array without a name for each dimension, or what a table or JSON cannot hold.
+    StoreError
+        Where the file cannot be written.
+    """
+    files: dict[str, Any] = {}
+    group = zarr.create_group(MemoryStore(files))
+    for name, frame in result.tables.items():
+        put_table(_subgroup(group, "tables"), name, frame, "row")
+    for name, (dims, values) in result.arrays.items():
+        array = np.asarray(values)
+        if len(dims) != array.ndim:
+            raise InvalidInputError(f"array {name!r}: expected {array.ndim} dimension names, found {dims}")
+        plain_text = array.dtype.kind == "O" and all(isinstance(v, str) for v in array.flat)
+        if array.dtype.kind not in "biufU" and not plain_text:
+            raise InvalidInputError(f"array {name!r}: expected numbers, truth values or text, found {array.dtype}")
+        put_array(_subgroup(group, "arrays"), name, array, tuple(dims), chunk=_pieces(array, dims))
+    said = plain_json(dict(result.attributes), "attributes")
+    head: dict[str, Any] = {"format": RESULT_FORMAT, "format_version": RESULT_VERSION, "kind": result.kind}
+    digest = _digest({name: hashlib.sha256(_bytes(value)).digest() for name, value in files.items()}, result.kind, said)
+    group.attrs.update({**head, "attributes": said, "digest": digest})
+    try:
+        write_with(Path(path), lambda file: _zip(files, file))
+    except OSError as error:
+        raise StoreError(f"{path}: expected to write the result, found: {error}") from error
+
+
+def _pieces(array: NDArray[Any], dims: Sequence[str]) -> tuple[int, ...] | None:
+    """Shape of an array's chunks: a long one is cut along its examples, so that a reader of one example need not fetch all."""
+    if "example" not in dims or array.nbytes <= PIECE_BYTES:
+        return None
+    axis = list(dims).index("example")
+    rows = max(1, PIECE_BYTES * array.shape[axis] // array.nbytes)
+    return (*array.shape[:axis], rows, *array.shape[axis + 1 :])
+
+
+def load_result(path: str | Path, kind: str | None = None) -> ResultFile:
+    """The result that `save_result` wrote.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    kind
+        Which result it must be, such as `layer_curve`; any by default.
+
+    Raises
+    ------
+    StoreError
+        For a file that is missing, damaged, no result, of another kind or of a newer version, or that does not hold what its kind
+        declares (`store.kinds`).
+    """
+    members = read_members(path)
+    try:
+        with members.opened() as group:
+            attributes: Any = dict(group.attrs)
+    except Exception as error:
+        raise StoreError(f"{path}: expected a result of Stratascope, found a zip of another kind: {error}") from error
+    if attributes.get("format") != RESULT_FORMAT:
+        found = attributes.get("format")
+        raise StoreError(f"{path}: expected a result of Stratascope (format {RESULT_FORMAT!r}), found format {found!r}")
+    if attributes.get("format_version") != RESULT_VERSION:
+        raise StoreError(
+            f"{path}: expected result version {RESULT_VERSION}, found {attributes.get('format_version')!r}; "
+            "upgrade with `pip install -U stratascope`, or make the result again"
+        )
+    inner = attributes.get("attributes")
+    if not isinstance(inner, dict) or not isinstance(attributes.get("kind"), str):
+        raise StoreError(
+            f"{path}: expected a kind and attributes, found {attributes.get('kind')!r} and {type(inner).__name__}; make it again"
+        )
+    if attributes.get("digest") != _digest(members.digests, attributes["kind"], inner):  # without one nobody could tell a changed number
+        raise StoreError(f"{path}: expected what was written, found that it was changed since; make the result again")
+    if kind is not None and attributes["kind"] != kind:
+        raise StoreError(f"{path}: expected a result of kind {kind!r}, found {attributes['kind']!r}; load it with what made it")
+    tables: dict[str, pd.DataFrame] = {}
+    arrays: dict[str, tuple[tuple[str, ...], NDArray[Any] | OnFile]] = {}
+    try:
+        with members.opened() as group:
+            for name in members.named("tables"):
+                tables[name] = get_table(group[f"tables/{name}"])  # type: ignore[arg-type]
+            for name in members.named("arrays"):
+                array: Any = group[f"arrays/{name}"]
+                arrays[name] = (tuple(array.metadata.dimension_names or ()), members.large(name, array) or as_numpy(array))
+        for _, values in arrays.values():
+            if isinstance(values, OnFile):
+                extent_of(values)  # reads every value once: what cannot be unpacked is found here, not when it is to be shown
+    except StoreError:
+        raise
+    except Exception as error:
+        raise StoreError(f"{path}: expected whole tables and arrays, found: {error}; make the result again") from error
+    held, declared = Arrays(arrays), KINDS.get(attributes["kind"])
+    if declared is not None and (unlike := declared.unlike(inner, tables, held)):
+        raise StoreError(f"{path}: {unlike}, in a result of kind {attributes['kind']!r}; make the result again")
+    return ResultFile(attributes["kind"], tables, held, inner)
+
+
+def _zip(files: Mapping[str, Any], out: BinaryIO) -> None:
+    """Write a stored (uncompressed) zip whose bytes depend on names and contents alone."""
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            archive.writestr(zip_entry(name), _bytes(files[name]))
+
+
+def _bytes(value: Any) -> Any:
+    """What zarr's store in memory holds of a file, without a copy."""
+    return memoryview(value.as_numpy_array()).cast("B") if hasattr(value, "as_numpy_array") else value
+
+
+def zip_entry(name: str) -> zipfile.ZipInfo:
+    """The header of a file in a zip, without date or owner."""
+    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    entry.external_attr = 0o644 << 16
+    entry.create_system = 3
+    return entry
+
+
+def _digest(files: Mapping[str, bytes], kind: str, attributes: Any) -> str:
+    """SHA-256 of all that a result holds: the digests of its files but the root's metadata, its kind and its attributes."""
+    total = hashlib.sha256(json.dumps([kind, attributes], sort_keys=True).encode())
+    for name in sorted(name for name in files if name != "zarr.json"):
+        total.update(name.encode() + b"\0" + files[name])
+    return total.hexdigest()
+
+
+def _subgroup(group: zarr.Group, name: str) -> zarr.Group:
+    return group.require_group(name)

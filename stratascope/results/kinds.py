@@ -1,0 +1,196 @@
+"""What each kind of result holds; docs/results.md says what it means."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from stratascope.results.probe_kinds import CHOICE, INTERVAL, PROBE_KINDS
+from stratascope.results.schema import Along, Kind, columns, each, floats, ints, shares
+
+_LEADING = {
+    **each(str, "targets mode window method label second? second_label?"),
+    **each(float, "correlation low high ahead? ahead_low? ahead_high?"),
+}
+_ROLLED = columns("example", text="id", ints="example n_tokens image_start image_stop rows columns", keys=["example"])
+
+KINDS = {
+    **PROBE_KINDS,
+    "attention_share": Kind(
+        {
+            **each(str, "store condition weighing"),
+            **each(float, "times"),
+            **CHOICE,
+            "layers": Along("layer", int),
+            "parts": Along("part", str),
+            "places": Along("place", str),
+        },
+        {},
+        {
+            "share": shares("example layer head part"),
+            "token_share": shares("example part"),
+            "entropy": floats("example layer head"),
+            "sinks": shares("example layer head place"),
+            "sink_counts": ints("example place"),
+            "first_part": ints("example"),
+            "example": ints("example"),
+        },
+    ),
+    "rollout": Kind(
+        {
+            **each(str, "store condition fusion"),
+            **each(float, "discard"),
+            "window": tuple[int, int] | None,
+            "form": Literal["raw", "dropped", "conditional"],
+            "sinks": str | list[int],
+        },
+        {"examples": _ROLLED},
+        {"rollout": floats("example layer token")},
+    ),
+    "flow": Kind(
+        {**each(str, "store condition fusion"), "window": tuple[int, int] | None, "exact": bool, "cuts": list[str]},
+        {
+            "examples": _ROLLED,
+            "spans": columns(text="span cut", ints="example tokens", floats="value bound", flags="saturated", empty=True),
+        },
+        {"flow": floats("example token"), "bound": floats("example token"), "cut": ints("example token")},
+    ),
+    "box_overlap": Kind(
+        {
+            **each(str, "store condition map measure"),
+            **CHOICE,
+            "layers": Along("layer", int),
+            "heads": Along("head", int),
+            "boxes": Along("box", str),
+        },
+        {},
+        {"overlap": floats("example layer head box"), "example": ints("example")},
+    ),
+    "answer_prediction": Kind(
+        {
+            **each(str, "store condition map measure box"),
+            **CHOICE,
+            **each(int, "examples right images seed"),
+            **each(float, "level"),
+            "baseline": each(float, "auroc low high"),
+        },
+        {
+            "auroc": columns(
+                ints="layer head", shares=f"auroc {INTERVAL} undefined", floats="advantage advantage_low advantage_high", grid="layer head"
+            )
+        },
+    ),
+    "answer_confidence": Kind(
+        {**each(str, "store condition"), **each(float, "level"), **CHOICE, "choices": list[str]},
+        {
+            "confidence": columns(
+                text="relation",
+                ints="examples images",
+                shares="accuracy accuracy_low accuracy_high confidence confidence_low confidence_high of_right of_wrong right_choice",
+                floats="margin",
+                keys=["relation"],
+            ),
+            "answers": columns(
+                text="id relation answer", ints="example label", shares="confidence", floats="margin", flags="right", keys=["example"]
+            ),
+        },
+    ),
+    "logit_attribution": Kind(
+        {
+            **each(str, "store condition"),
+            **CHOICE,
+            "choices": tuple[str, str],
+            "layers": Along("layer", int),
+            "parts": Along("part", str),
+        },
+        {
+            "heads": columns(ints="layer head", floats="mean support carried", grid="layer head"),
+            "blocks": columns("layer", ints="layer", floats="carried", keys=["layer"]),
+        },
+        {
+            "heads": floats("example layer head"),
+            "blocks": floats("example layer"),
+            "embedding": floats("example"),
+            "difference": floats("example"),
+            "parts": floats("attributed_example layer head part"),
+            "example": ints("example"),
+        },
+    ),
+    "head_ranking": Kind(
+        {
+            **each(str | None, "store condition"),
+            **each(int, "heads"),
+            **each(float, "level"),
+            **CHOICE,
+            "layers": list[int],
+            "scores": dict[str, str],
+        },
+        {
+            "heads": columns(ints="layer head", floats="mean_rank", grid="layer head"),
+            "agreement": columns(text="first second", ints="heads", floats="spearman low high", shares="shared_tenth", empty=True),
+        },
+    ),
+    "faithfulness": Kind(
+        {
+            **each(str, "store condition"),
+            **each(int, "draws seed"),
+            **each(float, "level"),
+            "choices": list[str],
+            "few": dict[str, tuple[int, int]],
+            "missing": dict[str, str],
+            "leading": _LEADING,
+        },
+        {
+            "methods": columns(
+                "row",
+                text="targets mode window effect method label",
+                ints="examples images",
+                floats="effect_size correlation low high behind behind_low behind_high",
+                keys=["targets mode window effect method", "targets mode window effect label"],
+            )
+        },
+        {"correlation": floats("row example"), "example": ints("example")},
+    ),
+    "pointing": Kind(
+        {
+            **each(str, "store condition"),
+            **each(int, "draws seed"),
+            **each(float, "level"),
+            "places": Along("place", str),
+            "others": bool,
+            "boxes?": dict[str, str],
+            "few": tuple[int, int],
+            "missing": dict[str, str],
+        },
+        {
+            "methods": columns(
+                "row",
+                text="method label",
+                ints="examples images",
+                floats="named others ground over_others over_others_low over_others_high over_ground over_ground_low over_ground_high",
+                shares="wins",
+                keys=["method"],
+            )
+        },
+        {"values": floats("row example place"), "example": ints("example")},
+    ),
+    "example_explanation": Kind(
+        {
+            **each(str, "store condition id caption relation subject object answer"),
+            **each(int, "example label"),
+            **each(float, "difference"),
+            **each(tuple[int, int], "image grid few"),
+            **each(dict[str, str], "methods missing"),
+            "right": bool | None,
+            "signed": list[str],
+        },
+        {
+            "tokens": columns(text="text part box cut cut_window", ints="token", keys=["token"]),
+            "spans": columns(text="part", ints="tokens", keys=["part"]),
+            "components": columns(text="component", ints="layer head", floats="value", empty=True),
+            "knockout": columns(text="target kind mode window", floats="effect", empty=True),
+            "agreement": columns(text="method kind mode", floats="correlation", empty=True),
+            "answers": columns(text="choice", floats="logit", shares="probability"),
+        },
+    ),
+}
+"""Kind -> what `load_result` holds a file of it against."""

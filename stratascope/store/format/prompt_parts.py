@@ -1,0 +1,69 @@
+"""The parts that a prompt falls into and the groups that its image's cells fall into: what is hidden, shared and attributed by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from stratascope.store.io.reader import ActivationStore
+
+PARTS = ("system", "image", "subject", "relation", "object", "caption_rest", "template")
+"""A partition of the tokens: `image` takes in `image_tiles`, the caption without its three parts is `caption_rest`, what is in no span is
+`template`."""
+
+MOST_GROUPS = 6
+"""Rows and columns of groups of image cells, at most."""
+
+
+def token_parts(spans: Mapping[str, NDArray[Any]], n_tokens: NDArray[Any], longest: int) -> NDArray[np.int8]:
+    """To which of `PARTS` each token belongs.
+
+    Parameters
+    ----------
+    spans
+        Name -> (example, 2) half-open intervals, -1 where absent.
+    n_tokens
+        (example,).
+    longest
+        Length of the padded token axis.
+
+    Returns
+    -------
+    numpy.ndarray
+        (example, token) int8 index into `PARTS`, -1 beyond an example's own tokens.
+    """
+    token = np.arange(longest)[None]
+    parts = np.full((len(n_tokens), longest), PARTS.index("template"), np.int8)
+    for part, span in (
+        ("system", "system"),
+        ("image", "image"),
+        ("image", "image_tiles"),
+        ("caption_rest", "caption"),
+        *((p, p) for p in ("subject", "relation", "object")),
+    ):
+        if span in spans:
+            inside = (token >= spans[span][:, :1]) & (token < spans[span][:, 1:])
+            parts[inside] = PARTS.index(part)
+    parts[token >= n_tokens[:, None]] = -1
+    return parts
+
+
+def parts_of(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.int8]:
+    """(example, token) index into `PARTS` of each token of examples (example,), -1 beyond their own, as long as the store's longest."""
+    spans = {name: span[examples] for name, span in store.spans.items()}
+    return token_parts(spans, store.n_tokens[examples], store.layout.tokens)
+
+
+def grouped_cells(rows: int, columns: int) -> dict[str, NDArray[np.intp]]:
+    """`cell_ROW_COLUMN` -> raster indices of the cells of each group, row by row.
+
+    Row r of an image of R rows belongs to group r * groups // R, groups being the smaller of R and `MOST_GROUPS`; columns likewise.
+    """
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    down, across = min(rows, MOST_GROUPS), min(columns, MOST_GROUPS)
+    group = row * down // rows * across + column * across // columns
+    return {f"cell_{k // across}_{k % across}": np.flatnonzero(group == k) for k in range(down * across)}

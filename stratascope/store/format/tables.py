@@ -1,0 +1,175 @@
+"""Tables inside Zarr groups: one array a column, so that any Zarr reader sees them."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from stratascope.errors import InvalidInputError, StoreError
+from stratascope.store.format.shards import ZSTD_LEVEL
+
+AT_ONCE = 1 << 24
+"""Bytes of an array that are unpacked at once."""
+MOST_VALUES, MOST_TEXTS, MOST_CHUNKS = 1 << 29, 1 << 25, 1 << 20
+"""In an array that is read whole: numbers, texts, files."""
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def put_array(
+    group: zarr.Group,
+    name: str,
+    values: NDArray[Any],
+    dims: tuple[str, ...],
+    *,
+    chunk: tuple[int, ...] | None = None,
+    fill: Any = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a whole array: zstd with a CRC-32C on every chunk, every chunk present even where it is all fill."""
+    text = values.dtype.kind in "OTU"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # text of any length is not yet in the Zarr specification proper; its extension is
+        array = group.create_array(
+            name,
+            shape=values.shape,
+            dtype=str if text else values.dtype,
+            chunks=chunk or tuple(max(n, 1) for n in values.shape),
+            fill_value=fill if fill is not None else "" if text else values.dtype.type(0),
+            compressors=[ZstdCodec(level=ZSTD_LEVEL, checksum=False), Crc32cCodec()],
+            dimension_names=dims,
+            attributes=dict(attributes or {}),
+            config={"write_empty_chunks": True},
+        )
+        if values.size:
+            array[...] = values.astype(object) if text else values
+
+
+def put_table(
+    parent: zarr.Group,
+    name: str,
+    frame: pd.DataFrame,
+    dim: str,
+    *,
+    rows: int | None = None,
+    numbers: int | None = None,
+    pages: Mapping[str, int] | None = None,
+) -> None:
+    """Write a table as a group with one array a column; missing text is told by a mask beside it.
+
+    `rows` of a column are compressed together, all by default; of a column of numbers `numbers`, by default as many; of columns
+    that `pages` names as many as it says.
+
+    Raises
+    ------
+    InvalidInputError
+        For an index of its own, a name that occurs twice, or a column of another kind than numbers, truth values or text.
+    """
+    if not isinstance(frame.index, pd.RangeIndex) or frame.index.start != 0 or frame.index.step != 1:
+        raise InvalidInputError(f"table {name!r}: expected the plain index 0..n-1, found another; call reset_index first")
+    names = [str(c) for c in frame.columns]
+    if len(set(names)) != len(names):
+        raise InvalidInputError(f"table {name!r}: expected distinct column names, found {', '.join(names)}")
+    columns, arrays = [], []
+    for i, column in enumerate(names):
+        values, absent = _column(frame.iloc[:, i], f"table {name!r}, column {column!r}")
+        key = column if _SAFE_NAME.fullmatch(column) and not column.endswith(".missing") else f"column.{i}"
+        columns.append({"name": column, "array": key, "missing": absent is not None})
+        arrays.append((key, values))
+        if absent is not None:
+            arrays.append((f"{key}.missing", absent))
+    group = parent.create_group(name, attributes={"columns": columns, "rows": len(frame)})
+    for key, values in arrays:
+        piece = (pages or {}).get(key, rows if values.dtype.kind == "O" else numbers or rows)
+        put_array(group, key, values, (dim,), chunk=None if piece is None else (max(1, min(piece, len(values))),))
+
+
+def get_table(group: zarr.Group) -> pd.DataFrame:
+    """The table that `put_table` wrote; StoreError for a group that is none."""
+    try:
+        columns: Any = group.attrs["columns"]
+        rows: Any = group.attrs["rows"]
+        data = {}
+        for column in columns:
+            values = as_numpy(group[column["array"]])
+            if values.dtype.kind in "OTU":
+                values = values.astype(object)
+                if column["missing"]:
+                    values[as_numpy(group[f"{column['array']}.missing"])] = None
+                data[column["name"]] = pd.Series(values, dtype="str")
+            else:
+                data[column["name"]] = pd.Series(values)
+        return pd.DataFrame(data, index=pd.RangeIndex(rows), columns=[c["name"] for c in columns])
+    except Exception as error:  # checksums, codecs and files fail in many ways
+        raise StoreError(f"{group.store}: expected a whole table in group {group.path}, found: {error}; fetch the store again") from error
+
+
+def as_numpy(array: Any) -> NDArray[Any]:
+    """All values of a Zarr array, text as Python strings.
+
+    Raises
+    ------
+    StoreError
+        Before anything is allocated, for a shape that nothing written by this package has.
+    """
+    text = checked_size(array)
+    if 0 in array.shape:
+        values = np.zeros(array.shape, dtype=array.dtype)
+    else:
+        values = _by_pieces(array) if not text and array.nbytes > AT_ONCE else np.asarray(array[...])
+    return values.astype(object) if values.dtype.kind in "TU" else values
+
+
+def checked_size(array: Any) -> bool:
+    """Whether a Zarr array is of text; StoreError for a shape that nothing written by this package has."""
+    text = str(array.dtype)[:1] not in "biuf"
+    if array.size > (MOST_TEXTS if text else MOST_VALUES) or math.prod(array.cdata_shape) > MOST_CHUNKS:
+        raise StoreError(
+            f"expected an array of a size that is read whole, found shape {array.shape} in {array.path}: its metadata are damaged"
+        )
+    return text
+
+
+def _by_pieces(array: Any) -> NDArray[Any]:
+    """A large array some chunks at a time: Zarr holds all that it unpacks at once beside what it returns."""
+    values = np.zeros(array.shape, dtype=array.dtype)
+    cut = max(range(array.ndim), key=lambda axis: array.cdata_shape[axis])
+    step = max(1, array.chunks[cut] * (array.cdata_shape[cut] * AT_ONCE // array.nbytes))
+    for start in range(0, array.shape[cut], step):
+        piece = (*[slice(None)] * cut, slice(start, start + step))
+        values[piece] = array[piece]
+    return values
+
+
+def whole_values(array: Any, name: str) -> NDArray[Any]:
+    """As `as_numpy`, of the store `name`; StoreError where files are missing or damaged."""
+    try:
+        return as_numpy(array)
+    except Exception as error:  # checksums, codecs and files fail in many ways
+        raise StoreError(f"{name}: expected to read {array.path}, found: {error}; fetch the store again") from error
+
+
+def _column(series: pd.Series[Any], where: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    if pd.api.types.is_bool_dtype(series.dtype) and not series.isna().any():
+        return series.to_numpy(dtype=bool), None
+    if pd.api.types.is_integer_dtype(series.dtype) and not series.isna().any():
+        return series.to_numpy(dtype=np.int64), None
+    if pd.api.types.is_float_dtype(series.dtype) or pd.api.types.is_integer_dtype(series.dtype):
+        narrow = str(series.dtype) == "float32"
+        return series.to_numpy(dtype=np.float32 if narrow else np.float64, na_value=np.nan), None
+    values = np.array(series.astype(object).to_list(), dtype=object).reshape(len(series))
+    absent = np.array([v is None or v is pd.NA or (isinstance(v, float) and np.isnan(v)) for v in values], dtype=bool).reshape(len(series))
+    odd = [v for v, gone in zip(values, absent, strict=True) if not gone and not isinstance(v, str)]
+    if odd:
+        raise InvalidInputError(f"{where}: expected numbers, truth values or text, found {type(odd[0]).__name__} {odd[0]!r}")
+    values[absent] = ""
+    return values, absent if absent.any() else None

@@ -1,0 +1,99 @@
+"""What a store holds, for people: sizes, completeness, and how it was made."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from zarr.storage import LocalStore, ZipStore
+
+from stratascope.store.format.layout import STATUS_CODES
+
+if TYPE_CHECKING:
+    from stratascope.store.io.reader import ActivationStore
+
+
+def disk_sizes(store: ActivationStore) -> dict[str, int] | None:
+    """Array name -> bytes on disk ("" for metadata); None where the files cannot be listed."""
+    inner = store.files_of.wrapped
+    sizes: Counter[str] = Counter()
+    if isinstance(inner, LocalStore):
+        root = Path(inner.root)
+        for path in root.rglob("*"):
+            if path.is_file():
+                parts = path.relative_to(root).parts
+                sizes[parts[0] if len(parts) > 1 else ""] += path.stat().st_size
+        return dict(sizes)
+    if isinstance(inner, ZipStore):
+        for entry in inner._zf.infolist():
+            first, _, rest = entry.filename.partition("/")
+            sizes[first if rest else ""] += entry.file_size
+        return dict(sizes)
+    return None
+
+
+def contents(store: ActivationStore) -> pd.DataFrame:
+    """Table of the arrays that are filled by block: array, dimensions, shape, type, raw bytes, bytes on disk (NA where unknown)."""
+    sizes = disk_sizes(store)
+    rows = [
+        (s.name, ", ".join(s.dims), " x ".join(map(str, s.shape)), s.dtype, s.raw_bytes, pd.NA if sizes is None else sizes.get(s.name, 0))
+        for s in store.layout.arrays()
+        if s.by_block
+    ]
+    return pd.DataFrame(rows, columns=["array", "dimensions", "shape", "type", "raw_bytes", "disk_bytes"])
+
+
+def as_text(store: ActivationStore) -> str:
+    """A few lines: name, completeness, failures, arrays."""
+    table = contents(store)
+    lines = [f"ActivationStore {store.name}", *(f"  {line}" for line in _facts(store))]
+    for row in table.itertuples():
+        size = "" if row.disk_bytes is pd.NA else f", {bytes_text(row.disk_bytes)} on disk"  # type: ignore[arg-type]
+        lines.append(f"  {row.array:<16} ({row.dimensions}) {row.shape} {row.type}{size}")
+    return "\n".join(lines)
+
+
+def as_html(store: ActivationStore) -> str:
+    """The same for notebooks."""
+    table = contents(store)
+    for column in ("raw_bytes", "disk_bytes"):
+        table[column] = ["" if v is pd.NA else bytes_text(int(v)) for v in table[column]]
+    facts = "".join(f"<li>{html.escape(line)}</li>" for line in _facts(store))
+    return f"<div><b>ActivationStore</b> {html.escape(store.name)}<ul>{facts}</ul>{table.to_html(index=False)}</div>"
+
+
+def bytes_text(size: int) -> str:
+    """Bytes in the largest unit that leaves a number of at least one, such as 1.83 GB."""
+    value, units = float(size), ("B", "kB", "MB", "GB", "TB")
+    for unit in units:
+        if value < 1000 or unit == units[-1]:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def _facts(store: ActivationStore) -> list[str]:
+    layout, written = store.layout, store.written
+    lines = [
+        f"{layout.examples:,} examples in {layout.blocks:,} blocks of {layout.block}, "
+        + ("complete" if written.all() else f"{int(written.sum()):,} blocks written"),
+        f"{layout.layers} decoder blocks, hidden size {layout.hidden:,}, {layout.heads} heads, up to {layout.tokens} tokens",
+        f"positions: {', '.join(layout.positions)}",
+    ]
+    names = {code: name for name, code in STATUS_CODES.items()}
+    failed = Counter(names[int(s)] for s in store.status if names[int(s)] not in ("unwritten", "recorded"))
+    if failed:
+        lines.append("not recorded: " + ", ".join(f"{n} {name}" for name, n in sorted(failed.items())))
+    if layout.kept_layers is not None:
+        lines.append(f"layers taken: {', '.join(map(str, layout.kept_layers))}")
+    model = store.provenance.get("model")
+    if isinstance(model, dict):
+        drawn = model.get("untrained")
+        facts = [str(model[k]) for k in ("name", "revision", "family", "dtype") if model.get(k)]
+        lines.append("model: " + ", ".join([*facts, *([] if drawn is None else [f"untrained: weights drawn with seed {drawn}"])]))
+    elif model:
+        lines.append(f"model: {model}")
+    return lines

@@ -1,0 +1,66 @@
+"""Which examples an array of a store holds, and the refusals that name those it does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stratascope.errors import NotRecordedError, UnwrittenBlockError
+from stratascope.store.format.layout import RECORDED
+from stratascope.store.io.selection import Selection, listing
+
+if TYPE_CHECKING:
+    from stratascope.store.io.reader import ActivationStore
+
+
+def written_examples(store: ActivationStore) -> NDArray[np.bool_]:
+    """(example,) whether the block of each example is written."""
+    return np.repeat(store.written, store.layout.block)[: store.layout.examples]
+
+
+def held_examples(store: ActivationStore, selection: Selection) -> NDArray[np.bool_]:
+    """(example,) whether the array gives an example: written, recorded, with all positions of the selection, with a map."""
+    spec = selection.spec
+    if not spec.by_block:
+        return np.ones(store.layout.examples, dtype=bool)
+    if spec.name == "status":
+        return written_examples(store)
+    mask = written_examples(store) & (store.status == RECORDED)
+    if spec.name == "attention_maps":
+        mask &= store.has_map
+    if spec.position_dim is not None:
+        names = [store.layout.positions_of(spec.position_dim)[i] for i in selection.along(spec.position_dim)]
+        columns = [store.layout.positions.index(n) for n in names if n in store.layout.positions]
+        mask &= store.position_present[:, columns].all(1)
+    return np.asarray(mask)
+
+
+def require_written(store: ActivationStore, selection: Selection) -> None:
+    """Refuse a selection of examples whose blocks are not written; UnwrittenBlockError names the blocks."""
+    blocks = np.unique(selection.along("example") // store.layout.block)
+    lacking = blocks[~store.written[blocks]].tolist()
+    if lacking:
+        raise UnwrittenBlockError(
+            f"{store.name}: expected written blocks, found {len(lacking)} not written yet: {listing(lacking)} (of {len(store.written)}); "
+            "finish the extraction, or choose written ones (--examples)",
+            in_python=f"examples=store.available({selection.spec.name!r})",
+        )
+
+
+def require_recorded(store: ActivationStore, selection: Selection) -> None:
+    """Refuse a selection of examples that failed, lack a position or have no map; NotRecordedError lists them."""
+    numbers = selection.along("example")
+    mask = held_examples(store, selection)
+    if mask[numbers].all():
+        return
+    name = selection.spec.name
+    lacking = np.unique(numbers[~mask[numbers]]).tolist()
+    place = "" if selection.spec.position_dim is None else ", position"
+    raise NotRecordedError(
+        f"{store.name}: expected examples that {name} holds, found {len(lacking)} that failed, lack a position or have no map: "
+        f"{listing(lacking)}; it holds {int(mask.sum())} of {len(mask)}; choose among those "
+        "(--examples)",
+        in_python=f"examples=store.available({name!r}{place})",
+    )

@@ -1,0 +1,252 @@
+"""Reading files of blocks: only the chunks that are needed, each checked against its checksum, decoded where they belong.
+
+The Zarr library reads the same files to the same numbers, but fills what is missing in silence, keeps no index of a file between
+two reads, fetches adjacent chunks one by one, and costs several times the processor time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from zarr.abc.store import RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore
+
+from stratascope.errors import StoreError
+from stratascope.store.format.arrays import ArraySpec
+from stratascope.store.format.shards import ABSENT, chunk_counts, decode_chunk, decode_index, index_size
+from stratascope.store.io.access import GuardedStore, UnreachableError
+from stratascope.store.io.selection import Selection, listing
+
+
+class ByteSource(Protocol):
+    """Where the bytes of files come from."""
+
+    at_once: int
+    """How many requests may be under way together."""
+
+    def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
+        """A whole file, bytes [start, stop), or the last -start bytes where `start` is negative; None where there is no file."""
+
+
+class FolderSource(ByteSource):
+    """Files of a local folder."""
+
+    at_once = 1  # the codecs hold the interpreter: threads only cost
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
+        try:
+            with open(self.root / key, "rb", buffering=0) as file:
+                if start is None:
+                    return file.read()
+                size = os.fstat(file.fileno()).st_size
+                first = max(0, size + start) if start < 0 else start
+                file.seek(first)
+                return _exactly(file, max(0, (size if stop is None else min(stop, size)) - first))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+class ZarrSource(ByteSource):
+    """Files of any Zarr store: a zip, an address, memory."""
+
+    at_once = 8
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
+        part = None
+        if start is not None:
+            part = SuffixByteRequest(-start) if start < 0 else RangeByteRequest(start, stop if stop is not None else 2**63 - 1)
+        value = sync(self.store.get(key, default_buffer_prototype(), part))
+        return None if value is None else bytes(value.to_bytes())
+
+
+def byte_source(store: GuardedStore) -> ByteSource:
+    """The fastest way to the bytes of a store."""
+    inner = store.wrapped
+    return FolderSource(Path(inner.root)) if isinstance(inner, LocalStore) else ZarrSource(store)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one chunk gives to an axis of the result."""
+
+    chunk: int
+    source: slice | NDArray[np.int64]
+    target: slice | NDArray[np.int64]
+    whole: bool
+    """Whether the chunk's whole extent goes, in order, to one stretch."""
+
+
+class BlockFiles:
+    """The files of a store's blocks."""
+
+    def __init__(self, source: ByteSource, name: str, block: int) -> None:
+        self._source, self._name, self._block = source, name, block
+        self._indices: dict[str, NDArray[np.uint64]] = {}
+
+    def markers(self, keys: Iterable[str], spec: ArraySpec) -> NDArray[np.bool_]:
+        """(block,) whether each marker file is there and says 1; StoreError for one that says neither 0 nor 1."""
+
+        def marked(key: str) -> bool:
+            data = self._source.get(key)
+            if data is None:
+                return False
+            try:
+                value = int(decode_chunk(spec, data, "the marker")[0])
+                if value not in (0, 1):
+                    raise StoreError(f"expected 0 or 1 in the marker, found {value}")
+            except UnreachableError:
+                raise
+            except StoreError as error:
+                raise StoreError(f"{self._name}: {key}: {error}; run `stratascope verify --repair`") from error
+            return value == 1
+
+        return np.array(self._map(marked, list(keys)), dtype=bool)
+
+    def read(self, selection: Selection) -> NDArray[Any]:
+        """Values of a selection with every axis kept, floats as float32.
+
+        Raises
+        ------
+        StoreError
+            Naming the array and all the blocks among those asked for whose files are missing or damaged.
+        """
+        spec = selection.spec
+        kind = np.dtype(spec.dtype)
+        out = np.empty(selection.shape, dtype=np.float32 if kind.kind == "f" else kind)
+        if not out.size:
+            return out
+        axes = [_parts(indices, chunk) for indices, chunk in zip(selection.indices, spec.chunk, strict=True)]
+        blocks: dict[int, list[_Part]] = {}
+        for part in axes[spec.example_axis]:
+            blocks.setdefault(part.chunk * spec.chunk[spec.example_axis] // self._block, []).append(part)
+
+        def fill(block: int) -> StoreError | None:
+            try:
+                self._fill(spec, block, [p if i != spec.example_axis else blocks[block] for i, p in enumerate(axes)], out)
+            except StoreError as error:
+                self._indices.pop(spec.key(block), None)
+                return error
+            return None
+
+        errors = dict(zip(blocks, self._map(fill, list(blocks)), strict=True))
+        bad = {block: error for block, error in errors.items() if error is not None}
+        if bad:
+            first = next(iter(bad.values()))
+            if isinstance(first, UnreachableError):
+                raise UnreachableError(f"{self._name}: {first}")
+            where = f"block{'s' if len(bad) > 1 else ''} {listing(sorted(bad))}"
+            raise StoreError(
+                f"{self._name}: expected whole files of {spec.name}, found damage in {where}: {first}; "
+                "run `stratascope verify --repair` and extract again, or fetch the store again"
+            ) from first
+        return out
+
+    def _map(self, function: Any, items: Sequence[Any]) -> list[Any]:
+        if len(items) < 2 or self._source.at_once < 2:
+            return [function(i) for i in items]
+        with ThreadPoolExecutor(self._source.at_once) as pool:
+            return list(pool.map(function, items))
+
+    def _fill(self, spec: ArraySpec, block: int, axes: list[list[_Part]], out: NDArray[Any]) -> None:
+        """Decode the chunks of one file that the parts need."""
+        key = spec.key(block)
+        counts = chunk_counts(spec)
+        wanted = {}
+        for parts in itertools.product(*axes):
+            at = tuple(p.chunk % n for p, n in zip(parts, counts, strict=True))
+            wanted[at] = parts
+        for at, data in self._chunks(spec, key, sorted(wanted)):
+            parts = wanted[at]
+            if all(p.whole for p in parts):
+                view = out[tuple(p.target for p in parts)]
+                if view.flags.c_contiguous and view.dtype == spec.dtype:
+                    decode_chunk(spec, data, f"chunk {at}", into=view)
+                    continue
+            chunk = decode_chunk(spec, data, f"chunk {at}")
+            if all(isinstance(p.target, slice) and isinstance(p.source, slice) for p in parts):
+                out[tuple(p.target for p in parts)] = chunk[tuple(p.source for p in parts)]
+            else:
+                out[_grid([p.target for p in parts], out.shape)] = chunk[_grid([p.source for p in parts], chunk.shape)]
+
+    def _chunks(self, spec: ArraySpec, key: str, wanted: list[tuple[int, ...]]) -> Iterable[tuple[tuple[int, ...], memoryview]]:
+        """Bytes of chunks, adjacent ones fetched together."""
+        if spec.shard is None:
+            yield wanted[0], memoryview(self._get(key))
+            return
+        index = self._index(spec, key)
+        run: list[tuple[tuple[int, ...], int, int]] = []
+        for at in [*wanted, None]:
+            start = stop = -1
+            if at is not None:
+                if index[at][0] == ABSENT:
+                    raise StoreError(f"expected chunk {at} in {key}, found none in the index")
+                start, stop = int(index[at][0]), int(index[at][0] + index[at][1])
+            if run and (at is None or start != run[-1][2]):
+                first = run[0][1]
+                data = memoryview(self._get(key, first, run[-1][2]))
+                for chunk, a, b in run:
+                    yield chunk, data[a - first : b - first]
+                run = []
+            if at is not None:
+                run.append((at, start, stop))
+
+    def _index(self, spec: ArraySpec, key: str) -> NDArray[np.uint64]:
+        if key not in self._indices:
+            self._indices[key] = decode_index(spec, self._get(key, -index_size(spec)))
+        return self._indices[key]
+
+    def _get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
+        try:
+            data = self._source.get(key, start, stop)
+        except OSError as error:
+            raise StoreError(f"expected to read {key}, found: {error}") from error
+        if not data:
+            raise StoreError(f"expected the file {key}, found {'none' if data is None else 'an empty one'}")
+        return data
+
+
+def _parts(indices: NDArray[np.int64], chunk: int) -> list[_Part]:
+    """Which chunks an axis needs, what of each, and where it goes."""
+    parts = []
+    order = np.argsort(indices // chunk, kind="stable")
+    bounds = np.flatnonzero(np.diff(indices[order] // chunk)) + 1
+    for target in np.split(order, bounds):
+        source = indices[target] % chunk
+        steps = len(target)
+        if (np.diff(target) == 1).all() and (np.diff(source) == 1).all():
+            cut = slice(int(source[0]), int(source[0]) + steps)
+            parts.append(_Part(int(indices[target[0]]) // chunk, cut, slice(int(target[0]), int(target[0]) + steps), steps == chunk))
+        else:
+            parts.append(_Part(int(indices[target[0]]) // chunk, source, target, False))
+    return parts
+
+
+def _grid(picks: list[slice | NDArray[np.int64]], shape: tuple[int, ...]) -> tuple[NDArray[np.intp], ...]:
+    return np.ix_(*[np.arange(n)[p] for p, n in zip(picks, shape, strict=True)])
+
+
+def _exactly(file: Any, size: int) -> bytes:
+    """Read `size` bytes, however few a call gives."""
+    data = file.read(size)
+    while len(data) < size:
+        more = file.read(size - len(data))
+        if not more:
+            break
+        data += more
+    return bytes(data)

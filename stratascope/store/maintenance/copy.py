@@ -1,0 +1,256 @@
+"""What people send each other: a store, or a part of one, as a folder or a zip, that says what was taken."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
+from stratascope.results.file import zip_entry
+from stratascope.store.format.layout import StoreLayout
+from stratascope.store.format.shards import encode_chunk, encode_file
+from stratascope.store.io.access import is_url
+from stratascope.store.io.create import empty_store
+from stratascope.store.io.durable import PARTIAL, flush_folder, make_folder, write_file
+from stratascope.store.io.reader import ActivationStore
+from stratascope.store.io.recorded_examples import require_written
+from stratascope.store.io.selection import Examples, Selection, example_numbers, listing
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+ALWAYS = ("answer_logits", "status")
+"""Arrays of blocks that every copy holds."""
+
+
+def copy_store(
+    source: str | Path | Store | ActivationStore,
+    target: str | Path,
+    *,
+    arrays: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+    positions: Sequence[str] | None = None,
+    examples: Examples = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """Copy a store, or a part of it.
+
+    The copy is a valid store with the same provenance; its attribute `taken` says what was taken of which store. Every chunk is
+    checked on the way; a whole copy equals its source byte for byte.
+
+    Parameters
+    ----------
+    source
+        Folder, zip, URL, Zarr store or open store.
+    target
+        New folder, or new zip where the name ends in .zip.
+    arrays
+        Arrays to take beside answer_logits and status; None for all. Thumbnails are taken only where named or all are taken.
+    layers
+        Layers of the decoder to take, of residuals (0..L) and attention (0..L-1) alike; None for all.
+    positions
+        Positions to take; None for all.
+    examples
+        Example numbers or a mask; None for all, in which case blocks that are unwritten stay so.
+    progress
+        Called with (blocks done, blocks).
+
+    Returns
+    -------
+    pandas.DataFrame
+        What was taken: array, shape, bytes.
+
+    Raises
+    ------
+    StoreError
+        Where the target exists, cannot be written, or the source is damaged.
+    NotRecordedError
+        For an array, layer, position or example that the source does not hold.
+    UnwrittenBlockError
+        Where `examples` names some of blocks that are not written.
+    InvalidInputError
+        Where no example is left, or one is named twice.
+    """
+    store = source if isinstance(source, ActivationStore) else ActivationStore.open(source)
+    if is_url(str(target)):
+        raise StoreError(f"{target}: expected a folder or a zip to write, found an address; copy to a folder and upload that")
+    path = Path(target)
+    if os.path.lexists(path):
+        raise StoreError(f"{path}: expected a new path, found an existing one; choose another or remove it")
+    numbers = example_numbers(store.layout.examples, examples)
+    if not len(numbers):
+        raise InvalidInputError("examples: expected at least one example to take, found none")
+    if len(np.unique(numbers)) != len(numbers):
+        raise InvalidInputError("examples: expected each example once, found some twice")
+    layout = _taken_layout(store.layout, arrays, layers, positions, None if examples is None else len(numbers))
+    if examples is not None:
+        require_written(store, _selection(store, layout, "status", numbers))
+    taken = _taken(store, layout, numbers if examples is not None else None)
+    sizes: dict[str, int] = {}
+    sink: _Sink = _ZipSink(path) if path.suffix.lower() == ".zip" else _FolderSink(path)
+    try:
+        born, known = _known(store, layout, numbers)
+        for key, data in empty_store(layout, born, known, store.vocabulary, store.provenance, taken).items():
+            sink.put(key, [data])
+        specs = {s.name: s for s in layout.arrays()}
+        for block in range(layout.blocks):
+            members = layout.block_examples(block)
+            if examples is None and not store.written[block]:
+                continue
+            chosen = numbers[members.start : members.stop]
+            for name, spec in specs.items():
+                if spec.by_block:
+                    values = store.fetch(_selection(store, layout, name, chosen))
+                    sizes[name] = sizes.get(name, 0) + sink.put(spec.key(block), encode_file(spec, values))
+            sink.put(f"written/c/{block}", [encode_chunk(specs["written"], np.ones(1, np.uint8))])
+            if progress is not None:
+                progress(block + 1, layout.blocks)
+        sink.commit()
+    except BaseException as error:
+        sink.discard()
+        if isinstance(error, OSError):
+            raise StoreError(f"{path}: expected to write the copy, found: {error}; make room or choose another path") from error
+        raise
+    rows = [(name, specs[name].shape, size) for name, size in sizes.items()]
+    return pd.DataFrame(rows, columns=["array", "shape", "bytes"])
+
+
+def _taken_layout(
+    layout: StoreLayout, arrays: Sequence[str] | None, layers: Sequence[int] | None, positions: Sequence[str] | None, count: int | None
+) -> StoreLayout:
+    """The layout of the copy; `count` examples, or all."""
+    changes: dict[str, Any] = {} if count is None else {"examples": count}
+    if layers is not None:
+        odd = [k for k in layers if k not in layout.residual_layers]
+        if odd:
+            raise NotRecordedError(f"expected layers that the store holds, found {odd}; it holds {listing(layout.residual_layers)}")
+        changes["kept_layers"] = tuple(sorted(set(layers)))
+    if positions is not None:
+        known = (*layout.positions, *layout.vision_positions)
+        odd_names = [p for p in positions if p not in known]
+        if odd_names:
+            raise NotRecordedError(f"expected positions that the store holds, found {', '.join(odd_names)}; it holds {', '.join(known)}")
+        changes["positions"] = tuple(p for p in layout.positions if p in positions)
+        changes["vision_positions"] = tuple(p for p in layout.vision_positions if p in positions)
+    if arrays is not None:
+        held = [s.name for s in layout.arrays() if s.by_block]
+        unknown = [a for a in arrays if a not in held]
+        if unknown:
+            raise NotRecordedError(f"expected arrays that the store holds, found {', '.join(unknown)}; it holds {', '.join(held)}")
+        changes["record"] = frozenset(arrays) - {*ALWAYS, "thumbnail"}
+        if "thumbnail" not in arrays:
+            changes["thumbnail"] = None
+    return layout.subset(**changes)
+
+
+def _selection(store: ActivationStore, layout: StoreLayout, array: str, numbers: NDArray[np.int64]) -> Selection:
+    """Where the copy's values of an array lie in the source."""
+    spec = store.layout.array(array)
+    indices = []
+    for dim, length in zip(spec.dims, spec.shape, strict=True):
+        if dim == "example":
+            indices.append(numbers)
+        elif dim == spec.layer_dim:
+            held = store.layout.layers_of(dim)
+            indices.append(np.array([held.index(k) for k in layout.layers_of(dim)], dtype=np.int64))
+        elif dim == spec.position_dim:
+            names = store.layout.positions_of(dim)
+            indices.append(np.array([names.index(p) for p in layout.positions_of(dim)], dtype=np.int64))
+        else:
+            indices.append(np.arange(length))
+    return Selection(spec, tuple(indices), ())
+
+
+def _known(store: ActivationStore, layout: StoreLayout, numbers: NDArray[np.int64]) -> tuple[pd.DataFrame, dict[str, NDArray[Any]]]:
+    """Table of examples and arrays that the source knew before its model ran, for the examples that are taken."""
+    names = ("spans", "token_ids", "n_tokens", "grid", "has_map")
+    known = {name: store.read(name, examples=numbers) for name in names}
+    columns = [store.layout.positions.index(p) for p in layout.positions]
+    known["position_present"] = store.position_present[numbers][:, columns]
+    examples = store.examples.drop(columns="status").iloc[numbers].reset_index(drop=True)
+    return examples, known
+
+
+def _taken(store: ActivationStore, layout: StoreLayout, numbers: NDArray[np.int64] | None) -> dict[str, Any] | None:
+    """What the copy says of itself; a whole copy is its source and says what that says."""
+    if numbers is None and layout == store.layout:
+        return store.taken
+    return {
+        "from": store.fingerprint(),
+        "arrays": [s.name for s in layout.arrays() if s.by_block],
+        "layers": list(layout.residual_layers),
+        "positions": list(layout.positions),
+        "examples": layout.examples,
+        "of_examples": store.layout.examples,
+        "numbers": None if numbers is None else numbers.tolist(),
+        "before": store.taken,
+    }
+
+
+class _Sink(Protocol):
+    """Where a copy is written: it appears whole, or not at all."""
+
+    def put(self, key: str, parts: Iterable[bytes]) -> int: ...
+
+    def commit(self) -> None: ...
+
+    def discard(self) -> None: ...
+
+
+class _FolderSink:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+
+    def put(self, key: str, parts: Iterable[bytes]) -> int:
+        return write_file(self._partial / key, parts)
+
+    def commit(self) -> None:
+        os.rename(self._partial, self._path)
+        flush_folder(self._path.parent)
+
+    def discard(self) -> None:
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+
+class _ZipSink:
+    """A stored zip: its entries can be read in parts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+        make_folder(path.parent)
+        self._file = open(self._partial, "xb")  # noqa: SIM115 - closed by commit and discard
+        self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
+
+    def put(self, key: str, parts: Iterable[bytes]) -> int:
+        size = 0
+        with self._zip.open(zip_entry(key), "w", force_zip64=True) as entry:
+            for part in parts:
+                entry.write(part)
+                size += len(part)
+        return size
+
+    def commit(self) -> None:
+        self._zip.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.rename(self._partial, self._path)
+        flush_folder(self._path.parent)
+
+    def discard(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # it writes its table of contents, and the disk may be full
+            self._zip.close()
+        self._file.close()
+        self._partial.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""What differs between two stores: how they were made, what they hold, and their numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.store.format.provenance import differences
+from stratascope.store.io.reader import ActivationStore
+from stratascope.store.io.selection import Selection, place_in_words
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+_CREATED = ("token_ids", "n_tokens", "grid", "position_present", "has_map")
+
+
+@dataclass(frozen=True)
+class StoreDifference:
+    """What `diff_stores` found. What one store lacks is listed, and numbers are compared where both have them."""
+
+    names: tuple[str, str]
+    provenance: pd.DataFrame
+    """field, a, b: every field that differs, volatile ones (created, command, host) too."""
+    layout: pd.DataFrame
+    """field, a, b."""
+    examples: pd.DataFrame
+    """field, a, b: how many examples, how many only in one, and columns of common examples that differ (count)."""
+    numbers: pd.DataFrame
+    """array, examples (compared), values (compared), different, largest (absolute difference), at (where that is)."""
+
+    @property
+    def same_numbers(self) -> bool:
+        """Whether every number that both stores hold is equal."""
+        return not self.numbers["different"].any()
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs but when, where and by which command the stores were made."""
+        volatile = self.provenance["volatile"].all()
+        return bool(volatile and self.layout.empty and self.examples.empty and self.same_numbers)
+
+
+def diff_stores(a: str | Path | Store | ActivationStore, b: str | Path | Store | ActivationStore) -> StoreDifference:
+    """Compare two stores: examples by their ids, layers by number, positions by name; a block of examples at a time.
+
+    Parameters
+    ----------
+    a, b
+        Folder, zip, URL, Zarr store or open store.
+
+    Raises
+    ------
+    StoreError
+        Where one cannot be opened or is damaged.
+    """
+    left, right = (s if isinstance(s, ActivationStore) else ActivationStore.open(s) for s in (a, b))
+    all_of = differences(left.provenance, right.provenance, ignore=())
+    lasting = differences(left.provenance, right.provenance)
+    provenance = pd.DataFrame(
+        [(f, _shown(x), _shown(y), f not in lasting) for f, (x, y) in all_of.items()], columns=["field", "a", "b", "volatile"]
+    )
+    layout = _fields(differences(left.layout.to_json(), right.layout.to_json(), ignore=()))
+    numbers = {example: i for i, example in enumerate(right.examples["id"])}
+    common = [(i, numbers[name]) for i, name in enumerate(left.examples["id"]) if name in numbers]
+    pairs = np.array(common, dtype=np.int64).reshape(-1, 2)
+    examples = _examples(left, right, pairs)
+    held = {s.name for s in right.layout.arrays()}
+    names = [s.name for s in left.layout.arrays() if s.name in held and (s.by_block or s.name in _CREATED)]
+    rows = [_compare(left, right, name, pairs) for name in names]
+    columns = ["array", "examples", "values", "different", "largest", "at"]
+    return StoreDifference((left.name, right.name), provenance, layout, examples, pd.DataFrame(rows, columns=columns))
+
+
+def _examples(left: ActivationStore, right: ActivationStore, pairs: NDArray[np.int64]) -> pd.DataFrame:
+    found: dict[str, tuple[Any, Any]] = {}
+    counts = (left.layout.examples, right.layout.examples)
+    if not counts[0] == counts[1] == len(pairs):
+        found["examples"] = counts
+        found["only here"] = (counts[0] - len(pairs), counts[1] - len(pairs))
+    elif (pairs[:, 0] != pairs[:, 1]).any():
+        found["order"] = ("its own", "another")
+    a, b = left.examples.iloc[pairs[:, 0]].reset_index(drop=True), right.examples.iloc[pairs[:, 1]].reset_index(drop=True)
+    for column in [*a.columns, *(c for c in b.columns if c not in a)]:
+        if column not in a or column not in b:
+            found[f"column {column}"] = ("held" if column in a else "(absent)", "held" if column in b else "(absent)")
+            continue
+        same = (a[column] == b[column]) | (a[column].isna() & b[column].isna())
+        if not same.all():
+            first = int(np.flatnonzero(~same)[0])
+            where = f"{int((~same).sum())} differ, such as {a['id'][first]}"
+            found[f"column {column}"] = (f"{where}: {a[column][first]}", str(b[column][first]))
+    return _fields(found)
+
+
+def _compare(left: ActivationStore, right: ActivationStore, name: str, pairs: NDArray[np.int64]) -> tuple[Any, ...]:
+    """One row of the table of numbers."""
+    a = left.layout.array(name)
+    if a.by_block:
+        there = left.written[pairs[:, 0] // left.layout.block] & right.written[pairs[:, 1] // right.layout.block]
+        pairs = pairs[there]
+    axes = _common_axes(left, right, name)
+    values = different = 0
+    largest, at = 0.0, ""
+    for start in range(0, len(pairs), left.layout.block):
+        part = pairs[start : start + left.layout.block]
+        x, y = _values(left, name, axes, 0, part[:, 0]), _values(right, name, axes, 1, part[:, 1])
+        unequal = (x != y) & ~((x != x) & (y != y))  # NaN in both is the same: nothing is recorded
+        values += x.size
+        different += int(unequal.sum())
+        if unequal.any():
+            gap = np.where(unequal, np.abs(x.astype(np.float64) - y.astype(np.float64)), 0.0)
+            gap = np.where(np.isnan(gap), np.inf, gap)
+            if gap.max() > largest:
+                largest = float(gap.max())
+                place = list(np.unravel_index(int(gap.argmax()), gap.shape))
+                ids = left.examples["id"].to_numpy()[part[:, 0]]
+                held = [int(k) if dim == "example" else int(axis[0][k]) for dim, axis, k in zip(a.dims, axes, place, strict=True)]
+                at = place_in_words(left.layout, a, held, ids)
+    return name, len(pairs), values, different, largest, at
+
+
+def _common_axes(left: ActivationStore, right: ActivationStore, name: str) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """For every axis, indices in both stores of what both hold."""
+    a, b = left.layout.array(name), right.layout.array(name)
+    axes = []
+    for dim, n, m in zip(a.dims, a.shape, b.shape, strict=True):
+        if dim == a.layer_dim or dim == a.position_dim:
+            of = ("layers_of", "positions_of")[dim == a.position_dim]
+            one, two = getattr(left.layout, of)(dim), getattr(right.layout, of)(dim)
+        elif left.layout.names_of(dim) is not None:
+            one, two = left.layout.names_of(dim), right.layout.names_of(dim)
+        else:
+            one, two = range(n), range(m)
+        both = [k for k in one if k in two]
+        axes.append((np.array([one.index(k) for k in both], np.int64), np.array([two.index(k) for k in both], np.int64)))
+    return axes
+
+
+def _values(store: ActivationStore, name: str, axes: list[tuple[Any, Any]], side: int, numbers: NDArray[np.int64]) -> NDArray[Any]:
+    spec = store.layout.array(name)
+    indices = [axis[side] for axis in axes]
+    indices[spec.example_axis] = numbers
+    return store.fetch(Selection(spec, tuple(indices), ()))
+
+
+def _fields(found: dict[str, tuple[Any, Any]]) -> pd.DataFrame:
+    return pd.DataFrame([(f, _shown(x), _shown(y)) for f, (x, y) in found.items()], columns=["field", "a", "b"])
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)

@@ -1,0 +1,59 @@
+"""Un-marking what is damaged, so that extraction fills it again."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from stratascope.errors import StoreError
+from stratascope.store.io.claims import block_claim
+from stratascope.store.io.durable import flush_folder
+from stratascope.store.io.reader import ActivationStore
+from stratascope.store.maintenance.verify import Verification, verify
+
+
+def repair(path: str | Path, found: Verification | None = None) -> list[int]:
+    """Un-mark the bad blocks of a store in a folder and remove their files, so that extraction fills them again.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    found
+        What `verify` found in it; it is checked now by default.
+
+    Returns
+    -------
+    list of int
+        The blocks that were un-marked.
+
+    Raises
+    ------
+    StoreError
+        Where the store is no folder, where a bad block is being written, or where something is damaged that extraction does not
+        write: such a store must be fetched or made again. Bad blocks are un-marked nevertheless.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise StoreError(f"{path}: expected a folder, found none; a zip or URL cannot be repaired in place: copy it to a folder first")
+    found = found or verify(root)
+    layout = ActivationStore.open(root).layout
+    for block in found.bad_blocks:
+        try:
+            with block_claim(root, block):
+                marker = root / "written" / "c" / str(block)
+                marker.unlink(missing_ok=True)  # first: no reader may trust the block while its files go
+                flush_folder(marker.parent)
+                for spec in layout.arrays():
+                    if spec.by_block:
+                        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                            (root / spec.key(block)).unlink()
+        except OSError as error:
+            raise StoreError(f"{path}: expected to un-mark block {block}, found: {error}; fix permissions and run again") from error
+    if found.beyond_repair:
+        first = found.problems[found.problems["block"] < 0].iloc[0]
+        raise StoreError(
+            f"{path}: expected damage in blocks only, found {first['file']}: {first['problem']}; extraction does not write that again: "
+            "fetch the store from where it came, or extract into a new one"
+        )
+    return found.bad_blocks

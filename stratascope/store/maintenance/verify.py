@@ -1,0 +1,263 @@
+"""Checking a store to the last byte."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.errors import InvalidInputError, StoreError
+from stratascope.store.format.arrays import ArraySpec
+from stratascope.store.format.block_checks import BlockFacts, checked_block
+from stratascope.store.format.shards import decode_chunk, decode_file
+from stratascope.store.format.tables import MOST_CHUNKS, as_numpy
+from stratascope.store.io.access import UnreachableError
+from stratascope.store.io.create import known_digest
+from stratascope.store.io.reader import ActivationStore
+from stratascope.store.io.shard_reader import ByteSource, byte_source
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a check of a store found."""
+
+    name: str
+    table: pd.DataFrame
+    """One row an array: array, files (checked), bytes, bad (files); row "store" is everything written at creation."""
+    problems: pd.DataFrame
+    """One row a problem: block (-1 for the store as a whole), array, file, problem."""
+    written: int
+    """Blocks that are marked."""
+    blocks: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong; a store that is not complete is not wrong."""
+        return self.problems.empty
+
+    @property
+    def bad_blocks(self) -> list[int]:
+        """Blocks with a problem: `repair` un-marks them."""
+        return sorted({int(b) for b in self.problems["block"] if b >= 0})
+
+    @property
+    def beyond_repair(self) -> bool:
+        """Whether something is damaged that extraction does not write again."""
+        return bool((self.problems["block"] < 0).any())
+
+
+def verify(
+    target: str | Path | Store, *, images: str | Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> Verification:
+    """Decode every marked block and check it as the writer did; check what was written at creation against its digest.
+
+    Parameters
+    ----------
+    target
+        Folder, zip, URL or Zarr store.
+    images
+        Folder of the images: their SHA-256 is compared with what the store was made from.
+    progress
+        Called with (blocks done, blocks).
+
+    Raises
+    ------
+    StoreError
+        Where there is no store that can be opened at all: metadata damaged, another format or version.
+    """
+    store = ActivationStore.open(target)
+    check = _Check(store, byte_source(store.files_of))
+    check.creation()
+    written = [b for b in range(store.layout.blocks) if check.marker(b)]
+    facts = check.facts()
+    for done, block in enumerate(written):
+        check.block(block, facts)
+        if progress is not None:
+            progress(done + 1, len(written))
+    if images is not None:
+        check.images(Path(images))
+    problems = pd.DataFrame(check.problems, columns=["block", "array", "file", "problem"])
+    bad = problems.groupby("array")["file"].nunique()
+    rows = [(name, n, size, int(bad.get(name, 0))) for name, (n, size) in check.seen.items()]
+    return Verification(
+        store.name, pd.DataFrame(rows, columns=["array", "files", "bytes", "bad"]), problems, len(written), store.layout.blocks
+    )
+
+
+class _Check:
+    """The state of one check."""
+
+    def __init__(self, store: ActivationStore, source: ByteSource) -> None:
+        self.store, self.source = store, source
+        self.specs = store.layout.arrays()
+        self.problems: list[tuple[int, str, str, str]] = []
+        self.seen: dict[str, list[int]] = {"store": [0, 0], **{s.name: [0, 0] for s in self.specs if s.by_block}, "written": [0, 0]}
+
+    def creation(self) -> None:
+        """Metadata of every array and chunks written at creation."""
+        root = json.loads(self.source.get("zarr.json") or b"{}")
+        nested = "consolidated_metadata"  # of a group within: only the root's counts
+        held = root.get("consolidated_metadata")
+        metadata = held.get("metadata") if isinstance(held, dict) else None
+        if not isinstance(metadata, dict) or not metadata:
+            self._problem(-1, "store", "zarr.json", "expected the consolidated metadata of all arrays, found none")
+            return
+        for path, expected in metadata.items():
+            try:
+                found = json.loads(self._bytes("store", f"{path}/zarr.json"))
+                same = {k: v for k, v in found.items() if k != nested} == {k: v for k, v in expected.items() if k != nested}
+            except (StoreError, ValueError, AttributeError):
+                same = False
+            if not same:
+                self._problem(
+                    -1, "store", f"{path}/zarr.json", "expected what the consolidated metadata say, found something else or nothing"
+                )
+        files: dict[str, bytes] = {}
+        by_block = {s.name for s in self.specs if s.when != "creation"}
+        for path, array in metadata.items():
+            if array["node_type"] != "array" or path in by_block:
+                continue
+            try:
+                keys = _chunk_keys(path, array)
+            except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+                self._problem(-1, "store", "zarr.json", f"expected a shape and a grid of chunks for {path}, found none that fit: {error}")
+                continue
+            for key in keys:
+                try:
+                    files[key] = self._bytes("store", key)
+                except StoreError as error:
+                    self._problem(-1, "store", key, str(error))
+            try:
+                as_numpy(self.store.group[path])
+            except Exception as error:  # checksums and codecs fail in many ways
+                self._problem(-1, "store", path, f"expected values that decode, found: {error}")
+        if not self.problems and known_digest(files) != self.store.known:
+            self._problem(-1, "store", "zarr.json", "expected what was written at creation, found other values: something was rewritten")
+
+    def facts(self) -> BlockFacts | None:
+        """What is known of all examples, None where it cannot be read."""
+        store = self.store
+        try:
+            return BlockFacts(range(store.layout.examples), store.n_tokens, store.position_present, store.has_map)
+        except Exception:  # reported by `creation`
+            return None
+
+    def marker(self, block: int) -> bool:
+        """Whether a block is marked; a damaged marker is a problem, and its block not trusted."""
+        spec = self.store.layout.array("written")
+        key = f"written/c/{block}"
+        if not self._exists(key):
+            return False
+        try:
+            value = int(decode_chunk(spec, self._bytes("written", key), "the marker")[0])
+        except StoreError as error:
+            self._problem(block, "written", key, str(error))
+            return False
+        if value not in (0, 1):
+            self._problem(block, "written", key, f"expected 0 or 1, found {value}")
+        return value == 1
+
+    def block(self, block: int, facts: BlockFacts | None) -> None:
+        """Every file of a marked block: checksums, shapes, and what the writer demands of values."""
+        members = self.store.layout.block_examples(block)
+        before = len(self.problems)
+        values: dict[str, NDArray[Any]] = {}
+        for spec in self.specs:
+            if spec.by_block:
+                found = self._file(spec, block, len(members))
+                if found is not None:
+                    values[spec.name] = found
+        if facts is None or len(self.problems) > before:
+            return
+        part = slice(members.start, members.stop)
+        own = BlockFacts(members, facts.n_tokens[part], facts.position_present[part], facts.has_map[part])
+        mean = values.pop("attention_mean", None)
+        alone = mean is not None and "attention_rows" not in values
+        try:
+            layout = self.store.layout
+            checked = checked_block(layout.subset(record=layout.record - {"attention_mean"}) if alone else layout, own, values)
+        except InvalidInputError as error:
+            name = str(error).partition(":")[0]
+            array = name if name in values else "status"
+            self._problem(block, array, self.store.layout.array(array).key(block), str(error))
+            return
+        for name, right in checked.items():
+            stored = mean if name == "attention_mean" else values[name]
+            if stored is not None and not np.array_equal(right, stored, equal_nan=right.dtype.kind == "f"):
+                key = self.store.layout.array(name).key(block)
+                self._problem(block, name, key, "expected fill where nothing is recorded, and means of rows, found other values")
+
+    def images(self, folder: Path) -> None:
+        """Files of images against the hashes that the store was made from."""
+        examples = self.store.examples
+        stated: Any = self.store.provenance.get("data")
+        whole = stated.get("images") if isinstance(stated, dict) else None
+        if "image_sha256" not in examples and not isinstance(whole, str):
+            self._problem(-1, "images", str(folder), "expected hashes of images in the store, found none: they cannot be compared")
+            return
+        hashes: dict[str, str] = {}
+        for name in sorted(set(examples["image"])):
+            try:
+                hashes[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            except OSError as error:
+                self._problem(-1, "images", name, f"expected to read the image, found: {error}")
+        if "image_sha256" in examples:
+            for name, wanted in dict(zip(examples["image"], examples["image_sha256"], strict=True)).items():
+                if name in hashes and hashes[name] != wanted:
+                    self._problem(-1, "images", name, "expected the image that was recorded, found another")
+        elif len(hashes) == examples["image"].nunique():
+            total = hashlib.sha256("".join(f"{n}\0{h}\n" for n, h in hashes.items()).encode()).hexdigest()
+            if total != whole:
+                self._problem(-1, "images", str(folder), "expected the images that were recorded, found others (their joint hash differs)")
+
+    def _file(self, spec: ArraySpec, block: int, examples: int) -> NDArray[Any] | None:
+        key = spec.key(block)
+        try:
+            return decode_file(spec, self._bytes(spec.name, key), examples)
+        except UnreachableError:
+            raise
+        except StoreError as error:
+            self._problem(block, spec.name, key, str(error))
+            return None
+
+    def _bytes(self, array: str, key: str) -> bytes:
+        data = self.source.get(key)
+        if data is None:
+            raise StoreError("expected a file, found none")
+        self.seen[array][0] += 1
+        self.seen[array][1] += len(data)
+        if not data:
+            raise StoreError("expected a file, found an empty one")
+        return data
+
+    def _exists(self, key: str) -> bool:
+        try:
+            return self.source.get(key) is not None
+        except UnreachableError:
+            raise
+        except StoreError:  # empty: there, and damaged
+            return True
+
+    def _problem(self, block: int, array: str, file: str, problem: str) -> None:
+        self.problems.append((block, array, file, problem))
+
+
+def _chunk_keys(path: str, array: dict[str, Any]) -> list[str]:
+    """Files of a whole array that was written at creation."""
+    chunk = array["chunk_grid"]["configuration"]["chunk_shape"]
+    counts = [range(-(-n // c)) for n, c in zip(array["shape"], chunk, strict=True)]
+    if math.prod(map(len, counts)) > MOST_CHUNKS:
+        raise ValueError(f"more than {MOST_CHUNKS:,} chunks")
+    return [f"{path}/c/{'/'.join(map(str, at))}" for at in itertools.product(*counts)]
