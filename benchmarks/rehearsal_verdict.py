@@ -11,7 +11,7 @@ from rehearsal_store import HALF, LOCATION_FROM, OUTLIERS, ROUTE, ROUTE_BLOCKS, 
 from stratascope.analysis import FlowResult, RolloutResult
 from stratascope.probe import LayerCurve
 from stratascope.probe.curve.onset_offset import LayerEvent
-from stratascope.results.file import load_result
+from stratascope.results.registry import load_result
 from stratascope.store import ActivationStore
 
 PACKING = 0.03

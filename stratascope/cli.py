@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
-from stratascope.commands import answering, attention, fetching, looking, probing, recording, stores
 from stratascope.errors import StratascopeError
 
-COMMANDS = (
-    recording.demo, fetching.fetch, recording.plan, recording.extract,
-    stores.info, stores.verify, stores.copy, stores.diff, probing.probe,
-    answering.answers, attention.share, attention.rollout, attention.flow, attention.overlap,
-    answering.attribution, answering.heads, answering.faithfulness, answering.pointing, answering.explain, probing.entanglement,
-    looking.figure, looking.report, looking.view,
-)  # fmt: skip
-"""The commands, in the order of use."""
+SECTIONS = {
+    "Data": {
+        "demo": ("recording", "Full pipeline on generated scenes with the built-in model."),
+        "fetch": ("fetching", "Download published data sets."),
+    },
+    "Extract": {
+        "plan": ("recording", "Cost of an extraction: disk, time, memory; writes nothing."),
+        "extract": ("recording", "Run every example through the model once, into a store."),
+    },
+    "Store": {
+        "info": ("stores", "Contents, completeness and provenance of a store."),
+        "verify": ("stores", "Check every stored number against its checksum."),
+        "copy": ("stores", "Copy a store or a part of it to a folder or zip."),
+        "diff": ("stores", "Compare two stores."),
+    },
+    "Probe": {
+        "probe": ("probing", "Cross-validated linear probes by layer and position."),
+        "entanglement": ("probing", "Probes on single image cells of the vision tower."),
+    },
+    "Attention": {
+        "share": ("attention", "Attention of the final token by part of the prompt."),
+        "rollout": ("attention", "Attention rollout onto the image."),
+        "flow": ("attention", "Attention flow onto the image (exact maximum flow)."),
+        "overlap": ("attention", "Overlap of each head's attention with the gold boxes."),
+        "pointing": ("answering", "Localisation of each attribution method on the named objects."),
+    },
+    "Causal": {
+        "answers": ("answering", "Accuracy and confidence of the model's answers."),
+        "attribution": ("answering", "Direct logit attribution by head, block and part of the prompt."),
+        "heads": ("answering", "Rank heads by attribution, overlap and probe."),
+        "faithfulness": ("answering", "Agreement of attribution methods with attention knockouts."),
+        "explain": ("answering", "One page for one example, all methods side by side."),
+    },
+    "Report": {
+        "figure": ("looking", "Draw one figure by name."),
+        "report": ("looking", "Write all results of a store to one HTML page."),
+        "view": ("looking", "Browse examples in the web viewer."),
+    },
+}
+"""Section of `--help` -> command -> its module in `stratascope.commands` and its short help. A module is imported when its command runs."""
 
 
 FAULT = "a fault of Stratascope itself"
@@ -75,7 +107,16 @@ class Commands(click.Group):
             ctx.exit(2)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return [name for section in SECTIONS.values() for name in section]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = next((section[cmd_name][0] for section in SECTIONS.values() if cmd_name in section), None)
+        return None if module is None else getattr(import_module(f"stratascope.commands.{module}"), cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, section in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, text) for name, (_, text) in section.items()])
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -89,7 +130,3 @@ def main(debug: bool) -> None:
     A STORE is what `extract` fills: its folder, a zip of it, or its address (http, https, s3, gs, az). Results go to STORE-results
     beside it unless --out says otherwise.
     """
-
-
-for command in COMMANDS:
-    main.add_command(command)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from stratascope.results.file import ResultFile
 from stratascope.results.kinds import KINDS
-from stratascope.results.schema import Along
+from stratascope.store.format.json_schema import Along
 
 EMPTY = {"text": "", "int": 0, "float": 0.0, "share": 0.0, "bool": False}
 

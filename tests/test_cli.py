@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from stratascope.analysis import AnswerConfidence
 from stratascope.cli import COMMANDS, main
-from stratascope.results.file import load_result
+from stratascope.results.registry import load_result
 
 
 def run(*arguments: str) -> Result:

@@ -248,7 +248,7 @@ def test_view_prints_its_address_and_ends_with_130(inside: Path) -> None:
 
 def test_the_page_of_results_names_all_that_the_results_hold(folder: Path) -> None:
     """Tables, arrays, dimensions and attributes in the section of each kind; columns by their own name, or what they end in."""
-    from stratascope.results.file import load_result
+    from stratascope.results.registry import load_result
 
     text = (ROOT / "docs" / "results.md").read_text("utf-8")
     sections = {kind: set(re.findall(r"\w+", rest)) for kind, rest in re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.S | re.M)}

@@ -14,7 +14,8 @@ from stratascope.analysis.answers import answers_right
 from stratascope.analysis.box_cells import BOXES, box_geometry
 from stratascope.analysis.overlap import BoxOverlap, known_boxes
 from stratascope.errors import InvalidInputError, TooFewExamplesError
-from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import load_result, save_result
 from stratascope.stats.auroc import Auroc, auroc
 from stratascope.store import ActivationStore
 

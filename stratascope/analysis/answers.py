@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,45 +12,67 @@ from numpy.typing import NDArray
 
 from stratascope.analysis.parallel import held_examples
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.results.display import Shown, Summary
-from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.results.file import made_from
+from stratascope.results.result import CHOICE, Result, table_field
+from stratascope.results.schema import columns
 from stratascope.store import ActivationStore
+from stratascope.store.format.json_schema import each
 from stratascope.store.io.selection import listing
 
-RESULT_KIND = "answer_confidence"
 
+@dataclass(frozen=True, eq=False, repr=False)
+class AnswerConfidence(
+    Result,
+    kind="answer_confidence",
+    command="answers",
+    schema={**each(str, "store condition"), **each(float, "level"), **CHOICE, "choices": list[str]},
+):
+    """Accuracy and confidence of the model's answers, over all examples and by relation (AdaptVis, figure c)."""
 
-@dataclass(frozen=True, repr=False)
-class AnswerConfidence(Shown):
-    """How often the model is right, and how sure it is, by relation (AdaptVis, figure c)."""
-
-    table: pd.DataFrame
+    table: pd.DataFrame = table_field(
+        columns(
+            text="relation",
+            ints="examples images",
+            shares="accuracy accuracy_low accuracy_high confidence confidence_low confidence_high of_right of_wrong right_choice",
+            floats="margin",
+            keys=["relation"],
+        ),
+        name="confidence",
+    )
     """relation ("" for all), examples, images, accuracy, confidence, of_right, of_wrong, right_choice, margin; `accuracy` and
     `confidence` with _low and _high. Confidence is the mean probability of the choice made, among the choices alone; of_right and of_wrong
     that over right and wrong answers (NaN where there are none); right_choice the mean probability of the right choice; margin the mean
     of its logit less the best other's. Sorted by number of examples."""
-    answers: pd.DataFrame
+    answers: pd.DataFrame = table_field(
+        columns(text="id relation answer", ints="example label", shares="confidence", floats="margin", flags="right", keys=["example"])
+    )
     """One row an example: example (number), id, relation, label, answer (the choice with the highest logit), right, confidence,
     margin."""
-    attributes: dict[str, Any]
+    attributes: Mapping[str, Any]
     """store, condition, choices, only, level."""
 
-    def summary(self) -> Summary:
-        """What the answers show of themselves in a notebook."""
-        row = self.table.iloc[0]
-        right = f"right {row['accuracy']:.1%} [{row['accuracy_low']:.1%}, {row['accuracy_high']:.1%}], confidence {row['confidence']:.3f}"
-        columns = ["relation", "examples", "accuracy", "accuracy_low", "accuracy_high", "confidence"]
-        return Summary(f"AnswerConfidence: {row['examples']:,} examples, {len(self.table) - 1} relations", [right], self.table[columns])
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `answer_confidence`."""
+        return {"only": self.only, "level": self.attributes["level"]}
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        save_result(path, ResultFile(RESULT_KIND, {"confidence": self.table, "answers": self.answers}, {}, self.attributes))
+    def summary(self) -> str:
+        """Accuracy and confidence over all relations, and of the best and the worst relation."""
+        rows = self.table[self.table["relation"] != ""].sort_values("accuracy", kind="stable")
+        shown = [self.table.iloc[0]] + ([rows.iloc[-1], rows.iloc[0]] if len(rows) > 1 else [])
+        lines = [
+            f"{row['relation'] or 'all relations':<16} right {row['accuracy']:6.1%} [{row['accuracy_low']:.1%}, "
+            f"{row['accuracy_high']:.1%}] "
+            f"of {row['examples']:,}, confidence {row['confidence']:.2f}"
+            for row in shown
+        ]
+        if str(self.attributes["condition"]).startswith("untrained"):
+            lines.insert(0, "of untrained weights, not of the model:")
+        return "\n".join(lines)
 
-    @classmethod
-    def load(cls, path: Path | str) -> AnswerConfidence:
-        """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
-        return cls(file.tables["confidence"], file.tables["answers"], dict(file.attributes))
+    def to_frame(self) -> pd.DataFrame:
+        """The table by relation."""
+        return self.table
 
 
 def right_choices(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -114,7 +135,7 @@ def answer_confidence(
     others = logits.copy()
     others[each, right] = -np.inf
     facts = store.examples.iloc[chosen]
-    table = pd.DataFrame(
+    scores = pd.DataFrame(
         {
             "relation": facts["relation"].to_numpy(object),
             "image": facts["image"].to_numpy(object),
@@ -124,8 +145,8 @@ def answer_confidence(
             "margin": logits[each, right] - others.max(-1),
         }
     )
-    rows = [_summary("", table, level)]
-    by_relation = [_summary(str(name), group, level) for name, group in table.groupby("relation", sort=True)]
+    rows = [_summary("", scores, level)]
+    by_relation = [_summary(str(name), group, level) for name, group in scores.groupby("relation", sort=True)]
     rows += sorted(by_relation, key=lambda row: -int(row["examples"]))
     attributes = {
         **made_from(store),
@@ -137,12 +158,12 @@ def answer_confidence(
         {
             "example": chosen,
             "id": facts["id"].to_numpy(object),
-            "relation": table["relation"],
+            "relation": scores["relation"],
             "label": facts["label"].to_numpy(),
             "answer": np.asarray(store.layout.choices, object)[logits.argmax(-1)],
-            "right": table["accuracy"] == 1,
-            "confidence": table["confidence"],
-            "margin": table["margin"],
+            "right": scores["accuracy"] == 1,
+            "confidence": scores["confidence"],
+            "margin": scores["margin"],
         }
     )
     return AnswerConfidence(pd.DataFrame(rows), answers, attributes)

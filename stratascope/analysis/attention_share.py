@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,12 +14,15 @@ from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.sinks import DROPPED, PLACES, TIMES, checked_places, find_sinks, places_of
 from stratascope.analysis.weighting import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError
-from stratascope.results.display import Shown, Summary
-from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.results.file import made_from
+from stratascope.results.lazy_arrays import Arrays
+from stratascope.results.result import CHOICE, Result, array_field, new_axes, titled
 from stratascope.store import ActivationStore
+from stratascope.store.format.json_schema import Along, each
 from stratascope.store.format.prompt_parts import PARTS, parts_of
 
-RESULT_KIND = "attention_share"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 REMOVABLE = ("first_token", "image_edge", "image_inside")
 EMPTY = 1e-5
@@ -31,26 +33,45 @@ PIECE = 16
 """Examples in one task: their rows of all layers are held at once, 22 MB of a 7B model's."""
 
 
-@dataclass(frozen=True, repr=False)
-class AttentionShare(Shown):
+def _of_these_parts(attributes: Mapping[str, Any], _: Mapping[str, pd.DataFrame], __: Arrays) -> str | None:
+    if attributes["parts"] == list(PARTS) and attributes["places"] == list(PLACES):
+        return None
+    return f"expected shares of {', '.join(PARTS)} and their sinks, found {', '.join(attributes['parts'])}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionShare(
+    Result,
+    kind="attention_share",
+    command="share",
+    schema={
+        **each(str, "store condition weighing"),
+        **each(float, "times"),
+        **CHOICE,
+        "layers": Along("layer", int),
+        "parts": Along("part", str),
+        "places": Along("place", str),
+    },
+    rules=(_of_these_parts,),
+):
     """The final token's attention by part of the prompt, and each part's share of the tokens."""
 
-    values: NDArray[np.float32]
+    values: NDArray[np.float32] = array_field("share", "example layer head part", name="share")
     """(example, layer, head, part); sums to 1 over parts; the layers are `attributes["layers"]`."""
-    tokens: NDArray[np.float32]
+    tokens: NDArray[np.float32] = array_field("share", "example part", name="token_share")
     """(example, part) share of the example's tokens."""
-    examples: NDArray[np.int64]
+    examples: NDArray[np.int64] = array_field("int", "example", name="example")
     """(example,) example numbers."""
-    entropy: NDArray[np.float32]
+    entropy: NDArray[np.float32] = array_field("float", "example layer head")
     """(example, layer, head) of the row, in nats: 0 where one token takes all, log(n_tokens) where all take the same."""
-    sinks: NDArray[np.float32]
+    sinks: NDArray[np.float32] = array_field("share", "example layer head place")
     """(example, layer, head, place) attention drawn by the sinks at each of `sinks.PLACES`."""
-    sink_counts: NDArray[np.int16]
+    sink_counts: NDArray[np.int16] = array_field("int", "example place")
     """(example, place) number of sinks; a token is one for all layers and heads, see `sinks.find_sinks`."""
-    first_part: NDArray[np.int8]
+    first_part: NDArray[np.int8] = array_field("int", "example")
     """(example,) index of the part that the first token belongs to."""
-    attributes: dict[str, Any]
-    """store, layers, condition, weighing, only, times."""
+    attributes: Mapping[str, Any]
+    """store, layers, condition, weighing, only, times, parts, places."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -113,57 +134,53 @@ class AttentionShare(Shown):
             rows.append((place, (counts > 0).mean(), counts.mean(), by_head.mean(), by_head.max(), named, int(head)))
         return pd.DataFrame(rows, columns=["place", "examples_with", "count", "attention", "highest", "layer", "head"])
 
-    def summary(self) -> Summary:
-        """What the shares show of themselves in a notebook."""
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `attention_share`."""
+        return {"only": self.only, "weighing": self.attributes["weighing"], "times": self.attributes["times"]}
+
+    @property
+    def name_parts(self) -> tuple[str | None, ...]:
+        """The weighting, where it is not attention alone, and the selection of examples."""
+        weighing = self.attributes["weighing"]
+        return (None if weighing == "attention" else weighing, *self.only)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each layer, head and part, see `head_table`."""
+        return self.head_table()
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw each part's share of the attention by decoder block, stacked."""
         from stratascope.figures.drawing import draw_attention_share
 
-        by_block = self.values.mean((0, 2), dtype=np.float64)
-        top = by_block.argmax(0)
-        table = pd.DataFrame(
-            {
-                "part": self.parts,
-                "of_the_tokens": self.tokens.mean(0),
-                "of_the_attention": by_block.mean(0),
-                "highest": by_block.max(0),
-                "in_block": [self.attributes["layers"][int(k)] for k in top],
-            }
-        )
-        examples, layers, heads, _ = self.values.shape
-        title = f"AttentionShare: {examples:,} examples, {layers} decoder blocks of {heads} heads"
-        return Summary(title, (), table, lambda ax: draw_attention_share(self.values, self.tokens, self.parts, ax))
+        title = "attention of the final token" + (", weighted by norm" if self.attributes["weighing"] == "norm" else "")
+        return draw_attention_share(self.values, self.tokens, self.parts, new_axes(ax), title=titled(title, self.only))
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        rows = ("example", "layer", "head")
-        arrays: dict[str, Any] = {
-            "share": ((*rows, "part"), self.values),
-            "token_share": (("example", "part"), self.tokens),
-            "example": (("example",), self.examples),
-            "entropy": (rows, self.entropy),
-            "sinks": ((*rows, "place"), self.sinks),
-            "sink_counts": (("example", "place"), self.sink_counts),
-            "first_part": (("example",), self.first_part),
-        }
-        save_result(path, ResultFile(RESULT_KIND, {}, arrays, {**self.attributes, "parts": list(PARTS), "places": list(PLACES)}))
-
-    @classmethod
-    def load(cls, path: Path | str) -> AttentionShare:
-        """What `save` wrote.
-
-        Raises
-        ------
-        StoreError
-            If the file holds anything else.
-        InvalidInputError
-            If it holds shares of other parts.
-        """
-        file = load_result(path, RESULT_KIND)
-        attributes = dict(file.attributes)
-        if (parts := attributes.pop("parts", None)) != list(PARTS) or attributes.pop("places", None) != list(PLACES):
-            raise InvalidInputError(f"{path}: expected shares of {', '.join(PARTS)} and their sinks, found {parts}; make the result again")
-        fields = {"values": "share", "tokens": "token_share", "examples": "example"}
-        fields |= {name: name for name in ("entropy", "sinks", "sink_counts", "first_part")}
-        return cls(**{field: file.arrays[name][1] for field, name in fields.items()}, attributes=attributes)
+    def summary(self) -> str:
+        """The image's share and the block where it is highest; sinks by place; the image's share without them."""
+        image = self.parts.index("image")
+        by_block = self.values[..., image].mean((0, 2))
+        best = int(by_block.argmax())
+        lines = [
+            f"image: {self.tokens[:, image].mean():.1%} of the tokens, {by_block[best]:.1%} of the final token's attention in block "
+            f"{self.attributes['layers'][best]} (its highest, mean over heads), {by_block.mean():.1%} over all blocks"
+        ]
+        sinks = self.sink_table()
+        for row in sinks.to_dict("records"):
+            if row["count"] > 0:
+                lines.append(
+                    f"sinks, {row['place'].replace('_', ' ')}: {row['count']:.2f} an example, in {row['examples_with']:.0%} of them; they "
+                    f"draw {row['attention']:.1%} of the attention, most in block {row['layer']} head {row['head']}: {row['highest']:.1%}"
+                )
+        if len(lines) == 1:
+            return f"{lines[0]}\nno sinks: no token takes {self.attributes['times']:g} times its fair share"
+        if not sinks.loc[sinks["place"].isin(DROPPED), "count"].any():
+            return "\n".join(lines)
+        means = self.head_table()
+        without = float(means.loc[means["part"] == "image", "share_without_sinks"].mean())
+        if np.isnan(without):
+            return "\n".join([*lines, "the sinks take all attention: the share without them is undefined"])
+        return "\n".join([*lines, f"without the sinks at the first token and the image's edge: {without:.1%} on the image over all blocks"])
 
 
 def attention_share(
@@ -216,6 +233,8 @@ def attention_share(
         "weighing": weighing,
         "only": list(only),
         "times": times,
+        "parts": list(PARTS),
+        "places": list(PLACES),
     }
     return AttentionShare(values, tokens.astype(np.float32), chosen, entropy, sinks, counts, parts[:, 0], attributes)
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.weighting import require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError
-from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.results.file import ResultFile, made_from
+from stratascope.results.registry import load_result, save_result
 from stratascope.store import ActivationStore
 from stratascope.store.format.prompt_parts import PARTS, parts_of
 

@@ -17,7 +17,8 @@ from stratascope.analysis.flow import flow
 from stratascope.analysis.knockout_targets import kind_of_target, target_tokens
 from stratascope.analysis.relevance import BASELINES, few_blocks, group_scores, methods_of, token_scores
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.results.file import ResultFile, made_from
+from stratascope.results.registry import load_result, save_result
 from stratascope.stats.rank_correlation import rank_correlations
 from stratascope.store import ActivationStore
 from stratascope.store.format.prompt_parts import PARTS, parts_of

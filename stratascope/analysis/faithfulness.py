@@ -17,7 +17,8 @@ from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.relevance import BASELINES, Method, few_blocks, group_scores, methods_of
 from stratascope.analysis.weighting import require_recorded
 from stratascope.errors import InvalidInputError, TooFewExamplesError
-from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.results.file import ResultFile, made_from
+from stratascope.results.registry import load_result, save_result
 from stratascope.stats.cluster_means import bootstrap_means, ends
 from stratascope.stats.rank_correlation import FEWEST_TARGETS, rank_correlations
 from stratascope.store import ActivationStore

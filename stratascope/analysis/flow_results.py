@@ -17,7 +17,8 @@ from stratascope.analysis.flow import CUTS, Flow, flow, span_flow
 from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.rollout_results import example_table, on_image
 from stratascope.errors import NotRecordedError
-from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.results.file import ResultFile, made_from
+from stratascope.results.registry import load_result, save_result
 from stratascope.store import ActivationStore
 
 RESULT_KIND = "flow"

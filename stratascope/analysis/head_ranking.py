@@ -16,7 +16,8 @@ from stratascope.analysis.attribution import LogitAttribution
 from stratascope.analysis.head_agreement import AGREEMENT, head_agreement, head_ranking
 from stratascope.analysis.overlap import BoxOverlap
 from stratascope.errors import InvalidInputError
-from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import load_result, save_result
 from stratascope.store import choice_of, choice_text
 
 RESULT_KIND = "head_ranking"

@@ -21,7 +21,8 @@ from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.relevance import Method, few_blocks, methods_of, token_scores
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.errors import TooFewExamplesError
-from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.results.file import ResultFile, made_from
+from stratascope.results.registry import load_result, save_result
 from stratascope.stats.cluster_means import bootstrap_means
 from stratascope.store import ActivationStore
 

@@ -16,7 +16,8 @@ from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.weighting import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.results.display import Shown, Summary
-from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.results.file import ResultFile, made_from
+from stratascope.results.registry import load_result, save_result
 from stratascope.store import ActivationStore
 
 RESULT_KIND = "box_overlap"

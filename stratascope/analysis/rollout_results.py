@@ -17,7 +17,8 @@ from stratascope.analysis.rollout import Form, rollout, rollout_packed
 from stratascope.analysis.sinks import places_of, sinks_of_maps
 from stratascope.errors import InvalidInputError
 from stratascope.results.display import Shown, Summary
-from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.results.file import ResultFile, made_from
+from stratascope.results.registry import load_result, save_result
 from stratascope.store import ActivationStore, decode_maps
 
 RESULT_KIND = "rollout"

@@ -6,24 +6,25 @@ from pathlib import Path
 
 import click
 
+from stratascope.analysis import answer_confidence
 from stratascope.commands import options
+from stratascope.commands.output import Output, results_output
 from stratascope.commands.terminal import open_store, results_folder
 
 
-@click.command(short_help="How often the model is right, and how sure it is.")
+@click.command(short_help="Accuracy and confidence of the model's answers.")
 @click.argument("store")
 @options.only
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of results; default: STORE-results.")
-def answers(store: str, only: tuple[str, ...], out: Path | None) -> None:
-    """How often the model is right and how sure it is, over all and by relation, and each example's answer.
+@results_output
+def answers(store: str, output: Output, only: tuple[str, ...]) -> None:
+    """Accuracy and confidence of the model's answers, over all examples and by relation, and each example's answer.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope answers demo/original.zarr
     """
-    from stratascope.workflow.answering import save_answers
-
-    click.echo(save_answers(open_store(store), out or results_folder(store), only=only))
+    opened = open_store(store)
+    output.add(answer_confidence(opened, only=only), store=opened)
 
 
 @click.command(short_help="What each head adds to the answer.")

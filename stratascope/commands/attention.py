@@ -7,31 +7,30 @@ from typing import Any
 
 import click
 
+from stratascope.analysis import attention_share
 from stratascope.commands import options
+from stratascope.commands.output import Output, results_output
+from stratascope.commands.signature import options_of
 from stratascope.commands.terminal import open_store, results_folder
 
 
-@click.command(short_help="How the final token's attention is divided.")
+@click.command(short_help="Attention of the final token by part of the prompt.")
 @click.argument("store")
-@click.option(
-    "--weighing",
-    type=click.Choice(["attention", "norm"]),
-    default="attention",
-    show_default=True,
-    help="What a look weighs: attention alone, or times the norm of what it carries (needs value_norms).",
+@options_of(
+    attention_share,
+    weighing="What weights a token: attention alone, or attention times the norm of what it carries (needs value_norms).",
 )
 @options.only
-@options.results
-def share(store: str, weighing: str, only: tuple[str, ...], out: Path | None) -> None:
+@results_output
+def share(store: str, output: Output, **chosen: Any) -> None:
     """How the final token's attention is divided between image, caption and the rest, by layer and head.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope share demo/original.zarr
     """
-    from stratascope.workflow.sharing import share_and_draw
-
-    click.echo(share_and_draw(open_store(store), out or results_folder(store), weighing=weighing, only=only))
+    opened = open_store(store)
+    output.add(attention_share(opened, **chosen), store=opened)
 
 
 @click.command(short_help="Where the final token's attention comes from.")

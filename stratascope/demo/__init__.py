@@ -145,18 +145,18 @@ def _extracted(stages: Stages, condition: str, step: str, command: str, progress
 
 def _analyses(store: ActivationStore, out: Path, seed: int) -> dict[str, Callable[[], object]]:
     """What is computed of the attention and the answers, by name; the report last."""
-    from stratascope.workflow.answering import save_answers
+    from stratascope.analysis import answer_confidence, attention_share
+    from stratascope.results.output import save_with_figure
     from stratascope.workflow.attributing import attribute_and_draw
     from stratascope.workflow.believing import compare_and_draw, point_and_draw
     from stratascope.workflow.overlapping import overlap_and_draw
     from stratascope.workflow.reporting import write_report
     from stratascope.workflow.rolling import roll_and_draw
-    from stratascope.workflow.sharing import share_and_draw
 
     results = out / "results"
     return {
-        "answers": lambda: save_answers(store, results),
-        "share": lambda: share_and_draw(store, results),
+        "answers": lambda: save_with_figure(answer_confidence(store), results),
+        "share": lambda: save_with_figure(attention_share(store), results),
         "rollout": lambda: roll_and_draw(store, results, examples=None, window=None),
         "overlap": lambda: overlap_and_draw(store, results),
         "attribution": lambda: attribute_and_draw(store, results),

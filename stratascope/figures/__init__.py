@@ -1,1 +1,1 @@
-"""TODO"""
+"""Drawing functions: arrays and tables in, matplotlib axes out."""

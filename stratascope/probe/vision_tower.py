@@ -13,7 +13,8 @@ import pandas as pd
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.study.study import probe_study
-from stratascope.results.file import ResultFile, load_result, made_from, save_result
+from stratascope.results.file import ResultFile, made_from
+from stratascope.results.registry import load_result, save_result
 from stratascope.store import ActivationStore
 
 RESULT_KIND = "entanglement"

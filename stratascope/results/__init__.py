@@ -1,1 +1,1 @@
-"""TODO"""
+"""Results: one class a kind with schema, file, summary and figure; a registry of all kinds."""

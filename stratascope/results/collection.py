@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.results.file import load_result
 from stratascope.results.locations import ENDING, results_folders
+from stratascope.results.registry import load_result
 from stratascope.results.view import Found
 from stratascope.store import ActivationStore, condition_of
 

@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.results.kinds import KINDS
 from stratascope.results.lazy_arrays import Arrays, OnFile, extent_of, known_means, read_members, unread
+from stratascope.results.schema import ResultSchema
 from stratascope.store.format.provenance import condition_of, plain_json
 from stratascope.store.format.tables import as_numpy, get_table, put_array, put_table
-from stratascope.store.io.durable import write_with
+from stratascope.store.io.access import RESULT_FORMAT
+from stratascope.store.io.durable import write_with, zip_entry
 
 if TYPE_CHECKING:
     from stratascope.store.io.reader import ActivationStore
 
-RESULT_FORMAT = "stratascope-result"
 RESULT_VERSION = 1
 PIECE_BYTES = 1 << 20
 """Of an array by examples that are compressed together, before compression."""
@@ -71,7 +71,7 @@ def made_from(store: ActivationStore) -> dict[str, str]:
     return {"store": store.fingerprint(), "condition": condition_of(store.provenance)}
 
 
-def save_result(path: str | Path, result: ResultFile) -> None:
+def write_file(path: str | Path, result: ResultFile) -> None:
     """Write a result, whole or not at all; the same result always gives the same bytes.
 
     Raises
@@ -112,21 +112,22 @@ def _pieces(array: NDArray[Any], dims: Sequence[str]) -> tuple[int, ...] | None:
     return (*array.shape[:axis], rows, *array.shape[axis + 1 :])
 
 
-def load_result(path: str | Path, kind: str | None = None) -> ResultFile:
-    """The result that `save_result` wrote.
+def read_file(path: str | Path, schema: ResultSchema | None = None, kind: str | None = None) -> ResultFile:
+    """Read a results file.
 
     Parameters
     ----------
     path
         Of the file.
+    schema
+        What the file must hold; unchecked by default.
     kind
-        Which result it must be, such as `layer_curve`; any by default.
+        The kind that the file must be of; any by default.
 
     Raises
     ------
     StoreError
-        For a file that is missing, damaged, no result, of another kind or of a newer version, or that does not hold what its kind
-        declares (`store.kinds`).
+        The file is missing or damaged, is no results file, is of another kind or a newer version, or does not match the schema.
     """
     members = read_members(path)
     try:
@@ -167,10 +168,16 @@ def load_result(path: str | Path, kind: str | None = None) -> ResultFile:
         raise
     except Exception as error:
         raise StoreError(f"{path}: expected whole tables and arrays, found: {error}; make the result again") from error
-    held, declared = Arrays(arrays), KINDS.get(attributes["kind"])
-    if declared is not None and (unlike := declared.unlike(inner, tables, held)):
-        raise StoreError(f"{path}: {unlike}, in a result of kind {attributes['kind']!r}; make the result again")
-    return ResultFile(attributes["kind"], tables, held, inner)
+    file = ResultFile(attributes["kind"], tables, Arrays(arrays), inner)
+    if schema is not None:
+        check_schema(file, schema, path)
+    return file
+
+
+def check_schema(file: ResultFile, schema: ResultSchema, path: str | Path) -> None:
+    """Raise StoreError, naming the file, where a results file does not match its schema."""
+    if mismatch := schema.mismatch(file.attributes, file.tables, file.arrays):
+        raise StoreError(f"{path}: {mismatch}, in a result of kind {file.kind!r}; make the result again")
 
 
 def _zip(files: Mapping[str, Any], out: BinaryIO) -> None:
@@ -183,14 +190,6 @@ def _zip(files: Mapping[str, Any], out: BinaryIO) -> None:
 def _bytes(value: Any) -> Any:
     """What zarr's store in memory holds of a file, without a copy."""
     return memoryview(value.as_numpy_array()).cast("B") if hasattr(value, "as_numpy_array") else value
-
-
-def zip_entry(name: str) -> zipfile.ZipInfo:
-    """The header of a file in a zip, without date or owner."""
-    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    entry.external_attr = 0o644 << 16
-    entry.create_system = 3
-    return entry
 
 
 def _digest(files: Mapping[str, bytes], kind: str, attributes: Any) -> str:

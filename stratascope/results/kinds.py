@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from stratascope.results.probe_kinds import CHOICE, INTERVAL, PROBE_KINDS
-from stratascope.results.schema import Along, Kind, columns, each, floats, ints, shares
+from stratascope.results.schema import ResultSchema, columns, floats, ints
+from stratascope.store.format.json_schema import Along, each
 
 _LEADING = {
     **each(str, "targets mode window method label second? second_label?"),
@@ -15,27 +16,7 @@ _ROLLED = columns("example", text="id", ints="example n_tokens image_start image
 
 KINDS = {
     **PROBE_KINDS,
-    "attention_share": Kind(
-        {
-            **each(str, "store condition weighing"),
-            **each(float, "times"),
-            **CHOICE,
-            "layers": Along("layer", int),
-            "parts": Along("part", str),
-            "places": Along("place", str),
-        },
-        {},
-        {
-            "share": shares("example layer head part"),
-            "token_share": shares("example part"),
-            "entropy": floats("example layer head"),
-            "sinks": shares("example layer head place"),
-            "sink_counts": ints("example place"),
-            "first_part": ints("example"),
-            "example": ints("example"),
-        },
-    ),
-    "rollout": Kind(
+    "rollout": ResultSchema(
         {
             **each(str, "store condition fusion"),
             **each(float, "discard"),
@@ -46,7 +27,7 @@ KINDS = {
         {"examples": _ROLLED},
         {"rollout": floats("example layer token")},
     ),
-    "flow": Kind(
+    "flow": ResultSchema(
         {**each(str, "store condition fusion"), "window": tuple[int, int] | None, "exact": bool, "cuts": list[str]},
         {
             "examples": _ROLLED,
@@ -54,7 +35,7 @@ KINDS = {
         },
         {"flow": floats("example token"), "bound": floats("example token"), "cut": ints("example token")},
     ),
-    "box_overlap": Kind(
+    "box_overlap": ResultSchema(
         {
             **each(str, "store condition map measure"),
             **CHOICE,
@@ -65,7 +46,7 @@ KINDS = {
         {},
         {"overlap": floats("example layer head box"), "example": ints("example")},
     ),
-    "answer_prediction": Kind(
+    "answer_prediction": ResultSchema(
         {
             **each(str, "store condition map measure box"),
             **CHOICE,
@@ -79,22 +60,7 @@ KINDS = {
             )
         },
     ),
-    "answer_confidence": Kind(
-        {**each(str, "store condition"), **each(float, "level"), **CHOICE, "choices": list[str]},
-        {
-            "confidence": columns(
-                text="relation",
-                ints="examples images",
-                shares="accuracy accuracy_low accuracy_high confidence confidence_low confidence_high of_right of_wrong right_choice",
-                floats="margin",
-                keys=["relation"],
-            ),
-            "answers": columns(
-                text="id relation answer", ints="example label", shares="confidence", floats="margin", flags="right", keys=["example"]
-            ),
-        },
-    ),
-    "logit_attribution": Kind(
+    "logit_attribution": ResultSchema(
         {
             **each(str, "store condition"),
             **CHOICE,
@@ -115,7 +81,7 @@ KINDS = {
             "example": ints("example"),
         },
     ),
-    "head_ranking": Kind(
+    "head_ranking": ResultSchema(
         {
             **each(str | None, "store condition"),
             **each(int, "heads"),
@@ -129,7 +95,7 @@ KINDS = {
             "agreement": columns(text="first second", ints="heads", floats="spearman low high", shares="shared_tenth", empty=True),
         },
     ),
-    "faithfulness": Kind(
+    "faithfulness": ResultSchema(
         {
             **each(str, "store condition"),
             **each(int, "draws seed"),
@@ -150,7 +116,7 @@ KINDS = {
         },
         {"correlation": floats("row example"), "example": ints("example")},
     ),
-    "pointing": Kind(
+    "pointing": ResultSchema(
         {
             **each(str, "store condition"),
             **each(int, "draws seed"),
@@ -173,7 +139,7 @@ KINDS = {
         },
         {"values": floats("row example place"), "example": ints("example")},
     ),
-    "example_explanation": Kind(
+    "example_explanation": ResultSchema(
         {
             **each(str, "store condition id caption relation subject object answer"),
             **each(int, "example label"),
@@ -193,4 +159,4 @@ KINDS = {
         },
     ),
 }
-"""Kind -> what `load_result` holds a file of it against."""
+"""ResultSchema -> what `load_result` holds a file of it against."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 ENDING = ".zarr.zip"
@@ -22,3 +23,8 @@ def results_folders(store: str | Path) -> list[Path]:
     which several stores may share."""
     own = beside(store, "-results")
     return [own] if "://" in str(store) else [own, own.with_name("results")]
+
+
+def file_name(*parts: str | None) -> str:
+    """Parts joined by dashes; all but letters, digits, dots and underscores, which some file systems or shells refuse, are dashes, too."""
+    return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts if part)

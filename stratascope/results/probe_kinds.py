@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from stratascope.results.schema import Axes, Kind, columns, each, floats
+from stratascope.results.schema import ArraySchema, ResultSchema, columns, floats
+from stratascope.store.format.json_schema import each
 from stratascope.store.format.provenance import PROVENANCE
 
 INTERVAL = "low high low_simultaneous high_simultaneous"
@@ -28,9 +29,9 @@ def _own_task(attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame],
     return f"expected rows of task {task!r} without a store in table 'table', found {', '.join(sorted(set(table['task'])))}"
 
 
-def _own(kind: str, **dimensions: int) -> dict[str, Axes]:
+def _own(kind: str, **dimensions: int) -> dict[str, ArraySchema]:
     """Arrays of one labelling, by their numbers of dimensions, which are named after the array itself."""
-    return {name: Axes(kind, tuple(f"{name}_{axis}*" for axis in range(count))) for name, count in dimensions.items()}
+    return {name: ArraySchema(kind, tuple(f"{name}_{axis}*" for axis in range(count))) for name, count in dimensions.items()}
 
 
 ANSWER = {
@@ -53,7 +54,7 @@ def _every_code(attributes: Mapping[str, Any], _: Mapping[str, pd.DataFrame], ar
 
 
 PROBE_KINDS = {
-    "layer_curve": Kind(
+    "layer_curve": ResultSchema(
         {
             **each(str, "task"),
             **each(str | None, "position"),
@@ -83,7 +84,7 @@ PROBE_KINDS = {
             "intercepts": floats("layer output"),
         },
     ),
-    "advantage": Kind(
+    "advantage": ResultSchema(
         {**_PROBED, "level": float, "baseline?": {**_BASELINE, "of?": list[Any]}},
         {
             "table": columns("layer", text="metric name baseline", ints="layer", floats=f"value {INTERVAL}", keys=["layer"]),
@@ -91,10 +92,10 @@ PROBE_KINDS = {
         },
         {"draws": floats("draw layer")},
     ),
-    "accuracy_by": Kind(
+    "accuracy_by": ResultSchema(
         {**_PROBED, "by": str}, {"table": columns(text="by", ints="layer examples groups", shares="value low high", grid="by layer")}
     ),
-    "score_grid": Kind(
+    "score_grid": ResultSchema(
         {
             **each(str, "task metric"),
             **each(str | None, "array? fingerprint store"),
@@ -104,7 +105,7 @@ PROBE_KINDS = {
         },
         {"table": columns(text="row metric", ints="layer", floats=f"value {INTERVAL} chance", flags="found", grid="metric row layer")},
     ),
-    "codelength": Kind(
+    "codelength": ResultSchema(
         _PROBED,
         {
             "table": columns(
@@ -116,19 +117,21 @@ PROBE_KINDS = {
         },
         rules=(_own_task,),
     ),
-    "calibration": Kind(_PROBED, {"table": columns(ints="layer bin examples", shares="confidence accuracy error", keys=["layer bin"])}),
-    "confusion": Kind(
+    "calibration": ResultSchema(
+        _PROBED, {"table": columns(ints="layer bin examples", shares="confidence accuracy error", keys=["layer bin"])}
+    ),
+    "confusion": ResultSchema(
         {**_PROBED, "layer": int, "grouped": str}, {"table": columns(text="label predicted", ints="count", grid="label predicted")}
     ),
-    "transfer": Kind(
+    "transfer": ResultSchema(
         {**_PROBED, "to?": str | None},
         {"table": columns(text="metric", ints="layer to_layer", floats=f"value {INTERVAL} chance", grid="metric layer to_layer")},
     ),
-    "layer_answer": Kind(
+    "layer_answer": ResultSchema(
         {"labellings": list[int], "seconds": float}, {}, {f"*.{name}": of for name, of in ANSWER.items()}, rules=(_every_labelling,)
     ),
-    "layer_codes": Kind({"classes": list[list[int]]}, {}, {"*.*": floats("example_*")}, rules=(_every_code,)),
-    "entanglement": Kind(
+    "layer_codes": ResultSchema({"classes": list[list[int]]}, {}, {"*.*": floats("example_*")}, rules=(_every_code,)),
+    "entanglement": ResultSchema(
         {
             **each(str, "store condition without_relation"),
             **each(int, "folds seed"),
@@ -147,4 +150,4 @@ PROBE_KINDS = {
         },
     ),
 }
-"""Kind -> what a file of it holds."""
+"""ResultSchema -> what a file of it holds."""

@@ -12,8 +12,9 @@ from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.figures.heatmaps import draw_heads
 from stratascope.figures.predictions import draw_overlap, draw_prediction
 from stratascope.report import new_figure, paper_style, save_figure
-from stratascope.results.file import ResultFile, load_result
+from stratascope.results.file import ResultFile
 from stratascope.results.locations import ENDING
+from stratascope.results.registry import load_result
 from stratascope.store import choice_of, choice_options, choice_text, chosen_examples
 from stratascope.workflow.telling import file_name, part_lines, result_path, titled, told
 

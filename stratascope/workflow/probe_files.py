@@ -63,7 +63,8 @@ def save_accuracy_by(curve: LayerCurve, store: ActivationStore, column: str, fol
 
 def save_table(folder: Path, kind: str, table: pd.DataFrame, curve: LayerCurve, *name: str | None, **facts: Any) -> Path:
     """One table of a kind with what it was made from."""
-    from stratascope.results.file import ResultFile, save_result
+    from stratascope.results.file import ResultFile
+    from stratascope.results.registry import save_result
 
     path = result_path(folder, *name)
     told = {"task": curve.task, "position": curve.position, "fingerprint": curve.attributes.get("fingerprint"), **facts}

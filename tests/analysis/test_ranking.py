@@ -16,7 +16,8 @@ from stratascope.analysis.head_agreement import head_agreement, spearman_interva
 from stratascope.analysis.head_ranking import probe_grid
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
-from stratascope.results.file import ResultFile, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import save_result
 from stratascope.store import ActivationStore
 from tests.completed import completed
 

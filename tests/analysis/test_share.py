@@ -12,7 +12,6 @@ from stratascope.analysis import AttentionShare, attention_share, find_sinks, ro
 from stratascope.analysis.sinks import PLACES, token_places
 from stratascope.errors import InvalidInputError
 from stratascope.store.format.prompt_parts import PARTS
-from stratascope.workflow.sharing import share_text
 
 
 def test_share_is_the_sum_over_each_part(store, plan) -> None:
@@ -73,9 +72,9 @@ def test_a_planted_sink_is_found_named_and_taken_out(tmp_path: Path, token: int,
     if place is None:  # what the final token gives to itself is drawn by no sink
         assert not sunk.sink_counts.any()
         return
-    assert f"sinks, {place.replace('_', ' ')}: 1.00 an example, in 100% of them; they draw 70.0% of the attention" in share_text(sunk)
-    assert "without the sinks" in share_text(sunk) if place in ("first_token", "image_edge") else "without" not in share_text(sunk)
-    assert "no sinks: no token takes 10 times its fair share" in share_text(plain)
+    assert f"sinks, {place.replace('_', ' ')}: 1.00 an example, in 100% of them; they draw 70.0% of the attention" in sunk.summary()
+    assert "without the sinks" in sunk.summary() if place in ("first_token", "image_edge") else "without" not in sunk.summary()
+    assert "no sinks: no token takes 10 times its fair share" in plain.summary()
     table = sunk.sink_table().set_index("place")
     assert table["examples_with"].to_dict() == {name: float(name == place) for name in PLACES}
     assert table.loc[place, "attention"] == pytest.approx(0.7, abs=1e-3)
@@ -121,4 +120,4 @@ def test_where_a_sink_takes_all_nothing_is_said_of_the_rest(tmp_path: Path) -> N
     share = attention_share(planted_store(tmp_path / "all.zarr", examples=64, sink=(0, 1.0)))
     assert np.isnan(share.without_sinks()).all()
     assert share.head_table()["share_without_sinks"].isna().all()
-    assert "the sinks take everything" in share_text(share)
+    assert "the sinks take everything" in share.summary()

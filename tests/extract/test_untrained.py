@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError
 from stratascope.extract import plan_extraction
-from stratascope.results.file import load_result
+from stratascope.results.registry import load_result
 from stratascope.store import ActivationStore, condition_of
 
 pytest.importorskip("torch")

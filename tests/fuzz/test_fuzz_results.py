@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from stratascope.errors import StoreError
 from stratascope.probe.validation.out_of_fold import OutOfFold
 from stratascope.report.figure_registry import FIGURES
-from stratascope.results.file import load_result, save_result
 from stratascope.results.kinds import KINDS
 from stratascope.results.probe_kinds import ANSWER
+from stratascope.results.registry import load_result, save_result
 
 RECORDED = "residual,attention_rows,attention_maps,head_outputs,head_logits,value_logits,value_norms,vision_residual,vision_output,knockout"
 PROBE = ("probe", "--layers", "3,4", "--folds")

@@ -13,7 +13,7 @@ from planted import planted_store
 from stratascope.cli import main
 from stratascope.probe import Advantage, LayerCurve, ScoreGrid, head_curves, layer_curve, probe_study
 from stratascope.results.collection import gather
-from stratascope.results.file import load_result
+from stratascope.results.registry import load_result
 from stratascope.store import ActivationStore
 from stratascope.workflow import probe_figures
 

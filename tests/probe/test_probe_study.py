@@ -29,7 +29,8 @@ from stratascope.probe import (
 from stratascope.probe.solver.standardised_rows import Rows
 from stratascope.probe.validation.cross_validation import classify
 from stratascope.probe.validation.folds import grouped_folds
-from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import load_result, save_result
 from stratascope.store import ActivationStore
 
 

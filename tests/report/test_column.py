@@ -12,7 +12,7 @@ from stratascope.errors import NotRecordedError
 from stratascope.report.figure_registry import FIGURES
 from stratascope.report.figure_selection import Choice
 from stratascope.results.collection import Findings, gather
-from stratascope.results.file import save_result
+from stratascope.results.registry import save_result
 from tests.completed import completed
 
 METHODS = ("raw attention, the head that looks there most", "norm-based attention, mean over heads", "position alone, the earliest first",

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("torch")
 
+from stratascope.analysis import answer_confidence, attention_share
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.extract import plan_extraction, run_extraction
@@ -27,16 +28,16 @@ from stratascope.report.figure_registry import FIGURES
 from stratascope.report.reproduction import commands
 from stratascope.report.store_report import report_page
 from stratascope.results.collection import Findings, gather
-from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.output import save_with_figure
+from stratascope.results.registry import load_result, save_result
 from stratascope.results.view import Found
 from stratascope.store import ActivationStore
-from stratascope.workflow.answering import save_answers
 from stratascope.workflow.believing import point_and_draw
 from stratascope.workflow.probe_request import ProbeRequest
 from stratascope.workflow.probing import probe_and_draw
 from stratascope.workflow.reporting import example_cards, write_report
 from stratascope.workflow.rolling import roll_and_draw
-from stratascope.workflow.sharing import share_and_draw
 from tests.completed import completed
 from tests.viewer.browser import Browser
 
@@ -49,8 +50,8 @@ def results(settings, store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_extraction(plan_extraction(dataclasses.replace(settings, condition="blank", record=("residual",))), blank)
     asked = {"tasks": ("truth", "truth:shuffled"), "positions": ("final", "object"), "settings": {"folds": 4, "seed": 0}}
     probe_and_draw(store, ProbeRequest(baselines={"baseline": ActivationStore.open(blank)}, **asked), folder / "results")
-    save_answers(store, folder / "results")
-    share_and_draw(store, folder / "results")
+    save_with_figure(answer_confidence(store), folder / "results")
+    save_with_figure(attention_share(store), folder / "results")
     roll_and_draw(store, folder / "results", examples=(0, 1), window=None)
     point_and_draw(store, folder / "results")
     return folder / "results"

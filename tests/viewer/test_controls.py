@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from stratascope.report.viewer import ViewServer
-from stratascope.results.file import save_result
+from stratascope.results.registry import save_result
 from stratascope.store import ActivationStore
 from tests.completed import completed
 from tests.viewer.hosts import hosting

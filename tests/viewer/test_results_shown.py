@@ -16,7 +16,7 @@ from stratascope.analysis.flow_results import flow_examples
 from stratascope.probe import layer_curve
 from stratascope.report.viewer import ViewServer, server
 from stratascope.results import file as results
-from stratascope.results.file import save_result
+from stratascope.results.registry import save_result
 from stratascope.store import ActivationStore, BlockWriter, create_store
 from tests.completed import completed
 from tests.viewer.numbers import numbers, table, weights

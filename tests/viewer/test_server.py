@@ -22,7 +22,8 @@ from stratascope.report.viewer.address import check_address
 from stratascope.report.viewer.files import FolderFiles, ZipFiles, well_formed
 from stratascope.report.viewer.page import page_file
 from stratascope.report.viewer.ranges import UnsatisfiableRangeError, byte_range
-from stratascope.results.file import ResultFile, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import save_result
 from stratascope.store import copy_store
 from tests.store.serving import serving
 from tests.viewer.asking import ask

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Model families: sizes, image grids and tilings. No torch."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Planning an extraction without torch: prompts, tokens, images, sizes, cost."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Running an extraction: the model, capture and interventions. Needs torch."""

@@ -15,7 +15,8 @@ from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.metrics import width_of
 from stratascope.probe.curve.onset_offset import LayerEvent, event_table, offset, onset, peak
 from stratascope.results.display import Shown, Summary
-from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import load_result, save_result
 from stratascope.stats.intervals import INTERVALS, NO_SPREAD, Band, band
 
 Floats = NDArray[Any]

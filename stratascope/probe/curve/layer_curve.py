@@ -19,7 +19,8 @@ from stratascope.probe.curve.metrics import main_metric, predict
 from stratascope.probe.curve.onset_offset import LayerEvent, event_table
 from stratascope.probe.solver.losses import probabilities
 from stratascope.results.display import Shown, Summary
-from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import load_result, save_result
 from stratascope.stats.intervals import same_whatever_is_drawn
 from stratascope.store import condition_of
 

@@ -13,7 +13,8 @@ import pandas as pd
 from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.metrics import width_of
-from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import load_result, save_result
 from stratascope.stats.intervals import band
 
 RESULT_KIND = "score_grid"

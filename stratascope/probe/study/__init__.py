@@ -1,1 +1,1 @@
-"""TODO"""
+"""Studies: every layer, position and task of a store as independent tasks, cached and scheduled."""

@@ -15,7 +15,8 @@ import numpy as np
 from stratascope.errors import StoreError
 from stratascope.probe.study.layer_task import LayerAnswer, LayerTask
 from stratascope.probe.validation.out_of_fold import OutOfFold
-from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import load_result, save_result
 from stratascope.scheduling import run_all
 
 Answer = TypeVar("Answer")

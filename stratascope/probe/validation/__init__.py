@@ -1,1 +1,1 @@
-"""TODO"""
+"""Cross-validation: folds, official splits, out-of-fold predictions."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The store's format: arrays, layout, codecs, tables, provenance."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError, StoreError
-from stratascope.results.schema import each, unlike_record
+from stratascope.store.format.json_schema import each, record_mismatch
 from stratascope.store.format.layout import FORMAT, FORMAT_VERSION, StoreLayout
 
 VOLATILE = ("created", "command", "host")
@@ -35,7 +35,7 @@ def store_attributes(layout: StoreLayout, provenance: Mapping[str, Any], known: 
     `known` is the digest of what was written at creation, `taken` what a copy took of its source (None for an original).
     InvalidInputError for a provenance that readers would refuse.
     """
-    if unlike := unlike_record(provenance, PROVENANCE, "provenance"):
+    if unlike := record_mismatch(provenance, PROVENANCE, "provenance"):
         raise InvalidInputError(unlike)
     attributes: dict[str, Any] = {
         "format": FORMAT,
@@ -77,7 +77,7 @@ def check_attributes(attributes: Mapping[str, Any], name: str) -> StoreLayout:
             "fetch the store again"
         )
     try:
-        unlike = unlike_record(attributes, ATTRIBUTES, "attribute")
+        unlike = record_mismatch(attributes, ATTRIBUTES, "attribute")
         json.dumps(attributes["provenance"], ensure_ascii=False).encode()
         layout = StoreLayout.from_json(attributes["layout"])
     except (KeyError, TypeError, ValueError) as error:

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Reading and writing stores."""

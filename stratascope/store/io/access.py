@@ -18,6 +18,8 @@ from zarr.storage import LocalStore, WrapperStore, ZipStore
 from stratascope.errors import MissingExtraError, StoreError
 from stratascope.store.format.arrays import ArraySpec
 
+RESULT_FORMAT = "stratascope-result"
+"""What the root of a results file calls its format."""
 MARKERS = "written/c/"
 """The one place where absence has a meaning: the block is not written."""
 PATIENCE: Any = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
@@ -114,8 +116,6 @@ def open_root(store: Store, name: str) -> zarr.Group:
 
 
 def _holds_results(store: Store) -> bool:
-    from stratascope.results.file import RESULT_FORMAT
-
     try:
         return bool(zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False).attrs.get("format") == RESULT_FORMAT)
     except Exception:  # it is about to be said what it is not; what else it may be does not matter

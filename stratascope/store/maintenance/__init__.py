@@ -1,1 +1,1 @@
-"""TODO"""
+"""Verify, repair, copy and compare stores."""

@@ -16,12 +16,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
-from stratascope.results.file import zip_entry
 from stratascope.store.format.layout import StoreLayout
 from stratascope.store.format.shards import encode_chunk, encode_file
 from stratascope.store.io.access import is_url
 from stratascope.store.io.create import empty_store
-from stratascope.store.io.durable import PARTIAL, flush_folder, make_folder, write_file
+from stratascope.store.io.durable import PARTIAL, flush_folder, make_folder, write_file, zip_entry
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.recorded_examples import require_written
 from stratascope.store.io.selection import Examples, Selection, example_numbers, listing

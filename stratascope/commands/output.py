@@ -1,0 +1,133 @@
+"""What every command that computes a result does with it: save, draw, print."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from stratascope.results.result import Result
+    from stratascope.store import ActivationStore
+
+QUIET, NORMAL, VERBOSE = -1, 0, 1
+
+
+@dataclass
+class Output:
+    """Where a command's results go, and how much it prints."""
+
+    folder: Path
+    as_json: bool = False
+    verbosity: int = NORMAL
+    _records: list[dict[str, Any]] = field(default_factory=list)
+    _lines: list[str] = field(default_factory=list)
+
+    def note(self, *lines: str) -> None:
+        """Lines about the run as a whole, printed before the results."""
+        self._lines += lines
+
+    def add(self, result: Result, *, store: ActivationStore | None = None, name: str = "", draw: bool = True, summary: bool = True) -> Path:
+        """Save a result and its figure.
+
+        Parameters
+        ----------
+        result
+            See `results.output.save_with_figure`.
+        store
+            What it was computed from, for figures that show images.
+        name
+            The files' name without ending; the result's own by default.
+        draw
+            Whether its figure is drawn as NAME.png.
+        summary
+            Whether its summary is printed.
+
+        Returns
+        -------
+        pathlib.Path
+            The results file.
+        """
+        from stratascope.results.output import save_with_figure
+
+        path, drawn = save_with_figure(result, self.folder, store=store, name=name, draw=draw)
+        text = result.summary() if summary else ""
+        self._records.append(
+            {
+                "file": str(path),
+                "kind": result.kind,
+                "figure": str(drawn) if drawn else None,
+                "options": dict(result.options),
+                "summary": text,
+                "table": result.to_frame().to_dict("records") if self.as_json else None,
+            }
+        )
+        return path
+
+    def figure(self, figure: Any, name: str) -> Path:
+        """Save a figure as NAME.png in the folder."""
+        from stratascope.figures.drawing import save_figure
+
+        return save_figure(figure, self.folder / f"{name}.png")
+
+    def finish(self) -> None:
+        """Print what the command computed: text, or one JSON object with --json."""
+        if self.as_json:
+            click.echo(json.dumps({"notes": self._lines, "results": self._records, "folder": str(self.folder)}, default=_plain))
+            return
+        if self.verbosity == QUIET:
+            return
+        texts: Iterable[str] = [*self._lines, *(record["summary"] for record in self._records if record["summary"])]
+        for text in texts:
+            click.echo(text)
+        for record in self._records:
+            if self.verbosity >= VERBOSE:
+                click.echo(f"file {record['file']}")
+            if record["figure"]:
+                click.echo(f"figure {record['figure']}")
+        click.echo(f"results in {self.folder}")
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--json`, `-q` and `-v`; the command receives `as_json` and `verbosity`."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
+        if quiet and verbose:
+            raise click.UsageError("expected -q or -v, found both")
+        return command(*args, verbosity=QUIET if quiet else VERBOSE if verbose else NORMAL, **kwargs)
+
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Also name every file that is written."),
+        click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
+    ):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def results_output(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`-o/--out`, `--json`, `-q`, `-v` of a command whose first argument is a store; the command receives `output` and ends with it.
+
+    The command adds results to `output`; they are printed when it returns.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*, store: str, out: Path | None, as_json: bool, verbosity: int, **kwargs: Any) -> None:
+        from stratascope.results.locations import results_folders
+
+        output = Output(out or results_folders(store)[0], as_json, verbosity)
+        command(store=store, output=output, **kwargs)
+        output.finish()
+
+    text = "Folder of results and figures; default: STORE-results beside the store."
+    return click.option("-o", "--out", type=click.Path(path_type=Path), help=text)(verbosity_options(wrapped))

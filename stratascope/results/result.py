@@ -1,0 +1,289 @@
+"""`Result`: one frozen dataclass a kind of result, with its schema, file, summary and figure."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.figures.drawing import new_figure
+from stratascope.figures.style import paper_style
+from stratascope.results.file import ResultFile, read_file, write_file
+from stratascope.results.locations import file_name
+from stratascope.results.schema import ArraySchema, ResultSchema, TableSchema
+from stratascope.store import choice_of, choice_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from stratascope.store import ActivationStore
+
+KINDS: dict[str, type[Result]] = {}
+"""ResultSchema -> class, of every result class that is defined so far; `registry.result_class` also imports the others."""
+_STORED = "stored"
+CHOICE = {"only?": list[str]}
+"""Schema of the attribute that names the selection of examples: COLUMN=VALUE."""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """How a field of a result is stored in its file."""
+
+    schema: ArraySchema | TableSchema
+    name: str
+
+
+def array_field(kind: str, dims: str, *, name: str = "") -> Any:
+    """Declare a field that the file stores as an array.
+
+    Parameters
+    ----------
+    kind
+        text, int, float, share (0 to 1, NaN where unknown) or bool.
+    dims
+        Names of the dimensions, separated by blanks. A dimension has one size in all fields of a result.
+    name
+        In the file; the field's own by default.
+    """
+    return field(metadata={_STORED: _Stored(ArraySchema(kind, tuple(dims.split())), name)})
+
+
+def table_field(schema: TableSchema, *, name: str = "") -> Any:
+    """Declare a field that the file stores as a table.
+
+    Parameters
+    ----------
+    schema
+        The columns that the table must have (`schema.columns`).
+    name
+        In the file; the field's own by default.
+    """
+    return field(metadata={_STORED: _Stored(schema, name)})
+
+
+class Result:
+    """Base of all results: a frozen dataclass whose fields declare how they are stored.
+
+    A subclass names its kind and the schema of its attributes in the class statement, and declares its fields with `array_field` and
+    `table_field`::
+
+        @dataclass(frozen=True, eq=False, repr=False)
+        class AttentionShare(Result, kind="attention_share", schema={"store": str, "weighing": str}):
+            values: NDArray[np.float32] = array_field("share", "example layer head part", name="share")
+            attributes: Mapping[str, Any]
+
+    From these follow `save`, `load` with a check of the schema, the `repr` and the view in a notebook. The subclass defines `summary`,
+    `plot`, `to_frame` and `options`. Its class is known to the registry from then on: report, command line and viewer need nothing else.
+    """
+
+    kind: ClassVar[str] = ""
+    """The kind's name in files."""
+    command: ClassVar[str] = ""
+    """The command that computes it, such as `share`; empty where another result's command does."""
+    file_prefix: ClassVar[str] = ""
+    """How the names of its files begin; the command by default."""
+    _attributes_schema: ClassVar[Mapping[str, Any]] = {}
+    _rules: ClassVar[tuple[Any, ...]] = ()
+
+    attributes: Mapping[str, Any]
+
+    def __init_subclass__(
+        cls,
+        *,
+        kind: str = "",
+        schema: Mapping[str, Any] | None = None,
+        rules: tuple[Any, ...] = (),
+        command: str = "",
+        prefix: str = "",
+    ) -> None:
+        super().__init_subclass__()
+        if not kind:
+            return
+        known = KINDS.get(kind, cls)
+        assert known.__qualname__ == cls.__qualname__, f"two classes of kind {kind!r}"  # dataclass(slots=True) makes a class anew
+        cls.kind, cls.command, cls.file_prefix = kind, command, prefix or command
+        cls._attributes_schema, cls._rules = schema or {}, rules
+        KINDS[kind] = cls
+
+    # -- file ----------------------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def schema(cls) -> ResultSchema:
+        """The schema of the file: attributes, tables and arrays, as `load` checks them."""
+        return _schema(cls)
+
+    def contents(self) -> ResultFile:
+        """What `save` writes: the fields by their names in the file."""
+        tables: dict[str, pd.DataFrame] = {}
+        arrays: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
+        for name, stored in _stored(type(self)):
+            value = getattr(self, name)
+            if isinstance(stored.schema, TableSchema):
+                tables[stored.name] = value
+            else:
+                arrays[stored.name] = (stored.schema.dims, value)
+        return ResultFile(self.kind, tables, arrays, dict(self.attributes))
+
+    @classmethod
+    def from_contents(cls, file: ResultFile) -> Self:
+        """The result whose `contents` a file holds."""
+        values: dict[str, Any] = {
+            name: file.tables[stored.name] if isinstance(stored.schema, TableSchema) else file.arrays[stored.name][1]
+            for name, stored in _stored(cls)
+        }
+        return cls(**values, attributes=dict(file.attributes))
+
+    def save(self, path: str | Path) -> None:
+        """Write the result to one file, whole or not at all; equal results give equal bytes.
+
+        Raises
+        ------
+        StoreError
+            The file cannot be written.
+        """
+        write_file(path, self.contents())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read the result that `save` wrote.
+
+        Raises
+        ------
+        StoreError
+            The file is missing or damaged, is of another kind, or does not match the schema.
+        """
+        return cls.from_contents(read_file(path, cls.schema(), cls.kind))
+
+    # -- what people see -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The parameters of the Python function that computed this result, without the store; the report's commands follow from them."""
+        return {}
+
+    def summary(self) -> str:
+        """Lines of text, as the command prints them."""
+        raise NotImplementedError
+
+    def to_frame(self) -> pd.DataFrame:
+        """The numbers of the figure as one table."""
+        raise NotImplementedError
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the result.
+
+        Parameters
+        ----------
+        ax
+            Axes to draw on; a new figure's by default.
+        """
+        raise NotImplementedError
+
+    def figure(self, store: ActivationStore | None = None) -> Figure | None:
+        """The figure that the command saves; None where the result has none.
+
+        Parameters
+        ----------
+        store
+            The store that the result was computed from, for figures that show its images.
+        """
+        if type(self).plot is Result.plot:
+            return None
+        with paper_style():
+            figure, (ax,) = new_figure(1, width=4.6, height=2.9)
+            self.plot(ax)
+            if ax.get_legend() is None and ax.get_legend_handles_labels()[0]:
+                ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return figure
+
+    @property
+    def only(self) -> tuple[str, ...]:
+        """COLUMN=VALUE that selected its examples; () for all."""
+        return choice_of(self.attributes)
+
+    @property
+    def name_parts(self) -> tuple[str | None, ...]:
+        """What tells its files from those of another run of the same command, such as the weighting and the selection of examples."""
+        return self.only
+
+    @property
+    def file_name(self) -> str:
+        """The name of its files without the ending."""
+        return file_name(self.file_prefix, *self.name_parts)
+
+    @property
+    def title(self) -> str:
+        """One line for `repr` and notebooks."""
+        sizes = [f"{dim} {size}" for dim, size in _sizes(self).items()]
+        return f"{type(self).__name__} ({', '.join(sizes)})" if sizes else type(self).__name__
+
+    def __repr__(self) -> str:
+        return "\n  ".join([self.title, *self.summary().splitlines()])
+
+    def _repr_html_(self) -> str:
+        parts = [f"<b>{html.escape(self.title)}</b>", f"<pre>{html.escape(self.summary())}</pre>"]
+        if type(self).plot is not Result.plot:
+            parts.append(_picture(self, self.title))
+        parts.append(self.to_frame().to_html(index=False, max_rows=12, float_format="{:.3g}".format, escape=True, border=0))
+        return "<div>" + "".join(parts) + "</div>"
+
+
+def new_axes(ax: Axes | None, *, width: float = 4.6, height: float = 2.9) -> Axes:
+    """The axes themselves, or those of a new figure in pyplot, so that a notebook or script shows it."""
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def titled(title: str, only: Sequence[str]) -> str:
+    """A figure's title with the selection of examples in parentheses."""
+    return f"{title} ({choice_text(only)})" if only else title
+
+
+def _picture(result: Result, alt: str) -> str:
+    figure, (ax,) = new_figure(1, width=4.6, height=2.5)
+    buffer = io.BytesIO()
+    with paper_style():
+        result.plot(ax)
+        if ax.get_legend() is None and ax.get_legend_handles_labels()[0]:
+            ax.legend(loc="best")
+        figure.savefig(buffer, format="png", dpi=110)
+    code = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{code}">'
+
+
+def _stored(cls: type[Result]) -> Iterator[tuple[str, _Stored]]:
+    for one in fields(cls):  # type: ignore[arg-type]
+        if (stored := one.metadata.get(_STORED)) is not None:
+            yield one.name, _Stored(stored.schema, stored.name or one.name)
+
+
+@cache
+def _schema(cls: type[Result]) -> ResultSchema:
+    stored = [s for _, s in _stored(cls)]
+    tables = {s.name: s.schema for s in stored if isinstance(s.schema, TableSchema)}
+    arrays = {s.name: s.schema for s in stored if isinstance(s.schema, ArraySchema)}
+    return ResultSchema(cls._attributes_schema, tables, arrays, cls._rules)
+
+
+def _sizes(result: Result) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, stored in _stored(type(result)):
+        value = getattr(result, name)
+        if isinstance(stored.schema, TableSchema):
+            if stored.schema.dim:
+                found.setdefault(stored.schema.dim, len(value))
+        else:
+            found |= dict(zip(stored.schema.dims, value.shape, strict=True))
+    return {dim: size for dim, size in found.items() if dim.isidentifier()}
