@@ -130,3 +130,9 @@ def main(debug: bool) -> None:
     A STORE is what `extract` fills: its folder, a zip of it, or its address (http, https, s3, gs, az). Results go to STORE-results
     beside it unless --out says otherwise.
     """
+
+
+def all_commands() -> dict[str, click.Command]:
+    """Every command by name, in the order of `--help`; imports all of their modules."""
+    names = [name for section in SECTIONS.values() for name in section]
+    return {name: command for name in names if (command := main.get_command(click.Context(main), name)) is not None}

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from stratascope.analysis import AnswerConfidence
-from stratascope.cli import COMMANDS, main
+from stratascope.cli import all_commands, main
 from stratascope.results.registry import load_result
 
 
@@ -33,10 +33,10 @@ def assert_refused(result: Result, pattern: str) -> None:
 def test_help_lists_every_command_in_the_order_of_use() -> None:
     text = run("--help").output.partition("Commands:")[2]
     listed = [line.split()[0] for line in text.strip().splitlines()]
-    assert listed == [command.name for command in COMMANDS]
+    assert listed == [command.name for command in all_commands().values()]
 
 
-@pytest.mark.parametrize("command", sorted(main.commands))
+@pytest.mark.parametrize("command", sorted(all_commands()))
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

@@ -23,7 +23,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from stratascope.cli import main
+from stratascope.cli import all_commands, main
 from tests.test_docs_pages import CHECKS, EXAMPLES, MADE
 
 pytest.importorskip("torch")
@@ -87,7 +87,7 @@ def commands_of(page: Path) -> list[str]:
 
 def help_examples() -> list[str]:
     """The examples of every command's --help."""
-    texts = [command.help or "" for command in main.commands.values()]
+    texts = [command.help or "" for command in all_commands().values()]
     return [line.strip() for text in texts for line in text.partition("Example")[2].splitlines() if line.strip().startswith("stratascope ")]
 
 
@@ -229,7 +229,7 @@ def test_the_example_of_each_help_works(line: str, inside: Path) -> None:
 
 
 def test_every_command_has_an_example_here() -> None:
-    assert {line.split()[1] for line in help_examples()} == set(main.commands)
+    assert {line.split()[1] for line in help_examples()} == set(all_commands())
 
 
 def test_view_prints_its_address_and_ends_with_130(inside: Path) -> None:

@@ -34,7 +34,9 @@ def test_no_unit_loads_torch_at_import(unit: str) -> None:
 
 def test_no_commands_help_loads_anything_heavy() -> None:
     """All of them in one process: none waits for what only its work needs."""
-    code = "from stratascope.cli import COMMANDS, main; [main([c.name, '--help'], standalone_mode=False) for c in COMMANDS]"
+    code = (
+        "from stratascope.cli import all_commands, main; [main([c.name, '--help'], standalone_mode=False) for c in all_commands().values()]"
+    )
     assert not loaded_by(code) & set(HEAVY)
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 
 from stratascope.results.schema import ArraySchema, ResultSchema, columns, floats
 from stratascope.store.format.json_schema import each
-from stratascope.store.format.provenance import PROVENANCE
 
 INTERVAL = "low high low_simultaneous high_simultaneous"
 CHOICE = {"only?": list[str]}
@@ -54,56 +53,8 @@ def _every_code(attributes: Mapping[str, Any], _: Mapping[str, pd.DataFrame], ar
 
 
 PROBE_KINDS = {
-    "layer_curve": ResultSchema(
-        {
-            **each(str, "task"),
-            **each(str | None, "position"),
-            **each(list[str], "classes targets"),
-            "settings": {
-                **each(str, "array? store? fingerprint? method? groups? leakage_text?"),
-                **each(int, "folds? seed? minimum? draws?"),
-                **each(float, "level? tolerance? leakage?"),
-                **each(list[str], "split? only? types?"),
-                "strengths?": list[float] | None,
-                "directions?": bool,
-                "provenance?": PROVENANCE,
-            },
-        },
-        {
-            "table": columns(
-                text="position task metric", ints="layer", floats=f"value {INTERVAL} chance", flags="at_edge", grid="metric layer"
-            ),
-            "events": _EVENTS,
-            "folds": columns(text="target absent_classes", ints="layer fold iterations", floats="strength certificate", flags="at_edge"),
-            "examples": columns("example", text="id group", ints="example fold", keys=["example"]),
-        },
-        {
-            "logits": floats("layer output example"),
-            "draws_*": floats("layer draw"),
-            "directions": floats("layer output column"),
-            "intercepts": floats("layer output"),
-        },
-    ),
-    "advantage": ResultSchema(
-        {**_PROBED, "level": float, "baseline?": {**_BASELINE, "of?": list[Any]}},
-        {
-            "table": columns("layer", text="metric name baseline", ints="layer", floats=f"value {INTERVAL}", keys=["layer"]),
-            "events": _EVENTS,
-        },
-        {"draws": floats("draw layer")},
-    ),
     "accuracy_by": ResultSchema(
         {**_PROBED, "by": str}, {"table": columns(text="by", ints="layer examples groups", shares="value low high", grid="by layer")}
-    ),
-    "score_grid": ResultSchema(
-        {
-            **each(str, "task metric"),
-            **each(str | None, "array? fingerprint store"),
-            **each(float, "level critical"),
-            **CHOICE,
-            "provenance?": (PROVENANCE, None),
-        },
-        {"table": columns(text="row metric", ints="layer", floats=f"value {INTERVAL} chance", flags="found", grid="metric row layer")},
     ),
     "codelength": ResultSchema(
         _PROBED,

@@ -221,18 +221,18 @@ class Result:
         return file_name(self.file_prefix, *self.name_parts)
 
     @property
-    def title(self) -> str:
-        """One line for `repr` and notebooks."""
+    def _heading(self) -> str:
+        """First line of `repr` and of the view in a notebook."""
         sizes = [f"{dim} {size}" for dim, size in _sizes(self).items()]
         return f"{type(self).__name__} ({', '.join(sizes)})" if sizes else type(self).__name__
 
     def __repr__(self) -> str:
-        return "\n  ".join([self.title, *self.summary().splitlines()])
+        return "\n  ".join([self._heading, *self.summary().splitlines()])
 
     def _repr_html_(self) -> str:
-        parts = [f"<b>{html.escape(self.title)}</b>", f"<pre>{html.escape(self.summary())}</pre>"]
+        parts = [f"<b>{html.escape(self._heading)}</b>", f"<pre>{html.escape(self.summary())}</pre>"]
         if type(self).plot is not Result.plot:
-            parts.append(_picture(self, self.title))
+            parts.append(_picture(self, self._heading))
         parts.append(self.to_frame().to_html(index=False, max_rows=12, float_format="{:.3g}".format, escape=True, border=0))
         return "<div>" + "".join(parts) + "</div>"
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[Any]
 INTERVALS = ("low", "high", "low_simultaneous", "high_simultaneous")
+INTERVAL = " ".join(INTERVALS)
+"""Columns of a table with intervals, as a schema names them."""
 NO_SPREAD = 1e-12
 """Standard error up to which a value counts as the same in every draw."""
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,18 +12,34 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.metrics import width_of
-from stratascope.probe.curve.onset_offset import LayerEvent, event_table, offset, onset, peak
-from stratascope.results.display import Shown, Summary
+from stratascope.probe.curve.onset_offset import EVENTS, LayerEvent, event_table, offset, onset, peak
 from stratascope.results.file import ResultFile
-from stratascope.results.registry import load_result, save_result
-from stratascope.stats.intervals import INTERVALS, NO_SPREAD, Band, band
+from stratascope.results.result import Result, new_axes
+from stratascope.results.schema import ResultSchema, columns, floats
+from stratascope.stats.intervals import INTERVAL, INTERVALS, NO_SPREAD, Band, band
+from stratascope.store.format.json_schema import each
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Floats = NDArray[Any]
-RESULT_KIND = "advantage"
+
+
+PROBED = {**each(str, "task"), **each(str | None, "position fingerprint")}
+"""Schema of what results that are derived from a curve say of it."""
+_BASELINE = {**each(str, "task?"), **each(str | None, "store? fingerprint? condition?"), **each(int, "layer?")}
+_SCHEMA = ResultSchema(
+    {**PROBED, "level": float, "baseline?": {**_BASELINE, "of?": list[Any]}},
+    {
+        "table": columns("layer", text="metric name baseline", ints="layer", floats=f"value {INTERVAL}", keys=["layer"]),
+        "events": EVENTS,
+    },
+    {"draws": floats("draw layer")},
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Advantage(Shown):
+class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
     """A difference of scores by layer."""
 
     table: pd.DataFrame
@@ -85,13 +100,32 @@ class Advantage(Shown):
         layers, value = self.table["layer"].to_numpy(), self.table["value"].to_numpy()
         return offset(layers, value, self.draws, self.bands, margin=margin, level=self.level)
 
-    def summary(self) -> Summary:
-        """What the difference shows of itself in a notebook."""
-        name, baseline, metric = (str(self.table[column].iloc[0]) for column in ("name", "baseline", "metric"))
+    @property
+    def _heading(self) -> str:
+        name, baseline = (str(self.table[column].iloc[0]) for column in ("name", "baseline"))
+        return f"Advantage of {name} over {baseline}"
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What it is an advantage of, and over what."""
+        return {name: self.attributes.get(name) for name in ("task", "position", "baseline")} | {"level": self.level}
+
+    def summary(self) -> str:
+        """The largest difference with its simultaneous interval; onset and offset."""
         best = self.table.iloc[int(self.table["value"].to_numpy().argmax())]
         interval = f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]"
-        facts = [f"{best['value']:+.3f} {interval} of {metric} at layer {int(best['layer'])}", f"{self.onset()}, {self.offset()}"]
-        return Summary(f"Advantage of {name} over {baseline}", facts, self.table.drop(columns=["metric", "name", "baseline"]))
+        return f"{best['value']:+.3f} {interval} of {best['metric']} at layer {int(best['layer'])}\n{self.onset()}, {self.offset()}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """Differences with their intervals by layer."""
+        return self.table.drop(columns=["metric", "name", "baseline"])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the difference by layer with its intervals and a line at 0."""
+        from stratascope.figures.drawing import draw_layer_curves
+
+        name, metric = (str(self.table[column].iloc[0]) for column in ("name", "metric"))
+        return draw_layer_curves({name: self.table}, new_axes(ax), metric=metric, chance=0.0, title=self._heading)
 
     def peak(self) -> LayerEvent:
         """The layer of the largest advantage, and those that may be it as well."""
@@ -135,16 +169,20 @@ class Advantage(Shown):
         facts["baseline"] = {"task": "the best of several", "of": [one.attributes.get("baseline", "chance") for one in advantages]}
         return cls(table, draws, bands, advantages[0].level, facts)
 
-    def save(self, path: str | Path) -> None:
-        """Write one file, read back by `Advantage.load`; it names onset, peak and offset, too."""
+    @classmethod
+    def schema(cls) -> ResultSchema:
+        """The schema of the file."""
+        return _SCHEMA
+
+    def contents(self) -> ResultFile:
+        """What `save` writes; it names onset, peak and offset, too."""
         tables = {"table": self.table, "events": event_table(self.onset(), self.peak(), self.offset())}
         arrays = {"draws": (("draw", "layer"), self.draws)}
-        save_result(path, ResultFile(RESULT_KIND, tables, arrays, {**self.attributes, "level": self.level}))
+        return ResultFile(self.kind, tables, arrays, {**self.attributes, "level": self.level})
 
     @classmethod
-    def load(cls, path: str | Path) -> Advantage:
-        """The advantage that `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
+    def from_contents(cls, file: ResultFile) -> Advantage:
+        """The advantage whose `contents` a file holds."""
         attributes = dict(file.attributes)
         level, table, draws = float(attributes.pop("level")), file.tables["table"], file.arrays["draws"][1]
         bands = band(table["value"].to_numpy(), draws, level=level).ending({k: table[k].to_numpy() for k in INTERVALS})

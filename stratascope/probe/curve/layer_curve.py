@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,23 +15,54 @@ from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.advantage import Advantage
 from stratascope.probe.curve.fit_warnings import notes_on
 from stratascope.probe.curve.metrics import main_metric, predict
-from stratascope.probe.curve.onset_offset import LayerEvent, event_table
+from stratascope.probe.curve.onset_offset import EVENTS, LayerEvent, event_table
 from stratascope.probe.solver.losses import probabilities
-from stratascope.results.display import Shown, Summary
 from stratascope.results.file import ResultFile
-from stratascope.results.registry import load_result, save_result
-from stratascope.stats.intervals import same_whatever_is_drawn
+from stratascope.results.result import Result, new_axes
+from stratascope.results.schema import ResultSchema, columns, floats
+from stratascope.stats.intervals import INTERVAL, same_whatever_is_drawn
 from stratascope.store import condition_of
+from stratascope.store.format.json_schema import each
+from stratascope.store.format.provenance import PROVENANCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Floats = NDArray[Any]
-RESULT_KIND = "layer_curve"
+_SCHEMA = ResultSchema(
+    {
+        **each(str, "task"),
+        **each(str | None, "position"),
+        **each(list[str], "classes targets"),
+        "settings": {
+            **each(str, "array? store? fingerprint? method? groups? leakage_text?"),
+            **each(int, "folds? seed? minimum? draws?"),
+            **each(float, "level? tolerance? leakage?"),
+            **each(list[str], "split? only? types?"),
+            "strengths?": list[float] | None,
+            "directions?": bool,
+            "provenance?": PROVENANCE,
+        },
+    },
+    {
+        "table": columns(
+            text="position task metric", ints="layer", floats=f"value {INTERVAL} chance", flags="at_edge", grid="metric layer"
+        ),
+        "events": EVENTS,
+        "folds": columns(text="target absent_classes", ints="layer fold iterations", floats="strength certificate", flags="at_edge"),
+        "examples": columns("example", text="id group", ints="example fold", keys=["example"]),
+    },
+    {
+        "logits": floats("layer output example"),
+        "draws_*": floats("layer draw"),
+        "directions": floats("layer output column"),
+        "intercepts": floats("layer output"),
+    },
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerCurve(Shown):
+class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
     """Out-of-fold scores of one task by layer."""
 
     task: str
@@ -245,27 +275,51 @@ class LayerCurve(Shown):
         from stratascope.figures.style import paper_style
 
         with paper_style():
-            if ax is None:
-                import matplotlib.pyplot as plt
-
-                ax = plt.subplots()[1]
+            ax = new_axes(ax)
             others = dict(baselines or {})
             tables = {self.task: self.table, **{name: curve.table for name, curve in others.items()}}
             name = metric or self.metric
             chance = float(self.rows(name)["chance"].iloc[0])
             return draw_layer_curves(tables, ax, metric=name, chance=chance, muted=tuple(others), title=self.title)
 
-    def summary(self) -> Summary:
-        """What the curve shows of itself in a notebook."""
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `layer_curve`: task, position, layers, and the settings of the study."""
+        held = {name: value for name, value in self.attributes.items() if name not in ("store", "fingerprint", "provenance")}
+        return {"task": self.task, "position": self.position, "layers": self.layers.tolist(), **held}
+
+    @property
+    def only(self) -> tuple[str, ...]:
+        """COLUMN=VALUE that selected its examples; () for all."""
+        return tuple(self.attributes.get("only", ()))
+
+    @property
+    def name_parts(self) -> tuple[str | None, ...]:
+        """Task and position; the task names the selection of examples."""
+        return (self.task, self.position)
+
+    def summary(self) -> str:
+        """The best layer's score with its interval and chance level; onset and offset; notes on the fit."""
         rows = self.rows()
         best = rows.iloc[int(rows["value"].to_numpy().argmax())]
         score = f"{self.metric} {best['value']:.3f} [{best['low']:.3f}, {best['high']:.3f}] at layer {int(best['layer'])}, its best"
-        facts = [f"{score}; chance {best['chance']:.3g}", f"{self.onset}, {self.offset}", *self.notes]
-        title = f"LayerCurve of {self.title}: {len(self.examples):,} examples, {len(rows)} layers"
-        return Summary(title, facts, rows.drop(columns=["position", "task", "metric"]), self.plot)
+        return "\n".join([f"{score}; chance {best['chance']:.3g}", f"{self.onset}, {self.offset}", *self.notes])
 
-    def save(self, path: str | Path) -> None:
-        """Write one file, read back by `LayerCurve.load`; it names onset, peak and offset over chance, too."""
+    @property
+    def _heading(self) -> str:
+        return f"LayerCurve of {self.title}: {len(self.examples):,} examples, {len(self.layers)} layers"
+
+    def to_frame(self) -> pd.DataFrame:
+        """Rows of the main metric by layer."""
+        return self.rows().drop(columns=["position", "task", "metric"])
+
+    @classmethod
+    def schema(cls) -> ResultSchema:
+        """The schema of the file."""
+        return _SCHEMA
+
+    def contents(self) -> ResultFile:
+        """What `save` writes; it names onset, peak and offset over chance, too."""
         arrays: dict[str, tuple[tuple[str, ...], Floats]] = {
             "logits": (("layer", "output", "example"), self.logits),
             "directions": (("layer", "output", "column"), self.directions),
@@ -275,24 +329,23 @@ class LayerCurve(Shown):
         head = {"task": self.task, "position": self.position, "classes": list(self.classes), "targets": list(self.targets)}
         events = event_table(self.onset, self.peak, self.offset).assign(metric=self.metric)
         tables = {"table": self.table, "folds": self.folds, "examples": self.examples, "events": events}
-        save_result(path, ResultFile(kind=RESULT_KIND, tables=tables, arrays=arrays, attributes=head | {"settings": dict(self.attributes)}))
+        return ResultFile(self.kind, tables, arrays, head | {"settings": dict(self.attributes)})
 
     @classmethod
-    def load(cls, path: str | Path) -> LayerCurve:
-        """The curve that `save` wrote; StoreError for any other file."""
-        result = load_result(path, RESULT_KIND)
-        arrays = {name: values for name, (_, values) in result.arrays.items()}
+    def from_contents(cls, file: ResultFile) -> LayerCurve:
+        """The curve whose `contents` a file holds."""
+        arrays = {name: values for name, (_, values) in file.arrays.items()}
         return cls(
-            task=result.attributes["task"],
-            position=result.attributes["position"],
-            classes=tuple(result.attributes["classes"]),
-            table=result.tables["table"],
-            folds=result.tables["folds"],
-            examples=result.tables["examples"],
+            task=file.attributes["task"],
+            position=file.attributes["position"],
+            classes=tuple(file.attributes["classes"]),
+            table=file.tables["table"],
+            folds=file.tables["folds"],
+            examples=file.tables["examples"],
             logits=arrays["logits"],
             draws={name.removeprefix("draws_"): values for name, values in arrays.items() if name.startswith("draws_")},
             directions=arrays["directions"],
             intercepts=arrays["intercepts"],
-            attributes=result.attributes["settings"],
-            targets=tuple(result.attributes["targets"]),
+            attributes=file.attributes["settings"],
+            targets=tuple(file.attributes["targets"]),
         )

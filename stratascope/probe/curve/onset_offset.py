@@ -9,9 +9,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stratascope.results.schema import columns
 from stratascope.stats.intervals import Band, band
 
 Floats = NDArray[Any]
+EVENTS = columns(
+    text="kind candidates", flags="found", ints="layer low high", floats="margin level", keys=["kind"], values={"kind": "onset peak offset"}
+)
+"""Schema of the table that `event_table` gives."""
 
 
 @dataclass(frozen=True)

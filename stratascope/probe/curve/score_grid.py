@@ -4,27 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
+from stratascope.figures.drawing import METRIC_LABELS
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.metrics import width_of
-from stratascope.results.file import ResultFile
-from stratascope.results.registry import load_result, save_result
-from stratascope.stats.intervals import band
+from stratascope.results.locations import file_name
+from stratascope.results.result import CHOICE, Result, new_axes, table_field
+from stratascope.results.schema import columns
+from stratascope.stats.intervals import INTERVAL, band
+from stratascope.store.format.json_schema import each
+from stratascope.store.format.provenance import PROVENANCE
 
-RESULT_KIND = "score_grid"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True)
-class ScoreGrid:
+@dataclass(frozen=True, eq=False, repr=False)
+class ScoreGrid(
+    Result,
+    kind="score_grid",
+    command="probe",
+    prefix="positions",
+    schema={
+        **each(str, "task metric"),
+        **each(str | None, "array? fingerprint store"),
+        **each(float, "level critical"),
+        **CHOICE,
+        "provenance?": (PROVENANCE, None),
+    },
+):
     """Scores of one task at several positions, or by several heads."""
 
-    table: pd.DataFrame
+    table: pd.DataFrame = table_field(
+        columns(text="row metric", ints="layer", floats=f"value {INTERVAL} chance", flags="found", grid="metric row layer")
+    )
     """One row per curve and layer: row (the position or head), layer, metric, value, low, high, low_simultaneous, high_simultaneous,
     chance, found (whether the simultaneous lower bound is above chance)."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
@@ -78,12 +96,46 @@ class ScoreGrid:
         """The `count` highest cells that are found, highest first."""
         return self.table[self.table["found"]].nlargest(count, "value").reset_index(drop=True)
 
-    def save(self, path: str | Path) -> None:
-        """Write one file, read back by `ScoreGrid.load`."""
-        save_result(path, ResultFile(RESULT_KIND, {"table": self.table}, {}, self.attributes))
+    @property
+    def by_head(self) -> bool:
+        """Whether the rows are heads rather than positions."""
+        return bool(self.table["row"].str.startswith("head ").all())
 
-    @classmethod
-    def load(cls, path: str | Path) -> ScoreGrid:
-        """The grid that `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
-        return cls(file.tables["table"], file.attributes)
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Task, metric and array of the curves."""
+        return {name: self.attributes.get(name) for name in ("task", "metric", "array", "level")} | {"only": self.only}
+
+    @property
+    def file_name(self) -> str:
+        """`heads-TASK` or `positions-TASK`."""
+        return file_name("heads" if self.by_head else "positions", self.attributes["task"])
+
+    def summary(self) -> str:
+        """How many cells are above chance by a band that holds for all of them, and the highest ones."""
+        metric = str(self.attributes["metric"])
+        name = METRIC_LABELS.get(metric, metric)
+        rows, where = ("heads", "block") if self.by_head else ("cells", "layer")
+        best = [f"{row.row} of {where} {row.layer} {row.value:.3f}" for row in self.best(3).itertuples()]
+        count = int(self.table["found"].sum())
+        return f"{self.attributes['task']:<16} {count} of {len(self.table)} {rows} above chance in {name}: {', '.join(best) or 'none'}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """The table."""
+        return self.table
+
+    def plot(self, ax: Axes | None = None, *, layers: str = "") -> Axes:
+        """Draw the grid: position by layer, or head by layer.
+
+        Parameters
+        ----------
+        ax
+            Axes to draw on; a new figure's by default.
+        layers
+            What the axis of layers is called.
+        """
+        from stratascope.figures.score_grids import draw_score_grid
+
+        table = self.table.assign(row=self.table["row"].str.removeprefix("head ")) if self.by_head else self.table
+        draw_score_grid(table, axes := new_axes(ax), title=str(self.attributes["task"]), rows="head" if self.by_head else "", layers=layers)
+        return axes
