@@ -25,8 +25,8 @@ SECTIONS = {
         "diff": ("stores", "Compare two stores."),
     },
     "Probe": {
-        "probe": ("probing", "Cross-validated linear probes by layer and position."),
-        "entanglement": ("probing", "Probes on single image cells of the vision tower."),
+        "probe": ("probe", "Cross-validated linear probes by layer and position."),
+        "entanglement": ("probe", "Probes on single image cells of the vision tower."),
     },
     "Attention": {
         "share": ("attention", "Attention of the final token by part of the prompt."),
@@ -111,7 +111,7 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         module = next((section[cmd_name][0] for section in SECTIONS.values() if cmd_name in section), None)
-        return None if module is None else getattr(import_module(f"stratascope.commands.{module}"), cmd_name)
+        return None if module is None else getattr(import_module(f"stratascope.commands.{module}"), f"{cmd_name}_command")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, section in SECTIONS.items():

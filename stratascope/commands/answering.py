@@ -16,7 +16,7 @@ from stratascope.commands.terminal import open_store, results_folder
 @click.argument("store")
 @options.only
 @results_output
-def answers(store: str, output: Output, only: tuple[str, ...]) -> None:
+def answers_command(store: str, output: Output, only: tuple[str, ...]) -> None:
     """Accuracy and confidence of the model's answers, over all examples and by relation, and each example's answer.
 
     \b
@@ -32,7 +32,7 @@ def answers(store: str, output: Output, only: tuple[str, ...]) -> None:
 @options.only
 @options.scheduler
 @options.results
-def attribution(store: str, only: tuple[str, ...], scheduler: str | None, out: Path | None) -> None:
+def attribution_command(store: str, only: tuple[str, ...], scheduler: str | None, out: Path | None) -> None:
     """What each head, each block and, through each head, each part of the prompt adds to the difference of the answers' logits.
 
     Needs a store with head_logits, mlp_logits and embedding_logits (--record head_logits); with attention_rows and value_logits (--record
@@ -53,7 +53,7 @@ def attribution(store: str, only: tuple[str, ...], scheduler: str | None, out: P
 @options.only
 @options.scheduler
 @options.results
-def heads(store: str, probe: Path | None, only: tuple[str, ...], scheduler: str | None, out: Path | None) -> None:
+def heads_command(store: str, probe: Path | None, only: tuple[str, ...], scheduler: str | None, out: Path | None) -> None:
     """Every head by what it carries of the answer, by its look at the boxes and by what a probe reads from it, and how far these agree.
 
     \b
@@ -70,7 +70,7 @@ def heads(store: str, probe: Path | None, only: tuple[str, ...], scheduler: str 
 @options.seed("Seed of the bootstrap and the random baseline.")
 @options.scheduler
 @options.results
-def faithfulness(store: str, seed: int, scheduler: str | None, out: Path | None) -> None:
+def faithfulness_command(store: str, seed: int, scheduler: str | None, out: Path | None) -> None:
     """How far raw attention, norm-based attention, token attribution, rollout and flow rank parts of a prompt as hiding them does.
 
     Needs a store with measured effects (--record knockout); compares the methods that the store allows, and says what to record for the
@@ -91,7 +91,7 @@ def faithfulness(store: str, seed: int, scheduler: str | None, out: Path | None)
 @options.seed("Seed of the bootstrap.")
 @options.scheduler
 @options.results
-def pointing(store: str, boxes: Path | None, seed: int, scheduler: str | None, out: Path | None) -> None:
+def pointing_command(store: str, boxes: Path | None, seed: int, scheduler: str | None, out: Path | None) -> None:
     """How much more each method gives the image's cells of subject and object than those of other things in the image.
 
     Other things are those in --boxes that the caption does not name; without it the rest of the image stands for them. Measured effects of
@@ -122,7 +122,7 @@ def pointing(store: str, boxes: Path | None, seed: int, scheduler: str | None, o
 @click.option(
     "--window", callback=options.blocks, metavar="A-B", help="The few blocks of rollout and flow; default: the top half, 8 at most."
 )
-def explain(store: str, example: str, output: Path, window: tuple[int, int] | None) -> None:
+def explain_command(store: str, example: str, output: Path, window: tuple[int, int] | None) -> None:
     """One page for one example (a number or an id): every method that the store allows, what adds up to the answer, what hiding does.
 
     \b

@@ -22,7 +22,7 @@ from stratascope.commands.terminal import open_store, results_folder
 )
 @options.only
 @results_output
-def share(store: str, output: Output, **chosen: Any) -> None:
+def share_command(store: str, output: Output, **chosen: Any) -> None:
     """How the final token's attention is divided between image, caption and the rest, by layer and head.
 
     \b
@@ -47,7 +47,7 @@ def share(store: str, output: Output, **chosen: Any) -> None:
 @click.option("--discard", default=0.0, show_default=True, help="Share of each map's weights, the weakest, that is left out.")
 @click.option("--tower", default="decoder", show_default=True, help="vision is refused, with the reason.")
 @options.results
-def rollout(
+def rollout_command(
     store: str,
     examples: tuple[int | str, ...] | None,
     window: tuple[int, int] | None,
@@ -76,7 +76,7 @@ def rollout(
 @options.window
 @options.scheduler
 @options.results
-def flow(
+def flow_command(
     store: str, examples: tuple[int | str, ...] | None, window: tuple[int, int] | None, scheduler: str | None, out: Path | None
 ) -> None:
     """Exact attention flow from the final token to every input token and into spans and boxes, with the cut that limits it.
@@ -112,7 +112,7 @@ def flow(
 @options.seed("Seed of folds and intervals.")
 @options.scheduler
 @options.results
-def overlap(store: str, out: Path | None, **chosen: Any) -> None:
+def overlap_command(store: str, out: Path | None, **chosen: Any) -> None:
     """How far each head's look at the image falls on the gold boxes, and whether that predicts a right answer better than their geometry.
 
     \b

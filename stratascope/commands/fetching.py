@@ -29,7 +29,7 @@ SHOWN_FAILURES = 10
 @click.option("--revision", help="Branch, tag or commit of the Hub's repository.")
 @click.option("--endpoint", metavar="URL", help="A mirror of the Hub; default: $HF_ENDPOINT or the Hub itself.")
 @click.option("--annotations", metavar="URL", help="Where COCO's annotations are; default: images.cocodataset.org.")
-def fetch(dataset: str, out: Path, annotations: str | None, **chosen: Any) -> None:
+def fetch_command(dataset: str, out: Path, annotations: str | None, **chosen: Any) -> None:
     """Fetch published VSR: its rows from the Hub, its photos from COCO. The same command goes on where it stopped.
 
     Exit code 1 where images could not be fetched; they are listed with reasons in DIR/failed.json.

@@ -16,7 +16,7 @@ from stratascope.errors import InvalidInputError
 @click.argument("results", nargs=-1, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The page; default: STORE-report.html beside the store.")
 @click.option("--title", default="", help="Title of the page; default: made from the model's name.")
-def report(store: str, results: tuple[Path, ...], out: Path | None, title: str) -> None:
+def report_command(store: str, results: tuple[Path, ...], out: Path | None, title: str) -> None:
     """Write what the results of a store say as one HTML file that needs no network and no other file.
 
     RESULTS are files or folders; by default STORE-results, and `results` beside the store.
@@ -40,7 +40,7 @@ def report(store: str, results: tuple[Path, ...], out: Path | None, title: str) 
 @click.option("--position", help="Position of a probe's figure; default: all where a figure shows several, else the final token.")
 @click.option("--width", default=3.4, show_default=True, metavar="INCHES", help="Width of the figure; a paper's column by default.")
 @click.option("--height", type=float, metavar="INCHES", help="Height of the figure; default: its own.")
-def figure(
+def figure_command(
     name: str | None,
     results: tuple[str, ...],
     out: Path | None,
@@ -95,7 +95,7 @@ def figure(
     metavar="FOLDER",
     help="Write the page into a folder for a web host instead.",
 )
-def view(store: str, results: Path | None, port: int, no_browser: bool, export: Path | None) -> None:
+def view_command(store: str, results: Path | None, port: int, no_browser: bool, export: Path | None) -> None:
     """Open a store in the browser: image, tokens, heads and layers of any example. Ctrl-C ends it.
 
     \b

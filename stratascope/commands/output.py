@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
     from stratascope.results.result import Result
     from stratascope.store import ActivationStore
 
@@ -27,6 +30,8 @@ class Output:
     verbosity: int = NORMAL
     _records: list[dict[str, Any]] = field(default_factory=list)
     _lines: list[str] = field(default_factory=list)
+    _figures: list[Path] = field(default_factory=list)
+    _tables: list[Path] = field(default_factory=list)
 
     def note(self, *lines: str) -> None:
         """Lines about the run as a whole, printed before the results."""
@@ -56,12 +61,12 @@ class Output:
         from stratascope.results.output import save_with_figure
 
         path, drawn = save_with_figure(result, self.folder, store=store, name=name, draw=draw)
+        self._figures += [drawn] if drawn else []
         text = result.summary() if summary else ""
         self._records.append(
             {
                 "file": str(path),
                 "kind": result.kind,
-                "figure": str(drawn) if drawn else None,
                 "options": dict(result.options),
                 "summary": text,
                 "table": result.to_frame().to_dict("records") if self.as_json else None,
@@ -69,32 +74,48 @@ class Output:
         )
         return path
 
-    def figure(self, figure: Any, name: str) -> Path:
-        """Save a figure as NAME.png in the folder."""
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing but the result is to be printed."""
+        return self.as_json or self.verbosity == QUIET
+
+    def draw(self, figure: Figure, name: str) -> None:
+        """Save a figure of several results as NAME.png in the folder."""
         from stratascope.figures.drawing import save_figure
 
-        return save_figure(figure, self.folder / f"{name}.png")
+        self._figures.append(save_figure(figure, self.folder / f"{name}.png"))
+
+    def table(self, table: pd.DataFrame, name: str) -> None:
+        """Save a table as NAME.csv in the folder, for R or a spreadsheet."""
+        from stratascope.store.io.durable import write_with
+
+        path = self.folder / f"{name}.csv"
+        write_with(path, lambda file: file.write(table.to_csv(index=False, float_format="%.6g").encode()))
+        self._tables.append(path)
 
     def finish(self) -> None:
         """Print what the command computed: text, or one JSON object with --json."""
         if self.as_json:
-            click.echo(json.dumps({"notes": self._lines, "results": self._records, "folder": str(self.folder)}, default=_plain))
+            files = {"figures": self._figures, "tables": self._tables, "folder": self.folder}
+            click.echo(json.dumps({"notes": self._lines, "results": self._records, **files}, default=_plain))
             return
         if self.verbosity == QUIET:
             return
         texts: Iterable[str] = [*self._lines, *(record["summary"] for record in self._records if record["summary"])]
         for text in texts:
             click.echo(text)
-        for record in self._records:
-            if self.verbosity >= VERBOSE:
+        for path in self._tables:
+            click.echo(f"table {path}")
+        for path in self._figures:
+            click.echo(f"figure {path}")
+        if self.verbosity >= VERBOSE:
+            for record in self._records:
                 click.echo(f"file {record['file']}")
-            if record["figure"]:
-                click.echo(f"figure {record['figure']}")
         click.echo(f"results in {self.folder}")
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else str(value)
+    return value.item() if hasattr(value, "item") else list(value) if isinstance(value, tuple | set) else str(value)
 
 
 def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--out", default="stratascope-demo", show_default=True, type=click.Path(path_type=Path), help="Folder to fill.")
 @click.option("--scenes", default=512, show_default=True, help="How many scenes to generate.")
 @options.seed("Seed of the scenes, folds and resamples.")
-def demo(out: Path, scenes: int, seed: int) -> None:
+def demo_command(out: Path, scenes: int, seed: int) -> None:
     """The whole way on generated scenes with the built-in model: scenes, store, probes, rollout, figures.
 
     The same command goes on where it stopped, and makes again only what is missing or was changed.
@@ -54,7 +54,7 @@ def demo(out: Path, scenes: int, seed: int) -> None:
 @click.option(
     "--price", type=click.FloatRange(min=0), metavar="PER_HOUR", help="Price of this machine, in any currency: print what all would cost."
 )
-def plan(show: int, timed: bool | None, batch_tokens: int, price: float | None, **chosen: Any) -> None:
+def plan_command(show: int, timed: bool | None, batch_tokens: int, price: float | None, **chosen: Any) -> None:
     """What an extraction would record and cost: shapes, disk, and where the model can run, time and memory.
 
     \b
@@ -78,7 +78,7 @@ def plan(show: int, timed: bool | None, batch_tokens: int, price: float | None, 
     metavar="I/N",
     help="Every N-th block, from the I-th; default: as torchrun or SLURM started this process, else all.",
 )
-def extract(out: Path, batch_tokens: int, shard: tuple[int, int] | None, **chosen: Any) -> None:
+def extract_command(out: Path, batch_tokens: int, shard: tuple[int, int] | None, **chosen: Any) -> None:
     """Run every example through the model once and fill a store. Goes on where it stopped.
 
     \b

@@ -14,7 +14,7 @@ from stratascope.commands.terminal import bar, open_store
 
 @click.command(short_help="What a store holds, and where it comes from.")
 @click.argument("store")
-def info(store: str) -> None:
+def info_command(store: str) -> None:
     """What a store holds, how complete it is, where it comes from, how large it is.
 
     \b
@@ -30,7 +30,7 @@ def info(store: str) -> None:
 @click.argument("store")
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of the images: compare their hashes too.")
 @click.option("--repair", is_flag=True, help="Un-mark bad blocks, so that the same extract command fills them again.")
-def verify(store: str, images: Path | None, repair: bool) -> None:
+def verify_command(store: str, images: Path | None, repair: bool) -> None:
     """Decode every written block and check it. Exit code 1 where something is wrong.
 
     \b
@@ -59,7 +59,7 @@ def verify(store: str, images: Path | None, repair: bool) -> None:
 @click.option("--layers", callback=options.numbers, metavar="N,M-K", help="Layers to take.")
 @click.option("--positions", callback=options.names, metavar="NAME,NAME", help="Positions to take.")
 @click.option("--examples", callback=options.numbers, metavar="N,M-K", help="Example numbers to take.")
-def copy(source: str, target: str, **chosen: Any) -> None:
+def copy_command(source: str, target: str, **chosen: Any) -> None:
     """Copy from a folder, zip or URL into a new folder or zip. The copy says what was taken.
 
     \b
@@ -77,7 +77,7 @@ def copy(source: str, target: str, **chosen: Any) -> None:
 @click.command(short_help="In what two stores differ.")
 @click.argument("a")
 @click.argument("b")
-def diff(a: str, b: str) -> None:
+def diff_command(a: str, b: str) -> None:
     """Compare provenance, examples and numbers. Exit code 1 where something but date and command differs.
 
     \b

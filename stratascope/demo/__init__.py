@@ -168,19 +168,24 @@ def _analyses(store: ActivationStore, out: Path, seed: int) -> dict[str, Callabl
 
 def _save_curves(original: ActivationStore, blank: ActivationStore, results: Path, seed: int, progress: bool) -> None:
     """Curves, what they are above their baselines, accuracy by relation, and figures."""
-    from stratascope.workflow.probe_files import save_accuracy_by, save_advantage, save_curve
+    from stratascope.probe.curve.breakdown import AccuracyBy
+    from stratascope.results.locations import file_name
+    from stratascope.results.output import save_with_figure
 
     curves = _probe(original, blank, results / LAYERS, seed, progress)
     for name, curve in curves.items():
-        save_curve(curve, results, "blank" if name.endswith("blank") else "")
+        save_with_figure(curve, results, name=file_name(curve.file_name, "blank" if name.endswith("blank") else None), draw=False)
     for name, control in (
         ("truth-final", f"{SHUFFLED}-final"),
         ("truth-final", "truth-final-blank"),
         ("relation-final", "relation-final-blank"),
     ):
-        save_advantage(curves[name], curves[control], results, "shuffled" if control.startswith(SHUFFLED) else "blank")
+        over = "shuffled" if control.startswith(SHUFFLED) else "blank"
+        advantage = curves[name].difference(curves[control], "accuracy")
+        save_with_figure(advantage, results, name=file_name("advantage", name, "over", over), draw=False)
+    relations = dict(zip(original.examples["id"], original.examples["relation"], strict=True))
     for position in ("final", "object", "subject"):
-        save_accuracy_by(curves[f"truth-{position}"], original, "relation", results)
+        save_with_figure(AccuracyBy.of(curves[f"truth-{position}"], relations, "relation"), results)
     _draw(curves, results)
 
 
@@ -197,20 +202,21 @@ def _probe(original: ActivationStore, blank: ActivationStore, layers: Path, seed
 
 
 def _draw(curves: dict[str, LayerCurve], folder: Path) -> None:
-    from stratascope.workflow.probe_figures import draw_curves
+    from stratascope.figures.drawing import save_figure
+    from stratascope.probe.curve.curve_figures import curves_figure
 
-    draw_curves(
+    truth = curves_figure(
         {"final token": curves["truth-final"], "object": curves["truth-object"], "subject": curves["truth-subject"]},
-        folder / "truth.png",
         muted={"blank image, final": curves["truth-final-blank"], "labels shuffled, final": curves[f"{SHUFFLED}-final"]},
         title="Is the caption true?",
     )
-    draw_curves(
+    relation = curves_figure(
         {"final token": curves["relation-final"], "object": curves["relation-object"]},
-        folder / "relation.png",
         muted={"blank image, final": curves["relation-final-blank"]},
         title="Which relation does the caption name?",
     )
+    save_figure(truth, folder / "truth.png")
+    save_figure(relation, folder / "relation.png")
 
 
 def _sentences(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:

@@ -25,6 +25,13 @@ METRIC_LABELS = {
     "compression": "compression",
 }
 
+LAYER_LABELS = {
+    "residual": "residual stream after k blocks",
+    "vision_residual": "vision tower after k blocks",
+    "head_outputs": "decoder block",
+}
+"""Array -> label of the axis of its layers."""
+
 PART_LABELS = {
     "system": "system turn",
     "image": "image",

@@ -1,23 +1,30 @@
-"""Where in the vision tower a thing's place, the other thing's place and the relation come to be linearly readable from its own cells."""
+"""Entanglement: what is linearly readable from an object's own image cells, by block of the vision tower."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
+from stratascope.figures.drawing import new_figure
+from stratascope.figures.style import paper_style
+from stratascope.figures.vision_tower import draw_tower
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.study.study import probe_study
-from stratascope.results.file import ResultFile, made_from
-from stratascope.results.registry import load_result, save_result
+from stratascope.results.file import made_from
+from stratascope.results.result import Result, new_axes, table_field
+from stratascope.results.schema import columns
 from stratascope.store import ActivationStore
+from stratascope.store.format.json_schema import each
 
-RESULT_KIND = "entanglement"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 PLACES = {"subject_box": ("subject", "object"), "object_box": ("object", "subject")}
 """Position -> whose cells they are, and who the other is."""
 FULL_ATTENTION = {("qwen2_5_vl", 32): (7, 15, 23, 31)}
@@ -25,15 +32,34 @@ FULL_ATTENTION = {("qwen2_5_vl", 32): (7, 15, 23, 31)}
 MERGED = "merged"
 
 
-@dataclass(frozen=True)
-class Entanglement:
-    """What can be read from the cells of one of the two things, by block of the vision tower."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Entanglement(
+    Result,
+    kind="entanglement",
+    command="entanglement",
+    schema={
+        **each(str, "store condition without_relation"),
+        **each(int, "folds seed"),
+        **each(float, "level"),
+        "full_attention": list[int],
+    },
+):
+    """Probe scores on the image cells of subject and object, by block of the vision tower."""
 
-    table: pd.DataFrame
+    table: pd.DataFrame = table_field(
+        columns(
+            text="position what stage",
+            ints="layer",
+            floats="value low high chance",
+            flags="whole_image",
+            keys=["position what stage layer"],
+            values={"position": "subject_box object_box", "stage": "tower merged"},
+        )
+    )
     """position (`subject_box`, `object_box`), what (`own place`, `other's place`: R2 of the box's centre, mean of x and y; `relation`:
     balanced accuracy among the true captions), stage (`tower` or `merged`, as handed to the decoder), layer (blocks passed), whole_image
     (whether the last block passed attends to the whole image), value, low, high, chance."""
-    attributes: dict[str, Any]
+    attributes: Mapping[str, Any]
     """store, condition, full_attention (blocks), folds, seed, level, without_relation (why the relation was not asked for, or "")."""
 
     def rows(self, position: str, what: str) -> pd.DataFrame:
@@ -54,15 +80,78 @@ class Entanglement:
             raise InvalidInputError(f"expected a curve of the table, found {position}, {what}")
         return found.reset_index(drop=True)
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        save_result(path, ResultFile(RESULT_KIND, {"table": self.table}, {}, self.attributes))
+    @property
+    def curves(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """(position, what) -> rows of the curve."""
+        keys = dict.fromkeys(zip(self.table["position"], self.table["what"], strict=True))
+        return {key: self.rows(*key) for key in keys}
 
-    @classmethod
-    def load(cls, path: Path | str) -> Entanglement:
-        """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
-        return cls(file.tables["table"], dict(file.attributes))
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `entanglement`."""
+        return {name: self.attributes[name] for name in ("full_attention", "folds", "seed", "level")}
+
+    @property
+    def _heading(self) -> str:
+        return f"Entanglement: {len(self.curves)} curves over {self.table['layer'].max()} blocks of the vision tower"
+
+    def summary(self) -> str:
+        """Each curve before the first block, at its best block and in the merged cells."""
+        lines = [_curve_text(position, what, rows) for (position, what), rows in self.curves.items()]
+        if self.attributes["without_relation"]:
+            lines.append(f"relation not probed: {self.attributes['without_relation']}")
+        return "\n".join(lines)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The table."""
+        return self.table
+
+    def plot(self, ax: Axes | None = None, *, position: str = "") -> Axes:
+        """Draw the curves from the cells of one object; blocks that attend to the whole image are marked, unless all do.
+
+        Parameters
+        ----------
+        ax
+            Axes to draw on; a new figure's by default.
+        position
+            `subject_box` or `object_box`; the first of the table by default.
+        """
+        position = position or str(self.table["position"].iloc[0])
+        marked = self.attributes["full_attention"]
+        marked = [] if len(marked) >= self.table["layer"].max() else marked
+        curves = {what: rows for (place, what), rows in self.curves.items() if place == position}
+        return draw_tower(curves, new_axes(ax), full_attention=marked, title=f"cells of the {PLACES[position][0]}")
+
+    def figure(self, store: ActivationStore | None = None) -> Figure:
+        """One panel for the cells of each object."""
+        positions = list(dict.fromkeys(self.table["position"]))
+        figure, axes = new_figure(len(positions), width=3.3 * len(positions), height=2.7)
+        with paper_style():
+            for position, ax in zip(positions, axes, strict=True):
+                self.plot(ax, position=position)
+            figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        return figure
+
+
+def _curve_text(position: str, what: str, rows: pd.DataFrame) -> str:
+    tower, merged = rows[rows["stage"] == "tower"], rows[rows["stage"] == MERGED]
+    best = tower.iloc[int(tower["value"].to_numpy(float).argmax())]
+    last = f", merged {merged['value'].iloc[0]:.2f}" if len(merged) else ""
+    first, cells = tower["value"].iloc[0], position.replace("_", " ")
+    return (
+        f"{what:<14} from the {cells}: {first:+.2f} before the first block, highest {best['value']:.2f} [{best['low']:.2f}, "
+        f"{best['high']:.2f}] after {int(best['layer'])} blocks{last} (chance {best['chance']:.2f}){_rise_text(tower)}"
+    )
+
+
+def _rise_text(tower: pd.DataFrame) -> str:
+    """The block at which the score rises most, where the intervals before and after it do not overlap."""
+    gains = np.diff(tower["value"].to_numpy(float))
+    k = int(gains.argmax()) if len(gains) else 0
+    if not len(gains) or not tower["low"].iloc[k + 1] > tower["high"].iloc[k]:
+        return ""
+    whole = ", which attends to the whole image" if tower["whole_image"].iloc[k + 1] else ""
+    return f"; rises most, by {gains[k]:.2f}, at block {int(tower['layer'].iloc[k + 1]) - 1}{whole}"
 
 
 def entanglement(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from stratascope.results.probe_kinds import CHOICE, INTERVAL, PROBE_KINDS
+from stratascope.results.result import CHOICE
 from stratascope.results.schema import ResultSchema, columns, floats, ints
+from stratascope.stats.intervals import INTERVAL
 from stratascope.store.format.json_schema import Along, each
 
 _LEADING = {
@@ -15,7 +16,6 @@ _LEADING = {
 _ROLLED = columns("example", text="id", ints="example n_tokens image_start image_stop rows columns", keys=["example"])
 
 KINDS = {
-    **PROBE_KINDS,
     "rollout": ResultSchema(
         {
             **each(str, "store condition fusion"),

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
+from stratascope.probe.curve.curve_table import DERIVED
 from stratascope.probe.curve.metrics import width_of
 from stratascope.probe.curve.onset_offset import EVENTS, LayerEvent, event_table, offset, onset, peak
 from stratascope.results.file import ResultFile
@@ -25,11 +26,9 @@ if TYPE_CHECKING:
 Floats = NDArray[Any]
 
 
-PROBED = {**each(str, "task"), **each(str | None, "position fingerprint")}
-"""Schema of what results that are derived from a curve say of it."""
 _BASELINE = {**each(str, "task?"), **each(str | None, "store? fingerprint? condition?"), **each(int, "layer?")}
 _SCHEMA = ResultSchema(
-    {**PROBED, "level": float, "baseline?": {**_BASELINE, "of?": list[Any]}},
+    {**DERIVED, "level": float, "baseline?": {**_BASELINE, "of?": list[Any]}},
     {
         "table": columns("layer", text="metric name baseline", ints="layer", floats=f"value {INTERVAL}", keys=["layer"]),
         "events": EVENTS,

@@ -1,16 +1,86 @@
-"""A curve taken apart: accuracy by relation or any other property of the examples, and who is taken for whom."""
+"""A curve in parts: accuracy by relation or any other column of the examples, and the confusion matrix of a layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
+from stratascope.figures.drawing import new_figure
+from stratascope.figures.style import paper_style
+from stratascope.probe.curve.curve_table import DERIVED, CurveTable, curve_facts
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.metrics import predict
+from stratascope.results.result import new_axes, table_field
+from stratascope.results.schema import columns
 from stratascope.stats.intervals import wilson
+from stratascope.store.format.categories import category_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from stratascope.store import ActivationStore
+
+MOST_CLASSES = 12
+"""Relations above which a confusion matrix is grouped by meta category."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AccuracyBy(CurveTable, kind="accuracy_by", command="probe", prefix="probe", schema={**DERIVED, "by": str}):
+    """Out-of-fold accuracy of a curve for each value of a column of the examples."""
+
+    table: pd.DataFrame = table_field(columns(text="by", ints="layer examples groups", shares="value low high", grid="by layer"))
+    """by (the value), layer, examples, groups, value, low, high."""
+
+    @classmethod
+    def of(cls, curve: LayerCurve, value_of: Mapping[str, object], column: str) -> AccuracyBy:
+        """The accuracies of a curve; parameters and errors of `accuracy_by`, and the name of the column."""
+        return cls(accuracy_by(curve, value_of), curve_facts(curve, by=column))
+
+    @property
+    def name_parts(self) -> tuple[str | None, ...]:
+        """Task, position and column."""
+        return (*super().name_parts, "by", self.attributes["by"])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Confusion(CurveTable, kind="confusion", command="probe", prefix="confusion", schema={**DERIVED, "layer": int, "grouped": str}):
+    """Counts of true and predicted classes at a curve's best layer."""
+
+    table: pd.DataFrame = table_field(columns(text="label predicted", ints="count", grid="label predicted"))
+    """label (true class), predicted (predicted class), count."""
+
+    @classmethod
+    def of(cls, curve: LayerCurve) -> Confusion:
+        """The confusion matrix at the best layer; many relations are grouped by meta category."""
+        layer = curve.peak.layer
+        assert layer is not None, "a curve has a highest layer"
+        grouped = len(curve.classes) > MOST_CLASSES and curve.task == "relation"
+        counts = confusion(curve, layer, category_of if grouped else None).reset_index()
+        long = counts.melt("label", var_name="predicted", value_name="count")
+        return cls(long, curve_facts(curve, layer=layer, grouped="category" if grouped else ""))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the matrix: true class by predicted class, as shares of the true class."""
+        from stratascope.figures.score_grids import draw_confusion
+
+        task, position = self.attributes["task"], self.attributes.get("position")
+        where = f" at {position}" if position else ""
+        grouped = " by category" if self.attributes["grouped"] else ""
+        return draw_confusion(self.table, new_axes(ax), title=f"{task}{grouped}{where}, layer {self.attributes['layer']}")
+
+    def figure(self, store: ActivationStore | None = None) -> Figure:
+        """The matrix on a canvas whose size follows the number of classes."""
+        size = min(max(2.2 + 0.16 * self.table["label"].nunique(), 2.8), 6.0)
+        figure, (ax,) = new_figure(1, width=size + 0.8, height=size)
+        with paper_style():
+            self.plot(ax)
+        return figure
 
 
 def accuracy_by(curve: LayerCurve, value_of: Mapping[str, object], *, minimum: int = 1) -> pd.DataFrame:
@@ -96,5 +166,4 @@ def confusion(curve: LayerCurve, layer: int, group: Callable[[str], str] | None 
     number = np.array([names.index(name) for name in of_class])
     table = np.zeros((len(names), len(names)), dtype=np.int64)
     np.add.at(table, (number[curve.examples["label"].to_numpy()], number[predicted]), 1)
-    index, columns = pd.Index(names, name="label"), pd.Index(names, name="predicted")
-    return pd.DataFrame(table, index=index, columns=columns)
+    return pd.DataFrame(table, index=pd.Index(names, name="label"), columns=pd.Index(names, name="predicted"))

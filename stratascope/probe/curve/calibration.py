@@ -1,13 +1,40 @@
-"""Whether a probe's probabilities mean what they say."""
+"""Calibration: out-of-fold confidence of a probe against its accuracy (Guo et al. 2017)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
+from stratascope.probe.curve.curve_table import DERIVED, CurveTable, curve_facts
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.solver.losses import probabilities
+from stratascope.results.result import table_field
+from stratascope.results.schema import columns
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Calibration(CurveTable, kind="calibration", command="probe", prefix="calibration", schema=DERIVED):
+    """Confidence and accuracy of a curve's probes by layer, in bins of equal size."""
+
+    table: pd.DataFrame = table_field(columns(ints="layer bin examples", shares="confidence accuracy error", keys=["layer bin"]))
+    """layer, bin, examples, confidence, accuracy, error (expected calibration error of the layer)."""
+
+    @classmethod
+    def of(cls, curve: LayerCurve, bins: int = 10) -> Calibration:
+        """The calibration of a curve; parameters and errors of `calibration`."""
+        return cls(calibration(curve, bins), curve_facts(curve))
+
+    def error(self, layer: int) -> float:
+        """Expected calibration error at a layer."""
+        return float(self.table.set_index("layer").loc[[layer], "error"].iloc[0])
+
+    def summary(self) -> str:
+        """The expected calibration error, lowest and highest over layers."""
+        error = self.table.groupby("layer")["error"].first()
+        return f"{self.title}: expected calibration error {error.min():.3f} to {error.max():.3f} over layers"
 
 
 def calibration(curve: LayerCurve, bins: int = 10) -> pd.DataFrame:

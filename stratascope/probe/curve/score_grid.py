@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
-from stratascope.figures.drawing import METRIC_LABELS
+from stratascope.figures.drawing import LAYER_LABELS, METRIC_LABELS, new_figure
+from stratascope.figures.style import paper_style
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.metrics import width_of
 from stratascope.results.locations import file_name
@@ -22,6 +23,9 @@ from stratascope.store.format.provenance import PROVENANCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from stratascope.store import ActivationStore
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -124,18 +128,18 @@ class ScoreGrid(
         """The table."""
         return self.table
 
-    def plot(self, ax: Axes | None = None, *, layers: str = "") -> Axes:
-        """Draw the grid: position by layer, or head by layer.
-
-        Parameters
-        ----------
-        ax
-            Axes to draw on; a new figure's by default.
-        layers
-            What the axis of layers is called.
-        """
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the grid: position by layer, or head by layer."""
         from stratascope.figures.score_grids import draw_score_grid
 
         table = self.table.assign(row=self.table["row"].str.removeprefix("head ")) if self.by_head else self.table
-        draw_score_grid(table, axes := new_axes(ax), title=str(self.attributes["task"]), rows="head" if self.by_head else "", layers=layers)
-        return axes
+        layers = LAYER_LABELS.get(str(self.attributes.get("array")), "layer")
+        return draw_score_grid(table, new_axes(ax), title=str(self.attributes["task"]), rows="head" if self.by_head else "", layers=layers)
+
+    def figure(self, store: ActivationStore | None = None) -> Figure:
+        """The grid on a column's width, as high as its rows need."""
+        rows = self.table["row"].nunique()
+        figure, (ax,) = new_figure(1, width=3.4, height=max(1.1 + 0.17 * rows, 1.7) if rows <= 16 else 3.2)
+        with paper_style():
+            self.plot(ax)
+        return figure

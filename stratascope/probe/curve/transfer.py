@@ -3,22 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
+from stratascope.figures.drawing import new_figure
+from stratascope.figures.style import paper_style
+from stratascope.probe.curve.curve_table import DERIVED, CurveTable
 from stratascope.probe.curve.metrics import chance_levels, main_metric, score_layers, score_table
 from stratascope.probe.study.study import Study, layers_of, plan_study
 from stratascope.probe.study.study_plan import Batch, ProbeSettings
 from stratascope.probe.tasks.task import Task
+from stratascope.results.result import new_axes, table_field
+from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import same_whatever_is_drawn
+from stratascope.stats.intervals import INTERVAL, same_whatever_is_drawn
 from stratascope.store import ActivationStore
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Transfer(CurveTable, kind="transfer", command="probe", prefix="transfer", schema={**DERIVED, "to?": str | None}):
+    """Scores of probes trained at each layer of one place and tested at each layer of another."""
+
+    table: pd.DataFrame = table_field(
+        columns(text="metric", ints="layer to_layer", floats=f"value {INTERVAL} chance", grid="metric layer to_layer")
+    )
+    """layer (trained), to_layer (tested), metric, value, low, high, low_simultaneous, high_simultaneous, chance."""
+
+    @property
+    def name_parts(self) -> tuple[str | None, ...]:
+        """Task, position and where the probes are tested."""
+        to = self.attributes.get("to")
+        return (*super().name_parts, *(("to", to) if to else ()))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the matrix: layer of training by layer of test."""
+        from stratascope.figures.score_grids import draw_transfer
+
+        to = self.attributes.get("to")
+        return draw_transfer(self.table, new_axes(ax, width=3.4), title=f"{self.title} to {to}" if to else self.title)
+
+    def figure(self, store: ActivationStore | None = None) -> Figure:
+        """The matrix on a column's width."""
+        figure, (ax,) = new_figure(1, width=3.4, height=2.9)
+        with paper_style():
+            self.plot(ax)
+        return figure
 
 
 def transfer_matrix(

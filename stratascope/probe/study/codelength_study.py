@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pandas as pd
 
 from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.codelength import FRACTIONS, Codelength, portions, send
+from stratascope.probe.curve.curve_table import DERIVED, CurveTable
 from stratascope.probe.solver.blas_threads import one_blas_thread
 from stratascope.probe.solver.standardised_rows import Rows
 from stratascope.probe.study.layer_cache import Finished
@@ -18,6 +21,8 @@ from stratascope.probe.study.study import Study, plan_study
 from stratascope.probe.tasks.task import Task
 from stratascope.probe.validation.cross_validation import STRENGTHS
 from stratascope.results.file import ResultFile
+from stratascope.results.result import table_field
+from stratascope.results.schema import ResultSchema, columns, floats
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.store import ActivationStore
 
@@ -26,11 +31,46 @@ Codes = list[list[Codelength]]
 """Of one layer and position, by batch and labelling."""
 
 
+def _own_task(attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], _: Collection[str]) -> str | None:
+    """Rows of controls and baselines accompany rows of the task itself."""
+    rows, task = tables["table"], attributes["task"]
+    if ((rows["store"] == "") & (rows["task"] == task)).any():
+        return None
+    return f"expected rows of task {task!r} without a store in table 'table', found {', '.join(sorted(set(rows['task'])))}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CodelengthCurve(CurveTable, kind="codelength", command="probe", prefix="codelength", schema=DERIVED, rules=(_own_task,)):
+    """Online codelength of a task by layer, with its controls and baselines."""
+
+    table: pd.DataFrame = table_field(
+        columns(
+            text="position task metric store", ints="layer examples", floats="value low high bits uniform_bits", keys=["store task layer"]
+        )
+    )
+    """layer, position, task, metric (compression), value, low, high, bits, uniform_bits, examples, store ("" for the store itself)."""
+
+    def summary(self) -> str:
+        """Bits a label at the layer of the shortest code, beside the uniform code, and the compression with its interval."""
+        own = self.table[(self.table["store"] == "") & ~self.table["task"].str.contains(":")]
+        best = own.iloc[int(own["value"].to_numpy().argmax())]
+        bits, uniform = (best[name] / best["examples"] for name in ("bits", "uniform_bits"))
+        where = f" at layer {best['layer']}" if own["layer"].nunique() > 1 else ""
+        compression = f"compression {best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}]"
+        return f"{self.title}: {bits:.3f} bits a label{where} instead of {uniform:.3f}, {compression}"
+
+
+def _every_code(attributes: Mapping[str, Any], _: Mapping[str, pd.DataFrame], arrays: Collection[str]) -> str | None:
+    wanted = (f"{b}.{j}" for b, codes in enumerate(attributes["classes"]) for j in range(len(codes)))
+    return next((f"expected an array {name!r}, found none" for name in wanted if name not in arrays), None)
+
+
 class FinishedCodes(Finished[Codes]):
     """Codelengths of layers."""
 
     kind = "layer_codes"
     name = "codes"
+    schema = ResultSchema({"classes": list[list[int]]}, {}, {"*.*": floats("example_*")}, rules=(_every_code,))
 
     def write(self, answer: Codes) -> ResultFile:
         # batches differ in their examples, and a dimension has one length

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
+import pandas as pd
 
 from stratascope.errors import StoreError
 from stratascope.probe.study.layer_task import LayerAnswer, LayerTask
 from stratascope.probe.validation.out_of_fold import OutOfFold
-from stratascope.results.file import ResultFile
-from stratascope.results.registry import load_result, save_result
+from stratascope.results.file import ResultFile, read_file, write_file
+from stratascope.results.schema import ArraySchema, ResultSchema
 from stratascope.scheduling import run_all
 
 Answer = TypeVar("Answer")
@@ -31,6 +32,8 @@ class Finished(ABC, Generic[Answer]):
     """Of the result file."""
     name: ClassVar[str]
     """What file names begin with."""
+    schema: ClassVar[ResultSchema]
+    """What a file must hold."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -67,13 +70,32 @@ class Finished(ABC, Generic[Answer]):
     def load(self, task: LayerTask) -> Answer | None:
         """The answer, or None if there is none that can be read."""
         try:
-            return self.read(task, load_result(self.path(task), self.kind))
+            return self.read(task, read_file(self.path(task), self.schema, self.kind))
         except StoreError:
             return None
 
     def save(self, task: LayerTask, answer: Answer) -> None:
         """Keep an answer."""
-        save_result(self.path(task), self.write(answer))
+        write_file(self.path(task), self.write(answer))
+
+
+def _own(kind: str, **dimensions: int) -> dict[str, ArraySchema]:
+    """Arrays of one labelling, by their numbers of dimensions, which are named after the array itself."""
+    return {name: ArraySchema(kind, tuple(f"{name}_{axis}*" for axis in range(count))) for name, count in dimensions.items()}
+
+
+_LABELLING = {
+    **_own("float", logits=2, strength=1, inner_loss=2, gap=1, certificate=1, noise_share=1, decision_share=1),
+    **_own("float", fold_directions=3, fold_intercepts=2, direction=2, intercept=1, direction_strength=1),
+    **_own("int", iterations=1),
+    **_own("bool", absent=2, at_edge=1),
+}
+"""Schema of the fields of `OutOfFold`, which the cache holds for each labelling."""
+
+
+def _every_labelling(attributes: Mapping[str, Any], _: Mapping[str, pd.DataFrame], arrays: Collection[str]) -> str | None:
+    wanted = (f"{b}.{j}.{name}" for b, count in enumerate(attributes["labellings"]) for j in range(count) for name in _LABELLING)
+    return next((f"expected an array {name!r}, found none" for name in wanted if name not in arrays), None)
 
 
 class FinishedLayers(Finished[LayerAnswer]):
@@ -81,6 +103,9 @@ class FinishedLayers(Finished[LayerAnswer]):
 
     kind = "layer_answer"
     name = "layer"
+    schema = ResultSchema(
+        {"labellings": list[int], "seconds": float}, {}, {f"*.{name}": of for name, of in _LABELLING.items()}, rules=(_every_labelling,)
+    )
 
     def write(self, answer: LayerAnswer) -> ResultFile:
         arrays: dict[str, tuple[tuple[str, ...], Any]] = {}

@@ -1,24 +1,62 @@
-"""What one probe command asks for, held against its stores before anything is solved."""
+"""What a run of probes is asked for, checked against its stores before anything is solved."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
-from stratascope.store import column_texts
+from stratascope.probe.study.study import Study, positions_of
+from stratascope.store import ActivationStore, column_texts
 
-if TYPE_CHECKING:
-    from stratascope.probe import Study
-    from stratascope.store import ActivationStore
-    from stratascope.workflow.probe_request import ProbeRequest
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """Tasks, positions, baselines and further measures of one run."""
+
+    tasks: tuple[str, ...] = ("truth", "relation")
+    positions: tuple[str, ...] | None = None
+    """All of the array by default."""
+    array: str = "residual"
+    layers: tuple[int, ...] | None = None
+    controls: tuple[str, ...] = ()
+    """shuffled, control: added to every task."""
+    values: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Tasks by example id."""
+    baselines: Mapping[str, ActivationStore] = field(default_factory=dict)
+    """Name -> store of the same examples."""
+    by: str = "relation"
+    """Column of the examples by whose values accuracy is taken apart."""
+    measures: tuple[str, ...] = ()
+    """mdl, calibration: measured besides."""
+    transfer_to: tuple[str, ...] = ()
+    """Positions, and names of baselines, where probes of each layer are tested, too."""
+    transfer: bool = False
+    """Whether probes of each layer are tested at all others."""
+    metric: str | None = None
+    """What is drawn and compared; accuracy, or R2 for values, by default."""
+    margin: float = 0.0
+    """An advantage has to exceed it."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `ProbeSettings`."""
+
+    @property
+    def all_tasks(self) -> tuple[str, ...]:
+        """Each task followed by its controls; tasks of values have no control task."""
+        found = []
+        for task in self.tasks:
+            plain = ":" in task
+            controls = () if plain else tuple(c for c in self.controls if not (task == "geometry" and c == "control"))
+            found += [task, *(f"{task}:{control}" for control in controls)]
+        return tuple(dict.fromkeys(found))
 
 
 SHOWN_IDS = 5
-"""Of ids that the store does not know."""
+"""Ids that a message names."""
 
 
 def check_baselines(store: ActivationStore, request: ProbeRequest) -> None:
@@ -35,8 +73,6 @@ def check_baselines(store: ActivationStore, request: ProbeRequest) -> None:
 
 def check_transfer(store: ActivationStore, request: ProbeRequest) -> None:
     """Raises InvalidInputError for a place that is neither a position of the array nor a baseline."""
-    from stratascope.probe.study.study import positions_of
-
     known = [*(place for place in positions_of(store, request.array) if place), *request.baselines]
     for name in request.transfer_to:
         if name not in known:
@@ -86,3 +122,19 @@ def without_values(store: ActivationStore, request: ProbeRequest) -> Iterator[st
         absent = int((~store.examples["id"].isin(known)).sum())
         if absent:
             yield f"{name}: {absent:,} of {len(store.examples):,} examples have no value and take no part"
+
+
+MEASURES = ("mdl", "calibration")
+
+
+def check_measures(request: ProbeRequest, *, by_head: bool) -> None:
+    """InvalidInputError for an unknown measure, or for a measure or transfer of an array by head."""
+    for name in request.measures:
+        if name not in MEASURES:
+            raise InvalidInputError(f"expected --measures among {', '.join(MEASURES)}, found {name!r}")
+    if by_head and request.measures:
+        raise InvalidInputError(
+            "expected an array of one vector a position for --measures, found one with a vector for each head; leave --measures out"
+        )
+    if by_head and (request.transfer or request.transfer_to):
+        raise InvalidInputError(f"expected an array of one vector a position for --transfer, found {request.array}; leave --transfer out")

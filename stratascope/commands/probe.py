@@ -1,0 +1,163 @@
+"""Commands that train probes: probe, entanglement."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stratascope.commands import options
+from stratascope.commands.output import Output, results_output
+from stratascope.commands.signature import options_of
+from stratascope.commands.terminal import open_store
+from stratascope.probe.study.probe_run import run_probes
+from stratascope.probe.study.request import ProbeRequest
+from stratascope.probe.study.study_plan import ProbeSettings
+from stratascope.probe.tasks.value_files import read_values
+from stratascope.probe.vision_tower import entanglement
+
+if TYPE_CHECKING:
+    from stratascope.store import ActivationStore
+
+SETTINGS = tuple(field.name for field in fields(ProbeSettings) if field.name not in ("array", "only"))
+"""Fields of `ProbeSettings` that are options."""
+
+
+@click.command(short_help="Cross-validated linear probes by layer and position.")
+@click.argument("store")
+@options_of(
+    ProbeRequest,
+    tasks="truth, relation, category, answer, choice, geometry (boxes), a column of the examples, or a NAME of --values.",
+    positions="Token or box positions; default: all that the array has.",
+    layers="Layers to probe; default: all.",
+    array="Array to probe; also vision_residual, vision_output, head_logits; head_outputs: a probe for each head.",
+    controls="shuffled: labels shuffled within folds; control: a random label for each type (Hewitt & Liang 2019).",
+)
+@click.option(
+    "--baseline",
+    "baselines",
+    multiple=True,
+    metavar="[NAME=]STORE",
+    help="Store of the same examples to compare with (--condition blank, --untrained), named after that; may be repeated.",
+)
+@click.option("--values", multiple=True, metavar="NAME=FILE.csv", help="A task of your own: a table with columns id and value.")
+@options.only
+@options_of(
+    ProbeRequest,
+    by="Also report the accuracy for each value of this column.",
+    measures="mdl: online codelength; calibration: reliability of the probabilities.",
+    transfer="Also test the probes of each layer at all other layers.",
+    transfer_to="Also test them at these positions, or in a --baseline by its name: at all layers.",
+    metric="Metric of figures and comparisons: accuracy (default), balanced_accuracy, auroc, log_loss; r2 for boxes.",
+    margin="What an advantage must exceed for onset and offset.",
+)
+@options_of(
+    ProbeSettings,
+    split="Names of the training and the test split, such as train,test, instead of cross-validation.",
+    folds="Folds of the cross-validation; all examples of an image are in one fold.",
+    groups="Column whose equal values are never divided between folds.",
+    minimum="Leave out classes with fewer examples.",
+    types="Columns whose values together make a type, for --controls control.",
+    method="logistic, or means: the difference of the class means.",
+    strengths="Inverse regularisation C to choose among; default: 1e-5 to 1e3.",
+    seed="Seed of folds, controls and resamples.",
+)
+@click.option(
+    "--scheduler", default="threads", show_default=True, help="synchronous, threads, processes, or the address of a Dask scheduler."
+)
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads or processes at once; default: one a core.")
+@results_output
+def probe_command(
+    store: str,
+    output: Output,
+    baselines: tuple[str, ...],
+    values: tuple[str, ...],
+    scheduler: str,
+    workers: int | None,
+    **chosen: Any,
+) -> None:
+    """Train a cross-validated linear probe for each task, layer and position.
+
+    Prints for each curve its peak, and where it is above chance, controls, embeddings and baselines (onset, offset). Results and figures
+    go to a folder; docs/results.md describes each file. Finished layers are cached there: the same command continues an interrupted run.
+
+    \b
+    Examples, after 'stratascope demo --out demo':
+      stratascope probe demo/original.zarr --tasks truth --positions final --baseline demo/blank.zarr
+      stratascope probe demo/original.zarr --tasks truth,geometry --controls shuffled --positions subject,object --transfer
+    """
+    named = dict(_named(text, "NAME=FILE.csv", "--values") for text in values)
+    settings = {name: chosen.pop(name) for name in ("only", *SETTINGS) if name in chosen}
+    request = ProbeRequest(
+        **{name: value for name, value in chosen.items() if value is not None},
+        settings={name: value for name, value in settings.items() if value is not None},
+        baselines=_baselines(baselines),
+        values={name: read_values(path) for name, path in named.items()},
+    )
+    done = run_probes(
+        open_store(store),
+        request,
+        scheduler=scheduler,
+        workers=workers,
+        progress=sys.stderr.isatty() and not output.quiet,
+        output=output.folder / "layers",
+        on_cost=lambda text: None if output.quiet else click.echo(text, err=True),
+    )
+    output.note(*done.lines)
+    for name, result in done.results.items():
+        output.add(result, name=name, draw=False, summary=False)
+    for name, draw in done.figures.items():
+        output.draw(draw(), name)
+    for name, table in done.tables.items():
+        output.table(table, name)
+
+
+@click.command(short_help="Probes on single image cells of the vision tower.")
+@click.argument("store")
+@options_of(
+    entanglement,
+    full_attention="Blocks that attend to the whole image, to be marked; default: those that the store names.",
+    folds="Folds of the cross-validation; all examples of an image are in one fold.",
+    seed="Seed of folds and resamples.",
+)
+@options.scheduler
+@results_output
+def entanglement_command(store: str, output: Output, **chosen: Any) -> None:
+    """Probe an object's own image cells for its place, the other object's place and the relation, after every block of the vision tower.
+
+    Blocks that attend to the whole image are marked; the others attend to windows of it, so that nothing from elsewhere can enter there.
+    Needs a store with vision_residual and boxes; vision_output adds the merged cells that the decoder receives.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope entanglement demo/original.zarr
+    """
+    opened = open_store(store)
+    output.add(entanglement(opened, **chosen), store=opened)
+
+
+def _baselines(texts: tuple[str, ...]) -> dict[str, ActivationStore]:
+    """Stores by name; one without is named after what sets it apart: blank, untrained, ...; else baseline."""
+    from stratascope.store import condition_of
+
+    found: dict[str, ActivationStore] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        named = bool(equals) and "/" not in name
+        store = open_store(path if named else text)
+        if not named:
+            plain = condition_of(store.provenance).replace("original", "baseline").replace(", ", "-")
+            name = next(n for n in (plain, *(f"{plain}-{k + 2}" for k in range(len(found)))) if n not in found)
+        if name in found:
+            raise click.BadParameter(f"expected a name for each baseline, found {name!r} twice", param_hint="--baseline")
+        found[name] = store
+    return found
+
+
+def _named(text: str, form: str, option: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not name or not path:
+        raise click.BadParameter(f"expected {form}, found {text!r}", param_hint=option)
+    return name, path

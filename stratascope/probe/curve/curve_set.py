@@ -1,0 +1,87 @@
+"""A set of curves: those of a store, their controls, and those of its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from stratascope.probe.curve.advantage import Advantage
+from stratascope.probe.curve.layer_curve import LayerCurve
+
+POSITIONS = ("final", "object", "relation", "subject", "image")
+TASKS = ("truth", "relation", "answer")
+"""Positions and tasks in the order in which a set lists them; others follow by name."""
+
+
+def reported_metric(curve: LayerCurve, metric: str | None = None) -> str:
+    """The metric in which a curve is drawn and summarised: accuracy, or R2 for numbers, unless the curve has the one asked for."""
+    if metric is not None and metric in set(curve.table["metric"]):
+        return metric
+    return "r2" if curve.targets else "accuracy"
+
+
+@dataclass(frozen=True, eq=False)
+class CurveSet:
+    """Curves that belong together, and how they are compared.
+
+    Examples
+    --------
+    >>> import stratascope as ss  # doctest: +SKIP
+    >>> curves = CurveSet(ss.probe.probe_study(store, ("truth", "truth:shuffled")))  # doctest: +SKIP
+    >>> curves.advantages_of(curves.plain[0])["shuffled"].onset()  # doctest: +SKIP
+    """
+
+    own: Sequence[LayerCurve]
+    """Of the store itself: a curve for each task, its controls, and position or head."""
+    baselines: Mapping[str, Sequence[LayerCurve]] = field(default_factory=dict)
+    """Name of a baseline store -> its curves, which have no controls."""
+    metric: str | None = None
+    """The metric of figures and comparisons; by default each curve's `reported_metric`."""
+
+    @property
+    def plain(self) -> list[LayerCurve]:
+        """Curves that are no controls."""
+        return [curve for curve in self.own if ":" not in curve.task]
+
+    def sorted(self) -> list[LayerCurve]:
+        """Curves that are no controls: truth first, and the final token first."""
+
+        def place(names: Sequence[str], name: str) -> tuple[int, str]:
+            return (names.index(name) if name in names else len(names), name)
+
+        return sorted(self.plain, key=lambda c: (*place(TASKS, c.task), *place(POSITIONS, c.position or "")))
+
+    def of_task(self, task: str) -> list[LayerCurve]:
+        """The curves of a task by its full name, by position or head."""
+        return [curve for curve in self.own if curve.task == task]
+
+    def metric_of(self, curve: LayerCurve) -> str:
+        """The metric in which a curve is drawn and summarised."""
+        return reported_metric(curve, self.metric)
+
+    def controls_of(self, curve: LayerCurve) -> dict[str, LayerCurve]:
+        """Name of a control -> the same probe as a curve's on control labels."""
+        same = [c for c in self.own if c.task.startswith(f"{curve.task}:") and c.position == curve.position]
+        return {control.task.partition(":")[2]: control for control in same}
+
+    def baselines_of(self, curve: LayerCurve) -> dict[str, LayerCurve]:
+        """Name of a baseline -> the same probe as a curve's on the baseline's store."""
+        key = (curve.task, curve.position, curve.attributes.get("array"))
+        named = ((name, curve) for name, curves in self.baselines.items() for curve in curves)
+        return {name: c for name, c in named if (c.task, c.position, c.attributes.get("array")) == key}
+
+    def beside(self, curve: LayerCurve) -> dict[str, LayerCurve]:
+        """A curve's controls and baselines by name."""
+        return {**self.controls_of(curve), **self.baselines_of(curve)}
+
+    def advantages_of(self, curve: LayerCurve) -> dict[str, Advantage]:
+        """The curve minus chance, each control, the embeddings and each baseline; and minus the best of all (`all`)."""
+        metric = self.metric_of(curve)
+        over: dict[str, Advantage] = {"chance": curve.difference(metric=metric)}
+        over |= {name: curve.difference(control, metric) for name, control in self.controls_of(curve).items()}
+        if curve.attributes.get("array", "residual") == "residual" and 0 in curve.layers:
+            over["embeddings"] = curve.difference_from_layer(0, metric)
+        over |= {name: curve.difference(baseline, metric) for name, baseline in self.baselines_of(curve).items()}
+        if len(over) > 1:
+            over["all"] = Advantage.over_all(list(over.values()))
+        return over
