@@ -1,11 +1,10 @@
-"""Direct logit attribution: how much each head, block and token adds to the difference of the answers' logits, so that all adds up."""
+"""Direct logit attribution: the terms that heads, blocks and tokens add to the difference of the answers' logits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,40 +13,58 @@ from numpy.typing import NDArray
 from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.weighting import require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError
+from stratascope.figures.attributions import draw_carried
 from stratascope.results.file import ResultFile, made_from
-from stratascope.results.registry import load_result, save_result
+from stratascope.results.result import CHOICE, Result, array_field, new_axes, titled
+from stratascope.results.schema import ResultSchema, columns
 from stratascope.store import ActivationStore
+from stratascope.store.format.json_schema import Along, each
 from stratascope.store.format.prompt_parts import PARTS, parts_of
 
-RESULT_KIND = "logit_attribution"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LISTED_HEADS = 5
+"""Heads that a summary lists."""
 PIECE = 16
 """Examples in one task, where rows are read."""
 
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class LogitAttribution:
-    """What adds up to the first choice's logit less the second's, at the final token.
+@dataclass(frozen=True, eq=False, repr=False)
+class LogitAttribution(
+    Result,
+    kind="logit_attribution",
+    command="attribution",
+    schema={
+        **each(str, "store condition"),
+        **CHOICE,
+        "choices": tuple[str, str],
+        "layers": Along("layer", int),
+        "parts": Along("part", str),
+    },
+):
+    """Terms of the first choice's logit minus the second's, at the final token.
 
     With the final norm's scale held fixed the logits are a sum over what was written to the residual stream: the embedding, each head
     of each block, and the rest of each block. heads + blocks + embedding = difference.
     """
 
-    heads: Floats
+    heads: Floats = array_field("float", "example layer head")
     """(example, layer, head) <W_O^h o_h, gamma * (W_U[first] - W_U[second])> / rms."""
-    blocks: Floats
+    blocks: Floats = array_field("float", "example layer")
     """(example, layer) the rest of each block: its MLP and biases; NaN where the store does not hold it."""
-    embedding: Floats
+    embedding: Floats = array_field("float", "example")
     """(example,) the final token's embedding and the output's own constant; NaN where the store does not hold it."""
-    difference: Floats
+    difference: Floats = array_field("float", "example")
     """(example,) the first choice's logit less the second's, as the model computed it."""
-    parts: Floats
+    parts: Floats = array_field("float", "attributed_example layer head part")
     """(example, layer, head, part) each head's attribution by the part of the prompt that it looks at; no example where the store does
     not hold `value_logits`."""
-    examples: NDArray[np.int64]
+    examples: NDArray[np.int64] = array_field("int", "example", name="example")
     """(example,) example numbers."""
-    attributes: dict[str, Any]
+    attributes: Mapping[str, Any]
     """store, condition, choices, layers, parts, only."""
 
     @property
@@ -86,27 +103,63 @@ class LogitAttribution:
             columns |= {f"support_{part}": given[..., k] for k, part in enumerate(PARTS)}
         return pd.DataFrame({name: values.ravel() for name, values in columns.items()}, index=index).reset_index()
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        arrays: dict[str, Any] = {
-            "heads": (("example", "layer", "head"), self.heads),
-            "blocks": (("example", "layer"), self.blocks),
-            "embedding": (("example",), self.embedding),
-            "difference": (("example",), self.difference),
-            "parts": (("attributed_example", "layer", "head", "part"), self.parts),
-            "example": (("example",), self.examples),
-        }
-        blocks = pd.DataFrame({"layer": self.attributes["layers"], "carried": self.carried_by_blocks})
-        save_result(path, ResultFile(RESULT_KIND, {"heads": self.head_table(), "blocks": blocks}, arrays, self.attributes))
-
     @classmethod
-    def load(cls, path: Path | str) -> LogitAttribution:
-        """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
-        heads, blocks, embedding, difference, parts, examples = (
-            file.arrays[name][1] for name in ("heads", "blocks", "embedding", "difference", "parts", "example")
+    def schema(cls) -> ResultSchema:
+        """The schema of the file, which also holds tables by head and by block for readers without Python."""
+        schema = super().schema()
+        tables = {
+            "heads": columns(ints="layer head", floats="mean support carried", grid="layer head"),
+            "blocks": columns("layer", ints="layer", floats="carried", keys=["layer"]),
+        }
+        return replace(schema, tables=tables)
+
+    def contents(self) -> ResultFile:
+        """What `save` writes."""
+        blocks = pd.DataFrame({"layer": self.attributes["layers"], "carried": self.carried_by_blocks})
+        return replace(super().contents(), tables={"heads": self.head_table(), "blocks": blocks})
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `logit_attribution`."""
+        return {"only": self.only}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each head, see `head_table`."""
+        return self.head_table()
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the share of the variance that heads and the rest of each block carry, by block."""
+        first, second = self.attributes["choices"]
+        return draw_carried(
+            self.carried,
+            self.carried_by_blocks,
+            self.attributes["layers"],
+            new_axes(ax),
+            label="share of the variance",
+            title=titled(f"logit({first}) - logit({second})", self.only),
         )
-        return cls(heads, blocks, embedding, difference, parts, examples, dict(file.attributes))
+
+    def summary(self) -> str:
+        """The completeness of the sum, the variance that heads and blocks carry, and the heads that carry most."""
+        first, second = self.attributes["choices"]
+        lines = [f"terms of logit({first}) - logit({second}) at the final token, {len(self.examples)} examples"]
+        if np.isfinite(self.remainder).all():
+            typical = float(np.abs(self.difference).mean())
+            lines.append(
+                f"heads + blocks + embedding equal the model's own difference within {np.abs(self.remainder).max():.1g}; "
+                f"its mean size is {typical:.2f}"
+            )
+        else:
+            lines.append("the store lacks the terms of blocks and embedding (mlp_logits, embedding_logits): the sum is incomplete")
+        heads, rest = self.carried.sum(), self.carried_by_blocks.sum()
+        others = f", the rest of the blocks {rest:.0%}" if np.isfinite(rest) else ""
+        lines.append(f"of the difference's variance over examples all heads carry {heads:.0%}{others}")
+        table = self.head_table().sort_values("carried", ascending=False, key=abs, kind="stable").head(LISTED_HEADS)
+        parts = [name for name in table.columns if name.startswith("support_")]
+        for row in table.to_dict("records"):
+            through = f", most through {max(parts, key=lambda name: abs(row[name])).removeprefix('support_')}" if parts else ""
+            lines.append(f"  block {row['layer']} head {row['head']}: {row['carried']:+.1%} of the variance{through}")
+        return "\n".join(lines)
 
 
 def logit_attribution(

@@ -1,29 +1,31 @@
-"""Which method to believe: how far each ranks the parts of a prompt as hiding them does (Geva et al. 2023; Jain & Wallace 2019)."""
+"""Faithfulness: agreement of attribution methods with attention knockouts (Geva et al. 2023; Jain & Wallace 2019)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.attention_maps import parse_window
-from stratascope.analysis.knockout_targets import kind_of_target, target_tokens
+from stratascope.analysis.knockout_targets import MODE_LABELS, TARGET_LABELS, kind_of_target, target_tokens
 from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.relevance import BASELINES, Method, few_blocks, group_scores, methods_of
 from stratascope.analysis.weighting import require_recorded
 from stratascope.errors import InvalidInputError, TooFewExamplesError
-from stratascope.results.file import ResultFile, made_from
-from stratascope.results.registry import load_result, save_result
+from stratascope.figures.correlations import draw_correlations
+from stratascope.figures.style import paper_style
+from stratascope.results.file import made_from
+from stratascope.results.result import Result, array_field, new_axes, table_field
+from stratascope.results.schema import columns
 from stratascope.stats.cluster_means import bootstrap_means, ends
 from stratascope.stats.rank_correlation import FEWEST_TARGETS, rank_correlations
 from stratascope.store import ActivationStore
+from stratascope.store.format.json_schema import each
 
-RESULT_KIND = "faithfulness"
 PIECE = 4
 TARGETS = ("cells", "spans")
 SETTING = ["targets", "mode", "window"]
@@ -31,21 +33,53 @@ SETTING = ["targets", "mode", "window"]
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Faithfulness:
-    """Each method's rank correlation with the effect of hiding, per example and on the whole."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-    table: pd.DataFrame
+_LEADING = {
+    **each(str, "targets mode window method label second? second_label?"),
+    **each(float, "correlation low high ahead? ahead_low? ahead_high?"),
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Faithfulness(
+    Result,
+    kind="faithfulness",
+    command="faithfulness",
+    schema={
+        **each(str, "store condition"),
+        **each(int, "draws seed"),
+        **each(float, "level"),
+        "choices": list[str],
+        "few": dict[str, tuple[int, int]],
+        "missing": dict[str, str],
+        "leading": _LEADING,
+    },
+):
+    """Each method's rank correlation with the knockout effect, by example and on average."""
+
+    table: pd.DataFrame = table_field(
+        columns(
+            "row",
+            text="targets mode window effect method label",
+            ints="examples images",
+            floats="effect_size correlation low high behind behind_low behind_high",
+            keys=["targets mode window effect method", "targets mode window effect label"],
+        ),
+        name="methods",
+    )
     """targets (cells or spans), mode (who may not see: `final`, the final token alone, or `later`, every later token), window (of blocks),
     effect, method, label, correlation (mean over examples of Spearman's), low, high (cluster bootstrap by image), behind (mean of the
     best method less this one's), behind_low, behind_high (paired), examples, images, effect_size (mean size of the effect of hiding one
     target, in logits: where it is small there is little to rank). `effect`: `size` compares sizes; `signed`, for methods with a sign,
     whether the tokens speak for the answer that they are said to speak for."""
-    correlations: Floats
+    correlations: Floats = array_field("float", "row example", name="correlation")
     """(row of the table, example); NaN where hiding changes nothing or the example has too few targets."""
-    examples: NDArray[np.int64]
+    examples: NDArray[np.int64] = array_field("int", "example", name="example")
     """(example,) example numbers."""
-    attributes: dict[str, Any]
+    attributes: Mapping[str, Any]
     """store, condition, choices, level, draws, seed, few (blocks of `rollout_window` and `flow_window` by window), missing (methods
     that the store does not allow -> what to record), leading (what a report leads with, the best method where hiding cells
     in all blocks moves the answer most: targets, mode, window, method, label,
@@ -53,7 +87,7 @@ class Faithfulness:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The method to believe: of the setting that a report leads with."""
+        """The most faithful method in the setting that a report leads with."""
         return dict(self.attributes["leading"])
 
     def rows(self, targets: str = "cells", mode: str = "final", window: str | None = None, effect: str = "size") -> pd.DataFrame:
@@ -78,16 +112,75 @@ class Faithfulness:
             raise InvalidInputError(f"expected a setting of the table, found {targets}, {mode}, {window}, {effect}")
         return found.sort_values("correlation", ascending=False, kind="stable").reset_index(drop=True)
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        arrays: dict[str, Any] = {"correlation": (("row", "example"), self.correlations), "example": (("example",), self.examples)}
-        save_result(path, ResultFile(RESULT_KIND, {"methods": self.table}, arrays, self.attributes))
+    @property
+    def leading_rows(self) -> pd.DataFrame:
+        """Rows of the setting that a report leads with, most faithful first."""
+        return self.rows(self.best["targets"], self.best["mode"], self.best["window"])
 
-    @classmethod
-    def load(cls, path: Path | str) -> Faithfulness:
-        """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
-        return cls(file.tables["methods"], file.arrays["correlation"][1], file.arrays["example"][1], dict(file.attributes))
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `faithfulness`."""
+        return {name: self.attributes[name] for name in ("level", "draws", "seed")}
+
+    def to_frame(self) -> pd.DataFrame:
+        """The table."""
+        return self.table
+
+    def summary(self) -> str:
+        """The methods of every setting in order, the most faithful one, and the arrays that the missing methods need."""
+        best = self.best
+        lines = []
+        modes = [best["mode"], *(m for m in dict.fromkeys(self.table["mode"]) if m != best["mode"])]
+        for targets in dict.fromkeys([best["targets"], *self.table["targets"]]):
+            for mode in modes:
+                rows = self.rows(targets, mode, best["window"])
+                lines.append(
+                    f"rank correlation with the knockout effect of {TARGET_LABELS[targets]} {MODE_LABELS.get(mode, mode)} in blocks "
+                    f"{best['window']}; mean effect {rows['effect_size'].iloc[0]:.3f} logits, {int(rows['examples'].max())} examples on "
+                    f"{int(rows['images'].max())} images"
+                )
+                lines += [
+                    f"  {row['correlation']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]  {row['label']}"
+                    for row in rows.to_dict("records")
+                ]
+        if "second" in best:
+            about = f"{TARGET_LABELS[best['targets']]} {MODE_LABELS.get(best['mode'], best['mode'])}"
+            significant = "" if best["ahead_low"] > 0 else " (not significant)"
+            ahead = f"{best['ahead']:.2f} [{best['ahead_low']:.2f}, {best['ahead_high']:.2f}] ahead of the next{significant}"
+            lines.append(f"best for {about}: {best['label']}, {ahead}")
+        lines += [f"not compared: {name}; record {arrays}" for name, arrays in self.attributes["missing"].items()]
+        return "\n".join(lines)
+
+    def plot(self, ax: Axes | None = None, *, targets: str = "", window: str = "") -> Axes:
+        """Draw each method's correlation with its interval, for all modes of the knockout.
+
+        Parameters
+        ----------
+        ax
+            Axes to draw on; a new figure's by default.
+        targets, window
+            As in the table; those of the leading setting by default.
+        """
+        best, table = self.best, self.table
+        targets, window = targets or best["targets"], window or best["window"]
+        rows = table[(table["targets"] == targets) & (table["window"] == window) & (table["effect"] == "size")]
+        modes = {MODE_LABELS.get(mode, mode): rows[rows["mode"] == mode] for mode in dict.fromkeys(rows["mode"])}
+        return draw_correlations(modes, self.leading_rows["label"].tolist(), new_axes(ax), title=TARGET_LABELS[targets])
+
+    def figure(self, store: ActivationStore | None = None) -> Figure:
+        """One panel for groups of image cells and one for spans, with the knockout in all blocks."""
+        kinds = list(dict.fromkeys(self.table["targets"]))
+        window = str(self.table["window"].iloc[0])
+        from matplotlib.figure import Figure
+
+        with paper_style():
+            figure = Figure(figsize=(2.6 + 2.3 * len(kinds), 0.6 + 0.27 * len(self.leading_rows)))
+            axes = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+            for kind, ax in zip(kinds, axes, strict=True):
+                self.plot(ax, targets=kind, window=window)
+            handles, labels = axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower right", ncols=len(labels))
+        return figure
 
 
 def faithfulness(

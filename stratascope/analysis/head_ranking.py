@@ -1,39 +1,62 @@
-"""The table of heads: ranked by what they carry of the answer, by their look at the boxes and by what a probe reads from them."""
+"""Heads ranked by direct logit attribution, overlap with the boxes and a probe on their outputs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.attribution import LogitAttribution
+from stratascope.analysis.attribution import LISTED_HEADS, LogitAttribution
 from stratascope.analysis.head_agreement import AGREEMENT, head_agreement, head_ranking
 from stratascope.analysis.overlap import BoxOverlap
 from stratascope.errors import InvalidInputError
+from stratascope.figures.drawing import new_figure
+from stratascope.figures.heatmaps import draw_heads
+from stratascope.figures.style import paper_style
 from stratascope.results.file import ResultFile
-from stratascope.results.registry import load_result, save_result
+from stratascope.results.result import CHOICE, Result, new_axes, table_field, titled
+from stratascope.results.schema import columns
 from stratascope.store import choice_of, choice_text
+from stratascope.store.format.json_schema import each
 
-RESULT_KIND = "head_ranking"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from stratascope.store import ActivationStore
+
 _HEAD = re.compile(r"head (\d+)")
 
 
-@dataclass(frozen=True)
-class HeadRanking:
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadRanking(
+    Result,
+    kind="head_ranking",
+    command="heads",
+    schema={
+        **each(str | None, "store condition"),
+        **each(int, "heads"),
+        **each(float, "level"),
+        **CHOICE,
+        "layers": list[int],
+        "scores": dict[str, str],
+    },
+):
     """Every head with its scores, and how far the scores agree."""
 
-    table: pd.DataFrame
+    table: pd.DataFrame = table_field(columns(ints="layer head", floats="mean_rank", grid="layer head"), name="heads")
     """layer, head, one column a score (`attribution`: share of the logit difference's variance that the head carries; `overlap`: lift
     of its attention in both boxes; `probe`: score of a probe on its output), one SCORE_rank each (1 is best), mean_rank; best first."""
-    agreement: pd.DataFrame
+    agreement: pd.DataFrame = table_field(
+        columns(text="first second", ints="heads", floats="spearman low high", shares="shared_tenth", empty=True)
+    )
     """first, second, spearman, low, high, heads, shared_tenth; see `heads.head_agreement`."""
-    attributes: dict[str, Any]
+    attributes: Mapping[str, Any]
     """store, condition, layers, heads, scores (name -> what it is), only."""
 
     def grid(self, score: str) -> NDArray[np.float64]:
@@ -42,15 +65,57 @@ class HeadRanking:
             raise InvalidInputError(f"expected a score of {', '.join(self.attributes['scores'])}, found {score!r}")
         return np.asarray(self.table.pivot(index="layer", columns="head", values=score).to_numpy(float))
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        save_result(path, ResultFile(RESULT_KIND, {"heads": self.table, "agreement": self.agreement}, {}, self.attributes))
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `rank_heads`; `scores` names what was given."""
+        return {"scores": list(self.attributes["scores"]), "level": self.attributes["level"], "only": self.only}
 
-    @classmethod
-    def load(cls, path: Path | str) -> HeadRanking:
-        """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
-        return cls(file.tables["heads"], file.tables["agreement"], dict(file.attributes))
+    def to_frame(self) -> pd.DataFrame:
+        """The table."""
+        return self.table
+
+    def summary(self) -> str:
+        """The best heads with their scores, and the agreement of the scores."""
+        scores = self.attributes["scores"]
+        lines = [f"heads by {', '.join(f'{name} ({about})' for name, about in scores.items())}; ranks in parentheses"]
+        for row in self.table.head(LISTED_HEADS).to_dict("records"):
+            values = ", ".join(f"{name} {row[name]:.3g} ({row[f'{name}_rank']:g})" for name in scores)
+            lines.append(f"  block {row['layer']} head {row['head']}: {values}")
+        for row in self.agreement.to_dict("records"):
+            lines.append(
+                f"agreement of {row['first']} and {row['second']}: {row['spearman']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] over "
+                f"{row['heads']} heads; of the best tenth {row['shared_tenth']:.0%} are the same"
+            )
+        return "\n".join(lines)
+
+    def plot(self, ax: Axes | None = None, *, score: str = "") -> Axes:
+        """Draw one score of every head, head by decoder block.
+
+        Parameters
+        ----------
+        ax
+            Axes to draw on; a new figure's by default.
+        score
+            One of `attributes["scores"]`; the first by default.
+        """
+        score = score or next(iter(self.attributes["scores"]))
+        return draw_heads(
+            self.grid(score),
+            self.attributes["layers"],
+            new_axes(ax),
+            label=self.attributes["scores"][score],
+            diverging=score == "attribution",
+            title=titled(score, self.only),
+        )
+
+    def figure(self, store: ActivationStore | None = None) -> Figure:
+        """One grid of heads by layer for each score."""
+        scores = list(self.attributes["scores"])
+        figure, axes = new_figure(len(scores), width=3.1 * len(scores), height=2.7)
+        with paper_style():
+            for score, ax in zip(scores, axes, strict=True):
+                self.plot(ax, score=score)
+        return figure
 
 
 def rank_heads(

@@ -15,6 +15,11 @@ from stratascope.store.format.prompt_parts import PARTS, grouped_cells, parts_of
 
 CELL = re.compile(r"cell_(\d+)_(\d+)")
 
+TARGET_LABELS = {"cells": "groups of image cells", "spans": "parts of the prompt"}
+"""What a knockout masks, for figures and texts."""
+MODE_LABELS = {"final": "masked for the final token", "later": "masked for all later tokens"}
+"""Which queries a knockout masks, for figures and texts."""
+
 
 def kind_of_target(name: str) -> str:
     """`cells` for a group of image cells, `boxes` for a gold box, `spans` for a part of the prompt.

@@ -1,15 +1,14 @@
-"""What points at the things that are named: each method's score of their image cells, beside those of other things and of the ground.
+"""Localisation: each method's score on image cells of the named objects, relative to other objects and the ground.
 
-A method that says where an answer comes from should say the cells of the two things that the caption names, and not those of things that
-it does not name. Scores are signed sums over heads and blocks, taken by size only at the end, cell by cell.
+A method that explains an answer should score the cells of the two objects that the caption names above those of objects that it does
+not name. Scores are signed sums over heads and blocks, taken by size only at the end, cell by cell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,12 +20,20 @@ from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.relevance import Method, few_blocks, methods_of, token_scores
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.errors import TooFewExamplesError
-from stratascope.results.file import ResultFile, made_from
-from stratascope.results.registry import load_result, save_result
+from stratascope.figures.drawing import new_figure
+from stratascope.figures.localisation import AGAINST, draw_ratios
+from stratascope.figures.style import paper_style
+from stratascope.results.file import made_from
+from stratascope.results.result import Result, array_field, new_axes, table_field
+from stratascope.results.schema import columns
 from stratascope.stats.cluster_means import bootstrap_means
 from stratascope.store import ActivationStore
+from stratascope.store.format.json_schema import Along, each
 
-RESULT_KIND = "pointing"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 PLACES = ("named", "others", "ground")
 """Cells of subject and object; of other things; of neither."""
 MEASURED = {"later": "hidden from all later tokens, measured", "final": "hidden from the final token, measured"}
@@ -37,20 +44,44 @@ PIECE = 8
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Pointing:
-    """How far each method points at the named things more than at others."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Pointing(
+    Result,
+    kind="pointing",
+    command="pointing",
+    schema={
+        **each(str, "store condition"),
+        **each(int, "draws seed"),
+        **each(float, "level"),
+        "places": Along("place", str),
+        "others": bool,
+        "boxes?": dict[str, str],
+        "few": tuple[int, int],
+        "missing": dict[str, str],
+    },
+):
+    """Localisation of each method on the named objects, relative to other objects or the ground."""
 
-    table: pd.DataFrame
+    table: pd.DataFrame = table_field(
+        columns(
+            "row",
+            text="method label",
+            ints="examples images",
+            floats="named others ground over_others over_others_low over_others_high over_ground over_ground_low over_ground_high",
+            shares="wins",
+            keys=["method"],
+        ),
+        name="methods",
+    )
     """method, label, named, others, ground (mean size of the score of a cell there, over examples), over_others, over_others_low,
     over_others_high (named over others; interval over images drawn with replacement), over_ground with the same ends, wins (share of the
     examples in which named cells have more than others; than the ground where others are not known), examples, images. Measured effects of
     hiding come first, then methods as they point."""
-    values: Floats
+    values: Floats = array_field("float", "row example place")
     """(row of the table, example, place): mean size of the score of a cell at each of `PLACES`; NaN where there is no such cell."""
-    examples: NDArray[np.int64]
+    examples: NDArray[np.int64] = array_field("int", "example", name="example")
     """(example,) example numbers."""
-    attributes: dict[str, Any]
+    attributes: Mapping[str, Any]
     """store, condition, places, others (whether boxes of other things were given), level, draws, seed, few (blocks), missing (methods that
     the store does not allow -> what to record)."""
 
@@ -59,16 +90,39 @@ class Pointing:
         """`others` where their boxes were given, else `ground`."""
         return "others" if self.attributes["others"] else "ground"
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        arrays: dict[str, Any] = {"values": (("row", "example", "place"), self.values), "example": (("example",), self.examples)}
-        save_result(path, ResultFile(RESULT_KIND, {"methods": self.table}, arrays, self.attributes))
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `pointing`; `boxes` is the digest of the file by its name."""
+        return {name: self.attributes.get(name) for name in ("boxes", "level", "draws", "seed")}
 
-    @classmethod
-    def load(cls, path: Path | str) -> Pointing:
-        """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
-        return cls(file.tables["methods"], file.arrays["values"][1], file.arrays["example"][1], dict(file.attributes))
+    def to_frame(self) -> pd.DataFrame:
+        """The table."""
+        return self.table
+
+    def summary(self) -> str:
+        """Each method's ratio, and the arrays that the missing methods need."""
+        against = self.against
+        lines = [
+            f"score of a cell of the named objects over one of {AGAINST[against]} (mean size, {len(self.examples)} examples); "
+            "share of the examples in which it is larger"
+        ]
+        for row in self.table.to_dict("records"):
+            value, low, high = (row[f"over_{against}{end}"] for end in ("", "_low", "_high"))
+            lines.append(f"  {value:6.2f} [{low:.2f}, {high:.2f}]  {row['wins']:4.0%}  {row['label']}")
+        if against == "ground":
+            lines.append("other objects are unknown and count as ground: give all boxes of the images with --boxes")
+        return "\n".join([*lines, *(f"not compared: {name}; record {arrays}" for name, arrays in self.attributes["missing"].items())])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw each method's ratio with its interval on a log axis."""
+        return draw_ratios(self.table, self.against, new_axes(ax, height=0.7 + 0.24 * len(self.table)))
+
+    def figure(self, store: ActivationStore | None = None) -> Figure:
+        """The ratios, one row a method."""
+        figure, (ax,) = new_figure(1, width=5.2, height=0.7 + 0.24 * len(self.table))
+        with paper_style():
+            self.plot(ax)
+        return figure
 
 
 def pointing(

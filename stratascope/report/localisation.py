@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-
-from stratascope.figures.column_layout import name_rows, place_legend
-from stratascope.figures.style import COLOURS, GREY, MARKERS
+from stratascope.figures.localisation import AGAINST, draw_ratios
 from stratascope.report.blocks import Block, Drawing, Missing, Prose, Table
 from stratascope.results.collection import Findings
 from stratascope.results.view import Found
@@ -18,37 +14,7 @@ if TYPE_CHECKING:
 
     from stratascope.report.figure_selection import Choice
 
-AGAINST = {"others": "other things", "ground": "the rest of the image"}
 COMMAND = "stratascope pointing STORE --boxes instances.json"
-
-
-def draw_ratios(table: pd.DataFrame, against: str, ax: Axes) -> Axes:
-    """A line for each method: how many times as much it gives a cell of the named things, with its interval, on a log axis.
-
-    Parameters
-    ----------
-    table
-        As of `analysis.Pointing`, in the order of reading: method, label, over_AGAINST with its ends.
-    against
-        `others` or `ground`.
-    """
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    value, low, high = (table[f"over_{against}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
-    measured = table["method"].str.startswith("knockout_").to_numpy()
-    place = np.arange(len(table))
-    ax.axvline(1, color=GREY, linewidth=0.7, zorder=0)
-    for k, (rows, name) in enumerate(((measured, "measured by hiding"), (~measured, "computed"))):
-        if rows.any():
-            ax.hlines(place[rows], low[rows], high[rows], color=COLOURS[k], linewidth=2, alpha=0.45)
-            ax.plot(value[rows], place[rows], MARKERS[k], color=COLOURS[k], label=name)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    name_rows(ax, table["label"].str.removesuffix(", measured").tolist(), f"named things over {AGAINST[against]}, by cell")
-    place_legend(ax, inside="lower right")
-    return ax
 
 
 def draw_pointing(findings: Findings, ax: Axes, choice: Choice) -> Axes:

@@ -9,10 +9,6 @@ from stratascope.results.schema import ResultSchema, columns, floats, ints
 from stratascope.stats.intervals import INTERVAL
 from stratascope.store.format.json_schema import Along, each
 
-_LEADING = {
-    **each(str, "targets mode window method label second? second_label?"),
-    **each(float, "correlation low high ahead? ahead_low? ahead_high?"),
-}
 _ROLLED = columns("example", text="id", ints="example n_tokens image_start image_stop rows columns", keys=["example"])
 
 KINDS = {
@@ -59,85 +55,6 @@ KINDS = {
                 ints="layer head", shares=f"auroc {INTERVAL} undefined", floats="advantage advantage_low advantage_high", grid="layer head"
             )
         },
-    ),
-    "logit_attribution": ResultSchema(
-        {
-            **each(str, "store condition"),
-            **CHOICE,
-            "choices": tuple[str, str],
-            "layers": Along("layer", int),
-            "parts": Along("part", str),
-        },
-        {
-            "heads": columns(ints="layer head", floats="mean support carried", grid="layer head"),
-            "blocks": columns("layer", ints="layer", floats="carried", keys=["layer"]),
-        },
-        {
-            "heads": floats("example layer head"),
-            "blocks": floats("example layer"),
-            "embedding": floats("example"),
-            "difference": floats("example"),
-            "parts": floats("attributed_example layer head part"),
-            "example": ints("example"),
-        },
-    ),
-    "head_ranking": ResultSchema(
-        {
-            **each(str | None, "store condition"),
-            **each(int, "heads"),
-            **each(float, "level"),
-            **CHOICE,
-            "layers": list[int],
-            "scores": dict[str, str],
-        },
-        {
-            "heads": columns(ints="layer head", floats="mean_rank", grid="layer head"),
-            "agreement": columns(text="first second", ints="heads", floats="spearman low high", shares="shared_tenth", empty=True),
-        },
-    ),
-    "faithfulness": ResultSchema(
-        {
-            **each(str, "store condition"),
-            **each(int, "draws seed"),
-            **each(float, "level"),
-            "choices": list[str],
-            "few": dict[str, tuple[int, int]],
-            "missing": dict[str, str],
-            "leading": _LEADING,
-        },
-        {
-            "methods": columns(
-                "row",
-                text="targets mode window effect method label",
-                ints="examples images",
-                floats="effect_size correlation low high behind behind_low behind_high",
-                keys=["targets mode window effect method", "targets mode window effect label"],
-            )
-        },
-        {"correlation": floats("row example"), "example": ints("example")},
-    ),
-    "pointing": ResultSchema(
-        {
-            **each(str, "store condition"),
-            **each(int, "draws seed"),
-            **each(float, "level"),
-            "places": Along("place", str),
-            "others": bool,
-            "boxes?": dict[str, str],
-            "few": tuple[int, int],
-            "missing": dict[str, str],
-        },
-        {
-            "methods": columns(
-                "row",
-                text="method label",
-                ints="examples images",
-                floats="named others ground over_others over_others_low over_others_high over_ground over_ground_low over_ground_high",
-                shares="wins",
-                keys=["method"],
-            )
-        },
-        {"values": floats("row example place"), "example": ints("example")},
     ),
     "example_explanation": ResultSchema(
         {
