@@ -1,10 +1,10 @@
-"""Does attention on the right boxes predict a right answer, and better than the boxes' geometry alone? (AdaptVis, figure b)"""
+"""Answer prediction: AUROC of attention on the gold boxes for a right answer, beside the boxes' geometry (AdaptVis, figure b)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,28 +14,50 @@ from stratascope.analysis.answers import answers_right
 from stratascope.analysis.box_cells import BOXES, box_geometry
 from stratascope.analysis.overlap import BoxOverlap, known_boxes
 from stratascope.errors import InvalidInputError, TooFewExamplesError
+from stratascope.figures.predictions import draw_prediction
 from stratascope.results.file import ResultFile
-from stratascope.results.registry import load_result, save_result
+from stratascope.results.result import CHOICE, Result, new_axes, table_field
+from stratascope.results.schema import columns
 from stratascope.stats.auroc import Auroc, auroc
+from stratascope.stats.intervals import INTERVAL
 from stratascope.store import ActivationStore
+from stratascope.store.format.json_schema import each
 
-RESULT_KIND = "answer_prediction"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 FOLDS = 5
 FEWEST = 20
 """Of either answer, right or wrong: below it the baseline cannot be fitted."""
 
 
-@dataclass(frozen=True)
-class AnswerPrediction:
+@dataclass(frozen=True, eq=False, repr=False)
+class AnswerPrediction(
+    Result,
+    kind="answer_prediction",
+    prefix="prediction",
+    schema={
+        **each(str, "store condition map measure box"),
+        **CHOICE,
+        **each(int, "examples right images seed"),
+        **each(float, "level"),
+        "baseline": each(float, "auroc low high"),
+    },
+):
     """AUROC of each head's overlap with the boxes as predictor of a right answer, beside the baseline that knows the boxes alone."""
 
-    table: pd.DataFrame
+    table: pd.DataFrame = table_field(
+        columns(
+            ints="layer head", shares=f"auroc {INTERVAL} undefined", floats="advantage advantage_low advantage_high", grid="layer head"
+        ),
+        name="auroc",
+    )
     """layer, head (-1: fused over heads), auroc, low, high, low_simultaneous, high_simultaneous, undefined (share of examples in
     which the head gave the whole image nothing; they count as its mean), advantage (over the baseline, paired),
     advantage_low, advantage_high (simultaneous too: quote these for the best head)."""
     baseline: dict[str, float]
     """auroc, low, high of a logistic regression on the boxes' geometry, out of fold, images never split."""
-    attributes: dict[str, Any]
+    attributes: Mapping[str, Any]
     """store, condition, map, measure, only, box, examples, right, images, level, seed."""
 
     @property
@@ -43,16 +65,44 @@ class AnswerPrediction:
         """The row with the highest AUROC; its simultaneous interval allows for the choice."""
         return self.table.iloc[int(self.table["auroc"].to_numpy().argmax())]
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        save_result(path, ResultFile(RESULT_KIND, {"auroc": self.table}, {}, {**self.attributes, "baseline": self.baseline}))
+    def contents(self) -> ResultFile:
+        """What `save` writes."""
+        file = super().contents()
+        return replace(file, attributes={**file.attributes, "baseline": self.baseline})
 
     @classmethod
-    def load(cls, path: Path | str) -> AnswerPrediction:
-        """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
+    def from_contents(cls, file: ResultFile) -> AnswerPrediction:
+        """The prediction whose `contents` a file holds."""
         attributes = dict(file.attributes)
         return cls(file.tables["auroc"], attributes.pop("baseline"), attributes)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `answer_prediction`, and of its overlap."""
+        return {name: self.attributes[name] for name in ("map", "measure", "box", "level", "seed")} | {"only": self.only}
+
+    @property
+    def name_parts(self) -> tuple[str | None, ...]:
+        """The weighting, where it is not attention alone, and the selection of examples."""
+        return (None if self.attributes["map"] == "attention" else self.attributes["map"], *self.only)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The table."""
+        return self.table
+
+    def summary(self) -> str:
+        """The best head's AUROC beside that of the boxes' geometry."""
+        best, base = self.best, self.baseline
+        verdict = "significantly above" if best["advantage_low"] > 0 else "not significantly above"
+        return (
+            f"AUROC for a right answer: block {int(best['layer'])} head {int(best['head'])} {best['auroc']:.3f} "
+            f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}] (best of {len(self.table)} heads, simultaneous interval), "
+            f"box geometry {base['auroc']:.3f} [{base['low']:.3f}, {base['high']:.3f}]: {verdict} the geometry"
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the AUROC of each head by decoder block, and the baseline."""
+        return draw_prediction(self.table, self.baseline, new_axes(ax))
 
 
 def answer_prediction(

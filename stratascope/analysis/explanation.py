@@ -1,10 +1,9 @@
-"""One example, and all that a store lets one say of it: methods side by side, what adds up to the answer, what hiding does."""
+"""One example explained by every method that the store allows: attention, attribution, flow and knockouts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,36 +16,49 @@ from stratascope.analysis.flow import flow
 from stratascope.analysis.knockout_targets import kind_of_target, target_tokens
 from stratascope.analysis.relevance import BASELINES, few_blocks, group_scores, methods_of, token_scores
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.results.file import ResultFile, made_from
-from stratascope.results.registry import load_result, save_result
+from stratascope.results.file import made_from
+from stratascope.results.result import Result, table_field
+from stratascope.results.schema import columns
 from stratascope.stats.rank_correlation import rank_correlations
 from stratascope.store import ActivationStore
+from stratascope.store.format.json_schema import each
 from stratascope.store.format.prompt_parts import PARTS, parts_of
 
-RESULT_KIND = "example_explanation"
 
-
-@dataclass(frozen=True)
-class ExampleExplanation:
+@dataclass(frozen=True, eq=False, repr=False)
+class ExampleExplanation(
+    Result,
+    kind="example_explanation",
+    command="explain",
+    schema={
+        **each(str, "store condition id caption relation subject object answer"),
+        **each(int, "example label"),
+        **each(float, "difference"),
+        **each(tuple[int, int], "image grid few"),
+        **each(dict[str, str], "methods missing"),
+        "right": bool | None,
+        "signed": list[str],
+    },
+):
     """All methods on one example."""
 
-    tokens: pd.DataFrame
+    tokens: pd.DataFrame = table_field(columns(text="text part box cut cut_window", ints="token", keys=["token"]))
     """token (number), text, part (of the prompt), box (`subject`, `object`, `both` or "": in which gold box an image cell lies), one
     column for each method that the store allows, cut and cut_window (what limits the flow to the token through all and through few
     blocks; "" without maps)."""
-    spans: pd.DataFrame
+    spans: pd.DataFrame = table_field(columns(text="part", ints="tokens", keys=["part"]))
     """part (those of the prompt, `subject_box`, `object_box`), tokens (how many) and one column a method."""
-    components: pd.DataFrame
+    components: pd.DataFrame = table_field(columns(text="component", ints="layer head", floats="value", empty=True))
     """What adds up to the logit difference: component (`embedding`, `head` or `block`: the rest of one), layer, head (-1 where there is
     none), value; empty where the store holds no attribution."""
-    knockout: pd.DataFrame
+    knockout: pd.DataFrame = table_field(columns(text="target kind mode window", floats="effect", empty=True))
     """target, kind (cells, spans, boxes), mode, window, effect (how far the logit difference moves when the target is hidden); empty where
     the example was not measured."""
-    agreement: pd.DataFrame
+    agreement: pd.DataFrame = table_field(columns(text="method kind mode", floats="correlation", empty=True))
     """method, kind (cells or spans), mode, correlation (Spearman's, of sizes, all blocks) on this example; empty without knockouts."""
-    answers: pd.DataFrame
+    answers: pd.DataFrame = table_field(columns(text="choice", floats="logit", shares="probability"))
     """choice, logit, probability among the choices."""
-    attributes: dict[str, Any]
+    attributes: Mapping[str, Any]
     """store, condition, example, id, caption, relation, label, subject, object, answer, right (None where the label names no choice),
     difference (first choice's logit less the second's), image (start, stop), grid (rows, columns), few (blocks), missing (methods ->
     what to record), methods (name -> label), signed (methods whose scores have a sign)."""
@@ -87,16 +99,19 @@ class ExampleExplanation:
             out[np.ix_(down, np.arange(columns) * groups[1] // columns == int(column))] = effect
         return out
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        names = ("tokens", "spans", "components", "knockout", "agreement", "answers")
-        save_result(path, ResultFile(RESULT_KIND, {name: getattr(self, name) for name in names}, {}, self.attributes))
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `explain_example`."""
+        return {"example": self.attributes["example"], "window": self.attributes["few"]}
 
-    @classmethod
-    def load(cls, path: Path | str) -> ExampleExplanation:
-        """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
-        return cls(**file.tables, attributes=dict(file.attributes))
+    def to_frame(self) -> pd.DataFrame:
+        """The scores of every method by part of the prompt."""
+        return self.spans
+
+    def summary(self) -> str:
+        """The example and the model's answer to it."""
+        own = self.attributes
+        return f"example {own['example']} ({own['id']}): {own['caption']} The model answers {own['answer']}."
 
 
 def explain_example(store: ActivationStore, example: int, *, window: Sequence[int] | None = None, seed: int = 0) -> ExampleExplanation:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,34 +13,53 @@ from numpy.typing import NDArray
 
 from stratascope.analysis.attention_maps import Window, checked_window, require_maps
 from stratascope.analysis.box_cells import BOXES, box_tokens
+from stratascope.analysis.example_pictures import label_text, picture, relative_boxes
 from stratascope.analysis.flow import CUTS, Flow, flow, span_flow
 from stratascope.analysis.parallel import held_examples, over_blocks
-from stratascope.analysis.rollout_results import example_table, on_image
+from stratascope.analysis.rollout_results import MOST_EXAMPLES, ON_IMAGE, example_table, on_image
 from stratascope.errors import NotRecordedError
+from stratascope.figures.gallery import Tile, draw_gallery
 from stratascope.results.file import ResultFile, made_from
-from stratascope.results.registry import load_result, save_result
+from stratascope.results.result import Result, array_field, table_field
+from stratascope.results.schema import columns
 from stratascope.store import ActivationStore
+from stratascope.store.format.json_schema import each
 
-RESULT_KIND = "flow"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 PIECE = 8
 """Examples in one task: a 7B example takes a second or more."""
 
 
-@dataclass(frozen=True)
-class FlowResult:
+LIMITS = {
+    "source": "limited by what leaves the final token's column",
+    "target": "by what enters the cell's own",
+    "other": "by another cut",
+}
+"""Kind of minimum cut -> its words in a figure."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FlowResult(
+    Result,
+    kind="flow",
+    command="flow",
+    schema={**each(str, "store condition fusion"), "window": tuple[int, int] | None, "exact": bool, "cuts": list[str]},
+):
     """Flow from the final token of several examples, to every input token and into spans and boxes."""
 
-    examples: pd.DataFrame
+    examples: pd.DataFrame = table_field(ON_IMAGE)
     """example (number), id, n_tokens, image_start, image_stop, rows, columns, position_correlation, warning ("" where there is none)."""
-    values: NDArray[np.float64]
+    values: NDArray[np.float64] = array_field("float", "example token", name="flow")
     """(example, token) maximum flow, or the bound where it was not computed; NaN beyond an example's own tokens."""
-    bounds: NDArray[np.float64]
+    bounds: NDArray[np.float64] = array_field("float", "example token", name="bound")
     """(example, token) upper bound in closed form."""
-    cuts: NDArray[np.int8]
+    cuts: NDArray[np.int8] = array_field("int", "example token", name="cut")
     """(example, token) index into `flow.CUTS` of what limits it; -1 beyond an example's own tokens."""
-    spans: pd.DataFrame
+    spans: pd.DataFrame = table_field(columns(text="span cut", ints="example tokens", floats="value bound", flags="saturated", empty=True))
     """example, span (those of the store, `subject_box` and `object_box` where known), tokens, value, bound, cut, saturated."""
-    attributes: dict[str, Any]
+    attributes: Mapping[str, Any]
     """store, condition, fusion, window, exact."""
 
     def of(self, k: int) -> Flow:
@@ -53,20 +72,61 @@ class FlowResult:
         """(rows, columns): the k-th example's flow to its image cells."""
         return on_image(self.examples, self.values, k)
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        dims = ("example", "token")
-        arrays: dict[str, Any] = {"flow": (dims, self.values), "bound": (dims, self.bounds), "cut": (dims, self.cuts)}
-        tables = {"examples": self.examples, "spans": self.spans}
-        save_result(path, ResultFile(RESULT_KIND, tables, arrays, {**self.attributes, "cuts": list(CUTS)}))
+    def contents(self) -> ResultFile:
+        """What `save` writes; it names the kinds of cuts, too."""
+        file = super().contents()
+        return replace(file, attributes={**file.attributes, "cuts": list(CUTS)})
 
     @classmethod
-    def load(cls, path: Path | str) -> FlowResult:
-        """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
-        values, bounds, cuts = (file.arrays[name][1] for name in ("flow", "bound", "cut"))
-        attributes = {name: value for name, value in file.attributes.items() if name != "cuts"}
-        return cls(file.tables["examples"], values, bounds, cuts, file.tables["spans"], attributes)
+    def from_contents(cls, file: ResultFile) -> FlowResult:
+        """The flows whose `contents` a file holds."""
+        return super().from_contents(replace(file, attributes={k: v for k, v in file.attributes.items() if k != "cuts"}))
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `flow_examples`."""
+        return {"examples": self.examples["example"].tolist(), "window": self.attributes["window"], "exact": self.attributes["exact"]}
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each example and span."""
+        return self.spans
+
+    def summary(self) -> str:
+        """Where flow is limited, the flow into spans, and whether the values tell more than the token's position."""
+        first, stop = self.attributes["window"] or (0, None)
+        blocks = f"blocks {first} to {stop - 1}" if stop else "all blocks"
+        limits = self.cuts[self.cuts >= 0]
+        shares = ", ".join(f"{name} {np.mean(limits == CUTS.index(name)):.0%}" for name in CUTS if (limits == CUTS.index(name)).any())
+        lines = [
+            f"flow through {blocks}, {len(self.examples)} examples; limited at: {shares}",
+            "median rank correlation of flow with the token's position: "
+            f"{self.examples['position_correlation'].median():.2f} (near -1: flow follows the position alone)",
+        ]
+        spans = self.spans.groupby("span", sort=False).agg(value=("value", "mean"), saturated=("saturated", "mean"))
+        for name, value, saturated in zip(spans.index, spans["value"], spans["saturated"], strict=True):
+            full = f"  saturated in {saturated:.0%} of examples: all flow of the final token can reach it" if saturated else ""
+            lines.append(f"  into {name:<14} {value:.3f}{full}")
+        warned = int((self.examples["warning"] != "").sum())
+        if warned:
+            lines.append(f"warning ({warned} of {len(self.examples)} examples): {self.examples['warning'].max()}, such as --window A-B")
+        return "\n".join(lines)
+
+    def figure(self, store: ActivationStore | None = None) -> Figure | None:
+        """Up to eight examples with the flow to each image cell and the cut that limits it; None without the store."""
+        if store is None:
+            return None
+        numbers = [int(number) for number in self.examples["example"].iloc[:MOST_EXAMPLES]]
+        tiles = []
+        for k, (number, boxes) in enumerate(zip(numbers, relative_boxes(store, numbers), strict=True)):
+            row, cells = store.examples.iloc[number], self.onto_image(k)
+            follows = self.examples["position_correlation"].iloc[k]
+            text = f"{textwrap.fill(row.caption, 34)}\n{label_text(store, number)}; correlation with position {follows:.2f}"
+            marks = np.array(CUTS)[on_image(self.examples, self.cuts, k)]
+            # flow to all cells has a floor that tells nothing of one of them
+            tiles.append(Tile(picture(store, number), cells - float(cells.min()), text, boxes, marks))
+        first, stop = self.attributes["window"]
+        title = f"flow from the final token, blocks {first} to {stop - 1}; no tint: the image's lowest cell, full tint: its highest"
+        return draw_gallery(tiles, title=title, marks=LIMITS)
 
 
 def flow_examples(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,12 +14,19 @@ from stratascope.analysis.box_cells import BOXES, box_tokens
 from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.weighting import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.results.display import Shown, Summary
+from stratascope.figures.drawing import new_figure
+from stratascope.figures.heatmaps import draw_heads
+from stratascope.figures.predictions import draw_overlap
+from stratascope.figures.style import paper_style
 from stratascope.results.file import ResultFile, made_from
-from stratascope.results.registry import load_result, save_result
-from stratascope.store import ActivationStore
+from stratascope.results.result import CHOICE, Result, array_field, new_axes
+from stratascope.store import ActivationStore, choice_text
+from stratascope.store.format.json_schema import Along, each
 
-RESULT_KIND = "box_overlap"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 Measure = Literal["share", "lift", "cosine", "auc"]
 MEASURES: tuple[Measure, ...] = ("share", "lift", "cosine", "auc")
 """`share`: of what lies on the image, the part in the box. `lift`: that share over the box's share of cells, 1 for an even map.
@@ -81,15 +87,36 @@ def _pairs_won(weights: NDArray[np.float64], inside: NDArray[np.bool_]) -> NDArr
     return np.asarray((ranks - count * (count + 1) / 2) / (count * (len(inside) - count)))
 
 
-@dataclass(frozen=True, repr=False)
-class BoxOverlap(Shown):
+MEASURE_LABELS = {
+    "share": "share within both boxes",
+    "lift": "lift within both boxes",
+    "cosine": "cosine with both boxes",
+    "auc": "AUC of both boxes",
+}
+EVEN = {"lift": 1.0, "auc": 0.5}
+"""Measure -> its value for an even map."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoxOverlap(
+    Result,
+    kind="box_overlap",
+    command="overlap",
+    schema={
+        **each(str, "store condition map measure"),
+        **CHOICE,
+        "layers": Along("layer", int),
+        "heads": Along("head", int),
+        "boxes": Along("box", str),
+    },
+):
     """Overlap of maps with the boxes, by layer and head."""
 
-    values: NDArray[np.float32]
+    values: NDArray[np.float32] = array_field("float", "example layer head box", name="overlap")
     """(example, layer, head, box) for the boxes of `boxes.BOXES`; NaN where a box is not known, or a map is zero on the whole image."""
-    examples: NDArray[np.int64]
+    examples: NDArray[np.int64] = array_field("int", "example", name="example")
     """(example,) example numbers."""
-    attributes: dict[str, Any]
+    attributes: Mapping[str, Any]
     """store, condition, map (what was laid over the boxes), measure, layers, heads (numbers; -1 for maps fused over
     heads), only (COLUMN=VALUE that chose the examples)."""
 
@@ -107,8 +134,33 @@ class BoxOverlap(Shown):
         count = known.sum(0)
         return np.asarray(np.where(count > 0, np.where(known, values, 0).sum(0) / np.maximum(count, 1), np.nan))
 
-    def summary(self) -> Summary:
-        """What the overlaps show of themselves in a notebook."""
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(example,) whether both boxes are known."""
+        return known_boxes(self, "both")
+
+    def contents(self) -> ResultFile:
+        """What `save` writes; it names the boxes, too."""
+        file = super().contents()
+        return replace(file, attributes={**file.attributes, "boxes": list(BOXES)})
+
+    @classmethod
+    def from_contents(cls, file: ResultFile) -> BoxOverlap:
+        """The overlap whose `contents` a file holds."""
+        return super().from_contents(replace(file, attributes={k: v for k, v in file.attributes.items() if k != "boxes"}))
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `attention_overlap`."""
+        return {"weighing": self.attributes["map"], "measure": self.attributes["measure"], "only": self.only}
+
+    @property
+    def name_parts(self) -> tuple[str | None, ...]:
+        """The weighting, where it is not attention alone, and the selection of examples."""
+        return (None if self.attributes["map"] == "attention" else self.attributes["map"], *self.only)
+
+    def to_frame(self) -> pd.DataFrame:
+        """box, mean (over heads), highest, and the layer and head of the highest."""
         rows = []
         for box in BOXES:
             means = self.mean(box)
@@ -116,20 +168,47 @@ class BoxOverlap(Shown):
                 layer, head = np.unravel_index(int(np.nanargmax(means)), means.shape)
                 highest, named = float(means[layer, head]), (self.attributes["layers"][int(layer)], self.attributes["heads"][int(head)])
                 rows.append((box, float(np.nanmean(means)), highest, *named))
-        table = pd.DataFrame(rows, columns=["box", "mean", "highest", "layer", "head"])
-        return Summary(f"BoxOverlap of {self.attributes['map']}, {self.attributes['measure']}: {len(self.examples):,} examples", (), table)
+        return pd.DataFrame(rows, columns=["box", "mean", "highest", "layer", "head"])
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        arrays: dict[str, Any] = {"overlap": (("example", "layer", "head", "box"), self.values), "example": (("example",), self.examples)}
-        save_result(path, ResultFile(RESULT_KIND, {}, arrays, {**self.attributes, "boxes": list(BOXES)}))
+    def summary(self) -> str:
+        """The mean over heads and the head with the highest overlap with both boxes."""
+        means, measure = self.mean("both"), self.attributes["measure"]
+        if not np.isfinite(means).any():
+            return f"{self.attributes['map']} on the boxes: no example has both"
+        layer, head = np.unravel_index(int(np.nanargmax(means)), means.shape)
+        where = f"block {self.attributes['layers'][int(layer)]} head {self.attributes['heads'][int(head)]}"
+        return (
+            f"{self.attributes['map']} on the boxes of subject and object, {int(self.known.sum())} of {len(self.examples)} examples have "
+            f"both; {measure} averages {np.nanmean(means):.2f} over heads, most in {where}: {means[layer, head]:.2f}"
+        )
 
-    @classmethod
-    def load(cls, path: Path | str) -> BoxOverlap:
-        """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
-        attributes = {name: value for name, value in file.attributes.items() if name != "boxes"}
-        return cls(file.arrays["overlap"][1], file.arrays["example"][1], attributes)
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the overlap with both boxes by decoder block, one line a head."""
+        measure = self.attributes["measure"]
+        return draw_overlap(
+            self.mean("both"), self.attributes["layers"], new_axes(ax), label=MEASURE_LABELS[measure], even=EVEN.get(measure)
+        )
+
+    def figure(self, store: ActivationStore | None = None, *, prediction: Result | None = None) -> Figure:
+        """Heads by layer, the overlap by layer and, where it is given, the AUROC of the overlap for a right answer.
+
+        Parameters
+        ----------
+        store
+            Unused.
+        prediction
+            Of this overlap.
+        """
+        columns_ = 2 + (prediction is not None)
+        figure, axes = new_figure(columns_, width=3.1 * columns_, height=2.7)
+        with paper_style():
+            draw_heads(self.mean("both"), self.attributes["layers"], axes[0], label=MEASURE_LABELS[self.attributes["measure"]])
+            self.plot(axes[1])
+            if prediction is not None:
+                prediction.plot(axes[2])
+            if self.only:
+                figure.suptitle(f"only {choice_text(self.only)}")
+        return figure
 
 
 def box_overlap(

@@ -2,62 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.attention_maps import Window, checked_window, require_maps
+from stratascope.analysis.example_pictures import answer_text, picture, relative_boxes
 from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.rollout import Form, rollout, rollout_packed
 from stratascope.analysis.sinks import places_of, sinks_of_maps
 from stratascope.errors import InvalidInputError
-from stratascope.results.display import Shown, Summary
-from stratascope.results.file import ResultFile, made_from
-from stratascope.results.registry import load_result, save_result
+from stratascope.figures.drawing import draw_overlay
+from stratascope.figures.style import paper_style
+from stratascope.results.file import made_from
+from stratascope.results.result import Result, array_field, table_field
+from stratascope.results.schema import columns
 from stratascope.store import ActivationStore, decode_maps
+from stratascope.store.format.json_schema import each
 
-RESULT_KIND = "rollout"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FOUND = "found"
+MOST_EXAMPLES = 8
+"""Examples in one figure."""
 
 
-@dataclass(frozen=True, repr=False)
-class RolloutResult(Shown):
+ON_IMAGE = columns("example", text="id", ints="example n_tokens image_start image_stop rows columns", keys=["example"])
+"""Schema of the table that `example_table` gives."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RolloutResult(
+    Result,
+    kind="rollout",
+    command="rollout",
+    schema={
+        **each(str, "store condition fusion"),
+        **each(float, "discard"),
+        "window": tuple[int, int] | None,
+        "form": Literal["raw", "dropped", "conditional"],
+        "sinks": str | list[int],
+    },
+):
     """Rollouts of the final token of several examples."""
 
-    examples: pd.DataFrame
+    examples: pd.DataFrame = table_field(ON_IMAGE)
     """example (number), id, n_tokens, image_start, image_stop, rows, columns, sinks (numbers of the tokens dropped, as text)."""
-    values: NDArray[np.float64]
+    values: NDArray[np.float64] = array_field("float", "example layer token", name="rollout")
     """(example, layer, token) float64: row 0 onto the inputs; NaN beyond an example's own tokens."""
-    attributes: dict[str, Any]
+    attributes: Mapping[str, Any]
     """store, condition, fusion, window, form, discard."""
 
     def onto_image(self, k: int, layer: int = 0) -> NDArray[np.float64]:
         """(rows, columns): the k-th example's rollout onto its image cells at `layer`."""
         return on_image(self.examples, self.values[:, layer], k)
 
-    def summary(self) -> Summary:
-        """What the rollouts show of themselves in a notebook."""
+    @property
+    def window(self) -> tuple[int, int]:
+        """Half-open range of the blocks."""
+        first, stop = self.attributes["window"] or (0, self.values.shape[1] - 1)
+        return int(first), int(stop)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `rollout_examples`."""
+        held = {name: self.attributes[name] for name in ("window", "form", "discard")}
+        return {"examples": self.examples["example"].tolist(), **held}
+
+    def to_frame(self) -> pd.DataFrame:
+        """example, id, n_tokens, onto_the_image (the rollout on the image)."""
         onto = [float(self.onto_image(k).sum()) for k in range(len(self.examples))]
-        table = self.examples[["example", "id", "n_tokens"]].assign(onto_the_image=onto)
-        first, last = self.attributes["window"] or (0, self.values.shape[1] - 1)
-        facts = [f"{self.attributes['form']}, blocks {first} to {last - 1}, {self.attributes['fusion']} over heads"]
-        return Summary(f"RolloutResult: {len(self.examples)} examples", facts, table)
+        return self.examples[["example", "id", "n_tokens"]].assign(onto_the_image=onto)
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        arrays = {"rollout": (("example", "layer", "token"), self.values)}
-        save_result(path, ResultFile(RESULT_KIND, {"examples": self.examples}, arrays, self.attributes))
+    def summary(self) -> str:
+        """The rollout on the image and on the first token, mean over examples."""
+        first, stop = self.window
+        count = len(self.examples)
+        onto = sum(float(self.onto_image(k).sum()) for k in range(count)) / count
+        return (
+            f"{self.attributes['form']} rollout, blocks {first} to {stop - 1}, {count} examples: {onto:.1%} on the image, "
+            f"{float(self.values[:, 0, 0].mean()):.1%} on the first token"
+        )
 
-    @classmethod
-    def load(cls, path: Path | str) -> RolloutResult:
-        """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
-        return cls(file.tables["examples"], file.arrays["rollout"][1], dict(file.attributes))
+    def figure(self, store: ActivationStore | None = None) -> Figure | None:
+        """Up to eight examples with their rollout over the image, caption, label and answer; None without the store."""
+        return None if store is None else rollout_gallery(self, store)
 
 
 def rollout_examples(
@@ -163,3 +198,34 @@ def on_image(examples: pd.DataFrame, values: NDArray[Any], k: int) -> NDArray[An
     row = examples.iloc[k]
     cells = values[k, int(row["image_start"]) : int(row["image_stop"])]
     return cells.reshape(int(row["rows"]), int(row["columns"]))
+
+
+def rollout_gallery(found: RolloutResult, store: ActivationStore) -> Figure:
+    """Up to eight examples: image, rollout on its cells, boxes where known, number, caption, label and the model's answer."""
+    shown = range(min(len(found.examples), MOST_EXAMPLES))
+    from matplotlib.figure import Figure
+
+    columns = len(shown) if len(shown) <= 5 else min((4, 3), key=lambda n: -len(shown) % n)
+    with paper_style():
+        lines = -(-len(shown) // columns)
+        figure = Figure(figsize=(1.85 * columns, 2.25 * lines + 0.25))
+        axes = figure.subplots(lines, columns, squeeze=False).ravel()
+        for ax in axes[len(shown) :]:
+            ax.remove()
+        numbers = [int(found.examples["example"].iloc[k]) for k in shown]
+        for k, (number, boxes) in enumerate(zip(numbers, relative_boxes(store, numbers), strict=True)):
+            row = store.examples.iloc[number]
+            cells = found.onto_image(k)
+            caption = textwrap.fill(f"#{number} {row.caption}", 34)
+            text = f"{caption}\n{textwrap.fill(answer_text(store, number), 40)}\n{cells.sum():.0%} of it on the image"
+            draw_overlay(picture(store, number), cells, axes[k], boxes=boxes)
+            axes[k].set_title(text, fontsize=6.5, fontweight="normal")
+        span = found.attributes["window"] or [0, store.layout.layers]
+        figure.suptitle(
+            f"{found.attributes['form']} rollout of the final token, blocks {span[0]} to {span[1] - 1}, "
+            f"{found.attributes['fusion']} over heads; full tint: the image's largest cell",
+            fontsize=8,
+            x=0.01,
+            ha="left",
+        )
+    return figure

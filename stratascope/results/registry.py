@@ -10,7 +10,6 @@ from typing import Any
 
 from stratascope.errors import StoreError
 from stratascope.results.file import ResultFile, check_schema, read_file, write_file
-from stratascope.results.kinds import KINDS as OTHER_KINDS
 from stratascope.results.result import KINDS, Result
 from stratascope.results.schema import ResultSchema
 
@@ -42,7 +41,7 @@ def result_kinds() -> dict[str, type[Result]]:
 def schema_of(kind: str) -> ResultSchema | None:
     """The schema of a kind; None for a kind that this version does not know."""
     found = result_class(kind)
-    return found.schema() if found else OTHER_KINDS.get(kind)
+    return found.schema() if found else None
 
 
 def load_result(path: str | Path, kind: str | None = None) -> ResultFile:

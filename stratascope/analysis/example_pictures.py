@@ -1,4 +1,4 @@
-"""What a store shows of one example: its picture and its boxes."""
+"""One example for figures and pages: its image, boxes, label and answer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stratascope.analysis.box_cells import shown_boxes
 from stratascope.errors import NotRecordedError
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ def picture(store: ActivationStore, example: int) -> np.ndarray:
 
 def relative_boxes(store: ActivationStore, examples: Sequence[int]) -> list[dict[str, tuple[float, float, float, float]]]:
     """For each example its gold boxes that are known, as shares of width and height, by what they hold."""
-    from stratascope.analysis.box_cells import shown_boxes
-
     table = store.examples.iloc[list(examples)]
     try:
         boxes = shown_boxes(store)[list(examples)]
@@ -49,9 +48,9 @@ def relative_boxes(store: ActivationStore, examples: Sequence[int]) -> list[dict
     ]
 
 
-def said(store: ActivationStore, example: int) -> str:
+def answer_text(store: ActivationStore, example: int) -> str:
     """Label and the model's answer beside each other; the label alone where no answers are recorded."""
-    label = verdict(store, example)
+    label = label_text(store, example)
     label = label if label.startswith("right") else f"label {label}"
     try:
         logits = store.read("answer_logits", examples=[example])[0]
@@ -60,7 +59,7 @@ def said(store: ActivationStore, example: int) -> str:
     return f"{label}, model says {store.layout.choices[int(logits.argmax())].strip().lower()}"
 
 
-def verdict(store: ActivationStore, example: int) -> str:
+def label_text(store: ActivationStore, example: int) -> str:
     """What an example's label says: true or false, or the right answer of a question."""
     label = int(store.examples["label"].iloc[example])
     if store.provenance.get("data", {}).get("labels") == "choice":
