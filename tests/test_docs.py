@@ -267,8 +267,8 @@ def test_the_page_of_results_names_all_that_the_results_hold(folder: Path) -> No
 
 
 def test_what_is_said_of_an_example_is_its_label_and_the_likelier_answer(inside: Path) -> None:
+    from stratascope.analysis.example_pictures import said
     from stratascope.store import ActivationStore
-    from stratascope.workflow.pictures import said
 
     store = ActivationStore.open("demo/original.zarr")
     agree = [said(store, k) in ("label true, model says true", "label false, model says false") for k in range(100)]

@@ -5,23 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.attribution import LISTED_HEADS, LogitAttribution
+from stratascope.analysis.attribution import LISTED_HEADS, LogitAttribution, logit_attribution
 from stratascope.analysis.head_agreement import AGREEMENT, head_agreement, head_ranking
-from stratascope.analysis.overlap import BoxOverlap
-from stratascope.errors import InvalidInputError
+from stratascope.analysis.overlap import BoxOverlap, attention_overlap
+from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.figures.drawing import new_figure
 from stratascope.figures.heatmaps import draw_heads
 from stratascope.figures.style import paper_style
 from stratascope.results.file import ResultFile
+from stratascope.results.locations import ENDING
+from stratascope.results.registry import load_result
 from stratascope.results.result import CHOICE, Result, new_axes, table_field, titled
 from stratascope.results.schema import columns
-from stratascope.store import choice_of, choice_text
+from stratascope.store import choice_of, choice_options, choice_text
 from stratascope.store.format.json_schema import each
 
 if TYPE_CHECKING:
@@ -116,6 +119,67 @@ class HeadRanking(
             for score, ax in zip(scores, axes, strict=True):
                 self.plot(ax, score=score)
         return figure
+
+
+def rank_heads_of(
+    store: ActivationStore, probes: str | Path, *, only: Sequence[str] = (), scheduler: str | None = None
+) -> tuple[HeadRanking, list[str]]:
+    """Rank the heads of a store by every score that the store and its results allow.
+
+    Parameters
+    ----------
+    store
+        With attribution, or boxes and attention.
+    probes
+        A results file of a probe by head, or a folder that may hold one.
+    only
+        COLUMN=VALUE: only these examples.
+    scheduler
+        Where the work is done: None for here, `threads`, `processes`, or the address of a Dask scheduler.
+
+    Returns
+    -------
+    tuple
+        The ranking, and one line for each score that is missing.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no score at all.
+    """
+    missing = []
+    attribution, overlap = None, None
+    try:
+        attribution = logit_attribution(store, only=only, by_part=False)
+    except NotRecordedError as error:
+        missing.append(f"no attribution: {error}")
+    try:
+        overlap = attention_overlap(store, measure="lift", only=only, scheduler=scheduler)
+    except NotRecordedError as error:
+        missing.append(f"no overlap: {error}")
+    path = Path(probes)
+    result = load_result(path) if path.is_file() or path.name.endswith(ENDING) else head_probe_in(path, store, only)
+    if result is None:
+        command = f"stratascope probe STORE --array head_outputs{choice_options(only)}"
+        missing.append(f"no probe by head: run `{command}` first, or give its result with --probe")
+    if attribution is None and overlap is None and result is None:
+        raise InvalidInputError(f"expected at least one score of heads, found none: {'; '.join(missing)}")
+    return rank_heads(attribution, overlap, result), missing
+
+
+def head_probe_in(folder: Path, store: ActivationStore, only: Sequence[str] = ()) -> ResultFile | None:
+    """The first result in a folder that holds a probe by head of this store and these examples; None where there is none."""
+    for path in sorted(folder.glob(f"*{ENDING}")):
+        result = load_result(path)
+        about = result.attributes
+        own = (about.get("fingerprint"), about.get("store"), about.get("settings", {}).get("fingerprint"))
+        if about.get("array") == "head_outputs" and store.fingerprint() in own and set(choice_of(about)) == set(only):
+            try:
+                probe_grid(result)
+            except InvalidInputError:
+                continue
+            return result
+    return None
 
 
 def rank_heads(

@@ -1,4 +1,4 @@
-"""Which examples a command works on where its user names some, one or none."""
+"""Examples that a command works on: those its user names, or the first ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def first_examples(store: ActivationStore, array: str, examples: Sequence[int | 
     return [example_number(store, asked) for asked in examples]
 
 
-def those_held(store: ActivationStore, array: str, numbers: list[int] | None) -> tuple[list[int] | None, list[str]]:
+def recorded_among(store: ActivationStore, array: str, numbers: list[int] | None) -> tuple[list[int] | None, list[str]]:
     """Of examples asked for, those that `array` holds, and a line on the others, which failed or were not chosen for it; none if none did.
 
     Unwritten ones are kept, as are all where none is held, so that the analysis says what is missing.

@@ -38,9 +38,9 @@ def fetch_command(dataset: str, out: Path, annotations: str | None, **chosen: An
     Example, a hundred photos of the test part (17 MB):
       stratascope fetch vsr --parts test --limit 100 --out vsr
     """
+    from stratascope.commands.descriptions import fetched_text
     from stratascope.datasets.annotations import ANNOTATIONS
     from stratascope.datasets.fetch import FetchChoice, fetch_vsr
-    from stratascope.workflow.describing import fetched_text
 
     assert dataset == "vsr"
     report = fetch_vsr(out, FetchChoice(annotations=annotations or ANNOTATIONS, **chosen), progress=sys.stderr.isatty())

@@ -25,8 +25,8 @@ def report_command(store: str, results: tuple[Path, ...], out: Path | None, titl
     Example, after 'stratascope demo --out demo':
       stratascope report demo/original.zarr -o report.html
     """
+    from stratascope.report.report_file import write_report
     from stratascope.results.locations import beside
-    from stratascope.workflow.reporting import write_report
 
     click.echo(write_report(open_store(store), results, out or beside(store, "-report.html"), where=store, title=title))
 
@@ -57,7 +57,7 @@ def figure_command(
       stratascope figure curves demo/original.zarr -o curves.pdf
     """
     from stratascope.report.figure_registry import FIGURES
-    from stratascope.workflow.drawing import draw_named
+    from stratascope.report.named_figure import draw_named
 
     if listed:
         wide = max(map(len, FIGURES))

@@ -32,6 +32,7 @@ class Output:
     _lines: list[str] = field(default_factory=list)
     _figures: list[Path] = field(default_factory=list)
     _tables: list[Path] = field(default_factory=list)
+    _pages: list[Path] = field(default_factory=list)
 
     def note(self, *lines: str) -> None:
         """Lines about the run as a whole, printed before the results."""
@@ -85,6 +86,19 @@ class Output:
 
         self._figures.append(save_figure(figure, self.folder / f"{name}.png"))
 
+    def page(self, path: Path) -> None:
+        """Name a page that was written."""
+        self._pages.append(path)
+
+    def remove(self, *name: str | None) -> None:
+        """Remove a results file of an earlier run, and say so."""
+        from stratascope.results.locations import ENDING, file_name
+
+        stale = self.folder / f"{file_name(*name)}{ENDING}"
+        if stale.exists():
+            stale.unlink()
+            self.note(f"removed {stale.name}, which an earlier run had made")
+
     def table(self, table: pd.DataFrame, name: str) -> None:
         """Save a table as NAME.csv in the folder, for R or a spreadsheet."""
         from stratascope.store.io.durable import write_with
@@ -96,7 +110,7 @@ class Output:
     def finish(self) -> None:
         """Print what the command computed: text, or one JSON object with --json."""
         if self.as_json:
-            files = {"figures": self._figures, "tables": self._tables, "folder": self.folder}
+            files = {"pages": self._pages, "figures": self._figures, "tables": self._tables, "folder": self.folder}
             click.echo(json.dumps({"notes": self._lines, "results": self._records, **files}, default=_plain))
             return
         if self.verbosity == QUIET:
@@ -104,6 +118,8 @@ class Output:
         texts: Iterable[str] = [*self._lines, *(record["summary"] for record in self._records if record["summary"])]
         for text in texts:
             click.echo(text)
+        for path in self._pages:
+            click.echo(f"page {path}, {path.stat().st_size / 1e3:.0f} kB, one file without external resources")
         for path in self._tables:
             click.echo(f"table {path}")
         for path in self._figures:

@@ -61,7 +61,7 @@ def plan_command(show: int, timed: bool | None, batch_tokens: int, price: float 
     Example, after 'stratascope demo --out demo':
       stratascope plan --model demo --examples demo/scenes/scenes.jsonl --images demo/scenes/images
     """
-    from stratascope.workflow.extracting import plan_texts
+    from stratascope.commands.extraction import plan_texts
 
     found = plan_texts(_settings(chosen), show=show, timed=timed, batch_tokens=batch_tokens, price=price, progress=sys.stderr.isatty())
     for text in found:
@@ -85,7 +85,7 @@ def extract_command(out: Path, batch_tokens: int, shard: tuple[int, int] | None,
     Example, after 'stratascope demo --out demo':
       stratascope extract --model demo --examples demo/scenes/scenes.jsonl --images demo/scenes/images --out mine.zarr
     """
-    from stratascope.workflow.extracting import extract_into
+    from stratascope.commands.extraction import extract_into
 
     click.echo(
         extract_into(

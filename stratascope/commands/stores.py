@@ -21,7 +21,7 @@ def info_command(store: str) -> None:
     Example, after 'stratascope demo --out demo':
       stratascope info demo/original.zarr
     """
-    from stratascope.workflow.describing import describe_store
+    from stratascope.commands.descriptions import describe_store
 
     click.echo(describe_store(open_store(store)))
 
@@ -37,9 +37,9 @@ def verify_command(store: str, images: Path | None, repair: bool) -> None:
     Example, after 'stratascope demo --out demo':
       stratascope verify demo/original.zarr
     """
+    from stratascope.commands.descriptions import verification_text
     from stratascope.store import repair as unmark
     from stratascope.store import verify as check
-    from stratascope.workflow.describing import verification_text
 
     with bar("verify", "block") as tell:
         found = check(store, images=images, progress=tell)
@@ -66,8 +66,8 @@ def copy_command(source: str, target: str, **chosen: Any) -> None:
     Example, after 'stratascope demo --out demo':
       stratascope copy demo/original.zarr small.zip --arrays residual --layers 0,6 --positions final
     """
+    from stratascope.commands.descriptions import copy_text
     from stratascope.store import copy_store
-    from stratascope.workflow.describing import copy_text
 
     with bar("copy", "block") as tell:
         taken = copy_store(source, target, progress=tell, **chosen)
@@ -84,8 +84,8 @@ def diff_command(a: str, b: str) -> None:
     Example, after 'stratascope demo --out demo':
       stratascope diff demo/original.zarr demo/blank.zarr
     """
+    from stratascope.commands.descriptions import difference_text
     from stratascope.store import diff_stores
-    from stratascope.workflow.describing import difference_text
 
     found = diff_stores(a, b)
     click.echo(difference_text(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from stratascope.probe import LayerCurve
+    from stratascope.results.result import Result
     from stratascope.store import ActivationStore
 
 SHUFFLED = "truth:shuffled"
@@ -144,26 +146,51 @@ def _extracted(stages: Stages, condition: str, step: str, command: str, progress
 
 
 def _analyses(store: ActivationStore, out: Path, seed: int) -> dict[str, Callable[[], object]]:
-    """What is computed of the attention and the answers, by name; the report last."""
-    from stratascope.analysis import answer_confidence, attention_share
+    """Analyses of attention and answers by name; the report last."""
+    from stratascope import analysis
+    from stratascope.analysis.rollout_results import MOST_EXAMPLES
+    from stratascope.datasets.boxes import BoxIndex
+    from stratascope.datasets.examples import files_digest
+    from stratascope.report.report_file import write_report
     from stratascope.results.output import save_with_figure
-    from stratascope.workflow.attributing import attribute_and_draw
-    from stratascope.workflow.believing import compare_and_draw, point_and_draw
-    from stratascope.workflow.overlapping import overlap_and_draw
-    from stratascope.workflow.reporting import write_report
-    from stratascope.workflow.rolling import roll_and_draw
 
-    results = out / "results"
+    results, boxes = out / "results", out / "scenes" / "instances.json"
+
+    def save(result: Result) -> object:
+        return save_with_figure(result, results, store=store)
+
+    def point() -> object:
+        found = analysis.pointing(store, BoxIndex.from_coco(boxes), seed=seed)
+        return save(replace(found, attributes={**found.attributes, "boxes": files_digest([boxes])}))
+
+    mapped = np.flatnonzero(store.available("attention_maps"))[:MOST_EXAMPLES].tolist()
     return {
-        "answers": lambda: save_with_figure(answer_confidence(store), results),
-        "share": lambda: save_with_figure(attention_share(store), results),
-        "rollout": lambda: roll_and_draw(store, results, examples=None, window=None),
-        "overlap": lambda: overlap_and_draw(store, results),
-        "attribution": lambda: attribute_and_draw(store, results),
-        "faithfulness": lambda: compare_and_draw(store, results, seed=seed),
-        "pointing": lambda: point_and_draw(store, results, boxes=out / "scenes" / "instances.json", seed=seed),
+        "answers": lambda: save(analysis.answer_confidence(store)),
+        "share": lambda: save(analysis.attention_share(store)),
+        "rollout": lambda: save(analysis.rollout_examples(store, mapped)),
+        "overlap": lambda: _save_overlap(store, results, seed),
+        "attribution": lambda: save(analysis.logit_attribution(store)),
+        "faithfulness": lambda: save(analysis.faithfulness(store, seed=seed)),
+        "pointing": point,
         "report": lambda: write_report(store, [results], results / "report.html", where=out / "original.zarr"),
     }
+
+
+def _save_overlap(store: ActivationStore, results: Path, seed: int) -> None:
+    """Overlap with the boxes, its prediction of right answers where there are enough wrong ones, and one figure of both."""
+    from stratascope.analysis import answer_prediction, attention_overlap
+    from stratascope.figures.drawing import save_figure
+    from stratascope.results.output import save_with_figure
+
+    overlap = attention_overlap(store)
+    save_with_figure(overlap, results, draw=False)
+    try:
+        prediction = answer_prediction(store, overlap, seed=seed)
+    except TooFewExamplesError:
+        prediction = None
+    if prediction is not None:
+        save_with_figure(prediction, results, draw=False)
+    save_figure(overlap.figure(prediction=prediction), results / f"{overlap.file_name}.png")
 
 
 def _save_curves(original: ActivationStore, blank: ActivationStore, results: Path, seed: int, progress: bool) -> None:

@@ -10,8 +10,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stratascope.analysis.example_pictures import picture, relative_boxes
+from stratascope.analysis.knockout_targets import MODE_LABELS
 from stratascope.figures.attributions import draw_sum
-from stratascope.report import new_figure, paper_style
+from stratascope.figures.drawing import new_figure
+from stratascope.figures.style import paper_style
 from stratascope.report.blocks import (
     Beside,
     Block,
@@ -28,33 +31,23 @@ from stratascope.report.blocks import (
     Table,
     Tokens,
 )
-from stratascope.report.faithfulness import HIDDEN_FROM
 from stratascope.report.page import Page
-from stratascope.results.locations import ENDING
-from stratascope.workflow.choosing import example_number
-from stratascope.workflow.pictures import picture, relative_boxes
 
 if TYPE_CHECKING:
     from stratascope.analysis import ExampleExplanation
     from stratascope.store import ActivationStore
 
-MODES = {mode: HIDDEN_FROM[mode] for mode in ("later", "final")}
+MODES = {mode: MODE_LABELS[mode] for mode in ("later", "final")}
 """Who may not see what is hidden, in the order of the page."""
 PART_NAMES = {"caption_rest": "rest of caption", "subject_box": "box of the subject", "object_box": "box of the object"}
 NAMED = 8
 """Components that are named."""
 
 
-def write_explanation(store: ActivationStore, example: int | str, out: Path, *, window: tuple[int, int] | None = None) -> str:
-    """Write the page and, beside it, the result it shows; the text says where they are."""
-    from stratascope.analysis import explain_example
-
-    number = example_number(store, example)
-    found = explain_example(store, number, window=window)
-    path = explanation_page(found, picture(store, number), relative_boxes(store, [number])[0], name=store.name).write(out)
-    result = path.with_suffix(ENDING)
-    found.save(result)
-    return f"page {path}, {path.stat().st_size / 1e3:.0f} kB, one file that needs nothing else\nresults in {result}"
+def write_explanation(explanation: ExampleExplanation, store: ActivationStore, out: Path) -> Path:
+    """Write the page of one example and return its path."""
+    number = int(explanation.attributes["example"])
+    return explanation_page(explanation, picture(store, number), relative_boxes(store, [number])[0], name=store.name).write(out)
 
 
 def explanation_page(

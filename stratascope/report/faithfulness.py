@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from stratascope.analysis.knockout_targets import MODE_LABELS, TARGET_LABELS
 from stratascope.figures.attributions import draw_carried
 from stratascope.figures.column_layout import place_legend
 from stratascope.figures.correlations import draw_correlations
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from stratascope.report.figure_selection import Choice
 
-HIDDEN_FROM = {"final": "hidden from the final token", "later": "hidden from all later tokens"}
-TARGETS = {"cells": "groups of image cells", "spans": "parts of the prompt"}
 MOST_HEADS = 8
 
 
@@ -33,11 +32,11 @@ def best_method(findings: Findings) -> list[Block]:
     best = found[0].attributes["leading"]
     source = found[0].source("attributes/leading")
     cited = {name: Cited(f"{best[name]:.2f}", float(best[name]), source) for name in ("correlation", "low", "high")}
-    hidden_from = HIDDEN_FROM.get(best["mode"], best["mode"]).removeprefix("hidden ")
+    hidden_from = MODE_LABELS.get(best["mode"], best["mode"]).removeprefix("masked ")
     words: list[str | Cited] = [
         "Of the methods that say where the model looks, ",
         Cited(str(best["label"]), str(best["method"]), source),
-        f" agrees best with what hiding {TARGETS.get(best['targets'], best['targets'])} {hidden_from} does: rank correlation ",
+        f" agrees best with what hiding {TARGET_LABELS.get(best['targets'], best['targets'])} {hidden_from} does: rank correlation ",
         *(cited["correlation"], " [", cited["low"], ", ", cited["high"], "]"),
     ]
     if "second_label" in best:
@@ -69,7 +68,9 @@ def faithfulness_blocks(findings: Findings, store: str, recorded: Collection[str
         [r["label"], _signed(r["correlation"]), f"{_signed(r['low'])} to {_signed(r['high'])}", _behind(r), int(r["examples"])]
         for _, r in table.iterrows()
     ]
-    setting = f"{TARGETS.get(best['targets'], best['targets'])}, {HIDDEN_FROM.get(best['mode'], best['mode'])}, blocks {best['window']}"
+    setting = (
+        f"{TARGET_LABELS.get(best['targets'], best['targets'])}, {MODE_LABELS.get(best['mode'], best['mode'])}, blocks {best['window']}"
+    )
     blocks: list[Block] = [
         Prose(
             "Parts of the prompt are hidden one by one, and the change of the answer's logits is measured. A method is faithful as far as "
@@ -149,7 +150,7 @@ def draw_faithfulness(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     best = found.attributes["leading"]
     table = found.table("methods")
     same = table[(table["targets"] == best["targets"]) & (table["window"] == best["window"]) & (table["effect"] == "size")]
-    modes = {HIDDEN_FROM.get(mode, mode): same[same["mode"] == mode] for mode in dict.fromkeys(same["mode"])}
+    modes = {MODE_LABELS.get(mode, mode): same[same["mode"] == mode] for mode in dict.fromkeys(same["mode"])}
     draw_correlations(modes, _leading_rows(found)["label"].tolist(), ax)
     place_legend(ax, columns=1, inside="lower right")
     return ax

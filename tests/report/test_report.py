@@ -17,6 +17,11 @@ from click.testing import CliRunner
 
 pytest.importorskip("torch")
 
+from stratascope.workflow.believing import point_and_draw
+from stratascope.workflow.probe_request import ProbeRequest
+from stratascope.workflow.probing import probe_and_draw
+from stratascope.workflow.rolling import roll_and_draw
+
 from stratascope.analysis import answer_confidence, attention_share
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError, NotRecordedError
@@ -25,6 +30,7 @@ from stratascope.probe import Advantage, LayerCurve
 from stratascope.report.blocks import Missing
 from stratascope.report.faithfulness import faithfulness_blocks
 from stratascope.report.figure_registry import FIGURES
+from stratascope.report.report_file import example_cards, write_report
 from stratascope.report.reproduction import commands
 from stratascope.report.store_report import report_page
 from stratascope.results.collection import Findings, gather
@@ -33,11 +39,6 @@ from stratascope.results.output import save_with_figure
 from stratascope.results.registry import load_result, save_result
 from stratascope.results.view import Found
 from stratascope.store import ActivationStore
-from stratascope.workflow.believing import point_and_draw
-from stratascope.workflow.probe_request import ProbeRequest
-from stratascope.workflow.probing import probe_and_draw
-from stratascope.workflow.reporting import example_cards, write_report
-from stratascope.workflow.rolling import roll_and_draw
 from tests.completed import completed
 from tests.viewer.browser import Browser
 

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from stratascope.cli import main
+from stratascope.commands.extraction import next_step
 from stratascope.store import ActivationStore
-from stratascope.workflow.extracting import next_step
 
 
 def test_a_part_says_what_is_missing_and_the_whole_what_to_run(plan, tmp_path):

@@ -1,4 +1,4 @@
-"""A report as its command makes it: results gathered, examples chosen and drawn, one page written."""
+"""The report file: results collected, examples selected and drawn, one page written."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from stratascope.analysis.example_pictures import label_text, picture, relative_boxes
 from stratascope.report.blocks import Block, Card, Cited, Picture, Prose, Source, Tokens
 from stratascope.report.store_report import report_page
 from stratascope.results.collection import Findings, gather
 from stratascope.results.view import Found
-from stratascope.workflow.pictures import picture, relative_boxes, verdict
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,7 +101,7 @@ def _card(store: ActivationStore, row: pd.Series[Any], boxes: Mapping[str, Seque
     sure = Cited(f"{row['confidence']:.1%}", float(row["confidence"]), answers.source("tables/answers", f"example {number}"))
     shown: list[Block] = [
         Picture(picture(store, number), f"example {number}: {facts['caption']}", cells, boxes),
-        Prose([f"The model says {row['answer']}, ", sure, f" sure; label: {verdict(store, number)}."]),
+        Prose([f"The model says {row['answer']}, ", sure, f" sure; label: {label_text(store, number)}."]),
         *blocks,
         Prose(f"Example {number}, {facts['id']}"),
     ]
