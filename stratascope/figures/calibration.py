@@ -1,4 +1,4 @@
-"""Whether a probe's probabilities mean what they say, and how short its labels can be told: two figures of further measures."""
+"""Reliability diagrams and online codelength."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.errors import InvalidInputError
 from stratascope.figures.drawing import draw_layer_curves
 from stratascope.figures.style import COLOURS, GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from stratascope.report.figure_selection import Choice
-    from stratascope.results.collection import Findings
-    from stratascope.results.view import Found
 
 
 def draw_reliability(table: pd.DataFrame, ax: Axes, *, layer: int, title: str | None = None) -> Axes:
@@ -74,34 +70,3 @@ def draw_codelength(table: pd.DataFrame, ax: Axes, *, task: str, layers: str = "
     ax.text(1.01, 1, "nothing\nread", transform=ax.get_yaxis_transform(), va="center", fontsize=6.5)
     ax.set_xlabel(layers)
     return ax
-
-
-def draw_codelength_of(findings: Findings, ax: Axes, choice: Choice) -> Axes:
-    """How short labels can be told, of one task and position."""
-    found = _chosen(findings, "codelength", choice)
-    draw_codelength(found.table("table"), ax, task=found.task, layers="residual stream after k decoder blocks")
-    ax.set_ylabel(f"compression of {found.title}")
-    ax.legend(loc="best")
-    return ax
-
-
-def draw_calibration_of(findings: Findings, ax: Axes, choice: Choice) -> Axes:
-    """Sure and right, of one task and position, at the layer where the probe is right most often."""
-    found = _chosen(findings, "calibration", choice)
-    table = found.table("table")
-    right = table["accuracy"].mul(table["examples"]).groupby(table["layer"]).sum()
-    best = int(right.index.to_numpy()[right.to_numpy().argmax()])
-    return draw_reliability(table, ax, layer=best, title=found.title)
-
-
-def _chosen(findings: Findings, kind: str, choice: Choice) -> Found:
-    """The result of the chosen task and position; truth and the final token first."""
-    there = sorted(findings.of(kind), key=lambda f: (f.task != "truth", f.task, f.position != "final", f.position))
-    for found in there:
-        if choice.task in (None, found.task) and choice.position in (None, found.position):
-            return found
-    names = ", ".join(f.title for f in there)
-    raise NotRecordedError(
-        f"expected a {kind} of {choice.task or 'any task'} at {choice.position or 'any position'}, found {names or 'none'}; "
-        "run `stratascope probe STORE --measures mdl,calibration`"
-    )

@@ -7,15 +7,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from stratascope.errors import NotRecordedError
-from stratascope.figures.column_layout import place_legend
 from stratascope.figures.style import COLOURS, GREY, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from stratascope.report.figure_selection import Choice
-    from stratascope.results.collection import Findings
 
 
 def draw_tower(curves: Mapping[str, pd.DataFrame], ax: Axes, *, full_attention: Sequence[int] = (), title: str | None = None) -> Axes:
@@ -46,28 +41,4 @@ def draw_tower(curves: Mapping[str, pd.DataFrame], ax: Axes, *, full_attention: 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if title:
         ax.set_title(title)
-    return ax
-
-
-def draw_entangled(findings: Findings, ax: Axes, choice: Choice) -> Axes:
-    """What can be read from the cells of one of the two things, by block of the tower: of the subject, unless another is chosen.
-
-    Raises
-    ------
-    NotRecordedError
-        If the results are absent, or not of the position that is chosen.
-    """
-    found = findings.one("entanglement", "what the vision tower holds of the two things", "stratascope entanglement STORE")
-    table = found.table("table")
-    there = list(dict.fromkeys(table["position"]))
-    position = choice.position or there[0]
-    if position not in there:
-        raise NotRecordedError(f"expected a position of {', '.join(there)}, found {position}; give one of them as --position")
-    own = table[table["position"] == position]
-    curves = {str(what): rows.reset_index(drop=True) for what, rows in own.groupby("what", sort=False)}
-    marked = found.attributes["full_attention"]
-    # where every block sees the whole image, a mark says nothing
-    draw_tower(curves, ax, full_attention=[] if len(marked) >= table["layer"].max() else marked)
-    ax.set_xlabel(f"vision blocks, cells of the {position.removesuffix('_box')} (hollow: merged)")
-    place_legend(ax)
     return ax

@@ -9,17 +9,17 @@ if TYPE_CHECKING:
     from stratascope.probe.curve.advantage import Advantage
     from stratascope.probe.curve.breakdown import accuracy_by, confusion
     from stratascope.probe.curve.calibration import calibration
-    from stratascope.probe.curve.codelength import Codelength, online_codelength
     from stratascope.probe.curve.layer_curve import LayerCurve
     from stratascope.probe.curve.onset_offset import LayerEvent
     from stratascope.probe.curve.score_grid import ScoreGrid
     from stratascope.probe.curve.tidy_table import tidy_table
-    from stratascope.probe.curve.transfer import transfer_matrix, transfer_of
-    from stratascope.probe.solver.estimator import LogisticProbe
+    from stratascope.probe.estimator import LogisticProbe
+    from stratascope.probe.study.codelength import Codelength, online_codelength
     from stratascope.probe.study.codelength_study import codelength_by_layer, codelength_of
     from stratascope.probe.study.cost import StudyCost
     from stratascope.probe.study.study import Study, head_curves, layer_curve, plan_study, probe_study
     from stratascope.probe.study.study_plan import ProbeSettings
+    from stratascope.probe.study.transfer import transfer_matrix, transfer_of
     from stratascope.probe.tasks.task import Task, task_from_values
     from stratascope.probe.validation.folds import Folds, grouped_folds
     from stratascope.probe.validation.official_splits import Leakage, official_split, split_leakage
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Advantage": "curve.advantage",
-    "Codelength": "curve.codelength",
+    "Codelength": "study.codelength",
     "Entanglement": "vision_tower",
     "Folds": "validation.folds",
     "LayerCurve": "curve.layer_curve",
     "LayerEvent": "curve.onset_offset",
     "Leakage": "validation.official_splits",
-    "LogisticProbe": "solver.estimator",
+    "LogisticProbe": "estimator",
     "ProbeSettings": "study.study_plan",
     "ScoreGrid": "curve.score_grid",
     "Study": "study.study",
@@ -49,14 +49,14 @@ _MODULES = {
     "head_curves": "study.study",
     "layer_curve": "study.study",
     "official_split": "validation.official_splits",
-    "online_codelength": "curve.codelength",
+    "online_codelength": "study.codelength",
     "plan_study": "study.study",
     "probe_study": "study.study",
     "split_leakage": "validation.official_splits",
     "task_from_values": "tasks.task",
     "tidy_table": "curve.tidy_table",
-    "transfer_matrix": "curve.transfer",
-    "transfer_of": "curve.transfer",
+    "transfer_matrix": "study.transfer",
+    "transfer_of": "study.transfer",
 }
 
 __all__ = [

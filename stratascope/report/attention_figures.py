@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stratascope.errors import NotRecordedError
 from stratascope.figures.column_layout import place_legend
 from stratascope.figures.drawing import draw_attention_share
 from stratascope.figures.heatmaps import draw_heads
 from stratascope.figures.predictions import draw_prediction
 from stratascope.figures.stacked_bands import draw_share_stack
+from stratascope.figures.vision_tower import draw_tower
 from stratascope.results.collection import Findings
 from stratascope.results.view import Found
 
@@ -55,3 +57,27 @@ def draw_answer_prediction(findings: Findings, ax: Axes, choice: Choice) -> Axes
 def share_of(findings: Findings) -> Found:
     """The attention share; NotRecordedError where there is none."""
     return findings.one("attention_share", "attention shares", "stratascope share STORE")
+
+
+def draw_entangled(findings: Findings, ax: Axes, choice: Choice) -> Axes:
+    """What can be read from the cells of one of the two things, by block of the tower: of the subject, unless another is chosen.
+
+    Raises
+    ------
+    NotRecordedError
+        If the results are absent, or not of the position that is chosen.
+    """
+    found = findings.one("entanglement", "what the vision tower holds of the two things", "stratascope entanglement STORE")
+    table = found.table("table")
+    there = list(dict.fromkeys(table["position"]))
+    position = choice.position or there[0]
+    if position not in there:
+        raise NotRecordedError(f"expected a position of {', '.join(there)}, found {position}; give one of them as --position")
+    own = table[table["position"] == position]
+    curves = {str(what): rows.reset_index(drop=True) for what, rows in own.groupby("what", sort=False)}
+    marked = found.attributes["full_attention"]
+    # where every block sees the whole image, a mark says nothing
+    draw_tower(curves, ax, full_attention=[] if len(marked) >= table["layer"].max() else marked)
+    ax.set_xlabel(f"vision blocks, cells of the {position.removesuffix('_box')} (hollow: merged)")
+    place_legend(ax)
+    return ax

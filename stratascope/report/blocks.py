@@ -6,25 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from stratascope.results.source import Source
+
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a number comes from."""
-
-    file: str
-    """Name of the results file, or of the store."""
-    table: str = ""
-    """Table, array or attribute in it."""
-    detail: str = field(default="", compare=False)
-    """Which row or mean; told with the number, but no footnote of its own."""
-
-    def __str__(self) -> str:
-        return ", ".join(filter(None, (self.file, self.table, self.detail)))
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,17 @@
-"""Which method to believe, and which heads write the answer: their parts of a report and their figures."""
+"""Faithfulness of attribution methods and direct logit attribution: their sections of a report."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from stratascope.analysis.knockout_targets import MODE_LABELS, TARGET_LABELS
-from stratascope.figures.attributions import draw_carried
-from stratascope.figures.column_layout import place_legend
-from stratascope.figures.correlations import draw_correlations
-from stratascope.figures.heatmaps import draw_heads
+from stratascope.report.attribution_figures import leading_rows
 from stratascope.report.blocks import Beside, Block, Cited, Drawing, Missing, Prose, Table
+from stratascope.report.figure_registry import FIGURES
 from stratascope.results.collection import Findings
-from stratascope.results.view import Found
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from stratascope.report.figure_selection import Choice
 
 MOST_HEADS = 8
 
@@ -56,13 +48,11 @@ def _missing(what: str, command: str, needed: Sequence[str], recorded: Collectio
 
 def faithfulness_blocks(findings: Findings, store: str, recorded: Collection[str] = ()) -> list[Block]:
     """Each method's agreement with hiding, best first; `recorded` names what the store holds."""
-    from stratascope.report.figure_registry import FIGURES
-
     found = findings.of("faithfulness")
     if not found:
         needed = ("attention_rows", "attention_maps", "knockout")
         return [_missing("What hiding parts of the prompt does is", f"stratascope faithfulness {store}", needed, recorded)]
-    table = _leading_rows(found[0])
+    table = leading_rows(found[0])
     best = found[0].attributes["leading"]
     rows = [
         [r["label"], _signed(r["correlation"]), f"{_signed(r['low'])} to {_signed(r['high'])}", _behind(r), int(r["examples"])]
@@ -96,8 +86,6 @@ def faithfulness_blocks(findings: Findings, store: str, recorded: Collection[str
 
 def attribution_blocks(findings: Findings, store: str, recorded: Collection[str] = ()) -> list[Block]:
     """What each head writes towards the answer, and the heads that carry most; `recorded` names what the store holds."""
-    from stratascope.report.figure_registry import FIGURES
-
     found = findings.of("logit_attribution")
     if not found:
         needed = ("attention_rows", "head_logits")
@@ -142,43 +130,6 @@ def attribution_blocks(findings: Findings, store: str, recorded: Collection[str]
             sources=[found[0].source("tables/heads")],
         ),
     ]
-
-
-def draw_faithfulness(findings: Findings, ax: Axes, choice: Choice) -> Axes:
-    """Each method's correlation with the effect of hiding, best first, for both ways of hiding."""
-    found = findings.one("faithfulness", "faithfulness", "stratascope faithfulness STORE")
-    best = found.attributes["leading"]
-    table = found.table("methods")
-    same = table[(table["targets"] == best["targets"]) & (table["window"] == best["window"]) & (table["effect"] == "size")]
-    modes = {MODE_LABELS.get(mode, mode): same[same["mode"] == mode] for mode in dict.fromkeys(same["mode"])}
-    draw_correlations(modes, _leading_rows(found)["label"].tolist(), ax)
-    place_legend(ax, columns=1, inside="lower right")
-    return ax
-
-
-def draw_carried_by_block(findings: Findings, ax: Axes, choice: Choice) -> Axes:
-    """What heads and the rest of each block carry of the answer, by block."""
-    found = findings.one("logit_attribution", "attributions", "stratascope attribution STORE")
-    heads, blocks = _carried(found), found.table("blocks")
-    return draw_carried(heads.to_numpy(), blocks["carried"].to_numpy(), heads.index.tolist(), ax, label="share of the variance")
-
-
-def draw_writers(findings: Findings, ax: Axes, choice: Choice) -> Axes:
-    """What each head carries of the answer, head by block."""
-    heads = _carried(findings.one("logit_attribution", "attributions", "stratascope attribution STORE"))
-    return draw_heads(heads.to_numpy(), heads.index.tolist(), ax, label="share of the variance", diverging=True)
-
-
-def _carried(found: Found) -> pd.DataFrame:
-    return found.table("heads").pivot(index="layer", columns="head", values="carried")
-
-
-def _leading_rows(found: Found) -> pd.DataFrame:
-    best, table = found.attributes["leading"], found.table("methods")
-    same = table["effect"] == "size"
-    for name in ("targets", "mode", "window"):
-        same &= table[name] == best[name]
-    return table[same].sort_values("correlation", ascending=False, kind="stable").reset_index(drop=True)
 
 
 def _behind(row: pd.Series[Any]) -> str:

@@ -7,15 +7,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.figures.calibration import draw_calibration_of, draw_codelength_of
 from stratascope.figures.drawing import new_figure
 from stratascope.figures.style import COLUMN_WIDTH, paper_style
-from stratascope.figures.vision_tower import draw_entangled
-from stratascope.report.attention_figures import draw_answer_prediction, draw_image_heads, draw_overlap_heads, draw_share, draw_share_parts
-from stratascope.report.faithfulness import draw_carried_by_block, draw_faithfulness, draw_writers
+from stratascope.report.attention_figures import (
+    draw_answer_prediction,
+    draw_entangled,
+    draw_image_heads,
+    draw_overlap_heads,
+    draw_share,
+    draw_share_parts,
+)
+from stratascope.report.attribution_figures import COMMAND, draw_carried_by_block, draw_faithfulness, draw_pointing, draw_writers
 from stratascope.report.figure_selection import FIRST, Choice
-from stratascope.report.localisation import COMMAND, draw_pointing
-from stratascope.report.probe_figures import draw_advantages, draw_answers, draw_by_relation, draw_curves_of_task, draw_positions
+from stratascope.report.probe_figures import (
+    draw_advantages,
+    draw_answers,
+    draw_by_relation,
+    draw_calibration_of,
+    draw_codelength_of,
+    draw_curves_of_task,
+    draw_positions,
+)
 from stratascope.results.collection import Findings
 
 if TYPE_CHECKING:

@@ -1,37 +1,16 @@
-"""What points at the things that are named: its figure and its part of a report."""
+"""Localisation on the named objects: its section of a report."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from stratascope.figures.localisation import AGAINST, draw_ratios
+from stratascope.figures.localisation import AGAINST
+from stratascope.report.attribution_figures import against
 from stratascope.report.blocks import Block, Drawing, Missing, Prose, Table
+from stratascope.report.figure_registry import FIGURES
 from stratascope.results.collection import Findings
-from stratascope.results.view import Found
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from stratascope.report.figure_selection import Choice
-
-COMMAND = "stratascope pointing STORE --boxes instances.json"
-
-
-def draw_pointing(findings: Findings, ax: Axes, choice: Choice) -> Axes:
-    """How much more each method gives the things that are named than others."""
-    found = findings.one("pointing", "what points at the named things", COMMAND)
-    return draw_ratios(found.table("methods"), against(found), ax)
-
-
-def against(found: Found) -> str:
-    """What the named things were compared with."""
-    return "others" if found.attributes["others"] else "ground"
 
 
 def pointing_blocks(findings: Findings, store: str) -> list[Block]:
     """Whether methods point at what the caption names."""
-    from stratascope.report.figure_registry import FIGURES
-
     found = findings.of("pointing")
     if not found:
         what = "Whether methods point at the named things is not known yet; make it known with"

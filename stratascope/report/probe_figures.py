@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from stratascope.errors import NotRecordedError
+from stratascope.figures.calibration import draw_codelength, draw_reliability
 from stratascope.figures.column_layout import place_legend
 from stratascope.figures.drawing import METRIC_LABELS, draw_layer_curves
 from stratascope.figures.heatmaps import draw_grid
 from stratascope.figures.style import COLOURS, GREY, MARKERS
 from stratascope.report.figure_selection import Choice, advantage_name, by_relation, chosen_curve, score_of
 from stratascope.results.collection import Findings
+from stratascope.results.view import Found
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,3 +115,34 @@ def draw_answers(findings: Findings, ax: Axes, choice: Choice) -> Axes:
     ax.set_xlim(min(0.45, float(np.nanmin(low)) - 0.02), 1.01)
     ax.set_xlabel("answers of the model that are right")
     return ax
+
+
+def draw_codelength_of(findings: Findings, ax: Axes, choice: Choice) -> Axes:
+    """How short labels can be told, of one task and position."""
+    found = _chosen_result(findings, "codelength", choice)
+    draw_codelength(found.table("table"), ax, task=found.task, layers="residual stream after k decoder blocks")
+    ax.set_ylabel(f"compression of {found.title}")
+    ax.legend(loc="best")
+    return ax
+
+
+def draw_calibration_of(findings: Findings, ax: Axes, choice: Choice) -> Axes:
+    """Sure and right, of one task and position, at the layer where the probe is right most often."""
+    found = _chosen_result(findings, "calibration", choice)
+    table = found.table("table")
+    right = table["accuracy"].mul(table["examples"]).groupby(table["layer"]).sum()
+    best = int(right.index.to_numpy()[right.to_numpy().argmax()])
+    return draw_reliability(table, ax, layer=best, title=found.title)
+
+
+def _chosen_result(findings: Findings, kind: str, choice: Choice) -> Found:
+    """The result of the chosen task and position; truth and the final token first."""
+    there = sorted(findings.of(kind), key=lambda f: (f.task != "truth", f.task, f.position != "final", f.position))
+    for found in there:
+        if choice.task in (None, found.task) and choice.position in (None, found.position):
+            return found
+    names = ", ".join(f.title for f in there)
+    raise NotRecordedError(
+        f"expected a {kind} of {choice.task or 'any task'} at {choice.position or 'any position'}, found {names or 'none'}; "
+        "run `stratascope probe STORE --measures mdl,calibration`"
+    )

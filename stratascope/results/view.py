@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import StoreError
-from stratascope.report.blocks import Source
 from stratascope.results.file import ResultFile
+from stratascope.results.source import Source
 from stratascope.store import choice_of, condition_of
 
 

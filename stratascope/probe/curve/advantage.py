@@ -11,7 +11,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
-from stratascope.probe.curve.curve_table import DERIVED
 from stratascope.probe.curve.metrics import width_of
 from stratascope.probe.curve.onset_offset import EVENTS, LayerEvent, event_table, offset, onset, peak
 from stratascope.results.file import ResultFile
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 Floats = NDArray[Any]
 
 
+DERIVED = {**each(str, "task"), **each(str | None, "position fingerprint")}
+"""Schema of what a result that is derived from a curve says of the curve."""
 _BASELINE = {**each(str, "task?"), **each(str | None, "store? fingerprint? condition?"), **each(int, "layer?")}
 _SCHEMA = ResultSchema(
     {**DERIVED, "level": float, "baseline?": {**_BASELINE, "of?": list[Any]}},

@@ -12,7 +12,8 @@ import pandas as pd
 from stratascope.errors import InvalidInputError
 from stratascope.figures.drawing import new_figure
 from stratascope.figures.style import paper_style
-from stratascope.probe.curve.curve_table import DERIVED, CurveTable, curve_facts
+from stratascope.probe.curve.advantage import DERIVED
+from stratascope.probe.curve.curve_table import CurveTable, curve_facts
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.metrics import predict
 from stratascope.results.result import new_axes, table_field

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
-from stratascope.probe.curve.curve_table import DERIVED, CurveTable, curve_facts
+from stratascope.probe.curve.advantage import DERIVED
+from stratascope.probe.curve.curve_table import CurveTable, curve_facts
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.solver.losses import probabilities
 from stratascope.results.result import table_field

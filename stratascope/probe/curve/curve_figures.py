@@ -15,13 +15,12 @@ from stratascope.figures.style import paper_style
 from stratascope.probe.curve.breakdown import AccuracyBy
 from stratascope.probe.curve.calibration import Calibration
 from stratascope.probe.curve.curve_set import CurveSet, reported_metric
+from stratascope.probe.curve.curve_table import CurveTable
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.onset_offset import event_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from stratascope.probe.study.codelength_study import CodelengthCurve
 
 MOST_PANELS = 12
 """Values, such as relations, in a figure of small multiples: those with the most examples."""
@@ -136,7 +135,7 @@ def calibration_figure(curves: Sequence[LayerCurve], calibrations: Sequence[Cali
     return figure
 
 
-def codelength_figure(curves: Sequence[LayerCurve], codelengths: Sequence[CodelengthCurve]) -> Figure:
+def codelength_figure(curves: Sequence[LayerCurve], codelengths: Sequence[CurveTable]) -> Figure:
     """One panel a position: compression by layer with controls and baselines."""
     task = curves[0].task
     figure, axes = panel_figure(len(curves), height=1.6 if len(curves) > 1 else 2.4, titled=True)

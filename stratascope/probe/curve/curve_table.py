@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.results.result import Result
-from stratascope.store.format.json_schema import each
-
-if TYPE_CHECKING:
-    from stratascope.probe.curve.layer_curve import LayerCurve
-
-DERIVED = {**each(str, "task"), **each(str | None, "position fingerprint")}
-"""Schema of what a result that is derived from a curve says of the curve."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from stratascope.probe.solver.logistic import BatchSolver
+from stratascope.probe.solver.losses import Loss
 
 Floats = NDArray[Any]
 _SLOPE = 0.4
@@ -20,8 +19,19 @@ _ENOUGH = 3
 """Trials after which a decrease or a flat slope suffices."""
 
 
+class Evaluates(Protocol):
+    """A batch of problems whose loss can be evaluated on logits."""
+
+    loss: Loss
+
+    def evaluate(
+        self, active: NDArray[np.intp], logits: list[Floats], blocks: list[NDArray[np.intp]]
+    ) -> tuple[Floats, list[Floats], Floats]:
+        """Summed loss, residuals and curvature of some of the problems."""
+
+
 def line_search(
-    solver: BatchSolver,
+    solver: Evaluates,
     active: NDArray[np.intp],
     blocks: list[NDArray[np.intp]],
     logits: list[Floats],

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
-from stratascope.probe.curve.codelength import FRACTIONS, Codelength, portions, send
-from stratascope.probe.curve.curve_table import DERIVED, CurveTable
+from stratascope.probe.curve.advantage import DERIVED
+from stratascope.probe.curve.curve_table import CurveTable
 from stratascope.probe.solver.blas_threads import one_blas_thread
 from stratascope.probe.solver.standardised_rows import Rows
+from stratascope.probe.study.codelength import FRACTIONS, Codelength, portions, send
 from stratascope.probe.study.layer_cache import Finished
 from stratascope.probe.study.layer_task import LayerTask, read_layer
 from stratascope.probe.study.study import Study, plan_study

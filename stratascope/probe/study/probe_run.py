@@ -20,12 +20,12 @@ from stratascope.probe.curve.curve_table import curve_facts
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.score_grid import ScoreGrid
 from stratascope.probe.curve.tidy_table import tidy_table
-from stratascope.probe.curve.transfer import Transfer, transfer_of
 from stratascope.probe.study import request as checks
 from stratascope.probe.study.codelength_study import CodelengthCurve, codelength_of
 from stratascope.probe.study.request import ProbeRequest
 from stratascope.probe.study.study import Study, holds_heads, plan_study, positions_of
 from stratascope.probe.study.study_plan import task_name
+from stratascope.probe.study.transfer import Transfer, transfer_of
 from stratascope.results.locations import file_name
 from stratascope.store import column_texts
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 from stratascope.probe.solver.convergence import Report
 from stratascope.probe.solver.logistic import BatchSolver
-from stratascope.probe.solver.mean_difference import MeansSolver
 from stratascope.probe.solver.ridge import RidgeSolver
 from stratascope.probe.solver.standardised_rows import Eigenbasis, Rows
 from stratascope.probe.validation.fold_design import Design, Outer, design_for
 from stratascope.probe.validation.folds import Folds
+from stratascope.probe.validation.mean_difference import MeansSolver
 from stratascope.probe.validation.out_of_fold import OutOfFold, decision_share, noise_share
 
 Floats = NDArray[Any]

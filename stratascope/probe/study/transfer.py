@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 from stratascope.figures.drawing import new_figure
 from stratascope.figures.style import paper_style
-from stratascope.probe.curve.curve_table import DERIVED, CurveTable
+from stratascope.probe.curve.advantage import DERIVED
+from stratascope.probe.curve.curve_table import CurveTable
 from stratascope.probe.curve.metrics import chance_levels, main_metric, score_layers, score_table
 from stratascope.probe.study.study import Study, layers_of, plan_study
 from stratascope.probe.study.study_plan import Batch, ProbeSettings
