@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +31,6 @@ FEWEST = 20
 """Of either answer, right or wrong: below it the baseline cannot be fitted."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class AnswerPrediction(
     Result,
     kind="answer_prediction",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from stratascope.store.format.json_schema import each
 from stratascope.store.io.selection import listing
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class AnswerConfidence(
     Result,
     kind="answer_confidence",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +38,6 @@ def _of_these_parts(attributes: Mapping[str, Any], _: Mapping[str, pd.DataFrame]
     return f"expected shares of {', '.join(PARTS)} and their sinks, found {', '.join(attributes['parts'])}"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class AttentionShare(
     Result,
     kind="attention_share",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +32,6 @@ PIECE = 16
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class LogitAttribution(
     Result,
     kind="logit_attribution",

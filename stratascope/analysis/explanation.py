@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from stratascope.store.format.json_schema import each
 from stratascope.store.format.prompt_parts import PARTS, parts_of
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class ExampleExplanation(
     Result,
     kind="example_explanation",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +42,6 @@ _LEADING = {
 }
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Faithfulness(
     Result,
     kind="faithfulness",

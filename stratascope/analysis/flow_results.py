@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +40,6 @@ LIMITS = {
 """Kind of minimum cut -> its words in a figure."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class FlowResult(
     Result,
     kind="flow",

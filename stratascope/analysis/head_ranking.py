@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 _HEAD = re.compile(r"head (\d+)")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class HeadRanking(
     Result,
     kind="head_ranking",
@@ -203,7 +201,7 @@ def rank_heads(
     """
     scores: dict[str, NDArray[np.float64]] = {}
     about: dict[str, str] = {}
-    facts: dict[str, Any] = {}
+    facts: Mapping[str, Any] = {}
     if attribution is not None:
         scores["attribution"], facts = attribution.carried, attribution.attributes
         about["attribution"] = "share of the logit difference's variance"

@@ -7,7 +7,6 @@ not name. Scores are signed sums over heads and blocks, taken by size only at th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +43,6 @@ PIECE = 8
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Pointing(
     Result,
     kind="pointing",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -97,7 +97,6 @@ EVEN = {"lift": 1.0, "auc": 0.5}
 """Measure -> its value for an even map."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class BoxOverlap(
     Result,
     kind="box_overlap",

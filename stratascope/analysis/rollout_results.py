@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -37,7 +36,6 @@ ON_IMAGE = columns("example", text="id", ints="example n_tokens image_start imag
 """Schema of the table that `example_table` gives."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class RolloutResult(
     Result,
     kind="rollout",

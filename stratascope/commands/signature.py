@@ -36,7 +36,7 @@ def options_of(function: Callable[..., Any], /, **help_texts: str | click.Option
     >>> [(p.name, p.default) for p in command.params]
     [('factor', 2.0), ('unit', 'mm')]
     """
-    hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
+    hints = typing.get_type_hints(function)
     parameters = inspect.signature(function).parameters
 
     def decorate(command: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +31,6 @@ FULL_ATTENTION = {("qwen2_5_vl", 32): (7, 15, 23, 31)}
 MERGED = "merged"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Entanglement(
     Result,
     kind="entanglement",

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from stratascope.report.blocks import Beside, Block, Drawing, Interval, Prose, Source, Table
+from stratascope.report.blocks import Beside, Block, Drawing, Interval, Prose, Table
 from stratascope.report.figure_registry import FIGURES
 from stratascope.report.headline import percent
 from stratascope.results.collection import Findings
+from stratascope.results.source import Source
 from stratascope.results.view import Found
 from stratascope.store import choice_text
 

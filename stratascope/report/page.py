@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.report.blocks import Cited, Interval, Picture, Section, Source, Tokens, Words
+from stratascope.report.blocks import Cited, Interval, Picture, Section, Tokens, Words
+from stratascope.results.source import Source
 
 if TYPE_CHECKING:
     from jinja2 import Template

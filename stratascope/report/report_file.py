@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stratascope.analysis.example_pictures import label_text, picture, relative_boxes
-from stratascope.report.blocks import Block, Card, Cited, Picture, Prose, Source, Tokens
+from stratascope.report.blocks import Block, Card, Cited, Picture, Prose, Tokens
 from stratascope.report.store_report import report_page
 from stratascope.results.collection import Findings, gather
+from stratascope.results.source import Source
 from stratascope.results.view import Found
 
 if TYPE_CHECKING:

@@ -176,7 +176,7 @@ def read_file(path: str | Path, schema: ResultSchema | None = None, kind: str | 
 
 def check_schema(file: ResultFile, schema: ResultSchema, path: str | Path) -> None:
     """Raise StoreError, naming the file, where a results file does not match its schema."""
-    if mismatch := schema.mismatch(file.attributes, file.tables, file.arrays):
+    if mismatch := schema.mismatch(file.attributes, file.tables, Arrays(unread(file.arrays))):
         raise StoreError(f"{path}: {mismatch}, in a result of kind {file.kind!r}; make the result again")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
 
 import pandas as pd
 from numpy.typing import NDArray
@@ -70,13 +70,13 @@ def table_field(schema: TableSchema, *, name: str = "") -> Any:
     return field(metadata={_STORED: _Stored(schema, name)})
 
 
+@dataclass_transform(eq_default=False, frozen_default=True, field_specifiers=(array_field, table_field, field))
 class Result:
-    """Base of all results: a frozen dataclass whose fields declare how they are stored.
+    """Base of all results. A subclass is a frozen dataclass whose fields declare how they are stored.
 
     A subclass names its kind and the schema of its attributes in the class statement, and declares its fields with `array_field` and
     `table_field`::
 
-        @dataclass(frozen=True, eq=False, repr=False)
         class AttentionShare(Result, kind="attention_share", schema={"store": str, "weighing": str}):
             values: NDArray[np.float32] = array_field("share", "example layer head part", name="share")
             attributes: Mapping[str, Any]
@@ -106,10 +106,10 @@ class Result:
         prefix: str = "",
     ) -> None:
         super().__init_subclass__()
+        dataclass(frozen=True, eq=False, repr=False)(cls)
         if not kind:
             return
-        known = KINDS.get(kind, cls)
-        assert known.__qualname__ == cls.__qualname__, f"two classes of kind {kind!r}"  # dataclass(slots=True) makes a class anew
+        assert kind not in KINDS, f"two classes of kind {kind!r}"
         cls.kind, cls.command, cls.file_prefix = kind, command, prefix or command
         cls._attributes_schema, cls._rules = schema or {}, rules
         KINDS[kind] = cls
@@ -140,7 +140,7 @@ class Result:
             name: file.tables[stored.name] if isinstance(stored.schema, TableSchema) else file.arrays[stored.name][1]
             for name, stored in _stored(cls)
         }
-        return cls(**values, attributes=dict(file.attributes))
+        return cls(**{**values, "attributes": dict(file.attributes)})
 
     def save(self, path: str | Path) -> None:
         """Write the result to one file, whole or not at all; equal results give equal bytes.
@@ -270,7 +270,7 @@ def _stored(cls: type[Result]) -> Iterator[tuple[str, _Stored]]:
 
 
 @cache
-def _schema(cls: type[Result]) -> ResultSchema:
+def _schema(cls: type[Any]) -> ResultSchema:
     stored = [s for _, s in _stored(cls)]
     tables = {s.name: s.schema for s in stored if isinstance(s.schema, TableSchema)}
     arrays = {s.name: s.schema for s in stored if isinstance(s.schema, ArraySchema)}

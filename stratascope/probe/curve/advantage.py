@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,7 +38,6 @@ _SCHEMA = ResultSchema(
 )
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
     """A difference of scores by layer."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +30,6 @@ MOST_CLASSES = 12
 """Relations above which a confusion matrix is grouped by meta category."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class AccuracyBy(CurveTable, kind="accuracy_by", command="probe", prefix="probe", schema={**DERIVED, "by": str}):
     """Out-of-fold accuracy of a curve for each value of a column of the examples."""
 
@@ -49,7 +47,6 @@ class AccuracyBy(CurveTable, kind="accuracy_by", command="probe", prefix="probe"
         return (*super().name_parts, "by", self.attributes["by"])
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Confusion(CurveTable, kind="confusion", command="probe", prefix="confusion", schema={**DERIVED, "layer": int, "grouped": str}):
     """Counts of true and predicted classes at a curve's best layer."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 
@@ -16,7 +14,6 @@ from stratascope.results.result import table_field
 from stratascope.results.schema import columns
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Calibration(CurveTable, kind="calibration", command="probe", prefix="calibration", schema=DERIVED):
     """Confidence and accuracy of a curve's probes by layer, in bins of equal size."""
 

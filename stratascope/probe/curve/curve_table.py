@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -12,7 +11,6 @@ from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.results.result import Result
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class CurveTable(Result):
     """A table derived from a layer curve."""
 

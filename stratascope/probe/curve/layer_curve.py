@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,6 @@ _SCHEMA = ResultSchema(
 )
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
     """Out-of-fold scores of one task by layer."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class ScoreGrid(
     Result,
     kind="score_grid",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,6 @@ def _own_task(attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame],
     return f"expected rows of task {task!r} without a store in table 'table', found {', '.join(sorted(set(rows['task'])))}"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class CodelengthCurve(CurveTable, kind="codelength", command="probe", prefix="codelength", schema=DERIVED, rules=(_own_task,)):
     """Online codelength of a task by layer, with its controls and baselines."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +198,7 @@ def _add_task(done: ProbeRun, task: str, store: ActivationStore, *, by_head: boo
     if len(mine) > 1 or by_head:
         grid = ScoreGrid.of(mine, curves.metric_of(mine[0]))
         done.results[grid.file_name] = grid
-        done.figures[grid.file_name] = lambda: grid.figure()
+        done.figures[grid.file_name] = grid.figure
         if by_head:
             done.lines.append(grid.summary())
     if by_head:
@@ -209,7 +210,7 @@ def _add_task(done: ProbeRun, task: str, store: ActivationStore, *, by_head: boo
     if len(shown.classes) > 2:
         confusion = Confusion.of(shown)
         done.results[confusion.file_name] = confusion
-        done.figures[confusion.file_name] = lambda: confusion.figure()
+        done.figures[confusion.file_name] = confusion.figure
     if request.by != task:
         accuracy = done.results[file_name("probe", *(shown.task, shown.position, "by", request.by))]
         assert isinstance(accuracy, AccuracyBy)
@@ -240,7 +241,7 @@ def _add_measures(done: ProbeRun, studies: Studies, run: Mapping[str, Any]) -> N
                 f"{curve.title}: expected calibration error {one.error(layer):.3f} at layer {layer}"
                 for curve, one, layer in zip(mine, found, best, strict=True)
             )
-            done.figures[file_name("calibration", task)] = lambda a=mine, b=found, c=best: curve_figures.calibration_figure(a, b, c)
+            done.figures[file_name("calibration", task)] = partial(curve_figures.calibration_figure, mine, found, best)
     if plain and "mdl" in done.request.measures:
         table = pd.concat([codelength_of(study, **run).assign(store=name) for (name, _), study in studies.items()])
         for task, mine in _by_task(plain):
@@ -249,7 +250,9 @@ def _add_measures(done: ProbeRun, studies: Studies, run: Mapping[str, Any]) -> N
             done.lines.extend(one.summary() for one in codes)
             pairs = [(curve, one) for curve, one in zip(mine, codes, strict=True) if len(curve.layers) > 1]
             if pairs:
-                done.figures[file_name("codelength", task)] = lambda p=pairs: curve_figures.codelength_figure(*zip(*p, strict=True))
+                done.figures[file_name("codelength", task)] = partial(
+                    curve_figures.codelength_figure, [curve for curve, _ in pairs], [one for _, one in pairs]
+                )
 
 
 def _rows_of(table: pd.DataFrame, curve: LayerCurve) -> pd.DataFrame:
@@ -267,4 +270,4 @@ def _add_transfer(done: ProbeRun, studies: Studies, run: Mapping[str, Any]) -> N
             table = transfer_of(studies["", curve.position], curve.task, **there, **run)
             transfer = Transfer(table, curve_facts(curve, **({"to": name} if name else {})))
             done.results[transfer.file_name] = transfer
-            done.figures[transfer.file_name] = lambda t=transfer: t.figure()
+            done.figures[transfer.file_name] = transfer.figure

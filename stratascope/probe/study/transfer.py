@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Transfer(CurveTable, kind="transfer", command="probe", prefix="transfer", schema={**DERIVED, "to?": str | None}):
     """Scores of probes trained at each layer of one place and tested at each layer of another."""
 
