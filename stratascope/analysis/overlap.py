@@ -262,7 +262,7 @@ def attention_overlap(
     *,
     only: Sequence[str] = (),
     weighing: str = "attention",
-    measure: Measure = "share",
+    measure: Measure = "lift",
     fused: bool = False,
     scheduler: str | None = None,
 ) -> BoxOverlap:

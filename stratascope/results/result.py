@@ -7,7 +7,6 @@ import html
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
 
@@ -119,7 +118,10 @@ class Result:
     @classmethod
     def schema(cls) -> ResultSchema:
         """The schema of the file: attributes, tables and arrays, as `load` checks them."""
-        return _schema(cls)
+        stored = [s for _, s in _stored(cls)]
+        tables = {s.name: s.schema for s in stored if isinstance(s.schema, TableSchema)}
+        arrays = {s.name: s.schema for s in stored if isinstance(s.schema, ArraySchema)}
+        return ResultSchema(cls._attributes_schema, tables, arrays, cls._rules)
 
     def contents(self) -> ResultFile:
         """What `save` writes: the fields by their names in the file."""
@@ -267,14 +269,6 @@ def _stored(cls: type[Result]) -> Iterator[tuple[str, _Stored]]:
     for one in fields(cls):  # type: ignore[arg-type]
         if (stored := one.metadata.get(_STORED)) is not None:
             yield one.name, _Stored(stored.schema, stored.name or one.name)
-
-
-@cache
-def _schema(cls: type[Any]) -> ResultSchema:
-    stored = [s for _, s in _stored(cls)]
-    tables = {s.name: s.schema for s in stored if isinstance(s.schema, TableSchema)}
-    arrays = {s.name: s.schema for s in stored if isinstance(s.schema, ArraySchema)}
-    return ResultSchema(cls._attributes_schema, tables, arrays, cls._rules)
 
 
 def _sizes(result: Result) -> dict[str, int]:

@@ -77,7 +77,7 @@ def test_norm_based_rows_are_weights_times_norms_and_sum_to_one(planted: Activat
 
 
 def test_overlap_of_attributions_is_of_what_speaks_for_the_answer_given(planted: ActivationStore) -> None:
-    found = attention_overlap(planted, [0, 1, 2], weighing="attribution")
+    found = attention_overlap(planted, [0, 1, 2], measure="share", weighing="attribution")
     rows = weighted_rows(planted, np.arange(3), "attribution")
     logits = planted.read("answer_logits", examples=[0, 1, 2])
     for k in range(3):

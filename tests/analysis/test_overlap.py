@@ -119,12 +119,12 @@ def test_overlap_of_attention_is_that_of_its_rows(planted, tmp_path: Path) -> No
         box = cells_inside(np.array([float(row[f"subject_{side}"]) for side in ("x0", "y0", "x1", "y1")]))
         rows = planted.read("attention_rows", layer=2, examples=[example])[0, :, IMAGE[0] : IMAGE[1]].astype(float)
         np.testing.assert_allclose(found.values[k, 2, :, 0], rows[:, box].sum(1) / rows.sum(1), rtol=1e-5)
-    fused = attention_overlap(planted, [5], fused=True)
+    fused = attention_overlap(planted, [5], measure="share", fused=True)
     assert fused.values.shape == (1, LAYERS, 1, 3)
     mean = planted.read("attention_rows", examples=[5]).mean(2)
     by_hand = box_overlap(planted, np.moveaxis(mean, 0, 1), [5], name="mean row")
     np.testing.assert_allclose(fused.values, by_hand.values, atol=1e-3)
-    np.testing.assert_array_equal(attention_overlap(planted, [5, 70], scheduler="threads").values, found.values)
+    np.testing.assert_array_equal(attention_overlap(planted, [5, 70], measure="share", scheduler="threads").values, found.values)
     found.save(tmp_path / "o.zarr.zip")
     again = BoxOverlap.load(tmp_path / "o.zarr.zip")
     np.testing.assert_array_equal(again.values, found.values)
@@ -277,11 +277,11 @@ def test_where_size_alone_decides_the_baseline_finds_it_and_attention_has_no_adv
 
 def test_a_model_that_is_always_right_is_refused_and_a_foreign_overlap_too(store, planted) -> None:
     with pytest.raises(InvalidInputError, match="from this store"):
-        answer_prediction(store, attention_overlap(planted, [0, 1]))
+        answer_prediction(store, attention_overlap(planted, [0, 1], measure="share"))
     with pytest.raises(TooFewExamplesError, match="nothing to predict"):
-        answer_prediction(planted, attention_overlap(planted, np.arange(10)))
+        answer_prediction(planted, attention_overlap(planted, np.arange(10), measure="share"))
     with pytest.raises(InvalidInputError, match="subject, object, both"):
-        answer_prediction(planted, attention_overlap(planted, np.arange(10)), box="image")
+        answer_prediction(planted, attention_overlap(planted, np.arange(10), measure="share"), box="image")
 
 
 def test_confidence_written_out(planted, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_heads_are_ranked_by_scores_of_the_same_examples(whole: ActivationStore)
     grid = pd.DataFrame({"row": [f"head {h}" for h in range(4)] * 3, "layer": np.repeat(range(3), 4), "value": np.linspace(0.5, 0.9, 12)})
     probe = ResultFile("score_grid", {"table": grid}, {}, {"fingerprint": whole.fingerprint(), "array": "head_outputs", "only": []})
     with pytest.raises(InvalidInputError, match="expected scores of the same examples, found those of relation=left of and all examples"):
-        rank_heads(overlap=attention_overlap(whole, only=ONLY), probe=probe)
+        rank_heads(overlap=attention_overlap(whole, measure="share", only=ONLY), probe=probe)
 
 
 def test_a_report_says_of_a_part_what_is_the_parts_and_mixes_it_with_nothing(whole: ActivationStore, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_scores_that_do_not_belong_together_are_refused(planted: ActivationStore
         rank_heads()
     with pytest.raises(InvalidInputError, match="fused over heads"):
         rank_heads(overlap=BoxOverlap(np.zeros((1, LAYERS, 1, 3), np.float32), np.zeros(1, np.int64), {"heads": [-1]}))
-    other = attention_overlap(planted_store(tmp_path / "other.zarr", examples=64))
+    other = attention_overlap(planted_store(tmp_path / "other.zarr", examples=64), measure="share")
     with pytest.raises(InvalidInputError, match="of the same store"):
         rank_heads(logit_attribution(planted), other)
     with pytest.raises(InvalidInputError, match="--array head_outputs"):
