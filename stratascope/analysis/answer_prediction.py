@@ -17,6 +17,7 @@ from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.results.file import ResultFile, load_result, save_result
 from stratascope.stats.auroc import Auroc, auroc
 from stratascope.store import ActivationStore
+from stratascope.store.io.example_identity import image_groups
 
 RESULT_KIND = "answer_prediction"
 FOLDS = 5
@@ -96,7 +97,7 @@ def answer_prediction(
             f"expected at least {FEWEST} right and {FEWEST} wrong answers with known boxes, found {int(right.sum())} and "
             f"{int((~right).sum())}: there is nothing to predict; take more examples, or a store where the model errs"
         )
-    images = store.examples["image"].to_numpy(object)[chosen]
+    images = image_groups(store.examples).labels[chosen]
     layers, heads = overlap.attributes["layers"], overlap.attributes["heads"]
     scores = overlap.values[known][..., BOXES.index(box)].reshape(len(chosen), -1).astype(np.float64)
     undefined = np.isnan(scores)

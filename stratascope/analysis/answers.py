@@ -16,6 +16,7 @@ from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.results.display import Shown, Summary
 from stratascope.results.file import ResultFile, load_result, made_from, save_result
 from stratascope.store import ActivationStore
+from stratascope.store.io.example_identity import image_groups
 from stratascope.store.io.selection import listing
 
 RESULT_KIND = "answer_confidence"
@@ -117,7 +118,7 @@ def answer_confidence(
     table = pd.DataFrame(
         {
             "relation": facts["relation"].to_numpy(object),
-            "image": facts["image"].to_numpy(object),
+            "image": image_groups(store.examples).labels[chosen],
             "accuracy": (logits.argmax(-1) == right).astype(float),
             "confidence": shares.max(-1),
             "right_choice": shares[each, right],

@@ -86,8 +86,12 @@ def rank_heads(
         about["overlap"] = f"{overlap.attributes['measure']} of {overlap.attributes['map']} in both boxes"
     if probe is not None:
         layers = facts["layers"] if facts else None
+        settings = probe.attributes.get("settings")
+        made_from = probe.attributes.get("fingerprint") or (settings.get("fingerprint") if isinstance(settings, dict) else None)
+        if facts and made_from is not None and made_from != facts["store"]:
+            raise InvalidInputError("expected a probe of the same store as the other scores, found one of another; probe this store")
         scores["probe"], found = probe_grid(probe, layers)
-        facts = facts or {"layers": found, "store": probe.attributes.get("fingerprint"), "condition": None}
+        facts = facts or {"layers": found, "store": made_from, "condition": None}
         about["probe"] = f"{probe.attributes.get('metric', 'score')} of a probe for {probe.attributes.get('task', 'its task')}"
     if not scores:
         raise InvalidInputError("expected at least one score of heads, found none")

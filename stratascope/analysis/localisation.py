@@ -15,15 +15,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.box_cells import box_tokens, other_tokens
+from stratascope.analysis.box_cells import box_tokens, other_tokens, photo_alignments
 from stratascope.analysis.knockout_targets import cell_groups
 from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.relevance import Method, few_blocks, methods_of, token_scores
 from stratascope.datasets.boxes import BoxIndex
-from stratascope.errors import TooFewExamplesError
+from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.results.file import ResultFile, load_result, made_from, save_result
 from stratascope.stats.cluster_means import bootstrap_means
 from stratascope.store import ActivationStore
+from stratascope.store.io.example_identity import image_groups
 
 RESULT_KIND = "pointing"
 PLACES = ("named", "others", "ground")
@@ -51,7 +52,8 @@ class Pointing:
     """(example,) example numbers."""
     attributes: dict[str, Any]
     """store, condition, places, others (whether boxes of other things were given), level, draws, seed, few (blocks), missing (methods that
-    the store does not allow -> what to record)."""
+    the store does not allow -> what to record); box_alignment (of other things' boxes: how many images' were scaled or turned, and which
+    image's were refused, with the reason) where not all are as annotated."""
 
     @property
     def against(self) -> str:
@@ -107,8 +109,12 @@ def pointing(
         If the store holds no boxes, or not what a method asked for by name needs.
     TooFewExamplesError
         If fewer than two images have cells to compare.
+    InvalidInputError
+        If no image's boxes fit the photo that the store was made from.
     """
     layout = store.layout
+    if boxes is not None:
+        boxes = boxes.of_images(store.examples["image"])
     allowed, missing = methods_of(store, methods)
     allowed = tuple(method for method in allowed if method.name not in LEFT_OUT)
     held = [name for name in ("answer_logits", *(n for m in allowed for n in m.needs)) if name in layout.record or name == "answer_logits"]
@@ -120,11 +126,12 @@ def pointing(
         chosen = chosen[store.available(name)[chosen]]
     named = box_tokens(store, chosen)[:, 2]
     others = np.zeros_like(named) if boxes is None else other_tokens(store, chosen, boxes)
+    alignment = {} if boxes is None else _alignment(store, chosen[named.any(1)], boxes)
     image = store.spans["image"][chosen]
     token = np.arange(named.shape[1])
     ground = (token >= image[:, :1]) & (token < image[:, 1:]) & ~named & ~others
     kept = named.any(1) & (ground.any(1) if boxes is None else others.any(1))
-    images = store.examples["image"].to_numpy(object)[chosen[kept]]
+    images = image_groups(store.examples).labels[chosen[kept]]
     if len(set(images)) < 2:
         what = "both boxes known" + ("" if boxes is None else " and another thing beside them")
         raise TooFewExamplesError(f"expected recorded examples of at least two images with {what}, found {int(kept.sum())} examples")
@@ -146,8 +153,21 @@ def pointing(
         "seed": seed,
         "few": list(few),
         "missing": missing,
+        **({"box_alignment": alignment} if alignment else {}),
     }
     return Pointing(table.iloc[order].reset_index(drop=True), values[order], numbers, attributes)
+
+
+def _alignment(store: ActivationStore, numbers: NDArray[np.int64], boxes: BoxIndex) -> dict[str, Any]:
+    """Images whose boxes were scaled or turned, counted, and those whose boxes are refused, by name; InvalidInputError where all are."""
+    alignments = photo_alignments(store, numbers, boxes)
+    cases = [alignment.case for alignment in alignments.values()]
+    refused = {name: alignment.reason for name, alignment in alignments.items() if alignment.case == "refused"}
+    if refused and len(refused) == len(alignments):
+        name, reason = next(iter(refused.items()))
+        raise InvalidInputError(f"expected boxes that fit the photos, found none in {len(refused):,} images: {name}: {reason}")
+    counted: dict[str, Any] = {case: cases.count(case) for case in ("scaled", "turned") if case in cases}
+    return {**counted, **({"refused": refused} if refused else {})}
 
 
 def _scores(

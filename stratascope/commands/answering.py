@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from stratascope.commands import options
-from stratascope.commands.terminal import open_store, results_folder
+from stratascope.commands.terminal import echo, open_store, results_folder
 
 
 @click.command(short_help="How often the model is right, and how sure it is.")
 @click.argument("store")
 @options.only
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of results; default: STORE-results.")
+@click.option("--out", type=options.OUTPUT, help="Folder of results; default: STORE-results.")
 def answers(store: str, only: tuple[str, ...], out: Path | None) -> None:
     """How often the model is right and how sure it is, over all and by relation, and each example's answer.
 
@@ -23,7 +23,7 @@ def answers(store: str, only: tuple[str, ...], out: Path | None) -> None:
     """
     from stratascope.workflow.answering import save_answers
 
-    click.echo(save_answers(open_store(store), out or results_folder(store), only=only))
+    echo(save_answers(open_store(store), out or results_folder(store), only=only))
 
 
 @click.command(short_help="What each head adds to the answer.")
@@ -43,7 +43,7 @@ def attribution(store: str, only: tuple[str, ...], scheduler: str | None, out: P
     """
     from stratascope.workflow.attributing import attribute_and_draw
 
-    click.echo(attribute_and_draw(open_store(store), out or results_folder(store), only=only, scheduler=scheduler))
+    echo(attribute_and_draw(open_store(store), out or results_folder(store), only=only, scheduler=scheduler))
 
 
 @click.command(short_help="Heads ranked by attribution, overlap and probe.")
@@ -61,7 +61,7 @@ def heads(store: str, probe: Path | None, only: tuple[str, ...], scheduler: str 
     """
     from stratascope.workflow.overlapping import rank_and_draw
 
-    click.echo(rank_and_draw(open_store(store), out or results_folder(store), probe=probe, only=only, scheduler=scheduler))
+    echo(rank_and_draw(open_store(store), out or results_folder(store), probe=probe, only=only, scheduler=scheduler))
 
 
 @click.command(short_help="Which method ranks tokens as hiding them does.")
@@ -81,7 +81,7 @@ def faithfulness(store: str, seed: int, scheduler: str | None, out: Path | None)
     """
     from stratascope.workflow.believing import compare_and_draw
 
-    click.echo(compare_and_draw(open_store(store), out or results_folder(store), seed=seed, scheduler=scheduler))
+    echo(compare_and_draw(open_store(store), out or results_folder(store), seed=seed, scheduler=scheduler))
 
 
 @click.command(short_help="Which method points at the named things.")
@@ -102,7 +102,7 @@ def pointing(store: str, boxes: Path | None, seed: int, scheduler: str | None, o
     """
     from stratascope.workflow.believing import point_and_draw
 
-    click.echo(point_and_draw(open_store(store), out or results_folder(store), boxes=boxes, seed=seed, scheduler=scheduler))
+    echo(point_and_draw(open_store(store), out or results_folder(store), boxes=boxes, seed=seed, scheduler=scheduler))
 
 
 @click.command(short_help="One page for one example, all methods side by side.")
@@ -115,14 +115,16 @@ def pointing(store: str, boxes: Path | None, seed: int, scheduler: str | None, o
     "output",
     default="explanation.html",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=options.OUTPUT,
     help="The page to write.",
 )
 @click.option(
     "--window", callback=options.blocks, metavar="A-B", help="The few blocks of rollout and flow; default: the top half, 8 at most."
 )
 def explain(store: str, example: str, output: Path, window: tuple[int, int] | None) -> None:
-    """One page for one example (a number or an id): every method that the store allows, what adds up to the answer, what hiding does.
+    """One page for one example: every method that the store allows, what adds up to the answer, what hiding does.
+
+    EXAMPLE is an id, or a number where no example has that id.
 
     \b
     Example, after 'stratascope demo --out demo':
@@ -130,4 +132,4 @@ def explain(store: str, example: str, output: Path, window: tuple[int, int] | No
     """
     from stratascope.workflow.explaining import write_explanation
 
-    click.echo(write_explanation(open_store(store), example, output, window=window))
+    echo(write_explanation(open_store(store), example, output, window=window))

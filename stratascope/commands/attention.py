@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from stratascope.commands import options
-from stratascope.commands.terminal import open_store, results_folder
+from stratascope.commands.terminal import echo, open_store, results_folder
 
 
 @click.command(short_help="How the final token's attention is divided.")
@@ -31,7 +31,7 @@ def share(store: str, weighing: str, only: tuple[str, ...], out: Path | None) ->
     """
     from stratascope.workflow.sharing import share_and_draw
 
-    click.echo(share_and_draw(open_store(store), out or results_folder(store), weighing=weighing, only=only))
+    echo(share_and_draw(open_store(store), out or results_folder(store), weighing=weighing, only=only))
 
 
 @click.command(short_help="Where the final token's attention comes from.")
@@ -50,7 +50,7 @@ def share(store: str, weighing: str, only: tuple[str, ...], out: Path | None) ->
 @options.results
 def rollout(
     store: str,
-    examples: tuple[int | str, ...] | None,
+    examples: str | None,
     window: tuple[int, int] | None,
     form: Any,
     discard: float,
@@ -68,7 +68,7 @@ def rollout(
     from stratascope.workflow.rolling import roll_and_draw
 
     how: dict[str, Any] = {"form": form, "discard": discard, "tower": tower}
-    click.echo(roll_and_draw(open_store(store), out or results_folder(store), examples=examples, window=window, **how))
+    echo(roll_and_draw(open_store(store), out or results_folder(store), examples=examples, window=window, **how))
 
 
 @click.command(short_help="How much can flow from the final token to each input.")
@@ -77,9 +77,7 @@ def rollout(
 @options.window
 @options.scheduler
 @options.results
-def flow(
-    store: str, examples: tuple[int | str, ...] | None, window: tuple[int, int] | None, scheduler: str | None, out: Path | None
-) -> None:
+def flow(store: str, examples: str | None, window: tuple[int, int] | None, scheduler: str | None, out: Path | None) -> None:
     """Exact attention flow from the final token to every input token and into spans and boxes, with the cut that limits it.
 
     Through many blocks flow tells little but a token's position, and says so: use a window of few.
@@ -90,7 +88,7 @@ def flow(
     """
     from stratascope.workflow.flowing import flow_and_draw
 
-    click.echo(flow_and_draw(open_store(store), out or results_folder(store), examples=examples, window=window, scheduler=scheduler))
+    echo(flow_and_draw(open_store(store), out or results_folder(store), examples=examples, window=window, scheduler=scheduler))
 
 
 @click.command(short_help="Attention on the boxes of subject and object.")
@@ -122,4 +120,4 @@ def overlap(store: str, out: Path | None, **chosen: Any) -> None:
     """
     from stratascope.workflow.overlapping import overlap_and_draw
 
-    click.echo(overlap_and_draw(open_store(store), out or results_folder(store), **chosen))
+    echo(overlap_and_draw(open_store(store), out or results_folder(store), **chosen))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stratascope.commands import options
-from stratascope.commands.terminal import open_store, results_folder
+from stratascope.commands.terminal import echo, open_store, results_folder
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -67,7 +67,13 @@ if TYPE_CHECKING:
 )
 @click.option("--split", callback=options.names, metavar="TRAIN,TEST", help="The store's own splits, instead of cross-validation.")
 @click.option("--folds", default=5, show_default=True, help="Parts of the cross-validation; all examples of an image are in one.")
-@click.option("--groups", default="image", show_default=True, metavar="COLUMN", help="Examples alike in this are in one fold.")
+@click.option(
+    "--groups",
+    default="image",
+    show_default=True,
+    metavar="COLUMN",
+    help="Examples alike in this are in one fold; image: by content, whatever the file's name.",
+)
 @click.option("--minimum", default=20, show_default=True, help="Classes of fewer examples are left out.")
 @click.option(
     "--types",
@@ -117,14 +123,14 @@ def probe(store: str, out: Path | None, baselines: tuple[str, ...], values: tupl
         baselines=_baselines(baselines),
         values={name: read_values(path) for name, path in named.items()},
     )
-    click.echo(
+    echo(
         probe_and_draw(
             open_store(store),
             request,
             out or results_folder(store),
             **run,
             progress=sys.stderr.isatty(),
-            say=lambda text: click.echo(text, err=True),
+            say=lambda text: echo(text, err=True),
         )
     )
 
@@ -153,7 +159,7 @@ def entanglement(store: str, full_attention: tuple[int, ...] | None, seed: int, 
     from stratascope.workflow.entangling import entangle_and_draw
 
     folder = out or results_folder(store)
-    click.echo(entangle_and_draw(open_store(store), folder, full_attention=full_attention, seed=seed, scheduler=scheduler))
+    echo(entangle_and_draw(open_store(store), folder, full_attention=full_attention, seed=seed, scheduler=scheduler))
 
 
 def _baselines(texts: tuple[str, ...]) -> dict[str, ActivationStore]:

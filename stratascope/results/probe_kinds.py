@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -26,6 +27,20 @@ def _own_task(attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame],
     if ((table["store"] == "") & (table["task"] == task)).any():
         return None
     return f"expected rows of task {task!r} without a store in table 'table', found {', '.join(sorted(set(table['task'])))}"
+
+
+def _labels(attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], _: Collection[str]) -> str | None:
+    """A curve holds what each example's answer is: the number of its class, or the value of each target."""
+    table = tables["examples"]
+    for column in attributes["targets"] or ["label"]:
+        if column not in table:
+            return f"expected a column {column!r} in table 'examples', found {', '.join(map(str, table.columns))}"
+        if table[column].dtype.kind not in ("fiu" if attributes["targets"] else "iu"):
+            return f"expected numbers in column {column!r} of table 'examples', found {table[column].dtype}"
+    if not attributes["targets"] and not table["label"].between(0, len(attributes["classes"]) - 1).all():
+        least, most = table["label"].min(), table["label"].max()
+        return f"expected 0 to {len(attributes['classes']) - 1} in column 'label' of table 'examples', found {least} to {most}"
+    return None
 
 
 def _own(kind: str, **dimensions: int) -> dict[str, Axes]:
@@ -72,8 +87,13 @@ PROBE_KINDS = {
             "table": columns(
                 text="position task metric", ints="layer", floats=f"value {INTERVAL} chance", flags="at_edge", grid="metric layer"
             ),
-            "events": _EVENTS,
-            "folds": columns(text="target absent_classes", ints="layer fold iterations", floats="strength certificate", flags="at_edge"),
+            "events": replace(_EVENTS, kinds={**_EVENTS.kinds, "metric": "text"}),
+            "folds": columns(
+                text="target absent_classes",
+                ints="layer fold iterations",
+                floats="strength certificate inner_loss accuracy gap noise_share",
+                flags="at_edge",
+            ),
             "examples": columns("example", text="id group", ints="example fold", keys=["example"]),
         },
         {
@@ -82,6 +102,7 @@ PROBE_KINDS = {
             "directions": floats("layer output column"),
             "intercepts": floats("layer output"),
         },
+        (_labels,),
     ),
     "advantage": Kind(
         {**_PROBED, "level": float, "baseline?": {**_BASELINE, "of?": list[Any]}},

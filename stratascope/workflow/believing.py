@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stratascope.figures.correlations import draw_correlations
 from stratascope.report import new_figure, paper_style, save_figure
 from stratascope.report.faithfulness import HIDDEN_FROM, TARGETS
 from stratascope.report.localisation import AGAINST, draw_ratios
-from stratascope.workflow.telling import result_path, told
+from stratascope.workflow.telling import part_lines, result_path, told
+
+MOST_NAMED = 5
+"""Images whose refused boxes are named."""
 
 if TYPE_CHECKING:
     from stratascope.analysis import Faithfulness, Pointing
@@ -24,7 +27,7 @@ def compare_and_draw(store: ActivationStore, folder: Path, *, seed: int = 0, sch
     found = faithfulness(store, seed=seed, scheduler=scheduler)
     found.save(result_path(folder, "faithfulness"))
     path = draw_faithfulness(found, folder / "faithfulness.png")
-    return told(folder, [faithfulness_text(found)], [path])
+    return told(folder, [*part_lines(store, (), len(found.examples)), faithfulness_text(found)], [path])
 
 
 def faithfulness_text(found: Faithfulness) -> str:
@@ -66,7 +69,7 @@ def point_and_draw(store: ActivationStore, folder: Path, *, boxes: Path | None =
         figure, (ax,) = new_figure(1, width=5.2, height=0.7 + 0.24 * len(found.table))
         draw_ratios(found.table, found.against, ax)
     path = save_figure(figure, folder / "pointing.png")
-    return told(folder, [pointing_text(found)], [path])
+    return told(folder, [*part_lines(store, (), len(found.examples)), pointing_text(found)], [path])
 
 
 def pointing_text(found: Pointing) -> str:
@@ -79,9 +82,22 @@ def pointing_text(found: Pointing) -> str:
     for row in found.table.to_dict("records"):
         value, low, high = (row[f"over_{beside}{end}"] for end in ("", "_low", "_high"))
         lines.append(f"  {value:6.2f} [{low:.2f}, {high:.2f}]  {row['wins']:4.0%}  {row['label']}")
+    lines += _alignment_text(found.attributes.get("box_alignment", {}))
     if beside == "ground":
         lines.append("other things are not told from the ground: give all boxes of the images with --boxes")
     return "\n".join([*lines, *(f"not compared: {name}; record {arrays}" for name, arrays in found.attributes["missing"].items())])
+
+
+def _alignment_text(alignment: dict[str, Any]) -> list[str]:
+    """How the boxes of --boxes were aligned with the photos, where not all are as annotated."""
+    counts = [f"{alignment[case]:,} images' boxes {case}" for case in ("scaled", "turned") if case in alignment]
+    lines = [f"{' and '.join(counts)} to their photos"] if counts else []
+    refused = list(alignment.get("refused", {}).items())
+    if refused:
+        more = f"; and {len(refused) - MOST_NAMED} more" if len(refused) > MOST_NAMED else ""
+        named = "; ".join(f"{name}: {reason}" for name, reason in refused[:MOST_NAMED])
+        lines.append(f"left out, {len(refused):,} images whose boxes do not fit their photo: {named}{more}")
+    return lines
 
 
 def draw_faithfulness(found: Faithfulness, path: Path) -> Path:

@@ -54,7 +54,8 @@ def write_explanation(store: ActivationStore, example: int | str, out: Path, *, 
     path = explanation_page(found, picture(store, number), relative_boxes(store, [number])[0], name=store.name).write(out)
     result = path.with_suffix(ENDING)
     found.save(result)
-    return f"page {path}, {path.stat().st_size / 1e3:.0f} kB, one file that needs nothing else\nresults in {result}"
+    example_text = f"example #{number}, id {store.examples['id'].iloc[number]}: {found.attributes['caption']}"
+    return f"{example_text}\npage {path}, {path.stat().st_size / 1e3:.0f} kB, one file that needs nothing else\nresults in {result}"
 
 
 def explanation_page(

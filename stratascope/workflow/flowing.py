@@ -11,9 +11,9 @@ import numpy as np
 
 from stratascope.figures.gallery import Tile, draw_gallery
 from stratascope.report import save_figure
-from stratascope.workflow.choosing import MOST_SHOWN, first_examples, those_held
+from stratascope.workflow.choosing import MOST_SHOWN, first_examples, ids_line, those_held
 from stratascope.workflow.pictures import picture, relative_boxes, verdict
-from stratascope.workflow.telling import result_path, told
+from stratascope.workflow.telling import part_lines, result_path, told
 
 if TYPE_CHECKING:
     from stratascope.analysis import FlowResult
@@ -30,7 +30,7 @@ def flow_and_draw(
     store: ActivationStore,
     folder: Path,
     *,
-    examples: Sequence[int | str] | None = None,
+    examples: str | Sequence[int | str] | None = None,
     window: tuple[int, int] | None = None,
     scheduler: str | None = None,
 ) -> str:
@@ -41,7 +41,9 @@ def flow_and_draw(
     found = flow_examples(store, chosen, window=window, scheduler=scheduler)
     found.save(result_path(folder, "flow"))
     path = draw_flows(store, found, folder / "flow.png")
-    return told(folder, [*left_out, flow_text(found)], [path])
+    partial = [] if store.complete else part_lines(store, (), len(found.examples))
+    lines = [*left_out, *partial, flow_text(found), ids_line(store, found.examples["example"].tolist())]
+    return told(folder, lines, [path])
 
 
 def flow_text(found: FlowResult) -> str:

@@ -12,8 +12,10 @@ from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.figures.heatmaps import draw_heads
 from stratascope.figures.predictions import draw_overlap, draw_prediction
 from stratascope.report import new_figure, paper_style, save_figure
+from stratascope.results.collection import other_store
 from stratascope.results.file import ResultFile, load_result
 from stratascope.results.locations import ENDING
+from stratascope.results.view import Found
 from stratascope.store import choice_of, choice_options, choice_text, chosen_examples
 from stratascope.workflow.telling import file_name, part_lines, result_path, titled, told
 
@@ -115,11 +117,14 @@ def rank_and_draw(
     Raises
     ------
     InvalidInputError
-        If they give none of them.
+        If they give none of them, or the probe is of another store.
     """
     from stratascope.analysis import attention_overlap, logit_attribution, rank_heads
     from stratascope.errors import NotRecordedError
 
+    given = None if probe is None else load_result(probe)
+    if probe is not None and given is not None and (found := Found(probe, given)).fingerprint != store.fingerprint():
+        raise other_store(found, store)
     lacking = []
     attribution, overlap = None, None
     try:
@@ -130,18 +135,18 @@ def rank_and_draw(
         overlap = attention_overlap(store, measure="lift", only=only, scheduler=scheduler)
     except NotRecordedError as error:
         lacking.append(f"no overlap: {error}")
-    result = load_result(probe) if probe else head_probe_of(folder, store, only)
+    result = given or head_probe_of(folder, store, only)
     if result is None:
         command = f"stratascope probe STORE --array head_outputs{choice_options(only)}"
         lacking.append(f"no probe by head: run `{command}` first, or give its result with --probe")
     if attribution is None and overlap is None and result is None:
         raise InvalidInputError(f"expected at least one score of heads, found none: {'; '.join(lacking)}")
-    found = rank_heads(attribution, overlap, result)
+    ranking = rank_heads(attribution, overlap, result)
     name = file_name("heads", *only)
-    found.save(result_path(folder, name))
-    path = draw_ranking(found, folder / f"{name}.png")
-    about = part_lines(store, only, int(chosen_examples(store, only).sum()))
-    return told(folder, [*about, ranking_text(found), *lacking], [path])
+    ranking.save(result_path(folder, name))
+    path = draw_ranking(ranking, folder / f"{name}.png")
+    about = part_lines(store, only, int((chosen_examples(store, only) & store.available("answer_logits")).sum()))
+    return told(folder, [*about, ranking_text(ranking), *lacking], [path])
 
 
 def head_probe_of(folder: Path, store: ActivationStore, only: Sequence[str] = ()) -> ResultFile | None:

@@ -12,6 +12,7 @@ from stratascope.figures.panels import TEXT_WIDTH, draw_curve_panel, draw_value_
 from stratascope.figures.score_grids import draw_confusion, draw_places, draw_score_grid, draw_transfer
 from stratascope.report import draw_layer_curves, new_figure, paper_style, save_figure
 from stratascope.store import column_texts
+from stratascope.store.io.example_filter import NO_VALUE
 from stratascope.workflow.probe_files import save_table, shown_metric
 from stratascope.workflow.probed import Probed
 from stratascope.workflow.telling import file_name, result_path
@@ -136,7 +137,7 @@ def draw_values(curve: LayerCurve, store: ActivationStore, request: ProbeRequest
     """Small multiples of the accuracy for the commonest values of a column; none where there is only one."""
     from stratascope.probe import accuracy_by
 
-    table = accuracy_by(curve, dict(zip(store.examples["id"], column_texts(store, request.by), strict=True)))
+    table = accuracy_by(curve, dict(zip(store.examples["id"], column_texts(store, request.by).fillna(NO_VALUE), strict=True)))
     size = table.drop_duplicates("by").set_index("by")["examples"].sort_values(ascending=False, kind="stable")
     shown = sorted(size.index[:MOST_PANELS])
     if len(shown) < 2:

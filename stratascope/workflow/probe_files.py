@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stratascope.store import column_texts
-from stratascope.store.io.durable import write_with
+from stratascope.store.io.durable import write_output
+from stratascope.store.io.example_filter import NO_VALUE
 from stratascope.workflow.telling import file_name, result_path
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def save_spreadsheet(task: str, curves: Mapping[str, Sequence[LayerCurve]], fold
     from stratascope.probe import tidy_table
 
     path = folder / f"{file_name('probe', task)}.csv"
-    write_with(path, lambda file: file.write(tidy_table(curves).to_csv(index=False, float_format="%.6g").encode()))
+    write_output(path, lambda file: file.write(tidy_table(curves).to_csv(index=False, float_format="%.6g").encode()))
     return path
 
 
@@ -57,7 +58,7 @@ def save_accuracy_by(curve: LayerCurve, store: ActivationStore, column: str, fol
     """The curve's accuracy for each value of a column of the examples, saved as probe-TASK-POSITION-by-COLUMN.zarr.zip."""
     from stratascope.probe import accuracy_by
 
-    table = accuracy_by(curve, dict(zip(store.examples["id"], column_texts(store, column), strict=True)))
+    table = accuracy_by(curve, dict(zip(store.examples["id"], column_texts(store, column).fillna(NO_VALUE), strict=True)))
     return save_table(folder, "accuracy_by", table, curve, "probe", curve.task, curve.position, "by", column, by=column)
 
 

@@ -12,7 +12,15 @@ import numpy as np
 from stratascope.errors import InvalidInputError
 from stratascope.figures.drawing import METRIC_LABELS
 from stratascope.workflow import probe_figures
-from stratascope.workflow.probe_checks import check_asked, check_baselines, check_transfer, check_values, values_elsewhere, without_values
+from stratascope.workflow.probe_checks import (
+    check_asked,
+    check_baselines,
+    check_transfer,
+    check_values,
+    results_of_others,
+    values_elsewhere,
+    without_values,
+)
 from stratascope.workflow.probe_files import keep_advantage, save_accuracy_by, save_curve, save_spreadsheet, save_table, shown_metric
 from stratascope.workflow.probe_measures import check_measures, measure
 from stratascope.workflow.probe_request import ProbeRequest
@@ -56,6 +64,7 @@ def probe_and_draw(
     check_transfer(store, request)
     if (request.transfer or request.transfer_to) and by_head:
         raise InvalidInputError(f"expected an array of one vector a position for --transfer, found {request.array}; leave --transfer out")
+    beside = list(results_of_others(store, request, folder))
     studies = _studies(store, request)
     check_asked(store, request, studies)
     say(_cost(list(studies.values()), run))
@@ -67,7 +76,7 @@ def probe_and_draw(
             save_curve(curve, folder, name)
     probed = Probed(request, found.pop(""), found)
     lines = _head_lines(probed) if by_head else []
-    lines[:0] = [*values_elsewhere(store, request), *without_values(store, request)]
+    lines[:0] = [*beside, *values_elsewhere(store, request), *without_values(store, request), *probed.own[0].attributes.get("remarks", [])]
     for curve in [] if by_head else probed.plain:
         lines += _compare(probed, curve, folder, store.layout.examples)
         if not curve.targets:

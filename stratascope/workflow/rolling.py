@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stratascope.report import draw_overlay, paper_style, save_figure
-from stratascope.workflow.choosing import MOST_SHOWN, first_examples, those_held
+from stratascope.workflow.choosing import MOST_SHOWN, first_examples, ids_line, those_held
 from stratascope.workflow.pictures import picture, relative_boxes, said
-from stratascope.workflow.telling import result_path, told
+from stratascope.workflow.telling import part_lines, result_path, told
 
 if TYPE_CHECKING:
     from stratascope.analysis import RolloutResult
@@ -22,7 +22,7 @@ def roll_and_draw(
     store: ActivationStore,
     folder: Path,
     *,
-    examples: Sequence[int | str] | None,
+    examples: str | Sequence[int | str] | None,
     window: tuple[int, int] | None,
     form: Form = "raw",
     discard: float = 0.0,
@@ -40,7 +40,9 @@ def roll_and_draw(
     onto = sum(float(found.onto_image(k).sum()) for k in range(len(found.examples))) / len(found.examples)
     said = f"{form} rollout, blocks {first} to {last - 1}, {len(found.examples)} examples: {onto:.1%} on the image, "
     said += f"{float(found.values[:, 0, 0].mean()):.1%} on the first token"
-    return told(folder, [*left_out, said], [path])
+    partial = [] if store.complete else part_lines(store, (), len(found.examples))
+    lines = [*left_out, *partial, said, ids_line(store, found.examples["example"].tolist())]
+    return told(folder, lines, [path])
 
 
 def draw_rollouts(store: ActivationStore, found: RolloutResult, path: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from stratascope.results.locations import ENDING
 from stratascope.store import choice_text
+from stratascope.store.io.recorded_examples import written_examples
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -20,8 +21,23 @@ def told(folder: Path, lines: Iterable[str], figures: Iterable[Path] = ()) -> st
 
 
 def part_lines(store: ActivationStore, only: Sequence[str], count: int) -> list[str]:
-    """A line that says which part of the examples a result is of; none for all of them."""
-    return [f"only {choice_text(only)}: {count:,} of {store.layout.examples:,} examples"] if only else []
+    """A line that says which part of the store's examples a result is of; none for all of them.
+
+    Parameters
+    ----------
+    store
+        Whose results they are.
+    only
+        The choice of examples, as of `chosen_examples`.
+    count
+        Examples that the result is of.
+    """
+    total = store.layout.examples
+    unwritten = total - int(written_examples(store).sum())
+    if not only and count == total:
+        return []
+    why = f" ({unwritten:,} are not written yet; finish the extraction)" if unwritten else ""
+    return [f"{f'only {choice_text(only)}:' if only else 'from'} {count:,} of {total:,} examples{why}"]
 
 
 def titled(title: str, only: Sequence[str]) -> str:

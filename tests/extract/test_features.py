@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
-from stratascope.extract import features as features_module  # noqa: E402
+from stratascope.extract.run import vision_features as features_module  # noqa: E402
 from stratascope.extract.run.inputs import forward_inputs  # noqa: E402
 from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures, given_to_model, image_features, places, takes_features  # noqa: E402
 from stratascope.store import ActivationStore  # noqa: E402

@@ -18,6 +18,7 @@ from stratascope.probe.curve.fit_warnings import notes_on
 from stratascope.probe.curve.metrics import main_metric, predict
 from stratascope.probe.curve.onset_offset import LayerEvent, event_table
 from stratascope.probe.solver.losses import probabilities
+from stratascope.probe.study.pairing import refuse_unpaired
 from stratascope.results.display import Shown, Summary
 from stratascope.results.file import ResultFile, load_result, save_result
 from stratascope.stats.intervals import same_whatever_is_drawn
@@ -45,7 +46,8 @@ class LayerCurve(Shown):
     """One row per layer and fold, and target in a task of values: strength, at_edge, inner_loss, accuracy, gap, certificate,
     iterations, noise_share, absent_classes."""
     examples: pd.DataFrame
-    """The examples that took part: example (number in the store), id, group, fold, label (class code)."""
+    """The examples that took part: example (number in the store), id, group, fold, digest (of image, caption, relation
+    and label), label (class code)."""
     logits: Floats
     """(layer, output, example) out of fold; one output for two classes, the logit of the second."""
     draws: Mapping[str, Floats]
@@ -147,14 +149,15 @@ class LayerCurve(Shown):
         Raises
         ------
         InvalidInputError
-            The curves are of other layers or other groups of examples, so that they cannot be paired.
+            The curves are of other layers, other groups of examples, or examples that differ in image, caption, relation or label, so
+            that they cannot be paired.
         """
         rows = self.rows(metric)
         value, draws = rows["value"].to_numpy(), self.draws[metric or self.metric].T
         if baseline is None:
             chance = rows["chance"].to_numpy()
             return self._advantage(value - chance, draws - chance, metric, "chance", {}, self.certain)
-        self._refuse_unpaired(baseline)
+        refuse_unpaired(self, baseline)
         other = baseline.rows(metric or self.metric)["value"].to_numpy()
         fact = {"task": baseline.task, **{key: baseline.attributes.get(key) for key in ("store", "fingerprint")}}
         if "provenance" in baseline.attributes:
@@ -200,18 +203,6 @@ class LayerCurve(Shown):
             groups=self.examples["group"].nunique(),
             certain=certain,
         )
-
-    def _refuse_unpaired(self, other: LayerCurve) -> None:
-        if not np.array_equal(self.layers, other.layers):
-            raise InvalidInputError(f"expected curves of the same layers, found {self.layers.tolist()} and {other.layers.tolist()}")
-        keys = [
-            (c.attributes.get("draws"), c.attributes.get("seed"), c.examples[["id", "group"]].to_numpy().tolist()) for c in (self, other)
-        ]
-        if keys[0] != keys[1]:
-            raise InvalidInputError(
-                f"expected curves of the same examples and seed, so that differences are paired, found {len(self.examples)} and "
-                f"{len(other.examples)} examples with seeds {keys[0][1]} and {keys[1][1]}; pass the same examples= and seed= to both"
-            )
 
     @property
     def onset(self) -> LayerEvent:
@@ -259,7 +250,7 @@ class LayerCurve(Shown):
         rows = self.rows()
         best = rows.iloc[int(rows["value"].to_numpy().argmax())]
         score = f"{self.metric} {best['value']:.3f} [{best['low']:.3f}, {best['high']:.3f}] at layer {int(best['layer'])}, its best"
-        facts = [f"{score}; chance {best['chance']:.3g}", f"{self.onset}, {self.offset}", *self.notes]
+        facts = [f"{score}; chance {best['chance']:.3g}", f"{self.onset}, {self.offset}", *self.notes, *self.attributes.get("remarks", [])]
         title = f"LayerCurve of {self.title}: {len(self.examples):,} examples, {len(rows)} layers"
         return Summary(title, facts, rows.drop(columns=["position", "task", "metric"]), self.plot)
 
