@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from types import TracebackType
 from typing import Any, NoReturn
 
 import click
 
-from stratascope.errors import StratascopeError
+from stratascope.addresses import without_secrets
+from stratascope.commands.terminal import echo, visible
+from stratascope.errors import InvalidInputError, StratascopeError, out_of_memory
 
 SECTIONS = {
     "Data": {
@@ -52,10 +63,40 @@ SECTIONS = {
 
 
 FAULT = "a fault of Stratascope itself"
+RESUMED = frozenset({"demo", "fetch", "extract", "probe"})
+"""Commands that keep finished parts, so that the same command continues an interrupted one."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: handled like Ctrl-C, so that half-written files are removed and worker processes end."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Raise `Terminated` at the first SIGTERM; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield  # an embedding program handles signals itself
+        return
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _say(text: str) -> None:
-    click.echo(f"stratascope: {' '.join(text.split())}", err=True)
+    echo(f"stratascope: {without_secrets(' '.join(text.split()))}", err=True)
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    echo(without_secrets("".join(traceback.format_exception(kind, error, trace))), err=True)
 
 
 def _refuse(ctx: click.Context, error: click.UsageError) -> NoReturn:
@@ -83,23 +124,46 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         debug = bool(ctx.params.get("debug"))
+        if debug:
+            sys.excepthook = _show_traceback
+        plain = warnings.formatwarning
+        warnings.formatwarning = lambda *args, **named: visible(plain(*args, **named))
         try:
-            return super().invoke(ctx)
+            return self._invoke(ctx, debug)
+        finally:
+            warnings.formatwarning = plain
+
+    def _invoke(self, ctx: click.Context, debug: bool) -> Any:
+        try:
+            with _sigterm_raises():
+                return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except click.UsageError as error:
             _refuse(ctx, error)
-        except KeyboardInterrupt:
-            _say("interrupted; the same command goes on from here")
-            ctx.exit(130)
-        except (StratascopeError, OSError) as error:
+        except KeyboardInterrupt as error:
+            resumes = ctx.invoked_subcommand in RESUMED
+            _say("interrupted; the same command goes on from here" if resumes else "interrupted; nothing of this command is kept")
+            if isinstance(error, Terminated):  # whoever sent it waits: threads that still compute are not waited for
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(INTERRUPTED)
+            ctx.exit(INTERRUPTED)
+        except (StratascopeError, OSError, RecursionError) as error:
             if debug:
                 raise
+            if isinstance(error, RecursionError):
+                error = InvalidInputError("expected plain data, found lists or records nested too deeply in a file that was read")
             _say(error.message if isinstance(error, StratascopeError) else str(error))
             ctx.exit(2)
         except Exception as error:
             if debug:
                 raise
+            if out_of_memory(error):
+                _say(
+                    f"not enough memory: {str(error) or type(error).__name__}; close other programs or use a larger machine, then run again"
+                )
+                ctx.exit(2)
             if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # Python before 3.13 says so by this
                 _say(str(error))
                 ctx.exit(2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from stratascope.addresses import without_secrets
+
 __all__ = [
     "CaptureError",
     "ClusterLostError",
@@ -36,8 +38,8 @@ class StratascopeError(Exception):
 
     @property
     def message(self) -> str:
-        """What the command line shows."""
-        return " ".join(map(str, self.args))
+        """What the command line shows, without the secrets of addresses."""
+        return without_secrets(" ".join(map(str, self.args)))
 
     def __str__(self) -> str:
         return f"{self.message}; in Python {self.in_python}" if self.in_python else self.message
@@ -81,3 +83,13 @@ class TooFewExamplesError(InvalidInputError):
 
 class CaptureError(StratascopeError, RuntimeError):
     """What was captured from the model does not agree with the model itself."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, says that memory ran out."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, MemoryError) or "an't start new thread" in text or "Cannot allocate memory" in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

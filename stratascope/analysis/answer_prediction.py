@@ -22,6 +22,7 @@ from stratascope.stats.auroc import Auroc, auroc
 from stratascope.stats.intervals import INTERVAL
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
+from stratascope.store.io.example_identity import image_groups
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,7 +147,7 @@ def answer_prediction(
             f"expected at least {FEWEST} right and {FEWEST} wrong answers with known boxes, found {int(right.sum())} and "
             f"{int((~right).sum())}: there is nothing to predict; take more examples, or a store where the model errs"
         )
-    images = store.examples["image"].to_numpy(object)[chosen]
+    images = image_groups(store.examples).labels[chosen]
     layers, heads = overlap.attributes["layers"], overlap.attributes["heads"]
     scores = overlap.values[known][..., BOXES.index(box)].reshape(len(chosen), -1).astype(np.float64)
     undefined = np.isnan(scores)

@@ -16,6 +16,7 @@ from stratascope.results.result import CHOICE, Result, table_field
 from stratascope.results.schema import columns
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
+from stratascope.store.io.example_identity import image_groups
 from stratascope.store.io.selection import listing
 
 
@@ -67,6 +68,11 @@ class AnswerConfidence(
         if str(self.attributes["condition"]).startswith("untrained"):
             lines.insert(0, "of untrained weights, not of the model:")
         return "\n".join(lines)
+
+    @property
+    def example_count(self) -> int:
+        """How many examples were answered."""
+        return len(self.answers)
 
     def to_frame(self) -> pd.DataFrame:
         """The table by relation."""
@@ -136,7 +142,7 @@ def answer_confidence(
     scores = pd.DataFrame(
         {
             "relation": facts["relation"].to_numpy(object),
-            "image": facts["image"].to_numpy(object),
+            "image": image_groups(store.examples).labels[chosen],
             "accuracy": (logits.argmax(-1) == right).astype(float),
             "confidence": shares.max(-1),
             "right_choice": shares[each, right],

@@ -8,10 +8,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stratascope.datasets.box_alignment import BoxAlignment, align_image
 from stratascope.datasets.boxes import BoxIndex, cells_in_box
-from stratascope.errors import NotRecordedError
+from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore
 
+ROUNDING = 1e-6
+"""Share of an image's side by which a box may reach beyond it."""
 SIDES = ("x0", "y0", "x1", "y1")
 BOXES = ("subject", "object", "both")
 """`both` is the union, where subject and object both have a box."""
@@ -26,6 +29,8 @@ def shown_boxes(store: ActivationStore) -> NDArray[np.float64]:
     ------
     NotRecordedError
         If the store holds no boxes.
+    InvalidInputError
+        If a box reaches beyond its image, as boxes do that were annotated on an image of another size; the example is named.
     """
     table = store.examples
     needed = [f"{who}_{side}" for who in ("subject", "object") for side in SIDES]
@@ -34,6 +39,14 @@ def shown_boxes(store: ActivationStore) -> NDArray[np.float64]:
         raise NotRecordedError("expected gold boxes of subject and object in the store, found none; extract with --boxes instances.json")
     size = _numbers(table, ["image_width", "image_height", "image_width", "image_height"])
     boxes = numbers.reshape(-1, 2, 4) / size[:, None]
+    beyond = np.flatnonzero(((boxes < -ROUNDING) | (boxes > 1 + ROUNDING)).any((1, 2)))
+    if len(beyond):
+        row = table.iloc[beyond[0]]
+        raise InvalidInputError(
+            f"expected boxes within their images, found {len(beyond):,} examples with one that reaches beyond, first {row['id']} with "
+            f"{row['image']} of {size[beyond[0], 0]:g} x {size[beyond[0], 1]:g} pixels: boxes were annotated on images of another size; "
+            "extract again"
+        )
     if store.provenance.get("condition") == "mirror":
         boxes = np.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], -1)
     return np.asarray(boxes)
@@ -46,10 +59,12 @@ def other_tokens(store: ActivationStore, examples: NDArray[np.int64], index: Box
     Parameters
     ----------
     index
-        All boxes of the data's images; other things are those of another name.
+        All boxes of the data's images; other things are those of another name. They are aligned with the photos that the store was made
+        from; where that is refused, there are none.
     """
     named = box_tokens(store, examples)[:, :2].any(1)
     others = np.zeros_like(named)
+    alignments = photo_alignments(store, examples, index)
     mirrored = store.provenance.get("condition") == "mirror"
     for k, number in enumerate(examples):
         row, start, grid = store.examples.iloc[number], int(store.spans["image"][number, 0]), store.grid[number]
@@ -59,13 +74,35 @@ def other_tokens(store: ActivationStore, examples: NDArray[np.int64], index: Box
         width, height = (
             float(row.get(f"view_{b}", row[f"image_{side}"])) - at for b, side, at in (("x1", "width", x), ("y1", "height", y))
         )
-        for box in index.others(row["image"], (row["subject"], row["object"])):
+        alignment = alignments.get(row["image"])
+        for annotated in index.others(row["image"], (row["subject"], row["object"])):
+            box = annotated if alignment is None else alignment.apply(annotated)
+            if box is None:
+                continue
             x0, y0, x1, y1 = (box[0] - x) / width, (box[1] - y) / height, (box[2] - x) / width, (box[3] - y) / height
             if min(x1, y1) <= 0 or max(x0, y0) >= 1:
                 continue
             sides = (1 - x1, y0, 1 - x0, y1) if mirrored else (x0, y0, x1, y1)
             others[k, start + cells_in_box(sides, (1, 1), (int(grid[0]), int(grid[1])))] = True
     return np.asarray(others & ~named)
+
+
+def photo_alignments(store: ActivationStore, examples: NDArray[np.int64], index: BoxIndex) -> dict[str, BoxAlignment]:
+    """How the boxes that an index holds of each image lie on the photo that the store was made from.
+
+    Parameters
+    ----------
+    index
+        Boxes of the data's images.
+    """
+    table = store.examples.iloc[examples].drop_duplicates("image")
+    found: dict[str, BoxAlignment] = {}
+    for _, row in table.iterrows():
+        photo = float(row.get("file_width", row["image_width"])), float(row.get("file_height", row["image_height"]))
+        alignment = align_image(index, row["image"], photo, int(row.get("exif_orientation", 1)))
+        if alignment is not None:
+            found[row["image"]] = alignment
+    return found
 
 
 def box_tokens(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -109,7 +109,7 @@ class ExampleExplanation(
     def summary(self) -> str:
         """The example and the model's answer to it."""
         own = self.attributes
-        return f"example {own['example']} ({own['id']}): {own['caption']} The model answers {own['answer']}."
+        return f"example #{own['example']}, id {own['id']}: {own['caption']} The model answers {own['answer']}."
 
 
 def explain_example(store: ActivationStore, example: int, *, window: Sequence[int] | None = None, seed: int = 0) -> ExampleExplanation:

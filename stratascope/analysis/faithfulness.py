@@ -24,6 +24,7 @@ from stratascope.stats.cluster_means import bootstrap_means, ends
 from stratascope.stats.rank_correlation import FEWEST_TARGETS, rank_correlations
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
+from stratascope.store.io.example_identity import image_groups
 
 PIECE = 4
 TARGETS = ("cells", "spans")
@@ -230,7 +231,7 @@ def faithfulness(
     options: dict[str, Any] = {"targets": targets, "methods": allowed, "windows": blocks, "few": few, "seed": seed}
     scores = np.concatenate(over_blocks(_scores, store, chosen, at_most=PIECE, scheduler=scheduler, **options))
     rows, correlations = _compare(effects, scores, allowed, modes, windows, targets)
-    images = store.examples["image"].to_numpy(object)[chosen]
+    images = image_groups(store.examples).labels[chosen]
     table = _summarised(pd.DataFrame(rows), correlations, images, level, draws, seed)
     attributes = {
         **made_from(store),

@@ -18,11 +18,13 @@ from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.figures.drawing import new_figure
 from stratascope.figures.heatmaps import draw_heads
 from stratascope.figures.style import paper_style
+from stratascope.results.collection import other_store
 from stratascope.results.file import ResultFile
 from stratascope.results.locations import ENDING
 from stratascope.results.registry import load_result
 from stratascope.results.result import CHOICE, Result, new_axes, table_field, titled
 from stratascope.results.schema import columns
+from stratascope.results.view import Found
 from stratascope.store import choice_of, choice_options, choice_text
 from stratascope.store.format.json_schema import each
 
@@ -143,8 +145,12 @@ def rank_heads_of(
     Raises
     ------
     InvalidInputError
-        If there is no score at all.
+        If there is no score at all, or the probe is of another store.
     """
+    path = Path(probes)
+    given = load_result(path) if path.is_file() or path.name.endswith(ENDING) else None
+    if given is not None and (found := Found(path, given)).fingerprint != store.fingerprint():
+        raise other_store(found, store)
     missing = []
     attribution, overlap = None, None
     try:
@@ -155,8 +161,7 @@ def rank_heads_of(
         overlap = attention_overlap(store, measure="lift", only=only, scheduler=scheduler)
     except NotRecordedError as error:
         missing.append(f"no overlap: {error}")
-    path = Path(probes)
-    result = load_result(path) if path.is_file() or path.name.endswith(ENDING) else head_probe_in(path, store, only)
+    result = given or head_probe_in(path, store, only)
     if result is None:
         command = f"stratascope probe STORE --array head_outputs{choice_options(only)}"
         missing.append(f"no probe by head: run `{command}` first, or give its result with --probe")
@@ -214,8 +219,12 @@ def rank_heads(
         about["overlap"] = f"{overlap.attributes['measure']} of {overlap.attributes['map']} in both boxes"
     if probe is not None:
         layers = facts["layers"] if facts else None
+        settings = probe.attributes.get("settings")
+        made_from = probe.attributes.get("fingerprint") or (settings.get("fingerprint") if isinstance(settings, dict) else None)
+        if facts and made_from is not None and made_from != facts["store"]:
+            raise InvalidInputError("expected a probe of the same store as the other scores, found one of another; probe this store")
         scores["probe"], found = probe_grid(probe, layers)
-        facts = facts or {"layers": found, "store": probe.attributes.get("fingerprint"), "condition": None}
+        facts = facts or {"layers": found, "store": made_from, "condition": None}
         about["probe"] = f"{probe.attributes.get('metric', 'score')} of a probe for {probe.attributes.get('task', 'its task')}"
     if not scores:
         raise InvalidInputError("expected at least one score of heads, found none")

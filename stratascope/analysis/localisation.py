@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.box_cells import box_tokens, other_tokens
+from stratascope.analysis.box_cells import box_tokens, other_tokens, photo_alignments
 from stratascope.analysis.knockout_targets import cell_groups
 from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.relevance import Method, few_blocks, methods_of, token_scores
 from stratascope.datasets.boxes import BoxIndex
-from stratascope.errors import TooFewExamplesError
+from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.figures.drawing import new_figure
 from stratascope.figures.localisation import AGAINST, draw_ratios
 from stratascope.figures.style import paper_style
@@ -28,6 +28,7 @@ from stratascope.results.schema import columns
 from stratascope.stats.cluster_means import bootstrap_means
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import Along, each
+from stratascope.store.io.example_identity import image_groups
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +40,8 @@ MEASURED = {"later": "hidden from all later tokens, measured", "final": "hidden 
 LEFT_OUT = ("position",)
 """Methods whose scores have no zero, so that there is no ratio."""
 PIECE = 8
+LISTED_IMAGES = 5
+"""Images whose refused boxes a summary names."""
 
 Floats = NDArray[np.float64]
 
@@ -81,7 +84,8 @@ class Pointing(
     """(example,) example numbers."""
     attributes: Mapping[str, Any]
     """store, condition, places, others (whether boxes of other things were given), level, draws, seed, few (blocks), missing (methods that
-    the store does not allow -> what to record)."""
+    the store does not allow -> what to record); box_alignment (of other things' boxes: how many images' were scaled or turned, and which
+    image's were refused, with the reason) where not all are as annotated."""
 
     @property
     def against(self) -> str:
@@ -107,6 +111,7 @@ class Pointing(
         for row in self.table.to_dict("records"):
             value, low, high = (row[f"over_{against}{end}"] for end in ("", "_low", "_high"))
             lines.append(f"  {value:6.2f} [{low:.2f}, {high:.2f}]  {row['wins']:4.0%}  {row['label']}")
+        lines += _alignment_text(self.attributes.get("box_alignment", {}))
         if against == "ground":
             lines.append("other objects are unknown and count as ground: give all boxes of the images with --boxes")
         return "\n".join([*lines, *(f"not compared: {name}; record {arrays}" for name, arrays in self.attributes["missing"].items())])
@@ -121,6 +126,18 @@ class Pointing(
         with paper_style():
             self.plot(ax)
         return figure
+
+
+def _alignment_text(alignment: Mapping[str, Any]) -> list[str]:
+    """How the boxes were aligned with the photos, where not all are as annotated."""
+    counts = [f"{alignment[case]:,} images' boxes {case}" for case in ("scaled", "turned") if case in alignment]
+    lines = [f"{' and '.join(counts)} to their photos"] if counts else []
+    refused = list(alignment.get("refused", {}).items())
+    if refused:
+        more = f"; and {len(refused) - LISTED_IMAGES} more" if len(refused) > LISTED_IMAGES else ""
+        named = "; ".join(f"{name}: {reason}" for name, reason in refused[:LISTED_IMAGES])
+        lines.append(f"left out, {len(refused):,} images whose boxes do not fit their photo: {named}{more}")
+    return lines
 
 
 def pointing(
@@ -160,8 +177,12 @@ def pointing(
         If the store holds no boxes, or not what a method asked for by name needs.
     TooFewExamplesError
         If fewer than two images have cells to compare.
+    InvalidInputError
+        If no image's boxes fit the photo that the store was made from.
     """
     layout = store.layout
+    if boxes is not None:
+        boxes = boxes.of_images(store.examples["image"])
     allowed, missing = methods_of(store, methods)
     allowed = tuple(method for method in allowed if method.name not in LEFT_OUT)
     held = [name for name in ("answer_logits", *(n for m in allowed for n in m.needs)) if name in layout.record or name == "answer_logits"]
@@ -173,11 +194,12 @@ def pointing(
         chosen = chosen[store.available(name)[chosen]]
     named = box_tokens(store, chosen)[:, 2]
     others = np.zeros_like(named) if boxes is None else other_tokens(store, chosen, boxes)
+    alignment = {} if boxes is None else _alignment(store, chosen[named.any(1)], boxes)
     image = store.spans["image"][chosen]
     token = np.arange(named.shape[1])
     ground = (token >= image[:, :1]) & (token < image[:, 1:]) & ~named & ~others
     kept = named.any(1) & (ground.any(1) if boxes is None else others.any(1))
-    images = store.examples["image"].to_numpy(object)[chosen[kept]]
+    images = image_groups(store.examples).labels[chosen[kept]]
     if len(set(images)) < 2:
         what = "both boxes known" + ("" if boxes is None else " and another thing beside them")
         raise TooFewExamplesError(f"expected recorded examples of at least two images with {what}, found {int(kept.sum())} examples")
@@ -199,8 +221,21 @@ def pointing(
         "seed": seed,
         "few": list(few),
         "missing": missing,
+        **({"box_alignment": alignment} if alignment else {}),
     }
     return Pointing(table.iloc[order].reset_index(drop=True), values[order], numbers, attributes)
+
+
+def _alignment(store: ActivationStore, numbers: NDArray[np.int64], boxes: BoxIndex) -> dict[str, Any]:
+    """Images whose boxes were scaled or turned, counted, and those whose boxes are refused, by name; InvalidInputError where all are."""
+    alignments = photo_alignments(store, numbers, boxes)
+    cases = [alignment.case for alignment in alignments.values()]
+    refused = {name: alignment.reason for name, alignment in alignments.items() if alignment.case == "refused"}
+    if refused and len(refused) == len(alignments):
+        name, reason = next(iter(refused.items()))
+        raise InvalidInputError(f"expected boxes that fit the photos, found none in {len(refused):,} images: {name}: {reason}")
+    counted: dict[str, Any] = {case: cases.count(case) for case in ("scaled", "turned") if case in cases}
+    return {**counted, **({"refused": refused} if refused else {})}
 
 
 def _scores(

@@ -91,13 +91,15 @@ def faithfulness_command(store: str, output: Output, **chosen: Any) -> None:
 @click.command(short_help="One page for one example, all methods side by side.")
 @click.argument("store")
 @click.argument("example")
-@click.option("-o", "--out", default="explanation.html", show_default=True, type=click.Path(path_type=Path), help="The page to write.")
+@click.option("-o", "--out", default="explanation.html", show_default=True, type=options.OUTPUT, help="The page to write.")
 @click.option(
     "--window", callback=options.blocks, metavar="A-B", help="The few blocks of rollout and flow; default: the top half, 8 at most."
 )
 @verbosity_options
 def explain_command(store: str, example: str, out: Path, window: tuple[int, int] | None, as_json: bool, verbosity: int) -> None:
-    """One page for one example (a number or an id): every method that the store allows, logit attribution and knockout effects.
+    """One page for one example: every method that the store allows, logit attribution and knockout effects.
+
+    EXAMPLE is an id, or a number where no example has that id.
 
     \b
     Example, after 'stratascope demo --out demo':

@@ -18,7 +18,7 @@ from stratascope.analysis import (
     rollout_examples,
 )
 from stratascope.commands import options
-from stratascope.commands.example_selection import first_examples, recorded_among
+from stratascope.commands.example_selection import first_examples, ids_line, recorded_among
 from stratascope.commands.output import Output, results_output
 from stratascope.commands.signature import options_of
 from stratascope.commands.terminal import open_store
@@ -57,7 +57,7 @@ def share_command(store: str, output: Output, **chosen: Any) -> None:
     tower="vision is refused, with the reason.",
 )
 @results_output
-def rollout_command(store: str, output: Output, examples: tuple[int | str, ...] | None, **chosen: Any) -> None:
+def rollout_command(store: str, output: Output, examples: str | None, **chosen: Any) -> None:
     """Attention rollout of the final token onto the image, for selected examples.
 
     Sinks are tokens that take ten times their fair share, at the first token and the image's edge.
@@ -69,8 +69,9 @@ def rollout_command(store: str, output: Output, examples: tuple[int | str, ...] 
     opened = open_store(store)
     asked = first_examples(opened, "attention_maps", examples) if chosen["tower"] == "decoder" else None
     selected, left_out = recorded_among(opened, "attention_maps", asked)
-    output.note(*left_out)
-    output.add(rollout_examples(opened, selected, **chosen), store=opened)
+    result = rollout_examples(opened, selected, **chosen)
+    output.note(*left_out, ids_line(opened, result.examples["example"].tolist()))
+    output.add(result, store=opened)
 
 
 @click.command(short_help="Attention flow onto the image (exact maximum flow).")
@@ -79,7 +80,7 @@ def rollout_command(store: str, output: Output, examples: tuple[int | str, ...] 
 @options.window
 @options.scheduler
 @results_output
-def flow_command(store: str, output: Output, examples: tuple[int | str, ...] | None, **chosen: Any) -> None:
+def flow_command(store: str, output: Output, examples: str | None, **chosen: Any) -> None:
     """Exact attention flow from the final token to every input token and into spans and boxes, with the cut that limits it.
 
     Through many blocks the flow follows the token's position alone, and the result says so: use a window of few blocks.
@@ -90,8 +91,9 @@ def flow_command(store: str, output: Output, examples: tuple[int | str, ...] | N
     """
     opened = open_store(store)
     selected, left_out = recorded_among(opened, "attention_maps", first_examples(opened, "attention_maps", examples))
-    output.note(*left_out)
-    output.add(flow_examples(opened, selected, **chosen), store=opened)
+    result = flow_examples(opened, selected, **chosen)
+    output.note(*left_out, ids_line(opened, result.examples["example"].tolist()))
+    output.add(result, store=opened)
 
 
 @click.command(short_help="Overlap of each head's attention with the gold boxes.")

@@ -21,8 +21,8 @@ def describe_store(store: ActivationStore) -> str:
     """What a store holds, how complete it is, and its provenance field by field."""
     lines = [repr(store), "", "provenance"]
     for name, value in _flat(store.provenance):
-        text = str(value).replace("\n", "\\n")
-        lines.append(f"  {name:<28} {_short(text)}")
+        text, label = (str(one).replace("\n", "\\n") for one in (value, name))
+        lines.append(f"  {label:<28} {_short(text)}")
     return "\n".join(lines)
 
 
@@ -44,7 +44,10 @@ def verification_text(found: Verification) -> str:
     for block, file, problem in zip(problems["block"], problems["file"], problems["problem"], strict=True):
         lines.append(f"block {block}: {file}: {problem}" if block >= 0 else f"{file}: {problem}")
     state = "complete" if found.written == found.blocks else f"{found.written} of {found.blocks} blocks written"
-    if found.ok:
+    if found.ok and not found.complete:
+        checked = "every number in the written blocks is what was written" if found.written else "there was no number to check"
+        verdict = f"incomplete: {checked}; run the extract command again to write the missing blocks"
+    elif found.ok:
         verdict = "every written number is what was written"
     elif found.bad_blocks:
         verdict = f"bad blocks: {', '.join(map(str, found.bad_blocks))}; --repair un-marks them, so that extraction fills them again"

@@ -108,7 +108,7 @@ def extract_into(
         Told which part of the work is this process's, and what could not be recorded.
     """
     from stratascope.extract import plan_extraction, run_extraction
-    from stratascope.extract.plan.plan_summary import unanswered
+    from stratascope.extract.plan.plan_summary import image_notes, unanswered
     from stratascope.extract.run.extraction import require_extract_extra
 
     require_extract_extra(load=False)
@@ -116,11 +116,15 @@ def extract_into(
     made = plan_extraction(settings, weights=True, progress=progress)
     if note := unanswered(made):
         say(note)
+    for line in image_notes(made):
+        say(line)
     report = run_extraction(made, out, rank=shard[0], of=shard[1], batch_tokens=batch_tokens, progress=progress, command=command)
     for example, reason in report.failed.items():
         say(f"not recorded: example {example}: {reason}")
     if report.halvings:
         say(f"the GPU's memory ran out {report.halvings} times and batches were halved; lower --batch-tokens to spare the time")
+    if not out.exists():  # created by whoever has a block of it
+        return f"{out}: nothing to do for shard {shard[0]}/{shard[1]}: the store has {report.blocks} blocks, none of them its own"
     done = f"wrote {report.written_examples:,} examples in {report.written_blocks} of {report.blocks} blocks"
     lost = f"; {len(report.failed)} of them could not be recorded" if report.failed else ""
     return f"{out}: {done + lost if report.written_blocks else 'nothing left to do'}\n{next_step(ActivationStore.open(out), out)}"

@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from stratascope.commands import options
+from stratascope.commands.terminal import echo
 
 SHOWN_FAILURES = 10
 
 
 @click.command(short_help="Published VSR: rows, images and boxes, into a folder.")
 @click.argument("dataset", type=click.Choice(["vsr"]))
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to fill, or to go on filling.")
+@click.option("--out", required=True, type=options.OUTPUT, metavar="DIR", help="Folder to fill, or to go on filling.")
 @click.option("--split", default="random", show_default=True, help="random or zeroshot: how VSR's authors divided it.")
 @click.option(
     "--parts", callback=options.names, metavar="NAME,NAME", default="train,dev,test", show_default=True, help="Which parts of it."
@@ -45,9 +46,9 @@ def fetch_command(dataset: str, out: Path, annotations: str | None, **chosen: An
     assert dataset == "vsr"
     report = fetch_vsr(out, FetchChoice(annotations=annotations or ANNOTATIONS, **chosen), progress=sys.stderr.isatty())
     for name, reason in list(report.failed.items())[:SHOWN_FAILURES]:
-        click.echo(f"not fetched: {name}: {reason}", err=True)
+        echo(f"not fetched: {name}: {reason}", err=True)
     if len(report.failed) > SHOWN_FAILURES:
-        click.echo(f"... and {len(report.failed) - SHOWN_FAILURES:,} more in {out / 'failed.json'}", err=True)
-    click.echo(fetched_text(report))
+        echo(f"... and {len(report.failed) - SHOWN_FAILURES:,} more in {out / 'failed.json'}", err=True)
+    echo(fetched_text(report))
     if report.failed:
         sys.exit(1)

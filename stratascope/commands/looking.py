@@ -7,14 +7,16 @@ from pathlib import Path
 
 import click
 
-from stratascope.commands.terminal import open_store
+from stratascope.addresses import is_address, without_secrets
+from stratascope.commands import options
+from stratascope.commands.terminal import echo, open_store
 from stratascope.errors import InvalidInputError
 
 
 @click.command(short_help="All results of a store on one page.")
 @click.argument("store")
 @click.argument("results", nargs=-1, type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="The page; default: STORE-report.html beside the store.")
+@click.option("-o", "--out", type=options.OUTPUT, help="The page; default: STORE-report.html beside the store.")
 @click.option("--title", default="", help="Title of the page; default: made from the model's name.")
 def report_command(store: str, results: tuple[Path, ...], out: Path | None, title: str) -> None:
     """Write what the results of a store say as one HTML file that needs no network and no other file.
@@ -28,13 +30,13 @@ def report_command(store: str, results: tuple[Path, ...], out: Path | None, titl
     from stratascope.report.report_file import write_report
     from stratascope.results.locations import beside
 
-    click.echo(write_report(open_store(store), results, out or beside(store, "-report.html"), where=store, title=title))
+    echo(write_report(open_store(store), results, out or beside(store, "-report.html"), where=without_secrets(store), title=title))
 
 
 @click.command(short_help="One figure from results, in paper quality.")
 @click.argument("name", required=False)
 @click.argument("results", nargs=-1, metavar="[STORE|RESULTS]...")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write: .pdf, .svg or .png; default: NAME.pdf.")
+@click.option("-o", "--out", type=options.OUTPUT, help="File to write: .pdf, .svg or .png; default: NAME.pdf.")
 @click.option("--list", "listed", is_flag=True, help="List the figures there are, and what makes their results.")
 @click.option("--task", "--tasks", "task", help="Task of a probe's figure; default: truth, or the first there is.")
 @click.option("--position", help="Position of a probe's figure; default: all where a figure shows several, else the final token.")
@@ -61,13 +63,13 @@ def figure_command(
 
     if listed:
         wide = max(map(len, FIGURES))
-        click.echo("\n".join(f"{f.name:<{wide}}  {f.shows}\n{'':<{wide}}  from {f.command}" for f in FIGURES.values()))
+        echo("\n".join(f"{f.name:<{wide}}  {f.shows}\n{'':<{wide}}  from {f.command}" for f in FIGURES.values()))
         return
     if name is None or not results:
         raise InvalidInputError(
             "expected the name of a figure and a store or results, such as: stratascope figure curves demo/original.zarr"
         )
-    click.echo(
+    echo(
         draw_named(
             name,
             results,
@@ -91,34 +93,45 @@ def figure_command(
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
 @click.option(
     "--export",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.OutputPath(file_okay=False),
     metavar="FOLDER",
     help="Write the page into a folder for a web host instead.",
 )
 def view_command(store: str, results: Path | None, port: int, no_browser: bool, export: Path | None) -> None:
     """Open a store in the browser: image, tokens, heads and layers of any example. Ctrl-C ends it.
 
+    Results of another store are refused; curves of a baseline of the same examples are shown.
+
     \b
     Example, after 'stratascope demo --out demo':
       stratascope view demo/original.zarr --results demo/results
     """
     from stratascope.report.viewer import export_page, serve_store
-    from stratascope.report.viewer.address import check_address
+    from stratascope.report.viewer.address import check_address, check_page_can_ask
     from stratascope.report.viewer.files import files_of
+    from stratascope.report.viewer.page import results_shown
     from stratascope.results.locations import results_folders
 
-    results = results or next((folder for folder in results_folders(store) if "://" not in store and folder.is_dir()), None)
+    if is_address(store):
+        check_page_can_ask(store)
+    default = [folder for folder in results_folders(store) if not is_address(store) and folder.is_dir()]
+    given, results = results, results or next(iter(default), None)
+    shown = None
+    if results is not None:
+        shown, others = results_shown(results, open_store(store), shared=given is None)
+        if others:
+            echo(f"{results}: not shown, being of other stores: {others} results files", err=True)
     if export is not None:
-        if "://" not in store:
+        if not is_address(store):
             files_of(Path(store))
-        click.echo(f"{export_page(export, store, results)}: put it on any web host that answers Range requests (see docs/viewer.md)")
+        echo(f"{export_page(export, store, results, shown)}: put it on any web host that answers Range requests (see docs/viewer.md)")
         return
-    if "://" not in store:
+    if not is_address(store):
         open_store(store)  # refuses what is no store
-    server = serve_store(store, results=results, port=port)
-    if "://" in store:
+    server = serve_store(store, results=results, port=port, shown=shown)
+    if is_address(store):
         check_address(store)
-    click.echo(server.address)
+    echo(server.address)
     if not no_browser:
         webbrowser.open(server.address)
     server.serve_forever()

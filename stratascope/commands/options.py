@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from stratascope.addresses import is_address, was_address
+
 MOST_NUMBERS = 1_000_000
 """In a range of the command line."""
+_DIGITS = re.compile("[0-9]{1,18}")
+
+
+class OutputPath(click.Path):
+    """A path to write to, on this machine: addresses are refused before anything runs."""
+
+    def __init__(self, *, file_okay: bool = True) -> None:
+        super().__init__(path_type=Path, file_okay=file_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if is_address(value) or was_address(Path(value)):
+            self.fail(
+                f"expected a path on this machine, found the address {value}; write to a folder and upload that (docs/remote.md)",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
+OUTPUT = OutputPath()
+"""Of every option and argument that names what is written."""
 
 
 def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -58,19 +82,6 @@ def blocks(context: click.Context, param: click.Parameter, value: str | None) ->
     return (found[0], found[-1] + 1) if found else None
 
 
-def examples_asked(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int | str, ...] | None:
-    """Example numbers, ranges of them and ids, parted by commas."""
-    if value is None:
-        return None
-    found: list[int | str] = []
-    for part in filter(None, map(str.strip, value.split(","))):
-        try:
-            found += _number_range(part)
-        except ValueError:
-            found.append(part)
-    return tuple(found)
-
-
 def decimals(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
     """Numbers such as 1e-3 parted by commas."""
     if value is None:
@@ -83,6 +94,8 @@ def decimals(_ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 def _number_range(part: str) -> range:
     first, dash, last = part.strip().partition("-")
+    if not _DIGITS.fullmatch(first) or (dash and not _DIGITS.fullmatch(last)):  # int would take 1_0 for 10
+        raise ValueError("no number")
     found = range(int(first), int(last if dash else first) + 1)
     if not found or len(found) > MOST_NUMBERS:
         raise ValueError(f"{len(found)} numbers")
@@ -107,9 +120,9 @@ only = click.option(
     help="Leave out all other examples: label=1 for true captions, whose relation is the image's; category=Projective for a kind of "
     "relations. Repeated: any of a column's values.",
 )
-results = click.option("--out", type=click.Path(path_type=Path), help="Folder of results and figures; default: STORE-results.")
+results = click.option("--out", type=OUTPUT, help="Folder of results and figures; default: STORE-results.")
 examples = click.option(
-    "--examples", callback=examples_asked, metavar="N,M-K,ID", help="Example numbers or ids; default: the first eight that have a map."
+    "--examples", metavar="ID,N,M-K", help="Ids or numbers of examples, an id first; default: the first eight that have a map."
 )
 window = click.option("--window", callback=blocks, metavar="A-B", help="Only through decoder blocks A to B; default: all.")
 scheduler = click.option(
@@ -204,7 +217,11 @@ def extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="What the model computes in: float32, bfloat16 or float16; default: the weights' own on a GPU, float32 on a CPU.",
         ),
         click.option("--device", default="auto", show_default=True, help="Where the model runs: cpu, cuda, cuda:1, ..."),
-        click.option("--strict", is_flag=True, help="Stop at images that cannot be decoded, instead of recording them as failed."),
+        click.option(
+            "--strict",
+            is_flag=True,
+            help="Stop at images that cannot be recorded and boxes that do not fit their photo, instead of leaving them out.",
+        ),
         click.option("--revision", help="Branch, tag or commit of a Hub model."),
         click.option(
             "--untrained",

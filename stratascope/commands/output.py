@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stratascope.commands.options import OUTPUT
+from stratascope.commands.terminal import echo
+from stratascope.store import choice_text
+from stratascope.store.io.recorded_examples import written_examples
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -64,6 +69,8 @@ class Output:
         path, drawn = save_with_figure(result, self.folder, store=store, name=name, draw=draw)
         self._figures += [drawn] if drawn else []
         text = result.summary() if summary else ""
+        if summary and store is not None:
+            self.note(*selection_lines(store, result))
         self._records.append(
             {
                 "file": str(path),
@@ -101,33 +108,45 @@ class Output:
 
     def table(self, table: pd.DataFrame, name: str) -> None:
         """Save a table as NAME.csv in the folder, for R or a spreadsheet."""
-        from stratascope.store.io.durable import write_with
+        from stratascope.store.io.durable import write_output
 
         path = self.folder / f"{name}.csv"
-        write_with(path, lambda file: file.write(table.to_csv(index=False, float_format="%.6g").encode()))
+        write_output(path, lambda file: file.write(table.to_csv(index=False, float_format="%.6g").encode()))
         self._tables.append(path)
 
     def finish(self) -> None:
         """Print what the command computed: text, or one JSON object with --json."""
         if self.as_json:
-            files = {"pages": self._pages, "figures": self._figures, "tables": self._tables, "folder": self.folder}
-            click.echo(json.dumps({"notes": self._lines, "results": self._records, **files}, default=_plain))
+            files: dict[str, Any] = {"pages": self._pages, "figures": self._figures, "tables": self._tables, "folder": self.folder}
+            echo(json.dumps({"notes": self._lines, "results": self._records, **files}, default=_plain))
             return
         if self.verbosity == QUIET:
             return
         texts: Iterable[str] = [*self._lines, *(record["summary"] for record in self._records if record["summary"])]
         for text in texts:
-            click.echo(text)
+            echo(text)
         for path in self._pages:
-            click.echo(f"page {path}, {path.stat().st_size / 1e3:.0f} kB, one file without external resources")
+            echo(f"page {path}, {path.stat().st_size / 1e3:.0f} kB, one file without external resources")
         for path in self._tables:
-            click.echo(f"table {path}")
+            echo(f"table {path}")
         for path in self._figures:
-            click.echo(f"figure {path}")
+            echo(f"figure {path}")
         if self.verbosity >= VERBOSE:
             for record in self._records:
-                click.echo(f"file {record['file']}")
-        click.echo(f"results in {self.folder}")
+                echo(f"file {record['file']}")
+        echo(f"results in {self.folder}")
+
+
+def selection_lines(store: ActivationStore, result: Result) -> list[str]:
+    """A line that names the part of the store's examples that a result is of; none for all of them."""
+    total, count = store.layout.examples, result.example_count
+    unwritten = total - int(written_examples(store).sum())
+    # a command that works on named examples says so itself
+    named = "examples" in result.options
+    if not result.only and (count in (None, total) or (named and not unwritten)):
+        return []
+    why = f" ({unwritten:,} are not written yet; finish the extraction)" if unwritten else ""
+    return [f"{f'only {choice_text(result.only)}:' if result.only else 'from'} {count:,} of {total:,} examples{why}"]
 
 
 def _plain(value: Any) -> Any:
@@ -167,4 +186,4 @@ def results_output(command: Callable[..., Any]) -> Callable[..., Any]:
         output.finish()
 
     text = "Folder of results and figures; default: STORE-results beside the store."
-    return click.option("-o", "--out", type=click.Path(path_type=Path), help=text)(verbosity_options(wrapped))
+    return click.option("-o", "--out", type=OUTPUT, help=text)(verbosity_options(wrapped))

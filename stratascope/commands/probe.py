@@ -11,9 +11,9 @@ import click
 from stratascope.commands import options
 from stratascope.commands.output import Output, results_output
 from stratascope.commands.signature import options_of
-from stratascope.commands.terminal import open_store
+from stratascope.commands.terminal import echo, open_store
 from stratascope.probe.study.probe_run import run_probes
-from stratascope.probe.study.request import ProbeRequest
+from stratascope.probe.study.request import ProbeRequest, results_of_others
 from stratascope.probe.study.study_plan import ProbeSettings
 from stratascope.probe.tasks.value_files import read_values
 from stratascope.probe.vision_tower import entanglement
@@ -57,7 +57,7 @@ SETTINGS = tuple(field.name for field in fields(ProbeSettings) if field.name not
     ProbeSettings,
     split="Names of the training and the test split, such as train,test, instead of cross-validation.",
     folds="Folds of the cross-validation; all examples of an image are in one fold.",
-    groups="Column whose equal values are never divided between folds.",
+    groups="Column whose equal values are never divided between folds; image: by content, whatever the file's name.",
     minimum="Leave out classes with fewer examples.",
     types="Columns whose values together make a type, for --controls control.",
     method="logistic, or means: the difference of the class means.",
@@ -96,14 +96,16 @@ def probe_command(
         baselines=_baselines(baselines),
         values={name: read_values(path) for name, path in named.items()},
     )
+    opened = open_store(store)
+    output.note(*results_of_others(opened, request, output.folder))
     done = run_probes(
-        open_store(store),
+        opened,
         request,
         scheduler=scheduler,
         workers=workers,
         progress=sys.stderr.isatty() and not output.quiet,
         output=output.folder / "layers",
-        on_cost=lambda text: None if output.quiet else click.echo(text, err=True),
+        on_cost=lambda text: None if output.quiet else echo(text, err=True),
     )
     output.note(*done.lines)
     for name, result in done.results.items():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stratascope.commands import options
+from stratascope.commands.terminal import echo
 from stratascope.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="The whole way, on generated scenes.")
-@click.option("--out", default="stratascope-demo", show_default=True, type=click.Path(path_type=Path), help="Folder to fill.")
+@click.option("--out", default="stratascope-demo", show_default=True, type=options.OUTPUT, help="Folder to fill.")
 @click.option("--scenes", default=512, show_default=True, help="How many scenes to generate.")
 @options.seed("Seed of the scenes, folds and resamples.")
 def demo_command(out: Path, scenes: int, seed: int) -> None:
@@ -31,7 +32,7 @@ def demo_command(out: Path, scenes: int, seed: int) -> None:
     """
     from stratascope.demo import run_demo
 
-    click.echo(run_demo(out, scenes=scenes, seed=seed, progress=sys.stderr.isatty(), say=click.echo))
+    echo(run_demo(out, scenes=scenes, seed=seed, progress=sys.stderr.isatty(), say=echo))
 
 
 @click.command(short_help="What an extraction would record and cost; writes nothing.")
@@ -63,14 +64,14 @@ def plan_command(show: int, timed: bool | None, batch_tokens: int, price: float 
     """
     from stratascope.commands.extraction import plan_texts
 
-    found = plan_texts(_settings(chosen), show=show, timed=timed, batch_tokens=batch_tokens, price=price, progress=sys.stderr.isatty())
+    found = plan_texts(_settings(chosen), show=show, timed=timed, batch_tokens=batch_tokens, price=price, progress=True)
     for text in found:
-        click.echo(text)
+        echo(text)
 
 
 @click.command(short_help="Examples through the model, once, into a store.")
 @options.extraction_options
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="STORE.zarr", help="The store to fill, or to go on filling.")
+@click.option("--out", required=True, type=options.OUTPUT, metavar="STORE.zarr", help="The store to fill, or to go on filling.")
 @options.batch_tokens
 @click.option(
     "--shard",
@@ -87,7 +88,7 @@ def extract_command(out: Path, batch_tokens: int, shard: tuple[int, int] | None,
     """
     from stratascope.commands.extraction import extract_into
 
-    click.echo(
+    echo(
         extract_into(
             _settings(chosen),
             out,
@@ -95,7 +96,7 @@ def extract_command(out: Path, batch_tokens: int, shard: tuple[int, int] | None,
             batch_tokens=batch_tokens,
             progress=sys.stderr.isatty(),
             command=shlex.join(["stratascope", *sys.argv[1:]]),
-            say=lambda text: click.echo(text, err=True),
+            say=lambda text: echo(text, err=True),
         )
     )
 

@@ -1,12 +1,17 @@
-"""What commands share: opening a store, where results go, a progress bar."""
+"""What commands share: opening a store, where results go, a progress bar, printing text that others may have written."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import click
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -24,6 +29,53 @@ def results_folder(store: str) -> Path:
     from stratascope.results.locations import results_folders
 
     return results_folders(store)[0]
+
+
+def visible(text: str) -> str:
+    """Text with control characters as escapes, so that a stranger's words cannot steer the terminal.
+
+    Line ends and tabs stay. Escaped are C0 and C1 control characters, the ones that turn the direction of writing, line and paragraph
+    separators, and halves of characters, which no terminal can show.
+
+    >>> visible("caption \x1b[2J")
+    'caption \\x1b[2J'
+    """
+    return "".join(_escape(c) if c not in "\n\t" and _steers(c) else c for c in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def _steers(character: str) -> bool:
+    turns = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    return character in turns or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def echo(text: object, err: bool = False) -> None:
+    """Print what a command says; the only way to the terminal, so that nothing unescaped reaches it."""
+    click.echo(visible(str(text)), err=err)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it removes what is half-written."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    own: list[int] = []
+    if threading.current_thread() is threading.main_thread():
+        numbers = {int(signal.SIGTERM), int(getattr(signal, "SIGHUP", signal.SIGTERM))}
+        own = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # nohup ignores SIGHUP
+    for number in own:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in own:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def _member_rows(opened: zipfile.ZipFile, member: str, images: Container[str]) -
     rows: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
     wanted: set[int] = set()
     with opened.open(member) as raw:
-        for key, row in json_rows(TextIOWrapper(raw, "utf-8")):
+        for key, row in json_rows(TextIOWrapper(raw, "utf-8-sig")):
             if key == "images" and row["file_name"] in images:
                 wanted.add(row["id"])
                 rows[key].append({name: row[name] for name in ("id", "file_name", "width", "height")})

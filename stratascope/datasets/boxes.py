@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stratascope.datasets.coco_fields import (
+    add_once,
+    check_file_names,
+    read_flag,
+    read_id,
+    read_number,
+    read_numbers,
+    without_repeats,
+)
+from stratascope.datasets.image_names import ImageNames
 from stratascope.datasets.json_rows import json_rows
 from stratascope.errors import InvalidInputError
 
@@ -18,7 +29,7 @@ if TYPE_CHECKING:
     from stratascope.datasets.example import Example
 
 Box = tuple[float, float, float, float]
-"""x0, y0, x1, y1 in the image file's pixels."""
+"""x0, y0, x1, y1 in pixels: of the image as it was annotated, or of the photo once aligned with it (`box_alignment`)."""
 
 
 _FIELDS = ("id", "image_id", "category_id", "bbox", "iscrowd")
@@ -26,10 +37,28 @@ _FIELDS = ("id", "image_id", "category_id", "bbox", "iscrowd")
 
 
 class BoxIndex:
-    """Boxes by image file name and category name."""
+    """Boxes by image file name and category name.
 
-    def __init__(self, boxes: Mapping[str, Mapping[str, list[Box]]]) -> None:
+    Parameters
+    ----------
+    boxes
+        File name -> category name -> boxes; a file name for every image that the annotations list, also without boxes.
+    sizes
+        File name -> (width, height) in pixels of the image as it was annotated.
+    source
+        Where they come from, for messages.
+    """
+
+    def __init__(
+        self,
+        boxes: Mapping[str, Mapping[str, list[Box]]],
+        sizes: Mapping[str, tuple[float, float]] | None = None,
+        source: str = "boxes",
+    ) -> None:
         self._boxes = boxes
+        self._sizes = sizes or {}
+        self._names = ImageNames(boxes, source)
+        self._file_of: Mapping[str, str] | None = None
 
     @classmethod
     def from_coco(cls, path: Path | str) -> BoxIndex:
@@ -42,19 +71,20 @@ class BoxIndex:
         Raises
         ------
         InvalidInputError
-            If the file is not of that form, or a box lies outside its image (the annotation is named).
+            If the file is not of that form, an id or a file name occurs twice, or a box lies outside its image (the annotation is named).
         """
-        images: dict[int, tuple[str, float, float]] = {}
-        names: dict[int, str] = {}
+        images: dict[str, tuple[str, float, float]] = {}
+        names: dict[str, str] = {}
         annotations: list[dict[str, Any]] = []
         try:
-            with Path(path).open(encoding="utf-8") as file:
+            with Path(path).open(encoding="utf-8-sig") as file:
                 for key, row in json_rows(file):
                     if key == "images":
                         _whole(row, len(images))
-                        images[int(row["id"])] = (str(row["file_name"]), float(row["width"]), float(row["height"]))
+                        size = _side(row, "width"), _side(row, "height")
+                        add_once(images, "image", row, (str(row["file_name"]), *size))
                     elif key == "categories":
-                        names[int(row["id"])] = str(row["name"])
+                        add_once(names, "category", row, str(row["name"]).strip())
                     elif key == "annotations":  # without its outline, which is most of the file
                         annotations.append({name: row[name] for name in _FIELDS if name in row})
             if not images or not names:
@@ -63,21 +93,51 @@ class BoxIndex:
             raise InvalidInputError(
                 f"{path}: expected COCO's instances format (images, annotations, categories), found: {_reason(error)}"
             ) from error
-        boxes: dict[str, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
-        for row in annotations:
+        check_file_names({number: name for number, (name, _, _) in images.items()}, path)
+        boxes: dict[str, dict[str, list[Box]]] = {name: defaultdict(list) for name, _, _ in images.values()}
+        for row in without_repeats(annotations, path):
             name, category, box = _annotation(row, images, names, path)
             if box is not None:
                 boxes[name][category].append(box)
-        return cls({name: dict(by_category) for name, by_category in boxes.items()})
+        sizes = {name: (width, height) for name, width, height in images.values()}
+        return cls({name: dict(by_category) for name, by_category in boxes.items()}, sizes, str(path))
+
+    def of_images(self, images: Iterable[str]) -> BoxIndex:
+        """The boxes of `images`, each matched with one file name (`image_names.ImageNames`).
+
+        Raises
+        ------
+        InvalidInputError
+            If a file name could mean two images, an image two file names, or there is none of any image.
+        """
+        found = copy(self)
+        found._file_of = self._names.find_all(images)
+        return found
+
+    def lists(self, image: str) -> bool:
+        """Whether the annotations list `image`, with boxes or without."""
+        return self._file(image) is not None
+
+    def _file(self, image: str) -> str | None:
+        return self._names.find(image) if self._file_of is None else self._file_of.get(image)
+
+    def _by_category(self, image: str) -> Mapping[str, list[Box]]:
+        file = self._file(image)
+        return {} if file is None else self._boxes[file]
 
     def instances(self, image: str, noun: str) -> list[Box]:
         """The boxes of all instances of `noun` in `image`."""
-        return self._boxes.get(Path(image).name, {}).get(noun.strip().lower(), [])
+        return self._by_category(image).get(noun.strip().lower(), [])
 
     def others(self, image: str, nouns: Collection[str]) -> list[Box]:
         """The boxes of all things in `image` but those called one of `nouns`."""
         named = {noun.strip().lower() for noun in nouns}
-        return [box for name, boxes in self._boxes.get(Path(image).name, {}).items() if name not in named for box in boxes]
+        return [box for name, boxes in self._by_category(image).items() if name not in named for box in boxes]
+
+    def annotated_size(self, image: str) -> tuple[float, float] | None:
+        """(width, height) in pixels of `image` as it was annotated; None where it is not stated."""
+        file = self._file(image)
+        return None if file is None else self._sizes.get(file)
 
     def match(self, image: str, noun: str) -> Box | None:
         """The box of the only instance of `noun` in `image`; None where there is none or several."""
@@ -85,7 +145,12 @@ class BoxIndex:
         return found[0] if len(found) == 1 else None
 
     def add_to(self, example: Example) -> Example:
-        """The example with the boxes of its subject and object, and how many things of these names there are."""
+        """The example with the boxes of its subject and object, and how many things of these names there are.
+
+        An example whose image is not listed is returned as it is.
+        """
+        if not self.lists(example.image):
+            return example
         subject = self.instances(example.image, example.subject)
         found = self.instances(example.image, example.object)
         return replace(
@@ -108,16 +173,26 @@ def _whole(row: Any, number: int) -> None:
         raise ValueError(f"images[{number}] lacks {' and '.join(lacking)}{' (pixels)' if set(lacking) & {'width', 'height'} else ''}")
 
 
+def _side(row: Mapping[str, Any], name: str) -> float:
+    value = read_number(row[name])
+    if not 0 < value < math.inf:
+        raise ValueError(f"image {row['file_name']} with {name} {row[name]}")
+    return value
+
+
 def _annotation(
-    row: Any, images: Mapping[int, tuple[str, float, float]], names: Mapping[int, str], path: Path | str
+    row: Any, images: Mapping[str, tuple[str, float, float]], names: Mapping[str, str], path: Path | str
 ) -> tuple[str, str, Box | None]:
     try:
-        name, width, height = images[int(row["image_id"])]
-        category = names[int(row["category_id"])].lower()
-        x, y, w, h = (float(v) for v in row["bbox"])
-        crowd = bool(row.get("iscrowd"))
+        name, width, height = images[read_id(row["image_id"])]
+        category = names[read_id(row["category_id"])].lower()
+        x, y, w, h = read_numbers(row["bbox"])
+        crowd = read_flag(row.get("iscrowd"))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InvalidInputError(f"{path}: expected image_id, category_id and bbox [x, y, width, height], found {str(row)[:160]}") from error
+        raise InvalidInputError(
+            f"{path}: expected the image_id of an image, the category_id of a category, bbox [x, y, width, height] and iscrowd 0 or 1, "
+            f"found {str(row)[:160]} ({_reason(error)})"
+        ) from error
     if crowd or w <= 0 or h <= 0:  # COCO itself holds a few boxes without area
         return name, category, None
     inside = x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from stratascope.errors import InvalidInputError
 
@@ -36,10 +37,9 @@ def split_caption(caption: str, relation: str) -> CaptionParts:
     InvalidInputError
         If the relation does not occur so, or no subject or object is left.
     """
-    words = re.escape(relation.strip())
-    if not words:
+    if not relation.strip():
         raise InvalidInputError(f"expected a relation that occurs in the caption, found an empty one for {caption!r}")
-    for match in re.finditer(rf"(?<!\w){words}(?!\w)", caption, re.IGNORECASE):
+    for match in _whole_words(relation).finditer(caption):
         before, after = caption[: match.start()].rstrip(), caption[match.end() :]
         copula = _COPULA.search(before)
         subject_end = copula.start() if copula else len(before)
@@ -51,6 +51,11 @@ def split_caption(caption: str, relation: str) -> CaptionParts:
     raise InvalidInputError(
         f"expected the caption to read 'SUBJECT {relation} OBJECT', found {caption!r}; correct the row's caption or relation"
     )
+
+
+@lru_cache(maxsize=1024)
+def _whole_words(relation: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(relation.strip())}(?!\w)", re.IGNORECASE)
 
 
 def _matched_end(pattern: re.Pattern[str], text: str) -> int:

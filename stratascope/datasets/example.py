@@ -25,7 +25,7 @@ class Example:
     """One image, one caption, one relation, one label."""
 
     id: str
-    """Unique; the row's own `id`, or file stem and line number."""
+    """Unique; the row's own `id`, as text, or file stem and line number."""
     image: str
     """File name within the folder of images."""
     caption: str
@@ -41,7 +41,7 @@ class Example:
     """Gold box (x0, y0, x1, y1) in the image file's pixels, where it is known and unambiguous."""
     subject_instances: int | None = None
     object_instances: int | None = None
-    """How many things of that name have boxes in the image; None where no boxes were given."""
+    """How many things of that name have boxes in the image; None where no boxes were given, or their file does not list the image."""
     choices: tuple[str, ...] = ()
     """What the label numbers, where it is the right answer to a question; empty where it is the caption's truth."""
     question: Question | None = None

@@ -6,45 +6,55 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.captions import split_caption
-from stratascope.datasets.csv_rows import csv_lines
 from stratascope.datasets.example import Example
-from stratascope.datasets.questions import add_questions, are_questions, load_captions, plain_text
+from stratascope.datasets.image_files import image_path
+from stratascope.datasets.progress import progress_bar
+from stratascope.datasets.questions import add_questions, are_questions, load_captions
+from stratascope.datasets.table import Row, csv_table, is_csv, json_lines_table, read_text, text_field
 from stratascope.errors import InvalidInputError
 
 __all__ = ["Example", "describe", "files_digest", "load_examples"]
 
-_NEEDED = {"image": str, "caption": str, "relation": str}
+_NEEDED = ("image", "caption", "relation")
+_LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+"""How spreadsheets write a label."""
 _NEEDS = "a row needs image, caption, relation and label"
 
 
 def load_examples(
-    files: Path | str | Sequence[Path | str], boxes: BoxIndex | None = None, choices: Sequence[str] | None = None
+    files: Path | str | Sequence[Path | str],
+    boxes: BoxIndex | None = None,
+    choices: Sequence[str] | None = None,
+    *,
+    progress: bool = False,
 ) -> list[Example]:
     """Examples of one or more files, in order.
 
     Rows hold `image`, `caption`, `relation`, `label` (0/1 or true/false) and may hold `id` and `split`; the published VSR
     files and those of `write_scenes` are of this form. Other scalar fields are kept as they are. A file that ends in .csv is a table
-    with these columns. A JSON list is read as one of What's Up's data sets, and a file of questions after it gives the wording
-    (`stratascope.datasets.questions`).
+    with these columns; `stratascope.datasets.table` says how both are read. A JSON list is read as one of What's Up's data sets, and a
+    file of questions after it gives the wording (`stratascope.datasets.questions`).
 
     Parameters
     ----------
     boxes
-        Matched with subjects and objects by name.
+        Matched with the images by file name, and with subjects and objects by name.
     choices
         Of a prompt that asks for one of several answers: rows of What's Up's data sets then become one example each, labelled by
         the number of the right choice. Without, they become one a caption, true or false.
+    progress
+        Show how many rows are read.
 
     Raises
     ------
     InvalidInputError
         Naming file, line and reason: an unreadable file, a row that is not a JSON object, a missing or wrong field, a caption
-        without its relation, an id that occurs twice.
+        without its relation, an id that occurs twice; or boxes of none of the images.
     """
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(f) for f in files]
     if not paths:
@@ -52,7 +62,7 @@ def load_examples(
     examples: list[Example] = []
     seen: dict[str, str] = {}
     for path in paths:
-        own = _of_file(path, boxes, choices, examples)
+        own = _of_file(path, choices, examples, progress)
         if own and own[0][1].question is not None:  # the same examples as before, now with questions
             del examples[-len(own) :]
             seen = {example.id: seen[example.id] for example in examples}
@@ -68,7 +78,10 @@ def load_examples(
         raise InvalidInputError(f"expected at least one row, found none in {', '.join(map(str, paths))}")
     if len({bool(example.choices) for example in examples}) > 1:
         raise InvalidInputError("expected labels of one kind, found true or false captions beside questions with choices; load them apart")
-    return examples
+    if boxes is None:
+        return examples
+    boxes = boxes.of_images(example.image for example in examples)
+    return [boxes.add_to(example) for example in examples]
 
 
 def files_digest(files: Iterable[Path | str]) -> dict[str, str]:
@@ -89,77 +102,74 @@ def describe(examples: Sequence[Example]) -> str:
         right = Counter(e.choices[e.label] for e in examples)
         labels = "right answers " + ", ".join(f"{choice} {right[choice]:,}" for choice in examples[0].choices)
     lines = [f"{len(examples):,} examples on {images:,} images, {relations} relations; {labels}"]
-    if examples[0].subject_instances is not None:
+    if any(e.subject_instances is not None for e in examples):
+        listed = {e.image for e in examples if e.subject_instances is not None}
+        if len(listed) < images:
+            lines.append(f"the file of boxes lists {len(listed):,} of {images:,} images")
         boxed = sum(e.subject_box is not None and e.object_box is not None for e in examples)
         lines.append(f"boxes known of both things in {boxed:,} examples")
         for name in ("subject", "object"):
-            counts = [getattr(e, f"{name}_instances") for e in examples]
+            counts = [count for e in examples if (count := getattr(e, f"{name}_instances")) is not None]
             one, none = counts.count(1), counts.count(0)
             lines.append(f"  {name}: one such thing in the image {one:,}, several {len(counts) - one - none:,}, none {none:,}")
     return "\n".join(lines)
 
 
-def _of_file(path: Path, boxes: BoxIndex | None, choices: Sequence[str] | None, before: Sequence[Example]) -> list[tuple[str, Example]]:
+def _of_file(path: Path, choices: Sequence[str] | None, before: Sequence[Example], progress: bool) -> list[tuple[str, Example]]:
     """The examples of one file, whichever of the known forms it has, and where each stands; `before` are those of the files before it."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{path}: expected a readable UTF-8 file of JSON lines, found: {error}") from error
-    if path.suffix.lower() == ".csv":
-        return [
-            (f"{path}, line {n}", _example(line, f"{path}, line {n}", f"{path.stem}-{k:06d}", path.stem, boxes))
-            for k, (n, line) in enumerate(csv_lines(path, text), 1)
-        ]
-    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    text, stem = read_text(path), path.stem
+    if is_csv(path):
+        table = csv_table(path, text, as_text=("id", "split", "label", *_NEEDED))
+        if not {*_NEEDED, "label"} <= set(table.columns):
+            raise InvalidInputError(
+                f"{path}: expected a table with each of the columns image, caption, relation and label once, found "
+                f"{', '.join(table.columns) or 'none'}; name them in the first line, separated by commas"
+            )
+        return [(row.where, _example(_labelled(row), f"{stem}-{k:06d}", stem)) for k, row in enumerate(table.rows, 1)]
     if text.lstrip().startswith("["):
-        found = load_captions(path, text, choices, boxes)
-    elif lines and are_questions(_row(lines[0][1], f"{path}, line {lines[0][0]}")):
+        found = load_captions(path, text, choices)
+        return [(f"{path}, row {k}", example) for k, example in enumerate(found)]
+    rows = json_lines_table(path, text).rows
+    if rows and are_questions(rows[0]):
         last = before[-1].split if before else None
-        found = add_questions(path, lines, [example for example in before if example.split == last], choices)
-    else:
-        places = [f"{path}, line {n}" for n, _ in lines]
-        return [
-            (where, _example(line, where, f"{path.stem}-{n:06d}", path.stem, boxes)) for where, (n, line) in zip(places, lines, strict=True)
-        ]
-    return [(f"{path}, row {k}", example) for k, example in enumerate(found)]
+        found = add_questions(path, rows, [example for example in before if example.split == last], choices)
+        return [(f"{path}, row {k}", example) for k, example in enumerate(found)]
+    shown = progress_bar(rows, "examples", unit="row", show=progress)
+    return [(row.where, _example(row, f"{stem}-{row.line:06d}", stem)) for row in shown]
 
 
-def _row(line: str, where: str) -> Any:
-    try:
-        return plain_text(json.loads(line), line)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{where}: expected one JSON object a line, found: {error}") from error
+def _labelled(row: Row) -> Row:
+    """A row of CSV with its label as a number."""
+    label = row.fields.get("label", "")
+    return replace(row, fields={**row.fields, "label": _LABELS[label.lower()]}) if label.lower() in _LABELS else row
 
 
-def _shown(row: dict[str, Any], key: str) -> str:
-    return json.dumps(row[key], ensure_ascii=False)[:160] if key in row else "none"
+def _shown(row: Row, key: str) -> str:
+    return json.dumps(row.fields[key], ensure_ascii=False)[:160] if key in row.fields else "none"
 
 
-def _example(line: str, where: str, default_id: str, default_split: str, boxes: BoxIndex | None) -> Example:
-    row = _row(line, where)
-    if not isinstance(row, dict):
-        raise InvalidInputError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    for key, kind in _NEEDED.items():
-        if not isinstance(row.get(key), kind) or not row[key].strip():
+def _example(row: Row, default_id: str, default_split: str) -> Example:
+    where, fields = row.where, row.fields
+    for key in _NEEDED:
+        if not isinstance(fields.get(key), str):
             raise InvalidInputError(f"{where}: expected text in field {key!r}, found {_shown(row, key)}; {_NEEDS}")
-    label = row.get("label")
+    label, image = fields.get("label"), fields["image"]
     if isinstance(label, str) or label not in (0, 1):
         raise InvalidInputError(f"{where}: expected label 0 or 1, found {_shown(row, 'label')}; {_NEEDS}")
-    if Path(row["image"]).is_absolute() or ".." in Path(row["image"]).parts or "\0" in row["image"]:
-        raise InvalidInputError(f"{where}: expected an image's name within the folder of images, found {row['image']!r}")
     try:
-        parts = split_caption(row["caption"], row["relation"])
+        image_path(Path(), image)
+        parts = split_caption(fields["caption"], fields["relation"])
     except InvalidInputError as error:
         raise InvalidInputError(f"{where}: {error}") from error
+    name, split = text_field(row, "id"), text_field(row, "split")
     used = {*_NEEDED, "id", "label", "split"}
-    example = Example(
-        id=str(row.get("id") or default_id),
-        image=row["image"],
-        caption=row["caption"],
-        relation=row["relation"],
+    return Example(
+        id=default_id if name is None else name,
+        image=image,
+        caption=fields["caption"],
+        relation=fields["relation"],
         label=int(label),
-        split=str(row.get("split") or default_split),
+        split=default_split if split is None else split,
         parts=parts,
-        extra={k: v for k, v in row.items() if k not in used and isinstance(v, str | int | float | bool)},
+        extra={k: v for k, v in fields.items() if k not in used and isinstance(v, str | int | float | bool)},
     )
-    return boxes.add_to(example) if boxes else example

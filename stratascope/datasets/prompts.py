@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 from stratascope.datasets.captions import Interval
 from stratascope.datasets.examples import Example
@@ -51,20 +52,28 @@ class Prompt:
             )
         pieces: list[str] = []
         intervals: dict[str, Interval] = {}
-        length, end = 0, 0
-        values = {"caption": example.caption, "subject": example.subject, "relation": example.relation, "object": example.object}
-        for match in _FIELD.finditer(self.text):
-            fixed, value = self.text[end : match.start()], values[match[1]]
+        length = 0
+        for fixed, name in self._fields[0]:
+            value: str = getattr(example, name)
             start = length + len(fixed)
-            intervals[match[1]] = (start, start + len(value))
-            if match[1] == "caption":
-                for part in ("subject", "relation", "object"):
-                    interval = getattr(example.parts, part)
+            intervals[name] = (start, start + len(value))
+            if name == "caption":
+                parts = example.parts
+                for part, interval in (("subject", parts.subject), ("relation", parts.relation), ("object", parts.object)):
                     if interval is not None:
                         intervals[part] = (start + interval[0], start + interval[1])
-            pieces += [fixed, value]
-            length, end = start + len(value), match.end()
-        return FilledPrompt("".join([*pieces, self.text[end:]]), intervals)
+            pieces += (fixed, value)
+            length = start + len(value)
+        return FilledPrompt("".join([*pieces, self._fields[1]]), intervals)
+
+    @cached_property
+    def _fields(self) -> tuple[list[tuple[str, str]], str]:
+        """The text before each field with the field's name, and the text after the last one."""
+        found, end = [], 0
+        for match in _FIELD.finditer(self.text):
+            found.append((self.text[end : match.start()], match[1]))
+            end = match.end()
+        return found, self.text[end:]
 
 
 @dataclass(frozen=True)

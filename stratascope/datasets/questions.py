@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.captions import CaptionParts, split_caption
 from stratascope.datasets.example import Example, Question
+from stratascope.datasets.table import Row, plain_text
 from stratascope.errors import InvalidInputError
 
 RELATIONS: dict[str, tuple[str, ...]] = {
@@ -83,7 +83,7 @@ def parse_caption(caption: str) -> tuple[CaptionParts, str, tuple[str, ...]]:
     )
 
 
-def load_captions(path: Path, text: str, choices: Sequence[str] | None, boxes: BoxIndex | None) -> list[Example]:
+def load_captions(path: Path, text: str, choices: Sequence[str] | None) -> list[Example]:
     """Examples of a data set.
 
     With `choices` (of a prompt that asks for one of several) one example a row, with the right caption and the number of the right choice;
@@ -104,10 +104,25 @@ def load_captions(path: Path, text: str, choices: Sequence[str] | None, boxes: B
         )
     if not rows:
         raise InvalidInputError(f"{path}: expected a JSON list of images and captions, found an empty one")
-    return [example for k, row in enumerate(rows) for example in _examples(path, k, row, choices, boxes)]
+    _check_file_names(path, rows)
+    return [example for k, row in enumerate(rows) for example in _examples(path, k, row, choices)]
 
 
-def _examples(path: Path, number: int, row: Any, choices: Sequence[str] | None, boxes: BoxIndex | None) -> Iterator[Example]:
+def _check_file_names(path: Path, rows: Sequence[Any]) -> None:
+    """InvalidInputError where two rows name different images of the same file name, which alone is kept."""
+    first: dict[str, tuple[str, int]] = {}
+    for k, row in enumerate(rows):
+        image = row.get("image_path") if isinstance(row, dict) else None
+        if isinstance(image, str):
+            other, number = first.setdefault(PurePosixPath(image).name, (image, k))
+            if PurePosixPath(other) != PurePosixPath(image):
+                raise InvalidInputError(
+                    f"{path}, row {k}: expected another file name than that of row {number}, because images are found by file name alone, "
+                    f"found {image} and {other}; rename one of the two files"
+                )
+
+
+def _examples(path: Path, number: int, row: Any, choices: Sequence[str] | None) -> Iterator[Example]:
     where = f"{path}, row {number}"
     image, captions = _image_and_captions(where, path.stem.lower(), row)
     for rank, caption in enumerate(captions[:1] if choices else captions):
@@ -132,7 +147,7 @@ def _examples(path: Path, number: int, row: Any, choices: Sequence[str] | None, 
                     "another --prompt"
                 )
             example = replace(example, label=list(choices).index(found), choices=tuple(choices))
-        yield boxes.add_to(example) if boxes else example
+        yield example
 
 
 def _image_and_captions(where: str, stem: str, row: Any) -> tuple[str, list[str]]:
@@ -159,21 +174,12 @@ def _image_and_captions(where: str, stem: str, row: Any) -> tuple[str, list[str]
     return image, captions
 
 
-def plain_text(value: Any, source: str) -> Any:
-    r"""The JSON value of `source`; ValueError where it holds half of a surrogate pair (such as "\ud800" alone), which is no text."""
-    if "\\u" in source:
-        json.dumps(value, ensure_ascii=False).encode()
-    return value
-
-
-def are_questions(row: Any) -> bool:
+def are_questions(row: Row) -> bool:
     """Whether a row of JSON lines is a question without an image."""
-    return isinstance(row, dict) and "question" in row and "image" not in row
+    return "question" in row.fields and "image" not in row.fields
 
 
-def add_questions(
-    path: Path, lines: Sequence[tuple[int, str]], examples: Sequence[Example], choices: Sequence[str] | None
-) -> list[Example]:
+def add_questions(path: Path, rows: Sequence[Row], examples: Sequence[Example], choices: Sequence[str] | None) -> list[Example]:
     """The examples of a data set with the wording in which a file of questions asks them.
 
     Raises
@@ -193,12 +199,10 @@ def add_questions(
         )
     asked: dict[int, Question] = {}
     wrong: list[str] = []
-    for line_number, line in lines:
-        number, question, answer = _question(f"{path}, line {line_number}", line)
+    for row in rows:
+        number, question, answer = _question(row)
         if number in asked or not 0 <= number < len(examples):
-            raise InvalidInputError(
-                f"{path}, line {line_number}: expected each of the data set's rows 0 to {len(examples) - 1} once, found id {number}"
-            )
+            raise InvalidInputError(f"{row.where}: expected each of the data set's rows 0 to {len(examples) - 1} once, found id {number}")
         asked[number] = question
         meanings = {*RELATIONS.values(), *PLACES.values()}
         right = choices[examples[number].label]
@@ -213,22 +217,21 @@ def add_questions(
     return [replace(example, question=asked[k]) for k, example in enumerate(examples)]
 
 
-def _question(where: str, line: str) -> tuple[int, Question, str]:
-    """Number, question and answer (lower case) of one line."""
+def _question(row: Row) -> tuple[int, Question, str]:
+    """Number, question and answer (lower case) of one row."""
     try:
-        row = plain_text(json.loads(line), line)
-        number, text, answer = row["id"], row["question"], row["answer"]
+        number, text, answer = (row.fields[name] for name in ("id", "question", "answer"))
         answer = answer[0] if isinstance(answer, list) else answer
         if type(number) is not int or not isinstance(text, str) or not isinstance(answer, str):
             raise TypeError("fields of another kind")
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+    except (KeyError, IndexError, TypeError) as error:
         raise InvalidInputError(
-            f'{where}: expected {{"id": 0, "question": "...", "answer": ["Left"]}}, found: {type(error).__name__} {error}'
+            f'{row.where}: expected {{"id": 0, "question": "...", "answer": ["Left"]}}, found: {type(error).__name__} {error}'
         ) from error
     text = " ".join(_TURNS.sub(" ", text).split())
     found = _ASKED.match(text)
     if found is None:
         raise InvalidInputError(
-            f"{where}: expected 'Where is the S in relation to the O? ...' or 'Where is the S in the photo? ...', found {text!r}"
+            f"{row.where}: expected 'Where is the S in relation to the O? ...' or 'Where is the S in the photo? ...', found {text!r}"
         )
     return number, Question(text, found.span("subject"), found.span("object") if found["object"] else None), answer.strip().lower()

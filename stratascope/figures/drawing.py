@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from stratascope.errors import InvalidInputError
+from stratascope.errors import InvalidInputError, StoreError
 from stratascope.figures.style import COLOURS, COLUMN_WIDTH, GREY, MARKERS, TINT, paper_style
+from stratascope.store.io.durable import write_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -246,13 +248,19 @@ def save_figure(figure: Figure, path: Path | str) -> Path:
     ------
     InvalidInputError
         If the name ends otherwise.
+    StoreError
+        If the file cannot be written; one that was there before is left as it was.
     """
     path = Path(path)
     metadata: dict[str, dict[str, None]] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}
     if path.suffix not in metadata:
         raise InvalidInputError(f"expected a figure's name to end in {', '.join(metadata)}, found {path.name!r}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn = BytesIO()
     with paper_style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "constrained_layout not applied")  # long names on a small figure: they are cut off
-        figure.savefig(path, metadata=metadata[path.suffix])
+        figure.savefig(drawn, format=path.suffix[1:], metadata=metadata[path.suffix])
+    try:
+        write_output(path, lambda file: file.write(drawn.getbuffer()))
+    except OSError as error:
+        raise StoreError(f"{path}: expected to write the figure, found: {error}; make room or choose another path") from error
     return path

@@ -36,7 +36,7 @@ def draw_named(
     Raises
     ------
     InvalidInputError
-        If there is no such figure, or it would be smaller than an inch or larger than twenty.
+        If there is no such figure, it would be smaller than an inch or larger than twenty, or results are of several stores.
     """
     figure = named_figure(name)
     if not 1 <= width <= 20 or not 1 <= (height or figure.height) <= 20:
@@ -45,4 +45,5 @@ def draw_named(
     is_results = first.endswith(ENDING) or (Path(first).is_dir() and not (Path(first) / "zarr.json").exists())
     findings = gather_results(sources) if is_results else gather(ActivationStore.open(first), sources[1:], where=first)
     drawn = figure.figure(findings, Choice(task, position), width=width, height=height)
-    return f"figure {save_figure(drawn, out)}"
+    left_out = f"left out, being of other stores in the same folder: {findings.others} results files\n" if findings.others else ""
+    return f"{left_out}figure {save_figure(drawn, out)}"

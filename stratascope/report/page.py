@@ -16,6 +16,7 @@ import numpy as np
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.report.blocks import Cited, Interval, Picture, Section, Tokens, Words
 from stratascope.results.source import Source
+from stratascope.store.io.durable import write_output
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -63,10 +64,10 @@ class Page:
         if target.suffix not in (".html", ".htm"):
             raise InvalidInputError(f"expected a page's name to end in .html, found {target.name!r}")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(self.html(), encoding="utf-8", newline="\n")
+            text = self.html().encode()
+            write_output(target, lambda file: file.write(text))
         except OSError as error:
-            raise StoreError(f"{path}: expected to write the page, found: {error}") from error
+            raise StoreError(f"{path}: expected to write the page, found: {error}; make room or choose another path") from error
         return target
 
 

@@ -15,6 +15,7 @@ from stratascope.report.reproduction import provenance
 from stratascope.report.sections import attention_blocks, curve_blocks, position_blocks, relation_blocks, remark_blocks
 from stratascope.results.collection import Findings
 from stratascope.store import ActivationStore, condition_of
+from stratascope.store.io.recorded_examples import written_examples
 
 
 def report_page(store: ActivationStore, findings: Findings, *, command_name: str, title: str = "", cards: Sequence[Card] = ()) -> Page:
@@ -58,10 +59,15 @@ def report_page(store: ActivationStore, findings: Findings, *, command_name: str
     return Page(
         title or f"In which layers of {model} {asked(findings)}",
         sections,
-        f"{PurePath(store.name).name} · {layout.examples:,} examples · {layout.layers} decoder blocks of {layout.heads} heads · "
-        f"condition {condition}",
+        f"{PurePath(store.name).name} · {_extent(store)} · {layout.layers} decoder blocks of {layout.heads} heads · condition {condition}",
         f"Made by Stratascope from {len(given.own) + len(given.beside)} results files; the same files give the same page.",
     )
+
+
+def _extent(store: ActivationStore) -> str:
+    """How many examples the store has, and how many are written where not all are."""
+    total, written = store.layout.examples, int(written_examples(store).sum())
+    return f"{total:,} examples" if written == total else f"{written:,} of {total:,} examples written"
 
 
 RULE = (

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.results.file import ResultFile, result_head
 from stratascope.results.locations import ENDING, results_folders
 from stratascope.results.registry import load_result
 from stratascope.results.view import Found
 from stratascope.store import ActivationStore, condition_of
+from stratascope.store.format.provenance import same_model_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,18 +125,16 @@ def gather(store: ActivationStore, paths: Iterable[str | Path] = (), *, where: s
         found = Found(path, load_result(path))
         if found.identity in known:
             continue
-        if found.fingerprint == fingerprint:
-            own.append(found)
-        elif _comparable(found, store.provenance):
-            beside.append(found)
-        elif root in shared:
-            others += 1
-            continue
-        else:
-            raise InvalidInputError(
-                f"{path}: expected results of {store.name} as it is now, found those of {_name(found)}; "
-                "make the result again, or leave the file out"
-            )
+        match relation_to(found, store, fingerprint):
+            case "own":
+                own.append(found)
+            case "baseline":
+                beside.append(found)
+            case _ if root in shared:
+                others += 1
+                continue
+            case _:
+                raise other_store(found, store)
         known.add(found.identity)
     if not own:
         text = f" ({others} of other stores)" if others else ""
@@ -146,7 +146,7 @@ def gather(store: ActivationStore, paths: Iterable[str | Path] = (), *, where: s
 
 
 def gather_results(paths: Iterable[str | Path]) -> Findings:
-    """Results without their store: those of the store that most files are of, and its baselines.
+    """Results of one store and its baselines, without the store.
 
     Parameters
     ----------
@@ -157,6 +157,8 @@ def gather_results(paths: Iterable[str | Path]) -> Findings:
     ------
     NotRecordedError
         If there are no results.
+    InvalidInputError
+        If some are of another store, which is no baseline of the store that most files are of.
     """
     found = [Found(path, load_result(path)) for path, _ in _files([Path(p) for p in paths])]
     if not found:
@@ -166,7 +168,35 @@ def gather_results(paths: Iterable[str | Path]) -> Findings:
     own = [f for f in found if f.fingerprint == chosen]
     provenance: dict[str, Any] = next((f.attributes["provenance"] for f in own if "provenance" in f.attributes), {})
     beside = [f for f in found if f.fingerprint != chosen and _comparable(f, provenance)]
-    return Findings(own, beside, len(found) - len(own) - len(beside))
+    if others := [f for f in found if f not in own and f not in beside]:
+        raise InvalidInputError(
+            f"expected results of one store and its baselines, found {len(own)} files of {_name(own[0])} and {len(others)} of other "
+            f"stores, such as {others[0].path} of {_name(others[0])}; give the store before the results, or only the files of one store"
+        )
+    return Findings(own, beside)
+
+
+def relation_to(found: Found, store: ActivationStore, fingerprint: str) -> Literal["own", "baseline", "other"]:
+    """Whether a result is of the store as it is now, of a baseline of it, or of another store.
+
+    Parameters
+    ----------
+    found
+        Its attributes are all that is asked of it.
+    store, fingerprint
+        The store, and its fingerprint.
+    """
+    if found.fingerprint == fingerprint:
+        return "own"
+    return "baseline" if _comparable(found, store.provenance) else "other"
+
+
+def other_store(found: Found, store: ActivationStore) -> InvalidInputError:
+    """The refusal of a result of another store."""
+    return InvalidInputError(
+        f"{found.path}: expected results of {store.name} as it is now, found those of {_name(found)}; "
+        "make the result again, or leave the file out"
+    )
 
 
 def _files(paths: Iterable[Path]) -> Iterable[tuple[Path, Path]]:
@@ -187,18 +217,28 @@ def _comparable(found: Found, provenance: dict[str, Any]) -> bool:
         return False
     model, own_model = ({"name": m} if isinstance(m := p.get("model", {}), str) else m for p in (theirs, provenance))
     data, own_data = (p.get("data", {}) for p in (theirs, provenance))
-    drawn = [m for m in (model, own_model) if m.get("untrained") is not None]
     same = all(model.get(key) == own_model.get(key) for key in ("name", "revision"))
-    same &= model.get("files") == own_model.get("files") or (len(drawn) == 1 and _text_files(model) == _text_files(own_model))
-    return same and data.get("examples") == own_data.get("examples") and bool(data.get("examples"))
-
-
-def _text_files(model: dict[str, Any]) -> dict[str, str]:
-    """Digests of what lays out prompts; the rest is of what weights are loaded or drawn from."""
-    return {name: digest for name, digest in (model.get("files") or {}).items() if name in ("tokenizer.json", "chat_template")}
+    same &= same_model_files(model, own_model)
+    images = {digest for d in (data, own_data) if (digest := d.get("images")) is not None}
+    return same and len(images) < 2 and data.get("examples") == own_data.get("examples") and bool(data.get("examples"))
 
 
 def _name(found: Found) -> str:
     own = found.attributes
     name = own.get("store") if "fingerprint" in own else None
     return f"{name or 'another store'} (fingerprint {str(found.fingerprint)[:12]})"
+
+
+def results_in(folder: Path) -> Iterator[Found]:
+    """Results of a folder by name, with their kind and attributes alone; files of another kind are passed over.
+
+    Raises
+    ------
+    StoreError
+        For a result whose metadata are too large or nested too deeply, or a file that is no regular one.
+    """
+    for path in sorted(folder.glob(f"*{ENDING}")):
+        head = result_head(path)
+        if head is not None:
+            attributes = head.get("attributes")
+            yield Found(path, ResultFile(str(head.get("kind")), attributes=attributes if isinstance(attributes, dict) else {}))

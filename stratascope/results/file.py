@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,15 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
-from stratascope.errors import InvalidInputError, StoreError
+from stratascope.errors import InvalidInputError, StoreError, out_of_memory
 from stratascope.results.lazy_arrays import Arrays, OnFile, extent_of, known_means, read_members, unread
 from stratascope.results.schema import ResultSchema
+from stratascope.store.format.limits import check_depth, check_member, too_deep
 from stratascope.store.format.provenance import condition_of, plain_json
 from stratascope.store.format.tables import as_numpy, get_table, put_array, put_table
 from stratascope.store.io.access import RESULT_FORMAT
-from stratascope.store.io.durable import write_with, zip_entry
+from stratascope.store.io.durable import write_output, zip_entry
+from stratascope.store.io.recorded_examples import written_examples
 
 if TYPE_CHECKING:
     from stratascope.store.io.reader import ActivationStore
@@ -66,9 +69,14 @@ class ResultFile:
         return known_means(values, dims.index(dim))
 
 
-def made_from(store: ActivationStore) -> dict[str, str]:
-    """What a result says of the store that it was made from: `store`, its fingerprint, and `condition`."""
-    return {"store": store.fingerprint(), "condition": condition_of(store.provenance)}
+def made_from(store: ActivationStore) -> dict[str, Any]:
+    """What a result says of the store that it was made from: `store`, its fingerprint, `condition`, and how far it is written."""
+    return {"store": store.fingerprint(), "condition": condition_of(store.provenance), **written_counts(store)}
+
+
+def written_counts(store: ActivationStore) -> dict[str, int]:
+    """`store_examples`, and `written_examples`, fewer where the extraction is not finished."""
+    return {"store_examples": store.layout.examples, "written_examples": int(written_examples(store).sum())}
 
 
 def write_file(path: str | Path, result: ResultFile) -> None:
@@ -98,7 +106,7 @@ def write_file(path: str | Path, result: ResultFile) -> None:
     digest = _digest({name: hashlib.sha256(_bytes(value)).digest() for name, value in files.items()}, result.kind, said)
     group.attrs.update({**head, "attributes": said, "digest": digest})
     try:
-        write_with(Path(path), lambda file: _zip(files, file))
+        write_output(Path(path), lambda file: _zip(files, file))
     except OSError as error:
         raise StoreError(f"{path}: expected to write the result, found: {error}") from error
 
@@ -133,8 +141,15 @@ def read_file(path: str | Path, schema: ResultSchema | None = None, kind: str | 
     try:
         with members.opened() as group:
             attributes: Any = dict(group.attrs)
+    except StoreError:
+        raise
     except Exception as error:
+        if out_of_memory(error):
+            raise MemoryError(str(path)) from error
+        if isinstance(error, RecursionError):
+            raise too_deep(f"{path}: zarr.json") from error
         raise StoreError(f"{path}: expected a result of Stratascope, found a zip of another kind: {error}") from error
+    check_depth(attributes, f"{path}: zarr.json")
     if attributes.get("format") != RESULT_FORMAT:
         found = attributes.get("format")
         raise StoreError(f"{path}: expected a result of Stratascope (format {RESULT_FORMAT!r}), found format {found!r}")
@@ -167,6 +182,8 @@ def read_file(path: str | Path, schema: ResultSchema | None = None, kind: str | 
     except StoreError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise MemoryError(str(path)) from error
         raise StoreError(f"{path}: expected whole tables and arrays, found: {error}; make the result again") from error
     file = ResultFile(attributes["kind"], tables, Arrays(arrays), inner)
     if schema is not None:
@@ -178,6 +195,40 @@ def check_schema(file: ResultFile, schema: ResultSchema, path: str | Path) -> No
     """Raise StoreError, naming the file, where a results file does not match its schema."""
     if mismatch := schema.mismatch(file.attributes, file.tables, Arrays(unread(file.arrays))):
         raise StoreError(f"{path}: {mismatch}, in a result of kind {file.kind!r}; make the result again")
+
+
+def result_head(path: str | Path) -> dict[str, Any] | None:
+    """What the root of a results file says of it, without reading anything else; None for a file that is no result.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+
+    Raises
+    ------
+    StoreError
+        For a result whose metadata are too large or nested too deeply to be read.
+    """
+    if Path(path).exists() and not Path(path).is_file():
+        raise StoreError(f"{path}: expected a result file, found a folder, a named pipe or a device; remove it")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_member(archive.getinfo("zarr.json"), str(path))
+            data = archive.read("zarr.json")
+    except (OSError, KeyError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
+        if isinstance(error, StoreError):
+            raise
+        return None
+    try:
+        value = json.loads(data)
+    except RecursionError as error:
+        raise too_deep(f"{path}: zarr.json") from error
+    except ValueError:
+        return None
+    check_depth(value, f"{path}: zarr.json")
+    head = value.get("attributes") if isinstance(value, dict) else None
+    return head if isinstance(head, dict) and head.get("format") == RESULT_FORMAT else None
 
 
 def _zip(files: Mapping[str, Any], out: BinaryIO) -> None:

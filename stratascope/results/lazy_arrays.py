@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -19,6 +20,7 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from stratascope.errors import StoreError
+from stratascope.store.format.limits import check_member
 from stratascope.store.format.tables import AT_ONCE, as_numpy, checked_size
 from stratascope.store.io.access import GuardedStore
 
@@ -85,14 +87,20 @@ def read_members(path: str | Path) -> Members:
         For a file that is missing, damaged, no zip, or one that unpacks to far more than its own size.
     """
     digests: dict[str, bytes] = {}
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise StoreError(f"{path}: expected a result file, found a folder, a named pipe or a device; check the path")
     try:
         with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.filename.endswith("zarr.json"):
+                    check_member(entry, str(path))
             packed, whole = (sum(getattr(entry, size) for entry in archive.infolist()) for size in ("compress_size", "file_size"))
             if whole > max(MOST_INFLATED, MOST_RATIO * packed):
                 raise StoreError(f"{path}: expected a result of Stratascope, found a zip of {packed:,} bytes that unpacks to {whole:,}")
             for entry in archive.infolist():
+                check_member(entry, str(path))
                 try:
-                    digests[entry.filename] = hashlib.sha256(archive.read(entry)).digest()
+                    digests[entry.filename] = _sha256(archive, entry)
                 except (zipfile.BadZipFile, zlib.error) as error:
                     raise StoreError(f"{path}: expected a whole file, found damage in {entry.filename}; make the result again") from error
     except FileNotFoundError as error:
@@ -100,6 +108,14 @@ def read_members(path: str | Path) -> Members:
     except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise StoreError(f"{path}: expected a result of Stratascope, found another or a damaged file: {error}") from error
     return Members(Path(path), digests)
+
+
+def _sha256(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    total = hashlib.sha256()
+    with archive.open(entry) as member:
+        while piece := member.read(1 << 20):
+            total.update(piece)
+    return total.digest()
 
 
 class _Read(MutableMapping[str, Any]):

@@ -213,6 +213,11 @@ class Result:
         return choice_of(self.attributes)
 
     @property
+    def example_count(self) -> int | None:
+        """How many examples the result is of; None where it does not say."""
+        return _sizes(self).get("example")
+
+    @property
     def name_parts(self) -> tuple[str | None, ...]:
         """What tells its files from those of another run of the same command, such as the weighting and the selection of examples."""
         return self.only

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from stratascope.datasets import BoxIndex, cells_in_box, load_examples
+from stratascope.datasets.examples import describe
 from stratascope.errors import InvalidInputError
 
 ROW = {"image": "a.png", "caption": "The cat is under the bed.", "label": 1, "relation": "under"}
@@ -107,6 +108,112 @@ def test_cells_are_those_whose_centre_lies_in_the_box() -> None:
     assert cells_in_box((25, 25, 100, 60), (100, 60), (3, 5)).tolist() == [6, 7, 8, 9, 11, 12, 13, 14]
     assert cells_in_box((61, 1, 62, 2), (100, 60), (3, 5)).tolist() == [3], "a box smaller than a cell still has one"
     assert cells_in_box((0, 0, 100, 60), (100, 60), (3, 5)).tolist() == np.arange(15).tolist()
+
+
+def annotated(tmp_path: Path, files: list[str], **changes: object) -> Path:
+    """One cat an image, its box as wide as the image's number says."""
+    data: dict[str, object] = {
+        "images": [{"id": k, "file_name": name, "width": 100, "height": 50} for k, name in enumerate(files)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": k, "image_id": k, "category_id": 1, "bbox": [0, 0, 10 + k, 10]} for k in range(len(files))],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({**data, **changes}))
+    return path
+
+
+def widths(tmp_path: Path, boxes: Path, *images: str) -> list[float | None]:
+    """Width of the subject's box in each image, as examples get it."""
+    rows = write(tmp_path / "rows.jsonl", *({**ROW, "image": image} for image in images))
+    return [e.subject_box and e.subject_box[2] - e.subject_box[0] for e in load_examples(rows, BoxIndex.from_coco(boxes))]
+
+
+@pytest.mark.parametrize(
+    ("files", "images", "expected"),
+    [
+        (["a/0.png"], ["a/0.png", "b/0.png"], [10, None]),
+        (["a/0.png", "b/0.png"], ["b/0.png", "a/0.png"], [11, 10]),
+        (["val2017/0.png"], ["0.png", "1.png"], [10, None]),
+        (["0.png"], ["val2017/0.png", "val2017/1.png"], [10, None]),
+        (["a/0.png", "0.png"], ["a/0.png", "0.png"], [10, 11]),
+        (["/data/a/0.png", "/data/b/0.png"], ["b/0.png", "a/0.png"], [11, 10]),
+        (["a\\0.png", "b\\0.png"], ["b/0.png", "a/0.png"], [11, 10]),
+        (["0.png", "x/0.png"], ["a/x/0.png", "1.png"], [11, None]),
+    ],
+)
+def test_boxes_are_those_of_the_image_of_that_path(tmp_path: Path, files: list[str], images: list[str], expected: list[int | None]) -> None:
+    assert widths(tmp_path, annotated(tmp_path, files), *images) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "images", "message"),
+    [
+        (["0.png"], ["a/0.png", "b/0.png"], r"expected one image that file_name 0\.png can be, found 2: a/0\.png, b/0\.png; write"),
+        (["a/0.png", "b/0.png"], ["0.png"], r"expected one image that 0\.png can be, found 2: a/0\.png, b/0\.png; name"),
+        (["a/0.png", "a/1.png"], ["b/0.png"], r"none of their 1 images \(such as b/0\.png\) among 2 file names \(such as a/0\.png\)"),
+        (["0.png", "0.png"], ["0.png"], r"a file name for each image, found 0\.png for the images 0 and 1"),
+        (["0.png", "./0.png"], ["0.png"], r"a file name for each image, found \./0\.png for the images 0 and 1"),
+    ],
+)
+def test_boxes_that_could_be_of_another_image_are_refused(tmp_path: Path, files: list[str], images: list[str], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        widths(tmp_path, annotated(tmp_path, files), *images)
+
+
+def test_the_description_says_how_many_images_the_boxes_are_of(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", ROW, {**ROW, "image": "b.png"})
+    text = describe(load_examples(rows, BoxIndex.from_coco(coco(tmp_path, (1, [10, 20, 30, 10])))))
+    assert "the file of boxes lists 1 of 2 images" in text
+    assert "subject: one such thing in the image 1, several 0, none 0" in text
+
+
+IMAGE = {"id": 1, "file_name": "a.png", "width": 100, "height": 50}
+CAT = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 20, 30, 10], "iscrowd": 0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": [{**IMAGE, "id": "1"}]},
+        {"images": [{**IMAGE, "id": "x7"}], "annotations": [{**CAT, "image_id": "x7"}]},
+        {"images": [{**IMAGE, "width": "100", "height": 50.0}]},
+        {"images": [IMAGE, IMAGE]},
+        {"annotations": [CAT, CAT]},
+        {"annotations": [{**CAT, "iscrowd": "0"}]},
+        {"annotations": [{**CAT, "iscrowd": "False"}]},
+        {"annotations": [{**CAT, "iscrowd": None}]},
+        {"annotations": [{**CAT, "bbox": ["10", "20", "30.0", "10"]}]},
+        {"annotations": [CAT, {**CAT, "id": 2, "iscrowd": "1"}]},
+        {"annotations": [CAT, {**CAT, "id": 2, "iscrowd": True}]},
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_other_spellings_of_ids_numbers_and_flags_give_the_same_box(tmp_path: Path, changes: dict[str, object], encoding: str) -> None:
+    data = {"images": [IMAGE], "categories": [{"id": 1, "name": "cat"}], "annotations": [CAT], **changes}
+    (tmp_path / "instances.json").write_text(json.dumps(data), encoding=encoding)
+    assert BoxIndex.from_coco(tmp_path / "instances.json").instances("a.png", "cat") == [(10, 20, 40, 30)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": [IMAGE, {**IMAGE, "file_name": "b.png"}]}, "image id 1 twice"),
+        ({"images": [IMAGE, {**IMAGE, "width": 60}]}, "image id 1 twice"),
+        ({"images": [{**IMAGE, "id": 1.5}]}, "an id is a whole number or a text, not '1.5'"),
+        ({"images": [{**IMAGE, "width": "1_0"}]}, "expected a number, found '1_0'"),
+        ({"images": [{**IMAGE, "width": float("nan")}]}, "expected a finite number"),
+        ({"categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]}, "category id 1 twice, for cat and dog"),
+        ({"annotations": [CAT, {**CAT, "bbox": [0, 0, 5, 5]}]}, "expected an id of its own for each annotation, found id 1"),
+        ({"annotations": [{**CAT, "image_id": "01"}]}, "expected the image_id of an image"),
+        ({"annotations": [{**CAT, "bbox": "1234"}]}, "expected a list of numbers, found '1234'"),
+        ({"annotations": [{**CAT, "iscrowd": "no"}]}, "expected 0 or 1, found 'no'"),
+    ],
+)
+def test_ids_and_numbers_with_two_meanings_are_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    data = {"images": [IMAGE], "categories": [{"id": 1, "name": "cat"}], "annotations": [CAT], **changes}
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    with pytest.raises(InvalidInputError, match=message):
+        BoxIndex.from_coco(tmp_path / "instances.json")
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the published VSR files are not at hand")

@@ -199,3 +199,9 @@ def test_captions_with_a_truth_leave_a_question_without_a_known_answer(scenes: P
     plan = plan_extraction(settings)
     assert plan.provenance["prompt"]["answers"] is None
     assert "labels" not in plan.provenance["data"]
+
+
+def test_two_images_of_one_file_name_are_refused(tmp_path: Path) -> None:
+    rows = [{**CONTROLLED[0], "image_path": f"{folder}/0.jpeg"} for folder in ("a", "a", "b")]
+    with pytest.raises(InvalidInputError, match=r"row 2: expected another file name than that of row 0, .* found b/0\.jpeg and a/0\.jpeg"):
+        load_examples(written(tmp_path, "controlled_images_dataset.json", rows))

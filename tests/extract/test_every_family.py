@@ -142,6 +142,15 @@ def test_spans_hold_exactly_their_words(planned: Planned) -> None:
         assert others <= set(range(*layout.spans.get(TILES, (0, 0))))
 
 
+def test_layouts_of_a_plan_are_those_of_each_whole_prompt(planned: Planned) -> None:
+    """A plan tokenises texts without what stands around them, where its family's added tokens cut them off."""
+    plan = planned.plan
+    for k, example in enumerate(plan.examples):
+        alone = plan.tokenizer.layout(example, plan.file_size(k))
+        np.testing.assert_array_equal(plan.layouts[k].ids, alone.ids)
+        assert plan.layouts[k].spans == alone.spans
+
+
 @pytest.mark.parametrize("subject", ["café au lait", "crème 🙂", "'red-ish' thing", "İstanbul ﬁsh"])
 def test_spans_of_words_that_are_cut_into_bytes(planned: Planned, subject: str) -> None:
     caption = f"The {subject} is on the piñata."

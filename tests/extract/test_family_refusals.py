@@ -10,9 +10,11 @@ import pytest
 
 from stratascope.datasets import PROMPTS, Example, split_caption
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families.registry import FAMILIES, TEXT_DEFAULTS, image_rule, model_shape
+from stratascope.extract import ExtractionSettings, plan_extraction
+from stratascope.extract.families.registry import FAMILIES, image_rule, model_shape
 from stratascope.extract.plan.chat_template import Chat, Prefix
 from stratascope.extract.plan.model_files import ModelSource
+from stratascope.extract.plan.plan_summary import plan_summary
 from stratascope.extract.plan.token_layout import PromptTokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -63,8 +65,8 @@ def test_another_family(tmp_path: Path, found: str) -> None:
         (
             "qwen2_vl",
             "processor_config.json",
-            {"image_processor": {"patch_size": 14}},
-            "how images are cut.*missing or wrong: 'merge_size'",
+            {"image_processor__merge_size": "two"},
+            "how images are cut.*missing or wrong: invalid literal.*'two'",
         ),
     ],
 )
@@ -120,6 +122,71 @@ def test_a_turn_that_is_opened_without_being_asked_for_is_one(tmp_path: Path) ->
     assert made.render("Is it?").endswith("Is it? [/INST]")
 
 
+THINKING = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% for p in m.content %}{{ p.text if p.type == 'text' else '<IMG_CONTEXT>' }}{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+"""
+
+
+@pytest.mark.parametrize("opens", ["<think>\n", "<think>\n\n</think>\n<think>", "[THINK]", "<|begin_of_thought|>"])
+def test_a_prompt_that_ends_inside_reasoning_is_refused(tmp_path: Path, opens: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"found one that ends inside .*begins the model's reasoning, not its answer; use"):
+        tokenizer(worded(save_files("internvl", tmp_path), THINKING + opens + "{% endif %}"))
+
+
+@pytest.mark.parametrize("option", ["enable_thinking", "thinking"])
+@pytest.mark.parametrize("usual", ["<think>\n", ""], ids=["opens it", "leaves it to the model"])
+def test_reasoning_is_closed_where_the_template_has_an_option(tmp_path: Path, option: str, usual: str) -> None:
+    chosen = f"{{% if {option} is defined and not {option} %}}<think>\n\n</think>\n\n{{% else %}}{usual}{{% endif %}}{{% endif %}}"
+    made = tokenizer(worded(save_files("internvl", tmp_path), THINKING + chosen))
+    assert made.wording.template_options == {option: False}
+    assert made.wording.render("Is it?").endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+def test_an_option_that_does_not_close_reasoning_is_named(tmp_path: Path) -> None:
+    template = THINKING + "<think>{% if enable_thinking %}deeply{% endif %}{% endif %}"
+    with pytest.raises(InvalidInputError, match=r"ends inside <think> even with enable_thinking=False"):
+        tokenizer(worded(save_files("internvl", tmp_path), template))
+
+
+def test_templates_without_reasoning_are_given_nothing(tmp_path: Path) -> None:
+    source = ModelSource("the model", save_files("internvl", tmp_path))
+    assert tokenizer(source, "Think in <think> and </think>, then <think>.").wording.template_options == {}
+
+
+def test_the_date_that_a_template_writes_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store is then never continued with the prompt of another day: the date is part of its provenance."""
+    import datetime
+
+    from stratascope.extract.plan.extraction_plan import chat_template as chat
+
+    class Day(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 7, 4)
+
+    monkeypatch.setattr(chat, "datetime", Day)
+    template = "{{ strftime_now('%d %b %Y') }} " + THINKING + "{% endif %}"
+    source = worded(save_files("internvl", tmp_path), template)
+    made = tokenizer(source)
+    assert made.wording.dates == {"04 Jul 2026"}
+    assert made.wording.render("Is it?").startswith("04 Jul 2026 ")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"image": "x.png", "caption": "The cat is on the car.", "relation": "on", "label": 1}\n')
+    settings = ExtractionSettings(model=str(tmp_path), examples=(rows,), images=None, image_size=(60, 60), device="cpu")
+    assert plan_extraction(settings).provenance["prompt"]["dates"] == ["04 Jul 2026"]
+
+
+def test_options_of_a_template_are_in_the_provenance_and_the_plan(tmp_path: Path) -> None:
+    template = THINKING + "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    worded(save_files("internvl", tmp_path), template)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"image": "x.png", "caption": "The cat is on the car.", "relation": "on", "label": 1}\n')
+    plan = plan_extraction(ExtractionSettings(model=str(tmp_path), examples=(rows,), images=None, image_size=(60, 60), device="cpu"))
+    assert plan.provenance["prompt"]["template_options"] == {"enable_thinking": False}
+    assert "the chat template is given enable_thinking=False, so that the answer follows the prompt" in plan_summary(plan)
+
+
 def test_a_system_turn_for_a_prefix(tmp_path: Path) -> None:
     source = ModelSource("the model", save_files("paligemma", tmp_path))
     with pytest.raises(InvalidInputError, match="no --system for the model, whose prompts are a prefix"):
@@ -153,15 +220,6 @@ def test_a_system_text_has_its_span_wherever_the_template_puts_it(tmp_path: Path
     caption = "The cat is on the car."
     layout = made.layout(Example("x", "x.png", caption, "on", True, "test", split_caption(caption, "on")), (100, 80))
     assert made.tokenizer.decode(layout.ids[slice(*layout.spans["system"])].tolist()).strip() == "Answer briefly."
-
-
-@pytest.mark.parametrize("kind", TEXT_DEFAULTS)
-def test_sizes_that_a_config_leaves_out_are_those_of_transformers(kind: str) -> None:
-    made = transformers.CONFIG_MAPPING[kind]()
-    layers, hidden, heads, width, context = TEXT_DEFAULTS[kind]
-    assert (made.num_hidden_layers, made.hidden_size, made.num_attention_heads) == (layers, hidden, heads)
-    assert (getattr(made, "head_dim", None) or hidden // heads) == (width or hidden // heads)
-    assert made.max_position_embeddings == context
 
 
 @pytest.mark.parametrize(

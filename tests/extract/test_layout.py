@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from stratascope.datasets import PROMPTS, Example, Prompt, split_caption
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.patch_grid import PatchGrid
 from stratascope.extract.families.registry import image_rule
-from stratascope.extract.plan.model_files import resolve_model
+from stratascope.extract.plan.model_files import ModelSource, resolve_model
+from stratascope.extract.plan.template_framing import tokens_within
 from stratascope.extract.plan.token_layout import PromptTokenizer
 
 SIZES = [(168, 168), (640, 480), (480, 640), (500, 333), (50, 40), (31, 200), (1920, 1080)]
@@ -108,3 +110,38 @@ def test_a_caption_with_control_tokens_is_refused() -> None:
 def test_an_image_too_thin_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="aspect ratio"):
         PatchGrid("x", 14, 2, 56 * 56, 168 * 168).tokens(3000, 10)
+
+
+@pytest.fixture(scope="module")
+def source() -> ModelSource:
+    return resolve_model("demo")
+
+
+@pytest.mark.parametrize("system", [None, "", "Look closely."])
+def test_layouts_made_ahead_are_those_made_one_by_one(source: ModelSource, system: str | None) -> None:
+    """One by one the whole prompt is tokenised; ahead, plain texts are tokenised without what stands around them."""
+    tokenizer = PromptTokenizer(source, PROMPTS["true-false"], image_rule(source), system)
+    rng = random.Random(0)
+    letters = "aB é,.'🐈‍⬛東<>|{}-1% "
+    words = ["cat", "dog's bed", "Look closely.", *("x" + "".join(rng.choices(letters, k=6)).strip() for _ in range(120))]
+    sizes = [(168, 168), (97, 61), (300, 40)]
+    pairs = [(example(f"The {rng.choice(words)} is under the {rng.choice(words)}.", "under"), rng.choice(sizes)) for _ in range(400)]
+    alone = [tokenizer.layout(*pair) for pair in pairs]
+    framed = tokenizer._frame(tokenizer.rule.tokens(168, 168))
+    assert framed is not None
+    assert (framed.opening, framed.closing) == ("<|vision_end|>", "<|im_end|>")
+    ahead = [tokenizer.layout(*pair) for pair in tokenizer.ahead(pairs)]
+    assert tokenizer._frames_hold
+    for expected, found in zip(alone, ahead, strict=True):
+        np.testing.assert_array_equal(found.ids, expected.ids)
+        assert found.ids.dtype == expected.ids.dtype
+        assert (found.spans, found.grid, found.view, found.cut) == (expected.spans, expected.grid, expected.view, expected.cut)
+
+
+@pytest.mark.parametrize("text", ["a bell is inside", "🐈‍⬛ é東 under", " x  y ", "Ａ\u200b"])
+def test_tokens_of_a_stretch_are_all_that_share_characters_with_it(source: ModelSource, text: str) -> None:
+    encoded = source.tokenizer.encode(f"<|im_start|>{text}<|im_end|>", add_special_tokens=False)
+    for a in range(len(text) + 12):
+        for b in range(a + 1, len(text) + 13):
+            shared = [k for k, (first, last) in enumerate(encoded.offsets) if first < b and last > a]
+            assert tokens_within(encoded, a, b) == ((shared[0], shared[-1] + 1) if shared else None)

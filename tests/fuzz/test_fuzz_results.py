@@ -14,12 +14,12 @@ import pytest
 from edits import changed_json, digested, result_of, rezipped, some, unpacked
 from hypothesis import given
 from hypothesis import strategies as st
+from stratascope.results.kinds import KINDS
+from stratascope.results.probe_kinds import ANSWER
 
 from stratascope.errors import StoreError
 from stratascope.probe.validation.out_of_fold import OutOfFold
 from stratascope.report.figure_registry import FIGURES
-from stratascope.results.kinds import KINDS
-from stratascope.results.probe_kinds import ANSWER
 from stratascope.results.registry import load_result, save_result
 
 RECORDED = "residual,attention_rows,attention_maps,head_outputs,head_logits,value_logits,value_norms,vision_residual,vision_output,knockout"
@@ -141,6 +141,29 @@ def test_results_with_changed_or_missing_tables_and_arrays(data: st.DataObject, 
     else:
         content[name] = json.dumps(changed_json(json.loads(content[name]), data)).encode()
     read_everywhere(rezipped(digested(content), place / path.name), made)
+
+
+def test_results_with_a_missing_column_are_refused_by_its_name_or_read_without_it(files: list[Path], made: Path, place: Path) -> None:
+    refused = set()
+    seen = set()
+    for path in files:
+        held = load_result(path)
+        for name, table in held.tables.items():
+            for column in table.columns:
+                where = (held.kind, name, column)
+                if where in seen:
+                    continue
+                seen.add(where)
+                save_result(place / path.name, replace(held, tables={**held.tables, name: table.drop(columns=column)}))
+                try:
+                    load_result(place / path.name)
+                except StoreError as error:
+                    said = str(error)
+                    assert re.search(rf"{re.escape(path.name)}: .*'{re.escape(column)}'.* table '{name}'", said), said
+                    refused.add(where)
+                    continue
+                read_everywhere(place / path.name, made)
+    assert {("layer_curve", "folds", "gap"), ("layer_curve", "events", "metric"), ("layer_curve", "examples", "label")} <= refused
 
 
 NUMBERS = (0, -1, 1, 7, 2**31, 2**62, -(2**62))

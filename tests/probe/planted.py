@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,19 @@ def planted_store(
     boxes: bool = False,
     heads: bool = False,
     vision: bool = False,
+    hashed: bool = False,
+    twins: bool = False,
+    changed: Mapping[str, object] | None = None,
+    numbers: int | None = None,
 ) -> Path:
     """Two examples an image; at `final` the label lies along one direction in layers onset..offset-1; at `relation` the relation does.
 
     The last example lacks the position `relation`. With `boxes`, the subject's x is in column 5 at `final` from layer 2 on; with
     `heads`, head 1 reads the label from the onset on; with `vision`, the vision tower does from its first layer on. Examples do
     not depend on the condition; a `blank` store has no label to read.
+
+    `hashed` adds the hashes of images. With `twins` every photo lies under two names, each with one example, labels are tossed for each
+    photo, and all that activations tell is the photo. `changed` sets columns of example 7. `numbers` is a seed of the noise alone.
     """
     rng = np.random.default_rng(seed)
     table = pd.DataFrame(
@@ -54,6 +62,13 @@ def planted_store(
             "brightness": rng.normal(size=examples),
         }
     )
+    if twins:
+        names = [f"{'ab'[i % 2]}/{i // 2:05d}.png" for i in range(examples)]
+        table = table.assign(image=names, label=np.repeat(rng.integers(0, 2, examples // 2), 2))
+    if hashed or twins:
+        table["image_sha256"] = [f"{i // 2:064x}" for i in range(examples)]
+    for column, value in (changed or {}).items():
+        table.loc[7, column] = value
     if boxes:
         corner = rng.uniform(0, 26, (examples, 4))
         for who, (x, y) in {"subject": corner.T[:2], "object": corner.T[2:]}.items():
@@ -82,9 +97,11 @@ def planted_store(
         has_map=np.zeros(examples, bool),
         provenance={"model": "planted", "condition": condition, "data": {"examples": {"planted.jsonl": f"{seed:064x}"}}},
     )
-    noise = np.random.default_rng([seed, 1 if condition == "original" else 2])
+    noise = np.random.default_rng([seed, 1 if condition == "original" else 2, *([] if numbers is None else [numbers])])
     residual = noise.normal(size=(layers + 1, 2, examples, hidden)).astype(np.float32)
     residual[:, :, :, 1] += outlier
+    if twins:
+        residual = np.repeat(residual[:, :, ::2], 2, axis=2)
     direction = np.ones(hidden) / np.sqrt(hidden)
     sign = 2.0 * table["label"].to_numpy() - 1
     last = layers + 1 if offset is None else offset

@@ -218,7 +218,7 @@ def _kill_when_a_file_is_there(process: subprocess.Popen[bytes], folder: Path) -
 
 
 def test_a_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("stratascope.scheduling._PATIENCE", "1s")
+    monkeypatch.setattr("stratascope.scheduling.cluster.CONNECT_TIMEOUT", 1.0)
     path = planted_store(tmp_path / "a.zarr", examples=100)
     with pytest.raises(InvalidInputError, match=r"tcp://127\.0\.0\.1:9.*dask scheduler"):
         layer_curve(path, layers=(1,), draws=200, scheduler="tcp://127.0.0.1:9")

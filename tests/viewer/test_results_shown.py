@@ -162,7 +162,7 @@ def test_answers_of_questions_are_called_by_their_names(browser, questions):
         assert chips[0] == f"right answer {right}"
         assert chips[1].startswith(f"model {chosen} {'✓' if chosen == right else '✗'}")
         rows = [text for text in browser.texts(".row .about") if "#2 " in text]
-        assert rows == ["#2 · on"]
+        assert rows == [f"#2 · on · id {store.examples['id'][2]}"]
         assert not any("true" in text or "false" in text for text in browser.texts(".row .about"))
         held = store.available("answer_logits")
         correct = store.read("answer_logits", examples=np.flatnonzero(held)).argmax(-1) == store.examples["label"].to_numpy()[held]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import shutil
 import socket
+import threading
 import urllib.parse
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ from stratascope.report.viewer.address import check_address
 from stratascope.report.viewer.files import FolderFiles, ZipFiles, well_formed
 from stratascope.report.viewer.page import page_file
 from stratascope.report.viewer.ranges import UnsatisfiableRangeError, byte_range
+from stratascope.report.viewer.server import MOST_CONNECTIONS
 from stratascope.results.file import ResultFile
 from stratascope.results.registry import save_result
 from stratascope.store import copy_store
@@ -315,3 +319,45 @@ def test_the_command_exports_and_refuses(tmp_path):
     refused = CliRunner().invoke(main, ["view", str(tmp_path / "nothing"), "--no-browser"])
     assert refused.exit_code == 2
     assert "expected a store" in refused.output
+
+
+def test_a_thousand_requests_at_once_are_all_answered_by_a_bounded_number_of_threads(server):
+    """They all wait before the first is answered; each is a connection of its own."""
+    most, counted = 0, threading.Event()
+
+    def count():
+        nonlocal most
+        while not counted.wait(0.002):
+            most = max(most, threading.active_count())
+
+    before = threading.active_count()
+    counting = threading.Thread(target=count)
+    counting.start()
+    request = f"GET /{server.token}/view.json HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nConnection: close\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20)) for _ in range(1000)]
+        for connection in connections:
+            connection.sendall(request)
+        answers = [b"".join(iter(partial(connection.recv, 1 << 16), b"")) for connection in connections]
+    counted.set()
+    counting.join()
+    assert {answer.partition(b"\r\n")[0] for answer in answers} == {b"HTTP/1.1 200 OK"}
+    assert most <= before + 1 + MOST_CONNECTIONS
+
+
+def test_silent_connections_do_not_keep_others_from_an_answer(server, monkeypatch):
+    monkeypatch.setattr("stratascope.report.viewer.server._IDLE_CROWDED", 0.2)
+    with contextlib.ExitStack() as stack:
+        for _ in range(2 * MOST_CONNECTIONS):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+        assert ask(server, "view.json").status == 200
+    assert ask(server, "view.json").status == 200
+
+
+def test_a_server_that_is_full_stops_at_once(folder):
+    with contextlib.ExitStack() as stack:
+        with ViewServer(str(folder / "v1.zarr")) as full:
+            for _ in range(MOST_CONNECTIONS + 2):
+                stack.enter_context(socket.create_connection(("127.0.0.1", full.port), timeout=20))
+        with pytest.raises(OSError):  # noqa: PT011 - refused or reset, as the system likes
+            socket.create_connection(("127.0.0.1", full.port), timeout=1).close()

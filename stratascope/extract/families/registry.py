@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stratascope.errors import InvalidInputError
+from stratascope.extract.families.config_defaults import image_processor_config, model_config, text_config, vision_config
 from stratascope.extract.families.patch_grid import CroppedSquare, ImageRule, PatchGrid, StretchedSquare
 from stratascope.extract.families.tiling import AnyResolution, CanvasTiles, SplitTiles
 from stratascope.extract.plan.model_files import ModelSource
@@ -50,22 +51,9 @@ class Family:
     """Whether the prompt is a prefix without turns, instead of a chat."""
 
 
-_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim", "max_position_embeddings")
-TEXT_DEFAULTS: dict[str, tuple[int, int, int, int | None, int]] = {
-    "llama": (32, 4096, 32, None, 2048),
-    "mistral": (32, 4096, 32, None, 131072),
-    "gemma": (28, 3072, 16, 256, 8192),
-    "gemma2": (26, 2304, 8, 256, 8192),
-    "gemma3_text": (26, 2304, 8, 256, 131072),
-    "qwen2": (32, 4096, 32, None, 32768),
-    "qwen3": (32, 4096, 32, 128, 32768),
-}
-"""Kind of text model -> blocks, width, heads, head width and context that its config.json leaves out where they are these."""
-
-
 def _qwen(source: ModelSource, family: Family) -> PatchGrid:
-    settings = source.processor_config
-    size = settings.get("size") or {}
+    settings = _image_processor(source)
+    size = settings["size"]
     return PatchGrid(
         token=_image_token(source, family),
         patch=int(settings["patch_size"]),
@@ -76,7 +64,7 @@ def _qwen(source: ModelSource, family: Family) -> PatchGrid:
 
 
 def _llava(source: ModelSource, family: Family) -> CroppedSquare:
-    settings = source.processor_config
+    settings = _image_processor(source)
     side, patch = _llava_tower(source)
     size = settings["size"]
     if "shortest_edge" not in size or not settings.get("do_center_crop", True):
@@ -90,61 +78,61 @@ def _llava(source: ModelSource, family: Family) -> CroppedSquare:
 
 def _llava_next(source: ModelSource, family: Family) -> AnyResolution:
     side, patch = _llava_tower(source)
-    size = source.processor_config["size"]
+    settings = _image_processor(source)
+    size = settings["size"]
     if size.get("shortest_edge", size.get("height")) != side:
         _unfit(source, f"tiles of the vision tower's {side} pixels", f"size {size}")
-    pinpoints = source.processor_config.get("image_grid_pinpoints") or source.config["image_grid_pinpoints"]
+    given = source.processor_config.get("image_grid_pinpoints") or source.config.get("image_grid_pinpoints")
+    pinpoints = given or settings["image_grid_pinpoints"]
     return AnyResolution(_image_token(source, family), side, patch, tuple((int(h), int(w)) for h, w in pinpoints))
 
 
 def _llava_tower(source: ModelSource) -> tuple[int, int]:
     """Side and patch of the vision tower in pixels, where its tokens are a raster and nothing else."""
-    vision = source.config.get("vision_config") or {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}
-    kind = vision.get("model_type", "clip_vision_model")
+    vision = vision_config(source.config, source.config["model_type"])
+    kind = vision["model_type"]
     if kind not in ("clip_vision_model", "siglip_vision_model"):
         _unfit(source, "a CLIP or SigLIP vision tower, whose tokens are one raster of patches", f"vision_config.model_type {kind!r}")
     chosen = source.processor_settings.get("vision_feature_select_strategy") or source.config.get("vision_feature_select_strategy")
     if chosen == "full" and kind == "clip_vision_model":
         _unfit(source, "image tokens that are all cells of the image", "vision_feature_select_strategy 'full', which keeps the class token")
-    return int(vision.get("image_size", 224)), int(vision.get("patch_size", 32 if kind == "clip_vision_model" else 16))
+    return int(vision["image_size"]), int(vision["patch_size"])
 
 
 def _idefics3(source: ModelSource, family: Family) -> SplitTiles:
-    settings = source.processor_config
+    settings = _image_processor(source)
     side, cells = int(settings["max_image_size"]["longest_edge"]), _square_side(source, "image_seq_len", 169)
     longest = int(settings["size"]["longest_edge"]) if settings.get("do_resize", True) else None
     return SplitTiles(_image_token(source, family), side, cells, longest, bool(settings.get("do_image_splitting", True)))
 
 
 def _gemma3(source: ModelSource, family: Family) -> StretchedSquare:
-    settings = source.processor_config
+    settings, config = _image_processor(source), model_config(source.config, "gemma3")
     if settings.get("do_pan_and_scan"):
         _unfit(source, "one view of the whole image", "do_pan_and_scan true; set it to false in the processor's settings")
-    begin, end = (
-        source.token_text(int(source.config.get(key, usual))) for key, usual in (("boi_token_index", 255999), ("eoi_token_index", 256000))
-    )
-    cells = _square_side(source, "image_seq_length", int(source.config.get("mm_tokens_per_image", 256)))
+    begin, end = (source.token_text(int(config[key])) for key in ("boi_token_index", "eoi_token_index"))
+    cells = _square_side(source, "image_seq_length", int(config["mm_tokens_per_image"]))
     token = _image_token(source, family)
     return StretchedSquare(token, _side(source, settings["size"]), cells, f"\n\n{begin}", f"{end}\n\n", begin)
 
 
 def _internvl(source: ModelSource, family: Family) -> CanvasTiles:
-    settings = source.processor_config
+    settings = _image_processor(source)
     before, after = source.named_token("start_image_token", "<img>"), source.named_token("end_image_token", "</img>")
     return CanvasTiles(
         token=_image_token(source, family),
         side=_side(source, settings["size"]),
         cells=_square_side(source, "image_seq_length", 256),
-        fewest=int(settings.get("min_patches") or 1),
-        most=int(settings.get("max_patches") or 12),
+        fewest=int(settings["min_patches"]),
+        most=int(settings["max_patches"]),
         before=str(before),
         after=str(after),
     )
 
 
 def _paligemma(source: ModelSource, family: Family) -> StretchedSquare:
-    settings = source.processor_config
-    side, patch = _side(source, settings["size"]), int((source.config.get("vision_config") or {}).get("patch_size", 14))
+    settings = _image_processor(source)
+    side, patch = _side(source, settings["size"]), int(vision_config(source.config, "paligemma")["patch_size"])
     cells = _square_root(source, "image_seq_length", int(settings.get("image_seq_length") or (side // patch) ** 2))
     return StretchedSquare(_image_token(source, family), side, cells)
 
@@ -189,12 +177,12 @@ def model_shape(source: ModelSource) -> ModelShape:
     InvalidInputError
         If a size is missing or no number.
     """
-    family = check_family(source)
-    vision = source.config.get("vision_config") or {}
+    family, name = check_family(source), str(source.config["model_type"])
     inner: Mapping[str, Any] = source.config.get("text_config") or {}
-    usual = TEXT_DEFAULTS.get(str(inner.get("model_type") or family.text))
-    text = {**(dict(zip(_SIZES, usual, strict=True)) if usual else {}), **(source.config if family.tower else {}), **inner}
     try:
+        vision = vision_config(source.config, name) if family.tower else {}
+        given = {**(source.config if family.tower else {}), **inner}
+        text = text_config(given, str(inner.get("model_type") or family.text or f"{name}_text"))
         return ModelShape(
             layers=int(text["num_hidden_layers"]),
             hidden=int(text["hidden_size"]),
@@ -202,11 +190,11 @@ def model_shape(source: ModelSource) -> ModelShape:
             head_dim=int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]),
             context=int(text["max_position_embeddings"]),
             vision_layers=int(vision["depth"]) if family.tower else 0,
-            vision_hidden=int(vision["embed_dim"] if "embed_dim" in vision else vision["hidden_size"]) if family.tower else 0,
+            vision_hidden=int(vision["embed_dim"] if name == "qwen2_vl" else vision["hidden_size"]) if family.tower else 0,
             dtype=str(source.config.get("dtype") or source.config.get("torch_dtype") or text.get("dtype") or "float32"),
             vision_whole=_whole_image_blocks(source, vision) if family.tower else (),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InvalidInputError(
             f"{source.name}: expected the sizes of decoder and vision tower in config.json, missing or wrong: {error}"
         ) from error
@@ -216,7 +204,7 @@ def _whole_image_blocks(source: ModelSource, vision: Mapping[str, Any]) -> tuple
     """Of Qwen2.5-VL those that its settings name; Qwen2-VL and Qwen3-VL know no windows."""
     if source.config["model_type"] != "qwen2_5_vl":
         return tuple(range(int(vision["depth"])))
-    return tuple(int(k) for k in vision.get("fullatt_block_indexes", (7, 15, 23, 31)))
+    return tuple(int(k) for k in vision["fullatt_block_indexes"])
 
 
 def logits_capped(source: ModelSource) -> bool:
@@ -236,7 +224,7 @@ def image_rule(source: ModelSource, max_pixels: int | None = None) -> ImageRule:
     family = check_family(source)
     try:
         rule = family.rule(source, family)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InvalidInputError):
             raise
         raise InvalidInputError(
@@ -254,6 +242,10 @@ def image_rule(source: ModelSource, max_pixels: int | None = None) -> ImageRule:
             f"expected at least {rule.min_pixels} pixels (the processor's lower limit), found --max-pixels {max_pixels}"
         )
     return PatchGrid(rule.token, rule.patch, rule.merge, rule.min_pixels, max_pixels)
+
+
+def _image_processor(source: ModelSource) -> dict[str, Any]:
+    return image_processor_config(source.processor_config, str(source.config["model_type"]))
 
 
 def _image_token(source: ModelSource, family: Family) -> str:

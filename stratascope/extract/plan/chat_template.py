@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Protocol
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -18,6 +20,20 @@ from stratascope.extract.plan.model_files import ModelSource
 
 _ASKED, _ANSWER = "WHETHER", "STRATASCOPE"
 """Stand for the user's text and the model's answer while a template is examined."""
+_THINKING = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("[THINK]", "[/THINK]"),
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<seed:think>", "</seed:think>"),
+)
+"""What opens and closes a model's reasoning before its answer."""
+_CLOSE_THINKING = ("enable_thinking", "thinking")
+"""Variables of chat templates by which reasoning is turned off, with the value false."""
+_OTHER = 'Is it so: "a-b\'s" (c/d, é) & 1.5 % of e; true, false, or not? Yes!'
+_PLAIN = re.compile(r"[\w ,.;:?!'\"()&%/+-]+")
+"""Texts whose characters mean nothing to a template: it puts the same around all of them. `_OTHER` has every kind of them."""
 _CHATML_SYSTEM, _CHATML_END = "<|im_start|>system\n", "<|im_end|>"
 
 
@@ -28,12 +44,23 @@ class Wording(Protocol):
     """Whether the tokenizer shall add the special tokens that it begins texts with."""
     answer_gap: str
     """Blanks between the prompt and the first word of the answer."""
+    template_options: Mapping[str, bool]
+    """Variables given to the chat template besides the conversation."""
+    dates: frozenset[str]
+    """Dates that the chat template wrote into the prompt, so that the prompt of another day is another."""
 
     def render(self, text: str) -> str:
         """The prompt, the image as its placeholder."""
 
     def asked(self, text: str) -> str:
         """What the family's own processor is given to make the same prompt."""
+
+    @property
+    def around(self) -> tuple[str, str] | None:
+        """What stands before and after every plain text; None where that depends on the text."""
+
+    def is_plain(self, text: str) -> bool:
+        """Whether no character of a text means anything to a template."""
 
     def system_interval(self, rendered: str) -> Interval | None:
         """Characters of the system turn's text; None where there is none."""
@@ -50,6 +77,9 @@ class Prefix(Wording):
 
     adds_special = False
     answer_gap = ""
+    template_options: Mapping[str, bool] = {}
+    dates: frozenset[str] = frozenset()
+    around = None
 
     def __init__(self, source: ModelSource, placeholder: str, system: str | None) -> None:
         if system:
@@ -61,6 +91,9 @@ class Prefix(Wording):
 
     def asked(self, text: str) -> str:
         return f"{self._placeholder}{text}"
+
+    def is_plain(self, text: str) -> bool:
+        return False
 
     def system_interval(self, rendered: str) -> Interval | None:
         return None
@@ -81,14 +114,35 @@ class Chat(Wording):
     Raises
     ------
     InvalidInputError
-        If there is no chat template, it refuses such a conversation, or it doesn't open the model's turn.
+        If there is no chat template, it refuses such a conversation, it doesn't open the model's turn, or it begins that with
+        reasoning and has no option to leave it out.
     """
 
     def __init__(self, source: ModelSource, placeholder: str, system: str | None) -> None:
         self._source, self._placeholder, self._system = source, placeholder, system
+        self.dates = frozenset()
+        self.template_options = self._without_thinking()
         self.answer_gap = self._examined_gap()
         begin = source.named_token("bos_token")
         self.adds_special = not (begin and self.render("x").startswith(begin))
+
+    def _without_thinking(self) -> Mapping[str, bool]:
+        """Options by which the template leaves reasoning out, so that the answer follows the prompt; none where it knows no reasoning."""
+        self._template  # noqa: B018  # what is wrong with it is said first
+        read = meta.find_undeclared_variables(self._environment.parse(str(self._source.chat_template)))
+        options = {name: False for name in _CLOSE_THINKING if name in read}
+        self.template_options = options
+        prompt = self._laid_out(self.conversation(_ASKED), True)
+        answer = prompt[prompt.rfind(_ASKED) + len(_ASKED) :]
+        for opens, closes in _THINKING:
+            if opens in answer and closes not in answer[answer.rindex(opens) :]:
+                tried = f" even with {' and '.join(f'{name}=False' for name in options)}" if options else ""
+                raise InvalidInputError(
+                    f"{self._source.name}: expected a chat template whose prompt ends where the answer begins, found one that ends inside "
+                    f"{opens}{tried}: the next token begins the model's reasoning, not its answer; use the model's instruct version, or a "
+                    f"chat_template.jinja that closes with {closes}"
+                )
+        return options
 
     @cached_property
     def _template(self) -> Any:
@@ -99,18 +153,27 @@ class Chat(Wording):
                 "is not asked anything; use an instruction-tuned model"
             )
 
+        try:
+            return self._environment.from_string(template)
+        except TemplateError as error:
+            raise InvalidInputError(f"{self._source.name}: expected a chat template in Jinja, found: {error}") from error
+
+    @cached_property
+    def _environment(self) -> ImmutableSandboxedEnvironment:
         def raise_exception(message: str) -> None:
             raise TemplateError(message)
+
+        def strftime_now(form: str) -> str:
+            found = datetime.now().strftime(form)
+            self.dates |= {found}
+            return found
 
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
         )
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
-        environment.globals |= {"raise_exception": raise_exception, "strftime_now": lambda form: datetime.now().strftime(form)}
-        try:
-            return environment.from_string(template)
-        except TemplateError as error:
-            raise InvalidInputError(f"{self._source.name}: expected a chat template in Jinja, found: {error}") from error
+        environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+        return environment
 
     def conversation(self, text: str) -> list[dict[str, Any]]:
         """The messages that are laid out."""
@@ -121,6 +184,14 @@ class Chat(Wording):
 
     def render(self, text: str) -> str:
         """The prompt, the image as its placeholder; InvalidInputError where the template does not place it once."""
+        if self.around is not None and self.is_plain(text):
+            return f"{self.around[0]}{text}{self.around[1]}"
+        return self._rendered(text)
+
+    def is_plain(self, text: str) -> bool:
+        return bool(_PLAIN.fullmatch(text)) and text == text.strip()
+
+    def _rendered(self, text: str) -> str:
         rendered = self._laid_out(self.conversation(text), True)
         if rendered.count(self._placeholder) != 1:
             raise InvalidInputError(
@@ -131,11 +202,17 @@ class Chat(Wording):
 
     asked = render
 
+    @cached_property
+    def around(self) -> tuple[str, str] | None:
+        """What the template puts before and after a plain text; None where it does not leave one as it is."""
+        (before, found, after), other = self._rendered(_ASKED).partition(_ASKED), self._rendered(_OTHER)
+        return (before, after) if found and _ASKED not in after and other == f"{before}{_OTHER}{after}" else None
+
     def _laid_out(self, messages: list[dict[str, Any]], open_turn: bool) -> str:
         special = {role: self._source.named_token(role) for role in ("bos_token", "eos_token", "pad_token", "unk_token")}
         known = {role: text for role, text in special.items() if text is not None}
         try:
-            rendered = str(self._template.render(messages=messages, add_generation_prompt=open_turn, **known))
+            rendered = str(self._template.render(messages=messages, add_generation_prompt=open_turn, **known, **self.template_options))
         except TemplateError as error:
             raise InvalidInputError(f"{self._source.name}: its chat template refuses one user turn with an image: {error}") from error
         if self._system == "" and rendered.startswith(_CHATML_SYSTEM):  # the template's own, which it cannot be told to leave out

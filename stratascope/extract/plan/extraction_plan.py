@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import Box, cells_in_box, grid_cells
 from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import Prompt
@@ -44,6 +45,8 @@ class ExtractionPlan:
     shown: list[str]
     """The image that each example is shown, which differs from its own under `shuffled-image`."""
     facts: Mapping[str, ImageFacts]
+    alignments: Mapping[str, BoxAlignment]
+    """How the boxes of each image lie on its photo; empty without boxes."""
     layouts: list[TokenLayout]
     has_map: np.ndarray
     """(example,) bool."""
@@ -56,7 +59,7 @@ class ExtractionPlan:
 
     @property
     def failed(self) -> dict[int, str]:
-        """Example number -> why its image cannot be decoded."""
+        """Example number -> why its image cannot be recorded."""
         return {k: self.facts[name].problem for k, name in enumerate(self.shown) if self.facts[name].problem}
 
     @property
@@ -196,8 +199,17 @@ class ExtractionPlan:
     @cached_property
     def present(self) -> np.ndarray:
         """(example, position) bool: which positions each example has."""
-        examples, positions = range(len(self.examples)), self.store.positions
-        return np.array([[self.position_tokens(k, position) is not None for position in positions] for k in examples])
+        examples = range(len(self.examples))
+        columns = []
+        for position in self.store.positions:
+            if position in ("final", "image"):
+                columns.append([True] * len(examples))
+            elif position in TEXT_POSITIONS:
+                columns.append([position in layout.spans for layout in self.layouts])
+            else:
+                name = position.removesuffix("_box")
+                columns.append([self.shown_box(k, name) is not None for k in examples])
+        return np.array(columns, dtype=bool).T
 
     @cached_property
     def estimate(self) -> pd.DataFrame:

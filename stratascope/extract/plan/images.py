@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm.auto import tqdm
+from PIL import Image, ImageOps
 
 from stratascope.datasets.boxes import Box
+from stratascope.datasets.image_files import read_image_file
+from stratascope.datasets.progress import progress_bar
 from stratascope.errors import InvalidInputError
+from stratascope.extract.plan.image_decoding import DecodedImage, decode_image
 
 CONDITIONS = ("original", "blank", "mirror", "shuffled-image")
 """What may be done to an image before extraction: nothing; replaced by its mean colour; flipped left-right; exchanged."""
 
-UNDECODABLE = (OSError, UnidentifiedImageError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-"""What decoding a damaged or foreign file raises."""
-
 STAND_IN = (56, 56)
-"""Width and height that an image which cannot be decoded is planned with; its examples are recorded as failed."""
+"""Width and height that an image which cannot be recorded is planned with; its examples are recorded as failed."""
 
 _SHOWN = 5
 
@@ -36,33 +35,79 @@ class ImageFacts:
     height: int
     sha256: str
     problem: str = ""
-    """Why it cannot be decoded; its size is then a stand-in."""
+    """Why it cannot be recorded; its size is then a stand-in."""
+    orientation: int = 1
+    """EXIF orientation of the file, 1 to 8; width and height are those of the upright image."""
+    mode: str = "RGB"
+    """Pillow's name of the file's pixel format."""
+    transparent: bool = False
+    """Whether it has transparency, which is laid on white."""
+
+
+class ImageChangedError(InvalidInputError):
+    """An image file is another one than when the extraction was planned."""
+
+
+class UndecodableImageError(InvalidInputError):
+    """An image file is there, and is no image that can be recorded."""
+
+    def __init__(self, message: str, sha256: str) -> None:
+        super().__init__(message)
+        self.sha256 = sha256
 
 
 def open_image(path: Path) -> Image.Image:
-    """The whole image in RGB, upright as its EXIF orientation says, transparency laid on white."""
-    return _decode(path.read_bytes())
-
-
-def _decode(data: bytes) -> Image.Image:
-    with Image.open(BytesIO(data)) as opened:
-        upright = ImageOps.exif_transpose(opened)
-        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-            rgba = upright.convert("RGBA")
-            ground = Image.new("RGBA", rgba.size, "white")
-            return Image.alpha_composite(ground, rgba).convert("RGB")
-        return upright.convert("RGB")
-
-
-def inspect_images(folder: Path, names: Iterable[str], *, strict: bool = True, progress: bool = False) -> dict[str, ImageFacts]:
-    """Decode every image once: its size and hash by name.
-
-    An image that is there but cannot be decoded has its reason in `problem`, unless `strict`.
+    """The whole image in RGB, upright as its EXIF orientation says, transparency laid on white.
 
     Raises
     ------
     InvalidInputError
-        Naming the images that are missing (or, if `strict`, cannot be decoded), all at once.
+        If it cannot be decoded, or is no regular file.
+    """
+    return decoded_file(path)[1].image
+
+
+def decoded_file(path: Path, sha256: str | None = None) -> tuple[str, DecodedImage]:
+    """An image file's SHA-256, and the image decoded from the same bytes.
+
+    Parameters
+    ----------
+    path
+        The file.
+    sha256
+        What the file's hash must be; None: anything.
+
+    Raises
+    ------
+    ImageChangedError
+        If the hash is another one.
+    InvalidInputError
+        If the file cannot be decoded, or is no regular file.
+    OSError
+        If it is missing or cannot be read.
+    """
+    data = read_image_file(path)
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and sha256 != found:
+        raise ImageChangedError(
+            f"{path} was replaced after planning: expected the file with SHA-256 {sha256[:12]}, found {found[:12]}; put the planned image "
+            "back, or extract into a new store"
+        )
+    try:
+        return found, decode_image(data)
+    except InvalidInputError as error:
+        raise UndecodableImageError(f"{path} cannot be decoded: {error}", found) from error
+
+
+def inspect_images(folder: Path, names: Iterable[str], *, strict: bool = True, progress: bool = False) -> dict[str, ImageFacts]:
+    """Decode every image once: its size, hash and orientation by name.
+
+    An image that is there but cannot be recorded has its reason in `problem`, unless `strict`.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming the images that are missing (or, if `strict`, cannot be recorded), all at once.
     """
     unique = list(dict.fromkeys(names))
     if not folder.is_dir():
@@ -73,19 +118,20 @@ def inspect_images(folder: Path, names: Iterable[str], *, strict: bool = True, p
     def inspect(name: str) -> ImageFacts | str:
         path = folder / name
         try:
-            data = path.read_bytes()
+            sha256, found = decoded_file(path)
+        except FileNotFoundError:
+            return f"{path} is missing"
         except OSError as error:
-            return f"{path} is missing" if isinstance(error, FileNotFoundError) else f"{path} cannot be read ({error})"
-        try:
-            image = _decode(data)
-        except UNDECODABLE as error:
-            reason = f"{path} cannot be decoded ({error})"
-            return reason if strict else ImageFacts(*STAND_IN, hashlib.sha256(data).hexdigest(), reason)
-        return ImageFacts(image.width, image.height, hashlib.sha256(data).hexdigest())
+            return f"{path} cannot be read ({error})"
+        except InvalidInputError as error:
+            known = error.sha256 if isinstance(error, UndecodableImageError) else ""
+            return str(error) if strict else ImageFacts(*STAND_IN, known, str(error))
+        return ImageFacts(*found.image.size, sha256, "", found.orientation, found.mode, found.transparent)
 
-    with ThreadPoolExecutor(4) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(4) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # larger images are refused by name
         found = pool.map(inspect, unique)
-        for name, fact in zip(unique, tqdm(found, "images", len(unique), disable=not progress, unit="image", leave=False), strict=True):
+        for name, fact in zip(unique, progress_bar(found, "images", len(unique), unit="image", show=progress), strict=True):
             if isinstance(fact, str):
                 problems.append(fact)
             else:
@@ -139,7 +185,7 @@ def apply_condition(image: Image.Image, condition: str) -> Image.Image:
     if condition == "mirror":
         return ImageOps.mirror(image)
     if condition == "blank":
-        mean = np.asarray(image, np.float64).reshape(-1, 3).mean(0).round().astype(int)
+        mean = np.asarray(image).reshape(-1, 3).mean(0, dtype=np.float64).round().astype(int)
         return Image.new("RGB", image.size, tuple(int(v) for v in mean))
     raise InvalidInputError(f"expected a condition of {', '.join(CONDITIONS)}, found {condition!r}")
 

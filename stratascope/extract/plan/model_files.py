@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from stratascope.errors import InvalidInputError, MissingExtraError
+from stratascope.extract.plan.file_digests import file_digests, settings_files, shard_names, weight_files
 
 BUILT_IN = "demo"
 """The name by which the built-in model is asked for."""
@@ -108,24 +109,34 @@ class ModelSource:
     @property
     def weights_here(self) -> bool:
         """Whether all files of the weights are in the folder; of a Hub model they may not have been fetched."""
-        if (self.folder / "model.safetensors.index.json").exists():
-            parts = self._json("model.safetensors.index.json").get("weight_map")
-            return isinstance(parts, dict) and all((self.folder / str(name)).exists() for name in set(parts.values()))
+        for name in ("model.safetensors", "pytorch_model.bin"):  # in the order in which transformers looks for them
+            if (self.folder / name).exists():
+                return True
+            if (index := self.folder / f"{name}.index.json").exists():
+                return all((self.folder / shard).exists() for shard in shard_names(index))
         return any(self.folder.glob("*.safetensors"))
 
-    def digests(self, *, weights: bool = True) -> dict[str, str]:
-        """SHA-256 of tokenizer, chat template and what holds or makes the weights, by name; a Hub model's commit pins the last.
+    def digests(self, *, weights: bool = True, progress: bool = False) -> dict[str, str]:
+        """SHA-256 of every file that can change a number, by its name in the folder, and of the chat template that is used.
+
+        Of a Hub model tokenizer and chat template alone: its commit pins the rest.
 
         Parameters
         ----------
         weights
-            Whether the model's own are used; freshly drawn ones follow from its configuration.
+            Whether the files' weights are used; freshly drawn ones follow from the configuration.
+        progress
+            Show a progress bar where there is a terminal: weights of many gigabytes take minutes, the first time.
+
+        Raises
+        ------
+        InvalidInputError
+            If a file cannot be read, or changes while it is read.
         """
-        made_from = (
-            (sorted(self.folder.glob("*.safetensors")) if weights else [self.folder / "config.json"]) if self.revision is None else []
-        )
-        files = [self.tokenizer_file, *made_from]
-        found = {path.name: _sha256(path) for path in files}
+        files = [self.tokenizer_file]
+        if self.revision is None:
+            files = [*settings_files(self.folder), *(weight_files(self.folder) if weights else [])]
+        found = file_digests(files, self.folder, progress=progress)
         if self.chat_template is not None:
             found["chat_template"] = hashlib.sha256(self.chat_template.encode()).hexdigest()
         return found
@@ -133,7 +144,7 @@ class ModelSource:
     def _json(self, name: str) -> dict[str, Any]:
         try:
             value = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InvalidInputError(f"{self.name}: expected a readable {name} in {self.folder}, found: {error}") from error
         if not isinstance(value, dict):
             raise InvalidInputError(f"{self.name}: expected a JSON object in {self.folder / name}, found {type(value).__name__}")
@@ -149,10 +160,16 @@ def resolve_model(name: str, *, revision: str | None = None, weights: bool = Fal
     Raises
     ------
     InvalidInputError
-        If there is no such folder, or the Hub does not give the model.
+        If there is no such folder, the Hub does not give the model, or a revision is asked of a model that is not on the Hub.
     MissingExtraError
         If a Hub model is asked for without the `extract` extra.
     """
+    local = name == BUILT_IN or Path(name).expanduser().is_dir()
+    if local and revision is not None:
+        what = "the built-in model" if name == BUILT_IN else f"the folder {name}"
+        raise InvalidInputError(
+            f"expected --revision with a model of the Hub, found {revision!r} with {what}, which has no revisions; leave --revision out"
+        )
     if name == BUILT_IN:
         return ModelSource(name, Path(str(resources.files("stratascope") / "demo" / "model")))
     folder = Path(name).expanduser()
@@ -192,8 +209,3 @@ def _not_given(name: str, revision: str | None, error: Exception) -> str:
         f"expected a folder of that name, files kept in {HF_HUB_CACHE}, or the Hub to fetch them from, found none of these ({first}); "
         f"where there is a network run `hf download {name}`, bring the folder that it names here, and give it as --model FOLDER"
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

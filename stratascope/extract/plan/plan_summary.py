@@ -10,6 +10,7 @@ import numpy as np
 from stratascope.extract.plan.answer_forms import token_texts
 from stratascope.extract.plan.duration import ExtractionTiming
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.plan.photo_boxes import alignment_cases
 from stratascope.extract.plan.token_layout import TILES
 from stratascope.extract.plan.visible_boxes import is_whole
 from stratascope.store.io.overview import bytes_text
@@ -36,7 +37,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     model = plan.provenance["model"]
     drawn = plan.settings.untrained
     assumed = plan.settings.device == "auto" and find_spec("torch") is None
-    cells = np.array([np.prod(tokens.grid) for tokens in plan.layouts])
+    cells = np.array([tokens.grid[0] * tokens.grid[1] for tokens in plan.layouts])
     lines = [
         f"model      {plan.settings.model} ({model['family']}): {plan.shape.layers} blocks, hidden {plan.shape.hidden}, "
         f"{plan.shape.heads} heads; "
@@ -44,10 +45,11 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         + ("; device assumed, since there is no torch here to ask (--device)" if assumed else ""),
         f"prompt     {plan.prompt.name}: {plan.prompt.text!r}; answers "
         + ", ".join(f"{c!r} = token {t}" for c, t in plan.tokenizer.choice_ids.items()),
-        *(f"           {line}" for line in [unanswered(plan)] if line),
+        *(f"           {line}" for line in [unanswered(plan), _without_thinking(plan)] if line),
         f"condition  {plan.settings.condition}",
         f"tokens     {counts.min()} to {counts.max()}, mean {counts.mean():.1f}; "
         f"of them image {cells.min()} to {cells.max()}, mean {cells.mean():.1f}",
+        *image_notes(plan),
         *_beyond_cells(plan),
         f"blocks     {layout.blocks} of {layout.block} examples",
         *_knockouts(plan),
@@ -65,6 +67,8 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     absent = [f"{name} in {count:,}" for name, count in zip(layout.positions, missing, strict=True) if name.endswith("_box")]
     if absent:
         lines += ["", f"examples without a box: {', '.join(absent)}"]
+    if plan.failed:
+        lines += ["", f"{len(plan.failed):,} of {len(plan.examples):,} examples cannot be recorded"]
     for example, reason in list(plan.failed.items())[:MOST_FAILURES]:
         lines += ["", f"cannot be recorded: example {plan.examples[example].id}: {reason}"]
     if len(plan.failed) > MOST_FAILURES:
@@ -72,6 +76,24 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     shown = range(min(show, len(plan.examples)))
     lines += ["", *(f"{plan.examples[k].id}: {example_tokens(plan, k)}" for k in shown)]
     return "\n".join(lines)
+
+
+def image_notes(plan: ExtractionPlan) -> list[str]:
+    """What was done to photos and their boxes, with counts: nothing where all are taken as they are."""
+    facts = [fact for fact in plan.facts.values() if not fact.problem]
+    done = {
+        "turned upright by EXIF orientation": sum(fact.orientation != 1 for fact in facts),
+        "16-bit grey reduced to 8 bits": sum(fact.mode.startswith("I") for fact in facts),
+        "transparency laid on white": sum(fact.transparent for fact in facts),
+    }
+    lines = [f"images     {', '.join(f'{what} {count:,}' for what, count in done.items() if count)}"] if any(done.values()) else []
+    cases = alignment_cases(plan.alignments)
+    if cases:
+        counts = ", ".join(f"{case} {count:,}" for case, count in cases.items())
+        lines.append(f"boxes      of {len(plan.alignments):,} photos: {counts}, the others as annotated")
+    refused = [(name, alignment.reason) for name, alignment in plan.alignments.items() if alignment.reason]
+    lines += [f"           boxes refused: {name}: {reason}" for name, reason in refused[:MOST_FAILURES]]
+    return lines + ([f"           ... and {len(refused) - MOST_FAILURES:,} more"] if len(refused) > MOST_FAILURES else [])
 
 
 def unanswered(plan: ExtractionPlan) -> str:
@@ -82,6 +104,13 @@ def unanswered(plan: ExtractionPlan) -> str:
         f"no answer to {plan.prompt.name!r} follows from the label, so nothing will say how often the model is right "
         "(stratascope answers, the report): take true-false or yes-no, or examples that are questions with choices"
     )
+
+
+def _without_thinking(plan: ExtractionPlan) -> str:
+    """Which options of the chat template leave the model's reasoning out; "" where there is none."""
+    options = plan.tokenizer.wording.template_options
+    given = ", ".join(f"{name}={value}" for name, value in options.items())
+    return f"the chat template is given {given}, so that the answer follows the prompt without reasoning" if options else ""
 
 
 def timing_text(found: ExtractionTiming, price: float | None = None) -> str:

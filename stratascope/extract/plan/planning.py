@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.examples import Example, files_digest, load_examples
+from stratascope.datasets.progress import progress_bar
 from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.patch_grid import PatchGrid
@@ -17,6 +20,8 @@ from stratascope.extract.families.registry import ModelShape, check_family, imag
 from stratascope.extract.plan.answer_forms import answer_forms
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.images import (
+    STAND_IN,
+    ImageFacts,
     images_digest,
     inspect_images,
     shown_images,
@@ -24,11 +29,26 @@ from stratascope.extract.plan.images import (
 )
 from stratascope.extract.plan.knockout_plan import MODES, Knockouts, layer_windows, ordered_targets
 from stratascope.extract.plan.model_files import resolve_model
+from stratascope.extract.plan.photo_boxes import aligned_examples, alignment_cases, stretched_examples
 from stratascope.extract.plan.settings import BOX_POSITIONS, GRID_POSITIONS, POSITIONS, TEXT_POSITIONS, TOP_TOKENS, ExtractionSettings
 from stratascope.extract.plan.token_layout import SPANS, TILES, PromptTokenizer, TokenLayout
+from stratascope.extract.plan.weight_formats import check_weight_form, quantization
 from stratascope.store import StoreLayout
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause the search for unreachable cycles while millions of objects are made that all stay."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+@_no_collection()
 def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, progress: bool = False) -> ExtractionPlan:
     """Tokenise every example, check every image, lay out the store; run nothing and write nothing.
 
@@ -39,7 +59,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     weights
         Fetch a Hub model's weights too, since an extraction follows.
     progress
-        Show progress bars where there is a terminal.
+        Show progress bars, or a line every ten seconds where there is no terminal.
 
     Raises
     ------
@@ -51,6 +71,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     """
     trained = settings.untrained is None
     source = resolve_model(settings.model, revision=settings.revision, weights=weights and trained)
+    check_weight_form(source)
     shape = model_shape(source)
     if "vision_residual" in settings.record and not check_family(source).tower:
         raise InvalidInputError(
@@ -67,17 +88,22 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     tokenizer = PromptTokenizer(source, PROMPTS[settings.prompt], rule, settings.system)
     boxes = BoxIndex.from_coco(settings.boxes) if settings.boxes else None
     asked = None if tokenizer.prompt.answers else tokenizer.prompt.choices
-    examples = load_examples(settings.examples, boxes, asked)[: settings.limit]
+    examples = load_examples(settings.examples, boxes, asked, progress=progress)[: settings.limit]
     names = [example.image for example in examples]
     shown = shown_images(names, settings.condition, settings.seed)
     if settings.image_size is not None:
         facts = stated_images(names, *settings.image_size)
     else:
         facts = inspect_images(settings.image_path(""), names, strict=settings.strict, progress=progress)
-    layouts = []
-    for example, image in tqdm(list(zip(examples, shown, strict=True)), "tokens", disable=not progress, unit="example", leave=False):
-        fact = facts[image]
-        layouts.append(tokenizer.layout(example, (fact.width, fact.height)))
+    layouts = _layouts(tokenizer, examples, shown, facts, settings, progress)
+    unusable = [fact.problem for fact in facts.values() if fact.problem]
+    if len(unusable) == len(facts):
+        raise InvalidInputError(f"expected at least one image that can be recorded, found none of {len(facts):,}: {unusable[0]}")
+    alignments: dict[str, BoxAlignment] = {}
+    if boxes is not None and settings.image_size is not None:
+        examples = stretched_examples(examples, boxes, settings.image_size)
+    elif boxes is not None:
+        examples, alignments = aligned_examples(examples, boxes, facts, strict=settings.strict)
     longest = max(range(len(layouts)), key=lambda k: len(layouts[k].ids))
     if len(layouts[longest].ids) > shape.context:
         fact = facts[shown[longest]]
@@ -123,7 +149,8 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             "family": str(source.config["model_type"]),
             "dtype": dtype,
             "device": device.partition(":")[0],
-            "files": source.digests(weights=trained),
+            "quantization": quantization(source),
+            "files": source.digests(weights=trained, progress=progress),
             **({} if trained else {"untrained": settings.untrained}),
         },
         "processor": {"rule": type(rule).__name__, **rule.settings()},
@@ -134,6 +161,8 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             "choices": tokenizer.choice_ids,
             "answers": list(tokenizer.prompt.answers or examples[0].choices) or None,
             "chat_template": source.chat_template,
+            **({"dates": sorted(tokenizer.wording.dates)} if tokenizer.wording.dates else {}),
+            **({"template_options": options} if (options := dict(tokenizer.wording.template_options)) else {}),
         },
         "data": {
             "examples": files_digest(settings.examples),
@@ -141,6 +170,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             "images": images_digest(facts),
             "limit": settings.limit,
             **({"labels": "choice"} if examples[0].choices else {}),
+            **({"box_alignment": cases} if (cases := alignment_cases(alignments)) else {}),
         },
         **({"vision": {"full_attention": list(shape.vision_whole)}} if shape.vision_layers else {}),
         "condition": settings.condition,
@@ -148,8 +178,37 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         "fusion": store.fusion,
         "maps": settings.maps,
     }
-    plan = ExtractionPlan(settings, source, shape, tokenizer, examples, shown, facts, layouts, has_map, forms, None, store, provenance)
+    plan = ExtractionPlan(
+        settings, source, shape, tokenizer, examples, shown, facts, alignments, layouts, has_map, forms, None, store, provenance
+    )
     return _with_knockouts(plan, knocked) if knocked.any() else plan
+
+
+def _layouts(
+    tokenizer: PromptTokenizer,
+    examples: Sequence[Example],
+    shown: Sequence[str],
+    facts: dict[str, ImageFacts],
+    settings: ExtractionSettings,
+    progress: bool,
+) -> list[TokenLayout]:
+    """Every example's tokens; an image of a shape that the model does not take has its reason written into `facts`."""
+    layouts = []
+    sized = [(example, (facts[image].width, facts[image].height)) for example, image in zip(examples, shown, strict=True)]
+    ahead = progress_bar(tokenizer.ahead(sized), "tokens", len(sized), unit="example", show=progress)
+    for (example, _), image in zip(ahead, shown, strict=True):
+        fact = facts[image]  # its size may have changed since: another example found the image unusable
+        try:
+            layouts.append(tokenizer.layout(example, (fact.width, fact.height)))
+        except InvalidInputError as error:
+            if settings.image_size is not None or fact.problem:
+                raise
+            layouts.append(tokenizer.layout(example, STAND_IN))  # raises where the image is not the reason
+            problem = f"{settings.image_path(image)}: {error}"
+            if settings.strict:
+                raise InvalidInputError(f"example {example.id}: {problem}") from error
+            facts[image] = replace(fact, width=STAND_IN[0], height=STAND_IN[1], problem=problem)
+    return layouts
 
 
 def _with_knockouts(plan: ExtractionPlan, chosen: np.ndarray) -> ExtractionPlan:

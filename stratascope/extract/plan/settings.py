@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,9 @@ POSITIONS = ("final", "image", *TEXT_POSITIONS, *BOX_POSITIONS)
 
 GRID_POSITIONS = tuple(f"grid_{row}_{column}" for row in range(4) for column in range(4))
 """Sixteenths of the image, for the vision tower."""
+
+DEVICES = r"auto|cpu|mps|(cuda|xpu)(:\d+)?"
+"""Devices that can be asked for, as a regular expression."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class ExtractionSettings:
     image_size: tuple[int, int] | None = field(default=None, compare=False)
     """(width, height) to assume of every image, for a plan only."""
     strict: bool = field(default=False, compare=False)
-    """Refuse images that cannot be decoded, instead of recording their examples as failed."""
+    """Refuse images that cannot be recorded and boxes that do not fit their photo, instead of leaving them out."""
 
     def __post_init__(self) -> None:
         if self.images is None and self.image_size is None:
@@ -118,6 +122,8 @@ class ExtractionSettings:
         _expect_among("--fusion", self.fusion, FUSIONS)
         if self.dtype is not None:
             _expect_among("--dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        if not re.fullmatch(DEVICES, self.device):
+            raise InvalidInputError(f"expected --device auto, cpu, cuda, cuda:N, mps or xpu, found {self.device!r}")
         for option, value in (("--limit", self.limit), ("--block", self.block), ("--max-pixels", self.max_pixels)):
             if value is not None and value < 1:
                 raise InvalidInputError(f"expected {option} to be at least 1, found {value}")

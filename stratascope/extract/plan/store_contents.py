@@ -12,6 +12,7 @@ import pandas as pd
 from stratascope.datasets.boxes import Box
 from stratascope.extract.plan.answer_forms import token_texts
 from stratascope.extract.plan.visible_boxes import flipped, is_whole, scaled, view_size
+from stratascope.store.format.tables import EXACT_AS_FLOAT
 
 if TYPE_CHECKING:
     from stratascope.extract.plan.extraction_plan import ExtractionPlan
@@ -46,9 +47,11 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
     """One row an example. Sizes and boxes are those of the part of the image that the cells cover, as if that were the image.
 
     Where some model sees only a part (LLaVA-1.5's middle square) or more than the image (padded), the columns `view_*` say where
-    that is in the file, and `file_width` and `file_height` how large that is. The rows' other plain fields follow as columns of their own.
+    that is in the file, and `file_width` and `file_height` how large that is. Where some photo is turned upright by its EXIF orientation,
+    `exif_orientation` says by which. The rows' other plain fields follow as columns of their own.
     """
     partial = not all(is_whole(layout.view, *plan.file_size(k)) for k, layout in enumerate(plan.layouts))
+    turned = any(fact.orientation != 1 for fact in plan.facts.values())
     rows = []
     for k, (example, shown) in enumerate(zip(plan.examples, plan.shown, strict=True)):
         width, height = plan.file_size(k)
@@ -68,6 +71,8 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
             "image_width": size[0],
             "image_height": size[1],
         }
+        if turned:
+            row["exif_orientation"] = plan.facts[example.image].orientation
         if partial:
             row |= {"file_width": width, "file_height": height}
             row |= dict(zip([f"view_{side}" for side in _SIDES], _unflipped(plan, view, width), strict=True))
@@ -86,10 +91,21 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
 
 
 def _column(values: Sequence[Any]) -> pd.Series[Any]:
-    """A field of the rows: numbers or truth values as they are where all rows agree in that, else text; missing where a row has none."""
-    kinds = {"truth" if isinstance(v, bool) else "text" if isinstance(v, str) else "number" for v in values if v is not None}
-    if kinds == {"number"} or (kinds == {"truth"} and None not in values):
-        return pd.Series(values)
+    """A field of the rows: numbers or truth values where all rows agree in that, else text; missing where a row has none.
+
+    Numbers that a column of a store would change stand there as text: whole ones beyond 64 bits, or beyond 2^53 beside fractions or
+    missing values.
+    """
+    there = [v for v in values if v is not None]
+    kinds = {"truth" if isinstance(v, bool) else "text" if isinstance(v, str) else "number" for v in there}
+    if kinds == {"truth"} and len(there) == len(values):
+        return pd.Series(values, dtype=bool)
+    if kinds == {"number"}:
+        whole = all(isinstance(v, int) for v in there)
+        if whole and len(there) == len(values) and all(-(2**63) <= v < 2**63 for v in there):
+            return pd.Series(values, dtype=np.int64)
+        if all(isinstance(v, float) or abs(v) <= EXACT_AS_FLOAT for v in there):
+            return pd.Series(values, dtype=np.float64)
     return pd.Series([v if v is None or isinstance(v, str) else json.dumps(v) for v in values], dtype=object)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Self
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from stratascope.errors import InvalidInputError, StoreError
@@ -82,7 +85,7 @@ def run_extraction(
     plan
         From `plan_extraction`.
     out
-        The store's folder; made if it does not exist, else continued if its provenance is the same.
+        The store's folder; made once the model has answered if it does not exist, else continued if its provenance is the same.
     rank, of
         This process takes the blocks b with b % of == rank.
     batch_tokens
@@ -108,7 +111,8 @@ def run_extraction(
     MissingExtraError
         If torch, torchvision, transformers or qwen-vl-utils is not installed.
     InvalidInputError
-        If the plan is of images whose size was only stated, or `rank` is not below `of`.
+        If the plan is of images whose size was only stated, `rank` is not below `of`, the device or the weights cannot be used, or the
+        model's files changed since planning.
     """
     require_extract_extra()
     if plan.settings.image_size is not None:
@@ -118,28 +122,100 @@ def run_extraction(
     out = Path(out)
     _check_disk(plan, out)
     provenance = {**plan.provenance, **run_provenance(plan, command)}
-    if not out.exists():
-        try:
-            create_store(out, plan.store, **{**plan.store_contents(), "provenance": provenance})
-        except StoreError:
-            if not out.exists():
-                raise  # else another process was first: its store is joined, if it is the same
-    with BlockWriter(out) as writer:
-        writer.check_provenance(provenance)
-        writer.check_layout(plan.store)
-        pending = writer.pending(rank, of)
+    with _OutputStore(plan, out, provenance) as store:
+        pending = store.pending(rank, of)
         failed: dict[str, str] = {}
         halvings = passes = 0
-        count = sum(len(writer.block_examples(block)) for block in pending)
+        count = sum(len(store.block_examples(block)) for block in pending)
         if pending:
             from stratascope.extract.run.session import ExtractionSession  # torch is imported only now that there is work for it
 
             session = ExtractionSession(plan, batch_tokens)
+            _check_files(plan)
             with tqdm(total=count, desc="extract", unit="example", disable=not progress) as bar:
-                session.work(writer, pending, bar)
+                session.work(store, pending, bar, answered=store.open)
             failed = {plan.examples[k].id: reason for k, reason in session.failed.items()}
             halvings, passes = session.halvings, session.features.computed
     return ExtractionReport(out, len(pending), count, plan.store.blocks, failed, halvings, passes)
+
+
+class _OutputStore:
+    """The store that a plan fills: opened at once where it exists, else created once the model has answered.
+
+    So a start that fails (no such device, damaged weights, a wrong capture) leaves nothing behind.
+    """
+
+    def __init__(self, plan: ExtractionPlan, path: Path, provenance: dict[str, Any]) -> None:
+        self._plan, self._path, self._provenance = plan, path, provenance
+        self._writer: BlockWriter | None = None
+        self._opening = Lock()
+        if path.exists():
+            self.open()
+        else:
+            _check_writable(path)
+
+    def open(self) -> BlockWriter:
+        """The store's writer; creates the store if nobody has."""
+        with self._opening:
+            if self._writer is None:
+                if not self._path.exists():
+                    self._create()
+                writer = BlockWriter(self._path)
+                try:
+                    writer.check_provenance(self._provenance)
+                    writer.check_layout(self._plan.store)
+                except StoreError:
+                    writer.close()
+                    raise
+                self._writer = writer
+            return self._writer
+
+    def _create(self) -> None:
+        try:
+            create_store(self._path, self._plan.store, **{**self._plan.store_contents(), "provenance": self._provenance})
+        except StoreError:
+            if not self._path.exists():
+                raise  # else another process was first: its store is joined, if it is the same
+
+    def pending(self, rank: int, of: int) -> list[int]:
+        """Blocks of this rank that are to be written; those with an example that the model can be given come first."""
+        layout, failed = self._plan.store, self._plan.failed
+        blocks = self._writer.pending(rank, of) if self._writer else list(range(rank, layout.blocks, of))
+        return sorted(blocks, key=lambda block: all(k in failed for k in layout.block_examples(block)))
+
+    def block_examples(self, block: int) -> range:
+        """Numbers of the examples of a block."""
+        return self._plan.store.block_examples(block)
+
+    def write(self, block: int, arrays: dict[str, np.ndarray]) -> None:
+        """Write every array of a block."""
+        self.open().write(block, arrays)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _check_writable(out: Path) -> None:
+    """Refuse before the model is loaded a place where nothing can be created."""
+    place = next(folder for folder in out.absolute().parents if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        found = "one without permission to write" if place.is_dir() else "a file"
+        raise StoreError(f"{out}: expected to create the store in the folder {place}, found {found}; choose another path")
+
+
+def _check_files(plan: ExtractionPlan) -> None:
+    """Refuse a model whose files changed between planning and loading, so that its digests are not those of what was loaded."""
+    planned = plan.provenance["model"]["files"]
+    found = plan.source.digests(weights=plan.settings.untrained is None)
+    if changed := sorted(name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name)):
+        raise InvalidInputError(
+            f"{plan.source.name}: expected the model's files to stay as they were when planning, found {', '.join(changed)} changed while "
+            "the model was loaded; run this again"
+        )
 
 
 def _check_disk(plan: ExtractionPlan, out: Path) -> None:

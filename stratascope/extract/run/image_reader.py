@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from stratascope.errors import CaptureError
+from stratascope.errors import CaptureError, InvalidInputError
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
-from stratascope.extract.plan.images import UNDECODABLE, apply_condition, open_image, thumbnail
+from stratascope.extract.plan.images import ImageChangedError, apply_condition, decoded_file, thumbnail
 from stratascope.extract.run.inputs import PreparedImages
 
 
@@ -28,8 +28,19 @@ class LoadedImage:
 
 
 def shown_image(plan: ExtractionPlan, name: str) -> Image.Image:
-    """An image as the model is shown it, conditioned."""
-    return apply_condition(open_image(plan.settings.image_path(name)), plan.settings.condition)
+    """An image as the model is shown it, conditioned; read now, and the same file as when it was planned.
+
+    Raises
+    ------
+    ImageChangedError
+        If the file is another one than when it was planned.
+    InvalidInputError
+        If it cannot be decoded.
+    OSError
+        If it cannot be read.
+    """
+    _, found = decoded_file(plan.settings.image_path(name), plan.facts[name].sha256)
+    return apply_condition(found.image, plan.settings.condition)
 
 
 def load_image(plan: ExtractionPlan, example: int, prepare: Callable[[Image.Image], PreparedImages] | None) -> LoadedImage:
@@ -40,18 +51,16 @@ def load_image(plan: ExtractionPlan, example: int, prepare: Callable[[Image.Imag
     CaptureError
         If the processor does not cut the image as planned.
     """
-    name = plan.shown[example]
-    fact, path, layout = plan.facts[name], plan.settings.image_path(name), plan.layouts[example]
-    if fact.problem:
-        return LoadedImage(name, problem=(fact.problem, "unreadable_image"))
+    name, layout = plan.shown[example], plan.layouts[example]
+    if problem := plan.facts[name].problem:
+        return LoadedImage(name, problem=(problem, "unreadable_image"))
     try:
-        image = open_image(path)
-    except UNDECODABLE as error:
-        reason = f"{path} could be decoded when planning and no longer can ({error})"
+        image = shown_image(plan, name)
+    except ImageChangedError as error:
+        return LoadedImage(name, problem=(str(error), "image_mismatch"))
+    except (InvalidInputError, OSError) as error:
+        reason = f"{plan.settings.image_path(name)} could be read when planning and no longer can ({error})"
         return LoadedImage(name, problem=(reason, "unreadable_image"))
-    if image.size != (fact.width, fact.height):
-        return LoadedImage(name, problem=(f"{path} changed its size since planning", "image_mismatch"))
-    image = apply_condition(image, plan.settings.condition)
     small = None if plan.store.thumbnail is None else thumbnail(image, plan.store.thumbnail, layout.view)
     if prepare is None:
         return LoadedImage(name, small)

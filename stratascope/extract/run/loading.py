@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
 from transformers.utils import logging as hf_logging
 
-from stratascope.errors import InvalidInputError
+from stratascope.errors import InvalidInputError, MissingExtraError, StratascopeError
 from stratascope.extract.plan.model_files import ModelSource
+from stratascope.extract.plan.weight_formats import check_weight_files
+
+MOST_SAID = 400
+"""Characters that are shown of a library's error."""
 
 
 def load_model(source: ModelSource, dtype: torch.dtype, untrained: int | None = None) -> Any:
@@ -30,8 +34,12 @@ def load_model(source: ModelSource, dtype: torch.dtype, untrained: int | None = 
     Raises
     ------
     InvalidInputError
-        If the weights do not fit the configuration, or there are none.
+        If the weights do not fit the configuration, a file of them is damaged, or there are none.
+    MissingExtraError
+        If transformers needs a package for this model that is not installed.
     """
+    if untrained is None:
+        check_weight_files(source)
     with _quiet(), _explained(source):
         if untrained is not None:
             return _freshly_drawn(source, dtype, untrained)
@@ -44,6 +52,57 @@ def load_model(source: ModelSource, dtype: torch.dtype, untrained: int | None = 
     return model.eval()
 
 
+def load_image_processor(source: ModelSource) -> Any:
+    """The family's own image processor, with the settings of the model's files.
+
+    Raises
+    ------
+    InvalidInputError
+        If the settings are missing or cannot be read.
+    MissingExtraError
+        If transformers needs a package for it that is not installed.
+    """
+    with _explained(source, "its image processor"):
+        return AutoImageProcessor.from_pretrained(source.folder, local_files_only=True)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name, such as `cpu` or `cuda:1`.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the memory that has run out and what is not implemented are RuntimeErrors
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= count:
+            found = f"{count} here" if count else "none"
+            raise InvalidInputError(f"expected a CUDA device for --device {name}, found {found}; use --device cpu") from error
+        raise InvalidInputError(f"expected a device that can be used for --device {name}, found: {one_line(error)}") from error
+    return device
+
+
+def on_device(model: Any, device: torch.device) -> Any:
+    """The model on a device.
+
+    Raises
+    ------
+    InvalidInputError
+        If the device's memory does not hold it.
+    """
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise InvalidInputError(
+            f"expected memory for the model's weights on {device}, found too little ({one_line(error)}); free it, take a larger GPU or "
+            "--dtype bfloat16"
+        ) from error
+
+
 def _freshly_drawn(source: ModelSource, dtype: torch.dtype, seed: int) -> Any:
     """Drawn on the host, so that every device gets the same weights; the caller's random state is left as it was."""
     config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
@@ -53,11 +112,44 @@ def _freshly_drawn(source: ModelSource, dtype: torch.dtype, seed: int) -> Any:
 
 
 @contextmanager
-def _explained(source: ModelSource) -> Iterator[None]:
+def _explained(source: ModelSource, what: str = "weights that fit its configuration") -> Iterator[None]:
+    """Whatever transformers raises over a model's files, as one line that names them."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InvalidInputError(f"{source.name}: expected weights that fit its configuration in {source.folder}, found: {error}") from error
+    except (StratascopeError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{source.name}: expected all packages that transformers needs for this model to be installed, found: {one_line(error)}"
+        ) from error
+    except Exception as error:  # unpickling, safetensors, configuration classes: they share no narrower base
+        if damaged := _unreadable_pickle(source):
+            raise damaged from error
+        raise InvalidInputError(f"{source.name}: expected {what} in {source.folder}, found: {one_line(error)}") from error
+
+
+def _unreadable_pickle(source: ModelSource) -> InvalidInputError | None:
+    """The error that names the first of the folder's `pytorch_model*.bin` that PyTorch cannot read; None where it can read all."""
+    for path in sorted(source.folder.glob("pytorch_model*.bin")):
+        try:
+            torch.load(path, map_location="meta", weights_only=True)
+        except MemoryError:
+            raise
+        except Exception as error:  # the unpickler raises whatever the bytes lead it to
+            return InvalidInputError(
+                f"{path}: expected weights that PyTorch reads with weights_only=True, found {path.stat().st_size:,} bytes that it cannot "
+                f"({one_line(error)}); fetch the file again, or take the model's safetensors"
+            )
+    return None
+
+
+def one_line(error: Exception) -> str:
+    """What a library says, in one line of bounded length."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]}..."
+    return (
+        text if isinstance(error, OSError | ValueError | RuntimeError | ImportError) and text else f"{type(error).__name__} {text}".rstrip()
+    )
 
 
 @contextmanager

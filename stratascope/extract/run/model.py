@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
 
-from stratascope.errors import InvalidInputError
 from stratascope.extract.families.patch_grid import ImageRule
 from stratascope.extract.plan.knockout_plan import Knockouts
 from stratascope.extract.plan.model_files import ModelSource
@@ -21,7 +19,7 @@ from stratascope.extract.run.device_copy import Arrival, side_of, to_host
 from stratascope.extract.run.gradients import TokenGradients, token_gradients
 from stratascope.extract.run.inputs import PreparedImages, forward_inputs, joined, prepare_image
 from stratascope.extract.run.knockout import check_trace, effects, tracing
-from stratascope.extract.run.loading import load_model
+from stratascope.extract.run.loading import load_image_processor, load_model, on_device, usable_device
 from stratascope.extract.run.logit_terms import LogitParts, check_attributable, directions, logit_parts
 from stratascope.extract.run.vision_features import ImageFeatures, given_to_model, image_features, places, takes_features
 
@@ -120,19 +118,14 @@ class CaptureModel:
     Raises
     ------
     InvalidInputError
-        If the weights do not fit the configuration, or the device is absent.
+        If the weights do not fit the configuration, the device is absent or its memory does not hold them.
     """
 
     def __init__(self, source: ModelSource, *, device: str, dtype: str, rule: ImageRule, untrained: int | None = None) -> None:
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise InvalidInputError(f"expected a CUDA device for --device {device}, found none; use --device cpu")
-        self.device, self.dtype, self._rule = torch.device(device), getattr(torch, dtype), rule
+        self.device, self.dtype, self._rule = usable_device(device), getattr(torch, dtype), rule
         model = load_model(source, self.dtype, untrained)
-        try:
-            self.image_processor = AutoImageProcessor.from_pretrained(source.folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise InvalidInputError(f"{source.name}: expected its image processor in {source.folder}, found: {error}") from error
-        self.model = model.to(self.device).requires_grad_(False)
+        self.image_processor = load_image_processor(source)
+        self.model = on_device(model, self.device).requires_grad_(False)
         self.decoder = use_captured_attention(self.model)
         self.takes_features = takes_features(self.model)
         """Whether images may be given as features that were computed before."""

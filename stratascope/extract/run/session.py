@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -72,6 +72,7 @@ class ExtractionSession:
         """At most so many tokens at once in knockouts."""
         self.features = FeatureCache((), 0)
         self.checked = self.knocked = False
+        self._answered: Callable[[], object] = lambda: None
         self.failed: dict[int, str] = {}
         """Example number -> why it was not recorded."""
         self.halvings = 0
@@ -82,12 +83,14 @@ class ExtractionSession:
         """How many threads prepare images, and how many write blocks; on a CPU the model needs the others."""
         return (min(4, os.cpu_count() or 1), 2) if self.model.device.type == "cuda" else (1, 1)
 
-    def work(self, keeper: Keeper, blocks: Sequence[int], bar: Any) -> None:
+    def work(self, keeper: Keeper, blocks: Sequence[int], bar: Any, answered: Callable[[], object] = lambda: None) -> None:
         """Fill blocks, in order: images are prepared ahead of the model in threads, results are put in place and written behind it.
 
+        `answered` is called once, after the first batch has gone through the model and agreed with it, before anything is written.
         All queues are bounded, so that memory is, behind a slow disk. Whatever ends this early, blocks that were filled are written,
         and one that was not is left out.
         """
+        self._answered = answered
         readers, writers = self.threads
         members = {block: self.in_order(keeper.block_examples(block)) for block in blocks}
         self.features = FeatureCache((self.plan.shown[k] for each in members.values() for k in each), room_for_features(self.model.device))
@@ -114,6 +117,7 @@ class ExtractionSession:
         if not self.checked:
             self._check(batch.members[0], coming)
             self.checked = True
+            self._answered()
         return coming
 
     def compute_features(self, example: int, prepared: PreparedImages) -> ImageFeatures:

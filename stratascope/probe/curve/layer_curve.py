@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import field
+from collections.abc import Collection, Mapping
+from dataclasses import field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from stratascope.probe.curve.advantage import Advantage
 from stratascope.probe.curve.fit_warnings import notes_on
 from stratascope.probe.curve.metrics import main_metric, predict
 from stratascope.probe.curve.onset_offset import EVENTS, LayerEvent, event_table
+from stratascope.probe.curve.pairing import refuse_unpaired
 from stratascope.probe.solver.losses import probabilities
 from stratascope.results.file import ResultFile
 from stratascope.results.result import Result, new_axes
@@ -29,6 +30,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Floats = NDArray[Any]
+
+
+def _labels(attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], _: Collection[str]) -> str | None:
+    """A curve holds each example's label: the number of its class, or the value of each target."""
+    table = tables["examples"]
+    for column in attributes["targets"] or ["label"]:
+        if column not in table:
+            return f"expected a column {column!r} in table 'examples', found {', '.join(map(str, table.columns))}"
+        if table[column].dtype.kind not in ("fiu" if attributes["targets"] else "iu"):
+            return f"expected numbers in column {column!r} of table 'examples', found {table[column].dtype}"
+    if not attributes["targets"] and not table["label"].between(0, len(attributes["classes"]) - 1).all():
+        least, most = table["label"].min(), table["label"].max()
+        return f"expected 0 to {len(attributes['classes']) - 1} in column 'label' of table 'examples', found {least} to {most}"
+    return None
+
+
 _SCHEMA = ResultSchema(
     {
         **each(str, "task"),
@@ -48,8 +65,13 @@ _SCHEMA = ResultSchema(
         "table": columns(
             text="position task metric", ints="layer", floats=f"value {INTERVAL} chance", flags="at_edge", grid="metric layer"
         ),
-        "events": EVENTS,
-        "folds": columns(text="target absent_classes", ints="layer fold iterations", floats="strength certificate", flags="at_edge"),
+        "events": replace(EVENTS, kinds={**EVENTS.kinds, "metric": "text"}),
+        "folds": columns(
+            text="target absent_classes",
+            ints="layer fold iterations",
+            floats="strength certificate inner_loss accuracy gap noise_share",
+            flags="at_edge",
+        ),
         "examples": columns("example", text="id group", ints="example fold", keys=["example"]),
     },
     {
@@ -58,6 +80,7 @@ _SCHEMA = ResultSchema(
         "directions": floats("layer output column"),
         "intercepts": floats("layer output"),
     },
+    (_labels,),
 )
 
 
@@ -75,7 +98,8 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
     """One row per layer and fold, and target in a task of values: strength, at_edge, inner_loss, accuracy, gap, certificate,
     iterations, noise_share, absent_classes."""
     examples: pd.DataFrame
-    """The examples that took part: example (number in the store), id, group, fold, label (class code)."""
+    """The examples that took part: example (number in the store), id, group, fold, digest (of image, caption, relation
+    and label), label (class code)."""
     logits: Floats
     """(layer, output, example) out of fold; one output for two classes, the logit of the second."""
     draws: Mapping[str, Floats]
@@ -177,14 +201,15 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
         Raises
         ------
         InvalidInputError
-            The curves are of other layers or other groups of examples, so that they cannot be paired.
+            The curves are of other layers, other groups of examples, or examples that differ in image, caption, relation or label, so
+            that they cannot be paired.
         """
         rows = self.rows(metric)
         value, draws = rows["value"].to_numpy(), self.draws[metric or self.metric].T
         if baseline is None:
             chance = rows["chance"].to_numpy()
             return self._advantage(value - chance, draws - chance, metric, "chance", {}, self.certain)
-        self._refuse_unpaired(baseline)
+        refuse_unpaired(self, baseline)
         other = baseline.rows(metric or self.metric)["value"].to_numpy()
         fact = {"task": baseline.task, **{key: baseline.attributes.get(key) for key in ("store", "fingerprint")}}
         if "provenance" in baseline.attributes:
@@ -230,18 +255,6 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
             groups=self.examples["group"].nunique(),
             certain=certain,
         )
-
-    def _refuse_unpaired(self, other: LayerCurve) -> None:
-        if not np.array_equal(self.layers, other.layers):
-            raise InvalidInputError(f"expected curves of the same layers, found {self.layers.tolist()} and {other.layers.tolist()}")
-        keys = [
-            (c.attributes.get("draws"), c.attributes.get("seed"), c.examples[["id", "group"]].to_numpy().tolist()) for c in (self, other)
-        ]
-        if keys[0] != keys[1]:
-            raise InvalidInputError(
-                f"expected curves of the same examples and seed, so that differences are paired, found {len(self.examples)} and "
-                f"{len(other.examples)} examples with seeds {keys[0][1]} and {keys[1][1]}; pass the same examples= and seed= to both"
-            )
 
     @property
     def onset(self) -> LayerEvent:
@@ -302,7 +315,9 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
         rows = self.rows()
         best = rows.iloc[int(rows["value"].to_numpy().argmax())]
         score = f"{self.metric} {best['value']:.3f} [{best['low']:.3f}, {best['high']:.3f}] at layer {int(best['layer'])}, its best"
-        return "\n".join([f"{score}; chance {best['chance']:.3g}", f"{self.onset}, {self.offset}", *self.notes])
+        return "\n".join(
+            [f"{score}; chance {best['chance']:.3g}", f"{self.onset}, {self.offset}", *self.notes, *self.attributes.get("remarks", [])]
+        )
 
     @property
     def _heading(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from stratascope.probe.solver.blas_threads import one_blas_thread
 from stratascope.probe.solver.standardised_rows import Rows
 from stratascope.probe.study.codelength import FRACTIONS, Codelength, portions, send
 from stratascope.probe.study.layer_cache import Finished
-from stratascope.probe.study.layer_task import LayerTask, read_layer
+from stratascope.probe.study.layer_task import LayerTask, digest_of, read_layer
 from stratascope.probe.study.study import Study, plan_study
 from stratascope.probe.tasks.task import Task
 from stratascope.probe.validation.cross_validation import STRENGTHS
@@ -25,10 +26,9 @@ from stratascope.results.result import table_field
 from stratascope.results.schema import ResultSchema, columns, floats
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.store import ActivationStore
+from stratascope.store.io.example_identity import group_labels
 
 METRIC = "compression"
-Codes = list[list[Codelength]]
-"""Of one layer and position, by batch and labelling."""
 
 
 def _own_task(attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], _: Collection[str]) -> str | None:
@@ -64,23 +64,34 @@ def _every_code(attributes: Mapping[str, Any], _: Mapping[str, pd.DataFrame], ar
     return next((f"expected an array {name!r}, found none" for name in wanted if name not in arrays), None)
 
 
-class FinishedCodes(Finished[Codes]):
+@dataclass(frozen=True, eq=False)
+class LayerCodes:
+    """Codelengths of one layer and position."""
+
+    codes: list[list[Codelength]]
+    """By batch and labelling."""
+    content: str = ""
+    """Digest of what was read; see `layer_task.content_digest`."""
+
+
+class FinishedCodes(Finished[LayerCodes]):
     """Codelengths of layers."""
 
     kind = "layer_codes"
     name = "codes"
     schema = ResultSchema({"classes": list[list[int]]}, {}, {"*.*": floats("example_*")}, rules=(_every_code,))
 
-    def write(self, answer: Codes) -> ResultFile:
+    def write(self, answer: LayerCodes) -> ResultFile:
         # batches differ in their examples, and a dimension has one length
-        arrays = {f"{b}.{j}": ((f"example_{b}",), code.each) for b, codes in enumerate(answer) for j, code in enumerate(codes)}
-        return ResultFile(self.kind, arrays=arrays, attributes={"classes": [[code.classes for code in codes] for codes in answer]})
+        arrays = {f"{b}.{j}": ((f"example_{b}",), code.each) for b, codes in enumerate(answer.codes) for j, code in enumerate(codes)}
+        return ResultFile(self.kind, arrays=arrays, attributes={"classes": [[code.classes for code in codes] for codes in answer.codes]})
 
-    def read(self, task: LayerTask, file: ResultFile) -> Codes:
-        return [
+    def read(self, task: LayerTask, file: ResultFile) -> LayerCodes:
+        codes = [
             [Codelength(np.asarray(file.arrays[f"{b}.{j}"][1]), int(classes)) for j, classes in enumerate(counts)]
             for b, counts in enumerate(file.attributes["classes"])
         ]
+        return LayerCodes(codes)
 
 
 def codelength_of(
@@ -115,13 +126,13 @@ def codelength_of(
     kept = None if output is None else FinishedCodes(output)
     found = study.over_layers(_send_layer, plans, kept, scheduler=scheduler, workers=workers, progress=progress, label="codelengths")
     rows: list[dict[str, Any]] = []
-    settings, groups = study.settings, study.store.examples[study.settings.groups].to_numpy(dtype=str)
+    settings, groups = study.settings, group_labels(study.store.examples, study.settings.groups)
     for place, plan in plans.items():
         of_place = found[place]
         for k, batch in enumerate(plan):
             bootstrap = Bootstrap(groups[batch.used], draws=settings.draws, seed=settings.seed)
             for labelling, task in enumerate(batch.tasks):
-                codes = [layer[k][labelling] for layer in of_place]
+                codes = [layer.codes[k][labelling] for layer in of_place]
                 draws = np.log2(len(batch.classes)) / bootstrap.mean(np.stack([code.each for code in codes], axis=1))
                 tail = (1 - settings.level) / 2
                 low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
@@ -143,12 +154,12 @@ def codelength_of(
     return pd.DataFrame(rows)
 
 
-def _send_layer(task: LayerTask) -> Codes:
-    """By batch and labelling."""
+def _send_layer(task: LayerTask) -> LayerCodes:
     settings = task.settings
-    groups = task.store.examples[settings.groups].to_numpy(dtype=str)
+    groups = group_labels(task.store.examples, settings.groups)
     with one_blas_thread():
         x, used = read_layer(task)
+        content = digest_of(x, used)
         x = x.reshape(len(used), -1)
         answers = []
         for batch in task.batches:
@@ -157,7 +168,7 @@ def _send_layer(task: LayerTask) -> Codes:
             rows = Rows(x[there], portion)
             strengths = settings.strengths or STRENGTHS
             answers.append(send(rows, batch.labels[:, used[there]], portion, len(batch.classes), strengths, None))
-    return answers
+    return LayerCodes(answers, content)
 
 
 def codelength_by_layer(

@@ -18,9 +18,11 @@ from stratascope.probe.study.study_plan import Batch, ProbeSettings
 from stratascope.probe.tasks.geometry import score_values
 from stratascope.probe.validation.official_splits import split_leakage
 from stratascope.probe.validation.out_of_fold import OutOfFold
+from stratascope.results.file import written_counts
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import same_whatever_is_drawn
 from stratascope.store import ActivationStore
+from stratascope.store.io.example_identity import IMAGE, example_digests, group_labels, image_groups
 
 Floats = NDArray[Any]
 
@@ -33,7 +35,11 @@ def assemble(
         "store": store.name.rstrip("/").rsplit("/", 1)[-1],  # not its place: the same result is the same bytes anywhere
         "fingerprint": store.fingerprint(),
         "provenance": store.provenance,
+        **written_counts(store),
     }
+    images = image_groups(store.examples)
+    attributes["grouped_by"] = images.by if settings.groups == IMAGE else settings.groups
+    attributes |= {"duplicate_images": images.extra_names, "remarks": images.lines() if settings.groups == IMAGE else []}
     if settings.split:
         train, test = settings.split
         leakage = split_leakage(store.examples, train=(train,), test=(test,), groups=settings.groups)
@@ -50,7 +56,7 @@ def assemble(
 
 
 def _groups(store: ActivationStore, settings: ProbeSettings, used: NDArray[np.intp]) -> NDArray[Any]:
-    return store.examples[settings.groups].to_numpy(dtype=str)[used]
+    return group_labels(store.examples, settings.groups)[used]
 
 
 def _curve(
@@ -73,6 +79,7 @@ def _curve(
         "id": store.examples["id"].to_numpy(dtype=str)[used],
         "group": _groups(store, settings, used),
         "fold": folds,
+        "digest": example_digests(store.examples)[used],
     }
     # a fixed test set is met once; without a measure (2 folds) the widest is taken
     unknown = 0.0 if batch.folds.test is not None else 1.0

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from stratascope.errors import StoreError
-from stratascope.probe.study.layer_task import LayerAnswer, LayerTask
+from stratascope.probe.study.layer_task import LayerAnswer, LayerTask, content_digest
 from stratascope.probe.validation.out_of_fold import OutOfFold
 from stratascope.results.file import ResultFile, read_file, write_file
 from stratascope.results.schema import ArraySchema, ResultSchema
 from stratascope.scheduling import run_all
 
-Answer = TypeVar("Answer")
-SOLVER_VERSION = 8
+
+class Digested(Protocol):
+    """An answer that says what it was computed from."""
+
+    @property
+    def content(self) -> str:
+        """Digest of the activations that were read."""
+        ...
+
+
+Answer = TypeVar("Answer", bound=Digested)
+SOLVER_VERSION = 9
 """Of the solution: raise it where the same task would give other numbers. What an older solver left in a folder is then not read."""
 
 
 class Finished(ABC, Generic[Answer]):
-    """Answers to layer tasks, by what they depend on: solver, store's fingerprint, layer, position, labels, folds and settings."""
+    """Answers to layer tasks, by all that they depend on.
+
+    The key is made of solver, fingerprint of the store, layer, position, labels, folds and settings; the content is a digest of the
+    activations themselves, because two stores may agree in their provenance and hold other numbers.
+    """
 
     kind: ClassVar[str]
     """Of the result file."""
@@ -47,8 +62,8 @@ class Finished(ABC, Generic[Answer]):
     def read(self, task: LayerTask, file: ResultFile) -> Answer:
         """The answer again."""
 
-    def path(self, task: LayerTask) -> Path:
-        """The file of a task's answer."""
+    def key(self, task: LayerTask) -> str:
+        """What the names of a task's files begin with, whatever the activations are."""
         settings = task.settings
         known = {
             "version": SOLVER_VERSION,
@@ -63,20 +78,29 @@ class Finished(ABC, Generic[Answer]):
         for batch in task.batches:
             digest.update(json.dumps([batch.classes, batch.targets, batch.folds.test]).encode())
             digest.update(np.ascontiguousarray(batch.folds.of, dtype=np.int64).tobytes())
+            digest.update(np.ascontiguousarray(batch.folds.groups, dtype=np.int64).tobytes())
             digest.update(np.ascontiguousarray(batch.labels, dtype=np.float64).tobytes())
         place = "heads" if task.by_head else task.position or "all"
-        return self.folder / f"{self.name}-{task.layer:03d}-{place}-{digest.hexdigest()[:16]}.zip"
+        return f"{self.name}-{task.layer:03d}-{place}-{digest.hexdigest()[:16]}"
 
-    def load(self, task: LayerTask) -> Answer | None:
-        """The answer, or None if there is none that can be read."""
+    def path(self, task: LayerTask, content: str) -> Path:
+        """The file of a task's answer, computed from activations of the digest `content`."""
+        return self.folder / f"{self.key(task)}-{content[:16]}.zip"
+
+    def candidates(self, task: LayerTask) -> bool:
+        """Whether the folder holds answers to the task, from whatever activations."""
+        return any(self.folder.glob(f"{glob.escape(self.key(task))}-*.zip"))
+
+    def load(self, task: LayerTask, content: str) -> Answer | None:
+        """The answer from activations of the digest `content`, or None if there is none that can be read."""
         try:
-            return self.read(task, read_file(self.path(task), self.schema, self.kind))
+            return self.read(task, read_file(self.path(task, content), self.schema, self.kind))
         except StoreError:
             return None
 
     def save(self, task: LayerTask, answer: Answer) -> None:
         """Keep an answer."""
-        write_file(self.path(task), self.write(answer))
+        write_file(self.path(task, answer.content), self.write(answer))
 
 
 def _own(kind: str, **dimensions: int) -> dict[str, ArraySchema]:
@@ -127,21 +151,37 @@ class FinishedLayers(Finished[LayerAnswer]):
 
 
 def run_unfinished(
-    function: Callable[[LayerTask], Answer], work: Sequence[LayerTask], finished: Finished[Answer] | None, **options: Any
+    function: Callable[[LayerTask], Answer],
+    work: Sequence[LayerTask],
+    finished: Finished[Answer] | None,
+    contents: MutableMapping[str, str] | None = None,
+    **options: Any,
 ) -> list[Answer]:
     """function of every task, in order; those that are `finished` are taken from there, and others kept there as they are done.
 
+    A finished answer counts only if the activations that the store holds now are those that it was computed from.
+
     Parameters
     ----------
+    contents
+        Digests of activations read before in this process, by `Finished.key`; added to.
     options
         Of `run_all`.
     """
     if finished is None:
         return run_all(function, work, **options)
-    kept = {number: answer for number, task in enumerate(work) if (answer := finished.load(task)) is not None}
+    contents = {} if contents is None else contents
+    keys = [finished.key(task) for task in work]
+    unread = [number for number, task in enumerate(work) if keys[number] not in contents and finished.candidates(task)]
+    if unread:
+        digests = run_all(content_digest, [work[n] for n in unread], **{**options, "label": "checking finished layers"})
+        contents.update(zip([keys[n] for n in unread], digests, strict=True))
+    known = {number: contents[key] for number, key in enumerate(keys) if key in contents}
+    kept = {number: answer for number, content in known.items() if (answer := finished.load(work[number], content)) is not None}
     open_numbers = [number for number in range(len(work)) if number not in kept]
 
     def keep(place: int, answer: Answer) -> None:
+        contents[keys[open_numbers[place]]] = answer.content
         finished.save(work[open_numbers[place]], answer)
 
     fresh = run_all(function, [work[n] for n in open_numbers], finished=keep, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ class LayerAnswer:
     answers: list[list[OutOfFold]]
     """By batch and labelling, with heads by head, batch and labelling; logits of all examples of the store."""
     seconds: float
+    content: str = ""
+    """Digest of what was read; see `content_digest`."""
 
 
 def run_layer(task: LayerTask) -> LayerAnswer:
@@ -53,7 +56,8 @@ def run_layer(task: LayerTask) -> LayerAnswer:
             answers = [found for head in range(x.shape[1]) for found in _solve(task, np.ascontiguousarray(x[:, head]), used)]
         else:
             answers = _solve(task, x.reshape(len(used), -1), used)
-    return LayerAnswer(task.layer, task.position, answers, time.perf_counter() - started)
+        content = digest_of(x, used)
+    return LayerAnswer(task.layer, task.position, answers, time.perf_counter() - started, content)
 
 
 def read_layer(task: LayerTask) -> tuple[Floats, NDArray[np.intp]]:
@@ -62,6 +66,19 @@ def read_layer(task: LayerTask) -> tuple[Floats, NDArray[np.intp]]:
     name = task.settings.array
     layer = task.layer if task.store.layout.array(name).layer_dim else None
     return task.store.read(name, layer=layer, position=task.position, examples=used), used
+
+
+def content_digest(task: LayerTask) -> str:
+    """Digest of what a task reads: its activations, and the numbers of the examples that they are of."""
+    return digest_of(*read_layer(task))
+
+
+def digest_of(x: Floats, used: NDArray[np.intp]) -> str:
+    """SHA-256 over (example, ...) activations, their shape and type, and example numbers."""
+    digest = hashlib.sha256(f"{x.dtype.str} {x.shape}".encode())
+    digest.update(np.ascontiguousarray(used, dtype=np.int64).tobytes())
+    digest.update(np.ascontiguousarray(x).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _solve(task: LayerTask, x: Floats, used: NDArray[np.intp]) -> list[list[OutOfFold]]:

@@ -29,6 +29,7 @@ from stratascope.probe.study.study_plan import task_name
 from stratascope.probe.study.transfer import Transfer, transfer_of
 from stratascope.results.locations import file_name
 from stratascope.store import column_texts
+from stratascope.store.io.example_filter import NO_VALUE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,7 +99,8 @@ def run_probes(
     done = ProbeRun(request, CurveSet(found.pop(""), found, request.metric))
     done.results.update({curve.file_name: curve for curve in done.curves.own})
     done.results.update({file_name(c.file_name, name): c for name, curves in found.items() for c in curves})
-    done.lines.extend([*checks.values_elsewhere(store, request), *checks.without_values(store, request)])
+    remarks = done.curves.own[0].attributes.get("remarks", [])
+    done.lines.extend([*checks.values_elsewhere(store, request), *checks.without_values(store, request), *remarks])
     if not by_head:
         for curve in done.curves.plain:
             _add_curve(done, curve, store)
@@ -169,7 +171,7 @@ def _add_curve(done: ProbeRun, curve: LayerCurve, store: ActivationStore) -> Non
     done.lines.extend(f"  above {', '.join(names)}: {span}" for span, names in by_span.items())
     done.lines.extend(f"  note: {note}" for note in curve.notes)
     if not curve.targets:
-        values = dict(zip(store.examples["id"], column_texts(store, request.by), strict=True))
+        values = dict(zip(store.examples["id"], column_texts(store, request.by).fillna(NO_VALUE), strict=True))
         accuracy = AccuracyBy.of(curve, values, request.by)
         done.results[accuracy.file_name] = accuracy
 

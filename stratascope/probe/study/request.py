@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
 from stratascope.probe.study.study import Study, positions_of
+from stratascope.results.collection import relation_to, results_in
 from stratascope.store import ActivationStore, column_texts
+from stratascope.store.io.example_identity import refuse_other_examples
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,36 @@ SHOWN_IDS = 5
 
 
 def check_baselines(store: ActivationStore, request: ProbeRequest) -> None:
-    """InvalidInputError where a baseline holds other examples, or the same in another order: differences are paired by example."""
+    """Refuse a baseline of other examples, or of the same in another order: differences are paired by example.
+
+    Raises
+    ------
+    InvalidInputError
+        Ids, images, captions, relations, labels, or the columns that the tasks, groups and splits use differ.
+    """
+    settings = request.settings
+    used = (
+        *(task.partition(":")[0] for task in request.tasks),
+        settings.get("groups", "image"),
+        *(("split",) if settings.get("split") else ()),
+    )
     for name, other in request.baselines.items():
-        theirs, own = other.examples["id"].to_numpy(dtype=str), store.examples["id"].to_numpy(dtype=str)
-        if not np.array_equal(theirs, own):
-            raise InvalidInputError(
-                f"expected a baseline of the {len(own):,} examples of {store.name}, found {len(theirs):,} in {other.name} ({name}), "
-                f"{len(np.intersect1d(theirs, own)):,} of them the same; extract the same examples again, with --condition blank or "
-                "--untrained"
-            )
+        refuse_other_examples(store, other, f"a baseline ({name})", used)
+
+
+def results_of_others(store: ActivationStore, request: ProbeRequest, folder: Path) -> Iterator[str]:
+    """Says that a folder holds results of other stores, before results of this one are written there."""
+    names = {PurePath(other.name).name for other in (store, *request.baselines.values())}
+    fingerprint, others = store.fingerprint(), []
+    for found in results_in(folder):
+        called = found.attributes.get("store") if "fingerprint" in found.attributes else None
+        if relation_to(found, store, fingerprint) == "other" or (found.fingerprint == fingerprint and called not in (None, *names)):
+            others.append(f"{found.name} (of {called or 'another store'})")
+    if others:
+        yield (
+            f"{folder} holds {len(others):,} results that are not of {PurePath(store.name).name} as it is now, such as "
+            f"{others[0]}; those of the same name are replaced, the others stay: give each store a folder of its own (--out)"
+        )
 
 
 def check_transfer(store: ActivationStore, request: ProbeRequest) -> None:

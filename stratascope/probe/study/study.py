@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,8 @@ class Study:
     """Position -> batches."""
     settings: ProbeSettings
     by_head: bool = False
+    _contents: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    """Digests of the activations read so far, by the key of the finished layer."""
 
     def cost(self, *, scheduler: str | None = None, workers: int | None = None) -> StudyCost:
         """Tasks and memory, of so many workers at once."""
@@ -203,7 +205,7 @@ class Study:
         work = [
             LayerTask(self.store, layer, place, plan, self.settings, self.by_head) for place, plan in plans.items() for layer in self.layers
         ]
-        found, count = run_unfinished(function, work, finished, **options), len(self.layers)
+        found, count = run_unfinished(function, work, finished, self._contents, **options), len(self.layers)
         return {place: found[number * count : (number + 1) * count] for number, place in enumerate(plans)}
 
     def run(

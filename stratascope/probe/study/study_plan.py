@@ -16,6 +16,7 @@ from stratascope.probe.validation.cross_validation import METHODS, TOLERANCE
 from stratascope.probe.validation.folds import Folds, grouped_folds
 from stratascope.probe.validation.official_splits import official_split
 from stratascope.store import ActivationStore, checked_choice, chosen_examples
+from stratascope.store.io.example_identity import group_labels
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ProbeSettings:
     split: tuple[str, ...] = ()
     """Names of the training and the test split, such as ("train", "test"), instead of cross-validation."""
     groups: str = "image"
-    """Column of the examples whose equal values are never divided between folds."""
+    """Column of the examples whose equal values are never divided between folds; `image` means the image's content."""
     minimum: int = MINIMUM_COUNT
     """Classes of fewer examples are left out."""
     only: tuple[str, ...] = ()
@@ -133,7 +134,7 @@ def plan_position(
             f"expected a column of the examples to group by, found {settings.groups!r}; columns are {', '.join(map(str, store.examples))}; "
             "give one of them (--groups)"
         )
-    groups = store.examples[settings.groups].to_numpy(dtype=str)
+    groups = group_labels(store.examples, settings.groups)
     tasks_of: dict[str, Task] = {}
     folds_of: dict[str, Folds] = {}
     names: dict[str, list[str]] = {}

@@ -25,6 +25,7 @@ from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import INTERVAL, same_whatever_is_drawn
 from stratascope.store import ActivationStore
+from stratascope.store.io.example_identity import group_labels, refuse_other_examples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,12 +103,12 @@ def transfer_matrix(
     Raises
     ------
     InvalidInputError
-        The other store holds other examples or vectors of another width.
+        The other store holds other examples (id, image, caption, relation or label), or vectors of another width.
     """
     source = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
     target = source if to is None else to if isinstance(to, ActivationStore) else ActivationStore.open(to)
     array = str(settings.get("array", "residual"))
-    _refuse_other_examples(source, target)
+    refuse_other_examples(source, target, "a second store")
     wanted = np.zeros(source.layout.examples, dtype=bool)
     wanted[slice(None) if examples is None else np.asarray(examples)] = True
     there = np.flatnonzero(wanted & target.available(array, to_position or position))
@@ -141,7 +142,7 @@ def transfer_of(
     Raises
     ------
     InvalidInputError
-        The task has values, or each head is a probe of its own.
+        The task has values, each head is a probe of its own, or the other store holds other examples.
     """
     (position, batches), *_ = study.plans.items()
     name = task or study.tasks[0]
@@ -151,6 +152,7 @@ def transfer_of(
     if batch.targets or study.by_head:
         raise InvalidInputError(f"expected a task of classes and one vector a position, found {name!r}, which has values or heads")
     target, settings = to or study.store, study.settings
+    refuse_other_examples(study.store, target, "a second store")
     answers = [answer.answers[number][place] for answer in study.answers(**run)[position]]
     weights = np.stack([answer.fold_directions for answer in answers])
     biases = np.stack([answer.fold_intercepts for answer in answers])
@@ -160,11 +162,6 @@ def transfer_of(
         table = _test(target, alone, layer, to_position or position, weights, biases, np.asarray(study.layers), settings)
         parts.append(table[table["metric"] == main_metric(len(batch.classes))].assign(to_layer=layer))
     return pd.concat(parts, ignore_index=True)
-
-
-def _refuse_other_examples(source: ActivationStore, target: ActivationStore) -> None:
-    if not np.array_equal(source.examples["id"].to_numpy(), target.examples["id"].to_numpy()):
-        raise InvalidInputError("expected two stores of the same examples in the same order, found other ids; extract both from one file")
 
 
 def _test(
@@ -193,7 +190,7 @@ def _test(
         offset = weights[:, number] @ centre + biases[:, number]
         logits[:, :, index] = weights[:, number] @ (x[index] - centre).astype(np.float32).T + offset[:, :, None]
     codes = batch.labels[0, used]
-    groups = store.examples[settings.groups].to_numpy(dtype=str)[used]
+    groups = group_labels(store.examples, settings.groups)[used]
     bootstrap = Bootstrap(groups, draws=settings.draws, seed=settings.seed)
     values, draws = score_layers(logits, codes, folds, len(batch.classes), bootstrap)
     certain = same_whatever_is_drawn(logits, folds)

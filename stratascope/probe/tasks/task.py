@@ -90,7 +90,7 @@ def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[o
     InvalidInputError
         A value is missing or infinite, or values are fractions.
     """
-    series = pd.Series(values).reset_index(drop=True)
+    series = (values if isinstance(values, pd.Series) else pd.Series(values, dtype=object)).reset_index(drop=True)
     used = np.ones(len(series), bool) if wanted is None else wanted
     missing = np.flatnonzero(series.isna().to_numpy() & used)
     if len(missing):
@@ -99,18 +99,39 @@ def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[o
             f"(the first is example {missing[0]}); fill them, or leave these examples out (--only; of --values their rows)"
         )
     kept = series[used]
-    if pd.api.types.is_float_dtype(kept):
-        if (endless := np.isinf(kept)).any():
-            raise InvalidInputError(
-                f"task {name!r}: expected classes, found an infinite value ({kept[endless].iloc[0]:g}) at example "
-                f"{kept.index[endless][0]}; give it another, or leave it out"
-            )
-        if (broken := kept % 1 != 0).any():
-            raise InvalidInputError(f"task {name!r}: expected classes, found fractions such as {kept[broken].iloc[0]:g}; bin them first")
-        kept = kept.astype(int)
     codes = np.full(len(series), -1, dtype=np.intp)
-    codes[used], ordered = pd.factorize(kept, sort=True)
+    codes[used], ordered = pd.factorize(_classes(name, kept), sort=True)
     return Task(name, codes, tuple(str(value) for value in ordered))
+
+
+def _classes(name: str, values: pd.Series) -> pd.Series:
+    """Values without a missing one as classes of one kind: truth values, whole numbers, or text."""
+    kinds: dict[str, object] = {}
+    for value in values.drop_duplicates() if values.dtype != object else values:
+        kinds.setdefault(_kind(value), value)
+    if len(kinds) > 1:
+        found = " and ".join(f"{kind} such as {value!r}" for kind, value in kinds.items())
+        raise InvalidInputError(f"task {name!r}: expected classes of one kind, found {found}; write all of them as text")
+    if "numbers" not in kinds or pd.api.types.is_integer_dtype(values.dtype):
+        return values
+    whole = []
+    for place, value in zip(values.index, values, strict=True):
+        if isinstance(value, float | np.floating) and not np.isfinite(value):
+            raise InvalidInputError(
+                f"task {name!r}: expected classes, found an infinite value ({value:g}) at example {place}; give it another, or leave it out"
+            )
+        if value % 1 != 0:
+            raise InvalidInputError(f"task {name!r}: expected classes, found fractions such as {value:g}; bin them first")
+        whole.append(int(value))
+    return pd.Series(whole, index=values.index, dtype=object)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "truth values"
+    if isinstance(value, int | float | np.number):
+        return "numbers"
+    return "text" if isinstance(value, str) else type(value).__name__
 
 
 def find_task(
@@ -139,14 +160,16 @@ def find_task(
     if values is not None and name in values:
         if name in _BUILT_IN or name in table.columns:
             raise InvalidInputError(f"expected a new name for values by example id, found {name!r}, a task of every store; choose another")
-        by_id = pd.Series(dict(values[name]), dtype=object).dropna().infer_objects()
-        there = table["id"].isin(by_id.index).to_numpy()
+        by_id = values[name]
+        own = pd.Series([by_id.get(number) for number in table["id"]], dtype=object)  # of numbers a column of floats would change some
+        there = own.notna().to_numpy()
         if not (there & wanted).any():
+            given = [number for number, value in by_id.items() if not pd.isna(value)]  # type: ignore[call-overload]
             raise InvalidInputError(
                 f"task {name!r}: expected values by example id such as {table['id'].iloc[0]!r}, found none of these examples' "
-                f"among {len(by_id)} such as {by_id.index[0] if len(by_id) else ''!r}; give the ids that the store has"
+                f"among {len(given)} such as {given[0] if given else ''!r}; give the ids that the store has"
             )
-        found = task_from_values(name, table["id"].map(by_id), wanted & there)
+        found = task_from_values(name, own, wanted & there)
     elif name in ("truth", "choice"):
         questions = store.provenance.get("data", {}).get("labels") == "choice"
         if questions != (name == "choice"):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.probe.validation.folds import Folds, grouped_folds, number_groups
+from stratascope.store.io.example_identity import IMAGE, group_labels
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Leakage:
     shared: int
     """Test examples whose image (or other group) also occurs in training."""
     groups: str
+    renamed: int = 0
+    """Of the shared ones, those whose image occurs in training under other file names only."""
 
     @property
     def share(self) -> float:
@@ -30,7 +33,8 @@ class Leakage:
 
     def __str__(self) -> str:
         seen = f"{self.shared:,} of {self.test:,} test examples ({self.share:.0%})"
-        return f"{seen} share their {self.groups} with one of {self.train:,} training examples"
+        renamed = f" ({self.renamed:,} of them under another file name)" if self.renamed else ""
+        return f"{seen} share their {self.groups} with one of {self.train:,} training examples{renamed}"
 
 
 def split_leakage(
@@ -52,12 +56,13 @@ def split_leakage(
     column
         Which says the part.
     groups
-        Which says the group, such as the image.
+        Which says the group; `image` compares images by content where the table has `image_sha256`, else by name.
     """
     learned, tested = _masks(examples, train, test, column)
-    known = set(examples.loc[learned, groups])
-    shared = int(examples.loc[tested, groups].isin(known).sum())
-    return Leakage(int(learned.sum()), int(tested.sum()), shared, groups)
+    leaked = _leaked(group_labels(examples, groups), learned) & tested
+    by_name = _leaked(examples[groups].to_numpy(dtype=str), learned)
+    renamed = int((leaked & ~by_name).sum()) if groups == IMAGE else 0
+    return Leakage(int(learned.sum()), int(tested.sum()), int(leaked.sum()), groups, renamed)
 
 
 def official_split(
@@ -95,20 +100,25 @@ def official_split(
     """
     learned, tested = _masks(examples, train, test, column)
     codes = np.zeros(len(examples), dtype=np.intp) if classes is None else np.asarray(classes, dtype=np.intp)
-    names = examples[groups].to_numpy(dtype=str)
+    names = group_labels(examples, groups)
     try:
         inner = grouped_folds(names, np.where(learned, codes, -1), folds=folds, seed=seed, class_names=class_names, by=groups)
     except TooFewExamplesError as error:
         raise TooFewExamplesError(f"training examples, {column} {', '.join(train)}: {error}") from error
     tested = tested & (codes >= 0)
     if not keep_leaked:
-        tested = tested & ~examples[groups].isin(set(examples.loc[learned, groups])).to_numpy()
+        tested = tested & ~_leaked(names, learned)
     if not tested.any():
         raise TooFewExamplesError(
             f"expected test examples in {column} {', '.join(test)}, found none that take part; choose another split (--split)",
             in_python="keep_leaked=True",
         )
     return Folds(of=np.where(tested, folds, inner.of), groups=number_groups(names), seed=seed, test=folds)
+
+
+def _leaked(names: NDArray[np.str_], learned: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(example,) whether the group of an example occurs among the training examples."""
+    return np.isin(names, np.unique(names[learned]))
 
 
 def _masks(examples: pd.DataFrame, train: Sequence[str], test: Sequence[str], column: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stratascope.errors import StoreError
+from stratascope.store.io.access import folder_in_zip
 
 PIECE = 1 << 20
 """Bytes that are read at once while a file is sent."""
@@ -92,7 +93,8 @@ class ZipFiles:
                 f"{path}: expected a zip without compression, found {odd.filename} compressed or encrypted; "
                 "make it with `stratascope copy STORE NEW.zip`, or unpack it"
             )
-        self._members = {m.filename: m for m in members}
+        folder = folder_in_zip((m.filename for m in members), str(path))
+        self._members = {m.filename.removeprefix(folder): m for m in members if m.filename.startswith(folder)}
 
     def find(self, key: str) -> Stretch | None:
         """See `ServedFiles.find`."""

@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import urllib.parse
-import zipfile
+from collections.abc import Collection
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from typing import Any
 import numpy as np
 
 from stratascope.errors import InvalidInputError, StoreError
+from stratascope.results.collection import other_store, relation_to, results_in
+from stratascope.results.file import result_head
 from stratascope.results.locations import ENDING
 from stratascope.store import ActivationStore, condition_of
+from stratascope.store.io.durable import make_folder, write_output
 
 PAGE_FILES = {
     "index.html": "text/html; charset=utf-8",
@@ -40,12 +44,51 @@ def page_config(store: str, results: str | None, note: str | None = None, unwrit
     return json.dumps({key: value for key, value in told.items() if value is not None}).encode()
 
 
-def result_index(folder: Path) -> bytes:
-    """The page's index.json of a folder of results: name, size, kind, condition, and of a probe its task and position."""
+def results_shown(folder: Path, store: ActivationStore, *, shared: bool = False) -> tuple[list[str], int]:
+    """Names of the results in a folder that are of a store or its baselines, and how many are of other stores.
+
+    Parameters
+    ----------
+    folder
+        Of results.
+    store
+        Whose results are to be shown.
+    shared
+        Whether several stores may have results there; those of others are then counted, else refused.
+
+    Raises
+    ------
+    InvalidInputError
+        A result is of another store, and the folder is not shared.
+    """
+    names, others, fingerprint = [], 0, store.fingerprint()
+    for found in results_in(folder):
+        if relation_to(found, store, fingerprint) != "other":
+            names.append(found.name)
+        elif shared:
+            others += 1
+        else:
+            raise other_store(found, store)
+    return names, others
+
+
+def result_index(folder: Path, shown: Collection[str] | None = None) -> bytes:
+    """The page's index.json of a folder of results: name, size, kind, condition, and of a probe its task and position.
+
+    Parameters
+    ----------
+    folder
+        Of results.
+    shown
+        Names of the files to list; all by default.
+    """
     entries: list[dict[str, Any]] = []
     for path in sorted(folder.glob(f"*{ENDING}")):
-        head = _head(path)
-        if head is None:
+        try:
+            head = result_head(path)
+        except StoreError:  # refused when the page was made, or it came later
+            continue
+        if head is None or (shown is not None and path.name not in shown):
             continue
         attributes = head.get("attributes")
         told = attributes if isinstance(attributes, dict) else {}
@@ -63,17 +106,7 @@ def _condition(told: dict[str, Any]) -> Any:
     return told.get("condition", condition_of(found) if isinstance(found, dict) else None)
 
 
-def _head(path: Path) -> dict[str, Any] | None:
-    """Root attributes of a result; None for a file that is none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            head = json.loads(archive.read("zarr.json"))["attributes"]
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, NotImplementedError):
-        return None
-    return head if isinstance(head, dict) and head.get("format") == "stratascope-result" else None
-
-
-def export_page(folder: Path, store: str, results: Path | None = None) -> Path:
+def export_page(folder: Path, store: str, results: Path | None = None, shown: Collection[str] | None = None) -> Path:
     """Put the page into a folder, with what it needs to find a store on the same host, or at an address.
 
     Parameters
@@ -84,6 +117,8 @@ def export_page(folder: Path, store: str, results: Path | None = None) -> Path:
         Path of a folder or zip, which the page will look for at the same place relative to `folder`, or an http(s) address.
     results
         Folder of results; copied.
+    shown
+        Names of the results to copy; all by default.
 
     Returns
     -------
@@ -99,19 +134,23 @@ def export_page(folder: Path, store: str, results: Path | None = None) -> Path:
     """
     address = store if "://" in store else _relative(Path(store), folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name in PAGE_FILES:
-            (folder / name).write_bytes(page_file(name))
+            _put(folder / name, page_file(name))
         if results is not None:
-            (folder / "results").mkdir(exist_ok=True)
-            for path in sorted(results.glob(f"*{ENDING}")):
-                shutil.copyfile(path, folder / "results" / path.name)
-            (folder / "results" / "index.json").write_bytes(result_index(folder / "results"))
+            for path in sorted(path for path in results.glob(f"*{ENDING}") if shown is None or path.name in shown):
+                with path.open("rb") as source:
+                    write_output(folder / "results" / path.name, partial(shutil.copyfileobj, source))
+            make_folder(folder / "results")
+            _put(folder / "results" / "index.json", result_index(folder / "results"))
         beside = "results/" if results is not None else None
-        (folder / "view.json").write_bytes(page_config(address, beside, unwritten=_unwritten(Path(store)) if "://" not in store else None))
+        _put(folder / "view.json", page_config(address, beside, unwritten=_unwritten(Path(store)) if "://" not in store else None))
     except OSError as error:
-        raise StoreError(f"{folder}: expected to write the page, found: {error}; choose another folder") from error
+        raise StoreError(f"{folder}: expected to write the page, found: {error}; make room or choose another folder") from error
     return folder / "index.html"
+
+
+def _put(path: Path, content: bytes) -> None:
+    write_output(path, lambda file: file.write(content))
 
 
 def _unwritten(store: Path) -> list[tuple[int, int]]:

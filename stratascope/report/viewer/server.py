@@ -6,12 +6,16 @@ import gzip
 import http.server
 import re
 import secrets
+import socket
+import sys
 import threading
 import urllib.parse
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
 
-from stratascope.errors import InvalidInputError, StoreError
+from stratascope.errors import StoreError
+from stratascope.report.viewer.address import check_page_can_ask
 from stratascope.report.viewer.files import FolderFiles, ServedFiles, Stretch, files_of
 from stratascope.report.viewer.page import PAGE_FILES, page_config, page_file, result_index
 from stratascope.report.viewer.ranges import UnsatisfiableRangeError, byte_range
@@ -29,6 +33,14 @@ _POLICY = (
 _JSON = "application/json"
 _BYTES = "application/octet-stream"
 _MARKER = re.compile(r"written/c/\d+", re.ASCII)
+MOST_CONNECTIONS = 128
+"""Answered at once, each by a thread; more wait for their turn."""
+_WAITING = 1024
+"""Connections that the system keeps waiting; beyond them it drops some."""
+_IDLE, _IDLE_CROWDED = 60.0, 2.0
+"""Seconds after which a silent connection is closed; the second where others may wait."""
+_MOST_PACKED = 64 << 20
+"""Bytes of metadata that are packed in memory; larger ones are sent as they are."""
 
 
 class ViewServer:
@@ -42,31 +54,29 @@ class ViewServer:
         Folder of results to show beside it.
     port
         0 for any that is free.
+    shown
+        Names of the results to show; all by default.
 
     Raises
     ------
     StoreError
         Where there is no such store, or the port is taken.
     InvalidInputError
-        For an address that a web page cannot read, such as s3://.
+        For an address that a web page cannot read, such as s3://; see `check_page_can_ask`.
     """
 
-    def __init__(self, store: str, *, results: Path | None = None, port: int = 0) -> None:
+    def __init__(self, store: str, *, results: Path | None = None, port: int = 0, shown: Collection[str] | None = None) -> None:
         remote = "://" in store
-        if remote and not store.startswith(("http://", "https://")):
-            raise InvalidInputError(
-                f"expected a path or an http(s) address, found {store}: a web page cannot sign requests to a bucket; give the bucket's "
-                "https address, or fetch the store first with `stratascope copy`"
-            )
+        if remote:
+            check_page_can_ask(store)
         self.token = secrets.token_urlsafe(24)
         """The part of the path that nobody can guess."""
-        self._routes = _Routes(store, None if remote else files_of(Path(store)), results)
+        self._routes = _Routes(store, None if remote else files_of(Path(store)), results, shown)
         handler = type("Handler", (_Handler,), {"server_of": self})
         try:
-            self._server = http.server.ThreadingHTTPServer((HOST, port), handler)
+            self._server = _Server((HOST, port), handler)
         except (OSError, OverflowError) as error:
             raise StoreError(f"expected port {port} to be free, found: {error}; choose another with --port, or leave it out") from error
-        self._server.daemon_threads = True
         self.port = self._server.server_port
         self.hosts = frozenset({f"{HOST}:{self.port}", f"localhost:{self.port}"})
         """Values of the header Host that are answered: a foreign name that was made to lead here is refused."""
@@ -90,18 +100,60 @@ class ViewServer:
             self._server.server_close()
 
 
-def serve_store(store: str, *, results: Path | None = None, port: int = 0) -> ViewServer:
+def serve_store(store: str, *, results: Path | None = None, port: int = 0, shown: Collection[str] | None = None) -> ViewServer:
     """A server of a store's page, not yet running; see `ViewServer`."""
-    return ViewServer(store, results=results, port=port)
+    return ViewServer(store, results=results, port=port, shown=shown)
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """Keeps many connections waiting, and answers a bounded number of them at once."""
+
+    daemon_threads = True
+    request_queue_size = _WAITING
+
+    def __init__(self, address: tuple[str, int], handler: type[http.server.BaseHTTPRequestHandler]) -> None:
+        self._free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._open, self._counting, self._stopping = 0, threading.Lock(), threading.Event()
+        super().__init__(address, handler)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many connections are open that idle ones should make room."""
+        return self._open > MOST_CONNECTIONS // 2
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        while not self._free.acquire(timeout=0.1):
+            if self._stopping.is_set():
+                return self.shutdown_request(request)
+        with self._counting:
+            self._open += 1
+        return super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._counting:
+                self._open -= 1
+            self._free.release()
+
+    def shutdown(self) -> None:
+        self._stopping.set()
+        super().shutdown()
+
+    def handle_error(self, request: socket.socket | tuple[bytes, socket.socket], client_address: Any) -> None:
+        """Browsers close connections whenever they like: that is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class _Routes:
     """What lies at which path behind the token."""
 
-    def __init__(self, store: str, served: ServedFiles | None, results: Path | None) -> None:
+    def __init__(self, store: str, served: ServedFiles | None, results: Path | None, shown: Collection[str] | None = None) -> None:
         self._store = served
         self._results = FolderFiles(results) if results is not None else None
-        self._folder = results
+        self._folder, self._shown = results, shown
         if served is None:
             parts = urllib.parse.urlsplit(store)
             self.policy = _POLICY.format(connect=f"'self' {parts.scheme}://{parts.netloc}")
@@ -126,8 +178,9 @@ class _Routes:
         area, _, key = name.partition("/")
         if area == "results" and self._results is not None and self._folder is not None:
             if key == "index.json":
-                return result_index(self._folder), _JSON
-            found = self._results.find(key) if "/" not in key and key.endswith(ENDING) else None
+                return result_index(self._folder, self._shown), _JSON
+            listed = "/" not in key and key.endswith(ENDING) and (self._shown is None or key in self._shown)
+            found = self._results.find(key) if listed else None
             return None if found is None else (found, _BYTES)
         if area == "store" and self._store is not None:
             called, _, key = key.partition("/")
@@ -143,8 +196,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server_version = "stratascope"
     sys_version = ""
     disable_nagle_algorithm = True
-    timeout = 60
     server_of: ViewServer
+
+    def setup(self) -> None:
+        super().setup()
+        self.connection.settimeout(_IDLE_CROWDED if self._crowded else _IDLE)
+
+    @property
+    def _crowded(self) -> bool:
+        return isinstance(self.server, _Server) and self.server.crowded
 
     def do_GET(self) -> None:
         self._answer()
@@ -170,7 +230,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._send(204, b"", media)
         if isinstance(content, bytes):
             return self._send(200, content, media)
-        if media == _JSON and "gzip" in self.headers.get("Accept-Encoding", "") and "Range" not in self.headers:
+        if (
+            media == _JSON
+            and content.size <= _MOST_PACKED
+            and "gzip" in self.headers.get("Accept-Encoding", "")
+            and "Range" not in self.headers
+        ):
             # a store's metadata are mostly the same words again and again
             packed = gzip.compress(b"".join(content.read(0, content.size - 1)), 6, mtime=0)
             return self._send(200, packed, media, {"Content-Encoding": "gzip"})
@@ -209,6 +274,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         }  # fmt: skip
         if status == 204:
             del headers["Content-Length"]
+        if self._crowded:  # whoever waits comes sooner
+            headers["Connection"] = "close"
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()

@@ -13,12 +13,18 @@ import numpy as np
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError, StoreError
 from stratascope.store.format.json_schema import each, record_mismatch
 from stratascope.store.format.layout import FORMAT, FORMAT_VERSION, StoreLayout
+from stratascope.store.format.limits import check_depth
 
+_FILES = "model.files."
+_WEIGHTS = (".safetensors", ".bin", ".index.json")
 VOLATILE = ("created", "command", "host")
 """Fields of provenance that may differ between two runs that make the same store."""
 
 PROVENANCE = {
-    "model?": ({**each(str | None, "name? revision? family? dtype?"), "files?": dict[str, str] | None, "untrained?": int | None}, str),
+    "model?": (
+        {**each(str | None, "name? revision? family? dtype? quantization?"), "files?": dict[str, str] | None, "untrained?": int | None},
+        str,
+    ),
     "prompt?": {"name?": str, "answers?": list[str] | None},
     "data?": {"labels?": str, "examples?": Any, "images?": Any},
     "vision?": ({"full_attention?": list[int] | None}, None),
@@ -57,6 +63,7 @@ def check_attributes(attributes: Mapping[str, Any], name: str) -> StoreLayout:
     StoreError
         For a group of another kind, another version, or attributes that do not fit their digest.
     """
+    check_depth(dict(attributes), f"{name}: zarr.json")
     found = attributes.get("format")
     if found != FORMAT:
         raise StoreError(f"{name}: expected a store of Stratascope (format {FORMAT!r}), found format {found!r}; open it with what wrote it")
@@ -80,6 +87,7 @@ def check_attributes(attributes: Mapping[str, Any], name: str) -> StoreLayout:
         unlike = record_mismatch(attributes, ATTRIBUTES, "attribute")
         json.dumps(attributes["provenance"], ensure_ascii=False).encode()
         layout = StoreLayout.from_json(attributes["layout"])
+        layout.check_pieces()
     except (KeyError, TypeError, ValueError) as error:
         unlike = f"expected a layout of format version {FORMAT_VERSION}, and text in UTF-8, found: {error}"
     if unlike:
@@ -98,11 +106,33 @@ def check_agreement(held: Mapping[str, Any], expected: Mapping[str, Any], what: 
     found = differences(held, plain_json(expected, what))
     # a field that was not given and one that older stores do not have are the same
     found = {name: pair for name, pair in found.items() if not all(value in (None, "(absent)") for value in pair)}
+    if unknown := _never_recorded(held, found):
+        raise ProvenanceMismatchError(
+            "expected a store whose provenance holds digests of all of the model's files, found one that Stratascope "
+            f"{_version(held)} began, which kept none of {', '.join(unknown)}: whether they are still the same cannot be known; finish the "
+            "store with that version, or use another --out"
+        )
     if found:
         lines = "; ".join(f"{name}: the store has {_told(a)}, now {_told(b)}" for name, (a, b) in found.items())
         raise ProvenanceMismatchError(
             f"expected the {what} of the store, found other values: {lines}; use another --out, or the same settings"
         )
+
+
+def _never_recorded(held: Mapping[str, Any], found: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Names of the model's files that a store of Stratascope 0.1 has no digests of, where nothing else differs."""
+    model = held.get("model")
+    files = model.get("files") if isinstance(model, Mapping) else None
+    if not isinstance(files, Mapping) or _whole_folder(files):
+        return []
+    if not all(name.startswith(_FILES) and pair[0] == "(absent)" for name, pair in found.items()):
+        return []
+    return [name.removeprefix(_FILES) for name in found]
+
+
+def _version(held: Mapping[str, Any]) -> str:
+    libraries = held.get("libraries")
+    return str(libraries.get("stratascope")) if isinstance(libraries, Mapping) else "0.1"
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], *, ignore: tuple[str, ...] = VOLATILE) -> dict[str, tuple[Any, Any]]:
@@ -124,6 +154,29 @@ def condition_of(provenance: Mapping[str, Any]) -> str:
     if not isinstance(model, Mapping) or model.get("untrained") is None:
         return condition
     return "untrained" if condition == "original" else f"untrained, {condition}"
+
+
+def same_model_files(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two models, `model` of provenances, were made from the same files, as far as both say.
+
+    Weights do not count where one of the two was drawn anew, nor settings where one store is of Stratascope 0.1, which kept no digests
+    of them.
+    """
+    left, right = (dict(model.get("files") or {}) for model in (a, b))
+    both = left.keys() & right.keys()
+    apart = (left.keys() ^ right.keys()) | {name for name in both if left[name] != right[name]}
+    one_drawn = (a.get("untrained") is None) != (b.get("untrained") is None)
+    whole = [_whole_folder(files) for files in (left, right)]
+    if one_drawn:
+        apart = {name for name in apart if not name.endswith(_WEIGHTS)}
+    if whole[0] != whole[1] or (one_drawn and not any(whole)):
+        apart &= both
+    return not apart
+
+
+def _whole_folder(files: Mapping[str, Any]) -> bool:
+    """Whether digests are of all files of a model's folder, and not those that Stratascope 0.1 kept."""
+    return any(name in files for name in ("processor_config.json", "preprocessor_config.json"))
 
 
 def digest(value: Any) -> str:

@@ -8,6 +8,7 @@ many threads as there are cores (so that bytes depend on the machine). Any Zarr 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 
 from stratascope.errors import StoreError
 from stratascope.store.format.arrays import ArraySpec
+from stratascope.store.format.limits import blosc_size, zstd_size
+from stratascope.store.io.links import UnreadError
 
 ZSTD_LEVEL = 3
 BLOSC = {"cname": "lz4", "clevel": 5, "shuffle": Blosc.BITSHUFFLE}
@@ -61,18 +64,27 @@ def decode_chunk(spec: ArraySpec, data: bytes | memoryview, what: str, into: NDA
     Raises
     ------
     StoreError
-        For bytes that do not fit their checksum or do not decode to a chunk; `what` names it.
+        For bytes that do not fit their checksum or announce another size than that of a chunk; `what` names it.
+    UnreadError
+        For bytes that fit their checksum but could not be decompressed: they are as they were written.
     """
     inner = _without_checksum(data, what)
-    expected = int(np.prod(spec.chunk)) * np.dtype(spec.dtype).itemsize
+    expected = math.prod(spec.chunk) * np.dtype(spec.dtype).itemsize
+    # before anything is allocated: a chunk of another size would fill memory, or leave part of `into` as it was
+    size = {"floats": blosc_size, "zstd": zstd_size}[spec.codec](inner) if spec.codec in _CODECS else len(inner)
+    if size != expected:
+        raise StoreError(f"expected {expected} bytes in {what}, found {'no' if size is None else size}")
     try:
         plain = _CODECS[spec.codec].decode(inner, out=into) if spec.codec in _CODECS else inner
-    except Exception as error:  # the codecs raise many kinds
-        raise StoreError(f"expected {what} to decompress, found: {error}") from error
+    except MemoryError as error:
+        raise MemoryError(f"expected {expected:,} bytes for {what} of {spec.name}") from error
+    except Exception as error:  # the codecs raise many kinds, also where they get no memory
+        raise UnreadError(
+            f"expected to decompress {what} of {spec.name}, whose checksum is right, found: {error}; "
+            "free memory and run again: nothing shows that it is damaged"
+        ) from error
     if into is not None and spec.codec in _CODECS:
         return into
-    if len(plain) != expected:
-        raise StoreError(f"expected {expected} bytes in {what}, found {len(plain)}")
     return np.frombuffer(plain, dtype=np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.chunk)
 
 

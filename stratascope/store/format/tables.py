@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -14,13 +14,22 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from stratascope.errors import InvalidInputError, StoreError
+from stratascope.errors import InvalidInputError, StoreError, out_of_memory
+from stratascope.store.format.limits import MOST_ARRAY
 from stratascope.store.format.shards import ZSTD_LEVEL
+from stratascope.store.io.links import UnreadError
 
 AT_ONCE = 1 << 24
 """Bytes of an array that are unpacked at once."""
 MOST_VALUES, MOST_TEXTS, MOST_CHUNKS = 1 << 29, 1 << 25, 1 << 20
 """In an array that is read whole: numbers, texts, files."""
+CODECS = frozenset({"bytes", "vlen-utf8", "zstd", "crc32c"})
+"""Names of the codecs of an array that is read whole: others could unpack a small file to any size."""
+TEXT_CHUNKS = 8
+"""Chunks of text that are unpacked at once."""
+
+EXACT_AS_FLOAT = 1 << 53
+"""The largest whole number up to which all are numbers of float64."""
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -72,7 +81,8 @@ def put_table(
     Raises
     ------
     InvalidInputError
-        For an index of its own, a name that occurs twice, or a column of another kind than numbers, truth values or text.
+        For an index of its own, a name that occurs twice, a column of another kind than numbers, truth values or text, or whole numbers
+        that the column would change.
     """
     if not isinstance(frame.index, pd.RangeIndex) or frame.index.start != 0 or frame.index.step != 1:
         raise InvalidInputError(f"table {name!r}: expected the plain index 0..n-1, found another; call reset_index first")
@@ -94,10 +104,12 @@ def put_table(
 
 
 def get_table(group: zarr.Group) -> pd.DataFrame:
-    """The table that `put_table` wrote; StoreError for a group that is none."""
+    """The table that `put_table` wrote; StoreError for a group that is none, or that a server does not send."""
     try:
         columns: Any = group.attrs["columns"]
         rows: Any = group.attrs["rows"]
+        if isinstance(rows, bool) or not isinstance(rows, int) or not 0 <= rows <= MOST_TEXTS:
+            raise StoreError(f"expected a number of rows within 0..{MOST_TEXTS}, found {rows!r}")
         data = {}
         for column in columns:
             values = as_numpy(group[column["array"]])
@@ -109,8 +121,13 @@ def get_table(group: zarr.Group) -> pd.DataFrame:
             else:
                 data[column["name"]] = pd.Series(values)
         return pd.DataFrame(data, index=pd.RangeIndex(rows), columns=[c["name"] for c in columns])
+    except UnreadError:
+        raise
     except Exception as error:  # checksums, codecs and files fail in many ways
-        raise StoreError(f"{group.store}: expected a whole table in group {group.path}, found: {error}; fetch the store again") from error
+        if out_of_memory(error):
+            raise MemoryError(f"{group.store}: table {group.path}") from error
+        found = f"no {error}" if isinstance(error, KeyError) else error
+        raise StoreError(f"{group.store}: expected a whole table in group {group.path}, found: {found}; fetch the store again") from error
 
 
 def as_numpy(array: Any) -> NDArray[Any]:
@@ -125,13 +142,18 @@ def as_numpy(array: Any) -> NDArray[Any]:
     if 0 in array.shape:
         values = np.zeros(array.shape, dtype=array.dtype)
     else:
-        values = _by_pieces(array) if not text and array.nbytes > AT_ONCE else np.asarray(array[...])
+        values = _text_by_pieces(array) if text else _by_pieces(array) if array.nbytes > AT_ONCE else np.asarray(array[...])
     return values.astype(object) if values.dtype.kind in "TU" else values
 
 
 def checked_size(array: Any) -> bool:
-    """Whether a Zarr array is of text; StoreError for a shape that nothing written by this package has."""
+    """Whether a Zarr array is of text; StoreError for a shape or a codec that nothing written by this package has."""
     text = str(array.dtype)[:1] not in "biuf"
+    codecs = {codec["name"] for codec in array.metadata.to_dict()["codecs"]}
+    if not codecs <= CODECS:
+        raise StoreError(
+            f"expected an array packed by zstd, found codec {', '.join(sorted(codecs - CODECS))} in {array.path}; fetch the file again"
+        )
     if array.size > (MOST_TEXTS if text else MOST_VALUES) or math.prod(array.cdata_shape) > MOST_CHUNKS:
         raise StoreError(
             f"expected an array of a size that is read whole, found shape {array.shape} in {array.path}: its metadata are damaged"
@@ -141,28 +163,58 @@ def checked_size(array: Any) -> bool:
 
 def _by_pieces(array: Any) -> NDArray[Any]:
     """A large array some chunks at a time: Zarr holds all that it unpacks at once beside what it returns."""
-    values = np.zeros(array.shape, dtype=array.dtype)
     cut = max(range(array.ndim), key=lambda axis: array.cdata_shape[axis])
     step = max(1, array.chunks[cut] * (array.cdata_shape[cut] * AT_ONCE // array.nbytes))
+    values: NDArray[Any] | None = None
     for start in range(0, array.shape[cut], step):
         piece = (*[slice(None)] * cut, slice(start, start + step))
-        values[piece] = array[piece]
-    return values
+        found = array[piece]
+        if values is None:  # only when there is something to hold: the shape alone is what a stranger claims
+            values = np.zeros(array.shape, dtype=array.dtype)
+        values[piece] = found
+    return cast("NDArray[Any]", values)
+
+
+def _text_by_pieces(array: Any) -> NDArray[Any]:
+    """An array of text some chunks at a time; StoreError as soon as there is more text than `MOST_ARRAY`."""
+    if not array.ndim:
+        return np.asarray(array[...])
+    values: NDArray[Any] | None = None
+    step, characters = array.chunks[0] * TEXT_CHUNKS, 0
+    for start in range(0, array.shape[0], step):
+        piece = np.asarray(array[start : start + step]).astype(object)
+        characters += sum(map(len, piece.flat))
+        if characters > MOST_ARRAY:
+            raise StoreError(f"expected at most {MOST_ARRAY:,} characters in {array.path}, found more; fetch the file again")
+        if values is None:
+            values = np.empty(array.shape, dtype=object)
+        values[start : start + step] = piece
+    return cast("NDArray[Any]", values)
 
 
 def whole_values(array: Any, name: str) -> NDArray[Any]:
     """As `as_numpy`, of the store `name`; StoreError where files are missing or damaged."""
     try:
         return as_numpy(array)
+    except UnreadError:
+        raise
     except Exception as error:  # checksums, codecs and files fail in many ways
+        if out_of_memory(error):
+            raise MemoryError(f"{name}: {array.path}") from error
         raise StoreError(f"{name}: expected to read {array.path}, found: {error}; fetch the store again") from error
 
 
 def _column(series: pd.Series[Any], where: str) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     if pd.api.types.is_bool_dtype(series.dtype) and not series.isna().any():
         return series.to_numpy(dtype=bool), None
-    if pd.api.types.is_integer_dtype(series.dtype) and not series.isna().any():
-        return series.to_numpy(dtype=np.int64), None
+    if pd.api.types.is_integer_dtype(series.dtype):
+        there = series.dropna()
+        if len(there) == len(series) and (not len(series) or int(series.max()) < 1 << 63):
+            return series.to_numpy(dtype=np.int64), None
+        if len(there) and max(abs(int(there.max())), abs(int(there.min()))) > EXACT_AS_FLOAT:
+            raise InvalidInputError(
+                f"{where}: expected whole numbers up to 2^63 - 1, or 2^53 beside missing values, found {there.max()}; give them as text"
+            )
     if pd.api.types.is_float_dtype(series.dtype) or pd.api.types.is_integer_dtype(series.dtype):
         narrow = str(series.dtype) == "float32"
         return series.to_numpy(dtype=np.float32 if narrow else np.float64, na_value=np.nan), None

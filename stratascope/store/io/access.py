@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import urllib.parse
+import contextlib
 import zipfile
+import zlib
 from collections.abc import Iterable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,45 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore, ZipStore
 
-from stratascope.errors import MissingExtraError, StoreError
+from stratascope.addresses import is_address, without_secrets
+from stratascope.errors import StoreError, out_of_memory
 from stratascope.store.format.arrays import ArraySpec
+from stratascope.store.format.limits import check_chunk, check_member, check_metadata_size, too_deep
+from stratascope.store.io.links import StoreFolder
+from stratascope.store.io.remote import UnreachableError, open_remote, silenced_panics
+
+__all__ = ["GuardedStore", "UnreachableError", "checked_array", "is_url", "open_root", "open_target"]
 
 RESULT_FORMAT = "stratascope-result"
 """What the root of a results file calls its format."""
 MARKERS = "written/c/"
 """The one place where absence has a meaning: the block is not written."""
-PATIENCE: Any = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
-"""With a server that does not answer, or not well: some seconds, so that a wrong address is told soon."""
-
-
-class UnreachableError(StoreError):
-    """A store behind an address could not be asked: nothing is known to be wrong with it."""
+_DAMAGED_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+"""What reading a member of a zip raises where it is damaged, encrypted, or compressed in a way that Python does not know."""
 
 
 class GuardedStore(WrapperStore[Store]):
-    """A read-only view of a Zarr store in which a file of values that is missing or empty is an error, never fill."""
+    """A read-only view of a Zarr store in which a file of values that is missing or empty is an error, never fill.
+
+    Symbolic links in a folder, and files that unpack to absurd sizes, are refused before they are read.
+
+    Parameters
+    ----------
+    store
+        The store.
+    folder
+        Where in the store the keys begin, such as "demo/original.zarr/" in a zip of that folder.
+    """
+
+    def __init__(self, store: Store, folder: str = "") -> None:
+        super().__init__(store)
+        self.folder = folder
+        """Where in the store the keys begin."""
+        self.files: StoreFolder | None = StoreFolder(Path(store.root)) if isinstance(store, LocalStore) else None
+        """Checked paths of a local folder."""
+
+    def _with_store(self, store: Store) -> GuardedStore:
+        return type(self)(store, self.folder)
 
     @property
     def wrapped(self) -> Store:
@@ -39,18 +60,29 @@ class GuardedStore(WrapperStore[Store]):
         return self._store
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """The bytes of a key.
+        """The bytes of a key, which the Zarr library unpacks.
 
         Raises
         ------
         StoreError
-            For a missing or empty file of values other than a marker, and for a server that ignores ranges.
+            For a missing or empty file of values other than a marker, for one that unpacks to an absurd size, a symbolic link in a
+            folder.
+        UnreachableError
+            For a server that ignores ranges, refuses, or does not answer.
         """
+        value = await self.raw(key, prototype, byte_range)
+        if value is not None and byte_range is None and _holds_values(key):
+            check_chunk(value.as_numpy_array()[:18].tobytes(), len(value), key)
+        return value
+
+    async def raw(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """As `get`, of bytes that this package unpacks itself."""
+        self._check_size(key)
         try:
-            value = await self._store.get(key, prototype, byte_range)
+            value = await self._store.get(f"{self.folder}{key}", prototype, byte_range)
         except Exception as error:
-            if type(error).__module__.startswith("obstore"):
-                raise UnreachableError(_network(key, error)) from error
+            if isinstance(error, _DAMAGED_MEMBER) and not out_of_memory(error):
+                raise StoreError(f"expected a whole file in the zip, found damage in {key}: {error}; fetch it again") from error
             raise
         if _holds_values(key) and (value is None or len(value) == 0):
             if value is None and key.startswith(MARKERS):
@@ -60,6 +92,15 @@ class GuardedStore(WrapperStore[Store]):
                 f"expected values in {key}, found {what}; run `stratascope verify --repair` and extract again, or fetch it again"
             )
         return value
+
+    def _check_size(self, key: str) -> None:
+        """Refuse a link, oversized metadata and a member of a zip that unpacks to far more than it is."""
+        if self.files is not None:
+            path = self.files.path(key)
+            if key.endswith("zarr.json") and path.is_file():
+                check_metadata_size(path.stat().st_size, key)
+        elif isinstance(self._store, ZipStore) and (member := self._store._zf.NameToInfo.get(f"{self.folder}{key}")) is not None:
+            check_member(member, str(self._store.path))
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -80,15 +121,37 @@ def open_target(target: str | Path | Store) -> tuple[GuardedStore, str]:
         return GuardedStore(target), str(target)
     name = str(target)
     if is_url(name):
-        return GuardedStore(_remote(name)), name
-    path = Path(target)
+        return GuardedStore(open_remote(name)), without_secrets(name)
+    path = Path(target).absolute()  # what is read later must not depend on the working folder
     if path.is_dir():
         return GuardedStore(LocalStore(path, read_only=True)), name
     if not path.exists():
         raise StoreError(f"{name}: expected a store (folder, zip or URL), found nothing; check the path")
-    if not zipfile.is_zipfile(path):
+    if not path.is_file() or not zipfile.is_zipfile(path):
         raise StoreError(f"{name}: expected a folder or a zip, found a file of another kind or a damaged zip; fetch it again")
-    return GuardedStore(ZipStore(path, mode="r")), name
+    zipped = ZipStore(path, mode="r")
+    try:
+        zipped._sync_open()
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
+        raise StoreError(f"{name}: expected a folder or a zip, found a damaged zip: {error}; fetch it again") from error
+    return GuardedStore(zipped, folder_in_zip(zipped._zf.namelist(), name)), name
+
+
+def folder_in_zip(members: Iterable[str], name: str) -> str:
+    """The folder of a zip that holds the store, ending in a slash; empty where the store lies at the top, or nowhere.
+
+    Raises
+    ------
+    StoreError
+        Where several folders hold a store.
+    """
+    roots = [member.removesuffix("zarr.json") for member in members if member.endswith("/zarr.json") or member == "zarr.json"]
+    depth = min((root.count("/") for root in roots), default=0)
+    found = sorted({root for root in roots if root.count("/") == depth})
+    if len(found) > 1:
+        listed = ", ".join(root.rstrip("/") for root in found[:5])
+        raise StoreError(f"{name}: expected one store in the zip, found {len(found)}: {listed}; unpack it and give the folder of one")
+    return found[0] if found else ""
 
 
 def open_root(store: Store, name: str) -> zarr.Group:
@@ -100,7 +163,8 @@ def open_root(store: Store, name: str) -> zarr.Group:
         Where there is no Zarr v3 group with consolidated metadata.
     """
     try:
-        return zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=True)
+        with silenced_panics() if is_url(name) else contextlib.nullcontext():
+            return zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=True)
     except StoreError:
         raise
     except FileNotFoundError as error:
@@ -110,6 +174,10 @@ def open_root(store: Store, name: str) -> zarr.Group:
             ) from error
         raise StoreError(f"{name}: expected a store, found no zarr.json there; check the path") from error
     except Exception as error:  # damaged or foreign metadata fails in many ways
+        if out_of_memory(error):
+            raise
+        if isinstance(error, RecursionError):
+            raise too_deep(f"{name}: zarr.json") from error
         if _holds_results(store):
             raise StoreError(f"{name}: expected a store, found a results file; give the store that it was made from") from error
         raise StoreError(f"{name}: expected the consolidated metadata of a Zarr v3 group, found: {error}") from error
@@ -140,46 +208,7 @@ def checked_array(root: zarr.Group, spec: ArraySpec, name: str) -> Any:
 
 def is_url(name: str) -> bool:
     """Whether a target is an address and not a path."""
-    return "://" in name
-
-
-def _remote(url: str) -> Store:
-    try:
-        from obstore.store import from_url
-        from zarr.storage import ObjectStore
-    except ImportError as error:
-        raise MissingExtraError("expected the package obstore for reading URLs, found none; run `pip install obstore`") from error
-    scheme, _, rest = url.rstrip("/").partition("://")
-    quoted = urllib.parse.quote(rest, safe="/:%@[]-._~")
-    options: dict[str, Any] = {"client_options": {"allow_http": True}} if scheme == "http" else {}
-    try:
-        return ObjectStore(from_url(f"{scheme}://{quoted}", retry_config=PATIENCE, **options), read_only=True)
-    except Exception as error:
-        raise StoreError(f"{url}: expected an address that can be read (http, https, s3, gs, az), found: {_short(error)}") from error
-
-
-def _network(key: str, error: Exception) -> str:
-    text = _short(error)
-    if "ange" in text and ("upport" in text or "artial" in text):
-        return (
-            f"expected a server that answers Range requests, found one that does not (asked for a part of {key}); "
-            "python -m http.server is such a one: use nginx, caddy or an object store, or fetch the whole store first"
-        )
-    return f"expected to read {key}, found: {_plain(text)}; check the address and the network, then run again"
-
-
-def _plain(text: str) -> str:
-    """What went wrong, without how often and how long the client tried."""
-    address = re.search(r"performing \w+ (\S+)", text)
-    cause = text.rpartition(" - ")[2].removeprefix("HTTP error: ")
-    if address is None or not cause:
-        return text
-    return f"{'no server answers' if cause == 'error sending request' else cause} ({address[1]})"
-
-
-def _short(error: Exception) -> str:
-    """The message without the dump of the request that obstore appends."""
-    return " ".join(str(error).partition("Debug source")[0].split())
+    return is_address(name)
 
 
 def _holds_values(key: str) -> bool:

@@ -12,11 +12,12 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from stratascope.errors import StoreError
+from stratascope.store.io.links import own_path
 
 try:
     import fcntl
@@ -24,13 +25,15 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _HOLDER = ".holder"
+CLAIMS = "written/claims"
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 ABANDONED_AFTER = 900.0
 """Seconds after which a claim on a file system without locks counts as abandoned: a block takes seconds to write."""
 
 
 def claims_folder(store: Path) -> Path:
     """Where claims lie: inside an array's folder, where no Zarr reader looks for groups."""
-    return store / "written" / "claims"
+    return store / CLAIMS
 
 
 @contextmanager
@@ -42,25 +45,66 @@ def block_claim(store: Path, block: int) -> Iterator[None]:
     StoreError
         Where another writer, here or on another machine, holds it; it names that writer.
     """
-    folder = claims_folder(store)
-    folder.mkdir(exist_ok=True)
-    path = folder / str(block)
+    own_path(store, CLAIMS).mkdir(exist_ok=True)
+    path = own_path(store, f"{CLAIMS}/{block}")
+    own_path(store, f"{CLAIMS}/{block}{_HOLDER}")
     held = _take(path)
     if held is None:
         raise StoreError(
             f"{store}: expected block {block} to be free, found it being written by {_holder(path)}; "
-            "give each process a part of its own (--shard 0/2 and --shard 1/2)",
+            + _left_behind(path)
+            + "give each process a part of its own (--shard 0/2 and --shard 1/2)",
             in_python="rank i of n takes blocks i, i + n, ...",
         )
-    descriptor, path = held
+    with _signed(*held):
+        yield
+
+
+@contextmanager
+def file_claim(path: Path, what: str) -> Iterator[Callable[[], None]]:
+    """Hold a file that stands for something that one process alone may do; `what` says what that is.
+
+    Yields
+    ------
+    callable
+        To be called now and then in work of more than ABANDONED_AFTER seconds, so that the claim does not count as abandoned.
+
+    Raises
+    ------
+    StoreError
+        Where another process holds it.
+    """
+    held = _take(path)
+    if held is None:
+        raise StoreError(
+            f"expected no other process {what}, found {_holder(path)} at it; {_left_behind(path)}wait until it is done, or stop it"
+        )
+    with _signed(*held):
+        yield lambda: os.utime(held[1])
+
+
+@contextmanager
+def _signed(descriptor: int, path: Path) -> Iterator[None]:
+    """Say in a claim who holds it; at the end the claim is gone."""
     try:
         os.ftruncate(descriptor, 0)
-        me = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "processes": _processes(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         os.write(descriptor, json.dumps(me).encode())
         yield
     finally:
         path.unlink(missing_ok=True)  # while still held: whoever waits on this file sees that it is gone
         os.close(descriptor)
+
+
+def _left_behind(path: Path) -> str:
+    """What to do where a claim is a file, which outlives its process; empty where claims are locks."""
+    held = path.with_name(f"{path.name}{_HOLDER}")
+    if not held.exists():
+        return ""
+    return (
+        f"this file system knows no locks: if that process is dead, remove {held} and run again, or wait until the file is "
+        f"{ABANDONED_AFTER / 60:.0f} minutes old; if it runs, "
+    )
 
 
 class WriterPresence:
@@ -71,9 +115,8 @@ class WriterPresence:
         self.alone = False
         if fcntl is None:
             return
-        folder = claims_folder(store)
-        folder.mkdir(exist_ok=True)
-        descriptor = os.open(folder / "writers", os.O_RDWR | os.O_CREAT, 0o666)
+        own_path(store, CLAIMS).mkdir(exist_ok=True)
+        descriptor = os.open(own_path(store, f"{CLAIMS}/writers"), os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.alone = True
@@ -97,7 +140,7 @@ class WriterPresence:
 def _take(path: Path) -> tuple[int, Path] | None:
     """A descriptor that holds the claim, with its file, or None where another holds it."""
     while fcntl is not None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -121,7 +164,7 @@ def _take_by_existence(path: Path) -> tuple[int, Path] | None:
     mine = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     mine.touch()  # by the file system's own clock, not this machine's
     try:
-        if mine.stat().st_mtime - path.stat().st_mtime < ABANDONED_AFTER:
+        if not _died_here(path) and mine.stat().st_mtime - path.stat().st_mtime < ABANDONED_AFTER:
             return None
         os.replace(path, mine)  # one process alone can move the abandoned file away
     except FileNotFoundError:
@@ -131,6 +174,28 @@ def _take_by_existence(path: Path) -> tuple[int, Path] | None:
     with contextlib.suppress(FileExistsError):
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), path
     return None
+
+
+def _died_here(path: Path) -> bool:
+    """Whether a claim is of a process of this machine that runs no more."""
+    try:
+        who = json.loads(path.read_text())
+        if not who["processes"] or who["processes"] != _processes():
+            return False
+        os.kill(int(who["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return False
+
+
+def _processes() -> str:
+    """What tells apart machines and containers, whose numbers of processes have nothing to do with each other; empty where unknown."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
 
 
 def _holder(path: Path) -> str:

@@ -25,7 +25,7 @@ from stratascope.store.format.layout import STATUS_CODES, StoreLayout
 from stratascope.store.format.provenance import store_attributes
 from stratascope.store.format.shards import ZSTD_LEVEL
 from stratascope.store.format.tables import put_array, put_table
-from stratascope.store.io.durable import PARTIAL, flush_folder, write_file
+from stratascope.store.io.durable import PARTIAL, move_folder, write_file
 
 ROOT_COLUMNS = {"id": "example", "relation": "relation", "label": "label"}
 """Columns of the table of examples that are arrays of the root group, so that xarray makes them coordinates."""
@@ -90,8 +90,7 @@ def create_store(
     try:
         for key, data in files.items():
             write_file(partial / key, [data])
-        os.rename(partial, target)
-        flush_folder(target.parent)
+        move_folder(partial, target, {key: hashlib.sha256(data).digest() for key, data in files.items()})
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):

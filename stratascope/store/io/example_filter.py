@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
     from stratascope.store.io.reader import ActivationStore
 
 
+_TRUTHS = {"true", "false"}
+_FRACTION = re.compile(r"-?[0-9]+\.[0-9]+")
+"""A number with a decimal point, which may be a whole one: 1.0."""
+
+NO_VALUE = "no value"
+"""What examples are called that have no value in a column by which a result is divided."""
 CATEGORY = "category"
 """What examples can be chosen by though it is no column of theirs: the meta category of the relation."""
 
@@ -54,12 +62,18 @@ def chosen_examples(store: ActivationStore, only: Sequence[str]) -> NDArray[np.b
         column, _, value = text.partition("=")
         values.setdefault(column, []).append(value)
     chosen = np.ones(store.layout.examples, dtype=bool)
-    for column, wanted in values.items():
+    for column, asked in values.items():
         there = column_texts(store, column)
-        for value in wanted:
-            if not (there == value).any():
+        known = set(there.dropna())
+        kind = _kind_of(store, column, known)
+        wanted = [_as_spelled(value, kind, known) for value in asked]
+        for value, spelled in zip(asked, wanted, strict=True):
+            if spelled not in known:
+                missing = int(there.isna().sum())
+                has = ", ".join(sorted(known, key=_by_size)[:8]) or "no value"
                 raise InvalidInputError(
-                    f"expected to choose by a value of {column}, found {value!r}; it has {', '.join(sorted(set(there))[:8])}"
+                    f"expected to choose by a value of {column}, found {value!r}; it has {has}"
+                    + (f", and none in {missing:,} of {len(there):,} examples" if missing else "")
                 )
         chosen &= there.isin(wanted).to_numpy()
     if not chosen.any():
@@ -68,9 +82,10 @@ def chosen_examples(store: ActivationStore, only: Sequence[str]) -> NDArray[np.b
 
 
 def column_texts(store: ActivationStore, column: str) -> pd.Series[str]:
-    """A column of a store's examples as text, by which they are chosen and told apart.
+    """A column of a store's examples as text, by which they are chosen and told apart; missing where an example has no value.
 
-    `category` is the meta category of each example's relation, unless the examples have a column of that name.
+    Whole numbers are written without a decimal point, also in a column with missing values. `category` is the meta category of each
+    example's relation, unless the examples have a column of that name.
 
     Raises
     ------
@@ -78,13 +93,57 @@ def column_texts(store: ActivationStore, column: str) -> pd.Series[str]:
         If there is no such `column`.
     """
     if column in store.examples.columns:
-        return store.examples[column].astype(str)
+        import pandas as pd
+
+        values = store.examples[column]
+        texts = [None if gone else value_text(value) for value, gone in zip(values, values.isna(), strict=True)]
+        return pd.Series(texts, index=values.index, dtype=object)
     if column == CATEGORY:
         return store.examples["relation"].map(category_of)
     raise InvalidInputError(
         f"expected a column of the examples, found {column!r}; columns are {', '.join(map(str, store.examples))}, and {CATEGORY} (of the "
         "relation)"
     )
+
+
+def value_text(value: Any) -> str:
+    """A value of a column as text: 2.0 as 2, truth values as True and False."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _kind_of(store: ActivationStore, column: str, known: Collection[str]) -> str:
+    """What the values of a column are: numbers, truths (also such a column with missing values, which a store holds as text), or texts."""
+    import pandas as pd
+
+    kind = store.examples[column].dtype if column in store.examples.columns else None
+    if kind is not None and pd.api.types.is_bool_dtype(kind):
+        return "truths"
+    if kind is not None and pd.api.types.is_numeric_dtype(kind):
+        return "numbers"
+    return "truths" if known and {text.lower() for text in known} <= _TRUTHS else "texts"
+
+
+def _as_spelled(value: str, kind: str, known: Collection[str]) -> str:
+    """The text by which a column has a value that was asked for; `value` itself where it has none."""
+    if value in known:
+        return value
+    if kind == "numbers" and _FRACTION.fullmatch(value):
+        exact = Decimal(value)  # a float would not tell whole numbers beyond 2^53 apart
+        return str(int(exact)) if exact == exact.to_integral_value() else str(float(value))
+    if kind == "truths":
+        alike = [text for text in known if text.lower() == value.lower()]
+        return alike[0] if len(alike) == 1 else value
+    return value
+
+
+def _by_size(text: str) -> tuple[float, str]:
+    """Order of values in a message: numbers by size."""
+    try:
+        return float(text), text
+    except ValueError:
+        return float("inf"), text
 
 
 def choice_of(attributes: Mapping[str, Any]) -> tuple[str, ...]:

@@ -23,13 +23,16 @@ def disk_sizes(store: ActivationStore) -> dict[str, int] | None:
     if isinstance(inner, LocalStore):
         root = Path(inner.root)
         for path in root.rglob("*"):
-            if path.is_file():
+            if path.is_file() and not path.is_symlink():
                 parts = path.relative_to(root).parts
                 sizes[parts[0] if len(parts) > 1 else ""] += path.stat().st_size
         return dict(sizes)
     if isinstance(inner, ZipStore):
+        folder = store.files_of.folder
         for entry in inner._zf.infolist():
-            first, _, rest = entry.filename.partition("/")
+            if not entry.filename.startswith(folder) or entry.is_dir():
+                continue
+            first, _, rest = entry.filename.removeprefix(folder).partition("/")
             sizes[first if rest else ""] += entry.file_size
         return dict(sizes)
     return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Collection
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +19,7 @@ from stratascope.store.format.layout import StoreLayout
 from stratascope.store.format.packing import decode_maps
 from stratascope.store.format.provenance import VOLATILE, check_attributes, digest
 from stratascope.store.format.tables import get_table, whole_values
-from stratascope.store.io.access import GuardedStore, checked_array, open_root, open_target
+from stratascope.store.io.access import GuardedStore, checked_array, is_url, open_root, open_target
 from stratascope.store.io.recorded_examples import held_examples, require_recorded, require_written, written_examples
 from stratascope.store.io.selection import Examples, Layers, Positions, Selection, select
 from stratascope.store.io.shard_reader import BlockFiles, byte_source
@@ -42,7 +44,7 @@ class ActivationStore:
         self.taken: dict[str, Any] | None = attributes["taken"]
         """What a copy took of its source; None for an original."""
         self.name = name
-        self._target = target
+        self._target = target if isinstance(target, Store) or is_url(str(target)) else os.path.abspath(target)
         self.files_of = store
         """The Zarr store behind it, read-only."""
         self._files = BlockFiles(byte_source(store), name, self.layout.block)
@@ -88,6 +90,10 @@ class ActivationStore:
         """Table of examples, index 0..n-1: id, image, caption, relation, label, ..., and `status` (0 where unwritten)."""
         others = self.group["examples"]
         frame = get_table(others)  # type: ignore[arg-type]
+        if len(frame) != self.layout.examples:
+            raise StoreError(
+                f"{self.name}: expected {self.layout.examples} rows in the table of examples, found {len(frame)}; fetch the store again"
+            )
         frame["id"] = self.read("example").tolist()
         frame["relation"] = self.read("relation").tolist()
         frame["label"] = self.read("label")
@@ -134,6 +140,11 @@ class ActivationStore:
         """Token id -> text, for the ids that the prompts use."""
         words = get_table(self.group["vocabulary"])  # type: ignore[arg-type]
         return dict(zip(words["id"].tolist(), words["text"].tolist(), strict=True))
+
+    @property
+    def ids(self) -> Collection[str]:
+        """The examples' ids, in their order."""
+        return self._numbers.keys()
 
     def index_of(self, example_id: str) -> int:
         """Number of the example whose id is `example_id`; NotRecordedError where there is none."""

@@ -11,20 +11,20 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.abc.store import RangeByteRequest, Store, SuffixByteRequest
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore
+from zarr.storage import ZipStore
 
 from stratascope.errors import StoreError
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.shards import ABSENT, chunk_counts, decode_chunk, decode_index, index_size
-from stratascope.store.io.access import GuardedStore, UnreachableError
+from stratascope.store.io.access import GuardedStore
+from stratascope.store.io.links import StoreFolder, UnreadError
 from stratascope.store.io.selection import Selection, listing
 
 
@@ -37,18 +37,21 @@ class ByteSource(Protocol):
     def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
         """A whole file, bytes [start, stop), or the last -start bytes where `start` is negative; None where there is no file."""
 
+    def names(self, folder: str) -> frozenset[str] | None:
+        """Names of the files in a folder; None where they cannot be listed."""
+
 
 class FolderSource(ByteSource):
     """Files of a local folder."""
 
     at_once = 1  # the codecs hold the interpreter: threads only cost
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, files: StoreFolder) -> None:
+        self._files = files
 
     def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
         try:
-            with open(self.root / key, "rb", buffering=0) as file:
+            with open(self._files.path(key), "rb", buffering=0) as file:
                 if start is None:
                     return file.read()
                 size = os.fstat(file.fileno()).st_size
@@ -57,6 +60,14 @@ class FolderSource(ByteSource):
                 return _exactly(file, max(0, (size if stop is None else min(stop, size)) - first))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:  # no permission, a disk that does not answer: the bytes themselves may be good
+            raise UnreadError(f"expected to read {key}, found: {error}; nothing shows that it is damaged: read it again later") from error
+
+    def names(self, folder: str) -> frozenset[str] | None:
+        try:
+            return frozenset(os.listdir(self._files.path(folder)))
+        except OSError:
+            return None
 
 
 class ZarrSource(ByteSource):
@@ -64,21 +75,26 @@ class ZarrSource(ByteSource):
 
     at_once = 8
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: GuardedStore) -> None:
         self.store = store
 
     def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
         part = None
         if start is not None:
             part = SuffixByteRequest(-start) if start < 0 else RangeByteRequest(start, stop if stop is not None else 2**63 - 1)
-        value = sync(self.store.get(key, default_buffer_prototype(), part))
+        value = sync(self.store.raw(key, default_buffer_prototype(), part))
         return None if value is None else bytes(value.to_bytes())
+
+    def names(self, folder: str) -> frozenset[str] | None:
+        if not isinstance(self.store.wrapped, ZipStore):
+            return None
+        start = f"{self.store.folder}{folder}/"
+        return frozenset(name.removeprefix(start) for name in self.store.wrapped._zf.namelist() if name.startswith(start))
 
 
 def byte_source(store: GuardedStore) -> ByteSource:
     """The fastest way to the bytes of a store."""
-    inner = store.wrapped
-    return FolderSource(Path(inner.root)) if isinstance(inner, LocalStore) else ZarrSource(store)
+    return FolderSource(store.files) if store.files is not None else ZarrSource(store)
 
 
 @dataclass(frozen=True)
@@ -110,13 +126,18 @@ class BlockFiles:
                 value = int(decode_chunk(spec, data, "the marker")[0])
                 if value not in (0, 1):
                     raise StoreError(f"expected 0 or 1 in the marker, found {value}")
-            except UnreachableError:
+            except UnreadError:
                 raise
             except StoreError as error:
                 raise StoreError(f"{self._name}: {key}: {error}; run `stratascope verify --repair`") from error
             return value == 1
 
-        return np.array(self._map(marked, list(keys)), dtype=bool)
+        wanted = list(keys)
+        there = self._source.names(wanted[0].rpartition("/")[0]) if wanted else None
+        found = np.zeros(len(wanted), dtype=bool)
+        asked = [i for i, key in enumerate(wanted) if there is None or key.rpartition("/")[2] in there]
+        found[asked] = self._map(marked, [wanted[i] for i in asked])
+        return found
 
     def read(self, selection: Selection) -> NDArray[Any]:
         """Values of a selection with every axis kept, floats as float32.
@@ -148,8 +169,9 @@ class BlockFiles:
         bad = {block: error for block, error in errors.items() if error is not None}
         if bad:
             first = next(iter(bad.values()))
-            if isinstance(first, UnreachableError):
-                raise UnreachableError(f"{self._name}: {first}")
+            unread = next((error for error in bad.values() if isinstance(error, UnreadError)), None)
+            if unread is not None:  # nobody knows yet whether those blocks are damaged
+                raise UnreadError(f"{self._name}: {unread}") from unread
             where = f"block{'s' if len(bad) > 1 else ''} {listing(sorted(bad))}"
             raise StoreError(
                 f"{self._name}: expected whole files of {spec.name}, found damage in {where}: {first}; "

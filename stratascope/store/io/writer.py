@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +18,10 @@ from stratascope.store.format.layout import StoreLayout
 from stratascope.store.format.provenance import check_agreement, check_attributes
 from stratascope.store.format.shards import encode_chunk, encode_file
 from stratascope.store.format.tables import as_numpy
-from stratascope.store.io.access import open_root
+from stratascope.store.io.access import GuardedStore, open_root
 from stratascope.store.io.claims import WriterPresence, block_claim
 from stratascope.store.io.durable import sweep, write_file
+from stratascope.store.io.links import own_path
 
 
 class BlockWriter:
@@ -48,7 +50,7 @@ class BlockWriter:
                 "is only read",
                 in_python="make one with create_store",
             )
-        root = open_root(LocalStore(self.path, read_only=True), str(path))
+        root = open_root(GuardedStore(LocalStore(self.path, read_only=True)), str(path))
         attributes: dict[str, Any] = dict(root.attrs)
         self.layout: StoreLayout = check_attributes(attributes, str(path))
         """Shapes of the store."""
@@ -99,7 +101,7 @@ class BlockWriter:
     def is_written(self, block: int) -> bool:
         """Whether a block is marked, as the disk says now."""
         self.layout.block_examples(block)
-        return self._marker(block).exists()
+        return os.path.lexists(self._marker(block))
 
     def pending(self, rank: int = 0, of: int = 1) -> list[int]:
         """Blocks that are not marked yet and belong to this rank: those with block % of == rank.
@@ -111,7 +113,8 @@ class BlockWriter:
         """
         if of < 1 or not 0 <= rank < of:
             raise InvalidInputError(f"expected a rank within 0..{of - 1} of at least one, found rank {rank} of {of}")
-        return [b for b in range(rank, self.layout.blocks, of) if not self._marker(b).exists()]
+        markers = own_path(self.path, "written/c")
+        return [b for b in range(rank, self.layout.blocks, of) if not os.path.lexists(markers / str(b))]
 
     def block_examples(self, block: int) -> range:
         """Numbers of the examples of a block."""
@@ -142,7 +145,7 @@ class BlockWriter:
         values = checked_block(self.layout, facts, arrays)
         try:
             with block_claim(self.path, block):
-                if self._marker(block).exists():
+                if os.path.lexists(self._marker(block)):
                     raise StoreError(
                         f"{self.path}: expected block {block} to be unwritten, found it marked: another process wrote it meanwhile; "
                         "run the same command again, or un-mark it with `stratascope verify --repair` if it is damaged",
@@ -150,7 +153,7 @@ class BlockWriter:
                     )
                 for name, array in values.items():
                     spec = self._specs[name]
-                    write_file(self.path / spec.key(block), encode_file(spec, array))
+                    write_file(own_path(self.path, spec.key(block)), encode_file(spec, array))
                 write_file(self._marker(block), [encode_chunk(self._specs["written"], np.ones(1, np.uint8))])
         except OSError as error:
             raise StoreError(
@@ -176,4 +179,4 @@ class BlockWriter:
         return f"BlockWriter({str(self.path)!r}: {len(self.pending())} of {self.layout.blocks} blocks pending)"
 
     def _marker(self, block: int) -> Path:
-        return self.path / "written" / "c" / str(block)
+        return own_path(self.path, "written/c") / str(block)

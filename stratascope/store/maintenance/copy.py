@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import uuid
-import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stratascope.addresses import is_address
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
+from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.layout import StoreLayout
-from stratascope.store.format.shards import encode_chunk, encode_file
-from stratascope.store.io.access import is_url
+from stratascope.store.format.provenance import digest
+from stratascope.store.format.shards import decode_file, encode_chunk, encode_file
 from stratascope.store.io.create import empty_store
-from stratascope.store.io.durable import PARTIAL, flush_folder, make_folder, write_file, zip_entry
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.recorded_examples import require_written
+from stratascope.store.io.remote import UnreachableError
 from stratascope.store.io.selection import Examples, Selection, example_numbers, listing
+from stratascope.store.maintenance.copy_target import CopyTarget, FolderTarget, ZipTarget
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -45,7 +44,8 @@ def copy_store(
     """Copy a store, or a part of it.
 
     The copy is a valid store with the same provenance; its attribute `taken` says what was taken of which store. Every chunk is
-    checked on the way; a whole copy equals its source byte for byte.
+    checked on the way; a whole copy equals its source byte for byte. What was written is read back before it gets its name. Where the
+    source is out of reach, or the copy is stopped, a folder is gone on with by the same call.
 
     Parameters
     ----------
@@ -72,7 +72,9 @@ def copy_store(
     Raises
     ------
     StoreError
-        Where the target exists, cannot be written, or the source is damaged.
+        Where the target exists, cannot be written or loses what was written, or the source is damaged.
+    UnreachableError
+        Where the source's server does not answer.
     NotRecordedError
         For an array, layer, position or example that the source does not hold.
     UnwrittenBlockError
@@ -81,7 +83,7 @@ def copy_store(
         Where no example is left, or one is named twice.
     """
     store = source if isinstance(source, ActivationStore) else ActivationStore.open(source)
-    if is_url(str(target)):
+    if is_address(target):
         raise StoreError(f"{target}: expected a folder or a zip to write, found an address; copy to a folder and upload that")
     path = Path(target)
     if os.path.lexists(path):
@@ -96,32 +98,56 @@ def copy_store(
         require_written(store, _selection(store, layout, "status", numbers))
     taken = _taken(store, layout, numbers if examples is not None else None)
     sizes: dict[str, int] = {}
-    sink: _Sink = _ZipSink(path) if path.suffix.lower() == ".zip" else _FolderSink(path)
+    whole = digest([store.fingerprint(), layout.to_json(), numbers.tolist() if examples is not None else None])
+    into: CopyTarget | None = None
+    blocks = [b for b in range(layout.blocks) if examples is not None or store.written[b]]
+    done = 0
     try:
+        into = ZipTarget(path) if path.suffix.lower() == ".zip" else FolderTarget(path, whole)
         born, known = _known(store, layout, numbers)
         for key, data in empty_store(layout, born, known, store.vocabulary, store.provenance, taken).items():
-            sink.put(key, [data])
+            into.put(key, [data])
         specs = {s.name: s for s in layout.arrays()}
-        for block in range(layout.blocks):
+        for block in blocks:
             members = layout.block_examples(block)
-            if examples is None and not store.written[block]:
-                continue
             chosen = numbers[members.start : members.stop]
             for name, spec in specs.items():
                 if spec.by_block:
-                    values = store.fetch(_selection(store, layout, name, chosen))
-                    sizes[name] = sizes.get(name, 0) + sink.put(spec.key(block), encode_file(spec, values))
-            sink.put(f"written/c/{block}", [encode_chunk(specs["written"], np.ones(1, np.uint8))])
+                    key = spec.key(block)
+                    size = _kept(into, spec, key, len(members))
+                    if size is None:
+                        size = into.put(key, encode_file(spec, store.fetch(_selection(store, layout, name, chosen))))
+                    sizes[name] = sizes.get(name, 0) + size
+            into.put(f"written/c/{block}", [encode_chunk(specs["written"], np.ones(1, np.uint8))])
+            done += 1
             if progress is not None:
-                progress(block + 1, layout.blocks)
-        sink.commit()
+                progress(done, len(blocks))
+        into.commit()
     except BaseException as error:
-        sink.discard()
+        # a server that is out of reach, and whoever stops the copy, lose nothing
+        resumable = isinstance(error, UnreachableError) or not isinstance(error, Exception)
+        if into is not None:
+            into.discard(resumable=resumable)
+        if isinstance(error, UnreachableError) and isinstance(into, FolderTarget):
+            held = f"{done} of {len(blocks)} blocks are copied"
+            raise UnreachableError(f"{error}; {held}: the same command goes on from there ({into.partial} holds them)") from error
         if isinstance(error, OSError):
             raise StoreError(f"{path}: expected to write the copy, found: {error}; make room or choose another path") from error
         raise
     rows = [(name, specs[name].shape, size) for name, size in sizes.items()]
     return pd.DataFrame(rows, columns=["array", "shape", "bytes"])
+
+
+def _kept(into: CopyTarget, spec: ArraySpec, key: str, examples: int) -> int | None:
+    """Size of a file that an earlier copy of the same left, where it is whole."""
+    data = into.kept(key)
+    if data is None:
+        return None
+    try:
+        decode_file(spec, data, examples)
+    except StoreError:
+        return None
+    return into.keep(key, data)
 
 
 def _taken_layout(
@@ -194,62 +220,3 @@ def _taken(store: ActivationStore, layout: StoreLayout, numbers: NDArray[np.int6
         "numbers": None if numbers is None else numbers.tolist(),
         "before": store.taken,
     }
-
-
-class _Sink(Protocol):
-    """Where a copy is written: it appears whole, or not at all."""
-
-    def put(self, key: str, parts: Iterable[bytes]) -> int: ...
-
-    def commit(self) -> None: ...
-
-    def discard(self) -> None: ...
-
-
-class _FolderSink:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-
-    def put(self, key: str, parts: Iterable[bytes]) -> int:
-        return write_file(self._partial / key, parts)
-
-    def commit(self) -> None:
-        os.rename(self._partial, self._path)
-        flush_folder(self._path.parent)
-
-    def discard(self) -> None:
-        shutil.rmtree(self._partial, ignore_errors=True)
-
-
-class _ZipSink:
-    """A stored zip: its entries can be read in parts."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-        make_folder(path.parent)
-        self._file = open(self._partial, "xb")  # noqa: SIM115 - closed by commit and discard
-        self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
-
-    def put(self, key: str, parts: Iterable[bytes]) -> int:
-        size = 0
-        with self._zip.open(zip_entry(key), "w", force_zip64=True) as entry:
-            for part in parts:
-                entry.write(part)
-                size += len(part)
-        return size
-
-    def commit(self) -> None:
-        self._zip.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.rename(self._partial, self._path)
-        flush_folder(self._path.parent)
-
-    def discard(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # it writes its table of contents, and the disk may be full
-            self._zip.close()
-        self._file.close()
-        self._partial.unlink(missing_ok=True)

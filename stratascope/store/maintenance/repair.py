@@ -8,6 +8,7 @@ from pathlib import Path
 from stratascope.errors import StoreError
 from stratascope.store.io.claims import block_claim
 from stratascope.store.io.durable import flush_folder
+from stratascope.store.io.links import check_no_links, own_path
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.maintenance.verify import Verification, verify
 
@@ -36,18 +37,19 @@ def repair(path: str | Path, found: Verification | None = None) -> list[int]:
     root = Path(path)
     if not root.is_dir():
         raise StoreError(f"{path}: expected a folder, found none; a zip or URL cannot be repaired in place: copy it to a folder first")
+    check_no_links(root)
     found = found or verify(root)
     layout = ActivationStore.open(root).layout
     for block in found.bad_blocks:
         try:
             with block_claim(root, block):
-                marker = root / "written" / "c" / str(block)
+                marker = own_path(root, f"written/c/{block}")
                 marker.unlink(missing_ok=True)  # first: no reader may trust the block while its files go
                 flush_folder(marker.parent)
                 for spec in layout.arrays():
                     if spec.by_block:
                         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                            (root / spec.key(block)).unlink()
+                            own_path(root, spec.key(block)).unlink()
         except OSError as error:
             raise StoreError(f"{path}: expected to un-mark block {block}, found: {error}; fix permissions and run again") from error
     if found.beyond_repair:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +14,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.errors import InvalidInputError, StoreError
+from stratascope.datasets.image_files import image_path, read_image_file
+from stratascope.errors import InvalidInputError, StoreError, out_of_memory
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.block_checks import BlockFacts, checked_block
+from stratascope.store.format.limits import parse_json
 from stratascope.store.format.shards import decode_chunk, decode_file
 from stratascope.store.format.tables import MOST_CHUNKS, as_numpy
-from stratascope.store.io.access import UnreachableError
 from stratascope.store.io.create import known_digest
+from stratascope.store.io.links import UnreadError
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.shard_reader import ByteSource, byte_source
 
@@ -44,8 +45,13 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong; a store that is not complete is not wrong."""
+        """Whether nothing is wrong with what is written; `complete` says whether everything is."""
         return self.problems.empty
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block is written."""
+        return self.written == self.blocks
 
     @property
     def bad_blocks(self) -> list[int]:
@@ -76,12 +82,15 @@ def verify(
     ------
     StoreError
         Where there is no store that can be opened at all: metadata damaged, another format or version.
+    UnreachableError
+        Where a server does not answer, or refuses: only what was read and is wrong counts as damaged.
     """
     store = ActivationStore.open(target)
     check = _Check(store, byte_source(store.files_of))
     check.creation()
-    written = [b for b in range(store.layout.blocks) if check.marker(b)]
-    facts = check.facts()
+    there = check.source.names("written/c")
+    written = [b for b in range(store.layout.blocks) if (there is None or str(b) in there) and check.marker(b)]
+    facts = check.facts() if written else None
     for done, block in enumerate(written):
         check.block(block, facts)
         if progress is not None:
@@ -96,6 +105,10 @@ def verify(
     )
 
 
+MOST_LISTED = 100
+"""Missing files of one array that are listed."""
+
+
 class _Check:
     """The state of one check."""
 
@@ -107,7 +120,7 @@ class _Check:
 
     def creation(self) -> None:
         """Metadata of every array and chunks written at creation."""
-        root = json.loads(self.source.get("zarr.json") or b"{}")
+        root = parse_json(self.source.get("zarr.json") or b"{}", f"{self.store.name}: zarr.json")
         nested = "consolidated_metadata"  # of a group within: only the root's counts
         held = root.get("consolidated_metadata")
         metadata = held.get("metadata") if isinstance(held, dict) else None
@@ -116,9 +129,11 @@ class _Check:
             return
         for path, expected in metadata.items():
             try:
-                found = json.loads(self._bytes("store", f"{path}/zarr.json"))
+                found = parse_json(self._bytes("store", f"{path}/zarr.json"), path)
                 same = {k: v for k, v in found.items() if k != nested} == {k: v for k, v in expected.items() if k != nested}
-            except (StoreError, ValueError, AttributeError):
+            except UnreadError:  # what could not be read is not damaged
+                raise
+            except (StoreError, AttributeError):
                 same = False
             if not same:
                 self._problem(
@@ -134,14 +149,27 @@ class _Check:
             except (KeyError, TypeError, ValueError, ArithmeticError) as error:
                 self._problem(-1, "store", "zarr.json", f"expected a shape and a grid of chunks for {path}, found none that fit: {error}")
                 continue
+            bad = 0
             for key in keys:
                 try:
                     files[key] = self._bytes("store", key)
+                except UnreadError:
+                    raise
                 except StoreError as error:
                     self._problem(-1, "store", key, str(error))
+                    bad += 1
+                    if bad == MOST_LISTED:
+                        self._problem(-1, "store", path, f"expected {len(keys):,} files, found at least {bad} missing or empty")
+                        break
+            if bad:
+                continue
             try:
                 as_numpy(self.store.group[path])
+            except UnreadError:
+                raise
             except Exception as error:  # checksums and codecs fail in many ways
+                if out_of_memory(error):
+                    raise MemoryError(f"{self.store.name}: {path}") from error
                 self._problem(-1, "store", path, f"expected values that decode, found: {error}")
         if not self.problems and known_digest(files) != self.store.known:
             self._problem(-1, "store", "zarr.json", "expected what was written at creation, found other values: something was rewritten")
@@ -151,7 +179,11 @@ class _Check:
         store = self.store
         try:
             return BlockFacts(range(store.layout.examples), store.n_tokens, store.position_present, store.has_map)
-        except Exception:  # reported by `creation`
+        except UnreadError:
+            raise
+        except Exception as error:  # reported by `creation`
+            if out_of_memory(error):
+                raise
             return None
 
     def marker(self, block: int) -> bool:
@@ -162,6 +194,8 @@ class _Check:
             return False
         try:
             value = int(decode_chunk(spec, self._bytes("written", key), "the marker")[0])
+        except UnreadError:
+            raise
         except StoreError as error:
             self._problem(block, "written", key, str(error))
             return False
@@ -210,12 +244,12 @@ class _Check:
         hashes: dict[str, str] = {}
         for name in sorted(set(examples["image"])):
             try:
-                hashes[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            except OSError as error:
+                hashes[name] = hashlib.sha256(read_image_file(image_path(folder, name))).hexdigest()
+            except (OSError, ValueError) as error:
                 self._problem(-1, "images", name, f"expected to read the image, found: {error}")
         if "image_sha256" in examples:
             for name, wanted in dict(zip(examples["image"], examples["image_sha256"], strict=True)).items():
-                if name in hashes and hashes[name] != wanted:
+                if name in hashes and wanted not in ("", hashes[name]):  # what was never read has no hash
                     self._problem(-1, "images", name, "expected the image that was recorded, found another")
         elif len(hashes) == examples["image"].nunique():
             total = hashlib.sha256("".join(f"{n}\0{h}\n" for n, h in hashes.items()).encode()).hexdigest()
@@ -226,7 +260,7 @@ class _Check:
         key = spec.key(block)
         try:
             return decode_file(spec, self._bytes(spec.name, key), examples)
-        except UnreachableError:
+        except UnreadError:
             raise
         except StoreError as error:
             self._problem(block, spec.name, key, str(error))
@@ -245,7 +279,7 @@ class _Check:
     def _exists(self, key: str) -> bool:
         try:
             return self.source.get(key) is not None
-        except UnreachableError:
+        except UnreadError:
             raise
         except StoreError:  # empty: there, and damaged
             return True

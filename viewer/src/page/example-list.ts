@@ -245,5 +245,5 @@ function rowElement(row: Row, meaning: string, place: number, count: number, cho
     class: "row", role: "option", id, "data-example": String(row.example), style: { top }, "aria-selected": String(chosen), "aria-setsize": String(count), "aria-posinset": String(place + 1),
   }, h("span", { class: `mark ${mark[1]}`, title: mark[2] }, mark[0], mark[2] ? h("span", { class: "sr" }, ` ${mark[2]}`) : null),
     h("span", { class: "text" }, row.caption || row.id),
-    h("span", { class: "about" }, [`#${row.example}`, row.relation, meaning === row.relation ? "" : meaning].filter(Boolean).join(" · ")));
+    h("span", { class: "about", title: `id ${row.id}` }, [`#${row.example}`, row.relation, meaning === row.relation ? "" : meaning, `id ${row.id}`].filter(Boolean).join(" · ")));
 }

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
-from stratascope.errors import ClusterLostError, InvalidInputError, MissingExtraError
+from stratascope.errors import ClusterLostError, InvalidInputError
 
 Work = TypeVar("Work")
 Answer = TypeVar("Answer")
 LOCAL = ("synchronous", "threads", "processes")
-_PATIENCE = "10s"
-"""To reach a scheduler."""
 
 
 def run_all(
@@ -55,11 +52,13 @@ def run_all(
     Raises
     ------
     InvalidInputError
-        The scheduler is none of these, or does not answer; or there are no workers.
+        The scheduler is none of these, or does not answer; `workers` is below 1; a cluster's worker has another version of this package.
+    StoreError
+        A cluster's worker cannot open the store of a task.
     MissingExtraError
         An address is given and the package distributed is not installed.
     ClusterLostError
-        The scheduler died, or one worker after the other did; answers that `finished` was told are safe.
+        No worker joined, or the workers or the scheduler died; answers that `finished` was told are safe.
     """
     from tqdm.auto import tqdm
 
@@ -85,7 +84,9 @@ def run_all(
         elif name in LOCAL:
             _here(function, work, name, done, workers)
         else:
-            _on_cluster(function, work, name, done)
+            from stratascope.scheduling.cluster import run_on_cluster
+
+            run_on_cluster(function, work, name, done)
     return [answers[number] for number in range(len(work))]
 
 
@@ -100,8 +101,12 @@ def workers_of(scheduler: str | None, workers: int | None = None) -> int:
 def _here(
     function: Callable[[Work], Answer], work: Sequence[Work], name: str, done: Callable[[int, Answer], None], workers: int | None
 ) -> None:
+    from concurrent.futures.process import BrokenProcessPool
+
     import dask
     from dask.callbacks import Callback
+
+    from stratascope.scheduling.processes import process_pool
 
     names = [f"{number}-of-{len(work)}" for number in range(len(work))]
     numbers = {key: number for number, key in enumerate(names)}
@@ -114,48 +119,14 @@ def _here(
     tasks = [
         dask.delayed(partial(function, item), pure=False, traverse=False)(dask_key_name=key) for item, key in zip(work, names, strict=True)
     ]
-    with Callback(posttask=after):
-        dask.compute(*tasks, scheduler=name, num_workers=workers_of(name, workers), optimize_graph=False)
-
-
-def _on_cluster(function: Callable[[Work], Answer], work: Sequence[Work], address: str, done: Callable[[int, Answer], None]) -> None:
-    try:
-        from distributed import CancelledError, Client, KilledWorker, as_completed
-        from distributed.comm import CommClosedError
-    except ImportError as error:
-        raise MissingExtraError(
-            "expected the package distributed for a scheduler's address, found none; run pip install 'stratascope[cluster]', "
-            "or in a checkout pip install '.[cluster]'"
-        ) from error
-    try:
-        client = Client(address, timeout=_PATIENCE, set_as_default=False)
-    except OSError as error:
-        raise InvalidInputError(f"expected a Dask scheduler at {address}, found none: {error}; start one with `dask scheduler`") from error
-    with _no_word_of("distributed"), client:
-        futures = client.map(function, list(work), pure=False, retries=2)
-        numbers = {future.key: number for number, future in enumerate(futures)}
+    count = min(workers_of(name, workers), len(work))
+    with Callback(posttask=after), process_pool(count) if name == "processes" else nullcontext() as pool:
         try:
-            for future, answer in as_completed(futures, loop=client.loop, with_results=True):
-                if isinstance(answer, CancelledError):  # the scheduler is gone
-                    raise answer
-                done(numbers[future.key], answer)
-        except (CancelledError, CommClosedError, KilledWorker) as error:
-            what = "workers that live" if isinstance(error, KilledWorker) else "the scheduler to go on"
+            # one task at a time: Dask would give the first process six of them
+            dask.compute(*tasks, scheduler=name, num_workers=count, optimize_graph=False, chunksize=1, **({"pool": pool} if pool else {}))
+        except BrokenProcessPool as error:
             raise ClusterLostError(
-                f"expected {what} at {address}, lost them half-way; start the cluster again and run the same command: what was saved is "
-                "not done again"
+                "expected worker processes that live, found that one of them ended half-way (killed, or out of memory); give fewer at once "
+                "(--workers) and run the same command: what was saved is not done again",
+                in_python="workers=2",
             ) from error
-
-
-@contextmanager
-def _no_word_of(package: str) -> Iterator[None]:
-    """Keep a package's loggers silent: what went wrong is said by an error."""
-    loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.partition(".")[0] == package]
-    before = [logger.disabled for logger in loggers]
-    for logger in loggers:
-        logger.disabled = True
-    try:
-        yield
-    finally:
-        for logger, disabled in zip(loggers, before, strict=True):
-            logger.disabled = disabled

@@ -1,0 +1,95 @@
+"""Forms of weights that would be read wrongly: quantised ones, adapters, damaged files. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stratascope.errors import InvalidInputError
+from stratascope.extract.plan.file_digests import shard_names
+from stratascope.extract.plan.model_files import ModelSource
+
+QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
+"""Fields of config.json that say how weights are quantised."""
+PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
+"""Types of safetensors in which a weight is its own value."""
+_PARTS = ("text_config", "vision_config")
+
+
+def quantization(source: ModelSource) -> str | None:
+    """How config.json says that the weights are quantised, such as `gptq, 4 bits`; None where they are not."""
+    for part in (source.config, *(source.config.get(name) for name in _PARTS)):
+        for field in QUANTIZATION_FIELDS if isinstance(part, Mapping) else ():
+            if found := part.get(field):  # type: ignore[union-attr]
+                return _described(found)
+    return None
+
+
+def check_weight_form(source: ModelSource) -> None:
+    """Refuse a model whose weights are not plain numbers.
+
+    Raises
+    ------
+    InvalidInputError
+        If the weights are quantised, or the folder holds an adapter besides the model.
+    """
+    if method := quantization(source):
+        raise InvalidInputError(
+            f"{source.name}: expected weights that are not quantised, found quantization_config in config.json ({method}): logits by head "
+            "and value norms are computed from the stored weights, which are packed or scaled there; take the model's float16 or bfloat16 "
+            "files"
+        )
+    if (source.folder / "adapter_config.json").exists():
+        raise InvalidInputError(
+            f"{source.name}: expected the weights of one whole model, found an adapter (adapter_config.json) in {source.folder}; merge it "
+            "into the model with peft's merge_and_unload, save that with save_pretrained, and give the new folder"
+        )
+
+
+def check_weight_files(source: ModelSource) -> None:
+    """Refuse damaged, absent or quantised files of weights, by their names; reads their headers only.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for index in sorted(source.folder.glob("*.safetensors.index.json")):
+        for name in shard_names(index):
+            if not (source.folder / name).is_file():
+                raise InvalidInputError(
+                    f"{source.name}: expected the files that {index.name} names in {source.folder}, found no {name}; fetch it"
+                )
+    for path in sorted(source.folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                kinds = {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InvalidInputError(
+                f"{path}: expected a whole file in the format safetensors, found {path.stat().st_size:,} bytes that cannot be read "
+                f"({error}): damaged or not fetched to its end; fetch it again"
+            ) from error
+        _check_types(path, kinds)
+
+
+def _check_types(path: Path, kinds: Mapping[str, str]) -> None:
+    for name, kind in kinds.items():
+        if kind not in PLAIN_TYPES and "weight" in name.rpartition(".")[2]:
+            raise InvalidInputError(
+                f"{path}: expected weights of type {', '.join(PLAIN_TYPES)}, found {name} of type {kind}: quantised weights are not "
+                "supported; take the model's float16 or bfloat16 files"
+            )
+
+
+def _described(found: Any) -> str:
+    if not isinstance(found, Mapping):
+        return str(found)
+    method = str(found.get("quant_method") or found.get("quant_type") or "a method that is not named")
+    if found.get("load_in_8bit") or found.get("_load_in_8bit"):
+        return f"{method}, 8 bits"
+    if found.get("load_in_4bit") or found.get("_load_in_4bit"):
+        return f"{method}, 4 bits"
+    return f"{method}, {found['bits']} bits" if found.get("bits") else method

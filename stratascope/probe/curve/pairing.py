@@ -1,0 +1,36 @@
+"""Whether two curves are of the same examples, so that their difference is one of paired scores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stratascope.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from stratascope.probe.curve.layer_curve import LayerCurve
+
+
+def refuse_unpaired(own: LayerCurve, other: LayerCurve) -> None:
+    """Refuse a second curve that cannot be paired with the first, example by example.
+
+    Raises
+    ------
+    InvalidInputError
+        The curves are of other layers, groups or seeds, or of examples that differ in image, caption, relation or label.
+    """
+    if not np.array_equal(own.layers, other.layers):
+        raise InvalidInputError(f"expected curves of the same layers, found {own.layers.tolist()} and {other.layers.tolist()}")
+    keys = [(c.attributes.get("draws"), c.attributes.get("seed"), c.examples[["id", "group"]].to_numpy().tolist()) for c in (own, other)]
+    if keys[0] != keys[1]:
+        raise InvalidInputError(
+            f"expected curves of the same examples and seed, so that differences are paired, found {len(own.examples)} and "
+            f"{len(other.examples)} examples with seeds {keys[0][1]} and {keys[1][1]}; pass the same examples= and seed= to both"
+        )
+    mine, theirs = (c.examples.get("digest") for c in (own, other))
+    if mine is not None and theirs is not None and (unlike := np.flatnonzero(mine.to_numpy() != theirs.to_numpy())).size:
+        raise InvalidInputError(
+            f"expected curves of the same examples, found {len(unlike)} of {len(mine)} that differ in image, caption, relation or "
+            f"label, first at id {str(own.examples['id'].iloc[unlike[0]])!r}; extract the same examples again for the baseline"
+        )

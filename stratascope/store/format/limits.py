@@ -1,0 +1,102 @@
+"""Limits on what files may claim, checked before anything is allocated: metadata, compressed chunks, members of zips."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from typing import Any
+
+from stratascope.errors import StoreError
+
+MOST_METADATA = 1 << 25
+"""Bytes of a zarr.json."""
+MOST_DEPTH = 64
+"""Nested lists and records in JSON."""
+MOST_CHUNK, MOST_CHUNK_RATIO = 1 << 26, 200
+"""A compressed chunk or member may unpack to so many bytes, or to so many times its own."""
+MOST_ARRAY = 1 << 29
+"""Characters of an array of text that is read whole."""
+_ZSTD = b"\x28\xb5\x2f\xfd"
+
+
+def check_metadata_size(size: int, where: str) -> None:
+    """Refuse a zarr.json of more than `MOST_METADATA` bytes before it is read; StoreError names it."""
+    if size > MOST_METADATA:
+        raise StoreError(f"{where}: expected metadata of at most {MOST_METADATA >> 20} MB, found {size:,} bytes; fetch the file again")
+
+
+def check_depth(value: Any, where: str) -> None:
+    """Refuse JSON that is nested deeper than `MOST_DEPTH`; StoreError names it."""
+    level, depth = [value], 0
+    while level:
+        if depth > MOST_DEPTH:
+            raise too_deep(where)
+        level = [inner for one in level if isinstance(one, dict | list) for inner in (one.values() if isinstance(one, dict) else one)]
+        depth += 1
+
+
+def too_deep(where: str) -> StoreError:
+    """The error of JSON that is nested too deeply."""
+    return StoreError(f"{where}: expected JSON nested at most {MOST_DEPTH} deep, found it nested deeper; fetch the file again")
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """A value of JSON within the limits of metadata.
+
+    Raises
+    ------
+    StoreError
+        For too many bytes, text that is no JSON, or JSON that is nested too deeply.
+    """
+    check_metadata_size(len(data), where)
+    try:
+        value = json.loads(data)
+    except RecursionError as error:
+        raise too_deep(where) from error
+    except ValueError as error:
+        raise StoreError(f"{where}: expected JSON, found: {error}; fetch the file again") from error
+    check_depth(value, where)
+    return value
+
+
+def check_member(member: zipfile.ZipInfo, where: str) -> None:
+    """Refuse a member of a zip that unpacks to far more than it takes; StoreError names it."""
+    if member.filename.endswith("zarr.json"):
+        check_metadata_size(member.file_size, f"{where}: {member.filename}")
+    check_unpacked(member.file_size, member.compress_size, f"{where}: {member.filename}")
+
+
+def check_chunk(head: bytes, packed: int, where: str) -> None:
+    """Refuse a zstd chunk that announces far more bytes than it should, or does not say how many; StoreError names it.
+
+    `head` is its first 18 bytes or more, `packed` how many it has.
+    """
+    if head[:4] == _ZSTD:
+        check_unpacked(zstd_size(head), packed, where)
+
+
+def check_unpacked(size: int | None, packed: int, where: str) -> None:
+    """Refuse what unpacks to more than `MOST_CHUNK` bytes and more than `MOST_CHUNK_RATIO` times its own."""
+    if size is None or size > max(MOST_CHUNK, MOST_CHUNK_RATIO * packed):
+        found = "one that does not say to how many" if size is None else f"{packed:,} bytes that unpack to {size:,}"
+        most = max(MOST_CHUNK, MOST_CHUNK_RATIO * packed)
+        raise StoreError(f"{where}: expected a file that unpacks to at most {most:,} bytes, found {found}; fetch it again")
+
+
+def zstd_size(data: bytes | memoryview) -> int | None:
+    """Bytes that a zstd frame says it unpacks to (RFC 8878, section 3.1.1.1); None where it does not say or is no frame."""
+    head = bytes(data[:18])
+    if head[:4] != _ZSTD or len(head) < 6:
+        return None
+    flags = head[4]
+    single = bool(flags & 0x20)
+    width = (1 if single else 0, 2, 4, 8)[flags >> 6]
+    start = 5 + (not single) + (0, 1, 2, 4)[flags & 3]
+    if not width or len(head) < start + width:
+        return None
+    return int.from_bytes(head[start : start + width], "little") + (256 if width == 2 else 0)
+
+
+def blosc_size(data: bytes | memoryview) -> int | None:
+    """Bytes that a Blosc chunk says it unpacks to; None where it is none."""
+    return int.from_bytes(bytes(data[4:8]), "little") if len(data) >= 16 else None
