@@ -27,7 +27,7 @@ def compare_and_draw(store: ActivationStore, folder: Path, *, seed: int = 0, sch
     found = faithfulness(store, seed=seed, scheduler=scheduler)
     found.save(result_path(folder, "faithfulness"))
     path = draw_faithfulness(found, folder / "faithfulness.png")
-    return told(folder, [*part_lines(store, (), len(found.examples)), faithfulness_text(found)], [path])
+    return told(folder, [*([] if store.complete else part_lines(store, (), len(found.examples))), faithfulness_text(found)], [path])
 
 
 def faithfulness_text(found: Faithfulness) -> str:
@@ -69,7 +69,7 @@ def point_and_draw(store: ActivationStore, folder: Path, *, boxes: Path | None =
         figure, (ax,) = new_figure(1, width=5.2, height=0.7 + 0.24 * len(found.table))
         draw_ratios(found.table, found.against, ax)
     path = save_figure(figure, folder / "pointing.png")
-    return told(folder, [*part_lines(store, (), len(found.examples)), pointing_text(found)], [path])
+    return told(folder, [*([] if store.complete else part_lines(store, (), len(found.examples))), pointing_text(found)], [path])
 
 
 def pointing_text(found: Pointing) -> str:

@@ -17,8 +17,8 @@ from stratascope.probe.curve.advantage import Advantage
 from stratascope.probe.curve.fit_warnings import notes_on
 from stratascope.probe.curve.metrics import main_metric, predict
 from stratascope.probe.curve.onset_offset import LayerEvent, event_table
+from stratascope.probe.curve.pairing import refuse_unpaired
 from stratascope.probe.solver.losses import probabilities
-from stratascope.probe.study.pairing import refuse_unpaired
 from stratascope.results.display import Shown, Summary
 from stratascope.results.file import ResultFile, load_result, save_result
 from stratascope.stats.intervals import same_whatever_is_drawn
