@@ -184,7 +184,7 @@ def test_killed_workers_end_the_work(dask_cluster: Cluster) -> None:
     assert saved == [0.0]
 
 
-@pytest.mark.parametrize("how", [signal.SIGSTOP, *(pytest.param(how, marks=pytest.mark.slow) for how in (signal.SIGTERM, signal.SIGKILL))])
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGTERM])
 def test_a_scheduler_that_stops_ends_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals) -> None:
     monkeypatch.setattr(cluster, "SCHEDULER_TIMEOUT", 1.0)
     monkeypatch.setattr(cluster, "_CLOSE_TIMEOUT", 1.0)

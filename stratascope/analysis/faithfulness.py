@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -58,6 +58,8 @@ class Faithfulness(
     },
 ):
     """Each method's rank correlation with the knockout effect, by example and on average."""
+
+    selects_examples: ClassVar[bool] = True
 
     table: pd.DataFrame = table_field(
         columns(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -47,6 +47,8 @@ class FlowResult(
     schema={**each(str, "store condition fusion"), "window": tuple[int, int] | None, "exact": bool, "cuts": list[str]},
 ):
     """Flow from the final token of several examples, to every input token and into spans and boxes."""
+
+    selects_examples: ClassVar[bool] = True
 
     examples: pd.DataFrame = table_field(ON_IMAGE)
     """example (number), id, n_tokens, image_start, image_stop, rows, columns, position_correlation, warning ("" where there is none)."""

@@ -7,7 +7,7 @@ not name. Scores are signed sums over heads and blocks, taken by size only at th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -62,6 +62,8 @@ class Pointing(
     },
 ):
     """Localisation of each method on the named objects, relative to other objects or the ground."""
+
+    selects_examples: ClassVar[bool] = True
 
     table: pd.DataFrame = table_field(
         columns(

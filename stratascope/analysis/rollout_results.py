@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -49,6 +49,8 @@ class RolloutResult(
     },
 ):
     """Rollouts of the final token of several examples."""
+
+    selects_examples: ClassVar[bool] = True
 
     examples: pd.DataFrame = table_field(ON_IMAGE)
     """example (number), id, n_tokens, image_start, image_stop, rows, columns, sinks (numbers of the tokens dropped, as text)."""

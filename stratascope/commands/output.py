@@ -141,9 +141,7 @@ def selection_lines(store: ActivationStore, result: Result) -> list[str]:
     """A line that names the part of the store's examples that a result is of; none for all of them."""
     total, count = store.layout.examples, result.example_count
     unwritten = total - int(written_examples(store).sum())
-    # a command that works on named examples says so itself
-    named = "examples" in result.options
-    if not result.only and (count in (None, total) or (named and not unwritten)):
+    if not result.only and (count in (None, total) or (result.selects_examples and not unwritten)):
         return []
     why = f" ({unwritten:,} are not written yet; finish the extraction)" if unwritten else ""
     return [f"{f'only {choice_text(result.only)}:' if result.only else 'from'} {count:,} of {total:,} examples{why}"]

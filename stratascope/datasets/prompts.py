@@ -43,8 +43,8 @@ class Prompt:
         """
         if example.question is not None and self.answers is None:
             asked = example.question
-            parts = {"subject": asked.subject, "object": asked.object}
-            return FilledPrompt(asked.text, {name: interval for name, interval in parts.items() if interval})
+            stated = {"subject": asked.subject, "object": asked.object}
+            return FilledPrompt(asked.text, {name: interval for name, interval in stated.items() if interval})
         if "{object}" in self.text and example.parts.object is None:
             raise InvalidInputError(
                 f"example {example.id}: expected a caption about two things for --prompt {self.name}, found {example.caption!r}; choose "
@@ -58,8 +58,8 @@ class Prompt:
             start = length + len(fixed)
             intervals[name] = (start, start + len(value))
             if name == "caption":
-                parts = example.parts
-                for part, interval in (("subject", parts.subject), ("relation", parts.relation), ("object", parts.object)):
+                said = example.parts
+                for part, interval in (("subject", said.subject), ("relation", said.relation), ("object", said.object)):
                     if interval is not None:
                         intervals[part] = (start + interval[0], start + interval[1])
             pieces += (fixed, value)

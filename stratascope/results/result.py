@@ -90,6 +90,8 @@ class Result:
     """The command that computes it, such as `share`; empty where another result's command does."""
     file_prefix: ClassVar[str] = ""
     """How the names of its files begin; the command by default."""
+    selects_examples: ClassVar[bool] = False
+    """Whether it is of some of the store's examples by design: those asked for, or those with knockouts."""
     _attributes_schema: ClassVar[Mapping[str, Any]] = {}
     _rules: ClassVar[tuple[Any, ...]] = ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib
 import logging
 import queue
 import time
@@ -12,7 +13,6 @@ from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, TypeVar
 
-import stratascope
 from stratascope.errors import ClusterLostError, InvalidInputError, MissingExtraError, StoreError
 
 Work = TypeVar("Work")
@@ -49,6 +49,8 @@ def run_on_cluster(function: Callable[[Work], Answer], work: Sequence[Work], add
     ------
     InvalidInputError
         No scheduler answers, or a worker has another version of this package.
+    MissingExtraError
+        The package distributed is not installed.
     StoreError
         A worker cannot open what a task needs.
     ClusterLostError
@@ -74,7 +76,7 @@ def run_on_cluster(function: Callable[[Work], Answer], work: Sequence[Work], add
             watch = _Watch(client, address)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Sending large graph")
-                futures = client.map(_by_value(_unsealed), sealed, version=stratascope.__version__, pure=False, retries=_RETRIES)
+                futures = client.map(_by_value(_unsealed), sealed, version=_version(), pure=False, retries=_RETRIES)
             del sealed
             for number, future in _as_completed(futures, watch):
                 try:
@@ -95,17 +97,17 @@ def _unsealed(sealed: bytes, version: str) -> tuple[str, Any]:
 
     It travels by value and uses nothing of this module, so that a worker with another version of the package can say so.
     """
+    import importlib
     import pickle
 
     from distributed import get_worker
 
     here = get_worker().address
     try:
-        import stratascope
+        found = importlib.import_module("stratascope").__version__
     except ImportError:
         return "version", f"worker {here}: expected stratascope {version}, as here, found no such package; install it there"
-    if stratascope.__version__ != version:
-        found = stratascope.__version__
+    if found != version:
         return "version", f"worker {here}: expected stratascope {version}, as here, found {found}; install the same version there"
     try:
         function, item = pickle.loads(sealed)
@@ -113,6 +115,12 @@ def _unsealed(sealed: bytes, version: str) -> tuple[str, Any]:
         said = getattr(error, "message", None) or f"{type(error).__name__} {error}"
         return "unreadable", f"worker {here}: {said}; every worker must see the same files under the same paths or addresses"
     return "answer", function(item)
+
+
+def _version() -> str:
+    """Of this package, whose root imports all units for type checkers: it is not named as an import here."""
+    found: str = importlib.import_module("stratascope").__version__
+    return found
 
 
 def _by_value(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -36,6 +36,7 @@ from stratascope.store.format.prompt_parts import PARTS, token_parts  # noqa: E4
 from tests.extract.families import FAMILIES  # noqa: E402
 from tests.extract.saved import save  # noqa: E402
 from tests.extract.test_knockout import eager_difference  # noqa: E402
+from tests.extract.test_selfcheck import Taken  # noqa: E402
 
 SIZES = [(120, 80), (80, 120), (97, 61), (200, 60)]
 CAPTIONS = [
@@ -213,6 +214,26 @@ def test_an_example_alone_equals_the_stored(planned: Planned, tmp_path: Path) ->
         assert store.grid[k].tolist() == list(plan.layouts[k].grid)
         assert store.spans["image"][k].tolist() == list(plan.layouts[k].spans["image"])
     assert (TILES in store.spans) == (planned.name in ("llava_next", "idefics3", "smolvlm", "internvl"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_first_batch_in_half_precision_agrees_with_the_model_alone(planned: Planned, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And does not with images that are exchanged, whether they are given as pixels or as features."""
+    record = ("residual", "attention_rows", "top_tokens")
+    plan = plan_extraction(dataclasses.replace(planned.plan.settings, dtype=dtype, record=record))
+    session, keeper = ExtractionSession(plan, batch_tokens=100_000), Taken(4)
+    session.work(keeper, [0], keeper)
+    assert session.checked
+    assert np.isfinite(keeper.arrays["answer_logits"]).all()
+    session.checked, real = False, ExtractionSession.batch
+
+    def exchanged(self: ExtractionSession, members: Any, images: Any, features: Any = ()) -> Any:
+        return real(self, members, images, [*features[1:], *features[:1]])
+
+    monkeypatch.setattr(ExtractionSession, "batch", exchanged)
+    if planned.name in ("llava", "gemma3", "paligemma", "paligemma2"):  # whose images all make as many tokens
+        with pytest.raises(CaptureError, match=r"residual stream .* apart at layer 0"):
+            session.work(keeper, [0], keeper)
 
 
 @pytest.mark.parametrize("condition", ["original", "mirror"])

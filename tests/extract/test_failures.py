@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.extract import plan_extraction
+from stratascope.extract import plan_extraction, run_extraction
 from stratascope.extract.plan.model_files import resolve_model
+from stratascope.store import STATUS_CODES, ActivationStore, verify
 
 pytest.importorskip("torch")
 
@@ -155,3 +156,64 @@ def test_an_error_of_the_store_ends_the_run_with_its_own_message(small) -> None:
         ExtractionSession(small, 8192).work(keeper, range(6), Count(24))
     assert keeper.taken == [0]
     assert not getattr(caught.value, "__notes__", [])
+
+
+def _overflowing(name: str):
+    """The first example of the batch has value norms beyond float16, maps or rows that are not finite, or a huge value elsewhere."""
+    from stratascope.extract.run.model import Coming
+
+    real = Coming.result
+
+    def result(self):
+        made = real(self)
+        values = getattr(made, name).copy()
+        if name in ("value_norms", "rows"):
+            values[2, 0, 1, 3] = 7e4 if name == "value_norms" else np.nan
+        elif name == "fused":
+            values[0, 1, 5, 2] = np.nan
+        else:
+            values[1, 0, 0] = np.inf
+        return dataclasses.replace(made, **{name: values})
+
+    return Coming, "result", result
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("value_norms", r"value_norms: expected finite numbers, found 70000.0, too large for float16, at .*layer 2, .*head 1"),
+        ("head_outputs", r"head_outputs: expected finite numbers, found inf at .*layer 1"),
+        ("fused", "the model gave a value that is not finite in float32"),
+        ("rows", "the model gave a value that is not finite in float32"),
+    ],
+)
+def test_an_example_that_does_not_fit_the_store_is_recorded_as_failed_and_the_rest_goes_on(
+    settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, reason: str
+) -> None:
+    record = ("residual", "attention_rows", "attention_maps", "value_norms", "head_outputs")
+    plan = plan_extraction(dataclasses.replace(settings, limit=6, record=record))
+    monkeypatch.setattr(*_overflowing(name))
+    report = run_extraction(plan, tmp_path / "s.zarr")
+    first = min(range(6), key=lambda k: (plan.token_counts[k], k))
+    assert list(report.failed) == [plan.examples[first].id]
+    assert re.search(reason, report.failed[plan.examples[first].id]), report.failed
+    store = ActivationStore.open(tmp_path / "s.zarr")
+    assert store.status.tolist() == [STATUS_CODES["non_finite"] if k == first else 1 for k in range(6)]
+    assert np.isfinite(store.read("answer_logits", examples=store.status == 1)).all()
+    assert store.maps(int(np.flatnonzero(store.status == 1)[0])).any()
+    assert verify(tmp_path / "s.zarr").ok
+
+
+def test_a_gradient_that_is_not_finite_fails_its_example_alone(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ExtractionSession.token_gradients
+
+    def spoiled(self, example, batch):
+        made = real(self, example, batch)
+        return dataclasses.replace(made, hiding=made.hiding * float("nan")) if example == 2 else made
+
+    monkeypatch.setattr(ExtractionSession, "token_gradients", spoiled)
+    plan = plan_extraction(dataclasses.replace(settings, limit=4, record=("residual", "hiding_estimate")))
+    report = run_extraction(plan, tmp_path / "s.zarr")
+    assert list(report.failed) == [plan.examples[2].id]
+    assert report.failed[plan.examples[2].id].startswith("hiding_estimate: expected finite numbers, found nan at ")
+    assert ActivationStore.open(tmp_path / "s.zarr").status.tolist() == [1, 1, STATUS_CODES["non_finite"], 1]

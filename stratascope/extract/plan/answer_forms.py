@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 ANSWER_FORMS = tuple(blank + word for word in ("True", "False", "Yes", "No") for blank in ("", " "))
 
+ANSWER_LOGITS = {"precision": "float32", "read_from": "final norm and unembedding of the residual stream after the last block"}
+"""How logits of answers, answer forms and the likeliest tokens are computed, for the provenance. Stores without it hold the model's own."""
+
 _BLANKS = ("Ġ", "▁", " ")
 
 

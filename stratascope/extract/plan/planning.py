@@ -17,7 +17,7 @@ from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.patch_grid import PatchGrid
 from stratascope.extract.families.registry import ModelShape, check_family, image_rule, logits_capped, model_shape
-from stratascope.extract.plan.answer_forms import answer_forms
+from stratascope.extract.plan.answer_forms import ANSWER_LOGITS, answer_forms
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.images import (
     STAND_IN,
@@ -173,6 +173,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
             **({"box_alignment": cases} if (cases := alignment_cases(alignments)) else {}),
         },
         **({"vision": {"full_attention": list(shape.vision_whole)}} if shape.vision_layers else {}),
+        "answer_logits": dict(ANSWER_LOGITS),
         "condition": settings.condition,
         "seed": settings.seed,
         "fusion": store.fusion,

@@ -10,6 +10,7 @@ from stratascope.extract.families.registry import check_family
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.model import Captured
 from stratascope.store import RECORDED, STATUS_CODES, StoreLayout, encode_maps
+from stratascope.store.format.block_checks import BlockFacts, unstorable_examples
 
 
 def empty_arrays(layout: StoreLayout, count: int) -> dict[str, np.ndarray]:
@@ -68,7 +69,7 @@ def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: n
         if name in arrays and values is not None:
             arrays[name][:, at] = values
     if "residual" in arrays:
-        arrays["residual"][:, :, at] = captured.residual
+        arrays["residual"][:, :, at] = captured.residual[:, : len(plan.store.positions)]
         for row, k in enumerate(members):
             arrays["residual"][:, ~plan.present[k], at[row]] = np.nan
     _fill_vision(plan, members, captured, at, arrays)
@@ -78,13 +79,42 @@ def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: n
         for name, values in by_token.items():
             if name in arrays and values is not None:
                 arrays[name][:, at[row], :, :tokens] = values[:, row, :, :tokens]
-        if "attention_maps" in arrays and plan.has_map[k]:
-            assert captured.fused is not None
-            arrays["attention_maps"][at[row], :, :tokens, :tokens] = encode_maps(captured.fused[row, :, :tokens, :tokens], causal=causal)
-        if not all(np.isfinite(values[:, row]).all() for values in (captured.residual[:, 0], captured.rows)):
+        fused = None if captured.fused is None or not plan.has_map[k] else captured.fused[row, :, :tokens, :tokens]
+        computed = (captured.final[row], captured.rows[:, row], *([] if fused is None else [fused]))
+        if not all(np.isfinite(values).all() for values in computed):
             arrays["status"][at[row]] = STATUS_CODES["non_finite"]
             failed[k] = f"the model gave a value that is not finite in {plan.provenance['model']['dtype']}"
+        elif "attention_maps" in arrays and fused is not None:
+            arrays["attention_maps"][at[row], :, :tokens, :tokens] = encode_maps(fused, causal=causal)
     return failed
+
+
+def leave_out_unstorable(plan: ExtractionPlan, first: int, arrays: dict[str, np.ndarray]) -> dict[int, str]:
+    """Mark examples of a filled block that the store would refuse, so that one of them does not end the run.
+
+    Parameters
+    ----------
+    plan
+        What is extracted.
+    first
+        Number of the block's first example.
+    arrays
+        The block's, all filled; changed.
+
+    Returns
+    -------
+    dict
+        Example number -> why it could not be recorded.
+    """
+    members = range(first, first + len(arrays["status"]))
+    part = slice(members.start, members.stop)
+    facts = BlockFacts(members, plan.token_counts[part].astype(np.int32), plan.present[part], plan.has_map[part])
+    reasons = unstorable_examples(plan.store, facts, arrays)
+    for place in reasons:
+        arrays["status"][place] = STATUS_CODES["non_finite"]
+        if "attention_maps" in arrays:
+            arrays["attention_maps"][place] = 0
+    return {first + place: reason for place, reason in reasons.items()}
 
 
 def _fill_vision(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: np.ndarray, arrays: dict[str, np.ndarray]) -> None:

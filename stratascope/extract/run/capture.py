@@ -233,9 +233,14 @@ def use_captured_attention(model: nn.Module) -> nn.Module:
         If the model does not accept another attention function.
     """
     decoder = text_decoder(model)
-    stock = "sdpa" if getattr(model, "_supports_sdpa", True) else "eager"  # Gemma 2 has no stock SDPA, for its soft cap
-    model.set_attn_implementation({"": stock, "text_config": NAME, "vision_config": "sdpa"})  # type: ignore[operator]
+    set_text_attention(model, NAME)
     found = decoder.config._attn_implementation  # type: ignore[union-attr]
     if found != NAME:
         raise CaptureError(f"expected {type(model).__name__} to accept the attention function {NAME!r}, found it using {found!r}")
     return decoder
+
+
+def set_text_attention(model: nn.Module, name: str) -> None:
+    """Choose the text decoder's attention function; the vision tower attends through stock SDPA."""
+    stock = "sdpa" if getattr(model, "_supports_sdpa", True) else "eager"  # Gemma 2 has no stock SDPA, for its soft cap
+    model.set_attn_implementation({"": stock, "text_config": name, "vision_config": "sdpa"})  # type: ignore[operator]

@@ -221,22 +221,23 @@ def effects(
     return found
 
 
-def check_trace(blocks: Any, trace: Trace, difference: Callable[[torch.Tensor], torch.Tensor], tolerance: float) -> None:
+def check_trace(blocks: Any, trace: Trace, tolerance: float) -> None:
     """Refuse a trace from which the pass does not come out again: all of it, and the final token's part alone.
 
     Raises
     ------
     CaptureError
-        If with nothing hidden the difference moves by more than `tolerance`.
+        If with nothing hidden the residual stream that leaves the last block moves by more than `tolerance` of its norm.
     """
     nothing = torch.zeros(0, dtype=torch.long, device=trace.inputs[0].device)
+    left = trace.inputs[len(blocks)][:, -1].double()
     for start in (0, trace.length // 2, trace.length - 1):
         again = run_again(blocks, trace, [Variant("nothing", nothing, start)], "later", (0, len(blocks) - 1))
-        gap = abs(float(difference(again) - difference(trace.inputs[len(blocks)][:, -1])))
+        gap = float((again.double() - left).norm() / left.norm())
         if not gap <= tolerance:
             raise CaptureError(
-                f"expected a pass that is run again from token {start} with nothing hidden to answer the same, found it {gap:.3g} off; "
-                "leave knockout out of --record, and report the model's name"
+                f"expected a pass that is run again from token {start} with nothing masked to leave the same residual stream, found it "
+                f"{gap:.3g} of its norm off ({tolerance:g} is rounding); leave knockout out of --record, and report the model's name"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -21,6 +22,8 @@ from stratascope.extract.run.inputs import PreparedImages, forward_inputs, joine
 from stratascope.extract.run.knockout import check_trace, effects, tracing
 from stratascope.extract.run.loading import load_image_processor, load_model, on_device, usable_device
 from stratascope.extract.run.logit_terms import LogitParts, check_attributable, directions, logit_parts
+from stratascope.extract.run.reference import Reference, run_reference
+from stratascope.extract.run.unembedding import Unembedding
 from stratascope.extract.run.vision_features import ImageFeatures, given_to_model, image_features, places, takes_features
 
 
@@ -54,7 +57,9 @@ class Captured:
     rows: np.ndarray
     """(block, example, head, token) float32, zero beyond an example's own tokens."""
     answer_logits: np.ndarray
-    """(example, choice) float32."""
+    """(example, choice), computed in float32 from the residual stream that leaves the last block."""
+    final: np.ndarray
+    """(example, hidden) float32: that stream at the final token."""
     fused: np.ndarray | None = None
     """(example, block, query, key) float32."""
     value_norms: np.ndarray | None = None
@@ -73,6 +78,8 @@ class Captured:
     """(example, rank) token ids, the likeliest first."""
     top_logits: np.ndarray | None = None
     """(example, rank) float32."""
+    model_logits: np.ndarray | None = None
+    """(example, choice): the model's own, in its own precision."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,8 @@ class Wanted:
     """Tokens with a text; models have more rows in their head. None: all."""
     fusion: str = "mean"
     """How a map's heads are made one."""
+    model_logits: bool = False
+    """Whether the model's own logits are kept, to compare those computed in float32 with them."""
 
 
 class CaptureModel:
@@ -127,6 +136,7 @@ class CaptureModel:
         self.image_processor = load_image_processor(source)
         self.model = on_device(model, self.device).requires_grad_(False)
         self.decoder = use_captured_attention(self.model)
+        self.unembedding = Unembedding(self.model, self.decoder)
         self.takes_features = takes_features(self.model)
         """Whether images may be given as features that were computed before."""
         self._side = side_of(self.device)
@@ -141,7 +151,7 @@ class CaptureModel:
         return image_features(self.model, self._on_device(prepared.tensors), prepared.tensors, cells)
 
     def run(self, batch: Batch, wanted: Wanted) -> Captured:
-        """One forward pass without a cache; the logits of the final tokens only.
+        """One forward pass without a cache.
 
         Raises
         ------
@@ -165,24 +175,32 @@ class CaptureModel:
             batch.entry and batch.entry.to(self.device),
             toward=directions(self.model, self.decoder, pair) if "value_logits" in wanted.arrays else {},
         )
-        lengths, which = torch.unique(batch.lengths - 1, return_inverse=True)  # on the host: a GPU would have to be waited for
+        keep: Any = 1
+        if wanted.model_logits:
+            keep, which = torch.unique(batch.lengths - 1, return_inverse=True)  # on the host: a GPU would have to be waited for
+            keep = keep.to(self.device)
         with capturing(self.decoder, capture):
-            output = self.model(**self._inputs(batch), use_cache=False, logits_to_keep=lengths.to(self.device))
-        logits = output.logits[torch.arange(len(last), device=self.device), which.to(self.device)].float()
-        top = logits[:, : wanted.known_tokens].topk(wanted.ranks) if wanted.ranks else None
+            output = self.model(**self._inputs(batch), use_cache=False, logits_to_keep=keep)
+        own = None
+        if wanted.model_logits:
+            own = output.logits[torch.arange(len(last), device=self.device), which.to(self.device)][:, list(wanted.choices)].float()
+        leaving = capture.final[max(capture.final)]
+        top = self.unembedding.likeliest(leaving, wanted.ranks, wanted.known_tokens) if wanted.ranks else None
         held = capture.want
         found = {
             "residual": _stack(capture.residual).transpose(1, 2),
             "rows": _stack(capture.rows),
-            "answer_logits": logits[:, list(wanted.choices)],
+            "answer_logits": self.unembedding.logits(leaving, wanted.choices),
+            "final": leaving,
             "fused": _stack(capture.fused).transpose(0, 1) if "maps" in held else None,
             "value_norms": _stack(capture.value_norms) if "value_norms" in held else None,
             "head_outputs": _stack(capture.head_outputs) if "head_outputs" in held else None,
             "vision": _segments(batch) if batch.segments else None,
             "entry": capture.entry,
-            "form_logits": logits[:, list(wanted.forms)] if wanted.forms else None,
-            "top_tokens": None if top is None else top.indices,
-            "top_logits": None if top is None else top.values,
+            "form_logits": self.unembedding.logits(leaving, wanted.forms) if wanted.forms else None,
+            "top_tokens": None if top is None else top[1],
+            "top_logits": None if top is None else top[0],
+            "model_logits": own,
         }
         if apart:
             parts = logit_parts(self.model, self.decoder, capture, pair)
@@ -219,47 +237,34 @@ class CaptureModel:
         targets, knockouts, budget
             See `knockout.effects`.
         check
-            By how much a pass that is run again may be off, for logits of size 1; None: it is not checked.
+            How far the residual stream of a pass that is run again may be off, relative to its norm; None: it is not checked.
         """
         blocks: Any = self.decoder.layers
         with tracing(blocks) as trace:
             self.model(**self._inputs(batch), use_cache=False, logits_to_keep=1)
 
-        difference = partial(self._difference, pair)
         if check is not None:
-            scale = float(self._logits(trace.inputs[len(blocks)][:, -1].float(), pair).abs().max())
-            check_trace(blocks, trace, difference, check * max(1.0, scale))
-        return effects(blocks, trace, targets, knockouts, difference, budget)
+            check_trace(blocks, trace, check)
+        return effects(blocks, trace, targets, knockouts, partial(self.unembedding.difference, pair=pair), budget)
 
     def gradients(self, batch: Batch, pair: tuple[int, int]) -> TokenGradients:
         """What each token of one example is worth to the first answer's logit minus the second's, see `token_gradients`."""
         given = self._inputs(batch)
         blocks: Any = self.decoder.layers
         with torch.no_grad():
-            return token_gradients(lambda: self.model(**given, use_cache=False, logits_to_keep=1), blocks, partial(self._difference, pair))
+            difference = partial(self.unembedding.difference, pair=pair)
+            return token_gradients(lambda: self.model(**given, use_cache=False, logits_to_keep=1), blocks, difference)
 
-    def _difference(self, pair: tuple[int, int], hidden: torch.Tensor) -> torch.Tensor:
-        """(n, hidden) leaving the last block -> (n,)."""
-        logits = self._logits(hidden.float(), pair)
-        return logits[:, 0] - logits[:, 1]
+    def reference(self, inputs: Mapping[str, torch.Tensor], positions: Sequence[np.ndarray | None], choices: Sequence[int]) -> Reference:
+        """One example through the model alone, see `run_reference`; `inputs` as its processor makes them."""
+        known = set(inspect.signature(self.model.forward).parameters) - {"labels"}  # PaliGemma's processor makes some, for training
+        given = self._on_device({name: values for name, values in inputs.items() if name in known})
+        return run_reference(self.model, self.decoder, given, positions, choices)
 
     @torch.inference_mode()
     def readout(self, residual: np.ndarray, choice_ids: Sequence[int]) -> np.ndarray:
-        """(example, hidden) leaving the last block -> (example, choice) logits through the model's own norm and head."""
-        return _host(self._logits(torch.from_numpy(residual).to(self.device), choice_ids))
-
-    def _logits(self, hidden: torch.Tensor, choice_ids: Sequence[int]) -> torch.Tensor:
-        """(n, hidden) float32 leaving the last block -> (n, choice) logits, in float32 so that small differences are told apart."""
-        head: Any = self.model.lm_head
-        chosen = list(choice_ids)
-        logits = self.decoder.norm(hidden) @ head.weight[chosen].float().T  # type: ignore[operator]
-        if getattr(head, "bias", None) is not None:
-            logits = logits + head.bias[chosen].float()
-        cap = getattr(self.decoder.config, "final_logit_softcapping", None)
-        if cap:  # Gemma 2
-            logits = torch.tanh(logits / cap) * cap
-        made: torch.Tensor = logits
-        return made
+        """(example, hidden) leaving the last block -> (example, choice) float32 logits."""
+        return _host(self.unembedding.logits(torch.from_numpy(residual).to(self.device), choice_ids))
 
 
 def _stack(by_layer: Mapping[int, torch.Tensor]) -> torch.Tensor:

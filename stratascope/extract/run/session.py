@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stratascope.errors import InvalidInputError
+from stratascope.errors import CaptureError, InvalidInputError
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.capture import Pooling
 from stratascope.extract.run.gradients import TokenGradients
@@ -21,7 +21,7 @@ from stratascope.extract.run.image_reader import LoadedImage, check_cut, first_s
 from stratascope.extract.run.inputs import PreparedImages, joined
 from stratascope.extract.run.model import Batch, CaptureModel, Coming, Wanted
 from stratascope.extract.run.pipeline import Behind, ahead
-from stratascope.extract.run.self_check import check_capture, check_prompt, tolerance
+from stratascope.extract.run.self_check import CHECKED, LIMITS, check_capture, check_prompt, load_processor
 from stratascope.extract.run.shard_block import BlockWork
 from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures, room_for_features
 
@@ -113,9 +113,10 @@ class ExtractionSession:
     def launch(self, batch: Batch) -> Coming:
         """Send a batch through the model; the first one is compared with the model itself."""
         maps = {"maps"} if self.plan.has_map[list(batch.members)].any() else frozenset()
-        coming = self.model.launch(batch, replace(self.wanted, arrays=self.wanted.arrays | maps))
-        if not self.checked:
-            self._check(batch.members[0], coming)
+        first = not self.checked
+        coming = self.model.launch(batch, replace(self.wanted, arrays=self.wanted.arrays | maps, model_logits=first))
+        if first:
+            self._check(batch, coming)
             self.checked = True
             self._answered()
         return coming
@@ -129,7 +130,7 @@ class ExtractionSession:
         knockouts = self.plan.knockouts
         assert knockouts is not None
         targets, pair = self.plan.hidden_tokens(example), (self.wanted.choices[0], self.wanted.choices[1])
-        check = None if self.knocked else tolerance(self.plan)
+        check = None if self.knocked else LIMITS[self.plan.provenance["model"]["dtype"]].inner
         while True:
             try:
                 found = self.model.knock_out(batch, pair, targets, knockouts, self.knockout_tokens, check)
@@ -202,12 +203,28 @@ class ExtractionSession:
         """One image as the family's own processor makes it."""
         return self.model.prepare([image])
 
-    def _check(self, example: int, coming: Coming) -> None:
-        """The first batch, against the model that is given the pixels of one example alone."""
-        image = shown_image(self.plan, self.plan.shown[example])
-        check_prompt(self.plan, example, image)
-        alone = self.model.run(self._batch([example], [image]), Wanted(self.wanted.choices))
-        check_capture(self.plan, self.model, coming.result(), alone)
+    def _check(self, batch: Batch, coming: Coming) -> None:
+        """The first batch, against the model that is given some of its examples alone, as its own processor makes them."""
+        captured, processor, references = coming.result(), load_processor(self.plan), {}
+        finite = np.flatnonzero(np.isfinite(captured.final).all(1) & np.isfinite(captured.rows).all((0, 2, 3)))
+        if not len(finite):
+            raise CaptureError(
+                f"expected finite activations, found none in the first {len(batch.members)} examples in {self.model.dtype}; "
+                "use --dtype bfloat16 or float32"
+            )
+        for place in np.unique(np.linspace(0, len(finite) - 1, min(len(finite), CHECKED)).round().astype(int)):
+            row = int(finite[place])
+            example = batch.members[row]
+            made = check_prompt(self.plan, example, shown_image(self.plan, self.plan.shown[example]), processor)
+            tokens = [self.plan.position_tokens(example, name) for name in self._pooled]
+            references[row] = self.model.reference(made, tokens, self.wanted.choices)
+        check_capture(self.plan, self.model, captured, references)
+
+    @property
+    def _pooled(self) -> tuple[str, ...]:
+        """Positions at which a batch's residual stream is captured; the first batch is compared at the final and the image tokens too."""
+        positions = self.plan.store.positions
+        return positions if self.checked else (*positions, *(name for name in ("final", "image") if name not in positions))
 
     def _batch(self, members: Sequence[int], images: Sequence[Image.Image]) -> Batch:
         """Examples with their images' pixels."""
@@ -234,7 +251,7 @@ class ExtractionSession:
             torch.from_numpy(ids),
             torch.from_numpy(lengths.astype(np.int64)),
             images,
-            Pooling.of([[plan.position_tokens(k, position) for position in plan.store.positions] for k in members]),
+            Pooling.of([[plan.position_tokens(k, position) for position in self._pooled] for k in members]),
             tuple(features),
             segments,
             entry,
@@ -245,4 +262,5 @@ def _keep(keeper: Keeper, block: int, work: BlockWork) -> None:
     """Write a block once all of it is there; one that never will be is left out."""
     done: list[Future[Any]] = work.pieces
     if all(piece.result() for piece in done):
+        work.leave_out_unstorable()
         keeper.write(block, work.arrays)

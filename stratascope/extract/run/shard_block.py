@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from stratascope.errors import InvalidInputError
-from stratascope.extract.run.block_arrays import empty_arrays, fill
+from stratascope.extract.run.block_arrays import empty_arrays, fill, leave_out_unstorable
 from stratascope.extract.run.image_reader import LoadedImage, shown_image
 from stratascope.extract.run.inputs import joined
 from stratascope.extract.run.model import Batch, Coming
@@ -59,6 +59,10 @@ class BlockWork:
             ready = [k for k in batch if self._ready(k)]
             if not ready or self._through(ready):
                 members = members[len(batch) :]
+
+    def leave_out_unstorable(self) -> None:
+        """Mark examples of which a number does not fit the store, once all `pieces` are done."""
+        self._session.failed |= leave_out_unstorable(self._session.plan, self._first, self.arrays)
 
     def _ready(self, example: int) -> bool:
         """Have what the model needs of an example's image; or record why it cannot be had."""

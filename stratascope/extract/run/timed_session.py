@@ -59,9 +59,9 @@ class TimedSession(ExtractionSession):
         coming.arrival.result()  # or who puts it in place would wait for it
         return coming
 
-    def _check(self, example: int, coming: Coming) -> None:
+    def _check(self, batch: Batch, coming: Coming) -> None:
         begin = self.clock()
-        super()._check(example, coming)
+        super()._check(batch, coming)
         self.checking += self.clock() - begin
 
     def token_gradients(self, example: int, batch: Batch) -> TokenGradients:

@@ -77,6 +77,38 @@ def checked_block(layout: StoreLayout, facts: BlockFacts, arrays: Mapping[str, A
     return out
 
 
+def unstorable_examples(layout: StoreLayout, facts: BlockFacts, arrays: Mapping[str, Any]) -> dict[int, str]:
+    """Examples that cannot be recorded because a number is not finite, or is too large for the type in which it is stored.
+
+    Parameters
+    ----------
+    layout
+        Of the store.
+    facts
+        Of the block's examples.
+    arrays
+        As of `BlockWriter.write`.
+
+    Returns
+    -------
+    dict
+        Place within the block, of examples whose status is `recorded` -> which number cannot be stored, and where.
+    """
+    recorded = np.asarray(arrays["status"]) == RECORDED
+    reasons: dict[int, str] = {}
+    for spec in layout.arrays():
+        if spec.when != "block" or np.dtype(spec.dtype).kind != "f":
+            continue
+        values = np.asarray(arrays[spec.name])
+        _, bad = _stored(layout, spec, values, facts, recorded)
+        around = tuple(k for k in range(bad.ndim) if k != spec.example_axis)
+        for place in np.flatnonzero(bad.any(around)):
+            if int(place) not in reasons:
+                at = np.argwhere(bad & (np.arange(bad.shape[spec.example_axis]) == place).reshape(_example_shape(spec)))[0]
+                reasons[int(place)] = _unstored(layout, spec, values, at, facts)
+    return reasons
+
+
 def _status(values: NDArray[Any], n: int) -> NDArray[np.uint8]:
     if values.shape != (n,):
         raise InvalidInputError(f"status: expected shape ({n},), found {values.shape}")
@@ -122,22 +154,34 @@ def _maps(values: NDArray[Any], facts: BlockFacts, recorded: NDArray[np.bool_]) 
 def _floats(layout: StoreLayout, spec: ArraySpec, values: NDArray[Any], facts: BlockFacts, recorded: NDArray[np.bool_]) -> NDArray[Any]:
     if values.dtype.kind != "f":
         raise InvalidInputError(f"{spec.name}: expected floats, found {values.dtype}")
-    with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused below
-        stored = values.astype(spec.dtype, copy=False)
-    wanted = _wanted(layout, spec, facts, recorded)
-    finite = np.isfinite(stored)
-    bad = wanted & (np.isinf(stored) if spec.gaps else ~finite)
+    stored, bad = _stored(layout, spec, values, facts, recorded)
     if bad.any():
-        at = np.argwhere(np.broadcast_to(bad, stored.shape))[0]
+        reason = _unstored(layout, spec, values, np.argwhere(bad)[0], facts)
         raise InvalidInputError(
-            f"{spec.name}: expected finite numbers, found {values[tuple(at)]} at {place_in_words(layout, spec, at, facts.examples)}; "
-            f"record the example with status {STATUS_CODES['non_finite']} (non_finite), or compute in float32"
+            f"{reason}; record the example with status {STATUS_CODES['non_finite']} (non_finite), or compute in float32"
         )
+    wanted, finite = _wanted(layout, spec, facts, recorded), np.isfinite(stored)
     if "token" in spec.dims and (finite & _along_examples(spec, recorded) & ~_within(spec, facts)).any():
         raise InvalidInputError(f"{spec.name}: expected NaN beyond each prompt's n_tokens, found numbers; pad on the right with NaN")
     if np.broadcast_to(wanted, stored.shape).all():
         return stored
     return np.where(wanted, stored, np.asarray(np.nan, dtype=spec.dtype))
+
+
+def _stored(
+    layout: StoreLayout, spec: ArraySpec, values: NDArray[Any], facts: BlockFacts, recorded: NDArray[np.bool_]
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """The values in their stored type, and which of them must be finite and are not."""
+    with np.errstate(over="ignore"):  # what overflows becomes infinite
+        stored = values.astype(spec.dtype, copy=False)
+    unfit = np.isinf(stored) if spec.gaps else ~np.isfinite(stored)
+    return stored, unfit & _wanted(layout, spec, facts, recorded)
+
+
+def _unstored(layout: StoreLayout, spec: ArraySpec, values: NDArray[Any], at: NDArray[Any], facts: BlockFacts) -> str:
+    value = values[tuple(at)]
+    found = f"{value}, too large for {spec.dtype}," if np.isfinite(value) else str(value)
+    return f"{spec.name}: expected finite numbers, found {found} at {place_in_words(layout, spec, at, facts.examples)}"
 
 
 def _wanted(layout: StoreLayout, spec: ArraySpec, facts: BlockFacts, recorded: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -157,7 +201,11 @@ def _wanted(layout: StoreLayout, spec: ArraySpec, facts: BlockFacts, recorded: N
 
 def _along_examples(spec: ArraySpec, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """A mask over a block's examples, broadcastable to the block's array."""
-    return mask.reshape([-1 if i == spec.example_axis else 1 for i in range(len(spec.dims))])
+    return mask.reshape(_example_shape(spec))
+
+
+def _example_shape(spec: ArraySpec) -> list[int]:
+    return [-1 if i == spec.example_axis else 1 for i in range(len(spec.dims))]
 
 
 def _within(spec: ArraySpec, facts: BlockFacts) -> NDArray[np.bool_]:

@@ -49,7 +49,7 @@ class CopyTarget(Protocol):
         """Remove what was written; what a later copy can go on from stays where `resumable`."""
 
 
-class FolderTarget:
+class FolderTarget(CopyTarget):
     """A folder beside the target, renamed at the end.
 
     Parameters
@@ -105,7 +105,7 @@ class FolderTarget:
             shutil.rmtree(self.partial, ignore_errors=True)
 
 
-class ZipTarget:
+class ZipTarget(CopyTarget):
     """A stored zip, whose entries can be read in parts, written beside the target and renamed at the end.
 
     Parameters
@@ -140,6 +140,7 @@ class ZipTarget:
         return size
 
     def commit(self) -> None:
+        """Give the zip its name and read it back; StoreError where entries are missing or changed."""
         self._zip.close()
         self._file.flush()
         os.fsync(self._file.fileno())
