@@ -6,9 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from copy import copy
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +23,6 @@ from stratascope.datasets.coco_fields import (
 from stratascope.datasets.image_names import ImageNames
 from stratascope.datasets.json_rows import json_rows
 from stratascope.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from stratascope.datasets.example import Example
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels: of the image as it was annotated, or of the photo once aligned with it (`box_alignment`)."""
@@ -143,23 +139,6 @@ class BoxIndex:
         """The box of the only instance of `noun` in `image`; None where there is none or several."""
         found = self.instances(image, noun)
         return found[0] if len(found) == 1 else None
-
-    def add_to(self, example: Example) -> Example:
-        """The example with the boxes of its subject and object, and how many things of these names there are.
-
-        An example whose image is not listed is returned as it is.
-        """
-        if not self.lists(example.image):
-            return example
-        subject = self.instances(example.image, example.subject)
-        found = self.instances(example.image, example.object)
-        return replace(
-            example,
-            subject_box=subject[0] if len(subject) == 1 else None,
-            object_box=found[0] if len(found) == 1 else None,
-            subject_instances=len(subject),
-            object_instances=len(found),
-        )
 
 
 def _reason(error: Exception) -> str:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import html
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from zarr.storage import LocalStore, ZipStore
 
 from stratascope.store.format.layout import STATUS_CODES
-
-if TYPE_CHECKING:
-    from stratascope.store.io.reader import ActivationStore
+from stratascope.store.io.recorded_examples import ReadableStore
 
 
-def disk_sizes(store: ActivationStore) -> dict[str, int] | None:
+def disk_sizes(store: ReadableStore) -> dict[str, int] | None:
     """Array name -> bytes on disk ("" for metadata); None where the files cannot be listed."""
     inner = store.files_of.wrapped
     sizes: Counter[str] = Counter()
@@ -38,7 +35,7 @@ def disk_sizes(store: ActivationStore) -> dict[str, int] | None:
     return None
 
 
-def contents(store: ActivationStore) -> pd.DataFrame:
+def contents(store: ReadableStore) -> pd.DataFrame:
     """Table of the arrays that are filled by block: array, dimensions, shape, type, raw bytes, bytes on disk (NA where unknown)."""
     sizes = disk_sizes(store)
     rows = [
@@ -49,7 +46,7 @@ def contents(store: ActivationStore) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["array", "dimensions", "shape", "type", "raw_bytes", "disk_bytes"])
 
 
-def as_text(store: ActivationStore) -> str:
+def as_text(store: ReadableStore) -> str:
     """A few lines: name, completeness, failures, arrays."""
     table = contents(store)
     lines = [f"ActivationStore {store.name}", *(f"  {line}" for line in _facts(store))]
@@ -59,7 +56,7 @@ def as_text(store: ActivationStore) -> str:
     return "\n".join(lines)
 
 
-def as_html(store: ActivationStore) -> str:
+def as_html(store: ReadableStore) -> str:
     """The same for notebooks."""
     table = contents(store)
     for column in ("raw_bytes", "disk_bytes"):
@@ -78,7 +75,7 @@ def bytes_text(size: int) -> str:
     raise AssertionError
 
 
-def _facts(store: ActivationStore) -> list[str]:
+def _facts(store: ReadableStore) -> list[str]:
     layout, written = store.layout, store.written
     lines = [
         f"{layout.examples:,} examples in {layout.blocks:,} blocks of {layout.block}, "

@@ -18,8 +18,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
 from stratascope.addresses import without_secrets
-from stratascope.errors import MissingExtraError, StoreError
-from stratascope.store.io.links import UnreadError
+from stratascope.errors import MissingExtraError, StoreError, UnreadError
 from stratascope.store.io.panics import is_panic, silenced_panics
 
 PATIENCE = 120.0

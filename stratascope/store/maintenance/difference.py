@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stratascope.store.format.provenance import differences
 from stratascope.store.io.reader import ActivationStore
-from stratascope.store.io.selection import Selection, place_in_words
+from stratascope.store.io.selection import Selection
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -121,7 +121,7 @@ def _compare(left: ActivationStore, right: ActivationStore, name: str, pairs: ND
                 place = list(np.unravel_index(int(gap.argmax()), gap.shape))
                 ids = left.examples["id"].to_numpy()[part[:, 0]]
                 held = [int(k) if dim == "example" else int(axis[0][k]) for dim, axis, k in zip(a.dims, axes, place, strict=True)]
-                at = place_in_words(left.layout, a, held, ids)
+                at = left.layout.place_text(name, held, ids)
     return name, len(pairs), values, different, largest, at
 
 

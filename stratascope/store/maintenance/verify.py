@@ -15,14 +15,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.datasets.image_files import image_path, read_image_file
-from stratascope.errors import InvalidInputError, StoreError, out_of_memory
+from stratascope.errors import InvalidInputError, StoreError, UnreadError, out_of_memory
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.block_checks import BlockFacts, checked_block
 from stratascope.store.format.limits import parse_json
 from stratascope.store.format.shards import decode_chunk, decode_file
 from stratascope.store.format.tables import MOST_CHUNKS, as_numpy
 from stratascope.store.io.create import known_digest
-from stratascope.store.io.links import UnreadError
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.shard_reader import ByteSource, byte_source
 
