@@ -11,9 +11,10 @@ from stratascope.store.format.provenance import VOLATILE, condition_of
 from stratascope.store.format.size_estimate import estimate_sizes
 from stratascope.store.io.create import create_store
 from stratascope.store.io.example_filter import checked_choice, choice_of, choice_options, choice_text, chosen_examples, column_texts
+from stratascope.store.io.overview import describe
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.writer import BlockWriter
-from stratascope.store.maintenance.copy import copy_store
+from stratascope.store.maintenance.copy import copy_store, copy_summary
 from stratascope.store.maintenance.difference import StoreDifference, diff_stores
 from stratascope.store.maintenance.repair import repair
 from stratascope.store.maintenance.verify import Verification, verify
@@ -36,8 +37,10 @@ __all__ = [
     "column_texts",
     "condition_of",
     "copy_store",
+    "copy_summary",
     "create_store",
     "decode_maps",
+    "describe",
     "diff_stores",
     "encode_maps",
     "estimate_sizes",

@@ -1,16 +1,21 @@
-"""What a store holds, for people: sizes, completeness, and how it was made."""
+"""Contents of a store as text, HTML and JSON: sizes, completeness, provenance."""
 
 from __future__ import annotations
 
 import html
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from zarr.storage import LocalStore, ZipStore
 
 from stratascope.store.format.layout import STATUS_CODES
 from stratascope.store.io.recorded_examples import ReadableStore
+
+LONGEST_VALUE = 100
+"""Characters of a value of provenance that are shown."""
 
 
 def disk_sizes(store: ReadableStore) -> dict[str, int] | None:
@@ -54,6 +59,53 @@ def as_text(store: ReadableStore) -> str:
         size = "" if row.disk_bytes is pd.NA else f", {bytes_text(row.disk_bytes)} on disk"  # type: ignore[arg-type]
         lines.append(f"  {row.array:<16} ({row.dimensions}) {row.shape} {row.type}{size}")
     return "\n".join(lines)
+
+
+def describe(store: ReadableStore, *, full: bool = False) -> str:
+    """Describe a store in lines of text: contents, completeness and provenance, field by field.
+
+    Parameters
+    ----------
+    store
+        The store.
+    full
+        Whether values longer than LONGEST_VALUE are shown in full.
+    """
+    lines = [as_text(store), "", "provenance"]
+    for name, value in _flat(store.provenance):
+        text, label = (str(one).replace("\n", "\\n") for one in (value, name))
+        lines.append(f"  {label:<28} {text if full else shortened(text)}")
+    return "\n".join(lines)
+
+
+def as_record(store: ReadableStore) -> dict[str, Any]:
+    """What `describe` says, as plain JSON."""
+    names = {code: name for name, code in STATUS_CODES.items()}
+    arrays = contents(store).astype(object)
+    return {
+        "name": store.name,
+        "examples": store.layout.examples,
+        "blocks": store.layout.blocks,
+        "written_blocks": int(store.written.sum()),
+        "complete": bool(store.written.all()),
+        "status": dict(Counter(names[int(s)] for s in store.status)),
+        "arrays": arrays.where(arrays.notna(), None).to_dict("records"),
+        "layout": store.layout.to_json(),
+        "provenance": store.provenance,
+    }
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text longer than LONGEST_VALUE, with dots."""
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{prefix}{key}.")
+        elif inner is not None:
+            yield f"{prefix}{key}", inner
 
 
 def as_html(store: ReadableStore) -> str:

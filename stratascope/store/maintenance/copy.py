@@ -18,6 +18,7 @@ from stratascope.store.format.layout import StoreLayout
 from stratascope.store.format.provenance import digest
 from stratascope.store.format.shards import decode_file, encode_chunk, encode_file
 from stratascope.store.io.create import empty_store
+from stratascope.store.io.overview import bytes_text
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.recorded_examples import require_written
 from stratascope.store.io.remote import UnreachableError
@@ -138,6 +139,15 @@ def copy_store(
         raise
     rows = [(name, specs[name].shape, size) for name, size in sizes.items()]
     return pd.DataFrame(rows, columns=["array", "shape", "bytes"])
+
+
+def copy_summary(target: str | Path, taken: pd.DataFrame) -> str:
+    """Lines of text on what `copy_store` took: one for each array, the total."""
+    lines = [
+        f"{array:<18} {' x '.join(map(str, shape)):<32} {bytes_text(int(size)):>9}"
+        for array, shape, size in zip(taken["array"], taken["shape"], taken["bytes"], strict=True)
+    ]
+    return "\n".join([*lines, f"{target}: {bytes_text(int(taken['bytes'].sum()))}"])
 
 
 def _kept(into: CopyTarget, spec: ArraySpec, key: str, examples: int) -> int | None:
