@@ -90,7 +90,7 @@ def test_indexing_equals_reading(store: ActivationStore) -> None:
 
 
 def test_indexing_by_another_name_lists_the_names(store: ActivationStore) -> None:
-    with pytest.raises(NotRecordedError, match="found 'nothing'; arrays: residual, .*; columns: id, image"):
+    with pytest.raises(NotRecordedError, match=r"found 'nothing'; arrays: residual, .*; columns: id, image"):
         store["nothing"]
     with pytest.raises(NotRecordedError, match="found 0; arrays"):
         store[0]  # type: ignore[index]
