@@ -1,4 +1,4 @@
-"""Examples from files: VSR's JSONL rows or a CSV table, with image, caption, label and relation; What's Up's lists."""
+"""Load examples from VSR's JSON lines, CSV tables or What's Up lists."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Example", "describe", "files_digest", "load_examples"]
 
 _NEEDED = ("image", "caption", "relation")
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-"""How spreadsheets write a label."""
+"""Spellings of labels in spreadsheets."""
 _NEEDS = "a row needs image, caption, relation and label"
 
 
@@ -33,7 +33,7 @@ def load_examples(
     *,
     progress: bool = False,
 ) -> list[Example]:
-    """Examples of one or more files, in order.
+    """Load the examples of one or more files, in order.
 
     Rows hold `image`, `caption`, `relation`, `label` (0/1 or true/false) and may hold `id` and `split`; the published VSR
     files and those of `write_scenes` are of this form. Other scalar fields are kept as they are. A file that ends in .csv is a table
@@ -85,7 +85,7 @@ def load_examples(
 
 
 def _with_boxes(example: Example, boxes: BoxIndex) -> Example:
-    """The example with the boxes of its subject and object, and how many things of these names there are.
+    """The example with boxes and instance counts of its subject and object.
 
     An example whose image is not listed is returned as it is.
     """
@@ -112,7 +112,7 @@ def files_digest(files: Iterable[Path | str]) -> dict[str, str]:
 
 
 def describe(examples: Sequence[Example]) -> str:
-    """How many examples, images and relations, how the labels are divided, and what became of the boxes."""
+    """Lines of text: counts of examples, images, relations, labels and boxes."""
     images = len({e.image for e in examples})
     relations = len({e.relation for e in examples})
     labels = f"{sum(e.label for e in examples) / len(examples):.1%} true"
@@ -134,7 +134,7 @@ def describe(examples: Sequence[Example]) -> str:
 
 
 def _of_file(path: Path, choices: Sequence[str] | None, before: Sequence[Example], progress: bool) -> list[tuple[str, Example]]:
-    """The examples of one file, whichever of the known forms it has, and where each stands; `before` are those of the files before it."""
+    """Examples of one file in any known format, each with its location; `before` holds those of earlier files."""
     text, stem = read_text(path), path.stem
     if is_csv(path):
         table = csv_table(path, text, as_text=("id", "split", "label", *_NEEDED))

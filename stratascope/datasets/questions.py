@@ -59,7 +59,7 @@ _SHOWN = 5
 
 
 def parse_caption(caption: str) -> tuple[CaptionParts, str, tuple[str, ...]]:
-    """Subject, relation and object of a caption of these data sets, the relation's words, and the answers that mean it.
+    """Parse a caption of these data sets: subject, relation, object, and the answers that mean the relation.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def parse_caption(caption: str) -> tuple[CaptionParts, str, tuple[str, ...]]:
 
 
 def load_captions(path: Path, text: str, choices: Sequence[str] | None) -> list[Example]:
-    """Examples of a data set.
+    """Parse the rows of a data set into examples.
 
     With `choices` (of a prompt that asks for one of several) one example a row, with the right caption and the number of the right choice;
     without, one a caption, true the first and false the others.
@@ -109,7 +109,7 @@ def load_captions(path: Path, text: str, choices: Sequence[str] | None) -> list[
 
 
 def _check_file_names(path: Path, rows: Sequence[Any]) -> None:
-    """InvalidInputError where two rows name different images of the same file name, which alone is kept."""
+    """Refuse rows with different images of the same file name, because only the file name is kept."""
     first: dict[str, tuple[str, int]] = {}
     for k, row in enumerate(rows):
         image = row.get("image_path") if isinstance(row, dict) else None
@@ -180,7 +180,7 @@ def are_questions(row: Row) -> bool:
 
 
 def add_questions(path: Path, rows: Sequence[Row], examples: Sequence[Example], choices: Sequence[str] | None) -> list[Example]:
-    """The examples of a data set with the wording in which a file of questions asks them.
+    """Add the published questions of a file to the examples of a data set.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Generated scenes in VSR's own form: two to four drawn things on a plain ground, and true or false captions about two of them.
+"""Generated scenes in VSR's format: two to four objects, with true and false captions about two of them.
 
 The label is a fair coin by construction, whatever one knows of the text or of the image alone: kinds are exchangeable, a
 relation is asked of a scene only if the scene holds both a pair for which it is true and a pair for which it is false, and
@@ -22,18 +22,18 @@ SIZE = 168
 """Width and height of a scene's image in pixels: 6 x 6 merged cells of 28 pixels."""
 
 EXCLUSIVE = ("left of", "right of", "above", "below", "inside", "surrounding")
-"""Relations of which at most one holds for an ordered pair."""
+"""Mutually exclusive relations of an ordered pair."""
 
 RELATIONS = (*EXCLUSIVE, "near", "far from")
 DOMINANCE = 1.5
 """A pair is left/right/above/below only if its offset along that axis is this many times the other; else it is not asked."""
 NEAR, FAR = 18.0, 56.0
-"""Gap in pixels at most which a pair is near, at least which it is far; in between it is not asked."""
+"""Largest gap in pixels of a near pair and smallest gap of a far one; pairs in between get no caption."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn thing: its kind and the centre and radius of its form in pixels."""
+    """One object: its name, centre and radius in pixels."""
 
     kind: str
     x: float
@@ -43,7 +43,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Statement:
-    """A caption in VSR's wording about two things of a scene, and whether it is true."""
+    """A caption in VSR's wording about two objects of a scene, and its label."""
 
     subject: int
     relation: str
@@ -182,7 +182,7 @@ def bounding_box(thing: Thing) -> list[float]:
 
 
 def write_scenes(folder: Path, count: int, *, seed: int, captions_per_scene: int = 1) -> Path:
-    """Write generated scenes in VSR's form.
+    """Write generated scenes in VSR's format.
 
     The folder then holds `scenes.jsonl` (rows with image, caption, label, relation), `images/*.png` and `instances.json`
     (boxes in COCO's instances format). The same seed gives the same bytes; a longer run starts with the shorter one.

@@ -1,4 +1,4 @@
-"""Independent tasks, one after the other or with Dask: in threads, in processes, or on a cluster that exists already."""
+"""Run independent tasks in sequence, in threads, in processes or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run_all(
     label: str = "tasks",
     finished: Callable[[int, Answer], None] | None = None,
 ) -> list[Answer]:
-    """function of every item, in order; `finished` is called in this process with the number and answer of each as it is done.
+    """Apply a function to every item and return the answers in order.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def run_all(
 
 
 def workers_of(scheduler: str | None, workers: int | None = None) -> int:
-    """How many tasks run at once on this machine; 0 where the scheduler is elsewhere."""
+    """Number of concurrent tasks on this machine; 0 for a remote scheduler."""
     name = scheduler or "synchronous"
     if "://" in name:
         return 0

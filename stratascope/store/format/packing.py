@@ -1,4 +1,4 @@
-"""Attention maps in one byte a weight: the square root of each weight over its row's maximum."""
+"""Attention maps with one byte per weight: the square root of weight / row maximum."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 
 _TOLERANCE = 2e-3
-"""How far a row may be from summing to 1: float16 weights over a thousand tokens stay well within."""
+"""Tolerance of a row's sum; float16 weights over a thousand tokens stay well within."""
 
 
 def encode_maps(maps: NDArray[Any], *, causal: bool = True) -> NDArray[np.uint8]:
@@ -56,7 +56,7 @@ def encode_maps(maps: NDArray[Any], *, causal: bool = True) -> NDArray[np.uint8]
 
 
 def decode_maps(packed: NDArray[np.uint8], n_tokens: int | None = None) -> NDArray[np.float64]:
-    """Unpack maps: squares, with every row renormalised to sum to 1.
+    """Unpack maps: squares, each row renormalised to sum to 1.
 
     Parameters
     ----------

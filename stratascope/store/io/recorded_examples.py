@@ -1,4 +1,4 @@
-"""Which examples an array of a store holds, and the refusals that name those it does not."""
+"""Recorded examples of an array, and errors that list the missing ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def written_examples(store: ReadableStore) -> NDArray[np.bool_]:
 
 
 def held_examples(store: ReadableStore, selection: Selection) -> NDArray[np.bool_]:
-    """(example,) whether the array gives an example: written, recorded, with all positions of the selection, with a map."""
+    """(example,) whether the array has an example: written, recorded, with all selected positions, with a map."""
     spec = selection.spec
     if not spec.by_block:
         return np.ones(store.layout.examples, dtype=bool)

@@ -1,4 +1,4 @@
-"""Writing whole blocks: claimed, checked, flushed to the disk, marked last."""
+"""Write shard blocks: lock, check, flush to disk, mark as written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stratascope.store.io.links import own_path
 
 
 class BlockWriter:
-    """An existing store, opened for filling its blocks.
+    """Writer of shard blocks into an existing store.
 
     Any number of processes may write at once, without locks between them: rank i of n takes the pending blocks b with b % n == i.
     Two that write the same block are told apart: the second is refused.
@@ -69,7 +69,7 @@ class BlockWriter:
             raise StoreError(f"{path}: expected a folder that can be written, found: {error}; change its permissions or copy it") from error
 
     def check_provenance(self, expected: Mapping[str, Any]) -> None:
-        """Compare what would be written with what the store was made for, all but `provenance.VOLATILE`.
+        """Compare an expected provenance with the store's, without `provenance.VOLATILE`.
 
         Parameters
         ----------
@@ -84,7 +84,7 @@ class BlockWriter:
         check_agreement(self.provenance, expected)
 
     def check_layout(self, expected: StoreLayout) -> None:
-        """Compare the layout of what would be written with the store's.
+        """Compare an expected layout with the store's.
 
         Parameters
         ----------
@@ -99,7 +99,7 @@ class BlockWriter:
         check_agreement(self.layout.to_json(), expected.to_json(), "layout")
 
     def is_written(self, block: int) -> bool:
-        """Whether a block is marked, as the disk says now."""
+        """Whether a block is marked on disk."""
         self.layout.block_examples(block)
         return os.path.lexists(self._marker(block))
 
@@ -162,7 +162,7 @@ class BlockWriter:
             ) from error
 
     def close(self) -> None:
-        """Stop counting as a writer; further writes are still possible, but a sweep may then meet them."""
+        """Release the writer's lock; later writes are not protected from removal as leftovers."""
         self._presence.close()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What people send each other: a store, or a part of one, as a folder or a zip, that says what was taken."""
+"""Copy a store or a part of it to a folder or zip."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 ALWAYS = ("answer_logits", "status")
-"""Arrays of blocks that every copy holds."""
+"""Arrays that every copy contains."""
 
 
 def copy_store(

@@ -1,4 +1,4 @@
-"""What differs between two stores: how they were made, what they hold, and their numbers."""
+"""Compare two stores: provenance, layout, examples, numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CREATED = ("token_ids", "n_tokens", "grid", "position_present", "has_map")
 
 @dataclass(frozen=True)
 class StoreDifference:
-    """What `diff_stores` found. What one store lacks is listed, and numbers are compared where both have them."""
+    """Differences between two stores; numbers are compared only where both stores have them."""
 
     names: tuple[str, str]
     provenance: pd.DataFrame

@@ -1,4 +1,4 @@
-"""Un-marking what is damaged, so that extraction fills it again."""
+"""Unmark damaged shard blocks, so that extraction writes them again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stratascope.store.maintenance.verify import Verification, verify
 
 
 def repair(path: str | Path, found: Verification | None = None) -> list[int]:
-    """Un-mark the bad blocks of a store in a folder and remove their files, so that extraction fills them again.
+    """Unmark bad shard blocks and remove their files, so that extraction writes them again.
 
     Parameters
     ----------

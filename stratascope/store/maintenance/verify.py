@@ -1,4 +1,4 @@
-"""Checking a store to the last byte."""
+"""Check every byte of a store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a check of a store found."""
+    """Result of checking a store."""
 
     name: str
     table: pd.DataFrame
@@ -40,12 +40,12 @@ class Verification:
     problems: pd.DataFrame
     """One row a problem: block (-1 for the store as a whole), array, file, problem."""
     written: int
-    """Blocks that are marked."""
+    """Number of written shard blocks."""
     blocks: int
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong with what is written; `complete` says whether everything is."""
+        """Whether everything written is intact; see `complete` for unwritten blocks."""
         return self.problems.empty
 
     @property
@@ -55,12 +55,12 @@ class Verification:
 
     @property
     def bad_blocks(self) -> list[int]:
-        """Blocks with a problem: `repair` un-marks them."""
+        """Blocks with a problem, which `repair` unmarks."""
         return sorted({int(b) for b in self.problems["block"] if b >= 0})
 
     @property
     def beyond_repair(self) -> bool:
-        """Whether something is damaged that extraction does not write again."""
+        """Whether something is damaged that extraction cannot write again."""
         return bool((self.problems["block"] < 0).any())
 
     def record(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Verification:
 def verify(
     target: str | Path | Store, *, images: str | Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Verification:
-    """Decode every marked block and check it as the writer did; check what was written at creation against its digest.
+    """Decode and check every written block, and check what was written at creation.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def verify(
 
 
 MOST_LISTED = 100
-"""Missing files of one array that are listed."""
+"""Most missing files listed per array."""
 
 
 class _Check:
