@@ -58,7 +58,7 @@ def load_examples(
     """
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(f) for f in files]
     if not paths:
-        raise InvalidInputError("expected at least one file of examples, found none; pass --examples FILE.jsonl")
+        raise InvalidInputError("expected at least one file of examples, found none; give a JSON lines or CSV file")
     examples: list[Example] = []
     seen: dict[str, str] = {}
     for path in paths:

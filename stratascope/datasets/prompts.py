@@ -47,8 +47,8 @@ class Prompt:
             return FilledPrompt(asked.text, {name: interval for name, interval in stated.items() if interval})
         if "{object}" in self.text and example.parts.object is None:
             raise InvalidInputError(
-                f"example {example.id}: expected a caption about two things for --prompt {self.name}, found {example.caption!r}; choose "
-                "--prompt four-way-photo, six-way-photo or true-false"
+                f"example {example.id}: expected a caption about two objects for the prompt {self.name}, found {example.caption!r}; choose "
+                "four-way-photo, six-way-photo or true-false"
             )
         pieces: list[str] = []
         intervals: dict[str, Interval] = {}

@@ -144,7 +144,7 @@ def _examples(path: Path, number: int, row: Any, choices: Sequence[str] | None) 
             if found is None:
                 raise InvalidInputError(
                     f"{where}: expected a caption that means one of the prompt's choices {', '.join(choices)}, found {caption!r}; choose "
-                    "another --prompt"
+                    "another prompt"
                 )
             example = replace(example, label=list(choices).index(found), choices=tuple(choices))
         yield example
@@ -189,13 +189,10 @@ def add_questions(path: Path, rows: Sequence[Row], examples: Sequence[Example], 
         numbers do not fit the data set, or answers disagree with its right captions.
     """
     if not choices:
-        raise InvalidInputError(
-            f"{path}: expected a prompt that asks for one of several choices, such as --prompt four-way, for these questions"
-        )
+        raise InvalidInputError(f"{path}: expected a prompt that asks for one of several choices, such as four-way, for these questions")
     if not examples or not examples[0].choices or examples[0].question is not None:
         raise InvalidInputError(
-            f"{path}: expected --examples with the data set (such as controlled_images_dataset.json) right before these questions, which "
-            "name no images"
+            f"{path}: expected the data set (such as controlled_images_dataset.json) right before these questions, which name no images"
         )
     asked: dict[int, Question] = {}
     wrong: list[str] = []

@@ -127,6 +127,6 @@ def _here(
         except BrokenProcessPool as error:
             raise ClusterLostError(
                 "expected worker processes that live, found that one of them ended half-way (killed, or out of memory); give fewer at once "
-                "(--workers) and run the same command: what was saved is not done again",
+                "and run again: saved results are kept",
                 in_python="workers=2",
             ) from error

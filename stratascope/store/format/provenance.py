@@ -111,12 +111,12 @@ def check_agreement(held: Mapping[str, Any], expected: Mapping[str, Any], what: 
         raise ProvenanceMismatchError(
             "expected a store whose provenance holds digests of all of the model's files, found one that Stratascope "
             f"{_version(held)} began, which kept none of {', '.join(unknown)}: whether they are still the same cannot be known; finish the "
-            "store with that version, or use another --out"
+            "store with that version, or write another store"
         )
     if found:
         lines = "; ".join(f"{name}: the store has {_told(a)}, now {_told(b)}" for name, (a, b) in found.items())
         raise ProvenanceMismatchError(
-            f"expected the {what} of the store, found other values: {lines}; use another --out, or the same settings"
+            f"expected the {what} of the store, found other values: {lines}; write another store, or use the same settings"
         )
 
 

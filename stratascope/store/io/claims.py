@@ -53,7 +53,7 @@ def block_claim(store: Path, block: int) -> Iterator[None]:
         raise StoreError(
             f"{store}: expected block {block} to be free, found it being written by {_holder(path)}; "
             + _left_behind(path)
-            + "give each process a part of its own (--shard 0/2 and --shard 1/2)",
+            + "give each process its own share of the blocks",
             in_python="rank i of n takes blocks i, i + n, ...",
         )
     with _signed(*held):

@@ -117,7 +117,7 @@ def refuse_other_examples(own: ActivationStore, other: ActivationStore, called: 
         The ids differ, or an example differs in its image, caption, relation, label or another column; the first such id is named.
     """
     ids, theirs = (store.examples["id"].to_numpy(dtype=str) for store in (own, other))
-    again = "extract the same examples again, with --condition blank or --untrained"
+    again = "extract the same examples again, with blank images or untrained weights"
     if not np.array_equal(ids, theirs):
         shared = len(np.intersect1d(theirs, ids))
         order = ", in another order" if shared == len(ids) == len(theirs) else ""

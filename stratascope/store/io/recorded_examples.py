@@ -76,7 +76,7 @@ def require_written(store: ReadableStore, selection: Selection) -> None:
     if lacking:
         raise UnwrittenBlockError(
             f"{store.name}: expected written blocks, found {len(lacking)} not written yet: {listing(lacking)} (of {len(store.written)}); "
-            "finish the extraction, or choose written ones (--examples)",
+            "finish the extraction, or select written examples",
             in_python=f"examples=store.available({selection.spec.name!r})",
         )
 
@@ -92,7 +92,6 @@ def require_recorded(store: ReadableStore, selection: Selection) -> None:
     place = "" if selection.spec.position_dim is None else ", position"
     raise NotRecordedError(
         f"{store.name}: expected examples that {name} holds, found {len(lacking)} that failed, lack a position or have no map: "
-        f"{listing(lacking)}; it holds {int(mask.sum())} of {len(mask)}; choose among those "
-        "(--examples)",
+        f"{listing(lacking)}; it holds {int(mask.sum())} of {len(mask)}; select from those",
         in_python=f"examples=store.available({name!r}{place})",
     )

@@ -46,8 +46,7 @@ class BlockWriter:
         if not self.path.is_dir():
             found = "a file" if self.path.exists() else "nothing"
             raise StoreError(
-                f"{path}: expected the folder of a store to write into, found {found}; choose another folder (--out); a zip or URL "
-                "is only read",
+                f"{path}: expected the folder of a store to write into, found {found}; choose another folder; zips and URLs are read-only",
                 in_python="make one with create_store",
             )
         root = open_root(GuardedStore(LocalStore(self.path, read_only=True)), str(path))
@@ -148,7 +147,7 @@ class BlockWriter:
                 if os.path.lexists(self._marker(block)):
                     raise StoreError(
                         f"{self.path}: expected block {block} to be unwritten, found it marked: another process wrote it meanwhile; "
-                        "run the same command again, or un-mark it with `stratascope verify --repair` if it is damaged",
+                        "run the same command again, or unmark it with `stratascope verify --repair` if it is damaged",
                         in_python="go on with pending()",
                     )
                 for name, array in values.items():

@@ -26,13 +26,13 @@ def repair(path: str | Path, found: Verification | None = None) -> list[int]:
     Returns
     -------
     list of int
-        The blocks that were un-marked.
+        The blocks that were unmarked.
 
     Raises
     ------
     StoreError
         Where the store is no folder, where a bad block is being written, or where something is damaged that extraction does not
-        write: such a store must be fetched or made again. Bad blocks are un-marked nevertheless.
+        write: such a store must be fetched or made again. Bad blocks are unmarked nevertheless.
     """
     root = Path(path)
     if not root.is_dir():
@@ -51,7 +51,7 @@ def repair(path: str | Path, found: Verification | None = None) -> list[int]:
                         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                             own_path(root, spec.key(block)).unlink()
         except OSError as error:
-            raise StoreError(f"{path}: expected to un-mark block {block}, found: {error}; fix permissions and run again") from error
+            raise StoreError(f"{path}: expected to unmark block {block}, found: {error}; fix permissions and run again") from error
     if found.beyond_repair:
         first = found.problems[found.problems["block"] < 0].iloc[0]
         raise StoreError(
