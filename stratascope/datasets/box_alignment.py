@@ -28,9 +28,9 @@ class BoxAlignment:
     photo: Size
     """Of the upright photo."""
     orientation: int = 1
-    """The EXIF orientation by which the boxes are turned; 1 where they are not."""
+    """EXIF orientation that rotates the boxes; 1 for none."""
     reason: str = ""
-    """Why the boxes are refused; empty where they are not."""
+    """Reason for refusing the boxes; empty if they are accepted."""
 
     @property
     def case(self) -> Case:
@@ -42,7 +42,7 @@ class BoxAlignment:
         return "unchanged" if self.annotated == self.photo else "scaled"
 
     def apply(self, box: Box) -> Box | None:
-        """A box in the pixels of the upright photo; None where boxes are refused.
+        """Map a box to the pixels of the upright photo; None if boxes are refused.
 
         Examples
         --------
@@ -66,8 +66,8 @@ class BoxAlignment:
 def align_boxes(annotated: Size, photo: Size, orientation: int = 1, boxes: Iterable[Box] = ()) -> BoxAlignment:
     """Align boxes of an image of size `annotated` with a photo.
 
-    Boxes are resized where both sizes have the same aspect ratio, within the rounding of sides to whole pixels. Where the photo has an
-    EXIF orientation that exchanges its sides, the sizes tell whether boxes were drawn on the pixels as stored, and these are turned with
+    Boxes are resized if both sizes have the same aspect ratio, within the rounding of sides to whole pixels. If the photo has an
+    EXIF orientation that swaps its sides, the sizes show whether boxes were drawn on the pixels as stored; such boxes are rotated with
     the photo. All other boxes are refused.
 
     Parameters

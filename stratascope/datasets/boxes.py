@@ -271,6 +271,11 @@ def cells_in_box(box: Box, image_size: tuple[float, float], grid: tuple[int, int
         (width, height) of what the cells cover: the image file, or the part of it that the model sees.
     grid
         (rows, columns) of cells.
+
+    Examples
+    --------
+    >>> cells_in_box((0, 0, 28, 56), (56, 56), (2, 2)).tolist()
+    [0, 2]
     """
     rows, columns = grid
     y = (np.arange(rows) + 0.5) * image_size[1] / rows

@@ -97,21 +97,21 @@ def download(
 ) -> None:
     """Download `url` to the file `path` atomically.
 
-    What has come of it lies in `path` + ".part" meanwhile; a later call goes on there if the server supports it and still has the same
+    Received bytes are in `path` + ".part" until then; a later call resumes there if the server supports it and still has the same
     file (by its entity tag), else from the beginning.
 
     Parameters
     ----------
     check
-        Given the file, says what is wrong with it, or None.
+        Function of the file that returns what is wrong with it, or None.
     largest
-        Bytes that the file may have at most.
+        Largest size of the file in bytes.
     budget
-        Bytes that all downloads together may bring.
+        Byte limit of all downloads together.
     stop
         Set by another thread to end the download soon.
     tell
-        Told the number of bytes of each piece that came.
+        Called with the number of bytes of each received piece.
 
     Raises
     ------

@@ -36,19 +36,19 @@ def load_examples(
     """Load the examples of one or more files, in order.
 
     Rows hold `image`, `caption`, `relation`, `label` (0/1 or true/false) and may hold `id` and `split`; the published VSR
-    files and those of `write_scenes` are of this form. Other scalar fields are kept as they are. A file that ends in .csv is a table
-    with these columns; `stratascope.datasets.table` says how both are read. A JSON list is read as one of What's Up's data sets, and a
-    file of questions after it gives the wording (`stratascope.datasets.questions`).
+    files and those of `write_scenes` have this form. Other scalar fields are kept unchanged. A file that ends in .csv is a table
+    with these columns (see `stratascope.datasets.table`). A JSON list is read as one of What's Up's data sets, and a
+    file of questions after it sets their wording (see `stratascope.datasets.questions`).
 
     Parameters
     ----------
     boxes
-        Matched with the images by file name, and with subjects and objects by name.
+        Gold boxes, matched with images by file name and with subjects and objects by name.
     choices
-        Of a prompt that asks for one of several answers: rows of What's Up's data sets then become one example each, labelled by
-        the number of the right choice. Without, they become one a caption, true or false.
+        Answer choices of a multiple-choice prompt: each row of What's Up's data sets then becomes one example, labelled by
+        the index of the right choice. By default each caption becomes one example, true or false.
     progress
-        Show how many rows are read.
+        Whether to show a progress bar.
 
     Raises
     ------

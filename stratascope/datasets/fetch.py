@@ -121,7 +121,7 @@ def fetch_vsr(folder: Path | str, choice: FetchChoice = FetchChoice(), *, progre
     Parameters
     ----------
     folder
-        Made where it is not there.
+        Output folder; created if it does not exist.
     choice
         What to fetch, from where, and within which limits.
     progress

@@ -36,7 +36,7 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "under": ("under", "below", "bottom"),
     "on": ("on", "above", "top"),
 }
-"""Relation in a caption about two things -> the answers that mean it, the usual one first; longer relations first."""
+"""Relation between two objects -> answers that mean it, the usual one first; longer relations come first."""
 
 PLACES: dict[str, tuple[str, ...]] = {
     "left": ("left",),
@@ -46,7 +46,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "front": ("front",),
     "back": ("behind",),
 }
-"""Place in a caption about one thing -> the answers that mean it."""
+"""Place of a single object -> answers that mean it."""
 
 _ONE_THING = re.compile(rf"\s+((?:on|at|in|to|toward|towards) the ({'|'.join(PLACES)})(?: side)?)[\s.]*$", re.IGNORECASE)
 _OPENING = re.compile(r"\s*(?:an?|the)\s+(?:photo|picture|image)\s+of\s+(?:(?:an?|the|some)\s+)?|\s*(?:an?|the|some)\s+", re.IGNORECASE)
@@ -64,7 +64,7 @@ def parse_caption(caption: str) -> tuple[CaptionParts, str, tuple[str, ...]]:
     Raises
     ------
     InvalidInputError
-        If the caption names none of `RELATIONS` between two things and none of `PLACES` of one.
+        The caption names neither one of `RELATIONS` between two objects nor one of `PLACES`.
     """
     opening = _OPENING.match(caption)
     start = opening.end() if opening else 0
@@ -86,13 +86,13 @@ def parse_caption(caption: str) -> tuple[CaptionParts, str, tuple[str, ...]]:
 def load_captions(path: Path, text: str, choices: Sequence[str] | None) -> list[Example]:
     """Parse the rows of a data set into examples.
 
-    With `choices` (of a prompt that asks for one of several) one example a row, with the right caption and the number of the right choice;
-    without, one a caption, true the first and false the others.
+    With `choices` (multiple-choice prompt) each row becomes one example, with the right caption and the index of the right choice;
+    otherwise each caption becomes one example: the first is true, the others are false.
 
     Raises
     ------
     InvalidInputError
-        Naming row and reason.
+        A row is invalid; the message names row and reason.
     """
     try:
         rows = plain_text(json.loads(text), text)

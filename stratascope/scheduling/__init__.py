@@ -30,19 +30,19 @@ def run_all(
     Parameters
     ----------
     function
-        Of one item; processes and clusters need what pickle can send, and so for the items.
+        Function of one item; processes and clusters require picklable functions and items.
     work
-        The items; Dask looks for nothing inside of them.
+        The items. Dask does not look inside them.
     scheduler
         None or `synchronous` (no Dask at all), `threads`, `processes`, or the address of a Dask scheduler.
     workers
-        Threads or processes at once; one a core by default.
+        Concurrent threads or processes; by default one per core.
     progress
-        A bar, where there is a terminal.
+        Whether to show a progress bar on a terminal.
     label
-        What the bar counts.
+        Label of the progress bar.
     finished
-        May save each answer while others are computed.
+        Called in this process with number and answer of each item as it completes, for example to save it.
 
     Returns
     -------
@@ -52,13 +52,18 @@ def run_all(
     Raises
     ------
     InvalidInputError
-        The scheduler is none of these, or does not answer; `workers` is below 1; a cluster's worker has another version of this package.
+        The scheduler is unknown or does not answer; `workers` is below 1; a cluster's worker has another version of this package.
     StoreError
         A cluster's worker cannot open the store of a task.
     MissingExtraError
-        An address is given and the package distributed is not installed.
+        The scheduler is an address and the package distributed is not installed.
     ClusterLostError
-        No worker joined, or the workers or the scheduler died; answers that `finished` was told are safe.
+        No worker joined, or the workers or the scheduler died; answers passed to `finished` are safe.
+
+    Examples
+    --------
+    >>> run_all(abs, [-1, 2, -3])
+    [1, 2, 3]
     """
     from tqdm.auto import tqdm
 

@@ -74,9 +74,9 @@ def create_store(
     Raises
     ------
     InvalidInputError
-        Naming the argument that does not fit the layout.
+        An argument does not fit the layout; the message names it.
     StoreError
-        Where `path` exists already, or cannot be written.
+        `path` exists or cannot be written.
     """
     known = {
         "spans": spans, "token_ids": token_ids, "n_tokens": n_tokens, "grid": grid,
@@ -108,7 +108,7 @@ def empty_store(
 ) -> dict[str, bytes]:
     """Files of a store without any written block, as key -> bytes; the root's metadata come last.
 
-    `known` holds the arrays of `create_store` by name, `taken` what a copy took of its source.
+    `known` holds the arrays of `create_store` by name; `taken` describes which part of its source a copy holds.
     """
     _check_examples(layout, examples, provenance)
     ids = np.array(sorted(int(k) for k in vocabulary), dtype=np.int32)

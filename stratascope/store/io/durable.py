@@ -150,7 +150,7 @@ def move_folder(partial: Path, target: Path, written: Mapping[str, bytes]) -> No
     Parameters
     ----------
     partial
-        The folder.
+        Folder of the store.
     target
         Its new path, where nothing is.
     written

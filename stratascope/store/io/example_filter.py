@@ -54,7 +54,11 @@ _BY_RELATION = {relation: category for category, relations in CATEGORIES.items()
 
 
 def category_of(relation: str) -> str:
-    """Meta category of a relation; Unallocated if the list lacks it."""
+    """Meta category of a relation; Unallocated if the list lacks it.
+
+    >>> category_of("left of"), category_of("to the left of"), category_of("juggling")
+    ('Projective', 'Projective', 'Unallocated')
+    """
     words = relation.removeprefix("to the ").removeprefix("on the ") if relation not in _BY_RELATION else relation
     return _BY_RELATION.get(words, "Unallocated")
 
@@ -183,10 +187,18 @@ def choice_of(attributes: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def choice_options(only: Sequence[str]) -> str:
-    """A filter as options of a shell command, each with a leading space."""
+    """A filter as options of a shell command, each with a leading space.
+
+    >>> choice_options(("relation=left of", "label=1"))
+    " --only 'relation=left of' --only label=1"
+    """
     return "".join(f" --only {shlex.quote(text)}" for text in only)
 
 
 def choice_text(only: Sequence[str]) -> str:
-    """A filter in one line, such as `relation=above, label=1`; "" for all examples."""
+    """A filter in one line; "" for all examples.
+
+    >>> choice_text(("relation=above", "label=1"))
+    'relation=above, label=1'
+    """
     return ", ".join(only)

@@ -24,7 +24,7 @@ class StoreFolder:
     Parameters
     ----------
     root
-        The folder.
+        Folder of the store.
     follow
         Whether links are followed; by default only if the environment variable STRATASCOPE_FOLLOW_LINKS is 1.
     """

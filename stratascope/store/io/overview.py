@@ -118,7 +118,11 @@ def as_html(store: ReadableStore) -> str:
 
 
 def bytes_text(size: int) -> str:
-    """A size in bytes as text, such as 1.83 GB."""
+    """A size in bytes as text.
+
+    >>> bytes_text(1_830_000_000)
+    '1.83 GB'
+    """
     value, units = float(size), ("B", "kB", "MB", "GB", "TB")
     for unit in units:
         if value < 1000 or unit == units[-1]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class ActivationStore:
     """Activations of one model on many examples, read-only; opened by `ActivationStore.open`.
 
-    What is written is looked up when the store is opened: open it again to see blocks that were written since.
+    Written blocks are looked up when the store is opened; open it again to see later ones.
     """
 
     def __init__(self, target: str | Path | Store, store: GuardedStore, root: zarr.Group, name: str) -> None:
@@ -68,7 +68,7 @@ class ActivationStore:
         Raises
         ------
         StoreError
-            Where there is no store, or one of another format or version, or its metadata are damaged.
+            There is no store, it has another format or version, or its metadata are damaged.
         """
         store, name = open_target(target)
         return cls(target, store, open_root(store, name), name)
@@ -244,11 +244,11 @@ class ActivationStore:
         Raises
         ------
         UnwrittenBlockError
-            Naming the blocks that extraction has not filled.
+            Extraction has not written some blocks yet; the message names them.
         NotRecordedError
-            For an array, layer, position or example that is not there, listing what is.
+            The store lacks an array, layer, position or example; the message lists what it has.
         StoreError
-            Where files are missing or damaged, naming the blocks.
+            Files are missing or damaged; the message names the blocks.
         """
         selection = select(self.layout, array, one_of("layer", layer, layers), one_of("position", position, positions), examples)
         if selection.spec.by_block:
@@ -279,9 +279,9 @@ class ActivationStore:
         Raises
         ------
         NotRecordedError
-            If the store holds no map of the example; UnwrittenBlockError if its block is not written yet.
+            The store has no map of the example; UnwrittenBlockError if its block is not written yet.
         StoreError
-            If the map is damaged.
+            The map is damaged.
         """
         packed = self.read("attention_maps", layer=one_of("layer", layer, layers), examples=int(example))
         try:

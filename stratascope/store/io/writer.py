@@ -27,8 +27,8 @@ from stratascope.store.io.links import own_path
 class BlockWriter:
     """Writer of shard blocks into an existing store.
 
-    Any number of processes may write at once, without locks between them: rank i of n takes the pending blocks b with b % n == i.
-    Two that write the same block are told apart: the second is refused.
+    Any number of processes may write concurrently: rank i of n takes the pending blocks b with b % n == i. A second writer of the same
+    block is refused.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class BlockWriter:
     Raises
     ------
     StoreError
-        Where there is no store of this format and version, or it cannot be written.
+        There is no store of this format and version, or it cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -125,18 +125,18 @@ class BlockWriter:
         Parameters
         ----------
         arrays
-            Exactly the arrays that the layout fills by block, n examples each: residual (layer + 1, position, n, hidden),
+            All arrays that the layout writes by block, n examples each: residual (layer + 1, position, n, hidden),
             attention_rows (layer, n, head, token) with NaN beyond n_tokens, attention_maps (n, layer, token, token) uint8 as of
             `encode_maps`, answer_logits (n, choice), status (n,) codes, thumbnail (n, height, width, 3) uint8, ...
-            Positions that are absent, and examples whose status is not `recorded`, become NaN whatever is passed.
+            Absent positions and examples whose status is not `recorded` become NaN, whatever is passed.
 
         Raises
         ------
         InvalidInputError
-            Where an array is not what it must be: it names layer, example and position.
+            An array is invalid; the message names layer, example and position.
         StoreError
-            Where the block is written already, is being written by another process, or the disk refuses. The block then stays
-            unmarked, and running again fills it.
+            The block is written already or being written by another process, or the disk is full. The block then stays unmarked, and
+            a second run writes it.
         """
         members = self.layout.block_examples(block)
         part = slice(members.start, members.stop)

@@ -19,20 +19,20 @@ def repair(path: str | Path, found: Verification | None = None) -> list[int]:
     Parameters
     ----------
     path
-        The folder.
+        Folder of the store.
     found
-        What `verify` found in it; it is checked now by default.
+        Result of `verify`; by default the store is checked now.
 
     Returns
     -------
     list of int
-        The blocks that were unmarked.
+        The unmarked blocks.
 
     Raises
     ------
     StoreError
-        Where the store is no folder, where a bad block is being written, or where something is damaged that extraction does not
-        write: such a store must be fetched or made again. Bad blocks are unmarked nevertheless.
+        The store is no folder, a bad block is being written, or something is damaged that extraction cannot write again. Bad blocks
+        are unmarked nevertheless.
     """
     root = Path(path)
     if not root.is_dir():

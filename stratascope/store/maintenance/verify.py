@@ -36,9 +36,9 @@ class Verification:
 
     name: str
     table: pd.DataFrame
-    """One row an array: array, files (checked), bytes, bad (files); row "store" is everything written at creation."""
+    """array, files (checked), bytes, bad (files); row "store" is everything written at creation."""
     problems: pd.DataFrame
-    """One row a problem: block (-1 for the store as a whole), array, file, problem."""
+    """block (-1 for the whole store), array, file, problem."""
     written: int
     """Number of written shard blocks."""
     blocks: int
@@ -109,16 +109,16 @@ def verify(
     target
         Folder, zip, URL or Zarr store.
     images
-        Folder of the images: their SHA-256 is compared with what the store was made from.
+        Folder of the images, to compare their SHA-256 with the store's.
     progress
         Called with (blocks done, blocks).
 
     Raises
     ------
     StoreError
-        Where there is no store that can be opened at all: metadata damaged, another format or version.
+        The store cannot be opened: its metadata are damaged, or it has another format or version.
     UnreachableError
-        Where a server does not answer, or refuses: only what was read and is wrong counts as damaged.
+        A server does not answer or refuses.
     """
     store = ActivationStore.open(target)
     check = _Check(store, byte_source(store.files_of))
