@@ -22,8 +22,8 @@ from stratascope.errors import InvalidInputError, StratascopeError, out_of_memor
 
 SECTIONS = {
     "Data": {
-        "demo": ("recording", "Full pipeline on generated scenes with the built-in model."),
-        "fetch": ("fetching", "Download published data sets."),
+        "demo": ("data", "Full pipeline on generated scenes with the built-in model."),
+        "fetch": ("data", "Download published data sets."),
     },
     "Extract": {
         "plan": ("recording", "Cost of an extraction: disk, time, memory; writes nothing."),

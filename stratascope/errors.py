@@ -15,6 +15,7 @@ __all__ = [
     "StoreError",
     "StratascopeError",
     "TooFewExamplesError",
+    "UnreadError",
     "UnwrittenBlockError",
 ]
 
@@ -63,6 +64,10 @@ class ClusterLostError(StratascopeError, ConnectionError):
 
 class StoreError(StratascopeError, ValueError):
     """A store is not what it must be: foreign, of another version, or damaged."""
+
+
+class UnreadError(StoreError):
+    """A file of a store could not be read; nothing shows that it is damaged."""
 
 
 class ProvenanceMismatchError(StoreError):

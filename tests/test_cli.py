@@ -231,7 +231,7 @@ def test_an_interruption_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_long_lists_in_a_difference_are_told_by_what_only_one_has() -> None:
-    from stratascope.commands.descriptions import _side_by_side
+    from stratascope.store.maintenance.difference import _side_by_side
 
     cells = [f"cell_{row}_{column}" for row in range(6) for column in range(6)]
     lines = _side_by_side("layout      knockout_targets:", repr(cells), repr([*cells[:-1], "image"]))

@@ -56,7 +56,8 @@ import pandas as pd
 from stratascope.errors import StoreError
 from stratascope.report import new_figure, save_figure
 from stratascope.report.page import Page
-from stratascope.results.file import ResultFile, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import save_result
 figure, (ax,) = new_figure()
 writers = {
     name: lambda path, text: (ax.set_title(text), save_figure(figure, path)) for name in (".png", ".pdf", ".svg")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,6 +151,14 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else list(value) if isinstance(value, tuple | set) else str(value)
 
 
+def emit(text: str, record: Mapping[str, Any], *, as_json: bool, verbosity: int) -> None:
+    """Print what a command found that saves no results: text, one JSON object with --json, nothing with -q."""
+    if as_json:
+        echo(json.dumps(record, default=_plain))
+    elif verbosity > QUIET:
+        echo(text)
+
+
 def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--json`, `-q` and `-v`; the command receives `as_json` and `verbosity`."""
 
@@ -161,7 +169,7 @@ def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, verbosity=QUIET if quiet else VERBOSE if verbose else NORMAL, **kwargs)
 
     for option in (
-        click.option("-v", "--verbose", is_flag=True, help="Also name every file that is written."),
+        click.option("-v", "--verbose", is_flag=True, help="Print more: full values, every file that is written."),
         click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
     ):

@@ -1,4 +1,4 @@
-"""Commands that fill a store: demo, plan, extract."""
+"""Commands that fill a store: plan, extract."""
 
 from __future__ import annotations
 
@@ -15,24 +15,6 @@ from stratascope.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from stratascope.extract import ExtractionSettings
-
-
-@click.command(short_help="The whole way, on generated scenes.")
-@click.option("--out", default="stratascope-demo", show_default=True, type=options.OUTPUT, help="Folder to fill.")
-@click.option("--scenes", default=512, show_default=True, help="How many scenes to generate.")
-@options.seed("Seed of the scenes, folds and resamples.")
-def demo_command(out: Path, scenes: int, seed: int) -> None:
-    """The whole way on generated scenes with the built-in model: scenes, store, probes, rollout, figures.
-
-    The same command goes on where it stopped, and makes again only what is missing or was changed.
-
-    \b
-    Example:
-      stratascope demo --out demo
-    """
-    from stratascope.demo import run_demo
-
-    echo(run_demo(out, scenes=scenes, seed=seed, progress=sys.stderr.isatty(), say=echo))
 
 
 @click.command(short_help="What an extraction would record and cost; writes nothing.")

@@ -82,7 +82,25 @@ def load_examples(
     if boxes is None:
         return examples
     boxes = boxes.of_images(example.image for example in examples)
-    return [boxes.add_to(example) for example in examples]
+    return [_with_boxes(example, boxes) for example in examples]
+
+
+def _with_boxes(example: Example, boxes: BoxIndex) -> Example:
+    """The example with the boxes of its subject and object, and how many things of these names there are.
+
+    An example whose image is not listed is returned as it is.
+    """
+    if not boxes.lists(example.image):
+        return example
+    subject = boxes.instances(example.image, example.subject)
+    found = boxes.instances(example.image, example.object)
+    return replace(
+        example,
+        subject_box=subject[0] if len(subject) == 1 else None,
+        object_box=found[0] if len(found) == 1 else None,
+        subject_instances=len(subject),
+        object_instances=len(found),
+    )
 
 
 def files_digest(files: Iterable[Path | str]) -> dict[str, str]:

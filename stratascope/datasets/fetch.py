@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -19,7 +19,7 @@ from stratascope.datasets.download import Budget, BudgetSpentError, Patience, Un
 from stratascope.datasets.examples import load_examples
 from stratascope.errors import DownloadError, InvalidInputError, MissingExtraError
 
-SPLITS = ("random", "zeroshot")
+Split = Literal["random", "zeroshot"]
 PARTS = ("train", "dev", "test")
 RECORD = "fetched.json"
 FAILURES = "failed.json"
@@ -34,7 +34,7 @@ _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.Decompression
 class FetchChoice:
     """What to fetch of VSR, from where, and within which limits."""
 
-    split: str = "random"
+    split: Split = "random"
     """random or zeroshot: how VSR's authors divided it."""
     parts: tuple[str, ...] = PARTS
     """Of train, dev and test."""
@@ -59,23 +59,16 @@ class FetchChoice:
     """How often, and after which pauses, a server is asked again."""
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise InvalidInputError(f"expected --split to be among {', '.join(SPLITS)}, found {self.split!r}")
-        for part in self.parts:
+        if self.split not in get_args(Split):
+            raise InvalidInputError(f"split: expected one of {', '.join(get_args(Split))}, found {self.split!r}")
+        for part in self.parts or ("none",):
             if part not in PARTS:
-                raise InvalidInputError(f"expected --parts among {', '.join(PARTS)}, found {part!r}")
-        if not self.parts:
-            raise InvalidInputError(f"expected --parts among {', '.join(PARTS)}, found none")
-        for option, value in (
-            ("--limit", self.limit),
-            ("--connections", self.connections),
-            ("--max-bytes", self.max_bytes),
-            ("--max-image", self.max_image),
-        ):
-            if value is not None and value < 1:
-                raise InvalidInputError(f"expected {option} to be at least 1, found {value}")
+                raise InvalidInputError(f"parts: expected names among {', '.join(PARTS)}, found {part!r}")
+        for name in ("limit", "connections", "max_bytes", "max_image"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InvalidInputError(f"{name}: expected at least 1, found {value}")
         if self.connections > 32:
-            raise InvalidInputError(f"expected at most 32 --connections to one server, found {self.connections}")
+            raise InvalidInputError(f"connections: expected at most 32 to one server, found {self.connections}")
 
     @property
     def repository(self) -> str:
@@ -101,6 +94,22 @@ class FetchReport:
     """Image -> why it could not be fetched; also listed in failed.json."""
     boxed_images: int | None
     """Images with boxes in instances.json; None where boxes were not asked for."""
+
+    def summary(self) -> str:
+        """Lines of text: rows, images, boxes, and the plan command for them."""
+        rows = ", ".join(f"{part} {count:,}" for part, count in self.rows.items())
+        lines = [f"{self.folder}: rows {rows}"]
+        if self.images:
+            there = f"{self.present:,} were there, {self.fetched:,} fetched now ({self.bytes / 1e6:,.1f} MB)"
+            failed = f", {len(self.failed):,} could not be fetched: run the same command again" if self.failed else ""
+            lines.append(f"images     {self.images:,} wanted, {there}{failed}")
+        boxes = ""
+        if self.boxed_images is not None:
+            lines.append(f"boxes      of {self.boxed_images:,} images in {self.folder / 'instances.json'}")
+            boxes = f" --boxes {self.folder / 'instances.json'}"
+        files = " ".join(f"--examples {self.folder / f'{part}.jsonl'}" for part in self.rows)
+        images = f"--images {self.folder / 'images'}"
+        return "\n".join([*lines, f"next: stratascope plan --model Qwen/Qwen2.5-VL-7B-Instruct {files} {images}{boxes}"])
 
 
 def fetch_vsr(folder: Path | str, choice: FetchChoice = FetchChoice(), *, progress: bool = False) -> FetchReport:
@@ -154,12 +163,12 @@ def _fetch_rows(folder: Path, choice: FetchChoice) -> None:
             held, revision, files = record["repository"], record["revision"], dict(record["files"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidInputError(
-                f"{folder / RECORD}: expected what an earlier fetch wrote, found {error}; choose another --out"
+                f"{folder / RECORD}: expected what an earlier fetch wrote, found {error}; choose another folder"
             ) from error
         if held != choice.repository or choice.revision not in (None, revision):
             raise InvalidInputError(
                 f"expected {folder} to hold {choice.repository} at {choice.revision or revision}, found {held} at {revision}; choose "
-                "another --out"
+                "another folder"
             )
         record["files"] = files
     for part in choice.parts:
@@ -167,7 +176,7 @@ def _fetch_rows(folder: Path, choice: FetchChoice) -> None:
         if path.name in record["files"] and path.is_file():
             continue
         if path.exists() and path.name not in record["files"]:
-            raise InvalidInputError(f"expected no {path} from elsewhere, found one; choose another --out, or remove it")
+            raise InvalidInputError(f"expected no {path} from elsewhere, found one; choose another folder, or remove it")
         source = _from_hub(choice, path.name, record["revision"] or choice.revision)
         data = source.read_bytes()
         partial = path.with_name(path.name + ".part")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stratascope.datasets.captions import Interval
-from stratascope.datasets.examples import Example
+from stratascope.datasets.example import Example
 from stratascope.errors import InvalidInputError
 
 _FIELD = re.compile(r"\{(caption|subject|relation|object)\}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stratascope.datasets.forms import FORMS, KINDS, Brush
+from stratascope.datasets.scene_shapes import KINDS, SHAPES, Brush
 from stratascope.errors import InvalidInputError
 
 SIZE = 168
@@ -162,7 +162,7 @@ def render(things: list[Thing], rng: np.random.Generator, oversampling: int = 2)
     canvas = Image.new("RGB", (side, side), tuple(int(v) for v in ground))
     draw = ImageDraw.Draw(canvas)
     for thing in sorted(things, key=lambda t: -t.radius):
-        colour, form = FORMS[thing.kind]
+        colour, form = SHAPES[thing.kind]
         r, g, b = (int(v) for v in np.clip(np.array(colour) + rng.uniform(-10, 10, 3), 0, 255))
         form(Brush(draw, thing.x * oversampling, thing.y * oversampling, thing.radius * oversampling, (r, g, b)))
     pixels = np.asarray(canvas.reduce(oversampling)).astype(np.int16)
@@ -174,7 +174,7 @@ def bounding_box(thing: Thing) -> list[float]:
     """COCO's [x, y, width, height] of the drawn form, in pixels, measured on the drawn form itself."""
     scale, side = 4, 4 * SIZE
     mask = Image.new("RGB", (side, side))
-    FORMS[thing.kind][1](Brush(ImageDraw.Draw(mask), thing.x * scale, thing.y * scale, thing.radius * scale, (255, 255, 255)))
+    SHAPES[thing.kind][1](Brush(ImageDraw.Draw(mask), thing.x * scale, thing.y * scale, thing.radius * scale, (255, 255, 255)))
     bounds = mask.getbbox()
     assert bounds is not None, "a thing lies within its image"
     left, top, right, bottom = (v / scale for v in bounds)

@@ -27,7 +27,7 @@ from stratascope.extract.plan.settings import BOX_POSITIONS, TEXT_POSITIONS, Ext
 from stratascope.extract.plan.store_contents import store_contents
 from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
 from stratascope.extract.plan.visible_boxes import flipped, in_view, view_size
-from stratascope.store import StoreLayout
+from stratascope.store import StoreLayout, estimate_sizes
 
 THUMBNAIL_SAMPLE = 16
 """Images by which the size of all thumbnails is judged."""
@@ -216,7 +216,7 @@ class ExtractionPlan:
         """Bytes by array, raw and on disk, as `StoreLayout.estimate` gives them; thumbnails judged by a few of the images."""
         words = self.tokenizer.tokenizer.get_vocab_size() if "top_tokens" in self.store.record else 0
         knocked = 0.0 if self.knockouts is None else float(self.knockouts.chosen.mean())
-        return self.store.estimate(self.token_counts, self.has_map, self.present, self._sample_thumbnails(), words, knocked)
+        return estimate_sizes(self.store, self.token_counts, self.has_map, self.present, self._sample_thumbnails(), words, knocked)
 
     def _sample_thumbnails(self) -> np.ndarray | None:
         if self.settings.image_size is not None or self.store.thumbnail is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError
@@ -93,7 +94,7 @@ def plan_study(
     positions: Sequence[str | None] | None = None,
     *,
     array: str = "residual",
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     examples: Sequence[int] | NDArray[Any] | None = None,
     values: Mapping[str, Mapping[str, object]] | None = None,
     by_head: bool = False,
@@ -262,7 +263,7 @@ def positions_of(store: ActivationStore, array: str) -> tuple[str | None, ...]:
     return (None,) if dim is None else tuple(store.layout.positions_of(dim))
 
 
-def layers_of(store: ActivationStore, array: str, layers: Sequence[int] | None) -> list[int]:
+def layers_of(store: ActivationStore, array: str, layers: int | Sequence[int] | None) -> list[int]:
     """The layers asked for, all of the array by default; 0 for an array without. InvalidInputError where it holds no vectors.
 
     NotRecordedError where it lacks one of them.
@@ -276,6 +277,7 @@ def layers_of(store: ActivationStore, array: str, layers: Sequence[int] | None) 
     if spec.layer_dim is None:
         return [0]  # such as the vision tower's output
     held = store.layout.layers_of(spec.layer_dim)
+    layers = [int(layers)] if isinstance(layers, int | np.integer) else layers
     absent = [] if layers is None else [layer for layer in layers if layer not in held]
     if absent:
         raise NotRecordedError(f"{array}: expected layers that the store holds, found {absent[0]}; it holds {listing(held)}")

@@ -68,8 +68,8 @@ def transfer_matrix(
     *,
     to: ActivationStore | str | Path | None = None,
     to_position: str | None = None,
-    layers: Sequence[int] | None = None,
-    to_layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
+    to_layers: int | Sequence[int] | None = None,
     examples: Sequence[int] | NDArray[Any] | None = None,
     values: Mapping[str, Mapping[str, object]] | None = None,
     scheduler: str | None = None,
@@ -123,7 +123,7 @@ def transfer_of(
     *,
     to: ActivationStore | None = None,
     to_position: str | None = None,
-    to_layers: Sequence[int] | None = None,
+    to_layers: int | Sequence[int] | None = None,
     **run: Any,
 ) -> pd.DataFrame:
     """The matrix of one task of a study at its first position.

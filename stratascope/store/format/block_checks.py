@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.layout import RECORDED, STATUS_CODES, StoreLayout
-from stratascope.store.io.selection import place_in_words
 
 ROW_TOLERANCE = 2e-3
 """How far an attention row's sum may be from 1: float16 weights over a thousand tokens stay within."""
@@ -181,7 +180,7 @@ def _stored(
 def _unstored(layout: StoreLayout, spec: ArraySpec, values: NDArray[Any], at: NDArray[Any], facts: BlockFacts) -> str:
     value = values[tuple(at)]
     found = f"{value}, too large for {spec.dtype}," if np.isfinite(value) else str(value)
-    return f"{spec.name}: expected finite numbers, found {found} at {place_in_words(layout, spec, at, facts.examples)}"
+    return f"{spec.name}: expected finite numbers, found {found} at {layout.place_text(spec.name, at, facts.examples)}"
 
 
 def _wanted(layout: StoreLayout, spec: ArraySpec, facts: BlockFacts, recorded: NDArray[np.bool_]) -> NDArray[np.bool_]:

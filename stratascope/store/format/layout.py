@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store.format.arrays import RECORDABLE, TABLE, ArrayKind, ArraySpec
 from stratascope.store.format.limits import MOST_SIDE, check_layout_sizes
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from numpy.typing import NDArray
 
 FORMAT = "stratascope-activations"
 FORMAT_VERSION = 1
@@ -185,54 +182,30 @@ class StoreLayout:
             raise InvalidInputError(f"expected a block within 0..{self.blocks - 1}, found {block}")
         return range(block * self.block, min((block + 1) * self.block, self.examples))
 
-    def estimate(
-        self,
-        n_tokens: NDArray[Any] | None = None,
-        has_map: NDArray[Any] | None = None,
-        position_present: NDArray[Any] | None = None,
-        thumbnails: NDArray[Any] | None = None,
-        words: int = 0,
-        knocked: float = 1.0,
-    ) -> pd.DataFrame:
-        """Bytes of every array, before a model is run.
+    def place_text(self, array: str, at: Sequence[int] | NDArray[np.integer], examples: Sequence[Any] | NDArray[Any]) -> str:
+        """Describe where a value stands in an array: `layer 12, example 3, head 0`.
 
         Parameters
         ----------
-        n_tokens
-            (example,) lengths of the prompts; None: all as long as the longest.
-        has_map
-            (example,) which examples have maps; None: all.
-        position_present
-            (example, position) which positions each example has; None: all.
-        thumbnails
-            (some, height, width, 3) pictures whose compressed size stands for all; None: photographs.
-        words
-            Token texts in the store's vocabulary.
-        knocked
-            Share of the examples whose knockouts are measured.
-
-        Returns
-        -------
-        pandas.DataFrame
-            array, shape, raw_bytes, estimated_bytes (on disk).
-
-        Raises
-        ------
-        InvalidInputError
-            If an array has another shape.
+        array
+            Name of the array.
+        at
+            Index along every axis of the array; along `example`, the index into `examples`.
+        examples
+            Numbers or ids of the examples.
         """
-        from stratascope.store.format.size_estimate import estimated_sizes
-
-        table: pd.DataFrame = estimated_sizes(
-            self,
-            n_tokens=n_tokens,
-            has_map=has_map,
-            position_present=position_present,
-            thumbnails=thumbnails,
-            words=words,
-            knocked=knocked,
-        )
-        return table
+        spec = self.array(array)
+        words = []
+        for dim, k in zip(spec.dims, at, strict=True):
+            if dim == "example":
+                words.append(f"example {examples[k]}")
+            elif dim == spec.layer_dim:
+                words.append(f"layer {self.layers_of(dim)[k]}")
+            elif dim == spec.position_dim:
+                words.append(f"position {self.positions_of(dim)[k]}")
+            else:
+                words.append(f"{dim} {k}")
+        return ", ".join(words)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON of all fields; `from_json` reads it back."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from stratascope.store.io.reader import ActivationStore
+from stratascope.store.format.layout import StoreLayout
 
 PARTS = ("system", "image", "subject", "relation", "object", "caption_rest", "template")
 """A partition of the tokens: `image` takes in `image_tiles`, the caption without its three parts is `caption_rest`, what is in no span is
@@ -52,7 +51,20 @@ def token_parts(spans: Mapping[str, NDArray[Any]], n_tokens: NDArray[Any], longe
     return parts
 
 
-def parts_of(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.int8]:
+class Prompts(Protocol):
+    """The prompts of a store: what `parts_of` needs of an `ActivationStore`."""
+
+    @property
+    def layout(self) -> StoreLayout: ...
+
+    @property
+    def spans(self) -> Mapping[str, NDArray[np.int32]]: ...
+
+    @property
+    def n_tokens(self) -> NDArray[np.int32]: ...
+
+
+def parts_of(store: Prompts, examples: NDArray[np.int64]) -> NDArray[np.int8]:
     """(example, token) index into `PARTS` of each token of examples (example,), -1 beyond their own, as long as the store's longest."""
     spans = {name: span[examples] for name, span in store.spans.items()}
     return token_parts(spans, store.n_tokens[examples], store.layout.tokens)

@@ -19,10 +19,9 @@ import numpy as np
 from numcodecs import Blosc, Zstd, blosc
 from numpy.typing import NDArray
 
-from stratascope.errors import StoreError
+from stratascope.errors import StoreError, UnreadError
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.limits import blosc_size, zstd_size
-from stratascope.store.io.links import UnreadError
 
 ZSTD_LEVEL = 3
 BLOSC = {"cname": "lz4", "clevel": 5, "shuffle": Blosc.BITSHUFFLE}

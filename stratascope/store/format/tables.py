@@ -14,10 +14,9 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from stratascope.errors import InvalidInputError, StoreError, out_of_memory
+from stratascope.errors import InvalidInputError, StoreError, UnreadError, out_of_memory
 from stratascope.store.format.limits import MOST_ARRAY
 from stratascope.store.format.shards import ZSTD_LEVEL
-from stratascope.store.io.links import UnreadError
 
 AT_ONCE = 1 << 24
 """Bytes of an array that are unpacked at once."""

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
-from stratascope.store.format.categories import category_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +27,33 @@ NO_VALUE = "no value"
 """What examples are called that have no value in a column by which a result is divided."""
 CATEGORY = "category"
 """What examples can be chosen by though it is no column of theirs: the meta category of the relation."""
+
+CATEGORIES = {
+    "Adjacency": (
+        "adjacent to, alongside, at the side of, at the right side of, at the left side of, attached to, at the back of, ahead of, "
+        "against, at the edge of"
+    ),
+    "Directional": (
+        "off, past, toward, down, deep down, up, away from, along, around, from, into, to, across, across from, through, down from"
+    ),
+    "Orientation": "facing, facing away from, parallel to, perpendicular to",
+    "Projective": "on top of, beneath, beside, behind, left of, right of, under, in front of, below, above, over, in the middle of",
+    "Proximity": "by, close to, near, far from, far away from",
+    "Topological": (
+        "connected to, detached from, has as a part, part of, contains, within, at, on, in, with, surrounding, among, consists of, "
+        "out of, between, inside, outside, touching"
+    ),
+    "Unallocated": "beyond, next to, opposite to, after, enclosed by",
+}
+"""Meta categories of spatial relations (VSR, Liu et al. 2023, table 1): category -> relations. `among` stands in two categories of the published list; the topological one is taken."""
+
+_BY_RELATION = {relation: category for category, relations in CATEGORIES.items() for relation in relations.split(", ")}
+
+
+def category_of(relation: str) -> str:
+    """The meta category of a relation, Unallocated for one that the list does not hold."""
+    words = relation.removeprefix("to the ").removeprefix("on the ") if relation not in _BY_RELATION else relation
+    return _BY_RELATION.get(words, "Unallocated")
 
 
 def checked_choice(only: Sequence[str]) -> tuple[str, ...]:

@@ -6,14 +6,10 @@ import os
 import stat
 from pathlib import Path
 
-from stratascope.errors import StoreError
+from stratascope.errors import UnreadError
 
 FOLLOW_VARIABLE = "STRATASCOPE_FOLLOW_LINKS"
 """Environment variable that lets readers follow symbolic links when it is 1."""
-
-
-class UnreadError(StoreError):
-    """A file was not read; nothing shows that it is damaged."""
 
 
 class LinkError(UnreadError):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import random
 import re
+import sys
+import tempfile
+import threading
 import time
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -18,9 +23,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
 from stratascope.addresses import without_secrets
-from stratascope.errors import MissingExtraError, StoreError
-from stratascope.store.io.links import UnreadError
-from stratascope.store.io.panics import is_panic, silenced_panics
+from stratascope.errors import MissingExtraError, StoreError, UnreadError
 
 PATIENCE = 120.0
 """Seconds in all that a request is sent again to a server that is overloaded, fails or cuts its answers."""
@@ -258,3 +261,49 @@ def _cause(text: str, *, silent: bool) -> str:
 def _first_line(error: BaseException) -> str:
     """The message without the dump of the request that obstore appends."""
     return without_secrets(" ".join(str(error).partition("Debug source")[0].split()))
+
+
+_REDIRECTING = threading.Lock()
+"""Held while standard error leads elsewhere."""
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is a crash of a library in Rust, some of which are no `Exception`."""
+    return type(error).__module__.startswith("pyo3") or type(error).__name__ in ("PanicException", "RustPanic")
+
+
+@contextmanager
+def silenced_panics() -> Iterator[None]:
+    """Keep what a crash of a library in Rust prints (a hundred lines) away from the terminal; anything else is printed at the end."""
+    alone = _REDIRECTING.acquire(blocking=False)
+    try:
+        kept = os.dup(2) if alone else -1
+    except OSError:  # no standard error at all
+        kept = -1
+    if kept < 0:
+        try:
+            yield
+        finally:
+            if alone:
+                _REDIRECTING.release()
+        return
+    crashed = False
+    with tempfile.TemporaryFile() as said:
+        try:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                sys.stderr.flush()
+            os.dup2(said.fileno(), 2)
+            yield
+        except BaseException as error:
+            crashed = is_panic(error) or (error.__cause__ is not None and is_panic(error.__cause__))
+            raise
+        finally:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            _REDIRECTING.release()
+            said.seek(0)
+            text = b"" if crashed else said.read()
+            while text:
+                text = text[os.write(2, text) :]

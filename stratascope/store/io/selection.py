@@ -41,6 +41,13 @@ class Selection:
         return self.indices[self.spec.dims.index(dim)]
 
 
+def one_of(name: str, one: Any, several: Any) -> Any:
+    """The value of a parameter that has two names, such as `layer` and `layers`; InvalidInputError where both are given."""
+    if one is not None and several is not None:
+        raise InvalidInputError(f"expected {name} or {name}s, found both: {one!r} and {several!r}; give one of them")
+    return several if one is None else one
+
+
 def select(layout: StoreLayout, array: str, layer: Layers, position: Positions, examples: Examples) -> Selection:
     """Resolve what `read` was asked for.
 
@@ -110,31 +117,6 @@ def _place(array: str, what: str, held: Sequence[Any], asked: Any) -> int:
     if not isinstance(asked, bool) and asked in held:
         return list(held).index(asked)
     raise NotRecordedError(f"{array}: expected a {what} that the store holds, found {asked!r}; it holds {listing(held)}")
-
-
-def place_in_words(
-    layout: StoreLayout, spec: ArraySpec, at: Sequence[int] | NDArray[np.integer], examples: Sequence[Any] | NDArray[Any]
-) -> str:
-    """Where a value stands, for a message: `layer 12, example 3, head 0`.
-
-    Parameters
-    ----------
-    at
-        Index along every axis of the array; along `example`, the index into `examples`.
-    examples
-        What the examples are called: numbers or ids.
-    """
-    words = []
-    for dim, k in zip(spec.dims, at, strict=True):
-        if dim == "example":
-            words.append(f"example {examples[k]}")
-        elif dim == spec.layer_dim:
-            words.append(f"layer {layout.layers_of(dim)[k]}")
-        elif dim == spec.position_dim:
-            words.append(f"position {layout.positions_of(dim)[k]}")
-        else:
-            words.append(f"{dim} {k}")
-    return ", ".join(words)
 
 
 def listing(values: Sequence[Any]) -> str:

@@ -20,11 +20,11 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import ZipStore
 
-from stratascope.errors import StoreError
+from stratascope.errors import StoreError, UnreadError
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.shards import ABSENT, chunk_counts, decode_chunk, decode_index, index_size
 from stratascope.store.io.access import GuardedStore
-from stratascope.store.io.links import StoreFolder, UnreadError
+from stratascope.store.io.links import StoreFolder
 from stratascope.store.io.selection import Selection, listing
 
 

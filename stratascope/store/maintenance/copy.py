@@ -18,10 +18,11 @@ from stratascope.store.format.layout import StoreLayout
 from stratascope.store.format.provenance import digest
 from stratascope.store.format.shards import decode_file, encode_chunk, encode_file
 from stratascope.store.io.create import empty_store
+from stratascope.store.io.overview import bytes_text
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.recorded_examples import require_written
 from stratascope.store.io.remote import UnreachableError
-from stratascope.store.io.selection import Examples, Selection, example_numbers, listing
+from stratascope.store.io.selection import Examples, Layers, Positions, Selection, example_numbers, listing
 from stratascope.store.maintenance.copy_target import CopyTarget, FolderTarget, ZipTarget
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ def copy_store(
     source: str | Path | Store | ActivationStore,
     target: str | Path,
     *,
-    arrays: Sequence[str] | None = None,
-    layers: Sequence[int] | None = None,
-    positions: Sequence[str] | None = None,
+    arrays: str | Sequence[str] | None = None,
+    layers: Layers = None,
+    positions: Positions = None,
     examples: Examples = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
@@ -93,6 +94,8 @@ def copy_store(
         raise InvalidInputError("examples: expected at least one example to take, found none")
     if len(np.unique(numbers)) != len(numbers):
         raise InvalidInputError("examples: expected each example once, found some twice")
+    arrays, positions = (None if names is None else (names,) if isinstance(names, str) else tuple(names) for names in (arrays, positions))
+    layers = (layers,) if isinstance(layers, int | np.integer) else layers
     layout = _taken_layout(store.layout, arrays, layers, positions, None if examples is None else len(numbers))
     if examples is not None:
         require_written(store, _selection(store, layout, "status", numbers))
@@ -136,6 +139,15 @@ def copy_store(
         raise
     rows = [(name, specs[name].shape, size) for name, size in sizes.items()]
     return pd.DataFrame(rows, columns=["array", "shape", "bytes"])
+
+
+def copy_summary(target: str | Path, taken: pd.DataFrame) -> str:
+    """Lines of text on what `copy_store` took: one for each array, the total."""
+    lines = [
+        f"{array:<18} {' x '.join(map(str, shape)):<32} {bytes_text(int(size)):>9}"
+        for array, shape, size in zip(taken["array"], taken["shape"], taken["bytes"], strict=True)
+    ]
+    return "\n".join([*lines, f"{target}: {bytes_text(int(taken['bytes'].sum()))}"])
 
 
 def _kept(into: CopyTarget, spec: ArraySpec, key: str, examples: int) -> int | None:

@@ -15,14 +15,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.datasets.image_files import image_path, read_image_file
-from stratascope.errors import InvalidInputError, StoreError, out_of_memory
+from stratascope.errors import InvalidInputError, StoreError, UnreadError, out_of_memory
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.block_checks import BlockFacts, checked_block
 from stratascope.store.format.limits import parse_json
 from stratascope.store.format.shards import decode_chunk, decode_file
 from stratascope.store.format.tables import MOST_CHUNKS, as_numpy
 from stratascope.store.io.create import known_digest
-from stratascope.store.io.links import UnreadError
+from stratascope.store.io.overview import bytes_text
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.shard_reader import ByteSource, byte_source
 
@@ -62,6 +62,41 @@ class Verification:
     def beyond_repair(self) -> bool:
         """Whether something is damaged that extraction does not write again."""
         return bool((self.problems["block"] < 0).any())
+
+    def record(self) -> dict[str, Any]:
+        """The summary as plain JSON."""
+        return {
+            "name": self.name,
+            "ok": self.ok,
+            "complete": self.complete,
+            "blocks": self.blocks,
+            "written_blocks": self.written,
+            "bad_blocks": self.bad_blocks,
+            "beyond_repair": self.beyond_repair,
+            "arrays": self.table.to_dict("records"),
+            "problems": self.problems.to_dict("records"),
+        }
+
+    def summary(self) -> str:
+        """Lines of text: one for each array, one for each problem, the verdict."""
+        table, problems = self.table, self.problems
+        lines = [
+            f"{array:<18} {files:>6} files {bytes_text(int(size)):>9}  {f'{bad} BAD' if bad else 'good'}"
+            for array, files, size, bad in zip(table["array"], table["files"], table["bytes"], table["bad"], strict=True)
+        ]
+        for block, file, problem in zip(problems["block"], problems["file"], problems["problem"], strict=True):
+            lines.append(f"block {block}: {file}: {problem}" if block >= 0 else f"{file}: {problem}")
+        state = "complete" if self.complete else f"{self.written} of {self.blocks} blocks written"
+        if self.ok and not self.complete:
+            checked = "every number in the written blocks is what was written" if self.written else "there was no number to check"
+            verdict = f"incomplete: {checked}; run the extract command again to write the missing blocks"
+        elif self.ok:
+            verdict = "every written number is what was written"
+        elif self.bad_blocks:
+            verdict = f"bad blocks: {', '.join(map(str, self.bad_blocks))}; --repair un-marks them, so that extraction fills them again"
+        else:
+            verdict = "damaged beyond repair: fetch it from where it came, or extract again"
+        return "\n".join([*lines, f"{self.name}: {state}; {verdict}"])
 
 
 def verify(

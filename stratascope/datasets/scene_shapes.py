@@ -102,7 +102,7 @@ def _drop(brush: Brush) -> None:
     brush.polygon([(0.0, -1.0), *_arc(0.64, -25, 205, v=0.34)])
 
 
-FORMS: dict[str, tuple[Colour, Callable[[Brush], None]]] = {
+SHAPES: dict[str, tuple[Colour, Callable[[Brush], None]]] = {
     "star": ((238, 188, 20), _star),
     "moon": ((40, 48, 120), _moon),
     "cup": ((142, 62, 180), _cup),
@@ -118,4 +118,4 @@ FORMS: dict[str, tuple[Colour, Callable[[Brush], None]]] = {
 }
 """Kind of thing -> (colour, how it is drawn)."""
 
-KINDS: tuple[str, ...] = tuple(FORMS)
+KINDS: tuple[str, ...] = tuple(SHAPES)
