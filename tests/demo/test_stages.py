@@ -107,7 +107,7 @@ def test_run_again_only_what_is_missing_or_changed_is_made(demo: Path, tmp_path:
     (results / "share.png").write_bytes((results / "overlap.png").read_bytes())
     monkeypatch.setattr("stratascope.extract.run_extraction", None)
     monkeypatch.setattr("stratascope.probe.probe_study", None)
-    monkeypatch.setattr("stratascope.workflow.believing.compare_and_draw", None)
+    monkeypatch.setattr("stratascope.analysis.faithfulness", None)
     steps: list[str] = []
     run_demo(out, say=steps.append)
     assert [step.endswith("finished before, kept") for step in steps] == [True, True, True, True, False]

@@ -158,7 +158,7 @@ def test_the_date_that_a_template_writes_is_known(tmp_path: Path, monkeypatch: p
     """A store is then never continued with the prompt of another day: the date is part of its provenance."""
     import datetime
 
-    from stratascope.extract.plan.extraction_plan import chat_template as chat
+    from stratascope.extract.plan import chat_template as chat
 
     class Day(datetime.datetime):
         @classmethod

@@ -14,7 +14,7 @@ import pytest
 
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError
 from stratascope.extract import plan_extraction
-from stratascope.extract.plan.extraction_plan import file_digests as model_files
+from stratascope.extract.plan import file_digests as model_files
 from stratascope.extract.plan.file_digests import file_digest
 from stratascope.extract.plan.model_files import ModelSource, resolve_model
 from stratascope.store import create_store
