@@ -22,12 +22,12 @@ from stratascope.errors import InvalidInputError, StratascopeError, out_of_memor
 
 SECTIONS = {
     "Data": {
-        "demo": ("recording", "Full pipeline on generated scenes with the built-in model."),
+        "demo": ("extract", "Full pipeline on generated scenes with the built-in model."),
         "fetch": ("fetching", "Download published data sets."),
     },
     "Extract": {
-        "plan": ("recording", "Cost of an extraction: disk, time, memory; writes nothing."),
-        "extract": ("recording", "Run every example through the model once, into a store."),
+        "plan": ("extract", "Cost of an extraction: disk, time, memory; writes nothing."),
+        "extract": ("extract", "Run every example through the model once, into a store."),
     },
     "Store": {
         "info": ("stores", "Contents, completeness and provenance of a store."),

@@ -25,6 +25,7 @@ pytest.importorskip("torch")
 from stratascope.extract import run_extraction
 from stratascope.extract.plan.images import open_image
 from stratascope.extract.plan.plan_summary import plan_summary, unanswered
+from stratascope.extract.plan.store_contents import store_contents
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -62,9 +63,9 @@ def test_the_tables_describe_the_examples(plan, store: ActivationStore) -> None:
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(plan, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stratascope.extract.run.shard_block import BlockWork
+    from stratascope.extract.run.shard_block import ShardBlock
 
-    real, calls = BlockWork.run, []
+    real, calls = ShardBlock.run, []
 
     def stop_in_the_second(self, members):
         calls.append(members)
@@ -73,7 +74,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(plan, store_path: Path, tm
         real(self, members)
 
     path = tmp_path / "stopped.zarr"
-    monkeypatch.setattr(BlockWork, "run", stop_in_the_second)
+    monkeypatch.setattr(ShardBlock, "run", stop_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         run_extraction(plan, path)
     assert ActivationStore.open(path).written.tolist() == [True, False]
@@ -139,7 +140,7 @@ def test_the_prompt_that_does_not_name_the_relation(settings, tmp_path: Path) ->
     # what its answers are refused for afterwards, the plan says beforehand
     with pytest.raises(NotRecordedError, match="whose right answer follows from the label"):
         answer_confidence(store)
-    assert "no answer to 'where' follows from the label" in plan_summary(plan)
+    assert "the labels give no correct answer to 'where'" in plan_summary(plan)
     assert unanswered(plan_extraction(dataclasses.replace(settings, prompt="yes-no", limit=8))) == ""
 
 
@@ -246,7 +247,7 @@ def test_shuffled_images_are_those_of_other_examples(settings, plan) -> None:
     assert all(shown != example.image for shown, example in zip(shuffled.shown, shuffled.examples, strict=True))
     assert sorted(set(shuffled.shown)) == sorted({example.image for example in plan.examples})
     assert shuffled.position_tokens(0, "subject_box") is None
-    assert shuffled.store_contents()["examples"]["subject_x0"].isna().all()
+    assert store_contents(shuffled)["examples"]["subject_x0"].isna().all()
     assert shuffled.shown == plan_extraction(dataclasses.replace(settings, condition="shuffled-image")).shown
 
 
@@ -273,7 +274,7 @@ def test_a_plan_that_does_not_fit_the_disk_is_refused_before_the_model_is_loaded
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("stratascope.extract.run.extraction.shutil.disk_usage", lambda path: usage(10, 9, 1000))
+    monkeypatch.setattr("stratascope.extract.run.output_store.shutil.disk_usage", lambda path: usage(10, 9, 1000))
     with pytest.raises(InvalidInputError, match=r"expected [\d.]+ MB free at .*, found 1 kB"):
         run_extraction(plan, tmp_path / "never.zarr")
     assert not (tmp_path / "never.zarr").exists()
@@ -334,7 +335,7 @@ def test_maps_of_the_largest_or_smallest_weight_are_stored_with_rows_that_sum_to
 
 
 def test_a_position_that_no_example_has_is_refused(scenes: Path) -> None:
-    with pytest.raises(InvalidInputError, match="pass --boxes"):
+    with pytest.raises(InvalidInputError, match="set `boxes`"):
         plan_extraction(
             ExtractionSettings(model="demo", examples=(scenes / "scenes.jsonl",), images=scenes / "images", positions=("subject_box",))
         )

@@ -33,7 +33,7 @@ def test_a_device_that_is_not_here_and_then_one_that_is(scenes: Path, tmp_path: 
     words += ["--record", "residual", "--out", str(out)]
     refused = CliRunner().invoke(main, [*words, "--device", "cuda"])
     assert refused.exit_code == 2
-    assert "expected a CUDA device for --device cuda, found none; use --device cpu" in refused.stderr
+    assert "expected a CUDA device for --device cuda, found none; set --device to cpu" in refused.stderr
     assert not list(tmp_path.iterdir())
     done = CliRunner().invoke(main, [*words, "--device", "cpu"])
     assert done.exit_code == 0, done.output

@@ -12,8 +12,8 @@ from stratascope.datasets import PROMPTS, Example, split_caption
 from stratascope.errors import InvalidInputError
 from stratascope.extract import ExtractionSettings, plan_extraction
 from stratascope.extract.families.registry import FAMILIES, image_rule, model_shape
+from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.chat_template import Chat, Prefix
-from stratascope.extract.plan.model_files import ModelSource
 from stratascope.extract.plan.plan_summary import plan_summary
 from stratascope.extract.plan.token_layout import PromptTokenizer
 
@@ -77,7 +77,7 @@ def test_image_tokens_that_are_no_raster(tmp_path: Path, name: str, file: str, v
 
 def test_a_pixel_limit_where_there_is_none(tmp_path: Path) -> None:
     source = ModelSource("the model", save_files("gemma3", tmp_path))
-    with pytest.raises(InvalidInputError, match=r"no --max-pixels for a model of the family gemma3.*found 1000; leave it out"):
+    with pytest.raises(InvalidInputError, match=r"no `max_pixels` for a model of the family gemma3.*found 1000; leave it out"):
         image_rule(source, max_pixels=1000)
 
 
@@ -184,12 +184,12 @@ def test_options_of_a_template_are_in_the_provenance_and_the_plan(tmp_path: Path
     rows.write_text('{"image": "x.png", "caption": "The cat is on the car.", "relation": "on", "label": 1}\n')
     plan = plan_extraction(ExtractionSettings(model=str(tmp_path), examples=(rows,), images=None, image_size=(60, 60), device="cpu"))
     assert plan.provenance["prompt"]["template_options"] == {"enable_thinking": False}
-    assert "the chat template is given enable_thinking=False, so that the answer follows the prompt" in plan_summary(plan)
+    assert "chat template with enable_thinking=False: the answer follows the prompt" in plan_summary(plan)
 
 
 def test_a_system_turn_for_a_prefix(tmp_path: Path) -> None:
     source = ModelSource("the model", save_files("paligemma", tmp_path))
-    with pytest.raises(InvalidInputError, match="no --system for the model, whose prompts are a prefix"):
+    with pytest.raises(InvalidInputError, match="no `system` for the model, whose prompts are a prefix"):
         Prefix(source, "<image>", "Be brief.")
     assert Prefix(source, "<image>", "").render("x") == "<image><bos>x\n"
 

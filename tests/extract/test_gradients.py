@@ -68,7 +68,7 @@ def test_the_estimate_ranks_cells_as_hiding_them_does_and_gradients_times_inputs
     record = ("hiding_estimate", "knockout")
     asked = dataclasses.replace(settings, limit=16, record=record, knockout_modes=("later",), knockout_window=0)
     plan = plan_extraction(asked)
-    assert "estimates  16 examples there and back" in plan_summary(plan)
+    assert "estimates  16 forward and backward passes" in plan_summary(plan)
     run_extraction(plan, tmp_path / "g.zarr")
     assert verify(tmp_path / "g.zarr").ok
     store = ActivationStore.open(tmp_path / "g.zarr")

@@ -93,7 +93,7 @@ def test_photos_of_twice_the_annotated_size_give_the_same_boxes_and_overlaps(dat
     for path in images(data):
         resize(path, 2 * width, 2 * height)
     plan = plan_extraction(settings(data, max_pixels=width * height))
-    assert f"boxes      of {COUNT} photos: scaled {COUNT}, the others as annotated" in plan_summary(plan)
+    assert f"boxes      of {COUNT} images: scaled {COUNT}, the others as annotated" in plan_summary(plan)
     assert plan.provenance["data"]["box_alignment"] == {"scaled": COUNT}
     large = extracted(data, "large.zarr", max_pixels=width * height)
     np.testing.assert_allclose(shown_boxes(large), shown_boxes(plain), rtol=1e-12)
@@ -150,8 +150,8 @@ def test_boxes_of_the_stored_pixels_turn_with_the_photo(data: Path) -> None:
     x0, y0, x1, y1 = np.moveaxis(plain, -1, 0)
     np.testing.assert_allclose(shown_boxes(store), np.stack([1 - y1, x0, 1 - y0, x1], -1), atol=1e-12)
     plan = plan_extraction(settings(data))
-    assert f"turned upright by EXIF orientation {COUNT}" in plan_summary(plan)
-    assert f"boxes      of {COUNT} photos: turned {COUNT}" in plan_summary(plan)
+    assert f"rotated by EXIF orientation {COUNT}" in plan_summary(plan)
+    assert f"boxes      of {COUNT} images: turned {COUNT}" in plan_summary(plan)
 
 
 def test_refused_boxes_are_named_counted_and_leave_no_cell(data: Path) -> None:
@@ -161,7 +161,7 @@ def test_refused_boxes_are_named_counted_and_leave_no_cell(data: Path) -> None:
     resize(second, 300, 168)
     plan = plan_extraction(settings(data))
     text = plan_summary(plan)
-    assert f"boxes      of {COUNT} photos: refused 2, the others as annotated" in text
+    assert f"boxes      of {COUNT} images: refused 2, the others as annotated" in text
     assert f"boxes refused: {first.name}: the photo is turned by its EXIF orientation 6" in text
     assert f"boxes refused: {second.name}: boxes are annotated on 168 x 168 pixels, the photo has 300 x 168" in text
     for k, example in enumerate(plan.examples):
@@ -201,7 +201,7 @@ def test_images_that_cannot_be_recorded_fail_by_name_and_the_rest_goes_on(data: 
     options = ["--examples", str(data / "scenes.jsonl"), "--images", str(data / "images"), "--boxes", str(data / "instances.json")]
     planned = CliRunner().invoke(main, ["plan", "--model", "demo", *options])
     assert planned.exit_code == 0
-    assert f"3 of {COUNT} examples cannot be recorded" in planned.stdout
+    assert f"3 of {COUNT} examples cannot be used" in planned.stdout
     plan = plan_extraction(settings(data))
     report = run_extraction(plan, data.parent / "s.zarr")
     reasons = {plan.examples[k].image: reason for k, reason in plan.failed.items()}

@@ -18,6 +18,7 @@ from stratascope.extract.run.model import CaptureModel, Coming  # noqa: E402
 from stratascope.extract.run.reference import Reference, run_reference  # noqa: E402
 from stratascope.extract.run.self_check import LIMITS, compare_examples  # noqa: E402
 from stratascope.extract.run.session import ExtractionSession  # noqa: E402
+from stratascope.extract.run.shard_block import fill_blocks  # noqa: E402
 from tests.extract import real_weights  # noqa: E402
 from tests.extract.families import FAMILIES, IMAGE, build, example, left_padded  # noqa: E402
 
@@ -52,7 +53,7 @@ def session(request: pytest.FixtureRequest, settings) -> ExtractionSession:
 
 def extract(session: ExtractionSession) -> Taken:
     session.checked, keeper = False, Taken(6)
-    session.work(keeper, [0], keeper)
+    fill_blocks(session, keeper, [0], keeper)
     return keeper
 
 
@@ -184,7 +185,7 @@ def test_only_the_final_position_recorded_hides_no_exchanged_images(settings, mo
 def test_a_pass_without_a_finite_example_stops(settings, monkeypatch: pytest.MonkeyPatch) -> None:
     session = ExtractionSession(plan_extraction(dataclasses.replace(settings, limit=6, dtype="float16", record=("residual",))), 8192)
     _results(final=lambda values: values * np.float32("inf"))(monkeypatch)
-    with pytest.raises(CaptureError, match=r"expected finite activations, found none in the first 6 examples in .*use --dtype bfloat16"):
+    with pytest.raises(CaptureError, match=r"expected finite activations, found none in the first 6 examples in .*set `dtype` to bfloat16"):
         extract(session)
 
 

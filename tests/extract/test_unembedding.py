@@ -14,6 +14,7 @@ from stratascope.extract import plan_extraction, run_extraction  # noqa: E402
 from stratascope.extract.run.capture import text_decoder, use_captured_attention  # noqa: E402
 from stratascope.extract.run.loading import load_model  # noqa: E402
 from stratascope.extract.run.session import ExtractionSession  # noqa: E402
+from stratascope.extract.run.shard_block import fill_blocks  # noqa: E402
 from stratascope.extract.run.unembedding import Unembedding  # noqa: E402
 from stratascope.store import ActivationStore  # noqa: E402
 from tests.extract import real_weights  # noqa: E402
@@ -98,7 +99,7 @@ def test_half_precision_answers_lie_on_no_grid_and_nearer_to_those_of_float32(se
             return coming
 
         session.model.launch = launch
-        session.work(keeper, [0], keeper)
+        fill_blocks(session, keeper, [0], keeper)
         answers, theirs = keeper.arrays["answer_logits"], np.stack([logits[k] for k in range(64)])
         differences[dtype], own[dtype] = answers[:, 0] - answers[:, 1], theirs[:, 0] - theirs[:, 1]
     np.testing.assert_allclose(differences["float32"], own["float32"], atol=2e-5)

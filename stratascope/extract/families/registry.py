@@ -11,7 +11,7 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract.families.config_defaults import image_processor_config, model_config, text_config, vision_config
 from stratascope.extract.families.patch_grid import CroppedSquare, ImageRule, PatchGrid, StretchedSquare
 from stratascope.extract.families.tiling import AnyResolution, CanvasTiles, SplitTiles
-from stratascope.extract.plan.model_files import ModelSource
+from stratascope.extract.model_files import ModelSource
 
 
 @dataclass(frozen=True)
@@ -234,12 +234,12 @@ def image_rule(source: ModelSource, max_pixels: int | None = None) -> ImageRule:
         return rule
     if not isinstance(rule, PatchGrid):
         raise InvalidInputError(
-            f"expected no --max-pixels for a model of the family {source.config['model_type']}, whose images always make tokens "
+            f"expected no `max_pixels` for a model of the family {source.config['model_type']}, whose images always make tokens "
             f"of the same size, found {max_pixels}; leave it out"
         )
     if max_pixels < rule.min_pixels:
         raise InvalidInputError(
-            f"expected at least {rule.min_pixels} pixels (the processor's lower limit), found --max-pixels {max_pixels}"
+            f"expected at least {rule.min_pixels} pixels (the processor's lower limit), found `max_pixels` {max_pixels}"
         )
     return PatchGrid(rule.token, rule.patch, rule.merge, rule.min_pixels, max_pixels)
 

@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stratascope.datasets.captions import Interval
 from stratascope.errors import InvalidInputError
-from stratascope.extract.plan.model_files import ModelSource
+from stratascope.extract.model_files import ModelSource
 
 _ASKED, _ANSWER = "WHETHER", "STRATASCOPE"
 """Stand for the user's text and the model's answer while a template is examined."""
@@ -83,7 +83,7 @@ class Prefix(Wording):
 
     def __init__(self, source: ModelSource, placeholder: str, system: str | None) -> None:
         if system:
-            raise InvalidInputError(f"expected no --system for {source.name}, whose prompts are a prefix without turns, found {system!r}")
+            raise InvalidInputError(f"expected no `system` for {source.name}, whose prompts are a prefix without turns, found {system!r}")
         self._placeholder, self._begin = placeholder, source.named_token("bos_token", "<bos>")
 
     def render(self, text: str) -> str:

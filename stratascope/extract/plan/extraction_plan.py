@@ -15,6 +15,7 @@ from stratascope.datasets.boxes import Box, cells_in_box, grid_cells
 from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import Prompt
 from stratascope.extract.families.registry import ModelShape, check_family
+from stratascope.extract.model_files import ModelSource, resolve_model
 from stratascope.extract.plan.images import (
     ImageFacts,
     apply_condition,
@@ -22,9 +23,7 @@ from stratascope.extract.plan.images import (
     thumbnail,
 )
 from stratascope.extract.plan.knockout_plan import Knockouts, computed_tokens, hidden_tokens
-from stratascope.extract.plan.model_files import ModelSource, resolve_model
 from stratascope.extract.plan.settings import BOX_POSITIONS, TEXT_POSITIONS, ExtractionSettings
-from stratascope.extract.plan.store_contents import store_contents
 from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
 from stratascope.extract.plan.visible_boxes import flipped, in_view, view_size
 from stratascope.store import StoreLayout
@@ -236,7 +235,3 @@ class ExtractionPlan:
         if self.weights_here:
             return self
         return replace(self, source=resolve_model(self.settings.model, revision=self.source.revision, weights=True))
-
-    def store_contents(self) -> dict[str, Any]:
-        """What `create_store` writes before the model runs."""
-        return store_contents(self)

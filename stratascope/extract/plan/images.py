@@ -111,7 +111,7 @@ def inspect_images(folder: Path, names: Iterable[str], *, strict: bool = True, p
     """
     unique = list(dict.fromkeys(names))
     if not folder.is_dir():
-        raise InvalidInputError(f"expected a folder of images, found none at {folder}; pass --images DIR")
+        raise InvalidInputError(f"expected a folder of images, found none at {folder}; set `images`")
     problems: list[str] = []
     facts: dict[str, ImageFacts] = {}
 
@@ -172,7 +172,7 @@ def shown_images(names: Sequence[str], condition: str, seed: int) -> list[str]:
         return list(names)
     unique = sorted(set(names))
     if len(unique) < 2:
-        raise InvalidInputError("expected at least two images for --condition shuffled-image, found one")
+        raise InvalidInputError("expected at least two images for `condition` shuffled-image, found one")
     order = np.random.default_rng(seed).permutation(len(unique))
     following = {unique[a]: unique[b] for a, b in zip(order, np.roll(order, -1), strict=True)}
     return [following[name] for name in names]

@@ -56,7 +56,7 @@ def layer_windows(blocks: int, width: int | None) -> tuple[tuple[int, int], ...]
     whole = (0, blocks - 1)
     width = -(-blocks // 4) if width is None else width
     if width > blocks:
-        raise InvalidInputError(f"expected --knockout-window of at most {blocks} blocks, as the model has, found {width}")
+        raise InvalidInputError(f"expected `knockout_window` of at most {blocks} blocks, as the model has, found {width}")
     if width in (0, blocks):
         return (whole,)
     starts = sorted({*range(0, blocks - width + 1, -(-width // 2)), blocks - width})

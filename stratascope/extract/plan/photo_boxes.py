@@ -44,7 +44,7 @@ def aligned_examples(
     if refused and (strict or len(refused) == len(alignments)):
         name, reason = next(iter(refused.items()))
         raise InvalidInputError(
-            f"expected --boxes that fit the photos, found {len(refused):,} of {len(alignments):,} images whose boxes do not: "
+            f"expected `boxes` that fit the images, found {len(refused):,} of {len(alignments):,} images whose boxes do not: "
             f"{name}: {reason}"
         )
 

@@ -17,6 +17,7 @@ from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.patch_grid import PatchGrid
 from stratascope.extract.families.registry import ModelShape, check_family, image_rule, logits_capped, model_shape
+from stratascope.extract.model_files import resolve_model
 from stratascope.extract.plan.answer_forms import ANSWER_LOGITS, answer_forms
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.images import (
@@ -28,7 +29,6 @@ from stratascope.extract.plan.images import (
     stated_images,
 )
 from stratascope.extract.plan.knockout_plan import MODES, Knockouts, layer_windows, ordered_targets
-from stratascope.extract.plan.model_files import resolve_model
 from stratascope.extract.plan.photo_boxes import aligned_examples, alignment_cases, stretched_examples
 from stratascope.extract.plan.settings import BOX_POSITIONS, GRID_POSITIONS, POSITIONS, TEXT_POSITIONS, TOP_TOKENS, ExtractionSettings
 from stratascope.extract.plan.token_layout import SPANS, TILES, PromptTokenizer, TokenLayout
@@ -49,17 +49,17 @@ def _no_collection() -> Iterator[None]:
 
 
 @_no_collection()
-def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, progress: bool = False) -> ExtractionPlan:
+def build_plan(settings: ExtractionSettings, *, gpu: bool, weights: bool = False, progress: bool = False) -> ExtractionPlan:
     """Tokenise every example, check every image, lay out the store; run nothing and write nothing.
 
     Parameters
     ----------
     settings
-        What was chosen.
-    weights
-        Fetch a Hub model's weights too, since an extraction follows.
-    progress
-        Show progress bars, or a line every ten seconds where there is no terminal.
+        Model, data, and what to save.
+    gpu
+        Whether `device="auto"` means a GPU.
+    weights, progress
+        See `plan_extraction`.
 
     Raises
     ------
@@ -75,14 +75,14 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     shape = model_shape(source)
     if "vision_residual" in settings.record and not check_family(source).tower:
         raise InvalidInputError(
-            f"expected a model of Qwen's families for --record vision_residual, found {source.config['model_type']!r}, whose vision tower "
-            "is not recorded; leave vision_residual out"
+            f"expected a model of the Qwen families for vision_residual, found {source.config['model_type']!r}, whose vision tower "
+            "cannot be captured; leave vision_residual out of `record`"
         )
     apart = sorted({"head_logits", "value_logits"} & set(settings.record))
     if apart and logits_capped(source):
         raise InvalidInputError(
-            f"expected a model whose logits are linear in what heads and MLPs write for --record {', '.join(apart)}, found "
-            f"{source.config['model_type']!r} with capped ones, to which no parts add up; leave {' and '.join(apart)} out"
+            f"expected a model whose logits are linear in the outputs of heads and MLPs for {', '.join(apart)}, found "
+            f"{source.config['model_type']!r} with soft-capped logits; leave {' and '.join(apart)} out of `record`"
         )
     rule = image_rule(source, settings.max_pixels)
     tokenizer = PromptTokenizer(source, PROMPTS[settings.prompt], rule, settings.system)
@@ -110,7 +110,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         raise InvalidInputError(
             f"example {examples[longest].id}: expected at most {shape.context} tokens (the model's context), "
             f"found {len(layouts[longest].ids)}, {_image_tokens(layouts[longest])} of them for an image of "
-            f"{fact.width} x {fact.height}; " + ("lower --max-pixels" if isinstance(rule, PatchGrid) else "shrink the image")
+            f"{fact.width} x {fact.height}; " + ("lower `max_pixels`" if isinstance(rule, PatchGrid) else "shrink the image")
         )
     has_map = _spread(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
     record = settings.held - (frozenset() if has_map.any() else {"attention_maps"})
@@ -119,7 +119,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     knocked = _spread(len(examples), settings.knockouts) if "knockout" in record else np.zeros(len(examples), bool)
     record -= {"knockout"}  # joins below, with its targets
     sees = bool(record & {"vision_residual", "vision_output"})
-    dtype, device = _dtype_and_device(settings, shape)
+    dtype, device = _dtype_and_device(settings, shape, gpu)
     positions = _positions(settings, examples, layouts)
     store = StoreLayout(
         examples=len(examples),
@@ -249,7 +249,7 @@ def _positions(settings: ExtractionSettings, examples: Sequence[Example], layout
     for name in settings.positions:
         if not exists[name]():
             why = (
-                "no boxes were matched; pass --boxes instances.json"
+                "no boxes were matched; set `boxes` to a COCO file"
                 if name in BOX_POSITIONS
                 else f"the prompt {settings.prompt!r} does not name it"
             )
@@ -261,16 +261,9 @@ def _vision_positions(positions: Sequence[str]) -> tuple[str, ...]:
     return ("image", *(name for name in BOX_POSITIONS if name in positions), *GRID_POSITIONS)
 
 
-def _dtype_and_device(settings: ExtractionSettings, shape: ModelShape) -> tuple[str, str]:
-    """The precision and kind of device of the extraction; without torch (a laptop that plans) a GPU is assumed for `auto`."""
-    device = settings.device
-    if device == "auto":
-        try:
-            import torch
-
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        except ImportError:
-            device = "cuda"
+def _dtype_and_device(settings: ExtractionSettings, shape: ModelShape, gpu: bool) -> tuple[str, str]:
+    """The precision and the device of the extraction."""
+    device = ("cuda" if gpu else "cpu") if settings.device == "auto" else settings.device
     if settings.dtype is not None:
         return settings.dtype, device
     return ("float32" if device == "cpu" else shape.dtype), device

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from stratascope.datasets.boxes import Box
 from stratascope.extract.plan.answer_forms import token_texts
+from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.visible_boxes import flipped, is_whole, scaled, view_size
 from stratascope.store.format.tables import EXACT_AS_FLOAT
-
-if TYPE_CHECKING:
-    from stratascope.extract.plan.extraction_plan import ExtractionPlan
 
 _SIDES = ("x0", "y0", "x1", "y1")
 

@@ -20,8 +20,8 @@ from stratascope.datasets.prompts import FilledPrompt, Prompt
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.patch_grid import ImageRule, ImageTokens
 from stratascope.extract.families.registry import check_family
+from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.chat_template import Chat, Prefix, Wording
-from stratascope.extract.plan.model_files import ModelSource
 from stratascope.extract.plan.template_framing import Frame, frame_of, tokens_within
 
 SPANS = ("system", "image", "prompt", "caption", "subject", "relation", "object", "final")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stratascope.errors import InvalidInputError
-from stratascope.extract.plan.file_digests import shard_names
-from stratascope.extract.plan.model_files import ModelSource
+from stratascope.extract.file_digests import shard_names
+from stratascope.extract.model_files import ModelSource
 
 QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
 """Fields of config.json that say how weights are quantised."""

@@ -237,7 +237,7 @@ def check_trace(blocks: Any, trace: Trace, tolerance: float) -> None:
         if not gap <= tolerance:
             raise CaptureError(
                 f"expected a pass that is run again from token {start} with nothing masked to leave the same residual stream, found it "
-                f"{gap:.3g} of its norm off ({tolerance:g} is rounding); leave knockout out of --record, and report the model's name"
+                f"{gap:.3g} of its norm off ({tolerance:g} is rounding); leave knockout out of `record`, and report the model's name"
             )
 
 

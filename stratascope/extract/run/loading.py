@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 from transformers.utils import logging as hf_logging
 
 from stratascope.errors import InvalidInputError, MissingExtraError, StratascopeError
-from stratascope.extract.plan.model_files import ModelSource
+from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.weight_formats import check_weight_files
 
 MOST_SAID = 400
@@ -81,8 +81,8 @@ def usable_device(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= count:
             found = f"{count} here" if count else "none"
-            raise InvalidInputError(f"expected a CUDA device for --device {name}, found {found}; use --device cpu") from error
-        raise InvalidInputError(f"expected a device that can be used for --device {name}, found: {one_line(error)}") from error
+            raise InvalidInputError(f"expected a CUDA device for `device` {name}, found {found}; set `device` to cpu") from error
+        raise InvalidInputError(f"expected a device that can be used for `device` {name}, found: {one_line(error)}") from error
     return device
 
 
@@ -99,7 +99,7 @@ def on_device(model: Any, device: torch.device) -> Any:
     except torch.OutOfMemoryError as error:
         raise InvalidInputError(
             f"expected memory for the model's weights on {device}, found too little ({one_line(error)}); free it, take a larger GPU or "
-            "--dtype bfloat16"
+            "`dtype` bfloat16"
         ) from error
 
 

@@ -48,8 +48,8 @@ def check_attributable(model: nn.Module, decoder: nn.Module) -> None:
     """
     if getattr(decoder.config, "final_logit_softcapping", None):
         raise CaptureError(
-            f"expected logits that are linear in the residual stream, found capped ones in {type(model).__name__}: no parts add up; "
-            "leave head_logits and value_logits out of --record"
+            f"expected logits that are linear in the residual stream, found soft-capped ones in {type(model).__name__}; leave head_logits and "
+            "value_logits out of `record`"
         )
     if isinstance(decoder.norm, nn.LayerNorm):
         raise CaptureError("expected a norm that only scales, found one that subtracts a mean: leave out head_logits and value_logits")

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from stratascope.extract.families.patch_grid import ImageRule
+from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.knockout_plan import Knockouts
-from stratascope.extract.plan.model_files import ModelSource
 from stratascope.extract.run.capture import Capture, Pooling, capturing, use_captured_attention
 from stratascope.extract.run.device_copy import Arrival, side_of, to_host
 from stratascope.extract.run.gradients import TokenGradients, token_gradients

@@ -202,7 +202,7 @@ def compare_examples(
         _expect_within("attention rows", "of the weight moved in block", moved, limits)
     for own, each in zip(logits, references, strict=True):
         allowed = limits.logits * logit_scale(each)
-        _expect_close("an example alone to give the same logits as in its batch", own, each.logits, allowed, "; use --batch-tokens 1")
+        _expect_close("an example alone to give the same logits as in its batch", own, each.logits, allowed, "; set `batch_tokens` to 1")
 
 
 def _expect_within(what: str, how: str, apart: np.ndarray, limits: Limits) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,30 +15,11 @@ from stratascope.errors import CaptureError, InvalidInputError
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.capture import Pooling
 from stratascope.extract.run.gradients import TokenGradients
-from stratascope.extract.run.image_reader import LoadedImage, check_cut, first_shown, load_image, shown_image
+from stratascope.extract.run.image_reader import LoadedImage, check_cut, load_image, shown_image
 from stratascope.extract.run.inputs import PreparedImages, joined
 from stratascope.extract.run.model import Batch, CaptureModel, Coming, Wanted
-from stratascope.extract.run.pipeline import Behind, ahead
 from stratascope.extract.run.self_check import CHECKED, LIMITS, check_capture, check_prompt, load_processor
-from stratascope.extract.run.shard_block import BlockWork
-from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures, room_for_features
-
-READ_AHEAD = 32
-"""Images that are prepared before they are needed; one of 640 x 480 takes 7 MB for Qwen."""
-
-BATCHES_WAITING = 1
-"""Batches whose results wait to be put into a block's arrays, besides the one that is."""
-
-BLOCKS_WAITING = 1
-"""Blocks that wait to be written, besides those that are."""
-
-
-class Keeper(Protocol):
-    """What takes whole blocks."""
-
-    def block_examples(self, block: int) -> range: ...
-
-    def write(self, block: int, arrays: dict[str, np.ndarray]) -> None: ...
+from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures
 
 
 class ExtractionSession:
@@ -72,7 +51,8 @@ class ExtractionSession:
         """At most so many tokens at once in knockouts."""
         self.features = FeatureCache((), 0)
         self.checked = self.knocked = False
-        self._answered: Callable[[], object] = lambda: None
+        self.on_checked: Callable[[], object] = lambda: None
+        """Called once, after the first batch agreed with the model."""
         self.failed: dict[int, str] = {}
         """Example number -> why it was not recorded."""
         self.halvings = 0
@@ -83,33 +63,6 @@ class ExtractionSession:
         """How many threads prepare images, and how many write blocks; on a CPU the model needs the others."""
         return (min(4, os.cpu_count() or 1), 2) if self.model.device.type == "cuda" else (1, 1)
 
-    def work(self, keeper: Keeper, blocks: Sequence[int], bar: Any, answered: Callable[[], object] = lambda: None) -> None:
-        """Fill blocks, in order: images are prepared ahead of the model in threads, results are put in place and written behind it.
-
-        `answered` is called once, after the first batch has gone through the model and agreed with it, before anything is written.
-        All queues are bounded, so that memory is, behind a slow disk. Whatever ends this early, blocks that were filled are written,
-        and one that was not is left out.
-        """
-        self._answered = answered
-        readers, writers = self.threads
-        members = {block: self.in_order(keeper.block_examples(block)) for block in blocks}
-        self.features = FeatureCache((self.plan.shown[k] for each in members.values() for k in each), room_for_features(self.model.device))
-        wanted = (k for block in blocks for k in first_shown(self.plan, members[block]))
-        with (
-            Behind("write", threads=writers, waiting=BLOCKS_WAITING) as keeping,
-            Behind("fill", waiting=BATCHES_WAITING) as filling,
-            ThreadPoolExecutor(readers, "read") as pool,
-        ):
-            images = ahead(pool, self.load, wanted, READ_AHEAD)
-            try:
-                for block in blocks:
-                    place = keeper.block_examples(block)
-                    work = BlockWork(self, place.start, len(place), images, filling, bar)
-                    work.run(members[block])
-                    keeping.submit(_keep, keeper, block, work)
-            finally:
-                images.close()
-
     def launch(self, batch: Batch) -> Coming:
         """Send a batch through the model; the first one is compared with the model itself."""
         maps = {"maps"} if self.plan.has_map[list(batch.members)].any() else frozenset()
@@ -118,7 +71,7 @@ class ExtractionSession:
         if first:
             self._check(batch, coming)
             self.checked = True
-            self._answered()
+            self.on_checked()
         return coming
 
     def compute_features(self, example: int, prepared: PreparedImages) -> ImageFeatures:
@@ -157,7 +110,7 @@ class ExtractionSession:
         except torch.OutOfMemoryError as error:
             raise InvalidInputError(
                 f"expected memory for the way back through one example of {batch.input_ids.shape[1]} tokens on {self.model.device}, found "
-                f"too little ({str(error).splitlines()[0]}); leave hiding_estimate out of --record, or lower --max-pixels"
+                f"too little ({str(error).splitlines()[0]}); leave hiding_estimate out of `record`, or lower `max_pixels`"
             ) from error
 
     def next_batch(self, members: Sequence[int]) -> list[int]:
@@ -210,7 +163,7 @@ class ExtractionSession:
         if not len(finite):
             raise CaptureError(
                 f"expected finite activations, found none in the first {len(batch.members)} examples in {self.model.dtype}; "
-                "use --dtype bfloat16 or float32"
+                "set `dtype` to bfloat16 or float32"
             )
         for place in np.unique(np.linspace(0, len(finite) - 1, min(len(finite), CHECKED)).round().astype(int)):
             row = int(finite[place])
@@ -256,11 +209,3 @@ class ExtractionSession:
             segments,
             entry,
         )
-
-
-def _keep(keeper: Keeper, block: int, work: BlockWork) -> None:
-    """Write a block once all of it is there; one that never will be is left out."""
-    done: list[Future[Any]] = work.pieces
-    if all(piece.result() for piece in done):
-        work.leave_out_unstorable()
-        keeper.write(block, work.arrays)

@@ -1,29 +1,95 @@
-"""One block on its way through the model: its batches, its failures, its arrays."""
+"""Fill shard blocks of the store: images are read ahead of the model, results are written behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from stratascope.errors import InvalidInputError
 from stratascope.extract.run.block_arrays import empty_arrays, fill, leave_out_unstorable
-from stratascope.extract.run.image_reader import LoadedImage, shown_image
+from stratascope.extract.run.image_reader import LoadedImage, first_shown, shown_image
 from stratascope.extract.run.inputs import joined
 from stratascope.extract.run.model import Batch, Coming
-from stratascope.extract.run.pipeline import Behind
-from stratascope.extract.run.vision_features import ImageFeatures
+from stratascope.extract.run.pipeline import Behind, ahead
+from stratascope.extract.run.session import ExtractionSession
+from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures, room_for_features
 from stratascope.store import STATUS_CODES
 
-if TYPE_CHECKING:
-    from stratascope.extract.run.session import ExtractionSession
+IMAGES_AHEAD = 32
+"""Images that are prepared before the model needs them; one of 640 x 480 takes 7 MB for Qwen."""
+
+BATCHES_WAITING = 1
+"""Batches whose results wait to be copied into a block's arrays, besides the one that is being copied."""
+
+BLOCKS_WAITING = 1
+"""Blocks that wait to be written, besides those that are being written."""
 
 
-class BlockWork:
+class BlockStore(Protocol):
+    """Where filled blocks are written."""
+
+    def block_examples(self, block: int) -> range: ...
+
+    def write(self, block: int, arrays: dict[str, np.ndarray]) -> None: ...
+
+
+def fill_blocks(
+    session: ExtractionSession, store: BlockStore, blocks: Sequence[int], bar: Any, on_checked: Callable[[], object] = lambda: None
+) -> None:
+    """Fill blocks in order: threads prepare images ahead of the model and store its results behind it.
+
+    All queues are bounded, so memory stays bounded with a slow disk. If this ends early, filled blocks are written and the others are
+    left out.
+
+    Parameters
+    ----------
+    session
+        The model and its plan.
+    store
+        Takes the filled blocks.
+    blocks
+        Their numbers.
+    bar
+        A progress bar; updated by the number of finished examples.
+    on_checked
+        Called once, after the first batch agreed with the model and before anything is written.
+    """
+    session.on_checked = on_checked
+    readers, writers = session.threads
+    members = {block: session.in_order(store.block_examples(block)) for block in blocks}
+    session.features = FeatureCache(
+        (session.plan.shown[k] for each in members.values() for k in each), room_for_features(session.model.device)
+    )
+    wanted = (k for block in blocks for k in first_shown(session.plan, members[block]))
+    with (
+        Behind("write", threads=writers, waiting=BLOCKS_WAITING) as writing,
+        Behind("fill", waiting=BATCHES_WAITING) as filling,
+        ThreadPoolExecutor(readers, "read") as pool,
+    ):
+        images = ahead(pool, session.load, wanted, IMAGES_AHEAD)
+        try:
+            for block in blocks:
+                place = store.block_examples(block)
+                filled = ShardBlock(session, place.start, len(place), images, filling, bar)
+                filled.run(members[block])
+                writing.submit(_write, store, block, filled)
+        finally:
+            images.close()
+
+
+def _write(store: BlockStore, block: int, filled: ShardBlock) -> None:
+    """Write a block when all its batches succeeded; otherwise leave it out."""
+    if all(batch.result() for batch in filled.batches):
+        filled.leave_out_unstorable()
+        store.write(block, filled.arrays)
+
+
+class ShardBlock:
     """Fills the arrays of one block.
 
     Parameters
@@ -49,8 +115,8 @@ class BlockWork:
         self._loaded: dict[str, LoadedImage] = {}
         self._features: dict[int, ImageFeatures] = {}
         self.arrays = empty_arrays(session.plan.store, count)
-        """Everything that the store wants of the block, once all `pieces` are done."""
-        self.pieces: list[Future[Any]] = []
+        """Everything that the store wants of the block, once all `batches` are done."""
+        self.batches: list[Future[Any]] = []
 
     def run(self, members: Sequence[int]) -> None:
         """Send the block's examples through the model, in the order given."""
@@ -61,7 +127,7 @@ class BlockWork:
                 members = members[len(batch) :]
 
     def leave_out_unstorable(self) -> None:
-        """Mark examples of which a number does not fit the store, once all `pieces` are done."""
+        """Mark examples of which a number does not fit the store, once all `batches` are done."""
         self._session.failed |= leave_out_unstorable(self._session.plan, self._first, self.arrays)
 
     def _ready(self, example: int) -> bool:
@@ -105,7 +171,7 @@ class BlockWork:
             if len(members) == 1:
                 raise InvalidInputError(
                     f"expected memory for one example of {batch.input_ids.shape[1]} tokens on {session.model.device}, found too little "
-                    f"({str(error).splitlines()[0]}); lower --max-pixels, record less, or take a larger GPU"
+                    f"({str(error).splitlines()[0]}); lower `max_pixels`, reduce `record`, or take a larger GPU"
                 ) from error
             coming = None
         if coming is None:  # outside of the handler, so that the failed pass's tensors are gone
@@ -113,7 +179,7 @@ class BlockWork:
             session.halvings += 1
             session.batch_tokens = len(members) // 2 * batch.input_ids.shape[1]
             return False
-        self.pieces.append(self._filling.submit(self._fill, batch, coming))
+        self.batches.append(self._filling.submit(self._fill, batch, coming))
         knockouts = session.plan.knockouts
         chosen = [] if knockouts is None else [k for k in members if knockouts.chosen[k]]
         backward = members if "hiding_estimate" in self.arrays else []

@@ -14,9 +14,10 @@ import torch
 from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.duration import ExtractionTiming, Sample, Stage
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.plan.store_contents import store_contents
 from stratascope.extract.run.image_reader import first_shown
 from stratascope.extract.run.session import ExtractionSession
-from stratascope.extract.run.shard_block import BlockWork
+from stratascope.extract.run.shard_block import ShardBlock
 from stratascope.extract.run.timed_session import AtOnce, Clock, NoBar, TimedSession
 from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures, room_for_features
 from stratascope.store import BlockWriter, create_store
@@ -60,7 +61,7 @@ def time_extraction(
         If what is captured does not agree with the model's own answers, as an extraction would find.
     """
     if plan.settings.image_size is not None:
-        raise InvalidInputError("expected real images for a timing run, found a plan with a stated image size; leave out --image-size")
+        raise InvalidInputError("expected real images for a timing run, found a plan with a stated image size; leave out `image_size`")
     begin = clock()
     session = TimedSession(plan, batch_tokens, clock)
     beginning = before + clock() - begin
@@ -105,7 +106,7 @@ class _Run:
         timed: list[list[int]] = []
         with tempfile.TemporaryDirectory(prefix="stratascope-timing-") as folder:
             begin = clock()
-            create_store(Path(folder) / "whole.zarr", self._plan.store, **self._plan.store_contents())
+            create_store(Path(folder) / "whole.zarr", self._plan.store, **store_contents(self._plan))
             beginning += clock() - begin
             self._time(max(batches, key=self._tokens))
             self._samples.clear()
@@ -141,7 +142,7 @@ class _Run:
         images = (session.load(k) for k in first_shown(plan, members))
         place = plan.store.block_examples(members[0] // plan.store.block)
         begin = session.clock()
-        work = BlockWork(session, place.start, len(place), images, AtOnce(session), NoBar())
+        work = ShardBlock(session, place.start, len(place), images, AtOnce(session), NoBar())
         work.run(members)
         seconds = session.clock() - begin - sum(map(sum, session.spent.values()))
         axes = {spec.name: spec.dims.index("example") for spec in plan.store.arrays() if spec.name in work.arrays}
@@ -171,7 +172,7 @@ class _Run:
             has_map=plan.has_map[list(members)],
             store=plan.store.subset(examples=len(members), block=len(members)),
         )
-        create_store(path, part.store, **part.store_contents())
+        create_store(path, part.store, **store_contents(part))
         created = _bytes(path)
         with BlockWriter(path) as writer:
             begin = clock()

@@ -54,7 +54,7 @@ def vision_capture(tower: nn.Module, grid: torch.Tensor, segments: Sequence[tupl
     """
     config: Any = getattr(tower, "config", None)
     if not hasattr(tower, "blocks") or not hasattr(config, "spatial_merge_size"):
-        raise CaptureError(f"expected Qwen's vision tower, found {type(tower).__name__}; leave vision_residual out of --record")
+        raise CaptureError(f"expected Qwen's vision tower, found {type(tower).__name__}; leave vision_residual out of `record`")
     unit = config.spatial_merge_size**2
     cells = (grid.prod(-1) // unit).cpu()
     offsets = torch.cat([torch.zeros(1, dtype=cells.dtype), cells.cumsum(0)])
