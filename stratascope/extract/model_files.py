@@ -196,10 +196,7 @@ def _not_given(name: str, revision: str | None, error: Exception) -> str:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
-        return (
-            "expected a model without access restrictions, found a gated one; accept its terms on huggingface.co, run `hf auth login`, then "
-            "this again"
-        )
+        return "expected a model without access restrictions, found a gated one; accept its terms on huggingface.co and run `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):
         return "expected a folder of that name or a model on the Hub, found neither; check the name (private ones need `hf auth login`)"
     if isinstance(error, RevisionNotFoundError):

@@ -168,7 +168,7 @@ def test_a_padded_batch_equals_stock_eager_single_examples(planned: Planned) -> 
     session = ExtractionSession(plan, batch_tokens=100_000)
     images = [planned.request(k)[1] for k in members]
     batch = session._batch(members, images)
-    found = session.model.run(batch, session.wanted)
+    found = session.model.run(batch, session.request)
     model = stock_model(planned.folder)
     blocks = text_decoder(model).layers
     for row in members:
@@ -188,7 +188,7 @@ def test_a_padded_batch_equals_stock_eager_single_examples(planned: Planned) -> 
                 expected = inputs[block][0, tokens_of].mean(0)
                 np.testing.assert_allclose(found.residual[block, column, row], expected, rtol=2e-4, atol=2e-4)
         assert abs(found.rows[:, row, :, tokens:]).max(initial=0) == 0
-        np.testing.assert_allclose(found.answer_logits[row], output.logits[0, -1, list(session.wanted.choices)], rtol=2e-4, atol=2e-3)
+        np.testing.assert_allclose(found.answer_logits[row], output.logits[0, -1, list(session.request.choices)], rtol=2e-4, atol=2e-3)
 
 
 def _keep(inputs: list[torch.Tensor]) -> Any:
@@ -206,7 +206,7 @@ def test_an_example_alone_equals_the_stored(planned: Planned, tmp_path: Path) ->
     session = ExtractionSession(plan, batch_tokens=1)
     for k in range(4):
         image = open_image(plan.settings.images / plan.shown[k])
-        alone = session.model.run(session._batch([k], [image]), session.wanted)
+        alone = session.model.run(session._batch([k], [image]), session.request)
         tokens = len(plan.layouts[k].ids)
         np.testing.assert_allclose(store.read("attention_rows", examples=[k])[:, 0, :, :tokens], alone.rows[:, 0], atol=1e-3)
         np.testing.assert_allclose(store.read("answer_logits", examples=[k])[0], alone.answer_logits[0], rtol=2e-4, atol=2e-3)
@@ -334,7 +334,7 @@ def test_everything_is_recorded_of_every_family(planned: Planned, tmp_path: Path
     names, effects = store.read("knockout_target").tolist(), store.read("knockout", examples=0)
     untouched = eager_difference(model, inputs, torch.zeros(0, dtype=torch.long), "later", (0, 0), pair)
     for target in ("image", "subject", "cell_0_0"):
-        hidden = torch.from_numpy(plan.hidden_tokens(0)[target])
+        hidden = torch.from_numpy(plan.masked_tokens(0)[target])
         for m, mode in enumerate(("final", "later")):
             moved = eager_difference(model, inputs, hidden, mode, (0, 3), pair) - untouched
             assert effects[m, 0, names.index(target)] == pytest.approx(moved, abs=2e-3), (target, mode)

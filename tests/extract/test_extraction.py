@@ -39,7 +39,7 @@ def test_the_store_holds_what_the_model_gives(plan, store: ActivationStore) -> N
     session = ExtractionSession(plan, batch_tokens=8192)
     for k in (0, 40, 95):
         image = open_image(plan.settings.images / plan.examples[k].image)
-        alone = session.model.run(session._batch([k], [image]), dataclasses.replace(session.wanted, arrays=frozenset({"maps"})))
+        alone = session.model.run(session._batch([k], [image]), dataclasses.replace(session.request, arrays=frozenset({"maps"})))
         tokens = int(plan.token_counts[k])
         for column, position in enumerate(plan.store.positions):
             stored = store.read("residual", position=position, examples=[k])[:, 0]
@@ -290,7 +290,7 @@ def test_everything_that_can_be_recorded(settings, plan, tmp_path: Path) -> None
     session = ExtractionSession(plan, batch_tokens=8192)
     image = open_image(plan.settings.images / plan.examples[4].image)
     arrays = frozenset({"value_norms", "value_logits", "head_outputs", "head_logits"})
-    alone = session.model.run(session._batch([4], [image]), dataclasses.replace(session.wanted, arrays=arrays))
+    alone = session.model.run(session._batch([4], [image]), dataclasses.replace(session.request, arrays=arrays))
     tokens = int(plan.token_counts[4])
     np.testing.assert_allclose(full.read("value_norms", examples=[4])[:, 0, :, :tokens], alone.value_norms[:, 0], rtol=2e-3, atol=1e-3)
     np.testing.assert_allclose(full.read("value_logits", examples=[4])[:, 0, :, :tokens], alone.parts.tokens[:, 0], rtol=2e-3, atol=1e-3)
@@ -328,7 +328,7 @@ def test_maps_of_the_largest_or_smallest_weight_are_stored_with_rows_that_sum_to
     session = ExtractionSession(plan, batch_tokens=8192)
     alone = session.model.run(
         session._batch([1], [open_image(plan.settings.images / plan.examples[1].image)]),
-        dataclasses.replace(session.wanted, arrays=frozenset({"maps"})),
+        dataclasses.replace(session.request, arrays=frozenset({"maps"})),
     )
     np.testing.assert_allclose(store.maps(1), alone.fused[0], atol=4e-3)
     np.testing.assert_allclose(store.maps(1).sum(-1), 1)

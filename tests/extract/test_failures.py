@@ -161,9 +161,9 @@ def test_an_error_of_the_store_ends_the_run_with_its_own_message(small) -> None:
 
 def _overflowing(name: str):
     """The first example of the batch has value norms beyond float16, maps or rows that are not finite, or a huge value elsewhere."""
-    from stratascope.extract.run.model import Coming
+    from stratascope.extract.run.model import PendingCapture
 
-    real = Coming.result
+    real = PendingCapture.result
 
     def result(self):
         made = real(self)
@@ -176,7 +176,7 @@ def _overflowing(name: str):
             values[1, 0, 0] = np.inf
         return dataclasses.replace(made, **{name: values})
 
-    return Coming, "result", result
+    return PendingCapture, "result", result
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,8 @@ def _overflowing(name: str):
     [
         ("value_norms", r"value_norms: expected finite numbers, found 70000.0, too large for float16, at .*layer 2, .*head 1"),
         ("head_outputs", r"head_outputs: expected finite numbers, found inf at .*layer 1"),
-        ("fused", "the model gave a value that is not finite in float32"),
-        ("rows", "the model gave a value that is not finite in float32"),
+        ("fused", "the model returned a value that is not finite in float32"),
+        ("rows", "the model returned a value that is not finite in float32"),
     ],
 )
 def test_an_example_that_does_not_fit_the_store_is_recorded_as_failed_and_the_rest_goes_on(
@@ -210,7 +210,7 @@ def test_a_gradient_that_is_not_finite_fails_its_example_alone(settings, tmp_pat
 
     def spoiled(self, example, batch):
         made = real(self, example, batch)
-        return dataclasses.replace(made, hiding=made.hiding * float("nan")) if example == 2 else made
+        return dataclasses.replace(made, knockout_estimate=made.knockout_estimate * float("nan")) if example == 2 else made
 
     monkeypatch.setattr(ExtractionSession, "token_gradients", spoiled)
     plan = plan_extraction(dataclasses.replace(settings, limit=4, record=("residual", "hiding_estimate")))

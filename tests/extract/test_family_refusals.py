@@ -84,7 +84,7 @@ def test_a_pixel_limit_where_there_is_none(tmp_path: Path) -> None:
 def test_no_chat_template(tmp_path: Path) -> None:
     source = ModelSource("the model", save_files("smolvlm", tmp_path))
     (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(InvalidInputError, match=r"expected a chat template .* a model without a final chat turn is not asked anything"):
+    with pytest.raises(InvalidInputError, match=r"expected a chat template .* found none; use an instruction-tuned model"):
         tokenizer(source)
 
 
@@ -98,7 +98,7 @@ def test_no_chat_template(tmp_path: Path) -> None:
     ids=["turns are closed", "no turns"],
 )
 def test_no_final_chat_turn(tmp_path: Path, template: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"open the model's turn after the user's.*final chat turn.*instruction-tuned"):
+    with pytest.raises(InvalidInputError, match=r"open the model's turn after the user's.*final model turn.*instruction-tuned"):
         tokenizer(worded(save_files("internvl", tmp_path), template))
 
 
@@ -130,7 +130,7 @@ THINKING = """{% for m in messages %}<|im_start|>{{ m.role }}
 
 @pytest.mark.parametrize("opens", ["<think>\n", "<think>\n\n</think>\n<think>", "[THINK]", "<|begin_of_thought|>"])
 def test_a_prompt_that_ends_inside_reasoning_is_refused(tmp_path: Path, opens: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"found one that ends inside .*begins the model's reasoning, not its answer; use"):
+    with pytest.raises(InvalidInputError, match=r"found one that ends inside .*would start reasoning, not the answer; use"):
         tokenizer(worded(save_files("internvl", tmp_path), THINKING + opens + "{% endif %}"))
 
 

@@ -231,7 +231,7 @@ def test_a_shape_that_the_model_does_not_take_fails_alone(data: Path, monkeypatc
 def test_images_that_all_fail_are_refused(data: Path) -> None:
     for path in images(data):
         path.write_bytes(b"GIF89a")
-    with pytest.raises(InvalidInputError, match=rf"at least one image that can be recorded, found none of {COUNT}: .*cannot be decoded"):
+    with pytest.raises(InvalidInputError, match=rf"at least one readable image, found none of {COUNT}: .*cannot be decoded"):
         plan_extraction(settings(data))
 
 
@@ -251,7 +251,7 @@ def test_an_image_replaced_after_planning_is_refused_by_its_hash(data: Path) -> 
     replaced.unlink()
     loaded = load_image(plan, 4, None)
     assert loaded.problem is not None
-    assert "could be read when planning and no longer can" in loaded.problem[0]
+    assert "could be read during planning and cannot be read now" in loaded.problem[0]
 
 
 def test_verifying_images_never_leaves_their_folder(data: Path) -> None:

@@ -99,7 +99,7 @@ def test_an_adapter_is_refused(folder: Path) -> None:
 def test_a_truncated_safetensors_file_is_named(scenes: Path, folder: Path, tmp_path: Path, size: int) -> None:
     path = folder / "model.safetensors"
     os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
-    refused_in_one_line(extract(folder, scenes, tmp_path / "s.zarr"), f"{path}: expected a whole file in the format safetensors")
+    refused_in_one_line(extract(folder, scenes, tmp_path / "s.zarr"), f"{path}: expected a complete safetensors file")
     assert not (tmp_path / "s.zarr").exists()
 
 

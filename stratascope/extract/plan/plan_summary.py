@@ -10,9 +10,8 @@ import numpy as np
 from stratascope.extract.plan.answer_forms import token_texts
 from stratascope.extract.plan.duration import ExtractionTiming
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
-from stratascope.extract.plan.photo_boxes import alignment_cases
+from stratascope.extract.plan.image_boxes import alignment_cases, is_whole
 from stratascope.extract.plan.token_layout import TILES
-from stratascope.extract.plan.visible_boxes import is_whole
 from stratascope.store.io.overview import bytes_text
 
 COLOURS = {
@@ -119,7 +118,7 @@ def timing_text(timing: ExtractionTiming, price: float | None = None) -> str:
     parts = ", ".join(f"{name} {share:.0%}" for name, share in timing.shares.items())
     lines = [
         f"time       {span_text(low, high)} for {timing.examples:,} examples, {number_text(timing.examples / high)} to "
-        f"{number_text(timing.examples / low)} per second (all stages in sequence, or fully overlapped; start {span_text(timing.beginning)})",
+        f"{number_text(timing.examples / low)} per second (stages in sequence to overlapped; start-up {span_text(timing.beginning)})",
         f"work       {parts}; measured on {timing.timed_batches} batches with {timing.timed_examples:,} examples on {timing.device}",
     ]
     if timing.peak is not None and timing.memory is not None:
@@ -127,7 +126,7 @@ def timing_text(timing: ExtractionTiming, price: float | None = None) -> str:
         lines.append(f"memory     {bytes_text(timing.peak)} of the GPU's {bytes_text(timing.memory)}{beside}")
     if timing.halvings:
         lines.append(
-            f"           memory ran out {timing.halvings} times and batches were halved; set `batch_tokens` to {timing.batch_tokens} in the extraction"
+            f"           memory ran out {timing.halvings} times and batches were halved; set `batch_tokens` to {timing.batch_tokens}"
         )
     if price is not None:
         cheap, dear = timing.cost(price)
@@ -166,7 +165,7 @@ def _estimates(plan: ExtractionPlan) -> list[str]:
     if "hiding_estimate" not in plan.store.record:
         return []
     return [
-        f"estimates  {len(plan.examples):,} forward and backward passes, one example at a time: the work of {GRADIENT_PASSES} passes each, besides its own"
+        f"estimates  {len(plan.examples):,} forward and backward passes, one example at a time, each the work of {GRADIENT_PASSES} passes"
     ]
 
 
@@ -177,9 +176,7 @@ def _beyond_cells(plan: ExtractionPlan) -> list[str]:
     lines = [f"tiles      {min(tiles)} to {max(tiles)} more tokens per image, mean {np.mean(tiles):.1f}, in the span {TILES}"]
     lines = lines if any(tiles) else []
     if partial:
-        lines.append(
-            f"view       in {partial:,} examples the model sees only a part of the image, or also padding; boxes are cropped to it"
-        )
+        lines.append(f"view       in {partial:,} examples the model sees part of the image, or also padding; boxes are cropped to it")
     return lines
 
 
