@@ -26,8 +26,8 @@ SECTIONS = {
         "fetch": ("data", "Download published data sets."),
     },
     "Extract": {
-        "plan": ("recording", "Cost of an extraction: disk, time, memory; writes nothing."),
-        "extract": ("recording", "Run every example through the model once, into a store."),
+        "plan": ("extract", "Cost of an extraction: disk, time, memory; writes nothing."),
+        "extract": ("extract", "Run every example through the model once, into a store."),
     },
     "Store": {
         "info": ("stores", "Contents, completeness and provenance of a store."),

@@ -58,7 +58,7 @@ def test_plan_without_photos_needs_a_stated_size(scenes: Path) -> None:
     assert run(*arguments, "--image-size", "big").exit_code == 2
     without = arguments[:-2]
     assert run(*without, "--image-size", "640x480").output == run(*arguments, "--image-size", "640x480").output
-    assert_refused(run(*without), "pass --images DIR")
+    assert_refused(run(*without), "set --images")
 
 
 def test_the_plans_bytes_are_what_is_then_on_disk(plan, store_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_an_interruption_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> No
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stratascope.demo.run_demo", interrupted)
+    monkeypatch.setattr("stratascope.commands.extract.demo.run_demo", interrupted)
     result = run("demo", "--scenes", "10", "--out", "never")
     assert result.exit_code == 130
     assert "goes on from here" in result.stderr

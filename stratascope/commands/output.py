@@ -118,7 +118,7 @@ class Output:
         """Print what the command computed: text, or one JSON object with --json."""
         if self.as_json:
             files: dict[str, Any] = {"pages": self._pages, "figures": self._figures, "tables": self._tables, "folder": self.folder}
-            echo(json.dumps({"notes": self._lines, "results": self._records, **files}, default=_plain))
+            print_json({"notes": self._lines, "results": self._records, **files})
             return
         if self.verbosity == QUIET:
             return
@@ -147,6 +147,11 @@ def selection_lines(store: ActivationStore, result: Result) -> list[str]:
     return [f"{f'only {choice_text(result.only)}:' if result.only else 'from'} {count:,} of {total:,} examples{why}"]
 
 
+def print_json(record: dict[str, Any]) -> None:
+    """Print one JSON object."""
+    echo(json.dumps(record, default=_plain))
+
+
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else list(value) if isinstance(value, tuple | set) else str(value)
 
@@ -159,7 +164,7 @@ def emit(text: str, record: Mapping[str, Any], *, as_json: bool, verbosity: int)
         echo(text)
 
 
-def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def verbosity_options(command: Callable[..., Any], verbose_help: str = "Also name every file that is written.") -> Callable[..., Any]:
     """`--json`, `-q` and `-v`; the command receives `as_json` and `verbosity`."""
 
     @functools.wraps(command)
@@ -169,7 +174,7 @@ def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, verbosity=QUIET if quiet else VERBOSE if verbose else NORMAL, **kwargs)
 
     for option in (
-        click.option("-v", "--verbose", is_flag=True, help="Print more: full values, every file that is written."),
+        click.option("-v", "--verbose", is_flag=True, help=verbose_help),
         click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
     ):

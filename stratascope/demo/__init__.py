@@ -31,7 +31,7 @@ KEPT = ": finished before, kept"
 
 
 def run_demo(
-    out: Path, *, scenes: int = 512, seed: int = 0, progress: bool = False, say: Callable[[str], object] = lambda text: None
+    out: Path, *, scenes: int = 512, seed: int = 0, progress: bool = False, on_step: Callable[[str], object] = lambda text: None
 ) -> str:
     """Generate scenes, extract them as they are and with blank images, probe, roll out, draw.
 
@@ -48,8 +48,8 @@ def run_demo(
         Of scenes, folds and resamples.
     progress
         Show progress bars.
-    say
-        Told each step as it begins, and whether it was finished before.
+    on_step
+        Receives a line for each step as it begins, or when it is kept from an earlier run.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def run_demo(
 
     def step(text: str, folder: Path, parts: Mapping[str, Callable[[], object]], made_of: Callable[[str], Any]) -> None:
         kept = all(stages.kept(name, made_of(name)) for name in parts)
-        say(f"{text}{KEPT if kept else ''}")
+        on_step(f"{text}{KEPT if kept else ''}")
         if not kept:
             for name, make in parts.items():
                 stages.make(name, made_of(name), folder, make)
@@ -85,13 +85,13 @@ def run_demo(
     step(f"1/5 drawing {scenes} scenes in {drawn}", drawn, drawing, lambda _: [scenes, seed])
     again = f"stratascope demo --out . --scenes {scenes} --seed {seed}"
     before = {condition: stages.noted(condition) for condition in CONDITIONS}
-    stores = {condition: _extracted(stages, condition, f"{k + 2}/5", again, progress, say) for k, condition in enumerate(CONDITIONS)}
+    stores = {condition: _extracted(stages, condition, f"{k + 2}/5", again, progress, on_step) for k, condition in enumerate(CONDITIONS)}
     prints = {condition: store.fingerprint() for condition, store in stores.items()}
     if None not in before.values() and before != prints and results.exists():
         aside = next(path for k in range(1000) if not (path := out / f"results-before-{k + 1}").exists())
         results.rename(aside)
         stages.leave(results)
-        say(f"{results} was made from other stores: moved to {aside}")
+        on_step(f"{results} was made from other stores: moved to {aside}")
     step(
         "4/5 probing every layer",
         results,
@@ -114,7 +114,9 @@ def run_demo(
     return f"{_sentences(stores['original'], told)}\n\n{where}"
 
 
-def _extracted(stages: Stages, condition: str, step: str, command: str, progress: bool, say: Callable[[str], object]) -> ActivationStore:
+def _extracted(
+    stages: Stages, condition: str, step: str, command: str, progress: bool, on_step: Callable[[str], object]
+) -> ActivationStore:
     """The store of a condition: as it was finished before, or extracted now."""
     from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction
     from stratascope.extract.plan.settings import RECORDS
@@ -126,9 +128,9 @@ def _extracted(stages: Stages, condition: str, step: str, command: str, progress
         store = ActivationStore.open(path)
         if store.complete and store.fingerprint() == known:
             stages.note(condition, known)
-            say(f"{step} extracting into {path}{KEPT}")
+            on_step(f"{step} extracting into {path}{KEPT}")
             return store
-    say(f"{step} extracting into {path}")
+    on_step(f"{step} extracting into {path}")
     settings = ExtractionSettings(
         model="demo",
         examples=(out / "scenes" / "scenes.jsonl",),

@@ -107,9 +107,9 @@ def test_run_again_only_what_is_missing_or_changed_is_made(demo: Path, tmp_path:
     (results / "share.png").write_bytes((results / "overlap.png").read_bytes())
     monkeypatch.setattr("stratascope.extract.run_extraction", None)
     monkeypatch.setattr("stratascope.probe.probe_study", None)
-    monkeypatch.setattr("stratascope.workflow.believing.compare_and_draw", None)
+    monkeypatch.setattr("stratascope.analysis.faithfulness", None)
     steps: list[str] = []
-    run_demo(out, say=steps.append)
+    run_demo(out, on_step=steps.append)
     assert [step.endswith("finished before, kept") for step in steps] == [True, True, True, True, False]
     after = contents(out)
     assert {name: after[name] for name in before if name != "demo.json"} == {n: b for n, b in before.items() if n != "demo.json"}
@@ -130,7 +130,7 @@ def test_results_of_other_stores_are_moved_out_of_the_way(demo: Path, tmp_path: 
     monkeypatch.setattr("stratascope.demo._save_curves", stopped)
     steps: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        run_demo(out, say=steps.append)
+        run_demo(out, on_step=steps.append)
     assert not list((out / "results").glob("*"))
     assert (out / "results-before-1" / "mine.png").read_bytes() == b"mine"
     assert any("was made from other stores: moved to" in step for step in steps)

@@ -11,7 +11,7 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract.families.config_defaults import image_processor_config, model_config, text_config, vision_config
 from stratascope.extract.families.patch_grid import CroppedSquare, ImageRule, PatchGrid, StretchedSquare
 from stratascope.extract.families.tiling import AnyResolution, CanvasTiles, SplitTiles
-from stratascope.extract.plan.model_files import ModelSource
+from stratascope.extract.model_files import ModelSource
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _llava_next(source: ModelSource, family: Family) -> AnyResolution:
 
 
 def _llava_tower(source: ModelSource) -> tuple[int, int]:
-    """Side and patch of the vision tower in pixels, where its tokens are a raster and nothing else."""
+    """CopyStream and patch of the vision tower in pixels, where its tokens are a raster and nothing else."""
     vision = vision_config(source.config, source.config["model_type"])
     kind = vision["model_type"]
     if kind not in ("clip_vision_model", "siglip_vision_model"):
@@ -113,7 +113,7 @@ def _gemma3(source: ModelSource, family: Family) -> StretchedSquare:
     begin, end = (source.token_text(int(config[key])) for key in ("boi_token_index", "eoi_token_index"))
     cells = _square_side(source, "image_seq_length", int(config["mm_tokens_per_image"]))
     token = _image_token(source, family)
-    return StretchedSquare(token, _side(source, settings["size"]), cells, f"\n\n{begin}", f"{end}\n\n", begin)
+    return StretchedSquare(token, _copy_stream(source, settings["size"]), cells, f"\n\n{begin}", f"{end}\n\n", begin)
 
 
 def _internvl(source: ModelSource, family: Family) -> CanvasTiles:
@@ -121,7 +121,7 @@ def _internvl(source: ModelSource, family: Family) -> CanvasTiles:
     before, after = source.named_token("start_image_token", "<img>"), source.named_token("end_image_token", "</img>")
     return CanvasTiles(
         token=_image_token(source, family),
-        side=_side(source, settings["size"]),
+        side=_copy_stream(source, settings["size"]),
         cells=_square_side(source, "image_seq_length", 256),
         fewest=int(settings["min_patches"]),
         most=int(settings["max_patches"]),
@@ -132,7 +132,7 @@ def _internvl(source: ModelSource, family: Family) -> CanvasTiles:
 
 def _paligemma(source: ModelSource, family: Family) -> StretchedSquare:
     settings = _image_processor(source)
-    side, patch = _side(source, settings["size"]), int(vision_config(source.config, "paligemma")["patch_size"])
+    side, patch = _copy_stream(source, settings["size"]), int(vision_config(source.config, "paligemma")["patch_size"])
     cells = _square_root(source, "image_seq_length", int(settings.get("image_seq_length") or (side // patch) ** 2))
     return StretchedSquare(_image_token(source, family), side, cells)
 
@@ -234,12 +234,12 @@ def image_rule(source: ModelSource, max_pixels: int | None = None) -> ImageRule:
         return rule
     if not isinstance(rule, PatchGrid):
         raise InvalidInputError(
-            f"expected no --max-pixels for a model of the family {source.config['model_type']}, whose images always make tokens "
+            f"expected no `max_pixels` for a model of the family {source.config['model_type']}, whose images always make tokens "
             f"of the same size, found {max_pixels}; leave it out"
         )
     if max_pixels < rule.min_pixels:
         raise InvalidInputError(
-            f"expected at least {rule.min_pixels} pixels (the processor's lower limit), found --max-pixels {max_pixels}"
+            f"expected at least {rule.min_pixels} pixels (the processor's lower limit), found `max_pixels` {max_pixels}"
         )
     return PatchGrid(rule.token, rule.patch, rule.merge, rule.min_pixels, max_pixels)
 
@@ -253,7 +253,7 @@ def _image_token(source: ModelSource, family: Family) -> str:
     return source.token_text(int(config.get("image_token_id") or config.get("image_token_index") or family.image_id))
 
 
-def _side(source: ModelSource, size: Mapping[str, int]) -> int:
+def _copy_stream(source: ModelSource, size: Mapping[str, int]) -> int:
     if size["height"] != size["width"]:
         _unfit(source, "an image processor that makes squares", f"size {dict(size)}")
     return int(size["height"])

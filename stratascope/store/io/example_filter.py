@@ -45,7 +45,8 @@ CATEGORIES = {
     ),
     "Unallocated": "beyond, next to, opposite to, after, enclosed by",
 }
-"""Meta categories of spatial relations (VSR, Liu et al. 2023, table 1): category -> relations. `among` stands in two categories of the published list; the topological one is taken."""
+"""Meta categories of spatial relations (VSR, Liu et al. 2023, table 1): category -> relations. The published list has `among` in two
+categories; here it is topological."""
 
 _BY_RELATION = {relation: category for category, relations in CATEGORIES.items() for relation in relations.split(", ")}
 
