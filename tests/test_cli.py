@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from stratascope.analysis import AnswerConfidence
-from stratascope.cli import all_commands, main
+from stratascope.cli import SECTIONS, all_commands, main
 from stratascope.results.registry import load_result
 
 
@@ -31,8 +31,11 @@ def assert_refused(result: Result, pattern: str) -> None:
 
 
 def test_help_lists_every_command_in_the_order_of_use() -> None:
-    text = run("--help").output.partition("Commands:")[2]
-    listed = [line.split()[0] for line in text.strip().splitlines()]
+    text = run("--help").output
+    sections = [text.index(f"\n{title}:\n") for title in SECTIONS]
+    assert sections == sorted(sections)
+    listed = [line.split()[0] for line in text[sections[0] :].splitlines() if line.startswith("  ")]
+    assert listed == [name for section in SECTIONS.values() for name in section]
     assert listed == [command.name for command in all_commands().values()]
 
 

@@ -1,4 +1,4 @@
-"""Which heads matter: several scores of every head side by side, and how far they agree."""
+"""Ranking of heads by several scores, and rank correlation of the scores."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ AGREEMENT = {"first": str, "second": str, "spearman": float, "low": float, "high
 
 
 def head_ranking(scores: Mapping[str, NDArray[Any]], *, layers: Sequence[int] | None = None) -> pd.DataFrame:
-    """Every head with its scores, their ranks (1 is best; ties share the mean rank) and the mean of those, best first.
+    """Rank heads by the mean of their ranks in each score, best first.
+
+    Rank 1 is best; ties share the mean rank.
 
     Parameters
     ----------
     scores
-        Name -> (layer, head), where more is better: overlap with boxes, size of attribution, a probe's accuracy, ...
+        Name -> (layer, head), larger is better: overlap with boxes, attribution, probe accuracy, ...
     layers
-        Numbers of the layers; 0, 1, ... by default.
+        Layer numbers; 0, 1, ... by default.
 
     Returns
     -------
     pandas.DataFrame
-        layer, head, one column for each score, one `NAME_rank` each, mean_rank. A head without a score (NaN) has no rank in it.
+        layer, head, one column per score, one `NAME_rank` each, mean_rank. A head with a NaN score has no rank in it.
 
     Raises
     ------
@@ -52,15 +54,15 @@ def head_agreement(scores: Mapping[str, NDArray[Any]], *, level: float = 0.95) -
     Parameters
     ----------
     scores
-        Name -> (layer, head) one score of every head.
+        Name -> (layer, head).
     level
-        Of the intervals.
+        Level of the intervals.
 
     Returns
     -------
     pandas.DataFrame
-        first, second, spearman, low, high (interval of Bonett & Wright 2000, which takes heads for independent), heads (how many have
-        both), shared_tenth (of the best tenth of heads by each, the share that is in both; about 0.1 by chance).
+        first, second, spearman, low, high (interval of Bonett & Wright 2000, heads as independent), heads (number with both scores),
+        shared_tenth (share of the best tenth of heads that both scores have in common; about 0.1 by chance).
 
     Raises
     ------
@@ -86,8 +88,10 @@ def head_agreement(scores: Mapping[str, NDArray[Any]], *, level: float = 0.95) -
 
 
 def spearman_interval(correlation: float, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Ends of the interval of a Spearman correlation of `count` pairs: Fisher's z with the variance of Bonett & Wright 2000,
-    (1 + r^2 / 2) / (n - 3); NaN for fewer than four pairs."""
+    """Interval of a Spearman correlation of `count` pairs: Fisher's z with variance (1 + r^2 / 2) / (n - 3) (Bonett & Wright 2000).
+
+    NaN for fewer than four pairs.
+    """
     from statistics import NormalDist
 
     if count < 4 or not np.isfinite(correlation):

@@ -150,7 +150,7 @@ def _extracted(
 def _analyses(store: ActivationStore, out: Path, seed: int) -> dict[str, Callable[[], object]]:
     """Analyses of attention and answers by name; the report last."""
     from stratascope import analysis
-    from stratascope.analysis.rollout_results import MOST_EXAMPLES
+    from stratascope.analysis.example_images import MOST_EXAMPLES
     from stratascope.datasets.boxes import BoxIndex
     from stratascope.datasets.examples import files_digest
     from stratascope.report.report_file import write_report

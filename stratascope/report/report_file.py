@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stratascope.analysis.example_pictures import label_text, picture, relative_boxes
+from stratascope.analysis.example_images import label_text, picture, relative_boxes
 from stratascope.report.blocks import Block, Card, Cited, Picture, Prose, Tokens
 from stratascope.report.store_report import report_page
 from stratascope.results.collection import Findings, gather
