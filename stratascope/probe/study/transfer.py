@@ -23,7 +23,7 @@ from stratascope.probe.tasks.task import Task
 from stratascope.results.result import new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import INTERVAL, same_whatever_is_drawn
+from stratascope.stats.intervals import INTERVAL, constant_within_folds
 from stratascope.store import ActivationStore
 from stratascope.store.io.example_identity import group_labels, refuse_other_examples
 
@@ -193,5 +193,5 @@ def _test(
     groups = group_labels(store.examples, settings.groups)[used]
     bootstrap = Bootstrap(groups, draws=settings.draws, seed=settings.seed)
     values, draws = score_layers(logits, codes, folds, len(batch.classes), bootstrap)
-    certain = same_whatever_is_drawn(logits, folds)
+    certain = constant_within_folds(logits, folds)
     return score_table(trained, values, draws, chance_levels(codes, len(batch.classes)), bootstrap.count, settings.level, certain)
