@@ -13,7 +13,7 @@ from stratascope.cli import main
 from stratascope.probe import layer_curve
 from stratascope.report.viewer import ViewServer
 from stratascope.results.collection import relation_to
-from stratascope.results.file import load_result
+from stratascope.results.registry import load_result
 from stratascope.results.view import Found
 from stratascope.store import ActivationStore
 from tests.viewer.asking import ask
