@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -11,6 +10,7 @@ import numpy as np
 
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store.format.arrays import RECORDABLE, TABLE, ArrayKind, ArraySpec
+from stratascope.store.format.limits import MOST_SIDE, check_layout_sizes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,16 +25,6 @@ RECORDED = STATUS_CODES["recorded"]
 """The code of an example whose arrays hold what the model computed."""
 
 KNOCKOUT_AXES = ("knockout_modes", "knockout_windows", "knockout_targets")
-MOST: dict[str, int] = {
-    "examples": 1 << 25, "layers": 1 << 12, "hidden": 1 << 20, "heads": 1 << 14, "tokens": 1 << 20, "block": 1 << 16,
-    "head_dim": 1 << 20, "vision_layers": 1 << 12, "vision_hidden": 1 << 20, "ranks": 1 << 20,
-}  # fmt: skip
-"""Field -> the largest value: far beyond any model, and small enough that a stranger's metadata cannot fill memory."""
-MOST_BLOCKS = 1 << 20
-MOST_SIDE = 1 << 14
-"""Pixels of a thumbnail's side."""
-MOST_PIECE, MOST_PIECES = 1 << 31, 1 << 20
-"""Bytes of what is compressed together, and pieces in a file."""
 _NEEDED: dict[str, tuple[str, ...]] = {
     "head_outputs": ("head_dim",),
     "vision_residual": ("vision_layers", "vision_hidden", "vision_positions"),
@@ -109,11 +99,7 @@ class StoreLayout:
             _at_least(name, getattr(self, name), 1)
         for name in ("head_dim", "vision_layers", "vision_hidden", "ranks"):
             _at_least(name, getattr(self, name), 0)
-        for name, most in MOST.items():
-            if getattr(self, name) > most:
-                raise InvalidInputError(f"{name}: expected at most {most:,}, found {getattr(self, name):,}")
-        if self.blocks > MOST_BLOCKS:
-            raise InvalidInputError(f"block: expected at most {MOST_BLOCKS:,} blocks of examples, found {self.blocks:,}; take larger ones")
+        check_layout_sizes(self)
         unknown = self.record - set(RECORDABLE)
         if unknown:
             raise InvalidInputError(f"record: expected names among {', '.join(RECORDABLE)}, found {', '.join(sorted(unknown))}")
@@ -184,17 +170,6 @@ class StoreLayout:
         """Every array of the store, in the order of the table."""
         sizes = self.sizes
         return tuple(row.shaped(sizes, self.block) for row in TABLE if self._holds(row))
-
-    def check_pieces(self) -> None:
-        """Refuse arrays whose compressed pieces would be absurdly large or many; InvalidInputError names the array."""
-        for spec in self.arrays():
-            piece = math.prod(spec.chunk) * (1 if spec.dtype == "str" else np.dtype(spec.dtype).itemsize)
-            pieces = math.prod(s // c for s, c in zip(spec.shard or spec.chunk, spec.chunk, strict=True))
-            if piece > MOST_PIECE or pieces > MOST_PIECES:
-                raise InvalidInputError(
-                    f"{spec.name}: expected pieces of at most {MOST_PIECE:,} bytes, {MOST_PIECES:,} in a file, "
-                    f"found {piece:,} bytes and {pieces:,}"
-                )
 
     def array(self, name: str) -> ArraySpec:
         """The array called `name`; NotRecordedError, listing what there is, where the store does not hold it."""

@@ -1,12 +1,18 @@
-"""Limits on what files may claim, checked before anything is allocated: metadata, compressed chunks, members of zips."""
+"""Limits on what files may claim, checked before anything is allocated: sizes of a layout, metadata, compressed chunks, members of zips."""
 
 from __future__ import annotations
 
 import json
+import math
 import zipfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stratascope.errors import StoreError
+import numpy as np
+
+from stratascope.errors import InvalidInputError, StoreError
+
+if TYPE_CHECKING:
+    from stratascope.store.format.layout import StoreLayout
 
 MOST_METADATA = 1 << 25
 """Bytes of a zarr.json."""
@@ -16,6 +22,16 @@ MOST_CHUNK, MOST_CHUNK_RATIO = 1 << 26, 200
 """A compressed chunk or member may unpack to so many bytes, or to so many times its own."""
 MOST_ARRAY = 1 << 29
 """Characters of an array of text that is read whole."""
+_MOST: dict[str, int] = {
+    "examples": 1 << 25, "layers": 1 << 12, "hidden": 1 << 20, "heads": 1 << 14, "tokens": 1 << 20, "block": 1 << 16,
+    "head_dim": 1 << 20, "vision_layers": 1 << 12, "vision_hidden": 1 << 20, "ranks": 1 << 20,
+}  # fmt: skip
+"""Field of a layout -> the largest value: far beyond any model, and small enough that a stranger's metadata cannot fill memory."""
+_MOST_BLOCKS = 1 << 20
+MOST_SIDE = 1 << 14
+"""Pixels of a thumbnail's side."""
+_MOST_PIECE, _MOST_PIECES = 1 << 31, 1 << 20
+"""Bytes of what is compressed together, and pieces in a file."""
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
 
@@ -76,7 +92,7 @@ def check_chunk(head: bytes, packed: int, where: str) -> None:
 
 
 def check_unpacked(size: int | None, packed: int, where: str) -> None:
-    """Refuse what unpacks to more than `MOST_CHUNK` bytes and more than `MOST_CHUNK_RATIO` times its own."""
+    """Refuse what unpacks to more than `MOST_CHUNK` bytes and more than `MOST_CHUNK_RATIO` times its own; StoreError names it."""
     if size is None or size > max(MOST_CHUNK, MOST_CHUNK_RATIO * packed):
         found = "one that does not say to how many" if size is None else f"{packed:,} bytes that unpack to {size:,}"
         most = max(MOST_CHUNK, MOST_CHUNK_RATIO * packed)
@@ -100,3 +116,24 @@ def zstd_size(data: bytes | memoryview) -> int | None:
 def blosc_size(data: bytes | memoryview) -> int | None:
     """Bytes that a Blosc chunk says it unpacks to; None where it is none."""
     return int.from_bytes(bytes(data[4:8]), "little") if len(data) >= 16 else None
+
+
+def check_layout_sizes(layout: StoreLayout) -> None:
+    """Refuse a layout with sizes that no model has; InvalidInputError names the field."""
+    for name, most in _MOST.items():
+        if getattr(layout, name) > most:
+            raise InvalidInputError(f"{name}: expected at most {most:,}, found {getattr(layout, name):,}")
+    if layout.blocks > _MOST_BLOCKS:
+        raise InvalidInputError(f"block: expected at most {_MOST_BLOCKS:,} blocks of examples, found {layout.blocks:,}; take larger ones")
+
+
+def check_pieces(layout: StoreLayout) -> None:
+    """Refuse arrays whose compressed pieces would be absurdly large or many; InvalidInputError names the array."""
+    for spec in layout.arrays():
+        piece = math.prod(spec.chunk) * (1 if spec.dtype == "str" else np.dtype(spec.dtype).itemsize)
+        pieces = math.prod(s // c for s, c in zip(spec.shard or spec.chunk, spec.chunk, strict=True))
+        if piece > _MOST_PIECE or pieces > _MOST_PIECES:
+            raise InvalidInputError(
+                f"{spec.name}: expected pieces of at most {_MOST_PIECE:,} bytes, {_MOST_PIECES:,} in a file, "
+                f"found {piece:,} bytes and {pieces:,}"
+            )
