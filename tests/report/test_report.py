@@ -17,16 +17,13 @@ from click.testing import CliRunner
 
 pytest.importorskip("torch")
 
-from stratascope.workflow.believing import point_and_draw
-from stratascope.workflow.probe_request import ProbeRequest
-from stratascope.workflow.probing import probe_and_draw
-from stratascope.workflow.rolling import roll_and_draw
-
-from stratascope.analysis import answer_confidence, attention_share
+from stratascope.analysis import answer_confidence, attention_share, pointing, rollout_examples
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.extract import plan_extraction, run_extraction
 from stratascope.probe import Advantage, LayerCurve
+from stratascope.probe.study.probe_run import run_probes
+from stratascope.probe.study.request import ProbeRequest
 from stratascope.report.blocks import Missing
 from stratascope.report.faithfulness import faithfulness_blocks
 from stratascope.report.figure_registry import FIGURES
@@ -50,11 +47,13 @@ def results(settings, store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     blank = folder / "blank.zarr"
     run_extraction(plan_extraction(dataclasses.replace(settings, condition="blank", record=("residual",))), blank)
     asked = {"tasks": ("truth", "truth:shuffled"), "positions": ("final", "object"), "settings": {"folds": 4, "seed": 0}}
-    probe_and_draw(store, ProbeRequest(baselines={"baseline": ActivationStore.open(blank)}, **asked), folder / "results")
+    probed = run_probes(store, ProbeRequest(baselines={"baseline": ActivationStore.open(blank)}, **asked), output=folder / "results" / "layers")
+    for name, result in probed.results.items():
+        save_with_figure(result, folder / "results", name=name, draw=False)
     save_with_figure(answer_confidence(store), folder / "results")
     save_with_figure(attention_share(store), folder / "results")
-    roll_and_draw(store, folder / "results", examples=(0, 1), window=None)
-    point_and_draw(store, folder / "results")
+    save_with_figure(rollout_examples(store, (0, 1)), folder / "results")
+    save_with_figure(pointing(store), folder / "results")
     return folder / "results"
 
 
@@ -217,7 +216,7 @@ def test_the_boxes_that_a_result_was_made_with_are_named_and_told_from_others(st
     other.write_bytes((scenes / "instances.json").read_bytes() + b"\n")
     said = {}
     for boxes in (scenes / "instances.json", other, None):
-        point_and_draw(store, tmp_path / "results", boxes=boxes)
+        assert run("pointing", store.name, *(["--boxes", str(boxes)] if boxes else []), "--out", str(tmp_path / "results")).exit_code == 0
         said[boxes] = [line for line in commands(store, gather(store, [tmp_path / "results"])) if "pointing" in line or line[0] == "#"][1:]
     digest = hashlib.sha256(other.read_bytes()).hexdigest()
     assert said[scenes / "instances.json"] == [
