@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from stratascope.cli import main
-from stratascope.errors import CaptureError, StoreError
+from stratascope.errors import CaptureError, InvalidInputError, StoreError
 from stratascope.extract import ExtractionSettings, plan_extraction
 from stratascope.store import STATUS_CODES, ActivationStore
 
@@ -61,8 +61,8 @@ def test_blocks_without_a_readable_image_are_written_all_the_same(tmp_path: Path
     run_extraction(plan_extraction(scenes_with_bad_images(tmp_path, range(4))), tmp_path / "s.zarr")
     assert ActivationStore.open(tmp_path / "s.zarr").status.tolist() == [STATUS_CODES["unreadable_image"]] * 4 + [1, 1]
     (tmp_path / "none").mkdir()
-    run_extraction(plan_extraction(scenes_with_bad_images(tmp_path / "none", range(6))), tmp_path / "none.zarr")
-    assert ActivationStore.open(tmp_path / "none.zarr").complete
+    with pytest.raises(InvalidInputError, match="expected at least one image that can be recorded, found none of 6"):
+        plan_extraction(scenes_with_bad_images(tmp_path / "none", range(6)))
 
 
 def test_a_shard_without_blocks_creates_nothing_and_says_so(scenes: Path, tmp_path: Path) -> None:
