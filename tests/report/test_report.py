@@ -47,7 +47,9 @@ def results(settings, store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     blank = folder / "blank.zarr"
     run_extraction(plan_extraction(dataclasses.replace(settings, condition="blank", record=("residual",))), blank)
     asked = {"tasks": ("truth", "truth:shuffled"), "positions": ("final", "object"), "settings": {"folds": 4, "seed": 0}}
-    probed = run_probes(store, ProbeRequest(baselines={"baseline": ActivationStore.open(blank)}, **asked), output=folder / "results" / "layers")
+    probed = run_probes(
+        store, ProbeRequest(baselines={"baseline": ActivationStore.open(blank)}, **asked), output=folder / "results" / "layers"
+    )
     for name, result in probed.results.items():
         save_with_figure(result, folder / "results", name=name, draw=False)
     save_with_figure(answer_confidence(store), folder / "results")
