@@ -187,7 +187,7 @@ class Commands(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error; goes before the command.")
 @click.version_option(package_name="stratascope", prog_name="stratascope")
 def main(debug: bool) -> None:
-    """See in which layers of a vision-language model a spatial relation lives.
+    """Find the layers in which a vision-language model encodes a spatial relation.
 
     Begin with 'stratascope demo --out demo'. The example in each command's --help then works on it.
 
