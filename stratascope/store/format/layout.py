@@ -96,7 +96,7 @@ class StoreLayout:
             _at_least(name, getattr(self, name), 1)
         for name in ("head_dim", "vision_layers", "vision_hidden", "ranks"):
             _at_least(name, getattr(self, name), 0)
-        check_layout_sizes(self)
+        check_layout_sizes(vars(self), self.blocks)
         unknown = self.record - set(RECORDABLE)
         if unknown:
             raise InvalidInputError(f"record: expected names among {', '.join(RECORDABLE)}, found {', '.join(sorted(unknown))}")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from stratascope.errors import InvalidInputError, StoreError
-
-if TYPE_CHECKING:
-    from stratascope.store.format.layout import StoreLayout
+from stratascope.store.format.arrays import ArraySpec
 
 MOST_METADATA = 1 << 25
 """Bytes of a zarr.json."""
@@ -118,18 +117,18 @@ def blosc_size(data: bytes | memoryview) -> int | None:
     return int.from_bytes(bytes(data[4:8]), "little") if len(data) >= 16 else None
 
 
-def check_layout_sizes(layout: StoreLayout) -> None:
-    """Refuse a layout with sizes that no model has; InvalidInputError names the field."""
+def check_layout_sizes(sizes: Mapping[str, Any], blocks: int) -> None:
+    """Refuse sizes of a layout, by field, that no model has; InvalidInputError names the field."""
     for name, most in _MOST.items():
-        if getattr(layout, name) > most:
-            raise InvalidInputError(f"{name}: expected at most {most:,}, found {getattr(layout, name):,}")
-    if layout.blocks > _MOST_BLOCKS:
-        raise InvalidInputError(f"block: expected at most {_MOST_BLOCKS:,} blocks of examples, found {layout.blocks:,}; take larger ones")
+        if sizes[name] > most:
+            raise InvalidInputError(f"{name}: expected at most {most:,}, found {sizes[name]:,}")
+    if blocks > _MOST_BLOCKS:
+        raise InvalidInputError(f"block: expected at most {_MOST_BLOCKS:,} blocks of examples, found {blocks:,}; take larger ones")
 
 
-def check_pieces(layout: StoreLayout) -> None:
+def check_pieces(specs: Iterable[ArraySpec]) -> None:
     """Refuse arrays whose compressed pieces would be absurdly large or many; InvalidInputError names the array."""
-    for spec in layout.arrays():
+    for spec in specs:
         piece = math.prod(spec.chunk) * (1 if spec.dtype == "str" else np.dtype(spec.dtype).itemsize)
         pieces = math.prod(s // c for s, c in zip(spec.shard or spec.chunk, spec.chunk, strict=True))
         if piece > _MOST_PIECE or pieces > _MOST_PIECES:

@@ -88,7 +88,7 @@ def check_attributes(attributes: Mapping[str, Any], name: str) -> StoreLayout:
         unlike = record_mismatch(attributes, ATTRIBUTES, "attribute")
         json.dumps(attributes["provenance"], ensure_ascii=False).encode()
         layout = StoreLayout.from_json(attributes["layout"])
-        check_pieces(layout)
+        check_pieces(layout.arrays())
     except (KeyError, TypeError, ValueError) as error:
         unlike = f"expected a layout of format version {FORMAT_VERSION}, and text in UTF-8, found: {error}"
     if unlike:
