@@ -94,7 +94,7 @@ def test_verify_finds_nothing_wrong_and_then_a_flipped_bit(store_path: Path, sce
     assert result.exit_code == 1
     assert "bad blocks: 1" in result.output
     result = run("verify", str(damaged), "--repair")
-    assert "un-marked blocks 1" in result.output
+    assert "unmarked blocks 1" in result.output
     assert "1 of 2 blocks written" in run("verify", str(damaged)).output
     assert (
         run("extract", *extraction(scenes, "--boxes", str(scenes / "instances.json"), "--device", "cpu", "--out", str(damaged))).exit_code

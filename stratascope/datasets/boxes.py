@@ -1,4 +1,4 @@
-"""Gold boxes in COCO's instances format, matched to the words of a caption."""
+"""Gold boxes in COCO's instances format, matched with the nouns of a caption."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 T = TypeVar("T")
 
 _FIELDS = ("id", "image_id", "category_id", "bbox", "iscrowd")
-"""Of an annotation."""
+"""Fields of an annotation that are kept."""
 
 
 class BoxIndex:
@@ -96,7 +96,7 @@ class BoxIndex:
         return cls({name: dict(by_category) for name, by_category in boxes.items()}, sizes, str(path))
 
     def of_images(self, images: Iterable[str]) -> BoxIndex:
-        """The boxes of `images`, each matched with one file name (`image_names.ImageNames`).
+        """Match each image with one file name (`image_names.ImageNames`).
 
         Raises
         ------
@@ -123,17 +123,17 @@ class BoxIndex:
         return self._by_category(image).get(noun.strip().lower(), [])
 
     def others(self, image: str, nouns: Collection[str]) -> list[Box]:
-        """The boxes of all things in `image` but those called one of `nouns`."""
+        """Boxes of all objects in `image` except those named by `nouns`."""
         named = {noun.strip().lower() for noun in nouns}
         return [box for name, boxes in self._by_category(image).items() if name not in named for box in boxes]
 
     def annotated_size(self, image: str) -> tuple[float, float] | None:
-        """(width, height) in pixels of `image` as it was annotated; None where it is not stated."""
+        """(width, height) in pixels of the annotated image; None if unknown."""
         file = self._file(image)
         return None if file is None else self._sizes.get(file)
 
     def match(self, image: str, noun: str) -> Box | None:
-        """The box of the only instance of `noun` in `image`; None where there is none or several."""
+        """Box of the only instance of `noun` in `image`; None if there is none or more than one."""
         found = self.instances(image, noun)
         return found[0] if len(found) == 1 else None
 
@@ -183,7 +183,7 @@ def _annotation(
 
 
 def _read_id(value: Any) -> str:
-    """An id as text: 7 and "7" are the same id, "07" is another; ValueError for what is no id."""
+    """An id as text: 7 and "7" are the same id, "07" is another; ValueError for anything else."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
@@ -220,7 +220,7 @@ def _read_flag(value: Any) -> bool:
 
 
 def _add_once(found: dict[str, T], what: str, row: Mapping[str, Any], value: T) -> None:
-    """Keep what a row says by its id; ValueError where another row of that id says something else."""
+    """Store a row's value by id; ValueError if another row of that id has another value."""
     number = _read_id(row["id"])
     if found.setdefault(number, value) != value:
         raise ValueError(f"{what} id {number} twice, for {found[number]} and {value}; give each {what} an id of its own")
@@ -238,7 +238,7 @@ def _check_file_names(file_of: Mapping[str, str], path: Path | str) -> None:
 
 
 def _without_repeats(annotations: Iterable[Any], path: Path | str) -> list[Any]:
-    """The annotations, one that is repeated word for word once.
+    """Annotations without exact repetitions.
 
     Raises
     ------
@@ -261,7 +261,7 @@ def _without_repeats(annotations: Iterable[Any], path: Path | str) -> list[Any]:
 
 
 def cells_in_box(box: Box, image_size: tuple[float, float], grid: tuple[int, int]) -> np.ndarray:
-    """Raster indices of the image cells whose centre lies in `box`; the nearest cell where none does.
+    """Raster indices of the image cells whose centre is in `box`, or the nearest cell.
 
     Parameters
     ----------
@@ -271,6 +271,11 @@ def cells_in_box(box: Box, image_size: tuple[float, float], grid: tuple[int, int
         (width, height) of what the cells cover: the image file, or the part of it that the model sees.
     grid
         (rows, columns) of cells.
+
+    Examples
+    --------
+    >>> cells_in_box((0, 0, 28, 56), (56, 56), (2, 2)).tolist()
+    [0, 2]
     """
     rows, columns = grid
     y = (np.arange(rows) + 0.5) * image_size[1] / rows

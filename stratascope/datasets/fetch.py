@@ -1,4 +1,4 @@
-"""Published VSR into a folder: its rows from the Hub, its images by their links, its boxes out of COCO's annotations."""
+"""Download published VSR: rows from the Hub, images and boxes from COCO."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ RECORD = "fetched.json"
 FAILURES = "failed.json"
 
 UNREACHABLE_IN_A_ROW = 12
-"""Images that could not be reached one after the other, after which the rest is left for another time."""
+"""Consecutive unreachable images after which the download stops."""
 
 _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
 class FetchChoice:
-    """What to fetch of VSR, from where, and within which limits."""
+    """Settings of a VSR download."""
 
     split: Split = "random"
-    """random or zeroshot: how VSR's authors divided it."""
+    """Split by VSR's authors."""
     parts: tuple[str, ...] = PARTS
     """Of train, dev and test."""
     boxes: bool = False
-    """Fetch COCO's annotations (241 MB) and keep what concerns these images as instances.json."""
+    """Whether to download COCO's annotations (241 MB) and save those of these images as instances.json."""
     images: bool = True
     limit: int | None = None
-    """Only the images of the first so many rows of each part."""
+    """Download only the images of the first `limit` rows of each part."""
     connections: int = 4
-    """Images fetched at a time."""
+    """Concurrent downloads."""
     max_bytes: int = 4_000_000_000
-    """Bytes of images in all, of this run."""
+    """Most bytes of images in this run."""
     max_image: int = 20_000_000
-    """Bytes of one image."""
+    """Most bytes of one image."""
     revision: str | None = None
     """Branch, tag or commit of the Hub's repository."""
     endpoint: str | None = None
-    """The Hub's address, or that of a mirror; None: huggingface_hub's own, which HF_ENDPOINT may set."""
+    """Address of the Hub or a mirror; None: huggingface_hub's default, which HF_ENDPOINT sets."""
     annotations: str = ANNOTATIONS
     """The address of COCO's annotations."""
     patience: Patience = field(default_factory=Patience)
-    """How often, and after which pauses, a server is asked again."""
+    """Retries and pauses."""
 
     def __post_init__(self) -> None:
         if self.split not in get_args(Split):
@@ -78,18 +78,18 @@ class FetchChoice:
 
 @dataclass(frozen=True)
 class FetchReport:
-    """What a folder now holds, and what could not be fetched."""
+    """Result of a VSR download."""
 
     folder: Path
     rows: dict[str, int]
     """Part -> number of rows."""
     images: int
-    """Images that were asked for."""
+    """Number of requested images."""
     present: int
-    """Of them, already there."""
+    """Requested images that were in the folder before."""
     fetched: int
     bytes: int
-    """Of the images fetched now."""
+    """Bytes of the images downloaded now."""
     failed: dict[str, str]
     """Image -> why it could not be fetched; also listed in failed.json."""
     boxed_images: int | None
@@ -113,7 +113,7 @@ class FetchReport:
 
 
 def fetch_vsr(folder: Path | str, choice: FetchChoice = FetchChoice(), *, progress: bool = False) -> FetchReport:
-    """Fetch VSR's rows, images and boxes into `folder`; whatever is there already is kept, so that a rerun goes on.
+    """Download VSR's rows, images and boxes into `folder`; a second call resumes.
 
     The folder then holds `train.jsonl`, `dev.jsonl`, `test.jsonl` as published, `images/`, `instances.json` if boxes were asked for,
     `fetched.json` (which commit of the Hub's repository, hashes) and, where images failed, `failed.json`.
@@ -121,7 +121,7 @@ def fetch_vsr(folder: Path | str, choice: FetchChoice = FetchChoice(), *, progre
     Parameters
     ----------
     folder
-        Made where it is not there.
+        Output folder; created if it does not exist.
     choice
         What to fetch, from where, and within which limits.
     progress
@@ -206,7 +206,7 @@ def _from_hub(choice: FetchChoice, name: str, revision: str | None) -> Path:
 
 
 def _fetch_images(folder: Path, links: Mapping[str, str], choice: FetchChoice, progress: bool) -> tuple[int, dict[str, str]]:
-    """Fetch all links by a few connections; bytes moved and the failures, in the order of the links."""
+    """Download all links concurrently; return the bytes received and the failures, in the order of the links."""
     folder.mkdir(exist_ok=True)
     stop, budget = threading.Event(), Budget(choice.max_bytes)
     failed: dict[str, str] = {}
@@ -252,7 +252,7 @@ def _fetch_images(folder: Path, links: Mapping[str, str], choice: FetchChoice, p
 
 
 def image_problem(path: Path) -> str | None:
-    """Why a file is not a whole image; None if it is."""
+    """Reason why a file is no intact image; None if it is one."""
     try:
         with Image.open(path) as image:
             image.load()

@@ -1,4 +1,4 @@
-"""The format on disk: activations of one model on many examples, as a plain Zarr v3 group (docs/format.md)."""
+"""Activation stores: format, reading, writing and maintenance (docs/format.md)."""
 
 import warnings
 from importlib import import_module

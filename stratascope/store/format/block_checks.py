@@ -1,4 +1,4 @@
-"""What a block's arrays must be before they are written: shapes, finite numbers, rows that sum to 1."""
+"""Checks of a shard block before it is written: shapes, finite numbers, rows that sum to 1."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROW_TOLERANCE = 2e-3
 
 @dataclass(frozen=True)
 class BlockFacts:
-    """What is known of a block's n examples before they are recorded."""
+    """Facts about the n examples of a shard block that are known before the model runs."""
 
     examples: range
     n_tokens: NDArray[np.int32]
@@ -31,7 +31,7 @@ class BlockFacts:
 
 
 def checked_block(layout: StoreLayout, facts: BlockFacts, arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The block's arrays in their stored types, with what is derived from them.
+    """Check the arrays of a shard block, convert them to stored types, and derive the rest.
 
     What is not recorded (an absent position, an example whose status is not `recorded`) becomes fill, whatever was passed.
 

@@ -1,4 +1,4 @@
-"""The parts that a prompt falls into and the groups that its image's cells fall into: what is hidden, shared and attributed by name."""
+"""Named parts of the prompt and groups of image cells, for attention shares, attributions and knockouts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PARTS = ("system", "image", "subject", "relation", "object", "caption_rest", "te
 `template`."""
 
 MOST_GROUPS = 6
-"""Rows and columns of groups of image cells, at most."""
+"""Most rows, and most columns, of groups of image cells."""
 
 
 def token_parts(spans: Mapping[str, NDArray[Any]], n_tokens: NDArray[Any], longest: int) -> NDArray[np.int8]:
-    """To which of `PARTS` each token belongs.
+    """Assign each token to one of `PARTS`.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class Prompts(Protocol):
 
 
 def parts_of(store: Prompts, examples: NDArray[np.int64]) -> NDArray[np.int8]:
-    """(example, token) index into `PARTS` of each token of examples (example,), -1 beyond their own, as long as the store's longest."""
+    """(example, token) index into `PARTS` of each prompt token of some examples; -1 beyond the prompt."""
     spans = {name: span[examples] for name, span in store.spans.items()}
     return token_parts(spans, store.n_tokens[examples], store.layout.tokens)
 

@@ -1,4 +1,4 @@
-"""How many bytes a store will take, before a model is run.
+"""Estimate of a store's size on disk, before a model is run.
 
 The constants were measured with the encoders of this package on attention of SmolLM2-135M and of the demo's model, on residuals with the
 outlier channels and heavy tails of Qwen2.5-VL, and on photographs; tests hold them within 10 % of what is written. Another model's
@@ -24,7 +24,7 @@ MEAN_POSITIONS = ("image", "subject_box", "object_box")
 """Positions that are means over tokens: float32 numbers, even where the model computes in bfloat16."""
 
 _FLOATS = {"float32": 0.91, "float16": 0.51, "bfloat16": 0.415}
-"""Compressed share of float32 numbers, by what they were computed in."""
+"""Compression ratio of float32 numbers, by the model's dtype."""
 _LOGITS = {"float32": 1.0, "float16": 0.7, "bfloat16": 0.6}
 _SAME_TOKEN, _FEW_WORDS = 0.04, 0.35
 """Layer 0 holds embeddings: the final token is the same in every example, words recur. Share of what other layers take."""

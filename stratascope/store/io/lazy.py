@@ -1,4 +1,4 @@
-"""Dask arrays and xarray datasets over a store: nothing is read before it is needed."""
+"""Lazy Dask arrays and xarray datasets of a store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Store = TypeVar("Store", bound=ReadableStore)
 
 
 def lazy_array(store: ReadableStore, array: str, layer: Layers, position: Positions, examples: Examples) -> Any:
-    """As `ActivationStore.read`, as a Dask array: one chunk for each layer, position and block of examples.
+    """A selection as a Dask array with one chunk per layer, position and shard block.
 
     Tasks carry the store's address, never values: a worker opens the store itself. What is unwritten or not recorded raises here,
     before anything is computed.
@@ -84,7 +84,7 @@ def reopened(opens: Callable[[Any], Store], target: Any, fingerprint: str) -> St
 
 
 class _Source:
-    """Something that Dask can slice: it reads what it is asked for, and pickles as the address of the store."""
+    """An array-like for Dask that reads slices on demand and pickles as the store's address."""
 
     def __init__(self, store: ReadableStore, selection: Selection, *, strict: bool) -> None:
         self.store, self.selection, self.strict = store, selection, strict

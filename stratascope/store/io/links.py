@@ -1,4 +1,4 @@
-"""Symbolic links in a store's folder: never followed when writing, refused when reading unless the reader asks for them."""
+"""Symbolic links in a store's folder: never followed by writers, refused by readers unless allowed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLLOW_VARIABLE = "STRATASCOPE_FOLLOW_LINKS"
 
 
 class LinkError(UnreadError):
-    """A symbolic link, a named pipe or a device where a store keeps files and folders of its own."""
+    """A symbolic link, named pipe or device in a store's folder."""
 
 
 class StoreFolder:
@@ -24,7 +24,7 @@ class StoreFolder:
     Parameters
     ----------
     root
-        The folder.
+        Folder of the store.
     follow
         Whether links are followed; by default only if the environment variable STRATASCOPE_FOLLOW_LINKS is 1.
     """
@@ -35,7 +35,7 @@ class StoreFolder:
         self._checked: set[str] = {""}
 
     def path(self, key: str) -> Path:
-        """The path of a file to read.
+        """Path of a file to read.
 
         Raises
         ------
@@ -59,7 +59,7 @@ class StoreFolder:
 
 
 def own_path(root: Path, key: str) -> Path:
-    """The path of a file of a store that is to be written, locked or removed.
+    """Path of a file to write, lock or remove.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def own_path(root: Path, key: str) -> Path:
 
 
 def check_no_links(root: Path) -> None:
-    """Look through the whole folder of a store for symbolic links; LinkError names the first."""
+    """Refuse a store's folder that contains a symbolic link; LinkError names the first."""
     for folder, folders, files in os.walk(root):
         for name in sorted((*folders, *files)):
             path = Path(folder, name)

@@ -52,7 +52,7 @@ def contents(store: ReadableStore) -> pd.DataFrame:
 
 
 def as_text(store: ReadableStore) -> str:
-    """A few lines: name, completeness, failures, arrays."""
+    """Lines of text: name, completeness, failures, arrays."""
     table = contents(store)
     lines = [f"ActivationStore {store.name}", *(f"  {line}" for line in _facts(store))]
     for row in table.itertuples():
@@ -109,7 +109,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def as_html(store: ReadableStore) -> str:
-    """The same for notebooks."""
+    """The same as HTML, for notebooks."""
     table = contents(store)
     for column in ("raw_bytes", "disk_bytes"):
         table[column] = ["" if v is pd.NA else bytes_text(int(v)) for v in table[column]]
@@ -118,7 +118,11 @@ def as_html(store: ReadableStore) -> str:
 
 
 def bytes_text(size: int) -> str:
-    """Bytes in the largest unit that leaves a number of at least one, such as 1.83 GB."""
+    """A size in bytes as text.
+
+    >>> bytes_text(1_830_000_000)
+    '1.83 GB'
+    """
     value, units = float(size), ("B", "kB", "MB", "GB", "TB")
     for unit in units:
         if value < 1000 or unit == units[-1]:

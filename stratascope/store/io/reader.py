@@ -1,4 +1,4 @@
-"""Reading a store: numbers that were recorded, or an error that says why there are none."""
+"""Read activations from a store; what is absent raises an error with the reason."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 
 class ActivationStore:
-    """A store opened for reading; make one with `ActivationStore.open`.
+    """Activations of one model on many examples, read-only; opened by `ActivationStore.open`.
 
-    What is written is looked up when the store is opened: open it again to see blocks that were written since.
+    Written blocks are looked up when the store is opened; open it again to see later ones.
     """
 
     def __init__(self, target: str | Path | Store, store: GuardedStore, root: zarr.Group, name: str) -> None:
@@ -44,7 +44,7 @@ class ActivationStore:
         self.provenance: dict[str, Any] = attributes["provenance"]
         """How the store was made."""
         self.taken: dict[str, Any] | None = attributes["taken"]
-        """What a copy took of its source; None for an original."""
+        """Which part of its source a copy holds; None for an original."""
         self.name = name
         self._target = target if isinstance(target, Store) or is_url(str(target)) else os.path.abspath(target)
         self.files_of = store
@@ -68,7 +68,7 @@ class ActivationStore:
         Raises
         ------
         StoreError
-            Where there is no store, or one of another format or version, or its metadata are damaged.
+            There is no store, it has another format or version, or its metadata are damaged.
         """
         store, name = open_target(target)
         return cls(target, store, open_root(store, name), name)
@@ -130,7 +130,7 @@ class ActivationStore:
 
     @cached_property
     def has_map(self) -> NDArray[np.bool_]:
-        """(example,) whether attention_maps holds the example."""
+        """(example,) whether attention_maps contains the example."""
         return self.read("has_map")
 
     @cached_property
@@ -141,7 +141,7 @@ class ActivationStore:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers of the residual stream: 0..L, or those that a copy took."""
+        """Layers of the residual stream: 0..L, or those in a partial copy."""
         return self.layout.residual_layers
 
     @property
@@ -186,23 +186,23 @@ class ActivationStore:
 
     @property
     def ids(self) -> Collection[str]:
-        """The examples' ids, in their order."""
+        """Ids of the examples, in order."""
         return self._numbers.keys()
 
     def index_of(self, example_id: str) -> int:
-        """Number of the example whose id is `example_id`; NotRecordedError where there is none."""
+        """Number of the example with an id; NotRecordedError if there is none."""
         if example_id not in self._numbers:
             some = ", ".join(list(self._numbers)[:3])
             raise NotRecordedError(f"expected the id of an example of this store, found {example_id!r}; its ids are like {some}")
         return self._numbers[example_id]
 
     def tokens(self, example: int) -> list[str]:
-        """Texts of an example's prompt tokens."""
+        """Prompt tokens of an example as texts."""
         ids = self.read("token_ids", examples=example)[: int(self.n_tokens[example])]
         return [self.vocabulary[int(i)] for i in ids]
 
     def thumbnail(self, example: int) -> NDArray[np.uint8]:
-        """(height, width, 3) picture of an example."""
+        """(height, width, 3) uint8 thumbnail of an example's image."""
         return self.read("thumbnail", examples=example)
 
     def available(self, array: str, position: Positions = None, *, positions: Positions = None) -> NDArray[np.bool_]:
@@ -240,11 +240,11 @@ class ActivationStore:
         Raises
         ------
         UnwrittenBlockError
-            Naming the blocks that extraction has not filled.
+            Extraction has not written some blocks yet; the message names them.
         NotRecordedError
-            For an array, layer, position or example that is not there, listing what is.
+            The store lacks an array, layer, position or example; the message lists what it has.
         StoreError
-            Where files are missing or damaged, naming the blocks.
+            Files are missing or damaged; the message names the blocks.
         """
         selection = select(self.layout, array, one_of("layer", layer, layers), one_of("position", position, positions), examples)
         if selection.spec.by_block:
@@ -275,9 +275,9 @@ class ActivationStore:
         Raises
         ------
         NotRecordedError
-            If the store holds no map of the example; UnwrittenBlockError if its block is not written yet.
+            The store has no map of the example; UnwrittenBlockError if its block is not written yet.
         StoreError
-            If the map is damaged.
+            The map is damaged.
         """
         packed = self.read("attention_maps", layer=one_of("layer", layer, layers), examples=int(example))
         try:
@@ -309,12 +309,12 @@ class ActivationStore:
         return dataset(self)
 
     def size_on_disk(self) -> int | None:
-        """Bytes of all files of a folder or zip; None for a store behind an address."""
+        """Bytes of all files in a folder or zip; None for a remote store."""
         sizes = disk_sizes(self)
         return None if sizes is None else sum(sizes.values())
 
     def fingerprint(self) -> str:
-        """Digest of provenance (all but `VOLATILE`), layout, examples and what is written: the key of results made from it."""
+        """SHA-256 of provenance (without `VOLATILE`), layout, examples and written blocks; identifies the store in results."""
         provenance = {k: v for k, v in self.provenance.items() if k not in VOLATILE}
         blocks = hashlib.sha256(self.written.tobytes()).hexdigest()
         # the layout as it was written: fields that later versions add must not make another store of it
@@ -331,7 +331,7 @@ class ActivationStore:
         return {name: i for i, name in enumerate(self.read("example").tolist())}
 
     def fetch(self, selection: Selection) -> NDArray[Any]:
-        """Values of a selection, of its shape less the axes that fall away, whether recorded or not.
+        """Values of a selection without its dropped axes, whether recorded or not.
 
         The caller has made sure that its blocks are written.
         """

@@ -1,4 +1,4 @@
-"""Which examples an array of a store holds, and the refusals that name those it does not."""
+"""Recorded examples of an array, and errors that list the missing ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def written_examples(store: ReadableStore) -> NDArray[np.bool_]:
 
 
 def held_examples(store: ReadableStore, selection: Selection) -> NDArray[np.bool_]:
-    """(example,) whether the array gives an example: written, recorded, with all positions of the selection, with a map."""
+    """(example,) whether the array has an example: written, recorded, with all selected positions, with a map."""
     spec = selection.spec
     if not spec.by_block:
         return np.ones(store.layout.examples, dtype=bool)
@@ -76,7 +76,7 @@ def require_written(store: ReadableStore, selection: Selection) -> None:
     if lacking:
         raise UnwrittenBlockError(
             f"{store.name}: expected written blocks, found {len(lacking)} not written yet: {listing(lacking)} (of {len(store.written)}); "
-            "finish the extraction, or choose written ones (--examples)",
+            "finish the extraction, or select written examples",
             in_python=f"examples=store.available({selection.spec.name!r})",
         )
 
@@ -92,7 +92,6 @@ def require_recorded(store: ReadableStore, selection: Selection) -> None:
     place = "" if selection.spec.position_dim is None else ", position"
     raise NotRecordedError(
         f"{store.name}: expected examples that {name} holds, found {len(lacking)} that failed, lack a position or have no map: "
-        f"{listing(lacking)}; it holds {int(mask.sum())} of {len(mask)}; choose among those "
-        "(--examples)",
+        f"{listing(lacking)}; it holds {int(mask.sum())} of {len(mask)}; select from those",
         in_python=f"examples=store.available({name!r}{place})",
     )

@@ -1,4 +1,4 @@
-"""From layer numbers, position names and example numbers to places along the axes of an array."""
+"""Selection of layers, positions and examples as indices along an array's axes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Examples = int | Sequence[int] | NDArray[Any] | None
 
 @dataclass(frozen=True)
 class Selection:
-    """Indices along every axis of an array, and which axes fall away."""
+    """Indices along every axis of an array, and the axes to drop."""
 
     spec: ArraySpec
     indices: tuple[NDArray[np.int64], ...]
@@ -33,7 +33,7 @@ class Selection:
 
     @property
     def dims(self) -> tuple[str, ...]:
-        """Dimensions that stay."""
+        """Dimensions that are not dropped."""
         return tuple(d for i, d in enumerate(self.spec.dims) if i not in self.dropped)
 
     def along(self, dim: str) -> NDArray[np.int64]:
@@ -49,7 +49,7 @@ def one_of(name: str, one: Any, several: Any) -> Any:
 
 
 def select(layout: StoreLayout, array: str, layer: Layers, position: Positions, examples: Examples) -> Selection:
-    """Resolve what `read` was asked for.
+    """Resolve layers, positions and examples to indices.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def select(layout: StoreLayout, array: str, layer: Layers, position: Positions, 
 
 
 def example_numbers(count: int, examples: Examples) -> NDArray[np.int64]:
-    """Example numbers from numbers or a mask; None for all.
+    """Convert numbers, a mask or None (all) to example numbers.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def _place(array: str, what: str, held: Sequence[Any], asked: Any) -> int:
 
 
 def listing(values: Sequence[Any]) -> str:
-    """Names or numbers for a message: stretches of numbers as a..b."""
+    """Names or numbers for a message; consecutive numbers as a..b."""
     if not values or isinstance(values[0], str):
         return ", ".join(map(str, values)) or "none"
     parts = stretches(values, "..")
@@ -128,6 +128,6 @@ def listing(values: Sequence[Any]) -> str:
 
 
 def stretches(numbers: Sequence[int], dash: str) -> list[str]:
-    """Ascending numbers, those that follow each other as first and last with a `dash` between."""
+    """Ascending numbers as texts; consecutive ones as first, `dash`, last."""
     parts = np.split(np.asarray(numbers), np.flatnonzero(np.diff(numbers) != 1) + 1)
     return [str(part[0]) if len(part) == 1 else f"{part[0]}{dash}{part[-1]}" for part in parts]

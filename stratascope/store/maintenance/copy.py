@@ -1,4 +1,4 @@
-"""What people send each other: a store, or a part of one, as a folder or a zip, that says what was taken."""
+"""Copy a store or a part of it to a folder or zip."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 ALWAYS = ("answer_logits", "status")
-"""Arrays of blocks that every copy holds."""
+"""Arrays that every copy contains."""
 
 
 def copy_store(
@@ -44,44 +44,44 @@ def copy_store(
 ) -> pd.DataFrame:
     """Copy a store, or a part of it.
 
-    The copy is a valid store with the same provenance; its attribute `taken` says what was taken of which store. Every chunk is
-    checked on the way; a whole copy equals its source byte for byte. What was written is read back before it gets its name. Where the
-    source is out of reach, or the copy is stopped, a folder is gone on with by the same call.
+    The copy is a valid store with the same provenance; its attribute `taken` records which part of which store it holds. Every chunk is
+    verified; a complete copy equals its source byte for byte. The copy is read back before it gets its name. After an interruption or
+    a network failure, the same call resumes a copy to a folder.
 
     Parameters
     ----------
     source
         Folder, zip, URL, Zarr store or open store.
     target
-        New folder, or new zip where the name ends in .zip.
+        New folder, or new zip if the name ends in .zip.
     arrays
-        Arrays to take beside answer_logits and status; None for all. Thumbnails are taken only where named or all are taken.
+        Arrays besides answer_logits and status; None for all. Thumbnails are copied only if named or if `arrays` is None.
     layers
-        Layers of the decoder to take, of residuals (0..L) and attention (0..L-1) alike; None for all.
+        Decoder layers, for residuals (0..L) and attention (0..L-1) alike; None for all.
     positions
-        Positions to take; None for all.
+        Positions; None for all.
     examples
-        Example numbers or a mask; None for all, in which case blocks that are unwritten stay so.
+        Example numbers or a mask; None for all, including blocks that are not written yet.
     progress
         Called with (blocks done, blocks).
 
     Returns
     -------
     pandas.DataFrame
-        What was taken: array, shape, bytes.
+        Contents of the copy: array, shape, bytes.
 
     Raises
     ------
     StoreError
-        Where the target exists, cannot be written or loses what was written, or the source is damaged.
+        The target exists, cannot be written or loses files, or the source is damaged.
     UnreachableError
-        Where the source's server does not answer.
+        The source's server does not answer.
     NotRecordedError
-        For an array, layer, position or example that the source does not hold.
+        The source lacks an array, layer, position or example.
     UnwrittenBlockError
-        Where `examples` names some of blocks that are not written.
+        `examples` names examples that are not written yet.
     InvalidInputError
-        Where no example is left, or one is named twice.
+        No example is selected, or one is named twice.
     """
     store = source if isinstance(source, ActivationStore) else ActivationStore.open(source)
     if is_address(target):

@@ -1,4 +1,4 @@
-"""What differs between two stores: how they were made, what they hold, and their numbers."""
+"""Compare two stores: provenance, layout, examples, numbers."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ _CREATED = ("token_ids", "n_tokens", "grid", "position_present", "has_map")
 
 @dataclass(frozen=True)
 class StoreDifference:
-    """What `diff_stores` found. What one store lacks is listed, and numbers are compared where both have them."""
+    """Differences between two stores; numbers are compared only where both stores have them."""
 
     names: tuple[str, str]
     provenance: pd.DataFrame
-    """field, a, b: every field that differs, volatile ones (created, command, host) too."""
+    """field, a, b, volatile: every field that differs, including volatile ones (created, command, host)."""
     layout: pd.DataFrame
     """field, a, b."""
     examples: pd.DataFrame
-    """field, a, b: how many examples, how many only in one, and columns of common examples that differ (count)."""
+    """field, a, b: numbers of examples, of examples in only one store, and differing columns of common examples."""
     numbers: pd.DataFrame
     """array, examples (compared), values (compared), different, largest (absolute difference), at (where that is)."""
 
     @property
     def same_numbers(self) -> bool:
-        """Whether every number that both stores hold is equal."""
+        """Whether all numbers in both stores are equal."""
         return not self.numbers["different"].any()
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs but when, where and by which command the stores were made."""
+        """Whether nothing differs except date, host and command."""
         volatile = self.provenance["volatile"].all()
         return bool(volatile and self.layout.empty and self.examples.empty and self.same_numbers)
 
@@ -85,7 +85,7 @@ def diff_stores(
     Raises
     ------
     StoreError
-        Where one cannot be opened or is damaged.
+        A store cannot be opened or is damaged.
     """
     left, right = (s if isinstance(s, ActivationStore) else ActivationStore.open(s) for s in (a, b))
     all_of = differences(left.provenance, right.provenance, ignore=())
