@@ -17,8 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm.auto import tqdm
-
+from stratascope.datasets.progress import progress_bar
 from stratascope.errors import InvalidInputError
 
 SETTINGS_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "additional_chat_templates/*.jinja")
@@ -83,7 +82,7 @@ def file_digests(paths: list[Path], folder: Path, *, progress: bool = False) -> 
     """
     names = [Path(os.path.relpath(path, folder)).as_posix() for path in paths]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "hash") as pool:
-        found = tqdm(pool.map(file_digest, paths), "hash", len(paths), unit="file", disable=not progress, leave=False)
+        found = progress_bar(pool.map(file_digest, paths), "hash", len(paths), unit="file", show=progress)
         return dict(zip(names, found, strict=True))
 
 

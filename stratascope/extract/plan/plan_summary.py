@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-import click
 import numpy as np
 
 from stratascope.extract.plan.answer_forms import token_texts
@@ -14,7 +13,7 @@ from stratascope.extract.plan.image_boxes import alignment_cases, is_whole
 from stratascope.extract.plan.token_layout import TILES
 from stratascope.store.io.overview import bytes_text
 
-COLOURS = {
+SPAN_COLOURS = {
     "system": "bright_black",
     "image": "yellow",
     TILES: "bright_yellow",
@@ -23,7 +22,7 @@ COLOURS = {
     "object": "cyan",
     "final": "green",
 }
-"""Spans, and their colours in a terminal."""
+"""Spans that are marked in the tokens of an example, and their colours in a terminal."""
 
 MOST_FAILURES = 5
 GRADIENT_PASSES = 2.5
@@ -188,7 +187,7 @@ def example_tokens(plan: ExtractionPlan, example: int) -> str:
     """Tokens of one example, separated by |; spans in brackets with their name, image tokens as a count."""
     layout = plan.layouts[example]
     texts = token_texts(plan.tokenizer.tokenizer, np.unique(layout.ids))
-    starts = {layout.spans[name][0]: name for name in COLOURS if name in layout.spans}
+    starts = {layout.spans[name][0]: name for name in SPAN_COLOURS if name in layout.spans}
     pieces: list[str] = []
     k = 0
     while k < len(layout.ids):
@@ -200,6 +199,6 @@ def example_tokens(plan: ExtractionPlan, example: int) -> str:
             text = f"{b - a} tokens, {rows} rows x {columns} columns"
         elif name == TILES:
             text = f"{b - a} tokens"
-        pieces.append(click.style(f"[{name}: {text.strip()}]", fg=COLOURS[name]) if name else text)
+        pieces.append(f"[{name}: {text.strip()}]" if name else text)
         k = b
     return "|".join(pieces)
