@@ -110,7 +110,7 @@ class Stages:
 
 def _stage(held: Mapping[str, Any]) -> dict[str, Any]:
     """Parse a stage of the list; ValueError if a file is outside the folder."""
-    files = {str(file): str(told) for file, told in held["files"].items()}
+    files = {str(file): str(expected) for file, expected in held["files"].items()}
     if any(Path(file).is_absolute() or ".." in Path(file).parts for file in files):
         raise ValueError("a file outside the folder")
     version, inputs = held["of"]

@@ -90,9 +90,8 @@ def test_a_list_of_stages_that_is_none_is_refused(tmp_path: Path, content: str) 
 
 def test_other_settings_and_other_folders_are_refused_and_left_alone(demo: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in demo.rglob("*")}
-    with pytest.raises(
-        InvalidInputError, match=r"settings of this folder \(scenes 512, seed 0\), found scenes 512, seed 1; choose another folder"
-    ):
+    message = r"settings of this folder \(scenes 512, seed 0\), found scenes 512, seed 1; choose another folder"
+    with pytest.raises(InvalidInputError, match=message):
         run_demo(demo, seed=1)
     assert {path: path.stat().st_mtime_ns for path in demo.rglob("*")} == before
     (tmp_path / "scenes").mkdir()
