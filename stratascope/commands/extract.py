@@ -20,7 +20,7 @@ from stratascope.datasets.examples import describe
 from stratascope.errors import InvalidInputError
 from stratascope.extract import ExtractionPlan, ExtractionSettings, extract, plan_extraction
 from stratascope.extract.plan.images import CONDITIONS
-from stratascope.extract.plan.plan_summary import plan_summary, timing_text
+from stratascope.extract.plan.plan_summary import SPAN_COLOURS, plan_summary, timing_text
 from stratascope.extract.plan.settings import DTYPES, FUSIONS
 from stratascope.extract.run.extraction import estimate_time
 from stratascope.store import ActivationStore, condition_of
@@ -105,7 +105,7 @@ def plan_command(
     planning = time.perf_counter() - begin
     summary = f"{describe(plan.examples)}\n\n{plan_summary(plan, show)}\n"
     if not quiet:
-        echo(with_option_names(summary))
+        echo(with_option_names(summary), colours=SPAN_COLOURS)
         if verbosity == VERBOSE:
             for k, reason in plan.failed.items():
                 echo(f"cannot be used: example {plan.examples[k].id}: {reason}")

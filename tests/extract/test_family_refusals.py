@@ -47,7 +47,7 @@ def tokenizer(source: ModelSource, system: str | None = None) -> PromptTokenizer
 @pytest.mark.parametrize("found", ["bert", "internvl_chat", "llava_onevision", "None"])
 def test_another_family(tmp_path: Path, found: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": found}))
-    with pytest.raises(InvalidInputError, match=rf"families qwen2_5_vl, .*paligemma, found model_type '{found}'; take a model of one"):
+    with pytest.raises(InvalidInputError, match=rf"families qwen2_5_vl, .*paligemma, found model_type '{found}'; use one"):
         model_shape(ModelSource("the model", tmp_path))
 
 
@@ -66,7 +66,7 @@ def test_another_family(tmp_path: Path, found: str) -> None:
             "qwen2_vl",
             "processor_config.json",
             {"image_processor__merge_size": "two"},
-            "how images are cut.*missing or wrong: invalid literal.*'two'",
+            "image settings of.*missing or wrong: invalid literal.*'two'",
         ),
     ],
 )

@@ -123,7 +123,7 @@ def test_the_callers_own_error_comes_first_and_names_the_other() -> None:
 
     with pytest.raises(RuntimeError, match="mine") as caught:
         produce()
-    assert caught.value.__notes__ == ["beside it: theirs"]
+    assert caught.value.__notes__ == ["also: theirs"]
 
 
 def test_drained_is_done() -> None:

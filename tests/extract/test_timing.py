@@ -24,7 +24,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from stratascope.extract.run import extraction, timing
+from stratascope.extract.run import output_store, timing
 from stratascope.extract.run import shard_block as blockwork
 from stratascope.extract.run.model import CaptureModel
 from stratascope.extract.run.session import ExtractionSession
@@ -106,7 +106,7 @@ def test_what_is_done_once_is_in_both_ends(
         monkeypatch.setattr(owner, name, lambda *args, **kwargs: (clock.charge("once", seconds), real(*args, **kwargs))[1])
 
     costly(ExtractionSession, "_check", 0.5)
-    for module in (timing, extraction):
+    for module in (timing, output_store):
         costly(module, "create_store", 3.0)
     costly(CaptureModel, "__init__", 7.0)
     plan = plan_extraction(dataclasses.replace(settings, limit=48, thumbnail=None, record=("residual",)))

@@ -117,8 +117,8 @@ def variants(trace: Trace, targets: Mapping[str, np.ndarray], mode: str) -> list
     """The targets of one mode, sorted by the number of tokens that they change."""
     made = []
     for name, tokens in targets.items():
-        hidden = torch.from_numpy(np.asarray(tokens)).to(trace.inputs[0].device)
-        made.append(Variant(name, hidden, trace.first_changed(hidden, mode)))
+        target = torch.from_numpy(np.asarray(tokens)).to(trace.inputs[0].device)
+        made.append(Variant(name, target, trace.first_changed(target, mode)))
     return sorted(made, key=lambda variant: -variant.start)
 
 
