@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import click
@@ -15,6 +15,7 @@ from stratascope.commands import options as parsers
 CALLBACKS: Mapping[Any, Callable[..., Any]] = {
     tuple[str, ...]: parsers.names,
     tuple[int, ...]: parsers.numbers,
+    Sequence[int]: parsers.numbers,
     tuple[float, ...]: parsers.decimals,
 }
 
