@@ -23,7 +23,9 @@ MODULES = sorted(
 @pytest.fixture(scope="module")
 def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     folder: Path = tmp_path_factory.mktemp("examples")
-    store = ActivationStore.open(planted_store(folder / "a.zarr", examples=240, hidden=8, heads=True, boxes=True, split=True))
+    store = ActivationStore.open(
+        planted_store(folder / "a.zarr", examples=240, hidden=8, strength=3.0, hashed=True, heads=True, split=True)
+    )
     file = folder / "probe-truth-final.zarr.zip"
     layer_curve(store, layers=(1, 2, 3), draws=200).save(file)
     return {"store": store, "curve_file": file}
@@ -33,5 +35,4 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 def test_examples_give_what_they_show(name: str, names: dict[str, object]) -> None:
     module = importlib.import_module(name)
     options = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-    result = doctest.testmod(module, extraglobs=names, optionflags=options)
-    assert result.failed == 0
+    assert doctest.testmod(module, extraglobs=names, optionflags=options).failed == 0

@@ -47,8 +47,10 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
     >>> value = np.array([0.0, 0.01, 0.3, 0.3])
     >>> draws = value + np.random.default_rng(0).normal(0, 0.02, (500, 4))
     >>> advantage = Advantage.of(np.arange(4), value, draws, metric="auroc", name="truth", baseline="chance")
-    >>> print(advantage.onset, advantage.onset_over(0.25), sep=", ")
-    onset at layer 2, onset at layer 2
+    >>> print(advantage.onset)
+    onset at layer 2
+    >>> advantage.onset_over(0.5).layer is None
+    True
     """
 
     table: pd.DataFrame

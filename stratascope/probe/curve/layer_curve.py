@@ -35,10 +35,10 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
     Examples
     --------
     >>> curve = LayerCurve.load(curve_file)
-    >>> print(curve.onset)
-    onset at layer 3
-    >>> print(curve.difference_from_layer(1).onset_over(0.1))
-    onset at layer 3
+    >>> curve.onset.layer, curve.offset.layer
+    (3, None)
+    >>> curve.difference_from_layer(1).onset_over(0.1).layer
+    3
     """
 
     task: str
