@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stratascope.commands import options
+from stratascope.commands.command_line import command_lines
 from stratascope.commands.terminal import echo
 from stratascope.errors import InvalidInputError
 
@@ -32,7 +33,7 @@ def demo_command(out: Path, scenes: int, seed: int) -> None:
     """
     from stratascope.demo import run_demo
 
-    echo(run_demo(out, scenes=scenes, seed=seed, progress=sys.stderr.isatty(), say=echo))
+    echo(run_demo(out, scenes=scenes, seed=seed, progress=sys.stderr.isatty(), say=echo, command_line=command_lines()))
 
 
 @click.command(short_help="What an extraction would record and cost; writes nothing.")

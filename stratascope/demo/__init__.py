@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from stratascope.probe import LayerCurve
+    from stratascope.report.reproduction import CommandLine
     from stratascope.results.result import Result
     from stratascope.store import ActivationStore
 
@@ -31,7 +32,13 @@ KEPT = ": finished before, kept"
 
 
 def run_demo(
-    out: Path, *, scenes: int = 512, seed: int = 0, progress: bool = False, say: Callable[[str], object] = lambda text: None
+    out: Path,
+    *,
+    scenes: int = 512,
+    seed: int = 0,
+    progress: bool = False,
+    say: Callable[[str], object] = lambda text: None,
+    command_line: CommandLine | None = None,
 ) -> str:
     """Generate scenes, extract them as they are and with blank images, probe, roll out, draw.
 
@@ -50,6 +57,8 @@ def run_demo(
         Show progress bars.
     say
         Told each step as it begins, and whether it was finished before.
+    command_line
+        Writes the commands that the report lists; see `report.write_report`.
 
     Returns
     -------
@@ -101,7 +110,7 @@ def run_demo(
     step(
         "5/5 answers, attention, attribution, faithfulness and report",
         results,
-        _analyses(stores["original"], out, seed),
+        _analyses(stores["original"], out, seed, command_line),
         # a report is of whatever results there are
         lambda name: [prints, {p.name: digest(p) for p in sorted(results.glob(f"*{ENDING}"))} if name == "report" else None],
     )
@@ -145,7 +154,7 @@ def _extracted(stages: Stages, condition: str, step: str, command: str, progress
     return store
 
 
-def _analyses(store: ActivationStore, out: Path, seed: int) -> dict[str, Callable[[], object]]:
+def _analyses(store: ActivationStore, out: Path, seed: int, command_line: CommandLine | None) -> dict[str, Callable[[], object]]:
     """Analyses of attention and answers by name; the report last."""
     from stratascope import analysis
     from stratascope.analysis.rollout_results import MOST_EXAMPLES
@@ -172,7 +181,7 @@ def _analyses(store: ActivationStore, out: Path, seed: int) -> dict[str, Callabl
         "attribution": lambda: save(analysis.logit_attribution(store)),
         "faithfulness": lambda: save(analysis.faithfulness(store, seed=seed)),
         "pointing": point,
-        "report": lambda: write_report(store, [results], results / "report.html", where=out / "original.zarr"),
+        "report": lambda: write_report(store, [results], results / "report.html", where=out / "original.zarr", command_line=command_line),
     }
 
 

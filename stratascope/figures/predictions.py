@@ -41,6 +41,27 @@ def draw_overlap(values: NDArray[Any], layers: Sequence[int], ax: Axes, *, label
     return ax
 
 
+def draw_accuracies(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Accuracy of the model's answers by relation with 95 % intervals, the first row at the top.
+
+    Parameters
+    ----------
+    table
+        One row per relation: relation, examples, accuracy, accuracy_low, accuracy_high.
+    ax
+        Axes to draw on.
+    """
+    rows = table.iloc[::-1]
+    place = np.arange(len(rows))
+    low, high = (rows[f"accuracy_{end}"].to_numpy(float) for end in ("low", "high"))
+    ax.hlines(place, low, high, color=COLOURS[0], linewidth=2.2, alpha=0.45)
+    ax.plot(rows["accuracy"].to_numpy(float), place, "o", color=COLOURS[0])
+    ax.set_yticks(place, [f"{name} ({count})" for name, count in zip(rows["relation"], rows["examples"], strict=True)])
+    ax.set_xlim(min(0.45, float(np.nanmin(low)) - 0.02), 1.01)
+    ax.set_xlabel("Accuracy of the model's answers")
+    return ax
+
+
 def draw_prediction(table: pd.DataFrame, baseline: Mapping[str, float], ax: Axes) -> Axes:
     """AUROC of each head's overlap as predictor of a right answer, the best head's with its simultaneous interval, over the baseline.
 

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from planted import planted_store
+from stratascope.workflow import probe_figures
 
 from stratascope.cli import main
 from stratascope.probe import Advantage, LayerCurve, ScoreGrid, head_curves, layer_curve, probe_study
-from stratascope.results.collection import gather
+from stratascope.report.result_set import gather
 from stratascope.results.registry import load_result
 from stratascope.store import ActivationStore
-from stratascope.workflow import probe_figures
 
 
 def run(*arguments: object) -> Result:

@@ -12,7 +12,7 @@ from planted import planted_store
 
 from stratascope.cli import main
 from stratascope.report.probe_reproduction import probe_commands, settings_of_python
-from stratascope.results.collection import gather
+from stratascope.report.result_set import gather
 from stratascope.results.registry import load_result
 from stratascope.store import ActivationStore
 

@@ -24,17 +24,17 @@ from stratascope.extract import plan_extraction, run_extraction
 from stratascope.probe import Advantage, LayerCurve
 from stratascope.probe.study.probe_run import run_probes
 from stratascope.probe.study.request import ProbeRequest
+from stratascope.report.attribution_sections import faithfulness_blocks
 from stratascope.report.blocks import Missing
-from stratascope.report.faithfulness import faithfulness_blocks
 from stratascope.report.figure_registry import FIGURES
 from stratascope.report.report_file import example_cards, write_report
 from stratascope.report.reproduction import commands
+from stratascope.report.result_set import ResultSet, gather
 from stratascope.report.store_report import report_page
-from stratascope.results.collection import Findings, gather
 from stratascope.results.file import ResultFile
 from stratascope.results.output import save_with_figure
 from stratascope.results.registry import load_result, save_result
-from stratascope.results.view import Found
+from stratascope.results.stored_result import StoredResult
 from stratascope.store import ActivationStore
 from tests.completed import completed
 from tests.viewer.browser import Browser
@@ -47,7 +47,9 @@ def results(settings, store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     blank = folder / "blank.zarr"
     run_extraction(plan_extraction(dataclasses.replace(settings, condition="blank", record=("residual",))), blank)
     asked = {"tasks": ("truth", "truth:shuffled"), "positions": ("final", "object"), "settings": {"folds": 4, "seed": 0}}
-    probed = run_probes(store, ProbeRequest(baselines={"baseline": ActivationStore.open(blank)}, **asked), output=folder / "results" / "layers")
+    probed = run_probes(
+        store, ProbeRequest(baselines={"baseline": ActivationStore.open(blank)}, **asked), output=folder / "results" / "layers"
+    )
     for name, result in probed.results.items():
         save_with_figure(result, folder / "results", name=name, draw=False)
     save_with_figure(answer_confidence(store), folder / "results")
@@ -119,10 +121,10 @@ def test_it_is_small_and_holds_no_path_of_this_machine(page: str, results: Path)
     assert str(results.parent) not in page
 
 
-def answered(table, right) -> Findings:
+def answered(table, right) -> ResultSet:
     """The results of a store whose answers are right where `right` says so."""
     held = ResultFile("answer_confidence", {"answers": table.assign(right=right)}, {}, {})
-    return Findings([Found(Path("answers.zarr.zip"), held)])
+    return ResultSet([StoredResult(Path("answers.zarr.zip"), held)])
 
 
 @pytest.mark.parametrize(("wrong", "shown"), [(0, (6, 0)), (1, (5, 1)), (2, (4, 2)), (3, (3, 3)), (-3, (3, 3)), (-2, (2, 4)), (-1, (1, 5))])
@@ -171,7 +173,7 @@ def test_absent_results_name_the_command_that_makes_them(store, results: Path, t
 
 
 def test_an_absent_result_asks_for_an_extraction_only_where_the_store_lacks_what_it_needs() -> None:
-    nothing = Findings([])
+    nothing = ResultSet([])
     (lacking,) = faithfulness_blocks(nothing, "a.zarr", {"attention_rows"})
     assert isinstance(lacking, Missing)
     assert "extract with --record attention_rows,attention_maps,knockout" in lacking.what
@@ -229,10 +231,10 @@ def test_the_boxes_that_a_result_was_made_with_are_named_and_told_from_others(st
     ]
     assert said[None] == ["stratascope pointing scenes.zarr --out results"]
     held = load_result(tmp_path / "results" / "pointing.zarr.zip")
-    without = Found(Path("r/p.zarr.zip"), dataclasses.replace(held, attributes={**held.attributes, "others": True}))
-    assert "stratascope pointing scenes.zarr --boxes BOXES.json --out r" in commands(store, Findings([without]))  # an older file
-    seeded = Found(without.path, dataclasses.replace(held, attributes={**held.attributes, "seed": 3}))
-    assert "stratascope pointing scenes.zarr --seed 3 --out r" in commands(store, Findings([seeded]))
+    without = StoredResult(Path("r/p.zarr.zip"), dataclasses.replace(held, attributes={**held.attributes, "others": True}))
+    assert "stratascope pointing scenes.zarr --boxes BOXES.json --out r" in commands(store, ResultSet([without]))  # an older file
+    seeded = StoredResult(without.path, dataclasses.replace(held, attributes={**held.attributes, "seed": 3}))
+    assert "stratascope pointing scenes.zarr --seed 3 --out r" in commands(store, ResultSet([seeded]))
 
 
 def run(*arguments: str):
@@ -255,10 +257,10 @@ def test_every_figure_is_drawn_from_its_results_or_says_what_makes_them(results:
 def test_results_that_their_command_left_out_are_not_asked_of_it_again(tmp_path: Path) -> None:
     prediction = FIGURES["prediction"]
     with pytest.raises(NotRecordedError, match="none; make it with `stratascope overlap STORE`"):
-        prediction.figure(Findings([]))
-    overlap = Found(tmp_path / "overlap.zarr.zip", ResultFile("box_overlap"))
+        prediction.figure(ResultSet([]))
+    overlap = StoredResult(tmp_path / "overlap.zarr.zip", ResultFile("box_overlap"))
     with pytest.raises(NotRecordedError, match="was run and left them out: they need at least 20 right and 20 wrong"):
-        prediction.figure(Findings([overlap]))
+        prediction.figure(ResultSet([overlap]))
 
 
 def test_a_figure_is_a_columns_width_and_the_same_each_time(results: Path, tmp_path: Path) -> None:
