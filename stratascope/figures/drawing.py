@@ -1,4 +1,4 @@
-"""Figures from results. Each function draws on the axes it is given and returns them; none needs the model or the store."""
+"""Drawing functions on given axes, and new and saved figures."""
 
 from __future__ import annotations
 

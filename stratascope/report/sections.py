@@ -90,7 +90,7 @@ def position_blocks(results: ResultSet, store: str) -> list[Block]:
                 f"{METRIC_NAMES[score_of(curves[0])]} of probes for {task}, positions by layers",
                 "The word for the relation is itself a token, so decoding it at its own position is trivial; decoding truth is not."
                 if task == "relation"
-                else "Rows: token positions; columns: decoder layers. Dot: significantly above chance.",
+                else "Rows: token positions; columns: decoder layers. A dot marks scores significantly above chance, where known.",
                 task,
                 [c.source("tables/table") for c in curves],
             )
