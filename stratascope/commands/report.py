@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -89,7 +90,7 @@ def figure_command(
     if listed:
         wide = max(map(len, FIGURES))
         lines = [f"{f.name:<{wide}}  {f.shows}\n{'':<{wide}}  from {f.command}" for f in FIGURES.values()]
-        record = {"figures": {f.name: {"shows": f.shows, "kind": f.kind, "command": f.command} for f in FIGURES.values()}}
+        record: dict[str, Any] = {"figures": {f.name: {"shows": f.shows, "kind": f.kind, "command": f.command} for f in FIGURES.values()}}
         print_record(record, lines, as_json=as_json, verbosity=verbosity)
         return
     if name is None or not results:

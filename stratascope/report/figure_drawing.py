@@ -162,7 +162,7 @@ def draw_codelength(results: ResultSet, ax: Axes, selection: FigureSelection) ->
 
     found = selected_result(results, "codelength", selection, "stratascope probe STORE --measures mdl")
     draw_codelength(found.table("table"), ax, task=found.task, layers=LAYER_LABELS["residual"])
-    ax.set_ylabel(f"Compression of labels, {found.title}")
+    ax.set_title(found.title)
     ax.legend(loc="best")
     return ax
 
@@ -175,7 +175,9 @@ def draw_calibration(results: ResultSet, ax: Axes, selection: FigureSelection) -
     table = found.table("table")
     right = table["accuracy"].mul(table["examples"]).groupby(table["layer"]).sum()
     best = int(right.index.to_numpy()[right.to_numpy().argmax()])
-    return draw_reliability(table, ax, layer=best, title=f"{found.title}, layer {best}")
+    draw_reliability(table, ax, layer=best, title=f"{found.title}, layer {best}")
+    ax.legend(loc="upper left")
+    return ax
 
 
 def draw_answers(results: ResultSet, ax: Axes, selection: FigureSelection) -> Axes:
