@@ -57,9 +57,9 @@ SECTIONS = {
         "explain": ("answers", "One page for one example, all methods side by side."),
     },
     "Report": {
-        "figure": ("looking", "Draw one figure by name."),
-        "report": ("looking", "Write all results of a store to one HTML page."),
-        "view": ("looking", "Browse examples in the web viewer."),
+        "figure": ("report", "Draw one figure by name."),
+        "report": ("report", "Write all results of a store to one HTML page."),
+        "view": ("report", "Browse examples in the web viewer."),
     },
 }
 """Section of `--help` -> command -> its module in `stratascope.commands` and its short help. A module is imported when its command runs."""

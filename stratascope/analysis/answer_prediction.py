@@ -35,6 +35,7 @@ FEWEST = 20
 class AnswerPrediction(
     Result,
     kind="answer_prediction",
+    command="overlap",
     prefix="prediction",
     schema={
         **each(str, "store condition map measure box"),

@@ -11,7 +11,8 @@ import click
 
 from stratascope import demo
 from stratascope.commands import options
-from stratascope.commands.output import NORMAL, QUIET, VERBOSE, emit, print_json, verbosity_options
+from stratascope.commands.command_line import command_lines
+from stratascope.commands.output import NORMAL, QUIET, VERBOSE, print_json, print_record, verbosity_options
 from stratascope.commands.signature import default_of, options_of
 from stratascope.commands.terminal import echo
 from stratascope.datasets.fetch import FetchChoice
@@ -34,7 +35,12 @@ def demo_command(out: Path, scenes: int, seed: int, as_json: bool, verbosity: in
     """
     quiet = as_json or verbosity == QUIET
     text = demo.run_demo(
-        out, scenes=scenes, seed=seed, progress=sys.stderr.isatty() and not quiet, on_step=lambda step: None if quiet else echo(step)
+        out,
+        scenes=scenes,
+        seed=seed,
+        progress=sys.stderr.isatty() and not quiet,
+        on_step=lambda step: None if quiet else echo(step),
+        command_line=command_lines(),
     )
     if as_json:
         print_json({"folder": out, "report": out / "results" / "report.html", "summary": text})
@@ -89,6 +95,6 @@ def fetch_command(dataset: str, out: Path, as_json: bool, verbosity: int, **chos
         echo(f"not fetched: {name}: {reason}", err=True)
     if len(report.failed) > shown:
         echo(f"... and {len(report.failed) - shown:,} more in {out / 'failed.json'}", err=True)
-    emit(report.summary(), {**vars(report), "summary": report.summary()}, as_json=as_json, verbosity=verbosity)
+    print_record({**vars(report), "summary": report.summary()}, [report.summary()], as_json=as_json, verbosity=verbosity)
     if report.failed:
         sys.exit(1)

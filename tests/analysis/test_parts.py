@@ -15,7 +15,7 @@ from stratascope.analysis import answer_confidence, answer_prediction, attention
 from stratascope.analysis.sinks import PLACES
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
-from stratascope.results.collection import gather
+from stratascope.report.result_set import gather
 from stratascope.results.file import ResultFile
 from stratascope.results.registry import load_result, save_result
 from stratascope.store import ActivationStore, chosen_examples, copy_store
