@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from stratascope import demo
 from stratascope.commands import options
-from stratascope.commands.output import NORMAL, emit, verbosity_options
+from stratascope.commands.command_line import command_lines
+from stratascope.commands.output import NORMAL, QUIET, VERBOSE, print_json, print_record, verbosity_options
 from stratascope.commands.signature import default_of, options_of
 from stratascope.commands.terminal import echo
 from stratascope.datasets.fetch import FetchChoice
@@ -18,24 +21,34 @@ SHOWN_FAILURES = 10
 
 
 @click.command(short_help="Full pipeline on generated scenes with the built-in model.")
-@click.option("-o", "--out", default="stratascope-demo", show_default=True, type=options.OUTPUT, help="Output folder.")
-@click.option("--scenes", default=512, show_default=True, help="Number of scenes.")
-@options.seed("Seed of the scenes, folds and resamples.")
-@verbosity_options
+@click.option("-o", "--out", default="stratascope-demo", show_default=True, type=options.OUTPUT, help="Folder to fill.")
+@options_of(demo.run_demo, scenes="Number of scenes to generate.", seed="Seed of scenes, folds and resamples.")
+@partial(verbosity_options, verbose_help="Also name the files of the results.")
 def demo_command(out: Path, scenes: int, seed: int, as_json: bool, verbosity: int) -> None:
-    """Run the full pipeline with the built-in model: generate scenes, save activations, train probes, draw figures.
+    """Run the full pipeline on generated scenes with the built-in model: scenes, store, probes, attention, figures, report.
 
-    After an interruption the same command resumes: it computes only what is missing or was changed.
+    The same command continues an interrupted run and repeats only steps whose files are missing or changed.
 
     \b
     Example:
       stratascope demo --out demo
     """
-    from stratascope.demo import run_demo
-
-    quiet = as_json or verbosity < NORMAL
-    text = run_demo(out, scenes=scenes, seed=seed, progress=sys.stderr.isatty(), say=(lambda _: None) if quiet else echo)
-    emit(text, {"folder": str(out), "summary": text}, as_json=as_json, verbosity=verbosity)
+    quiet = as_json or verbosity == QUIET
+    text = demo.run_demo(
+        out,
+        scenes=scenes,
+        seed=seed,
+        progress=sys.stderr.isatty() and not quiet,
+        on_step=lambda step: None if quiet else echo(step),
+        command_line=command_lines(),
+    )
+    if as_json:
+        print_json({"folder": out, "report": out / "results" / "report.html", "summary": text})
+    elif not quiet:
+        echo(text)
+        if verbosity == VERBOSE:
+            for path in sorted((out / "results").glob("*.*")):
+                echo(f"file {path}")
 
 
 @click.command(short_help="Download published data sets.")
@@ -82,6 +95,6 @@ def fetch_command(dataset: str, out: Path, as_json: bool, verbosity: int, **chos
         echo(f"not fetched: {name}: {reason}", err=True)
     if len(report.failed) > shown:
         echo(f"... and {len(report.failed) - shown:,} more in {out / 'failed.json'}", err=True)
-    emit(report.summary(), {**vars(report), "summary": report.summary()}, as_json=as_json, verbosity=verbosity)
+    print_record({**vars(report), "summary": report.summary()}, [report.summary()], as_json=as_json, verbosity=verbosity)
     if report.failed:
         sys.exit(1)

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from stratascope.datasets.boxes import BoxIndex
@@ -166,6 +167,12 @@ def _shown(row: Row, key: str) -> str:
     return json.dumps(row.fields[key], ensure_ascii=False)[:160] if key in row.fields else "none"
 
 
+@lru_cache(maxsize=1 << 16)
+def _check_name(image: str) -> None:
+    """Refuse the name of an image that leads out of the folder of images."""
+    image_path(Path(), image)
+
+
 def _example(row: Row, default_id: str, default_split: str) -> Example:
     where, fields = row.where, row.fields
     for key in _NEEDED:
@@ -175,7 +182,7 @@ def _example(row: Row, default_id: str, default_split: str) -> Example:
     if isinstance(label, str) or label not in (0, 1):
         raise InvalidInputError(f"{where}: expected label 0 or 1, found {_shown(row, 'label')}; {_NEEDS}")
     try:
-        image_path(Path(), image)
+        _check_name(image)
         parts = split_caption(fields["caption"], fields["relation"])
     except InvalidInputError as error:
         raise InvalidInputError(f"{where}: {error}") from error

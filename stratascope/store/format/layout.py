@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, cast
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store.format.arrays import RECORDABLE, TABLE, ArrayKind, ArraySpec
+from stratascope.store.format.limits import MOST_SIDE, check_layout_sizes
 
 FORMAT = "stratascope-activations"
 FORMAT_VERSION = 1
@@ -22,16 +22,6 @@ RECORDED = STATUS_CODES["recorded"]
 """Code of an example whose activations are in the store."""
 
 KNOCKOUT_AXES = ("knockout_modes", "knockout_windows", "knockout_targets")
-MOST: dict[str, int] = {
-    "examples": 1 << 25, "layers": 1 << 12, "hidden": 1 << 20, "heads": 1 << 14, "tokens": 1 << 20, "block": 1 << 16,
-    "head_dim": 1 << 20, "vision_layers": 1 << 12, "vision_hidden": 1 << 20, "ranks": 1 << 20,
-}  # fmt: skip
-"""Field -> largest value: beyond any model, yet too small for untrusted metadata to fill memory."""
-MOST_BLOCKS = 1 << 20
-MOST_SIDE = 1 << 14
-"""Longest side of a thumbnail, in pixels."""
-MOST_PIECE, MOST_PIECES = 1 << 31, 1 << 20
-"""Largest chunk in bytes, and most chunks in a file."""
 _NEEDED: dict[str, tuple[str, ...]] = {
     "head_outputs": ("head_dim",),
     "vision_residual": ("vision_layers", "vision_hidden", "vision_positions"),
@@ -106,11 +96,7 @@ class StoreLayout:
             _at_least(name, getattr(self, name), 1)
         for name in ("head_dim", "vision_layers", "vision_hidden", "ranks"):
             _at_least(name, getattr(self, name), 0)
-        for name, most in MOST.items():
-            if getattr(self, name) > most:
-                raise InvalidInputError(f"{name}: expected at most {most:,}, found {getattr(self, name):,}")
-        if self.blocks > MOST_BLOCKS:
-            raise InvalidInputError(f"block: expected at most {MOST_BLOCKS:,} blocks of examples, found {self.blocks:,}; take larger ones")
+        check_layout_sizes(vars(self), self.blocks)
         unknown = self.record - set(RECORDABLE)
         if unknown:
             raise InvalidInputError(f"record: expected names among {', '.join(RECORDABLE)}, found {', '.join(sorted(unknown))}")
@@ -181,17 +167,6 @@ class StoreLayout:
         """Every array of the store, in the order of `arrays.TABLE`."""
         sizes = self.sizes
         return tuple(row.shaped(sizes, self.block) for row in TABLE if self._holds(row))
-
-    def check_pieces(self) -> None:
-        """Refuse absurdly large or many chunks; InvalidInputError names the array."""
-        for spec in self.arrays():
-            piece = math.prod(spec.chunk) * (1 if spec.dtype == "str" else np.dtype(spec.dtype).itemsize)
-            pieces = math.prod(s // c for s, c in zip(spec.shard or spec.chunk, spec.chunk, strict=True))
-            if piece > MOST_PIECE or pieces > MOST_PIECES:
-                raise InvalidInputError(
-                    f"{spec.name}: expected pieces of at most {MOST_PIECE:,} bytes, {MOST_PIECES:,} in a file, "
-                    f"found {piece:,} bytes and {pieces:,}"
-                )
 
     def array(self, name: str) -> ArraySpec:
         """The array with a name; NotRecordedError lists the arrays of the store."""

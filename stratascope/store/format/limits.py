@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from stratascope.errors import StoreError
+import numpy as np
+
+from stratascope.errors import InvalidInputError, StoreError
+from stratascope.store.format.arrays import ArraySpec
 
 MOST_METADATA = 1 << 25
 """Largest zarr.json, in bytes."""
@@ -16,6 +21,16 @@ MOST_CHUNK, MOST_CHUNK_RATIO = 1 << 26, 200
 """A chunk or zip member may decompress to MOST_CHUNK bytes, or to MOST_CHUNK_RATIO times its compressed size if that is more."""
 MOST_ARRAY = 1 << 29
 """Most characters in a text array that is read at once."""
+_MOST: dict[str, int] = {
+    "examples": 1 << 25, "layers": 1 << 12, "hidden": 1 << 20, "heads": 1 << 14, "tokens": 1 << 20, "block": 1 << 16,
+    "head_dim": 1 << 20, "vision_layers": 1 << 12, "vision_hidden": 1 << 20, "ranks": 1 << 20,
+}  # fmt: skip
+"""Field of a layout -> the largest value: far beyond any model, and small enough that a stranger's metadata cannot fill memory."""
+_MOST_BLOCKS = 1 << 20
+MOST_SIDE = 1 << 14
+"""Pixels of a thumbnail's side."""
+_MOST_PIECE, _MOST_PIECES = 1 << 31, 1 << 20
+"""Bytes of what is compressed together, and pieces in a file."""
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
 
@@ -100,3 +115,24 @@ def zstd_size(data: bytes | memoryview) -> int | None:
 def blosc_size(data: bytes | memoryview) -> int | None:
     """Decompressed size that a Blosc chunk declares; None for other data."""
     return int.from_bytes(bytes(data[4:8]), "little") if len(data) >= 16 else None
+
+
+def check_layout_sizes(sizes: Mapping[str, Any], blocks: int) -> None:
+    """Refuse sizes of a layout, by field, that no model has; InvalidInputError names the field."""
+    for name, most in _MOST.items():
+        if sizes[name] > most:
+            raise InvalidInputError(f"{name}: expected at most {most:,}, found {sizes[name]:,}")
+    if blocks > _MOST_BLOCKS:
+        raise InvalidInputError(f"block: expected at most {_MOST_BLOCKS:,} blocks of examples, found {blocks:,}; take larger ones")
+
+
+def check_pieces(specs: Iterable[ArraySpec]) -> None:
+    """Refuse arrays whose compressed pieces would be absurdly large or many; InvalidInputError names the array."""
+    for spec in specs:
+        piece = math.prod(spec.chunk) * (1 if spec.dtype == "str" else np.dtype(spec.dtype).itemsize)
+        pieces = math.prod(s // c for s, c in zip(spec.shard or spec.chunk, spec.chunk, strict=True))
+        if piece > _MOST_PIECE or pieces > _MOST_PIECES:
+            raise InvalidInputError(
+                f"{spec.name}: expected pieces of at most {_MOST_PIECE:,} bytes, {_MOST_PIECES:,} in a file, "
+                f"found {piece:,} bytes and {pieces:,}"
+            )

@@ -13,7 +13,7 @@ import numpy as np
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError, StoreError
 from stratascope.store.format.json_schema import each, record_mismatch
 from stratascope.store.format.layout import FORMAT, FORMAT_VERSION, StoreLayout
-from stratascope.store.format.limits import check_depth
+from stratascope.store.format.limits import check_depth, check_pieces
 
 _FILES = "model.files."
 _WEIGHTS = (".safetensors", ".bin", ".index.json")
@@ -88,7 +88,7 @@ def check_attributes(attributes: Mapping[str, Any], name: str) -> StoreLayout:
         unlike = record_mismatch(attributes, ATTRIBUTES, "attribute")
         json.dumps(attributes["provenance"], ensure_ascii=False).encode()
         layout = StoreLayout.from_json(attributes["layout"])
-        layout.check_pieces()
+        check_pieces(layout.arrays())
     except (KeyError, TypeError, ValueError) as error:
         unlike = f"expected a layout of format version {FORMAT_VERSION}, and text in UTF-8, found: {error}"
     if unlike:

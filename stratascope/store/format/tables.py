@@ -102,13 +102,15 @@ def put_table(
         put_array(group, key, values, (dim,), chunk=None if piece is None else (max(1, min(piece, len(values))),))
 
 
-def get_table(group: zarr.Group) -> pd.DataFrame:
-    """Read a table that `put_table` wrote; StoreError if the group is not a table or cannot be read."""
+def get_table(group: zarr.Group, length: int | None = None) -> pd.DataFrame:
+    """The table that `put_table` wrote; StoreError for another group, another number of rows than `length`, or one that is not sent."""
     try:
         columns: Any = group.attrs["columns"]
         rows: Any = group.attrs["rows"]
         if isinstance(rows, bool) or not isinstance(rows, int) or not 0 <= rows <= MOST_TEXTS:
             raise StoreError(f"expected a number of rows within 0..{MOST_TEXTS}, found {rows!r}")
+        if length is not None and rows != length:
+            raise StoreError(f"expected {length} rows, found {rows}")
         data = {}
         for column in columns:
             values = as_numpy(group[column["array"]])

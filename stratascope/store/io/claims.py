@@ -26,14 +26,10 @@ except ImportError:  # Windows
 
 _HOLDER = ".holder"
 CLAIMS = "written/claims"
+"""Where claims lie: inside an array's folder, where no Zarr reader looks for groups."""
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 ABANDONED_AFTER = 900.0
 """Seconds after which a claim on a file system without locks counts as abandoned: a block takes seconds to write."""
-
-
-def claims_folder(store: Path) -> Path:
-    """Folder of the claims: inside an array's folder, where no Zarr reader looks for groups."""
-    return store / CLAIMS
 
 
 @contextmanager

@@ -91,11 +91,7 @@ class ActivationStore:
     def examples(self) -> pd.DataFrame:
         """Table of examples, index 0..n-1: id, image, caption, relation, label, ..., and `status` (0 where unwritten)."""
         others = self.group["examples"]
-        frame = get_table(others)  # type: ignore[arg-type]
-        if len(frame) != self.layout.examples:
-            raise StoreError(
-                f"{self.name}: expected {self.layout.examples} rows in the table of examples, found {len(frame)}; fetch the store again"
-            )
+        frame = get_table(others, self.layout.examples)  # type: ignore[arg-type]
         frame["id"] = self.read("example").tolist()
         frame["relation"] = self.read("relation").tolist()
         frame["label"] = self.read("label")
