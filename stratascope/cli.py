@@ -25,12 +25,12 @@ from stratascope.errors import InvalidInputError, StratascopeError, out_of_memor
 
 SECTIONS = {
     "Data": {
-        "demo": ("recording", "Full pipeline on generated scenes with the built-in model."),
-        "fetch": ("fetching", "Download published data sets."),
+        "demo": ("data", "Full pipeline on generated scenes with the built-in model."),
+        "fetch": ("data", "Download published data sets."),
     },
     "Extract": {
-        "plan": ("recording", "Cost of an extraction: disk, time, memory; writes nothing."),
-        "extract": ("recording", "Run every example through the model once, into a store."),
+        "plan": ("extract", "Cost of an extraction: disk, time, memory; writes nothing."),
+        "extract": ("extract", "Run every example through the model once, into a store."),
     },
     "Store": {
         "info": ("stores", "Contents, completeness and provenance of a store."),
@@ -57,9 +57,9 @@ SECTIONS = {
         "explain": ("answers", "One page for one example, all methods side by side."),
     },
     "Report": {
-        "figure": ("looking", "Draw one figure by name."),
-        "report": ("looking", "Write all results of a store to one HTML page."),
-        "view": ("looking", "Browse examples in the web viewer."),
+        "figure": ("report", "Draw one figure by name."),
+        "report": ("report", "Write all results of a store to one HTML page."),
+        "view": ("report", "Browse examples in the web viewer."),
     },
 }
 """Section of `--help` -> command -> its module in `stratascope.commands` and its short help. A module is imported when its command runs."""

@@ -1,4 +1,4 @@
-"""Exceptions of Stratascope: each is also a built-in one; messages name what was expected, what was found and what to do."""
+"""Exceptions of Stratascope; each is also a built-in one. Messages state what was expected, what was found and what to do."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = [
     "StoreError",
     "StratascopeError",
     "TooFewExamplesError",
+    "UnreadError",
     "UnwrittenBlockError",
 ]
 
@@ -26,7 +27,7 @@ _OPTIONS = re.compile(r" \(--[^()]*\)")
 
 
 class StratascopeError(Exception):
-    """Base of all errors of Stratascope.
+    """Base class of all errors that Stratascope raises.
 
     Attributes
     ----------
@@ -44,7 +45,7 @@ class StratascopeError(Exception):
 
     @property
     def message(self) -> str:
-        """Text for the command line, without secrets in addresses."""
+        """The message without the secrets of addresses, as the command line shows it."""
         return without_secrets(" ".join(map(str, self.args)))
 
     def __str__(self) -> str:
@@ -60,39 +61,43 @@ class MissingExtraError(StratascopeError, ImportError):
 
 
 class DownloadError(StratascopeError, OSError):
-    """A download failed."""
+    """A file could not be downloaded."""
 
 
 class ClusterLostError(StratascopeError, ConnectionError):
-    """A scheduler or its workers ended before the work was done."""
+    """A scheduler or its workers died during a task."""
 
 
 class StoreError(StratascopeError, ValueError):
-    """A store is damaged, of another version, or no store."""
+    """A store is damaged, of another version, or no store at all."""
+
+
+class UnreadError(StoreError):
+    """A file of a store could not be read; nothing shows that it is damaged."""
 
 
 class ProvenanceMismatchError(StoreError):
-    """The provenance of a store differs from that of the data to write."""
+    """The provenance of a store differs from what would be written into it."""
 
 
 class NotRecordedError(StratascopeError, KeyError):
-    """The store lacks an array, a layer, a position or an example."""
+    """The store lacks an array, layer, position or example."""
 
 
 class UnwrittenBlockError(NotRecordedError):
-    """The extraction has not written this block yet."""
+    """Extraction has not written the requested examples yet."""
 
 
 class TooFewExamplesError(InvalidInputError):
-    """There are too few examples for a result."""
+    """There are too few examples for a meaningful result."""
 
 
 class CaptureError(StratascopeError, RuntimeError):
-    """Captured activations differ from the output of the model."""
+    """Captured activations do not agree with the model's own computation."""
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one in its chain of causes, is out of memory."""
+    """Whether an error, or one of its causes, means that memory ran out."""
     while error is not None:
         text = str(error)
         if isinstance(error, MemoryError) or "an't start new thread" in text or "Cannot allocate memory" in text:

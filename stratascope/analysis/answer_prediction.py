@@ -18,7 +18,7 @@ from stratascope.figures.predictions import draw_prediction
 from stratascope.results.file import ResultFile
 from stratascope.results.result import CHOICE, Result, new_axes, table_field
 from stratascope.results.schema import columns
-from stratascope.stats.auroc import Auroc, auroc
+from stratascope.stats.auroc import Auroc
 from stratascope.stats.intervals import INTERVAL
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
@@ -35,6 +35,7 @@ FEWEST = 20
 class AnswerPrediction(
     Result,
     kind="answer_prediction",
+    command="overlap",
     prefix="prediction",
     schema={
         **each(str, "store condition map measure box"),
@@ -155,8 +156,8 @@ def answer_prediction(
     # a head without attention on the image predicts nothing: it gets its mean over the other examples
     means = np.where(undefined, 0, scores).sum(0) / np.maximum((~undefined).sum(0), 1)
     scores = np.where(undefined, means, scores)
-    found = auroc(scores, right, images)
-    base = auroc(_geometry_scores(geometry.to_numpy()[chosen], right, images, seed)[:, None], right, images)
+    found = Auroc.of(scores, right, images)
+    base = Auroc.of(_geometry_scores(geometry.to_numpy()[chosen], right, images, seed)[:, None], right, images)
     ahead = found.minus(base)
     index = pd.MultiIndex.from_product([layers, heads], names=["layer", "head"])
     table = pd.DataFrame(

@@ -14,6 +14,7 @@ from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.results.file import made_from
 from stratascope.results.result import CHOICE, Result, table_field
 from stratascope.results.schema import columns
+from stratascope.stats.intervals import clustered_wilson
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
 from stratascope.store.io.example_identity import image_groups
@@ -174,27 +175,8 @@ def _summary(relation: str, rows: pd.DataFrame, level: float) -> dict[str, Any]:
     images = rows["image"].nunique()
     out: dict[str, Any] = {"relation": relation, "examples": len(rows), "images": images}
     for name in ("accuracy", "confidence"):
-        low, high = _interval(rows[name].to_numpy(), rows["image"].to_numpy(), level)
+        low, high = clustered_wilson(rows[name].to_numpy(), rows["image"].to_numpy(), level)
         out |= {name: float(rows[name].mean()), f"{name}_low": low, f"{name}_high": high}
     right = rows["accuracy"] == 1
     out |= {"of_right": float(rows["confidence"][right].mean()), "of_wrong": float(rows["confidence"][~right].mean())}
     return out | {name: float(rows[name].mean()) for name in ("right_choice", "margin")}
-
-
-def _interval(values: NDArray[np.float64], images: NDArray[Any], level: float) -> tuple[float, float]:
-    """Ends of Wilson's interval of a mean, with the effective number of independent answers from residuals clustered by image."""
-    from statistics import NormalDist
-
-    codes = np.unique(images, return_inverse=True)[1]
-    count, mean = int(codes.max()) + 1, float(values.mean())
-    if count < 2:
-        return float("nan"), float("nan")
-    residual = np.bincount(codes, values - mean) / len(values)
-    variance = count / (count - 1) * float(np.square(residual).sum())
-    largest = mean * (1 - mean)
-    # the effective number of answers; without residual variance the number of images
-    independent = largest / variance if variance > 1e-12 else float(count)
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    centre = (mean + z * z / (2 * independent)) / (1 + z * z / independent)
-    half = z / (1 + z * z / independent) * np.sqrt(max(largest, 0) / independent + z * z / (4 * independent**2))
-    return float(max(centre - half, 0)), float(min(centre + half, 1))

@@ -20,7 +20,8 @@ from stratascope.figures.style import paper_style
 from stratascope.results.file import made_from
 from stratascope.results.result import Result, array_field, new_axes, table_field
 from stratascope.results.schema import columns
-from stratascope.stats.cluster_means import bootstrap_means, ends
+from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.intervals import percentiles
 from stratascope.stats.rank_correlation import FEWEST_TARGETS, rank_correlations
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
@@ -298,13 +299,13 @@ def _summarised(rows: pd.DataFrame, correlations: Floats, images: NDArray[Any], 
         raise TooFewExamplesError("expected knockout effects in at least two images, found fewer; measure more examples")
     count = known.sum(1)
     rows["correlation"] = np.where(count > 0, np.where(known, correlations, 0).sum(1) / np.maximum(count, 1), np.nan)
-    drawn = bootstrap_means(correlations, images, draws, seed)
-    rows["low"], rows["high"] = ends(drawn, level)
+    drawn = Bootstrap(images, draws=draws, seed=seed).mean_of_known(correlations)
+    rows["low"], rows["high"] = percentiles(drawn, level)
     behind = np.full((len(rows), 3), np.nan)
     for _, part in rows.groupby([*SETTING, "effect"], sort=False):
         places = part.index.to_numpy()
         best = places[int(np.nan_to_num(part["correlation"].to_numpy(), nan=-2).argmax())]
-        low, high = ends(drawn[best] - drawn[places], level)
+        low, high = percentiles(drawn[best] - drawn[places], level)
         behind[places] = np.stack([part["correlation"].loc[best] - part["correlation"].to_numpy(), low, high], 1)
     rows["behind"], rows["behind_low"], rows["behind_high"] = behind.T
     rows["examples"] = count

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
+from stratascope.stats.rank_correlation import rank_correlation, spearman_interval
 
 AGREEMENT = {"first": str, "second": str, "spearman": float, "low": float, "high": float, "heads": int, "shared_tenth": float}
 """Columns of the table of agreement."""
@@ -47,25 +48,10 @@ def head_agreement(scores: Mapping[str, NDArray[Any]], *, level: float = 0.95) -
             top = max(1, len(pair) // 10)
             best = [set(pair[c].nlargest(top).index) for c in "ab"]
             shared = len(best[0] & best[1]) / top if len(pair) else float("nan")
-            ranks = pair.rank()
-            varied = len(pair) > 2 and (ranks.std() > 0).all()
-            found = float(ranks["a"].corr(ranks["b"])) if varied else float("nan")
+            a, b = pair.to_numpy().T
+            found = rank_correlation(a, b) if len(pair) > 2 and np.ptp(a) > 0 else float("nan")
             rows.append((first, second, found, *spearman_interval(found, len(pair), level), len(pair), shared))
     return pd.DataFrame(rows, columns=list(AGREEMENT))
-
-
-def spearman_interval(correlation: float, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of a Spearman correlation of `count` pairs: Fisher's z with variance (1 + r^2 / 2) / (n - 3) (Bonett & Wright 2000).
-
-    NaN for fewer than four pairs.
-    """
-    from statistics import NormalDist
-
-    if count < 4 or not np.isfinite(correlation):
-        return float("nan"), float("nan")
-    half = NormalDist().inv_cdf(0.5 + level / 2) * np.sqrt((1 + correlation**2 / 2) / (count - 3))
-    middle = np.arctanh(np.clip(correlation, -1 + 1e-12, 1 - 1e-12))
-    return float(np.tanh(middle - half)), float(np.tanh(middle + half))
 
 
 def checked_scores(scores: Mapping[str, NDArray[Any]]) -> tuple[int, int]:

@@ -18,13 +18,12 @@ from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.figures.drawing import new_figure
 from stratascope.figures.heatmaps import draw_heads
 from stratascope.figures.style import paper_style
-from stratascope.results.collection import other_store
 from stratascope.results.file import ResultFile
 from stratascope.results.locations import ENDING
 from stratascope.results.registry import load_result
 from stratascope.results.result import CHOICE, Result, new_axes, table_field, titled
 from stratascope.results.schema import columns
-from stratascope.results.view import Found
+from stratascope.results.stored_result import StoredResult, other_store
 from stratascope.store import choice_of, choice_options, choice_text
 from stratascope.store.format.json_schema import each
 
@@ -151,7 +150,7 @@ def rank_heads_of(
     """
     path = Path(probes)
     given = load_result(path) if path.is_file() or path.name.endswith(ENDING) else None
-    if given is not None and (found := Found(path, given)).fingerprint != store.fingerprint():
+    if given is not None and (found := StoredResult(path, given)).fingerprint != store.fingerprint():
         raise other_store(found, store)
     missing = []
     attribution, overlap = None, None

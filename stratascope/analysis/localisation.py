@@ -25,7 +25,7 @@ from stratascope.figures.style import paper_style
 from stratascope.results.file import made_from
 from stratascope.results.result import Result, array_field, new_axes, table_field
 from stratascope.results.schema import columns
-from stratascope.stats.cluster_means import bootstrap_means
+from stratascope.stats.bootstrap import Bootstrap
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import Along, each
 from stratascope.store.io.example_identity import image_groups
@@ -276,7 +276,8 @@ def _means(sizes: Floats, places: NDArray[np.bool_]) -> Floats:
 
 def _summarised(values: Floats, images: NDArray[Any], level: float, draws: int, seed: int, others: bool) -> pd.DataFrame:
     count = len(values)
-    drawn = bootstrap_means(np.moveaxis(values, 2, 1).reshape(3 * count, -1), images, draws, seed).reshape(count, 3, draws)
+    bootstrap = Bootstrap(images, draws=draws, seed=seed)
+    drawn = bootstrap.mean_of_known(np.moveaxis(values, 2, 1).reshape(3 * count, -1)).reshape(count, 3, draws)
     known = np.isfinite(values)
     means = np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1)
     columns: dict[str, Any] = {place: np.where(known[..., k].any(1), means[:, k], np.nan) for k, place in enumerate(PLACES)}

@@ -15,7 +15,7 @@ from stratascope.analysis import answer_confidence, answer_prediction, attention
 from stratascope.analysis.sinks import PLACES
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
-from stratascope.results.collection import gather
+from stratascope.report.result_set import gather
 from stratascope.results.file import ResultFile
 from stratascope.results.registry import load_result, save_result
 from stratascope.store import ActivationStore, chosen_examples, copy_store
@@ -150,7 +150,7 @@ def test_a_figure_is_of_all_examples_where_there_are_results_of_them(whole: Acti
 
 
 def test_a_relations_meta_category_chooses_though_it_is_no_column(store) -> None:
-    from stratascope.store.format.categories import category_of
+    from stratascope.store.io.example_filter import category_of
 
     wanted = store.examples["relation"].map(category_of) == "Topological"
     assert 0 < wanted.sum() < len(wanted)
