@@ -14,7 +14,7 @@ import click
 
 from stratascope.commands.options import OUTPUT
 from stratascope.commands.terminal import echo
-from stratascope.store import choice_text
+from stratascope.store import choice_text, chosen_examples
 from stratascope.store.io.recorded_examples import written_examples
 
 if TYPE_CHECKING:
@@ -162,6 +162,8 @@ def print_record(record: Mapping[str, Any], lines: Sequence[str], *, as_json: bo
 def selection_lines(store: ActivationStore, result: Result) -> list[str]:
     """A line that names the part of the store's examples that a result is of; none for all of them."""
     total, count = store.layout.examples, result.example_count
+    if count is None and result.only:
+        count = int(chosen_examples(store, result.only).sum())
     unwritten = total - int(written_examples(store).sum())
     if not result.only and (count in (None, total) or (result.selects_examples and not unwritten)):
         return []
