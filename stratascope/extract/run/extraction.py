@@ -116,7 +116,12 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
 
 
 def estimate_time(
-    plan: ExtractionPlan, *, timed: bool | None = None, batch_tokens: int = BATCH_TOKENS, planning: float = 0.0
+    plan: ExtractionPlan,
+    *,
+    timed: bool | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    planning: float = 0.0,
+    progress: bool = False,
 ) -> ExtractionTiming | str:
     """Estimate the duration of an extraction from a few timed batches; text says why there is no estimate.
 
@@ -130,6 +135,8 @@ def estimate_time(
         Tokens in a forward pass, at most.
     planning
         Seconds that planning took.
+    progress
+        Show a progress bar.
     """
     if not timed:
         why = (
@@ -147,7 +154,7 @@ def estimate_time(
         from stratascope.extract.run.timing import time_extraction
 
         before = planning + time.perf_counter() - begin
-        return time_extraction(plan.with_weights(), batch_tokens=batch_tokens, before=before)
+        return time_extraction(plan.with_weights(), batch_tokens=batch_tokens, before=before, progress=progress)
     except (StratascopeError, RuntimeError, MemoryError, OSError) as error:
         return str(error).splitlines()[0]
 
