@@ -106,7 +106,7 @@ def unanswered(plan: ExtractionPlan) -> str:
 
 def _without_thinking(plan: ExtractionPlan) -> str:
     """Options of the chat template that turn reasoning off; "" if there are none."""
-    options = plan.tokenizer.wording.template_options
+    options = plan.tokenizer.prompt_format.template_options
     given = ", ".join(f"{name}={value}" for name, value in options.items())
     return f"chat template with {given}: the answer follows the prompt without reasoning" if options else ""
 

@@ -154,8 +154,8 @@ def build_plan(settings: ExtractionSettings, *, gpu: bool, weights: bool = False
             "choices": tokenizer.choice_ids,
             "answers": list(tokenizer.prompt.answers or examples[0].choices) or None,
             "chat_template": source.chat_template,
-            **({"dates": sorted(tokenizer.wording.dates)} if tokenizer.wording.dates else {}),
-            **({"template_options": options} if (options := dict(tokenizer.wording.template_options)) else {}),
+            **({"dates": sorted(tokenizer.prompt_format.dates)} if tokenizer.prompt_format.dates else {}),
+            **({"template_options": options} if (options := dict(tokenizer.prompt_format.template_options)) else {}),
         },
         "data": {
             "examples": files_digest(settings.examples),
@@ -189,7 +189,7 @@ def _layouts(
     """Tokens of every example; `facts` receives the reason for images whose shape the model does not accept."""
     layouts = []
     sized = [(example, (facts[image].width, facts[image].height)) for example, image in zip(examples, shown, strict=True)]
-    ahead = progress_bar(tokenizer.ahead(sized), "tokens", len(sized), unit="example", show=progress)
+    ahead = progress_bar(tokenizer.prefetch(sized), "tokens", len(sized), unit="example", show=progress)
     for (example, _), image in zip(ahead, shown, strict=True):
         fact = facts[image]  # another example may have marked the image as unusable
         try:
