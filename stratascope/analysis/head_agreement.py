@@ -1,8 +1,8 @@
-"""Which heads matter: several scores of every head side by side, and how far they agree."""
+"""Agreement of head scores: Spearman correlation with its interval, and the best heads in common."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,40 +10,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
+from stratascope.stats.rank_correlation import rank_correlation, spearman_interval
 
 AGREEMENT = {"first": str, "second": str, "spearman": float, "low": float, "high": float, "heads": int, "shared_tenth": float}
 """Columns of the table of agreement."""
-
-
-def head_ranking(scores: Mapping[str, NDArray[Any]], *, layers: Sequence[int] | None = None) -> pd.DataFrame:
-    """Every head with its scores, their ranks (1 is best; ties share the mean rank) and the mean of those, best first.
-
-    Parameters
-    ----------
-    scores
-        Name -> (layer, head), where more is better: overlap with boxes, size of attribution, a probe's accuracy, ...
-    layers
-        Numbers of the layers; 0, 1, ... by default.
-
-    Returns
-    -------
-    pandas.DataFrame
-        layer, head, one column for each score, one `NAME_rank` each, mean_rank. A head without a score (NaN) has no rank in it.
-
-    Raises
-    ------
-    InvalidInputError
-        If there are no scores, or their shapes differ.
-    """
-    shape = _one_shape(scores)
-    named = list(range(shape[0])) if layers is None else list(layers)
-    if len(named) != shape[0]:
-        raise InvalidInputError(f"expected {shape[0]} layer numbers, found {len(named)}")
-    index = pd.MultiIndex.from_product([named, range(shape[1])], names=["layer", "head"])
-    table = pd.DataFrame({name: np.asarray(value, np.float64).ravel() for name, value in scores.items()}, index=index)
-    ranks = table.rank(ascending=False).add_suffix("_rank")
-    ranks["mean_rank"] = ranks.mean(axis=1)
-    return pd.concat([table, ranks], axis=1).sort_values("mean_rank", kind="stable").reset_index()
 
 
 def head_agreement(scores: Mapping[str, NDArray[Any]], *, level: float = 0.95) -> pd.DataFrame:
@@ -52,22 +22,22 @@ def head_agreement(scores: Mapping[str, NDArray[Any]], *, level: float = 0.95) -
     Parameters
     ----------
     scores
-        Name -> (layer, head) one score of every head.
+        Name -> (layer, head).
     level
-        Of the intervals.
+        Level of the intervals.
 
     Returns
     -------
     pandas.DataFrame
-        first, second, spearman, low, high (interval of Bonett & Wright 2000, which takes heads for independent), heads (how many have
-        both), shared_tenth (of the best tenth of heads by each, the share that is in both; about 0.1 by chance).
+        first, second, spearman, low, high (interval of Bonett & Wright 2000, heads as independent), heads (number with both scores),
+        shared_tenth (share of the best tenth of heads that both scores have in common; about 0.1 by chance).
 
     Raises
     ------
     InvalidInputError
         If there are fewer than two scores, or their shapes differ.
     """
-    _one_shape(scores)
+    checked_scores(scores)
     if len(scores) < 2:
         raise InvalidInputError(f"expected at least two scores to compare, found {', '.join(scores)}")
     rows = []
@@ -78,26 +48,14 @@ def head_agreement(scores: Mapping[str, NDArray[Any]], *, level: float = 0.95) -
             top = max(1, len(pair) // 10)
             best = [set(pair[c].nlargest(top).index) for c in "ab"]
             shared = len(best[0] & best[1]) / top if len(pair) else float("nan")
-            ranks = pair.rank()
-            varied = len(pair) > 2 and (ranks.std() > 0).all()
-            found = float(ranks["a"].corr(ranks["b"])) if varied else float("nan")
+            a, b = pair.to_numpy().T
+            found = rank_correlation(a, b) if len(pair) > 2 and np.ptp(a) > 0 else float("nan")
             rows.append((first, second, found, *spearman_interval(found, len(pair), level), len(pair), shared))
     return pd.DataFrame(rows, columns=list(AGREEMENT))
 
 
-def spearman_interval(correlation: float, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Ends of the interval of a Spearman correlation of `count` pairs: Fisher's z with the variance of Bonett & Wright 2000,
-    (1 + r^2 / 2) / (n - 3); NaN for fewer than four pairs."""
-    from statistics import NormalDist
-
-    if count < 4 or not np.isfinite(correlation):
-        return float("nan"), float("nan")
-    half = NormalDist().inv_cdf(0.5 + level / 2) * np.sqrt((1 + correlation**2 / 2) / (count - 3))
-    middle = np.arctanh(np.clip(correlation, -1 + 1e-12, 1 - 1e-12))
-    return float(np.tanh(middle - half)), float(np.tanh(middle + half))
-
-
-def _one_shape(scores: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
+def checked_scores(scores: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
+    """Shape (layer, head) that all scores have; InvalidInputError where they differ."""
     shapes = {np.shape(value) for value in scores.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
         raise InvalidInputError(f"expected scores of one shape (layer, head), found {sorted(map(str, shapes)) or 'none'}")

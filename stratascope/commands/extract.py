@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-from stratascope import demo
 from stratascope.commands import options
 from stratascope.commands.output import QUIET, VERBOSE, print_json, verbosity_options
 from stratascope.commands.signature import options_in_errors, options_of, with_option_names
@@ -74,32 +73,6 @@ settings_options = options_of(
 batch_tokens_option = options_of(
     extract, batch_tokens={"help": "Tokens in a forward pass, at most; halve it when memory runs out.", "type": click.IntRange(min=1)}
 )
-
-
-@click.command(short_help="Full pipeline on generated scenes with the built-in model.")
-@click.option("-o", "--out", default="stratascope-demo", show_default=True, type=options.OUTPUT, help="Folder to fill.")
-@options_of(demo.run_demo, scenes="Number of scenes to generate.", seed="Seed of scenes, folds and resamples.")
-@partial(verbosity_options, verbose_help="Also name the files of the results.")
-def demo_command(out: Path, scenes: int, seed: int, as_json: bool, verbosity: int) -> None:
-    """Run the full pipeline on generated scenes with the built-in model: scenes, store, probes, attention, figures, report.
-
-    The same command continues an interrupted run and repeats only steps whose files are missing or changed.
-
-    \b
-    Example:
-      stratascope demo --out demo
-    """
-    quiet = as_json or verbosity == QUIET
-    text = demo.run_demo(
-        out, scenes=scenes, seed=seed, progress=sys.stderr.isatty() and not quiet, on_step=lambda step: None if quiet else echo(step)
-    )
-    if as_json:
-        print_json({"folder": out, "report": out / "results" / "report.html", "summary": text})
-    elif not quiet:
-        echo(text)
-        if verbosity == VERBOSE:
-            for path in sorted((out / "results").glob("*.*")):
-                echo(f"file {path}")
 
 
 @click.command(short_help="Cost of an extraction: disk, time, memory; writes nothing.")

@@ -1,10 +1,10 @@
-"""What every command that computes a result does with it: save, draw, print."""
+"""Output of commands: save results, draw figures, print text or JSON."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +137,27 @@ class Output:
         echo(f"results in {self.folder}")
 
 
+def print_record(record: Mapping[str, Any], lines: Sequence[str], *, as_json: bool, verbosity: int, details: Sequence[str] = ()) -> None:
+    """Print the outcome of a command that computes no result.
+
+    Parameters
+    ----------
+    record
+        Printed with --json.
+    lines
+        Printed otherwise, unless --quiet.
+    as_json, verbosity
+        As of `verbosity_options`.
+    details
+        Lines that --verbose adds.
+    """
+    if as_json:
+        print_json(record)
+    elif verbosity > QUIET:
+        for line in (*lines, *(details if verbosity >= VERBOSE else ())):
+            echo(line)
+
+
 def selection_lines(store: ActivationStore, result: Result) -> list[str]:
     """A line that names the part of the store's examples that a result is of; none for all of them."""
     total, count = store.layout.examples, result.example_count
@@ -147,7 +168,7 @@ def selection_lines(store: ActivationStore, result: Result) -> list[str]:
     return [f"{f'only {choice_text(result.only)}:' if result.only else 'from'} {count:,} of {total:,} examples{why}"]
 
 
-def print_json(record: dict[str, Any]) -> None:
+def print_json(record: Mapping[str, Any]) -> None:
     """Print one JSON object."""
     echo(json.dumps(record, default=_plain))
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from stratascope.probe import LayerCurve
+    from stratascope.report.reproduction import CommandLine
     from stratascope.results.result import Result
     from stratascope.store import ActivationStore
 
@@ -31,7 +32,13 @@ KEPT = ": finished before, kept"
 
 
 def run_demo(
-    out: Path, *, scenes: int = 512, seed: int = 0, progress: bool = False, on_step: Callable[[str], object] = lambda text: None
+    out: Path,
+    *,
+    scenes: int = 512,
+    seed: int = 0,
+    progress: bool = False,
+    on_step: Callable[[str], object] = lambda text: None,
+    command_line: CommandLine | None = None,
 ) -> str:
     """Generate scenes, extract them with original and blank images, train probes, run all analyses, write the report.
 
@@ -49,6 +56,8 @@ def run_demo(
         Show progress bars.
     on_step
         Receives a line for each step as it begins, or when it is kept from an earlier run.
+    command_line
+        Writes the commands that the report lists; see `report.write_report`.
 
     Returns
     -------
@@ -100,7 +109,7 @@ def run_demo(
     step(
         "5/5 answers, attention, attribution, faithfulness and report",
         results,
-        _analyses(stores["original"], out, seed),
+        _analyses(stores["original"], out, seed, command_line),
         # the report depends on all results
         lambda name: [prints, {p.name: digest(p) for p in sorted(results.glob(f"*{ENDING}"))} if name == "report" else None],
     )
@@ -146,10 +155,10 @@ def _extracted(
     return store
 
 
-def _analyses(store: ActivationStore, out: Path, seed: int) -> dict[str, Callable[[], object]]:
+def _analyses(store: ActivationStore, out: Path, seed: int, command_line: CommandLine | None) -> dict[str, Callable[[], object]]:
     """Analyses by name; the report last."""
     from stratascope import analysis
-    from stratascope.analysis.rollout_results import MOST_EXAMPLES
+    from stratascope.analysis.example_images import MOST_EXAMPLES
     from stratascope.datasets.boxes import BoxIndex
     from stratascope.datasets.examples import files_digest
     from stratascope.report.report_file import write_report
@@ -173,7 +182,7 @@ def _analyses(store: ActivationStore, out: Path, seed: int) -> dict[str, Callabl
         "attribution": lambda: save(analysis.logit_attribution(store)),
         "faithfulness": lambda: save(analysis.faithfulness(store, seed=seed)),
         "pointing": point,
-        "report": lambda: write_report(store, [results], results / "report.html", where=out / "original.zarr"),
+        "report": lambda: write_report(store, [results], results / "report.html", where=out / "original.zarr", command_line=command_line),
     }
 
 

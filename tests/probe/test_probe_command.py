@@ -12,10 +12,10 @@ from planted import planted_store
 
 from stratascope.cli import main
 from stratascope.probe import Advantage, LayerCurve, ScoreGrid, head_curves, layer_curve, probe_study
-from stratascope.results.collection import gather
+from stratascope.probe.curve import curve_figures
+from stratascope.report.result_set import gather
 from stratascope.results.registry import load_result
 from stratascope.store import ActivationStore
-from stratascope.workflow import probe_figures
 
 
 def run(*arguments: object) -> Result:
@@ -63,7 +63,7 @@ def test_every_result_is_there_and_reads_back(done):
     each = [Advantage.load(out / f"advantage-truth-final-over-{name}.zarr.zip").table["value"] for name in over - {"all"}]
     each.append(curve.difference(metric="accuracy").table["value"])
     np.testing.assert_allclose(every.table["value"], np.min(each, axis=0))
-    assert every.onset().layer in (3, 4)
+    assert every.onset.layer in (3, 4)
     grid = ScoreGrid.load(out / "positions-truth.zarr.zip")
     assert grid.matrix().shape == (2, 6)
     transfer = load_result(out / "transfer-truth-final.zarr.zip")
@@ -103,17 +103,17 @@ def test_all_scores_stand_in_one_table_for_other_programs(done):
 
 def test_a_figure_marks_the_onset_that_is_said(stores, tmp_path, monkeypatch):
     marked = {}
-    drawn = probe_figures.draw_curve_panel
+    drawn = curve_figures.draw_curve_panel
 
     def spy(*arguments, **named):
         marked[named["title"]] = named["events"].set_index("kind").loc["onset", ["layer", "low", "high"]].tolist()
         return drawn(*arguments, **named)
 
-    monkeypatch.setattr(probe_figures, "draw_curve_panel", spy)
+    monkeypatch.setattr(curve_figures, "draw_curve_panel", spy)
     assert run(stores[0], "--tasks", "relation", "--positions", "final,relation", "--out", tmp_path).exit_code == 0
     assert set(marked) == {"final", "relation"}
     for position, found in marked.items():
-        onset = Advantage.load(tmp_path / f"advantage-relation-{position}-over-all.zarr.zip").onset()
+        onset = Advantage.load(tmp_path / f"advantage-relation-{position}-over-all.zarr.zip").onset
         assert found == [-1 if end is None else end for end in (onset.layer, onset.low, onset.high)]
 
 
@@ -169,8 +169,8 @@ def test_a_choice_of_examples_is_told_and_never_mixed_with_all(stores, tmp_path)
     assert len(some.table("examples")) == store.examples["relation"].isin(["above", "below"]).sum()
     for curve in (whole, some):
         assert [c.task for c in findings.controls_of(curve)] == [f"{curve.task}:shuffled"]
-        assert findings.advantages_of(curve)
-        assert {a.task for a in findings.advantages_of(curve)} == {curve.task}
+        assert findings.saved_advantages(curve)
+        assert {a.task for a in findings.saved_advantages(curve)} == {curve.task}
 
 
 def test_a_baseline_of_other_examples_is_refused(stores, tmp_path):

@@ -21,7 +21,7 @@ from stratascope.extract.plan.images import ImageFacts, apply_condition, open_im
 from stratascope.extract.plan.knockout_plan import Knockouts, computed_tokens, masked_tokens
 from stratascope.extract.plan.settings import BOX_POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
-from stratascope.store import StoreLayout
+from stratascope.store import StoreLayout, estimate_sizes
 
 THUMBNAIL_SAMPLE = 16
 """Images from which the size of all thumbnails is estimated."""
@@ -214,7 +214,7 @@ class ExtractionPlan:
         """Bytes by array, raw and on disk, see `StoreLayout.estimate`; thumbnails are estimated from a few images."""
         words = self.tokenizer.tokenizer.get_vocab_size() if "top_tokens" in self.store.record else 0
         knocked = 0.0 if self.knockouts is None else float(self.knockouts.chosen.mean())
-        return self.store.estimate(self.token_counts, self.has_map, self.present, self._sample_thumbnails(), words, knocked)
+        return estimate_sizes(self.store, self.token_counts, self.has_map, self.present, self._sample_thumbnails(), words, knocked)
 
     def _sample_thumbnails(self) -> np.ndarray | None:
         if self.settings.image_size is not None or self.store.thumbnail is None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 from stratascope.probe.tasks.geometry import TARGETS, geometry_targets
 from stratascope.probe.validation.folds import FEWEST_FOLDS, MINIMUM_PER_FOLD
-from stratascope.store.format.categories import category_of
+from stratascope.store.io.example_filter import category_of
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -89,6 +89,12 @@ def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[o
     ------
     InvalidInputError
         A value is missing or infinite, or values are fractions.
+
+    Examples
+    --------
+    >>> task = task_from_values("side", ["left", "right", "left"])
+    >>> task.classes, task.codes.tolist()
+    (('left', 'right'), [0, 1, 0])
     """
     series = (values if isinstance(values, pd.Series) else pd.Series(values, dtype=object)).reset_index(drop=True)
     used = np.ones(len(series), bool) if wanted is None else wanted

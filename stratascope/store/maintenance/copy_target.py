@@ -1,4 +1,4 @@
-"""Where a copy of a store is written: a folder or a zip that appears whole, or not at all, and is read back."""
+"""Targets of a copy: a folder or zip, written atomically and read back."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from stratascope.errors import StoreError
-from stratascope.results.file import zip_entry
 from stratascope.store.io.claims import file_claim
-from stratascope.store.io.durable import PARTIAL, flush_folder, lost_files, make_folder, move_folder, write_file
+from stratascope.store.io.durable import PARTIAL, flush_folder, lost_files, make_folder, move_folder, write_file, zip_entry
 
 try:
     import fcntl
