@@ -18,7 +18,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from stratascope.extract.run.capture import Capture, Pooling, capturing, use_captured_attention
 from stratascope.extract.run.gradients import token_gradients
-from stratascope.extract.run.logit_terms import directions, logit_parts
+from stratascope.extract.run.logits import directions, logit_parts
 
 VARIANTS = (
     "bare",

@@ -22,7 +22,7 @@ from stratascope.datasets import BoxIndex, write_scenes
 from stratascope.errors import InvalidInputError
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction
 from stratascope.extract.plan.plan_summary import plan_summary
-from stratascope.extract.run.image_reader import load_image, shown_image
+from stratascope.extract.run.inputs import load_image, shown_image
 from stratascope.store import STATUS_CODES, ActivationStore, verify
 
 COUNT = 12
@@ -216,7 +216,7 @@ def test_images_that_cannot_be_recorded_fail_by_name_and_the_rest_goes_on(data: 
 
 
 def test_a_shape_that_the_model_does_not_take_fails_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stratascope.extract.families.patch_grid import PatchGrid
+    from stratascope.extract.families.image_tokens import PatchGrid
 
     monkeypatch.setattr(PatchGrid, "_most_aspect", 2)
     path = images(data)[5]

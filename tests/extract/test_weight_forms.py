@@ -16,8 +16,7 @@ from click.testing import CliRunner
 from stratascope.cli import FAULT, main
 from stratascope.errors import InvalidInputError, MissingExtraError
 from stratascope.extract import plan_extraction
-from stratascope.extract.model_files import ModelSource, resolve_model
-from stratascope.extract.plan.weight_formats import check_weight_files, check_weight_form, quantization
+from stratascope.extract.model_files import ModelSource, check_weight_files, check_weight_form, quantization, resolve_model
 
 torch = pytest.importorskip("torch")
 

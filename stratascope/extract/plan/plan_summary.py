@@ -6,11 +6,10 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from stratascope.extract.plan.answer_forms import token_texts
 from stratascope.extract.plan.duration import ExtractionTiming
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.image_boxes import alignment_cases, is_whole
-from stratascope.extract.plan.token_layout import TILES
+from stratascope.extract.plan.token_layout import TILES, token_texts
 from stratascope.store.io.overview import bytes_text
 
 SPAN_COLOURS = {

@@ -1,4 +1,4 @@
-"""Token ids, spans and image grid of an example, from the tokenizer and the image size. No torch, no model."""
+"""Token ids, spans and image grid of an example, from the tokenizer and the image size; answer words as tokens. No torch, no model."""
 
 from __future__ import annotations
 
@@ -11,18 +11,50 @@ from functools import lru_cache
 from itertools import accumulate, islice
 
 import numpy as np
-from tokenizers import Encoding
+from tokenizers import Encoding, Tokenizer
 
 from stratascope.datasets.boxes import Box
 from stratascope.datasets.captions import Interval
 from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import FilledPrompt, Prompt
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families.patch_grid import ImageRule, ImageTokens
+from stratascope.extract.families.image_tokens import ImageRule, ImageTokens
 from stratascope.extract.families.registry import check_family
 from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.chat_template import ChatFormat, PrefixFormat, PromptFormat
 from stratascope.extract.plan.template_framing import Frame, frame_of, tokens_within
+
+ANSWER_FORMS = tuple(blank + word for word in ("True", "False", "Yes", "No") for blank in ("", " "))
+
+ANSWER_LOGITS = {"precision": "float32", "read_from": "final norm and unembedding of the residual stream after the last block"}
+"""How logits of answers and top tokens are computed, for the provenance. Stores without it hold the model's own logits."""
+
+_BLANKS = ("Ġ", "▁", " ")
+
+
+def answer_forms(tokenizer: Tokenizer) -> dict[str, int]:
+    """`ANSWER_FORMS` that are one token of the vocabulary -> token id.
+
+    They are looked up, not encoded, because sentencepiece adds a leading space to "True".
+    """
+    found: dict[str, int] = {}
+    for form in ANSWER_FORMS:
+        written = [blank + form[1:] for blank in _BLANKS] if form.startswith(" ") else [form]
+        ids = [tokenizer.token_to_id(text) for text in written]
+        known = [int(i) for i in ids if i is not None]
+        if known:
+            found[form] = known[0]
+    return found
+
+
+def token_texts(tokenizer: Tokenizer, used: np.ndarray | None) -> dict[int, str]:
+    """Token id -> text with its leading space, for the ids `used` or the whole vocabulary."""
+    ids = sorted(tokenizer.get_vocab(with_added_tokens=True).values()) if used is None else [int(t) for t in used]
+    texts = tokenizer.decode_batch([[t] for t in ids], skip_special_tokens=False)
+    blank = _BLANKS[1]  # of SentencePiece; decoding a single token removes it
+    raw = [tokenizer.id_to_token(t) or "" for t in ids]
+    return {t: written.replace(blank, " ") if blank in written else text for t, written, text in zip(ids, raw, texts, strict=True)}
+
 
 SPANS = ("system", "image", "prompt", "caption", "subject", "relation", "object", "final")
 """Named half-open token intervals; the other tokens belong to the chat template."""

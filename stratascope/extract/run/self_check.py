@@ -12,7 +12,7 @@ from qwen_vl_utils import fetch_image
 from transformers import AutoProcessor
 
 from stratascope.errors import CaptureError, InvalidInputError, MissingExtraError
-from stratascope.extract.families.patch_grid import PatchGrid
+from stratascope.extract.families.image_tokens import PatchGrid
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.model import Captured, CaptureModel
 from stratascope.extract.run.reference import Reference

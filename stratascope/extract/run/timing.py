@@ -16,7 +16,7 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.duration import ExtractionTiming, Sample, Stage
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.store_contents import store_contents
-from stratascope.extract.run.image_reader import first_per_image
+from stratascope.extract.run.inputs import first_per_image
 from stratascope.extract.run.session import ExtractionSession
 from stratascope.extract.run.shard_block import ShardBlock
 from stratascope.extract.run.timed_session import Clock, ImmediateQueue, NoBar, TimedSession
