@@ -107,9 +107,12 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
 
     Examples
     --------
-    >>> plan = plan_extraction(settings)  # doctest: +SKIP
-    >>> plan.store.positions  # doctest: +SKIP
-    ('final', 'image', 'subject', 'relation', 'object')
+    >>> import tempfile
+    >>> from stratascope.datasets import write_scenes
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = write_scenes(folder, 4, seed=0)
+    >>> plan_extraction(ExtractionSettings("demo", (folder / "scenes.jsonl",), folder / "images", record=("residual",), device="cpu"))
+    <ExtractionPlan of demo: 4 examples, 6 layers; residual>
     """
     gpus = visible_gpus() if settings.device == "auto" else None
     return build_plan(settings, gpu=gpus is None or gpus > 0, weights=weights, progress=progress)
