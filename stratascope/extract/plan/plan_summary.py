@@ -36,7 +36,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     assumed = plan.settings.device == "auto" and find_spec("torch") is None
     cells = np.array([tokens.grid[0] * tokens.grid[1] for tokens in plan.layouts])
     lines = [
-        f"model      {plan.settings.model} ({model['family']}): {plan.shape.layers} decoder blocks, hidden {plan.shape.hidden}, "
+        f"model      {plan.settings.model} ({model['family']}): {plan.shape.layers} decoder blocks, hidden size {plan.shape.hidden}, "
         f"{plan.shape.heads} heads; "
         f"{model['dtype']} on {model['device']}{'' if drawn is None else f'; untrained, weights drawn with seed {drawn}'}"
         + ("; device assumed, because torch is not installed (`device`)" if assumed else ""),
