@@ -127,7 +127,7 @@ def test_a_file_of_boxes_at_another_size_points_as_the_same_boxes_do(drawn: Path
     one = pointing(store, BoxIndex.from_coco(data / "one.json"), methods=("attention",))
     assert list(one.attributes["box_alignment"]["refused"]) == [wide["images"][0]["file_name"]]
     assert set(one.examples) == set(plain.examples) - {0}
-    assert f"left out, 1 images whose boxes do not fit their photo: {wide['images'][0]['file_name']}: boxes are" in one.summary()
+    assert f"left out: 1 images with boxes that do not fit their photo: {wide['images'][0]['file_name']}: boxes are" in one.summary()
 
 
 def test_boxes_of_the_stored_pixels_turn_with_the_photo(data: Path) -> None:
