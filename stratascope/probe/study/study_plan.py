@@ -1,4 +1,4 @@
-"""What a study will solve: for each position the examples, folds and labels of every task, before any activation is read."""
+"""Plan of a study: settings, and the examples, folds and labels of every task at a position."""
 
 from __future__ import annotations
 
@@ -23,35 +23,36 @@ from stratascope.store.io.selection import listing
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How probes are fitted and scored."""
+    """Settings of fits and scores."""
 
     array: str = "residual"
-    """Any recorded array whose last axis is what a probe reads."""
+    """Any recorded array; its last axis is the input of a probe."""
     folds: int = 5
     seed: int = 0
     """Of folds, controls and bootstrap."""
     strengths: tuple[float, ...] | None = None
-    """Inverse regularisation C; several are chosen among inside the training folds. None: 1e-5 .. 100 and 1e3 where the loss
-    still falls; for ridge 1e-6 .. 100."""
+    """Inverse regularisation C, selected by nested cross-validation. None: 1e-5 .. 100, and 1e3 where the loss still falls; for ridge
+    regression 1e-6 .. 100."""
     method: str = "logistic"
-    """logistic, or means: the difference in means. Tasks of values are always fitted by ridge regression."""
+    """logistic: L2-regularised logistic regression; means: difference of class means. Tasks of values use ridge regression."""
     split: tuple[str, ...] = ()
     """Names of the training and the test split, such as ("train", "test"), instead of cross-validation."""
     groups: str = "image"
-    """Column of the examples whose equal values are never divided between folds; `image` means the image's content."""
+    """Column of the groups that no fold divides; `image` groups by image content."""
     minimum: int = MINIMUM_COUNT
-    """Classes of fewer examples are left out."""
+    """Classes with fewer examples are excluded."""
     only: tuple[str, ...] = ()
-    """COLUMN=VALUE: examples without one of the values given for a column take no part. The tasks' names tell it."""
+    """COLUMN=VALUE: only examples with one of the values of each column; task names state the selection."""
     types: tuple[str, ...] = TYPES
-    """Columns that make the type in a control task."""
+    """Columns that define the type of an example in a control task."""
     tolerance: float = TOLERANCE
-    """Of the solver, relative to the objective."""
+    """Tolerance of the solver, relative to the objective."""
     draws: int = 2000
-    """Of the bootstrap."""
+    """Resamples of the bootstrap."""
     level: float = 0.95
+    """Confidence level of intervals and bands."""
     directions: bool = True
-    """Whether the weights of a probe of all examples are kept."""
+    """Whether the weights of a probe trained on all examples are kept."""
 
     def __post_init__(self) -> None:
         if self.strengths is not None:
@@ -113,14 +114,14 @@ def shows_probe_options(function: Function) -> Function:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Labellings of the same examples with the same folds: solved together."""
+    """Labellings of the same examples with the same folds, solved together."""
 
     tasks: tuple[str, ...]
     classes: tuple[str, ...]
     folds: Folds
     """Over all examples of the store."""
     labels: NDArray[Any]
-    """(labelling, example) class codes, -1 for examples that take no part; (labelling, example, target) of a task of values."""
+    """(labelling, example) class codes, -1 for excluded examples; (labelling, example, target) of a task of values."""
     targets: tuple[str, ...] = ()
 
     @property
@@ -130,7 +131,7 @@ class Batch:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What its curves are scored by."""
+        """Metrics of its curves."""
         if self.targets:
             return ("r2", *(f"r2_{target}" for target in self.targets))
         return ("accuracy", "balanced_accuracy", *(("auroc",) if len(self.classes) == 2 else ()), "log_loss")
@@ -186,7 +187,7 @@ def plan_position(
 
 
 def task_name(task: str, only: Sequence[str]) -> str:
-    """A task's name with the choice of examples that it was asked of, before the control: `truth (relation=above):shuffled`."""
+    """Task name with the selection of examples, such as `truth (relation=above):shuffled`."""
     if not only:
         return task
     name, colon, control = task.partition(":")
@@ -222,7 +223,7 @@ def _labels(store: ActivationStore, task: Task, control: str | None, folds: Fold
 
 
 def wanted_examples(store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None, only: Sequence[str] = ()) -> NDArray[np.bool_]:
-    """(example,) mask of the examples asked for, of these what `only` chooses; UnwrittenBlockError where one of them is not written."""
+    """(example,) mask of `examples` that match `only`; UnwrittenBlockError where one of them is not written."""
     count = store.layout.examples
     wanted = np.zeros(count, dtype=bool)
     wanted[slice(None) if examples is None else np.asarray(examples)] = True
