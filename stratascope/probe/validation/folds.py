@@ -67,7 +67,7 @@ def grouped_folds(
     groups
         (example,) names or numbers; examples with the same one are never separated.
     classes
-        (example,) class codes, -1 for an example that takes no part; None to balance sizes alone.
+        (example,) class codes, -1 for excluded examples; None to balance sizes alone.
     folds
         How many.
     seed
