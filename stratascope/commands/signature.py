@@ -1,11 +1,12 @@
-"""Options of the command line from the parameters of a function or the fields of a settings class: defaults are written there, once."""
+"""Command-line options from the parameters of a function or the fields of a settings class, where defaults are written once."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import click
@@ -16,11 +17,13 @@ CALLBACKS: Mapping[Any, Callable[..., Any]] = {
     tuple[str, ...]: parsers.names,
     tuple[int, ...]: parsers.numbers,
     tuple[float, ...]: parsers.decimals,
+    Sequence[str]: parsers.names,
+    Sequence[int]: parsers.numbers,
 }
 
 
-def options_of(function: Callable[..., Any], /, **help_texts: str | click.Option | Callable[..., Any]) -> Callable[[Any], Any]:
-    """A decorator that adds one option for each named parameter, with the parameter's type and default.
+def options_of(function: Callable[..., Any], /, **help_texts: str) -> Callable[[Any], Any]:
+    """Decorator that adds an option for each named parameter, with its type and default.
 
     Parameters
     ----------
@@ -36,12 +39,13 @@ def options_of(function: Callable[..., Any], /, **help_texts: str | click.Option
     >>> [(p.name, p.default) for p in command.params]
     [('factor', 2.0), ('unit', 'mm')]
     """
-    hints = typing.get_type_hints(function)
+    named = types.SimpleNamespace(__annotations__={name: inspect.get_annotations(function)[name] for name in help_texts})
+    hints = typing.get_type_hints(named, vars(sys.modules[function.__module__]))
     parameters = inspect.signature(function).parameters
 
     def decorate(command: Any) -> Any:
         for name, text in reversed(help_texts.items()):
-            command = _option(name, hints[name], parameters[name].default, str(text))(command)
+            command = _option(name, hints[name], parameters[name].default, text)(command)
         return command
 
     return decorate
@@ -56,14 +60,16 @@ def _option(name: str, hint: Any, default: Any, text: str) -> Any:
     flag = f"--{name.replace('_', '-')}"
     inner = [one for one in get_args(hint) if one is not type(None)] if isinstance(hint, types.UnionType) else [hint]
     hint = inner[0]
-    given: dict[str, Any] = {"help": text, "default": default, "show_default": default not in (None, (), "", False)}
+    given: dict[str, Any] = {"help": text, "default": default, "show_default": default not in (None, (), "") and default is not False}
     if hint is bool:
         return click.option(flag, is_flag=True, help=text)
     if get_origin(hint) is Literal:
         return click.option(flag, type=click.Choice(get_args(hint)), **given)
-    if hint in CALLBACKS:
+    if (callback := CALLBACKS.get(hint)) is not None:
         shown = ",".join(map(str, default)) if default else None
-        return click.option(flag, callback=CALLBACKS[hint], metavar="A,B", **{**given, "default": shown})
+        return click.option(
+            flag, callback=callback, metavar="N,M-K" if callback is parsers.numbers else "A,B", **{**given, "default": shown}
+        )
     if hint is int:
         return click.option(flag, type=click.IntRange(min=0), **given)
     return click.option(flag, type=hint, **given)

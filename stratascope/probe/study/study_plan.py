@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from inspect import Parameter, signature
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ class ProbeSettings:
     strengths: tuple[float, ...] | None = None
     """Inverse regularisation C, selected by nested cross-validation. None: 1e-5 .. 100, and 1e3 where the loss still falls; for ridge
     regression 1e-6 .. 100."""
-    method: str = "logistic"
+    method: Literal["logistic", "means"] = "logistic"
     """logistic: L2-regularised logistic regression; means: difference of class means. Tasks of values use ridge regression."""
     split: tuple[str, ...] = ()
     """Names of the training and the test split, such as ("train", "test"), instead of cross-validation."""
@@ -87,7 +87,7 @@ class ProbeOptions(TypedDict, total=False):
     folds: int
     seed: int
     strengths: tuple[float, ...] | None
-    method: str
+    method: Literal["logistic", "means"]
     split: tuple[str, ...]
     groups: str
     minimum: int
