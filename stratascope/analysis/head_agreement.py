@@ -1,8 +1,8 @@
-"""Which heads matter: several scores of every head side by side, and how far they agree."""
+"""Agreement of head scores: Spearman correlation with its interval, and the best heads in common."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,59 +16,28 @@ AGREEMENT = {"first": str, "second": str, "spearman": float, "low": float, "high
 """Columns of the table of agreement."""
 
 
-def head_ranking(scores: Mapping[str, NDArray[Any]], *, layers: Sequence[int] | None = None) -> pd.DataFrame:
-    """Every head with its scores, their ranks (1 is best; ties share the mean rank) and the mean of those, best first.
-
-    Parameters
-    ----------
-    scores
-        Name -> (layer, head), where more is better: overlap with boxes, size of attribution, a probe's accuracy, ...
-    layers
-        Numbers of the layers; 0, 1, ... by default.
-
-    Returns
-    -------
-    pandas.DataFrame
-        layer, head, one column for each score, one `NAME_rank` each, mean_rank. A head without a score (NaN) has no rank in it.
-
-    Raises
-    ------
-    InvalidInputError
-        If there are no scores, or their shapes differ.
-    """
-    shape = _one_shape(scores)
-    named = list(range(shape[0])) if layers is None else list(layers)
-    if len(named) != shape[0]:
-        raise InvalidInputError(f"expected {shape[0]} layer numbers, found {len(named)}")
-    index = pd.MultiIndex.from_product([named, range(shape[1])], names=["layer", "head"])
-    table = pd.DataFrame({name: np.asarray(value, np.float64).ravel() for name, value in scores.items()}, index=index)
-    ranks = table.rank(ascending=False).add_suffix("_rank")
-    ranks["mean_rank"] = ranks.mean(axis=1)
-    return pd.concat([table, ranks], axis=1).sort_values("mean_rank", kind="stable").reset_index()
-
-
 def head_agreement(scores: Mapping[str, NDArray[Any]], *, level: float = 0.95) -> pd.DataFrame:
     """Agreement of each pair of scores over heads.
 
     Parameters
     ----------
     scores
-        Name -> (layer, head) one score of every head.
+        Name -> (layer, head).
     level
-        Of the intervals.
+        Level of the intervals.
 
     Returns
     -------
     pandas.DataFrame
-        first, second, spearman, low, high (interval of Bonett & Wright 2000, which takes heads for independent), heads (how many have
-        both), shared_tenth (of the best tenth of heads by each, the share that is in both; about 0.1 by chance).
+        first, second, spearman, low, high (interval of Bonett & Wright 2000, heads as independent), heads (number with both scores),
+        shared_tenth (share of the best tenth of heads that both scores have in common; about 0.1 by chance).
 
     Raises
     ------
     InvalidInputError
         If there are fewer than two scores, or their shapes differ.
     """
-    _one_shape(scores)
+    checked_scores(scores)
     if len(scores) < 2:
         raise InvalidInputError(f"expected at least two scores to compare, found {', '.join(scores)}")
     rows = []
@@ -85,7 +54,8 @@ def head_agreement(scores: Mapping[str, NDArray[Any]], *, level: float = 0.95) -
     return pd.DataFrame(rows, columns=list(AGREEMENT))
 
 
-def _one_shape(scores: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
+def checked_scores(scores: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
+    """Shape (layer, head) that all scores have; InvalidInputError where they differ."""
     shapes = {np.shape(value) for value in scores.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
         raise InvalidInputError(f"expected scores of one shape (layer, head), found {sorted(map(str, shapes)) or 'none'}")

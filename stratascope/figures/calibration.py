@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def draw_reliability(table: pd.DataFrame, ax: Axes, *, layer: int, title: str | None = None) -> Axes:
-    """How often a probe is right where it is so sure; on the diagonal it is calibrated.
+    """Reliability diagram: accuracy by confidence; the diagonal is perfect calibration.
 
     Parameters
     ----------
@@ -37,18 +37,18 @@ def draw_reliability(table: pd.DataFrame, ax: Axes, *, layer: int, title: str | 
     if rows.empty:
         raise InvalidInputError(f"expected a layer of {sorted(set(table['layer']))}, found {layer}")
     low = min(0.5, float(rows[["confidence", "accuracy"]].min().min()))
-    ax.plot([low, 1], [low, 1], color=GREY, linewidth=0.9, linestyle="--", label="calibrated")
+    ax.plot([low, 1], [low, 1], color=GREY, linewidth=0.9, linestyle="--", label="perfect calibration")
     ax.plot(rows["confidence"], rows["accuracy"], color=COLOURS[0], marker="o", linewidth=1.2, label=f"layer {layer}")
-    ax.annotate(f"expected error {rows['error'].iloc[0]:.3f}", (0.97, 0.04), xycoords="axes fraction", ha="right", fontsize=6.5)
-    ax.set_xlabel("probability of the class chosen")
-    ax.set_ylabel("accuracy")
+    ax.annotate(f"ECE {rows['error'].iloc[0]:.3f}", (0.97, 0.04), xycoords="axes fraction", ha="right", fontsize=6.5)
+    ax.set_xlabel("Confidence (probability of the predicted class)")
+    ax.set_ylabel("Accuracy")
     if title:
         ax.set_title(title)
     return ax
 
 
 def draw_codelength(table: pd.DataFrame, ax: Axes, *, task: str, layers: str = "layer") -> Axes:
-    """Compression by layer, with controls and baselines dashed in grey; 1, where nothing can be read, as a line.
+    """Compression of labels by layer, controls and baselines dashed in grey; a line at 1, the uniform code.
 
     Parameters
     ----------
@@ -67,6 +67,6 @@ def draw_codelength(table: pd.DataFrame, ax: Axes, *, task: str, layers: str = "
         curves[name] = table[(table["store"] == store) & (table["task"] == of)]
     draw_layer_curves(curves, ax, metric="compression", muted=[name for name in curves if name != "probe"])
     ax.axhline(1, color="black", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
-    ax.text(1.01, 1, "nothing\nread", transform=ax.get_yaxis_transform(), va="center", fontsize=6.5)
+    ax.text(1.01, 1, "uniform\ncode", transform=ax.get_yaxis_transform(), va="center", fontsize=6.5)
     ax.set_xlabel(layers)
     return ax

@@ -1,4 +1,4 @@
-"""What a figure does to fit a paper's column: its legend stands above it, and long names of rows are broken."""
+"""Layout for one column of a paper: legend above the axes, long row names on several lines."""
 
 from __future__ import annotations
 

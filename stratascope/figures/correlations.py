@@ -1,4 +1,4 @@
-"""Methods side by side: a correlation with its interval for each."""
+"""Rank correlations of methods with their intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def draw_correlations(tables: Mapping[str, pd.DataFrame], order: Sequence[str], ax: Axes, *, title: str | None = None) -> Axes:
-    """A line for each method, a mark and an interval in it for each table.
+    """One row per method, with a mark and a 95 % interval for each table.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def draw_correlations(tables: Mapping[str, pd.DataFrame], order: Sequence[str], 
         ax.hlines(place, rows["low"], rows["high"], color=colour, linewidth=2, alpha=0.45)
         ax.plot(rows["correlation"], place, MARKERS[k % len(MARKERS)], color=colour, label=name)
     ax.axvline(0, color=GREY, linewidth=0.6, zorder=0)
-    name_rows(ax, list(order), "rank correlation with the effect of hiding")
+    name_rows(ax, list(order), "Spearman correlation with knockout effect")
     if title:
         ax.set_title(title)
     return ax

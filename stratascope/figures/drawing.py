@@ -1,4 +1,4 @@
-"""Figures from results. Each function draws on the axes it is given and returns them; none needs the model or the store."""
+"""Drawing functions on given axes, and new and saved figures."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ METRIC_LABELS = {
 }
 
 LAYER_LABELS = {
-    "residual": "residual stream after k blocks",
-    "vision_residual": "vision tower after k blocks",
-    "head_outputs": "decoder block",
+    "residual": "Decoder layer (0: embeddings)",
+    "vision_residual": "Vision layer (0: patch embeddings)",
+    "head_outputs": "Decoder block",
 }
 """Array -> label of the axis of its layers."""
 
@@ -54,7 +54,7 @@ def draw_layer_curves(
     muted: Sequence[str] = (),
     title: str | None = None,
 ) -> Axes:
-    """A score by layer for each named curve, with its interval as a band and the chance line.
+    """Score by layer of each named curve, with its 95 % interval as a band and the chance level.
 
     Parameters
     ----------
@@ -95,8 +95,45 @@ def draw_layer_curves(
     if chance is not None:
         ax.axhline(chance, color="black", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
         ax.text(1.01, chance, "chance", transform=ax.get_yaxis_transform(), va="center", fontsize=6.5)
-    ax.set_xlabel("residual stream after k decoder blocks")
-    ax.set_ylabel(METRIC_LABELS.get(metric, metric))
+    ax.set_xlabel(LAYER_LABELS["residual"])
+    ax.set_ylabel(metric_label(metric))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if title:
+        ax.set_title(title)
+    return ax
+
+
+def metric_label(metric: str) -> str:
+    """Name of a metric as the label of an axis."""
+    name = METRIC_LABELS.get(metric, metric.replace("_", " "))
+    return name[:1].upper() + name[1:]
+
+
+def draw_advantages(advantages: Mapping[str, pd.DataFrame], ax: Axes, *, title: str | None = None) -> Axes:
+    """Differences of scores by layer, with 95 % simultaneous bands; a band that excludes 0 is significant.
+
+    Parameters
+    ----------
+    advantages
+        Name -> table with columns layer, metric, value, low_simultaneous, high_simultaneous.
+    ax
+        Axes to draw on.
+    title
+        Title of the axes.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    metric = ""
+    for k, (name, table) in enumerate(advantages.items()):
+        rows = table.sort_values("layer")
+        layer, metric = rows["layer"].to_numpy(), str(rows["metric"].iloc[0])
+        low, high = (rows[f"{end}_simultaneous"].to_numpy(float) for end in ("low", "high"))
+        colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
+        ax.fill_between(layer, low, high, color=colour, alpha=0.18, linewidth=0)
+        ax.plot(layer, rows["value"].to_numpy(float), color=colour, marker=marker, label=name)
+    ax.axhline(0, color=GREY, linewidth=0.7)
+    ax.set_xlabel(LAYER_LABELS["residual"])
+    ax.set_ylabel(f"Difference in {METRIC_LABELS.get(metric, metric)}")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if title:
         ax.set_title(title)
@@ -104,7 +141,7 @@ def draw_layer_curves(
 
 
 def draw_attention_share(values: np.ndarray, tokens: np.ndarray, parts: Sequence[str], ax: Axes, *, title: str | None = None) -> Axes:
-    """Share of the final token's attention on image and text by layer, beside the image's share of the tokens.
+    """Attention share of image and text by decoder block, and their shares of the tokens.
 
     Parameters
     ----------
@@ -141,9 +178,9 @@ def draw_attention_share(values: np.ndarray, tokens: np.ndarray, parts: Sequence
         place = ax.get_yaxis_transform()
         ax.plot(1, of_tokens, MARKERS[k], color=COLOURS[k], mfc="white", markersize=3, transform=place, clip_on=False, zorder=3)
     ax.plot([], [], "o", color=GREY, markersize=2.5, alpha=0.6, label="one head")
-    ax.plot([], [], color=GREY, linestyle=":", linewidth=0.9, label="its share of the tokens")
-    ax.set_xlabel("decoder block")
-    ax.set_ylabel("share of the final token's attention")
+    ax.plot([], [], color=GREY, linestyle=":", linewidth=0.9, label="share of the tokens")
+    ax.set_xlabel("Decoder block")
+    ax.set_ylabel("Attention share (final token)")
     ax.set_ylim(0, 1)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if title:

@@ -1,4 +1,4 @@
-"""Pictures of several examples side by side, each with a map laid over its cells; maps may be signed."""
+"""Gallery of examples, each an image with a map over its cells; maps may be signed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
-from stratascope.figures.style import COLOURS, GREY, paper_style
+from stratascope.figures.style import COLOURS, GREY, TINT, TINT_BELOW, paper_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FOR, AGAINST = COLOURS[1], COLOURS[0]
-"""Tints of what is above and below 0."""
 GLYPHS = ("o", "^", "x", ".", "s", "D")
 
 
@@ -87,7 +85,7 @@ def draw_gallery(
 
 
 def draw_tile(tile: Tile, ax: Axes, marks: Sequence[str] = ()) -> Axes:
-    """One picture: half its colour taken out, the map's cells tinted (above 0 orange, below blue), boxes and signs over it.
+    """Desaturated image with tinted cells (orange above 0, purple below), boxes and marks.
 
     Raises
     ------
@@ -130,10 +128,8 @@ def draw_tile(tile: Tile, ax: Axes, marks: Sequence[str] = ()) -> Axes:
 
 
 def tinted(cells: NDArray[Any]) -> NDArray[np.float64]:
-    """(row, column, 4) colours of a signed map: nothing at 0, full at the largest size, orange above 0 and blue below."""
-    from matplotlib.colors import to_rgb
-
+    """(row, column, 4) tint of a signed map: transparent at 0, full at the largest size; orange above 0, purple below."""
     values = np.asarray(cells, np.float64)
     peak = float(np.abs(values).max(initial=0))
-    colour = np.where(values[..., None] >= 0, np.array(to_rgb(FOR)), np.array(to_rgb(AGAINST)))
+    colour = np.where(values[..., None] >= 0, np.array(TINT), np.array(TINT_BELOW))
     return np.dstack([colour, 0.78 * np.abs(values) / (peak if peak > 0 else 1)])

@@ -1,4 +1,4 @@
-"""Grids of one number a cell: position by layer, head by layer."""
+"""Heatmaps: relation by layer, head by layer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stratascope.errors import InvalidInputError
+from stratascope.figures.style import DIVERGING, SEQUENTIAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +34,7 @@ def draw_grid(
     diverging: bool = False,
     title: str | None = None,
 ) -> Axes:
-    """Coloured cells with a colour bar; each cell's number is written where there are few.
+    """Heatmap with a colour bar; small grids show the number of each cell.
 
     Parameters
     ----------
@@ -48,7 +49,7 @@ def draw_grid(
     low, high
         Ends of the colour scale; those of the values by default.
     diverging
-        Blue below 0, orange above, white at 0.
+        Centred at 0: purple below, orange above.
     title
         Over the axes.
 
@@ -73,7 +74,7 @@ def draw_grid(
     picture = ax.imshow(
         np.ma.masked_invalid(grid),
         aspect="auto",
-        cmap="PuOr_r" if diverging else "viridis",
+        cmap=DIVERGING if diverging else SEQUENTIAL,
         vmin=least,
         vmax=most,
         interpolation="none",
@@ -112,7 +113,7 @@ def draw_heads(
     diverging: bool = False,
     title: str | None = None,
 ) -> Axes:
-    """A number of every head, head by decoder block.
+    """Heatmap of one number per head, decoder block by head.
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ def draw_heads(
     """
     rows, columns = [int(k) for k in layers], list(range(values.shape[1]))
     return draw_grid(
-        values, ax, rows=rows, columns=columns, label=label, row_label="decoder block", column_label="head", low=low,
+        values, ax, rows=rows, columns=columns, label=label, row_label="Decoder block", column_label="Head", low=low,
         diverging=diverging, title=title,
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ AGAINST = {"others": "other objects", "ground": "the rest of the image"}
 
 
 def draw_ratios(table: pd.DataFrame, against: str, ax: Axes) -> Axes:
-    """A row for each method: its score on the named objects over that on others, with its interval, on a log axis.
+    """One row per method: ratio of its score on the named objects to that elsewhere, with its 95 % interval, on a log axis.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def draw_ratios(table: pd.DataFrame, against: str, ax: Axes) -> Axes:
     measured = table["method"].str.startswith("knockout_").to_numpy()
     place = np.arange(len(table))
     ax.axvline(1, color=GREY, linewidth=0.7, zorder=0)
-    for k, (rows, name) in enumerate(((measured, "knockout (measured)"), (~measured, "computed"))):
+    for k, (rows, name) in enumerate(((measured, "knockout (measured)"), (~measured, "attribution method"))):
         if rows.any():
             ax.hlines(place[rows], low[rows], high[rows], color=COLOURS[k], linewidth=2, alpha=0.45)
             ax.plot(value[rows], place[rows], MARKERS[k], color=COLOURS[k], label=name)
@@ -40,6 +40,6 @@ def draw_ratios(table: pd.DataFrame, against: str, ax: Axes) -> Axes:
     ax.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    name_rows(ax, table["label"].str.removesuffix(", measured").tolist(), f"named objects over {AGAINST[against]}, by cell")
+    name_rows(ax, table["label"].str.removesuffix(", measured").tolist(), f"Score ratio, named objects / {AGAINST[against]}")
     place_legend(ax, inside="lower right")
     return ax

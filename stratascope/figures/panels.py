@@ -1,4 +1,4 @@
-"""Layer curves in small panels that share their axes: one a position with its controls and baselines, or one a relation."""
+"""Layer curves in small multiples that share their axes: one panel per position, or per relation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
-from stratascope.figures.drawing import METRIC_LABELS, draw_layer_curves
+from stratascope.figures.drawing import draw_layer_curves, metric_label
 from stratascope.figures.style import COLOURS, GREY, paper_style
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def draw_curve_panel(
     title: str | None = None,
     layers: str = "layer",
 ) -> Axes:
-    """A curve with its controls and baselines dashed in grey, and where its advantage begins and ends.
+    """Layer curve with controls and baselines dashed in grey, and onset and offset of its advantage.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def draw_value_panel(
     chance: float | None = None,
     layers: str = "layer",
 ) -> Axes:
-    """The accuracy among examples of one value, a relation say, beside that of all examples in grey.
+    """Accuracy on the examples of one value, such as a relation, and on all examples in grey.
 
     Parameters
     ----------
@@ -133,16 +133,16 @@ def panel_figure(count: int, *, columns: int = 4, height: float = 1.5, titled: b
 
 
 def label_outside(axes: Sequence[Axes], *, metric: str, columns: int = 4) -> None:
-    """Name the axes once: the score at the left, layers at the lowest panel of each column."""
+    """Label the score at the left panels, and layers at the lowest panel of each column."""
     columns = min(columns, len(axes))
     for number, ax in enumerate(axes):
-        ax.set_ylabel(METRIC_LABELS.get(metric, metric) if number % columns == 0 else "")
+        ax.set_ylabel(metric_label(metric) if number % columns == 0 else "")
         if number + columns < len(axes):
             ax.set_xlabel("")
 
 
 def span_of(tables: Sequence[pd.DataFrame], metric: str, *, room: float = 0.04) -> tuple[float, float]:
-    """Limits of the score's axis that hold every value of a metric, with some room below for events."""
+    """Limits of the score axis for all values of a metric, with room below for onset and offset."""
     rows = pd.concat([table[table["metric"] == metric] for table in tables])
     low, high = float(np.nanmin(rows["low"])), float(np.nanmax(rows["high"]))
     return low - 3 * room * (high - low), high + room * (high - low)

@@ -1,4 +1,4 @@
-"""Grids of scores as heatmaps: position by layer, head by layer, layer by layer, and who is taken for whom."""
+"""Heatmaps of scores: position by layer, head by layer, layer by layer, and confusion matrices."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
-from stratascope.figures.drawing import METRIC_LABELS
+from stratascope.figures.drawing import metric_label
 from stratascope.figures.heatmaps import DARK, LIGHT, short
-from stratascope.figures.style import COLOURS, GREY
+from stratascope.figures.style import COLOURS, GREY, SEQUENTIAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-SCALE = "cividis"
-"""Read alike with and without colour vision, and in grey."""
 DENSE = 16
 """Rows or columns above which cells carry no numbers and only some ticks are named."""
 ROOMY = 10
@@ -66,7 +64,8 @@ def draw_score_grid(table: pd.DataFrame, ax: Axes, *, title: str | None = None, 
     _name_axes(ax, names, list(value.columns), rows, layers)
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
     bar.outline.set_visible(False)
-    bar.set_label(f"{METRIC_LABELS.get(metric[0], metric[0])} (dot: above chance)", fontsize=7)
+    dot = " (dot: above chance)" if found.any() else ""
+    bar.set_label(metric_label(metric[0]) + dot, fontsize=7)
     return _finish(ax, title)
 
 
@@ -101,12 +100,12 @@ def draw_places(
         ax.axhline(chance, color="black", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0, label="chance")
     ax.set_xticks(range(len(places)), places, rotation=0 if len(places) <= 4 else 60, ha="center" if len(places) <= 4 else "right")
     ax.set_xlim(-0.6, len(places) - 0.4)
-    ax.set_ylabel(METRIC_LABELS.get(metric, metric))
+    ax.set_ylabel(metric_label(metric))
     return _finish(ax, title)
 
 
 def draw_transfer(table: pd.DataFrame, ax: Axes, *, title: str | None = None) -> Axes:
-    """Scores of probes trained at one layer and tested at another; the cells where both are the same are outlined.
+    """Scores of probes by training and test layer; cells with the same layer are outlined.
 
     Parameters
     ----------
@@ -127,16 +126,16 @@ def draw_transfer(table: pd.DataFrame, ax: Axes, *, title: str | None = None) ->
     for row, trained in enumerate(value.index):
         for column in np.flatnonzero(value.columns == trained):
             ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=DARK, linewidth=0.9))
-    _name_axes(ax, list(value.index), list(value.columns), "trained at layer", "tested at layer")
+    _name_axes(ax, list(value.index), list(value.columns), "Training layer", "Test layer")
     ax.set_aspect("equal")
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
     bar.outline.set_visible(False)
-    bar.set_label(f"{METRIC_LABELS.get(metric, metric)}, chance {chance:.2g}")
+    bar.set_label(f"{metric_label(metric)}, chance {chance:.2g}")
     return _finish(ax, title)
 
 
 def draw_confusion(table: pd.DataFrame, ax: Axes, *, title: str | None = None) -> Axes:
-    """How often each class is taken for each: shares of the true class's examples, so that every row sums to 1.
+    """Confusion matrix as shares of the true class: every row sums to 1.
 
     Parameters
     ----------
@@ -155,18 +154,20 @@ def draw_confusion(table: pd.DataFrame, ax: Axes, *, title: str | None = None) -
             if part >= 0.005:
                 ax.text(column, row, f"{100 * part:.0f}", ha="center", va="center", fontsize=6, color=LIGHT if part < 0.55 else DARK)
     examples = counts.sum(axis=1).astype(int)
-    _name_axes(ax, [f"{name} ({examples[name]:,})" for name in counts.index], list(counts.columns), "is (examples)", "is taken for")
+    _name_axes(
+        ax, [f"{name} ({examples[name]:,})" for name in counts.index], list(counts.columns), "True class (examples)", "Predicted class"
+    )
     for label in ax.get_xticklabels():
         label.set(rotation=35, ha="right", rotation_mode="anchor")
     ax.set_aspect("equal")
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25, format=lambda part, _: f"{100 * part:.0f} %")
     bar.outline.set_visible(False)
-    bar.set_label("of the class's examples")
+    bar.set_label("Share of the true class")
     return _finish(ax, title)
 
 
 def _heat(values: np.ndarray, ax: Axes, *, low: float, high: float) -> AxesImage:
-    return ax.imshow(values, cmap=SCALE, vmin=low, vmax=max(high, low + 1e-6), aspect="auto", interpolation="nearest")
+    return ax.imshow(values, cmap=SEQUENTIAL, vmin=low, vmax=max(high, low + 1e-6), aspect="auto", interpolation="nearest")
 
 
 def _name_axes(ax: Axes, rows: list[object], columns: list[object], row_label: str, column_label: str) -> None:

@@ -1,4 +1,4 @@
-"""Shares that add up to one, by layer, as stacked bands."""
+"""Attention shares by decoder block, stacked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PART_COLOURS = {
 
 
 def draw_share_stack(values: NDArray[Any], layers: Sequence[int], parts: Sequence[str], ax: Axes, *, title: str | None = None) -> Axes:
-    """Where the final token looks, by decoder block: the mean over examples and heads of its attention on each part of the prompt.
+    """Attention share of each part of the prompt by decoder block, mean over examples and heads, stacked.
 
     Parameters
     ----------
@@ -55,8 +55,8 @@ def draw_share_stack(values: NDArray[Any], layers: Sequence[int], parts: Sequenc
     ax.set_ylim(0, 1)
     ax.set_xlim(min(layers) - 0.5, max(layers) + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("decoder block")
-    ax.set_ylabel("share of the final token's attention")
+    ax.set_xlabel("Decoder block")
+    ax.set_ylabel("Attention share (final token)")
     handles, labels = ax.get_legend_handles_labels()
     ax.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
     if title:

@@ -1,4 +1,4 @@
-"""One look for all figures: colours that colour-blind readers tell apart (Okabe & Ito 2008), sizes for a paper's column."""
+"""Style of all figures: colours for colour-blind readers (Okabe & Ito 2008), colour maps, sizes for one column of a paper."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Any
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#777777"
-TINT = (0.86, 0.29, 0.0)
-"""Of maps laid over images: red, green, blue."""
+SEQUENTIAL = "viridis"
+"""Colour map of values with one direction, in figures and in the viewer."""
+DIVERGING = "PuOr_r"
+"""Colour map of signed values, purple below 0 and orange above; centred at 0."""
+TINT, TINT_BELOW = (0.86, 0.29, 0.0), (0.33, 0.15, 0.53)
+"""Tints over images, above and below 0: red, green, blue."""
 COLUMN_WIDTH = 3.4
 """Inches: one column of a two-column page."""
 

@@ -1,4 +1,4 @@
-"""Scores by block of the vision tower, blocks that see the whole image marked, the merged cells beside."""
+"""Scores by block of the vision tower."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def draw_tower(curves: Mapping[str, pd.DataFrame], ax: Axes, *, full_attention: Sequence[int] = (), title: str | None = None) -> Axes:
-    """A line for each curve through the tower, a mark of its own for what is handed on.
+    """Layer curves through the vision tower, with hollow marks for the merged cells that the decoder receives.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def draw_tower(curves: Mapping[str, pd.DataFrame], ax: Axes, *, full_attention: 
     from matplotlib.ticker import MaxNLocator
 
     for k, block in enumerate(full_attention):
-        ax.axvspan(block, block + 1, color=GREY, alpha=0.16, linewidth=0, label="block that sees the whole image" if k == 0 else None)
+        ax.axvspan(block, block + 1, color=GREY, alpha=0.16, linewidth=0, label="full-attention block" if k == 0 else None)
     for k, (name, table) in enumerate(curves.items()):
         colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
         tower, merged = table[table["stage"] == "tower"], table[table["stage"] != "tower"]
@@ -36,7 +36,7 @@ def draw_tower(curves: Mapping[str, pd.DataFrame], ax: Axes, *, full_attention: 
         ax.hlines(tower["chance"].iloc[0], tower["layer"].min(), tower["layer"].max(), color=colour, linestyle=":", linewidth=0.8)
         if len(merged):
             ax.plot(merged["layer"] + 0.7, merged["value"], color=colour, marker=marker, markerfacecolor="none", linestyle="none")
-    ax.set_xlabel("vision blocks passed (hollow: merged)")
+    ax.set_xlabel("Vision block (hollow: merged)")
     ax.set_ylabel("R²; balanced accuracy")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if title:

@@ -1,10 +1,11 @@
-"""From results to what a person looks at: figures, pages, and results gathered from their files.
+"""Reports and figures of the results of a store.
 
 Every drawing function takes axes and returns them. Names are imported when they are first used.
 """
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +14,20 @@ if TYPE_CHECKING:
     from stratascope.figures.gallery import Tile, draw_gallery
     from stratascope.figures.score_grids import draw_confusion, draw_score_grid, draw_transfer
     from stratascope.figures.style import paper_style
-    from stratascope.report.figure_registry import FIGURES, NamedFigure, named_figure
-    from stratascope.report.figure_selection import Choice
+    from stratascope.report.figure_drawing import FigureSelection
+    from stratascope.report.figure_registry import FIGURES, NamedFigure, figure_of, named_figure
     from stratascope.report.page import Page
+    from stratascope.report.result_set import ResultSet, gather, gather_results
     from stratascope.report.store_report import report_page
-    from stratascope.results.collection import Findings, gather, gather_results
-    from stratascope.results.view import Found
+    from stratascope.results.stored_result import StoredResult
 
 _MODULES = {
-    "Choice": "figure_selection",
     "FIGURES": "figure_registry",
-    "Findings": "stratascope.results.collection",
-    "Found": "stratascope.results.view",
+    "FigureSelection": "figure_drawing",
     "NamedFigure": "figure_registry",
     "Page": "page",
+    "ResultSet": "result_set",
+    "StoredResult": "stratascope.results.stored_result",
     "Tile": "stratascope.figures.gallery",
     "draw_attention_share": "stratascope.figures.drawing",
     "draw_confusion": "stratascope.figures.score_grids",
@@ -35,8 +36,9 @@ _MODULES = {
     "draw_overlay": "stratascope.figures.drawing",
     "draw_score_grid": "stratascope.figures.score_grids",
     "draw_transfer": "stratascope.figures.score_grids",
-    "gather": "stratascope.results.collection",
-    "gather_results": "stratascope.results.collection",
+    "figure_of": "figure_registry",
+    "gather": "result_set",
+    "gather_results": "result_set",
     "named_figure": "figure_registry",
     "new_figure": "stratascope.figures.drawing",
     "paper_style": "stratascope.figures.style",
@@ -44,13 +46,16 @@ _MODULES = {
     "save_figure": "stratascope.figures.drawing",
 }
 
+_OLD_NAMES = {"Choice": "FigureSelection", "Findings": "ResultSet", "Found": "StoredResult"}
+"""Name in version 0.1 -> name today."""
+
 __all__ = [
     "FIGURES",
-    "Choice",
-    "Findings",
-    "Found",
+    "FigureSelection",
     "NamedFigure",
     "Page",
+    "ResultSet",
+    "StoredResult",
     "Tile",
     "draw_attention_share",
     "draw_confusion",
@@ -59,6 +64,7 @@ __all__ = [
     "draw_overlay",
     "draw_score_grid",
     "draw_transfer",
+    "figure_of",
     "gather",
     "gather_results",
     "named_figure",
@@ -70,6 +76,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _OLD_NAMES:
+        warnings.warn(f"stratascope.report.{name} is now {_OLD_NAMES[name]}", DeprecationWarning, stacklevel=2)
+        name = _OLD_NAMES[name]
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = _MODULES[name]

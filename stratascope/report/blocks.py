@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from stratascope.results.source import Source
+from stratascope.results.stored_result import Source
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,4 +1,4 @@
-"""One page for one example: every method side by side, beside what the model answers, what adds up to it and what hiding does."""
+"""Page of one example: the answer, every attribution method, knockout effects and logit attribution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.example_pictures import picture, relative_boxes
+from stratascope.analysis.example_images import picture, relative_boxes
 from stratascope.analysis.knockout_targets import MODE_LABELS
 from stratascope.figures.attributions import draw_sum
 from stratascope.figures.drawing import new_figure
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 MODES = {mode: MODE_LABELS[mode] for mode in ("later", "final")}
-"""Who may not see what is hidden, in the order of the page."""
-PART_NAMES = {"caption_rest": "rest of caption", "subject_box": "box of the subject", "object_box": "box of the object"}
+"""Modes of the knockout, in the order of the page."""
+PART_NAMES = {"caption_rest": "rest of caption", "subject_box": "subject box", "object_box": "object box"}
 NAMED = 8
-"""Components that are named."""
+"""Components in the table."""
 
 
 def write_explanation(explanation: ExampleExplanation, store: ActivationStore, out: Path) -> Path:
@@ -57,12 +57,12 @@ def explanation_page(
     own = found.attributes
     sections = [
         Section("The answer", _answer(found, image, boxes), "answer"),
-        Section("Where each method looks", _methods(found, image, boxes), "methods"),
-        Section("Part by part", _parts(found), "parts"),
-        Section("What adds up to the answer", _components(found), "sum"),
+        Section("Attribution methods", _methods(found, image, boxes), "methods"),
+        Section("Attribution by part of the prompt", _parts(found), "parts"),
+        Section("Direct logit attribution", _components(found), "sum"),
     ]
     if (found.tokens["cut"] != "").any():
-        sections.append(Section("What limits flow", _limits(found), "flow"))
+        sections.append(Section("Cuts that limit attention flow", _limits(found), "flow"))
     return Page(
         own["caption"],
         sections,
@@ -74,11 +74,11 @@ def explanation_page(
 def _answer(found: ExampleExplanation, image: NDArray[np.uint8], boxes: Mapping[str, Sequence[float]]) -> list[Block]:
     own = found.attributes
     rows = found.answers.set_index("choice")
-    right = {True: "which is right", False: "which is wrong", None: "the label names no choice"}[own["right"]]
+    right = {True: "correct", False: "wrong", None: "the label names no choice"}[own["right"]]
     first, second = found.answers["choice"].iloc[:2]
     facts = [
-        Fact(own["answer"], "the model's answer", f"{rows.loc[own['answer'], 'probability']:.1%} among the choices; {right}"),
-        Fact("true" if own["label"] else "false", "the caption is", f"relation: {own['relation']}"),
+        Fact(own["answer"], "answer of the model", f"probability {rows.loc[own['answer'], 'probability']:.1%} among the choices; {right}"),
+        Fact("true" if own["label"] else "false", "label of the caption", f"relation: {own['relation']}"),
         Fact(f"{own['difference']:+.2f}", f"logit({first}) − logit({second})", "at the final token"),
     ]
     alt = f"the image, with the boxes of {' and '.join(boxes)}" if boxes else "the image"
@@ -93,8 +93,8 @@ def _methods(found: ExampleExplanation, image: NDArray[np.uint8], boxes: Mapping
     for mode in (m for m in MODES if m in set(found.knockout["mode"])):
         effects = np.abs(np.nan_to_num(found.effects_on_image(mode)))
         largest = found.knockout[(found.knockout["kind"] == "cells") & (found.knockout["mode"] == mode)]["effect"].abs().max()
-        caption = f"how far the logit difference moves when a cell is {MODES[mode]}, all blocks; largest {largest:.2f}"
-        shown = Picture(image, f"effect of hiding each cell, {MODES[mode]}", effects, boxes, caption=caption)
+        caption = f"change of the logit difference when a cell is {MODES[mode]}, all blocks; largest {largest:.2f}"
+        shown = Picture(image, f"knockout effect of each cell, {MODES[mode]}", effects, boxes, caption=caption)
         cards.append(Card(MODES[mode], [shown, _tinted_spans(found, mode)], badge="measured", good=True))
     first, last = own["few"]
     for method in found.methods:
@@ -108,9 +108,9 @@ def _methods(found: ExampleExplanation, image: NDArray[np.uint8], boxes: Mapping
             scores = scores - np.nanmin(scores)
         with_sign = method in own["signed"]
         if with_sign:
-            note = f"orange speaks for {found.answers['choice'][0]}, blue for {found.answers['choice'][1]}; "
+            note = f"orange favours {found.answers['choice'][0]}, purple {found.answers['choice'][1]}; "
         told = [f"{agreement[method, mode]:+.2f} ({MODES[mode]})" for mode in MODES if (method, mode) in agreement.index]
-        caption = note + (f"rank correlation with hiding cells: {', '.join(told)}" if told else "")
+        caption = note + (f"rank correlation with knockout effects: {', '.join(told)}" if told else "")
         inner: list[Block] = []
         if cells is not None:
             inner.append(Picture(image, f"{label}, laid over the image", cells, boxes, caption=caption.rstrip("; ")))
@@ -119,21 +119,21 @@ def _methods(found: ExampleExplanation, image: NDArray[np.uint8], boxes: Mapping
     if cards:
         blocks.append(
             Prose(
-                "Each card tints the image's cells by one method's score, the largest in full, and the prompt's text likewise. "
-                "Attention is not information flow: believe a method as far as it ranks cells as hiding them does.",
+                "Each card tints image cells and prompt tokens by the score of one method; full tint: the largest score. Attention is not "
+                "information flow: a method is faithful if it ranks the cells as the knockout effects do.",
             )
         )
         blocks.append(Cards(cards))
     for method, arrays in own["missing"].items():
         blocks.append(Missing(f"Not shown: {method}; extract with", f"--record {arrays}"))
     if found.knockout.empty:
-        what = "What hiding tokens does was not measured for this example; extract with more of them:"
+        what = "No knockout effects of this example; extract with"
         blocks.append(Missing(what, "--record knockout --knockouts N"))
     return blocks
 
 
 def _tinted_text(found: ExampleExplanation, scores: NDArray[np.float64]) -> Tokens:
-    """The prompt's text, the image's tokens drawn together."""
+    """Text of the prompt, with all image tokens as one."""
     texts: list[str] = []
     values: list[float] = []
     inside = (found.tokens["part"] == "image").to_numpy()
@@ -148,7 +148,7 @@ def _tinted_text(found: ExampleExplanation, scores: NDArray[np.float64]) -> Toke
 
 
 def _tinted_spans(found: ExampleExplanation, mode: str) -> Tokens:
-    """The prompt's text, each part tinted by the effect of hiding it."""
+    """Text of the prompt, each part tinted by its knockout effect."""
     table = found.knockout[(found.knockout["kind"] == "spans") & (found.knockout["mode"] == mode)]
     table = table[table["window"] == found.knockout["window"].iloc[0]]
     effects = table.set_index("target")["effect"].abs()
@@ -165,12 +165,12 @@ def _parts(found: ExampleExplanation) -> list[Block]:
     hidden = found.knockout[found.knockout["window"] == found.knockout["window"].iloc[0]] if len(found.knockout) else found.knockout
     for mode in (m for m in MODES if m in set(hidden["mode"])):
         effects = hidden[hidden["mode"] == mode].set_index("target")["effect"]
-        table[f"effect, {MODES[mode]}"] = table["part"].map(effects)
+        table[f"knockout effect, {MODES[mode]}"] = table["part"].map(effects)
     columns = ["part", "tokens", *(labels.get(name, name) for name in table.columns[2:])]
     rows = [[PART_NAMES.get(str(row[0]), row[0]), *row[1:]] for row in table.itertuples(index=False, name=None)]
     note = (
-        "Attention: mean over blocks and heads of what the part draws. Attribution and effects: logits, above 0 towards the first choice. "
-        "Flow into a part is no sum of its tokens' flows; at 1 it is saturated and says nothing. Boxes are parts of the image."
+        "Attention: share of the part, mean over blocks and heads. Attribution and knockout effects: logits, positive towards the first "
+        "choice. Flow into a part is not the sum of the flows into its tokens; at 1 it is saturated. Boxes are parts of the image."
     )
     return [Table(columns, rows, caption=note)]
 
@@ -178,7 +178,7 @@ def _parts(found: ExampleExplanation) -> list[Block]:
 def _components(found: ExampleExplanation) -> list[Block]:
     table = found.components
     if table.empty:
-        return [Missing("The store does not hold what heads add to the logits; extract with", "--record head_logits,value_logits")]
+        return [Missing("No logit attribution; extract with", "--record head_logits,value_logits")]
     first, second = found.answers["choice"].iloc[:2]
     difference = found.attributes["difference"]
     blocks: list[Block] = []
@@ -192,15 +192,15 @@ def _components(found: ExampleExplanation) -> list[Block]:
             draw_sum(steps, ax, start=start, ends=(first, second))
         off = abs(difference - float(table["value"].sum()))
         total = float(table["value"].sum())
-        text = f"All {len(table)} terms add up to {total:+.3f}; the model's own difference is {difference:+.3f} (off by {off:.0e})."
-        blocks.append(Drawing(figure, f"what each decoder block adds to the logit difference, ending at {difference:+.2f}", caption=text))
+        text = f"Sum of all {len(table)} terms: {total:+.3f}; logit difference of the model: {difference:+.3f} (error {off:.0e})."
+        blocks.append(Drawing(figure, f"contribution of each decoder block to the logit difference of {difference:+.2f}", caption=text))
     else:
-        blocks.append(Remark("The store does not hold what blocks and embedding add (mlp_logits, embedding_logits): heads do not add up."))
+        blocks.append(Remark("The store lacks the contributions of MLPs and embedding (mlp_logits, embedding_logits): no sum."))
     top = table.reindex(table["value"].abs().sort_values(ascending=False, kind="stable").index).head(NAMED)
-    names = {"embedding": "embedding", "head": "head {head} of block {layer}", "block": "rest of block {layer} (MLP, biases)"}
+    names = {"embedding": "embedding", "head": "head {head} of block {layer}", "block": "MLP and biases of block {layer}"}
     told = top[["component", "layer", "head", "value"]].itertuples(index=False, name=None)
     rows = [[names[kind].format(head=head, layer=layer), float(value), first if value > 0 else second] for kind, layer, head, value in told]
-    blocks.append(Table(["component", "logits", "speaks for"], rows, title="the largest terms"))
+    blocks.append(Table(["component", "logits", "favours"], rows, title="Largest terms"))
     return blocks
 
 
@@ -220,6 +220,6 @@ def _limits(found: ExampleExplanation) -> list[Block]:
     scores = found.tokens["flow"].to_numpy(float)[:-1]
     along = rank_correlation(scores, np.arange(len(scores), dtype=float))
     text = f"Rank correlation of flow through all blocks with the token's position: {along:.2f}."
-    warning = [Remark(f"{text} It tells the position, and nothing of the token.")] if abs(along) > 0.9 else [Prose(text)]
-    columns = ["flow through", "limited by what leaves the final token's column", "by what enters the token's own", "by another cut"]
-    return [*warning, Table(columns, rows, caption="How many tokens' flows each kind of cut limits.")]
+    warning = [Remark(f"{text} Flow follows the position alone.")] if abs(along) > 0.9 else [Prose(text)]
+    columns = ["flow through", "cut at the final token", "cut at the source token", "other cut"]
+    return [*warning, Table(columns, rows, caption="Number of tokens by the minimum cut that limits their flow.")]

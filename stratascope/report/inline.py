@@ -14,14 +14,12 @@ import numpy as np
 from markupsafe import Markup
 
 from stratascope.errors import InvalidInputError
-from stratascope.figures.style import COLOURS, GREY, TINT, paper_style
+from stratascope.figures.gallery import tinted
+from stratascope.figures.style import COLOURS, GREY, paper_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
-
-AGAINST = (0.0, 0.447, 0.698)
-"""Of what is below 0 in maps that have a sign."""
 
 SCALE = 1.7
 """Pixels of a page for each point of a figure, so that 8 points read like 13.6 pixels."""
@@ -78,7 +76,7 @@ def inline_pixels(pixels: NDArray[np.uint8]) -> str:
 
 
 def tint_pixels(cells: NDArray[Any]) -> NDArray[np.uint8]:
-    """One pixel a cell: transparent at 0, the full tint at the largest size, orange above 0 and blue below.
+    """One pixel per cell: transparent at 0, full tint at the largest size, orange above 0 and purple below.
 
     Raises
     ------
@@ -88,10 +86,7 @@ def tint_pixels(cells: NDArray[Any]) -> NDArray[np.uint8]:
     values = np.asarray(cells, np.float64)
     if values.ndim != 2 or not np.isfinite(values).all():
         raise InvalidInputError("expected a map (row, column) of finite values")
-    peak = float(np.abs(values).max(initial=0))
-    alpha = 0.78 * np.abs(values) / (peak if peak > 0 else 1)
-    colour = np.where(values[..., None] >= 0, np.array(TINT), np.array(AGAINST))
-    return np.round(255 * np.dstack([colour, alpha])).astype(np.uint8)
+    return np.round(255 * tinted(values)).astype(np.uint8)
 
 
 def _referenced(root: ElementTree.Element) -> set[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.report.blocks import Cited, Interval, Picture, Section, Tokens, Words
-from stratascope.results.source import Source
+from stratascope.results.stored_result import Source
 from stratascope.store.io.durable import write_output
 
 if TYPE_CHECKING:

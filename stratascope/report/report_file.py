@@ -1,19 +1,20 @@
-"""The report file: results collected, examples selected and drawn, one page written."""
+"""Report file: gathers results, selects examples, writes one page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stratascope.analysis.example_pictures import label_text, picture, relative_boxes
+from stratascope.analysis.example_images import label_text, picture, relative_boxes
 from stratascope.report.blocks import Block, Card, Cited, Picture, Prose, Tokens
+from stratascope.report.reproduction import CommandLine
+from stratascope.report.result_set import Progress, ResultSet, gather
 from stratascope.report.store_report import report_page
-from stratascope.results.collection import Findings, gather
-from stratascope.results.source import Source
-from stratascope.results.view import Found
+from stratascope.results.stored_result import Source, StoredResult
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,42 +22,73 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 
-def write_report(store: ActivationStore, results: Sequence[str | Path], out: Path, *, where: str | Path, title: str = "") -> str:
-    """Write the report of a store; the text says where it is and what it holds.
+@dataclass(frozen=True)
+class WrittenReport:
+    """A report on disk."""
+
+    path: Path
+    results: ResultSet
+
+    def summary(self) -> str:
+        """Path, number of results files and size."""
+        count = len(self.results.own) + len(self.results.beside)
+        return f"report {self.path}: {count} results files, {self.path.stat().st_size / 1e6:.2f} MB, one file without external resources"
+
+
+def write_report(
+    store: ActivationStore,
+    results: Sequence[str | Path],
+    out: Path,
+    *,
+    where: str | Path,
+    title: str = "",
+    command_line: CommandLine | None = None,
+    progress: Progress = lambda *_: None,
+) -> WrittenReport:
+    """Write the report of a store.
 
     Parameters
     ----------
+    store
+        The store.
     results
-        Files and folders; none for the store's default folders.
+        Files and folders; the store's default folders if empty.
+    out
+        Path of the page.
     where
-        The store as it was named in the command.
+        Path or address of the store.
+    title
+        Title of the page; from the model and the first task by default.
+    command_line
+        Writes the commands that reproduce the results; without it the page lists none.
+    progress
+        Called with the number of results files read, and of all files.
     """
-    findings = gather(store, results, where=where)
-    page = report_page(store, findings, command_name=str(where), title=title, cards=example_cards(store, findings.whole))
-    path = page.write(out)
-    count = len(findings.own) + len(findings.beside)
-    return f"report {path}: {count} results files, {path.stat().st_size / 1e6:.2f} MB, one file that needs nothing else"
+    found = gather(store, results, where=where, progress=progress)
+    cards = example_cards(store, found.whole)
+    page = report_page(store, found, command_name=str(where), title=title, cards=cards, command_line=command_line)
+    return WrittenReport(page.write(out), found)
 
 
-def example_cards(store: ActivationStore, findings: Findings, count: int = 6) -> list[Card]:
-    """Right and wrong answers, half of each as far as there are such; none where the answers are not among the results.
+def example_cards(store: ActivationStore, results: ResultSet, count: int = 6) -> list[Card]:
+    """Cards of correct and wrong answers, half of each where possible; [] where the results hold no answers.
 
-    Of each kind the surest, the least sure, and others spread between them by confidence and over relations.
+    Of each kind the most and the least confident, and others between them, spread over confidence and relations.
     """
-    answers = findings.of("answer_confidence")
+    answers = results.of("answer_confidence")
     if not answers:
         return []
     table = answers[0].table("answers")
     right, wrong = (table[table["right"] == kind] for kind in (True, False))
     of_right = min(len(right), max(count - count // 2, count - len(wrong)))
     chosen = [row for rows, share in ((right, of_right), (wrong, count - of_right)) for _, row in _spread(rows, share).iterrows()]
-    block = _block(findings, store)
+    block = _block(results, store)
     boxes = relative_boxes(store, [int(row["example"]) for row in chosen])
     return [_card(store, row, shown, block, answers[0]) for row, shown in zip(chosen, boxes, strict=True)]
 
 
 def _spread(rows: pd.DataFrame, count: int) -> pd.DataFrame:
-    """`count` rows from the surest to the least sure: both ends, and between them of a relation not yet shown, near an even spread."""
+    """`count` rows from the most to the least confident, near an even spread, preferring relations not yet shown."""
     ordered = rows.sort_values(["confidence", "example"], ascending=[False, True])
     relations = ordered["relation"].tolist()
     if len(ordered) <= count or count < 2:
@@ -72,11 +104,11 @@ def _spread(rows: pd.DataFrame, count: int) -> pd.DataFrame:
     return ordered.iloc[sorted(shown)]
 
 
-def _block(findings: Findings, store: ActivationStore) -> int | None:
-    """The decoder block in which the image gets most of the attention; the middle one where no shares are there."""
+def _block(results: ResultSet, store: ActivationStore) -> int | None:
+    """Decoder block with the largest attention share of the image; the middle one without results."""
     if "attention_mean" not in {spec.name for spec in store.layout.arrays()}:
         return None
-    shares = findings.of("attention_share")
+    shares = results.of("attention_share")
     if not shares:
         return store.layout.attention_layers[len(store.layout.attention_layers) // 2]
     own = shares[0].attributes
@@ -84,7 +116,9 @@ def _block(findings: Findings, store: ActivationStore) -> int | None:
     return int(own["layers"][int(image.argmax())])
 
 
-def _card(store: ActivationStore, row: pd.Series[Any], boxes: Mapping[str, Sequence[float]], block: int | None, answers: Found) -> Card:
+def _card(
+    store: ActivationStore, row: pd.Series[Any], boxes: Mapping[str, Sequence[float]], block: int | None, answers: StoredResult
+) -> Card:
     number = int(row["example"])
     facts = store.examples.iloc[number]
     cells: NDArray[Any] | None = None
@@ -102,8 +136,8 @@ def _card(store: ActivationStore, row: pd.Series[Any], boxes: Mapping[str, Seque
     sure = Cited(f"{row['confidence']:.1%}", float(row["confidence"]), answers.source("tables/answers", f"example {number}"))
     shown: list[Block] = [
         Picture(picture(store, number), f"example {number}: {facts['caption']}", cells, boxes),
-        Prose([f"The model says {row['answer']}, ", sure, f" sure; label: {label_text(store, number)}."]),
+        Prose([f"Answer: {row['answer']} (confidence ", sure, f"); label: {label_text(store, number)}."]),
         *blocks,
         Prose(f"Example {number}, {facts['id']}"),
     ]
-    return Card(str(facts["caption"]), shown, "right" if row["right"] else "wrong", bool(row["right"]))
+    return Card(str(facts["caption"]), shown, "correct" if row["right"] else "wrong", bool(row["right"]))

@@ -1,21 +1,34 @@
-"""How to make everything again: the commands, from what the store and the results say of themselves."""
+"""Provenance of a report: facts on the store, and the commands that reproduce the store, its results and the page."""
 
 from __future__ import annotations
 
+import inspect
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Protocol
 
 from stratascope.report.blocks import Block, Commands, Folded, Prose, Remark, Table
-from stratascope.report.probe_reproduction import probe_commands, settings_of_python
-from stratascope.results.collection import Findings
-from stratascope.results.view import Found
-from stratascope.store import ActivationStore, choice_options
+from stratascope.report.probe_reproduction import probe_options, python_settings
+from stratascope.report.result_set import ResultSet
+from stratascope.results.registry import result_class
+from stratascope.store import ActivationStore
 
 
-def provenance(store: ActivationStore, findings: Findings) -> list[Block]:
-    """What made the store and its results, and the commands that make them again."""
+class CommandLine(Protocol):
+    """Writes commands of the command line, whose layer knows their options and defaults."""
+
+    def __call__(self, command: str, store: str, options: Mapping[str, Any]) -> str:
+        """`stratascope COMMAND STORE` with every option that differs from the command's default."""
+        ...
+
+    def accepts(self, command: str) -> frozenset[str]:
+        """Names of the command's parameters."""
+        ...
+
+
+def provenance(store: ActivationStore, results: ResultSet, command_line: CommandLine | None = None) -> list[Block]:
+    """Facts on the store and its results, and the commands that reproduce them."""
     held = store.provenance
     model, prompt, libraries = (dict(held.get(name) or {}) for name in ("model", "prompt", "libraries"))
     seed = model.get("untrained")
@@ -31,79 +44,114 @@ def provenance(store: ActivationStore, findings: Findings) -> list[Block]:
         ("data", _joined(*(f"{name} ({digest[:12]})" for name, digest in (held.get("data", {}).get("examples") or {}).items()))),
         ("libraries", _joined(*(f"{name} {version}" for name, version in libraries.items()))),
     ]
-    blocks: list[Block] = [
-        Table(["what", "how"], [[name, str(value)] for name, value in facts if value]),
-        Prose("In the folder of the store, these commands make the store, its results and this page again:"),
-        Commands(commands(store, findings)),
-    ]
-    notes = [note for curve in findings.of("layer_curve") if (note := settings_of_python(curve))]
-    if notes:
-        blocks.append(Remark("Some curves were made in Python with settings that the command line does not have: " + "; ".join(notes)))
-    files = [[f.name, f.kind, f.condition, str(f.fingerprint)[:12]] for f in (*findings.own, *findings.beside)]
-    left = f" {findings.others} files of other stores in the same folder were left out." if findings.others else ""
+    blocks: list[Block] = [Table(["item", "value"], [[name, str(value)] for name, value in facts if value])]
+    if command_line is not None:
+        blocks += [
+            Prose("Run in the folder of the store, these commands reproduce the store, its results and this page:"),
+            Commands(commands(store, results, command_line)),
+        ]
+        if notes := python_notes(results, command_line):
+            blocks.append(Remark("Python computed some results with settings that the commands lack: " + "; ".join(notes)))
+    files = [[f.name, f.kind, f.condition, str(f.fingerprint)[:12]] for f in (*results.own, *results.beside)]
+    left = f" Left out: {results.others} files of other stores in the same folder." if results.others else ""
     blocks.append(Folded(f"{len(files)} results files", [Table(["file", "kind", "condition", "store"], files, caption=left)]))
     return blocks
 
 
-def commands(store: ActivationStore, findings: Findings) -> list[str]:
-    """Shell commands in their order."""
-    name = PurePath(store.name).name
+def commands(store: ActivationStore, results: ResultSet, command_line: CommandLine) -> list[str]:
+    """Shell commands in their order; lines that begin with # are comments."""
+    path = PurePath(store.name)
     extracted = store.provenance.get("command")
-    lines = [extracted or f"# the store does not say which command wrote it; its settings are those that `stratascope info {name}` prints"]
-    folder = PurePath(findings.own[0].path).parent.name
-    out = f" --out {shlex.quote(folder)}" if folder and folder != f"{PurePath(name).stem}-results" else ""
-    lines += [line if line.startswith("#") else f"{line}{out}" for line in _measured(store, findings)]
-    given = f" {shlex.quote(folder)}" if out else ""
-    return [*lines, f"stratascope report {shlex.quote(name)}{given} -o report.html"]
+    lines = [extracted or f"# the store names no command that wrote it; `stratascope info {path.name}` prints its settings"]
+    folder = PurePath(results.own[0].path).parent.name
+    named = bool(folder) and folder != f"{path.stem}-results"
+    out = {"out": folder} if named else {}
+    for options in probe_options(store, results):
+        lines.append(command_line("probe", path.name, {**options, **out}))
+    for command, options in _computed(results):
+        if command == "pointing":
+            lines += _boxes_comment(store, options)
+        if command == "explain":
+            out_of_page = {"out": PurePath(folder if named else "", f"{options.pop('file')}.html")}
+            lines.append(command_line(command, path.name, {**options, **out_of_page}))
+        else:
+            lines.append(command_line(command, path.name, {**options, **out}))
+    given = f" {shlex.quote(folder)}" if named else ""
+    return [*lines, f"stratascope report {shlex.quote(path.name)}{given} -o report.html"]
 
 
-def _measured(held: ActivationStore, findings: Findings) -> list[str]:
-    store, given = shlex.quote(PurePath(held.name).name), held.provenance
-    lines = probe_commands(held, findings)
-    once = {"answer_confidence": "answers", "attention_share": "share", "box_overlap": "overlap"}
-    once |= {"logit_attribution": "attribution", "head_ranking": "heads", "faithfulness": "faithfulness", "entanglement": "entanglement"}
-    for kind, command in once.items():
-        made = [f for f in findings.own if f.kind == kind]
-        lines += dict.fromkeys(f"stratascope {command} {store}{_chosen(f)}" for f in made)
-    for found in findings.of("pointing"):
-        lines += _pointing(store, found, given)
-    for found in (*findings.of("rollout"), *findings.of("flow")):
-        numbers = ",".join(str(n) for n in found.table("examples")["example"])
-        window = found.attributes.get("window")
-        chosen = f" --window {window[0]}-{window[1] - 1}" if window else ""
-        form, discard = found.attributes.get("form", "raw"), found.attributes.get("discard", 0)
-        chosen += (f" --form {form}" if form != "raw" else "") + (f" --discard {discard:g}" if discard else "")
-        lines.append(f"stratascope {found.kind} {store} --examples {numbers}{chosen}")
-    return lines
+def python_notes(results: ResultSet, command_line: CommandLine) -> list[str]:
+    """Results with settings that their commands lack, each with those settings."""
+    notes = []
+    for found in results.own:
+        kind = result_class(found.kind)
+        if kind is None or not kind.command:
+            continue
+        accepted = command_line.accepts(kind.command)
+        if found.kind == "layer_curve":
+            changed = python_settings(found, accepted)
+        elif kind.command == "probe":
+            continue  # derived from curves
+        else:
+            usual = _defaults(kind)
+            given = {name: value for name, value in found.result.options.items() if name in usual and name not in accepted}
+            changed = {name: value for name, value in given.items() if not _same(value, usual[name])}
+        if changed:
+            notes.append(f"{found.name} with {', '.join(f'{name}={value!r}' for name, value in changed.items())}")
+    return notes
 
 
-def _pointing(store: str, found: Found, given: Mapping[str, Any]) -> list[str]:
-    """The command, with the boxes by their file's name and what tells the file from others of that name."""
-    command = f"stratascope pointing {store}{_seed(found)}"
-    if not found.attributes["others"]:
-        return [command]
-    files = found.attributes.get("boxes")
+def _computed(results: ResultSet) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Command and options of every result but those of probes; one for the results that one command makes together."""
+    found: dict[tuple[str, tuple[str | None, ...]], dict[str, Any]] = {}
+    for stored in results.own:
+        kind = result_class(stored.kind)
+        if kind is None or kind.command in ("", "probe"):
+            continue
+        result = stored.result
+        options = dict(result.options)
+        if stored.kind == "example_explanation":
+            options |= {"example": stored.attributes["id"], "file": stored.path.name.partition(".")[0]}
+        if stored.kind == "pointing":
+            options["others"] = stored.attributes["others"]
+        once = (stored.name,) if kind.selects_examples and not result.name_parts else result.name_parts
+        found.setdefault((kind.command, tuple(once)), {}).update(options)
+    for (command, _), options in found.items():
+        yield command, options
+
+
+def _boxes_comment(store: ActivationStore, options: dict[str, Any]) -> list[str]:
+    """A comment that identifies the file of boxes by its digest; replaces `boxes` in the options by a path."""
+    files, others = options.pop("boxes", None), options.pop("others")
+    if not others:
+        return []
     if not files:
-        return ["# BOXES.json: the boxes that were given, of which the result does not say the name", f"{command} --boxes BOXES.json"]
+        options["boxes"] = "BOXES.json"
+        return ["# BOXES.json: the file of boxes, which the result does not name"]
     name, digest = next(iter(files.items()))
-    own = (given.get("data") or {}).get("boxes") == files
-    if own and str(given.get("command")).startswith("stratascope demo --out . "):
-        return [f"{command} --boxes scenes/{shlex.quote(name)}"]
-    which = "that the store was made with" if own else f"whose SHA-256 begins {digest[:12]}"
-    return [f"# {name}: the file of boxes {which}; say where it lies", f"{command} --boxes {shlex.quote(name)}"]
+    own = (store.provenance.get("data") or {}).get("boxes") == files
+    if own and str(store.provenance.get("command")).startswith("stratascope demo --out . "):
+        options["boxes"] = f"scenes/{name}"
+        return []
+    options["boxes"] = name
+    which = "of the extraction" if own else f"whose SHA-256 begins with {digest[:12]}"
+    return [f"# {name}: the file of boxes {which}; give its path"]
 
 
-def _chosen(found: Found) -> str:
-    """Options of the command that made a result: what was weighed and measured, and of which examples."""
-    measure = found.attributes.get("measure", "lift")
-    options = "" if found.weighing == "attention" else f" --weighing {found.weighing}"
-    options += "" if measure == "lift" else f" --measure {measure}"
-    return options + _seed(found) + choice_options(found.only)
+def _defaults(kind: type) -> dict[str, Any]:
+    """Defaults of the public function that computes a kind of result: that of its module with the class as return annotation."""
+    module = inspect.getmodule(kind)
+    for name, function in vars(module).items():
+        if inspect.isfunction(function) and not name.startswith("_") and function.__module__ == kind.__module__:
+            signature = inspect.signature(function)
+            if signature.return_annotation in (kind, kind.__name__):
+                return {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
+    return {}
 
 
-def _seed(found: Found) -> str:
-    seed = found.attributes.get("seed", 0)
-    return f" --seed {seed}" if seed else ""
+def _same(value: Any, usual: Any) -> bool:
+    """Whether a stored value is a default; lists are tuples in files."""
+    return value == usual or (isinstance(value, list) and tuple(value) == usual) or (not value and not usual)
 
 
 def _joined(*parts: object) -> str:

@@ -12,9 +12,10 @@ from analysis_stores import attributed_store, planted_store
 from click.testing import CliRunner
 
 from stratascope.analysis import answer_confidence, answer_prediction, attention_overlap, attention_share, logit_attribution, rank_heads
+from stratascope.analysis.sinks import PLACES
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
-from stratascope.results.collection import gather
+from stratascope.report.result_set import gather
 from stratascope.results.file import ResultFile
 from stratascope.results.registry import load_result, save_result
 from stratascope.store import ActivationStore, chosen_examples, copy_store
@@ -141,13 +142,15 @@ def test_a_figure_is_of_all_examples_where_there_are_results_of_them(whole: Acti
     assert gather(whole, [tmp_path]).of("attention_share")[0].only == ONLY
     attention_share(whole).save(tmp_path / "share.zarr.zip")
     assert gather(whole, [tmp_path]).of("attention_share")[0].only == ()
-    norm = completed("attention_share", {}, {}, {"store": whole.fingerprint(), "weighing": "norm"})
+    norm = completed(
+        "attention_share", {}, {}, {"store": whole.fingerprint(), "weighing": "norm", "parts": part.parts, "places": list(PLACES)}
+    )
     save_result(tmp_path / "share-0.zarr.zip", norm)
     assert [f.name for f in gather(whole, [tmp_path]).of("attention_share")] == ["share.zarr.zip", "share-0.zarr.zip"]
 
 
 def test_a_relations_meta_category_chooses_though_it_is_no_column(store) -> None:
-    from stratascope.store.format.categories import category_of
+    from stratascope.store.io.example_filter import category_of
 
     wanted = store.examples["relation"].map(category_of) == "Topological"
     assert 0 < wanted.sum() < len(wanted)

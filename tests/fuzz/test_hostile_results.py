@@ -18,8 +18,9 @@ from numcodecs import Zstd
 from stratascope.errors import StoreError
 from stratascope.report.viewer import result_index
 from stratascope.report.viewer.files import files_of
-from stratascope.report.viewer.page import check_results
-from stratascope.results.file import ResultFile, load_result, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import load_result, save_result
+from stratascope.results.stored_result import results_in
 from stratascope.store import copy_store
 from stratascope.store.format.limits import MOST_METADATA
 
@@ -84,7 +85,7 @@ def test_metadata_of_gigabytes_or_nested_deeply_are_refused(
         with pytest.raises(StoreError, match=r"a\.zarr\.zip"):
             load_result(path)
         with pytest.raises(StoreError, match=r"a\.zarr\.zip"):
-            check_results(path.parent)
+            list(results_in(path.parent))
         assert tracemalloc.get_traced_memory()[1] < 200e6
     finally:
         tracemalloc.stop()

@@ -13,7 +13,7 @@ from planted import planted_store
 from stratascope.cli import main
 from stratascope.probe import Advantage, LayerCurve, ScoreGrid, head_curves, layer_curve, probe_study
 from stratascope.probe.curve import curve_figures
-from stratascope.results.collection import gather
+from stratascope.report.result_set import gather
 from stratascope.results.registry import load_result
 from stratascope.store import ActivationStore
 
@@ -169,8 +169,8 @@ def test_a_choice_of_examples_is_told_and_never_mixed_with_all(stores, tmp_path)
     assert len(some.table("examples")) == store.examples["relation"].isin(["above", "below"]).sum()
     for curve in (whole, some):
         assert [c.task for c in findings.controls_of(curve)] == [f"{curve.task}:shuffled"]
-        assert findings.advantages_of(curve)
-        assert {a.task for a in findings.advantages_of(curve)} == {curve.task}
+        assert findings.saved_advantages(curve)
+        assert {a.task for a in findings.saved_advantages(curve)} == {curve.task}
 
 
 def test_a_baseline_of_other_examples_is_refused(stores, tmp_path):

@@ -12,9 +12,8 @@ from planted import planted_store
 from stratascope.cli import main
 from stratascope.probe import layer_curve
 from stratascope.report.viewer import ViewServer
-from stratascope.results.collection import relation_to
 from stratascope.results.registry import load_result
-from stratascope.results.view import Found
+from stratascope.results.stored_result import StoredResult, relation_to
 from stratascope.store import ActivationStore
 from tests.viewer.asking import ask
 
@@ -89,7 +88,7 @@ def test_a_second_probe_into_a_folder_says_whose_results_lie_there(two_stores):
 
 def test_curves_of_other_pictures_are_no_baseline(two_stores):
     own = ActivationStore.open(two_stores / "a.zarr")
-    other = Found(two_stores / "x", load_result(two_stores / "blank" / "probe-blank.zarr.zip"))
+    other = StoredResult(two_stores / "x", load_result(two_stores / "blank" / "probe-blank.zarr.zip"))
     assert relation_to(other, own, own.fingerprint()) == "baseline"
     own.provenance["data"]["images"] = "0" * 64
     assert relation_to(other, own, own.fingerprint()) == "baseline", "stores that do not say it are taken as before"

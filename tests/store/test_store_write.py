@@ -17,7 +17,7 @@ from stores import birth, block_arrays, make_store, small_layout
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError, StoreError
 from stratascope.store import ActivationStore, BlockWriter, create_store, verify
 from stratascope.store.io import durable as durable_files
-from stratascope.store.io.claims import block_claim, claims_folder
+from stratascope.store.io.claims import CLAIMS, block_claim
 
 LAYOUT = small_layout()
 KNOWN = birth(LAYOUT)
@@ -271,7 +271,7 @@ def test_a_claim_dies_with_its_process(path):
     process.start()
     process.join()
     assert process.exitcode == 9
-    assert (claims_folder(path) / "0").exists()
+    assert (path / CLAIMS / "0").exists()
     BlockWriter(path).write(0, block_arrays(LAYOUT, KNOWN, 0))
 
 
@@ -281,7 +281,7 @@ def test_without_locks_a_claim_is_a_file_that_grows_old(path, monkeypatch):
     monkeypatch.setattr(claims, "fcntl", None)
     with block_claim(path, 0), pytest.raises(StoreError, match="being written by process"):
         BlockWriter(path).write(0, block_arrays(LAYOUT, KNOWN, 0))
-    held = claims_folder(path) / "0.holder"
+    held = path / CLAIMS / "0.holder"
     assert not held.exists()
     held.touch()
     with pytest.raises(StoreError, match="being written"):

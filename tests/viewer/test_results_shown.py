@@ -16,7 +16,7 @@ from stratascope.analysis.flow_results import flow_examples
 from stratascope.probe import layer_curve
 from stratascope.report.viewer import ViewServer, server
 from stratascope.results import file as results
-from stratascope.results.registry import save_result
+from stratascope.results.registry import load_result, save_result
 from stratascope.store import ActivationStore, BlockWriter, create_store
 from tests.completed import completed
 from tests.viewer.numbers import numbers, table, weights
@@ -45,7 +45,7 @@ def test_the_probe_card_shows_the_result_files_numbers(browser, store, store_pat
             names, shown = probe_table(browser)
             assert sorted(names) == ["final", "subject"]
             for position in names:
-                held = results.load_result(tmp_path / f"probe-truth-{position}.zarr.zip")
+                held = load_result(tmp_path / f"probe-truth-{position}.zarr.zip")
                 examples = held.tables["examples"]
                 k = int(np.flatnonzero(examples["example"] == example)[0])
                 second = 1 / (1 + np.exp(-held.arrays["logits"][1][:, 0, k].astype(float)))
@@ -68,7 +68,7 @@ def test_of_a_task_with_many_classes_only_one_piece_is_read(browser, small, tmp_
     tables = {"examples": examples, "table": pd.DataFrame({"layer": np.arange(layers)})}
     path = tmp_path / "probe-relation-final.zarr.zip"
     save_result(path, completed("layer_curve", tables, arrays, told))
-    np.testing.assert_array_equal(results.load_result(path).arrays["logits"][1], logits)
+    np.testing.assert_array_equal(load_result(path).arrays["logits"][1], logits)
     sent = []
     plain = server._Handler._head
 
@@ -104,7 +104,7 @@ def test_what_is_said_of_a_file_in_one_great_piece_makes_it_readable(browser, sm
         browser.until(lambda: "too much for a page" in browser.text(".probe .missing"))
         _, _, script = shlex.split(browser.text(".probe .missing code"))
         subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
-        np.testing.assert_array_equal(results.load_result(path).arrays["logits"][1], logits)
+        np.testing.assert_array_equal(load_result(path).arrays["logits"][1], logits)
         browser.open(f"{running.address}#example=9")
         powers = np.exp(logits[:, :, 9].astype(float))
         assert [row[0] for row in probe_table(browser)[1].values()] == [percent(p) for p in powers[:, 9] / powers.sum(1)]

@@ -150,11 +150,10 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
         return self.table.drop(columns=["metric", "name", "baseline"])
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the difference by layer with its intervals and a line at 0."""
-        from stratascope.figures.drawing import draw_layer_curves
+        """Draw the difference by layer with its simultaneous band and a line at 0."""
+        from stratascope.figures.drawing import draw_advantages
 
-        name, metric = (str(self.table[column].iloc[0]) for column in ("name", "metric"))
-        return draw_layer_curves({name: self.table}, new_axes(ax), metric=metric, chance=0.0, title=self._heading)
+        return draw_advantages({str(self.table["name"].iloc[0]): self.table}, new_axes(ax), title=self._heading)
 
     @classmethod
     def over_all(cls, advantages: Sequence[Advantage]) -> Advantage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
 import pandas as pd
 
@@ -27,9 +28,67 @@ def reported_metric(curve: LayerCurve, metric: str | None = None) -> str:
     return "r2" if curve.targets else "accuracy"
 
 
+class CurveLike(Protocol):
+    """What identifies a layer curve: the curve itself, or a results file that holds one."""
+
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def position(self) -> str | None: ...
+
+    @property
+    def attributes(self) -> Mapping[str, Any]: ...
+
+
+C = TypeVar("C", bound=CurveLike)
+
+
 @dataclass(frozen=True, eq=False)
-class CurveSet:
-    """Curves of a store, its controls and baselines, and their advantages.
+class CurveGroup(Generic[C]):
+    """Curves of one store with their controls, and curves of its baselines: which of them belong together."""
+
+    own: Sequence[C]
+    """Of the store itself: a curve for each task, its controls, and position or head."""
+    baselines: Mapping[str, Sequence[C]] = field(default_factory=dict)
+    """Name of a baseline store -> its curves, which have no controls."""
+
+    @property
+    def plain(self) -> list[C]:
+        """Curves that are no controls."""
+        return [curve for curve in self.own if ":" not in curve.task]
+
+    def sorted(self) -> list[C]:
+        """Curves that are no controls: truth first, and the final token first."""
+
+        def place(names: Sequence[str], name: str) -> tuple[int, str]:
+            return (names.index(name) if name in names else len(names), name)
+
+        return sorted(self.plain, key=lambda c: (*place(TASKS, c.task), *place(POSITIONS, c.position or "")))
+
+    def of_task(self, task: str) -> list[C]:
+        """The curves of a task by its full name, by position or head."""
+        return [curve for curve in self.own if curve.task == task]
+
+    def controls_of(self, curve: C) -> dict[str, C]:
+        """Name of a control -> the same probe as a curve's on control labels."""
+        same = [c for c in self.own if c.task.startswith(f"{curve.task}:") and c.position == curve.position]
+        return {control.task.partition(":")[2]: control for control in same}
+
+    def baselines_of(self, curve: C) -> dict[str, C]:
+        """Name of a baseline -> the same probe as a curve's on the baseline's store."""
+        key = (curve.task, curve.position, curve.attributes.get("array"))
+        named = ((name, curve) for name, curves in self.baselines.items() for curve in curves)
+        return {name: c for name, c in named if (c.task, c.position, c.attributes.get("array")) == key}
+
+    def beside(self, curve: C) -> dict[str, C]:
+        """A curve's controls and baselines by name."""
+        return {**self.controls_of(curve), **self.baselines_of(curve)}
+
+
+@dataclass(frozen=True, eq=False)
+class CurveSet(CurveGroup[LayerCurve]):
+    """Curves that belong together, and how they are compared.
 
     Examples
     --------
@@ -40,48 +99,12 @@ class CurveSet:
     'onset at layer 3'
     """
 
-    own: Sequence[LayerCurve]
-    """Curves of the store itself: one per task or control, and position or head."""
-    baselines: Mapping[str, Sequence[LayerCurve]] = field(default_factory=dict)
-    """Name of a baseline store -> its curves, which have no controls."""
     metric: str | None = None
     """The metric of figures and comparisons; by default each curve's `reported_metric`."""
-
-    @property
-    def plain(self) -> list[LayerCurve]:
-        """Curves other than controls."""
-        return [curve for curve in self.own if ":" not in curve.task]
-
-    def sorted(self) -> list[LayerCurve]:
-        """Curves other than controls: truth first, then by position, the final token first."""
-
-        def place(names: Sequence[str], name: str) -> tuple[int, str]:
-            return (names.index(name) if name in names else len(names), name)
-
-        return sorted(self.plain, key=lambda c: (*place(TASKS, c.task), *place(POSITIONS, c.position or "")))
-
-    def of_task(self, task: str) -> list[LayerCurve]:
-        """The curves of a task by its full name, by position or head."""
-        return [curve for curve in self.own if curve.task == task]
 
     def metric_of(self, curve: LayerCurve) -> str:
         """The metric of a curve in figures and summaries."""
         return reported_metric(curve, self.metric)
-
-    def controls_of(self, curve: LayerCurve) -> dict[str, LayerCurve]:
-        """Name of a control -> the curve of the same position with its labels."""
-        same = [c for c in self.own if c.task.startswith(f"{curve.task}:") and c.position == curve.position]
-        return {control.task.partition(":")[2]: control for control in same}
-
-    def baselines_of(self, curve: LayerCurve) -> dict[str, LayerCurve]:
-        """Name of a baseline -> the curve of the same task, position and array in its store."""
-        key = (curve.task, curve.position, curve.attributes.get("array"))
-        named = ((name, curve) for name, curves in self.baselines.items() for curve in curves)
-        return {name: c for name, c in named if (c.task, c.position, c.attributes.get("array")) == key}
-
-    def beside(self, curve: LayerCurve) -> dict[str, LayerCurve]:
-        """A curve's controls and baselines by name."""
-        return {**self.controls_of(curve), **self.baselines_of(curve)}
 
     def advantages_of(self, curve: LayerCurve) -> dict[str, Advantage]:
         """Advantages over chance, each control, the embeddings, each baseline, and the best of these (`all`)."""

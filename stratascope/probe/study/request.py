@@ -12,7 +12,7 @@ import pandas as pd
 from stratascope.errors import InvalidInputError
 from stratascope.probe.study.study import TASKS, Study
 from stratascope.probe.study.study_plan import positions_of
-from stratascope.results.collection import relation_to, results_in
+from stratascope.results.stored_result import relation_to, results_in
 from stratascope.store import ActivationStore, column_texts
 from stratascope.store.io.example_identity import refuse_other_examples
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.results.collection import other_store, relation_to, results_in
 from stratascope.results.file import result_head
 from stratascope.results.locations import ENDING
+from stratascope.results.stored_result import other_store, relation_to, results_in
 from stratascope.store import ActivationStore, condition_of
 from stratascope.store.io.durable import make_folder, write_output
 

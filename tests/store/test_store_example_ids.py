@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stratascope.workflow.choosing import asked_examples, example_number
 
 from stratascope.cli import main
+from stratascope.commands.example_selection import asked_examples, example_number
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore
 

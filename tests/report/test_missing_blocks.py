@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from stratascope.cli import main
+from stratascope.report.result_set import gather
 from stratascope.report.store_report import report_page
-from stratascope.results.collection import gather
-from stratascope.results.file import load_result
+from stratascope.results.registry import load_result
 from stratascope.store import ActivationStore
 
 
