@@ -10,7 +10,7 @@ import click
 
 from stratascope.commands import options
 from stratascope.commands.output import Output, results_output
-from stratascope.commands.signature import options_of
+from stratascope.commands.signature import options_in_errors, options_of
 from stratascope.commands.terminal import echo, open_store
 from stratascope.probe.study.probe_run import run_probes
 from stratascope.probe.study.request import ProbeRequest, results_of_others
@@ -68,6 +68,7 @@ SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or t
 @options_of(run_probes, scheduler=SCHEDULER_HELP)
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads or processes at once; default: one per core.")
 @results_output
+@options_in_errors
 def probe_command(
     store: str,
     output: Output,
@@ -125,6 +126,7 @@ def probe_command(
     scheduler=SCHEDULER_HELP,
 )
 @results_output
+@options_in_errors
 def entanglement_command(store: str, output: Output, **chosen: Any) -> None:
     """Probe the image cells of each object for its own location, the other object's location and the relation, by vision block.
 

@@ -371,7 +371,7 @@ def test_official_split_is_one_test_set(tmp_path):
 def test_refusals_say_what_to_change(store, tmp_path):
     with pytest.raises(TooFewExamplesError, match=r"at least 50 examples.*found 14"):
         layer_curve(store, examples=np.arange(14), minimum=1)
-    with pytest.raises(TooFewExamplesError, match=r"20 examples or more \(--minimum\), 50 together .* extract at least 16 more examples"):
+    with pytest.raises(TooFewExamplesError, match=r"20 examples or more \(`minimum`\), 50 together .* extract at least 16 more examples"):
         layer_curve(store, examples=np.arange(14))
     with pytest.raises(NotRecordedError, match="found 'colour'; columns are"):
         layer_curve(store, "colour")

@@ -104,7 +104,7 @@ class Rows:
                 self._square[block] += np.einsum("ij,ij->j", z, z)
         if not np.isfinite(self._square).all():
             raise InvalidInputError(
-                "expected finite activations, found NaN or infinity; leave out the examples that have them (--only)",
+                "expected finite activations, found NaN or infinity; leave out the examples that have them (`only`)",
                 in_python="store.available tells which examples have the position",
             )
         self.norms = np.einsum("ij,ij->i", self.z, self.z)
@@ -126,7 +126,7 @@ class Rows:
         weight = training.astype(np.float64)
         count = weight @ np.diff(self.offsets)
         if (count < 2).any():
-            raise InvalidInputError("expected at least two training examples, found a training set without; give fewer folds (--folds)")
+            raise InvalidInputError("expected at least two training examples, found a training set without; give fewer folds (`folds`)")
         mean = weight @ self._sum / count[:, None]
         variance = weight @ self._square / count[:, None] - mean**2
         # variance comes by subtraction, so a column constant in the training set leaves rounding of the size of its mean

@@ -91,7 +91,7 @@ def results_of_others(store: ActivationStore, request: ProbeRequest, folder: Pat
     if others:
         yield (
             f"{folder} holds {len(others):,} results that are not of {PurePath(store.name).name} as it is now, such as "
-            f"{others[0]}; those of the same name are replaced, the others stay: give each store a folder of its own (--out)"
+            f"{others[0]}; those of the same name are replaced, the others stay: give each store a folder of its own"
         )
 
 
@@ -101,7 +101,7 @@ def check_transfer(store: ActivationStore, request: ProbeRequest) -> None:
     for name in request.transfer_to:
         if name not in known:
             raise InvalidInputError(
-                f"expected --transfer-to with a position or the name of a baseline, found {name!r}; there are {', '.join(known)}"
+                f"expected `transfer_to` with a position or the name of a baseline, found {name!r}; there are {', '.join(known)}"
             )
 
 
@@ -109,14 +109,14 @@ def check_asked(store: ActivationStore, request: ProbeRequest, studies: Mapping[
     """Check that values, column and metric of the request are used by a task."""
     asked = {task.partition(":")[0] for task in request.tasks}
     if idle := [name for name in request.values if name not in asked]:
-        raise InvalidInputError(f"expected --tasks with {idle[0]}, whose values are given, found {', '.join(request.tasks)}")
+        raise InvalidInputError(f"expected `tasks` with {idle[0]}, whose values are given, found {', '.join(request.tasks)}")
     try:
         column_texts(store, request.by)
     except InvalidInputError as error:
-        raise InvalidInputError(f"--by: {error}") from error
+        raise InvalidInputError(f"`by`: {error}") from error
     there = {metric for study in studies.values() for plan in study.plans.values() for batch in plan for metric in batch.metrics}
     if request.metric not in (None, *there):
-        raise InvalidInputError(f"expected --metric of {', '.join(sorted(there))}, found {request.metric!r}")
+        raise InvalidInputError(f"expected `metric` of {', '.join(sorted(there))}, found {request.metric!r}")
 
 
 def check_values(store: ActivationStore, request: ProbeRequest) -> None:
@@ -155,10 +155,10 @@ def check_measures(request: ProbeRequest, *, by_head: bool) -> None:
     """Check that measures are known, and that they and transfer apply to the array."""
     for name in request.measures:
         if name not in MEASURES:
-            raise InvalidInputError(f"expected --measures among {', '.join(MEASURES)}, found {name!r}")
+            raise InvalidInputError(f"expected `measures` among {', '.join(MEASURES)}, found {name!r}")
     if by_head and request.measures:
         raise InvalidInputError(
-            "expected an array of one vector a position for --measures, found one with a vector for each head; leave --measures out"
+            "expected an array of one vector a position for `measures`, found one with a vector for each head; leave `measures` out"
         )
     if by_head and (request.transfer or request.transfer_to):
-        raise InvalidInputError(f"expected an array of one vector a position for --transfer, found {request.array}; leave --transfer out")
+        raise InvalidInputError(f"expected an array of one vector a position for `transfer`, found {request.array}; leave `transfer` out")

@@ -60,8 +60,7 @@ class ProbeSettings:
             if not self.strengths or min(self.strengths) <= 0:
                 found = ", ".join(f"{c:g}" for c in self.strengths) or "none"
                 raise InvalidInputError(
-                    f"expected strengths above 0, found {found}; give others (--strengths 1e-3,1e-2,1e-1)",
-                    in_python="strengths=(1e-3, 1e-2, 1e-1)",
+                    f"expected strengths above 0, found {found}; give others (`strengths`), such as 1e-3, 1e-2 and 1e-1"
                 )
         object.__setattr__(self, "types", tuple(self.types))
         object.__setattr__(self, "only", checked_choice(self.only))
@@ -70,8 +69,8 @@ class ProbeSettings:
             raise InvalidInputError(f"expected a method of {', '.join(METHODS)}, found {self.method!r}")
         if len(self.split) not in (0, 2):
             raise InvalidInputError(
-                f"expected the names of a training and a test split, found {', '.join(self.split)}; give two (--split train,test)",
-                in_python="split=('train', 'test')",
+                f"expected the names of a training and a test split, found {', '.join(self.split)}; "
+                "give two (`split`), such as train and test"
             )
         if not 0 < self.level < 1:
             raise InvalidInputError(f"expected a level between 0 and 1, found {self.level}; give 0.95")
@@ -161,12 +160,12 @@ def plan_position(
         raise NotRecordedError(
             f"expected examples with {settings.array} at position {position!r}, found none recorded; "
             f"this store has positions {', '.join((*store.layout.positions, *store.layout.vision_positions))}; "
-            "choose one of them (--positions)"
+            "choose one of them (`positions`)"
         )
     if settings.groups not in store.examples.columns:
         raise InvalidInputError(
             f"expected a column of the examples to group by, found {settings.groups!r}; columns are {', '.join(map(str, store.examples))}; "
-            "give one of them (--groups)"
+            "give one of them (`groups`)"
         )
     groups = group_labels(store.examples, settings.groups)
     tasks_of: dict[str, Task] = {}
@@ -251,7 +250,8 @@ def refuse_without_heads(store: ActivationStore, array: str) -> None:
     if not holds_heads(store, array):
         dims = store.layout.array(array).dims
         raise InvalidInputError(
-            f"{array}: expected an array with a vector for each head, found one of {' by '.join(dims)}; give another (--array head_outputs)"
+            f"{array}: expected an array with a vector for each head, found one of {' by '.join(dims)}; "
+            "give another `array`, such as head_outputs"
         )
 
 
@@ -275,7 +275,7 @@ def layers_of(store: ActivationStore, array: str, layers: int | Sequence[int] | 
     if "example" not in spec.dims or len(set(spec.dims) - {"example", spec.layer_dim, spec.position_dim}) == 0:
         found = " by ".join(spec.dims)
         raise InvalidInputError(
-            f"{array}: expected an array of one vector an example, found one of {found}; give another (--array residual)"
+            f"{array}: expected an array of one vector an example, found one of {found}; give another `array`, such as residual"
         )
     if spec.layer_dim is None:
         return [0]  # such as the vision tower's output

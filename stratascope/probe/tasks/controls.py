@@ -62,7 +62,7 @@ def control_labels(
     if unknown or not types:
         raise InvalidInputError(
             f"control task: expected types among the columns {', '.join(map(str, examples.columns))}, found "
-            f"{', '.join(unknown) or 'none'}; give some of them (--types)"
+            f"{', '.join(unknown) or 'none'}; give some of them (`types`)"
         )
     number = examples.groupby(list(types), sort=True, dropna=False).ngroup().to_numpy()
     used = codes >= 0
@@ -70,7 +70,7 @@ def control_labels(
     if share < MINIMUM_RECURRING:
         raise InvalidInputError(
             f"control task: expected types that recur in other folds, found that for {share:.0%} of examples with types "
-            f"{', '.join(types)}; selectivity would mean nothing. Give coarser types, such as --types relation"
+            f"{', '.join(types)}; selectivity would mean nothing. Give coarser types, such as `types` relation"
         )
     rng = np.random.default_rng(seed)
     counts = np.bincount(codes[used])

@@ -63,12 +63,12 @@ def _too_few(classes: tuple[str, ...], counts: NDArray[np.intp], minimum: int, f
     order = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
     found = ", ".join(f"{classes[c]} {counts[c]}" for c in order[:8]) + (", and others" if len(order) > 8 else "")
     together = f", {MINIMUM_PER_FOLD * folds} together ({MINIMUM_PER_FOLD} for each of {folds} folds)" if folds else ""
-    wanted = f"expected at least two classes of {minimum} examples or more (--minimum){together}, found {found or 'no example'}"
+    wanted = f"expected at least two classes of {minimum} examples or more (`minimum`){together}, found {found or 'no example'}"
     if len(order) < 2:
         return f"{wanted}: a label that never differs; choose another task, or other examples"
     second = int(counts[order[1]])
     possible = min(second, int(counts[counts >= second].sum()) // MINIMUM_PER_FOLD)
-    lower = f"give --minimum {second}" if possible >= folds else f"give --minimum {second} and --folds {possible}"
+    lower = f"give `minimum` {second}" if possible >= folds else f"give `minimum` {second} and `folds` {possible}"
     ways = [f"extract at least {minimum - second} more examples of {classes[order[1]]}", *([lower] if possible >= FEWEST_FOLDS else [])]
     return f"{wanted}; {', '.join(ways)}, or choose another task"
 
@@ -102,7 +102,7 @@ def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[o
     if len(missing):
         raise InvalidInputError(
             f"task {name!r}: expected a value for every example, found {len(missing)} of {int(used.sum())} missing "
-            f"(the first is example {missing[0]}); fill them, or leave these examples out (--only; of --values their rows)"
+            f"(the first is example {missing[0]}); fill them, or leave these examples out (`only`; of `values` their rows)"
         )
     kept = series[used]
     codes = np.full(len(series), -1, dtype=np.intp)

@@ -116,7 +116,7 @@ def official_split(
         tested = tested & ~_leaked(names, learned)
     if not tested.any():
         raise TooFewExamplesError(
-            f"expected test examples in {column} {', '.join(test)}, found none that take part; choose another split (--split)",
+            f"expected test examples in {column} {', '.join(test)}, found none that take part; choose another split (`split`)",
             in_python="keep_leaked=True",
         )
     return Folds(of=np.where(tested, folds, inner.of), groups=number_groups(names), seed=seed, test=folds)

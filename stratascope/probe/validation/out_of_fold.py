@@ -98,7 +98,7 @@ def fit_warnings(folds: pd.DataFrame) -> list[str]:
     absent = folds[folds["absent_classes"] != ""]
     if len(absent):
         names = sorted({name for cell in absent["absent_classes"] for name in cell.split(", ")})
-        found.append(f"classes {', '.join(names)} are missing from a training fold and never predicted there; raise --minimum")
+        found.append(f"classes {', '.join(names)} are missing from a training fold and never predicted there; raise `minimum`")
     rough = folds[folds["gap"] > _LARGE_GAP]
     if len(rough):
         found.append(f"at layers {_listed(rough['layer'])} the objective is up to {rough['gap'].max():.0e} above its minimum (relative)")
