@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from extraction_benchmark import build
 
-from stratascope.extract.plan.knockout_plan import Knockouts, computed_tokens, hidden_tokens, layer_windows
+from stratascope.extract.plan.knockout_plan import Knockouts, computed_tokens, layer_windows, masked_tokens
 from stratascope.extract.plan.token_layout import TokenLayout
 from stratascope.extract.run.capture import use_captured_attention
-from stratascope.extract.run.knockout import Trace, effects, tracing
+from stratascope.extract.run.knockout import Trace, knockout_effects, tracing
 
 ROWS, COLUMNS, BEFORE, AFTER, BLOCKS = 16, 20, 15, 65, 12
 
@@ -32,7 +32,7 @@ def prompt() -> tuple[TokenLayout, dict[str, np.ndarray]]:
     spans |= {"subject": (words + 1, words + 3), "relation": (words + 4, words + 8), "object": (words + 9, words + 11)}
     layout = TokenLayout(np.zeros(length, np.int32), spans, (ROWS, COLUMNS), (0, 0, COLUMNS, ROWS), ())
     boxes = {"subject_box": BEFORE + np.arange(60, 64), "object_box": BEFORE + np.arange(200, 206)}
-    return layout, hidden_tokens(layout, boxes)
+    return layout, masked_tokens(layout, boxes)
 
 
 def seconds(run: Callable[[], object], rounds: int) -> float:
@@ -68,7 +68,7 @@ def main() -> None:
             with tracing(decoder.layers) as trace:
                 ours(**inputs)
             assert isinstance(trace, Trace)
-            return effects(decoder.layers, trace, targets, knockouts, difference, given.batch_tokens)
+            return knockout_effects(decoder.layers, trace, targets, knockouts, difference, given.batch_tokens)
 
         return run
 

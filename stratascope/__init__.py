@@ -1,4 +1,4 @@
-"""Stratascope: see in which layers of a vision-language model a spatial relation lives.
+"""Stratascope: find the layers in which a vision-language model encodes a spatial relation.
 
 Names are imported when they are first used: `import stratascope` loads no torch, scikit-learn, dask or matplotlib.
 """

@@ -22,12 +22,12 @@ from stratascope.errors import InvalidInputError, StratascopeError, out_of_memor
 
 SECTIONS = {
     "Data": {
-        "demo": ("recording", "Full pipeline on generated scenes with the built-in model."),
-        "fetch": ("fetching", "Download published data sets."),
+        "demo": ("data", "Full pipeline on generated scenes with the built-in model."),
+        "fetch": ("data", "Download published data sets."),
     },
     "Extract": {
-        "plan": ("recording", "Cost of an extraction: disk, time, memory; writes nothing."),
-        "extract": ("recording", "Run every example through the model once, into a store."),
+        "plan": ("extract", "Cost of an extraction: disk, time, memory; writes nothing."),
+        "extract": ("extract", "Run every example through the model once, into a store."),
     },
     "Store": {
         "info": ("stores", "Contents, completeness and provenance of a store."),
@@ -187,7 +187,7 @@ class Commands(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error; goes before the command.")
 @click.version_option(package_name="stratascope", prog_name="stratascope")
 def main(debug: bool) -> None:
-    """See in which layers of a vision-language model a spatial relation lives.
+    """Find the layers in which a vision-language model encodes a spatial relation.
 
     Begin with 'stratascope demo --out demo'. The example in each command's --help then works on it.
 

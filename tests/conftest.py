@@ -66,7 +66,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("demo")
     steps: list[str] = []
-    text = run_demo(out, scenes=512, say=steps.append)
+    text = run_demo(out, scenes=512, on_step=steps.append)
     assert len(steps) == 5
     assert str(out) in text
     return out

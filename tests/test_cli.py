@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from stratascope.analysis import AnswerConfidence
-from stratascope.cli import all_commands, main
+from stratascope.cli import SECTIONS, all_commands, main
 from stratascope.results.registry import load_result
 
 
@@ -31,8 +31,11 @@ def assert_refused(result: Result, pattern: str) -> None:
 
 
 def test_help_lists_every_command_in_the_order_of_use() -> None:
-    text = run("--help").output.partition("Commands:")[2]
-    listed = [line.split()[0] for line in text.strip().splitlines()]
+    text = run("--help").output
+    sections = [text.index(f"\n{title}:\n") for title in SECTIONS]
+    assert sections == sorted(sections)
+    listed = [line.split()[0] for line in text[sections[0] :].splitlines() if line.startswith("  ")]
+    assert listed == [name for section in SECTIONS.values() for name in section]
     assert listed == [command.name for command in all_commands().values()]
 
 
@@ -58,7 +61,7 @@ def test_plan_without_photos_needs_a_stated_size(scenes: Path) -> None:
     assert run(*arguments, "--image-size", "big").exit_code == 2
     without = arguments[:-2]
     assert run(*without, "--image-size", "640x480").output == run(*arguments, "--image-size", "640x480").output
-    assert_refused(run(*without), "pass --images DIR")
+    assert_refused(run(*without), "set --images")
 
 
 def test_the_plans_bytes_are_what_is_then_on_disk(plan, store_path: Path) -> None:
@@ -91,7 +94,7 @@ def test_verify_finds_nothing_wrong_and_then_a_flipped_bit(store_path: Path, sce
     assert result.exit_code == 1
     assert "bad blocks: 1" in result.output
     result = run("verify", str(damaged), "--repair")
-    assert "un-marked blocks 1" in result.output
+    assert "unmarked blocks 1" in result.output
     assert "1 of 2 blocks written" in run("verify", str(damaged)).output
     assert (
         run("extract", *extraction(scenes, "--boxes", str(scenes / "instances.json"), "--device", "cpu", "--out", str(damaged))).exit_code
@@ -224,14 +227,14 @@ def test_an_interruption_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> No
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stratascope.demo.run_demo", interrupted)
+    monkeypatch.setattr("stratascope.commands.extract.demo.run_demo", interrupted)
     result = run("demo", "--scenes", "10", "--out", "never")
     assert result.exit_code == 130
     assert "goes on from here" in result.stderr
 
 
 def test_long_lists_in_a_difference_are_told_by_what_only_one_has() -> None:
-    from stratascope.commands.descriptions import _side_by_side
+    from stratascope.store.maintenance.difference import _side_by_side
 
     cells = [f"cell_{row}_{column}" for row in range(6) for column in range(6)]
     lines = _side_by_side("layout      knockout_targets:", repr(cells), repr([*cells[:-1], "image"]))

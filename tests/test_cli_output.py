@@ -83,7 +83,7 @@ def test_warnings_and_tracebacks_are_escaped(monkeypatch: pytest.MonkeyPatch, ca
     def warns(*_: object, **__: object) -> str:
         return warnings.formatwarning(f"careful {ATTACK}", UserWarning, "file.py", 1, "")
 
-    monkeypatch.setattr("stratascope.workflow.describing.describe_store", warns)
+    monkeypatch.setattr("stratascope.store.describe", warns)
     monkeypatch.setattr("stratascope.commands.stores.open_store", lambda _: None)
     assert "careful \\x1b]" in CliRunner().invoke(main, ["info", "x"]).output
     assert warnings.formatwarning("a\x1b", UserWarning, "file.py", 1, "").startswith("file.py:1: UserWarning: a\x1b")

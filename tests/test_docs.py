@@ -267,7 +267,7 @@ def test_the_page_of_results_names_all_that_the_results_hold(folder: Path) -> No
 
 
 def test_what_is_said_of_an_example_is_its_label_and_the_likelier_answer(inside: Path) -> None:
-    from stratascope.analysis.example_pictures import said
+    from stratascope.analysis.example_images import said
     from stratascope.store import ActivationStore
 
     store = ActivationStore.open("demo/original.zarr")

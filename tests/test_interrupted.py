@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from stratascope.cli import RESUMED, main
+from stratascope.cli import RESUMED, all_commands, main
 from stratascope.store.io import durable
 from stratascope.store.io.durable import PARTIAL, write_output
 
@@ -56,7 +56,8 @@ import pandas as pd
 from stratascope.errors import StoreError
 from stratascope.report import new_figure, save_figure
 from stratascope.report.page import Page
-from stratascope.results.file import ResultFile, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import save_result
 figure, (ax,) = new_figure()
 writers = {
     name: lambda path, text: (ax.set_title(text), save_figure(figure, path)) for name in (".png", ".pdf", ".svg")
@@ -127,12 +128,12 @@ def test_a_name_as_long_as_a_file_system_allows_is_written(tmp_path: Path) -> No
     assert path.read_bytes() == b"whole"
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
+@pytest.mark.parametrize("name", sorted(all_commands()))
 def test_only_commands_that_resume_say_that_they_do(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    command = main.commands[name]
+    command = all_commands()[name]
     monkeypatch.setattr(command, "callback", interrupted)
     monkeypatch.setattr(command, "params", [])
     result = CliRunner().invoke(main, [name])

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
-from stratascope.datasets.forms import KINDS
+from stratascope.datasets.scene_shapes import KINDS
 from stratascope.datasets.scenes import EXCLUSIVE, RELATIONS, Thing, askable, exclusive_relation, sample_statement
 from training.batched_vision import CELLS
 from training.packing import NAME, Packing, relation_question, verdict_question

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stratascope.datasets.forms import KINDS
+from stratascope.datasets.scene_shapes import KINDS
 from stratascope.datasets.scenes import RELATIONS, SIZE, Thing, render, sample_scene
 from training.batched_vision import CELLS, BatchedVision, patchify
 from training.tiny_model import build_model, build_tokenizer

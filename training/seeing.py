@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
-from stratascope.datasets.forms import KINDS
+from stratascope.datasets.scene_shapes import KINDS
 from stratascope.datasets.scenes import SIZE, Thing
 from training.batched_vision import CELLS
 from training.run import CELL_PIXELS, Run, cell_of, optimiser_for, scenes_for

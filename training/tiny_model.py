@@ -16,7 +16,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from stratascope.datasets.forms import KINDS
+from stratascope.datasets.scene_shapes import KINDS
 from stratascope.datasets.scenes import RELATIONS, SIZE
 
 SPECIAL_TOKENS = (

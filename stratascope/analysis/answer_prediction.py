@@ -1,4 +1,4 @@
-"""Answer prediction: AUROC of attention on the gold boxes for a right answer, beside the boxes' geometry (AdaptVis, figure b)."""
+"""Answer prediction: AUROC of attention on the gold boxes for a right answer, and a box geometry baseline (AdaptVis, figure b)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stratascope.figures.predictions import draw_prediction
 from stratascope.results.file import ResultFile
 from stratascope.results.result import CHOICE, Result, new_axes, table_field
 from stratascope.results.schema import columns
-from stratascope.stats.auroc import Auroc, auroc
+from stratascope.stats.auroc import Auroc
 from stratascope.stats.intervals import INTERVAL
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FOLDS = 5
 FEWEST = 20
-"""Of either answer, right or wrong: below it the baseline cannot be fitted."""
+"""Minimum number of right and of wrong answers for the baseline."""
 
 
 class AnswerPrediction(
@@ -45,7 +45,7 @@ class AnswerPrediction(
         "baseline": each(float, "auroc low high"),
     },
 ):
-    """AUROC of each head's overlap with the boxes as predictor of a right answer, beside the baseline that knows the boxes alone."""
+    """AUROC of each head's overlap with the boxes for a right answer, and of a baseline from the box geometry."""
 
     table: pd.DataFrame = table_field(
         columns(
@@ -53,17 +53,17 @@ class AnswerPrediction(
         ),
         name="auroc",
     )
-    """layer, head (-1: fused over heads), auroc, low, high, low_simultaneous, high_simultaneous, undefined (share of examples in
-    which the head gave the whole image nothing; they count as its mean), advantage (over the baseline, paired),
-    advantage_low, advantage_high (simultaneous too: quote these for the best head)."""
+    """layer, head (-1: fused over heads), auroc, low, high, low_simultaneous, high_simultaneous, undefined (share of examples
+    without attention of the head on the image; they count as its mean), advantage (over the baseline, paired), advantage_low,
+    advantage_high (simultaneous: report these for the best head)."""
     baseline: dict[str, float]
-    """auroc, low, high of a logistic regression on the boxes' geometry, out of fold, images never split."""
+    """auroc, low, high of a logistic regression on the box geometry, out of fold, folds grouped by image."""
     attributes: Mapping[str, Any]
     """store, condition, map, measure, only, box, examples, right, images, level, seed."""
 
     @property
     def best(self) -> pd.Series[Any]:
-        """The row with the highest AUROC; its simultaneous interval allows for the choice."""
+        """Row with the highest AUROC; its simultaneous interval accounts for the selection."""
         return self.table.iloc[int(self.table["auroc"].to_numpy().argmax())]
 
     def contents(self) -> ResultFile:
@@ -73,18 +73,18 @@ class AnswerPrediction(
 
     @classmethod
     def from_contents(cls, file: ResultFile) -> AnswerPrediction:
-        """The prediction whose `contents` a file holds."""
+        """The prediction that a file holds."""
         attributes = dict(file.attributes)
         return cls(file.tables["auroc"], attributes.pop("baseline"), attributes)
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """Parameters of `answer_prediction`, and of its overlap."""
+        """Parameters of `answer_prediction` and of its overlap."""
         return {name: self.attributes[name] for name in ("map", "measure", "box", "level", "seed")} | {"only": self.only}
 
     @property
     def name_parts(self) -> tuple[str | None, ...]:
-        """The weighting, where it is not attention alone, and the selection of examples."""
+        """Weighting unless `attention`, and the selection of examples."""
         return (None if self.attributes["map"] == "attention" else self.attributes["map"], *self.only)
 
     def to_frame(self) -> pd.DataFrame:
@@ -92,13 +92,13 @@ class AnswerPrediction(
         return self.table
 
     def summary(self) -> str:
-        """The best head's AUROC beside that of the boxes' geometry."""
+        """AUROC of the best head and of the box geometry."""
         best, base = self.best, self.baseline
         verdict = "significantly above" if best["advantage_low"] > 0 else "not significantly above"
         return (
             f"AUROC for a right answer: block {int(best['layer'])} head {int(best['head'])} {best['auroc']:.3f} "
-            f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}] (best of {len(self.table)} heads, simultaneous interval), "
-            f"box geometry {base['auroc']:.3f} [{base['low']:.3f}, {base['high']:.3f}]: {verdict} the geometry"
+            f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}] (best of {len(self.table)} heads, simultaneous interval); "
+            f"box geometry {base['auroc']:.3f} [{base['low']:.3f}, {base['high']:.3f}]; best head {verdict} the box geometry"
         )
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -109,34 +109,35 @@ class AnswerPrediction(
 def answer_prediction(
     store: ActivationStore, overlap: BoxOverlap, *, box: str = "both", level: float = 0.95, seed: int = 0
 ) -> AnswerPrediction:
-    """AUROC of the overlap as predictor of a right answer, by layer and head, with intervals by image.
+    """AUROC of the overlap for a right answer, by layer and head, with intervals clustered by image.
 
-    The baseline is an L2-regularised logistic regression on `boxes.box_geometry` and on the overlap that an even map would have,
-    predicted out of fold with all examples of an image in one fold; within each fold its scores are turned into ranks, so that folds
-    can be compared.
+    The baseline is an L2-regularised logistic regression on `box_geometry` and its squares, out of fold with folds grouped by image.
+    Its scores become ranks within each fold, so that folds can be compared.
 
     Parameters
     ----------
     overlap
-        Of this store.
+        Overlap computed from this store.
     box
-        `subject`, `object` or `both`; examples where either box is not known are left out (the baseline needs both).
+        `subject`, `object` or `both`; examples without both boxes are left out (the baseline needs both).
     level
-        Of the intervals.
+        Level of the intervals.
     seed
-        Of the folds and of the simultaneous intervals.
+        Seed of the folds and the simultaneous intervals.
 
     Raises
     ------
     InvalidInputError
         If the overlap is of another store, or the box is unknown.
     TooFewExamplesError
-        With fewer than 20 right or 20 wrong answers among them: there is nothing to predict.
+        With fewer than 20 right or 20 wrong answers.
     NotRecordedError
-        If the label names no choice, or no box is known.
+        If labels name no choice, or no box is known.
     """
     if overlap.attributes["store"] != store.fingerprint():
-        raise InvalidInputError("expected an overlap computed from this store, found one of another or of fewer blocks; compute it again")
+        raise InvalidInputError(
+            "expected an overlap computed from this store, found one of another store or of fewer blocks; compute it again"
+        )
     if box not in BOXES:
         raise InvalidInputError(f"expected a box of {', '.join(BOXES)}, found {box!r}")
     geometry = box_geometry(store)
@@ -146,17 +147,17 @@ def answer_prediction(
     if min(int(right.sum()), int((~right).sum())) < FEWEST:
         raise TooFewExamplesError(
             f"expected at least {FEWEST} right and {FEWEST} wrong answers with known boxes, found {int(right.sum())} and "
-            f"{int((~right).sum())}: there is nothing to predict; take more examples, or a store where the model errs"
+            f"{int((~right).sum())}; use more examples, or harder ones"
         )
     images = image_groups(store.examples).labels[chosen]
     layers, heads = overlap.attributes["layers"], overlap.attributes["heads"]
     scores = overlap.values[known][..., BOXES.index(box)].reshape(len(chosen), -1).astype(np.float64)
     undefined = np.isnan(scores)
-    # a head that does not look at the image at all speaks neither for nor against: it gets its mean over the other examples
+    # a head without attention on the image predicts nothing: it gets its mean over the other examples
     means = np.where(undefined, 0, scores).sum(0) / np.maximum((~undefined).sum(0), 1)
     scores = np.where(undefined, means, scores)
-    found = auroc(scores, right, images)
-    base = auroc(_geometry_scores(geometry.to_numpy()[chosen], right, images, seed)[:, None], right, images)
+    found = Auroc.of(scores, right, images)
+    base = Auroc.of(_geometry_scores(geometry.to_numpy()[chosen], right, images, seed)[:, None], right, images)
     ahead = found.minus(base)
     index = pd.MultiIndex.from_product([layers, heads], names=["layer", "head"])
     table = pd.DataFrame(
@@ -187,14 +188,14 @@ def _ends(found: Auroc, level: float, seed: int) -> dict[str, NDArray[np.float64
 
 
 def _geometry_scores(geometry: NDArray[np.float64], right: NDArray[np.bool_], images: NDArray[Any], seed: int) -> NDArray[np.float64]:
-    """(example,) rank within its fold, between 0 and 1, of the out-of-fold prediction from the boxes."""
+    """(example,) rank within its fold, from 0 to 1, of the out-of-fold prediction from the box geometry."""
     from scipy.stats import rankdata
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    # squares let it say "centres close to the middle" or "boxes of a middling size"
+    # squares express "close to the centre" and "medium size"
     features = np.concatenate([geometry, np.square(geometry - geometry.mean(0))], 1)
     out = np.empty(len(right))
     splits = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(features, right, images)

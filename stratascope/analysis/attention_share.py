@@ -1,4 +1,4 @@
-"""How the final token's attention is divided among the parts of the prompt, by layer and head, with and without its sinks."""
+"""Attention share: attention of the final token by part of the prompt, layer and head, with and without sinks."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 REMOVABLE = ("first_token", "image_edge", "image_inside")
 EMPTY = 1e-5
-"""Attention left beside the sinks, below which shares of it would be noise."""
+"""Attention without sinks below which shares are undefined."""
 _AT_A_TIME = 256
-"""Examples whose shares are held in float64 at once."""
+"""Examples in float64 at once."""
 PIECE = 16
-"""Examples in one task: their rows of all layers are held at once, 22 MB of a 7B model's."""
+"""Examples in one task: rows of all layers, 22 MB for a 7B model."""
 
 
 def _of_these_parts(attributes: Mapping[str, Any], _: Mapping[str, pd.DataFrame], __: Arrays) -> str | None:
@@ -52,22 +52,22 @@ class AttentionShare(
     },
     rules=(_of_these_parts,),
 ):
-    """The final token's attention by part of the prompt, and each part's share of the tokens."""
+    """Attention of the final token by part of the prompt, and each part's share of the tokens."""
 
     values: NDArray[np.float32] = array_field("share", "example layer head part", name="share")
-    """(example, layer, head, part); sums to 1 over parts; the layers are `attributes["layers"]`."""
+    """(example, layer, head, part); sums to 1 over parts; layer numbers: `attributes["layers"]`."""
     tokens: NDArray[np.float32] = array_field("share", "example part", name="token_share")
     """(example, part) share of the example's tokens."""
     examples: NDArray[np.int64] = array_field("int", "example", name="example")
     """(example,) example numbers."""
     entropy: NDArray[np.float32] = array_field("float", "example layer head")
-    """(example, layer, head) of the row, in nats: 0 where one token takes all, log(n_tokens) where all take the same."""
+    """(example, layer, head) entropy of the row in nats: 0 for one token, log(n_tokens) for a uniform row."""
     sinks: NDArray[np.float32] = array_field("share", "example layer head place")
-    """(example, layer, head, place) attention drawn by the sinks at each of `sinks.PLACES`."""
+    """(example, layer, head, place) attention to the sinks at each of `sinks.PLACES`."""
     sink_counts: NDArray[np.int16] = array_field("int", "example place")
-    """(example, place) number of sinks; a token is one for all layers and heads, see `sinks.find_sinks`."""
+    """(example, place) number of sinks, the same for all layers and heads; see `sinks.find_sinks`."""
     first_part: NDArray[np.int8] = array_field("int", "example")
-    """(example,) index of the part that the first token belongs to."""
+    """(example,) index of the part of the first token."""
     attributes: Mapping[str, Any]
     """store, layers, condition, weighing, only, times, parts, places."""
 
@@ -77,18 +77,15 @@ class AttentionShare(
         return PARTS
 
     def without_sinks(self, places: Sequence[str] = DROPPED) -> NDArray[np.float32]:
-        """(example, layer, head, part) shares of what is left when the sinks at `places` are taken out; sums to 1 over parts, NaN where
-        the sinks took all but 1e-5.
+        """(example, layer, head, part) shares without the sinks at `places`; sums to 1 over parts, NaN where less than 1e-5 is left.
 
         Raises
         ------
         InvalidInputError
-            If a place is unknown, or one of text: its sinks lie in several parts, and may be what was asked for.
+            If a place is unknown or in text: sinks in text lie in several parts and may be content.
         """
         if set(checked_places(places)) - set(REMOVABLE):
-            raise InvalidInputError(
-                f"expected places among {', '.join(REMOVABLE)}, found {', '.join(places)}: sinks in text are not taken out"
-            )
+            raise InvalidInputError(f"expected places among {', '.join(REMOVABLE)}, found {', '.join(places)}: sinks in text stay")
         shares = np.empty(self.values.shape, np.float32)
         for start in range(0, len(shares), _AT_A_TIME):
             some = slice(start, start + _AT_A_TIME)
@@ -106,8 +103,8 @@ class AttentionShare(
         return shares
 
     def head_table(self, places: Sequence[str] = DROPPED) -> pd.DataFrame:
-        """Means over examples, one row for each layer, head and part: share, share_without_sinks, token_share, entropy, sinks (attention
-        drawn by the sinks at `places`)."""
+        """Means over examples, one row per layer, head and part: share, share_without_sinks, token_share, entropy, sinks (attention to the
+        sinks at `places`)."""
         layers, heads = self.attributes["layers"], self.values.shape[2]
         index = pd.MultiIndex.from_product([layers, range(heads), PARTS], names=["layer", "head", "part"])
         drawn = self.sinks[..., [PLACES.index(place) for place in places]].sum(-1).mean(0)
@@ -121,8 +118,8 @@ class AttentionShare(
         return pd.DataFrame(columns, index=index).reset_index()
 
     def sink_table(self) -> pd.DataFrame:
-        """One row for each place: examples_with (share of examples that have a sink there), count (mean number), attention (mean over
-        examples, layers and heads), highest (mean attention of the head that gives most), layer and head of that one."""
+        """One row per place: examples_with (share of examples with a sink), count (mean number), attention (mean over examples, layers and
+        heads), highest (mean attention of the strongest head), layer and head of that head."""
         rows = []
         for k, place in enumerate(PLACES):
             by_head = self.sinks[..., k].mean(0, dtype=np.float64)
@@ -139,12 +136,12 @@ class AttentionShare(
 
     @property
     def name_parts(self) -> tuple[str | None, ...]:
-        """The weighting, where it is not attention alone, and the selection of examples."""
+        """Weighting unless `attention`, and the selection of examples."""
         weighing = self.attributes["weighing"]
         return (None if weighing == "attention" else weighing, *self.only)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each layer, head and part, see `head_table`."""
+        """One row per layer, head and part, see `head_table`."""
         return self.head_table()
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -155,20 +152,20 @@ class AttentionShare(
         return draw_attention_share(self.values, self.tokens, self.parts, new_axes(ax), title=titled(title, self.only))
 
     def summary(self) -> str:
-        """The image's share and the block where it is highest; sinks by place; the image's share without them."""
+        """Attention share of the image, sinks by place, and the share of the image without sinks."""
         image = self.parts.index("image")
         by_block = self.values[..., image].mean((0, 2))
         best = int(by_block.argmax())
         lines = [
-            f"image: {self.tokens[:, image].mean():.1%} of the tokens, {by_block[best]:.1%} of the final token's attention in block "
-            f"{self.attributes['layers'][best]} (its highest, mean over heads), {by_block.mean():.1%} over all blocks"
+            f"attention share of the image: {by_block.mean():.1%} over all blocks, highest {by_block[best]:.1%} in block "
+            f"{self.attributes['layers'][best]} (mean over heads); {self.tokens[:, image].mean():.1%} of the tokens"
         ]
         sinks = self.sink_table()
         for row in sinks.to_dict("records"):
             if row["count"] > 0:
                 lines.append(
-                    f"sinks, {row['place'].replace('_', ' ')}: {row['count']:.2f} an example, in {row['examples_with']:.0%} of them; they "
-                    f"draw {row['attention']:.1%} of the attention, most in block {row['layer']} head {row['head']}: {row['highest']:.1%}"
+                    f"sinks at {row['place'].replace('_', ' ')}: {row['count']:.2f} per example, {row['examples_with']:.0%} of examples; "
+                    f"{row['attention']:.1%} of the attention, highest {row['highest']:.1%} in block {row['layer']} head {row['head']}"
                 )
         if len(lines) == 1:
             return f"{lines[0]}\nno sinks: no token takes {self.attributes['times']:g} times its fair share"
@@ -177,8 +174,10 @@ class AttentionShare(
         means = self.head_table()
         without = float(means.loc[means["part"] == "image", "share_without_sinks"].mean())
         if np.isnan(without):
-            return "\n".join([*lines, "the sinks take all attention: the share without them is undefined"])
-        return "\n".join([*lines, f"without the sinks at the first token and the image's edge: {without:.1%} on the image over all blocks"])
+            return "\n".join([*lines, "the sinks take all attention: the share without sinks is undefined"])
+        return "\n".join(
+            [*lines, f"attention share of the image without sinks at the first token and the image edge: {without:.1%} over all blocks"]
+        )
 
 
 def attention_share(
@@ -189,39 +188,43 @@ def attention_share(
     weighing: str = "attention",
     times: float = TIMES,
     scheduler: str | None = None,
+    progress: bool = False,
 ) -> AttentionShare:
-    """Share of the final token's attention on each part of the prompt (AdaptVis, figure a, but per head), its entropy and its sinks.
+    """Attention of the final token by part of the prompt (AdaptVis, figure a, per head), its entropy and sinks.
 
     Parameters
     ----------
     store
         With attention rows.
     examples
-        Numbers or a mask; all whose rows are recorded by default.
+        Example numbers or a mask; all with recorded rows by default.
     only
-        COLUMN=VALUE: of these examples those that have one of the values given for each column; see `store.chosen_examples`.
+        COLUMN=VALUE: keep the examples with one of the given values of each column; see `store.chosen_examples`.
     weighing
-        `attention`, or `norm` for norm-based attention, see `weighing.WEIGHINGS`; attributions have signs and no shares.
+        `attention`, or `norm` for norm-based attention, see `weighting.WEIGHINGS`. Attributions are signed and have no shares.
     times
-        How many times its fair share a sink takes at least; see `sinks.find_sinks`.
+        A sink takes at least this multiple of its fair share; see `sinks.find_sinks`.
     scheduler
-        Where the work is done: None for here, `threads`, `processes`, or the address of a Dask scheduler.
+        None or `synchronous`, `threads`, `processes`, or the address of a Dask scheduler.
+    progress
+        Show a progress bar where stderr is a terminal.
 
     Raises
     ------
     NotRecordedError
-        If the store holds no attention rows (and, for `norm`, no value norms), or not of one of the examples.
+        If the store lacks attention rows (for `norm` also value norms), or those of an example.
     InvalidInputError
-        If there are no examples, none that `only` chooses, or the weighing has no shares.
+        If no examples are left, or the weighting has no shares.
     """
     if checked_weighing(weighing) == "attribution":
-        raise InvalidInputError("expected a weighing of attention or norm, found attribution: it has signs; use `logit_attribution`")
-    require_recorded(store, WEIGHINGS[weighing], f"the weighing {weighing!r}")
+        raise InvalidInputError("expected a weighting of attention or norm, found attribution: it is signed; use `logit_attribution`")
+    require_recorded(store, WEIGHINGS[weighing], f"the weighting {weighing!r}")
     chosen = held_examples(store, "attention_rows", examples, only)
     layout = store.layout
     parts = parts_of(store, chosen)
     tokens = (parts[..., None] == np.arange(len(PARTS))).mean(1) * layout.tokens / store.n_tokens[chosen][:, None]
-    found = over_blocks(_shares, store, chosen, at_most=PIECE, scheduler=scheduler, times=times, weighing=weighing)
+    options: dict[str, Any] = {"times": times, "weighing": weighing}
+    found = over_blocks(_shares, store, chosen, at_most=PIECE, scheduler=scheduler, progress=progress, label="share", **options)
     pieces = [list(piece) for piece in zip(*found, strict=True)]
     del found
     values, entropy, sinks, counts = (_joined(piece) for piece in pieces)
@@ -258,14 +261,14 @@ def row_entropy(rows: NDArray[Any]) -> NDArray[Any]:
 
 
 def _joined(pieces: list[NDArray[Any]]) -> NDArray[Any]:
-    """One array of pieces along the first axis; the list is emptied, so that at most one array is held twice."""
+    """Concatenate pieces and empty their list, so that one array at most is in memory twice."""
     whole = np.concatenate(pieces)
     pieces.clear()
     return whole
 
 
 def _mean_of_known(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean over examples of those that are not NaN; NaN where none is."""
+    """Mean over examples without NaN; NaN where all are."""
     known = ~np.isnan(values)
     total = values.sum(0, dtype=np.float64, where=known)
     count = known.sum(0)

@@ -1,4 +1,4 @@
-"""The image tokens that lie in the gold boxes of subject and object, as the model was shown them."""
+"""Image cells in the gold boxes of subject and object, on the image as the model saw it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore
 
 ROUNDING = 1e-6
-"""Share of an image's side by which a box may reach beyond it."""
+"""Share of the image's side by which a box may reach outside."""
 SIDES = ("x0", "y0", "x1", "y1")
 BOXES = ("subject", "object", "both")
 """`both` is the union, where subject and object both have a box."""
 
 
 def shown_boxes(store: ActivationStore) -> NDArray[np.float64]:
-    """(example, subject or object, side) gold boxes as shares of the image's width and height; NaN where not known.
+    """(example, subject or object, side) gold boxes as shares of width and height; NaN where unknown.
 
-    Under the condition `mirror` they are flipped, as the image was.
+    With the condition `mirror` boxes are flipped like the image.
 
     Raises
     ------
     NotRecordedError
         If the store holds no boxes.
     InvalidInputError
-        If a box reaches beyond its image, as boxes do that were annotated on an image of another size; the example is named.
+        If a box reaches outside its image, as with annotations of another image size; names the example.
     """
     table = store.examples
     needed = [f"{who}_{side}" for who in ("subject", "object") for side in SIDES]
@@ -43,7 +43,7 @@ def shown_boxes(store: ActivationStore) -> NDArray[np.float64]:
     if len(beyond):
         row = table.iloc[beyond[0]]
         raise InvalidInputError(
-            f"expected boxes within their images, found {len(beyond):,} examples with one that reaches beyond, first {row['id']} with "
+            f"expected boxes within their images, found {len(beyond):,} examples with a box outside, first {row['id']} with "
             f"{row['image']} of {size[beyond[0], 0]:g} x {size[beyond[0], 1]:g} pixels: boxes were annotated on images of another size; "
             "extract again"
         )
@@ -53,14 +53,13 @@ def shown_boxes(store: ActivationStore) -> NDArray[np.float64]:
 
 
 def other_tokens(store: ActivationStore, examples: NDArray[np.int64], index: BoxIndex) -> NDArray[np.bool_]:
-    """(example, token) which tokens' cell centres lie in the box of a thing that is neither the subject nor the object, and in neither
-    of their boxes.
+    """(example, token) image cells with their centre in the box of another object and outside the boxes of subject and object.
 
     Parameters
     ----------
     index
-        All boxes of the data's images; other things are those of another name. They are aligned with the photos that the store was made
-        from; where that is refused, there are none.
+        Boxes of all objects in the images; other objects have another name. Boxes are aligned with the photos of the store; images with
+        refused boxes have no other objects.
     """
     named = box_tokens(store, examples)[:, :2].any(1)
     others = np.zeros_like(named)
@@ -68,7 +67,7 @@ def other_tokens(store: ActivationStore, examples: NDArray[np.int64], index: Box
     mirrored = store.provenance.get("condition") == "mirror"
     for k, number in enumerate(examples):
         row, start, grid = store.examples.iloc[number], int(store.spans["image"][number, 0]), store.grid[number]
-        if start < 0 or row.get("shown_image", row["image"]) != row["image"]:  # of another image the boxes say nothing
+        if start < 0 or row.get("shown_image", row["image"]) != row["image"]:  # the model saw another image
             continue
         x, y = float(row.get("view_x0", 0)), float(row.get("view_y0", 0))
         width, height = (
@@ -88,12 +87,12 @@ def other_tokens(store: ActivationStore, examples: NDArray[np.int64], index: Box
 
 
 def photo_alignments(store: ActivationStore, examples: NDArray[np.int64], index: BoxIndex) -> dict[str, BoxAlignment]:
-    """How the boxes that an index holds of each image lie on the photo that the store was made from.
+    """Alignment of the boxes of each image with the photo of the store.
 
     Parameters
     ----------
     index
-        Boxes of the data's images.
+        Boxes of the images.
     """
     table = store.examples.iloc[examples].drop_duplicates("image")
     found: dict[str, BoxAlignment] = {}
@@ -106,8 +105,7 @@ def photo_alignments(store: ActivationStore, examples: NDArray[np.int64], index:
 
 
 def box_tokens(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(example, box, token) which tokens' cell centres lie in each of `BOXES`; the nearest cell where none does, no token where the box
-    is not known.
+    """(example, box, token) image cells with their centre in each of `BOXES`; the nearest cell if none, no cell for an unknown box.
 
     Raises
     ------
@@ -130,13 +128,13 @@ def box_tokens(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[n
 
 
 def box_geometry(store: ActivationStore) -> pd.DataFrame:
-    """All that can be said of the boxes without looking into the model, one row an example, NaN where a box is not known.
+    """Geometry of the gold boxes, one row per example; NaN where a box is unknown.
 
     Returns
     -------
     pandas.DataFrame
-        Centres, widths and heights of both boxes (shares of the image), offset and distance of the centres, areas and the smaller of
-        them, intersection over union, and the share of the image in either box.
+        Centres, widths and heights of both boxes (shares of the image), offset and distance of the centres, areas and the smaller area,
+        intersection over union, and the share of the image in either box.
 
     Raises
     ------

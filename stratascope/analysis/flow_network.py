@@ -1,9 +1,9 @@
-"""The network that attention flow runs through, in whole numbers, and cuts of it that can be written down in closed form.
+"""Network of attention flow with integer capacities, and its column cuts in closed form.
 
-Nodes (l, i) are tokens at level l: level 0 the inputs, level L the output, whose only node is the final token t, the source. An edge
-leads from (l + 1, i) down to (l, j) for every key j that query i sees in block l. A *column cut* keeps the nodes of one token on one
-side through k levels: the source's column {(L, t), ..., (L - k, t)}, or the target's {(0, j), ..., (k, j)}. Each is a cut, so the
-smallest of them bounds the flow from above; on deep decoders it nearly always equals it.
+Node (l, i) is token i at level l: level 0 holds the inputs, level L the output, whose only node is the final token t, the source. An edge
+leads from (l + 1, i) to (l, j) for every key j of query i in block l. A *column cut* separates the nodes of one token on k levels: the
+source column {(L, t), ..., (L - k, t)}, or the target column {(0, j), ..., (k, j)}. The smallest column cut is an upper bound of the flow;
+on deep decoders it nearly always equals the flow.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 Counts = NDArray[np.int64]
 
 UNIT = 2**50
-"""Capacity of 1: fine enough that rounding stays below 1e-12 over a thousand tokens, with room for sums in 64 bits."""
+"""Integer for a capacity of 1: rounding stays below 1e-12 over a thousand tokens, sums fit 64 bits."""
 _ENOUGH = 2**52
-"""More than the source can send; terms of a cut are clipped here, so that sums over layers cannot overflow."""
+"""Above the outflow of the source; terms of a cut are clipped here, so that sums over layers do not overflow."""
 
 
 def flow_capacities(maps: NDArray[np.float64]) -> Counts:
@@ -30,7 +30,7 @@ def flow_capacities(maps: NDArray[np.float64]) -> Counts:
     Returns
     -------
     numpy.ndarray
-        (layer, upper, lower) int64; of the last layer only the final token's row is not zero.
+        (layer, upper, lower) int64; in the last layer only the row of the final token is not zero.
     """
     own = np.arange(maps.shape[-1])
     capacities = np.zeros(maps.shape, np.int64)
@@ -43,20 +43,20 @@ def flow_capacities(maps: NDArray[np.float64]) -> Counts:
 
 
 def token_bounds(capacities: Counts) -> tuple[Counts, Counts]:
-    """Smallest column cut of each family for the flow to every input token.
+    """Smallest source cut and target cut of the flow to every input token.
 
     Returns
     -------
     tuple of numpy.ndarray
-        At the source and at the target, (token,) int64 each; either is an upper bound.
+        Source and target cut, (token,) int64 each; both are upper bounds.
     """
     own = np.diagonal(capacities, axis1=1, axis2=2)
 
-    # what leaves the source's column for token j or a later one: earlier ones cannot reach j
+    # flow from the source column to token j or later; earlier tokens do not reach j
     rows = capacities[:, -1].copy()
     rows[:, -1] = 0
     aside = np.cumsum(rows[:, ::-1], axis=1)[:, ::-1]
-    aside[0] = rows[0]  # on the lowest level only j itself counts
+    aside[0] = rows[0]  # on the lowest level only j counts
     along = np.repeat(own[:, -1:], capacities.shape[-1], axis=1)
     along[0, :-1] = 0
     source = _smallest(aside[::-1], along[::-1])
@@ -67,7 +67,7 @@ def token_bounds(capacities: Counts) -> tuple[Counts, Counts]:
 
 
 def group_bounds(capacities: Counts, targets: NDArray[np.bool_]) -> tuple[int, int]:
-    """As `token_bounds`, for the flow into a group of input tokens together (which is not the sum of their flows).
+    """Smallest source and target cut of the flow into a group of input tokens, as `token_bounds`.
 
     Parameters
     ----------
@@ -91,5 +91,5 @@ def group_bounds(capacities: Counts, targets: NDArray[np.bool_]) -> tuple[int, i
 
 
 def _smallest(aside: Counts, along: Counts) -> Counts:
-    """Over k, the smallest of: all that leaves the column aside in its first k + 1 steps, and what goes on along it in step k."""
+    """Minimum over k of: flow out of the column in its first k + 1 steps, plus flow along it in step k."""
     return np.asarray((np.cumsum(aside, axis=0) + along).min(0))

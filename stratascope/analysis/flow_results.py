@@ -1,4 +1,4 @@
-"""Flows of several examples of a store."""
+"""Attention flow of several examples of a store, with figure and summary."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from numpy.typing import NDArray
 
 from stratascope.analysis.attention_maps import Window, checked_window, require_maps
 from stratascope.analysis.box_cells import BOXES, box_tokens
-from stratascope.analysis.example_pictures import label_text, picture, relative_boxes
+from stratascope.analysis.example_images import (
+    MOST_EXAMPLES,
+    ON_IMAGE,
+    example_table,
+    label_text,
+    on_image,
+    picture,
+    relative_boxes,
+)
 from stratascope.analysis.flow import CUTS, Flow, flow, span_flow
 from stratascope.analysis.parallel import held_examples, over_blocks
-from stratascope.analysis.rollout_results import MOST_EXAMPLES, ON_IMAGE, example_table, on_image
 from stratascope.errors import NotRecordedError
 from stratascope.figures.gallery import Tile, draw_gallery
 from stratascope.results.file import ResultFile, made_from
@@ -29,15 +36,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PIECE = 8
-"""Examples in one task: a 7B example takes a second or more."""
+"""Examples in one task: an example of a 7B model takes a second or more."""
 
 
 LIMITS = {
-    "source": "limited by what leaves the final token's column",
-    "target": "by what enters the cell's own",
-    "other": "by another cut",
+    "source": "minimum cut at the final token",
+    "target": "minimum cut at the cell",
+    "other": "other minimum cut",
 }
-"""Kind of minimum cut -> its words in a figure."""
+"""Kind of minimum cut -> its label in a figure."""
 
 
 class FlowResult(
@@ -46,20 +53,20 @@ class FlowResult(
     command="flow",
     schema={**each(str, "store condition fusion"), "window": tuple[int, int] | None, "exact": bool, "cuts": list[str]},
 ):
-    """Flow from the final token of several examples, to every input token and into spans and boxes."""
+    """Attention flow from the final token to every input token and into spans and boxes, for several examples."""
 
     selects_examples: ClassVar[bool] = True
 
     examples: pd.DataFrame = table_field(ON_IMAGE)
-    """example (number), id, n_tokens, image_start, image_stop, rows, columns, position_correlation, warning ("" where there is none)."""
+    """example (number), id, n_tokens, image_start, image_stop, rows, columns, position_correlation, warning ("" for none)."""
     values: NDArray[np.float64] = array_field("float", "example token", name="flow")
-    """(example, token) maximum flow, or the bound where it was not computed; NaN beyond an example's own tokens."""
+    """(example, token) maximum flow, or the bound where it was not computed; NaN after the prompt."""
     bounds: NDArray[np.float64] = array_field("float", "example token", name="bound")
     """(example, token) upper bound in closed form."""
     cuts: NDArray[np.int8] = array_field("int", "example token", name="cut")
-    """(example, token) index into `flow.CUTS` of what limits it; -1 beyond an example's own tokens."""
+    """(example, token) index into `flow.CUTS`; -1 after the prompt."""
     spans: pd.DataFrame = table_field(columns(text="span cut", ints="example tokens", floats="value bound", flags="saturated", empty=True))
-    """example, span (those of the store, `subject_box` and `object_box` where known), tokens, value, bound, cut, saturated."""
+    """example, span (of the store; `subject_box`, `object_box` where known), tokens, value, bound, cut, saturated."""
     attributes: Mapping[str, Any]
     """store, condition, fusion, window, exact."""
 
@@ -74,13 +81,13 @@ class FlowResult(
         return on_image(self.examples, self.values, k)
 
     def contents(self) -> ResultFile:
-        """What `save` writes; it names the kinds of cuts, too."""
+        """What `save` writes: the fields and the names of the cuts."""
         file = super().contents()
         return replace(file, attributes={**file.attributes, "cuts": list(CUTS)})
 
     @classmethod
     def from_contents(cls, file: ResultFile) -> FlowResult:
-        """The flows whose `contents` a file holds."""
+        """The flows that a file holds."""
         return super().from_contents(replace(file, attributes={k: v for k, v in file.attributes.items() if k != "cuts"}))
 
     @property
@@ -89,31 +96,31 @@ class FlowResult(
         return {"examples": self.examples["example"].tolist(), "window": self.attributes["window"], "exact": self.attributes["exact"]}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each example and span."""
+        """One row per example and span."""
         return self.spans
 
     def summary(self) -> str:
-        """Where flow is limited, the flow into spans, and whether the values tell more than the token's position."""
+        """Kinds of minimum cuts, correlation with token position, and flow into spans."""
         first, stop = self.attributes["window"] or (0, None)
         blocks = f"blocks {first} to {stop - 1}" if stop else "all blocks"
         limits = self.cuts[self.cuts >= 0]
         shares = ", ".join(f"{name} {np.mean(limits == CUTS.index(name)):.0%}" for name in CUTS if (limits == CUTS.index(name)).any())
         lines = [
-            f"flow through {blocks}, {len(self.examples)} examples; limited at: {shares}",
-            "median rank correlation of flow with the token's position: "
-            f"{self.examples['position_correlation'].median():.2f} (near -1: flow follows the position alone)",
+            f"flow through {blocks}, {len(self.examples)} examples; minimum cut at: {shares}",
+            "median rank correlation of flow with token position: "
+            f"{self.examples['position_correlation'].median():.2f} (near -1: flow depends on position only)",
         ]
         spans = self.spans.groupby("span", sort=False).agg(value=("value", "mean"), saturated=("saturated", "mean"))
         for name, value, saturated in zip(spans.index, spans["value"], spans["saturated"], strict=True):
-            full = f"  saturated in {saturated:.0%} of examples: all flow of the final token can reach it" if saturated else ""
+            full = f"  saturated in {saturated:.0%} of examples: the whole outflow of the final token reaches it" if saturated else ""
             lines.append(f"  into {name:<14} {value:.3f}{full}")
         warned = int((self.examples["warning"] != "").sum())
         if warned:
-            lines.append(f"warning ({warned} of {len(self.examples)} examples): {self.examples['warning'].max()}, such as --window A-B")
+            lines.append(f"warning ({warned} of {len(self.examples)} examples): {self.examples['warning'].max()}")
         return "\n".join(lines)
 
     def figure(self, store: ActivationStore | None = None) -> Figure | None:
-        """Up to eight examples with the flow to each image cell and the cut that limits it; None without the store."""
+        """Up to eight examples: flow to each image cell and its minimum cut; None without the store."""
         if store is None:
             return None
         numbers = [int(number) for number in self.examples["example"].iloc[:MOST_EXAMPLES]]
@@ -123,10 +130,10 @@ class FlowResult(
             follows = self.examples["position_correlation"].iloc[k]
             text = f"{textwrap.fill(row.caption, 34)}\n{label_text(store, number)}; correlation with position {follows:.2f}"
             marks = np.array(CUTS)[on_image(self.examples, self.cuts, k)]
-            # flow to all cells has a floor that tells nothing of one of them
+            # the smallest flow is common to all cells
             tiles.append(Tile(picture(store, number), cells - float(cells.min()), text, boxes, marks))
         first, stop = self.attributes["window"]
-        title = f"flow from the final token, blocks {first} to {stop - 1}; no tint: the image's lowest cell, full tint: its highest"
+        title = f"flow from the final token, blocks {first} to {stop - 1}; colour scale: lowest to highest cell of each image"
         return draw_gallery(tiles, title=title, marks=LIMITS)
 
 
@@ -138,35 +145,39 @@ def flow_examples(
     exact: bool = True,
     tower: str = "decoder",
     scheduler: str | None = None,
+    progress: bool = False,
 ) -> FlowResult:
-    """Flow of chosen examples from their stored maps.
+    """Attention flow of several examples, from stored maps.
 
     Parameters
     ----------
     examples
-        Numbers or a mask; all that have a map by default.
+        Example numbers or a mask; all examples with maps by default.
     window
-        Half-open range of blocks; all by default. Full depth mostly shows the token's position: see the column `warning`.
+        Half-open range of blocks; all by default. Flow through all blocks mostly follows token position: see the column `warning`.
     exact
-        False gives the closed-form bound alone, in milliseconds; the table of spans is then empty.
+        False gives only the closed-form bound, in milliseconds, and no table of spans.
     tower
-        `decoder`; `vision` is refused with the reason.
+        `decoder`; `vision` raises with the reason.
     scheduler
-        Where the work is done: None for here, `threads` (the solver holds no lock), `processes`, or the address of a Dask scheduler.
+        None or `synchronous`, `threads` (the solver releases the lock), `processes`, or the address of a Dask scheduler.
+    progress
+        Show a progress bar where stderr is a terminal.
 
     Raises
     ------
     NotRecordedError
-        If the store holds no maps, or not of one of the examples.
+        If the store holds no maps, or none of an example.
     InvalidInputError
-        For a window that is empty or outside, or no examples.
+        If the window is empty or outside, or there are no examples.
     MissingExtraError
-        If numba is not installed and `exact` is asked for.
+        If `exact` is asked for without numba.
     """
     require_maps(store, "flow", tower)
     window = checked_window(window, store.layout.layers)
     chosen = held_examples(store, "attention_maps", examples)
-    parts = over_blocks(_flows, store, chosen, at_most=PIECE, scheduler=scheduler, window=window, exact=exact)
+    options: dict[str, Any] = {"window": window, "exact": exact}
+    parts = over_blocks(_flows, store, chosen, at_most=PIECE, scheduler=scheduler, progress=progress, label="flow", **options)
     found = [pair for part in parts for pair in part]
     longest = int(store.n_tokens[chosen].max())
     values, bounds = (np.full((len(chosen), longest), np.nan) for _ in range(2))

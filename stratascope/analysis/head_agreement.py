@@ -1,4 +1,4 @@
-"""Which heads matter: several scores of every head side by side, and how far they agree."""
+"""Ranking of heads by several scores, and rank correlation of the scores."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
+from stratascope.stats.rank_correlation import rank_correlation, spearman_interval
 
 AGREEMENT = {"first": str, "second": str, "spearman": float, "low": float, "high": float, "heads": int, "shared_tenth": float}
 """Columns of the table of agreement."""
 
 
 def head_ranking(scores: Mapping[str, NDArray[Any]], *, layers: Sequence[int] | None = None) -> pd.DataFrame:
-    """Every head with its scores, their ranks (1 is best; ties share the mean rank) and the mean of those, best first.
+    """Rank heads by the mean of their ranks in each score, best first.
+
+    Rank 1 is best; ties share the mean rank.
 
     Parameters
     ----------
     scores
-        Name -> (layer, head), where more is better: overlap with boxes, size of attribution, a probe's accuracy, ...
+        Name -> (layer, head), larger is better: overlap with boxes, attribution, probe accuracy, ...
     layers
-        Numbers of the layers; 0, 1, ... by default.
+        Layer numbers; 0, 1, ... by default.
 
     Returns
     -------
     pandas.DataFrame
-        layer, head, one column for each score, one `NAME_rank` each, mean_rank. A head without a score (NaN) has no rank in it.
+        layer, head, one column per score, one `NAME_rank` each, mean_rank. A head with a NaN score has no rank in it.
 
     Raises
     ------
@@ -52,15 +55,15 @@ def head_agreement(scores: Mapping[str, NDArray[Any]], *, level: float = 0.95) -
     Parameters
     ----------
     scores
-        Name -> (layer, head) one score of every head.
+        Name -> (layer, head).
     level
-        Of the intervals.
+        Level of the intervals.
 
     Returns
     -------
     pandas.DataFrame
-        first, second, spearman, low, high (interval of Bonett & Wright 2000, which takes heads for independent), heads (how many have
-        both), shared_tenth (of the best tenth of heads by each, the share that is in both; about 0.1 by chance).
+        first, second, spearman, low, high (interval of Bonett & Wright 2000, heads as independent), heads (number with both scores),
+        shared_tenth (share of the best tenth of heads that both scores have in common; about 0.1 by chance).
 
     Raises
     ------
@@ -78,23 +81,10 @@ def head_agreement(scores: Mapping[str, NDArray[Any]], *, level: float = 0.95) -
             top = max(1, len(pair) // 10)
             best = [set(pair[c].nlargest(top).index) for c in "ab"]
             shared = len(best[0] & best[1]) / top if len(pair) else float("nan")
-            ranks = pair.rank()
-            varied = len(pair) > 2 and (ranks.std() > 0).all()
-            found = float(ranks["a"].corr(ranks["b"])) if varied else float("nan")
+            a, b = pair.to_numpy().T
+            found = rank_correlation(a, b) if len(pair) > 2 and np.ptp(a) > 0 else float("nan")
             rows.append((first, second, found, *spearman_interval(found, len(pair), level), len(pair), shared))
     return pd.DataFrame(rows, columns=list(AGREEMENT))
-
-
-def spearman_interval(correlation: float, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Ends of the interval of a Spearman correlation of `count` pairs: Fisher's z with the variance of Bonett & Wright 2000,
-    (1 + r^2 / 2) / (n - 3); NaN for fewer than four pairs."""
-    from statistics import NormalDist
-
-    if count < 4 or not np.isfinite(correlation):
-        return float("nan"), float("nan")
-    half = NormalDist().inv_cdf(0.5 + level / 2) * np.sqrt((1 + correlation**2 / 2) / (count - 3))
-    middle = np.arctanh(np.clip(correlation, -1 + 1e-12, 1 - 1e-12))
-    return float(np.tanh(middle - half)), float(np.tanh(middle + half))
 
 
 def _one_shape(scores: Mapping[str, NDArray[Any]]) -> tuple[int, int]:

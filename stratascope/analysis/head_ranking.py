@@ -1,4 +1,4 @@
-"""Heads ranked by direct logit attribution, overlap with the boxes and a probe on their outputs."""
+"""Ranking of the heads of a store by logit attribution, overlap with the boxes and a probe on their outputs."""
 
 from __future__ import annotations
 
@@ -49,27 +49,27 @@ class HeadRanking(
         "scores": dict[str, str],
     },
 ):
-    """Every head with its scores, and how far the scores agree."""
+    """Ranking of heads by several scores, and rank correlation of the scores."""
 
     table: pd.DataFrame = table_field(columns(ints="layer head", floats="mean_rank", grid="layer head"), name="heads")
-    """layer, head, one column a score (`attribution`: share of the logit difference's variance that the head carries; `overlap`: lift
-    of its attention in both boxes; `probe`: score of a probe on its output), one SCORE_rank each (1 is best), mean_rank; best first."""
+    """layer, head, one column per score (`attribution`: share of the variance of the logit difference; `overlap`: lift of its attention
+    in both boxes; `probe`: score of a probe on its output), one SCORE_rank each (1 is best), mean_rank; best first."""
     agreement: pd.DataFrame = table_field(
         columns(text="first second", ints="heads", floats="spearman low high", shares="shared_tenth", empty=True)
     )
-    """first, second, spearman, low, high, heads, shared_tenth; see `heads.head_agreement`."""
+    """first, second, spearman, low, high, heads, shared_tenth; see `head_agreement`."""
     attributes: Mapping[str, Any]
-    """store, condition, layers, heads, scores (name -> what it is), only."""
+    """store, condition, layers, heads, scores (name -> description), only."""
 
     def grid(self, score: str) -> NDArray[np.float64]:
-        """(layer, head) one score; InvalidInputError where the table does not hold it."""
+        """(layer, head) one score; InvalidInputError for a score that the table lacks."""
         if score not in self.attributes["scores"]:
             raise InvalidInputError(f"expected a score of {', '.join(self.attributes['scores'])}, found {score!r}")
         return np.asarray(self.table.pivot(index="layer", columns="head", values=score).to_numpy(float))
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """Parameters of `rank_heads`; `scores` names what was given."""
+        """Parameters of `rank_heads`; `scores` are the names of the given scores."""
         return {"scores": list(self.attributes["scores"]), "level": self.attributes["level"], "only": self.only}
 
     def to_frame(self) -> pd.DataFrame:
@@ -77,7 +77,7 @@ class HeadRanking(
         return self.table
 
     def summary(self) -> str:
-        """The best heads with their scores, and the agreement of the scores."""
+        """Best heads with their scores, and rank correlation of the scores."""
         scores = self.attributes["scores"]
         lines = [f"heads by {', '.join(f'{name} ({about})' for name, about in scores.items())}; ranks in parentheses"]
         for row in self.table.head(LISTED_HEADS).to_dict("records"):
@@ -85,13 +85,13 @@ class HeadRanking(
             lines.append(f"  block {row['layer']} head {row['head']}: {values}")
         for row in self.agreement.to_dict("records"):
             lines.append(
-                f"agreement of {row['first']} and {row['second']}: {row['spearman']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] over "
-                f"{row['heads']} heads; of the best tenth {row['shared_tenth']:.0%} are the same"
+                f"Spearman correlation of {row['first']} and {row['second']}: {row['spearman']:+.2f} "
+                f"[{row['low']:+.2f}, {row['high']:+.2f}] over {row['heads']} heads; {row['shared_tenth']:.0%} of the best tenth in common"
             )
         return "\n".join(lines)
 
     def plot(self, ax: Axes | None = None, *, score: str = "") -> Axes:
-        """Draw one score of every head, head by decoder block.
+        """Draw one score, head by decoder block.
 
         Parameters
         ----------
@@ -111,7 +111,7 @@ class HeadRanking(
         )
 
     def figure(self, store: ActivationStore | None = None) -> Figure:
-        """One grid of heads by layer for each score."""
+        """One heatmap of heads by layer for each score."""
         scores = list(self.attributes["scores"])
         figure, axes = new_figure(len(scores), width=3.1 * len(scores), height=2.7)
         with paper_style():
@@ -121,30 +121,32 @@ class HeadRanking(
 
 
 def rank_heads_of(
-    store: ActivationStore, probes: str | Path, *, only: Sequence[str] = (), scheduler: str | None = None
+    store: ActivationStore, probes: str | Path, *, only: Sequence[str] = (), scheduler: str | None = None, progress: bool = False
 ) -> tuple[HeadRanking, list[str]]:
-    """Rank the heads of a store by every score that the store and its results allow.
+    """Rank the heads of a store by every available score.
 
     Parameters
     ----------
     store
-        With attribution, or boxes and attention.
+        With logit attribution, or boxes and attention rows.
     probes
-        A results file of a probe by head, or a folder that may hold one.
+        Results file of a probe by head, or a folder to search for one.
     only
-        COLUMN=VALUE: only these examples.
+        COLUMN=VALUE: keep only these examples.
     scheduler
-        Where the work is done: None for here, `threads`, `processes`, or the address of a Dask scheduler.
+        None or `synchronous`, `threads`, `processes`, or the address of a Dask scheduler.
+    progress
+        Show a progress bar where stderr is a terminal.
 
     Returns
     -------
     tuple
-        The ranking, and one line for each score that is missing.
+        The ranking, and one line per missing score.
 
     Raises
     ------
     InvalidInputError
-        If there is no score at all, or the probe is of another store.
+        If there is no score, or the probe is of another store.
     """
     path = Path(probes)
     given = load_result(path) if path.is_file() or path.name.endswith(ENDING) else None
@@ -157,20 +159,20 @@ def rank_heads_of(
     except NotRecordedError as error:
         missing.append(f"no attribution: {error}")
     try:
-        overlap = attention_overlap(store, measure="lift", only=only, scheduler=scheduler)
+        overlap = attention_overlap(store, measure="lift", only=only, scheduler=scheduler, progress=progress)
     except NotRecordedError as error:
         missing.append(f"no overlap: {error}")
     result = given or head_probe_in(path, store, only)
     if result is None:
         command = f"stratascope probe STORE --array head_outputs{choice_options(only)}"
-        missing.append(f"no probe by head: run `{command}` first, or give its result with --probe")
+        missing.append(f"no probe by head: run `{command}` first, or give its results file")
     if attribution is None and overlap is None and result is None:
         raise InvalidInputError(f"expected at least one score of heads, found none: {'; '.join(missing)}")
     return rank_heads(attribution, overlap, result), missing
 
 
 def head_probe_in(folder: Path, store: ActivationStore, only: Sequence[str] = ()) -> ResultFile | None:
-    """The first result in a folder that holds a probe by head of this store and these examples; None where there is none."""
+    """First result in a folder with a probe by head of this store and these examples, or None."""
     for path in sorted(folder.glob(f"*{ENDING}")):
         result = load_result(path)
         about = result.attributes
@@ -187,21 +189,21 @@ def head_probe_in(folder: Path, store: ActivationStore, only: Sequence[str] = ()
 def rank_heads(
     attribution: LogitAttribution | None = None, overlap: BoxOverlap | None = None, probe: ResultFile | None = None, *, level: float = 0.95
 ) -> HeadRanking:
-    """Heads ranked by each score that is given, and the scores' agreement.
+    """Rank heads by each given score, and correlate the scores.
 
     Parameters
     ----------
     attribution, overlap
-        Of the same store; an overlap by head.
+        Of one store; the overlap by head.
     probe
-        A result whose table has a score for each layer and head, such as that of a probe on `head_outputs`.
+        A result with a table of scores by layer and head, such as a probe on `head_outputs`.
     level
-        Of the intervals.
+        Level of the intervals.
 
     Raises
     ------
     InvalidInputError
-        If no score is given, they are of different stores, layers or examples (`only`), or the overlap is fused over heads.
+        If no score is given, stores, layers or examples (`only`) differ, or the overlap is fused over heads.
     """
     scores: dict[str, NDArray[np.float64]] = {}
     about: dict[str, str] = {}
@@ -213,7 +215,7 @@ def rank_heads(
         if overlap.attributes["heads"] == [-1]:
             raise InvalidInputError("expected an overlap by head, found one fused over heads; compute it with fused=False")
         if facts and facts["store"] != overlap.attributes["store"]:
-            raise InvalidInputError("expected attribution and overlap of the same store, found two; compute both again")
+            raise InvalidInputError("expected attribution and overlap of one store, found two; compute both again")
         scores["overlap"], facts = overlap.mean("both"), facts or overlap.attributes
         about["overlap"] = f"{overlap.attributes['measure']} of {overlap.attributes['map']} in both boxes"
     if probe is not None:
@@ -221,7 +223,9 @@ def rank_heads(
         settings = probe.attributes.get("settings")
         made_from = probe.attributes.get("fingerprint") or (settings.get("fingerprint") if isinstance(settings, dict) else None)
         if facts and made_from is not None and made_from != facts["store"]:
-            raise InvalidInputError("expected a probe of the same store as the other scores, found one of another; probe this store")
+            raise InvalidInputError(
+                "expected a probe of the same store as the other scores, found a probe of another store; probe this one"
+            )
         scores["probe"], found = probe_grid(probe, layers)
         facts = facts or {"layers": found, "store": made_from, "condition": None}
         about["probe"] = f"{probe.attributes.get('metric', 'score')} of a probe for {probe.attributes.get('task', 'its task')}"
@@ -243,24 +247,24 @@ def rank_heads(
 
 
 def _one_choice(attributes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Which examples the scores are of."""
+    """Selection of examples of all scores."""
     found = [choice_of(own) for own in attributes]
     if any(set(other) != set(found[0]) for other in found):
         named = " and ".join(choice_text(other) or "all examples" for other in dict.fromkeys(found))
-        raise InvalidInputError(f"expected scores of the same examples, found those of {named}; make them with the same choice")
+        raise InvalidInputError(f"expected scores of the same examples, found those of {named}; compute them with the same selection")
     return list(found[0])
 
 
 def probe_grid(result: ResultFile, layers: Sequence[int] | None = None) -> tuple[NDArray[np.float64], list[int]]:
-    """(layer, head) scores of a probe by head, and the numbers of its layers.
+    """(layer, head) scores of a probe by head, and its layer numbers.
 
-    Any table will do that has the columns layer, value and either head or row or position named `head 0`, `head 1`, ...; where it holds
-    several metrics, the one that the result's attribute `metric` names.
+    The table has the columns layer, value and head, or row or position with the values `head 0`, `head 1`, ...; of several metrics the
+    attribute `metric` of the result chooses one.
 
     Raises
     ------
     InvalidInputError
-        If no table is like that, or a layer is missing.
+        If there is no such table, or a layer is missing.
     """
     for table in result.tables.values():
         found = _by_head(table, result.attributes)
@@ -270,12 +274,12 @@ def probe_grid(result: ResultFile, layers: Sequence[int] | None = None) -> tuple
             if missing:
                 raise InvalidInputError(
                     f"expected probe scores of blocks {', '.join(map(str, layers or ()))}, found none of {', '.join(map(str, missing))}; "
-                    "run `stratascope probe STORE --array head_outputs` without --layers, or move its result elsewhere"
+                    "run `stratascope probe STORE --array head_outputs` for all layers, or move its result elsewhere"
                 )
             grid = grid.loc[list(layers)] if layers is not None else grid
             return grid.to_numpy(float), [int(k) for k in grid.index]
     raise InvalidInputError(
-        f"expected a probe's scores by head, found a result of kind {result.kind!r} without; make one with `stratascope probe --array "
+        f"expected scores of a probe by head, found a result of kind {result.kind!r}; make one with `stratascope probe STORE --array "
         "head_outputs`"
     )
 

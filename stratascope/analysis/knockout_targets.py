@@ -1,4 +1,4 @@
-"""Parts of a prompt that can be hidden from the final token: which tokens each of them is."""
+"""Targets of attention knockouts: the tokens of each span, box and group of image cells."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from stratascope.store.format.prompt_parts import PARTS, grouped_cells, parts_of
 CELL = re.compile(r"cell_(\d+)_(\d+)")
 
 TARGET_LABELS = {"cells": "groups of image cells", "spans": "parts of the prompt"}
-"""What a knockout masks, for figures and texts."""
+"""Kind of target -> its label in figures and texts."""
 MODE_LABELS = {"final": "masked for the final token", "later": "masked for all later tokens"}
-"""Which queries a knockout masks, for figures and texts."""
+"""Mode of a knockout -> its label: for which queries the target is masked."""
 
 
 def kind_of_target(name: str) -> str:
-    """`cells` for a group of image cells, `boxes` for a gold box, `spans` for a part of the prompt.
+    """Kind of a target: `cells` (group of image cells), `boxes` (gold box) or `spans` (part of the prompt).
 
     Raises
     ------
@@ -39,10 +39,7 @@ def kind_of_target(name: str) -> str:
 
 
 def target_tokens(store: ActivationStore, example: int, targets: Sequence[str]) -> NDArray[np.bool_]:
-    """(target, token) which of the example's own tokens belong to each target; none where it is absent.
-
-    A target never holds the final token itself.
-    """
+    """(target, token) tokens of the example that belong to each target; none where it is absent, never the final token."""
     number = np.array([example])
     tokens = int(store.n_tokens[example])
     parts = parts_of(store, number)[0, :tokens]

@@ -1,7 +1,7 @@
-"""Localisation: each method's score on image cells of the named objects, relative to other objects and the ground.
+"""Localisation: scores of attribution methods on the named objects, relative to other objects and the background.
 
-A method that explains an answer should score the cells of the two objects that the caption names above those of objects that it does
-not name. Scores are signed sums over heads and blocks, taken by size only at the end, cell by cell.
+A faithful method scores the cells of the two named objects above those of other objects. Scores are signed sums over heads and blocks;
+their absolute value is taken per cell at the end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.box_cells import box_tokens, other_tokens, photo_alignments
-from stratascope.analysis.knockout_targets import cell_groups
+from stratascope.analysis.knockout_targets import MODE_LABELS, cell_groups
 from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.relevance import Method, few_blocks, methods_of, token_scores
 from stratascope.datasets.boxes import BoxIndex
@@ -25,7 +25,7 @@ from stratascope.figures.style import paper_style
 from stratascope.results.file import made_from
 from stratascope.results.result import Result, array_field, new_axes, table_field
 from stratascope.results.schema import columns
-from stratascope.stats.cluster_means import bootstrap_means
+from stratascope.stats.bootstrap import Bootstrap
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import Along, each
 from stratascope.store.io.example_identity import image_groups
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLACES = ("named", "others", "ground")
-"""Cells of subject and object; of other things; of neither."""
-MEASURED = {"later": "hidden from all later tokens, measured", "final": "hidden from the final token, measured"}
+"""Cells of subject and object; of other objects; of neither."""
+MEASURED = {mode: f"knockout effect, {MODE_LABELS[mode]}" for mode in ("later", "final")}
 LEFT_OUT = ("position",)
-"""Methods whose scores have no zero, so that there is no ratio."""
+"""Methods without a zero of the score, so without a ratio."""
 PIECE = 8
 LISTED_IMAGES = 5
-"""Images whose refused boxes a summary names."""
+"""Images with refused boxes that a summary lists."""
 
 Floats = NDArray[np.float64]
 
@@ -61,7 +61,7 @@ class Pointing(
         "missing": dict[str, str],
     },
 ):
-    """Localisation of each method on the named objects, relative to other objects or the ground."""
+    """Localisation of each method on the named objects, relative to other objects or the background."""
 
     selects_examples: ClassVar[bool] = True
 
@@ -76,22 +76,22 @@ class Pointing(
         ),
         name="methods",
     )
-    """method, label, named, others, ground (mean size of the score of a cell there, over examples), over_others, over_others_low,
-    over_others_high (named over others; interval over images drawn with replacement), over_ground with the same ends, wins (share of the
-    examples in which named cells have more than others; than the ground where others are not known), examples, images. Measured effects of
-    hiding come first, then methods as they point."""
+    """method, label, named, others, ground (mean absolute score per cell, over examples), over_others, over_others_low, over_others_high
+    (ratio named / others; bootstrap interval over images), over_ground with the same ends, wins (share of examples with a larger score on
+    named cells than on others; than on the ground where others are unknown), examples, images. Measured knockout effects come first, then
+    methods by decreasing ratio."""
     values: Floats = array_field("float", "row example place")
-    """(row of the table, example, place): mean size of the score of a cell at each of `PLACES`; NaN where there is no such cell."""
+    """(row of the table, example, place): mean absolute score per cell at each of `PLACES`; NaN without such a cell."""
     examples: NDArray[np.int64] = array_field("int", "example", name="example")
     """(example,) example numbers."""
     attributes: Mapping[str, Any]
-    """store, condition, places, others (whether boxes of other things were given), level, draws, seed, few (blocks), missing (methods that
-    the store does not allow -> what to record); box_alignment (of other things' boxes: how many images' were scaled or turned, and which
-    image's were refused, with the reason) where not all are as annotated."""
+    """store, condition, places, others (whether boxes of other objects were given), level, draws, seed, few (blocks), missing (method ->
+    arrays to record); box_alignment (number of images with scaled or turned boxes, and images with refused boxes with the reason) where
+    boxes were not used as annotated."""
 
     @property
     def against(self) -> str:
-        """`others` where their boxes were given, else `ground`."""
+        """Reference of the ratio: `others` where their boxes were given, else `ground`."""
         return "others" if self.attributes["others"] else "ground"
 
     @property
@@ -104,26 +104,26 @@ class Pointing(
         return self.table
 
     def summary(self) -> str:
-        """Each method's ratio, and the arrays that the missing methods need."""
+        """Ratio of each method, and the arrays that the missing methods need."""
         against = self.against
         lines = [
-            f"score of a cell of the named objects over one of {AGAINST[against]} (mean size, {len(self.examples)} examples); "
-            "share of the examples in which it is larger"
+            f"mean absolute score per cell, named objects / {AGAINST[against]} ({len(self.examples)} examples); "
+            "share of examples with a ratio above 1"
         ]
         for row in self.table.to_dict("records"):
             value, low, high = (row[f"over_{against}{end}"] for end in ("", "_low", "_high"))
             lines.append(f"  {value:6.2f} [{low:.2f}, {high:.2f}]  {row['wins']:4.0%}  {row['label']}")
         lines += _alignment_text(self.attributes.get("box_alignment", {}))
         if against == "ground":
-            lines.append("other objects are unknown and count as ground: give all boxes of the images with --boxes")
-        return "\n".join([*lines, *(f"not compared: {name}; record {arrays}" for name, arrays in self.attributes["missing"].items())])
+            lines.append("other objects are unknown and count as background; give the boxes of all objects in the images")
+        return "\n".join([*lines, *(f"not available: {name}; record {arrays}" for name, arrays in self.attributes["missing"].items())])
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw each method's ratio with its interval on a log axis."""
+        """Draw the ratio of each method with its interval on a log axis."""
         return draw_ratios(self.table, self.against, new_axes(ax, height=0.7 + 0.24 * len(self.table)))
 
     def figure(self, store: ActivationStore | None = None) -> Figure:
-        """The ratios, one row a method."""
+        """The ratios, one row per method."""
         figure, (ax,) = new_figure(1, width=5.2, height=0.7 + 0.24 * len(self.table))
         with paper_style():
             self.plot(ax)
@@ -131,14 +131,14 @@ class Pointing(
 
 
 def _alignment_text(alignment: Mapping[str, Any]) -> list[str]:
-    """How the boxes were aligned with the photos, where not all are as annotated."""
-    counts = [f"{alignment[case]:,} images' boxes {case}" for case in ("scaled", "turned") if case in alignment]
-    lines = [f"{' and '.join(counts)} to their photos"] if counts else []
+    """Lines on boxes that were not used as annotated."""
+    counts = [f"{case} for {alignment[case]:,} images" for case in ("scaled", "turned") if case in alignment]
+    lines = [f"boxes {' and '.join(counts)} to fit their photos"] if counts else []
     refused = list(alignment.get("refused", {}).items())
     if refused:
         more = f"; and {len(refused) - LISTED_IMAGES} more" if len(refused) > LISTED_IMAGES else ""
         named = "; ".join(f"{name}: {reason}" for name, reason in refused[:LISTED_IMAGES])
-        lines.append(f"left out, {len(refused):,} images whose boxes do not fit their photo: {named}{more}")
+        lines.append(f"left out: {len(refused):,} images with boxes that do not fit their photo: {named}{more}")
     return lines
 
 
@@ -152,35 +152,38 @@ def pointing(
     draws: int = 1000,
     seed: int = 0,
     scheduler: str | None = None,
+    progress: bool = False,
 ) -> Pointing:
-    """Mean size of each method's scores on cells of the named things, of other things and of the ground, and their ratios.
+    """Localisation of each method: mean absolute score on cells of the named objects, of other objects and of the ground.
 
-    A measured effect is that of the group of cells that a cell belongs to. The ratio is that of means over examples, so that examples in
-    which hiding does much count for much; `wins` counts each example once.
+    A cell has the measured knockout effect of its group of cells. The ratio divides means over examples, so that examples with large
+    effects weigh more; `wins` counts each example once.
 
     Parameters
     ----------
     boxes
-        Boxes of all things in the images. With them, examples without another thing are left out; without, the ground is all that is not
-        named.
+        Boxes of all objects in the images. With them, examples without other objects are left out; without them, all other cells are
+        ground.
     examples
-        Numbers or a mask; by default those with measured knockouts, where there are such, else all that are recorded. Of these, the ones
-        in which both boxes are known.
+        Example numbers or a mask; by default those with measured knockouts if there are any, else all that are recorded. Only examples
+        with both boxes count.
     methods
-        Names of `relevance.METHODS`; all that the store allows by default.
+        Names of `relevance.METHODS`; by default all whose arrays the store holds.
     level, draws, seed
-        Of the bootstrap.
+        Level of the intervals; draws and seed of the bootstrap.
     scheduler
-        Where the work is done: None for here, `threads`, `processes`, or the address of a Dask scheduler.
+        None or `synchronous`, `threads`, `processes`, or the address of a Dask scheduler.
+    progress
+        Show a progress bar where stderr is a terminal.
 
     Raises
     ------
     NotRecordedError
-        If the store holds no boxes, or not what a method asked for by name needs.
+        If the store holds no boxes, or lacks an array of a method in `methods`.
     TooFewExamplesError
-        If fewer than two images have cells to compare.
+        If fewer than two images have such cells.
     InvalidInputError
-        If no image's boxes fit the photo that the store was made from.
+        If the boxes of no image fit its photo.
     """
     layout = store.layout
     if boxes is not None:
@@ -203,13 +206,15 @@ def pointing(
     kept = named.any(1) & (ground.any(1) if boxes is None else others.any(1))
     images = image_groups(store.examples).labels[chosen[kept]]
     if len(set(images)) < 2:
-        what = "both boxes known" + ("" if boxes is None else " and another thing beside them")
+        what = "both boxes known" + ("" if boxes is None else " and another object")
         raise TooFewExamplesError(f"expected recorded examples of at least two images with {what}, found {int(kept.sum())} examples")
     places = np.stack([named, others, ground], 1)[kept]
     few = few_blocks(layout.layers)
     options: dict[str, Any] = {"methods": allowed, "modes": tuple(mode for mode in MEASURED if mode in modes), "few": few, "seed": seed}
     numbers = chosen[kept]
-    scores = np.concatenate(over_blocks(_scores, store, numbers, at_most=PIECE, scheduler=scheduler, **options))  # (example, row, token)
+    scores = np.concatenate(
+        over_blocks(_scores, store, numbers, at_most=PIECE, scheduler=scheduler, progress=progress, label="pointing", **options)
+    )  # (example, row, token)
     values = np.moveaxis(_means(np.abs(scores), places), 1, 0)  # (row, example, place)
     rows = [(f"knockout_{mode}", MEASURED[mode]) for mode in options["modes"]] + [(m.name, m.label) for m in allowed]
     table = pd.DataFrame(rows, columns=["method", "label"]).join(_summarised(values, images, level, draws, seed, boxes is not None))
@@ -229,7 +234,7 @@ def pointing(
 
 
 def _alignment(store: ActivationStore, numbers: NDArray[np.int64], boxes: BoxIndex) -> dict[str, Any]:
-    """Images whose boxes were scaled or turned, counted, and those whose boxes are refused, by name; InvalidInputError where all are."""
+    """Numbers of images with scaled and turned boxes, and refused images by name; InvalidInputError where all are refused."""
     alignments = photo_alignments(store, numbers, boxes)
     cases = [alignment.case for alignment in alignments.values()]
     refused = {name: alignment.reason for name, alignment in alignments.items() if alignment.case == "refused"}
@@ -243,7 +248,7 @@ def _alignment(store: ActivationStore, numbers: NDArray[np.int64], boxes: BoxInd
 def _scores(
     store: ActivationStore, numbers: NDArray[np.int64], *, methods: Sequence[Method], modes: Sequence[str], few: tuple[int, int], seed: int
 ) -> Floats:
-    """(example, row, token): measured effects, then methods; NaN beyond the prompt and where nothing was measured."""
+    """(example, row, token): measured effects, then methods; NaN after the prompt and without a measurement."""
     layout = store.layout
     out = np.full((len(numbers), len(modes) + len(methods), layout.tokens), np.nan)
     effects = store.read("knockout", examples=numbers) if modes else None
@@ -262,7 +267,7 @@ def _scores(
 
 
 def _means(sizes: Floats, places: NDArray[np.bool_]) -> Floats:
-    """(example, row, place) mean of (example, row, token) over the tokens of each place; NaN where it has none."""
+    """(example, row, place) mean of (example, row, token) over the tokens of each place; NaN without tokens."""
     members = places.astype(np.float64).swapaxes(1, 2)  # (example, token, place)
     known = np.isfinite(sizes)
     sums, counts = np.where(known, sizes, 0) @ members, known.astype(np.float64) @ members
@@ -271,7 +276,8 @@ def _means(sizes: Floats, places: NDArray[np.bool_]) -> Floats:
 
 def _summarised(values: Floats, images: NDArray[Any], level: float, draws: int, seed: int, others: bool) -> pd.DataFrame:
     count = len(values)
-    drawn = bootstrap_means(np.moveaxis(values, 2, 1).reshape(3 * count, -1), images, draws, seed).reshape(count, 3, draws)
+    bootstrap = Bootstrap(images, draws=draws, seed=seed)
+    drawn = bootstrap.mean_of_known(np.moveaxis(values, 2, 1).reshape(3 * count, -1)).reshape(count, 3, draws)
     known = np.isfinite(values)
     means = np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1)
     columns: dict[str, Any] = {place: np.where(known[..., k].any(1), means[:, k], np.nan) for k, place in enumerate(PLACES)}
@@ -292,7 +298,7 @@ def _summarised(values: Floats, images: NDArray[Any], level: float, draws: int, 
 
 
 def _finite(ratios: Floats) -> Floats:
-    """Ratios to 0 left out; a row of nothing else is all NaN without a warning."""
+    """Ratios with infinite ones as NaN; a row without finite ones begins with 0, so that quantiles do not warn."""
     out = np.where(np.isfinite(ratios), ratios, np.nan)
     out[np.isnan(out).all(1), 0] = 0
     return out

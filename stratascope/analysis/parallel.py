@@ -1,4 +1,4 @@
-"""Work over a store, cut into tasks over blocks of examples."""
+"""Tasks over blocks of examples, on any scheduler."""
 
 from __future__ import annotations
 
@@ -25,23 +25,29 @@ def over_blocks(
     *,
     at_most: int | None = None,
     scheduler: str | None = None,
+    progress: bool = False,
+    label: str = "tasks",
     **options: Any,
 ) -> list[Answer]:
-    """function(store, numbers, **options) for the examples of each block, in the order of `examples`.
+    """Call function(store, numbers, **options) for the examples of each block, in the order of `examples`.
 
-    A task carries the store's address and example numbers, never values: a worker process opens the store itself.
+    A task holds the store's address and example numbers, no values: a worker process opens the store.
 
     Parameters
     ----------
     at_most
         Examples in one task; a block by default.
     scheduler
-        Where the tasks run: as of `stratascope.scheduling.run_all`.
+        As of `stratascope.scheduling.run_all`.
+    progress
+        Show a progress bar where stderr is a terminal.
+    label
+        Label of the bar.
 
     Raises
     ------
     InvalidInputError
-        If there are no examples, or the scheduler is unknown or does not answer.
+        If there are no examples, or the scheduler is unknown or does not respond.
     """
     if not len(examples):
         raise InvalidInputError("expected at least one example, found none")
@@ -50,17 +56,27 @@ def over_blocks(
     for block in np.split(examples, np.flatnonzero(np.diff(examples // size)) + 1):
         step = at_most or len(block)
         pieces += [block[start : start + step] for start in range(0, len(block), step)]
-    return run_all(call, [partial(function, store, piece, **options) for piece in pieces], scheduler=scheduler)
+    return run_all(
+        call, [partial(function, store, piece, **options) for piece in pieces], scheduler=scheduler, progress=progress, label=label
+    )
 
 
 def held_examples(store: ActivationStore, array: str, examples: Any = None, only: Sequence[str] = ()) -> NDArray[np.int64]:
-    """Example numbers of a mask or sequence, as of `store.selection.example_numbers`; all that `array` holds where None; of these what
-    `only` chooses, see `store.chosen_examples`.
+    """Example numbers of a mask or sequence; where None, all examples that `array` holds.
+
+    Parameters
+    ----------
+    store, array
+        An array of the store.
+    examples
+        Numbers or a mask.
+    only
+        COLUMN=VALUE: keep only these of them, see `store.chosen_examples`.
 
     Raises
     ------
     InvalidInputError
-        If `only` chooses none of them.
+        If `only` keeps none.
     """
     numbers = np.flatnonzero(store.available(array)) if examples is None else example_numbers(store.layout.examples, examples)
     if not only:

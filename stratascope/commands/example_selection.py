@@ -1,4 +1,4 @@
-"""Examples that a command works on: those its user names, or the first ones."""
+"""Parse the examples that a command's user selects; by default the first ones."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 MOST_SHOWN = 8
-"""Examples drawn side by side, and worked on where none are named."""
+"""Number of examples by default, and most examples in one figure."""
 
 _NUMBER = re.compile("0|[1-9][0-9]{0,17}")
 _RANGE = re.compile(f"({_NUMBER.pattern})-({_NUMBER.pattern})")
 
 
 def first_examples(store: ActivationStore, array: str, examples: str | Sequence[int | str] | None) -> list[int] | None:
-    """The examples asked for by number or id, in a list or a text as of `asked_examples`; by default the first that `array` holds.
+    """Selected examples, as numbers, ids or a text for `asked_examples`; by default the first that `array` has.
 
     At most `MOST_SHOWN` by default; None where `array` is not recorded, so that the analysis says what is missing.
 
@@ -45,7 +45,7 @@ def first_examples(store: ActivationStore, array: str, examples: str | Sequence[
 
 
 def recorded_among(store: ActivationStore, array: str, numbers: list[int] | None) -> tuple[list[int] | None, list[str]]:
-    """Of examples asked for, those that `array` holds, and a line on the others, which failed or were not chosen for it; none if none did.
+    """Selected examples that `array` has, and a line that lists the others, if any.
 
     Unwritten ones are kept, as are all where none is held, so that the analysis says what is missing.
     """
@@ -61,7 +61,7 @@ def recorded_among(store: ActivationStore, array: str, numbers: list[int] | None
 
 
 def asked_examples(store: ActivationStore, text: str) -> list[int]:
-    """Example numbers of a text such as `0,3-5,scenes-000007`: ids, numbers and ranges of numbers, comma-separated.
+    """Parse comma-separated ids, numbers and ranges, such as `0,3-5,scenes-000007`, to example numbers.
 
     What is an id is that example, whatever else it looks like; so `4-6` is one example where one has that id. An id with a comma stands
     alone, or in double quotes.
@@ -100,7 +100,7 @@ def _of_part(store: ActivationStore, part: str) -> Sequence[int]:
 
 
 def example_number(store: ActivationStore, example: int | str) -> int:
-    """The number of the example with an id; a number itself where it is an int, or no example has it as id.
+    """Number of an example given by id or number; an id takes precedence over a number as text.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def example_number(store: ActivationStore, example: int | str) -> int:
 
 
 def ids_line(store: ActivationStore, numbers: Sequence[int]) -> str:
-    """Which examples something is of, by number and id."""
+    """A line that lists examples by number and id."""
     ids = store.examples["id"]
     shown = ", ".join(f"#{number} {ids[number]}" for number in numbers[:MOST_SHOWN])
     return f"examples (#number id): {shown}" + (", ..." if len(numbers) > MOST_SHOWN else "")

@@ -118,7 +118,7 @@ class Output:
         """Print what the command computed: text, or one JSON object with --json."""
         if self.as_json:
             files: dict[str, Any] = {"pages": self._pages, "figures": self._figures, "tables": self._tables, "folder": self.folder}
-            echo(json.dumps({"notes": self._lines, "results": self._records, **files}, default=_plain))
+            print_json({"notes": self._lines, "results": self._records, **files})
             return
         if self.verbosity == QUIET:
             return
@@ -137,27 +137,6 @@ class Output:
         echo(f"results in {self.folder}")
 
 
-def print_record(record: Mapping[str, Any], lines: Sequence[str], *, as_json: bool, verbosity: int, details: Sequence[str] = ()) -> None:
-    """Print the outcome of a command that computes no result.
-
-    Parameters
-    ----------
-    record
-        Printed with --json.
-    lines
-        Printed otherwise, unless --quiet.
-    as_json, verbosity
-        As of `verbosity_options`.
-    details
-        Lines that --verbose adds.
-    """
-    if as_json:
-        echo(json.dumps(record, default=_plain))
-    elif verbosity > QUIET:
-        for line in (*lines, *(details if verbosity >= VERBOSE else ())):
-            echo(line)
-
-
 def selection_lines(store: ActivationStore, result: Result) -> list[str]:
     """A line that names the part of the store's examples that a result is of; none for all of them."""
     total, count = store.layout.examples, result.example_count
@@ -168,11 +147,25 @@ def selection_lines(store: ActivationStore, result: Result) -> list[str]:
     return [f"{f'only {choice_text(result.only)}:' if result.only else 'from'} {count:,} of {total:,} examples{why}"]
 
 
+def print_json(record: Mapping[str, Any]) -> None:
+    """Print one JSON object."""
+    echo(json.dumps(record, default=_plain))
+
+
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else list(value) if isinstance(value, tuple | set) else str(value)
 
 
-def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def emit(text: str, record: Mapping[str, Any], *, as_json: bool, verbosity: int, details: Sequence[str] = ()) -> None:
+    """Print what a command found that saves no results: text, one JSON object with --json, nothing with -q; `details` with -v."""
+    if as_json:
+        print_json(record)
+    elif verbosity > QUIET:
+        for line in (text, *(details if verbosity >= VERBOSE else ())):
+            echo(line)
+
+
+def verbosity_options(command: Callable[..., Any], verbose_help: str = "Also name every file that is written.") -> Callable[..., Any]:
     """`--json`, `-q` and `-v`; the command receives `as_json` and `verbosity`."""
 
     @functools.wraps(command)
@@ -182,7 +175,7 @@ def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, verbosity=QUIET if quiet else VERBOSE if verbose else NORMAL, **kwargs)
 
     for option in (
-        click.option("-v", "--verbose", is_flag=True, help="Print every file that is read or written."),
+        click.option("-v", "--verbose", is_flag=True, help=verbose_help),
         click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
     ):

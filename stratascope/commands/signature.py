@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
 
 from stratascope.commands import options as parsers
+from stratascope.errors import StratascopeError
 
 CALLBACKS: Mapping[Any, Callable[..., Any]] = {
     tuple[str, ...]: parsers.names,
@@ -19,15 +23,16 @@ CALLBACKS: Mapping[Any, Callable[..., Any]] = {
 }
 
 
-def options_of(function: Callable[..., Any], /, **help_texts: str | click.Option | Callable[..., Any]) -> Callable[[Any], Any]:
+def options_of(function: Callable[..., Any], /, **help_texts: str | Mapping[str, Any]) -> Callable[[Any], Any]:
     """A decorator that adds one option for each named parameter, with the parameter's type and default.
 
     Parameters
     ----------
     function
-        A function or a dataclass. `Literal` becomes a choice, `bool` a flag, `tuple[str, ...]` comma-separated names.
+        A function or a dataclass. `Literal` becomes a choice, `bool` a flag, `tuple[str, ...]` comma-separated names, `tuple[Path, ...]`
+        an option that may be repeated, `tuple[int, int]` a size WxH. A parameter without default is a required option.
     help_texts
-        Parameter -> help text, in the order in which `--help` lists them.
+        Parameter -> help text, or keywords of `click.option` with `help` among them, in the order in which `--help` lists them.
 
     Examples
     --------
@@ -41,7 +46,8 @@ def options_of(function: Callable[..., Any], /, **help_texts: str | click.Option
 
     def decorate(command: Any) -> Any:
         for name, text in reversed(help_texts.items()):
-            command = _option(name, hints[name], parameters[name].default, str(text))(command)
+            given = {"help": text} if isinstance(text, str) else text
+            command = _option(name, hints[name], parameters[name].default, given)(command)
         return command
 
     return decorate
@@ -52,18 +58,55 @@ def default_of(function: Callable[..., Any], name: str) -> Any:
     return inspect.signature(function).parameters[name].default
 
 
-def _option(name: str, hint: Any, default: Any, text: str) -> Any:
+def _option(name: str, hint: Any, default: Any, keywords: Mapping[str, Any]) -> Any:
     flag = f"--{name.replace('_', '-')}"
-    inner = [one for one in get_args(hint) if one is not type(None)] if isinstance(hint, types.UnionType) else [hint]
+    union = isinstance(hint, types.UnionType)
+    inner = [one for one in get_args(hint) if one is not type(None)] if union else [hint]
     hint = inner[0]
-    given: dict[str, Any] = {"help": text, "default": default, "show_default": default not in (None, (), "", False)}
+    given: dict[str, Any] = {"default": default, "show_default": default not in (None, (), "", False)}
+    if default is inspect.Parameter.empty:
+        given = {"required": not union}
     if hint is bool:
-        return click.option(flag, is_flag=True, help=text)
+        return click.option(flag, **{"is_flag": True, **keywords})
     if get_origin(hint) is Literal:
-        return click.option(flag, type=click.Choice(get_args(hint)), **given)
-    if hint in CALLBACKS:
-        shown = ",".join(map(str, default)) if default else None
-        return click.option(flag, callback=CALLBACKS[hint], metavar="A,B", **{**given, "default": shown})
-    if hint is int:
-        return click.option(flag, type=click.IntRange(min=0), **given)
-    return click.option(flag, type=hint, **given)
+        given["type"] = click.Choice(get_args(hint))
+    elif hint in CALLBACKS:
+        given |= {"callback": CALLBACKS[hint], "metavar": "A,B", "default": ",".join(map(str, default)) if default else None}
+    elif hint == tuple[Path, ...]:
+        given |= {"multiple": True, "type": click.Path(path_type=Path)}
+    elif hint == tuple[int, int]:
+        given |= {"callback": parsers.size, "metavar": "WxH"}
+        if default:
+            given |= {"default": "x".join(map(str, default)), "metavar": "WxH|none" if union else "WxH"}
+    else:
+        kinds = {int: click.IntRange(min=0), Path: click.Path(path_type=Path)}
+        given["type"] = kinds.get(hint, hint)
+        if hint is int:
+            given["metavar"] = "N"
+    return click.option(flag, **{**given, **keywords})
+
+
+def with_option_names(text: str, command: click.Command | None = None) -> str:
+    """Text of the library with parameters in backticks replaced by the options of the command (default: the one that runs).
+
+    >>> show = click.Command("show", params=[click.Option(["--max-pixels"])])
+    >>> with_option_names("lower `max_pixels`", show)
+    'lower --max-pixels'
+    """
+    command = command or click.get_current_context().command
+    names = {param.name: param.opts[-1] for param in command.params if isinstance(param, click.Option)}
+    return re.sub(r"`(\w+)`", lambda match: names.get(match[1], match[0]), text)
+
+
+def options_in_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors of a command name its options where the library names parameters in backticks."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except StratascopeError as error:
+            error.args = tuple(with_option_names(part) if isinstance(part, str) else part for part in error.args)
+            raise
+
+    return wrapped

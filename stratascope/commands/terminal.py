@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,9 +54,22 @@ def _steers(character: str) -> bool:
     return character in turns or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
 
 
-def echo(text: object, err: bool = False) -> None:
-    """Print what a command says; the only way to the terminal, so that nothing unescaped reaches it."""
-    click.echo(visible(str(text)), err=err)
+def echo(text: object, err: bool = False, colours: Mapping[str, str] | None = None) -> None:
+    """Print text with its control characters escaped; all output to the terminal goes through here.
+
+    Parameters
+    ----------
+    text
+        What to print.
+    err
+        Print to stderr.
+    colours
+        Name -> colour of parts of the text in the form [NAME: ...].
+    """
+    shown = visible(str(text))
+    if colours:
+        shown = re.sub(rf"\[({'|'.join(colours)}): [^\[\]]*\]", lambda part: click.style(part[0], fg=colours[part[1]]), shown)
+    click.echo(shown, err=err)
 
 
 @contextmanager

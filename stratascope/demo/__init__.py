@@ -1,4 +1,4 @@
-"""The whole way on generated scenes with the built-in model, without network or GPU."""
+"""The full pipeline on generated scenes with the built-in model, without network or GPU."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 SHUFFLED = "truth:shuffled"
 KNOCKOUTS = 32
-"""Scenes whose knockouts are measured: each takes as long as some twenty plain passes."""
+"""Scenes whose knockouts are measured; each costs about twenty forward passes."""
 FEWEST_SCENES = 160
 CONDITIONS = ("original", "blank")
-TOLD = ("truth-final", "truth-final-blank", "truth-shuffled-final")
-"""Curves that the demo's last sentences speak of."""
+SUMMARY_CURVES = ("truth-final", "truth-final-blank", "truth-shuffled-final")
+"""Curves in the demo's summary."""
 KEPT = ": finished before, kept"
 
 
@@ -37,42 +37,41 @@ def run_demo(
     scenes: int = 512,
     seed: int = 0,
     progress: bool = False,
-    say: Callable[[str], object] = lambda text: None,
+    on_step: Callable[[str], object] = lambda text: None,
     command_line: CommandLine | None = None,
 ) -> str:
-    """Generate scenes, extract them as they are and with blank images, probe, roll out, draw.
+    """Generate scenes, extract them with original and blank images, train probes, run all analyses, write the report.
 
-    Goes on where it stopped: what is finished and as it was made is kept. Results of other stores, made before these were extracted anew,
-    are moved out of the way.
+    An interrupted run continues: finished, unchanged steps are kept. Results of earlier stores are moved to another folder.
 
     Parameters
     ----------
     out
         Folder to fill: `scenes/`, `original.zarr`, `blank.zarr`, `results/`.
     scenes
-        How many to generate, one caption each.
+        Number of scenes, with one caption each.
     seed
-        Of scenes, folds and resamples.
+        Seed of scenes, folds and resamples.
     progress
         Show progress bars.
-    say
-        Told each step as it begins, and whether it was finished before.
+    on_step
+        Receives a line for each step as it begins, or when it is kept from an earlier run.
     command_line
-        Writes the commands that the report lists; see `report.write_report`.
+        Writes the commands that the report lists; see `report.report_file.write_report`.
 
     Returns
     -------
     str
-        What the curves show in two sentences, and where everything lies.
+        Summary of the curves, and the paths of the output.
 
     Raises
     ------
     MissingExtraError
         If the `extract` extra is not installed.
     TooFewExamplesError
-        If there are too few scenes to probe.
+        If there are too few scenes for probes.
     InvalidInputError
-        If the folder was filled with other settings, or by something else.
+        If the folder has other content, or was filled with other settings.
     """
     from stratascope.datasets.scenes import write_scenes
     from stratascope.extract.run.extraction import require_extract_extra
@@ -80,12 +79,12 @@ def run_demo(
 
     require_extract_extra(load=False)
     if scenes < FEWEST_SCENES:
-        raise TooFewExamplesError(f"expected at least {FEWEST_SCENES} scenes, so that relations can be probed, found {scenes}")
+        raise TooFewExamplesError(f"expected at least {FEWEST_SCENES} scenes for probes of relations, found {scenes}")
     stages, drawn, results = Stages(out, {"scenes": scenes, "seed": seed}), out / "scenes", out / "results"
 
     def step(text: str, folder: Path, parts: Mapping[str, Callable[[], object]], made_of: Callable[[str], Any]) -> None:
         kept = all(stages.kept(name, made_of(name)) for name in parts)
-        say(f"{text}{KEPT if kept else ''}")
+        on_step(f"{text}{KEPT if kept else ''}")
         if not kept:
             for name, make in parts.items():
                 stages.make(name, made_of(name), folder, make)
@@ -94,13 +93,13 @@ def run_demo(
     step(f"1/5 drawing {scenes} scenes in {drawn}", drawn, drawing, lambda _: [scenes, seed])
     again = f"stratascope demo --out . --scenes {scenes} --seed {seed}"
     before = {condition: stages.noted(condition) for condition in CONDITIONS}
-    stores = {condition: _extracted(stages, condition, f"{k + 2}/5", again, progress, say) for k, condition in enumerate(CONDITIONS)}
+    stores = {condition: _extracted(stages, condition, f"{k + 2}/5", again, progress, on_step) for k, condition in enumerate(CONDITIONS)}
     prints = {condition: store.fingerprint() for condition, store in stores.items()}
     if None not in before.values() and before != prints and results.exists():
         aside = next(path for k in range(1000) if not (path := out / f"results-before-{k + 1}").exists())
         results.rename(aside)
         stages.leave(results)
-        say(f"{results} was made from other stores: moved to {aside}")
+        on_step(f"{results} belongs to other stores: moved to {aside}")
     step(
         "4/5 probing every layer",
         results,
@@ -111,20 +110,22 @@ def run_demo(
         "5/5 answers, attention, attribution, faithfulness and report",
         results,
         _analyses(stores["original"], out, seed, command_line),
-        # a report is of whatever results there are
+        # the report depends on all results
         lambda name: [prints, {p.name: digest(p) for p in sorted(results.glob(f"*{ENDING}"))} if name == "report" else None],
     )
     stages.finish()
     where = (
-        f"All of it on one page: {results / 'report.html'}\n"
-        f"Everything is in {out}: stores original.zarr and blank.zarr, results/ with the curves (*.zarr.zip) and figures (*.png)."
+        f"report: {results / 'report.html'}\n"
+        f"folder: {out} with the stores original.zarr and blank.zarr, and results/ with results (*.zarr.zip) and figures (*.png)"
     )
-    told = {name: LayerCurve.load(results / f"probe-{name}{ENDING}") for name in TOLD}
-    return f"{_sentences(stores['original'], told)}\n\n{where}"
+    summarised = {name: LayerCurve.load(results / f"probe-{name}{ENDING}") for name in SUMMARY_CURVES}
+    return f"{_summary(stores['original'], summarised)}\n\n{where}"
 
 
-def _extracted(stages: Stages, condition: str, step: str, command: str, progress: bool, say: Callable[[str], object]) -> ActivationStore:
-    """The store of a condition: as it was finished before, or extracted now."""
+def _extracted(
+    stages: Stages, condition: str, step: str, command: str, progress: bool, on_step: Callable[[str], object]
+) -> ActivationStore:
+    """The store of a condition, kept from an earlier run or extracted now."""
     from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction
     from stratascope.extract.plan.settings import RECORDS
     from stratascope.store import ActivationStore
@@ -135,16 +136,16 @@ def _extracted(stages: Stages, condition: str, step: str, command: str, progress
         store = ActivationStore.open(path)
         if store.complete and store.fingerprint() == known:
             stages.note(condition, known)
-            say(f"{step} extracting into {path}{KEPT}")
+            on_step(f"{step} extracting into {path}{KEPT}")
             return store
-    say(f"{step} extracting into {path}")
+    on_step(f"{step} extracting into {path}")
     settings = ExtractionSettings(
         model="demo",
         examples=(out / "scenes" / "scenes.jsonl",),
         images=out / "scenes" / "images",
         boxes=out / "scenes" / "instances.json",
         condition=condition,
-        # all there is, so that every command has something to work on
+        # all arrays, so that every command can run on the store
         record=RECORDS if condition == "original" else ("residual",),
         knockouts=KNOCKOUTS,
     )
@@ -155,9 +156,9 @@ def _extracted(stages: Stages, condition: str, step: str, command: str, progress
 
 
 def _analyses(store: ActivationStore, out: Path, seed: int, command_line: CommandLine | None) -> dict[str, Callable[[], object]]:
-    """Analyses of attention and answers by name; the report last."""
+    """Analyses by name; the report last."""
     from stratascope import analysis
-    from stratascope.analysis.rollout_results import MOST_EXAMPLES
+    from stratascope.analysis.example_images import MOST_EXAMPLES
     from stratascope.datasets.boxes import BoxIndex
     from stratascope.datasets.examples import files_digest
     from stratascope.report.report_file import write_report
@@ -186,7 +187,7 @@ def _analyses(store: ActivationStore, out: Path, seed: int, command_line: Comman
 
 
 def _save_overlap(store: ActivationStore, results: Path, seed: int) -> None:
-    """Overlap with the boxes, its prediction of right answers where there are enough wrong ones, and one figure of both."""
+    """Overlap with the boxes, prediction of right answers if there are enough wrong ones, and a figure of both."""
     from stratascope.analysis import answer_prediction, attention_overlap
     from stratascope.figures.drawing import save_figure
     from stratascope.results.output import save_with_figure
@@ -203,7 +204,7 @@ def _save_overlap(store: ActivationStore, results: Path, seed: int) -> None:
 
 
 def _save_curves(original: ActivationStore, blank: ActivationStore, results: Path, seed: int, progress: bool) -> None:
-    """Curves, what they are above their baselines, accuracy by relation, and figures."""
+    """Curves, advantages over baselines and controls, accuracy by relation, and figures."""
     from stratascope.probe.curve.breakdown import AccuracyBy
     from stratascope.results.locations import file_name
     from stratascope.results.output import save_with_figure
@@ -226,7 +227,7 @@ def _save_curves(original: ActivationStore, blank: ActivationStore, results: Pat
 
 
 def _probe(original: ActivationStore, blank: ActivationStore, layers: Path, seed: int, progress: bool) -> dict[str, LayerCurve]:
-    """Curves by name: task-position, with `-blank` for those of the store with blank images; finished layers are kept in `layers`."""
+    """Curves by name: task-position, with `-blank` for the store with blank images; `layers` is the cache of layers."""
     from stratascope.probe import probe_study
 
     options: dict[str, Any] = {"seed": seed, "scheduler": "threads", "progress": progress, "output": layers}
@@ -243,38 +244,37 @@ def _draw(curves: dict[str, LayerCurve], folder: Path) -> None:
 
     truth = curves_figure(
         {"final token": curves["truth-final"], "object": curves["truth-object"], "subject": curves["truth-subject"]},
-        muted={"blank image, final": curves["truth-final-blank"], "labels shuffled, final": curves[f"{SHUFFLED}-final"]},
-        title="Is the caption true?",
+        muted={"blank image, final": curves["truth-final-blank"], "shuffled labels, final": curves[f"{SHUFFLED}-final"]},
+        title="Truth of the caption",
     )
     relation = curves_figure(
         {"final token": curves["relation-final"], "object": curves["relation-object"]},
         muted={"blank image, final": curves["relation-final-blank"]},
-        title="Which relation does the caption name?",
+        title="Relation in the caption",
     )
     save_figure(truth, folder / "truth.png")
     save_figure(relation, folder / "relation.png")
 
 
-def _sentences(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
-    """What the truth curve shows, with the model's own accuracy beside it, in two sentences."""
+def _summary(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
+    """Summary of the truth curve, its controls and the model's accuracy."""
     from stratascope.analysis.answers import answers_right
 
-    truth, blank, shuffled = (curves[name].rows("accuracy") for name in TOLD)
+    truth, blank, shuffled = (curves[name].rows("accuracy") for name in SUMMARY_CURVES)
     right = answers_right(store, np.arange(store.layout.examples)).mean()
     start = truth["value"].iloc[0]
     best = truth.iloc[int(truth["value"].to_numpy().argmax())]
     onset = curves["truth-final"].onset.layer
-    rises = "never rises above chance" if onset is None else f"rises above chance from layer {onset} on"
+    rises = "is never significantly above chance" if onset is None else f"is significantly above chance from layer {onset} on"
     return (
-        f"At the final token a linear probe for the caption's truth starts at {start:.2f} in the embeddings (chance 0.5), "
+        f"At the final token, the accuracy of a linear probe for caption truth is {start:.2f} in the embeddings (chance level 0.5), "
         f"{rises} and reaches {best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}] at layer {int(best['layer'])}; the model itself "
-        f"answers {right:.1%} of these scenes right. With blank images the same probe stays at {_range(blank)}, "
-        f"with shuffled labels at {_range(shuffled)}: "
-        "what it reads comes from the image.\n\n"
-        "(Early in its training the model was taught to look from a name to its thing; that it does so is no finding.)"
+        f"answers {right:.1%} of the scenes correctly. With blank images the accuracy is {_range(blank)}, "
+        f"with shuffled labels {_range(shuffled)}: the probe relies on the image.\n\n"
+        "(The built-in model was trained to attend from a noun to its object, so this attention is not a finding.)"
     )
 
 
 def _range(rows: pd.DataFrame) -> str:
-    """The lowest and the highest value over layers, in two digits; one where they are the same."""
+    """Lowest and highest value over layers with two digits; one value if they are equal."""
     return " to ".join(dict.fromkeys(f"{value:.2f}" for value in (rows["value"].min(), rows["value"].max())))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.example_pictures import picture, relative_boxes
+from stratascope.analysis.example_images import picture, relative_boxes
 from stratascope.analysis.knockout_targets import MODE_LABELS
 from stratascope.figures.attributions import draw_sum
 from stratascope.figures.drawing import new_figure

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stratascope.analysis.example_pictures import label_text, picture, relative_boxes
+from stratascope.analysis.example_images import label_text, picture, relative_boxes
 from stratascope.report.blocks import Block, Card, Cited, Picture, Prose, Tokens
 from stratascope.report.reproduction import CommandLine
 from stratascope.report.result_set import Progress, ResultSet, gather

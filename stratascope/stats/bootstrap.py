@@ -1,7 +1,4 @@
-"""Cluster bootstrap of scores from out-of-fold predictions: groups (images) are drawn, not examples, and models are not refitted.
-
-The same draws serve every layer, labelling and store that holds the same groups, so that differences are paired.
-"""
+"""Cluster bootstrap: groups of examples (images) are resampled with replacement; models are not refitted."""
 
 from __future__ import annotations
 
@@ -10,12 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stratascope.stats.auroc import sorted_strata, weighted_pairs
+
 Floats = NDArray[Any]
 _CHUNK = 250
 
 
 class Bootstrap:
-    """Draws of groups with replacement.
+    """Resamples of groups with replacement; they depend on the groups and the seed alone.
+
+    The same resamples serve every layer, labelling and store that holds the same groups, so that differences are paired.
 
     Attributes
     ----------
@@ -23,6 +24,15 @@ class Bootstrap:
         (draw, group) how often a group was drawn.
     groups
         (example,) group number 0..G-1.
+    count
+        Number of groups, G.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> images = np.array(["a", "a", "b", "c"])
+    >>> Bootstrap(images, draws=500).mean(np.array([[1.0], [1.0], [0.0], [0.0]])).shape
+    (500, 1)
     """
 
     def __init__(self, groups: NDArray[Any], *, draws: int = 2000, seed: int = 0) -> None:
@@ -40,41 +50,22 @@ class Bootstrap:
         total = self.weights @ sizes.astype(np.float32)
         return (self.weights @ sums.astype(np.float32)) / np.maximum(total, 1)[:, None]
 
-    def auroc(self, score: Floats, positive: NDArray[np.bool_], strata: NDArray[np.integer]) -> Floats:
-        """(draw,) AUROC over pairs of examples within a stratum (a fold: scores of different models are not compared)."""
-        above, pairs = np.zeros(len(self.weights)), np.zeros(len(self.weights))
-        for stratum in np.unique(strata):
-            index = np.flatnonzero(strata == stratum)
-            index = index[np.argsort(score[index], kind="stable")]
-            starts = _tie_starts(score[index])
+    def mean_of_known(self, values: Floats) -> Floats:
+        """(row, draw) means over the examples drawn of (row, example) values that are not NaN; NaN for a draw without any."""
+        member = (self.groups[:, None] == np.arange(self.count)).astype(np.float64)
+        known = np.isfinite(values)
+        sums, counts = np.where(known, values, 0) @ member, known.astype(np.float64) @ member
+        taken = self.weights.astype(np.float64).T
+        drawn = counts @ taken
+        return np.asarray(np.where(drawn > 0, sums @ taken / np.where(drawn > 0, drawn, 1), np.nan))
+
+    def auroc(self, score: Floats, positive: NDArray[np.bool_], strata: NDArray[np.integer] | None = None) -> Floats:
+        """(draw,) AUROC of each resample; parameters as of `auroc.auroc`."""
+        ordered, pairs = np.zeros(len(self.weights)), np.zeros(len(self.weights))
+        for index, starts in sorted_strata(score, strata):
             for a in range(0, len(self.weights), _CHUNK):
                 weight = self.weights[a : a + _CHUNK][:, self.groups[index]]
-                more, possible = _pairs(weight, positive[index], starts)
-                above[a : a + _CHUNK] += more
+                won, possible = weighted_pairs(weight, positive[index], starts)
+                ordered[a : a + _CHUNK] += won
                 pairs[a : a + _CHUNK] += possible
-        return above / np.maximum(pairs, 1)
-
-
-def auroc(score: Floats, positive: NDArray[np.bool_], strata: NDArray[np.integer]) -> float:
-    """Share of (positive, negative) pairs within a stratum that the score orders rightly; ties count one half."""
-    above = pairs = 0.0
-    for stratum in np.unique(strata):
-        index = np.flatnonzero(strata == stratum)
-        index = index[np.argsort(score[index], kind="stable")]
-        more, possible = _pairs(np.ones((1, len(index)), np.float32), positive[index], _tie_starts(score[index]))
-        above, pairs = above + float(more[0]), pairs + float(possible[0])
-    return above / max(pairs, 1)
-
-
-def _tie_starts(ordered: Floats) -> NDArray[np.intp] | None:
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    return None if len(starts) == len(ordered) else starts
-
-
-def _pairs(weight: Floats, positive: NDArray[np.bool_], starts: NDArray[np.intp] | None) -> tuple[Floats, Floats]:
-    """Weighted pairs in right order and all pairs, for weights (draw, example) sorted by score."""
-    up, down = weight * positive, weight * ~positive
-    if starts is not None:
-        up, down = np.add.reduceat(up, starts, axis=1), np.add.reduceat(down, starts, axis=1)
-    below = np.cumsum(down, axis=1, dtype=np.float64) - 0.5 * down
-    return (up * below).sum(axis=1), up.sum(axis=1, dtype=np.float64) * down.sum(axis=1, dtype=np.float64)
+        return ordered / np.maximum(pairs, 1)

@@ -1,20 +1,29 @@
-"""Spearman's rank correlation: of two lists of numbers, example by example, and what it is where one of them ranks nothing."""
+"""Spearman's rank correlation, with its confidence interval."""
 
 from __future__ import annotations
+
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+Floats = NDArray[Any]
 
 FEWEST_TARGETS = 4
-"""Below it a rank correlation within one example says nothing."""
+"""Targets below which the rank correlation within one example is not computed."""
 
 
 def rank_correlation(scores: Floats, truth: Floats) -> float:
-    """Spearman's correlation of as many scores as truths.
+    """Spearman correlation of scores with a truth.
 
-    0 where the scores are all alike: they rank nothing. NaN where the truths are, since there is nothing to rank, and for fewer than two.
+    0 where all scores are equal, since they rank nothing. NaN where all truths are equal, and for fewer than two.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rank_correlation(np.array([0.1, 0.2, 0.4]), np.array([1.0, 5.0, 30.0]))
+    1.0
     """
     from scipy.stats import rankdata
 
@@ -24,9 +33,9 @@ def rank_correlation(scores: Floats, truth: Floats) -> float:
 
 
 def rank_correlations(scores: Floats, effects: Floats) -> Floats:
-    """(example,) Spearman's correlation of (example, target) scores with effects over the targets where both are known.
+    """(example,) Spearman correlation of (example, target) scores with effects, over the targets where both are finite.
 
-    0 for scores that are all alike: they rank nothing. NaN for effects that are all alike, and for fewer than four targets.
+    0 where all scores are equal; NaN where all effects are equal, and for fewer than four targets.
     """
     out = np.full(len(scores), np.nan)
     for k, (score, effect) in enumerate(zip(scores, effects, strict=True)):
@@ -34,3 +43,15 @@ def rank_correlations(scores: Floats, effects: Floats) -> Floats:
         if both.sum() >= FEWEST_TARGETS:
             out[k] = rank_correlation(score[both], effect[both])
     return out
+
+
+def spearman_interval(correlation: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of a Spearman correlation of `count` independent pairs; NaN for fewer than four.
+
+    Fisher's z with the variance (1 + r^2 / 2) / (n - 3) of Bonett & Wright 2000.
+    """
+    if count < 4 or not np.isfinite(correlation):
+        return float("nan"), float("nan")
+    half = NormalDist().inv_cdf(0.5 + level / 2) * np.sqrt((1 + correlation**2 / 2) / (count - 3))
+    middle = np.arctanh(np.clip(correlation, -1 + 1e-12, 1 - 1e-12))
+    return float(np.tanh(middle - half)), float(np.tanh(middle + half))

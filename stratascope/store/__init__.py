@@ -1,14 +1,20 @@
-"""The format on disk: activations of one model on many examples, as a plain Zarr v3 group (docs/format.md)."""
+"""Activation stores: format, reading, writing and maintenance (docs/format.md)."""
+
+import warnings
+from importlib import import_module
+from typing import Any
 
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.layout import RECORDED, STATUS_CODES, StoreLayout
 from stratascope.store.format.packing import decode_maps, encode_maps
 from stratascope.store.format.provenance import VOLATILE, condition_of
+from stratascope.store.format.size_estimate import estimate_sizes
 from stratascope.store.io.create import create_store
 from stratascope.store.io.example_filter import checked_choice, choice_of, choice_options, choice_text, chosen_examples, column_texts
+from stratascope.store.io.overview import describe
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.writer import BlockWriter
-from stratascope.store.maintenance.copy import copy_store
+from stratascope.store.maintenance.copy import copy_store, copy_summary
 from stratascope.store.maintenance.difference import StoreDifference, diff_stores
 from stratascope.store.maintenance.repair import repair
 from stratascope.store.maintenance.verify import Verification, verify
@@ -31,10 +37,26 @@ __all__ = [
     "column_texts",
     "condition_of",
     "copy_store",
+    "copy_summary",
     "create_store",
     "decode_maps",
+    "describe",
     "diff_stores",
     "encode_maps",
+    "estimate_sizes",
     "repair",
     "verify",
 ]
+
+_MOVED = {
+    "ResultFile": "stratascope.results.file",
+    "load_result": "stratascope.results.registry",
+    "save_result": "stratascope.results.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"stratascope.store.{name} is now {_MOVED[name]}.{name}", DeprecationWarning, stacklevel=2)
+    return getattr(import_module(_MOVED[name]), name)

@@ -14,7 +14,7 @@ from stratascope.analysis.attention_maps import parse_window
 from stratascope.analysis.knockout_targets import target_tokens
 from stratascope.analysis.relevance import METHODS, few_blocks
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
-from stratascope.stats.cluster_means import bootstrap_means
+from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.rank_correlation import rank_correlations
 from stratascope.store import ActivationStore
 
@@ -77,8 +77,8 @@ def test_scores_that_are_all_alike_rank_nothing_and_effects_that_are_alike_count
 def test_the_bootstrap_draws_images_and_not_examples() -> None:
     rng = np.random.default_rng(0)
     values = np.repeat(rng.normal(size=50), 4)[None]
-    together = bootstrap_means(values, np.repeat(np.arange(50), 4), 2000, 0).std()
-    alone = bootstrap_means(values, np.arange(200), 2000, 0).std()
+    together = Bootstrap(np.repeat(np.arange(50), 4)).mean_of_known(values).std()
+    alone = Bootstrap(np.arange(200)).mean_of_known(values).std()
     assert together == pytest.approx(values[0, ::4].std() / np.sqrt(50), rel=0.1)
     assert alone == pytest.approx(together / 2, rel=0.1)
 

@@ -30,7 +30,7 @@ from stratascope.analysis import (
 from stratascope.analysis.box_cells import box_tokens, shown_boxes
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
-from stratascope.stats.auroc import auroc
+from stratascope.stats.auroc import Auroc
 from stratascope.store import ActivationStore
 
 
@@ -158,7 +158,7 @@ def test_auroc_is_scikit_learn_s_and_its_influences_add_up(examples: int, seed: 
     rng = np.random.default_rng(seed)
     scores = np.round(rng.normal(size=(examples, 5)), 1)  # with ties
     positive = np.arange(examples) % 3 == 0
-    found = auroc(scores, positive, np.arange(examples))
+    found = Auroc.of(scores, positive, np.arange(examples))
     np.testing.assert_allclose(found.value, [roc_auc_score(positive, column) for column in scores.T], atol=1e-12)
     np.testing.assert_allclose(found.influence.sum(0), 0, atol=1e-12)
 
@@ -168,7 +168,7 @@ def test_the_error_of_auroc_and_of_a_difference_is_that_of_drawing_images_anew()
     images = np.repeat(np.arange(200), 2)
     positive = np.repeat(rng.random(200) < 0.4, 2)
     scores = np.repeat(rng.normal(size=(200, 2)), 2, axis=0) + 0.3 * rng.normal(size=(400, 2)) + positive[:, None]
-    found = auroc(scores, positive, images)
+    found = Auroc.of(scores, positive, images)
     drawn = []
     for _ in range(600):
         picked = rng.integers(0, 200, 200)
@@ -176,10 +176,10 @@ def test_the_error_of_auroc_and_of_a_difference_is_that_of_drawing_images_anew()
         drawn.append([roc_auc_score(positive[rows], scores[rows, c]) for c in range(2)])
     spread = np.array(drawn)
     np.testing.assert_allclose(found.error, spread.std(0), rtol=0.12)
-    first, second = (auroc(scores[:, [c]], positive, images) for c in range(2))
+    first, second = (Auroc.of(scores[:, [c]], positive, images) for c in range(2))
     assert first.minus(second).error[0] == pytest.approx((spread[:, 0] - spread[:, 1]).std(), rel=0.12)
     # taking the two examples of an image for two would make the error too small
-    assert (auroc(scores, positive, np.arange(400)).error < 0.85 * found.error).all()
+    assert (Auroc.of(scores, positive, np.arange(400)).error < 0.85 * found.error).all()
 
 
 def test_the_simultaneous_band_of_noise_holds_all_scores_about_as_often_as_it_says() -> None:
@@ -187,7 +187,7 @@ def test_the_simultaneous_band_of_noise_holds_all_scores_about_as_often_as_it_sa
     positive = np.arange(150) % 2 == 0
     held = single = 0
     for trial in range(150):
-        found = auroc(rng.normal(size=(150, 40)), positive, np.arange(150))
+        found = Auroc.of(rng.normal(size=(150, 40)), positive, np.arange(150))
         low, high = found.simultaneous(seed=trial)
         held += bool(((low <= 0.5) & (high >= 0.5)).all())
         low, high = found.interval()
@@ -198,7 +198,7 @@ def test_the_simultaneous_band_of_noise_holds_all_scores_about_as_often_as_it_sa
 
 def test_too_few_answers_of_a_kind_are_refused() -> None:
     with pytest.raises(TooFewExamplesError, match="two negatives"):
-        auroc(np.ones((4, 1)), np.array([True, True, True, False]), np.arange(4))
+        Auroc.of(np.ones((4, 1)), np.array([True, True, True, False]), np.arange(4))
 
 
 def test_the_head_that_was_planted_predicts_right_answers_and_beats_the_boxes(planted, tmp_path: Path) -> None:

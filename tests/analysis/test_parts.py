@@ -147,7 +147,7 @@ def test_a_figure_is_of_all_examples_where_there_are_results_of_them(whole: Acti
 
 
 def test_a_relations_meta_category_chooses_though_it_is_no_column(store) -> None:
-    from stratascope.store.format.categories import category_of
+    from stratascope.store.io.example_filter import category_of
 
     wanted = store.examples["relation"].map(category_of) == "Topological"
     assert 0 < wanted.sum() < len(wanted)

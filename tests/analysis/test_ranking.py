@@ -12,12 +12,13 @@ from click.testing import CliRunner
 from scipy.stats import spearmanr
 
 from stratascope.analysis import AnswerPrediction, BoxOverlap, HeadRanking, attention_overlap, logit_attribution, rank_heads
-from stratascope.analysis.head_agreement import head_agreement, spearman_interval
+from stratascope.analysis.head_agreement import head_agreement
 from stratascope.analysis.head_ranking import probe_grid
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
 from stratascope.results.file import ResultFile
 from stratascope.results.registry import save_result
+from stratascope.stats.rank_correlation import spearman_interval
 from stratascope.store import ActivationStore
 from tests.completed import completed
 

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 from stratascope.analysis import RolloutResult, rollout
 from stratascope.datasets.scenes import render, sample_scene, sample_statement
 from stratascope.demo import run_demo
-from stratascope.extract.plan.model_files import resolve_model
+from stratascope.extract.model_files import resolve_model
 from stratascope.probe import LayerCurve
 from stratascope.store import ActivationStore
 

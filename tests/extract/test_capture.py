@@ -46,7 +46,7 @@ def test_a_padded_batch_equals_eager_single_examples(plan, session, eager) -> No
     members = [0, 5, 9, 14, 20, 33]
     assert len({int(plan.token_counts[k]) for k in members}) > 1, "the batch must be padded"
     images = [open_image(plan.settings.images / plan.examples[k].image) for k in members]
-    found = session.model.run(session._batch(members, images), dataclasses.replace(session.wanted, arrays=frozenset({"maps"})))
+    found = session.model.run(session._batch(members, images), dataclasses.replace(session.request, arrays=frozenset({"maps"})))
     positions = plan.store.positions
     for row, k in enumerate(members):
         tokens = int(plan.token_counts[k])
@@ -62,7 +62,7 @@ def test_a_padded_batch_equals_eager_single_examples(plan, session, eager) -> No
         last = torch.from_numpy(found.residual[-1, :, row])
         normed = eager[0].model.language_model.norm(last)[positions.index("final")]
         np.testing.assert_allclose(normed.detach().numpy(), output.hidden_states[-1][0, -1].numpy(), atol=2e-5)
-        np.testing.assert_allclose(found.answer_logits[row], output.logits[0, -1, list(session.wanted.choices)].numpy(), atol=2e-5)
+        np.testing.assert_allclose(found.answer_logits[row], output.logits[0, -1, list(session.request.choices)].numpy(), atol=2e-5)
         own = output.logits[0, -1]
         np.testing.assert_allclose(found.form_logits[row], own[list(plan.forms.values())], atol=2e-5)
         assert found.top_tokens[row].tolist() == own.argsort(descending=True)[:5].tolist()

@@ -9,7 +9,7 @@ from PIL import Image
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.patch_grid import CroppedSquare
 from stratascope.extract.families.tiling import AnyResolution, CanvasTiles, SplitTiles
-from stratascope.extract.plan.visible_boxes import flipped, in_view, scaled
+from stratascope.extract.plan.image_boxes import flipped, in_view, scaled
 
 hf = pytest.importorskip("transformers")
 

@@ -25,6 +25,7 @@ pytest.importorskip("torch")
 from stratascope.extract import run_extraction
 from stratascope.extract.plan.images import open_image
 from stratascope.extract.plan.plan_summary import plan_summary, unanswered
+from stratascope.extract.plan.store_contents import store_contents
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -38,7 +39,7 @@ def test_the_store_holds_what_the_model_gives(plan, store: ActivationStore) -> N
     session = ExtractionSession(plan, batch_tokens=8192)
     for k in (0, 40, 95):
         image = open_image(plan.settings.images / plan.examples[k].image)
-        alone = session.model.run(session._batch([k], [image]), dataclasses.replace(session.wanted, arrays=frozenset({"maps"})))
+        alone = session.model.run(session._batch([k], [image]), dataclasses.replace(session.request, arrays=frozenset({"maps"})))
         tokens = int(plan.token_counts[k])
         for column, position in enumerate(plan.store.positions):
             stored = store.read("residual", position=position, examples=[k])[:, 0]
@@ -62,9 +63,9 @@ def test_the_tables_describe_the_examples(plan, store: ActivationStore) -> None:
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(plan, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stratascope.extract.run.shard_block import BlockWork
+    from stratascope.extract.run.shard_block import ShardBlock
 
-    real, calls = BlockWork.run, []
+    real, calls = ShardBlock.run, []
 
     def stop_in_the_second(self, members):
         calls.append(members)
@@ -73,7 +74,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(plan, store_path: Path, tm
         real(self, members)
 
     path = tmp_path / "stopped.zarr"
-    monkeypatch.setattr(BlockWork, "run", stop_in_the_second)
+    monkeypatch.setattr(ShardBlock, "run", stop_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         run_extraction(plan, path)
     assert ActivationStore.open(path).written.tolist() == [True, False]
@@ -139,7 +140,7 @@ def test_the_prompt_that_does_not_name_the_relation(settings, tmp_path: Path) ->
     # what its answers are refused for afterwards, the plan says beforehand
     with pytest.raises(NotRecordedError, match="whose right answer follows from the label"):
         answer_confidence(store)
-    assert "no answer to 'where' follows from the label" in plan_summary(plan)
+    assert "the labels give no correct answer to 'where'" in plan_summary(plan)
     assert unanswered(plan_extraction(dataclasses.replace(settings, prompt="yes-no", limit=8))) == ""
 
 
@@ -246,7 +247,7 @@ def test_shuffled_images_are_those_of_other_examples(settings, plan) -> None:
     assert all(shown != example.image for shown, example in zip(shuffled.shown, shuffled.examples, strict=True))
     assert sorted(set(shuffled.shown)) == sorted({example.image for example in plan.examples})
     assert shuffled.position_tokens(0, "subject_box") is None
-    assert shuffled.store_contents()["examples"]["subject_x0"].isna().all()
+    assert store_contents(shuffled)["examples"]["subject_x0"].isna().all()
     assert shuffled.shown == plan_extraction(dataclasses.replace(settings, condition="shuffled-image")).shown
 
 
@@ -273,7 +274,7 @@ def test_a_plan_that_does_not_fit_the_disk_is_refused_before_the_model_is_loaded
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("stratascope.extract.run.extraction.shutil.disk_usage", lambda path: usage(10, 9, 1000))
+    monkeypatch.setattr("stratascope.extract.run.output_store.shutil.disk_usage", lambda path: usage(10, 9, 1000))
     with pytest.raises(InvalidInputError, match=r"expected [\d.]+ MB free at .*, found 1 kB"):
         run_extraction(plan, tmp_path / "never.zarr")
     assert not (tmp_path / "never.zarr").exists()
@@ -289,7 +290,7 @@ def test_everything_that_can_be_recorded(settings, plan, tmp_path: Path) -> None
     session = ExtractionSession(plan, batch_tokens=8192)
     image = open_image(plan.settings.images / plan.examples[4].image)
     arrays = frozenset({"value_norms", "value_logits", "head_outputs", "head_logits"})
-    alone = session.model.run(session._batch([4], [image]), dataclasses.replace(session.wanted, arrays=arrays))
+    alone = session.model.run(session._batch([4], [image]), dataclasses.replace(session.request, arrays=arrays))
     tokens = int(plan.token_counts[4])
     np.testing.assert_allclose(full.read("value_norms", examples=[4])[:, 0, :, :tokens], alone.value_norms[:, 0], rtol=2e-3, atol=1e-3)
     np.testing.assert_allclose(full.read("value_logits", examples=[4])[:, 0, :, :tokens], alone.parts.tokens[:, 0], rtol=2e-3, atol=1e-3)
@@ -327,14 +328,14 @@ def test_maps_of_the_largest_or_smallest_weight_are_stored_with_rows_that_sum_to
     session = ExtractionSession(plan, batch_tokens=8192)
     alone = session.model.run(
         session._batch([1], [open_image(plan.settings.images / plan.examples[1].image)]),
-        dataclasses.replace(session.wanted, arrays=frozenset({"maps"})),
+        dataclasses.replace(session.request, arrays=frozenset({"maps"})),
     )
     np.testing.assert_allclose(store.maps(1), alone.fused[0], atol=4e-3)
     np.testing.assert_allclose(store.maps(1).sum(-1), 1)
 
 
 def test_a_position_that_no_example_has_is_refused(scenes: Path) -> None:
-    with pytest.raises(InvalidInputError, match="pass --boxes"):
+    with pytest.raises(InvalidInputError, match="set `boxes`"):
         plan_extraction(
             ExtractionSettings(model="demo", examples=(scenes / "scenes.jsonl",), images=scenes / "images", positions=("subject_box",))
         )

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from stratascope.cli import main
-from stratascope.errors import CaptureError, StoreError
+from stratascope.errors import CaptureError, InvalidInputError, StoreError
 from stratascope.extract import ExtractionSettings, plan_extraction
 from stratascope.store import STATUS_CODES, ActivationStore
 
@@ -33,7 +33,7 @@ def test_a_device_that_is_not_here_and_then_one_that_is(scenes: Path, tmp_path: 
     words += ["--record", "residual", "--out", str(out)]
     refused = CliRunner().invoke(main, [*words, "--device", "cuda"])
     assert refused.exit_code == 2
-    assert "expected a CUDA device for --device cuda, found none; use --device cpu" in refused.stderr
+    assert "expected a CUDA device for --device cuda, found none; set --device to cpu" in refused.stderr
     assert not list(tmp_path.iterdir())
     done = CliRunner().invoke(main, [*words, "--device", "cpu"])
     assert done.exit_code == 0, done.output
@@ -61,8 +61,8 @@ def test_blocks_without_a_readable_image_are_written_all_the_same(tmp_path: Path
     run_extraction(plan_extraction(scenes_with_bad_images(tmp_path, range(4))), tmp_path / "s.zarr")
     assert ActivationStore.open(tmp_path / "s.zarr").status.tolist() == [STATUS_CODES["unreadable_image"]] * 4 + [1, 1]
     (tmp_path / "none").mkdir()
-    run_extraction(plan_extraction(scenes_with_bad_images(tmp_path / "none", range(6))), tmp_path / "none.zarr")
-    assert ActivationStore.open(tmp_path / "none.zarr").complete
+    with pytest.raises(InvalidInputError, match="expected at least one readable image, found none of 6"):
+        plan_extraction(scenes_with_bad_images(tmp_path / "none", range(6)))
 
 
 def test_a_shard_without_blocks_creates_nothing_and_says_so(scenes: Path, tmp_path: Path) -> None:

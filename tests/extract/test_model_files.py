@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError
+from stratascope.extract import file_digests as model_files
 from stratascope.extract import plan_extraction
-from stratascope.extract.plan.extraction_plan import file_digests as model_files
-from stratascope.extract.plan.file_digests import file_digest
-from stratascope.extract.plan.model_files import ModelSource, resolve_model
+from stratascope.extract.file_digests import file_digest
+from stratascope.extract.model_files import ModelSource, resolve_model
+from stratascope.extract.plan.store_contents import store_contents
 from stratascope.store import create_store
 from stratascope.store.format.provenance import check_agreement, same_model_files
 
@@ -147,7 +148,7 @@ def test_a_store_of_0_1_is_refused_with_the_reason(begun, tmp_path: Path) -> Non
     whole = {**plan.provenance, **run_provenance(plan, None)}
     model = {name: value for name, value in whole["model"].items() if name != "quantization"}
     old = {**whole, "model": {**model, "files": {name: model["files"][name] for name in OLD_FILES}}}
-    create_store(tmp_path / "s.zarr", plan.store, **{**plan.store_contents(), "provenance": old})
+    create_store(tmp_path / "s.zarr", plan.store, **{**store_contents(plan), "provenance": old})
     with pytest.raises(
         ProvenanceMismatchError, match=r"all of the model's files, found one that Stratascope .* kept none of .*config\.json"
     ):
@@ -261,6 +262,6 @@ def test_a_file_that_grows_while_it_is_hashed_is_refused(tmp_path: Path, monkeyp
 def test_a_revision_of_what_is_not_on_the_hub_is_refused(tmp_path: Path, model: str) -> None:
     name = "demo" if model == "demo" else str(tmp_path)
     with pytest.raises(
-        InvalidInputError, match=r"expected --revision with a model of the Hub, found 'main' with the .*leave --revision out"
+        InvalidInputError, match=r"expected `revision` with a model of the Hub, found 'main' with the .*leave `revision` out"
     ):
         resolve_model(name, revision="main")

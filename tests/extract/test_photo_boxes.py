@@ -15,8 +15,6 @@ from PIL import Image
 
 pytest.importorskip("torch")
 
-from stratascope.workflow.believing import pointing_text
-
 from stratascope.analysis import attention_overlap, pointing
 from stratascope.analysis.box_cells import shown_boxes
 from stratascope.cli import main
@@ -95,7 +93,7 @@ def test_photos_of_twice_the_annotated_size_give_the_same_boxes_and_overlaps(dat
     for path in images(data):
         resize(path, 2 * width, 2 * height)
     plan = plan_extraction(settings(data, max_pixels=width * height))
-    assert f"boxes      of {COUNT} photos: scaled {COUNT}, the others as annotated" in plan_summary(plan)
+    assert f"boxes      of {COUNT} images: scaled {COUNT}, the others as annotated" in plan_summary(plan)
     assert plan.provenance["data"]["box_alignment"] == {"scaled": COUNT}
     large = extracted(data, "large.zarr", max_pixels=width * height)
     np.testing.assert_allclose(shown_boxes(large), shown_boxes(plain), rtol=1e-12)
@@ -129,7 +127,7 @@ def test_a_file_of_boxes_at_another_size_points_as_the_same_boxes_do(drawn: Path
     one = pointing(store, BoxIndex.from_coco(data / "one.json"), methods=("attention",))
     assert list(one.attributes["box_alignment"]["refused"]) == [wide["images"][0]["file_name"]]
     assert set(one.examples) == set(plain.examples) - {0}
-    assert f"left out, 1 images whose boxes do not fit their photo: {wide['images'][0]['file_name']}: boxes are" in pointing_text(one)
+    assert f"left out, 1 images whose boxes do not fit their photo: {wide['images'][0]['file_name']}: boxes are" in one.summary()
 
 
 def test_boxes_of_the_stored_pixels_turn_with_the_photo(data: Path) -> None:
@@ -152,8 +150,8 @@ def test_boxes_of_the_stored_pixels_turn_with_the_photo(data: Path) -> None:
     x0, y0, x1, y1 = np.moveaxis(plain, -1, 0)
     np.testing.assert_allclose(shown_boxes(store), np.stack([1 - y1, x0, 1 - y0, x1], -1), atol=1e-12)
     plan = plan_extraction(settings(data))
-    assert f"turned upright by EXIF orientation {COUNT}" in plan_summary(plan)
-    assert f"boxes      of {COUNT} photos: turned {COUNT}" in plan_summary(plan)
+    assert f"rotated by EXIF orientation {COUNT}" in plan_summary(plan)
+    assert f"boxes      of {COUNT} images: turned {COUNT}" in plan_summary(plan)
 
 
 def test_refused_boxes_are_named_counted_and_leave_no_cell(data: Path) -> None:
@@ -163,7 +161,7 @@ def test_refused_boxes_are_named_counted_and_leave_no_cell(data: Path) -> None:
     resize(second, 300, 168)
     plan = plan_extraction(settings(data))
     text = plan_summary(plan)
-    assert f"boxes      of {COUNT} photos: refused 2, the others as annotated" in text
+    assert f"boxes      of {COUNT} images: refused 2, the others as annotated" in text
     assert f"boxes refused: {first.name}: the photo is turned by its EXIF orientation 6" in text
     assert f"boxes refused: {second.name}: boxes are annotated on 168 x 168 pixels, the photo has 300 x 168" in text
     for k, example in enumerate(plan.examples):
@@ -203,7 +201,7 @@ def test_images_that_cannot_be_recorded_fail_by_name_and_the_rest_goes_on(data: 
     options = ["--examples", str(data / "scenes.jsonl"), "--images", str(data / "images"), "--boxes", str(data / "instances.json")]
     planned = CliRunner().invoke(main, ["plan", "--model", "demo", *options])
     assert planned.exit_code == 0
-    assert f"3 of {COUNT} examples cannot be recorded" in planned.stdout
+    assert f"3 of {COUNT} examples cannot be used" in planned.stdout
     plan = plan_extraction(settings(data))
     report = run_extraction(plan, data.parent / "s.zarr")
     reasons = {plan.examples[k].image: reason for k, reason in plan.failed.items()}
@@ -233,7 +231,7 @@ def test_a_shape_that_the_model_does_not_take_fails_alone(data: Path, monkeypatc
 def test_images_that_all_fail_are_refused(data: Path) -> None:
     for path in images(data):
         path.write_bytes(b"GIF89a")
-    with pytest.raises(InvalidInputError, match=rf"at least one image that can be recorded, found none of {COUNT}: .*cannot be decoded"):
+    with pytest.raises(InvalidInputError, match=rf"at least one readable image, found none of {COUNT}: .*cannot be decoded"):
         plan_extraction(settings(data))
 
 
@@ -253,7 +251,7 @@ def test_an_image_replaced_after_planning_is_refused_by_its_hash(data: Path) -> 
     replaced.unlink()
     loaded = load_image(plan, 4, None)
     assert loaded.problem is not None
-    assert "could be read when planning and no longer can" in loaded.problem[0]
+    assert "could be read during planning and cannot be read now" in loaded.problem[0]
 
 
 def test_verifying_images_never_leaves_their_folder(data: Path) -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
-from stratascope.extract.plan.distributed import Rank, device_of, launched_rank
+from stratascope.extract.run.distributed import Rank, device_of, launched_rank
 from stratascope.store import ActivationStore
 from tests.extract.test_extraction import contents
 
@@ -40,12 +40,12 @@ def test_ranks_are_what_the_launcher_says() -> None:
 )
 def test_variables_that_make_no_sense_together_are_refused(odd: dict[str, str | None]) -> None:
     environment = {name: value for name, value in {**TORCHRUN, **odd}.items() if value is not None}
-    with pytest.raises(InvalidInputError, match=r"expected torchrun's variables .* found RANK=.*pass --shard I/N"):
+    with pytest.raises(InvalidInputError, match=r"expected torchrun's variables .* found RANK=.*pass `shard` I/N"):
         launched_rank(environment)
 
 
 def test_a_batch_of_several_tasks_without_srun_is_refused_and_told_what_to_do() -> None:
-    with pytest.raises(InvalidInputError, match=r"expected srun to start this batch's 4 tasks.*--shard 0/1"):
+    with pytest.raises(InvalidInputError, match=r"expected srun to start this batch's 4 tasks.*`shard` 0/1"):
         launched_rank(BATCH)
     assert launched_rank({**BATCH, "SLURM_NTASKS": "1"}) == Rank("SLURM", 0, 1, 0)
     assert launched_rank({**BATCH, **TORCHRUN}).launcher == "torchrun"
@@ -105,15 +105,15 @@ def test_two_processes_started_at_once_make_one_store(scenes: Path, whole: Path,
 def test_who_comes_second_to_creation_joins(plan, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The race for certain: the store appears between the look for it and its creation."""
     from stratascope.extract import run_extraction
-    from stratascope.extract.run import extraction
+    from stratascope.extract.run import output_store
 
-    out, real = tmp_path / "s.zarr", extraction.create_store
+    out, real = tmp_path / "s.zarr", output_store.create_store
 
     def late(path: Path, *given, **known) -> None:
         real(path, *given, **known)
         real(path, *given, **known)
 
-    monkeypatch.setattr(extraction, "create_store", late)
+    monkeypatch.setattr(output_store, "create_store", late)
     run_extraction(plan, out, rank=1, of=2)
     assert ActivationStore.open(out).written.tolist() == [False, True]
 

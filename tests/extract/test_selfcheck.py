@@ -14,10 +14,11 @@ torch = pytest.importorskip("torch")
 from stratascope.errors import CaptureError  # noqa: E402
 from stratascope.extract import plan_extraction  # noqa: E402
 from stratascope.extract.run.capture import Capture, Pooling, capturing, use_captured_attention  # noqa: E402
-from stratascope.extract.run.model import CaptureModel, Coming  # noqa: E402
+from stratascope.extract.run.model import CaptureModel, PendingCapture  # noqa: E402
 from stratascope.extract.run.reference import Reference, run_reference  # noqa: E402
 from stratascope.extract.run.self_check import LIMITS, compare_examples  # noqa: E402
 from stratascope.extract.run.session import ExtractionSession  # noqa: E402
+from stratascope.extract.run.shard_block import fill_blocks  # noqa: E402
 from tests.extract import real_weights  # noqa: E402
 from tests.extract.families import FAMILIES, IMAGE, build, example, left_padded  # noqa: E402
 
@@ -52,7 +53,7 @@ def session(request: pytest.FixtureRequest, settings) -> ExtractionSession:
 
 def extract(session: ExtractionSession) -> Taken:
     session.checked, keeper = False, Taken(6)
-    session.work(keeper, [0], keeper)
+    fill_blocks(session, keeper, [0], keeper)
     return keeper
 
 
@@ -66,8 +67,8 @@ def _features(change: Callable[[list[Any]], list[Any]]) -> Callable[[pytest.Monk
     def spoil(patch: pytest.MonkeyPatch) -> None:
         from stratascope.extract.run import model
 
-        real = model.given_to_model
-        patch.setattr(model, "given_to_model", lambda features: real(change(list(features))))
+        real = model.feature_inputs
+        patch.setattr(model, "feature_inputs", lambda features: real(change(list(features))))
 
     return spoil
 
@@ -92,13 +93,13 @@ def _inputs(change: Callable[[dict[str, torch.Tensor], torch.Tensor], None]) -> 
 
 def _results(**changes: Callable[[np.ndarray], np.ndarray]) -> Callable[[pytest.MonkeyPatch], None]:
     def spoil(patch: pytest.MonkeyPatch) -> None:
-        real = Coming.result
+        real = PendingCapture.result
 
-        def spoiled(self: Coming) -> Any:
+        def spoiled(self: PendingCapture) -> Any:
             made = real(self)
             return dataclasses.replace(made, **{name: change(getattr(made, name)) for name, change in changes.items()})
 
-        patch.setattr(Coming, "result", spoiled)
+        patch.setattr(PendingCapture, "result", spoiled)
 
     return spoil
 
@@ -184,7 +185,7 @@ def test_only_the_final_position_recorded_hides_no_exchanged_images(settings, mo
 def test_a_pass_without_a_finite_example_stops(settings, monkeypatch: pytest.MonkeyPatch) -> None:
     session = ExtractionSession(plan_extraction(dataclasses.replace(settings, limit=6, dtype="float16", record=("residual",))), 8192)
     _results(final=lambda values: values * np.float32("inf"))(monkeypatch)
-    with pytest.raises(CaptureError, match=r"expected finite activations, found none in the first 6 examples in .*use --dtype bfloat16"):
+    with pytest.raises(CaptureError, match=r"expected finite activations, found none in the first 6 examples in .*set `dtype` to bfloat16"):
         extract(session)
 
 
@@ -294,7 +295,7 @@ def test_layers_closer_than_rounding_are_told_apart() -> None:
     rows = np.full((8, 4, 5), 0.2, np.float32)
     references = [Reference(alone[:, :, k], rows, np.zeros(2, np.float32), 1.0) for k in range(3)]
     compare_examples(LIMITS["bfloat16"], noisy, [rows] * 3, np.zeros((3, 2)), references)
-    with pytest.raises(CaptureError, match="found that of layer 4 nearer to layer 5's"):
+    with pytest.raises(CaptureError, match="found layer 4 nearer to the reference of layer 5"):
         compare_examples(LIMITS["bfloat16"], _exchange(0, 4, 5)(noisy), [rows] * 3, np.zeros((3, 2)), references)
 
 

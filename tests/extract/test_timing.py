@@ -24,7 +24,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from stratascope.extract.run import extraction, timing
+from stratascope.extract.run import output_store, timing
 from stratascope.extract.run import shard_block as blockwork
 from stratascope.extract.run.model import CaptureModel
 from stratascope.extract.run.session import ExtractionSession
@@ -106,7 +106,7 @@ def test_what_is_done_once_is_in_both_ends(
         monkeypatch.setattr(owner, name, lambda *args, **kwargs: (clock.charge("once", seconds), real(*args, **kwargs))[1])
 
     costly(ExtractionSession, "_check", 0.5)
-    for module in (timing, extraction):
+    for module in (timing, output_store):
         costly(module, "create_store", 3.0)
     costly(CaptureModel, "__init__", 7.0)
     plan = plan_extraction(dataclasses.replace(settings, limit=48, thumbnail=None, record=("residual",)))
@@ -163,7 +163,7 @@ def test_a_timing_run_out_of_memory_says_what_to_give(plan, monkeypatch: pytest.
     found = timing.time_extraction(plan, batch_tokens=8192)
     assert found.halvings
     assert found.batch_tokens <= 1000
-    assert f"it ran out {found.halvings} times and batches were halved; give --batch-tokens {found.batch_tokens} to extract" in timing_text(
+    assert f"memory ran out {found.halvings} times and batches were halved; set `batch_tokens` to {found.batch_tokens}" in timing_text(
         found
     )
 
@@ -177,19 +177,19 @@ def test_the_plan_prints_time_work_and_cost(scenes: Path) -> None:
     result = planned(scenes, "--time", "--price", "3600", "--limit", "40")
     assert result.exit_code == 0, result.output
     time, work, cost = result.output.strip().splitlines()[-3:]
-    assert re.fullmatch(r"time       [\d.]+ to [\d.]+ seconds for 40 examples, [\d.]+ to [\d,.]+ a second \(.*\)", time)
+    assert re.fullmatch(r"time       [\d.]+ to [\d.]+ seconds for 40 examples, [\d.]+ to [\d,.]+ per second \(.*\)", time)
     assert re.search(r"model \d+%", work)
-    assert work.endswith("so it went for 1 batches of 40 examples on cpu")
+    assert work.endswith("measured on 1 batches with 40 examples on cpu")
     dear = float(time.split(" to ")[1].split()[0])
-    assert re.fullmatch(r"cost       [\d.]+ to [\d.]+ at 3600 an hour, without fetching the model", cost)
+    assert re.fullmatch(r"cost       [\d.]+ to [\d.]+ at 3600 per hour, without downloading the model", cost)
     assert float(cost.split()[3]) == dear
 
 
 @pytest.mark.parametrize(
     ("more", "why"),
     [
-        ((), "no GPU here; give --time on the machine that shall do the work"),
-        (("--no-time",), "as you asked"),
+        ((), "no GPU found; set --time to measure on this machine"),
+        (("--no-time",), "disabled"),
         (("--time", "--image-size", "640x480"), "expected real images"),
         (("--time", "--device", "cuda"), "expected a CUDA device"),
     ],

@@ -20,7 +20,7 @@ pytest.importorskip("torch")
 import torch
 
 from stratascope.extract import run_extraction
-from stratascope.extract.plan.model_files import resolve_model
+from stratascope.extract.model_files import resolve_model
 from stratascope.extract.run.loading import load_model
 from tests.extract.saved import save
 
@@ -84,7 +84,7 @@ def test_seeds_and_trained_weights_are_never_mixed_in_one_store(settings, untrai
 
 
 def test_a_seed_below_zero_is_refused(settings) -> None:
-    with pytest.raises(InvalidInputError, match="expected --untrained to be 0 or more, found -1"):
+    with pytest.raises(InvalidInputError, match="expected `untrained` to be 0 or more, found -1"):
         replace(settings, untrained=-1)
 
 

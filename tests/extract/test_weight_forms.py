@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from stratascope.cli import FAULT, main
 from stratascope.errors import InvalidInputError, MissingExtraError
 from stratascope.extract import plan_extraction
-from stratascope.extract.plan.model_files import ModelSource, resolve_model
+from stratascope.extract.model_files import ModelSource, resolve_model
 from stratascope.extract.plan.weight_formats import check_weight_files, check_weight_form, quantization
 
 torch = pytest.importorskip("torch")
@@ -99,7 +99,7 @@ def test_an_adapter_is_refused(folder: Path) -> None:
 def test_a_truncated_safetensors_file_is_named(scenes: Path, folder: Path, tmp_path: Path, size: int) -> None:
     path = folder / "model.safetensors"
     os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
-    refused_in_one_line(extract(folder, scenes, tmp_path / "s.zarr"), f"{path}: expected a whole file in the format safetensors")
+    refused_in_one_line(extract(folder, scenes, tmp_path / "s.zarr"), f"{path}: expected a complete safetensors file")
     assert not (tmp_path / "s.zarr").exists()
 
 
@@ -193,11 +193,11 @@ def test_an_image_processor_that_cannot_be_loaded(folder: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 @pytest.mark.parametrize(("device", "told"), [("cuda", "none; use"), ("cuda:3", "none; use"), ("xpu", ": .*not compiled with XPU")])
 def test_devices_that_are_not_here(device: str, told: str) -> None:
-    with pytest.raises(InvalidInputError, match=rf"--device {device}, found ?{told}"):
+    with pytest.raises(InvalidInputError, match=rf"`device` {device}, found ?{told}"):
         usable_device(device)
 
 
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:x", "CPU", ""])
 def test_devices_that_do_not_exist(settings, device: str) -> None:
-    with pytest.raises(InvalidInputError, match="expected --device auto, cpu, cuda"):
+    with pytest.raises(InvalidInputError, match="expected `device` auto, cpu, cuda"):
         dataclasses.replace(settings, device=device)

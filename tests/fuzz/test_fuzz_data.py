@@ -18,7 +18,7 @@ from stratascope.cli import FAULT, main
 from stratascope.datasets import PROMPTS, BoxIndex, load_examples
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.registry import image_rule
-from stratascope.extract.plan.model_files import resolve_model
+from stratascope.extract.model_files import resolve_model
 from stratascope.extract.plan.token_layout import PromptTokenizer
 
 FEW = settings(max_examples=80, derandomize=True, deadline=None)

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from planted import planted_store
-from stratascope.workflow import probe_figures
 
 from stratascope.cli import main
 from stratascope.probe import Advantage, LayerCurve, ScoreGrid, head_curves, layer_curve, probe_study
+from stratascope.probe.curve import curve_figures
 from stratascope.report.result_set import gather
 from stratascope.results.registry import load_result
 from stratascope.store import ActivationStore
@@ -103,13 +103,13 @@ def test_all_scores_stand_in_one_table_for_other_programs(done):
 
 def test_a_figure_marks_the_onset_that_is_said(stores, tmp_path, monkeypatch):
     marked = {}
-    drawn = probe_figures.draw_curve_panel
+    drawn = curve_figures.draw_curve_panel
 
     def spy(*arguments, **named):
         marked[named["title"]] = named["events"].set_index("kind").loc["onset", ["layer", "low", "high"]].tolist()
         return drawn(*arguments, **named)
 
-    monkeypatch.setattr(probe_figures, "draw_curve_panel", spy)
+    monkeypatch.setattr(curve_figures, "draw_curve_panel", spy)
     assert run(stores[0], "--tasks", "relation", "--positions", "final,relation", "--out", tmp_path).exit_code == 0
     assert set(marked) == {"final", "relation"}
     for position, found in marked.items():

@@ -19,7 +19,7 @@ from stratascope.probe.solver.standardised_rows import Rows
 from stratascope.probe.tasks.task import find_task
 from stratascope.probe.validation.cross_validation import classify, regress
 from stratascope.store import ActivationStore
-from stratascope.store.format.categories import CATEGORIES, category_of
+from stratascope.store.io.example_filter import CATEGORIES, category_of
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "vsr"
 vsr = pytest.mark.skipif(not SHARED.exists(), reason="needs the published VSR files beside the repository")

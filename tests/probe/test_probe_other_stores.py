@@ -12,7 +12,7 @@ from planted import planted_store
 from stratascope.cli import main
 from stratascope.probe import layer_curve
 from stratascope.report.viewer import ViewServer
-from stratascope.results.file import load_result
+from stratascope.results.registry import load_result
 from stratascope.results.stored_result import StoredResult, relation_to
 from stratascope.store import ActivationStore
 from tests.viewer.asking import ask

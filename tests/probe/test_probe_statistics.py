@@ -12,8 +12,9 @@ from sklearn.metrics import roc_auc_score
 from stratascope.probe.curve.advantage import Advantage
 from stratascope.probe.curve.metrics import score_layers, score_table
 from stratascope.probe.validation.out_of_fold import decision_share, noise_share
-from stratascope.stats.bootstrap import Bootstrap, auroc
-from stratascope.stats.intervals import band, same_whatever_is_drawn, wilson
+from stratascope.stats.auroc import auroc
+from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.intervals import band, constant_within_folds, wilson
 
 
 def test_auroc_is_scikit_learns_with_ties_and_weights():
@@ -114,7 +115,7 @@ def test_probes_that_decide_alike_have_an_interval_between_them():
     logits = 1 + (logits - logits.min()) / np.ptp(logits)
     logits[0] = 1.0
     values, draws = score_layers(logits, simulation.labels, simulation.folds.of, 2, simulation.bootstrap)
-    certain = same_whatever_is_drawn(logits, simulation.folds.of)
+    certain = constant_within_folds(logits, simulation.folds.of)
     assert certain.tolist() == [True, False, False]
     table = score_table(np.arange(3), values, draws, dict.fromkeys(values, 0.5), 100, 0.95, certain).set_index(["metric", "layer"])
     reach = norm.ppf(0.975) ** 2 / (100 + norm.ppf(0.975) ** 2)

@@ -23,7 +23,7 @@ from stores import birth, block_arrays, make_store, small_layout
 
 from stratascope.cli import FAULT, main
 from stratascope.errors import StoreError
-from stratascope.results.file import load_result
+from stratascope.results.registry import load_result
 from stratascope.store import ActivationStore, BlockWriter, StoreLayout, copy_store, create_store, diff_stores, repair, verify
 from stratascope.store.format.limits import MOST_DEPTH, MOST_METADATA, zstd_size
 from stratascope.store.format.provenance import digest

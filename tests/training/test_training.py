@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from PIL import Image  # noqa: E402
 
 from stratascope.datasets.scenes import render, sample_scene, sample_statement  # noqa: E402
-from stratascope.extract.plan.model_files import resolve_model  # noqa: E402
+from stratascope.extract.model_files import resolve_model  # noqa: E402
 from training.answering import hidden_states, make_batch, question_stage  # noqa: E402
 from training.batched_vision import BatchedVision, patchify  # noqa: E402
 from training.packing import NAME, Packing, verdict_question  # noqa: E402

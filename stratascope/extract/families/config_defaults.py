@@ -1,6 +1,6 @@
-"""Values that published files leave out because they are the defaults of transformers' classes; planning does not load those. No torch.
+"""Defaults of transformers' configuration classes that published files omit. No torch.
 
-`tests/extract/test_config_defaults.py` compares every value with the class itself.
+`tests/extract/test_config_defaults.py` compares every value with the class.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ VISION_DEFAULTS: dict[str, dict[str, Any]] = {
     "clip_vision_model": {"image_size": 224, "patch_size": 32},
     "siglip_vision_model": {"image_size": 224, "patch_size": 16},
 }
-"""`model_type` of the vision tower -> the fields that a plan reads."""
+"""`model_type` of the vision tower -> the fields that planning reads."""
 
 TOWERS: dict[str, dict[str, Any]] = {
     "llava": {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14},
     "llava_next": {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14},
     "paligemma": {"model_type": "siglip_vision_model", "image_size": 224, "patch_size": 14},
 }
-"""Family -> the vision tower of a config.json without `vision_config`."""
+"""Family -> vision tower of a config.json without `vision_config`."""
 
 _PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "llava_next": {"image_grid_pinpoints": _PINPOINTS},
     "gemma3": {"mm_tokens_per_image": 256, "boi_token_index": 255999, "eoi_token_index": 256000},
 }
-"""Family -> further fields of config.json that a plan reads."""
+"""Family -> further fields of config.json that planning reads."""
 
 _SQUARE = {"height": 224, "width": 224}
 _CROPPED = {"size": {"shortest_edge": 224}, "crop_size": _SQUARE, "do_center_crop": True}
@@ -60,7 +60,7 @@ IMAGE_PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
     "Gemma3ImageProcessor": {"size": _SQUARE},
     "GotOcr2ImageProcessor": {"size": {"height": 384, "width": 384}, "min_patches": 1, "max_patches": 12},
 }
-"""Class of the image processor -> the settings that a plan reads."""
+"""Class of the image processor -> settings that planning reads."""
 
 IMAGE_PROCESSORS = {
     "qwen2_vl": "Qwen2VLImageProcessor",
@@ -74,7 +74,7 @@ IMAGE_PROCESSORS = {
     "internvl": "GotOcr2ImageProcessor",
     "paligemma": "SiglipImageProcessor",
 }
-"""Family -> the class of its image processor, where the settings name none."""
+"""Family -> class of its image processor, if the settings omit it."""
 
 
 def text_config(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def text_config(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     Parameters
     ----------
     config
-        What config.json says of it.
+        Its part of config.json.
     kind
         Its `model_type`.
     """
@@ -106,7 +106,7 @@ def model_config(config: Mapping[str, Any], family: str) -> dict[str, Any]:
 
 
 def image_processor_config(settings: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """Settings of the image processor, with the defaults of its class; `null` stands for the default, as in transformers."""
+    """Settings of the image processor with the defaults of its class; `null` means the default, as in transformers."""
     named = str(settings.get("image_processor_type") or "").removesuffix("Fast").removesuffix("Pil")
     kind = named if named in IMAGE_PROCESSOR_DEFAULTS else IMAGE_PROCESSORS[family]
     return {**IMAGE_PROCESSOR_DEFAULTS[kind], **{name: value for name, value in settings.items() if value is not None}}

@@ -1,8 +1,7 @@
-"""How each family's processor cuts an image into tokens, known from the image's size alone. No torch.
+"""Image tokens of each family from the image size alone: rules that show an image once. No torch.
 
-A rule says which text stands for the image in the prompt, which of its image tokens are the cells of one raster over the image, and
-which part of the image that raster covers. Each follows the family's own processor, against which the tests hold it. Here are the rules
-that show an image once; those that add tiles of it are in `tiling`.
+A rule gives the prompt text of an image, the image tokens that form one grid of cells, and the part of the image that the grid covers.
+Each rule follows the family's own processor, which the tests compare. Rules with additional tiles are in `tiling`.
 """
 
 from __future__ import annotations
@@ -20,48 +19,48 @@ from stratascope.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """What stands for one image in the prompt."""
+    """Tokens of one image in the prompt."""
 
     text: str
-    """Replaces the chat template's placeholder; each run of image tokens is written as a single one."""
+    """Text that replaces the placeholder of the chat template; each run of image tokens is written as one token."""
     runs: tuple[int, ...]
-    """Image tokens of each run."""
+    """Number of image tokens in each run."""
     cells: Interval
-    """Which of all image tokens, counted through the runs, are the cells of the grid, in reading order."""
+    """Interval of the image tokens, counted over all runs, that are the cells of the grid in reading order."""
     grid: tuple[int, int]
     """(rows, columns) of these cells."""
     view: Box
-    """The part of the image that the grid covers, in the image's pixels."""
+    """The part of the image that the grid covers, in pixels."""
     cut: tuple[int, ...]
-    """What the processor reports of such an image, so that an extraction can compare it with what was planned."""
+    """Tiling or size that the processor reports, to compare with the plan during extraction."""
 
 
 @dataclass(frozen=True)
 class ImageRule(ABC):
-    """How one model's processor cuts images."""
+    """Rule by which a processor turns images into tokens."""
 
     token: str
-    """In its places the model puts what it saw."""
+    """The image token, which the model replaces by image features."""
     options: ClassVar[Mapping[str, Any]] = {}
-    """Keywords that the family's processor gives its image processor."""
+    """Keywords of the family's image processor."""
 
     @property
     def placeholder(self) -> str:
-        """What the chat template writes where the image belongs."""
+        """Placeholder of the image in the chat template."""
         return self.token
 
     @abstractmethod
     def tokens(self, width: int, height: int) -> ImageTokens:
-        """What stands for an image of so many pixels.
+        """Tokens of an image with this size.
 
         Raises
         ------
         InvalidInputError
-            If the model takes no such image.
+            If the model does not accept such an image.
         """
 
     def settings(self) -> dict[str, Any]:
-        """What of the processor's settings decides, for provenance."""
+        """Settings of the rule, for the provenance."""
         return asdict(self)
 
 
@@ -78,11 +77,11 @@ class PatchGrid(ImageRule):
 
     @property
     def cell(self) -> int:
-        """Pixels along a side of a cell of the resized image."""
+        """Side of a cell of the resized image in pixels."""
         return self.patch * self.merge
 
     def resize(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) that the model sees: multiples of a cell, within the limits, the aspect ratio nearly kept.
+        """(width, height) of the resized image: multiples of a cell, within the limits, aspect ratio nearly kept.
 
         Raises
         ------
@@ -116,7 +115,7 @@ class PatchGrid(ImageRule):
 
 @dataclass(frozen=True)
 class StretchedSquare(ImageRule):
-    """Gemma 3, PaliGemma: the whole image is stretched to one square of `side` pixels, which makes `cells` x `cells` tokens."""
+    """Gemma 3, PaliGemma: the image is stretched to a square of `side` pixels with `cells` x `cells` tokens."""
 
     side: int
     cells: int
@@ -124,7 +123,7 @@ class StretchedSquare(ImageRule):
     after: str = ""
     """Text around the image's tokens."""
     written: str = ""
-    """What the chat template writes, where it isn't the image token."""
+    """Placeholder of the chat template, if it is not the image token."""
 
     @property
     def placeholder(self) -> str:
@@ -138,9 +137,9 @@ class StretchedSquare(ImageRule):
 
 @dataclass(frozen=True)
 class CroppedSquare(ImageRule):
-    """LLaVA-1.5: the shorter side is resized to `shortest` and the middle `side` x `side` pixels are kept; what is outside isn't seen.
+    """LLaVA-1.5: the shorter side is resized to `shortest`, then the central `side` x `side` pixels are cropped.
 
-    With `pad` the image is first set in the middle of a square, of which the grid then covers all.
+    With `pad` the image is first padded to a square.
     """
 
     shortest: int
@@ -149,7 +148,7 @@ class CroppedSquare(ImageRule):
     pad: bool = False
 
     def tokens(self, width: int, height: int) -> ImageTokens:
-        """What stands for an image of so many pixels; InvalidInputError where the crop would reach beyond it."""
+        """Tokens of an image with this size; InvalidInputError if the crop is larger than the image."""
         full_width, full_height = (max(width, height),) * 2 if self.pad else (width, height)
         short, long = min(full_width, full_height), max(full_width, full_height)
         new_long = int(self.shortest * long / short)
@@ -167,5 +166,5 @@ class CroppedSquare(ImageRule):
 
 
 def whole(width: int, height: int) -> Box:
-    """The view of a grid that covers all of an image of so many pixels."""
+    """View of a grid that covers the full image."""
     return 0.0, 0.0, float(width), float(height)

@@ -1,4 +1,4 @@
-"""The families of models that can be extracted: their sizes, and the rule by which each cuts images. No torch."""
+"""Supported model families: sizes, and rules for image tokens. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract.families.config_defaults import image_processor_config, model_config, text_config, vision_config
 from stratascope.extract.families.patch_grid import CroppedSquare, ImageRule, PatchGrid, StretchedSquare
 from stratascope.extract.families.tiling import AnyResolution, CanvasTiles, SplitTiles
-from stratascope.extract.plan.model_files import ModelSource
+from stratascope.extract.model_files import ModelSource
 
 
 @dataclass(frozen=True)
@@ -25,30 +25,30 @@ class ModelShape:
     context: int
     """Longest sequence in tokens."""
     vision_layers: int
-    """Blocks of the vision tower; 0 where the family's tower cannot be recorded."""
+    """Blocks of the vision tower; 0 if the family's tower cannot be captured."""
     vision_hidden: int
     dtype: str
-    """In which the weights are stored."""
+    """Precision of the stored weights."""
     vision_whole: tuple[int, ...] = ()
-    """Blocks of the vision tower that see the whole image, counted from 0; the others see windows of it."""
+    """Blocks of the vision tower with full attention, counted from 0; the others use windows."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of a family beforehand."""
+    """Constants of a family."""
 
     rule: Callable[[ModelSource, Family], ImageRule]
-    """Reads how images are cut from the model's files."""
+    """Reads the rule for image tokens from the model's files."""
     image_id: int
-    """The image token, where config.json leaves it out."""
+    """Id of the image token, if config.json omits it."""
     text: str = ""
-    """Kind of the text model, where config.json leaves it out."""
+    """`model_type` of the text model, if config.json omits it."""
     tower: bool = False
-    """Whether the vision tower can be recorded."""
+    """Whether the vision tower can be captured."""
     causal: bool = True
-    """Whether no token sees what follows it; where it is false, flow through maps has no meaning, and is refused."""
+    """Whether attention is causal; otherwise attention flow is undefined and refused."""
     prefix: bool = False
-    """Whether the prompt is a prefix without turns, instead of a chat."""
+    """Whether the prompt is a prefix without chat turns."""
 
 
 def _qwen(source: ModelSource, family: Family) -> PatchGrid:
@@ -88,11 +88,11 @@ def _llava_next(source: ModelSource, family: Family) -> AnyResolution:
 
 
 def _llava_tower(source: ModelSource) -> tuple[int, int]:
-    """Side and patch of the vision tower in pixels, where its tokens are a raster and nothing else."""
+    """Side and patch of the vision tower in pixels."""
     vision = vision_config(source.config, source.config["model_type"])
     kind = vision["model_type"]
     if kind not in ("clip_vision_model", "siglip_vision_model"):
-        _unfit(source, "a CLIP or SigLIP vision tower, whose tokens are one raster of patches", f"vision_config.model_type {kind!r}")
+        _unfit(source, "a CLIP or SigLIP vision tower, whose tokens are one grid of patches", f"vision_config.model_type {kind!r}")
     chosen = source.processor_settings.get("vision_feature_select_strategy") or source.config.get("vision_feature_select_strategy")
     if chosen == "full" and kind == "clip_vision_model":
         _unfit(source, "image tokens that are all cells of the image", "vision_feature_select_strategy 'full', which keeps the class token")
@@ -113,7 +113,7 @@ def _gemma3(source: ModelSource, family: Family) -> StretchedSquare:
     begin, end = (source.token_text(int(config[key])) for key in ("boi_token_index", "eoi_token_index"))
     cells = _square_side(source, "image_seq_length", int(config["mm_tokens_per_image"]))
     token = _image_token(source, family)
-    return StretchedSquare(token, _side(source, settings["size"]), cells, f"\n\n{begin}", f"{end}\n\n", begin)
+    return StretchedSquare(token, _copy_stream(source, settings["size"]), cells, f"\n\n{begin}", f"{end}\n\n", begin)
 
 
 def _internvl(source: ModelSource, family: Family) -> CanvasTiles:
@@ -121,7 +121,7 @@ def _internvl(source: ModelSource, family: Family) -> CanvasTiles:
     before, after = source.named_token("start_image_token", "<img>"), source.named_token("end_image_token", "</img>")
     return CanvasTiles(
         token=_image_token(source, family),
-        side=_side(source, settings["size"]),
+        side=_copy_stream(source, settings["size"]),
         cells=_square_side(source, "image_seq_length", 256),
         fewest=int(settings["min_patches"]),
         most=int(settings["max_patches"]),
@@ -132,7 +132,7 @@ def _internvl(source: ModelSource, family: Family) -> CanvasTiles:
 
 def _paligemma(source: ModelSource, family: Family) -> StretchedSquare:
     settings = _image_processor(source)
-    side, patch = _side(source, settings["size"]), int(vision_config(source.config, "paligemma")["patch_size"])
+    side, patch = _copy_stream(source, settings["size"]), int(vision_config(source.config, "paligemma")["patch_size"])
     cells = _square_root(source, "image_seq_length", int(settings.get("image_seq_length") or (side // patch) ** 2))
     return StretchedSquare(_image_token(source, family), side, cells)
 
@@ -149,7 +149,7 @@ FAMILIES: dict[str, Family] = {
     "internvl": Family(_internvl, 151667, "qwen2"),
     "paligemma": Family(_paligemma, 256000, "gemma", causal=False, prefix=True),
 }
-"""`model_type` in config.json -> what is known of the family."""
+"""`model_type` in config.json -> the family."""
 
 
 def check_family(source: ModelSource) -> Family:
@@ -158,24 +158,24 @@ def check_family(source: ModelSource) -> Family:
     Raises
     ------
     InvalidInputError
-        If it is none of `FAMILIES`; they are listed.
+        If it is not one of `FAMILIES`, which are listed.
     """
     found = str(source.config.get("model_type"))
     if found not in FAMILIES:
         raise InvalidInputError(
-            f"{source.name}: expected a model of one of the families {', '.join(FAMILIES)}, found model_type {found!r}; "
-            "take a model of one of them, in the form that transformers itself loads (of InternVL the ones named -hf)"
+            f"{source.name}: expected a model of the families {', '.join(FAMILIES)}, found model_type {found!r}; "
+            "use one that transformers itself loads (for InternVL those named -hf)"
         )
     return FAMILIES[found]
 
 
 def model_shape(source: ModelSource) -> ModelShape:
-    """Read the model's sizes from config.json, whether they stand at its top (older files) or in `text_config`.
+    """Read the model's sizes from config.json, at the top level (older files) or in `text_config`.
 
     Raises
     ------
     InvalidInputError
-        If a size is missing or no number.
+        If a size is missing or not a number.
     """
     family, name = check_family(source), str(source.config["model_type"])
     inner: Mapping[str, Any] = source.config.get("text_config") or {}
@@ -201,25 +201,25 @@ def model_shape(source: ModelSource) -> ModelShape:
 
 
 def _whole_image_blocks(source: ModelSource, vision: Mapping[str, Any]) -> tuple[int, ...]:
-    """Of Qwen2.5-VL those that its settings name; Qwen2-VL and Qwen3-VL know no windows."""
+    """Vision blocks with full attention: all, except in Qwen2.5-VL, whose config.json lists them."""
     if source.config["model_type"] != "qwen2_5_vl":
         return tuple(range(int(vision["depth"])))
     return tuple(int(k) for k in vision["fullatt_block_indexes"])
 
 
 def logits_capped(source: ModelSource) -> bool:
-    """Whether the model squeezes its logits (Gemma 2 does unless its config.json says otherwise)."""
+    """Whether the model soft-caps its logits (the default of Gemma 2)."""
     inner: Mapping[str, Any] = source.config.get("text_config") or {}
     return bool(inner.get("final_logit_softcapping", inner.get("model_type") == "gemma2"))
 
 
 def image_rule(source: ModelSource, max_pixels: int | None = None) -> ImageRule:
-    """Read how images are cut from the processor's settings; `max_pixels` replaces the processor's own limit, where it has one.
+    """Read the rule for image tokens from the processor's settings; `max_pixels` replaces the processor's limit, if any.
 
     Raises
     ------
     InvalidInputError
-        If the settings are missing, or do not make image tokens that are one raster over the image.
+        If the settings are missing, or the image tokens are not one grid over the image.
     """
     family = check_family(source)
     try:
@@ -227,19 +227,17 @@ def image_rule(source: ModelSource, max_pixels: int | None = None) -> ImageRule:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InvalidInputError):
             raise
-        raise InvalidInputError(
-            f"{source.name}: expected how images are cut in the settings of model and processor, missing or wrong: {error}"
-        ) from error
+        raise InvalidInputError(f"{source.name}: expected image settings of model and processor, missing or wrong: {error}") from error
     if max_pixels is None:
         return rule
     if not isinstance(rule, PatchGrid):
         raise InvalidInputError(
-            f"expected no --max-pixels for a model of the family {source.config['model_type']}, whose images always make tokens "
-            f"of the same size, found {max_pixels}; leave it out"
+            f"expected no `max_pixels` for a model of the family {source.config['model_type']}, whose images have a fixed "
+            f"number of tokens, found {max_pixels}; leave it out"
         )
     if max_pixels < rule.min_pixels:
         raise InvalidInputError(
-            f"expected at least {rule.min_pixels} pixels (the processor's lower limit), found --max-pixels {max_pixels}"
+            f"expected at least {rule.min_pixels} pixels (the processor's lower limit), found `max_pixels` {max_pixels}"
         )
     return PatchGrid(rule.token, rule.patch, rule.merge, rule.min_pixels, max_pixels)
 
@@ -253,7 +251,7 @@ def _image_token(source: ModelSource, family: Family) -> str:
     return source.token_text(int(config.get("image_token_id") or config.get("image_token_index") or family.image_id))
 
 
-def _side(source: ModelSource, size: Mapping[str, int]) -> int:
+def _copy_stream(source: ModelSource, size: Mapping[str, int]) -> int:
     if size["height"] != size["width"]:
         _unfit(source, "an image processor that makes squares", f"size {dict(size)}")
     return int(size["height"])
@@ -271,4 +269,4 @@ def _square_root(source: ModelSource, name: str, tokens: int) -> int:
 
 
 def _unfit(source: ModelSource, expected: str, found: str) -> None:
-    raise InvalidInputError(f"{source.name}: expected {expected}, found {found}: where its image tokens lie cannot be told")
+    raise InvalidInputError(f"{source.name}: expected {expected}, found {found}: the position of its image tokens is unknown")

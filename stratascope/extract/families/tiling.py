@@ -1,7 +1,6 @@
-"""How processors cut an image into tiles besides showing the whole of it, known from the image's size alone. No torch.
+"""Image tokens of families that add tiles to the full image, from the image size alone. No torch.
 
-The grid of cells lies over the whole image, shown once; the tokens of the tiles, which show it again in more detail, are named
-`image_tiles`.
+The grid of cells covers the full image; tokens of the tiles, which show it in more detail, have the span `image_tiles`.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from stratascope.extract.families.patch_grid import ImageRule, ImageTokens, whol
 
 @dataclass(frozen=True)
 class AnyResolution(ImageRule):
-    """LLaVA-NeXT: the whole image stretched to a square, then tiles of the padded image, unpadded, with a token after each row.
+    """LLaVA-NeXT: the image stretched to a square, then tiles of the padded image without the padding, with a token after each row.
 
-    The square's tokens are the cells of the grid; the tiles' (`image_tiles`) see the same image again in more detail.
+    The tokens of the square are the cells of the grid; those of the tiles have the span `image_tiles`.
     """
 
     side: int
     patch: int
     pinpoints: tuple[tuple[int, int], ...]
-    """(height, width) of the canvases that tiles may make."""
+    """(height, width) of the possible canvases of tiles."""
 
     def tokens(self, width: int, height: int) -> ImageTokens:
         cells = self.side // self.patch
@@ -34,7 +33,7 @@ class AnyResolution(ImageRule):
         return ImageTokens(self.token, runs, (0, base), (cells, cells), whole(width, height), (height, width))
 
     def _tiled(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of patches of the tiles, without the padding."""
+        """Rows and columns of tile patches without padding."""
         best = self._canvas(width, height)
         cells = self.side // self.patch
         rows, columns = (side // self.side * cells for side in best)
@@ -45,7 +44,7 @@ class AnyResolution(ImageRule):
         return rows, columns
 
     def _canvas(self, width: int, height: int) -> tuple[int, int]:
-        """Of the pinpoints, the one that keeps most pixels and then wastes least."""
+        """The canvas that keeps most pixels, then wastes least."""
 
         def kept_and_wasted(canvas: tuple[int, int]) -> tuple[int, int]:
             scale = min(canvas[1] / width, canvas[0] / height)
@@ -57,15 +56,15 @@ class AnyResolution(ImageRule):
 
 @dataclass(frozen=True)
 class SplitTiles(ImageRule):
-    """Idefics3, SmolVLM: tiles of `side` pixels, each with its own markers, and last the whole image stretched to one.
+    """Idefics3, SmolVLM: tiles of `side` pixels with markers, then the full image stretched to one tile.
 
-    The last, global tile's tokens are the cells of the grid; those of the others are `image_tiles`.
+    The tokens of the last, global tile are the cells of the grid; those of the others are `image_tiles`.
     """
 
     side: int
     cells: int
     longest: int | None
-    """To which the longer side is resized first."""
+    """Size to which the longer side is resized first."""
     split: bool
     around: str = "<fake_token_around_image>"
     whole: str = "<global-img>"
@@ -73,7 +72,7 @@ class SplitTiles(ImageRule):
     _most_pixels: ClassVar[int] = 4096
 
     def tiles(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of tiles; 0, 0 where the image isn't split."""
+        """Rows and columns of tiles; 0, 0 if the image is not split."""
         if not self.split:
             return 0, 0
         if self.longest is not None:
@@ -117,9 +116,9 @@ class SplitTiles(ImageRule):
 
 @dataclass(frozen=True)
 class CanvasTiles(ImageRule):
-    """InternVL: tiles of the image stretched to a canvas, and last the whole image stretched to one tile.
+    """InternVL: tiles of the image stretched to a canvas, then the full image stretched to one tile.
 
-    The last tile's tokens are the cells of the grid; those of the others, if any, are `image_tiles`.
+    The tokens of the last tile are the cells of the grid; those of the others, if any, are `image_tiles`.
     """
 
     side: int
@@ -131,7 +130,7 @@ class CanvasTiles(ImageRule):
     options: ClassVar[Mapping[str, Any]] = {"crop_to_patches": True}
 
     def tiles(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of tiles: those whose shape is nearest to the image's, more of them for a larger image."""
+        """Rows and columns of tiles: the nearest aspect ratio, with more tiles for a larger image."""
         area, best, nearest = width * height, (1, 1), math.inf
         shapes = [(c, r) for c in range(1, self.most + 1) for r in range(1, self.most + 1) if self.fewest <= c * r <= self.most]
         for columns, rows in sorted(shapes, key=lambda shape: shape[0] * shape[1]):

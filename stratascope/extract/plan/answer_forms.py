@@ -1,4 +1,4 @@
-"""Ways in which a model may word its answer, as tokens: with and without the blank that tokenizers glue to a word. No torch."""
+"""Answer words as tokens, with and without a leading space. No torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 ANSWER_FORMS = tuple(blank + word for word in ("True", "False", "Yes", "No") for blank in ("", " "))
 
 ANSWER_LOGITS = {"precision": "float32", "read_from": "final norm and unembedding of the residual stream after the last block"}
-"""How logits of answers, answer forms and the likeliest tokens are computed, for the provenance. Stores without it hold the model's own."""
+"""How logits of answers and top tokens are computed, for the provenance. Stores without it hold the model's own logits."""
 
 _BLANKS = ("Ġ", "▁", " ")
 
 
 def answer_forms(tokenizer: Tokenizer) -> dict[str, int]:
-    """Those of `ANSWER_FORMS` that are one token of this vocabulary -> its id.
+    """`ANSWER_FORMS` that are one token of the vocabulary -> token id.
 
-    They are looked up, not encoded: sentencepiece encodes "True" with a blank before it.
+    They are looked up, not encoded, because sentencepiece adds a leading space to "True".
     """
     found: dict[str, int] = {}
     for form in ANSWER_FORMS:
@@ -33,9 +33,9 @@ def answer_forms(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def token_texts(tokenizer: Tokenizer, used: np.ndarray | None) -> dict[int, str]:
-    """Token id -> text, of the ids `used`, or of the whole vocabulary; a blank that is part of the token is part of its text."""
+    """Token id -> text with its leading space, for the ids `used` or the whole vocabulary."""
     ids = sorted(tokenizer.get_vocab(with_added_tokens=True).values()) if used is None else [int(t) for t in used]
     texts = tokenizer.decode_batch([[t] for t in ids], skip_special_tokens=False)
-    blank = _BLANKS[1]  # SentencePiece's, which decoding one token by itself takes away
+    blank = _BLANKS[1]  # of SentencePiece; decoding a single token removes it
     raw = [tokenizer.id_to_token(t) or "" for t in ids]
     return {t: written.replace(blank, " ") if blank in written else text for t, written, text in zip(ids, raw, texts, strict=True)}

@@ -1,4 +1,4 @@
-"""The text of a prompt: a chat template's turns up to where the model's answer begins, or a prefix without turns. No torch."""
+"""Prompt text: chat turns up to the start of the model's answer, or a prefix without turns. No torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stratascope.datasets.captions import Interval
 from stratascope.errors import InvalidInputError
-from stratascope.extract.plan.model_files import ModelSource
+from stratascope.extract.model_files import ModelSource
 
 _ASKED, _ANSWER = "WHETHER", "STRATASCOPE"
-"""Stand for the user's text and the model's answer while a template is examined."""
+"""Placeholders for the user's text and the model's answer while a template is examined."""
 _THINKING = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -28,51 +28,51 @@ _THINKING = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<seed:think>", "</seed:think>"),
 )
-"""What opens and closes a model's reasoning before its answer."""
+"""Opening and closing markers of reasoning before the answer."""
 _CLOSE_THINKING = ("enable_thinking", "thinking")
-"""Variables of chat templates by which reasoning is turned off, with the value false."""
+"""Variables of chat templates that turn reasoning off with the value false."""
 _OTHER = 'Is it so: "a-b\'s" (c/d, é) & 1.5 % of e; true, false, or not? Yes!'
 _PLAIN = re.compile(r"[\w ,.;:?!'\"()&%/+-]+")
-"""Texts whose characters mean nothing to a template: it puts the same around all of them. `_OTHER` has every kind of them."""
+"""Characters without meaning for templates. `_OTHER` has every kind of them."""
 _CHATML_SYSTEM, _CHATML_END = "<|im_start|>system\n", "<|im_end|>"
 
 
 class Wording(Protocol):
-    """How a model's prompt is written around the user's text."""
+    """Format of a prompt around the user's text."""
 
     adds_special: bool
-    """Whether the tokenizer shall add the special tokens that it begins texts with."""
+    """Whether the tokenizer must add its initial special tokens."""
     answer_gap: str
-    """Blanks between the prompt and the first word of the answer."""
+    """Whitespace between the prompt and the answer."""
     template_options: Mapping[str, bool]
-    """Variables given to the chat template besides the conversation."""
+    """Variables of the chat template besides the conversation."""
     dates: frozenset[str]
-    """Dates that the chat template wrote into the prompt, so that the prompt of another day is another."""
+    """Dates that the chat template inserted; the prompt differs on another day."""
 
     def render(self, text: str) -> str:
-        """The prompt, the image as its placeholder."""
+        """The prompt with the image placeholder."""
 
     def asked(self, text: str) -> str:
-        """What the family's own processor is given to make the same prompt."""
+        """Input of the family's own processor for the same prompt."""
 
     @property
     def around(self) -> tuple[str, str] | None:
-        """What stands before and after every plain text; None where that depends on the text."""
+        """Text before and after every plain text; None if it depends on the text."""
 
     def is_plain(self, text: str) -> bool:
-        """Whether no character of a text means anything to a template."""
+        """Whether a text has only characters without meaning for templates."""
 
     def system_interval(self, rendered: str) -> Interval | None:
-        """Characters of the system turn's text; None where there is none."""
+        """Characters of the system turn; None if there is none."""
 
 
 class Prefix(Wording):
-    """PaliGemma: image, beginning of text, the user's text, a line feed; there are no turns, and the answer follows.
+    """Prompt of PaliGemma: image, beginning-of-text token, the user's text, a line feed; no turns.
 
     Raises
     ------
     InvalidInputError
-        If a system turn is asked for.
+        If there is a `system` text.
     """
 
     adds_special = False
@@ -83,7 +83,7 @@ class Prefix(Wording):
 
     def __init__(self, source: ModelSource, placeholder: str, system: str | None) -> None:
         if system:
-            raise InvalidInputError(f"expected no --system for {source.name}, whose prompts are a prefix without turns, found {system!r}")
+            raise InvalidInputError(f"expected no `system` for {source.name}, whose prompts are a prefix without turns, found {system!r}")
         self._placeholder, self._begin = placeholder, source.named_token("bos_token", "<bos>")
 
     def render(self, text: str) -> str:
@@ -100,22 +100,22 @@ class Prefix(Wording):
 
 
 class Chat(Wording):
-    """One user turn with an image and a text, after a system turn if there is one, up to where the model's turn begins.
+    """Optional system turn, a user turn with an image and a text, and the start of the model's turn.
 
     Parameters
     ----------
     source
         The model.
     placeholder
-        What its chat template writes for an image.
+        Image placeholder of the chat template.
     system
         Text of the system turn; None leaves it to the template, and an empty text leaves it out.
 
     Raises
     ------
     InvalidInputError
-        If there is no chat template, it refuses such a conversation, it doesn't open the model's turn, or it begins that with
-        reasoning and has no option to leave it out.
+        If there is no chat template, it refuses the conversation, it does not open the model's turn, or it opens reasoning that cannot be
+        turned off.
     """
 
     def __init__(self, source: ModelSource, placeholder: str, system: str | None) -> None:
@@ -127,19 +127,19 @@ class Chat(Wording):
         self.adds_special = not (begin and self.render("x").startswith(begin))
 
     def _without_thinking(self) -> Mapping[str, bool]:
-        """Options by which the template leaves reasoning out, so that the answer follows the prompt; none where it knows no reasoning."""
-        self._template  # noqa: B018  # what is wrong with it is said first
+        """Options that turn reasoning off, so that the answer follows the prompt; empty for templates without reasoning."""
+        self._template  # noqa: B018  # raises its own error first
         read = meta.find_undeclared_variables(self._environment.parse(str(self._source.chat_template)))
         options = {name: False for name in _CLOSE_THINKING if name in read}
         self.template_options = options
-        prompt = self._laid_out(self.conversation(_ASKED), True)
+        prompt = self._apply_template(self.conversation(_ASKED), True)
         answer = prompt[prompt.rfind(_ASKED) + len(_ASKED) :]
         for opens, closes in _THINKING:
             if opens in answer and closes not in answer[answer.rindex(opens) :]:
                 tried = f" even with {' and '.join(f'{name}=False' for name in options)}" if options else ""
                 raise InvalidInputError(
-                    f"{self._source.name}: expected a chat template whose prompt ends where the answer begins, found one that ends inside "
-                    f"{opens}{tried}: the next token begins the model's reasoning, not its answer; use the model's instruct version, or a "
+                    f"{self._source.name}: expected a chat template whose prompt ends at the answer, found one that ends inside "
+                    f"{opens}{tried}: the next token would start reasoning, not the answer; use the instruct version of the model, or a "
                     f"chat_template.jinja that closes with {closes}"
                 )
         return options
@@ -149,8 +149,7 @@ class Chat(Wording):
         template = self._source.chat_template
         if template is None:
             raise InvalidInputError(
-                f"{self._source.name}: expected a chat template in {self._source.folder}, found none: a model without a final chat turn "
-                "is not asked anything; use an instruction-tuned model"
+                f"{self._source.name}: expected a chat template in {self._source.folder}, found none; use an instruction-tuned model"
             )
 
         try:
@@ -176,14 +175,14 @@ class Chat(Wording):
         return environment
 
     def conversation(self, text: str) -> list[dict[str, Any]]:
-        """The messages that are laid out."""
+        """Messages of the chat template."""
         user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
         if not self._system:
             return [user]
         return [{"role": "system", "content": [{"type": "text", "text": self._system}]}, user]
 
     def render(self, text: str) -> str:
-        """The prompt, the image as its placeholder; InvalidInputError where the template does not place it once."""
+        """The prompt with the image placeholder; InvalidInputError if it does not occur exactly once."""
         if self.around is not None and self.is_plain(text):
             return f"{self.around[0]}{text}{self.around[1]}"
         return self._rendered(text)
@@ -192,7 +191,7 @@ class Chat(Wording):
         return bool(_PLAIN.fullmatch(text)) and text == text.strip()
 
     def _rendered(self, text: str) -> str:
-        rendered = self._laid_out(self.conversation(text), True)
+        rendered = self._apply_template(self.conversation(text), True)
         if rendered.count(self._placeholder) != 1:
             raise InvalidInputError(
                 f"{self._source.name}: expected its chat template to place one {self._placeholder}, found "
@@ -204,26 +203,26 @@ class Chat(Wording):
 
     @cached_property
     def around(self) -> tuple[str, str] | None:
-        """What the template puts before and after a plain text; None where it does not leave one as it is."""
+        """Text that the template adds before and after a plain text; None if it changes the text."""
         (before, found, after), other = self._rendered(_ASKED).partition(_ASKED), self._rendered(_OTHER)
         return (before, after) if found and _ASKED not in after and other == f"{before}{_OTHER}{after}" else None
 
-    def _laid_out(self, messages: list[dict[str, Any]], open_turn: bool) -> str:
+    def _apply_template(self, messages: list[dict[str, Any]], open_turn: bool) -> str:
         special = {role: self._source.named_token(role) for role in ("bos_token", "eos_token", "pad_token", "unk_token")}
         known = {role: text for role, text in special.items() if text is not None}
         try:
             rendered = str(self._template.render(messages=messages, add_generation_prompt=open_turn, **known, **self.template_options))
         except TemplateError as error:
             raise InvalidInputError(f"{self._source.name}: its chat template refuses one user turn with an image: {error}") from error
-        if self._system == "" and rendered.startswith(_CHATML_SYSTEM):  # the template's own, which it cannot be told to leave out
+        if self._system == "" and rendered.startswith(_CHATML_SYSTEM):  # the default of the template, which has no option to omit it
             rendered = rendered[rendered.index(_CHATML_END) + len(_CHATML_END) :].removeprefix("\n")
         return rendered
 
     def _examined_gap(self) -> str:
-        """Blanks that the template puts before an answer; a check on the way that the prompt ends where an answer begins."""
+        """Whitespace before the answer; checks that the prompt ends at the start of the answer."""
         asked = self.conversation(_ASKED)
-        opened, closed = self._laid_out(asked, True), self._laid_out(asked, False)
-        answered = self._laid_out([*asked, {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}], False)
+        opened, closed = self._apply_template(asked, True), self._apply_template(asked, False)
+        answered = self._apply_template([*asked, {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}], False)
         rest = answered[len(opened) :] if answered.startswith(opened) else ""
         gap, found, _ = rest.partition(_ANSWER)
         ended = not opened.rstrip().endswith(_ASKED)
@@ -232,7 +231,7 @@ class Chat(Wording):
         if not ended or opened == closed:
             raise InvalidInputError(
                 f"{self._source.name}: expected its chat template to open the model's turn after the user's, found {opened!r}: without a "
-                "final chat turn the last token does not predict an answer; use an instruction-tuned model"
+                "final model turn the last token does not predict an answer; use an instruction-tuned model"
             )
         return ""
 
@@ -245,7 +244,7 @@ class Chat(Wording):
 
 
 class _Generation(Extension):
-    """The block `{% generation %}`, by which transformers marks the model's turns: its body is laid out as it is."""
+    """The tag `{% generation %}`, which marks the model's turns in transformers; its body is rendered unchanged."""
 
     tags = {"generation"}  # noqa: RUF012
 

@@ -1,9 +1,10 @@
-"""How long an extraction will take, made of what a sample of it took (no torch)."""
+"""Estimate the duration of an extraction from timed batches. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 LANES = {
     "vision tower": "device",
@@ -14,37 +15,37 @@ LANES = {
     "filling": "filling",
     "writing": "writing",
 }
-"""Kind of work -> what does it. Work of one lane is done one piece after the other; lanes work beside each other."""
+"""Stage -> the lane that does it. A lane does one thing at a time; lanes work in parallel."""
 
 Sample = tuple[float, float]
-"""Units of work, and the seconds that they took."""
+"""Units of work, and the seconds they took."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One kind of work, as a sample of it went and as much of it as there is."""
+    """One stage of the work: timed samples, and the total amount."""
 
     name: str
-    """Of `LANES`."""
+    """A key of `LANES`."""
     work: float
-    """Units in the whole extraction: tokens, images or bytes."""
+    """Units of the full extraction: tokens, images or bytes."""
     samples: tuple[Sample, ...]
     threads: int = 1
-    """That share the work; the samples were taken in one."""
+    """Threads that share the work; samples were timed in one."""
 
     @property
     def seconds(self) -> float:
-        """Of the whole extraction, at the samples' mean rate."""
+        """Seconds of the full extraction at the mean rate of the samples."""
         return self._at(sum(seconds for _, seconds in self.samples) / sum(units for units, _ in self.samples))
 
     @property
     def fastest(self) -> float:
-        """Seconds of the whole extraction, if all of it went as the fastest sample did."""
+        """Seconds of the full extraction at the rate of the fastest sample."""
         return self._at(min(seconds / units for units, seconds in self.samples))
 
     @property
     def slowest(self) -> float:
-        """Seconds of the whole extraction, if all of it went as the slowest sample did."""
+        """Seconds of the full extraction at the rate of the slowest sample."""
         return self._at(max(seconds / units for units, seconds in self.samples))
 
     def _at(self, rate: float) -> float:
@@ -53,32 +54,31 @@ class Stage:
 
 @dataclass(frozen=True)
 class ExtractionTiming:
-    """What a timing run found: how long a whole extraction takes, what it waits for, and the memory that it needs."""
+    """Estimated duration, bottlenecks and GPU memory of a full extraction."""
 
     examples: int
-    """Of the whole extraction."""
+    """Examples of the full extraction."""
     timed_examples: int
     timed_batches: int
     stages: tuple[Stage, ...]
     beginning: float
-    """Seconds before the first block is worked on, and of what is done once: planning, loading torch and the model, making the store,
-    comparing the first batch with the model."""
+    """Seconds of what happens once: planning, loading torch and the model, creating the store, checking the first batch."""
     device: str
-    """In words."""
+    """Name of the device."""
     batch_tokens: int
     """Tokens in a forward pass, at most."""
     halvings: int = 0
-    """How often that had to be halved for lack of memory."""
+    """How often `batch_tokens` was halved because memory ran out."""
     peak: int | None = None
-    """Bytes of the accelerator's memory that were in use at once, the weights among them; None on a CPU."""
+    """Peak GPU memory in bytes, including the weights; None on a CPU."""
     features: int = 0
-    """Bytes that images' features may take beside them."""
+    """Bytes that cached image features may take in addition."""
     memory: int | None = None
-    """Bytes that the accelerator has; None on a CPU."""
+    """GPU memory in bytes; None on a CPU."""
 
     @property
     def low(self) -> float:
-        """Seconds, if every lane goes as its fastest sample and none waits for another."""
+        """Seconds if every lane runs at its fastest rate and lanes never wait for each other."""
         lanes: dict[str, float] = {}
         for stage in self.stages:
             lane = LANES[stage.name]
@@ -87,12 +87,12 @@ class ExtractionTiming:
 
     @property
     def high(self) -> float:
-        """Seconds, if everything goes as its slowest sample and nothing is done beside anything else."""
+        """Seconds if everything runs at its slowest rate and nothing runs in parallel."""
         return self.beginning + sum(stage.slowest for stage in self.stages)
 
     @property
     def shares(self) -> Mapping[str, float]:
-        """Kind of work -> its share of all seconds of work, the largest first."""
+        """Stage -> its share of all seconds of work, the largest first."""
         seconds: dict[str, float] = {}
         for stage in self.stages:
             seconds[stage.name] = seconds.get(stage.name, 0.0) + stage.seconds
@@ -100,5 +100,18 @@ class ExtractionTiming:
         return {name: seconds[name] / total for name in sorted(seconds, key=lambda name: -seconds[name])} if total else {}
 
     def cost(self, price: float) -> tuple[float, float]:
-        """What the range of time costs at `price` an hour."""
+        """Lowest and highest cost at `price` per hour."""
         return self.low / 3600 * price, self.high / 3600 * price
+
+    def record(self, price: float | None = None) -> dict[str, Any]:
+        """The estimate as plain values."""
+        return {
+            "seconds": [self.low, self.high],
+            "examples": self.examples,
+            "shares": dict(self.shares),
+            "device": self.device,
+            "batch_tokens": self.batch_tokens,
+            "peak_bytes": self.peak,
+            "memory_bytes": self.memory,
+            "cost": None if price is None else self.cost(price),
+        }

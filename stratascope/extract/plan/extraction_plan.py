@@ -1,4 +1,4 @@
-"""The plan of an extraction: everything that is known before the model runs, and what it will cost (no torch)."""
+"""The plan of an extraction: all that is known before the model runs, including its cost. No torch."""
 
 from __future__ import annotations
 
@@ -15,27 +15,21 @@ from stratascope.datasets.boxes import Box, cells_in_box, grid_cells
 from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import Prompt
 from stratascope.extract.families.registry import ModelShape, check_family
-from stratascope.extract.plan.images import (
-    ImageFacts,
-    apply_condition,
-    open_image,
-    thumbnail,
-)
-from stratascope.extract.plan.knockout_plan import Knockouts, computed_tokens, hidden_tokens
-from stratascope.extract.plan.model_files import ModelSource, resolve_model
+from stratascope.extract.model_files import ModelSource, resolve_model
+from stratascope.extract.plan.image_boxes import flipped, in_view, view_size
+from stratascope.extract.plan.images import ImageFacts, apply_condition, open_image, thumbnail
+from stratascope.extract.plan.knockout_plan import Knockouts, computed_tokens, masked_tokens
 from stratascope.extract.plan.settings import BOX_POSITIONS, TEXT_POSITIONS, ExtractionSettings
-from stratascope.extract.plan.store_contents import store_contents
 from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
-from stratascope.extract.plan.visible_boxes import flipped, in_view, view_size
-from stratascope.store import StoreLayout
+from stratascope.store import StoreLayout, estimate_sizes
 
 THUMBNAIL_SAMPLE = 16
-"""Images by which the size of all thumbnails is judged."""
+"""Images from which the size of all thumbnails is estimated."""
 
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """Examples with their tokens, the store's layout, and the provenance that is known beforehand."""
+    """Examples with their tokens, the layout of the store, and its provenance before the run."""
 
     settings: ExtractionSettings
     source: ModelSource
@@ -43,34 +37,34 @@ class ExtractionPlan:
     tokenizer: PromptTokenizer
     examples: list[Example]
     shown: list[str]
-    """The image that each example is shown, which differs from its own under `shuffled-image`."""
+    """Image that the model sees for each example; differs from its own under `shuffled-image`."""
     facts: Mapping[str, ImageFacts]
     alignments: Mapping[str, BoxAlignment]
-    """How the boxes of each image lie on its photo; empty without boxes."""
+    """Alignment of the boxes of each image; empty without boxes."""
     layouts: list[TokenLayout]
     has_map: np.ndarray
     """(example,) bool."""
     forms: dict[str, int]
-    """Way to answer -> its token id; empty where their logits are not recorded."""
+    """Answer form -> token id; empty if their logits are not saved."""
     knockouts: Knockouts | None
-    """None where none are measured."""
+    """None without knockouts."""
     store: StoreLayout
     provenance: dict[str, Any]
 
     @property
     def failed(self) -> dict[int, str]:
-        """Example number -> why its image cannot be recorded."""
+        """Example number -> why its image is unusable."""
         return {k: self.facts[name].problem for k, name in enumerate(self.shown) if self.facts[name].problem}
 
     @property
     def device(self) -> str:
-        """Where the model runs; provenance names only the kind, so that several GPUs can fill one store."""
+        """Device of the model; provenance has only its type, so that several GPUs can fill one store."""
         chosen, kind = self.settings.device, str(self.provenance["model"]["device"])
         return kind if chosen == "auto" else chosen
 
     @property
     def prompt(self) -> Prompt:
-        """What the user asks."""
+        """The question to the model."""
         return self.tokenizer.prompt
 
     @property
@@ -79,7 +73,7 @@ class ExtractionPlan:
         return np.array([len(layout.ids) for layout in self.layouts], np.int32)
 
     def position_tokens(self, example: int, position: str) -> np.ndarray | None:
-        """Which tokens a position is the mean of.
+        """Tokens whose mean is a position.
 
         Parameters
         ----------
@@ -91,7 +85,7 @@ class ExtractionPlan:
         Returns
         -------
         numpy.ndarray or None
-            (k,) token indices; None where this example has no such position.
+            (k,) token indices; None if the example lacks the position.
         """
         layout = self.layouts[example]
         if position == "final":
@@ -107,12 +101,12 @@ class ExtractionPlan:
         return layout.spans["image"][0] + cells_in_box(box, view_size(layout.view), layout.grid)
 
     def file_size(self, example: int) -> tuple[int, int]:
-        """(width, height) in pixels of the image that the example is shown."""
+        """(width, height) in pixels of the image that the model sees for an example."""
         fact = self.facts[self.shown[example]]
         return fact.width, fact.height
 
     def shown_box(self, example: int, name: str) -> Box | None:
-        """A gold box within the layout's view; None where it is not known, or wholly out of what is seen.
+        """A gold box within the view; None if it is unknown or outside the view.
 
         Parameters
         ----------
@@ -123,14 +117,14 @@ class ExtractionPlan:
         """
         row = self.examples[example]
         box = row.subject_box if name == "subject" else row.object_box
-        if box is None or self.shown[example] != row.image:  # of another image the boxes say nothing
+        if box is None or self.shown[example] != row.image:  # the boxes do not belong to another image
             return None
         if self.settings.condition == "mirror":
             box = flipped(box, self.file_size(example)[0])
         return in_view(box, self.layouts[example].view)
 
     def vision_cells(self, example: int) -> dict[str, np.ndarray]:
-        """Which image cells each vision position of an example is the mean of.
+        """Image cells whose mean is a vision position, for each position.
 
         Parameters
         ----------
@@ -140,7 +134,7 @@ class ExtractionPlan:
         Returns
         -------
         dict
-            Vision position -> (k,) raster indices of cells; boxes that are absent are left out.
+            Vision position -> (k,) raster indices of cells; absent boxes are left out.
         """
         layout = self.layouts[example]
         cells = {"image": np.arange(int(np.prod(layout.grid))), **grid_cells(*layout.grid)}
@@ -148,7 +142,7 @@ class ExtractionPlan:
         return cells | {name: inside for name, inside in boxes.items() if name in self.store.vision_positions}
 
     def vision_tokens(self, example: int, position: str) -> np.ndarray | None:
-        """The image cells of a vision position as tokens.
+        """Tokens of the image cells of a vision position.
 
         Parameters
         ----------
@@ -160,13 +154,13 @@ class ExtractionPlan:
         Returns
         -------
         numpy.ndarray or None
-            (k,) token indices; None where this example has no such position.
+            (k,) token indices; None if the example lacks the position.
         """
         cells = self.vision_cells(example).get(position)
         return None if cells is None else self.layouts[example].spans["image"][0] + cells
 
-    def hidden_tokens(self, example: int) -> dict[str, np.ndarray]:
-        """What each target of knockouts hides.
+    def masked_tokens(self, example: int) -> dict[str, np.ndarray]:
+        """Tokens that each knockout target masks.
 
         Parameters
         ----------
@@ -176,20 +170,20 @@ class ExtractionPlan:
         Returns
         -------
         dict
-            Target -> (k,) indices of the tokens that are hidden; targets that are absent are left out.
+            Target -> (k,) indices of masked tokens; absent targets are left out.
         """
-        return hidden_tokens(self.layouts[example], self._box_tokens(example))
+        return masked_tokens(self.layouts[example], self._box_tokens(example))
 
     @cached_property
     def knockout_passes(self) -> float:
-        """What the knockouts compute, as a number of plain passes over an average example."""
+        """Cost of the knockouts in forward passes over an average example."""
         if self.knockouts is None:
             return 0.0
         blocks, family, work = self.shape.layers, check_family(self.source), 0
         for k in np.flatnonzero(self.knockouts.chosen):
             length = len(self.layouts[k].ids)
             together = None if family.causal else (0, length) if family.prefix else self.layouts[k].spans["image"]
-            work += computed_tokens(self.knockouts, blocks, length, self.hidden_tokens(int(k)), together)
+            work += computed_tokens(self.knockouts, blocks, length, self.masked_tokens(int(k)), together)
         return work / blocks / float(self.token_counts.mean())
 
     def _box_tokens(self, example: int) -> dict[str, np.ndarray]:
@@ -198,7 +192,7 @@ class ExtractionPlan:
 
     @cached_property
     def present(self) -> np.ndarray:
-        """(example, position) bool: which positions each example has."""
+        """(example, position) bool: positions that each example has."""
         examples = range(len(self.examples))
         columns = []
         for position in self.store.positions:
@@ -213,10 +207,10 @@ class ExtractionPlan:
 
     @cached_property
     def estimate(self) -> pd.DataFrame:
-        """Bytes by array, raw and on disk, as `StoreLayout.estimate` gives them; thumbnails judged by a few of the images."""
+        """Bytes by array, raw and on disk, see `StoreLayout.estimate`; thumbnails are estimated from a few images."""
         words = self.tokenizer.tokenizer.get_vocab_size() if "top_tokens" in self.store.record else 0
         knocked = 0.0 if self.knockouts is None else float(self.knockouts.chosen.mean())
-        return self.store.estimate(self.token_counts, self.has_map, self.present, self._sample_thumbnails(), words, knocked)
+        return estimate_sizes(self.store, self.token_counts, self.has_map, self.present, self._sample_thumbnails(), words, knocked)
 
     def _sample_thumbnails(self) -> np.ndarray | None:
         if self.settings.image_size is not None or self.store.thumbnail is None:
@@ -228,15 +222,11 @@ class ExtractionPlan:
 
     @property
     def weights_here(self) -> bool:
-        """Whether all that the model is loaded from is at hand; untrained models are drawn."""
+        """Whether the weights are available on this machine; untrained models need none."""
         return self.settings.untrained is not None or self.source.weights_here
 
     def with_weights(self) -> ExtractionPlan:
-        """The same plan once the weights of a Hub model are fetched, too."""
+        """The same plan after downloading the weights of a Hub model."""
         if self.weights_here:
             return self
         return replace(self, source=resolve_model(self.settings.model, revision=self.source.revision, weights=True))
-
-    def store_contents(self) -> dict[str, Any]:
-        """What `create_store` writes before the model runs."""
-        return store_contents(self)

@@ -1,4 +1,4 @@
-"""Image files decoded to upright 8-bit RGB, as a model is shown them; refused where that would need a guess."""
+"""Decode image files to upright 8-bit RGB; ambiguous pixel formats are refused."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from stratascope.errors import InvalidInputError
 FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
 )  # fmt: skip
-"""Pillow's names of the formats that are read, JPEG with several pictures (MPO) among them; of several frames or pages, the first."""
+"""Supported formats by Pillow's names, including JPEG with several pictures (MPO); only the first frame or page is read."""
 
 MOST_PIXELS = 89_478_485
-"""Largest image that is decoded, in pixels: where Pillow begins to suspect a decompression bomb."""
+"""Largest image in pixels: the limit at which Pillow warns of a decompression bomb."""
 
 MOST_ASPECT = 200
-"""Largest ratio of an image's sides; families' processors fail or show nothing beyond it."""
+"""Largest aspect ratio; processors fail beyond it."""
 
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image as the model is shown it, and what was done to it."""
+    """A decoded image and properties of its file."""
 
     image: Image.Image
     """8-bit RGB, upright."""
@@ -36,19 +36,18 @@ class DecodedImage:
     orientation: int
     """The file's EXIF orientation, 1 to 8."""
     transparent: bool
-    """Whether it has transparency, which is laid on white."""
+    """Whether it has transparency, which becomes white."""
 
 
 def decode_image(data: bytes) -> DecodedImage:
-    """Decode an image file to 8-bit RGB, upright as its EXIF orientation says, transparency laid on white.
+    """Decode an image file to 8-bit RGB, rotated by its EXIF orientation, with a white background.
 
-    16-bit grey is divided by 256, as Pillow does with 16-bit colour. 32-bit and floating-point pixels have no known range and are
-    refused.
+    16-bit grey is divided by 256, like 16-bit colour in Pillow. 32-bit and floating-point pixels have no defined range and are refused.
 
     Raises
     ------
     InvalidInputError
-        Saying why the image is not read: damaged, of another format or pixel format, too large, or too long for its width.
+        If the image is damaged, too large, too elongated, or of an unsupported format or pixel format.
     """
     try:
         with Image.open(BytesIO(data), formats=_known_formats()) as opened:
@@ -65,7 +64,7 @@ def decode_image(data: bytes) -> DecodedImage:
 
 @cache
 def _known_formats() -> tuple[str, ...]:
-    """Of `FORMATS` those that this version of Pillow knows."""
+    """Those of `FORMATS` that this version of Pillow supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -92,7 +91,7 @@ def _decode(opened: Image.Image) -> DecodedImage:
 
 
 def _grey_bits(opened: Image.Image) -> int | None:
-    """Bits of a grey pixel of more than 8; None for the pixel formats that Pillow itself turns into 8-bit RGB."""
+    """Bits of a grey pixel with more than 8 bits; None for formats that Pillow converts to 8-bit RGB."""
     if opened.mode == "F" or (opened.mode == "I" and opened.format != "PPM"):
         kind = "floating-point" if opened.mode == "F" else "32-bit"
         raise InvalidInputError(f"{kind} pixels (mode {opened.mode}) have no known range; save the image with 8 or 16 bits")
@@ -103,7 +102,7 @@ def _grey_bits(opened: Image.Image) -> int | None:
 
 
 def _eight_bits(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
-    """Grey of `bits` bits as RGB; the value that is transparent, if any, as white."""
+    """Convert grey with `bits` bits to RGB; a transparent value becomes white."""
     values = np.asarray(image)
     grey = np.clip(values >> (bits - 8), 0, 255).astype(np.uint8)
     if inverted:

@@ -1,4 +1,4 @@
-"""Images of examples: found, checked, conditioned (no torch)."""
+"""Find and check the images of examples, and apply conditions. No torch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.image_decoding import DecodedImage, decode_image
 
 CONDITIONS = ("original", "blank", "mirror", "shuffled-image")
-"""What may be done to an image before extraction: nothing; replaced by its mean colour; flipped left-right; exchanged."""
+"""Changes to images: none, mean colour, flipped left-right, exchanged between examples."""
 
-STAND_IN = (56, 56)
-"""Width and height that an image which cannot be recorded is planned with; its examples are recorded as failed."""
+PLACEHOLDER_SIZE = (56, 56)
+"""Assumed width and height of an unreadable image, whose examples are saved as failed."""
 
 _SHOWN = 5
 
@@ -35,21 +35,21 @@ class ImageFacts:
     height: int
     sha256: str
     problem: str = ""
-    """Why it cannot be recorded; its size is then a stand-in."""
+    """Why it is unusable; its size is then `PLACEHOLDER_SIZE`."""
     orientation: int = 1
     """EXIF orientation of the file, 1 to 8; width and height are those of the upright image."""
     mode: str = "RGB"
     """Pillow's name of the file's pixel format."""
     transparent: bool = False
-    """Whether it has transparency, which is laid on white."""
+    """Whether it has transparency, which becomes white."""
 
 
 class ImageChangedError(InvalidInputError):
-    """An image file is another one than when the extraction was planned."""
+    """An image file changed after planning."""
 
 
 class UndecodableImageError(InvalidInputError):
-    """An image file is there, and is no image that can be recorded."""
+    """An image file exists and cannot be decoded."""
 
     def __init__(self, message: str, sha256: str) -> None:
         super().__init__(message)
@@ -57,32 +57,32 @@ class UndecodableImageError(InvalidInputError):
 
 
 def open_image(path: Path) -> Image.Image:
-    """The whole image in RGB, upright as its EXIF orientation says, transparency laid on white.
+    """Open an image in RGB, rotated by its EXIF orientation, with a white background.
 
     Raises
     ------
     InvalidInputError
-        If it cannot be decoded, or is no regular file.
+        If it cannot be decoded or is not a regular file.
     """
     return decoded_file(path)[1].image
 
 
 def decoded_file(path: Path, sha256: str | None = None) -> tuple[str, DecodedImage]:
-    """An image file's SHA-256, and the image decoded from the same bytes.
+    """SHA-256 of an image file, and the image decoded from the same bytes.
 
     Parameters
     ----------
     path
         The file.
     sha256
-        What the file's hash must be; None: anything.
+        Expected hash; None: any.
 
     Raises
     ------
     ImageChangedError
-        If the hash is another one.
+        If the hash differs.
     InvalidInputError
-        If the file cannot be decoded, or is no regular file.
+        If the file cannot be decoded or is not a regular file.
     OSError
         If it is missing or cannot be read.
     """
@@ -90,8 +90,8 @@ def decoded_file(path: Path, sha256: str | None = None) -> tuple[str, DecodedIma
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and sha256 != found:
         raise ImageChangedError(
-            f"{path} was replaced after planning: expected the file with SHA-256 {sha256[:12]}, found {found[:12]}; put the planned image "
-            "back, or extract into a new store"
+            f"{path} was replaced after planning: expected the file with SHA-256 {sha256[:12]}, found {found[:12]}; restore the planned "
+            "image, or extract into a new store"
         )
     try:
         return found, decode_image(data)
@@ -100,18 +100,18 @@ def decoded_file(path: Path, sha256: str | None = None) -> tuple[str, DecodedIma
 
 
 def inspect_images(folder: Path, names: Iterable[str], *, strict: bool = True, progress: bool = False) -> dict[str, ImageFacts]:
-    """Decode every image once: its size, hash and orientation by name.
+    """Decode every image once; returns size, hash and orientation by name.
 
-    An image that is there but cannot be recorded has its reason in `problem`, unless `strict`.
+    An unreadable image has the reason in `problem`, unless `strict`.
 
     Raises
     ------
     InvalidInputError
-        Naming the images that are missing (or, if `strict`, cannot be recorded), all at once.
+        Naming all missing images (and, if `strict`, all unreadable ones).
     """
     unique = list(dict.fromkeys(names))
     if not folder.is_dir():
-        raise InvalidInputError(f"expected a folder of images, found none at {folder}; pass --images DIR")
+        raise InvalidInputError(f"expected a folder of images, found none at {folder}; set `images`")
     problems: list[str] = []
     facts: dict[str, ImageFacts] = {}
 
@@ -125,7 +125,7 @@ def inspect_images(folder: Path, names: Iterable[str], *, strict: bool = True, p
             return f"{path} cannot be read ({error})"
         except InvalidInputError as error:
             known = error.sha256 if isinstance(error, UndecodableImageError) else ""
-            return str(error) if strict else ImageFacts(*STAND_IN, known, str(error))
+            return str(error) if strict else ImageFacts(*PLACEHOLDER_SIZE, known, str(error))
         return ImageFacts(*found.image.size, sha256, "", found.orientation, found.mode, found.transparent)
 
     with warnings.catch_warnings(), ThreadPoolExecutor(4) as pool:
@@ -145,12 +145,12 @@ def inspect_images(folder: Path, names: Iterable[str], *, strict: bool = True, p
 
 
 def stated_images(names: Iterable[str], width: int, height: int) -> dict[str, ImageFacts]:
-    """Facts for images that are absent, all of one stated size, so that a plan can be made before they are fetched."""
+    """Facts of images with a stated size, for a plan before they are downloaded."""
     return {name: ImageFacts(width, height, "") for name in names}
 
 
 def images_digest(facts: Mapping[str, ImageFacts]) -> str:
-    """One hash over all names and file hashes, for provenance."""
+    """One hash of all names and file hashes, for the provenance."""
     digest = hashlib.sha256()
     for name in sorted(facts):
         digest.update(f"{name}\0{facts[name].sha256}\n".encode())
@@ -158,29 +158,28 @@ def images_digest(facts: Mapping[str, ImageFacts]) -> str:
 
 
 def shown_images(names: Sequence[str], condition: str, seed: int) -> list[str]:
-    """The image that each example is shown: its own, or, for `shuffled-image`, that of another image's examples.
+    """The image of each example: its own, or another one for `shuffled-image`.
 
-    Images are exchanged along one random cycle through all of them, so that none keeps its own and all captions of an image
-    are shown the same other one.
+    Images are exchanged along one random cycle, so that every image changes and all captions of an image get the same other image.
 
     Raises
     ------
     InvalidInputError
-        If there is only one image to exchange.
+        If there is only one image.
     """
     if condition != "shuffled-image":
         return list(names)
     unique = sorted(set(names))
     if len(unique) < 2:
-        raise InvalidInputError("expected at least two images for --condition shuffled-image, found one")
+        raise InvalidInputError("expected at least two images for `condition` shuffled-image, found one")
     order = np.random.default_rng(seed).permutation(len(unique))
     following = {unique[a]: unique[b] for a, b in zip(order, np.roll(order, -1), strict=True)}
     return [following[name] for name in names]
 
 
 def apply_condition(image: Image.Image, condition: str) -> Image.Image:
-    """The image as the model is shown it; InvalidInputError where there is no such condition."""
-    if condition in ("original", "shuffled-image"):  # the exchange was made when the image was chosen
+    """The image as the model sees it; InvalidInputError for an unknown condition."""
+    if condition in ("original", "shuffled-image"):  # exchanged by `shown_images`
         return image
     if condition == "mirror":
         return ImageOps.mirror(image)
@@ -191,7 +190,7 @@ def apply_condition(image: Image.Image, condition: str) -> Image.Image:
 
 
 def thumbnail(image: Image.Image, size: tuple[int, int], view: Box | None = None) -> np.ndarray:
-    """(height, width, 3) uint8: what lies in `view` (None: the image) stretched to `size`, (height, width); viewers restore its shape."""
+    """(height, width, 3) uint8: the part `view` of the image (None: all) stretched to `size`, (height, width)."""
     shape = (size[1], size[0])
     if view is not None and (min(view[:2]) < 0 or view[2] > image.width or view[3] > image.height):
         x0, y0, x1, y1 = (round(v) for v in view)

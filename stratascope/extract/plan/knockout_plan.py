@@ -1,4 +1,4 @@
-"""What a knockout hides, from whom and in which blocks (Geva et al. 2023), and what measuring it takes. No torch."""
+"""Attention knockouts: targets, masked queries, windows of blocks (Geva et al. 2023), and their cost. No torch."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from stratascope.extract.plan.token_layout import TokenLayout
 from stratascope.store.format.prompt_parts import PARTS, grouped_cells, token_parts
 
 MODES = ("final", "later")
-"""Who may not see the target: the final token alone, or every token after the target that is not of it."""
+"""Queries for which a target is masked: the final token, or all later tokens outside the target."""
 
 
 @dataclass(frozen=True)
 class Knockouts:
-    """Which knockouts are measured; every mode, window and target of every chosen example."""
+    """The knockouts to measure: all modes, windows and targets of the chosen examples."""
 
     chosen: np.ndarray
     """(example,) bool."""
     modes: tuple[str, ...]
     windows: tuple[tuple[int, int], ...]
-    """First and last block of each; the first window is all blocks."""
+    """First and last block of each window; the first window is all blocks."""
     targets: tuple[str, ...]
-    """Those that at least one chosen example has."""
+    """Targets that at least one chosen example has."""
 
     @property
     def window_names(self) -> tuple[str, ...]:
@@ -34,46 +34,46 @@ class Knockouts:
         return tuple(f"{first}-{last}" for first, last in self.windows)
 
     def provenance(self) -> dict[str, Any]:
-        """What a run that resumes must agree on."""
+        """Settings that must be the same when a run is resumed."""
         return {"examples": int(self.chosen.sum()), "modes": list(self.modes), "windows": list(self.window_names)}
 
 
 def layer_windows(blocks: int, width: int | None) -> tuple[tuple[int, int], ...]:
-    """All blocks, then windows that slide by half their width, the last one ending with the last block.
+    """All blocks, then windows that slide by half their width up to the last block.
 
     Parameters
     ----------
     blocks
-        Of the decoder.
+        Number of decoder blocks.
     width
-        Blocks in a window; None: a quarter of them; 0: no windows but that of all blocks.
+        Blocks in a window; None: a quarter of all; 0: only the window of all blocks.
 
     Raises
     ------
     InvalidInputError
-        If a window is wider than the decoder is deep.
+        If a window has more blocks than the decoder.
     """
     whole = (0, blocks - 1)
     width = -(-blocks // 4) if width is None else width
     if width > blocks:
-        raise InvalidInputError(f"expected --knockout-window of at most {blocks} blocks, as the model has, found {width}")
+        raise InvalidInputError(f"expected `knockout_window` of at most {blocks} blocks, as the model has, found {width}")
     if width in (0, blocks):
         return (whole,)
     starts = sorted({*range(0, blocks - width + 1, -(-width // 2)), blocks - width})
     return (whole, *((start, start + width - 1) for start in starts))
 
 
-def hidden_tokens(layout: TokenLayout, boxes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Target -> indices of the tokens that are hidden, ascending; targets that the prompt lacks are left out.
+def masked_tokens(layout: TokenLayout, boxes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Target -> ascending indices of its tokens; absent targets are left out.
 
-    The final token is never hidden: it may always see itself.
+    The final token is never masked.
 
     Parameters
     ----------
     layout
-        Of one example.
+        Tokens of one example.
     boxes
-        `subject_box` and `object_box` -> indices of image tokens, as far as there are boxes.
+        `subject_box` and `object_box` -> indices of image tokens, if there are boxes.
     """
     length = len(layout.ids)
     spans = {name: np.array([span]) for name, span in layout.spans.items()}
@@ -86,24 +86,24 @@ def hidden_tokens(layout: TokenLayout, boxes: Mapping[str, np.ndarray]) -> dict[
 
 
 def ordered_targets(found: set[str]) -> tuple[str, ...]:
-    """Names of targets once each: spans, boxes, then cells row by row."""
+    """Sort targets: spans, boxes, then cells row by row."""
     cells = sorted((name for name in found if name.startswith("cell_")), key=lambda name: tuple(map(int, name.split("_")[1:])))
     return (*(name for name in (*PARTS, "subject_box", "object_box") if name in found), *cells)
 
 
 def first_changed(tokens: np.ndarray, length: int, mode: str, together: tuple[int, int] | None = None) -> int:
-    """The first token whose stream may change when `tokens` are hidden.
+    """The first token whose residual stream may change when `tokens` are masked.
 
     Parameters
     ----------
     tokens
-        Hidden, ascending.
+        Masked tokens, ascending.
     length
-        Of the prompt.
+        Number of prompt tokens.
     mode
-        Of `MODES`.
+        One of `MODES`.
     together
-        Tokens that see each other, later ones too: [start, stop); all others see only what is before them.
+        [start, stop) of tokens with bidirectional attention; all others are causal.
     """
     start, stop = together or (0, 0)
     changed = length - 1
@@ -116,7 +116,7 @@ def first_changed(tokens: np.ndarray, length: int, mode: str, together: tuple[in
 def computed_tokens(
     knockouts: Knockouts, blocks: int, length: int, targets: Mapping[str, np.ndarray], together: tuple[int, int] | None = None
 ) -> int:
-    """Tokens times blocks that one example's knockouts compute, the pass that is kept among them: `length` times `blocks`."""
+    """Tokens times blocks that the knockouts of one example compute, including the unmasked pass."""
     total = length * blocks
     for mode in knockouts.modes:
         changed = sum(length - first_changed(tokens, length, mode, together) for tokens in targets.values())

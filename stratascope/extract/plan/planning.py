@@ -1,4 +1,4 @@
-"""From settings to a plan: examples read, images looked at, prompts laid out, positions and targets chosen (no torch)."""
+"""Build a plan from settings: read examples, check images, tokenise prompts, choose positions and targets. No torch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,12 @@ from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.patch_grid import PatchGrid
 from stratascope.extract.families.registry import ModelShape, check_family, image_rule, logits_capped, model_shape
+from stratascope.extract.model_files import resolve_model
 from stratascope.extract.plan.answer_forms import ANSWER_LOGITS, answer_forms
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
-from stratascope.extract.plan.images import (
-    STAND_IN,
-    ImageFacts,
-    images_digest,
-    inspect_images,
-    shown_images,
-    stated_images,
-)
+from stratascope.extract.plan.image_boxes import aligned_examples, alignment_cases, stretched_examples
+from stratascope.extract.plan.images import PLACEHOLDER_SIZE, ImageFacts, images_digest, inspect_images, shown_images, stated_images
 from stratascope.extract.plan.knockout_plan import MODES, Knockouts, layer_windows, ordered_targets
-from stratascope.extract.plan.model_files import resolve_model
-from stratascope.extract.plan.photo_boxes import aligned_examples, alignment_cases, stretched_examples
 from stratascope.extract.plan.settings import BOX_POSITIONS, GRID_POSITIONS, POSITIONS, TEXT_POSITIONS, TOP_TOKENS, ExtractionSettings
 from stratascope.extract.plan.token_layout import SPANS, TILES, PromptTokenizer, TokenLayout
 from stratascope.extract.plan.weight_formats import check_weight_form, quantization
@@ -38,7 +31,7 @@ from stratascope.store import StoreLayout
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Pause the search for unreachable cycles while millions of objects are made that all stay."""
+    """Pause garbage collection while millions of permanent objects are created."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -49,17 +42,17 @@ def _no_collection() -> Iterator[None]:
 
 
 @_no_collection()
-def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, progress: bool = False) -> ExtractionPlan:
+def build_plan(settings: ExtractionSettings, *, gpu: bool, weights: bool = False, progress: bool = False) -> ExtractionPlan:
     """Tokenise every example, check every image, lay out the store; run nothing and write nothing.
 
     Parameters
     ----------
     settings
-        What was chosen.
-    weights
-        Fetch a Hub model's weights too, since an extraction follows.
-    progress
-        Show progress bars, or a line every ten seconds where there is no terminal.
+        Model, data, and what to save.
+    gpu
+        Whether `device="auto"` means a GPU.
+    weights, progress
+        See `plan_extraction`.
 
     Raises
     ------
@@ -75,14 +68,14 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     shape = model_shape(source)
     if "vision_residual" in settings.record and not check_family(source).tower:
         raise InvalidInputError(
-            f"expected a model of Qwen's families for --record vision_residual, found {source.config['model_type']!r}, whose vision tower "
-            "is not recorded; leave vision_residual out"
+            f"expected a model of the Qwen families for vision_residual, found {source.config['model_type']!r}, whose vision tower "
+            "cannot be captured; leave vision_residual out of `record`"
         )
     apart = sorted({"head_logits", "value_logits"} & set(settings.record))
     if apart and logits_capped(source):
         raise InvalidInputError(
-            f"expected a model whose logits are linear in what heads and MLPs write for --record {', '.join(apart)}, found "
-            f"{source.config['model_type']!r} with capped ones, to which no parts add up; leave {' and '.join(apart)} out"
+            f"expected a model whose logits are linear in the outputs of heads and MLPs for {', '.join(apart)}, found "
+            f"{source.config['model_type']!r} with soft-capped logits; leave {' and '.join(apart)} out of `record`"
         )
     rule = image_rule(source, settings.max_pixels)
     tokenizer = PromptTokenizer(source, PROMPTS[settings.prompt], rule, settings.system)
@@ -98,7 +91,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     layouts = _layouts(tokenizer, examples, shown, facts, settings, progress)
     unusable = [fact.problem for fact in facts.values() if fact.problem]
     if len(unusable) == len(facts):
-        raise InvalidInputError(f"expected at least one image that can be recorded, found none of {len(facts):,}: {unusable[0]}")
+        raise InvalidInputError(f"expected at least one readable image, found none of {len(facts):,}: {unusable[0]}")
     alignments: dict[str, BoxAlignment] = {}
     if boxes is not None and settings.image_size is not None:
         examples = stretched_examples(examples, boxes, settings.image_size)
@@ -110,16 +103,16 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
         raise InvalidInputError(
             f"example {examples[longest].id}: expected at most {shape.context} tokens (the model's context), "
             f"found {len(layouts[longest].ids)}, {_image_tokens(layouts[longest])} of them for an image of "
-            f"{fact.width} x {fact.height}; " + ("lower --max-pixels" if isinstance(rule, PatchGrid) else "shrink the image")
+            f"{fact.width} x {fact.height}; " + ("lower `max_pixels`" if isinstance(rule, PatchGrid) else "shrink the image")
         )
-    has_map = _spread(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
+    has_map = _evenly_spaced(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
     record = settings.held - (frozenset() if has_map.any() else {"attention_maps"})
     forms = answer_forms(tokenizer.tokenizer) if "form_logits" in record else {}
     record -= frozenset() if forms else {"form_logits"}
-    knocked = _spread(len(examples), settings.knockouts) if "knockout" in record else np.zeros(len(examples), bool)
-    record -= {"knockout"}  # joins below, with its targets
+    knocked = _evenly_spaced(len(examples), settings.knockouts) if "knockout" in record else np.zeros(len(examples), bool)
+    record -= {"knockout"}  # added below, with its targets
     sees = bool(record & {"vision_residual", "vision_output"})
-    dtype, device = _dtype_and_device(settings, shape)
+    dtype, device = _dtype_and_device(settings, shape, gpu)
     positions = _positions(settings, examples, layouts)
     store = StoreLayout(
         examples=len(examples),
@@ -193,30 +186,30 @@ def _layouts(
     settings: ExtractionSettings,
     progress: bool,
 ) -> list[TokenLayout]:
-    """Every example's tokens; an image of a shape that the model does not take has its reason written into `facts`."""
+    """Tokens of every example; `facts` receives the reason for images whose shape the model does not accept."""
     layouts = []
     sized = [(example, (facts[image].width, facts[image].height)) for example, image in zip(examples, shown, strict=True)]
     ahead = progress_bar(tokenizer.ahead(sized), "tokens", len(sized), unit="example", show=progress)
     for (example, _), image in zip(ahead, shown, strict=True):
-        fact = facts[image]  # its size may have changed since: another example found the image unusable
+        fact = facts[image]  # another example may have marked the image as unusable
         try:
             layouts.append(tokenizer.layout(example, (fact.width, fact.height)))
         except InvalidInputError as error:
             if settings.image_size is not None or fact.problem:
                 raise
-            layouts.append(tokenizer.layout(example, STAND_IN))  # raises where the image is not the reason
+            layouts.append(tokenizer.layout(example, PLACEHOLDER_SIZE))  # raises if the image is not the reason
             problem = f"{settings.image_path(image)}: {error}"
             if settings.strict:
                 raise InvalidInputError(f"example {example.id}: {problem}") from error
-            facts[image] = replace(fact, width=STAND_IN[0], height=STAND_IN[1], problem=problem)
+            facts[image] = replace(fact, width=PLACEHOLDER_SIZE[0], height=PLACEHOLDER_SIZE[1], problem=problem)
     return layouts
 
 
 def _with_knockouts(plan: ExtractionPlan, chosen: np.ndarray) -> ExtractionPlan:
-    """The plan with knockouts of the chosen examples, and room for them in the store."""
+    """The plan with knockouts of the chosen examples and their arrays in the store."""
     settings = plan.settings
     modes = tuple(mode for mode in MODES if mode in settings.knockout_modes)
-    targets = ordered_targets({name for k in np.flatnonzero(chosen) for name in plan.hidden_tokens(int(k))})
+    targets = ordered_targets({name for k in np.flatnonzero(chosen) for name in plan.masked_tokens(int(k))})
     knockouts = Knockouts(chosen, modes, layer_windows(plan.shape.layers, settings.knockout_window), targets)
     names = {"knockout_modes": modes, "knockout_windows": knockouts.window_names, "knockout_targets": targets}
     store = plan.store.subset(record=plan.store.record | {"knockout"}, **names)
@@ -227,7 +220,7 @@ def _image_tokens(layout: TokenLayout) -> int:
     return sum(b - a for name in ("image", TILES) for a, b in [layout.spans.get(name, (0, 0))])
 
 
-def _spread(count: int, wanted: int | None) -> np.ndarray:
+def _evenly_spaced(count: int, wanted: int | None) -> np.ndarray:
     chosen = np.zeros(count, bool)
     if wanted is None or wanted >= count:
         chosen[:] = True
@@ -249,7 +242,7 @@ def _positions(settings: ExtractionSettings, examples: Sequence[Example], layout
     for name in settings.positions:
         if not exists[name]():
             why = (
-                "no boxes were matched; pass --boxes instances.json"
+                "no boxes were matched; set `boxes` to a COCO file"
                 if name in BOX_POSITIONS
                 else f"the prompt {settings.prompt!r} does not name it"
             )
@@ -261,16 +254,9 @@ def _vision_positions(positions: Sequence[str]) -> tuple[str, ...]:
     return ("image", *(name for name in BOX_POSITIONS if name in positions), *GRID_POSITIONS)
 
 
-def _dtype_and_device(settings: ExtractionSettings, shape: ModelShape) -> tuple[str, str]:
-    """The precision and kind of device of the extraction; without torch (a laptop that plans) a GPU is assumed for `auto`."""
-    device = settings.device
-    if device == "auto":
-        try:
-            import torch
-
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        except ImportError:
-            device = "cuda"
+def _dtype_and_device(settings: ExtractionSettings, shape: ModelShape, gpu: bool) -> tuple[str, str]:
+    """The precision and the device of the extraction."""
+    device = ("cuda" if gpu else "cpu") if settings.device == "auto" else settings.device
     if settings.dtype is not None:
         return settings.dtype, device
     return ("float32" if device == "cpu" else shape.dtype), device

@@ -1,4 +1,4 @@
-"""What a person chooses of an extraction."""
+"""Settings of an extraction: model, data, what to save."""
 
 from __future__ import annotations
 
@@ -28,129 +28,132 @@ RECORDS = (
     "hiding_estimate",
     "knockout",
 )
-"""What can be recorded; the answer's logits always are."""
+"""Arrays that can be saved; the answer logits always are."""
 
 DEFAULT_RECORDS = RECORDS[:5]
 
 COMPANIONS = {"head_logits": ("mlp_logits", "embedding_logits"), "top_tokens": ("top_logits",), "hiding_estimate": ("gradient_input",)}
-"""Arrays that come with one that was asked for."""
+"""Arrays that are saved together with a requested one."""
 
 TOP_TOKENS = 5
-"""How many of the likeliest next tokens are kept."""
+"""Number of most likely next tokens that are saved."""
 
 FUSIONS = ("mean", "max", "min")
-"""How the heads of an attention map are made one."""
+"""How attention maps are aggregated over heads."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Precisions of the model."""
 
 TEXT_POSITIONS = ("subject", "relation", "object")
 BOX_POSITIONS = ("subject_box", "object_box")
 POSITIONS = ("final", "image", *TEXT_POSITIONS, *BOX_POSITIONS)
-"""Rules that turn a span into one vector, in the order in which they are stored."""
+"""Token positions of the residual stream, in the order in which they are stored; each is one token or a mean of tokens."""
 
 GRID_POSITIONS = tuple(f"grid_{row}_{column}" for row in range(4) for column in range(4))
 """Sixteenths of the image, for the vision tower."""
 
 DEVICES = r"auto|cpu|mps|(cuda|xpu)(:\d+)?"
-"""Devices that can be asked for, as a regular expression."""
+"""Valid devices, as a regular expression."""
 
 
 @dataclass(frozen=True)
 class ExtractionSettings:
-    """What a person chooses of an extraction; validated at birth."""
+    """Settings of an extraction, validated at construction."""
 
     model: str
     """`demo`, a folder or a Hub id."""
     examples: tuple[Path, ...]
-    """Files of rows."""
+    """Files of examples."""
     images: Path | None
-    """The folder they are in; None for a plan whose images' size is stated."""
+    """Folder of the images; None for a plan with `image_size`."""
     boxes: Path | None = None
     """Gold boxes in COCO's instances format."""
     prompt: str = "true-false"
     """Name of one of `datasets.PROMPTS`."""
     system: str | None = None
-    """The system turn's text; None leaves it to the chat template, and an empty text leaves the turn out."""
+    """Text of the system turn; None: as the chat template has it; empty: no system turn."""
     condition: str = "original"
-    """What is done to the images: original, blank, mirror or shuffled-image."""
+    """Change to the images: original (none), blank (mean colour), mirror (flipped left-right) or shuffled-image (exchanged)."""
     positions: tuple[str, ...] | None = None
-    """None: final, image, subject, relation, object as far as the prompt has them, and the boxes' where boxes are given."""
+    """Token positions to save; None: all of `POSITIONS` that the examples have."""
     record: tuple[str, ...] = DEFAULT_RECORDS
-    """What is stored besides the answer's logits: names of docs/recording.md."""
+    """Arrays to save besides the answer logits, of `RECORDS`."""
     fusion: str = "mean"
-    """How the heads of attention maps are made one: mean, max or min."""
+    """How attention maps are aggregated over heads: mean, max or min."""
     maps: int | None = None
-    """Attention maps of only so many examples, evenly spread; None: of all."""
+    """Number of evenly spaced examples with attention maps; None: all."""
     knockouts: int | None = 128
-    """Knockouts of only so many examples, evenly spread; None: of all."""
+    """Number of evenly spaced examples with attention knockouts; None: all."""
     knockout_modes: tuple[str, ...] = MODES
-    """From whom a knockout hides: `final`, from the final token alone; `later`, from all later tokens."""
+    """Which queries a knockout masks: `final` (the final token) or `later` (all later tokens)."""
     knockout_window: int | None = None
-    """Blocks in a sliding window, beside the window of all blocks; None: a quarter of them; 0: none."""
+    """Blocks in a sliding window of knockouts, besides the window of all blocks; None: a quarter of the blocks; 0: none."""
     thumbnail: tuple[int, int] | None = (112, 112)
-    """(width, height) in pixels of the images that travel in the store; None: none do."""
+    """(width, height) in pixels of the thumbnails in the store; None: no thumbnails."""
     limit: int | None = None
-    """Only the first so many examples."""
+    """Use only the first examples, this many."""
     max_pixels: int | None = None
-    """Larger images are shrunk to so many; None: the processor's own limit."""
+    """Larger images are shrunk to this many pixels; None: the processor's limit."""
     dtype: str | None = None
-    """float32, bfloat16 or float16; None: float32 on a CPU, the weights' own on a GPU."""
+    """float32, bfloat16 or float16; None: float32 on a CPU, that of the weights on a GPU."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto: a GPU where there is one."""
+    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     untrained: int | None = None
-    """Seed of freshly drawn weights in the model's architecture, for a baseline; None: the model's own weights."""
+    """Seed of random initial weights in the model's architecture, for a baseline; None: trained weights."""
     block: int = 64
-    """Examples in a block: the unit of work, of writing and of resuming."""
+    """Examples in a shard block: the unit of writing and resuming."""
     seed: int = 0
-    """Of which image each example is shown under `shuffled-image`."""
+    """Seed of the exchange of images under `shuffled-image`."""
     image_size: tuple[int, int] | None = field(default=None, compare=False)
-    """(width, height) to assume of every image, for a plan only."""
+    """(width, height) to assume for every image, for planning only."""
     strict: bool = field(default=False, compare=False)
-    """Refuse images that cannot be recorded and boxes that do not fit their photo, instead of leaving them out."""
+    """Raise an error for unreadable images and for boxes that do not fit their image, instead of leaving them out."""
 
     def __post_init__(self) -> None:
         if self.images is None and self.image_size is None:
             raise InvalidInputError(
-                "expected a folder of images, found none; pass --images DIR, or to plan before the photos are there --image-size WxH"
+                "expected a folder of images, found none; set `images`, or `image_size` to plan before they are downloaded"
             )
-        _expect_among("--prompt", self.prompt, PROMPTS)
-        _expect_among("--condition", self.condition, CONDITIONS)
+        _expect_among("prompt", self.prompt, PROMPTS)
+        _expect_among("condition", self.condition, CONDITIONS)
         for name in self.record:
-            _expect_among("--record", name, RECORDS)
+            _expect_among("record", name, RECORDS)
         for name in self.positions or ():
-            _expect_among("--positions", name, POSITIONS)
-        _expect_among("--fusion", self.fusion, FUSIONS)
+            _expect_among("positions", name, POSITIONS)
+        _expect_among("fusion", self.fusion, FUSIONS)
         if self.dtype is not None:
-            _expect_among("--dtype", self.dtype, ("float32", "bfloat16", "float16"))
+            _expect_among("dtype", self.dtype, DTYPES)
         if not re.fullmatch(DEVICES, self.device):
-            raise InvalidInputError(f"expected --device auto, cpu, cuda, cuda:N, mps or xpu, found {self.device!r}")
-        for option, value in (("--limit", self.limit), ("--block", self.block), ("--max-pixels", self.max_pixels)):
+            raise InvalidInputError(f"expected `device` auto, cpu, cuda, cuda:N, mps or xpu, found {self.device!r}")
+        for name, value in (("limit", self.limit), ("block", self.block), ("max_pixels", self.max_pixels)):
             if value is not None and value < 1:
-                raise InvalidInputError(f"expected {option} to be at least 1, found {value}")
-        for option, value in (
-            ("--maps", self.maps),
-            ("--knockouts", self.knockouts),
-            ("--knockout-window", self.knockout_window),
-            ("--untrained", self.untrained),
+                raise InvalidInputError(f"expected `{name}` to be at least 1, found {value}")
+        for name, value in (
+            ("maps", self.maps),
+            ("knockouts", self.knockouts),
+            ("knockout_window", self.knockout_window),
+            ("untrained", self.untrained),
         ):
             if value is not None and value < 0:
-                raise InvalidInputError(f"expected {option} to be 0 or more, found {value}")
+                raise InvalidInputError(f"expected `{name}` to be 0 or more, found {value}")
         for name in self.knockout_modes:
-            _expect_among("--knockout-modes", name, MODES)
+            _expect_among("knockout_modes", name, MODES)
         if "knockout" in self.record and not self.knockout_modes:
-            raise InvalidInputError(f"expected --knockout-modes among {', '.join(MODES)}, found none")
+            raise InvalidInputError(f"expected `knockout_modes` among {', '.join(MODES)}, found none")
 
     def image_path(self, name: str) -> Path:
-        """Where an image of that name is."""
-        assert self.images is not None, "images whose size is stated are never opened"
+        """Path of an image."""
+        assert self.images is not None, "a plan with a stated image size opens no image"
         return self.images / name
 
     @property
     def held(self) -> frozenset[str]:
-        """Names of the optional arrays that what was asked for fills."""
+        """Optional arrays of the store: those of `record` and their companions."""
         return frozenset(self.record).union(*(COMPANIONS[name] for name in self.record if name in COMPANIONS))
 
 
-def _expect_among(option: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
+def _expect_among(parameter: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
     if value not in known:
-        raise InvalidInputError(f"expected {option} to be among {', '.join(known)}, found {value!r}")
+        raise InvalidInputError(f"expected `{parameter}` to be among {', '.join(known)}, found {value!r}")

@@ -1,27 +1,25 @@
-"""What a store holds before the model runs: tokens, spans, and the table of examples with their boxes. No torch."""
+"""Contents of a store before the model runs: tokens, spans, and the table of examples with boxes. No torch."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from stratascope.datasets.boxes import Box
 from stratascope.extract.plan.answer_forms import token_texts
-from stratascope.extract.plan.visible_boxes import flipped, is_whole, scaled, view_size
+from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.plan.image_boxes import flipped, is_whole, scaled, view_size
 from stratascope.store.format.tables import EXACT_AS_FLOAT
-
-if TYPE_CHECKING:
-    from stratascope.extract.plan.extraction_plan import ExtractionPlan
 
 _SIDES = ("x0", "y0", "x1", "y1")
 
 
 def store_contents(plan: ExtractionPlan) -> dict[str, Any]:
-    """What `create_store` writes before the model runs."""
+    """Keywords of `create_store` for a plan."""
     count, longest, names = len(plan.examples), plan.store.tokens, plan.store.spans
     token_ids = np.full((count, longest), -1, np.int32)
     spans = np.full((count, len(names), 2), -1, np.int32)
@@ -44,11 +42,11 @@ def store_contents(plan: ExtractionPlan) -> dict[str, Any]:
 
 
 def example_table(plan: ExtractionPlan) -> pd.DataFrame:
-    """One row an example. Sizes and boxes are those of the part of the image that the cells cover, as if that were the image.
+    """Table with one row per example. Sizes and boxes refer to the part of the image that the cells cover.
 
-    Where some model sees only a part (LLaVA-1.5's middle square) or more than the image (padded), the columns `view_*` say where
-    that is in the file, and `file_width` and `file_height` how large that is. Where some photo is turned upright by its EXIF orientation,
-    `exif_orientation` says by which. The rows' other plain fields follow as columns of their own.
+    If the model sees only a part of an image (centre crop of LLaVA-1.5) or padding, the columns `view_*` give that part in pixels of the
+    file, and `file_width` and `file_height` the size of the file. `exif_orientation` is present if any image is rotated by its EXIF
+    orientation. Further plain fields of the examples follow as columns.
     """
     partial = not all(is_whole(layout.view, *plan.file_size(k)) for k, layout in enumerate(plan.layouts))
     turned = any(fact.orientation != 1 for fact in plan.facts.values())
@@ -91,10 +89,9 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
 
 
 def _column(values: Sequence[Any]) -> pd.Series[Any]:
-    """A field of the rows: numbers or truth values where all rows agree in that, else text; missing where a row has none.
+    """A further field as a column: numbers or booleans if all rows have that type, otherwise text; missing values stay missing.
 
-    Numbers that a column of a store would change stand there as text: whole ones beyond 64 bits, or beyond 2^53 beside fractions or
-    missing values.
+    Numbers that would lose precision become text: integers beyond 64 bits, or beyond 2^53 next to floats or missing values.
     """
     there = [v for v in values if v is not None]
     kinds = {"truth" if isinstance(v, bool) else "text" if isinstance(v, str) else "number" for v in there}
@@ -110,5 +107,5 @@ def _column(values: Sequence[Any]) -> pd.Series[Any]:
 
 
 def _unflipped(plan: ExtractionPlan, box: Box, width: float) -> Box:
-    """A box of what the model is shown as it was before the condition `mirror`, which whoever reads the store applies again."""
+    """A box before the condition `mirror`, which readers of the store apply again."""
     return flipped(box, width) if plan.settings.condition == "mirror" else box

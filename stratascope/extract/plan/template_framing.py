@@ -1,7 +1,7 @@
-"""What is the same in the prompts of all examples, tokenised once. No torch.
+"""Tokenise the constant part of all prompts once. No torch.
 
-A tokenizer cuts a text at its added tokens before anything else. Where the user's plain text stands between two of them, such as
-<|vision_end|> and <|im_end|>, it has the same tokens alone between these two as in the whole prompt.
+A tokenizer first splits a text at its added tokens. A plain text between two of them, such as <|vision_end|> and <|im_end|>, therefore has
+the same tokens as in the full prompt.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ _TEXT = "Is it so?"
 
 @dataclass(frozen=True)
 class Frame:
-    """The prompt around a user's text, for one size of image."""
+    """The prompt around the user's text, for one image size."""
 
     opening: str
     closing: str
-    """The added tokens right before and right after the text."""
+    """The added tokens directly before and after the text."""
     head: np.ndarray
     tail: np.ndarray
     """(token,) int32, the image's placeholder expanded."""
     written_head: list[int]
-    """The head as it is tokenised: each run of image tokens is one of them."""
+    """The head with each run of image tokens as a single token."""
     spans: dict[str, Interval]
-    """Of the image and the system turn, which are in the head."""
+    """Spans of the image and the system turn, which are in the head."""
 
     def text(self, asked: str) -> str:
-        """What is tokenised for a user's text."""
+        """The user's text between both added tokens."""
         return f"{self.opening}{asked}{self.closing}"
 
     def written(self, encoded: Encoding) -> list[int] | None:
-        """All token ids of the prompt as it is written; None where the text's tokens are not between the two added ones."""
+        """Token ids of the full prompt; None if the text's tokens are not between the two added ones."""
         ids = encoded.ids
         if len(ids) < 3 or ids[0] != self.written_head[-1] or ids[-1] != int(self.tail[0]):
             return None
@@ -56,27 +56,27 @@ def frame_of(
     system: Interval | None,
     image_spans: Callable[[list[Interval]], dict[str, Interval]],
 ) -> Frame | None:
-    """The frame of a prompt that reads `before`, the user's text, `after`.
+    """The frame of a prompt: `before`, the user's text, `after`.
 
     Parameters
     ----------
     before, after
-        With the image as it is written.
+        Text with the image as it is written.
     image
-        Its tokens.
+        Tokens of the image.
     image_id
-        The token that stands for them.
+        Id of the image token.
     tokenizer, encode
-        The tokenizer, and how it encodes a whole prompt.
+        The tokenizer, and its encoding of a full prompt.
     system
-        Characters of the system turn; None where there is none.
+        Characters of the system turn; None if there is none.
     image_spans
-        The spans of an image by the intervals of its runs of tokens.
+        Spans of an image from the intervals of its token runs.
 
     Returns
     -------
     Frame or None
-        None where the text does not stand between added tokens that cut it off, or the image or the system turn not before it.
+        None if the text is not between added tokens, or the image or the system turn is not before it.
     """
     encoded = encode(f"{before}{_TEXT}{after}")
     opening, closing = encoded.char_to_token(len(before) - 1) if before else None, encoded.char_to_token(len(before) + len(_TEXT))
@@ -106,9 +106,9 @@ def frame_of(
 
 
 def tokens_within(encoded: Encoding, a: int, b: int) -> Interval | None:
-    """Tokens that share characters with a..b; None where there are none.
+    """Tokens that share characters with a..b; None if there are none.
 
-    The blank before a word belongs to the word's token, and none to the one before. Several tokens may share one character.
+    The space before a word belongs to the token of that word. Several tokens may share one character.
     """
     first = next((token for place in range(a, b) if (token := encoded.char_to_token(place)) is not None), None)
     if first is None:

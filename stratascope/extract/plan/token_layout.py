@@ -1,4 +1,4 @@
-"""Token ids, spans and image grid of an example, from the fast tokenizer and the image's size alone (no torch, no model)."""
+"""Token ids, spans and image grid of an example, from the tokenizer and the image size. No torch, no model."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from stratascope.datasets.prompts import FilledPrompt, Prompt
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.patch_grid import ImageRule, ImageTokens
 from stratascope.extract.families.registry import check_family
+from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.chat_template import Chat, Prefix, Wording
-from stratascope.extract.plan.model_files import ModelSource
 from stratascope.extract.plan.template_framing import Frame, frame_of, tokens_within
 
 SPANS = ("system", "image", "prompt", "caption", "subject", "relation", "object", "final")
-"""Named half-open token intervals; what lies in none of them is the chat template's own."""
+"""Named half-open token intervals; the other tokens belong to the chat template."""
 
 TILES = "image_tiles"
-"""The span, beside `SPANS`, of image tokens that are not cells of the grid, with the markers between them."""
+"""A further span: image tokens outside the grid, with the markers between them."""
 
 _CHUNK = 4096
-"""Examples whose texts are tokenised together."""
+"""Examples that are tokenised together."""
 
 
 @dataclass(frozen=True)
@@ -39,51 +39,51 @@ class TokenLayout:
     """The tokens of one example's prompt."""
 
     ids: np.ndarray
-    """(token,) int32, the image's placeholder expanded to one token a cell."""
+    """(token,) int32, with one image token per cell."""
     spans: dict[str, Interval]
-    """Of `SPANS` and `TILES`, those that this prompt has."""
+    """Those of `SPANS` and `TILES` that this prompt has."""
     grid: tuple[int, int]
     """(rows, columns) of image cells; token k of the span `image` is cell (k // columns, k % columns)."""
     view: Box
-    """The part of the image that the cells cover, in the image's pixels."""
+    """The part of the image that the cells cover, in pixels."""
     cut: tuple[int, ...]
-    """What the family's processor must report of the image, see `ImageTokens`."""
+    """Tiling that the processor must report, see `ImageTokens`."""
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """One example's prompt as a text, each run of image tokens as one of them."""
+    """Prompt text of one example, each run of image tokens as a single one."""
 
     filled: FilledPrompt
     image: ImageTokens
     text: str
     frame: Frame | None = None
-    """Around the filled text, where that is tokenised without the rest."""
+    """Frame around the filled text, if the text is tokenised separately."""
 
 
 class PromptTokenizer:
-    """Lays out prompts for one model: chat template, tokenizer, image tokens.
+    """Tokenise prompts for one model: chat template, tokenizer, image tokens.
 
     Parameters
     ----------
     source
         The model.
     prompt
-        What the user asks.
+        The question to the model.
     rule
-        How the model's processor cuts images.
+        How the model's processor tiles images.
     system
-        Text of the system turn; None leaves it to the chat template, and an empty text leaves it out.
+        Text of the system turn; None: as the chat template has it; empty: no system turn.
 
     Raises
     ------
     InvalidInputError
-        If an answer choice is not exactly one token of the model, or there is no final chat turn where the family has turns.
+        If an answer choice is not exactly one token, or the chat template has no final model turn.
 
     Attributes
     ----------
     choice_ids
-        Answer choice -> its token id, as it follows the prompt.
+        Answer choice -> token id after the prompt.
     """
 
     def __init__(self, source: ModelSource, prompt: Prompt, rule: ImageRule, system: str | None = None) -> None:
@@ -105,7 +105,7 @@ class PromptTokenizer:
         self.choice_ids = self._one_token_each()
 
     def _one_token_each(self) -> dict[str, int]:
-        """The token that each answer adds to a prompt, where the chat template would put the answer."""
+        """The token that each answer adds to a prompt, at the answer position of the chat template."""
         asked = self.wording.render("x")
         before = self._encode(asked).ids
         ids: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Forms of weights that would be read wrongly: quantised ones, adapters, damaged files. No torch."""
+"""Refuse weights that would be read wrongly: quantised ones, adapters, damaged files. No torch."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from stratascope.errors import InvalidInputError
-from stratascope.extract.plan.file_digests import shard_names
-from stratascope.extract.plan.model_files import ModelSource
+from stratascope.extract.file_digests import shard_names
+from stratascope.extract.model_files import ModelSource
 
 QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
-"""Fields of config.json that say how weights are quantised."""
+"""Fields of config.json that describe quantisation."""
 PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
-"""Types of safetensors in which a weight is its own value."""
+"""Types of safetensors without quantisation."""
 _PARTS = ("text_config", "vision_config")
 
 
 def quantization(source: ModelSource) -> str | None:
-    """How config.json says that the weights are quantised, such as `gptq, 4 bits`; None where they are not."""
+    """Quantisation in config.json, such as `gptq, 4 bits`; None if there is none."""
     for part in (source.config, *(source.config.get(name) for name in _PARTS)):
         for field in QUANTIZATION_FIELDS if isinstance(part, Mapping) else ():
             if found := part.get(field):  # type: ignore[union-attr]
@@ -27,28 +27,27 @@ def quantization(source: ModelSource) -> str | None:
 
 
 def check_weight_form(source: ModelSource) -> None:
-    """Refuse a model whose weights are not plain numbers.
+    """Refuse quantised weights and adapters.
 
     Raises
     ------
     InvalidInputError
-        If the weights are quantised, or the folder holds an adapter besides the model.
+        If the weights are quantised, or the folder holds an adapter.
     """
     if method := quantization(source):
         raise InvalidInputError(
             f"{source.name}: expected weights that are not quantised, found quantization_config in config.json ({method}): logits by head "
-            "and value norms are computed from the stored weights, which are packed or scaled there; take the model's float16 or bfloat16 "
-            "files"
+            "and value norms need plain weights; use the float16 or bfloat16 files of the model"
         )
     if (source.folder / "adapter_config.json").exists():
         raise InvalidInputError(
-            f"{source.name}: expected the weights of one whole model, found an adapter (adapter_config.json) in {source.folder}; merge it "
-            "into the model with peft's merge_and_unload, save that with save_pretrained, and give the new folder"
+            f"{source.name}: expected the weights of a complete model, found an adapter (adapter_config.json) in {source.folder}; merge it "
+            "into the model with peft's merge_and_unload, save that with save_pretrained, and use the new folder"
         )
 
 
 def check_weight_files(source: ModelSource) -> None:
-    """Refuse damaged, absent or quantised files of weights, by their names; reads their headers only.
+    """Refuse damaged, missing or quantised weight files; reads only their headers.
 
     Raises
     ------
@@ -61,7 +60,7 @@ def check_weight_files(source: ModelSource) -> None:
         for name in shard_names(index):
             if not (source.folder / name).is_file():
                 raise InvalidInputError(
-                    f"{source.name}: expected the files that {index.name} names in {source.folder}, found no {name}; fetch it"
+                    f"{source.name}: expected the files that {index.name} names in {source.folder}, found no {name}; download it"
                 )
     for path in sorted(source.folder.glob("*.safetensors")):
         try:
@@ -69,8 +68,8 @@ def check_weight_files(source: ModelSource) -> None:
                 kinds = {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise InvalidInputError(
-                f"{path}: expected a whole file in the format safetensors, found {path.stat().st_size:,} bytes that cannot be read "
-                f"({error}): damaged or not fetched to its end; fetch it again"
+                f"{path}: expected a complete safetensors file, found {path.stat().st_size:,} bytes that cannot be read "
+                f"({error}): damaged or incomplete; download it again"
             ) from error
         _check_types(path, kinds)
 
@@ -80,7 +79,7 @@ def _check_types(path: Path, kinds: Mapping[str, str]) -> None:
         if kind not in PLAIN_TYPES and "weight" in name.rpartition(".")[2]:
             raise InvalidInputError(
                 f"{path}: expected weights of type {', '.join(PLAIN_TYPES)}, found {name} of type {kind}: quantised weights are not "
-                "supported; take the model's float16 or bfloat16 files"
+                "supported; use the float16 or bfloat16 files of the model"
             )
 
 

@@ -1,7 +1,7 @@
-"""The attention function of a captured decoder: stock SDPA, beside which a listener sees queries, keys and values.
+"""The attention function of a captured decoder: stock SDPA with a listener for queries, keys and values.
 
-One mechanism for all families. Both `AttentionInterface` and `AttentionMaskInterface` must know the name: without the second no
-mask is built, silently.
+It serves all families. The name must be registered in both `AttentionInterface` and `AttentionMaskInterface`: without the second,
+transformers silently builds no mask.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from transformers.masking_utils import sdpa_mask
 NAME = "stratascope_rows"
 """Name of the attention function; it must not contain sdpa, flash or flex, which transformers matches by pattern."""
 
-QUERY_BLOCK = 128
-"""Queries whose weights over all keys and heads are held at once while a map is fused; bounds the memory."""
+QUERY_CHUNK = 128
+"""Queries whose weights over all keys and heads are held at once; bounds the memory."""
 
 
 @dataclass(frozen=True)
-class Attended:
-    """What one block's self-attention computed."""
+class BlockAttention:
+    """Inputs and output of self-attention in one decoder block."""
 
     block: int
     projection: Any
@@ -45,25 +45,25 @@ class Attended:
     """(batch, token, head, width), before W_O."""
 
     def weights(self, positions: torch.Tensor) -> torch.Tensor:
-        """Rows of chosen queries, see `attention_weights`."""
+        """Attention rows of selected queries, see `attention_weights`."""
         return attention_weights(self.query, self.key, self.mask, self.scaling, positions, self.softcap)
 
 
 class Listener(Protocol):
-    """Whoever wants to know what the decoder's attention computes."""
+    """Receives the attention of every decoder block."""
 
-    def attended(self, seen: Attended) -> None: ...
+    def on_attention(self, seen: BlockAttention) -> None: ...
 
 
-KeysAndMask = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+KeysValuesMask = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 _listener: ContextVar[Listener | None] = ContextVar("stratascope_listener", default=None)
-_earlier: ContextVar[Callable[[int, torch.Tensor, torch.Tensor], KeysAndMask] | None] = ContextVar("stratascope_earlier", default=None)
+_override: ContextVar[Callable[[int, torch.Tensor, torch.Tensor], KeysValuesMask] | None] = ContextVar("stratascope_override", default=None)
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """While open, `listener` is told of every block's attention."""
+    """While open, `listener` receives the attention of every block."""
     token = _listener.set(listener)
     try:
         yield
@@ -72,13 +72,13 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 @contextmanager
-def attending_also(earlier: Callable[[int, torch.Tensor, torch.Tensor], KeysAndMask]) -> Iterator[None]:
-    """While open, blocks attend to what `earlier(block, key, value)` makes of their own keys and values, under its mask."""
-    token = _earlier.set(earlier)
+def overriding_attention(replace: Callable[[int, torch.Tensor, torch.Tensor], KeysValuesMask]) -> Iterator[None]:
+    """While open, `replace(block, key, value)` gives the keys, values and mask that blocks use."""
+    token = _override.set(replace)
     try:
         yield
     finally:
-        _earlier.reset(token)
+        _override.reset(token)
 
 
 def attention_weights(
@@ -89,20 +89,20 @@ def attention_weights(
     positions: torch.Tensor,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """Post-softmax weights of chosen queries over all keys, in float32, without repeating key heads.
+    """Attention weights (after softmax) of selected queries over all keys, in float32; key heads are not repeated.
 
     Parameters
     ----------
     query, key
         (batch, heads, token, width) and (batch, key heads, token, width), after rotary embedding.
     mask
-        None (causal), boolean (true: may be seen) or additive, broadcastable to (batch, 1, query, key).
+        None (causal), boolean (true: visible) or additive, broadcastable to (batch, 1, query, key).
     scaling
         Factor of the scores.
     positions
         (batch, n) indices of the queries.
     softcap
-        Scores are squeezed to softcap * tanh(score / softcap) before the mask (Gemma 2).
+        Scores become softcap * tanh(score / softcap) before the mask (Gemma 2).
 
     Returns
     -------
@@ -126,27 +126,26 @@ def attention_weights(
     return torch.softmax(scores, dim=-1)
 
 
-def _query_blocks(tokens: int, like: torch.Tensor) -> Iterator[torch.Tensor]:
-    """(batch, n) indices of successive blocks of queries."""
-    for start in range(0, tokens, QUERY_BLOCK):
-        yield torch.arange(start, min(start + QUERY_BLOCK, tokens), device=like.device).expand(like.shape[0], -1)
+def _query_chunks(tokens: int, like: torch.Tensor) -> Iterator[torch.Tensor]:
+    """(batch, n) indices of successive chunks of queries."""
+    for start in range(0, tokens, QUERY_CHUNK):
+        yield torch.arange(start, min(start + QUERY_CHUNK, tokens), device=like.device).expand(like.shape[0], -1)
 
 
-def fused_map(seen: Attended, fusion: str = "mean") -> torch.Tensor:
-    """The whole attention map of a block, its heads made one, (batch, query, key) float32, in blocks of queries.
+def fused_map(seen: BlockAttention, fusion: str = "mean") -> torch.Tensor:
+    """The attention map of a block aggregated over heads, (batch, query, key) float32, in chunks of queries.
 
-    The largest or the smallest weight of all heads leaves rows that do not sum to 1: they are divided by their sums, and a row
-    of which no key is seen by every head is the query's own.
+    With `max` and `min` rows do not sum to 1, so they are divided by their sums; an all-zero row puts weight 1 on the query itself.
     """
     parts = []
-    for block in _query_blocks(seen.query.shape[2], seen.query):
-        weights = seen.weights(block)
+    for chunk in _query_chunks(seen.query.shape[2], seen.query):
+        weights = seen.weights(chunk)
         if fusion == "mean":
             parts.append(weights.mean(1))
             continue
         fused = weights.amax(1) if fusion == "max" else weights.amin(1)
         total = fused.sum(-1, keepdim=True)
-        own = torch.nn.functional.one_hot(block, fused.shape[-1]).to(fused.dtype)
+        own = torch.nn.functional.one_hot(chunk, fused.shape[-1]).to(fused.dtype)
         parts.append(torch.where(total > 0, fused / total.clamp_min(torch.finfo(fused.dtype).tiny), own))
     return torch.cat(parts, 1)
 
@@ -154,14 +153,14 @@ def fused_map(seen: Attended, fusion: str = "mean") -> torch.Tensor:
 def _softcapped(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float, softcap: float
 ) -> torch.Tensor:
-    """(batch, token, head, width): attention with a soft cap, which SDPA cannot do, in blocks of queries."""
+    """(batch, token, head, width): attention with a soft cap, which SDPA does not support, in chunks of queries."""
     batch, heads, tokens, _ = query.shape
     groups, width = value.shape[1], value.shape[3]
     parts = []
-    for block in _query_blocks(tokens, query):
-        weights = attention_weights(query, key, mask, scaling, block, softcap).to(value.dtype)
-        weights = torch.nan_to_num(weights)  # rows of the padding see nothing
-        count = block.shape[1]
+    for chunk in _query_chunks(tokens, query):
+        weights = attention_weights(query, key, mask, scaling, chunk, softcap).to(value.dtype)
+        weights = torch.nan_to_num(weights)  # rows of padding have no visible key
+        count = chunk.shape[1]
         mixed = torch.matmul(weights.view(batch, groups, heads // groups * count, -1), value)
         parts.append(mixed.view(batch, heads, count, width))
     return torch.cat(parts, 2).transpose(1, 2).contiguous()
@@ -177,18 +176,18 @@ def _attention(
     softcap: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Stock SDPA; beside it, the listener is told."""
+    """Stock SDPA; the listener receives inputs and output."""
     block = int(module.layer_idx)  # type: ignore[arg-type]
-    earlier, listener = _earlier.get(), _listener.get()
-    if earlier is not None:
-        key, value, attention_mask = earlier(block, key, value)
+    override, listener = _override.get(), _listener.get()
+    if override is not None:
+        key, value, attention_mask = override(block, key, value)
     factor = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
     if softcap is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     else:
         output = _softcapped(query, key, value, attention_mask, factor, softcap)
     if listener is not None:
-        listener.attended(Attended(block, module.o_proj, query, key, value, attention_mask, factor, softcap, output))
+        listener.on_attention(BlockAttention(block, module.o_proj, query, key, value, attention_mask, factor, softcap, output))
     return output, None
 
 

@@ -1,4 +1,4 @@
-"""From what a batch gave to a block's arrays, in the store's axes."""
+"""Copy the results of a batch into the arrays of a shard block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stratascope.store.format.block_checks import BlockFacts, unstorable_example
 
 
 def empty_arrays(layout: StoreLayout, count: int) -> dict[str, np.ndarray]:
-    """The arrays of a block of `count` examples, nothing recorded but that all will be; floats as float32, as they are computed."""
+    """Arrays of a block with `count` examples and fill values, status `recorded`; floats as float32."""
     arrays = {}
     for spec in layout.arrays():
         if spec.when == "block":
@@ -25,25 +25,25 @@ def empty_arrays(layout: StoreLayout, count: int) -> dict[str, np.ndarray]:
 
 
 def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: np.ndarray, arrays: dict[str, np.ndarray]) -> dict[int, str]:
-    """Put a batch's results where the block's arrays want them.
+    """Copy the results of a batch into the arrays of a block.
 
     Parameters
     ----------
     plan
-        What is extracted.
+        The plan of the extraction.
     members
         (batch,) example numbers.
     captured
-        Of the batch.
+        Results of the batch.
     at
-        (batch,) the members' places within the block.
+        (batch,) indices of the members within the block.
     arrays
-        As of `empty_arrays`; changed.
+        As returned by `empty_arrays`; modified.
 
     Returns
     -------
     dict
-        Example number -> why it could not be recorded.
+        Example number -> why it failed.
     """
     by_example = {
         "answer_logits": captured.answer_logits,
@@ -83,28 +83,28 @@ def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: n
         computed = (captured.final[row], captured.rows[:, row], *([] if fused is None else [fused]))
         if not all(np.isfinite(values).all() for values in computed):
             arrays["status"][at[row]] = STATUS_CODES["non_finite"]
-            failed[k] = f"the model gave a value that is not finite in {plan.provenance['model']['dtype']}"
+            failed[k] = f"the model returned a value that is not finite in {plan.provenance['model']['dtype']}"
         elif "attention_maps" in arrays and fused is not None:
             arrays["attention_maps"][at[row], :, :tokens, :tokens] = encode_maps(fused, causal=causal)
     return failed
 
 
 def leave_out_unstorable(plan: ExtractionPlan, first: int, arrays: dict[str, np.ndarray]) -> dict[int, str]:
-    """Mark examples of a filled block that the store would refuse, so that one of them does not end the run.
+    """Mark examples of a filled block with values that the store cannot represent.
 
     Parameters
     ----------
     plan
-        What is extracted.
+        The plan of the extraction.
     first
         Number of the block's first example.
     arrays
-        The block's, all filled; changed.
+        The filled arrays of the block; modified.
 
     Returns
     -------
     dict
-        Example number -> why it could not be recorded.
+        Example number -> why it failed.
     """
     members = range(first, first + len(arrays["status"]))
     part = slice(members.start, members.stop)

@@ -1,7 +1,7 @@
-"""Capture of residual streams, attention rows, maps, values and head outputs in one forward pass.
+"""Capture residual streams, attention rows, maps, values and head outputs in one forward pass.
 
-The rows of the final token are computed from the queries and keys of the model's own attention in float32; hooks on the decoder
-blocks read the residual stream (never `hidden_states[-1]`, which is after the final norm).
+Rows of the final token are computed in float32 from the model's queries and keys. Hooks on the decoder blocks read the residual stream
+(never `hidden_states[-1]`, which is after the final norm).
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import torch
 from torch import nn
 
 from stratascope.errors import CaptureError
-from stratascope.extract.run.attention_function import NAME, Attended, fused_map, listening
+from stratascope.extract.run.attention_function import NAME, BlockAttention, fused_map, listening
 
 
 @dataclass
 class Capture:
-    """What one forward pass left behind."""
+    """Activations of one forward pass."""
 
     last: torch.Tensor
-    """(batch,) index of each example's final token."""
+    """(batch,) index of the final token."""
     pooling: Pooling
     want: frozenset[str] = frozenset()
-    """Of maps, value_norms, value_logits, head_outputs; residuals and rows are always captured."""
+    """Optional arrays: maps, value_norms, value_logits, head_outputs; residuals and rows are always captured."""
     fusion: str = "mean"
-    """How a map's heads are made one."""
+    """How maps are aggregated over heads."""
     at_entry: Pooling | None = None
-    """Of what else is wanted where the stream enters the first block."""
+    """Further positions at the entry of the first block."""
     entry: torch.Tensor | None = None
-    """(batch, position, hidden) float32: what `at_entry` gave."""
+    """(batch, position, hidden) float32: result of `at_entry`."""
     toward: Mapping[int, torch.Tensor] = field(default_factory=dict)
     """Block -> (hidden,) float32: the direction of value_logits."""
     residual: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -43,24 +43,24 @@ class Capture:
     rows: dict[int, torch.Tensor] = field(default_factory=dict)
     """Block -> (batch, head, token) float32."""
     fused: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Block -> (batch, query, key) float32, the heads made one."""
+    """Block -> (batch, query, key) float32, aggregated over heads."""
     value_norms: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Block -> (batch, head, token) float32: norm of what a head would write if it attended to that token alone."""
+    """Block -> (batch, head, token) float32: norm of the head's output if it attended to that token only."""
     value_logits: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Block -> (batch, head, token) float32: what it would write, along `toward`."""
+    """Block -> (batch, head, token) float32: the same output along `toward`."""
     head_outputs: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Block -> (batch, head, head width) float32: what each head gives at the final token, before W_O."""
+    """Block -> (batch, head, head width) float32: head outputs at the final token, before W_O."""
 
     def pool(self, layer: int, hidden: torch.Tensor) -> None:
-        """Keep what is wanted of the residual stream `hidden`, (batch, token, hidden), at a layer."""
+        """Keep the requested positions of the residual stream `hidden`, (batch, token, hidden), at a layer."""
         self.residual[layer] = self.pooling(hidden)
         rows = torch.arange(len(self.last), device=hidden.device)
         self.final[layer] = hidden[rows, self.last].float()
         if layer == 0 and self.at_entry is not None:
             self.entry = self.at_entry(hidden)
 
-    def attended(self, seen: Attended) -> None:
-        """Keep what is wanted of one block's attention."""
+    def on_attention(self, seen: BlockAttention) -> None:
+        """Keep the requested arrays of one block's attention."""
         block, heads = seen.block, seen.query.shape[1]
         self.rows[block] = seen.weights(self.last[:, None])[:, :, 0]
         if "maps" in self.want:
@@ -76,14 +76,14 @@ class Capture:
 
 @dataclass(frozen=True)
 class Pooling:
-    """Token indices whose mean is each position's vector, padded: exact gathers for single tokens, float32 means else."""
+    """Padded token indices whose mean is each position's vector: exact copies for single tokens, float32 means otherwise."""
 
     index: torch.Tensor
     """(batch, position, most tokens) int64."""
     weight: torch.Tensor
-    """(batch, position, most tokens) float32: 1 / count, 0 in the padding and where the position is absent."""
+    """(batch, position, most tokens) float32: 1 / count, 0 for padding and absent positions."""
     counts: tuple[int, ...] = ()
-    """The most tokens of each position; counted here if left out, which makes a GPU wait."""
+    """Largest number of tokens of each position; computed if omitted, which synchronises a GPU."""
 
     def __post_init__(self) -> None:
         if not self.counts:
@@ -92,7 +92,7 @@ class Pooling:
 
     @classmethod
     def of(cls, tokens: Sequence[Sequence[np.ndarray | None]]) -> Pooling:
-        """From each example's token indices by position, None where it has no such position."""
+        """From token indices by example and position; None for an absent position."""
         counts = tuple(max(1, *(0 if t is None else len(t) for t in column)) for column in zip(*tokens, strict=True))
         index = np.zeros((len(tokens), len(counts), max(counts, default=1)), np.int64)
         weight = np.zeros(index.shape, np.float32)
@@ -171,9 +171,9 @@ def value_logits(value: torch.Tensor, output_weight: torch.Tensor, heads: int, t
 
 @contextmanager
 def reading_residuals(blocks: Any, keep: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
-    """While open, `keep(layer, hidden)` is told the residual stream where it enters each block and where it leaves the last.
+    """While open, `keep(layer, hidden)` receives the residual stream at the entry of each block and at the exit of the last.
 
-    Block inputs, not outputs: in Qwen3-VL features are added to the stream between blocks.
+    Inputs, not outputs: Qwen3-VL adds features to the residual stream between blocks.
     """
 
     def entering(layer: int) -> Any:
@@ -198,19 +198,19 @@ def reading_residuals(blocks: Any, keep: Callable[[int, torch.Tensor], None]) ->
 def capturing(decoder: nn.Module, capture: Capture) -> Iterator[Capture]:
     """While open, a forward pass through `decoder` (the text model that owns `.layers`) fills `capture`.
 
-    Residual layer k is read where it enters block k, and layer L where it leaves the last block, before the final norm.
+    Residual layer k is the input of block k, and layer L the output of the last block, before the final norm.
     """
     with listening(capture), reading_residuals(decoder.layers, capture.pool):
         yield capture
 
 
 def text_decoder(model: nn.Module) -> nn.Module:
-    """The text model that owns `.layers` and `.norm`, wherever a family keeps it.
+    """The text decoder of a model, which has `.layers` and `.norm`.
 
     Raises
     ------
     CaptureError
-        If there is none, or its blocks are not built of attention with an output projection.
+        If there is none, or its blocks have no attention with an output projection.
     """
     base = getattr(model, "model", model)
     for name in ("language_model", "text_model"):
@@ -225,7 +225,7 @@ def text_decoder(model: nn.Module) -> nn.Module:
 
 
 def use_captured_attention(model: nn.Module) -> nn.Module:
-    """Make the text decoder attend through `NAME`, the vision tower through stock SDPA; returns the decoder.
+    """Set the attention function `NAME` in the text decoder, stock SDPA in the vision tower; returns the decoder.
 
     Raises
     ------
@@ -241,6 +241,6 @@ def use_captured_attention(model: nn.Module) -> nn.Module:
 
 
 def set_text_attention(model: nn.Module, name: str) -> None:
-    """Choose the text decoder's attention function; the vision tower attends through stock SDPA."""
+    """Set the attention function of the text decoder; the vision tower uses stock SDPA."""
     stock = "sdpa" if getattr(model, "_supports_sdpa", True) else "eager"  # Gemma 2 has no stock SDPA, for its soft cap
     model.set_attn_implementation({"": stock, "text_config": name, "vision_config": "sdpa"})  # type: ignore[operator]

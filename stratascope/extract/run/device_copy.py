@@ -1,4 +1,4 @@
-"""Results on their way from the device to the host, while the device computes on."""
+"""Copies of results to the host while the device keeps computing."""
 
 from __future__ import annotations
 
@@ -11,76 +11,76 @@ import numpy as np
 import torch
 
 
-class Side(Protocol):
-    """A second queue of a device's work, beside the one that computes."""
+class CopyStream(Protocol):
+    """A second stream of a device, for copies."""
 
-    def after_computing(self) -> AbstractContextManager[Any]:
-        """While open, work goes to this queue, and begins when what is asked of the first one so far is done."""
+    def after_compute(self) -> AbstractContextManager[Any]:
+        """While open, work goes to this stream; it starts after the work that the compute stream has so far."""
         ...
 
-    def room(self, like: torch.Tensor) -> torch.Tensor:
-        """Memory of the host that the device writes to by itself."""
+    def pinned_like(self, like: torch.Tensor) -> torch.Tensor:
+        """Pinned host memory of the shape and dtype of a tensor."""
         ...
 
-    def hold(self, values: torch.Tensor) -> None:
-        """Keep the memory of `values` from being given to others before this queue is done with it."""
+    def retain(self, values: torch.Tensor) -> None:
+        """Keep the memory of `values` allocated until this stream is done with it."""
         ...
 
-    def mark(self) -> Any:
-        """Something whose `synchronize` waits for all that this queue was asked so far."""
+    def record_event(self) -> Any:
+        """An event whose `synchronize` waits for all work of this stream so far."""
         ...
 
 
-class CudaSide(Side):
-    """A CUDA stream, with pinned memory: torch keeps freed pinned blocks for the next batch, once their copies are through."""
+class CudaCopyStream(CopyStream):
+    """A CUDA stream with pinned memory; torch reuses freed pinned memory once its copies are done."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def after_computing(self) -> AbstractContextManager[Any]:
+    def after_compute(self) -> AbstractContextManager[Any]:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         return torch.cuda.stream(self._stream)
 
-    def room(self, like: torch.Tensor) -> torch.Tensor:
+    def pinned_like(self, like: torch.Tensor) -> torch.Tensor:
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
-    def hold(self, values: torch.Tensor) -> None:
+    def retain(self, values: torch.Tensor) -> None:
         values.record_stream(self._stream)
 
-    def mark(self) -> torch.cuda.Event:
+    def record_event(self) -> torch.cuda.Event:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(self._stream)
         return event
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """Copies that may still be under way; not to be read before `result`."""
+class HostCopy:
+    """Copies that may still be running; read them through `result`."""
 
     _copies: Mapping[str, torch.Tensor]
-    _mark: Any
+    _event: Any
 
     def result(self) -> dict[str, np.ndarray]:
-        """The copies, once all are there; may be asked for by any thread."""
-        if self._mark is not None:
-            self._mark.synchronize()
+        """Wait for the copies and return them; any thread may call this."""
+        if self._event is not None:
+            self._event.synchronize()
         return {name: np.asarray(values.numpy()) for name, values in self._copies.items()}
 
 
-def side_of(device: torch.device) -> Side | None:
-    """A device's second queue; None where results are on the host already."""
-    return CudaSide(device) if device.type == "cuda" else None
+def copy_stream(device: torch.device) -> CopyStream | None:
+    """A stream for copies; None if results are on the host already."""
+    return CudaCopyStream(device) if device.type == "cuda" else None
 
 
-def to_host(values: Mapping[str, torch.Tensor], side: Side | None) -> Arrival:
-    """Begin to copy results to the host; without a side queue they are there."""
-    if side is None:
-        return Arrival({name: each.cpu() for name, each in values.items()}, None)
+def to_host(values: Mapping[str, torch.Tensor], stream: CopyStream | None) -> HostCopy:
+    """Start to copy results to the host; without a stream, copy them at once."""
+    if stream is None:
+        return HostCopy({name: each.cpu() for name, each in values.items()}, None)
     copies = {}
-    with side.after_computing():
+    with stream.after_compute():
         for name, each in values.items():
-            side.hold(each)
+            stream.retain(each)
             whole = each.contiguous()
-            copies[name] = side.room(whole)
+            copies[name] = stream.pinned_like(whole)
             copies[name].copy_(whole, non_blocking=True)
-        return Arrival(copies, side.mark())
+        return HostCopy(copies, stream.record_event())

@@ -1,58 +1,75 @@
-"""Examples through the model into the store: batches, self-checks, blocks, resuming."""
+"""Plan and run an extraction on this machine. Torch is imported only once a model is needed."""
 
 from __future__ import annotations
 
 import os
 import platform
-import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
-from stratascope.errors import InvalidInputError, StoreError
+from stratascope.errors import InvalidInputError, StratascopeError
+from stratascope.extract.model_files import missing_extra
+from stratascope.extract.plan.duration import ExtractionTiming
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
-from stratascope.extract.plan.model_files import missing_extra
-from stratascope.store import BlockWriter, create_store
-from stratascope.store.io.overview import bytes_text
+from stratascope.extract.plan.planning import build_plan
+from stratascope.extract.plan.settings import ExtractionSettings
+from stratascope.extract.run.distributed import assigned_shard, visible_gpus
+from stratascope.extract.run.output_store import OutputStore, check_disk, check_files
 
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "qwen-vl-utils", "numpy", "pillow", "zarr", "numcodecs", "stratascope")
+
+BATCH_TOKENS = 8192
+"""Tokens in a forward pass, at most, padding included."""
 
 
 @dataclass(frozen=True)
 class ExtractionReport:
-    """What a run did: blocks and examples written now, and how many were there before."""
+    """What one run of an extraction wrote."""
 
     store: Path
     written_blocks: int
     written_examples: int
     blocks: int
     failed: dict[str, str]
-    """Id of each example that could not be recorded now -> the reason."""
+    """Id of each example that failed in this run -> the reason."""
     halvings: int
-    """How often a batch was halved for lack of the GPU's memory."""
+    """How often a batch was halved because GPU memory ran out."""
     tower_passes: int = 0
-    """How often the vision tower ran: once an image, where its features are kept for all its captions."""
+    """How often the vision tower ran: once per image when its features are kept for all its captions."""
+    shard: tuple[int, int] = (0, 1)
+    """Number of the process, and count of processes."""
+
+    def summary(self) -> str:
+        """One line: examples and blocks written in this run."""
+        if not self.store.exists():  # the process that owns the first block creates it
+            shard = "/".join(map(str, self.shard))
+            return f"{self.store}: nothing to do for shard {shard}: the store has {self.blocks} blocks, none of them its own"
+        if not self.written_blocks:
+            return f"{self.store}: nothing left to do"
+        failed = f"; {len(self.failed)} of them failed" if self.failed else ""
+        return f"{self.store}: wrote {self.written_examples:,} examples in {self.written_blocks} of {self.blocks} blocks{failed}"
 
 
 def require_extract_extra(*, load: bool = True) -> None:
-    """Fail early, with the pip command, where torch and its companions are not installed.
+    """Fail early, with the pip command, when torch and its companions are not installed.
 
     Parameters
     ----------
     load
-        Import them, which takes seconds; else only look whether they are there, before anything else is checked.
+        Import them, which takes seconds; otherwise only look whether they are installed.
 
     Raises
     ------
     MissingExtraError
-        One of them is absent.
+        If one of them is not installed.
     """
     if not load:
         for name in ("qwen_vl_utils", "torch", "torchvision", "transformers"):
@@ -68,171 +85,192 @@ def require_extract_extra(*, load: bool = True) -> None:
         raise missing_extra("extraction", error) from error
 
 
+def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, progress: bool = False) -> ExtractionPlan:
+    """Tokenise every example, check every image, lay out the store; run nothing and write nothing.
+
+    Parameters
+    ----------
+    settings
+        Model, data, and what to save.
+    weights
+        Fetch a Hub model's weights too, because an extraction follows.
+    progress
+        Show progress bars, or a line every ten seconds without a terminal.
+
+    Raises
+    ------
+    InvalidInputError
+        For anything that would make the extraction fail or its numbers meaningless: bad rows, missing or unreadable images, an answer
+        that is not one token, a prompt longer than the model's context, a position that no example has.
+    MissingExtraError
+        If the model is on the Hub and the `extract` extra is not installed.
+
+    Examples
+    --------
+    >>> plan = plan_extraction(settings)  # doctest: +SKIP
+    >>> plan.store.positions  # doctest: +SKIP
+    ('final', 'image', 'subject', 'relation', 'object')
+    """
+    gpus = visible_gpus() if settings.device == "auto" else None
+    return build_plan(settings, gpu=gpus is None or gpus > 0, weights=weights, progress=progress)
+
+
+def estimate_time(
+    plan: ExtractionPlan, *, timed: bool | None = None, batch_tokens: int = BATCH_TOKENS, planning: float = 0.0
+) -> ExtractionTiming | str:
+    """Estimate the duration of an extraction from a few timed batches; text says why there is no estimate.
+
+    Parameters
+    ----------
+    plan
+        From `plan_extraction`.
+    timed
+        Whether to run batches; None: if a GPU and the weights are available.
+    batch_tokens
+        Tokens in a forward pass, at most.
+    planning
+        Seconds that planning took.
+    """
+    if not timed:
+        why = (
+            "disabled" if timed is False
+            else "no GPU found; set `timed` to measure on this machine" if not (plan.device.startswith("cuda") and visible_gpus())
+            else "the model's weights are not downloaded; set `timed` to fetch them" if not plan.weights_here
+            else "the images are not available" if plan.settings.image_size is not None
+            else None
+        )  # fmt: skip
+        if why:
+            return why
+    try:
+        begin = time.perf_counter()
+        require_extract_extra()
+        from stratascope.extract.run.timing import time_extraction
+
+        before = planning + time.perf_counter() - begin
+        return time_extraction(plan.with_weights(), batch_tokens=batch_tokens, before=before)
+    except (StratascopeError, RuntimeError, MemoryError, OSError) as error:
+        return str(error).splitlines()[0]
+
+
+def extract(
+    settings: ExtractionSettings,
+    out: Path | str,
+    *,
+    shard: tuple[int, int] | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: bool = False,
+    command: str | None = None,
+    on_note: Callable[[str], object] = lambda text: None,
+) -> ExtractionReport:
+    """Plan and run an extraction.
+
+    Parameters
+    ----------
+    settings
+        Model, data, and what to save.
+    out, batch_tokens, progress, command
+        See `run_extraction`.
+    shard
+        Number of this process and count of processes; None: as torchrun or SLURM numbered it, otherwise all blocks.
+    on_note
+        Receives lines about the run: its shard and GPU, changes to images and boxes, failed examples.
+
+    Raises
+    ------
+    StratascopeError
+        As `plan_extraction` and `run_extraction`.
+    """
+    from stratascope.extract.plan.plan_summary import image_notes, unanswered
+
+    require_extract_extra(load=False)
+    (rank, of), settings, note = assigned_shard(os.environ, shard, settings)
+    if note:
+        on_note(note)
+    plan = plan_extraction(settings, weights=True, progress=progress)
+    for line in filter(None, [unanswered(plan), *image_notes(plan)]):
+        on_note(line)
+    report = run_extraction(plan, out, rank=rank, of=of, batch_tokens=batch_tokens, progress=progress, command=command)
+    for example, reason in report.failed.items():
+        on_note(f"failed: example {example}: {reason}")
+    if report.halvings:
+        on_note(f"GPU memory ran out {report.halvings} times and batches were halved; lower `batch_tokens` to save time")
+    return report
+
+
 def run_extraction(
     plan: ExtractionPlan,
     out: Path | str,
     *,
     rank: int = 0,
     of: int = 1,
-    batch_tokens: int = 8192,
+    batch_tokens: int = BATCH_TOKENS,
     progress: bool = False,
     command: str | None = None,
 ) -> ExtractionReport:
-    """Fill the store at `out` according to `plan`; continue where an earlier run stopped.
+    """Fill the store at `out` according to `plan`; continue an interrupted run.
 
     Parameters
     ----------
     plan
         From `plan_extraction`.
     out
-        The store's folder; made once the model has answered if it does not exist, else continued if its provenance is the same.
+        Folder of the store. A new one is created after the model's first batch; an existing one is continued if its provenance is the same.
     rank, of
         This process takes the blocks b with b % of == rank.
     batch_tokens
-        At most so many tokens, padding included, in a forward pass.
+        Tokens in a forward pass, at most, padding included.
     progress
-        Show examples per second and the time left where there is a terminal.
+        Show a progress bar with examples per second and the time left.
     command
-        The command line that asked for this, kept in the store's provenance.
+        Command line to keep in the store's provenance.
 
     Returns
     -------
     ExtractionReport
-        What was written now, and what was there before.
+        What this run wrote.
 
     Raises
     ------
     ProvenanceMismatchError
-        If the store was made by something else; the differing fields are named.
+        If the store was made with other settings, data or model; the differing fields are named.
     StoreError
-        If something else lies at `out`, or the disk refuses.
+        If `out` is something else than a store, or the disk is not writable.
     CaptureError
-        If what is captured from the first batch does not agree with the model's own answers.
+        If the activations captured from the first batch do not agree with the model's own outputs.
     MissingExtraError
         If torch, torchvision, transformers or qwen-vl-utils is not installed.
     InvalidInputError
-        If the plan is of images whose size was only stated, `rank` is not below `of`, the device or the weights cannot be used, or the
-        model's files changed since planning.
+        If the plan has only a stated image size, `rank` is not below `of`, the device or the weights cannot be used, or the model's files
+        changed since planning.
     """
     require_extract_extra()
     if plan.settings.image_size is not None:
-        raise InvalidInputError("expected real images for an extraction, found a plan with a stated image size; leave out --image-size")
+        raise InvalidInputError("expected real images for an extraction, found a plan with a stated image size; leave out `image_size`")
     if not 0 <= rank < of:
         raise InvalidInputError(f"expected a shard I/N with 0 <= I < N, found {rank}/{of}")
     out = Path(out)
-    _check_disk(plan, out)
+    check_disk(plan, out)
     provenance = {**plan.provenance, **run_provenance(plan, command)}
-    with _OutputStore(plan, out, provenance) as store:
+    with OutputStore(plan, out, provenance) as store:
         pending = store.pending(rank, of)
         failed: dict[str, str] = {}
         halvings = passes = 0
         count = sum(len(store.block_examples(block)) for block in pending)
         if pending:
-            from stratascope.extract.run.session import ExtractionSession  # torch is imported only now that there is work for it
+            from stratascope.extract.run.session import ExtractionSession  # imports torch, so only when there is work
+            from stratascope.extract.run.shard_block import fill_blocks
 
             session = ExtractionSession(plan, batch_tokens)
-            _check_files(plan)
+            check_files(plan)
             with tqdm(total=count, desc="extract", unit="example", disable=not progress) as bar:
-                session.work(store, pending, bar, answered=store.open)
+                fill_blocks(session, store, pending, bar, on_checked=store.open)
             failed = {plan.examples[k].id: reason for k, reason in session.failed.items()}
             halvings, passes = session.halvings, session.features.computed
-    return ExtractionReport(out, len(pending), count, plan.store.blocks, failed, halvings, passes)
-
-
-class _OutputStore:
-    """The store that a plan fills: opened at once where it exists, else created once the model has answered.
-
-    So a start that fails (no such device, damaged weights, a wrong capture) leaves nothing behind.
-    """
-
-    def __init__(self, plan: ExtractionPlan, path: Path, provenance: dict[str, Any]) -> None:
-        self._plan, self._path, self._provenance = plan, path, provenance
-        self._writer: BlockWriter | None = None
-        self._opening = Lock()
-        if path.exists():
-            self.open()
-        else:
-            _check_writable(path)
-
-    def open(self) -> BlockWriter:
-        """The store's writer; creates the store if nobody has."""
-        with self._opening:
-            if self._writer is None:
-                if not self._path.exists():
-                    self._create()
-                writer = BlockWriter(self._path)
-                try:
-                    writer.check_provenance(self._provenance)
-                    writer.check_layout(self._plan.store)
-                except StoreError:
-                    writer.close()
-                    raise
-                self._writer = writer
-            return self._writer
-
-    def _create(self) -> None:
-        try:
-            create_store(self._path, self._plan.store, **{**self._plan.store_contents(), "provenance": self._provenance})
-        except StoreError:
-            if not self._path.exists():
-                raise  # else another process was first: its store is joined, if it is the same
-
-    def pending(self, rank: int, of: int) -> list[int]:
-        """Blocks of this rank that are to be written; those with an example that the model can be given come first."""
-        layout, failed = self._plan.store, self._plan.failed
-        blocks = self._writer.pending(rank, of) if self._writer else list(range(rank, layout.blocks, of))
-        return sorted(blocks, key=lambda block: all(k in failed for k in layout.block_examples(block)))
-
-    def block_examples(self, block: int) -> range:
-        """Numbers of the examples of a block."""
-        return self._plan.store.block_examples(block)
-
-    def write(self, block: int, arrays: dict[str, np.ndarray]) -> None:
-        """Write every array of a block."""
-        self.open().write(block, arrays)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
-def _check_writable(out: Path) -> None:
-    """Refuse before the model is loaded a place where nothing can be created."""
-    place = next(folder for folder in out.absolute().parents if folder.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        found = "one without permission to write" if place.is_dir() else "a file"
-        raise StoreError(f"{out}: expected to create the store in the folder {place}, found {found}; choose another path")
-
-
-def _check_files(plan: ExtractionPlan) -> None:
-    """Refuse a model whose files changed between planning and loading, so that its digests are not those of what was loaded."""
-    planned = plan.provenance["model"]["files"]
-    found = plan.source.digests(weights=plan.settings.untrained is None)
-    if changed := sorted(name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name)):
-        raise InvalidInputError(
-            f"{plan.source.name}: expected the model's files to stay as they were when planning, found {', '.join(changed)} changed while "
-            "the model was loaded; run this again"
-        )
-
-
-def _check_disk(plan: ExtractionPlan, out: Path) -> None:
-    """Refuse before the model is loaded what would not fit; what an unfinished store holds already counts as there."""
-    needed = int(plan.estimate["estimated_bytes"].sum())
-    held = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.exists() else 0
-    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
-    if needed - held > free:
-        raise InvalidInputError(
-            f"expected {bytes_text(needed - held)} free at {place} for this plan, found {bytes_text(free)}; choose another --out, fewer "
-            "--positions or less to --record"
-        )
+    return ExtractionReport(out, len(pending), count, plan.store.blocks, failed, halvings, passes, (rank, of))
 
 
 def run_provenance(plan: ExtractionPlan, command: str | None) -> dict[str, Any]:
-    """What is known of a run beyond its plan: hardware, library versions, date and command (the last two are not compared on resuming)."""
+    """Provenance beyond the plan: hardware, library versions, date and command (the last two are not compared on resuming)."""
     import torch
 
     model = plan.provenance["model"]
@@ -246,7 +284,7 @@ def run_provenance(plan: ExtractionPlan, command: str | None) -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of everything that can move a number, and Python's."""
+    """Versions of Python and of every library that can change a number."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

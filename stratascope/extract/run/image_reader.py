@@ -1,4 +1,4 @@
-"""Images of a plan, read and prepared for the model ahead of it, in threads of their own."""
+"""Read the images of a plan and prepare them for the model."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from stratascope.extract.run.inputs import PreparedImages
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """An image, ready for the model, or why it cannot be had."""
+    """A prepared image, or the reason why it cannot be used."""
 
     name: str
     thumbnail: np.ndarray | None = None
-    """(height, width, 3) uint8, where the store wants one."""
+    """(height, width, 3) uint8, if the store has thumbnails."""
     prepared: PreparedImages | None = None
-    """None where the model needs no pixels: its features are kept."""
+    """None if the features of the image are cached."""
     problem: tuple[str, str] | None = None
-    """The reason, and the name of the status that is recorded."""
+    """The reason, and the status of the example in the store."""
 
 
 def shown_image(plan: ExtractionPlan, name: str) -> Image.Image:
-    """An image as the model is shown it, conditioned; read now, and the same file as when it was planned.
+    """Read an image and apply the condition; its file must be the one that was planned.
 
     Raises
     ------
     ImageChangedError
-        If the file is another one than when it was planned.
+        If the file changed since planning.
     InvalidInputError
         If it cannot be decoded.
     OSError
@@ -44,12 +44,12 @@ def shown_image(plan: ExtractionPlan, name: str) -> Image.Image:
 
 
 def load_image(plan: ExtractionPlan, example: int, prepare: Callable[[Image.Image], PreparedImages] | None) -> LoadedImage:
-    """Read, condition and prepare the image that an example is shown.
+    """Read and prepare the image of an example.
 
     Raises
     ------
     CaptureError
-        If the processor does not cut the image as planned.
+        If the processor does not tile the image as planned.
     """
     name, layout = plan.shown[example], plan.layouts[example]
     if problem := plan.facts[name].problem:
@@ -59,7 +59,7 @@ def load_image(plan: ExtractionPlan, example: int, prepare: Callable[[Image.Imag
     except ImageChangedError as error:
         return LoadedImage(name, problem=(str(error), "image_mismatch"))
     except (InvalidInputError, OSError) as error:
-        reason = f"{plan.settings.image_path(name)} could be read when planning and no longer can ({error})"
+        reason = f"{plan.settings.image_path(name)} could be read during planning and cannot be read now ({error})"
         return LoadedImage(name, problem=(reason, "unreadable_image"))
     small = None if plan.store.thumbnail is None else thumbnail(image, plan.store.thumbnail, layout.view)
     if prepare is None:
@@ -70,23 +70,23 @@ def load_image(plan: ExtractionPlan, example: int, prepare: Callable[[Image.Imag
 
 
 def check_cut(plan: ExtractionPlan, example: int, prepared: PreparedImages) -> None:
-    """Refuse an image that the processor cuts otherwise than the plan.
+    """Refuse an image that the processor tiles differently from the plan.
 
     Raises
     ------
     CaptureError
-        With both ways of cutting it.
+        Naming both tilings.
     """
     (cut,) = prepared.cuts
     if cut != plan.layouts[example].cut:
         raise CaptureError(
-            f"expected the processor to cut {plan.shown[example]} into {plan.layouts[example].cut} as planned, found {cut}; report this "
+            f"expected the processor to tile {plan.shown[example]} into {plan.layouts[example].cut} as planned, found {cut}; report this "
             "with the image's size and the model's name"
         )
 
 
-def first_shown(plan: ExtractionPlan, examples: Iterable[int]) -> Iterator[int]:
-    """Of examples that are shown the same image, the first."""
+def first_per_image(plan: ExtractionPlan, examples: Iterable[int]) -> Iterator[int]:
+    """The first example of each image."""
     seen: set[str] = set()
     for k in examples:
         if plan.shown[k] not in seen:

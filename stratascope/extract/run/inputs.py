@@ -1,4 +1,4 @@
-"""What a family's model is given: pixels as its own processor makes them, positions, token types and masks."""
+"""Model inputs by family: pixels from its own processor, positions, token types and masks."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from stratascope.extract.families.patch_grid import ImageRule, PatchGrid
 from stratascope.extract.families.tiling import CanvasTiles, SplitTiles
 
 _KEPT = ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask")
-"""What the models take of what image processors give."""
+"""Outputs of image processors that models accept."""
 
 
 @dataclass(frozen=True)
 class PreparedImages:
-    """Images as a model is given them."""
+    """Images as model inputs."""
 
     tensors: dict[str, torch.Tensor]
     """Keyword of the model's forward -> tensor."""
     cuts: tuple[tuple[int, ...], ...]
-    """How the processor cut each image, to be compared with the plan's `cut`."""
+    """Tiling or size of each image, to compare with `cut` of the plan."""
 
 
 def prepare_image(processor: Any, rule: ImageRule, image: Image.Image) -> PreparedImages:
-    """One image through its family's processor; Qwen's are resized by qwen_vl_utils, so that the processor need not resize again."""
+    """Process one image with the family's processor; images for Qwen are resized by qwen_vl_utils first."""
     if isinstance(rule, PatchGrid):
         width, height = rule.resize(*image.size)
         size = {"resized_width": width, "resized_height": height}
@@ -48,7 +48,7 @@ def prepare_image(processor: Any, rule: ImageRule, image: Image.Image) -> Prepar
 
 
 def joined(prepared: Sequence[PreparedImages]) -> PreparedImages:
-    """Images after one another; where they have different numbers of tiles, empty ones are added, which the models leave out."""
+    """Concatenate images; missing tiles are padded with empty ones, which the models ignore."""
     tensors = {}
     for name in prepared[0].tensors:
         parts = [images.tensors[name] for images in prepared]
@@ -62,16 +62,16 @@ def joined(prepared: Sequence[PreparedImages]) -> PreparedImages:
 def forward_inputs(model: Any, ids: torch.Tensor, lengths: torch.Tensor, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Keywords of a forward pass over right-padded prompts with one image each.
 
-    Causal attention never sees the padding, so that no mask is needed; PaliGemma's prompts see each other's every token, and are masked.
+    With causal attention, padding on the right needs no mask; the bidirectional prompts of PaliGemma are masked.
 
     Parameters
     ----------
     model
-        Of one of the families.
+        A model of a known family.
     ids, lengths
         (batch, token) and (batch,).
     images
-        As of `PreparedImages.tensors`.
+        As `PreparedImages.tensors`.
     """
     family = model.config.model_type
     kinds = (ids == model.config.image_token_id).int()
@@ -82,7 +82,7 @@ def forward_inputs(model: Any, ids: torch.Tensor, lengths: torch.Tensor, images:
             ids, mm_token_type_ids=kinds, image_grid_thw=images["image_grid_thw"], attention_mask=real
         )
         made["mm_token_type_ids"] = kinds
-    elif family == "gemma3":  # image tokens see each other
+    elif family == "gemma3":  # bidirectional attention among image tokens
         made["token_type_ids"] = kinds.long()
     elif family == "paligemma":
         made |= {"token_type_ids": torch.zeros_like(ids), "attention_mask": real}

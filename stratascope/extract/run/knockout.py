@@ -1,7 +1,7 @@
-"""Knockouts: how the difference of two answers' logits moves when tokens may not see others in a window of blocks (Geva et al. 2023).
+"""Attention knockouts: change of the difference of two answer logits when attention is masked in a window of blocks (Geva et al. 2023).
 
-One pass is kept whole (`Trace`); each variant is run again from the first block and the first token that it changes, with the keys and
-values of all earlier tokens as they were. For the final token alone that is a single row through the blocks.
+One unmasked pass is kept (`Trace`). Each variant is rerun from the first block and the first token that it changes, with cached keys and
+values of all earlier tokens; for mode `final` that is a single token through the blocks.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch
 
 from stratascope.errors import CaptureError
 from stratascope.extract.plan.knockout_plan import Knockouts
-from stratascope.extract.run.attention_function import Attended, KeysAndMask, attending_also, listening
+from stratascope.extract.run.attention_function import BlockAttention, KeysValuesMask, listening, overriding_attention
 
 
 @dataclass
 class Trace:
-    """All that one pass over one example computed which running parts of it again needs."""
+    """Cache of an unmasked pass over one example, from which parts are rerun."""
 
     inputs: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Layer -> (1, token, hidden): what enters each block, and what leaves the last."""
+    """Layer -> (1, token, hidden): inputs of the blocks, and output of the last."""
     added: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Layer -> (1, token, hidden): what the family adds to the stream between blocks (Qwen3-VL)."""
+    """Layer -> (1, token, hidden): what the model adds to the residual stream between blocks (Qwen3-VL)."""
     arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Block -> keywords of its call."""
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -40,8 +40,8 @@ class Trace:
         """Tokens."""
         return self.inputs[0].shape[1]
 
-    def attended(self, seen: Attended) -> None:
-        """Keep one block's keys, values and mask."""
+    def on_attention(self, seen: BlockAttention) -> None:
+        """Keep keys, values and mask of one block."""
         self.keys[seen.block], self.values[seen.block] = seen.key, seen.value
         length = seen.key.shape[2]
         if seen.mask is None:
@@ -52,9 +52,9 @@ class Trace:
         self.visible[seen.block] = visible
 
     def first_changed(self, tokens: torch.Tensor, mode: str) -> int:
-        """The first token whose stream may change when `tokens` are hidden: the first that no longer sees them, or sees one that changed.
+        """The first token whose residual stream may change when `tokens` are masked, directly or through another token.
 
-        In PaliGemma, whose whole prompt sees itself, that is the first of all, even where only the final token is kept from seeing.
+        In PaliGemma, with bidirectional attention over the prompt, that is the first token, even for mode `final`.
         """
         seen = torch.stack(list(self.visible.values())).any(0)
         changed = self.length - 1
@@ -104,27 +104,29 @@ def tracing(blocks: Any) -> Iterator[Trace]:
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing that is hidden."""
+    """One target that is masked."""
 
     name: str
     tokens: torch.Tensor
-    """Indices of the hidden tokens."""
+    """Indices of the masked tokens."""
     start: int
-    """The first token whose stream changes."""
+    """The first token whose residual stream changes."""
 
 
 def variants(trace: Trace, targets: Mapping[str, np.ndarray], mode: str) -> list[Variant]:
-    """The targets of one mode in the order in which they are run: those that change alike many tokens beside each other."""
+    """The targets of one mode, sorted by the number of tokens that they change."""
     made = []
     for name, tokens in targets.items():
-        hidden = torch.from_numpy(np.asarray(tokens)).to(trace.inputs[0].device)
-        made.append(Variant(name, hidden, trace.first_changed(hidden, mode)))
+        target = torch.from_numpy(np.asarray(tokens)).to(trace.inputs[0].device)
+        made.append(Variant(name, target, trace.first_changed(target, mode)))
     return sorted(made, key=lambda variant: -variant.start)
 
 
 def batches(made: Sequence[Variant], length: int, budget: int) -> Iterator[list[Variant]]:
-    """Variants that are run together, from the first token that any of them changes: at most `budget` tokens, where a token that is only
-    seen weighs a quarter, and none with one that changes less than two thirds as many."""
+    """Batches of variants, each rerun from the first token that any of them changes.
+
+    A batch has at most `budget` tokens (an unchanged token counts a quarter); no variant changes less than two thirds of the tokens of
+    another."""
     batch: list[Variant] = []
     for variant in made:
         changed = length - variant.start
@@ -136,21 +138,21 @@ def batches(made: Sequence[Variant], length: int, budget: int) -> Iterator[list[
         yield batch
 
 
-def run_again(blocks: Any, trace: Trace, batch: Sequence[Variant], mode: str, window: tuple[int, int]) -> torch.Tensor:
-    """What leaves the last block at the final token when each variant's tokens are hidden in a window of blocks.
+def rerun(blocks: Any, trace: Trace, batch: Sequence[Variant], mode: str, window: tuple[int, int]) -> torch.Tensor:
+    """Output of the last block at the final token, with the tokens of each variant masked in a window of blocks.
 
     Parameters
     ----------
     blocks
-        The decoder's.
+        The decoder blocks.
     trace
-        Of the pass as it was.
+        The unmasked pass.
     batch
         Variants of one mode.
     mode
-        `final`: only the final token may not see the hidden tokens; `later`: none may that is not one of them.
+        `final`: masked for the final token; `later`: masked for all tokens except themselves.
     window
-        First and last block in which they are hidden.
+        First and last block of the mask.
 
     Returns
     -------
@@ -159,22 +161,22 @@ def run_again(blocks: Any, trace: Trace, batch: Sequence[Variant], mode: str, wi
     """
     first, last = window
     start, length = min(variant.start for variant in batch), trace.length
-    barred = torch.zeros(len(batch), length - start, length, dtype=torch.bool, device=trace.inputs[0].device)
+    masked = torch.zeros(len(batch), length - start, length, dtype=torch.bool, device=trace.inputs[0].device)
     for row, variant in enumerate(batch):
-        queries = torch.ones(length, dtype=torch.bool, device=barred.device)
+        queries = torch.ones(length, dtype=torch.bool, device=masked.device)
         queries[variant.tokens] = False
         if mode == "final":
             queries[:-1] = False
-        barred[row][queries[start:].nonzero(), variant.tokens] = True
+        masked[row][queries[start:].nonzero(), variant.tokens] = True
     hidden = trace.inputs[first][:, start:].expand(len(batch), -1, -1)
 
-    def earlier(block: int, key: torch.Tensor, value: torch.Tensor) -> KeysAndMask:
+    def with_cache(block: int, key: torch.Tensor, value: torch.Tensor) -> KeysValuesMask:
         before = [kept[block][:, :, :start].expand(len(batch), -1, -1, -1) for kept in (trace.keys, trace.values)]
         visible = trace.visible[block][start:].expand(len(batch), -1, -1)
-        mask = visible & ~barred if block <= last else visible
+        mask = visible & ~masked if block <= last else visible
         return torch.cat([before[0], key], 2), torch.cat([before[1], value], 2), mask[:, None]
 
-    with attending_also(earlier):
+    with overriding_attention(with_cache):
         for block in range(first, len(blocks)):
             hidden = _stream(blocks[block](hidden, **_from(trace.arguments[block], start, length)))
             if block + 1 in trace.added:
@@ -182,7 +184,7 @@ def run_again(blocks: Any, trace: Trace, batch: Sequence[Variant], mode: str, wi
     return hidden[:, -1]
 
 
-def effects(
+def knockout_effects(
     blocks: Any,
     trace: Trace,
     targets: Mapping[str, np.ndarray],
@@ -190,54 +192,54 @@ def effects(
     difference: Callable[[torch.Tensor], torch.Tensor],
     budget: int,
 ) -> np.ndarray:
-    """What every knockout does to the difference of two answers' logits.
+    """Effect of every knockout on the difference of two answer logits.
 
     Parameters
     ----------
     blocks, trace
-        The decoder's blocks, and the pass as it was.
+        The decoder blocks, and the unmasked pass.
     targets
-        Name -> token indices, of this example.
+        Name -> token indices in this example.
     knockouts
-        What is measured; targets that are not among `targets` stay NaN.
+        The knockouts to measure; targets that are absent from `targets` stay NaN.
     difference
-        (n, hidden) leaving the last block -> (n,) the first answer's logit minus the second's.
+        (n, hidden) output of the last block -> (n,) logit of the first answer minus that of the second.
     budget
-        Tokens that are run at once, at most.
+        Tokens in a forward pass, at most.
 
     Returns
     -------
     numpy.ndarray
-        (mode, window, target) float32: the difference with the target hidden, less the difference as it was.
+        (mode, window, target) float32: the difference with the target masked, minus the difference without a mask.
     """
     found = np.full((len(knockouts.modes), len(knockouts.windows), len(knockouts.targets)), np.nan, np.float32)
-    untouched = difference(trace.inputs[len(blocks)][:, -1])
+    unmasked = difference(trace.inputs[len(blocks)][:, -1])
     for m, mode in enumerate(knockouts.modes):
         made = variants(trace, {name: targets[name] for name in knockouts.targets if name in targets}, mode)
         for w, window in enumerate(knockouts.windows):
             for batch in batches(made, trace.length, budget):
-                moved = difference(run_again(blocks, trace, batch, mode, window)) - untouched
-                found[m, w, [knockouts.targets.index(variant.name) for variant in batch]] = moved.cpu().numpy()
+                changed = difference(rerun(blocks, trace, batch, mode, window)) - unmasked
+                found[m, w, [knockouts.targets.index(variant.name) for variant in batch]] = changed.cpu().numpy()
     return found
 
 
 def check_trace(blocks: Any, trace: Trace, tolerance: float) -> None:
-    """Refuse a trace from which the pass does not come out again: all of it, and the final token's part alone.
+    """Check that reruns without a mask reproduce the traced pass.
 
     Raises
     ------
     CaptureError
-        If with nothing hidden the residual stream that leaves the last block moves by more than `tolerance` of its norm.
+        If the output of the last block differs by more than `tolerance` of its norm.
     """
-    nothing = torch.zeros(0, dtype=torch.long, device=trace.inputs[0].device)
+    none = torch.zeros(0, dtype=torch.long, device=trace.inputs[0].device)
     left = trace.inputs[len(blocks)][:, -1].double()
     for start in (0, trace.length // 2, trace.length - 1):
-        again = run_again(blocks, trace, [Variant("nothing", nothing, start)], "later", (0, len(blocks) - 1))
+        again = rerun(blocks, trace, [Variant("none", none, start)], "later", (0, len(blocks) - 1))
         gap = float((again.double() - left).norm() / left.norm())
         if not gap <= tolerance:
             raise CaptureError(
-                f"expected a pass that is run again from token {start} with nothing masked to leave the same residual stream, found it "
-                f"{gap:.3g} of its norm off ({tolerance:g} is rounding); leave knockout out of --record, and report the model's name"
+                f"expected a rerun from token {start} without a mask to give the same residual stream, found it "
+                f"{gap:.3g} of its norm off ({tolerance:g} is rounding); leave knockout out of `record`, and report the model's name"
             )
 
 
@@ -247,11 +249,11 @@ def _stream(output: Any) -> torch.Tensor:
 
 
 def _from(arguments: Mapping[str, Any], start: int, length: int) -> dict[str, Any]:
-    """A block's keywords for the tokens from `start` on; the mask is left to `attending_also`."""
+    """Keywords of a block for the tokens from `start` on; `overriding_attention` provides the mask."""
     made = dict(arguments)
     rotary = made.get("position_embeddings")
     if rotary is None or any(part.shape[-2] != length for part in rotary):
-        raise CaptureError("expected blocks that are given rotary embeddings of all tokens, found others: no knockouts of this model")
+        raise CaptureError("expected decoder blocks with rotary embeddings of all tokens, found others; leave knockout out of `record`")
     made["position_embeddings"] = tuple(part[..., start:, :] for part in rotary)
     for name in ("position_ids", "cache_position"):
         if isinstance(made.get(name), torch.Tensor):

@@ -1,4 +1,4 @@
-"""A model's weights: those of its files, or freshly drawn ones in the same architecture."""
+"""Load a model: trained weights from its files, or random initial weights."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 from transformers.utils import logging as hf_logging
 
 from stratascope.errors import InvalidInputError, MissingExtraError, StratascopeError
-from stratascope.extract.plan.model_files import ModelSource
+from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.weight_formats import check_weight_files
 
-MOST_SAID = 400
-"""Characters that are shown of a library's error."""
+LONGEST_TEXT = 400
+"""Longest text of a library's error that is shown."""
 
 
 def load_model(source: ModelSource, dtype: torch.dtype, untrained: int | None = None) -> Any:
-    """The model on the host, in evaluation mode.
+    """Load a model on the host, in evaluation mode.
 
     Parameters
     ----------
     source
-        Where its files are.
+        The model files.
     dtype
-        Of its weights.
+        Precision of the weights.
     untrained
-        Seed of freshly drawn weights, as the architecture's own initialisation has them before training; the files' weights are not
-        read, and need not be there. None: the files' weights.
+        Seed of random initial weights from the architecture's own initialisation; weight files are not read and need not exist.
+        None: trained weights.
 
     Raises
     ------
     InvalidInputError
-        If the weights do not fit the configuration, a file of them is damaged, or there are none.
+        If the weights do not fit the configuration, a file is damaged or missing.
     MissingExtraError
-        If transformers needs a package for this model that is not installed.
+        If transformers needs a package that is not installed.
     """
     if untrained is None:
         check_weight_files(source)
     with _quiet(), _explained(source):
         if untrained is not None:
-            return _freshly_drawn(source, dtype, untrained)
+            return _random_weights(source, dtype, untrained)
         model, info = AutoModelForImageTextToText.from_pretrained(
             source.folder, dtype=dtype, output_loading_info=True, local_files_only=True
         )
@@ -53,58 +53,58 @@ def load_model(source: ModelSource, dtype: torch.dtype, untrained: int | None = 
 
 
 def load_image_processor(source: ModelSource) -> Any:
-    """The family's own image processor, with the settings of the model's files.
+    """The image processor of a model, with its settings.
 
     Raises
     ------
     InvalidInputError
         If the settings are missing or cannot be read.
     MissingExtraError
-        If transformers needs a package for it that is not installed.
+        If transformers needs a package that is not installed.
     """
     with _explained(source, "its image processor"):
         return AutoImageProcessor.from_pretrained(source.folder, local_files_only=True)
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of that name, such as `cpu` or `cuda:1`.
+    """The device with this name, such as `cpu` or `cuda:1`.
 
     Raises
     ------
     InvalidInputError
-        If there is no such device here.
+        If there is no such device.
     """
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # the memory that has run out and what is not implemented are RuntimeErrors
+    except (RuntimeError, AssertionError) as error:  # running out of memory and unsupported devices are RuntimeErrors
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= count:
             found = f"{count} here" if count else "none"
-            raise InvalidInputError(f"expected a CUDA device for --device {name}, found {found}; use --device cpu") from error
-        raise InvalidInputError(f"expected a device that can be used for --device {name}, found: {one_line(error)}") from error
+            raise InvalidInputError(f"expected a CUDA device for `device` {name}, found {found}; set `device` to cpu") from error
+        raise InvalidInputError(f"expected a device that can be used for `device` {name}, found: {one_line(error)}") from error
     return device
 
 
 def on_device(model: Any, device: torch.device) -> Any:
-    """The model on a device.
+    """Move a model to a device.
 
     Raises
     ------
     InvalidInputError
-        If the device's memory does not hold it.
+        If memory does not suffice.
     """
     try:
         return model.to(device)
     except torch.OutOfMemoryError as error:
         raise InvalidInputError(
             f"expected memory for the model's weights on {device}, found too little ({one_line(error)}); free it, take a larger GPU or "
-            "--dtype bfloat16"
+            "`dtype` bfloat16"
         ) from error
 
 
-def _freshly_drawn(source: ModelSource, dtype: torch.dtype, seed: int) -> Any:
-    """Drawn on the host, so that every device gets the same weights; the caller's random state is left as it was."""
+def _random_weights(source: ModelSource, dtype: torch.dtype, seed: int) -> Any:
+    """Random initial weights, drawn on the host so that they are the same for every device; keeps the caller's random state."""
     config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -113,7 +113,7 @@ def _freshly_drawn(source: ModelSource, dtype: torch.dtype, seed: int) -> Any:
 
 @contextmanager
 def _explained(source: ModelSource, what: str = "weights that fit its configuration") -> Iterator[None]:
-    """Whatever transformers raises over a model's files, as one line that names them."""
+    """Turn errors of transformers into one line that names the model."""
     try:
         yield
     except (StratascopeError, MemoryError, torch.OutOfMemoryError):
@@ -129,13 +129,13 @@ def _explained(source: ModelSource, what: str = "weights that fit its configurat
 
 
 def _unreadable_pickle(source: ModelSource) -> InvalidInputError | None:
-    """The error that names the first of the folder's `pytorch_model*.bin` that PyTorch cannot read; None where it can read all."""
+    """The error for the first unreadable `pytorch_model*.bin`; None if all are readable."""
     for path in sorted(source.folder.glob("pytorch_model*.bin")):
         try:
             torch.load(path, map_location="meta", weights_only=True)
         except MemoryError:
             raise
-        except Exception as error:  # the unpickler raises whatever the bytes lead it to
+        except Exception as error:  # the unpickler may raise anything
             return InvalidInputError(
                 f"{path}: expected weights that PyTorch reads with weights_only=True, found {path.stat().st_size:,} bytes that it cannot "
                 f"({one_line(error)}); fetch the file again, or take the model's safetensors"
@@ -144,9 +144,9 @@ def _unreadable_pickle(source: ModelSource) -> InvalidInputError | None:
 
 
 def one_line(error: Exception) -> str:
-    """What a library says, in one line of bounded length."""
+    """Text of an error in one line of bounded length."""
     text = " ".join(str(error).split())
-    text = text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]}..."
+    text = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."
     return (
         text if isinstance(error, OSError | ValueError | RuntimeError | ImportError) and text else f"{type(error).__name__} {text}".rstrip()
     )
@@ -154,7 +154,7 @@ def one_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bar of loading."""
+    """Suppress the progress bar of loading."""
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:

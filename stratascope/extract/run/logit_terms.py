@@ -1,5 +1,4 @@
-"""Direct logit attribution: what each head adds to the difference of two answers' logits, what of it each token, and what is left to
-the rest of its block."""
+"""Direct logit attribution: terms of the difference of two answer logits by head, by head and token, and for the rest of each block."""
 
 from __future__ import annotations
 
@@ -16,17 +15,17 @@ from stratascope.extract.run.capture import Capture
 
 @dataclass(frozen=True)
 class LogitParts:
-    """Parts of logit(first choice) - logit(second choice); `heads` + `rest` + `embedding` is the difference itself."""
+    """Terms of logit(first choice) - logit(second choice), which is the sum of `heads`, `rest` and `embedding`."""
 
     heads: torch.Tensor
     """(block, example, head) float32."""
     rest: torch.Tensor
-    """(block, example) float32: what else the block writes, its MLP above all."""
+    """(block, example) float32: the block without its heads, mainly the MLP."""
     embedding: torch.Tensor
-    """(example,) float32: the residual stream that enters the first block, and the difference of the head's biases, where it has some."""
+    """(example,) float32: the input of the first block, plus the difference of unembedding biases."""
     tokens: torch.Tensor | None
-    """(block, example, head, token) float32: what a head would add if it attended to that token alone; weighted by its row it sums to
-    `heads`. None where values were not captured."""
+    """(block, example, head, token) float32: term of a head that attends to that token only; the sum weighted by the attention row is
+    `heads`. None if values were not captured."""
 
     def cpu(self) -> LogitParts:
         """The same on the host."""
@@ -34,12 +33,12 @@ class LogitParts:
 
     @property
     def total(self) -> torch.Tensor:
-        """(example,) float32: the difference of the logits, put together again."""
+        """(example,) float32: sum of all terms."""
         return self.heads.sum((0, 2)) + self.rest.sum(0) + self.embedding
 
 
 def check_attributable(model: nn.Module, decoder: nn.Module) -> None:
-    """Refuse a model whose logits are not a linear function of what heads and MLPs write, the scale of norms held.
+    """Refuse a model whose logits are not linear in the outputs of heads and MLPs for fixed norm scales.
 
     Raises
     ------
@@ -48,16 +47,17 @@ def check_attributable(model: nn.Module, decoder: nn.Module) -> None:
     """
     if getattr(decoder.config, "final_logit_softcapping", None):
         raise CaptureError(
-            f"expected logits that are linear in the residual stream, found capped ones in {type(model).__name__}: no parts add up; "
-            "leave head_logits and value_logits out of --record"
+            f"expected logits that are linear in the residual stream, found soft-capped ones in {type(model).__name__}; leave "
+            "head_logits and value_logits out of `record`"
         )
     if isinstance(decoder.norm, nn.LayerNorm):
         raise CaptureError("expected a norm that only scales, found one that subtracts a mean: leave out head_logits and value_logits")
 
 
 def directions(model: nn.Module, decoder: nn.Module, choices: tuple[int, int]) -> dict[int, torch.Tensor]:
-    """Block -> (hidden,) float32: along which its heads' writing counts for the first choice and against the second, up to a scale that
-    only the whole pass tells. The gain of a norm that follows the heads (Gemma 3) is folded in."""
+    """Block -> (hidden,) float32: direction of the logit difference for head outputs, without the norm scale of a pass.
+
+    Includes the gain of a norm after the heads (Gemma 3)."""
     through = _through_head(model, decoder, choices)
     blocks: Any = decoder.layers
     return {k: through * _gain(after) if (after := _norm_after(block)) is not None else through for k, block in enumerate(blocks)}
@@ -66,15 +66,15 @@ def directions(model: nn.Module, decoder: nn.Module, choices: tuple[int, int]) -
 def logit_parts(model: nn.Module, decoder: nn.Module, capture: Capture, choices: tuple[int, int]) -> LogitParts:
     """Direct contributions at the final token: <W_O^h o^h, gamma * (W_U[a] - W_U[b])> / rms(x) for every head.
 
-    Norms' scales are held at their actual values, as is usual (Elhage et al. 2021). What a block writes beside its heads is taken from
-    the difference of the residual stream, so that the parts add up to the logit difference whatever the precision.
+    Norm scales are fixed at their actual values (Elhage et al. 2021). The rest of a block is computed from the difference of the residual
+    stream, so that the terms add up to the logit difference in any precision.
 
     Parameters
     ----------
     model, decoder
         The model and its text decoder.
     capture
-        Of a pass with `head_outputs`; with `value_logits`, the tokens' parts are given too.
+        A pass with `head_outputs`; with `value_logits`, terms by token are included.
     choices
         Token ids of the two answers.
     """
@@ -108,14 +108,14 @@ def logit_parts(model: nn.Module, decoder: nn.Module, capture: Capture, choices:
 
 
 def _through_head(model: nn.Module, decoder: nn.Module, choices: tuple[int, int]) -> torch.Tensor:
-    """(hidden,) float32: the difference of the two answers' rows of the head, times the final norm's gain."""
+    """(hidden,) float32: difference of the unembedding rows of both answers, times the gain of the final norm."""
     weight: Any = model.lm_head.weight  # type: ignore[union-attr]
     apart: torch.Tensor = weight[choices[0]].float() - weight[choices[1]].float()
     return apart * _gain(decoder.norm)
 
 
 def _norm_after(block: Any) -> Any | None:
-    """The norm between a block's heads and the residual stream, where it has one (Gemma 2 and 3)."""
+    """The norm between the heads and the residual stream (Gemma 2 and 3); None if there is none."""
     return block.post_attention_layernorm if hasattr(block, "pre_feedforward_layernorm") else None
 
 
@@ -124,13 +124,13 @@ def _epsilon(norm: Any) -> float:
 
 
 def _gain(norm: Any) -> torch.Tensor:
-    """(hidden,) float32, asked of the norm itself: families differ in whether they keep the gain or the gain minus one."""
+    """(hidden,) float32 gain, measured by calling the norm: some families store the gain, others the gain minus one."""
     ones = torch.ones(1, len(norm.weight), device=norm.weight.device)
     gain: torch.Tensor = norm(ones).float()[0]
     return gain * math.sqrt(1 + _epsilon(norm))
 
 
 def _inverse_rms(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    """(example, 1) float32: by what a root-mean-square norm multiplies x besides its gain."""
+    """(example, 1) float32: factor of a root-mean-square norm for x, without its gain."""
     scale: torch.Tensor = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + _epsilon(norm))
     return scale

@@ -1,4 +1,4 @@
-"""The model itself: loaded, set to capture, and asked."""
+"""A loaded model whose forward passes return captured activations."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import torch
 from PIL import Image
 
 from stratascope.extract.families.patch_grid import ImageRule
+from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.knockout_plan import Knockouts
-from stratascope.extract.plan.model_files import ModelSource
 from stratascope.extract.run.capture import Capture, Pooling, capturing, use_captured_attention
-from stratascope.extract.run.device_copy import Arrival, side_of, to_host
+from stratascope.extract.run.device_copy import HostCopy, copy_stream, to_host
 from stratascope.extract.run.gradients import TokenGradients, token_gradients
 from stratascope.extract.run.inputs import PreparedImages, forward_inputs, joined, prepare_image
-from stratascope.extract.run.knockout import check_trace, effects, tracing
+from stratascope.extract.run.knockout import check_trace, knockout_effects, tracing
 from stratascope.extract.run.loading import load_image_processor, load_model, on_device, usable_device
 from stratascope.extract.run.logit_terms import LogitParts, check_attributable, directions, logit_parts
 from stratascope.extract.run.reference import Reference, run_reference
 from stratascope.extract.run.unembedding import Unembedding
-from stratascope.extract.run.vision_features import ImageFeatures, given_to_model, image_features, places, takes_features
+from stratascope.extract.run.vision_features import ImageFeatures, accepts_features, feature_inputs, image_features, image_grids
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,25 @@ class Batch:
     """Keyword of the model's forward -> tensor, of all images."""
     pooling: Pooling
     features: Sequence[ImageFeatures] = ()
-    """Of each example's image, instead of pixels; empty: the model makes them of `images`."""
+    """Features of each example's image, instead of pixels; empty: the model computes them from `images`."""
     segments: Sequence[tuple[int, int]] = ()
-    """(example, segment) of the vision tower's residual stream that are wanted of `features`; empty: it is not recorded."""
+    """(example, segment) of the vision tower's residual stream to take from `features`; empty: it is not saved."""
     entry: Pooling | None = None
-    """What is pooled where the stream enters the first block, besides the positions; None: nothing."""
+    """Further positions at the entry of the first block; None: none."""
 
 
 @dataclass(frozen=True)
 class Captured:
-    """What one batch gave, on the host."""
+    """Activations and logits of one batch, on the host."""
 
     residual: np.ndarray
     """(layer, position, example, hidden) float32."""
     rows: np.ndarray
     """(block, example, head, token) float32, zero beyond an example's own tokens."""
     answer_logits: np.ndarray
-    """(example, choice), computed in float32 from the residual stream that leaves the last block."""
+    """(example, choice), computed in float32 from the output of the last block."""
     final: np.ndarray
-    """(example, hidden) float32: that stream at the final token."""
+    """(example, hidden) float32: output of the last block at the final token."""
     fused: np.ndarray | None = None
     """(example, block, query, key) float32."""
     value_norms: np.ndarray | None = None
@@ -69,65 +69,65 @@ class Captured:
     vision: np.ndarray | None = None
     """(layer, segment, vision hidden) float32."""
     entry: np.ndarray | None = None
-    """(example, position, hidden) float32, of the batch's `entry`."""
+    """(example, position, hidden) float32: the batch's `entry`."""
     parts: LogitParts | None = None
-    """Of the first choice's logit minus the second's, on the host."""
+    """Terms of the logit of the first choice minus that of the second."""
     form_logits: np.ndarray | None = None
     """(example, form) float32."""
     top_tokens: np.ndarray | None = None
-    """(example, rank) token ids, the likeliest first."""
+    """(example, rank) token ids, most likely first."""
     top_logits: np.ndarray | None = None
     """(example, rank) float32."""
     model_logits: np.ndarray | None = None
-    """(example, choice): the model's own, in its own precision."""
+    """(example, choice): logits of the model in its own precision."""
 
 
 @dataclass(frozen=True)
-class Coming:
-    """What one batch gave, perhaps still on its way to the host."""
+class PendingCapture:
+    """Captured activations of a batch that may still be copied to the host."""
 
-    arrival: Arrival
+    host_copy: HostCopy
 
     def result(self) -> Captured:
-        """All of it, once it is there; may be asked for by any thread."""
-        values = self.arrival.result()
+        """Wait for the copies; any thread may call this."""
+        values = self.host_copy.result()
         parts = {each.name: values.pop(each.name, None) for each in fields(LogitParts)}
         made = {name: None if values is None else torch.from_numpy(values) for name, values in parts.items()}
         return Captured(**values, parts=None if made["heads"] is None else LogitParts(**made))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a pass is asked for, beside residuals and rows."""
+class CaptureRequest:
+    """What a forward pass captures besides residuals and rows."""
 
     choices: tuple[int, ...]
-    """Tokens whose logits are the answer's."""
+    """Token ids of the answers."""
     arrays: frozenset[str] = frozenset()
-    """Of maps, value_norms, value_logits, head_outputs, head_logits."""
+    """Optional arrays: maps, value_norms, value_logits, head_outputs, head_logits."""
     forms: tuple[int, ...] = ()
-    """Tokens whose logits are kept besides."""
+    """Further token ids whose logits are kept."""
     ranks: int = 0
-    """How many of the likeliest next tokens are kept."""
+    """Number of most likely next tokens that are kept."""
     known_tokens: int | None = None
-    """Tokens with a text; models have more rows in their head. None: all."""
+    """Size of the tokenizer's vocabulary; the unembedding may have more rows. None: all rows."""
     fusion: str = "mean"
-    """How a map's heads are made one."""
+    """How maps are aggregated over heads."""
     model_logits: bool = False
-    """Whether the model's own logits are kept, to compare those computed in float32 with them."""
+    """Whether to keep the model's own logits, to compare the float32 logits with them."""
 
 
 class CaptureModel:
-    """A vision-language model that answers batches with what was captured on the way.
+    """A vision-language model that captures activations of batches.
 
     Parameters
     ----------
     untrained
-        Seed of freshly drawn weights; None: the files' own.
+        Seed of random initial weights; None: trained weights.
 
     Raises
     ------
     InvalidInputError
-        If the weights do not fit the configuration, the device is absent or its memory does not hold them.
+        If the weights do not fit the configuration, the device does not exist or its memory does not hold them.
     """
 
     def __init__(self, source: ModelSource, *, device: str, dtype: str, rule: ImageRule, untrained: int | None = None) -> None:
@@ -137,84 +137,84 @@ class CaptureModel:
         self.model = on_device(model, self.device).requires_grad_(False)
         self.decoder = use_captured_attention(self.model)
         self.unembedding = Unembedding(self.model, self.decoder)
-        self.takes_features = takes_features(self.model)
-        """Whether images may be given as features that were computed before."""
-        self._side = side_of(self.device)
+        self.accepts_features = accepts_features(self.model)
+        """Whether a forward pass accepts precomputed image features."""
+        self._copy_stream = copy_stream(self.device)
 
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
-        """Images as the family's own processor makes them, one by one, so that an image is the same in every batch."""
+        """Inputs of images from the family's own processor, one by one, so that an image is the same in every batch."""
         return joined([prepare_image(self.image_processor, self._rule, image) for image in images])
 
     @torch.inference_mode()
     def features(self, prepared: PreparedImages, cells: Sequence[np.ndarray] = ()) -> ImageFeatures:
-        """What the vision tower makes of one image; `cells` as of `image_features`."""
+        """Features of one image from the vision tower, see `image_features`."""
         return image_features(self.model, self._on_device(prepared.tensors), prepared.tensors, cells)
 
-    def run(self, batch: Batch, wanted: Wanted) -> Captured:
+    def run(self, batch: Batch, request: CaptureRequest) -> Captured:
         """One forward pass without a cache.
 
         Raises
         ------
         CaptureError
-            If parts of the logits are wanted of a model whose logits have none.
+            If the request includes logit terms and the logits are not linear in the outputs of heads and MLPs.
         """
-        return self.launch(batch, wanted).result()
+        return self.launch(batch, request).result()
 
     @torch.inference_mode()
-    def launch(self, batch: Batch, wanted: Wanted) -> Coming:
-        """`run` without waiting for a GPU: its results come to the host while it works on."""
-        last, pair = (batch.lengths - 1).to(self.device), (wanted.choices[0], wanted.choices[1])
-        apart = bool(wanted.arrays & {"head_logits", "value_logits"})
-        if apart:
+    def launch(self, batch: Batch, request: CaptureRequest) -> PendingCapture:
+        """Start a forward pass; its results are copied to the host while a GPU keeps computing."""
+        last, pair = (batch.lengths - 1).to(self.device), (request.choices[0], request.choices[1])
+        has_terms = bool(request.arrays & {"head_logits", "value_logits"})
+        if has_terms:
             check_attributable(self.model, self.decoder)
         capture = Capture(
             last,
             batch.pooling.to(self.device),
-            wanted.arrays | ({"head_outputs"} if apart else frozenset()),
-            wanted.fusion,
+            request.arrays | ({"head_outputs"} if has_terms else frozenset()),
+            request.fusion,
             batch.entry and batch.entry.to(self.device),
-            toward=directions(self.model, self.decoder, pair) if "value_logits" in wanted.arrays else {},
+            toward=directions(self.model, self.decoder, pair) if "value_logits" in request.arrays else {},
         )
         keep: Any = 1
-        if wanted.model_logits:
-            keep, which = torch.unique(batch.lengths - 1, return_inverse=True)  # on the host: a GPU would have to be waited for
+        if request.model_logits:
+            keep, which = torch.unique(batch.lengths - 1, return_inverse=True)  # on the host: on a GPU this would synchronise
             keep = keep.to(self.device)
         with capturing(self.decoder, capture):
             output = self.model(**self._inputs(batch), use_cache=False, logits_to_keep=keep)
         own = None
-        if wanted.model_logits:
-            own = output.logits[torch.arange(len(last), device=self.device), which.to(self.device)][:, list(wanted.choices)].float()
-        leaving = capture.final[max(capture.final)]
-        top = self.unembedding.likeliest(leaving, wanted.ranks, wanted.known_tokens) if wanted.ranks else None
+        if request.model_logits:
+            own = output.logits[torch.arange(len(last), device=self.device), which.to(self.device)][:, list(request.choices)].float()
+        output_residual = capture.final[max(capture.final)]
+        top = self.unembedding.most_likely(output_residual, request.ranks, request.known_tokens) if request.ranks else None
         held = capture.want
         found = {
             "residual": _stack(capture.residual).transpose(1, 2),
             "rows": _stack(capture.rows),
-            "answer_logits": self.unembedding.logits(leaving, wanted.choices),
-            "final": leaving,
+            "answer_logits": self.unembedding.logits(output_residual, request.choices),
+            "final": output_residual,
             "fused": _stack(capture.fused).transpose(0, 1) if "maps" in held else None,
             "value_norms": _stack(capture.value_norms) if "value_norms" in held else None,
             "head_outputs": _stack(capture.head_outputs) if "head_outputs" in held else None,
             "vision": _segments(batch) if batch.segments else None,
             "entry": capture.entry,
-            "form_logits": self.unembedding.logits(leaving, wanted.forms) if wanted.forms else None,
+            "form_logits": self.unembedding.logits(output_residual, request.forms) if request.forms else None,
             "top_tokens": None if top is None else top[1],
             "top_logits": None if top is None else top[0],
             "model_logits": own,
         }
-        if apart:
+        if has_terms:
             parts = logit_parts(self.model, self.decoder, capture, pair)
             found |= {each.name: getattr(parts, each.name) for each in fields(parts)}
-        return Coming(to_host({name: values for name, values in found.items() if values is not None}, self._side))
+        return PendingCapture(to_host({name: values for name, values in found.items() if values is not None}, self._copy_stream))
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """Keywords of a forward pass, on the device."""
-        given = given_to_model(batch.features) if batch.features else {}
-        images = places(batch.features) if batch.features else batch.images
+        given = feature_inputs(batch.features) if batch.features else {}
+        images = image_grids(batch.features) if batch.features else batch.images
         return {**self._on_device(forward_inputs(self.model, batch.input_ids, batch.lengths, images)), **given}
 
     def _on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Floats in the model's precision; from pinned memory, so that a GPU need not be waited for."""
+        """Move tensors to the device, floats in the model's precision; pinned memory avoids synchronising a GPU."""
         moved = {}
         for name, values in tensors.items():
             given = values.pin_memory() if self.device.type == "cuda" else values
@@ -226,18 +226,18 @@ class CaptureModel:
     def knock_out(
         self, batch: Batch, pair: tuple[int, int], targets: Mapping[str, np.ndarray], knockouts: Knockouts, budget: int, check: float | None
     ) -> np.ndarray:
-        """(mode, window, target) float32: what hiding each target of one example does to the first answer's logit minus the second's.
+        """(mode, window, target) float32: knockout effects of one example on the logit of the first answer minus that of the second.
 
         Parameters
         ----------
         batch
-            Of one example.
+            A batch of one example.
         pair
-            Tokens of the two answers.
+            Token ids of the two answers.
         targets, knockouts, budget
-            See `knockout.effects`.
+            See `knockout_effects`.
         check
-            How far the residual stream of a pass that is run again may be off, relative to its norm; None: it is not checked.
+            Tolerance of a rerun's residual stream relative to its norm; None: no check.
         """
         blocks: Any = self.decoder.layers
         with tracing(blocks) as trace:
@@ -245,10 +245,10 @@ class CaptureModel:
 
         if check is not None:
             check_trace(blocks, trace, check)
-        return effects(blocks, trace, targets, knockouts, partial(self.unembedding.difference, pair=pair), budget)
+        return knockout_effects(blocks, trace, targets, knockouts, partial(self.unembedding.difference, pair=pair), budget)
 
     def gradients(self, batch: Batch, pair: tuple[int, int]) -> TokenGradients:
-        """What each token of one example is worth to the first answer's logit minus the second's, see `token_gradients`."""
+        """Gradient attributions of the logit of the first answer minus that of the second, see `token_gradients`."""
         given = self._inputs(batch)
         blocks: Any = self.decoder.layers
         with torch.no_grad():
@@ -256,14 +256,14 @@ class CaptureModel:
             return token_gradients(lambda: self.model(**given, use_cache=False, logits_to_keep=1), blocks, difference)
 
     def reference(self, inputs: Mapping[str, torch.Tensor], positions: Sequence[np.ndarray | None], choices: Sequence[int]) -> Reference:
-        """One example through the model alone, see `run_reference`; `inputs` as its processor makes them."""
-        known = set(inspect.signature(self.model.forward).parameters) - {"labels"}  # PaliGemma's processor makes some, for training
+        """Run one example through the plain model, see `run_reference`; `inputs` come from its processor."""
+        known = set(inspect.signature(self.model.forward).parameters) - {"labels"}  # PaliGemma's processor returns labels, for training
         given = self._on_device({name: values for name, values in inputs.items() if name in known})
         return run_reference(self.model, self.decoder, given, positions, choices)
 
     @torch.inference_mode()
     def readout(self, residual: np.ndarray, choice_ids: Sequence[int]) -> np.ndarray:
-        """(example, hidden) leaving the last block -> (example, choice) float32 logits."""
+        """(example, hidden) output of the last block -> (example, choice) float32 logits."""
         return _host(self.unembedding.logits(torch.from_numpy(residual).to(self.device), choice_ids))
 
 

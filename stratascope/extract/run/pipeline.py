@@ -1,4 +1,4 @@
-"""Work that is done ahead of the one that needs it, and behind the one that made it: in threads, in order, bounded."""
+"""Bounded, ordered background work in threads: prefetching, and queues of results."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-def ahead(pool: Executor, make: Callable[[Item], Made], items: Iterable[Item], depth: int) -> Generator[Made, None, None]:
-    """make(item) of each item in turn, with up to `depth` of those that follow in the making; an error comes where its turn is."""
+def prefetch(pool: Executor, make: Callable[[Item], Made], items: Iterable[Item], depth: int) -> Generator[Made, None, None]:
+    """Yield make(item) for each item in order, with up to `depth` later items in progress; an error is raised in its turn."""
     coming: deque[Future[Made]] = deque()
     try:
         for item in items:
@@ -28,45 +28,44 @@ def ahead(pool: Executor, make: Callable[[Item], Made], items: Iterable[Item], d
             future.cancel()
 
 
-class Behind:
-    """Does pieces of work in its own threads while the caller goes on; who is too far ahead waits.
+class BackgroundQueue:
+    """Run tasks in background threads; `submit` blocks while the queue is full.
 
-    The first error of a piece is raised in the caller's thread, once: by the next `submit`, by `drain` or at the end; pieces after it are
-    not begun. At the end of a `with` block everything that was submitted is done, even where the block ends by an error: what was
-    handed over whole is finished, and the error goes on.
+    The first error of a task is raised once in the caller's thread: by the next `submit`, by `drain` or at the end; later tasks are not
+    started. At the end of a `with` block all submitted tasks are done, even if the block ends by an error, which is then raised again.
 
     Parameters
     ----------
     name
-        Of the threads.
+        Name of the threads.
     threads
-        Pieces that are worked on at once; with one, pieces are done in order.
+        Tasks that run at once; a single thread runs them in order.
     waiting
-        Pieces that may wait for a thread; the next `submit` blocks until there is room.
+        Tasks that may wait for a thread; the next `submit` blocks.
     """
 
     def __init__(self, name: str, *, threads: int = 1, waiting: int = 1) -> None:
         self._pool = ThreadPoolExecutor(threads, name)
         self._room = Semaphore(threads + waiting)
-        self._pieces: list[Future[Any]] = []
+        self._tasks: list[Future[Any]] = []
         self._error: BaseException | None = None
         self._raised = False
 
     def submit(self, work: Callable[..., Made], *arguments: Any) -> Future[Made | None]:
-        """Hand over a piece; the future holds what it gives, or None where an earlier piece failed."""
+        """Add a task; the future holds its result, or None if an earlier task failed."""
         self._room.acquire()
         try:
             self._raise()
         except BaseException:
             self._room.release()
             raise
-        piece = self._pool.submit(self._do, work, arguments)
-        self._pieces = [*(each for each in self._pieces if not each.done()), piece]
-        return piece
+        task = self._pool.submit(self._do, work, arguments)
+        self._tasks = [*(each for each in self._tasks if not each.done()), task]
+        return task
 
     def drain(self) -> None:
-        """Wait until everything that was handed over is done."""
-        wait(self._pieces)
+        """Wait until all submitted tasks are done."""
+        wait(self._tasks)
         self._raise()
 
     def __enter__(self) -> Self:
@@ -77,7 +76,7 @@ class Behind:
         if error is None:
             self._raise()
         elif self._error is not None and not self._raised and self._error is not error:
-            error.add_note(f"beside it: {self._error}")
+            error.add_note(f"also: {self._error}")
 
     def _do(self, work: Callable[..., Made], arguments: tuple[Any, ...]) -> Made | None:
         try:

@@ -1,7 +1,7 @@
-"""One example through the model alone, without capture: what a capture is compared with.
+"""Run one example through the plain model, as a reference for captured activations.
 
-The decoder attends through transformers' own SDPA; the final token's weights come from the family's own eager attention, given queries
-and keys in float32. In bfloat16 that code rounds scores, and a model whose scores reach hundreds (Qwen2.5) loses its weights to that.
+The decoder uses the SDPA of transformers; attention weights of the final token come from the family's own eager attention in float32. In
+bfloat16 that code rounds scores, which destroys the weights of models whose scores reach hundreds (Qwen2.5).
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from stratascope.extract.run.attention_function import NAME
 from stratascope.extract.run.capture import set_text_attention
 
 REFERENCE = "stratascope_plain"
-"""Name of the attention function of a reference run."""
+"""Name of the attention function of reference runs."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the model computed of one example by itself, on the host, in float32."""
+    """Results of the plain model for one example, on the host, in float32."""
 
     residual: np.ndarray
-    """(layer, position, hidden), in the order in which the blocks ran; NaN where a position is absent."""
+    """(layer, position, hidden), in the order in which the blocks ran; NaN for absent positions."""
     rows: np.ndarray
-    """(block, head, token): the final token's attention weights."""
+    """(block, head, token): attention weights of the final token."""
     logits: np.ndarray
-    """(choice,): the model's own, in its own precision."""
+    """(choice,): logits of the model in its own precision."""
     spread: float
-    """Standard deviation of the logits of the whole vocabulary: the unit in which logits may differ."""
+    """Standard deviation of the logits over the vocabulary: the unit of tolerances."""
 
 
 def run_reference(
     model: Any, decoder: nn.Module, inputs: Mapping[str, Any], positions: Sequence[np.ndarray | None], choices: Sequence[int]
 ) -> Reference:
-    """Run one example without padding, and note what its blocks are given.
+    """Run one example without padding and keep the inputs of its blocks.
 
     Parameters
     ----------
@@ -56,12 +56,12 @@ def run_reference(
     positions
         Token indices whose mean is each position's vector; None where the example has no such position.
     choices
-        Tokens of the answers.
+        Token ids of the answers.
 
     Raises
     ------
     CaptureError
-        If the blocks do not each run once, or give no attention weights.
+        If a block does not run exactly once, or returns no attention weights.
     """
     residual: list[torch.Tensor] = []
     rows: list[torch.Tensor] = []
@@ -71,16 +71,16 @@ def run_reference(
         absent = torch.full(hidden.shape[1:], float("nan"), device=hidden.device)
         residual.append(torch.stack([absent if tokens is None else hidden[tokens].mean(0) for tokens in positions]).cpu())
 
-    def attended(module: Any, args: Any, output: Any) -> None:
+    def keep_weights(module: Any, args: Any, output: Any) -> None:
         if output[1] is not None:
             rows.append(output[1][0, :, -1].float().cpu())
 
     blocks: Any = decoder.layers
     norm: Any = decoder.norm
     hooks = [module.register_forward_pre_hook(entering, with_kwargs=True) for module in (*blocks, norm)]
-    hooks += [block.self_attn.register_forward_hook(attended) for block in blocks]
+    hooks += [block.self_attn.register_forward_hook(keep_weights) for block in blocks]
     try:
-        with torch.inference_mode(), plain_attention(model):
+        with torch.inference_mode(), reference_attention(model):
             logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float()
     finally:
         for hook in hooks:
@@ -95,8 +95,8 @@ def run_reference(
 
 
 @contextmanager
-def plain_attention(model: Any) -> Iterator[None]:
-    """While open, the text decoder attends as transformers' own code does, and gives the final token's weights."""
+def reference_attention(model: Any) -> Iterator[None]:
+    """While open, the text decoder uses the attention of transformers and returns the weights of the final token."""
     set_text_attention(model, REFERENCE)
     try:
         yield
@@ -104,7 +104,7 @@ def plain_attention(model: Any) -> Iterator[None]:
         set_text_attention(model, NAME)
 
 
-def _plain(
+def _reference(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -114,18 +114,18 @@ def _plain(
     softcap: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The attention's output in the model's precision, and the weights of the last query, (batch, head, 1, token) float32."""
+    """The attention output in the model's precision, and the weights of the last query, (batch, head, 1, token) float32."""
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", modeling_llama.eager_attention_forward)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     capped = {} if softcap is None else {"softcap": softcap}
     wide = [each.float() for each in (query, key, value)]
     if softcap is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=factor, **options)
-    else:  # SDPA knows no soft cap
+    else:  # SDPA has no soft cap
         output = eager(module, *wide, attention_mask, factor, **capped)[0].to(query.dtype)
     weights = eager(module, wide[0][:, :, -1:], *wide[1:], attention_mask[:, :, -1:], factor, **capped)[1]
     return output, weights
 
 
-AttentionInterface.register(REFERENCE, _plain)
+AttentionInterface.register(REFERENCE, _reference)
 AttentionMaskInterface.register(REFERENCE, eager_mask)

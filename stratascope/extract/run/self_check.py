@@ -1,4 +1,4 @@
-"""The first batch compared with the model alone and its own processor, so that a wrong capture stops before hours are spent."""
+"""Check the first batch against the plain model and its own processor, before hours are spent on a wrong capture."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from stratascope.extract.run.reference import Reference
 
 @dataclass(frozen=True)
 class Limits:
-    """How far rounding moves a number, by the precision of the model."""
+    """Tolerances for rounding, by precision of the model."""
 
     inner: float
-    """Norm of the difference of two residual vectors by the norm of one, and total variation between attention rows averaged over heads."""
+    """Relative error of residual vectors (norm), and total variation distance of attention rows, averaged over heads."""
     growth: float
-    """The same where the stream enters the first block; with every further block so much more, up to `inner`."""
+    """The same at the entry of the first block, and the increase per block, up to `inner`."""
     logits: float
-    """Difference of the model's own logits in two passes, by the larger of their size and their spread over the vocabulary."""
+    """Difference of the model's own logits in two passes, relative to the larger of their size and their spread."""
     rounding: float
-    """The same between logits of one pass in the model's precision and in float32."""
+    """The same for logits of one pass in the model's precision and in float32."""
 
     def at(self, depth: int) -> np.ndarray:
         """(depth,) limits of residual layers, or of the rows of blocks."""
@@ -41,17 +41,19 @@ LIMITS = {
     "float16": Limits(inner=0.02, growth=0.003, logits=0.02, rounding=4e-3),
     "bfloat16": Limits(inner=0.1, growth=0.024, logits=0.15, rounding=0.03),
 }
-"""At least one and a half times what honest runs give: measured on random models of every family, whose attention is sharper than that of
-trained ones, and on SmolLM2-135M. In bfloat16 the residual stream is off by .023 at layer 1 and .041 at layer 4 of the former, .002 and
-.027 at layer 30 of the latter, rows by .008 in block 0 and .049 in block 3; in float16 an eighth of that. What follows the image shifted
-by one position moves the built-in model's layer 1 by .056 and SmolLM2's by .17."""
+"""At least 1.5 times the errors of correct runs on random models of every family (whose attention is sharper than that of trained models)
+and on SmolLM2-135M.
+
+In bfloat16 the residual stream of the former differs by .023 at layer 1 and .041 at layer 4, of the latter by .002 and .027 at layer 30,
+rows by .008 in block 0 and .049 in block 3; in float16 by an eighth of that. Shifting the text after the image by one position changes
+layer 1 of the built-in model by .056, of SmolLM2 by .17."""
 
 CHECKED = 6
-"""Examples of the first batch that are compared, at most; evenly spread, the shortest and the longest among them."""
+"""Examples of the first batch that are compared, at most; evenly spaced, including the shortest and the longest."""
 
 
 def load_processor(plan: ExtractionPlan) -> Any:
-    """The processor that the model's files name.
+    """Load the processor of the model.
 
     Raises
     ------
@@ -63,25 +65,25 @@ def load_processor(plan: ExtractionPlan) -> Any:
     try:
         return AutoProcessor.from_pretrained(plan.source.folder, local_files_only=True)
     except ImportError as error:
-        raise MissingExtraError(f"expected all that the processor of {plan.source.name} needs to be installed, found: {error}") from error
+        raise MissingExtraError(f"expected the packages for the processor of {plan.source.name} to be installed, found: {error}") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InvalidInputError(f"{plan.source.name}: expected its processor in {plan.source.folder}, found: {error}") from error
 
 
 def check_prompt(plan: ExtractionPlan, example: int, image: Image.Image, processor: Any = None) -> Mapping[str, Any]:
-    """Refuse token ids that are not those of the family's own processor, given the same text and image.
+    """Refuse token ids that differ from those of the family's own processor.
 
     Parameters
     ----------
     plan, example, image
-        What is extracted; which example; the image that it is shown.
+        The plan, the example number and its image.
     processor
-        From `load_processor`, which is called if it is left out.
+        From `load_processor`; loaded if omitted.
 
     Returns
     -------
     Mapping
-        What the processor makes of them: keywords of the model's forward pass.
+        Output of the processor: keywords of the forward pass.
 
     Raises
     ------
@@ -92,7 +94,7 @@ def check_prompt(plan: ExtractionPlan, example: int, image: Image.Image, process
     wording, rule = plan.tokenizer.wording, plan.tokenizer.rule
     text = wording.asked(plan.prompt.fill(plan.examples[example]).text)
     options: dict[str, Any] = {"add_special_tokens": wording.adds_special, "return_tensors": "pt"}
-    if isinstance(rule, PatchGrid):  # resized as qwen_vl_utils does, within the plan's limits, which may be others than the processor's
+    if isinstance(rule, PatchGrid):  # resized by qwen_vl_utils within the limits of the plan, which may differ from the processor's
         width, height = rule.resize(*image.size)
         image = fetch_image({"image": image, "resized_width": width, "resized_height": height}, image_patch_size=rule.patch)
         options["do_resize"] = False
@@ -111,22 +113,22 @@ def check_prompt(plan: ExtractionPlan, example: int, image: Image.Image, process
 
 
 def check_capture(plan: ExtractionPlan, model: CaptureModel, captured: Captured, references: Mapping[int, Reference]) -> None:
-    """Refuse a capture that does not agree with the model alone, or with itself.
+    """Refuse captured activations that disagree with the plain model or with each other.
 
     Parameters
     ----------
     plan, model
-        What is extracted, by what.
+        The plan and the model.
     captured
-        Of a batch whose first positions are the plan's, with the model's own logits.
+        A batch whose first positions are those of the plan, with the model's own logits.
     references
-        Row of the batch -> its example through the model alone, at the batch's positions.
+        Row of the batch -> its example through the plain model, at the positions of the batch.
 
     Raises
     ------
     CaptureError
-        If attention rows do not sum to 1, residual vectors, rows or logits are further from the references than rounding moves them or
-        are those of another layer or example, or the last residual or the parts of the logits do not give the model's logits.
+        If attention rows do not sum to 1; residual vectors, rows or logits differ from the references by more than rounding or belong to
+        another layer or example; or the last residual or the logit terms do not give the model's logits.
     """
     limits, members = LIMITS[plan.provenance["model"]["dtype"]], list(references)
     rows = captured.rows[:, members]
@@ -149,46 +151,50 @@ def check_capture(plan: ExtractionPlan, model: CaptureModel, captured: Captured,
     _expect_close("answers to be read from the last captured residual", answers, own, exact)
     if captured.parts is not None:
         parts, difference = captured.parts, answers[:, 0] - answers[:, 1]
-        _expect_close("the heads' logits and the rest to add up to the answer's", parts.total.numpy()[members], difference, exact)
+        _expect_close(
+            "the logit terms of heads and the rest to add up to the answer logits", parts.total.numpy()[members], difference, exact
+        )
         if parts.tokens is not None:
             by_token = rows * parts.tokens.numpy()[:, members]
-            # what the heads wrote was mixed in the model's precision, the tokens' parts were not
+            # head outputs are in the model's precision, terms by token in float32
             largest = max(scale, float(np.abs(by_token).sum(-1).max()))
             heads = parts.heads.numpy()[:, members]
-            _expect_close("the tokens' logits to add up to the heads'", by_token.sum(-1), heads, limits.rounding * largest)
+            _expect_close("the logit terms of tokens to add up to those of the heads", by_token.sum(-1), heads, limits.rounding * largest)
     if captured.top_logits is not None:
         top = captured.top_logits[members]
         if (answers.max(-1) > top[:, 0] + 1e-6 * scale).any() or (np.diff(top, axis=-1) > 0).any():
-            raise CaptureError("expected the likeliest tokens' logits to fall and none of an answer to stand above them, found otherwise")
+            raise CaptureError(
+                "expected the logits of the most likely tokens to be sorted, and no answer logit above them, found otherwise"
+            )
 
 
 def logit_scale(reference: Reference) -> float:
-    """The unit in which an example's logits may differ."""
+    """Unit of the tolerance for logits of an example."""
     return max(float(np.abs(reference.logits).max()), 2 * reference.spread)
 
 
 def compare_examples(
     limits: Limits, residual: np.ndarray, rows: Sequence[np.ndarray], logits: np.ndarray, references: Sequence[Reference]
 ) -> None:
-    """Refuse examples of a batch that are not what the model makes of each alone.
+    """Refuse examples of a batch that differ from single examples.
 
     Parameters
     ----------
     limits
-        Of the model's precision.
+        Tolerances.
     residual
         (layer, position, example, hidden).
     rows
-        Of each example (block, head, token), without padding.
+        (block, head, token) of each example, without padding.
     logits
-        (example, choice): the model's own.
+        (example, choice): logits of the model.
     references
-        Of each example, at the same positions.
+        Each example at the same positions.
 
     Raises
     ------
     CaptureError
-        Naming the first layer that is off.
+        Naming the first layer that differs.
     """
     alone = np.stack([each.residual for each in references], 2)
     there = np.isfinite(alone).all((0, 3))  # (position, example)
@@ -202,11 +208,11 @@ def compare_examples(
         _expect_within("attention rows", "of the weight moved in block", moved, limits)
     for own, each in zip(logits, references, strict=True):
         allowed = limits.logits * logit_scale(each)
-        _expect_close("an example alone to give the same logits as in its batch", own, each.logits, allowed, "; use --batch-tokens 1")
+        _expect_close("an example alone to give the same logits as in its batch", own, each.logits, allowed, "; set `batch_tokens` to 1")
 
 
 def _expect_within(what: str, how: str, apart: np.ndarray, limits: Limits) -> None:
-    """Refuse distances by layer or block that are not within their limits."""
+    """Refuse errors by layer or block beyond their limits."""
     allowed = limits.at(len(apart))
     wrong = ~(apart <= allowed)
     if wrong.any():
@@ -218,7 +224,7 @@ def _expect_within(what: str, how: str, apart: np.ndarray, limits: Limits) -> No
 
 
 def _expect_own(what: str, found: np.ndarray, alone: np.ndarray) -> None:
-    """Refuse (item, vector, hidden) of which an item is much nearer to another's reference than to its own, however near to both."""
+    """Refuse items of (item, vector, hidden) that are much nearer to the reference of another item than to their own."""
     apart = np.zeros((len(found), len(alone)))
     for k in range(found.shape[1]):
         a, b = found[:, k].astype(np.float64), alone[:, k].astype(np.float64)
@@ -226,16 +232,16 @@ def _expect_own(what: str, found: np.ndarray, alone: np.ndarray) -> None:
         apart += squares / (b * b).sum(1)[:, None]
     own = np.diag(apart)
     nearest = apart.argmin(1)
-    wrong = (apart.min(1) < own / 4) & (own > 1e-10 * found.shape[1])  # squares: less than half as far, and not by rounding
+    wrong = (apart.min(1) < own / 4) & (own > 1e-10 * found.shape[1])  # squares: less than half the distance, and not by rounding
     if wrong.any():
         item = int(np.argmax(wrong))
         raise CaptureError(
-            f"expected the residual stream of every {what} of the first batch to be its own, found that of {what} {item} nearer to "
-            f"{what} {nearest[item]}'s; report this with the model's name"
+            f"expected the residual stream of each {what} of the first batch to match its reference, found {what} {item} nearer to "
+            f"the reference of {what} {nearest[item]}; report this with the model's name"
         )
 
 
-def _expect_close(what: str, found: np.ndarray, wanted: np.ndarray, tolerance: float, remedy: str = "") -> None:
-    gap = float(np.abs(found - wanted).max())
+def _expect_close(what: str, found: np.ndarray, expected: np.ndarray, tolerance: float, remedy: str = "") -> None:
+    gap = float(np.abs(found - expected).max())
     if not gap <= tolerance:
         raise CaptureError(f"expected {what}, found them {gap:.3g} apart ({tolerance:.2g} is rounding){remedy}")

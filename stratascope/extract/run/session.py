@@ -1,13 +1,11 @@
-"""A loaded model working through a plan, block by block, checking itself on the first batch."""
+"""A loaded model with a plan: batches, the check of the first batch, knockouts, gradients."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,41 +15,22 @@ from stratascope.errors import CaptureError, InvalidInputError
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.capture import Pooling
 from stratascope.extract.run.gradients import TokenGradients
-from stratascope.extract.run.image_reader import LoadedImage, check_cut, first_shown, load_image, shown_image
+from stratascope.extract.run.image_reader import LoadedImage, check_cut, load_image, shown_image
 from stratascope.extract.run.inputs import PreparedImages, joined
-from stratascope.extract.run.model import Batch, CaptureModel, Coming, Wanted
-from stratascope.extract.run.pipeline import Behind, ahead
+from stratascope.extract.run.model import Batch, CaptureModel, CaptureRequest, PendingCapture
 from stratascope.extract.run.self_check import CHECKED, LIMITS, check_capture, check_prompt, load_processor
-from stratascope.extract.run.shard_block import BlockWork
-from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures, room_for_features
-
-READ_AHEAD = 32
-"""Images that are prepared before they are needed; one of 640 x 480 takes 7 MB for Qwen."""
-
-BATCHES_WAITING = 1
-"""Batches whose results wait to be put into a block's arrays, besides the one that is."""
-
-BLOCKS_WAITING = 1
-"""Blocks that wait to be written, besides those that are."""
-
-
-class Keeper(Protocol):
-    """What takes whole blocks."""
-
-    def block_examples(self, block: int) -> range: ...
-
-    def write(self, block: int, arrays: dict[str, np.ndarray]) -> None: ...
+from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures
 
 
 class ExtractionSession:
-    """A model and the plan it works through.
+    """A model and its plan.
 
     Parameters
     ----------
     plan
-        What to extract.
+        The plan of the extraction.
     batch_tokens
-        At most so many tokens, padding included, in a forward pass; halved for good when the GPU's memory runs out.
+        Tokens in a forward pass, at most, padding included; halved permanently when GPU memory runs out.
     """
 
     def __init__(self, plan: ExtractionPlan, batch_tokens: int) -> None:
@@ -60,7 +39,7 @@ class ExtractionSession:
         self.model = CaptureModel(
             plan.source, device=plan.device, dtype=model["dtype"], rule=plan.tokenizer.rule, untrained=plan.settings.untrained
         )
-        self.wanted = Wanted(
+        self.request = CaptureRequest(
             choices=tuple(plan.tokenizer.choice_ids.values()),
             arrays=plan.store.record & {"value_norms", "value_logits", "head_outputs", "head_logits"},
             forms=tuple(plan.forms.values()),
@@ -69,67 +48,41 @@ class ExtractionSession:
             fusion=plan.store.fusion,
         )
         self.knockout_tokens = batch_tokens
-        """At most so many tokens at once in knockouts."""
+        """Tokens of knockouts in a forward pass, at most."""
         self.features = FeatureCache((), 0)
         self.checked = self.knocked = False
-        self._answered: Callable[[], object] = lambda: None
+        self.on_checked: Callable[[], object] = lambda: None
+        """Called once, after the first batch agreed with the model."""
         self.failed: dict[int, str] = {}
-        """Example number -> why it was not recorded."""
+        """Example number -> why it failed."""
         self.halvings = 0
-        """How often a batch had to be halved for lack of memory."""
+        """How often a batch was halved because memory ran out."""
 
     @property
     def threads(self) -> tuple[int, int]:
-        """How many threads prepare images, and how many write blocks; on a CPU the model needs the others."""
+        """Threads that prepare images, and threads that write blocks; on a CPU the model needs the others."""
         return (min(4, os.cpu_count() or 1), 2) if self.model.device.type == "cuda" else (1, 1)
 
-    def work(self, keeper: Keeper, blocks: Sequence[int], bar: Any, answered: Callable[[], object] = lambda: None) -> None:
-        """Fill blocks, in order: images are prepared ahead of the model in threads, results are put in place and written behind it.
-
-        `answered` is called once, after the first batch has gone through the model and agreed with it, before anything is written.
-        All queues are bounded, so that memory is, behind a slow disk. Whatever ends this early, blocks that were filled are written,
-        and one that was not is left out.
-        """
-        self._answered = answered
-        readers, writers = self.threads
-        members = {block: self.in_order(keeper.block_examples(block)) for block in blocks}
-        self.features = FeatureCache((self.plan.shown[k] for each in members.values() for k in each), room_for_features(self.model.device))
-        wanted = (k for block in blocks for k in first_shown(self.plan, members[block]))
-        with (
-            Behind("write", threads=writers, waiting=BLOCKS_WAITING) as keeping,
-            Behind("fill", waiting=BATCHES_WAITING) as filling,
-            ThreadPoolExecutor(readers, "read") as pool,
-        ):
-            images = ahead(pool, self.load, wanted, READ_AHEAD)
-            try:
-                for block in blocks:
-                    place = keeper.block_examples(block)
-                    work = BlockWork(self, place.start, len(place), images, filling, bar)
-                    work.run(members[block])
-                    keeping.submit(_keep, keeper, block, work)
-            finally:
-                images.close()
-
-    def launch(self, batch: Batch) -> Coming:
-        """Send a batch through the model; the first one is compared with the model itself."""
+    def launch(self, batch: Batch) -> PendingCapture:
+        """Start a batch; the first one is checked against the model itself."""
         maps = {"maps"} if self.plan.has_map[list(batch.members)].any() else frozenset()
         first = not self.checked
-        coming = self.model.launch(batch, replace(self.wanted, arrays=self.wanted.arrays | maps, model_logits=first))
+        pending = self.model.launch(batch, replace(self.request, arrays=self.request.arrays | maps, model_logits=first))
         if first:
-            self._check(batch, coming)
+            self._check(batch, pending)
             self.checked = True
-            self._answered()
-        return coming
+            self.on_checked()
+        return pending
 
     def compute_features(self, example: int, prepared: PreparedImages) -> ImageFeatures:
-        """What the vision tower makes of the image that an example is shown."""
+        """Features of the image of an example, from the vision tower."""
         return self.model.features(prepared, self._vision_cells[0].get(self.plan.shown[example], ()))
 
     def knock_out(self, example: int, batch: Batch) -> np.ndarray:
-        """The knockouts of an example that is a batch by itself, in batches that are halved for good when the memory runs out."""
+        """Knockout effects of a batch of one example; sub-batches are halved permanently when memory runs out."""
         knockouts = self.plan.knockouts
         assert knockouts is not None
-        targets, pair = self.plan.hidden_tokens(example), (self.wanted.choices[0], self.wanted.choices[1])
+        targets, pair = self.plan.masked_tokens(example), (self.request.choices[0], self.request.choices[1])
         check = None if self.knocked else LIMITS[self.plan.provenance["model"]["dtype"]].inner
         while True:
             try:
@@ -145,23 +98,23 @@ class ExtractionSession:
             self.knockout_tokens = max(1, self.knockout_tokens // 2)
 
     def token_gradients(self, example: int, batch: Batch) -> TokenGradients:
-        """What each token of an example that is a batch by itself is worth to the answer.
+        """Gradient attributions of each token, for a batch of one example.
 
         Raises
         ------
         InvalidInputError
-            If the memory does not hold one example's way back.
+            If memory does not suffice for the backward pass of one example.
         """
         try:
-            return self.model.gradients(batch, (self.wanted.choices[0], self.wanted.choices[1]))
+            return self.model.gradients(batch, (self.request.choices[0], self.request.choices[1]))
         except torch.OutOfMemoryError as error:
             raise InvalidInputError(
-                f"expected memory for the way back through one example of {batch.input_ids.shape[1]} tokens on {self.model.device}, found "
-                f"too little ({str(error).splitlines()[0]}); leave hiding_estimate out of --record, or lower --max-pixels"
+                f"expected memory for the backward pass of one example of {batch.input_ids.shape[1]} tokens on {self.model.device}, found "
+                f"too little ({str(error).splitlines()[0]}); leave hiding_estimate out of `record`, or lower `max_pixels`"
             ) from error
 
     def next_batch(self, members: Sequence[int]) -> list[int]:
-        """As many of `members`, sorted by length, as make a padded batch within the token budget; at least one."""
+        """The first of `members` (sorted by length) that fit in a padded batch within the token budget; at least one."""
         counts, batch = self.plan.token_counts, [members[0]]
         for example in members[1:]:
             if (len(batch) + 1) * int(counts[example]) > self.batch_tokens:
@@ -170,7 +123,7 @@ class ExtractionSession:
         return batch
 
     def in_order(self, members: Sequence[int]) -> list[int]:
-        """By length, so that batches have little padding; the same in every run."""
+        """Sort examples by length, so that batches have little padding; the same in every run."""
         return sorted(members, key=lambda k: (self._counts[k], k))
 
     @cached_property
@@ -179,7 +132,7 @@ class ExtractionSession:
 
     @cached_property
     def _vision_cells(self) -> tuple[dict[str, list[np.ndarray]], dict[int, list[int]]]:
-        """Image -> the distinct sets of cells that its examples want of the vision tower; example -> which of them, in its order."""
+        """Image -> distinct sets of cells that its examples need from the vision tower; example -> indices of its sets."""
         sets: dict[str, list[np.ndarray]] = {}
         chosen: dict[int, list[int]] = {}
         known: dict[tuple[str, bytes], int] = {}
@@ -195,46 +148,46 @@ class ExtractionSession:
         return sets, chosen
 
     def load(self, example: int) -> LoadedImage:
-        """The image that an example is shown, prepared unless its features are kept."""
+        """The image of an example; prepared for the model unless its features are cached."""
         known = self.plan.shown[example] in self.features
         return load_image(self.plan, example, None if known else self.prepare)
 
     def prepare(self, image: Image.Image) -> PreparedImages:
-        """One image as the family's own processor makes it."""
+        """Inputs of one image, from the family's own processor."""
         return self.model.prepare([image])
 
-    def _check(self, batch: Batch, coming: Coming) -> None:
-        """The first batch, against the model that is given some of its examples alone, as its own processor makes them."""
-        captured, processor, references = coming.result(), load_processor(self.plan), {}
+    def _check(self, batch: Batch, pending: PendingCapture) -> None:
+        """Compare the first batch with single examples, prepared by the model's own processor, through the plain model."""
+        captured, processor, references = pending.result(), load_processor(self.plan), {}
         finite = np.flatnonzero(np.isfinite(captured.final).all(1) & np.isfinite(captured.rows).all((0, 2, 3)))
         if not len(finite):
             raise CaptureError(
                 f"expected finite activations, found none in the first {len(batch.members)} examples in {self.model.dtype}; "
-                "use --dtype bfloat16 or float32"
+                "set `dtype` to bfloat16 or float32"
             )
         for place in np.unique(np.linspace(0, len(finite) - 1, min(len(finite), CHECKED)).round().astype(int)):
             row = int(finite[place])
             example = batch.members[row]
             made = check_prompt(self.plan, example, shown_image(self.plan, self.plan.shown[example]), processor)
             tokens = [self.plan.position_tokens(example, name) for name in self._pooled]
-            references[row] = self.model.reference(made, tokens, self.wanted.choices)
+            references[row] = self.model.reference(made, tokens, self.request.choices)
         check_capture(self.plan, self.model, captured, references)
 
     @property
     def _pooled(self) -> tuple[str, ...]:
-        """Positions at which a batch's residual stream is captured; the first batch is compared at the final and the image tokens too."""
+        """Positions of the captured residual stream; the first batch is also compared at the final and the image tokens."""
         positions = self.plan.store.positions
         return positions if self.checked else (*positions, *(name for name in ("final", "image") if name not in positions))
 
     def _batch(self, members: Sequence[int], images: Sequence[Image.Image]) -> Batch:
-        """Examples with their images' pixels."""
+        """A batch with pixels of its images."""
         each = [self.prepare(image) for image in images]
         for k, prepared in zip(members, each, strict=True):
             check_cut(self.plan, k, prepared)
         return self.batch(members, joined(each).tensors)
 
     def batch(self, members: Sequence[int], images: Mapping[str, torch.Tensor], features: Sequence[ImageFeatures] = ()) -> Batch:
-        """Examples with what the model is given of their images: pixels, or features."""
+        """A batch with pixels or features of its images."""
         plan = self.plan
         lengths = self._counts[list(members)]
         ids = np.zeros((len(members), int(lengths.max())), np.int64)
@@ -256,11 +209,3 @@ class ExtractionSession:
             segments,
             entry,
         )
-
-
-def _keep(keeper: Keeper, block: int, work: BlockWork) -> None:
-    """Write a block once all of it is there; one that never will be is left out."""
-    done: list[Future[Any]] = work.pieces
-    if all(piece.result() for piece in done):
-        work.leave_out_unstorable()
-        keeper.write(block, work.arrays)

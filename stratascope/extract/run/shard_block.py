@@ -1,30 +1,96 @@
-"""One block on its way through the model: its batches, its failures, its arrays."""
+"""Fill shard blocks of the store: images are read ahead of the model, results are written behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from stratascope.errors import InvalidInputError
 from stratascope.extract.run.block_arrays import empty_arrays, fill, leave_out_unstorable
-from stratascope.extract.run.image_reader import LoadedImage, shown_image
+from stratascope.extract.run.image_reader import LoadedImage, first_per_image, shown_image
 from stratascope.extract.run.inputs import joined
-from stratascope.extract.run.model import Batch, Coming
-from stratascope.extract.run.pipeline import Behind
-from stratascope.extract.run.vision_features import ImageFeatures
+from stratascope.extract.run.model import Batch, PendingCapture
+from stratascope.extract.run.pipeline import BackgroundQueue, prefetch
+from stratascope.extract.run.session import ExtractionSession
+from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures, feature_budget
 from stratascope.store import STATUS_CODES
 
-if TYPE_CHECKING:
-    from stratascope.extract.run.session import ExtractionSession
+IMAGES_AHEAD = 32
+"""Images that are prepared before the model needs them; one of 640 x 480 takes 7 MB for Qwen."""
+
+BATCHES_WAITING = 1
+"""Batches whose results wait to be copied into a block's arrays, besides the one that is being copied."""
+
+BLOCKS_WAITING = 1
+"""Blocks that wait to be written, besides those that are being written."""
 
 
-class BlockWork:
-    """Fills the arrays of one block.
+class BlockStore(Protocol):
+    """Where filled blocks are written."""
+
+    def block_examples(self, block: int) -> range: ...
+
+    def write(self, block: int, arrays: dict[str, np.ndarray]) -> None: ...
+
+
+def fill_blocks(
+    session: ExtractionSession, store: BlockStore, blocks: Sequence[int], bar: Any, on_checked: Callable[[], object] = lambda: None
+) -> None:
+    """Fill blocks in order: threads prepare images ahead of the model and store its results behind it.
+
+    All queues are bounded, so memory stays bounded with a slow disk. If this ends early, filled blocks are written and the others are
+    left out.
+
+    Parameters
+    ----------
+    session
+        The model and its plan.
+    store
+        Takes the filled blocks.
+    blocks
+        Their numbers.
+    bar
+        A progress bar; updated by the number of finished examples.
+    on_checked
+        Called once, after the first batch agreed with the model and before anything is written.
+    """
+    session.on_checked = on_checked
+    readers, writers = session.threads
+    members = {block: session.in_order(store.block_examples(block)) for block in blocks}
+    session.features = FeatureCache(
+        (session.plan.shown[k] for each in members.values() for k in each), feature_budget(session.model.device)
+    )
+    wanted = (k for block in blocks for k in first_per_image(session.plan, members[block]))
+    with (
+        BackgroundQueue("write", threads=writers, waiting=BLOCKS_WAITING) as writing,
+        BackgroundQueue("fill", waiting=BATCHES_WAITING) as filling,
+        ThreadPoolExecutor(readers, "read") as pool,
+    ):
+        images = prefetch(pool, session.load, wanted, IMAGES_AHEAD)
+        try:
+            for block in blocks:
+                place = store.block_examples(block)
+                filled = ShardBlock(session, place.start, len(place), images, filling, bar)
+                filled.run(members[block])
+                writing.submit(_write, store, block, filled)
+        finally:
+            images.close()
+
+
+def _write(store: BlockStore, block: int, filled: ShardBlock) -> None:
+    """Write a block when all its batches succeeded; otherwise leave it out."""
+    if all(batch.result() for batch in filled.batches):
+        filled.leave_out_unstorable()
+        store.write(block, filled.arrays)
+
+
+class ShardBlock:
+    """The arrays of one shard block, and the batches that fill them.
 
     Parameters
     ----------
@@ -35,37 +101,37 @@ class BlockWork:
     count
         How many examples it has.
     images
-        Those of the block next, each once, in the order in which they are needed.
+        Images of the block, each once, in the order in which they are needed.
     filling
-        Takes results as they come.
+        Queue of results to copy into the arrays.
     bar
-        Is told of examples that are done.
+        Progress bar; updated by the number of finished examples.
     """
 
     def __init__(
-        self, session: ExtractionSession, first: int, count: int, images: Iterator[LoadedImage], filling: Behind, bar: Any
+        self, session: ExtractionSession, first: int, count: int, images: Iterator[LoadedImage], filling: BackgroundQueue, bar: Any
     ) -> None:
         self._session, self._first, self._images, self._filling, self._bar = session, first, images, filling, bar
         self._loaded: dict[str, LoadedImage] = {}
         self._features: dict[int, ImageFeatures] = {}
         self.arrays = empty_arrays(session.plan.store, count)
-        """Everything that the store wants of the block, once all `pieces` are done."""
-        self.pieces: list[Future[Any]] = []
+        """All arrays of the block; complete once all `batches` are done."""
+        self.batches: list[Future[Any]] = []
 
     def run(self, members: Sequence[int]) -> None:
-        """Send the block's examples through the model, in the order given."""
+        """Run the block's examples through the model, in the given order."""
         while members:
             batch = self._session.next_batch(members)
             ready = [k for k in batch if self._ready(k)]
-            if not ready or self._through(ready):
+            if not ready or self._run_batch(ready):
                 members = members[len(batch) :]
 
     def leave_out_unstorable(self) -> None:
-        """Mark examples of which a number does not fit the store, once all `pieces` are done."""
+        """Mark examples with values that the store cannot represent, once all `batches` are done."""
         self._session.failed |= leave_out_unstorable(self._session.plan, self._first, self.arrays)
 
     def _ready(self, example: int) -> bool:
-        """Have what the model needs of an example's image; or record why it cannot be had."""
+        """Load the image of an example or its features; false, with the reason recorded, if that is impossible."""
         session, place = self._session, example - self._first
         if example in session.failed:
             return False
@@ -81,39 +147,39 @@ class BlockWork:
             return False
         if loaded.thumbnail is not None:
             self.arrays["thumbnail"][place] = loaded.thumbnail
-        if session.model.takes_features and example not in self._features:
+        if session.model.accepts_features and example not in self._features:
             self._features[example] = session.features.obtain(name, lambda: self._compute(example, loaded))
             self._loaded[name] = replace(loaded, prepared=None)
         return True
 
     def _compute(self, example: int, loaded: LoadedImage) -> ImageFeatures:
         session = self._session
-        prepared = loaded.prepared or session.prepare(shown_image(session.plan, loaded.name))  # features that were dropped meanwhile
+        prepared = loaded.prepared or session.prepare(shown_image(session.plan, loaded.name))  # its features were evicted in the meantime
         try:
             return session.compute_features(example, prepared)
         except torch.OutOfMemoryError:
             pass
-        self._make_room()
+        self._free_memory()
         return session.compute_features(example, prepared)
 
-    def _through(self, members: list[int]) -> bool:
-        """Send a batch through the model; false where its memory ran out and smaller ones shall be tried."""
+    def _run_batch(self, members: list[int]) -> bool:
+        """Run a batch through the model; false if memory ran out and smaller batches must be tried."""
         session, batch = self._session, self._batch(members)
         try:
-            coming: Coming | None = session.launch(batch)
+            coming: PendingCapture | None = session.launch(batch)
         except torch.OutOfMemoryError as error:
             if len(members) == 1:
                 raise InvalidInputError(
                     f"expected memory for one example of {batch.input_ids.shape[1]} tokens on {session.model.device}, found too little "
-                    f"({str(error).splitlines()[0]}); lower --max-pixels, record less, or take a larger GPU"
+                    f"({str(error).splitlines()[0]}); lower `max_pixels`, reduce `record`, or take a larger GPU"
                 ) from error
             coming = None
-        if coming is None:  # outside of the handler, so that the failed pass's tensors are gone
-            self._make_room()
+        if coming is None:  # outside of the handler, so that the tensors of the failed pass are freed
+            self._free_memory()
             session.halvings += 1
             session.batch_tokens = len(members) // 2 * batch.input_ids.shape[1]
             return False
-        self.pieces.append(self._filling.submit(self._fill, batch, coming))
+        self.batches.append(self._filling.submit(self._fill, batch, coming))
         knockouts = session.plan.knockouts
         chosen = [] if knockouts is None else [k for k in members if knockouts.chosen[k]]
         backward = members if "hiding_estimate" in self.arrays else []
@@ -121,9 +187,9 @@ class BlockWork:
             self._filling.drain()
         for k in backward:
             if k not in session.failed:
-                found, tokens = session.token_gradients(k, self._batch([k])), len(session.plan.layouts[k].ids)
-                self.arrays["gradient_input"][k - self._first, :tokens] = found.inputs.cpu().numpy()
-                self.arrays["hiding_estimate"][k - self._first, :tokens] = found.hiding.cpu().numpy()
+                gradients, tokens = session.token_gradients(k, self._batch([k])), len(session.plan.layouts[k].ids)
+                self.arrays["gradient_input"][k - self._first, :tokens] = gradients.inputs.cpu().numpy()
+                self.arrays["hiding_estimate"][k - self._first, :tokens] = gradients.knockout_estimate.cpu().numpy()
         for k in chosen:
             if k not in session.failed:
                 self.arrays["knockout"][k - self._first] = session.knock_out(k, self._batch([k]))
@@ -133,19 +199,19 @@ class BlockWork:
 
     def _batch(self, members: list[int]) -> Batch:
         session = self._session
-        if session.model.takes_features:
+        if session.model.accepts_features:
             return session.batch(members, {}, [self._features[k] for k in members])
         prepared = [self._loaded[session.plan.shown[k]].prepared for k in members]
         return session.batch(members, joined([each for each in prepared if each is not None]).tensors)
 
-    def _fill(self, batch: Batch, coming: Coming) -> bool:
+    def _fill(self, batch: Batch, coming: PendingCapture) -> bool:
         at = np.array(batch.members) - self._first
         self._session.failed |= fill(self._session.plan, batch.members, coming.result(), at, self.arrays)
         self._bar.update(len(batch.members))
         return True
 
-    def _make_room(self) -> None:
-        """Give back all of the GPU's memory that is not needed now."""
+    def _free_memory(self) -> None:
+        """Free all GPU memory that is not needed now."""
         self._filling.drain()
         self._session.features.clear()
         torch.cuda.empty_cache()

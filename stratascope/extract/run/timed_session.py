@@ -1,4 +1,4 @@
-"""A session that works through pieces one after the other, with a clock in hand."""
+"""A session that runs its stages in sequence and times each."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.gradients import TokenGradients
 from stratascope.extract.run.image_reader import LoadedImage
 from stratascope.extract.run.inputs import PreparedImages
-from stratascope.extract.run.model import Batch, Coming
-from stratascope.extract.run.pipeline import Behind
+from stratascope.extract.run.model import Batch, PendingCapture
+from stratascope.extract.run.pipeline import BackgroundQueue
 from stratascope.extract.run.session import ExtractionSession
 from stratascope.extract.run.vision_features import ImageFeatures
 
 Clock = Callable[[], float]
-"""Gives seconds."""
+"""Returns seconds."""
 
 
 class TimedSession(ExtractionSession):
-    """A session that waits for each piece of work, and knows how long it took."""
+    """A session that waits for each stage and times it."""
 
     def __init__(self, plan: ExtractionPlan, batch_tokens: int, clock: Clock) -> None:
         super().__init__(plan, batch_tokens)
         self.clock = clock
         self.spent: dict[str, list[float]] = {}
-        """Kind of work -> seconds of each piece."""
+        """Stage -> seconds of each call."""
         self.feature_bytes = 0
-        """What the largest image's features take."""
+        """Bytes of the features of the largest image."""
         self.checking = 0.0
-        """Seconds of comparing the first batch with the model, which is done once."""
+        """Seconds of the check of the first batch, which happens once."""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -54,14 +54,14 @@ class TimedSession(ExtractionSession):
         self.feature_bytes = max(self.feature_bytes, features.bytes)
         return features
 
-    def launch(self, batch: Batch) -> Coming:
-        coming = super().launch(batch)
-        coming.arrival.result()  # or who puts it in place would wait for it
-        return coming
+    def launch(self, batch: Batch) -> PendingCapture:
+        pending = super().launch(batch)
+        pending.host_copy.result()  # otherwise the next stage would wait for it
+        return pending
 
-    def _check(self, batch: Batch, coming: Coming) -> None:
+    def _check(self, batch: Batch, pending: PendingCapture) -> None:
         begin = self.clock()
-        super()._check(batch, coming)
+        super()._check(batch, pending)
         self.checking += self.clock() - begin
 
     def token_gradients(self, example: int, batch: Batch) -> TokenGradients:
@@ -73,8 +73,8 @@ class TimedSession(ExtractionSession):
             return super().knock_out(example, batch)
 
 
-class AtOnce(Behind):
-    """Puts results in place where it is asked to, so that it is known what that takes."""
+class ImmediateQueue(BackgroundQueue):
+    """A queue that runs tasks at once in the caller's thread, and times them."""
 
     def __init__(self, session: TimedSession) -> None:
         super().__init__("fill")
@@ -88,7 +88,7 @@ class AtOnce(Behind):
 
 
 class NoBar:
-    """Stands for a progress bar."""
+    """A progress bar that shows nothing."""
 
     def update(self, count: int) -> None:
-        """Take no note."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""A timing run: a sample of a plan's batches on the same way as in an extraction, into stores of their own that are removed."""
+"""Time a sample of a plan's batches through all stages of an extraction, into temporary stores."""
 
 from __future__ import annotations
 
@@ -14,53 +14,54 @@ import torch
 from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.duration import ExtractionTiming, Sample, Stage
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
-from stratascope.extract.run.image_reader import first_shown
+from stratascope.extract.plan.store_contents import store_contents
+from stratascope.extract.run.image_reader import first_per_image
 from stratascope.extract.run.session import ExtractionSession
-from stratascope.extract.run.shard_block import BlockWork
-from stratascope.extract.run.timed_session import AtOnce, Clock, NoBar, TimedSession
-from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures, room_for_features
+from stratascope.extract.run.shard_block import ShardBlock
+from stratascope.extract.run.timed_session import Clock, ImmediateQueue, NoBar, TimedSession
+from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures, feature_budget
 from stratascope.store import BlockWriter, create_store
 
 BATCHES = 6
-"""Timed at most, after one that warms up."""
+"""Batches that are timed at most, after a warm-up."""
 FEWEST = 2
-"""Timed even where they take longer than was allowed."""
+"""Batches that are timed even if they exceed the time limit."""
 WRITTEN = 3
-"""Of the timed batches, into a store each."""
+"""Timed batches that are written, into a store each."""
 KNOCKED = 2
-"""Examples whose knockouts are timed, after one that warms up."""
+"""Examples whose knockouts are timed, after a warm-up."""
 
 
 def time_extraction(
     plan: ExtractionPlan, *, batch_tokens: int = 8192, seconds: float = 60.0, before: float = 0.0, clock: Clock = time.perf_counter
 ) -> ExtractionTiming:
-    """Load the model and send a few of the plan's batches through it, each kind of work timed by itself; leaves nothing behind.
+    """Load the model, run a few of the plan's batches and time each stage; leaves no files.
 
-    The batch with most to hold comes first and warms up. The others are spread evenly over the plan's batches in the order of their
-    length. Where the device's memory runs out, batches are halved, as an extraction does, and the run begins again.
+    The largest batch runs first as a warm-up. The others are spaced evenly over the plan's batches sorted by length. If memory runs out,
+    batches are halved as in an extraction, and the timing starts again.
 
     Parameters
     ----------
     plan
-        From `plan_extraction`; weights and photos must be at hand.
+        From `plan_extraction`; weights and images must be available.
     batch_tokens
         As for `run_extraction`.
     seconds
-        After these no further batch is begun, once there are a few.
+        Time limit after which no further batch starts.
     before
-        Seconds that planning and loading torch took; an extraction does both again.
+        Seconds that planning and loading torch took.
     clock
-        Gives seconds.
+        Returns seconds.
 
     Raises
     ------
     InvalidInputError
-        If the photos' size is only stated, none of them can be read, the device is absent, or not even one example fits its memory.
+        If the plan has only a stated image size, no image can be read, the device does not exist, or memory does not hold one example.
     CaptureError
-        If what is captured does not agree with the model's own answers, as an extraction would find.
+        If the captured activations do not agree with the model's own outputs.
     """
     if plan.settings.image_size is not None:
-        raise InvalidInputError("expected real images for a timing run, found a plan with a stated image size; leave out --image-size")
+        raise InvalidInputError("expected real images for a timing run, found a plan with a stated image size; leave out `image_size`")
     begin = clock()
     session = TimedSession(plan, batch_tokens, clock)
     beginning = before + clock() - begin
@@ -72,7 +73,7 @@ def time_extraction(
 
 
 def planned_batches(session: ExtractionSession) -> list[list[int]]:
-    """Example numbers of every batch of the whole extraction, as far as they can be known before."""
+    """Example numbers of all expected batches of the full extraction."""
     made: list[list[int]] = []
     layout = session.plan.store
     for block in range(layout.blocks):
@@ -84,15 +85,15 @@ def planned_batches(session: ExtractionSession) -> list[list[int]]:
 
 
 class _Run:
-    """One attempt, with batches of one size."""
+    """One attempt at a timing, with a fixed batch size."""
 
     def __init__(self, session: TimedSession, allowed: float) -> None:
         self._session, self._allowed = session, allowed
         self._plan = session.plan
         self._bare = replace(self._plan, knockouts=None) if self._plan.knockouts else self._plan
-        """Without knockouts, which are timed by themselves."""
+        """The plan without knockouts, which are timed separately."""
         self._samples: dict[tuple[str, bool], list[Sample]] = {}
-        """(kind of work, whether for batches with maps) -> samples; kinds that know no difference are under False."""
+        """(stage, whether the batch has maps) -> samples; False for stages without that difference."""
         self._device = session.model.device
 
     def timing(self, beginning: float) -> ExtractionTiming:
@@ -105,7 +106,7 @@ class _Run:
         timed: list[list[int]] = []
         with tempfile.TemporaryDirectory(prefix="stratascope-timing-") as folder:
             begin = clock()
-            create_store(Path(folder) / "whole.zarr", self._plan.store, **self._plan.store_contents())
+            create_store(Path(folder) / "whole.zarr", self._plan.store, **store_contents(self._plan))
             beginning += clock() - begin
             self._time(max(batches, key=self._tokens))
             self._samples.clear()
@@ -129,19 +130,19 @@ class _Run:
             batch_tokens=session.batch_tokens,
             halvings=session.halvings,
             peak=torch.cuda.max_memory_allocated(self._device) if cuda else None,
-            features=room_for_features(self._device) if cuda and session.model.takes_features else 0,
+            features=feature_budget(self._device) if cuda and session.model.accepts_features else 0,
             memory=torch.cuda.get_device_properties(self._device).total_memory if cuda else None,
         )
 
     def _through(self, members: Sequence[int]) -> tuple[dict[str, np.ndarray], float]:
-        """Arrays of a batch that went the way of an extraction, and the seconds that the model took."""
+        """Run a batch through all stages; returns its arrays and the seconds of the model."""
         session, plan = self._session, self._plan
         session.spent.clear()
-        session.features = FeatureCache((plan.shown[k] for k in members), room_for_features(self._device))
-        images = (session.load(k) for k in first_shown(plan, members))
+        session.features = FeatureCache((plan.shown[k] for k in members), feature_budget(self._device))
+        images = (session.load(k) for k in first_per_image(plan, members))
         place = plan.store.block_examples(members[0] // plan.store.block)
         begin = session.clock()
-        work = BlockWork(session, place.start, len(place), images, AtOnce(session), NoBar())
+        work = ShardBlock(session, place.start, len(place), images, ImmediateQueue(session), NoBar())
         work.run(members)
         seconds = session.clock() - begin - sum(map(sum, session.spent.values()))
         axes = {spec.name: spec.dims.index("example") for spec in plan.store.arrays() if spec.name in work.arrays}
@@ -149,7 +150,7 @@ class _Run:
         return {name: values.take(at, axes[name]) for name, values in work.arrays.items()}, seconds
 
     def _time(self, members: Sequence[int]) -> dict[str, np.ndarray]:
-        """Arrays of a batch that went through the model."""
+        """Run a batch and note its times; returns its arrays."""
         session, plan, tokens = self._session, self._plan, self._tokens(members)
         session.plan = self._bare
         arrays, seconds = self._through(members)
@@ -161,7 +162,7 @@ class _Run:
         return arrays
 
     def _write(self, members: Sequence[int], arrays: dict[str, np.ndarray], path: Path) -> None:
-        """A batch into a store that holds nothing else."""
+        """Write a batch to a store of its own."""
         plan, clock = self._plan, self._session.clock
         part = replace(
             plan,
@@ -171,7 +172,7 @@ class _Run:
             has_map=plan.has_map[list(members)],
             store=plan.store.subset(examples=len(members), block=len(members)),
         )
-        create_store(path, part.store, **part.store_contents())
+        create_store(path, part.store, **store_contents(part))
         created = _bytes(path)
         with BlockWriter(path) as writer:
             begin = clock()
@@ -180,19 +181,19 @@ class _Run:
         self._note("writing", _bytes(path) - created, seconds)
 
     def _time_knockouts(self) -> None:
-        """Those of a few examples of middling length."""
+        """Time knockouts of a few examples of medium length."""
         if self._plan.knockouts is None:
             return
         able = [int(k) for k in np.flatnonzero(self._plan.knockouts.chosen) if int(k) not in self._plan.failed]
         able.sort(key=lambda k: self._plan.token_counts[k])
         middle = able[max(0, len(able) // 2 - KNOCKED // 2) :][:KNOCKED]
-        for number, k in enumerate([*middle[:1], *middle]):  # the first one twice: it warms up
+        for number, k in enumerate([*middle[:1], *middle]):  # the first one twice, as a warm-up
             self._through([k])
             if number and "knockouts" in self._session.spent:
                 self._note("knockouts", float(self._plan.token_counts[k]), sum(self._session.spent["knockouts"]))
 
     def _stages(self, batches: list[list[int]]) -> tuple[Stage, ...]:
-        """What was timed, with how much of it there is."""
+        """All timed stages with their total work."""
         plan = self._plan
         readers, writers = self._session.threads
         blocks: dict[int, list[int]] = {}
@@ -201,7 +202,7 @@ class _Run:
         estimate = plan.estimate.set_index("array")["estimated_bytes"].drop("created")
         chosen = [] if plan.knockouts is None else [k for k in np.flatnonzero(plan.knockouts.chosen) if k not in plan.failed]
         work = {
-            "images": sum(len(list(first_shown(plan, block))) for block in blocks.values()),
+            "images": sum(len(list(first_per_image(plan, block))) for block in blocks.values()),
             "vision tower": self._tower_passes([plan.shown[k] for batch in batches for k in batch]),
             "gradients": sum(map(self._tokens, batches)),
             "knockouts": float(plan.token_counts[chosen].sum()),
@@ -215,16 +216,16 @@ class _Run:
         )
 
     def _tower_passes(self, order: list[str]) -> int:
-        """How often the tower runs for images that are asked for in this order, where features are kept as far as there is room."""
+        """How often the vision tower runs for images in this order, given the size of the feature cache."""
         stand_in = torch.empty(self._session.feature_bytes, dtype=torch.uint8, device="meta")
         features = ImageFeatures(stand_in, (), None, None, object, False)
-        cache = FeatureCache(order, room_for_features(self._device))
+        cache = FeatureCache(order, feature_budget(self._device))
         for name in order:
             cache.obtain(name, lambda: features)
         return cache.computed
 
     def _chosen(self, batches: list[list[int]]) -> list[list[int]]:
-        """Batches spread evenly over those of each kind in the order of their length, the middle ones first, the kinds by turns."""
+        """Batches with and without maps in turn, each evenly spaced by length, medium lengths first."""
         kinds = [[b for b in batches if self._mapped(b) is kind] for kind in (True, False)]
         kinds = [sorted(each, key=lambda b: int(self._plan.token_counts[b].max())) for each in kinds if each]
         count = BATCHES // len(kinds)
@@ -238,7 +239,7 @@ class _Run:
         return bool(self._plan.has_map[list(batch)].any())
 
     def _tokens(self, batch: Sequence[int]) -> float:
-        """In the model, padding included."""
+        """Tokens of a batch, padding included."""
         return float(len(batch) * int(self._plan.token_counts[list(batch)].max()))
 
     def _note(self, name: str, units: float, seconds: float, mapped: bool = False) -> None:

@@ -1,7 +1,7 @@
-"""The final norm and the unembedding in float32, whatever the model's precision.
+"""Final norm and unembedding in float32, for any precision of the model.
 
-In bfloat16 a model's own logits lie on a grid: between 16 and 32 its steps are .125, and the difference of two answers' logits takes a
-handful of values. The residual stream that leaves the last block is finer than that.
+In bfloat16 the model's own logits are coarse: between 16 and 32 they have steps of 0.125, so the difference of two answer logits takes
+only a few values. The output of the last block has a finer resolution.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 from torch import nn
 
 ROWS = 16_384
-"""Rows of the unembedding that are held in float32 at once while the whole vocabulary is ranked."""
+"""Rows of the unembedding that are held in float32 at once while ranking the vocabulary."""
 
 
 class Unembedding:
-    """Logits of chosen tokens, or of the likeliest ones, from the residual stream that leaves the last block.
+    """Logits of given or most likely tokens from the output of the last block.
 
     Parameters
     ----------
     model
-        Owns the unembedding, `lm_head`; its bias and the soft cap of its logits (Gemma 2) are taken over.
+        Has the unembedding `lm_head`; its bias and the soft cap of its logits (Gemma 2) apply.
     decoder
-        Owns the final norm.
+        Has the final norm.
     """
 
     def __init__(self, model: Any, decoder: Any) -> None:
@@ -34,28 +34,28 @@ class Unembedding:
         self._cap: float | None = getattr(decoder.config, "final_logit_softcapping", None) or None
 
     def logits(self, residual: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
-        """(n, hidden) leaving the last block -> (n, token) float32 logits of chosen tokens.
+        """(n, hidden) output of the last block -> (n, token) float32 logits of given tokens.
 
-        Sums run in float64, so that a token has the same logit among whichever others it is asked for.
+        Sums run in float64, so that the logit of a token does not depend on the other tokens.
         """
-        return self._finished(self._norm(residual.float()).double(), list(tokens))
+        return self._unembed(self._norm(residual.float()).double(), list(tokens))
 
     def difference(self, residual: torch.Tensor, pair: tuple[int, int]) -> torch.Tensor:
-        """(n, hidden) leaving the last block -> (n,) float32: the first token's logit minus the second's."""
+        """(n, hidden) output of the last block -> (n,) float32: logit of the first token minus that of the second."""
         logits = self.logits(residual, pair)
         return logits[:, 0] - logits[:, 1]
 
-    def likeliest(self, residual: torch.Tensor, ranks: int, known: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, hidden) leaving the last block -> (n, rank) float32 logits and token ids, the likeliest first.
+    def most_likely(self, residual: torch.Tensor, ranks: int, known: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, hidden) output of the last block -> (n, rank) float32 logits and token ids, most likely first.
 
         Parameters
         ----------
         residual
-            Of the final tokens.
+            Residual stream of the final tokens.
         ranks
-            How many tokens.
+            Number of tokens.
         known
-            Only the first so many tokens of the vocabulary; None: all.
+            Use only this many first tokens of the vocabulary; None: all.
         """
         normed = self._norm(residual.float())
         count = self._head.weight.shape[0] if known is None else min(known, self._head.weight.shape[0])
@@ -63,15 +63,15 @@ class Unembedding:
         ids = torch.empty(len(normed), 0, dtype=torch.long, device=normed.device)
         for start in range(0, count, ROWS):
             rows = slice(start, min(start + ROWS, count))
-            logits = torch.cat([best, self._finished(normed, rows)], 1)
+            logits = torch.cat([best, self._unembed(normed, rows)], 1)
             tokens = torch.cat([ids, torch.arange(rows.start, rows.stop, device=normed.device).expand(len(normed), -1)], 1)
             best, order = logits.topk(min(ranks, logits.shape[1]))
             ids = tokens.gather(1, order)
-        exact = self._finished(normed.double()[:, None], ids)[:, 0]  # so that a token's logit is that of `logits`
+        exact = self._unembed(normed.double()[:, None], ids)[:, 0]  # so that the logit equals that of `logits`
         best, order = exact.sort(dim=1, descending=True, stable=True)
         return best, ids.gather(1, order)
 
-    def _finished(self, normed: torch.Tensor, rows: list[int] | slice | torch.Tensor) -> torch.Tensor:
+    def _unembed(self, normed: torch.Tensor, rows: list[int] | slice | torch.Tensor) -> torch.Tensor:
         """(..., n, row) float32 logits of rows of the unembedding, summed in the precision of `normed`, (..., n, hidden)."""
         logits = normed @ self._head.weight[rows].to(normed.dtype).mT
         if getattr(self._head, "bias", None) is not None:
@@ -79,5 +79,5 @@ class Unembedding:
             logits = logits + (bias[..., None, :] if bias.ndim > 1 else bias)
         if self._cap is not None:
             logits = torch.tanh(logits / self._cap) * self._cap
-        made: torch.Tensor = logits.float()
-        return made
+        result: torch.Tensor = logits.float()
+        return result

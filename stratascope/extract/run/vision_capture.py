@@ -1,6 +1,6 @@
-"""Capture of the vision tower's residual stream, pooled over image cells in raster order.
+"""Capture the residual stream of the vision tower, averaged over image cells in raster order.
 
-Qwen2.5-VL's blocks see the patches in window order; without undoing it a patch seems to change cells across the whole width.
+The blocks of Qwen2.5-VL process patches in window order, which is undone here.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from stratascope.extract.run.capture import reading_residuals
 
 @dataclass
 class VisionCapture:
-    """What one pass through the vision tower left behind."""
+    """Activations of one pass through the vision tower."""
 
     index: torch.Tensor
-    """(total,) patches of all segments after one another, as the blocks see them."""
+    """(total,) patches of all segments, concatenated, in the order of the blocks."""
     lengths: torch.Tensor
-    """(segment,) patches of each; a segment is one position of one example, absent ones are left out."""
+    """(segment,) patches of each segment; a segment is one position of one example, absent ones are left out."""
     residual: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Layer -> (segment, vision hidden) float32: mean over the segment's patches after so many blocks."""
+    """Layer -> (segment, vision hidden) float32: mean over the patches of the segment after that many blocks."""
 
     def pool(self, layer: int, hidden: torch.Tensor) -> None:
         """Keep the means of `hidden`, (patch, vision hidden)."""
@@ -50,11 +50,11 @@ def vision_capture(tower: nn.Module, grid: torch.Tensor, segments: Sequence[tupl
     Raises
     ------
     CaptureError
-        If the tower is not built of `.blocks` over merged patches.
+        If the tower has no `.blocks` over merged patches.
     """
     config: Any = getattr(tower, "config", None)
     if not hasattr(tower, "blocks") or not hasattr(config, "spatial_merge_size"):
-        raise CaptureError(f"expected Qwen's vision tower, found {type(tower).__name__}; leave vision_residual out of --record")
+        raise CaptureError(f"expected Qwen's vision tower, found {type(tower).__name__}; leave vision_residual out of `record`")
     unit = config.spatial_merge_size**2
     cells = (grid.prod(-1) // unit).cpu()
     offsets = torch.cat([torch.zeros(1, dtype=cells.dtype), cells.cumsum(0)])
@@ -72,6 +72,6 @@ def vision_capture(tower: nn.Module, grid: torch.Tensor, segments: Sequence[tupl
 
 @contextmanager
 def capturing_vision(tower: nn.Module, capture: VisionCapture) -> Iterator[VisionCapture]:
-    """While open, a pass through the tower fills `capture`: layer k where it enters block k, the last where it leaves."""
+    """While open, a pass through the tower fills `capture`: layer k is the input of block k, the last layer the output."""
     with reading_residuals(tower.blocks, capture.pool):
         yield capture

@@ -1,7 +1,7 @@
-"""What the vision tower makes of an image, computed once for all its captions.
+"""Image features of the vision tower, computed once for all captions of an image.
 
-The tower sees one image at a time, so that an image's features are the same bits whoever asks, in whatever batch, on whichever of
-several machines, before or after a run was interrupted: keeping them changes no number.
+The tower processes one image at a time, so its features are bitwise the same in every batch, on every such machine, and after an
+interruption: caching them changes no number.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 from stratascope.extract.run.vision_capture import capturing_vision, vision_capture
 
 DEVICE_SHARE = 0.25
-"""Part of a GPU's free memory that features may take."""
+"""Share of free GPU memory for cached features."""
 
 MOST_BYTES = 4 << 30
-"""The most that features may take on a GPU: nearly all 6,259 images of VSR are then computed once (7B, photos of 640 x 480)."""
+"""Largest cache on a GPU in bytes: it holds nearly all 6,259 images of VSR (7B, 640 x 480)."""
 
 HOST_BYTES = 1 << 30
-"""The same where the model runs on the CPU."""
+"""Largest cache on a CPU in bytes."""
 
 
 @dataclass(frozen=True)
@@ -33,45 +33,45 @@ class ImageFeatures:
     """One image's features, on the model's device."""
 
     pooled: torch.Tensor
-    """As the family gives them, ending in (token, hidden)."""
+    """As the family returns them, ending in (token, hidden)."""
     deep: tuple[torch.Tensor, ...]
-    """What Qwen3-VL adds after each of its first blocks, (token, hidden); none elsewhere."""
+    """Features that Qwen3-VL adds after each of its first blocks, (token, hidden); otherwise empty."""
     vision: torch.Tensor | None
-    """(layer, segment, vision hidden) float32: the tower's residual stream."""
+    """(layer, segment, vision hidden) float32: residual stream of the tower."""
     grid: torch.Tensor | None
-    """(1, 3), on the host: frames, rows and columns of patches, of which Qwen's positions are made."""
+    """(1, 3), on the host: frames, rows and columns of patches, for the position ids of Qwen."""
     kind: type
-    """Class of the family's own output."""
+    """Output class of the family."""
     listed: bool
-    """Whether that output holds a list of images, or all in one tensor."""
+    """Whether that output holds a list of images or one tensor."""
 
     @property
     def bytes(self) -> int:
-        """What is held, in memory."""
+        """Memory of the features in bytes."""
         held = [self.pooled, *self.deep, *([] if self.vision is None else [self.vision])]
         return sum(values.numel() * values.element_size() for values in held)
 
 
-def takes_features(model: Any) -> bool:
-    """Whether a family's forward pass takes features that were computed before."""
+def accepts_features(model: Any) -> bool:
+    """Whether the forward pass of a family accepts precomputed image features."""
     return "mm_encoder_outputs" in inspect.signature(model.forward).parameters and hasattr(model, "get_image_features")
 
 
 def image_features(
     model: Any, image: Mapping[str, torch.Tensor], on_host: Mapping[str, torch.Tensor], cells: Sequence[np.ndarray] = ()
 ) -> ImageFeatures:
-    """Run the vision tower over one image.
+    """Run the vision tower on one image.
 
     Parameters
     ----------
     model
-        Of a family that `takes_features`.
+        A model that `accepts_features`.
     image
         Keyword of the model's forward -> tensor, on the model's device.
     on_host
         The same on the host.
     cells
-        Raster indices of cells over which the tower's residual stream is averaged; only for Qwen's tower.
+        Raster indices of the cells over which the residual stream is averaged; only for the tower of Qwen.
     """
     known = inspect.signature(model.get_image_features).parameters
     tower: Any = getattr(model.model, "visual", None)
@@ -90,8 +90,8 @@ def image_features(
     )
 
 
-def given_to_model(features: Sequence[ImageFeatures]) -> dict[str, Any]:
-    """The keyword of the forward pass that stands for the pixels of a batch's images."""
+def feature_inputs(features: Sequence[ImageFeatures]) -> dict[str, Any]:
+    """Keyword of the forward pass that replaces the pixels of a batch."""
     pooled = tuple(each.pooled for each in features)
     output = features[0].kind(pooler_output=pooled if features[0].listed else torch.cat(pooled))
     if features[0].deep:
@@ -99,24 +99,24 @@ def given_to_model(features: Sequence[ImageFeatures]) -> dict[str, Any]:
     return {"mm_encoder_outputs": {"image": output}}
 
 
-def places(features: Sequence[ImageFeatures]) -> dict[str, torch.Tensor]:
-    """What the forward pass is told of the images beside their features."""
+def image_grids(features: Sequence[ImageFeatures]) -> dict[str, torch.Tensor]:
+    """Keyword of the forward pass with the patch grids of the images."""
     grids = [each.grid for each in features if each.grid is not None]
     return {"image_grid_thw": torch.cat(grids)} if grids else {}
 
 
 class FeatureCache:
-    """Features of images that will be asked for again; of too many, those that are needed last are dropped first.
+    """Cache of image features that evicts those needed furthest in the future (Belady 1966).
 
-    An extraction knows what it will ask for, so that no better choice is possible (Belady 1966). Captions of an image are seldom
-    neighbours in VSR: of 10,972 examples the last-used-first-dropped rule with room for 1,500 images would compute 8,801, this one 6,316.
+    The order of requests is known, so this is optimal. For the 10,972 examples of VSR and a cache of 1,500 images it computes 6,316 images,
+    a least-recently-used cache 8,801.
 
     Parameters
     ----------
     order
-        Name of the image of each request to come.
+        Image name of each future request.
     limit
-        Bytes.
+        Size in bytes.
     """
 
     def __init__(self, order: Iterable[str], limit: int) -> None:
@@ -132,7 +132,7 @@ class FeatureCache:
         return name in self._held
 
     def obtain(self, name: str, compute: Callable[[], ImageFeatures]) -> ImageFeatures:
-        """The features of the next request, which must be for `name`."""
+        """Features for the next request, which must be for `name`."""
         features = self._held.get(name)
         if features is None:
             features = compute()
@@ -142,7 +142,7 @@ class FeatureCache:
         return features
 
     def clear(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._held.clear()
         self.bytes = 0
 
@@ -159,8 +159,8 @@ class FeatureCache:
             self.bytes -= self._held.pop(last).bytes
 
 
-def room_for_features(device: torch.device) -> int:
-    """Bytes that features may take beside the model."""
+def feature_budget(device: torch.device) -> int:
+    """Bytes for cached features besides the model."""
     if device.type != "cuda":
         return HOST_BYTES
     free, _ = torch.cuda.mem_get_info(device)

@@ -160,7 +160,7 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
         # where no draw differs, the interval is that of the one it comes from
         bare = draws.std(axis=0) <= NO_SPREAD
         theirs = {k: np.choose(smallest, [one.table[k] for one in advantages]) for k in INTERVALS}
-        bands = bands.ending({k: np.where(bare, theirs[k], own) for k, own in bands.ends.items()})
+        bands = bands.with_ends({k: np.where(bare, theirs[k], own) for k, own in bands.ends.items()})
         table = first[["layer", "metric", "name"]].assign(baseline=" and ".join(one.table["baseline"].iloc[0] for one in advantages))
         table = table.assign(value=value, **bands.ends)
         facts = {key: advantages[0].attributes.get(key) for key in ("task", "position", "fingerprint")}
@@ -183,5 +183,5 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
         """The advantage whose `contents` a file holds."""
         attributes = dict(file.attributes)
         level, table, draws = float(attributes.pop("level")), file.tables["table"], file.arrays["draws"][1]
-        bands = band(table["value"].to_numpy(), draws, level=level).ending({k: table[k].to_numpy() for k in INTERVALS})
+        bands = band(table["value"].to_numpy(), draws, level=level).with_ends({k: table[k].to_numpy() for k in INTERVALS})
         return cls(table, draws, bands, level, attributes)

@@ -18,7 +18,7 @@ from stratascope.probe.curve.metrics import predict
 from stratascope.results.result import new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.intervals import wilson
-from stratascope.store.format.categories import category_of
+from stratascope.store.io.example_filter import category_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,7 @@ from stratascope.probe.solver.losses import probabilities
 from stratascope.results.file import ResultFile
 from stratascope.results.result import Result, new_axes
 from stratascope.results.schema import ResultSchema, columns, floats
-from stratascope.stats.intervals import INTERVAL, same_whatever_is_drawn
+from stratascope.stats.intervals import INTERVAL, constant_within_folds
 from stratascope.store import condition_of
 from stratascope.store.format.json_schema import each
 from stratascope.store.format.provenance import PROVENANCE
@@ -151,7 +151,7 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
     @cached_property
     def certain(self) -> NDArray[np.bool_]:
         """(layer,) where the probe says the same of all examples, so that no other draw of them could change it."""
-        return same_whatever_is_drawn(self.logits, self.examples["fold"].to_numpy())
+        return constant_within_folds(self.logits, self.examples["fold"].to_numpy())
 
     @property
     def notes(self) -> list[str]:

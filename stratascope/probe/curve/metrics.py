@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.probe.solver.losses import loss_for
-from stratascope.stats.bootstrap import Bootstrap, auroc
+from stratascope.stats.auroc import auroc
+from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import band
 
 Floats = NDArray[Any]

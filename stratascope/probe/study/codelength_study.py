@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.advantage import DERIVED
@@ -18,7 +19,8 @@ from stratascope.probe.solver.standardised_rows import Rows
 from stratascope.probe.study.codelength import FRACTIONS, Codelength, portions, send
 from stratascope.probe.study.layer_cache import Finished
 from stratascope.probe.study.layer_task import LayerTask, digest_of, read_layer
-from stratascope.probe.study.study import Study, plan_study
+from stratascope.probe.study.study import SCHEDULER, Study, plan_study
+from stratascope.probe.study.study_plan import ProbeOptions, shows_probe_options
 from stratascope.probe.tasks.task import Task
 from stratascope.probe.validation.cross_validation import STRENGTHS
 from stratascope.results.file import ResultFile
@@ -95,7 +97,12 @@ class FinishedCodes(Finished[LayerCodes]):
 
 
 def codelength_of(
-    study: Study, *, scheduler: str | None = None, workers: int | None = None, progress: bool = False, output: str | Path | None = None
+    study: Study,
+    *,
+    scheduler: str | None = SCHEDULER,
+    workers: int | None = None,
+    progress: bool = False,
+    output: str | Path | None = None,
 ) -> pd.DataFrame:
     """Online codelength of every task of classes of a study, by position and layer.
 
@@ -171,13 +178,21 @@ def _send_layer(task: LayerTask) -> LayerCodes:
     return LayerCodes(answers, content)
 
 
+@shows_probe_options
 def codelength_by_layer(
     store: ActivationStore | str | Path,
     task: str | Task = "truth",
     position: str | None = "final",
     *,
+    array: str = "residual",
+    layers: int | Sequence[int] | None = None,
+    examples: Sequence[int] | NDArray[Any] | None = None,
+    values: Mapping[str, Mapping[str, object]] | None = None,
+    scheduler: str | None = SCHEDULER,
+    workers: int | None = None,
+    progress: bool = False,
     output: str | Path | None = None,
-    **options: Any,
+    **options: Unpack[ProbeOptions],
 ) -> pd.DataFrame:
     """Online codelength of a task by layer.
 
@@ -185,12 +200,12 @@ def codelength_by_layer(
     ----------
     store
         An open store, or its path or address.
-    task, position
+    task, position, array, layers, examples, values
         As of `plan_study`.
-    output
-        Folder in which finished layers are kept.
+    scheduler, workers, progress, output
+        As of `probe_study`.
     options
-        Of `plan_study`, such as layers, examples and fields of `ProbeSettings`.
+        Fields of `ProbeSettings`.
 
     Returns
     -------
@@ -201,5 +216,12 @@ def codelength_by_layer(
     ------
     InvalidInputError
         The task has values instead of classes.
+
+    Examples
+    --------
+    >>> table = codelength_by_layer(store, layers=3, draws=200)
+    >>> bool(table["bits"].item() < table["uniform_bits"].item())
+    True
     """
-    return codelength_of(plan_study(store, (task,), (position,), **options), output=output)
+    study = plan_study(store, (task,), (position,), array=array, layers=layers, examples=examples, values=values, **options)
+    return codelength_of(study, scheduler=scheduler, workers=workers, progress=progress, output=output)

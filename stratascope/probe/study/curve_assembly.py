@@ -20,7 +20,7 @@ from stratascope.probe.validation.official_splits import split_leakage
 from stratascope.probe.validation.out_of_fold import OutOfFold
 from stratascope.results.file import written_counts
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import same_whatever_is_drawn
+from stratascope.stats.intervals import constant_within_folds
 from stratascope.store import ActivationStore
 from stratascope.store.io.example_identity import IMAGE, example_digests, group_labels, image_groups
 
@@ -95,7 +95,7 @@ def _curve(
         values, draws = score_layers(logits, labels, folds, len(batch.classes), bootstrap, share[:, 0], turned[:, 0])
         chance = chance_levels(labels, len(batch.classes))
         examples["label"] = labels
-    certain = same_whatever_is_drawn(logits, folds)
+    certain = constant_within_folds(logits, folds)
     table = score_table(layers, values, draws, chance, bootstrap.count, settings.level, certain)
     table.insert(1, "position", position or "")
     table.insert(2, "task", name)

@@ -155,26 +155,31 @@ def run_unfinished(
     work: Sequence[LayerTask],
     finished: Finished[Answer] | None,
     contents: MutableMapping[str, str] | None = None,
-    **options: Any,
+    *,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+    label: str = "layers",
 ) -> list[Answer]:
-    """function of every task, in order; those that are `finished` are taken from there, and others kept there as they are done.
+    """Answers to all tasks in order; finished ones are loaded, others are computed and saved one by one.
 
-    A finished answer counts only if the activations that the store holds now are those that it was computed from.
+    A finished answer is loaded only if it was computed from the activations that the store holds now.
 
     Parameters
     ----------
     contents
-        Digests of activations read before in this process, by `Finished.key`; added to.
-    options
-        Of `run_all`.
+        Digests of activations read before in this process, by `Finished.key`; new ones are added.
+    scheduler, workers, progress, label
+        As of `run_all`.
     """
+    run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress}
     if finished is None:
-        return run_all(function, work, **options)
+        return run_all(function, work, label=label, **run)
     contents = {} if contents is None else contents
     keys = [finished.key(task) for task in work]
     unread = [number for number, task in enumerate(work) if keys[number] not in contents and finished.candidates(task)]
     if unread:
-        digests = run_all(content_digest, [work[n] for n in unread], **{**options, "label": "checking finished layers"})
+        digests = run_all(content_digest, [work[n] for n in unread], label="checking finished layers", **run)
         contents.update(zip([keys[n] for n in unread], digests, strict=True))
     known = {number: contents[key] for number, key in enumerate(keys) if key in contents}
     kept = {number: answer for number, content in known.items() if (answer := finished.load(work[number], content)) is not None}
@@ -184,6 +189,6 @@ def run_unfinished(
         contents[keys[open_numbers[place]]] = answer.content
         finished.save(work[open_numbers[place]], answer)
 
-    fresh = run_all(function, [work[n] for n in open_numbers], finished=keep, **options)
+    fresh = run_all(function, [work[n] for n in open_numbers], finished=keep, label=label, **run)
     kept |= dict(zip(open_numbers, fresh, strict=True))
     return [kept[number] for number in range(len(work))]

@@ -24,8 +24,8 @@ from stratascope.probe.curve.tidy_table import tidy_table
 from stratascope.probe.study import request as checks
 from stratascope.probe.study.codelength_study import CodelengthCurve, codelength_of
 from stratascope.probe.study.request import ProbeRequest
-from stratascope.probe.study.study import Study, holds_heads, plan_study, positions_of
-from stratascope.probe.study.study_plan import task_name
+from stratascope.probe.study.study import SCHEDULER, Study, plan_study
+from stratascope.probe.study.study_plan import holds_heads, positions_of, task_name
 from stratascope.probe.study.transfer import Transfer, transfer_of
 from stratascope.results.locations import file_name
 from stratascope.store import column_texts
@@ -60,7 +60,7 @@ def run_probes(
     store: ActivationStore,
     request: ProbeRequest,
     *,
-    scheduler: str | None = None,
+    scheduler: str | None = SCHEDULER,
     workers: int | None = None,
     progress: bool = False,
     output: str | Path | None = None,

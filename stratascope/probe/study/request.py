@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
-from stratascope.probe.study.study import Study, positions_of
+from stratascope.probe.study.study import TASKS, Study
+from stratascope.probe.study.study_plan import positions_of
 from stratascope.results.stored_result import relation_to, results_in
 from stratascope.store import ActivationStore, column_texts
 from stratascope.store.io.example_identity import refuse_other_examples
@@ -20,7 +21,7 @@ from stratascope.store.io.example_identity import refuse_other_examples
 class ProbeRequest:
     """Tasks, positions, baselines and further measures of one run."""
 
-    tasks: tuple[str, ...] = ("truth", "relation")
+    tasks: tuple[str, ...] = TASKS
     positions: tuple[str, ...] | None = None
     """All of the array by default."""
     array: str = "residual"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from inspect import Parameter, signature
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from stratascope.probe.validation.folds import Folds, grouped_folds
 from stratascope.probe.validation.official_splits import official_split
 from stratascope.store import ActivationStore, checked_choice, chosen_examples
 from stratascope.store.io.example_identity import group_labels
+from stratascope.store.io.selection import listing
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,37 @@ class ProbeSettings:
             raise InvalidInputError(f"expected at least 100 draws, found {self.draws}; 2000 give stable intervals")
         if not 0 < self.tolerance <= 1e-3:
             raise InvalidInputError(f"expected a tolerance up to 1e-3, found {self.tolerance}; 1e-6 is exact enough for any figure")
+
+
+class ProbeOptions(TypedDict, total=False):
+    """Fields of `ProbeSettings`, except the array, as keyword parameters of a function; defaults are those of the fields."""
+
+    folds: int
+    seed: int
+    strengths: tuple[float, ...] | None
+    method: str
+    split: tuple[str, ...]
+    groups: str
+    minimum: int
+    only: tuple[str, ...]
+    types: tuple[str, ...]
+    tolerance: float
+    draws: int
+    level: float
+    directions: bool
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def shows_probe_options(function: Function) -> Function:
+    """Show the fields of `ProbeSettings` with their defaults in the signature of a function that takes them as `**options`."""
+    own = signature(function)
+    named = [parameter for parameter in own.parameters.values() if parameter.kind is not Parameter.VAR_KEYWORD]
+    options = [f for f in fields(ProbeSettings) if f.name in ProbeOptions.__annotations__]
+    named += [Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in options]
+    function.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]
+    return function
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,3 +237,50 @@ def wanted_examples(store: ActivationStore, examples: Sequence[int] | NDArray[An
             in_python="pass examples=store.available('residual')",
         )
     return wanted
+
+
+def holds_heads(store: ActivationStore, array: str) -> bool:
+    """Whether the array has a vector for each head."""
+    dims = store.layout.array(array).dims
+    return "head" in dims and dims[-1] != "head"
+
+
+def refuse_without_heads(store: ActivationStore, array: str) -> None:
+    """Raise InvalidInputError where the array has no vector for each head."""
+    if not holds_heads(store, array):
+        dims = store.layout.array(array).dims
+        raise InvalidInputError(
+            f"{array}: expected an array with a vector for each head, found one of {' by '.join(dims)}; give another (--array head_outputs)"
+        )
+
+
+def positions_of(store: ActivationStore, array: str) -> tuple[str | None, ...]:
+    """Every position of the array; None alone for an array without."""
+    dim = store.layout.array(array).position_dim
+    return (None,) if dim is None else tuple(store.layout.positions_of(dim))
+
+
+def layers_of(store: ActivationStore, array: str, layers: int | Sequence[int] | None) -> list[int]:
+    """One layer or several, all of the array by default; 0 for an array without layers.
+
+    Raises
+    ------
+    InvalidInputError
+        The array holds no vectors.
+    NotRecordedError
+        The array lacks one of the layers.
+    """
+    spec = store.layout.array(array)
+    if "example" not in spec.dims or len(set(spec.dims) - {"example", spec.layer_dim, spec.position_dim}) == 0:
+        found = " by ".join(spec.dims)
+        raise InvalidInputError(
+            f"{array}: expected an array of one vector an example, found one of {found}; give another (--array residual)"
+        )
+    if spec.layer_dim is None:
+        return [0]  # such as the vision tower's output
+    held = store.layout.layers_of(spec.layer_dim)
+    asked = list(held) if layers is None else [int(layer) for layer in np.atleast_1d(layers)]
+    absent = [layer for layer in asked if layer not in held]
+    if absent:
+        raise NotRecordedError(f"{array}: expected layers that the store holds, found {absent[0]}; it holds {listing(held)}")
+    return sorted(asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,13 @@ from stratascope.figures.style import paper_style
 from stratascope.probe.curve.advantage import DERIVED
 from stratascope.probe.curve.curve_table import CurveTable
 from stratascope.probe.curve.metrics import chance_levels, main_metric, score_layers, score_table
-from stratascope.probe.study.study import Study, layers_of, plan_study
-from stratascope.probe.study.study_plan import Batch, ProbeSettings
+from stratascope.probe.study.study import SCHEDULER, Study, plan_study
+from stratascope.probe.study.study_plan import Batch, ProbeOptions, ProbeSettings, layers_of, shows_probe_options
 from stratascope.probe.tasks.task import Task
 from stratascope.results.result import new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import INTERVAL, same_whatever_is_drawn
+from stratascope.stats.intervals import INTERVAL, constant_within_folds
 from stratascope.store import ActivationStore
 from stratascope.store.io.example_identity import group_labels, refuse_other_examples
 
@@ -61,59 +61,67 @@ class Transfer(CurveTable, kind="transfer", command="probe", prefix="transfer", 
         return figure
 
 
+@shows_probe_options
 def transfer_matrix(
     store: ActivationStore | str | Path,
     task: str | Task = "truth",
     position: str | None = "final",
     *,
+    array: str = "residual",
     to: ActivationStore | str | Path | None = None,
     to_position: str | None = None,
-    layers: Sequence[int] | None = None,
-    to_layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
+    to_layers: int | Sequence[int] | None = None,
     examples: Sequence[int] | NDArray[Any] | None = None,
     values: Mapping[str, Mapping[str, object]] | None = None,
-    scheduler: str | None = None,
+    scheduler: str | None = SCHEDULER,
     workers: int | None = None,
     progress: bool = False,
-    **settings: Any,
+    output: str | Path | None = None,
+    **options: Unpack[ProbeOptions],
 ) -> pd.DataFrame:
-    """Train at every layer of one place, test at every layer of another.
+    """Train probes at each layer and test them at each layer, position or store.
 
-    Every example is tested by the model of its fold, which saw neither it nor its image, wherever the test happens.
+    Every example is tested by the model of its fold, which was trained neither on it nor on another example of its image.
 
     Parameters
     ----------
-    store, task, position, layers, examples, values
-        Where probes are trained, and for what: as of `plan_study`.
+    store, task, position, array, layers, examples, values
+        Training: as of `plan_study`.
     to
         Another store of the same examples, such as another condition; the same one by default.
     to_position, to_layers
-        Where they are tested; the same by default.
-    scheduler, workers, progress
+        Position of the test, the same by default, and its layers, all by default.
+    scheduler, workers, progress, output
         As of `probe_study`.
-    settings
-        `array`, and fields of `ProbeSettings`.
+    options
+        Fields of `ProbeSettings`.
 
     Returns
     -------
     pandas.DataFrame
-        One row per pair of layers: layer (trained), to_layer (tested), metric, value, low, high, ..., chance. Not widened for the
-        noise of training, which is that of the trained layer.
+        One row per pair of layers: layer (trained), to_layer (tested), metric, value, low, high, ..., chance. Intervals do not include
+        the noise of training.
 
     Raises
     ------
     InvalidInputError
         The other store holds other examples (id, image, caption, relation or label), or vectors of another width.
+
+    Examples
+    --------
+    >>> table = transfer_matrix(store, layers=(1, 3), to_layers=3, draws=200)
+    >>> table[["layer", "to_layer"]].to_numpy().tolist()
+    [[1, 3], [3, 3]]
     """
     source = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
     target = source if to is None else to if isinstance(to, ActivationStore) else ActivationStore.open(to)
-    array = str(settings.get("array", "residual"))
     refuse_other_examples(source, target, "a second store")
     wanted = np.zeros(source.layout.examples, dtype=bool)
     wanted[slice(None) if examples is None else np.asarray(examples)] = True
     there = np.flatnonzero(wanted & target.available(array, to_position or position))
-    study = plan_study(source, (task,), (position,), layers=layers, examples=there, values=values, **({"draws": 200} | settings))
-    run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress}
+    study = plan_study(source, (task,), (position,), array=array, layers=layers, examples=there, values=values, **options)
+    run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress, "output": output}
     return transfer_of(study, to=target, to_position=to_position, to_layers=to_layers, **run)
 
 
@@ -123,10 +131,13 @@ def transfer_of(
     *,
     to: ActivationStore | None = None,
     to_position: str | None = None,
-    to_layers: Sequence[int] | None = None,
-    **run: Any,
+    to_layers: int | Sequence[int] | None = None,
+    scheduler: str | None = SCHEDULER,
+    workers: int | None = None,
+    progress: bool = False,
+    output: str | Path | None = None,
 ) -> pd.DataFrame:
-    """The matrix of one task of a study at its first position.
+    """Transfer matrix of one task of a study at its first position.
 
     Parameters
     ----------
@@ -136,8 +147,8 @@ def transfer_of(
         One of its tasks; the first by default.
     to, to_position, to_layers
         Where probes are tested: as of `transfer_matrix`.
-    run
-        As of `Study.answers`, whose finished layers are taken as they are.
+    scheduler, workers, progress, output
+        As of `probe_study`.
 
     Raises
     ------
@@ -153,7 +164,8 @@ def transfer_of(
         raise InvalidInputError(f"expected a task of classes and one vector a position, found {name!r}, which has values or heads")
     target, settings = to or study.store, study.settings
     refuse_other_examples(study.store, target, "a second store")
-    answers = [answer.answers[number][place] for answer in study.answers(**run)[position]]
+    found = study.answers(scheduler=scheduler, workers=workers, progress=progress, output=output)[position]
+    answers = [answer.answers[number][place] for answer in found]
     weights = np.stack([answer.fold_directions for answer in answers])
     biases = np.stack([answer.fold_intercepts for answer in answers])
     alone = replace(batch, tasks=(name,), labels=batch.labels[[place]])
@@ -193,5 +205,5 @@ def _test(
     groups = group_labels(store.examples, settings.groups)[used]
     bootstrap = Bootstrap(groups, draws=settings.draws, seed=settings.seed)
     values, draws = score_layers(logits, codes, folds, len(batch.classes), bootstrap)
-    certain = same_whatever_is_drawn(logits, folds)
+    certain = constant_within_folds(logits, folds)
     return score_table(trained, values, draws, chance_levels(codes, len(batch.classes)), bootstrap.count, settings.level, certain)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 from stratascope.probe.tasks.geometry import TARGETS, geometry_targets
 from stratascope.probe.validation.folds import FEWEST_FOLDS, MINIMUM_PER_FOLD
-from stratascope.store.format.categories import category_of
+from stratascope.store.io.example_filter import category_of
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore

@@ -1,4 +1,4 @@
-"""The one table of a store's arrays: what each holds, along which dimensions, in what pieces, by which codec, and when."""
+"""Table of a store's arrays: content, dimensions, chunks, codec, and when each is written."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Codec = Literal["floats", "zstd", "text", "marker"]
 When = Literal["creation", "block", "derived", "marker"]
 
 LAYER_DIMS = ("layer", "attention_layer", "vision_layer")
-"""Dimensions that answer to `layer=` when reading: of the residual stream, of attention blocks, of the vision tower."""
+"""Dimensions that `layer=` selects on: residual stream, attention, vision tower."""
 POSITION_DIMS = ("position", "vision_position")
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a store, as a layout shapes it."""
+    """One array of a store with the shape that a layout gives it."""
 
     name: str
     dims: tuple[str, ...]
@@ -28,34 +28,34 @@ class ArraySpec:
     """NumPy name, or "str" for text of any length."""
     fill: float | int | bool | str
     chunk: tuple[int, ...]
-    """Shape of the piece that is compressed and checksummed by itself."""
+    """Shape of a chunk, the unit of compression and checksums."""
     shard: tuple[int, ...] | None
     """Shape of the file that holds the chunks; None where a file is one chunk."""
     codec: Codec
     when: When
-    """`creation`: known before the model runs; `block`: handed to the writer; `derived`: computed by it; `marker`: `written`."""
+    """`creation`: known before the model runs; `block`: passed to the writer; `derived`: computed by the writer; `marker`: `written`."""
     description: str
     gaps: bool = False
-    """Whether examples that are recorded may have NaN in it."""
+    """Whether recorded examples may have NaN."""
 
     @property
     def by_block(self) -> bool:
-        """Whether each block of examples fills one file of this array."""
+        """Whether each shard block is one file of this array."""
         return self.when in ("block", "derived")
 
     @property
     def example_axis(self) -> int:
-        """The axis of examples; ValueError where the array has none."""
+        """Axis of the examples; ValueError if the array has none."""
         return self.dims.index("example")
 
     @property
     def layer_dim(self) -> str | None:
-        """The dimension that `layer=` selects on, None where there is none."""
+        """Dimension that `layer=` selects on; None if there is none."""
         return next((d for d in self.dims if d in LAYER_DIMS), None)
 
     @property
     def position_dim(self) -> str | None:
-        """The dimension that `position=` selects on, None where there is none."""
+        """Dimension that `position=` selects on; None if there is none."""
         return next((d for d in self.dims if d in POSITION_DIMS), None)
 
     @property
@@ -69,33 +69,33 @@ class ArraySpec:
         return (*self.shape[:axis], examples, *self.shape[axis + 1 :])
 
     def key(self, block: int) -> str:
-        """Path of the file that holds a block, relative to the store."""
+        """Path of a shard block's file, relative to the store."""
         parts = [str(block) if i == self.example_axis else "0" for i in range(len(self.dims))]
         return f"{self.name}/c/{'/'.join(parts)}"
 
 
 @dataclass(frozen=True)
 class ArrayKind:
-    """A row of the table: an array before a layout gives it sizes."""
+    """A row of the table: an array without sizes."""
 
     name: str
     dims: tuple[str, ...]
     dtype: str
     fill: float | int | bool | str
     pieces: Mapping[str, int]
-    """Chunk length by dimension; dimensions not named here are never split. The block is the most along `example`."""
+    """Chunk length by dimension; other dimensions are never split. Along `example` at most a shard block."""
     codec: Codec
     when: When
     description: str
     optional: bool = False
-    """Held only where the layout's `record` names it."""
+    """In the store only if the layout's `record` names it."""
     beside: tuple[str, ...] = ()
-    """Held only where the layout's `record` names one of these: names along a dimension that only they have."""
+    """In the store only if `record` names one of these arrays, whose axis it labels."""
     gaps: bool = False
-    """May be NaN where the example is recorded: what it says says where there is something to say."""
+    """Whether a recorded example may have NaN."""
 
     def shaped(self, sizes: Mapping[str, int], block: int) -> ArraySpec:
-        """The array with a length for every dimension; one file a block of examples where it is written by block."""
+        """The array with a length for every dimension and its chunks."""
         by_block = self.when in ("block", "derived")
         file = tuple(block if d == "example" and by_block else max(sizes[d], 1) for d in self.dims)
         wanted = {d: self.pieces.get(d, n) if by_block else paged(self.pieces.get(d, n), n) for d, n in zip(self.dims, file, strict=True)}
@@ -110,7 +110,7 @@ class ArrayKind:
 _NAN = math.nan
 _ROW = ("attention_layer", "example", "head", "token")
 _PAGE = {"example": 512}
-"""Of what is known at creation and looked at a page at a time; see `paged` for longer ones of long stores."""
+"""Chunk length of arrays written at creation, which readers page through; see `paged`."""
 _MANY = 32_768
 TABLE = (
     ArrayKind(
@@ -233,19 +233,19 @@ TABLE = (
     ArrayKind("written", ("block",), "uint8", 0, {"block": 1}, "marker", "marker", "1 where every array holds the block"),
 )  # fmt: skip
 RECORDABLE = tuple(a.name for a in TABLE if a.optional and a.name != "thumbnail")
-"""Names that a layout's `record` may hold."""
+"""Names allowed in a layout's `record`."""
 SHOWN_ROWS = _PAGE["example"]
-"""Rows of the captions that are compressed together, which a list of examples shows a page at a time."""
+"""Captions per chunk; a list of examples shows one page at a time."""
 TABLE_ROWS = 2048
-"""The same of the other columns of text of the table of examples."""
+"""Rows per chunk of other text columns of the table of examples."""
 NUMBER_ROWS = 1024
-"""The same of a column of numbers, such as a side of a box, which is read for one example."""
+"""Rows per chunk of numeric columns."""
 WORD_ROWS = 1024
-"""The same of the vocabulary."""
+"""Rows per chunk of the vocabulary."""
 
 
 def paged(least: int, examples: int) -> int:
-    """Rows that are compressed together of what is known at creation: `least`, twice that beyond 32,768 examples, four times beyond 65,536.
+    """Rows per chunk: `least`, twice that beyond 32,768 examples, four times beyond 65,536.
 
     Small enough to fetch for a single example, large enough that a million examples are five hundred files.
     """
@@ -253,7 +253,7 @@ def paged(least: int, examples: int) -> int:
 
 
 def _piece(length: int, wanted: int, *, tiled: bool) -> int:
-    """Length of a chunk: at most `wanted`, and a divisor of `length` where chunks must tile their file."""
+    """Chunk length: at most `wanted`; a divisor of `length` if chunks must tile their file."""
     if wanted >= length or not tiled:
         return min(wanted, length)
     return next(k for k in range(wanted, 0, -1) if length % k == 0)

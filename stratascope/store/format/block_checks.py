@@ -1,4 +1,4 @@
-"""What a block's arrays must be before they are written: shapes, finite numbers, rows that sum to 1."""
+"""Checks of a shard block before it is written: shapes, finite numbers, rows that sum to 1."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.layout import RECORDED, STATUS_CODES, StoreLayout
-from stratascope.store.io.selection import place_in_words
 
 ROW_TOLERANCE = 2e-3
 """How far an attention row's sum may be from 1: float16 weights over a thousand tokens stay within."""
@@ -20,7 +19,7 @@ ROW_TOLERANCE = 2e-3
 
 @dataclass(frozen=True)
 class BlockFacts:
-    """What is known of a block's n examples before they are recorded."""
+    """Facts about the n examples of a shard block that are known before the model runs."""
 
     examples: range
     n_tokens: NDArray[np.int32]
@@ -32,7 +31,7 @@ class BlockFacts:
 
 
 def checked_block(layout: StoreLayout, facts: BlockFacts, arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The block's arrays in their stored types, with what is derived from them.
+    """Check the arrays of a shard block, convert them to stored types, and derive the rest.
 
     What is not recorded (an absent position, an example whose status is not `recorded`) becomes fill, whatever was passed.
 
@@ -181,7 +180,7 @@ def _stored(
 def _unstored(layout: StoreLayout, spec: ArraySpec, values: NDArray[Any], at: NDArray[Any], facts: BlockFacts) -> str:
     value = values[tuple(at)]
     found = f"{value}, too large for {spec.dtype}," if np.isfinite(value) else str(value)
-    return f"{spec.name}: expected finite numbers, found {found} at {place_in_words(layout, spec, at, facts.examples)}"
+    return f"{spec.name}: expected finite numbers, found {found} at {layout.place_text(spec.name, at, facts.examples)}"
 
 
 def _wanted(layout: StoreLayout, spec: ArraySpec, facts: BlockFacts, recorded: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -1,28 +1,25 @@
-"""The layout of an activation store: every number that fixes the shapes of its arrays, checked at birth."""
+"""Layout of an activation store: all settings that determine the shapes of its arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store.format.arrays import RECORDABLE, TABLE, ArrayKind, ArraySpec
 from stratascope.store.format.limits import MOST_SIDE, check_layout_sizes
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from numpy.typing import NDArray
-
 FORMAT = "stratascope-activations"
 FORMAT_VERSION = 1
 
 STATUS_CODES = {"unwritten": 0, "recorded": 1, "unreadable_image": 2, "image_mismatch": 3, "non_finite": 4, "too_long": 5}
-"""Name -> code of an example's state in the array `status`; all but the first two say why it could not be recorded."""
+"""Name -> code in the array `status`; all but the first two are reasons why an example failed."""
 RECORDED = STATUS_CODES["recorded"]
-"""The code of an example whose arrays hold what the model computed."""
+"""Code of an example whose activations are in the store."""
 
 KNOCKOUT_AXES = ("knockout_modes", "knockout_windows", "knockout_targets")
 _NEEDED: dict[str, tuple[str, ...]] = {
@@ -34,12 +31,12 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "top_logits": ("ranks",),
     "knockout": KNOCKOUT_AXES,
 }
-"""Fields that an array cannot do without."""
+"""Array -> fields that it requires."""
 
 
 @dataclass(frozen=True)
 class StoreLayout:
-    """Everything that fixes the shapes of a store; checked at birth, never changed after.
+    """Settings that determine the shapes of a store's arrays.
 
     Raises
     ------
@@ -55,38 +52,38 @@ class StoreLayout:
     tokens: int
     """Length of the longest prompt: the padded token axis."""
     positions: tuple[str, ...]
-    """Where `residual` is kept: names along its axis `position`."""
+    """Names along the axis `position` of `residual`."""
     spans: tuple[str, ...]
-    """Named intervals of tokens."""
+    """Names of token intervals."""
     choices: tuple[str, ...]
-    """Answers whose logits are `answer_logits`."""
+    """Answer choices whose logits `answer_logits` holds."""
     record: frozenset[str] = frozenset({"residual", "attention_rows"})
-    """Optional arrays that are held; `attention_mean` comes with `attention_rows`, and stands alone only in copies."""
+    """Optional arrays in the store; `attention_rows` implies `attention_mean`, which is alone only in copies."""
     fusion: str = "mean"
-    """How attention_maps were fused over heads."""
+    """How attention_maps are aggregated over heads."""
     block: int = 64
-    """Examples in a block: the unit of work, of writing and of resuming."""
+    """Examples per shard block, the unit of writing and of resuming."""
     thumbnail: tuple[int, int] | None = (112, 112)
     """Height and width of thumbnails in pixels; None for no thumbnails."""
     computed_dtype: str = "float32"
-    """What the model computed in; it decides how far float32 residuals compress."""
+    """Dtype in which the model computed; float32 residuals compress accordingly."""
     head_dim: int = 0
-    """Length of one head's output; needed where `head_outputs` is recorded."""
+    """Dimension of one head's output; required for `head_outputs`."""
     vision_layers: int = 0
-    """Blocks of the vision tower; needed, with the next two, where `vision_residual` is recorded."""
+    """Blocks of the vision tower; required, with the next two, for `vision_residual`."""
     vision_hidden: int = 0
     vision_positions: tuple[str, ...] = ()
     answer_forms: tuple[str, ...] = ()
-    """Ways to answer whose logits are `form_logits`."""
+    """Answer tokens whose logits `form_logits` holds."""
     ranks: int = 0
-    """How many of the likeliest next tokens are kept."""
+    """Number of top next tokens."""
     knockout_modes: tuple[str, ...] = ()
-    """From whom knockouts hide: `final`, `later`."""
+    """Queries that knockouts mask: `final`, `later`."""
     knockout_windows: tuple[str, ...] = ()
-    """Windows of blocks as "first-last", the first of them all blocks."""
+    """Windows of decoder blocks as "first-last"; the first one covers all blocks."""
     knockout_targets: tuple[str, ...] = ()
     kept_layers: tuple[int, ...] | None = None
-    """Layers held, where a copy took some of them; None for all."""
+    """Layers in a copy of some layers; None for all."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "record", frozenset(self.record))
@@ -99,7 +96,7 @@ class StoreLayout:
             _at_least(name, getattr(self, name), 1)
         for name in ("head_dim", "vision_layers", "vision_hidden", "ranks"):
             _at_least(name, getattr(self, name), 0)
-        check_layout_sizes(self)
+        check_layout_sizes(vars(self), self.blocks)
         unknown = self.record - set(RECORDABLE)
         if unknown:
             raise InvalidInputError(f"record: expected names among {', '.join(RECORDABLE)}, found {', '.join(sorted(unknown))}")
@@ -121,17 +118,17 @@ class StoreLayout:
 
     @property
     def blocks(self) -> int:
-        """Number of blocks of examples."""
+        """Number of shard blocks."""
         return -(-self.examples // self.block)
 
     @property
     def residual_layers(self) -> tuple[int, ...]:
-        """Layers of `residual`: 0..L, or those that a copy kept."""
+        """Layers of `residual`: 0..L, or those in a partial copy."""
         return tuple(range(self.layers + 1)) if self.kept_layers is None else self.kept_layers
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
-        """Layers of attention: 0..L-1, or those that a copy kept."""
+        """Layers of attention: 0..L-1, or those in a partial copy."""
         return tuple(k for k in self.residual_layers if k < self.layers)
 
     def layers_of(self, dim: str) -> tuple[int, ...]:
@@ -144,7 +141,7 @@ class StoreLayout:
         return self.positions if dim == "position" else self.vision_positions
 
     def names_of(self, dim: str) -> tuple[str, ...] | None:
-        """Names along `dim`, a dimension that has names; None of one that has not."""
+        """Names along a dimension; None if it has none."""
         return {
             "position": self.positions, "vision_position": self.vision_positions, "span": self.spans, "choice": self.choices,
             "answer_form": self.answer_forms, "knockout_mode": self.knockout_modes, "knockout_window": self.knockout_windows,
@@ -167,12 +164,12 @@ class StoreLayout:
         }  # fmt: skip
 
     def arrays(self) -> tuple[ArraySpec, ...]:
-        """Every array of the store, in the order of the table."""
+        """Every array of the store, in the order of `arrays.TABLE`."""
         sizes = self.sizes
         return tuple(row.shaped(sizes, self.block) for row in TABLE if self._holds(row))
 
     def array(self, name: str) -> ArraySpec:
-        """The array called `name`; NotRecordedError, listing what there is, where the store does not hold it."""
+        """The array with a name; NotRecordedError lists the arrays of the store."""
         specs = {s.name: s for s in self.arrays()}
         if name not in specs:
             held = ", ".join(n for n, s in specs.items() if s.by_block)
@@ -180,69 +177,45 @@ class StoreLayout:
         return specs[name]
 
     def block_examples(self, block: int) -> range:
-        """The examples of a block; InvalidInputError where there is no such block."""
+        """Numbers of the examples in a shard block; InvalidInputError if there is no such block."""
         if not 0 <= block < self.blocks:
             raise InvalidInputError(f"expected a block within 0..{self.blocks - 1}, found {block}")
         return range(block * self.block, min((block + 1) * self.block, self.examples))
 
-    def estimate(
-        self,
-        n_tokens: NDArray[Any] | None = None,
-        has_map: NDArray[Any] | None = None,
-        position_present: NDArray[Any] | None = None,
-        thumbnails: NDArray[Any] | None = None,
-        words: int = 0,
-        knocked: float = 1.0,
-    ) -> pd.DataFrame:
-        """Bytes of every array, before a model is run.
+    def place_text(self, array: str, at: Sequence[int] | NDArray[np.integer], examples: Sequence[Any] | NDArray[Any]) -> str:
+        """Describe where a value stands in an array: `layer 12, example 3, head 0`.
 
         Parameters
         ----------
-        n_tokens
-            (example,) lengths of the prompts; None: all as long as the longest.
-        has_map
-            (example,) which examples have maps; None: all.
-        position_present
-            (example, position) which positions each example has; None: all.
-        thumbnails
-            (some, height, width, 3) pictures whose compressed size stands for all; None: photographs.
-        words
-            Token texts in the store's vocabulary.
-        knocked
-            Share of the examples whose knockouts are measured.
-
-        Returns
-        -------
-        pandas.DataFrame
-            array, shape, raw_bytes, estimated_bytes (on disk).
-
-        Raises
-        ------
-        InvalidInputError
-            If an array has another shape.
+        array
+            Name of the array.
+        at
+            Index along every axis of the array; along `example`, the index into `examples`.
+        examples
+            Numbers or ids of the examples.
         """
-        from stratascope.store.format.size_estimate import estimated_sizes
-
-        table: pd.DataFrame = estimated_sizes(
-            self,
-            n_tokens=n_tokens,
-            has_map=has_map,
-            position_present=position_present,
-            thumbnails=thumbnails,
-            words=words,
-            knocked=knocked,
-        )
-        return table
+        spec = self.array(array)
+        words = []
+        for dim, k in zip(spec.dims, at, strict=True):
+            if dim == "example":
+                words.append(f"example {examples[k]}")
+            elif dim == spec.layer_dim:
+                words.append(f"layer {self.layers_of(dim)[k]}")
+            elif dim == spec.position_dim:
+                words.append(f"position {self.positions_of(dim)[k]}")
+            else:
+                words.append(f"{dim} {k}")
+        return ", ".join(words)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON of all fields; `from_json` reads it back."""
+        """All fields as plain JSON; `from_json` reads it."""
         values = asdict(self)
         values["record"] = sorted(self.record)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StoreLayout:
-        """The layout that `to_json` wrote; fields that an older version did not know have their defaults.
+        """Read a layout that `to_json` wrote; absent fields get their defaults.
 
         Parameters
         ----------
@@ -264,7 +237,7 @@ class StoreLayout:
         return cls(**cast("dict[str, Any]", plain))
 
     def subset(self, **changes: Any) -> StoreLayout:
-        """A layout with some fields changed, checked again."""
+        """A validated copy with some fields changed."""
         return replace(self, **changes)
 
     def _holds(self, row: ArrayKind) -> bool:

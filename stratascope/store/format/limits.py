@@ -1,27 +1,26 @@
-"""Limits on what files may claim, checked before anything is allocated: sizes of a layout, metadata, compressed chunks, members of zips."""
+"""Size limits on metadata, chunks and zip members, checked before memory is allocated."""
 
 from __future__ import annotations
 
 import json
 import math
 import zipfile
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from stratascope.errors import InvalidInputError, StoreError
-
-if TYPE_CHECKING:
-    from stratascope.store.format.layout import StoreLayout
+from stratascope.store.format.arrays import ArraySpec
 
 MOST_METADATA = 1 << 25
-"""Bytes of a zarr.json."""
+"""Largest zarr.json, in bytes."""
 MOST_DEPTH = 64
-"""Nested lists and records in JSON."""
+"""Deepest nesting of lists and objects in JSON."""
 MOST_CHUNK, MOST_CHUNK_RATIO = 1 << 26, 200
-"""A compressed chunk or member may unpack to so many bytes, or to so many times its own."""
+"""A chunk or zip member may decompress to MOST_CHUNK bytes, or to MOST_CHUNK_RATIO times its compressed size if that is more."""
 MOST_ARRAY = 1 << 29
-"""Characters of an array of text that is read whole."""
+"""Most characters in a text array that is read at once."""
 _MOST: dict[str, int] = {
     "examples": 1 << 25, "layers": 1 << 12, "hidden": 1 << 20, "heads": 1 << 14, "tokens": 1 << 20, "block": 1 << 16,
     "head_dim": 1 << 20, "vision_layers": 1 << 12, "vision_hidden": 1 << 20, "ranks": 1 << 20,
@@ -52,12 +51,12 @@ def check_depth(value: Any, where: str) -> None:
 
 
 def too_deep(where: str) -> StoreError:
-    """The error of JSON that is nested too deeply."""
+    """Return the error for JSON that is nested too deeply."""
     return StoreError(f"{where}: expected JSON nested at most {MOST_DEPTH} deep, found it nested deeper; fetch the file again")
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """A value of JSON within the limits of metadata.
+    """Parse JSON within the limits for metadata.
 
     Raises
     ------
@@ -76,14 +75,14 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 def check_member(member: zipfile.ZipInfo, where: str) -> None:
-    """Refuse a member of a zip that unpacks to far more than it takes; StoreError names it."""
+    """Refuse a zip member that decompresses to an absurd size; StoreError names it."""
     if member.filename.endswith("zarr.json"):
         check_metadata_size(member.file_size, f"{where}: {member.filename}")
     check_unpacked(member.file_size, member.compress_size, f"{where}: {member.filename}")
 
 
 def check_chunk(head: bytes, packed: int, where: str) -> None:
-    """Refuse a zstd chunk that announces far more bytes than it should, or does not say how many; StoreError names it.
+    """Refuse a zstd chunk that declares an absurd decompressed size, or none; StoreError names it.
 
     `head` is its first 18 bytes or more, `packed` how many it has.
     """
@@ -92,7 +91,7 @@ def check_chunk(head: bytes, packed: int, where: str) -> None:
 
 
 def check_unpacked(size: int | None, packed: int, where: str) -> None:
-    """Refuse what unpacks to more than `MOST_CHUNK` bytes and more than `MOST_CHUNK_RATIO` times its own; StoreError names it."""
+    """Refuse data that decompresses to more than `MOST_CHUNK` bytes and more than `MOST_CHUNK_RATIO` times its size."""
     if size is None or size > max(MOST_CHUNK, MOST_CHUNK_RATIO * packed):
         found = "one that does not say to how many" if size is None else f"{packed:,} bytes that unpack to {size:,}"
         most = max(MOST_CHUNK, MOST_CHUNK_RATIO * packed)
@@ -100,7 +99,7 @@ def check_unpacked(size: int | None, packed: int, where: str) -> None:
 
 
 def zstd_size(data: bytes | memoryview) -> int | None:
-    """Bytes that a zstd frame says it unpacks to (RFC 8878, section 3.1.1.1); None where it does not say or is no frame."""
+    """Decompressed size that a zstd frame declares (RFC 8878, section 3.1.1.1); None without a size or a frame."""
     head = bytes(data[:18])
     if head[:4] != _ZSTD or len(head) < 6:
         return None
@@ -114,22 +113,22 @@ def zstd_size(data: bytes | memoryview) -> int | None:
 
 
 def blosc_size(data: bytes | memoryview) -> int | None:
-    """Bytes that a Blosc chunk says it unpacks to; None where it is none."""
+    """Decompressed size that a Blosc chunk declares; None for other data."""
     return int.from_bytes(bytes(data[4:8]), "little") if len(data) >= 16 else None
 
 
-def check_layout_sizes(layout: StoreLayout) -> None:
-    """Refuse a layout with sizes that no model has; InvalidInputError names the field."""
+def check_layout_sizes(sizes: Mapping[str, Any], blocks: int) -> None:
+    """Refuse sizes of a layout, by field, that no model has; InvalidInputError names the field."""
     for name, most in _MOST.items():
-        if getattr(layout, name) > most:
-            raise InvalidInputError(f"{name}: expected at most {most:,}, found {getattr(layout, name):,}")
-    if layout.blocks > _MOST_BLOCKS:
-        raise InvalidInputError(f"block: expected at most {_MOST_BLOCKS:,} blocks of examples, found {layout.blocks:,}; take larger ones")
+        if sizes[name] > most:
+            raise InvalidInputError(f"{name}: expected at most {most:,}, found {sizes[name]:,}")
+    if blocks > _MOST_BLOCKS:
+        raise InvalidInputError(f"block: expected at most {_MOST_BLOCKS:,} blocks of examples, found {blocks:,}; take larger ones")
 
 
-def check_pieces(layout: StoreLayout) -> None:
+def check_pieces(specs: Iterable[ArraySpec]) -> None:
     """Refuse arrays whose compressed pieces would be absurdly large or many; InvalidInputError names the array."""
-    for spec in layout.arrays():
+    for spec in specs:
         piece = math.prod(spec.chunk) * (1 if spec.dtype == "str" else np.dtype(spec.dtype).itemsize)
         pieces = math.prod(s // c for s, c in zip(spec.shard or spec.chunk, spec.chunk, strict=True))
         if piece > _MOST_PIECE or pieces > _MOST_PIECES:

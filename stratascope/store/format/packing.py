@@ -1,4 +1,4 @@
-"""Attention maps in one byte a weight: the square root of each weight over its row's maximum."""
+"""Attention maps with one byte per weight: the square root of weight / row maximum."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 
 _TOLERANCE = 2e-3
-"""How far a row may be from summing to 1: float16 weights over a thousand tokens stay well within."""
+"""Tolerance of a row's sum; float16 weights over a thousand tokens stay well within."""
 
 
 def encode_maps(maps: NDArray[Any], *, causal: bool = True) -> NDArray[np.uint8]:
@@ -21,8 +21,8 @@ def encode_maps(maps: NDArray[Any], *, causal: bool = True) -> NDArray[np.uint8]
     maps
         (layer, query, key) weights; each row sums to 1.
     causal
-        Whether weights to the right of the diagonal are refused; false for models whose image tokens (Gemma 3) or prompts (PaliGemma)
-        see what follows.
+        Whether to refuse weights above the diagonal; false for models whose image tokens (Gemma 3) or prompts (PaliGemma) attend to
+        later tokens.
 
     Returns
     -------
@@ -32,7 +32,15 @@ def encode_maps(maps: NDArray[Any], *, causal: bool = True) -> NDArray[np.uint8]
     Raises
     ------
     InvalidInputError
-        Where a map is not square, not causal where it must be, not finite, negative, or a row does not sum to 1; it names layer and row.
+        A map is not square, not causal although it must be, not finite, negative, or a row does not sum to 1; the message names layer
+        and row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> maps = np.array([[[1.0, 0.0], [0.2, 0.8]]])
+    >>> encode_maps(maps)[0].tolist()
+    [[255, 0], [128, 255]]
     """
     values = np.asarray(maps)
     if values.ndim != 3 or values.shape[1] != values.shape[2] or not values.size or values.dtype.kind != "f":
@@ -56,14 +64,14 @@ def encode_maps(maps: NDArray[Any], *, causal: bool = True) -> NDArray[np.uint8]
 
 
 def decode_maps(packed: NDArray[np.uint8], n_tokens: int | None = None) -> NDArray[np.float64]:
-    """Unpack maps: squares, with every row renormalised to sum to 1.
+    """Unpack maps: squares, each row renormalised to sum to 1.
 
     Parameters
     ----------
     packed
         (layer, query, key) uint8 as of `encode_maps`, possibly padded with zeros.
     n_tokens
-        Length of the prompt: what lies beyond is padding and is cut off. None for all.
+        Length of the prompt, without padding; None for all.
 
     Returns
     -------
@@ -73,7 +81,13 @@ def decode_maps(packed: NDArray[np.uint8], n_tokens: int | None = None) -> NDArr
     Raises
     ------
     InvalidInputError
-        Where a row within the prompt is all zero: there is no map.
+        A row within the prompt is all zero: there is no map.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> decode_maps(np.array([[[255, 0], [128, 255]]], dtype=np.uint8)).round(2)[0].tolist()
+    [[1.0, 0.0], [0.2, 0.8]]
     """
     size = packed.shape[-1] if n_tokens is None else int(n_tokens)
     values = np.square(packed[..., :size, :size].astype(np.float64))

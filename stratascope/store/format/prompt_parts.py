@@ -1,26 +1,25 @@
-"""The parts that a prompt falls into and the groups that its image's cells fall into: what is hidden, shared and attributed by name."""
+"""Named parts of the prompt and groups of image cells, for attention shares, attributions and knockouts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from stratascope.store.io.reader import ActivationStore
+from stratascope.store.format.layout import StoreLayout
 
 PARTS = ("system", "image", "subject", "relation", "object", "caption_rest", "template")
 """A partition of the tokens: `image` takes in `image_tiles`, the caption without its three parts is `caption_rest`, what is in no span is
 `template`."""
 
 MOST_GROUPS = 6
-"""Rows and columns of groups of image cells, at most."""
+"""Most rows, and most columns, of groups of image cells."""
 
 
 def token_parts(spans: Mapping[str, NDArray[Any]], n_tokens: NDArray[Any], longest: int) -> NDArray[np.int8]:
-    """To which of `PARTS` each token belongs.
+    """Assign each token to one of `PARTS`.
 
     Parameters
     ----------
@@ -52,8 +51,21 @@ def token_parts(spans: Mapping[str, NDArray[Any]], n_tokens: NDArray[Any], longe
     return parts
 
 
-def parts_of(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.int8]:
-    """(example, token) index into `PARTS` of each token of examples (example,), -1 beyond their own, as long as the store's longest."""
+class Prompts(Protocol):
+    """The prompts of a store: what `parts_of` needs of an `ActivationStore`."""
+
+    @property
+    def layout(self) -> StoreLayout: ...
+
+    @property
+    def spans(self) -> Mapping[str, NDArray[np.int32]]: ...
+
+    @property
+    def n_tokens(self) -> NDArray[np.int32]: ...
+
+
+def parts_of(store: Prompts, examples: NDArray[np.int64]) -> NDArray[np.int8]:
+    """(example, token) index into `PARTS` of each prompt token of some examples; -1 beyond the prompt."""
     spans = {name: span[examples] for name, span in store.spans.items()}
     return token_parts(spans, store.n_tokens[examples], store.layout.tokens)
 

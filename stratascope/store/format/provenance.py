@@ -1,4 +1,4 @@
-"""How a store was made: what its attributes say, whether two makings agree, and digests of what they say."""
+"""Provenance of a store: root attributes, comparison and digests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stratascope.store.format.limits import check_depth, check_pieces
 _FILES = "model.files."
 _WEIGHTS = (".safetensors", ".bin", ".index.json")
 VOLATILE = ("created", "command", "host")
-"""Fields of provenance that may differ between two runs that make the same store."""
+"""Provenance fields that may differ between two runs that write the same store."""
 
 PROVENANCE = {
     "model?": (
@@ -31,9 +31,9 @@ PROVENANCE = {
     "answer_logits?": ({"precision?": str, "read_from?": str}, None),
     **each(str | None, "condition? command? created?"),
 }
-"""What readers ask of a provenance, each where it is there at all."""
+"""Schema of provenance; every field is optional."""
 ATTRIBUTES = {"layout": dict[str, Any], "provenance": PROVENANCE, "known": str, "taken": dict[str, Any] | None}
-"""What a store's root says of it, besides its format, version and digest."""
+"""Schema of the root attributes besides format, version and digest."""
 
 
 def store_attributes(layout: StoreLayout, provenance: Mapping[str, Any], known: str, taken: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def store_attributes(layout: StoreLayout, provenance: Mapping[str, Any], known: 
 
 
 def check_attributes(attributes: Mapping[str, Any], name: str) -> StoreLayout:
-    """The layout that the attributes declare.
+    """Check the root attributes and return the layout.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def check_attributes(attributes: Mapping[str, Any], name: str) -> StoreLayout:
         unlike = record_mismatch(attributes, ATTRIBUTES, "attribute")
         json.dumps(attributes["provenance"], ensure_ascii=False).encode()
         layout = StoreLayout.from_json(attributes["layout"])
-        check_pieces(layout)
+        check_pieces(layout.arrays())
     except (KeyError, TypeError, ValueError) as error:
         unlike = f"expected a layout of format version {FORMAT_VERSION}, and text in UTF-8, found: {error}"
     if unlike:
@@ -97,7 +97,7 @@ def check_attributes(attributes: Mapping[str, Any], name: str) -> StoreLayout:
 
 
 def check_agreement(held: Mapping[str, Any], expected: Mapping[str, Any], what: str = "provenance") -> None:
-    """Compare two provenances, all but VOLATILE, or two layouts.
+    """Compare two provenances (without VOLATILE) or two layouts.
 
     Raises
     ------
@@ -111,17 +111,17 @@ def check_agreement(held: Mapping[str, Any], expected: Mapping[str, Any], what: 
         raise ProvenanceMismatchError(
             "expected a store whose provenance holds digests of all of the model's files, found one that Stratascope "
             f"{_version(held)} began, which kept none of {', '.join(unknown)}: whether they are still the same cannot be known; finish the "
-            "store with that version, or use another --out"
+            "store with that version, or write another store"
         )
     if found:
         lines = "; ".join(f"{name}: the store has {_told(a)}, now {_told(b)}" for name, (a, b) in found.items())
         raise ProvenanceMismatchError(
-            f"expected the {what} of the store, found other values: {lines}; use another --out, or the same settings"
+            f"expected the {what} of the store, found other values: {lines}; write another store, or use the same settings"
         )
 
 
 def _never_recorded(held: Mapping[str, Any], found: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    """Names of the model's files that a store of Stratascope 0.1 has no digests of, where nothing else differs."""
+    """Model files without digests in a store of Stratascope 0.1, if nothing else differs."""
     model = held.get("model")
     files = model.get("files") if isinstance(model, Mapping) else None
     if not isinstance(files, Mapping) or _whole_folder(files):
@@ -144,7 +144,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], *, ignore: tuple[str
 
 
 def condition_of(provenance: Mapping[str, Any]) -> str:
-    """What sets a store apart from the trained model on untouched images: `original` (nothing), `blank`, ..., `untrained`, or both.
+    """Condition of a store: `original`, `blank`, ..., `untrained`, or both.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def condition_of(provenance: Mapping[str, Any]) -> str:
 
 
 def same_model_files(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two models, `model` of provenances, were made from the same files, as far as both say.
+    """Whether two models (`model` in provenance) were loaded from the same files.
 
     Weights do not count where one of the two was drawn anew, nor settings where one store is of Stratascope 0.1, which kept no digests
     of them.
@@ -176,17 +176,17 @@ def same_model_files(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def _whole_folder(files: Mapping[str, Any]) -> bool:
-    """Whether digests are of all files of a model's folder, and not those that Stratascope 0.1 kept."""
+    """Whether the digests cover all files of the model's folder; Stratascope 0.1 kept only some."""
     return any(name in files for name in ("processor_config.json", "preprocessor_config.json"))
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, whatever the order of its keys."""
+    """SHA-256 of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()).hexdigest()
 
 
 def plain_json(value: Any, where: str) -> Any:
-    """The value as JSON gives it back: tuples as lists, NumPy numbers as numbers; InvalidInputError for anything else."""
+    """Convert a value to plain JSON: tuples to lists, NumPy numbers to numbers; InvalidInputError for other types."""
     try:
         return json.loads(json.dumps(value, default=_plain, allow_nan=False))
     except (TypeError, ValueError) as error:

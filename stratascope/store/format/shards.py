@@ -1,4 +1,4 @@
-"""Bytes of one file of an array, to the letter of the Zarr v3 specification of `sharding_indexed`.
+"""Encode and decode one file of an array, following the Zarr v3 specification of `sharding_indexed`.
 
 Files are encoded here and not by the Zarr library because its releases order the chunks of a shard differently (3.1 along a Morton
 curve, which puts a layer's chunks far apart), drop chunks that are all fill (so that absence proves nothing), and compress in as
@@ -19,20 +19,19 @@ import numpy as np
 from numcodecs import Blosc, Zstd, blosc
 from numpy.typing import NDArray
 
-from stratascope.errors import StoreError
+from stratascope.errors import StoreError, UnreadError
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.limits import blosc_size, zstd_size
-from stratascope.store.io.links import UnreadError
 
 ZSTD_LEVEL = 3
 BLOSC = {"cname": "lz4", "clevel": 5, "shuffle": Blosc.BITSHUFFLE}
 _CODECS = {"floats": Blosc(**BLOSC), "zstd": Zstd(level=ZSTD_LEVEL)}
 ABSENT = np.uint64(2**64 - 1)
-"""Offset and length, in an index, of a chunk that is not there."""
+"""Offset and length of an absent chunk in an index."""
 
 
 def encode_file(spec: ArraySpec, values: NDArray[Any]) -> Iterator[bytes]:
-    """Bytes of the file that holds `values`, piece by piece: every chunk in row-major order, then the index.
+    """Encode a file: every chunk in row-major order, then the index.
 
     `values` has the array's dimensions with the block's examples along the example axis; chunks that reach beyond are padded
     with fill. The same values always give the same bytes.
@@ -52,14 +51,14 @@ def encode_file(spec: ArraySpec, values: NDArray[Any]) -> Iterator[bytes]:
 
 
 def encode_chunk(spec: ArraySpec, chunk: NDArray[Any]) -> bytes:
-    """One chunk, compressed, followed by its CRC-32C."""
+    """Compress a chunk and append its CRC-32C."""
     plain = np.ascontiguousarray(chunk, dtype=np.dtype(spec.dtype).newbyteorder("<"))
     codec = _CODECS.get(spec.codec)
     return _with_checksum(bytes(codec.encode(plain)) if codec else plain.tobytes())
 
 
 def decode_chunk(spec: ArraySpec, data: bytes | memoryview, what: str, into: NDArray[Any] | None = None) -> NDArray[Any]:
-    """Values of one chunk, checked against its checksum; written into `into` (contiguous, of the array's type) if given.
+    """Verify and decompress a chunk, into `into` (contiguous, of the array's type) if given.
 
     Raises
     ------
@@ -101,7 +100,7 @@ def decode_index(spec: ArraySpec, data: bytes | memoryview) -> NDArray[np.uint64
 
 
 def decode_file(spec: ArraySpec, data: bytes, examples: int) -> NDArray[Any]:
-    """All values of a file that holds `examples` examples, to the letter of the format.
+    """Decode all values of a file with `examples` examples, checking it strictly.
 
     Raises
     ------
@@ -169,7 +168,7 @@ _threads_before: bool | None = None
 
 @contextmanager
 def _one_thread_per_chunk() -> Iterator[None]:
-    """Keep Blosc from compressing one chunk in several threads: the order of its blocks would depend on timing."""
+    """Keep Blosc from compressing a chunk in several threads, which would make its bytes depend on timing."""
     global _threads_users, _threads_before
     with _threads_lock:
         if _threads_users == 0:

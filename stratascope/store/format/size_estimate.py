@@ -1,4 +1,4 @@
-"""How many bytes a store will take, before a model is run.
+"""Estimate of a store's size on disk, before a model is run.
 
 The constants were measured with the encoders of this package on attention of SmolLM2-135M and of the demo's model, on residuals with the
 outlier channels and heavy tails of Qwen2.5-VL, and on photographs; tests hold them within 10 % of what is written. Another model's
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,16 +17,14 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
 from stratascope.store.format.arrays import ArraySpec
+from stratascope.store.format.layout import StoreLayout
 from stratascope.store.format.shards import encode_chunk, index_size
-
-if TYPE_CHECKING:
-    from stratascope.store.format.layout import StoreLayout
 
 MEAN_POSITIONS = ("image", "subject_box", "object_box")
 """Positions that are means over tokens: float32 numbers, even where the model computes in bfloat16."""
 
 _FLOATS = {"float32": 0.91, "float16": 0.51, "bfloat16": 0.415}
-"""Compressed share of float32 numbers, by what they were computed in."""
+"""Compression ratio of float32 numbers, by the model's dtype."""
 _LOGITS = {"float32": 1.0, "float16": 0.7, "bfloat16": 0.6}
 _SAME_TOKEN, _FEW_WORDS = 0.04, 0.35
 """Layer 0 holds embeddings: the final token is the same in every example, words recur. Share of what other layers take."""
@@ -39,9 +37,8 @@ _CREATED_PER_EXAMPLE, _CREATED_PER_ARRAY, _CREATED_PER_WORD, _CREATED = 150, 1_3
 """Bytes of tables, tokens and spans by example; of metadata by array, and of the table of examples; of the vocabulary by word."""
 
 
-def estimated_sizes(
+def estimate_sizes(
     layout: StoreLayout,
-    *,
     n_tokens: NDArray[Any] | None = None,
     has_map: NDArray[Any] | None = None,
     position_present: NDArray[Any] | None = None,
@@ -49,9 +46,42 @@ def estimated_sizes(
     words: int = 0,
     knocked: float = 1.0,
 ) -> pd.DataFrame:
-    """Bytes of every array that is filled by block, and of all that is written at creation (row "created").
+    """Estimate the size on disk of every array, before a model is run.
 
-    Parameters and result are those of `StoreLayout.estimate`; so is InvalidInputError for an array of another shape.
+    Parameters
+    ----------
+    layout
+        Shapes of the store.
+    n_tokens
+        (example,) lengths of the prompts; None: all as long as the longest.
+    has_map
+        (example,) which examples have maps; None: all.
+    position_present
+        (example, position) which positions each example has; None: all.
+    thumbnails
+        (some, height, width, 3) pictures whose compressed size stands for all; None: photographs.
+    words
+        Token texts in the store's vocabulary.
+    knocked
+        Share of the examples whose knockouts are measured.
+
+    Returns
+    -------
+    pandas.DataFrame
+        array, shape, raw_bytes, estimated_bytes (on disk): one row for each array that is filled by block, and the row "created" for all
+        that is written at creation.
+
+    Raises
+    ------
+    InvalidInputError
+        If an array has another shape.
+
+    Examples
+    --------
+    >>> from stratascope.store import StoreLayout, estimate_sizes
+    >>> layout = StoreLayout(100, 6, 64, 4, 40, ("final",), ("image",), ("true", "false"))
+    >>> estimate_sizes(layout).query("array == 'residual'")["raw_bytes"].item()
+    179200
     """
     lengths = np.full(layout.examples, layout.tokens) if n_tokens is None else np.asarray(n_tokens)
     mapped = np.ones(layout.examples, dtype=bool) if has_map is None else np.asarray(has_map, dtype=bool)

@@ -1,4 +1,4 @@
-"""Tables inside Zarr groups: one array a column, so that any Zarr reader sees them."""
+"""Tables as Zarr groups with one array per column."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from stratascope.errors import InvalidInputError, StoreError, out_of_memory
+from stratascope.errors import InvalidInputError, StoreError, UnreadError, out_of_memory
 from stratascope.store.format.limits import MOST_ARRAY
 from stratascope.store.format.shards import ZSTD_LEVEL
-from stratascope.store.io.links import UnreadError
 
 AT_ONCE = 1 << 24
-"""Bytes of an array that are unpacked at once."""
+"""Bytes of an array that are decompressed at once."""
 MOST_VALUES, MOST_TEXTS, MOST_CHUNKS = 1 << 29, 1 << 25, 1 << 20
-"""In an array that is read whole: numbers, texts, files."""
+"""Most numbers, texts and files of an array that is read at once."""
 CODECS = frozenset({"bytes", "vlen-utf8", "zstd", "crc32c"})
-"""Names of the codecs of an array that is read whole: others could unpack a small file to any size."""
+"""Codecs of arrays that are read at once; others could decompress a small file to any size."""
 TEXT_CHUNKS = 8
-"""Chunks of text that are unpacked at once."""
+"""Chunks of text that are decompressed at once."""
 
 EXACT_AS_FLOAT = 1 << 53
-"""The largest whole number up to which all are numbers of float64."""
+"""float64 represents every integer up to this one."""
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -44,7 +43,7 @@ def put_array(
     fill: Any = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a whole array: zstd with a CRC-32C on every chunk, every chunk present even where it is all fill."""
+    """Write a whole array with zstd and a CRC-32C on every chunk; chunks of fill values are written, too."""
     text = values.dtype.kind in "OTU"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # text of any length is not yet in the Zarr specification proper; its extension is
@@ -73,7 +72,7 @@ def put_table(
     numbers: int | None = None,
     pages: Mapping[str, int] | None = None,
 ) -> None:
-    """Write a table as a group with one array a column; missing text is told by a mask beside it.
+    """Write a table as a group with one array per column; a mask marks missing text.
 
     `rows` of a column are compressed together, all by default; of a column of numbers `numbers`, by default as many; of columns
     that `pages` names as many as it says.
@@ -133,7 +132,7 @@ def get_table(group: zarr.Group, length: int | None = None) -> pd.DataFrame:
 
 
 def as_numpy(array: Any) -> NDArray[Any]:
-    """All values of a Zarr array, text as Python strings.
+    """Read all values of a Zarr array, text as Python strings.
 
     Raises
     ------
@@ -149,7 +148,7 @@ def as_numpy(array: Any) -> NDArray[Any]:
 
 
 def checked_size(array: Any) -> bool:
-    """Whether a Zarr array is of text; StoreError for a shape or a codec that nothing written by this package has."""
+    """Whether a Zarr array holds text; StoreError for a shape or codec that this package never writes."""
     text = str(array.dtype)[:1] not in "biuf"
     codecs = {codec["name"] for codec in array.metadata.to_dict()["codecs"]}
     if not codecs <= CODECS:
@@ -164,7 +163,7 @@ def checked_size(array: Any) -> bool:
 
 
 def _by_pieces(array: Any) -> NDArray[Any]:
-    """A large array some chunks at a time: Zarr holds all that it unpacks at once beside what it returns."""
+    """Read a large array in pieces, because Zarr keeps every chunk of one read in memory."""
     cut = max(range(array.ndim), key=lambda axis: array.cdata_shape[axis])
     step = max(1, array.chunks[cut] * (array.cdata_shape[cut] * AT_ONCE // array.nbytes))
     values: NDArray[Any] | None = None
@@ -178,7 +177,7 @@ def _by_pieces(array: Any) -> NDArray[Any]:
 
 
 def _text_by_pieces(array: Any) -> NDArray[Any]:
-    """An array of text some chunks at a time; StoreError as soon as there is more text than `MOST_ARRAY`."""
+    """Read a text array in pieces; StoreError beyond `MOST_ARRAY` characters."""
     if not array.ndim:
         return np.asarray(array[...])
     values: NDArray[Any] | None = None
@@ -195,7 +194,7 @@ def _text_by_pieces(array: Any) -> NDArray[Any]:
 
 
 def whole_values(array: Any, name: str) -> NDArray[Any]:
-    """As `as_numpy`, of the store `name`; StoreError where files are missing or damaged."""
+    """Read all values of an array of store `name`; StoreError if files are missing or damaged."""
     try:
         return as_numpy(array)
     except UnreadError:

@@ -1,4 +1,4 @@
-"""Where a store lies: a folder, a zip, a URL or any Zarr store, opened so that nothing missing reads as fill."""
+"""Open a folder, zip, URL or Zarr store so that missing chunks raise instead of reading as fill values."""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ from stratascope.errors import StoreError, out_of_memory
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.limits import check_chunk, check_member, check_metadata_size, too_deep
 from stratascope.store.io.links import StoreFolder
-from stratascope.store.io.panics import silenced_panics
-from stratascope.store.io.remote import UnreachableError, open_remote
+from stratascope.store.io.remote import UnreachableError, open_remote, silenced_panics
 
 __all__ = ["GuardedStore", "UnreachableError", "checked_array", "is_url", "open_root", "open_target"]
 
 RESULT_FORMAT = "stratascope-result"
-"""What the root of a results file calls its format."""
+"""Format name in the root of a results file."""
 MARKERS = "written/c/"
-"""The one place where absence has a meaning: the block is not written."""
+"""Folder of the markers; an absent marker means that the block is not written."""
 _DAMAGED_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
-"""What reading a member of a zip raises where it is damaged, encrypted, or compressed in a way that Python does not know."""
+"""Errors from reading a zip member that is damaged, encrypted, or compressed in an unknown way."""
 
 
 class GuardedStore(WrapperStore[Store]):
-    """A read-only view of a Zarr store in which a file of values that is missing or empty is an error, never fill.
+    """A read-only view of a Zarr store that raises for missing or empty chunk files.
 
     Symbolic links in a folder, and files that unpack to absurd sizes, are refused before they are read.
 
@@ -48,7 +47,7 @@ class GuardedStore(WrapperStore[Store]):
     def __init__(self, store: Store, folder: str = "") -> None:
         super().__init__(store)
         self.folder = folder
-        """Where in the store the keys begin."""
+        """Prefix of all keys."""
         self.files: StoreFolder | None = StoreFolder(Path(store.root)) if isinstance(store, LocalStore) else None
         """Checked paths of a local folder."""
 
@@ -57,11 +56,11 @@ class GuardedStore(WrapperStore[Store]):
 
     @property
     def wrapped(self) -> Store:
-        """The store behind the view."""
+        """The underlying store."""
         return self._store
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """The bytes of a key, which the Zarr library unpacks.
+        """Bytes of a key for the Zarr library to decompress.
 
         Raises
         ------
@@ -77,7 +76,7 @@ class GuardedStore(WrapperStore[Store]):
         return value
 
     async def raw(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """As `get`, of bytes that this package unpacks itself."""
+        """Bytes of a key that this package decompresses itself; raises as `get`."""
         self._check_size(key)
         try:
             value = await self._store.get(f"{self.folder}{key}", prototype, byte_range)
@@ -95,7 +94,7 @@ class GuardedStore(WrapperStore[Store]):
         return value
 
     def _check_size(self, key: str) -> None:
-        """Refuse a link, oversized metadata and a member of a zip that unpacks to far more than it is."""
+        """Refuse a link, oversized metadata and a zip member of an absurd decompressed size."""
         if self.files is not None:
             path = self.files.path(key)
             if key.endswith("zarr.json") and path.is_file():
@@ -111,7 +110,7 @@ class GuardedStore(WrapperStore[Store]):
 
 
 def open_target(target: str | Path | Store) -> tuple[GuardedStore, str]:
-    """A guarded, read-only Zarr store and the name to call it by.
+    """Return a guarded, read-only Zarr store and its name for messages.
 
     Raises
     ------
@@ -139,7 +138,7 @@ def open_target(target: str | Path | Store) -> tuple[GuardedStore, str]:
 
 
 def folder_in_zip(members: Iterable[str], name: str) -> str:
-    """The folder of a zip that holds the store, ending in a slash; empty where the store lies at the top, or nowhere.
+    """Folder of the store in a zip, ending in a slash; empty if the store is at the top or absent.
 
     Raises
     ------
@@ -156,7 +155,7 @@ def folder_in_zip(members: Iterable[str], name: str) -> str:
 
 
 def open_root(store: Store, name: str) -> zarr.Group:
-    """The root group, by its consolidated metadata: one request.
+    """Open the root group by its consolidated metadata, in one request.
 
     Raises
     ------
@@ -192,7 +191,7 @@ def _holds_results(store: Store) -> bool:
 
 
 def checked_array(root: zarr.Group, spec: ArraySpec, name: str) -> Any:
-    """The Zarr array of a spec; StoreError where it is not as the layout says."""
+    """The Zarr array of a spec; StoreError if it contradicts the layout."""
     array: Any = root.get(spec.name)
     if array is None:
         raise StoreError(f"{name}: expected array {spec.name}, found none; the store is damaged: fetch it again")
@@ -208,7 +207,7 @@ def checked_array(root: zarr.Group, spec: ArraySpec, name: str) -> Any:
 
 
 def is_url(name: str) -> bool:
-    """Whether a target is an address and not a path."""
+    """Whether a target is a URL."""
     return is_address(name)
 
 

@@ -1,4 +1,4 @@
-"""Who writes what: a block is claimed while it is written, and a store is swept only while nobody writes.
+"""Locks between writers: on shard blocks, on copies, and on removing partial files.
 
 Claims are locks of the operating system on small files in `written/claims`: a process that dies loses them at once, whatever killed it,
 so nothing stale is ever left in the way. Where a file system knows no locks, a claim is the existence of its file.
@@ -34,7 +34,7 @@ ABANDONED_AFTER = 900.0
 
 @contextmanager
 def block_claim(store: Path, block: int) -> Iterator[None]:
-    """Hold a block while writing it.
+    """Lock a shard block while writing it.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def block_claim(store: Path, block: int) -> Iterator[None]:
         raise StoreError(
             f"{store}: expected block {block} to be free, found it being written by {_holder(path)}; "
             + _left_behind(path)
-            + "give each process a part of its own (--shard 0/2 and --shard 1/2)",
+            + "give each process its own share of the blocks",
             in_python="rank i of n takes blocks i, i + n, ...",
         )
     with _signed(*held):
@@ -58,7 +58,7 @@ def block_claim(store: Path, block: int) -> Iterator[None]:
 
 @contextmanager
 def file_claim(path: Path, what: str) -> Iterator[Callable[[], None]]:
-    """Hold a file that stands for something that one process alone may do; `what` says what that is.
+    """Lock a file that stands for work of one process; `what` describes the work.
 
     Yields
     ------
@@ -81,7 +81,7 @@ def file_claim(path: Path, what: str) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _signed(descriptor: int, path: Path) -> Iterator[None]:
-    """Say in a claim who holds it; at the end the claim is gone."""
+    """Write the holder into a claim; remove the claim at the end."""
     try:
         os.ftruncate(descriptor, 0)
         me = {"pid": os.getpid(), "host": socket.gethostname(), "processes": _processes(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
@@ -93,7 +93,7 @@ def _signed(descriptor: int, path: Path) -> Iterator[None]:
 
 
 def _left_behind(path: Path) -> str:
-    """What to do where a claim is a file, which outlives its process; empty where claims are locks."""
+    """Advice for file systems without locks, where a claim outlives its process; else empty."""
     held = path.with_name(f"{path.name}{_HOLDER}")
     if not held.exists():
         return ""
@@ -104,7 +104,7 @@ def _left_behind(path: Path) -> str:
 
 
 class WriterPresence:
-    """Says that a writer is at work, so that nobody sweeps its files; `alone` says whether it was the only one at the start."""
+    """Lock that protects the partial files of running writers; `alone` is true if no other writer ran at the start."""
 
     def __init__(self, store: Path) -> None:
         self._descriptor: int | None = None
@@ -121,20 +121,20 @@ class WriterPresence:
         self._descriptor = descriptor
 
     def share(self) -> None:
-        """Let other writers in."""
+        """Allow other writers."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):  # no locks on this file system: then nobody sweeps either
                 fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def close(self) -> None:
-        """Stop being present; may be called more than once."""
+        """Release the lock; may be called more than once."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
 def _take(path: Path) -> tuple[int, Path] | None:
-    """A descriptor that holds the claim, with its file, or None where another holds it."""
+    """Descriptor and path of a new claim; None if another process holds it."""
     while fcntl is not None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
         try:
@@ -173,7 +173,7 @@ def _take_by_existence(path: Path) -> tuple[int, Path] | None:
 
 
 def _died_here(path: Path) -> bool:
-    """Whether a claim is of a process of this machine that runs no more."""
+    """Whether the claiming process ran on this machine and has ended."""
     try:
         who = json.loads(path.read_text())
         if not who["processes"] or who["processes"] != _processes():
@@ -187,7 +187,7 @@ def _died_here(path: Path) -> bool:
 
 
 def _processes() -> str:
-    """What tells apart machines and containers, whose numbers of processes have nothing to do with each other; empty where unknown."""
+    """Identity of this machine's or container's process ids; empty if unknown."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:

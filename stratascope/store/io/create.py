@@ -1,4 +1,4 @@
-"""Birth of a store: everything that is known before the model runs, written once, consolidated, appearing whole."""
+"""Create an empty store atomically, with everything known before the model runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stratascope.store.format.tables import put_array, put_table
 from stratascope.store.io.durable import PARTIAL, move_folder, write_file
 
 ROOT_COLUMNS = {"id": "example", "relation": "relation", "label": "label"}
-"""Columns of the table of examples that are arrays of the root group, so that xarray makes them coordinates."""
+"""Columns of the table of examples that are arrays of the root group, for xarray's coordinates."""
 
 
 def create_store(
@@ -45,7 +45,7 @@ def create_store(
     has_map: NDArray[Any],
     provenance: Mapping[str, Any],
 ) -> None:
-    """Create a store with no block written yet.
+    """Create a store without any written block.
 
     Parameters
     ----------
@@ -74,9 +74,9 @@ def create_store(
     Raises
     ------
     InvalidInputError
-        Naming the argument that does not fit the layout.
+        An argument does not fit the layout; the message names it.
     StoreError
-        Where `path` exists already, or cannot be written.
+        `path` exists or cannot be written.
     """
     known = {
         "spans": spans, "token_ids": token_ids, "n_tokens": n_tokens, "grid": grid,
@@ -106,9 +106,9 @@ def empty_store(
     provenance: Mapping[str, Any],
     taken: Mapping[str, Any] | None = None,
 ) -> dict[str, bytes]:
-    """Key -> bytes of a store with no block written, the root's metadata last.
+    """Files of a store without any written block, as key -> bytes; the root's metadata come last.
 
-    `known` holds the arrays of `create_store` by name, `taken` what a copy took of its source.
+    `known` holds the arrays of `create_store` by name; `taken` describes which part of its source a copy holds.
     """
     _check_examples(layout, examples, provenance)
     ids = np.array(sorted(int(k) for k in vocabulary), dtype=np.int32)
@@ -141,7 +141,7 @@ def empty_store(
 
 
 def known_digest(files: Mapping[str, bytes]) -> str:
-    """SHA-256 over the chunks that were written at creation, in the order of their keys."""
+    """SHA-256 of the chunks written at creation, in the order of their keys."""
     total = hashlib.sha256()
     for key in sorted(k for k in files if not k.endswith("zarr.json")):
         total.update(key.encode() + b"\0" + hashlib.sha256(files[key]).digest())

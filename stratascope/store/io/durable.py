@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and still there after a power loss."""
+"""Atomic, durable writing of files and folders."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ except ImportError:  # Windows
 Written = TypeVar("Written")
 
 PARTIAL = ".partial"
-"""Ending of files that are being written; readers never see them under their final name."""
+"""Ending of files that are being written."""
 ABANDONED_AFTER = 900.0
 """Seconds without a write after which a partial file counts as abandoned on a file system without locks."""
 _NEWBORN = 1.0
 """Seconds after its creation in which a partial file may not be locked yet."""
 _PREFIX_BYTES = 180
-"""Of a file's name in that of its partial file: a name may have 255 bytes."""
+"""Bytes of a file's name kept in the name of its partial file; names have at most 255 bytes."""
 
 
 def write_file(path: Path, parts: Iterable[bytes]) -> int:
@@ -39,7 +39,7 @@ def write_file(path: Path, parts: Iterable[bytes]) -> int:
 
 
 def write_with(path: Path, write: Callable[[BinaryIO], Written]) -> Written:
-    """Write a file beside its name, flush it to the disk, then rename: after a crash it is whole or absent.
+    """Write a file atomically: to a partial file, flushed to disk, then renamed.
 
     Returns what `write` does. Any error (a full disk, no permission) leaves what was there before; a file system that loses the file in
     renaming it is an error too.
@@ -49,7 +49,7 @@ def write_with(path: Path, write: Callable[[BinaryIO], Written]) -> Written:
 
 
 def write_output(path: Path, write: Callable[[BinaryIO], Written]) -> Written:
-    """Write a results file, figure or page as `write_with`, and remove what killed writers of the same file left beside it."""
+    """Write a results file, figure or page atomically and remove partial files of killed writers."""
     make_folder(path.parent)
     partial = path.with_name(f"{_prefix(path)}{uuid.uuid4().hex}{PARTIAL}")
 
@@ -121,7 +121,7 @@ def _is_abandoned(partial: Path, now: float) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder with its parents, each new name flushed to the disk.
+    """Create a folder with its parents durably.
 
     Raises
     ------
@@ -145,12 +145,12 @@ def refuse_address(path: Path) -> None:
 
 
 def move_folder(partial: Path, target: Path, written: Mapping[str, bytes]) -> None:
-    """Give a finished folder its name, then read every file of it back.
+    """Rename a finished folder, then read back every file.
 
     Parameters
     ----------
     partial
-        The folder.
+        Folder of the store.
     target
         Its new path, where nothing is.
     written
@@ -178,7 +178,7 @@ def move_folder(partial: Path, target: Path, written: Mapping[str, bytes]) -> No
 
 
 def lost_files(target: Path, files: int, missing: list[str], changed: list[str]) -> str:
-    """What to say of a file system that does not hold what was written."""
+    """Message about a file system that lost or changed files."""
     rest = f"; remove {target}, which is not whole" if os.path.lexists(target) else ""
     return (
         f"{target}: expected {files} files as they were written, found {len(missing)} missing and {len(changed)} changed, such as "
@@ -203,7 +203,7 @@ def _check_size(path: Path, size: int) -> None:
 
 
 def flush_folder(path: Path) -> None:
-    """Flush a folder's names to the disk, where the system can (Windows cannot, and does not need it)."""
+    """Flush the entries of a folder to disk; does nothing on Windows."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -214,7 +214,7 @@ def flush_folder(path: Path) -> None:
 
 
 def sweep(root: Path) -> list[Path]:
-    """Remove what killed writers left half-written. Only when no writer runs: it would lose its files."""
+    """Remove partial files of killed writers; call it only while no writer runs."""
     found = sorted(root.rglob(f"*{PARTIAL}"))
     for path in found:
         path.unlink(missing_ok=True)
@@ -222,7 +222,7 @@ def sweep(root: Path) -> list[Path]:
 
 
 def zip_entry(name: str) -> zipfile.ZipInfo:
-    """The header of a file in a zip, without date or owner."""
+    """Header of a zip member without date or owner, so that equal contents give equal bytes."""
     entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     entry.external_attr = 0o644 << 16
     entry.create_system = 3

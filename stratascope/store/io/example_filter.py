@@ -1,4 +1,4 @@
-"""Which examples have the values that were chosen: COLUMN=VALUE, with the same meaning for every analysis."""
+"""Filter examples by COLUMN=VALUE."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
-from stratascope.store.format.categories import category_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,16 +21,50 @@ if TYPE_CHECKING:
 
 _TRUTHS = {"true", "false"}
 _FRACTION = re.compile(r"-?[0-9]+\.[0-9]+")
-"""A number with a decimal point, which may be a whole one: 1.0."""
+"""A number with a decimal point, such as 1.0."""
 
 NO_VALUE = "no value"
-"""What examples are called that have no value in a column by which a result is divided."""
+"""Group name of examples without a value in the grouping column."""
 CATEGORY = "category"
-"""What examples can be chosen by though it is no column of theirs: the meta category of the relation."""
+"""Name of the derived column with the relation's meta category."""
+
+CATEGORIES = {
+    "Adjacency": (
+        "adjacent to, alongside, at the side of, at the right side of, at the left side of, attached to, at the back of, ahead of, "
+        "against, at the edge of"
+    ),
+    "Directional": (
+        "off, past, toward, down, deep down, up, away from, along, around, from, into, to, across, across from, through, down from"
+    ),
+    "Orientation": "facing, facing away from, parallel to, perpendicular to",
+    "Projective": "on top of, beneath, beside, behind, left of, right of, under, in front of, below, above, over, in the middle of",
+    "Proximity": "by, close to, near, far from, far away from",
+    "Topological": (
+        "connected to, detached from, has as a part, part of, contains, within, at, on, in, with, surrounding, among, consists of, "
+        "out of, between, inside, outside, touching"
+    ),
+    "Unallocated": "beyond, next to, opposite to, after, enclosed by",
+}
+"""Meta categories of spatial relations (VSR, Liu et al. 2023, table 1): category -> relations.
+
+The published list has `among` in two categories; here it is topological.
+"""
+
+_BY_RELATION = {relation: category for category, relations in CATEGORIES.items() for relation in relations.split(", ")}
+
+
+def category_of(relation: str) -> str:
+    """Meta category of a relation; Unallocated if the list lacks it.
+
+    >>> category_of("left of"), category_of("to the left of"), category_of("juggling")
+    ('Projective', 'Projective', 'Unallocated')
+    """
+    words = relation.removeprefix("to the ").removeprefix("on the ") if relation not in _BY_RELATION else relation
+    return _BY_RELATION.get(words, "Unallocated")
 
 
 def checked_choice(only: Sequence[str]) -> tuple[str, ...]:
-    """`only` as it was given, COLUMN=VALUE each; InvalidInputError for anything else."""
+    """Validate a filter, a sequence of COLUMN=VALUE; InvalidInputError for anything else."""
     if isinstance(only, str):
         raise InvalidInputError(f"expected a list of what is chosen, found the text {only!r}; give for example only=({only!r},)")
     if without := [text for text in only if not all(text.partition("="))]:
@@ -40,7 +73,7 @@ def checked_choice(only: Sequence[str]) -> tuple[str, ...]:
 
 
 def chosen_examples(store: ActivationStore, only: Sequence[str]) -> NDArray[np.bool_]:
-    """Examples that have, in each column named, one of the values given for it.
+    """Select the examples that match a filter in every column.
 
     Parameters
     ----------
@@ -82,7 +115,7 @@ def chosen_examples(store: ActivationStore, only: Sequence[str]) -> NDArray[np.b
 
 
 def column_texts(store: ActivationStore, column: str) -> pd.Series[str]:
-    """A column of a store's examples as text, by which they are chosen and told apart; missing where an example has no value.
+    """A column of the examples as text, for filters and groups; missing values stay missing.
 
     Whole numbers are written without a decimal point, also in a column with missing values. `category` is the meta category of each
     example's relation, unless the examples have a column of that name.
@@ -114,7 +147,7 @@ def value_text(value: Any) -> str:
 
 
 def _kind_of(store: ActivationStore, column: str, known: Collection[str]) -> str:
-    """What the values of a column are: numbers, truths (also such a column with missing values, which a store holds as text), or texts."""
+    """Kind of a column's values: numbers, truths (stored as text if some are missing) or texts."""
     import pandas as pd
 
     kind = store.examples[column].dtype if column in store.examples.columns else None
@@ -126,7 +159,7 @@ def _kind_of(store: ActivationStore, column: str, known: Collection[str]) -> str
 
 
 def _as_spelled(value: str, kind: str, known: Collection[str]) -> str:
-    """The text by which a column has a value that was asked for; `value` itself where it has none."""
+    """Spelling of a value in a column; `value` itself if the column lacks it."""
     if value in known:
         return value
     if kind == "numbers" and _FRACTION.fullmatch(value):
@@ -139,7 +172,7 @@ def _as_spelled(value: str, kind: str, known: Collection[str]) -> str:
 
 
 def _by_size(text: str) -> tuple[float, str]:
-    """Order of values in a message: numbers by size."""
+    """Sort key for messages; numbers by size."""
     try:
         return float(text), text
     except ValueError:
@@ -147,17 +180,25 @@ def _by_size(text: str) -> tuple[float, str]:
 
 
 def choice_of(attributes: Mapping[str, Any]) -> tuple[str, ...]:
-    """The choice that a result was made of, from its attributes; () for all examples. A curve says it among its settings."""
+    """The filter of a result, from its attributes; () for all examples. A curve keeps it in its settings."""
     settings = attributes.get("settings")
     own = attributes.get("only", settings.get("only", ()) if isinstance(settings, Mapping) else ())
     return tuple(map(str, own or ()))
 
 
 def choice_options(only: Sequence[str]) -> str:
-    """`only` as options of a shell command, with a space before each."""
+    """A filter as options of a shell command, each with a leading space.
+
+    >>> choice_options(("relation=left of", "label=1"))
+    " --only 'relation=left of' --only label=1"
+    """
     return "".join(f" --only {shlex.quote(text)}" for text in only)
 
 
 def choice_text(only: Sequence[str]) -> str:
-    """`only` in a line: `relation=above, label=1`; "" where all examples take part."""
+    """A filter in one line; "" for all examples.
+
+    >>> choice_text(("relation=above", "label=1"))
+    'relation=above, label=1'
+    """
     return ", ".join(only)

@@ -1,4 +1,4 @@
-"""What makes two examples the same, and two images the same photo: content first, names where a store holds no hashes."""
+"""Identity of examples and images: by content, or by name in stores without image hashes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 IMAGE, IMAGE_HASH = "image", "image_sha256"
 COMPARED = (IMAGE, IMAGE_HASH, "caption", "relation", "label")
-"""Columns that have to agree for two stores to hold the same examples, besides the ids and their order."""
+"""Columns that must agree in two stores of the same examples, besides ids and order."""
 _SHOWN = 60
-"""Characters of a value in a message."""
+"""Most characters of a value in a message."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ImageGroups:
     names: int
     """Distinct image names."""
     unhashed: int
-    """Names without a hash; these images are told apart by name alone."""
+    """Names without a hash, which are grouped by name."""
     shared: int
     """Images that occur under more than one name."""
     shared_names: int
@@ -41,16 +41,16 @@ class ImageGroups:
 
     @property
     def extra_names(self) -> int:
-        """Names that hold an image which another name holds, too: the number of duplicates."""
+        """Number of duplicate names."""
         return self.shared_names - self.shared
 
     @property
     def by(self) -> str:
-        """What groups examples: `image content`, or `image name` where some image has no hash."""
+        """`image content`, or `image name` if some image has no hash."""
         return "image name" if self.unhashed else "image content"
 
     def lines(self) -> list[str]:
-        """Sentences on duplicates found, and on images that are told apart by name alone; none where there is nothing to say."""
+        """Sentences about duplicate images and images without hashes; empty if there are none."""
         found = []
         if self.shared:
             found.append(
@@ -100,7 +100,7 @@ def example_digests(examples: pd.DataFrame) -> NDArray[np.str_]:
 
 
 def refuse_other_examples(own: ActivationStore, other: ActivationStore, called: str, also: Sequence[str] = ()) -> None:
-    """Refuse a second store whose examples are not those of the first, in the same order.
+    """Refuse a second store with other examples, or in another order.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def refuse_other_examples(own: ActivationStore, other: ActivationStore, called: 
         The ids differ, or an example differs in its image, caption, relation, label or another column; the first such id is named.
     """
     ids, theirs = (store.examples["id"].to_numpy(dtype=str) for store in (own, other))
-    again = "extract the same examples again, with --condition blank or --untrained"
+    again = "extract the same examples again, with blank images or untrained weights"
     if not np.array_equal(ids, theirs):
         shared = len(np.intersect1d(theirs, ids))
         order = ", in another order" if shared == len(ids) == len(theirs) else ""

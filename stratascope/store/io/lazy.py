@@ -1,24 +1,25 @@
-"""Dask arrays and xarray datasets over a store: nothing is read before it is needed."""
+"""Lazy Dask arrays and xarray datasets of a store."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stratascope.errors import MissingExtraError
+from stratascope.errors import MissingExtraError, StoreError
 from stratascope.store.format.layout import RECORDED
 from stratascope.store.format.packing import decode_maps
-from stratascope.store.io.recorded_examples import require_recorded, require_written
+from stratascope.store.io.recorded_examples import ReadableStore, require_recorded, require_written
 from stratascope.store.io.selection import Examples, Layers, Positions, Selection, select
 
-if TYPE_CHECKING:
-    from stratascope.store.io.reader import ActivationStore
+Store = TypeVar("Store", bound=ReadableStore)
 
 
-def lazy_array(store: ActivationStore, array: str, layer: Layers, position: Positions, examples: Examples) -> Any:
-    """As `ActivationStore.read`, as a Dask array: one chunk for each layer, position and block of examples.
+def lazy_array(store: ReadableStore, array: str, layer: Layers, position: Positions, examples: Examples) -> Any:
+    """A selection as a Dask array with one chunk per layer, position and shard block.
 
     Tasks carry the store's address, never values: a worker opens the store itself. What is unwritten or not recorded raises here,
     before anything is computed.
@@ -30,11 +31,17 @@ def lazy_array(store: ActivationStore, array: str, layer: Layers, position: Posi
     return _assembled(_Source(store, selection, strict=True))
 
 
-def dataset(store: ActivationStore) -> Any:
-    """Decoded, lazy xarray Dataset: every array of the layout, maps as weights, the table of examples as coordinates.
+def dataset(store: ReadableStore, names: Collection[str] | None = None) -> Any:
+    """Decoded, lazy xarray Dataset: arrays as variables, maps as weights, the table of examples as coordinates.
 
-    Positions that are absent and examples that failed are NaN, as xarray says "missing"; touching an unwritten block raises
-    UnwrittenBlockError when it is computed.
+    Positions that are absent and examples that failed are NaN; computing an unwritten block raises UnwrittenBlockError.
+
+    Parameters
+    ----------
+    store
+        The store.
+    names
+        Arrays to include; all by default.
 
     Raises
     ------
@@ -48,7 +55,7 @@ def dataset(store: ActivationStore) -> Any:
     coordinates: dict[str, Any] = {}
     variables: dict[str, Any] = {}
     for spec in store.layout.arrays():
-        if spec.when == "marker":
+        if spec.when == "marker" or (names is not None and spec.name not in (*names, *spec.dims)):
             continue
         attributes = {"description": spec.description}
         if spec.by_block:
@@ -65,10 +72,21 @@ def dataset(store: ActivationStore) -> Any:
     return xarray.Dataset(variables, coordinates, {"provenance": store.provenance, "source": store.name})
 
 
-class _Source:
-    """Something that Dask can slice: it reads what it is asked for, and pickles as the address of the store."""
+@lru_cache(maxsize=8)
+def reopened(opens: Callable[[Any], Store], target: Any, fingerprint: str) -> Store:
+    """Open a store by its address, once for all tasks of a process; StoreError where another store lies there now."""
+    store = opens(target)
+    if store.fingerprint() != fingerprint:
+        raise StoreError(
+            f"{store.name}: expected the store that was open when the task was made, found another or more blocks; start again"
+        )
+    return store
 
-    def __init__(self, store: ActivationStore, selection: Selection, *, strict: bool) -> None:
+
+class _Source:
+    """An array-like for Dask that reads slices on demand and pickles as the store's address."""
+
+    def __init__(self, store: ReadableStore, selection: Selection, *, strict: bool) -> None:
         self.store, self.selection, self.strict = store, selection, strict
         self.shape = selection.shape
         self.ndim = len(self.shape)

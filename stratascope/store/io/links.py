@@ -1,4 +1,4 @@
-"""Symbolic links in a store's folder: never followed when writing, refused when reading unless the reader asks for them."""
+"""Symbolic links in a store's folder: never followed by writers, refused by readers unless allowed."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import os
 import stat
 from pathlib import Path
 
-from stratascope.errors import StoreError
+from stratascope.errors import UnreadError
 
 FOLLOW_VARIABLE = "STRATASCOPE_FOLLOW_LINKS"
 """Environment variable that lets readers follow symbolic links when it is 1."""
 
 
-class UnreadError(StoreError):
-    """A file was not read; nothing shows that it is damaged."""
-
-
 class LinkError(UnreadError):
-    """A symbolic link, a named pipe or a device where a store keeps files and folders of its own."""
+    """A symbolic link, named pipe or device in a store's folder."""
 
 
 class StoreFolder:
@@ -28,7 +24,7 @@ class StoreFolder:
     Parameters
     ----------
     root
-        The folder.
+        Folder of the store.
     follow
         Whether links are followed; by default only if the environment variable STRATASCOPE_FOLLOW_LINKS is 1.
     """
@@ -39,7 +35,7 @@ class StoreFolder:
         self._checked: set[str] = {""}
 
     def path(self, key: str) -> Path:
-        """The path of a file to read.
+        """Path of a file to read.
 
         Raises
         ------
@@ -63,7 +59,7 @@ class StoreFolder:
 
 
 def own_path(root: Path, key: str) -> Path:
-    """The path of a file of a store that is to be written, locked or removed.
+    """Path of a file to write, lock or remove.
 
     Raises
     ------
@@ -75,7 +71,7 @@ def own_path(root: Path, key: str) -> Path:
 
 
 def check_no_links(root: Path) -> None:
-    """Look through the whole folder of a store for symbolic links; LinkError names the first."""
+    """Refuse a store's folder that contains a symbolic link; LinkError names the first."""
     for folder, folders, files in os.walk(root):
         for name in sorted((*folders, *files)):
             path = Path(folder, name)

@@ -1,22 +1,24 @@
-"""What a store holds, for people: sizes, completeness, and how it was made."""
+"""Contents of a store as text, HTML and JSON: sizes, completeness, provenance."""
 
 from __future__ import annotations
 
 import html
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd
 from zarr.storage import LocalStore, ZipStore
 
 from stratascope.store.format.layout import STATUS_CODES
+from stratascope.store.io.recorded_examples import ReadableStore
 
-if TYPE_CHECKING:
-    from stratascope.store.io.reader import ActivationStore
+LONGEST_VALUE = 100
+"""Characters of a value of provenance that are shown."""
 
 
-def disk_sizes(store: ActivationStore) -> dict[str, int] | None:
+def disk_sizes(store: ReadableStore) -> dict[str, int] | None:
     """Array name -> bytes on disk ("" for metadata); None where the files cannot be listed."""
     inner = store.files_of.wrapped
     sizes: Counter[str] = Counter()
@@ -38,7 +40,7 @@ def disk_sizes(store: ActivationStore) -> dict[str, int] | None:
     return None
 
 
-def contents(store: ActivationStore) -> pd.DataFrame:
+def contents(store: ReadableStore) -> pd.DataFrame:
     """Table of the arrays that are filled by block: array, dimensions, shape, type, raw bytes, bytes on disk (NA where unknown)."""
     sizes = disk_sizes(store)
     rows = [
@@ -49,8 +51,8 @@ def contents(store: ActivationStore) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["array", "dimensions", "shape", "type", "raw_bytes", "disk_bytes"])
 
 
-def as_text(store: ActivationStore) -> str:
-    """A few lines: name, completeness, failures, arrays."""
+def as_text(store: ReadableStore) -> str:
+    """Lines of text: name, completeness, failures, arrays."""
     table = contents(store)
     lines = [f"ActivationStore {store.name}", *(f"  {line}" for line in _facts(store))]
     for row in table.itertuples():
@@ -59,8 +61,55 @@ def as_text(store: ActivationStore) -> str:
     return "\n".join(lines)
 
 
-def as_html(store: ActivationStore) -> str:
-    """The same for notebooks."""
+def describe(store: ReadableStore, *, full: bool = False) -> str:
+    """Describe a store in lines of text: contents, completeness and provenance, field by field.
+
+    Parameters
+    ----------
+    store
+        The store.
+    full
+        Whether values longer than LONGEST_VALUE are shown in full.
+    """
+    lines = [as_text(store), "", "provenance"]
+    for name, value in _flat(store.provenance):
+        text, label = (str(one).replace("\n", "\\n") for one in (value, name))
+        lines.append(f"  {label:<28} {text if full else shortened(text)}")
+    return "\n".join(lines)
+
+
+def as_record(store: ReadableStore) -> dict[str, Any]:
+    """What `describe` says, as plain JSON."""
+    names = {code: name for name, code in STATUS_CODES.items()}
+    arrays = contents(store).astype(object)
+    return {
+        "name": store.name,
+        "examples": store.layout.examples,
+        "blocks": store.layout.blocks,
+        "written_blocks": int(store.written.sum()),
+        "complete": bool(store.written.all()),
+        "status": dict(Counter(names[int(s)] for s in store.status)),
+        "arrays": arrays.where(arrays.notna(), None).to_dict("records"),
+        "layout": store.layout.to_json(),
+        "provenance": store.provenance,
+    }
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text longer than LONGEST_VALUE, with dots."""
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{prefix}{key}.")
+        elif inner is not None:
+            yield f"{prefix}{key}", inner
+
+
+def as_html(store: ReadableStore) -> str:
+    """The same as HTML, for notebooks."""
     table = contents(store)
     for column in ("raw_bytes", "disk_bytes"):
         table[column] = ["" if v is pd.NA else bytes_text(int(v)) for v in table[column]]
@@ -69,7 +118,11 @@ def as_html(store: ActivationStore) -> str:
 
 
 def bytes_text(size: int) -> str:
-    """Bytes in the largest unit that leaves a number of at least one, such as 1.83 GB."""
+    """A size in bytes as text.
+
+    >>> bytes_text(1_830_000_000)
+    '1.83 GB'
+    """
     value, units = float(size), ("B", "kB", "MB", "GB", "TB")
     for unit in units:
         if value < 1000 or unit == units[-1]:
@@ -78,7 +131,7 @@ def bytes_text(size: int) -> str:
     raise AssertionError
 
 
-def _facts(store: ActivationStore) -> list[str]:
+def _facts(store: ReadableStore) -> list[str]:
     layout, written = store.layout, store.written
     lines = [
         f"{layout.examples:,} examples in {layout.blocks:,} blocks of {layout.block}, "

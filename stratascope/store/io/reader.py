@@ -1,13 +1,13 @@
-"""Reading a store: numbers that were recorded, or an error that says why there are none."""
+"""Read activations from a store; what is absent raises an error with the reason."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Collection
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import zarr
@@ -20,8 +20,10 @@ from stratascope.store.format.packing import decode_maps
 from stratascope.store.format.provenance import VOLATILE, check_attributes, digest
 from stratascope.store.format.tables import get_table, whole_values
 from stratascope.store.io.access import GuardedStore, checked_array, is_url, open_root, open_target
+from stratascope.store.io.lazy import dataset, lazy_array, reopened
+from stratascope.store.io.overview import as_html, as_text, disk_sizes
 from stratascope.store.io.recorded_examples import held_examples, require_recorded, require_written, written_examples
-from stratascope.store.io.selection import Examples, Layers, Positions, Selection, select
+from stratascope.store.io.selection import Examples, Layers, Positions, Selection, one_of, select
 from stratascope.store.io.shard_reader import BlockFiles, byte_source
 
 if TYPE_CHECKING:
@@ -29,9 +31,9 @@ if TYPE_CHECKING:
 
 
 class ActivationStore:
-    """A store opened for reading; make one with `ActivationStore.open`.
+    """Activations of one model on many examples, read-only; opened by `ActivationStore.open`.
 
-    What is written is looked up when the store is opened: open it again to see blocks that were written since.
+    Written blocks are looked up when the store is opened; open it again to see later ones.
     """
 
     def __init__(self, target: str | Path | Store, store: GuardedStore, root: zarr.Group, name: str) -> None:
@@ -42,7 +44,7 @@ class ActivationStore:
         self.provenance: dict[str, Any] = attributes["provenance"]
         """How the store was made."""
         self.taken: dict[str, Any] | None = attributes["taken"]
-        """What a copy took of its source; None for an original."""
+        """Which part of its source a copy holds; None for an original."""
         self.name = name
         self._target = target if isinstance(target, Store) or is_url(str(target)) else os.path.abspath(target)
         self.files_of = store
@@ -66,13 +68,13 @@ class ActivationStore:
         Raises
         ------
         StoreError
-            Where there is no store, or one of another format or version, or its metadata are damaged.
+            There is no store, it has another format or version, or its metadata are damaged.
         """
         store, name = open_target(target)
         return cls(target, store, open_root(store, name), name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (type(self), self._target, self.fingerprint())
+        return reopened, (type(self).open, self._target, self.fingerprint())
 
     @cached_property
     def written(self) -> NDArray[np.bool_]:
@@ -128,7 +130,7 @@ class ActivationStore:
 
     @cached_property
     def has_map(self) -> NDArray[np.bool_]:
-        """(example,) whether attention_maps holds the example."""
+        """(example,) whether attention_maps contains the example."""
         return self.read("has_map")
 
     @cached_property
@@ -138,60 +140,113 @@ class ActivationStore:
         return dict(zip(words["id"].tolist(), words["text"].tolist(), strict=True))
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers of the residual stream: 0..L, or those in a partial copy."""
+        return self.layout.residual_layers
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        """Positions of the residual stream."""
+        return self.layout.positions
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays that extraction filled."""
+        return tuple(spec.name for spec in self.layout.arrays() if spec.by_block)
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return self.layout.examples
+
+    __iter__: ClassVar[None] = None  # neither arrays nor examples are what everybody expects
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is an array or a column of the examples with this name."""
+        return name in {s.name for s in self.layout.arrays() if s.when != "marker"} or name in self.examples.columns
+
+    def __getitem__(self, name: str) -> Any:
+        """One array, or one column of the examples, as a lazy, decoded xarray DataArray with named dimensions.
+
+        Examples that failed and positions that are absent are NaN; see `to_xarray`.
+
+        Raises
+        ------
+        NotRecordedError
+            If there is no array and no column with this name.
+        MissingExtraError
+            If xarray is not installed.
+        """
+        if name not in self:
+            columns = ", ".join(map(str, self.examples.columns))
+            raise NotRecordedError(
+                f"{self.name}: expected the name of an array or of a column of the examples, found {name!r}; "
+                f"arrays: {', '.join(self.arrays)}; columns: {columns}"
+            )
+        return dataset(self, (name,))[name]
+
+    @property
     def ids(self) -> Collection[str]:
-        """The examples' ids, in their order."""
+        """Ids of the examples, in order."""
         return self._numbers.keys()
 
     def index_of(self, example_id: str) -> int:
-        """Number of the example whose id is `example_id`; NotRecordedError where there is none."""
+        """Number of the example with an id; NotRecordedError if there is none."""
         if example_id not in self._numbers:
             some = ", ".join(list(self._numbers)[:3])
             raise NotRecordedError(f"expected the id of an example of this store, found {example_id!r}; its ids are like {some}")
         return self._numbers[example_id]
 
     def tokens(self, example: int) -> list[str]:
-        """Texts of an example's prompt tokens."""
+        """Prompt tokens of an example as texts."""
         ids = self.read("token_ids", examples=example)[: int(self.n_tokens[example])]
         return [self.vocabulary[int(i)] for i in ids]
 
     def thumbnail(self, example: int) -> NDArray[np.uint8]:
-        """(height, width, 3) picture of an example."""
+        """(height, width, 3) uint8 thumbnail of an example's image."""
         return self.read("thumbnail", examples=example)
 
-    def available(self, array: str, position: Positions = None) -> NDArray[np.bool_]:
-        """(example,) whether `read` gives the example: written, recorded, its position present, its map there.
+    def available(self, array: str, position: Positions = None, *, positions: Positions = None) -> NDArray[np.bool_]:
+        """(example,) whether `read` returns the example: written, recorded, with these positions (None: all of the array), with a map."""
+        return held_examples(self, select(self.layout, array, None, one_of("position", position, positions), None))
 
-        `position` None means all positions of the array.
-        """
-        return held_examples(self, select(self.layout, array, None, position, None))
-
-    def read(self, array: str, *, layer: Layers = None, position: Positions = None, examples: Examples = None) -> NDArray[Any]:
-        """Values of an array, floats as float32, integers as they are.
+    def read(
+        self,
+        array: str,
+        *,
+        layer: Layers = None,
+        position: Positions = None,
+        examples: Examples = None,
+        layers: Layers = None,
+        positions: Positions = None,
+    ) -> NDArray[Any]:
+        """Read values of an array, floats as float32, integers as they are.
 
         Parameters
         ----------
-        layer, position
-            One (its axis falls away), several (in that order), or None for all.
+        array
+            Name of the array.
+        layer, layers, position, positions
+            One (its axis is dropped), several (in that order), or None for all; singular and plural mean the same.
         examples
-            Example numbers in any order, a mask, one number (its axis falls away), or None for all.
+            Example numbers in any order, a mask, one number (its axis is dropped), or None for all.
 
         Returns
         -------
         numpy.ndarray
-            The array's dimensions less those that fell away: residual (layer, position, example, hidden), attention_rows (layer,
+            The array's dimensions less those that were dropped: residual (layer, position, example, hidden), attention_rows (layer,
             example, head, token), attention_mean (example, layer, token), attention_maps (example, layer, query, key) packed, ...
             Attention rows are NaN beyond `n_tokens`, knockout where it was not measured.
 
         Raises
         ------
         UnwrittenBlockError
-            Naming the blocks that extraction has not filled.
+            Extraction has not written some blocks yet; the message names them.
         NotRecordedError
-            For an array, layer, position or example that is not there, listing what is.
+            The store lacks an array, layer, position or example; the message lists what it has.
         StoreError
-            Where files are missing or damaged, naming the blocks.
+            Files are missing or damaged; the message names the blocks.
         """
-        selection = select(self.layout, array, layer, position, examples)
+        selection = select(self.layout, array, one_of("layer", layer, layers), one_of("position", position, positions), examples)
         if selection.spec.by_block:
             require_written(self, selection)
             require_recorded(self, selection)
@@ -202,74 +257,73 @@ class ActivationStore:
             raise StoreError(f"{self.name}: expected numbers in {array}, found chunks that were never filled; run `stratascope verify`")
         return values
 
-    def maps(self, example: int, layers: Layers = None) -> NDArray[np.float64]:
-        """Attention maps of an example, decoded.
+    def maps(self, example: int, layers: Layers = None, *, layer: Layers = None) -> NDArray[np.float64]:
+        """Read the attention maps of an example, decoded.
 
         Parameters
         ----------
         example
             Its number.
-        layers
-            Numbers of decoder blocks; all by default.
+        layers, layer
+            One decoder block (its axis is dropped) or several; all by default. Both names mean the same.
 
         Returns
         -------
         numpy.ndarray
-            (layer, query, key) float64, over the prompt's own tokens; every row sums to 1. One layer given as a number: (query, key).
+            (layer, query, key) float64, over the prompt's own tokens; every row sums to 1. Of one layer, (query, key).
 
         Raises
         ------
         NotRecordedError
-            If the store holds no map of the example; UnwrittenBlockError if its block is not written yet.
+            The store has no map of the example; UnwrittenBlockError if its block is not written yet.
         StoreError
-            If the map is damaged.
+            The map is damaged.
         """
-        packed = self.read("attention_maps", layer=layers, examples=int(example))
+        packed = self.read("attention_maps", layer=one_of("layer", layer, layers), examples=int(example))
         try:
             return decode_maps(packed, int(self.n_tokens[example]))
         except InvalidInputError as error:
             raise StoreError(f"{self.name}: attention_maps of example {example}: {error}; run `stratascope verify`") from error
 
-    def lazy(self, array: str, *, layer: Layers = None, position: Positions = None, examples: Examples = None) -> Any:
-        """What `read` gives, as a Dask array whose chunks follow the files: one task a block.
+    def lazy(
+        self,
+        array: str,
+        *,
+        layer: Layers = None,
+        position: Positions = None,
+        examples: Examples = None,
+        layers: Layers = None,
+        positions: Positions = None,
+    ) -> Any:
+        """What `read` returns, as a Dask array whose chunks follow the files: one task for each shard block.
 
         Parameters
         ----------
-        array, layer, position, examples
+        array, layer, position, examples, layers, positions
             As of `read`.
         """
-        from stratascope.store.io.lazy import lazy_array
-
-        return lazy_array(self, array, layer, position, examples)
+        return lazy_array(self, array, one_of("layer", layer, layers), one_of("position", position, positions), examples)
 
     def to_xarray(self) -> Any:
         """Decoded, lazy xarray Dataset with named dimensions and coordinates; see `lazy.dataset`."""
-        from stratascope.store.io.lazy import dataset
-
         return dataset(self)
 
     def size_on_disk(self) -> int | None:
-        """Bytes of all files of a folder or zip; None for a store behind an address."""
-        from stratascope.store.io.overview import disk_sizes
-
+        """Bytes of all files in a folder or zip; None for a remote store."""
         sizes = disk_sizes(self)
         return None if sizes is None else sum(sizes.values())
 
     def fingerprint(self) -> str:
-        """Digest of provenance (all but `VOLATILE`), layout, examples and what is written: the key of results made from it."""
+        """SHA-256 of provenance (without `VOLATILE`), layout, examples and written blocks; identifies the store in results."""
         provenance = {k: v for k, v in self.provenance.items() if k not in VOLATILE}
         blocks = hashlib.sha256(self.written.tobytes()).hexdigest()
         # the layout as it was written: fields that later versions add must not make another store of it
         return digest([provenance, self._written_layout, self.taken, self.known, blocks])
 
     def __repr__(self) -> str:
-        from stratascope.store.io.overview import as_text
-
         return as_text(self)
 
     def _repr_html_(self) -> str:
-        from stratascope.store.io.overview import as_html
-
         return as_html(self)
 
     @cached_property
@@ -277,7 +331,7 @@ class ActivationStore:
         return {name: i for i, name in enumerate(self.read("example").tolist())}
 
     def fetch(self, selection: Selection) -> NDArray[Any]:
-        """Values of a selection, of its shape less the axes that fall away, whether recorded or not.
+        """Values of a selection without its dropped axes, whether recorded or not.
 
         The caller has made sure that its blocks are written.
         """
@@ -288,14 +342,3 @@ class ActivationStore:
             values = whole_values(self._arrays[spec.name], self.name)
             values = values[np.ix_(*selection.indices)]
         return values.reshape([n for i, n in enumerate(selection.shape) if i not in selection.dropped])
-
-
-@lru_cache(maxsize=8)
-def _reopened(kind: type[ActivationStore], target: str | Path | Store, fingerprint: str) -> ActivationStore:
-    """A store by its address, opened once for all tasks of a process; StoreError where another store lies there now."""
-    store = kind.open(target)
-    if store.fingerprint() != fingerprint:
-        raise StoreError(
-            f"{store.name}: expected the store that was open when the task was made, found another or more blocks; start again"
-        )
-    return store

@@ -1,15 +1,20 @@
-"""Stores behind an address: how they are opened, how long a server is waited for, and what its refusals mean."""
+"""Remote stores over HTTP, S3, GCS and Azure: opening, retries, errors."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import random
 import re
+import sys
+import tempfile
+import threading
 import time
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -18,28 +23,26 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
 from stratascope.addresses import without_secrets
-from stratascope.errors import MissingExtraError, StoreError
-from stratascope.store.io.links import UnreadError
-from stratascope.store.io.panics import is_panic, silenced_panics
+from stratascope.errors import MissingExtraError, StoreError, UnreadError
 
 PATIENCE = 120.0
-"""Seconds in all that a request is sent again to a server that is overloaded, fails or cuts its answers."""
+"""Seconds in total for retries of a request."""
 FIRST_PATIENCE = 3.0
-"""The same for a server that has never answered: a wrong address is reported soon."""
+"""The same for a server that has never answered, so that a wrong address is reported soon."""
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 15.0
 """Seconds before a request is sent again: at random up to FIRST_PAUSE, twice that, and so on up to LONGEST_PAUSE."""
 SILENCE = 60.0
-"""Seconds without a single byte after which a request has failed; an answer that keeps coming may take any time."""
+"""Seconds without a byte after which a request fails."""
 CONNECT = 10.0
 """Seconds for a connection."""
 _NO_LIMIT = timedelta(days=30)
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
-"""Statuses of a server that may answer well the next time."""
+"""HTTP statuses that are retried."""
 _METADATA_SERVICE = re.compile(r"latest/api/token|latest/meta-data|computeMetadata|metadata/identity|169\.254\.1[67]\d|fd00:ec2")
-"""Where machines in a cloud find credentials; asked where none are set."""
+"""Cloud metadata services, which provide credentials if none are set."""
 RETRIES = 2
-"""Of the client library itself, within each request."""
+"""Retries of the client library within each request."""
 
 SCHEMES = "http, https, s3, gs, az"
 CREDENTIALS = {
@@ -50,7 +53,7 @@ CREDENTIALS = {
     "az": "set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_KEY, or AZURE_SKIP_SIGNATURE=true for a "
     "public container",
 }
-"""What to do where a service finds no credentials."""
+"""Advice for a service without credentials."""
 _SERVICES = {"s3": "s3", "s3a": "s3", "gs": "gs", "az": "az", "azure": "az", "adl": "az", "abfs": "az", "abfss": "az"}
 _ENDPOINTS = {
     "gs": ("GOOGLE_BASE_URL",),
@@ -60,11 +63,11 @@ _ENDPOINTS = {
 
 
 class UnreachableError(UnreadError):
-    """A store behind an address could not be asked: nothing is known to be wrong with it."""
+    """A server did not answer or refused; nothing shows that the store is damaged."""
 
 
 def open_remote(url: str) -> Store:
-    """The read-only Zarr store behind an address.
+    """Open the read-only Zarr store at an address.
 
     Raises
     ------
@@ -109,7 +112,7 @@ def open_remote(url: str) -> Store:
 
 
 def service_of(url: str) -> str:
-    """Whose variables an address needs: s3, gs or az; empty for others."""
+    """Service of an address: s3, gs or az; empty for others."""
     return _SERVICES.get(url.partition("://")[0].lower(), "")
 
 
@@ -134,7 +137,7 @@ def _endpoint(service: str) -> str:
 
 
 def _web_address(url: str) -> tuple[str, dict[str, str]]:
-    """An address as a client takes it, and the headers that say who asks."""
+    """Address and authorisation headers for a client."""
     parts = urllib.parse.urlsplit(url)
     headers = {}
     user, at, host = parts.netloc.rpartition("@")
@@ -147,7 +150,7 @@ def _web_address(url: str) -> tuple[str, dict[str, str]]:
 
 
 class PatientStore(WrapperStore[Store]):
-    """A store on a server, which is asked again while it is overloaded or out of reach.
+    """A remote store that retries requests while the server is overloaded or unreachable.
 
     Parameters
     ----------
@@ -204,7 +207,7 @@ class PatientStore(WrapperStore[Store]):
 
 
 class _Refusal:
-    """Why a request failed, read from what obstore says."""
+    """Reason of a failed request, parsed from obstore's message."""
 
     def __init__(self, error: BaseException) -> None:
         text = _first_line(error)
@@ -241,7 +244,7 @@ class _Refusal:
 
 
 def _cause(text: str, *, silent: bool) -> str:
-    """What went wrong on the way, without how often and how long the client tried."""
+    """Reason of a transport error without the client's retry statistics."""
     cause = text.rpartition(" - ")[2].removeprefix("Generic ").partition("error: ")[2] or text.rpartition(" - ")[2]
     cause = cause.removeprefix("HTTP error: ")
     if silent:
@@ -256,5 +259,51 @@ def _cause(text: str, *, silent: bool) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """The message without the dump of the request that obstore appends."""
+    """The message without obstore's dump of the request."""
     return without_secrets(" ".join(str(error).partition("Debug source")[0].split()))
+
+
+_REDIRECTING = threading.Lock()
+"""Held while standard error is redirected."""
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is a panic of a Rust library; some panics are no `Exception`."""
+    return type(error).__module__.startswith("pyo3") or type(error).__name__ in ("PanicException", "RustPanic")
+
+
+@contextmanager
+def silenced_panics() -> Iterator[None]:
+    """Suppress what a Rust panic prints (a hundred lines); other output is printed at the end."""
+    alone = _REDIRECTING.acquire(blocking=False)
+    try:
+        kept = os.dup(2) if alone else -1
+    except OSError:  # no standard error at all
+        kept = -1
+    if kept < 0:
+        try:
+            yield
+        finally:
+            if alone:
+                _REDIRECTING.release()
+        return
+    crashed = False
+    with tempfile.TemporaryFile() as said:
+        try:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                sys.stderr.flush()
+            os.dup2(said.fileno(), 2)
+            yield
+        except BaseException as error:
+            crashed = is_panic(error) or (error.__cause__ is not None and is_panic(error.__cause__))
+            raise
+        finally:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            _REDIRECTING.release()
+            said.seek(0)
+            text = b"" if crashed else said.read()
+            while text:
+                text = text[os.write(2, text) :]

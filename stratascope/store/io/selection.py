@@ -1,4 +1,4 @@
-"""From layer numbers, position names and example numbers to places along the axes of an array."""
+"""Selection of layers, positions and examples as indices along an array's axes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Examples = int | Sequence[int] | NDArray[Any] | None
 
 @dataclass(frozen=True)
 class Selection:
-    """Indices along every axis of an array, and which axes fall away."""
+    """Indices along every axis of an array, and the axes to drop."""
 
     spec: ArraySpec
     indices: tuple[NDArray[np.int64], ...]
@@ -33,7 +33,7 @@ class Selection:
 
     @property
     def dims(self) -> tuple[str, ...]:
-        """Dimensions that stay."""
+        """Dimensions that are not dropped."""
         return tuple(d for i, d in enumerate(self.spec.dims) if i not in self.dropped)
 
     def along(self, dim: str) -> NDArray[np.int64]:
@@ -41,8 +41,15 @@ class Selection:
         return self.indices[self.spec.dims.index(dim)]
 
 
+def one_of(name: str, one: Any, several: Any) -> Any:
+    """The value of a parameter that has two names, such as `layer` and `layers`; InvalidInputError where both are given."""
+    if one is not None and several is not None:
+        raise InvalidInputError(f"expected {name} or {name}s, found both: {one!r} and {several!r}; give one of them")
+    return several if one is None else one
+
+
 def select(layout: StoreLayout, array: str, layer: Layers, position: Positions, examples: Examples) -> Selection:
-    """Resolve what `read` was asked for.
+    """Resolve layers, positions and examples to indices.
 
     Raises
     ------
@@ -80,7 +87,7 @@ def select(layout: StoreLayout, array: str, layer: Layers, position: Positions, 
 
 
 def example_numbers(count: int, examples: Examples) -> NDArray[np.int64]:
-    """Example numbers from numbers or a mask; None for all.
+    """Convert numbers, a mask or None (all) to example numbers.
 
     Raises
     ------
@@ -112,33 +119,8 @@ def _place(array: str, what: str, held: Sequence[Any], asked: Any) -> int:
     raise NotRecordedError(f"{array}: expected a {what} that the store holds, found {asked!r}; it holds {listing(held)}")
 
 
-def place_in_words(
-    layout: StoreLayout, spec: ArraySpec, at: Sequence[int] | NDArray[np.integer], examples: Sequence[Any] | NDArray[Any]
-) -> str:
-    """Where a value stands, for a message: `layer 12, example 3, head 0`.
-
-    Parameters
-    ----------
-    at
-        Index along every axis of the array; along `example`, the index into `examples`.
-    examples
-        What the examples are called: numbers or ids.
-    """
-    words = []
-    for dim, k in zip(spec.dims, at, strict=True):
-        if dim == "example":
-            words.append(f"example {examples[k]}")
-        elif dim == spec.layer_dim:
-            words.append(f"layer {layout.layers_of(dim)[k]}")
-        elif dim == spec.position_dim:
-            words.append(f"position {layout.positions_of(dim)[k]}")
-        else:
-            words.append(f"{dim} {k}")
-    return ", ".join(words)
-
-
 def listing(values: Sequence[Any]) -> str:
-    """Names or numbers for a message: stretches of numbers as a..b."""
+    """Names or numbers for a message; consecutive numbers as a..b."""
     if not values or isinstance(values[0], str):
         return ", ".join(map(str, values)) or "none"
     parts = stretches(values, "..")
@@ -146,6 +128,6 @@ def listing(values: Sequence[Any]) -> str:
 
 
 def stretches(numbers: Sequence[int], dash: str) -> list[str]:
-    """Ascending numbers, those that follow each other as first and last with a `dash` between."""
+    """Ascending numbers as texts; consecutive ones as first, `dash`, last."""
     parts = np.split(np.asarray(numbers), np.flatnonzero(np.diff(numbers) != 1) + 1)
     return [str(part[0]) if len(part) == 1 else f"{part[0]}{dash}{part[-1]}" for part in parts]

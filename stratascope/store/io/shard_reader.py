@@ -1,4 +1,4 @@
-"""Reading files of blocks: only the chunks that are needed, each checked against its checksum, decoded where they belong.
+"""Read shard files: fetch only the chunks of a selection, verify checksums, decode into place.
 
 The Zarr library reads the same files to the same numbers, but fills what is missing in silence, keeps no index of a file between
 two reads, fetches adjacent chunks one by one, and costs several times the processor time.
@@ -20,19 +20,19 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import ZipStore
 
-from stratascope.errors import StoreError
+from stratascope.errors import StoreError, UnreadError
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.shards import ABSENT, chunk_counts, decode_chunk, decode_index, index_size
 from stratascope.store.io.access import GuardedStore
-from stratascope.store.io.links import StoreFolder, UnreadError
+from stratascope.store.io.links import StoreFolder
 from stratascope.store.io.selection import Selection, listing
 
 
 class ByteSource(Protocol):
-    """Where the bytes of files come from."""
+    """Source of the bytes of a store's files."""
 
     at_once: int
-    """How many requests may be under way together."""
+    """Most concurrent requests."""
 
     def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
         """A whole file, bytes [start, stop), or the last -start bytes where `start` is negative; None where there is no file."""
@@ -93,30 +93,30 @@ class ZarrSource(ByteSource):
 
 
 def byte_source(store: GuardedStore) -> ByteSource:
-    """The fastest way to the bytes of a store."""
+    """Return the fastest source for a store."""
     return FolderSource(store.files) if store.files is not None else ZarrSource(store)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What one chunk gives to an axis of the result."""
+    """Contribution of one chunk to an axis of the result."""
 
     chunk: int
     source: slice | NDArray[np.int64]
     target: slice | NDArray[np.int64]
     whole: bool
-    """Whether the chunk's whole extent goes, in order, to one stretch."""
+    """Whether the whole chunk goes, in order, to consecutive indices."""
 
 
 class BlockFiles:
-    """The files of a store's blocks."""
+    """The shard files of a store."""
 
     def __init__(self, source: ByteSource, name: str, block: int) -> None:
         self._source, self._name, self._block = source, name, block
         self._indices: dict[str, NDArray[np.uint64]] = {}
 
     def markers(self, keys: Iterable[str], spec: ArraySpec) -> NDArray[np.bool_]:
-        """(block,) whether each marker file is there and says 1; StoreError for one that says neither 0 nor 1."""
+        """(block,) whether each marker file exists and is 1; StoreError for values other than 0 and 1."""
 
         def marked(key: str) -> bool:
             data = self._source.get(key)
@@ -207,7 +207,7 @@ class BlockFiles:
                 out[_grid([p.target for p in parts], out.shape)] = chunk[_grid([p.source for p in parts], chunk.shape)]
 
     def _chunks(self, spec: ArraySpec, key: str, wanted: list[tuple[int, ...]]) -> Iterable[tuple[tuple[int, ...], memoryview]]:
-        """Bytes of chunks, adjacent ones fetched together."""
+        """Bytes of chunks; adjacent chunks are fetched together."""
         if spec.shard is None:
             yield wanted[0], memoryview(self._get(key))
             return
@@ -244,7 +244,7 @@ class BlockFiles:
 
 
 def _parts(indices: NDArray[np.int64], chunk: int) -> list[_Part]:
-    """Which chunks an axis needs, what of each, and where it goes."""
+    """Chunks along an axis with their source and target indices."""
     parts = []
     order = np.argsort(indices // chunk, kind="stable")
     bounds = np.flatnonzero(np.diff(indices[order] // chunk)) + 1
@@ -264,7 +264,7 @@ def _grid(picks: list[slice | NDArray[np.int64]], shape: tuple[int, ...]) -> tup
 
 
 def _exactly(file: Any, size: int) -> bytes:
-    """Read `size` bytes, however few a call gives."""
+    """Read exactly `size` bytes, in as many calls as needed."""
     data = file.read(size)
     while len(data) < size:
         more = file.read(size - len(data))

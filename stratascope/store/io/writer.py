@@ -1,4 +1,4 @@
-"""Writing whole blocks: claimed, checked, flushed to the disk, marked last."""
+"""Write shard blocks: lock, check, flush to disk, mark as written."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from stratascope.store.io.links import own_path
 
 
 class BlockWriter:
-    """An existing store, opened for filling its blocks.
+    """Writer of shard blocks into an existing store.
 
-    Any number of processes may write at once, without locks between them: rank i of n takes the pending blocks b with b % n == i.
-    Two that write the same block are told apart: the second is refused.
+    Any number of processes may write concurrently: rank i of n takes the pending blocks b with b % n == i. A second writer of the same
+    block is refused.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class BlockWriter:
     Raises
     ------
     StoreError
-        Where there is no store of this format and version, or it cannot be written.
+        There is no store of this format and version, or it cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -46,8 +46,7 @@ class BlockWriter:
         if not self.path.is_dir():
             found = "a file" if self.path.exists() else "nothing"
             raise StoreError(
-                f"{path}: expected the folder of a store to write into, found {found}; choose another folder (--out); a zip or URL "
-                "is only read",
+                f"{path}: expected the folder of a store to write into, found {found}; choose another folder; zips and URLs are read-only",
                 in_python="make one with create_store",
             )
         root = open_root(GuardedStore(LocalStore(self.path, read_only=True)), str(path))
@@ -69,7 +68,7 @@ class BlockWriter:
             raise StoreError(f"{path}: expected a folder that can be written, found: {error}; change its permissions or copy it") from error
 
     def check_provenance(self, expected: Mapping[str, Any]) -> None:
-        """Compare what would be written with what the store was made for, all but `provenance.VOLATILE`.
+        """Compare an expected provenance with the store's, without `provenance.VOLATILE`.
 
         Parameters
         ----------
@@ -84,7 +83,7 @@ class BlockWriter:
         check_agreement(self.provenance, expected)
 
     def check_layout(self, expected: StoreLayout) -> None:
-        """Compare the layout of what would be written with the store's.
+        """Compare an expected layout with the store's.
 
         Parameters
         ----------
@@ -99,7 +98,7 @@ class BlockWriter:
         check_agreement(self.layout.to_json(), expected.to_json(), "layout")
 
     def is_written(self, block: int) -> bool:
-        """Whether a block is marked, as the disk says now."""
+        """Whether a block is marked on disk."""
         self.layout.block_examples(block)
         return os.path.lexists(self._marker(block))
 
@@ -126,18 +125,18 @@ class BlockWriter:
         Parameters
         ----------
         arrays
-            Exactly the arrays that the layout fills by block, n examples each: residual (layer + 1, position, n, hidden),
+            All arrays that the layout writes by block, n examples each: residual (layer + 1, position, n, hidden),
             attention_rows (layer, n, head, token) with NaN beyond n_tokens, attention_maps (n, layer, token, token) uint8 as of
             `encode_maps`, answer_logits (n, choice), status (n,) codes, thumbnail (n, height, width, 3) uint8, ...
-            Positions that are absent, and examples whose status is not `recorded`, become NaN whatever is passed.
+            Absent positions and examples whose status is not `recorded` become NaN, whatever is passed.
 
         Raises
         ------
         InvalidInputError
-            Where an array is not what it must be: it names layer, example and position.
+            An array is invalid; the message names layer, example and position.
         StoreError
-            Where the block is written already, is being written by another process, or the disk refuses. The block then stays
-            unmarked, and running again fills it.
+            The block is written already or being written by another process, or the disk is full. The block then stays unmarked, and
+            a second run writes it.
         """
         members = self.layout.block_examples(block)
         part = slice(members.start, members.stop)
@@ -148,7 +147,7 @@ class BlockWriter:
                 if os.path.lexists(self._marker(block)):
                     raise StoreError(
                         f"{self.path}: expected block {block} to be unwritten, found it marked: another process wrote it meanwhile; "
-                        "run the same command again, or un-mark it with `stratascope verify --repair` if it is damaged",
+                        "run the same command again, or unmark it with `stratascope verify --repair` if it is damaged",
                         in_python="go on with pending()",
                     )
                 for name, array in values.items():
@@ -162,7 +161,7 @@ class BlockWriter:
             ) from error
 
     def close(self) -> None:
-        """Stop counting as a writer; further writes are still possible, but a sweep may then meet them."""
+        """Release the writer's lock; later writes are not protected from removal as leftovers."""
         self._presence.close()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What people send each other: a store, or a part of one, as a folder or a zip, that says what was taken."""
+"""Copy a store or a part of it to a folder or zip."""
 
 from __future__ import annotations
 
@@ -18,69 +18,70 @@ from stratascope.store.format.layout import StoreLayout
 from stratascope.store.format.provenance import digest
 from stratascope.store.format.shards import decode_file, encode_chunk, encode_file
 from stratascope.store.io.create import empty_store
+from stratascope.store.io.overview import bytes_text
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.recorded_examples import require_written
 from stratascope.store.io.remote import UnreachableError
-from stratascope.store.io.selection import Examples, Selection, example_numbers, listing
+from stratascope.store.io.selection import Examples, Layers, Positions, Selection, example_numbers, listing
 from stratascope.store.maintenance.copy_target import CopyTarget, FolderTarget, ZipTarget
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 ALWAYS = ("answer_logits", "status")
-"""Arrays of blocks that every copy holds."""
+"""Arrays that every copy contains."""
 
 
 def copy_store(
     source: str | Path | Store | ActivationStore,
     target: str | Path,
     *,
-    arrays: Sequence[str] | None = None,
-    layers: Sequence[int] | None = None,
-    positions: Sequence[str] | None = None,
+    arrays: str | Sequence[str] | None = None,
+    layers: Layers = None,
+    positions: Positions = None,
     examples: Examples = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Copy a store, or a part of it.
 
-    The copy is a valid store with the same provenance; its attribute `taken` says what was taken of which store. Every chunk is
-    checked on the way; a whole copy equals its source byte for byte. What was written is read back before it gets its name. Where the
-    source is out of reach, or the copy is stopped, a folder is gone on with by the same call.
+    The copy is a valid store with the same provenance; its attribute `taken` records which part of which store it holds. Every chunk is
+    verified; a complete copy equals its source byte for byte. The copy is read back before it gets its name. After an interruption or
+    a network failure, the same call resumes a copy to a folder.
 
     Parameters
     ----------
     source
         Folder, zip, URL, Zarr store or open store.
     target
-        New folder, or new zip where the name ends in .zip.
+        New folder, or new zip if the name ends in .zip.
     arrays
-        Arrays to take beside answer_logits and status; None for all. Thumbnails are taken only where named or all are taken.
+        Arrays besides answer_logits and status; None for all. Thumbnails are copied only if named or if `arrays` is None.
     layers
-        Layers of the decoder to take, of residuals (0..L) and attention (0..L-1) alike; None for all.
+        Decoder layers, for residuals (0..L) and attention (0..L-1) alike; None for all.
     positions
-        Positions to take; None for all.
+        Positions; None for all.
     examples
-        Example numbers or a mask; None for all, in which case blocks that are unwritten stay so.
+        Example numbers or a mask; None for all, including blocks that are not written yet.
     progress
         Called with (blocks done, blocks).
 
     Returns
     -------
     pandas.DataFrame
-        What was taken: array, shape, bytes.
+        Contents of the copy: array, shape, bytes.
 
     Raises
     ------
     StoreError
-        Where the target exists, cannot be written or loses what was written, or the source is damaged.
+        The target exists, cannot be written or loses files, or the source is damaged.
     UnreachableError
-        Where the source's server does not answer.
+        The source's server does not answer.
     NotRecordedError
-        For an array, layer, position or example that the source does not hold.
+        The source lacks an array, layer, position or example.
     UnwrittenBlockError
-        Where `examples` names some of blocks that are not written.
+        `examples` names examples that are not written yet.
     InvalidInputError
-        Where no example is left, or one is named twice.
+        No example is selected, or one is named twice.
     """
     store = source if isinstance(source, ActivationStore) else ActivationStore.open(source)
     if is_address(target):
@@ -93,6 +94,8 @@ def copy_store(
         raise InvalidInputError("examples: expected at least one example to take, found none")
     if len(np.unique(numbers)) != len(numbers):
         raise InvalidInputError("examples: expected each example once, found some twice")
+    arrays, positions = (None if names is None else (names,) if isinstance(names, str) else tuple(names) for names in (arrays, positions))
+    layers = (layers,) if isinstance(layers, int | np.integer) else layers
     layout = _taken_layout(store.layout, arrays, layers, positions, None if examples is None else len(numbers))
     if examples is not None:
         require_written(store, _selection(store, layout, "status", numbers))
@@ -136,6 +139,15 @@ def copy_store(
         raise
     rows = [(name, specs[name].shape, size) for name, size in sizes.items()]
     return pd.DataFrame(rows, columns=["array", "shape", "bytes"])
+
+
+def copy_summary(target: str | Path, taken: pd.DataFrame) -> str:
+    """Lines of text on what `copy_store` took: one for each array, the total."""
+    lines = [
+        f"{array:<18} {' x '.join(map(str, shape)):<32} {bytes_text(int(size)):>9}"
+        for array, shape, size in zip(taken["array"], taken["shape"], taken["bytes"], strict=True)
+    ]
+    return "\n".join([*lines, f"{target}: {bytes_text(int(taken['bytes'].sum()))}"])
 
 
 def _kept(into: CopyTarget, spec: ArraySpec, key: str, examples: int) -> int | None:

@@ -1,4 +1,4 @@
-"""Where a copy of a store is written: a folder or a zip that appears whole, or not at all, and is read back."""
+"""Targets of a copy: a folder or zip, written atomically and read back."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""What differs between two stores: how they were made, what they hold, and their numbers."""
+"""Compare two stores: provenance, layout, examples, numbers."""
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +13,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.store.format.provenance import differences
+from stratascope.store.io.overview import LONGEST_VALUE, shortened
 from stratascope.store.io.reader import ActivationStore
-from stratascope.store.io.selection import Selection, place_in_words
+from stratascope.store.io.selection import Selection
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -22,42 +25,67 @@ _CREATED = ("token_ids", "n_tokens", "grid", "position_present", "has_map")
 
 @dataclass(frozen=True)
 class StoreDifference:
-    """What `diff_stores` found. What one store lacks is listed, and numbers are compared where both have them."""
+    """Differences between two stores; numbers are compared only where both stores have them."""
 
     names: tuple[str, str]
     provenance: pd.DataFrame
-    """field, a, b: every field that differs, volatile ones (created, command, host) too."""
+    """field, a, b, volatile: every field that differs, including volatile ones (created, command, host)."""
     layout: pd.DataFrame
     """field, a, b."""
     examples: pd.DataFrame
-    """field, a, b: how many examples, how many only in one, and columns of common examples that differ (count)."""
+    """field, a, b: numbers of examples, of examples in only one store, and differing columns of common examples."""
     numbers: pd.DataFrame
     """array, examples (compared), values (compared), different, largest (absolute difference), at (where that is)."""
 
     @property
     def same_numbers(self) -> bool:
-        """Whether every number that both stores hold is equal."""
+        """Whether all numbers in both stores are equal."""
         return not self.numbers["different"].any()
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs but when, where and by which command the stores were made."""
+        """Whether nothing differs except date, host and command."""
         volatile = self.provenance["volatile"].all()
         return bool(volatile and self.layout.empty and self.examples.empty and self.same_numbers)
 
+    def record(self) -> dict[str, Any]:
+        """The summary as plain JSON."""
+        tables = {name: getattr(self, name).to_dict("records") for name in ("provenance", "layout", "examples", "numbers")}
+        return {"a": self.names[0], "b": self.names[1], "same": self.same, "same_numbers": self.same_numbers, **tables}
 
-def diff_stores(a: str | Path | Store | ActivationStore, b: str | Path | Store | ActivationStore) -> StoreDifference:
+    def summary(self) -> str:
+        """Lines of text: one for each field and array, the verdict."""
+        lines = [f"a: {self.names[0]}", f"b: {self.names[1]}"]
+        for title, table in (("provenance", self.provenance), ("layout", self.layout), ("examples", self.examples)):
+            for field, x, y in zip(table["field"], table["a"], table["b"], strict=True):
+                lines += _side_by_side(f"{title:<11} {field}:", x, y)
+        for row in self.numbers.to_dict("records"):
+            what = f"{row['values']:,} values equal"
+            if row["different"]:
+                what = f"{row['different']:,} of {row['values']:,} values differ, by at most {row['largest']:.3g} at {row['at']}"
+            lines.append(f"numbers     {row['array']}: {what}")
+        return "\n".join([*lines, "the same" if self.same else "the numbers are the same" if self.same_numbers else "different"])
+
+
+def diff_stores(
+    a: str | Path | Store | ActivationStore,
+    b: str | Path | Store | ActivationStore,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> StoreDifference:
     """Compare two stores: examples by their ids, layers by number, positions by name; a block of examples at a time.
 
     Parameters
     ----------
     a, b
         Folder, zip, URL, Zarr store or open store.
+    progress
+        Called with (arrays done, arrays).
 
     Raises
     ------
     StoreError
-        Where one cannot be opened or is damaged.
+        A store cannot be opened or is damaged.
     """
     left, right = (s if isinstance(s, ActivationStore) else ActivationStore.open(s) for s in (a, b))
     all_of = differences(left.provenance, right.provenance, ignore=())
@@ -72,7 +100,11 @@ def diff_stores(a: str | Path | Store | ActivationStore, b: str | Path | Store |
     examples = _examples(left, right, pairs)
     held = {s.name for s in right.layout.arrays()}
     names = [s.name for s in left.layout.arrays() if s.name in held and (s.by_block or s.name in _CREATED)]
-    rows = [_compare(left, right, name, pairs) for name in names]
+    rows = []
+    for done, name in enumerate(names):
+        rows.append(_compare(left, right, name, pairs))
+        if progress is not None:
+            progress(done + 1, len(names))
     columns = ["array", "examples", "values", "different", "largest", "at"]
     return StoreDifference((left.name, right.name), provenance, layout, examples, pd.DataFrame(rows, columns=columns))
 
@@ -121,7 +153,7 @@ def _compare(left: ActivationStore, right: ActivationStore, name: str, pairs: ND
                 place = list(np.unravel_index(int(gap.argmax()), gap.shape))
                 ids = left.examples["id"].to_numpy()[part[:, 0]]
                 held = [int(k) if dim == "example" else int(axis[0][k]) for dim, axis, k in zip(a.dims, axes, place, strict=True)]
-                at = place_in_words(left.layout, a, held, ids)
+                at = left.layout.place_text(name, held, ids)
     return name, len(pairs), values, different, largest, at
 
 
@@ -155,3 +187,24 @@ def _fields(found: dict[str, tuple[Any, Any]]) -> pd.DataFrame:
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
+
+
+def _side_by_side(name: str, a: str, b: str) -> list[str]:
+    """Two values on a line; where they are long, below each other, and of lists only what one has and the other has not."""
+    if len(name) + len(a) + len(b) <= LONGEST_VALUE:
+        return [f"{name} {a} | {b}"]
+    try:
+        left, right = ast.literal_eval(a), ast.literal_eval(b)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # no list, but text
+        left, right = a, b
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        a, b = (_only_in(these, those) for these, those in ((left, right), (right, left)))
+    return [name, f"{'':<12}a: {shortened(a)}", f"{'':<12}b: {shortened(b)}"]
+
+
+def _only_in(these: Sequence[Any], those: Sequence[Any]) -> str:
+    """A list in words: how many it has, and those that the other lacks."""
+    own = [str(value) for value in these if value not in those]
+    if not these:
+        return "none"
+    return f"{len(these)} values" + (f", of them only here {', '.join(own)}" if own else ", all of them there too")

@@ -1,4 +1,4 @@
-"""Un-marking what is damaged, so that extraction fills it again."""
+"""Unmark damaged shard blocks, so that extraction writes them again."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from stratascope.store.maintenance.verify import Verification, verify
 
 
 def repair(path: str | Path, found: Verification | None = None) -> list[int]:
-    """Un-mark the bad blocks of a store in a folder and remove their files, so that extraction fills them again.
+    """Unmark bad shard blocks and remove their files, so that extraction writes them again.
 
     Parameters
     ----------
     path
-        The folder.
+        Folder of the store.
     found
-        What `verify` found in it; it is checked now by default.
+        Result of `verify`; by default the store is checked now.
 
     Returns
     -------
     list of int
-        The blocks that were un-marked.
+        The unmarked blocks.
 
     Raises
     ------
     StoreError
-        Where the store is no folder, where a bad block is being written, or where something is damaged that extraction does not
-        write: such a store must be fetched or made again. Bad blocks are un-marked nevertheless.
+        The store is no folder, a bad block is being written, or something is damaged that extraction cannot write again. Bad blocks
+        are unmarked nevertheless.
     """
     root = Path(path)
     if not root.is_dir():
@@ -51,7 +51,7 @@ def repair(path: str | Path, found: Verification | None = None) -> list[int]:
                         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                             own_path(root, spec.key(block)).unlink()
         except OSError as error:
-            raise StoreError(f"{path}: expected to un-mark block {block}, found: {error}; fix permissions and run again") from error
+            raise StoreError(f"{path}: expected to unmark block {block}, found: {error}; fix permissions and run again") from error
     if found.beyond_repair:
         first = found.problems[found.problems["block"] < 0].iloc[0]
         raise StoreError(

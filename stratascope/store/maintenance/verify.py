@@ -1,4 +1,4 @@
-"""Checking a store to the last byte."""
+"""Check every byte of a store."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.datasets.image_files import image_path, read_image_file
-from stratascope.errors import InvalidInputError, StoreError, out_of_memory
+from stratascope.errors import InvalidInputError, StoreError, UnreadError, out_of_memory
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.block_checks import BlockFacts, checked_block
 from stratascope.store.format.limits import parse_json
 from stratascope.store.format.shards import decode_chunk, decode_file
 from stratascope.store.format.tables import MOST_CHUNKS, as_numpy
 from stratascope.store.io.create import known_digest
-from stratascope.store.io.links import UnreadError
+from stratascope.store.io.overview import bytes_text
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.shard_reader import ByteSource, byte_source
 
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a check of a store found."""
+    """Result of checking a store."""
 
     name: str
     table: pd.DataFrame
-    """One row an array: array, files (checked), bytes, bad (files); row "store" is everything written at creation."""
+    """array, files (checked), bytes, bad (files); row "store" is everything written at creation."""
     problems: pd.DataFrame
-    """One row a problem: block (-1 for the store as a whole), array, file, problem."""
+    """block (-1 for the whole store), array, file, problem."""
     written: int
-    """Blocks that are marked."""
+    """Number of written shard blocks."""
     blocks: int
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong with what is written; `complete` says whether everything is."""
+        """Whether everything written is intact; see `complete` for unwritten blocks."""
         return self.problems.empty
 
     @property
@@ -55,35 +55,70 @@ class Verification:
 
     @property
     def bad_blocks(self) -> list[int]:
-        """Blocks with a problem: `repair` un-marks them."""
+        """Blocks with a problem, which `repair` unmarks."""
         return sorted({int(b) for b in self.problems["block"] if b >= 0})
 
     @property
     def beyond_repair(self) -> bool:
-        """Whether something is damaged that extraction does not write again."""
+        """Whether something is damaged that extraction cannot write again."""
         return bool((self.problems["block"] < 0).any())
+
+    def record(self) -> dict[str, Any]:
+        """The summary as plain JSON."""
+        return {
+            "name": self.name,
+            "ok": self.ok,
+            "complete": self.complete,
+            "blocks": self.blocks,
+            "written_blocks": self.written,
+            "bad_blocks": self.bad_blocks,
+            "beyond_repair": self.beyond_repair,
+            "arrays": self.table.to_dict("records"),
+            "problems": self.problems.to_dict("records"),
+        }
+
+    def summary(self) -> str:
+        """Lines of text: one for each array, one for each problem, the verdict."""
+        table, problems = self.table, self.problems
+        lines = [
+            f"{array:<18} {files:>6} files {bytes_text(int(size)):>9}  {f'{bad} BAD' if bad else 'good'}"
+            for array, files, size, bad in zip(table["array"], table["files"], table["bytes"], table["bad"], strict=True)
+        ]
+        for block, file, problem in zip(problems["block"], problems["file"], problems["problem"], strict=True):
+            lines.append(f"block {block}: {file}: {problem}" if block >= 0 else f"{file}: {problem}")
+        state = "complete" if self.complete else f"{self.written} of {self.blocks} blocks written"
+        if self.ok and not self.complete:
+            checked = "every number in the written blocks is what was written" if self.written else "there was no number to check"
+            verdict = f"incomplete: {checked}; run the extract command again to write the missing blocks"
+        elif self.ok:
+            verdict = "every written number is what was written"
+        elif self.bad_blocks:
+            verdict = f"bad blocks: {', '.join(map(str, self.bad_blocks))}; --repair unmarks them, so that extraction fills them again"
+        else:
+            verdict = "damaged beyond repair: fetch it from where it came, or extract again"
+        return "\n".join([*lines, f"{self.name}: {state}; {verdict}"])
 
 
 def verify(
     target: str | Path | Store, *, images: str | Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Verification:
-    """Decode every marked block and check it as the writer did; check what was written at creation against its digest.
+    """Decode and check every written block, and check what was written at creation.
 
     Parameters
     ----------
     target
         Folder, zip, URL or Zarr store.
     images
-        Folder of the images: their SHA-256 is compared with what the store was made from.
+        Folder of the images, to compare their SHA-256 with the store's.
     progress
         Called with (blocks done, blocks).
 
     Raises
     ------
     StoreError
-        Where there is no store that can be opened at all: metadata damaged, another format or version.
+        The store cannot be opened: its metadata are damaged, or it has another format or version.
     UnreachableError
-        Where a server does not answer, or refuses: only what was read and is wrong counts as damaged.
+        A server does not answer or refuses.
     """
     store = ActivationStore.open(target)
     check = _Check(store, byte_source(store.files_of))
@@ -106,7 +141,7 @@ def verify(
 
 
 MOST_LISTED = 100
-"""Missing files of one array that are listed."""
+"""Most missing files listed per array."""
 
 
 class _Check:

@@ -1,4 +1,4 @@
-"""The dozen drawn kinds of generated scenes: for each a colour and a form in unit coordinates (radius 1, y down)."""
+"""Twelve object shapes of generated scenes, in unit coordinates (radius 1, y down)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Point = tuple[float, float]
 
 
 class Brush:
-    """Draws unit-coordinate outlines filled with one colour at a place and radius of a canvas."""
+    """Draw filled outlines, given in unit coordinates, at a centre and radius on a canvas."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, colour: Colour) -> None:
         self._draw, self._x, self._y, self._radius, self._colour = draw, x, y, radius, colour
@@ -102,7 +102,7 @@ def _drop(brush: Brush) -> None:
     brush.polygon([(0.0, -1.0), *_arc(0.64, -25, 205, v=0.34)])
 
 
-FORMS: dict[str, tuple[Colour, Callable[[Brush], None]]] = {
+SHAPES: dict[str, tuple[Colour, Callable[[Brush], None]]] = {
     "star": ((238, 188, 20), _star),
     "moon": ((40, 48, 120), _moon),
     "cup": ((142, 62, 180), _cup),
@@ -116,6 +116,6 @@ FORMS: dict[str, tuple[Colour, Callable[[Brush], None]]] = {
     "flower": ((238, 112, 184), _flower),
     "drop": ((52, 196, 214), _drop),
 }
-"""Kind of thing -> (colour, how it is drawn)."""
+"""Object name -> (colour, drawing function)."""
 
-KINDS: tuple[str, ...] = tuple(FORMS)
+KINDS: tuple[str, ...] = tuple(SHAPES)

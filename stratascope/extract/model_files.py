@@ -1,4 +1,4 @@
-"""Where a model's files come from: the built-in model, a folder, or the Hub; read without torch."""
+"""Files of a model: the built-in one, a folder, or the Hub. No torch."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from stratascope.errors import InvalidInputError, MissingExtraError
-from stratascope.extract.plan.file_digests import file_digests, settings_files, shard_names, weight_files
+from stratascope.extract.file_digests import file_digests, settings_files, shard_names, weight_files
 
 BUILT_IN = "demo"
-"""The name by which the built-in model is asked for."""
+"""Name of the built-in model."""
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
 _EXTRACT_EXTRA = "pip install 'stratascope[extract]', or in a checkout pip install '.[extract]'"
 
 
 def missing_extra(what: str, error: ImportError) -> MissingExtraError:
-    """The error that names the pip command by which `what` becomes possible."""
+    """The error with the pip command that makes `what` possible."""
     return MissingExtraError(f"{what} needs packages that are not installed (no module {error.name!r}): run {_EXTRACT_EXTRA}")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model's name as it was asked for, the folder of its files, and its commit hash where it came from the Hub."""
+    """A model: its name, the folder of its files, and its commit hash if it came from the Hub."""
 
     name: str
     folder: Path
@@ -51,31 +51,31 @@ class ModelSource:
 
     @cached_property
     def processor_settings(self) -> dict[str, Any]:
-        """What `processor_config.json` says besides its image processor's settings; empty where there is no such file."""
+        """`processor_config.json` without its image processor; empty if there is no such file."""
         return self._json("processor_config.json") if (self.folder / "processor_config.json").exists() else {}
 
     @cached_property
     def tokenizer_settings(self) -> dict[str, Any]:
-        """`tokenizer_config.json`; empty where there is none."""
+        """`tokenizer_config.json`; empty if there is none."""
         return self._json("tokenizer_config.json") if (self.folder / "tokenizer_config.json").exists() else {}
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The fast tokenizer; InvalidInputError where its file cannot be read."""
+        """The fast tokenizer; InvalidInputError if its file cannot be read."""
         try:
             return Tokenizer.from_file(str(self.tokenizer_file))
         except Exception as error:  # tokenizers raises nothing narrower
             raise InvalidInputError(f"{self.name}: expected a readable {self.tokenizer_file}, found: {error}") from error
 
     def token_text(self, number: int) -> str:
-        """The text of a token by its id; InvalidInputError where the tokenizer has no such token."""
+        """Text of a token id; InvalidInputError if the tokenizer does not have it."""
         text = self.tokenizer.id_to_token(number)
         if text is None:
             raise InvalidInputError(f"{self.name}: expected a token {number} in its tokenizer, as its config.json says, found none")
         return text
 
     def named_token(self, role: str, usual: str | None = None) -> str | None:
-        """The text of a token that the tokenizer's settings name, such as `bos_token`."""
+        """Text of a special token such as `bos_token`, from the tokenizer's settings."""
         extra = self.tokenizer_settings.get("extra_special_tokens")
         for settings in (self.tokenizer_settings, extra if isinstance(extra, dict) else {}):
             found = settings.get(role)
@@ -86,7 +86,7 @@ class ModelSource:
 
     @cached_property
     def chat_template(self) -> str | None:
-        """The Jinja text that lays out a conversation, from wherever this version of the files keeps it; None where there is none."""
+        """The chat template in Jinja, from any of the files that may hold it; None if there is none."""
         plain = self.folder / "chat_template.jinja"
         if plain.exists():
             return plain.read_text(encoding="utf-8")
@@ -100,7 +100,7 @@ class ModelSource:
 
     @property
     def tokenizer_file(self) -> Path:
-        """`tokenizer.json`; InvalidInputError where there is none."""
+        """Path of `tokenizer.json`; InvalidInputError if there is none."""
         path = self.folder / "tokenizer.json"
         if not path.exists():
             raise InvalidInputError(f"{self.name}: expected a fast tokenizer (tokenizer.json) in {self.folder}, found none")
@@ -108,7 +108,7 @@ class ModelSource:
 
     @property
     def weights_here(self) -> bool:
-        """Whether all files of the weights are in the folder; of a Hub model they may not have been fetched."""
+        """Whether all weight files are in the folder; those of a Hub model may not be downloaded yet."""
         for name in ("model.safetensors", "pytorch_model.bin"):  # in the order in which transformers looks for them
             if (self.folder / name).exists():
                 return True
@@ -117,16 +117,16 @@ class ModelSource:
         return any(self.folder.glob("*.safetensors"))
 
     def digests(self, *, weights: bool = True, progress: bool = False) -> dict[str, str]:
-        """SHA-256 of every file that can change a number, by its name in the folder, and of the chat template that is used.
+        """SHA-256 of every file that can change a number, by name, and of the chat template.
 
-        Of a Hub model tokenizer and chat template alone: its commit pins the rest.
+        For a Hub model only tokenizer and chat template: its commit pins the rest.
 
         Parameters
         ----------
         weights
-            Whether the files' weights are used; freshly drawn ones follow from the configuration.
+            Whether the weight files are used; random initial weights follow from the configuration.
         progress
-            Show a progress bar where there is a terminal: weights of many gigabytes take minutes, the first time.
+            Show a progress bar: hashing many gigabytes takes minutes the first time.
 
         Raises
         ------
@@ -154,21 +154,21 @@ class ModelSource:
 def resolve_model(name: str, *, revision: str | None = None, weights: bool = False) -> ModelSource:
     """Find a model's files: `demo` (built in), a folder, or a Hub id such as `Qwen/Qwen2.5-VL-7B-Instruct`.
 
-    Of a Hub model only configuration, tokenizer and template are fetched, unless `weights` is true; `revision` is resolved to
-    a commit hash, which is part of a store's provenance.
+    Of a Hub model only configuration, tokenizer and template are downloaded, unless `weights` is true. `revision` is resolved to a commit
+    hash, which is part of a store's provenance.
 
     Raises
     ------
     InvalidInputError
-        If there is no such folder, the Hub does not give the model, or a revision is asked of a model that is not on the Hub.
+        If there is no such folder or Hub model, or `revision` is given for a model that is not on the Hub.
     MissingExtraError
-        If a Hub model is asked for without the `extract` extra.
+        If it is a Hub model and the `extract` extra is not installed.
     """
     local = name == BUILT_IN or Path(name).expanduser().is_dir()
     if local and revision is not None:
         what = "the built-in model" if name == BUILT_IN else f"the folder {name}"
         raise InvalidInputError(
-            f"expected --revision with a model of the Hub, found {revision!r} with {what}, which has no revisions; leave --revision out"
+            f"expected `revision` with a model of the Hub, found {revision!r} with {what}, which has no revisions; leave `revision` out"
         )
     if name == BUILT_IN:
         return ModelSource(name, Path(str(resources.files("stratascope") / "demo" / "model")))
@@ -191,21 +191,18 @@ def resolve_model(name: str, *, revision: str | None = None, weights: bool = Fal
 
 
 def _not_given(name: str, revision: str | None, error: Exception) -> str:
-    """Why the Hub did not give a model, and what to do."""
+    """Why the download failed, and what to do."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
-        return (
-            "expected a model that is given to everybody, found one whose terms must be accepted first; accept them on its page on "
-            "huggingface.co, run `hf auth login`, then this again"
-        )
+        return "expected a model without access restrictions, found a gated one; accept its terms on huggingface.co and run `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):
         return "expected a folder of that name or a model on the Hub, found neither; check the name (private ones need `hf auth login`)"
     if isinstance(error, RevisionNotFoundError):
-        return f"expected a branch, tag or commit hash of the model for --revision, found none that is called {revision!r}"
+        return f"expected a branch, tag or commit hash of the model for `revision`, found no {revision!r}"
     first = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")
     return (
         f"expected a folder of that name, files kept in {HF_HUB_CACHE}, or the Hub to fetch them from, found none of these ({first}); "
-        f"where there is a network run `hf download {name}`, bring the folder that it names here, and give it as --model FOLDER"
+        f"where there is a network run `hf download {name}`, copy the folder that it names to this machine, and set `model` to that folder"
     )

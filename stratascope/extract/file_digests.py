@@ -1,7 +1,7 @@
-"""Which files of a local model folder can change a number, and their SHA-256 digests. No torch.
+"""SHA-256 digests of the files in a local model folder that can change a number. No torch.
 
-The digests of large files are kept between processes, in `$XDG_CACHE_HOME/stratascope/digests` (`~/.cache` by default), under the file's
-path, size, modification time, change time and inode.
+Digests of large files are cached in `$XDG_CACHE_HOME/stratascope/digests` (`~/.cache` by default) by path, size, modification time, change
+time and inode.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm.auto import tqdm
-
+from stratascope.datasets.progress import progress_bar
 from stratascope.errors import InvalidInputError
 
 SETTINGS_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "additional_chat_templates/*.jinja")
@@ -26,29 +25,29 @@ SETTINGS_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "additi
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 """Weights and adapters, by pattern."""
 INDEX_FILES = ("*.index.json",)
-"""They name the shards of weights, by pattern."""
+"""Indices of sharded weights, by pattern."""
 
 KEPT_FROM = 16 * 2**20
-"""Bytes from which a file's digest is kept; smaller files are hashed every time."""
+"""Least file size in bytes for which the digest is cached."""
 SETTLED = 2.0
-"""Seconds since a file's last change from which its digest is kept: time stamps are no finer on some file systems."""
+"""Least seconds since the last change for which the digest is cached: time stamps are coarse on some file systems."""
 
 
 def settings_files(folder: Path) -> list[Path]:
-    """Files of a model folder, without weights, that can change a number, sorted."""
+    """Files other than weights that can change a number, sorted."""
     indices = set(_found(folder, INDEX_FILES))
     return sorted(path for path in _found(folder, SETTINGS_FILES) if path not in indices)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Files of a model folder that hold weights or name their shards, sorted."""
+    """Weight files and their indices, sorted."""
     indices = list(_found(folder, INDEX_FILES))
     shards = {folder / name for index in indices for name in shard_names(index)}
     return sorted({*_found(folder, WEIGHT_FILES), *indices, *(path for path in shards if path.is_file())})
 
 
 def shard_names(index: Path) -> list[str]:
-    """Names of the files that an index of sharded weights lists, sorted.
+    """Names of the files in an index of sharded weights, sorted.
 
     Raises
     ------
@@ -65,14 +64,14 @@ def shard_names(index: Path) -> list[str]:
 
 
 def file_digests(paths: list[Path], folder: Path, *, progress: bool = False) -> dict[str, str]:
-    """Path relative to `folder` -> SHA-256 in hex.
+    """SHA-256 digests in hex by path relative to `folder`.
 
     Parameters
     ----------
     paths
-        Files to hash, several at a time.
+        Files to hash, in parallel.
     folder
-        The model's.
+        Folder of the model.
     progress
         Show a progress bar.
 
@@ -83,12 +82,12 @@ def file_digests(paths: list[Path], folder: Path, *, progress: bool = False) -> 
     """
     names = [Path(os.path.relpath(path, folder)).as_posix() for path in paths]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "hash") as pool:
-        found = tqdm(pool.map(file_digest, paths), "hash", len(paths), unit="file", disable=not progress, leave=False)
+        found = progress_bar(pool.map(file_digest, paths), "hash", len(paths), unit="file", show=progress)
         return dict(zip(names, found, strict=True))
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hex; of a large one that did not change since, as an earlier process found it.
+    """SHA-256 of a file in hex, from the cache if it is large and unchanged.
 
     Raises
     ------
@@ -107,7 +106,7 @@ def file_digest(path: Path) -> str:
         raise InvalidInputError(f"{path}: expected a readable file of the model, found: {error}") from error
     if before != after:
         raise InvalidInputError(
-            f"{path}: expected a file that stays as it is while it is read, found it changed; run this again once it is complete"
+            f"{path}: expected a file that does not change while it is read, found it changed; run this again once it is complete"
         )
     if kept is not None and time.time() - max(after["mtime_ns"], after["ctime_ns"]) / 1e9 > SETTLED:
         _keep(kept, after, found)
@@ -142,7 +141,7 @@ def _kept_at(identity: dict[str, Any]) -> Path | None:
 
 
 def _known(kept: Path, identity: dict[str, Any]) -> str | None:
-    """The digest that is kept of exactly this file."""
+    """The cached digest of exactly this file."""
     try:
         held = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -154,7 +153,7 @@ def _known(kept: Path, identity: dict[str, Any]) -> str | None:
 
 
 def _keep(kept: Path, identity: dict[str, Any], digest: str) -> None:
-    """Keep a digest for other processes; where that is impossible they hash the file themselves."""
+    """Cache a digest for other processes, if possible."""
     partial = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)

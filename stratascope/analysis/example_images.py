@@ -1,26 +1,34 @@
-"""One example for figures and pages: its image, boxes, label and answer."""
+"""Image, boxes, label and answer of single examples, for figures and pages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 from stratascope.analysis.box_cells import shown_boxes
 from stratascope.errors import NotRecordedError
+from stratascope.results.schema import columns
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
+ON_IMAGE = columns("example", text="id", ints="example n_tokens image_start image_stop rows columns", keys=["example"])
+"""Schema of `example_table`."""
+
+MOST_EXAMPLES = 8
+"""Examples in one figure."""
 PLAIN_GROUND = 235
-"""Grey level shown where no thumbnails are stored."""
+"""Grey level that stands for a missing thumbnail."""
 
 
 def picture(store: ActivationStore, example: int) -> np.ndarray:
-    """The stored thumbnail at its image's own shape, (height, width, 3) uint8; plain ground where no thumbnails are stored.
+    """Thumbnail in the shape of its image, (height, width, 3) uint8; plain grey without a thumbnail.
 
-    Where the store does not say how large the image is, its shape is that of the grid of cells, which are square.
+    Where the store has no image size, the grid of square cells gives the shape.
     """
     from PIL import Image
 
@@ -35,7 +43,7 @@ def picture(store: ActivationStore, example: int) -> np.ndarray:
 
 
 def relative_boxes(store: ActivationStore, examples: Sequence[int]) -> list[dict[str, tuple[float, float, float, float]]]:
-    """For each example its gold boxes that are known, as shares of width and height, by what they hold."""
+    """Known gold boxes of each example: name of the object -> x0, y0, x1, y1 as shares of width and height."""
     table = store.examples.iloc[list(examples)]
     try:
         boxes = shown_boxes(store)[list(examples)]
@@ -49,7 +57,7 @@ def relative_boxes(store: ActivationStore, examples: Sequence[int]) -> list[dict
 
 
 def answer_text(store: ActivationStore, example: int) -> str:
-    """Label and the model's answer beside each other; the label alone where no answers are recorded."""
+    """Label and answer of the model; the label alone where the store has no answers."""
     label = label_text(store, example)
     label = label if label.startswith("right") else f"label {label}"
     try:
@@ -60,9 +68,32 @@ def answer_text(store: ActivationStore, example: int) -> str:
 
 
 def label_text(store: ActivationStore, example: int) -> str:
-    """What an example's label says: true or false, or the right answer of a question."""
+    """Label as text: true, false, or the right answer of a question."""
     label = int(store.examples["label"].iloc[example])
     if store.provenance.get("data", {}).get("labels") == "choice":
         answers = store.provenance.get("prompt", {}).get("answers") or store.layout.choices
         return f"right: {answers[label] if label < len(answers) else label}"
     return "true" if label else "false"
+
+
+def example_table(store: ActivationStore, chosen: NDArray[np.int64]) -> pd.DataFrame:
+    """Number, id and length of each example, and the span and grid of its image."""
+    image = store.spans["image"][chosen]
+    return pd.DataFrame(
+        {
+            "example": chosen,
+            "id": store.examples["id"].to_numpy(object)[chosen],
+            "n_tokens": store.n_tokens[chosen].astype(np.int64),
+            "image_start": image[:, 0].astype(np.int64),
+            "image_stop": image[:, 1].astype(np.int64),
+            "rows": store.grid[chosen, 0].astype(np.int64),
+            "columns": store.grid[chosen, 1].astype(np.int64),
+        }
+    )
+
+
+def on_image(examples: pd.DataFrame, values: NDArray[Any], k: int) -> NDArray[Any]:
+    """(rows, columns) values (example, token) of the k-th example on its image cells."""
+    row = examples.iloc[k]
+    cells = values[k, int(row["image_start"]) : int(row["image_stop"])]
+    return cells.reshape(int(row["rows"]), int(row["columns"]))

@@ -1,18 +1,18 @@
-"""Which part of the work is this process's, as torchrun and SLURM tell each process they start."""
+"""Shard and GPU of a process that torchrun or SLURM started."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stratascope.errors import InvalidInputError
+from stratascope.extract.plan.settings import ExtractionSettings
 
 LAUNCHERS = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
 }
-"""Launcher -> the variables that hold the process's number, how many there are, and its number on its machine."""
-
+"""Launcher -> the variables that hold the process's number, the count of processes, and its number on its machine."""
 
 STARTED_BY_SRUN = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS")
 """At least one of them is set in every task that srun starts, and none in the batch script itself."""
@@ -20,7 +20,7 @@ STARTED_BY_SRUN = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS")
 
 @dataclass(frozen=True)
 class Rank:
-    """A process's place among those that a launcher started."""
+    """Number of a process among those that a launcher started."""
 
     launcher: str
     number: int
@@ -30,19 +30,19 @@ class Rank:
 
     @property
     def text(self) -> str:
-        """One line that says what was taken, and from where."""
+        """One line that names the shard and the variables it was read from."""
         number, of, _ = LAUNCHERS[self.launcher]
         return f"shard {self.number}/{self.of}, from {self.launcher}'s {number} and {of}"
 
 
 def launched_rank(environment: Mapping[str, str]) -> Rank | None:
-    """This process's rank; None where no launcher started it. torchrun's, where it runs within SLURM.
+    """This process's rank; None without a launcher. torchrun within SLURM counts as torchrun.
 
     Raises
     ------
     InvalidInputError
-        If the variables do not make sense together; or in a SLURM batch of several tasks without srun, where this process is numbered as
-        the first of them and the others will never be started.
+        If the variables contradict each other; or in a SLURM batch of several tasks without srun, where this process would be the first
+        of them and the others would never start.
     """
     for launcher, names in LAUNCHERS.items():
         if names[0] in environment:
@@ -50,21 +50,23 @@ def launched_rank(environment: Mapping[str, str]) -> Rank | None:
             if launcher == "SLURM" and rank.of > 1 and not any(name in environment for name in STARTED_BY_SRUN):
                 raise InvalidInputError(
                     f"expected srun to start this batch's {rank.of} tasks, found a process that it did not start: put srun in front of the "
-                    f"command, pass --shard 0/1 to do all of the work in this process, or --shard I/N for a part"
+                    f"command, pass `shard` 0/1 to do all of the work in this process, or `shard` I/N for a part"
                 )
             return rank
     return None
 
 
-def visible_gpus() -> int:
-    """How many GPUs this process may use."""
-    import torch
-
+def visible_gpus() -> int | None:
+    """How many GPUs this process may use; None where torch is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return None
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def device_of(rank: Rank, gpus: int) -> str:
-    """The device of a process on a machine of so many visible GPUs, at least one.
+    """The device of a process on a machine with that many visible GPUs, at least one.
 
     Raises
     ------
@@ -76,7 +78,7 @@ def device_of(rank: Rank, gpus: int) -> str:
     if rank.local >= gpus:
         raise InvalidInputError(
             f"expected a GPU for each process on this machine, found {gpus} and {rank.launcher}'s {LAUNCHERS[rank.launcher][2]} = "
-            f"{rank.local}; start at most {gpus} here, or name the --device"
+            f"{rank.local}; start at most {gpus} here, or set `device`"
         )
     return f"cuda:{rank.local}"
 
@@ -94,4 +96,29 @@ def _rank(launcher: str, names: tuple[str, str, str], environment: Mapping[str, 
 
 
 def _senseless(launcher: str, found: str) -> InvalidInputError:
-    return InvalidInputError(f"expected {launcher}'s variables to number this process, found {found}; pass --shard I/N")
+    return InvalidInputError(f"expected {launcher}'s variables to number this process, found {found}; pass `shard` I/N")
+
+
+def assigned_shard(
+    environment: Mapping[str, str], shard: tuple[int, int] | None, settings: ExtractionSettings
+) -> tuple[tuple[int, int], ExtractionSettings, str]:
+    """This process's shard, the settings with its GPU, and a line about both; `shard` overrides the launcher.
+
+    Raises
+    ------
+    InvalidInputError
+        As `launched_rank` without a `shard`, and as `device_of`.
+    """
+    try:
+        rank = launched_rank(environment)
+    except InvalidInputError:
+        if shard is None:
+            raise
+        rank = None
+    if rank is None or rank.of == 1:
+        return shard or (0, 1), settings, ""
+    parts = [] if shard else [rank.text]
+    if settings.device == "auto" and (gpus := visible_gpus()):
+        settings = replace(settings, device=device_of(rank, gpus))
+        parts.append(f"on {settings.device}")
+    return shard or (rank.number, rank.of), settings, "; ".join(parts)

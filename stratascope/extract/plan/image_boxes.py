@@ -1,4 +1,4 @@
-"""Gold boxes of examples in the pixels of the photos at hand. No torch."""
+"""Gold boxes in pixels of the images and of the part that the model sees. No torch."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from stratascope.datasets.boxes import Box, BoxIndex
 from stratascope.datasets.example import Example
 from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.images import ImageFacts
-from stratascope.extract.plan.visible_boxes import scaled
 
 
 def aligned_examples(
     examples: Sequence[Example], index: BoxIndex, facts: Mapping[str, ImageFacts], *, strict: bool = False
 ) -> tuple[list[Example], dict[str, BoxAlignment]]:
-    """Examples with their boxes in the pixels of the upright photos, and how each image's boxes were aligned.
+    """Examples with boxes in pixels of the upright images, and the alignment of each image.
 
-    Boxes that cannot be aligned with their photo, and those of photos that cannot be recorded, are left out.
+    Boxes that cannot be aligned, and boxes of unusable images, are left out.
 
     Parameters
     ----------
     examples
-        With boxes as annotated.
+        Examples with annotated boxes.
     index
-        Where these come from.
+        The annotated boxes.
     facts
-        Of every image, by name.
+        Facts of every image, by name.
     strict
-        Refuse boxes that do not fit their photo, instead of leaving them out.
+        Refuse boxes that do not fit their image, instead of leaving them out.
 
     Raises
     ------
     InvalidInputError
-        If no image's boxes fit its photo; if `strict`, if any image's do not.
+        If the boxes fit no image; if `strict`, if they do not fit any one image.
     """
     names = [name for name in dict.fromkeys(example.image for example in examples) if not facts[name].problem]
     found = {name: align_image(index, name, (facts[name].width, facts[name].height), facts[name].orientation) for name in names}
@@ -44,7 +43,7 @@ def aligned_examples(
     if refused and (strict or len(refused) == len(alignments)):
         name, reason = next(iter(refused.items()))
         raise InvalidInputError(
-            f"expected --boxes that fit the photos, found {len(refused):,} of {len(alignments):,} images whose boxes do not: "
+            f"expected `boxes` that fit the images, found {len(refused):,} of {len(alignments):,} images whose boxes do not: "
             f"{name}: {reason}"
         )
 
@@ -58,7 +57,7 @@ def aligned_examples(
 
 
 def stretched_examples(examples: Sequence[Example], index: BoxIndex, size: tuple[int, int]) -> list[Example]:
-    """Examples whose boxes are stretched to photos that are not there, all of one stated size, for a plan only."""
+    """Examples with boxes scaled to a stated image size, for a plan without images."""
 
     def stretched(name: str, box: Box | None) -> Box | None:
         annotated = index.annotated_size(name)
@@ -69,6 +68,34 @@ def stretched_examples(examples: Sequence[Example], index: BoxIndex, size: tuple
 
 
 def alignment_cases(alignments: Mapping[str, BoxAlignment]) -> dict[str, int]:
-    """Case -> number of images whose boxes were scaled, turned or refused; empty where all are as annotated."""
+    """Case -> number of images with scaled, turned or refused boxes; empty if all are as annotated."""
     cases = Counter(alignment.case for alignment in alignments.values())
     return {case: cases[case] for case in ("scaled", "turned", "refused") if cases[case]}
+
+
+def in_view(box: Box, view: Box) -> Box | None:
+    """The part of `box` within `view`, relative to the view's upper left corner; None if there is none."""
+    x0, y0 = max(box[0], view[0]), max(box[1], view[1])
+    x1, y1 = min(box[2], view[2]), min(box[3], view[3])
+    return (x0 - view[0], y0 - view[1], x1 - view[0], y1 - view[1]) if x0 < x1 and y0 < y1 else None
+
+
+def flipped(box: Box, width: float) -> Box:
+    """The box after flipping an image of this width left-right."""
+    return width - box[2], box[1], width - box[0], box[3]
+
+
+def view_size(view: Box) -> tuple[float, float]:
+    """Width and height of a view."""
+    return view[2] - view[0], view[3] - view[1]
+
+
+def is_whole(view: Box, width: int, height: int) -> bool:
+    """Whether the view is the full image."""
+    return view == (0, 0, width, height)
+
+
+def scaled(box: Box, old: tuple[float, float], new: tuple[float, float]) -> Box:
+    """The box after resizing an image from (width, height) `old` to `new`."""
+    x, y = new[0] / old[0], new[1] / old[1]
+    return box[0] * x, box[1] * y, box[2] * x, box[3] * y
