@@ -35,7 +35,7 @@ def check(folder: Path) -> list[str]:
     for right, text in shape(store):
         say(right, text)
     for name, found in (("over chance", truth.difference()), ("over the blank images", over)):
-        onset, offset = found.onset(), found.offset()
+        onset, offset = found.onset, found.offset
         say(_covers(onset, first), f"truth at final, {name}: planted from layer {first}, {onset}")
         say(_covers(offset, last), f"truth at final, {name}: planted to layer {last - 1}, {offset}")
     peak = truth.rows("auroc")["value"].max()
@@ -46,10 +46,10 @@ def check(folder: Path) -> list[str]:
     here, there = place.difference(metric="r2_subject_x"), place.difference(metric="r2_object_x")
     best = place.rows("r2_subject_x")["value"].max()
     say(
-        here.onset().layer == LOCATION_FROM,
-        f"place at subject: planted from layer {LOCATION_FROM}, {here.onset()}; R2 {best:.3f} at its best",
+        here.onset.layer == LOCATION_FROM,
+        f"place at subject: planted from layer {LOCATION_FROM}, {here.onset}; R2 {best:.3f} at its best",
     )
-    say(there.onset().layer is None, f"place of the object, not planted: {there.onset()}")
+    say(there.onset.layer is None, f"place of the object, not planted: {there.onset}")
     say(no_place.onset.layer is None, f"place with shuffled boxes: {no_place.onset}")
     share = load_result(results / "share.zarr.zip")
     parts = list(share.attributes["parts"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from stratascope.addresses import without_secrets
 
 __all__ = [
@@ -20,14 +22,18 @@ __all__ = [
 ]
 
 
+_OPTIONS = re.compile(r" \(--[^()]*\)")
+"""Options of the command line in a message."""
+
+
 class StratascopeError(Exception):
     """Base class of all errors that Stratascope raises.
 
     Attributes
     ----------
     in_python
-        What to do next in Python, where the message itself names options of the command line; `str` of the error adds it, the command line
-        does not show it.
+        What to do in Python, where the message names options of the command line in parentheses. `str` of the error shows it in their
+        place; the command line shows the options.
     """
 
     in_python: str = ""
@@ -43,7 +49,7 @@ class StratascopeError(Exception):
         return without_secrets(" ".join(map(str, self.args)))
 
     def __str__(self) -> str:
-        return f"{self.message}; in Python {self.in_python}" if self.in_python else self.message
+        return f"{_OPTIONS.sub('', self.message)} ({self.in_python})" if self.in_python else self.message
 
 
 class InvalidInputError(StratascopeError, ValueError):

@@ -129,7 +129,7 @@ def test_answers_are_counted_and_saved(store_path: Path, store, tmp_path: Path) 
     found = AnswerConfidence.load(tmp_path / "answers.zarr.zip")
     right = store.read("answer_logits").argmax(-1) == [store.layout.choices.index(str(bool(k))) for k in store.examples["label"]]
     assert found.answers["right"].tolist() == right.tolist()
-    assert re.search(rf"all relations +right +{right.mean():.1%}", result.output)
+    assert re.search(rf"all relations +accuracy +{right.mean():.1%}", result.output)
 
 
 def test_rollout_and_share_write_results_and_figures(store_path: Path, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_an_interruption_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("stratascope.commands.extract.demo.run_demo", interrupted)
     result = run("demo", "--scenes", "10", "--out", "never")
     assert result.exit_code == 130
-    assert "goes on from here" in result.stderr
+    assert "run the same command to continue" in result.stderr
 
 
 def test_long_lists_in_a_difference_are_told_by_what_only_one_has() -> None:

@@ -138,7 +138,7 @@ def test_only_commands_that_resume_say_that_they_do(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(command, "params", [])
     result = CliRunner().invoke(main, [name])
     assert result.exit_code == 130
-    assert ("the same command goes on from here" in result.stderr) is (name in RESUMED)
+    assert ("run the same command to continue" in result.stderr) is (name in RESUMED)
 
 
 PARENT = """
@@ -194,7 +194,7 @@ def test_worker_processes_end_with_their_parent(tmp_path: Path, how: signal.Sign
             assert time.monotonic() < end, "workers stay"
             time.sleep(0.05)
     if how != signal.SIGKILL:
-        assert (parent.returncode, said) == (130, "stratascope: interrupted; nothing of this command is kept\n")
+        assert (parent.returncode, said) == (130, "stratascope: interrupted; no results were saved\n")
 
 
 def test_a_worker_process_that_is_killed_is_named(tmp_path: Path) -> None:

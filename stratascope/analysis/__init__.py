@@ -10,8 +10,8 @@ from stratascope.analysis.explanation import ExampleExplanation, explain_example
 from stratascope.analysis.faithfulness import Faithfulness, faithfulness
 from stratascope.analysis.flow import Flow, MinimumCut, flow, minimum_cut, span_flow
 from stratascope.analysis.flow_results import FlowResult, flow_examples
-from stratascope.analysis.head_agreement import head_agreement, head_ranking
-from stratascope.analysis.head_ranking import HeadRanking, rank_heads
+from stratascope.analysis.head_agreement import head_agreement
+from stratascope.analysis.head_ranking import HeadRanking, head_ranking, rank_heads
 from stratascope.analysis.localisation import Pointing, pointing
 from stratascope.analysis.overlap import BoxOverlap, attention_overlap, box_overlap, cell_overlap
 from stratascope.analysis.rollout import RolloutResult, rollout, rollout_examples, rollout_packed, rollout_stops

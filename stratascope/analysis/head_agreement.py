@@ -1,8 +1,8 @@
-"""Ranking of heads by several scores, and rank correlation of the scores."""
+"""Agreement of head scores: Spearman correlation with its interval, and the best heads in common."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,39 +14,6 @@ from stratascope.stats.rank_correlation import rank_correlation, spearman_interv
 
 AGREEMENT = {"first": str, "second": str, "spearman": float, "low": float, "high": float, "heads": int, "shared_tenth": float}
 """Columns of the table of agreement."""
-
-
-def head_ranking(scores: Mapping[str, NDArray[Any]], *, layers: Sequence[int] | None = None) -> pd.DataFrame:
-    """Rank heads by the mean of their ranks in each score, best first.
-
-    Rank 1 is best; ties share the mean rank.
-
-    Parameters
-    ----------
-    scores
-        Name -> (layer, head), larger is better: overlap with boxes, attribution, probe accuracy, ...
-    layers
-        Layer numbers; 0, 1, ... by default.
-
-    Returns
-    -------
-    pandas.DataFrame
-        layer, head, one column per score, one `NAME_rank` each, mean_rank. A head with a NaN score has no rank in it.
-
-    Raises
-    ------
-    InvalidInputError
-        If there are no scores, or their shapes differ.
-    """
-    shape = _one_shape(scores)
-    named = list(range(shape[0])) if layers is None else list(layers)
-    if len(named) != shape[0]:
-        raise InvalidInputError(f"expected {shape[0]} layer numbers, found {len(named)}")
-    index = pd.MultiIndex.from_product([named, range(shape[1])], names=["layer", "head"])
-    table = pd.DataFrame({name: np.asarray(value, np.float64).ravel() for name, value in scores.items()}, index=index)
-    ranks = table.rank(ascending=False).add_suffix("_rank")
-    ranks["mean_rank"] = ranks.mean(axis=1)
-    return pd.concat([table, ranks], axis=1).sort_values("mean_rank", kind="stable").reset_index()
 
 
 def head_agreement(scores: Mapping[str, NDArray[Any]], *, level: float = 0.95) -> pd.DataFrame:
@@ -70,7 +37,7 @@ def head_agreement(scores: Mapping[str, NDArray[Any]], *, level: float = 0.95) -
     InvalidInputError
         If there are fewer than two scores, or their shapes differ.
     """
-    _one_shape(scores)
+    checked_scores(scores)
     if len(scores) < 2:
         raise InvalidInputError(f"expected at least two scores to compare, found {', '.join(scores)}")
     rows = []
@@ -87,7 +54,8 @@ def head_agreement(scores: Mapping[str, NDArray[Any]], *, level: float = 0.95) -
     return pd.DataFrame(rows, columns=list(AGREEMENT))
 
 
-def _one_shape(scores: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
+def checked_scores(scores: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
+    """Shape (layer, head) that all scores have; InvalidInputError where they differ."""
     shapes = {np.shape(value) for value in scores.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
         raise InvalidInputError(f"expected scores of one shape (layer, head), found {sorted(map(str, shapes)) or 'none'}")

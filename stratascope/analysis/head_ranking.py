@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.attribution import LISTED_HEADS, LogitAttribution, logit_attribution
-from stratascope.analysis.head_agreement import AGREEMENT, head_agreement, head_ranking
+from stratascope.analysis.head_agreement import AGREEMENT, checked_scores, head_agreement
 from stratascope.analysis.overlap import BoxOverlap, attention_overlap
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.figures.drawing import new_figure
@@ -184,6 +184,39 @@ def head_probe_in(folder: Path, store: ActivationStore, only: Sequence[str] = ()
                 continue
             return result
     return None
+
+
+def head_ranking(scores: Mapping[str, NDArray[Any]], *, layers: Sequence[int] | None = None) -> pd.DataFrame:
+    """Rank heads by the mean of their ranks in each score, best first.
+
+    Rank 1 is best; ties share the mean rank.
+
+    Parameters
+    ----------
+    scores
+        Name -> (layer, head), larger is better: overlap with boxes, attribution, probe accuracy, ...
+    layers
+        Layer numbers; 0, 1, ... by default.
+
+    Returns
+    -------
+    pandas.DataFrame
+        layer, head, one column per score, one `NAME_rank` each, mean_rank. A head with a NaN score has no rank in it.
+
+    Raises
+    ------
+    InvalidInputError
+        If there are no scores, or their shapes differ.
+    """
+    shape = checked_scores(scores)
+    named = list(range(shape[0])) if layers is None else list(layers)
+    if len(named) != shape[0]:
+        raise InvalidInputError(f"expected {shape[0]} layer numbers, found {len(named)}")
+    index = pd.MultiIndex.from_product([named, range(shape[1])], names=["layer", "head"])
+    table = pd.DataFrame({name: np.asarray(value, np.float64).ravel() for name, value in scores.items()}, index=index)
+    ranks = table.rank(ascending=False).add_suffix("_rank")
+    ranks["mean_rank"] = ranks.mean(axis=1)
+    return pd.concat([table, ranks], axis=1).sort_values("mean_rank", kind="stable").reset_index()
 
 
 def rank_heads(

@@ -1,4 +1,4 @@
-"""Commands on the answer and its causes: answers, attribution, heads, faithfulness, explain."""
+"""Commands on answers and their causes: answers, attribution, heads, faithfulness, explain."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from stratascope.commands.signature import options_of
 from stratascope.commands.terminal import open_store
 
 
-@click.command(short_help="Accuracy and confidence of the model's answers.")
+@click.command()
 @click.argument("store")
 @options.only
 @results_output
 def answers_command(store: str, output: Output, only: tuple[str, ...]) -> None:
-    """Accuracy and confidence of the model's answers, over all examples and by relation, and each example's answer.
+    """Accuracy and confidence of the model's answers, by relation, and the answer to each example.
 
     \b
     Example, after 'stratascope demo --out demo':
@@ -31,73 +31,78 @@ def answers_command(store: str, output: Output, only: tuple[str, ...]) -> None:
     output.add(answer_confidence(opened, only=only), store=opened)
 
 
-@click.command(short_help="Direct logit attribution by head, block and part of the prompt.")
+@click.command()
 @click.argument("store")
 @options.only
 @options.scheduler
 @results_output
 def attribution_command(store: str, output: Output, **chosen: Any) -> None:
-    """Direct logit attribution: what each head, each block and, through each head, each part of the prompt adds to the logit difference.
+    """Direct logit attribution: contribution of each head, each block and each part of the prompt to the logit difference.
 
-    Needs a store with head_logits, mlp_logits and embedding_logits (--record head_logits); with attention_rows and value_logits (--record
-    value_logits) heads are divided among the parts of the prompt.
+    Needs head_logits, mlp_logits and embedding_logits (--record head_logits); with attention_rows and value_logits (--record value_logits)
+    also by part of the prompt.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope attribution demo/original.zarr
     """
     opened = open_store(store)
-    output.add(logit_attribution(opened, **chosen), store=opened)
+    output.add(logit_attribution(opened, progress=not output.quiet, **chosen), store=opened)
 
 
-@click.command(short_help="Rank heads by attribution, overlap and probe.")
+@click.command()
 @click.argument("store")
-@click.option("--probe", type=click.Path(path_type=Path), help="Result of a probe by head; default: the first one among the results.")
+@click.option(
+    "--probe", type=click.Path(path_type=Path), help="Results file of a probe by head; default: the first in the folder of results."
+)
 @options.only
 @options.scheduler
 @results_output
 def heads_command(store: str, output: Output, probe: Path | None, **chosen: Any) -> None:
-    """Rank every head by direct logit attribution, by overlap with the boxes and by a probe on its output, and compare the rankings.
+    """Rank heads by direct logit attribution, overlap with the boxes and a probe on their output, and correlate the rankings.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope heads demo/original.zarr
     """
     opened = open_store(store)
-    ranking, missing = rank_heads_of(opened, probe or output.folder, **chosen)
+    ranking, missing = rank_heads_of(opened, probe or output.folder, progress=not output.quiet, **chosen)
     output.add(ranking, store=opened)
     output.note(*missing)
 
 
-@click.command(short_help="Agreement of attribution methods with attention knockouts.")
+@click.command()
 @click.argument("store")
 @options_of(faithfulness, seed="Seed of the bootstrap and the random baseline.")
 @options.scheduler
 @results_output
 def faithfulness_command(store: str, output: Output, **chosen: Any) -> None:
-    """Rank correlation of raw attention, norm-based attention, token attribution, rollout and flow with the effect of attention knockouts.
+    """Rank correlation of attribution methods with the effect of attention knockouts.
 
-    Needs a store with measured effects (--record knockout); compares the methods that the store allows, and names the arrays that the
-    others need.
+    Needs knockouts (--record knockout). Compares all methods whose arrays the store holds: raw and norm-based attention, token
+    attribution, rollout, flow, gradient times input; lists the arrays that the others need.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope faithfulness demo/original.zarr
     """
     opened = open_store(store)
-    output.add(faithfulness(opened, **chosen), store=opened)
+    output.add(faithfulness(opened, progress=not output.quiet, **chosen), store=opened)
 
 
-@click.command(short_help="One page for one example, all methods side by side.")
+@click.command()
 @click.argument("store")
 @click.argument("example")
-@click.option("-o", "--out", default="explanation.html", show_default=True, type=options.OUTPUT, help="The page to write.")
+@click.option("-o", "--out", default="explanation.html", show_default=True, type=options.OUTPUT, help="Page to write.")
 @click.option(
-    "--window", callback=options.blocks, metavar="A-B", help="The few blocks of rollout and flow; default: the top half, 8 at most."
+    "--window",
+    callback=options.blocks,
+    metavar="A-B",
+    help="Blocks of rollout and flow through few blocks; default: the top half, 8 at most.",
 )
 @verbosity_options
 def explain_command(store: str, example: str, out: Path, window: tuple[int, int] | None, as_json: bool, verbosity: int) -> None:
-    """One page for one example: every method that the store allows, logit attribution and knockout effects.
+    """One page for one example: all attribution methods, logit attribution and knockout effects.
 
     EXAMPLE is an id, or a number where no example has that id.
 

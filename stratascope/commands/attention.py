@@ -27,40 +27,40 @@ from stratascope.datasets.examples import files_digest
 from stratascope.errors import TooFewExamplesError
 
 
-@click.command(short_help="Attention of the final token by part of the prompt.")
+@click.command()
 @click.argument("store")
 @options_of(
     attention_share,
-    weighing="What weights a token: attention alone, or attention times the norm of what it carries (needs value_norms).",
+    weighing="attention, or norm: attention times the norm of the transformed value vector (needs value_norms).",
 )
 @options.only
 @results_output
 def share_command(store: str, output: Output, **chosen: Any) -> None:
-    """How the final token's attention is divided between image, caption and the rest, by layer and head.
+    """Attention of the final token by part of the prompt, layer and head, with and without sinks.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope share demo/original.zarr
     """
     opened = open_store(store)
-    output.add(attention_share(opened, **chosen), store=opened)
+    output.add(attention_share(opened, progress=not output.quiet, **chosen), store=opened)
 
 
-@click.command(short_help="Attention rollout onto the image.")
+@click.command()
 @click.argument("store")
 @options.examples
 @options.window
 @options_of(
     rollout_examples,
-    form="dropped: leave out the sinks at the end; conditional: leave them out of every map.",
-    discard="Share of each map's weights, the smallest, that is set to zero.",
-    tower="vision is refused, with the reason.",
+    form="dropped: remove the sinks from the rollout; conditional: remove them from every map.",
+    discard="Discard ratio: share of the smallest weights of each map to set to zero.",
+    tower="decoder; vision raises an error with the reason.",
 )
 @results_output
 def rollout_command(store: str, output: Output, examples: str | None, **chosen: Any) -> None:
     """Attention rollout of the final token onto the image, for selected examples.
 
-    Sinks are tokens that take ten times their fair share, at the first token and the image's edge.
+    Sinks are tokens with ten times their fair share of the attention, at the first token and the image edge.
 
     \b
     Example, after 'stratascope demo --out demo':
@@ -69,21 +69,21 @@ def rollout_command(store: str, output: Output, examples: str | None, **chosen: 
     opened = open_store(store)
     asked = first_examples(opened, "attention_maps", examples) if chosen["tower"] == "decoder" else None
     selected, left_out = recorded_among(opened, "attention_maps", asked)
-    result = rollout_examples(opened, selected, **chosen)
+    result = rollout_examples(opened, selected, progress=not output.quiet, **chosen)
     output.note(*left_out, ids_line(opened, result.examples["example"].tolist()))
     output.add(result, store=opened)
 
 
-@click.command(short_help="Attention flow onto the image (exact maximum flow).")
+@click.command()
 @click.argument("store")
 @options.examples
 @options.window
 @options.scheduler
 @results_output
 def flow_command(store: str, output: Output, examples: str | None, **chosen: Any) -> None:
-    """Exact attention flow from the final token to every input token and into spans and boxes, with the cut that limits it.
+    """Exact attention flow from the final token to every input token and into spans and boxes, with its minimum cut.
 
-    Through many blocks the flow follows the token's position alone, and the result says so: use a window of few blocks.
+    Flow through many blocks mostly follows token position; the summary warns of this. Use a window of few blocks.
 
     \b
     Example, after 'stratascope demo --out demo':
@@ -91,61 +91,61 @@ def flow_command(store: str, output: Output, examples: str | None, **chosen: Any
     """
     opened = open_store(store)
     selected, left_out = recorded_among(opened, "attention_maps", first_examples(opened, "attention_maps", examples))
-    result = flow_examples(opened, selected, **chosen)
+    result = flow_examples(opened, selected, progress=not output.quiet, **chosen)
     output.note(*left_out, ids_line(opened, result.examples["example"].tolist()))
     output.add(result, store=opened)
 
 
-@click.command(short_help="Overlap of each head's attention with the gold boxes.")
+@click.command()
 @click.argument("store")
 @options_of(
     attention_overlap,
-    weighing="What weights a cell: attention alone, the norm of the attended value, or its attribution to the answer given.",
-    measure="lift: share in the boxes over their share of cells, 1 for an even map.",
+    weighing="attention; norm: times the norm of the value vector; attribution: contribution to the model's answer.",
+    measure="lift: share in the boxes / their share of cells, 1 for a uniform map.",
 )
 @options.only
 @options_of(answer_prediction, seed="Seed of folds and intervals.")
 @options.scheduler
 @results_output
 def overlap_command(store: str, output: Output, seed: int, **chosen: Any) -> None:
-    """Overlap of each head's attention on the image with the gold boxes, and its AUROC for a right answer beside that of the box geometry.
+    """Overlap of each head's attention with the gold boxes, and its AUROC for a right answer against a box geometry baseline.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope overlap demo/original.zarr
     """
     opened = open_store(store)
-    overlap = attention_overlap(opened, **chosen)
-    output.add(overlap, draw=False)
+    overlap = attention_overlap(opened, progress=not output.quiet, **chosen)
+    output.add(overlap, store=opened, draw=False)
     prediction: AnswerPrediction | None = None
     try:
         prediction = answer_prediction(opened, overlap, seed=seed)
     except TooFewExamplesError as error:
         output.note(f"prediction of right answers skipped: {error}")
-        output.remove("prediction", *overlap.name_parts)  # of an earlier run: a report would show it beside an overlap that it is not of
+        output.remove("prediction", *overlap.name_parts)  # of an earlier run, with another overlap
     else:
         output.add(prediction, draw=False)
     output.draw(overlap.figure(prediction=prediction), overlap.file_name)
 
 
-@click.command(short_help="Localisation of each attribution method on the named objects.")
+@click.command()
 @click.argument("store")
-@click.option("--boxes", type=click.Path(path_type=Path), help="Boxes of all objects in the images, in COCO's instances format.")
+@click.option("--boxes", type=click.Path(path_type=Path), help="Boxes of all objects in the images, in COCO instances format.")
 @options_of(pointing, seed="Seed of the bootstrap.")
 @options.scheduler
 @results_output
 def pointing_command(store: str, output: Output, boxes: Path | None, **chosen: Any) -> None:
-    """Score of each method on image cells of subject and object, relative to cells of other objects in the image.
+    """Score of each attribution method on image cells of subject and object, relative to cells of other objects.
 
-    Other objects are those in --boxes that the caption does not name; without it the rest of the image takes their place. Knockout effects
-    are listed too, where the store holds them (--record knockout).
+    --boxes gives the other objects; without it the rest of the image is the reference. Knockout effects are listed too where the store
+    holds them (--record knockout).
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope pointing demo/original.zarr --boxes demo/scenes/instances.json
     """
     opened = open_store(store)
-    result = pointing(opened, None if boxes is None else BoxIndex.from_coco(boxes), **chosen)
+    result = pointing(opened, None if boxes is None else BoxIndex.from_coco(boxes), progress=not output.quiet, **chosen)
     if boxes is not None:
         result = replace(result, attributes={**result.attributes, "boxes": files_digest([boxes])})
     output.add(result, store=opened)

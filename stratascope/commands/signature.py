@@ -7,7 +7,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -19,6 +19,7 @@ from stratascope.errors import StratascopeError
 CALLBACKS: Mapping[Any, Callable[..., Any]] = {
     tuple[str, ...]: parsers.names,
     tuple[int, ...]: parsers.numbers,
+    Sequence[int]: parsers.numbers,
     tuple[float, ...]: parsers.decimals,
 }
 

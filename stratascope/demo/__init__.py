@@ -11,13 +11,13 @@ import numpy as np
 
 from stratascope.demo.stages import LAYERS, Stages, digest
 from stratascope.errors import TooFewExamplesError
+from stratascope.report.blocks import CommandLine
 from stratascope.results.locations import ENDING
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from stratascope.probe import LayerCurve
-    from stratascope.report.reproduction import CommandLine
     from stratascope.results.result import Result
     from stratascope.store import ActivationStore
 

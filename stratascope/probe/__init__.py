@@ -1,4 +1,4 @@
-"""Linear probes: at which layer and position can something be read, and where no longer."""
+"""Linear probes: in which layers and at which positions a label can be decoded, with intervals, controls and baselines."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from stratascope.probe.curve.advantage import Advantage
     from stratascope.probe.curve.breakdown import accuracy_by, confusion
     from stratascope.probe.curve.calibration import calibration
+    from stratascope.probe.curve.curve_set import CurveSet, tidy_table
     from stratascope.probe.curve.layer_curve import LayerCurve
     from stratascope.probe.curve.onset_offset import LayerEvent
     from stratascope.probe.curve.score_grid import ScoreGrid
-    from stratascope.probe.curve.tidy_table import tidy_table
     from stratascope.probe.estimator import LogisticProbe
     from stratascope.probe.study.codelength import Codelength, online_codelength
     from stratascope.probe.study.codelength_study import codelength_by_layer, codelength_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Advantage": "curve.advantage",
     "Codelength": "study.codelength",
+    "CurveSet": "curve.curve_set",
     "Entanglement": "vision_tower",
     "Folds": "validation.folds",
     "LayerCurve": "curve.layer_curve",
@@ -54,7 +55,7 @@ _MODULES = {
     "probe_study": "study.study",
     "split_leakage": "validation.official_splits",
     "task_from_values": "tasks.task",
-    "tidy_table": "curve.tidy_table",
+    "tidy_table": "curve.curve_set",
     "transfer_matrix": "study.transfer",
     "transfer_of": "study.transfer",
 }
@@ -62,6 +63,7 @@ _MODULES = {
 __all__ = [
     "Advantage",
     "Codelength",
+    "CurveSet",
     "Entanglement",
     "Folds",
     "LayerCurve",
@@ -98,4 +100,4 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = _MODULES[name]
-    return getattr(import_module(module if module.startswith("stratascope.") else f"{__name__}.{module}"), name)
+    return getattr(import_module(f"{__name__}.{module}"), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stratascope.results.stored_result import Source
 
@@ -107,6 +107,18 @@ class Table:
     title: str = ""
     caption: Words = ""
     sources: Sequence[Source] = ()
+
+
+class CommandLine(Protocol):
+    """Writes commands of the command line, whose layer knows their options and defaults."""
+
+    def __call__(self, command: str, store: str, options: Mapping[str, Any]) -> str:
+        """`stratascope COMMAND STORE` with every option that differs from the command's default."""
+        ...
+
+    def accepts(self, command: str) -> frozenset[str]:
+        """Names of the command's parameters."""
+        ...
 
 
 @dataclass(frozen=True)

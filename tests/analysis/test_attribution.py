@@ -105,9 +105,9 @@ def test_what_is_not_recorded_is_refused_by_name(store, call, arrays: str) -> No
 
 
 def test_attributions_have_no_shares(planted: ActivationStore) -> None:
-    with pytest.raises(InvalidInputError, match="it has signs"):
+    with pytest.raises(InvalidInputError, match="it is signed"):
         attention_share(planted, weighing="attribution")
-    with pytest.raises(InvalidInputError, match="weighing of attention, norm, attribution"):
+    with pytest.raises(InvalidInputError, match="weighting of attention, norm, attribution"):
         weighted_rows(planted, np.array([0]), "size")
 
 

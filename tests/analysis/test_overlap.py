@@ -225,7 +225,9 @@ def test_the_head_that_was_planted_predicts_right_answers_and_beats_the_boxes(pl
 def test_the_command_and_the_figure_say_whether_overlap_predicts_a_right_answer(planted, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["overlap", planted.name, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert re.search(r"AUROC for a right answer: block \d head \d .* the boxes' geometry alone .*: more than the geometry", done.output)
+    assert re.search(
+        r"AUROC for a right answer: block \d head \d .* box geometry .*; best head significantly above the box geometry", done.output
+    )
     drawn = CliRunner().invoke(main, ["figure", "prediction", str(tmp_path), "-o", str(tmp_path / "b.png")])
     assert drawn.exit_code == 0, drawn.output
     assert (tmp_path / "b.png").stat().st_size > 3000
@@ -241,7 +243,7 @@ def test_a_prediction_of_an_earlier_run_does_not_stay_beside_an_overlap_that_it_
     def refuse(*_: object, **__: object) -> None:
         raise TooFewExamplesError("expected wrong answers, found none; nothing to predict")
 
-    monkeypatch.setattr("stratascope.analysis.answer_prediction", refuse)
+    monkeypatch.setattr("stratascope.commands.attention.answer_prediction", refuse)
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     assert "nothing to predict" in done.output
@@ -278,7 +280,7 @@ def test_where_size_alone_decides_the_baseline_finds_it_and_attention_has_no_adv
 def test_a_model_that_is_always_right_is_refused_and_a_foreign_overlap_too(store, planted) -> None:
     with pytest.raises(InvalidInputError, match="from this store"):
         answer_prediction(store, attention_overlap(planted, [0, 1], measure="share"))
-    with pytest.raises(TooFewExamplesError, match="nothing to predict"):
+    with pytest.raises(TooFewExamplesError, match="at least 20 right and 20 wrong"):
         answer_prediction(planted, attention_overlap(planted, np.arange(10), measure="share"))
     with pytest.raises(InvalidInputError, match="subject, object, both"):
         answer_prediction(planted, attention_overlap(planted, np.arange(10), measure="share"), box="image")

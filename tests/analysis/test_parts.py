@@ -12,6 +12,7 @@ from analysis_stores import attributed_store, planted_store
 from click.testing import CliRunner
 
 from stratascope.analysis import answer_confidence, answer_prediction, attention_overlap, attention_share, logit_attribution, rank_heads
+from stratascope.analysis.sinks import PLACES
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
 from stratascope.report.result_set import gather
@@ -141,7 +142,9 @@ def test_a_figure_is_of_all_examples_where_there_are_results_of_them(whole: Acti
     assert gather(whole, [tmp_path]).of("attention_share")[0].only == ONLY
     attention_share(whole).save(tmp_path / "share.zarr.zip")
     assert gather(whole, [tmp_path]).of("attention_share")[0].only == ()
-    norm = completed("attention_share", {}, {}, {"store": whole.fingerprint(), "weighing": "norm"})
+    norm = completed(
+        "attention_share", {}, {}, {"store": whole.fingerprint(), "weighing": "norm", "parts": part.parts, "places": list(PLACES)}
+    )
     save_result(tmp_path / "share-0.zarr.zip", norm)
     assert [f.name for f in gather(whole, [tmp_path]).of("attention_share")] == ["share.zarr.zip", "share-0.zarr.zip"]
 

@@ -141,9 +141,9 @@ def test_the_command_says_it_and_draws_it(measured: ActivationStore, scenes: Pat
     done = CliRunner().invoke(main, ["pointing", measured.name, "--boxes", boxes, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
-    assert "hidden from all later tokens, measured" in lines[1]
-    assert "estimated effect of hiding" in lines[2] or "gradient times input" in lines[2]
-    assert "not compared: norm; record value_norms" in done.output
+    assert "knockout effect, masked for all later tokens" in lines[1]
+    assert "estimated knockout effect" in lines[2] or "gradient times input" in lines[2]
+    assert "not available: norm; record value_norms" in done.output
     drawn = CliRunner().invoke(main, ["figure", "pointing", str(tmp_path), "-o", str(tmp_path / "named.png")])
     assert drawn.exit_code == 0, drawn.output
     assert (tmp_path / "named.png").exists()

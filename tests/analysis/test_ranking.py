@@ -83,7 +83,7 @@ def test_scores_that_do_not_belong_together_are_refused(planted: ActivationStore
     with pytest.raises(InvalidInputError, match="fused over heads"):
         rank_heads(overlap=BoxOverlap(np.zeros((1, LAYERS, 1, 3), np.float32), np.zeros(1, np.int64), {"heads": [-1]}))
     other = attention_overlap(planted_store(tmp_path / "other.zarr", examples=64), measure="share")
-    with pytest.raises(InvalidInputError, match="of the same store"):
+    with pytest.raises(InvalidInputError, match="of one store"):
         rank_heads(logit_attribution(planted), other)
     with pytest.raises(InvalidInputError, match="--array head_outputs"):
         probe_grid(ResultFile("layer_curve", {"table": pd.DataFrame({"layer": [0], "value": [1.0], "position": ["final"]})}))
@@ -101,7 +101,7 @@ def test_the_command_finds_the_probe_among_the_results(planted: ActivationStore,
     done = CliRunner().invoke(main, ["heads", planted.name, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "probe (auroc of a probe for truth)" in done.output
-    assert "agreement of overlap and probe" in done.output
+    assert "Spearman correlation of overlap and probe" in done.output
     assert HeadRanking.load(tmp_path / "heads.zarr.zip").attributes["scores"].keys() == {"attribution", "overlap", "probe"}
     assert (tmp_path / "heads.png").exists()
 
@@ -111,7 +111,7 @@ def test_the_command_names_the_head_whose_look_predicts_a_right_answer(tmp_path:
     done = CliRunner().invoke(main, ["overlap", store.name, "--out", str(tmp_path / "r")])
     assert done.exit_code == 0, done.output
     assert f"AUROC for a right answer: block {TELLING[0]} head {TELLING[1]}" in done.output
-    assert ": more than the geometry" in done.output
+    assert "; best head significantly above the box geometry" in done.output
     assert AnswerPrediction.load(tmp_path / "r" / "prediction.zarr.zip").best["layer"] == TELLING[0]
     assert (tmp_path / "r" / "overlap.png").exists()
 

@@ -72,14 +72,14 @@ def test_a_planted_sink_is_found_named_and_taken_out(tmp_path: Path, token: int,
     if place is None:  # what the final token gives to itself is drawn by no sink
         assert not sunk.sink_counts.any()
         return
-    assert f"sinks, {place.replace('_', ' ')}: 1.00 an example, in 100% of them; they draw 70.0% of the attention" in sunk.summary()
-    assert "without the sinks" in sunk.summary() if place in ("first_token", "image_edge") else "without" not in sunk.summary()
+    assert f"sinks at {place.replace('_', ' ')}: 1.00 per example, 100% of examples; 70.0% of the attention" in sunk.summary()
+    assert "without sinks" in sunk.summary() if place in ("first_token", "image_edge") else "without" not in sunk.summary()
     assert "no sinks: no token takes 10 times its fair share" in plain.summary()
     table = sunk.sink_table().set_index("place")
     assert table["examples_with"].to_dict() == {name: float(name == place) for name in PLACES}
     assert table.loc[place, "attention"] == pytest.approx(0.7, abs=1e-3)
     if place == "caption":
-        with pytest.raises(InvalidInputError, match="sinks in text are not taken out"):
+        with pytest.raises(InvalidInputError, match="sinks in text stay"):
             sunk.without_sinks([place])
         return
     # what is left is in the proportions that it had, but for the sink's own small part
@@ -120,4 +120,4 @@ def test_where_a_sink_takes_all_nothing_is_said_of_the_rest(tmp_path: Path) -> N
     share = attention_share(planted_store(tmp_path / "all.zarr", examples=64, sink=(0, 1.0)))
     assert np.isnan(share.without_sinks()).all()
     assert share.head_table()["share_without_sinks"].isna().all()
-    assert "the sinks take everything" in share.summary()
+    assert "the sinks take all attention" in share.summary()

@@ -126,7 +126,7 @@ def test_interrupted_by_hand_and_run_again_equals_undisturbed(scenes: Path, whol
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode == 130, said
-    assert said.strip().splitlines()[-1] == "stratascope: interrupted; the same command goes on from here"
+    assert said.strip().splitlines()[-1] == "stratascope: interrupted; run the same command to continue"
     assert "Traceback" not in said
     subprocess.run(_command(scenes, out), check=True, capture_output=True)
     assert contents(out) == contents(whole)

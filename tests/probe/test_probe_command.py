@@ -63,7 +63,7 @@ def test_every_result_is_there_and_reads_back(done):
     each = [Advantage.load(out / f"advantage-truth-final-over-{name}.zarr.zip").table["value"] for name in over - {"all"}]
     each.append(curve.difference(metric="accuracy").table["value"])
     np.testing.assert_allclose(every.table["value"], np.min(each, axis=0))
-    assert every.onset().layer in (3, 4)
+    assert every.onset.layer in (3, 4)
     grid = ScoreGrid.load(out / "positions-truth.zarr.zip")
     assert grid.matrix().shape == (2, 6)
     transfer = load_result(out / "transfer-truth-final.zarr.zip")
@@ -113,7 +113,7 @@ def test_a_figure_marks_the_onset_that_is_said(stores, tmp_path, monkeypatch):
     assert run(stores[0], "--tasks", "relation", "--positions", "final,relation", "--out", tmp_path).exit_code == 0
     assert set(marked) == {"final", "relation"}
     for position, found in marked.items():
-        onset = Advantage.load(tmp_path / f"advantage-relation-{position}-over-all.zarr.zip").onset()
+        onset = Advantage.load(tmp_path / f"advantage-relation-{position}-over-all.zarr.zip").onset
         assert found == [-1 if end is None else end for end in (onset.layer, onset.low, onset.high)]
 
 

@@ -182,7 +182,7 @@ def test_intervals_of_selectivity_cover_what_they_say():
 
 
 def test_noise_has_no_onset():
-    false = sum(Simulation(seed, n=200).advantage(Simulation(seed, n=200).answers()).onset().layer is not None for seed in range(60))
+    false = sum(Simulation(seed, n=200).advantage(Simulation(seed, n=200).answers()).onset.layer is not None for seed in range(60))
     assert false <= 5
 
 
@@ -193,11 +193,11 @@ def test_a_planted_onset_is_found_within_one_layer():
         answers = simulation.answers(strengths=(1e-3, 1e-2))
         advantage = simulation.advantage(answers)
         assert advantage.table["value"][4] == pytest.approx(0.25, abs=0.04)
-        event = advantage.onset()
+        event = advantage.onset
         assert event.layer is not None
         assert abs(event.layer - 3) <= 1
         assert event.low <= 3 <= event.high
-        assert advantage.offset().layer is None
+        assert advantage.offset.layer is None
 
 
 def _advantage(value, error=0.01, margin_seed=0):
@@ -208,36 +208,36 @@ def _advantage(value, error=0.01, margin_seed=0):
 
 
 def test_onset_needs_two_layers_and_offset_mirrors_it():
-    event = _advantage([0, 0, 0.2, 0, 0.2, 0.3, 0.3, 0.2, 0, 0]).onset()
+    event = _advantage([0, 0, 0.2, 0, 0.2, 0.3, 0.3, 0.2, 0, 0]).onset
     assert (event.kind, event.layer, event.low, event.high) == ("onset", 14, 14, 14)
-    event = _advantage([0, 0, 0.2, 0, 0.2, 0.3, 0.3, 0.2, 0, 0.2]).offset()
+    event = _advantage([0, 0, 0.2, 0, 0.2, 0.3, 0.3, 0.2, 0, 0.2]).offset
     assert event.layer == 18, "a layer that stands alone does not count"
-    assert _advantage([0, 0, 0.2, 0.2]).offset().layer is None
-    event = _advantage([0, 0, 0.2, 0, 0.2, 0.3, 0.3, 0.2, 0, 0]).offset()
+    assert _advantage([0, 0, 0.2, 0.2]).offset.layer is None
+    event = _advantage([0, 0, 0.2, 0, 0.2, 0.3, 0.3, 0.2, 0, 0]).offset
     assert (event.kind, event.layer, event.low, event.high) == ("offset", 18, 18, 18)
     assert str(event) == "offset at layer 18"
 
 
 def test_a_margin_moves_the_onset():
     slow = _advantage(np.linspace(0, 0.5, 11))
-    assert slow.onset().layer < slow.onset(margin=0.2).layer
+    assert slow.onset.layer < slow.onset_over(0.2).layer
 
 
 def test_slow_decay_names_many_candidates():
-    steep = _advantage([0.3] * 5 + [0] * 5).offset()
-    slow = _advantage(np.concatenate([[0.3] * 4, np.linspace(0.05, 0.0, 8)]), error=0.015).offset()
+    steep = _advantage([0.3] * 5 + [0] * 5).offset
+    slow = _advantage(np.concatenate([[0.3] * 4, np.linspace(0.05, 0.0, 8)]), error=0.015).offset
     assert len(slow.candidates) > len(steep.candidates)
 
 
 def test_no_advantage_no_event():
-    event = _advantage(np.zeros(6)).onset()
+    event = _advantage(np.zeros(6)).onset
     assert event.layer is None
     assert str(event) == "no onset"
-    assert _advantage(np.zeros(6)).offset().layer is None
+    assert _advantage(np.zeros(6)).offset.layer is None
 
 
 def test_log_loss_is_turned_round():
     draws = np.random.default_rng(0).normal(-0.2, 0.01, (500, 3))
     found = Advantage.of(np.arange(3), np.full(3, -0.2), draws, metric="log_loss", name="a", baseline="b")
     assert (found.table["value"] == 0.2).all()
-    assert found.onset().layer == 0
+    assert found.onset.layer == 0

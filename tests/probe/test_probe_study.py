@@ -89,16 +89,16 @@ def test_relation_and_answer(curves):
 def test_blank_images_are_a_paired_baseline(store, blank, tmp_path):
     curve, text_only = layer_curve(store, draws=500), layer_curve(blank, draws=500)
     advantage = curve.difference(text_only)
-    assert abs(advantage.onset().layer - 3) <= 1
+    assert abs(advantage.onset.layer - 3) <= 1
     assert advantage.table["baseline"].iloc[0].endswith("b.zarr")
     assert text_only.onset.layer is None
     advantage.save(tmp_path / "advantage.zip")
     back = Advantage.load(tmp_path / "advantage.zip")
     pd.testing.assert_frame_equal(back.table, advantage.table, check_dtype=False)
-    assert (back.onset(), back.offset()) == (advantage.onset(), advantage.offset())
+    assert (back.onset, back.offset) == (advantage.onset, advantage.offset)
     assert back.attributes["baseline"]["fingerprint"] == blank.fingerprint()
     events = load_result(tmp_path / "advantage.zip").tables["events"].set_index("kind")
-    assert (events.loc["onset", "found"], events.loc["onset", "layer"]) == (True, advantage.onset().layer)
+    assert (events.loc["onset", "found"], events.loc["onset", "layer"]) == (True, advantage.onset.layer)
     assert (events.loc["offset", "found"], events.loc["offset", "layer"]) == (False, -1)
     with pytest.raises(InvalidInputError, match="same examples and seed"):
         curve.difference(layer_curve(blank, draws=500, seed=1))
@@ -133,7 +133,7 @@ def test_curves_survive_saving(curves, tmp_path):
         assert back.onset == curve.onset
         np.testing.assert_array_equal(back.directions, curve.directions)
         assert back.attributes["folds"] == 5
-        assert back.difference(curve).onset().layer is None
+        assert back.difference(curve).onset.layer is None
     save_result(tmp_path / "other.zip", ResultFile(kind="rollout"))
     with pytest.raises(StoreError, match="expected a result of kind 'layer_curve', found 'rollout'"):
         LayerCurve.load(tmp_path / "other.zip")

@@ -13,8 +13,16 @@ from stratascope.extract.plan.image_boxes import alignment_cases, is_whole
 from stratascope.extract.plan.token_layout import TILES
 from stratascope.store.io.overview import bytes_text
 
-SHOWN_SPANS = ("system", "image", TILES, "subject", "relation", "object", "final")
-"""Spans that are named within the tokens of an example."""
+SPAN_COLOURS = {
+    "system": "bright_black",
+    "image": "yellow",
+    TILES: "bright_yellow",
+    "subject": "blue",
+    "relation": "magenta",
+    "object": "cyan",
+    "final": "green",
+}
+"""Spans that are marked in the tokens of an example, and their colours in a terminal."""
 
 MOST_FAILURES = 5
 GRADIENT_PASSES = 2.5
@@ -179,7 +187,7 @@ def example_tokens(plan: ExtractionPlan, example: int) -> str:
     """Tokens of one example, separated by |; spans in brackets with their name, image tokens as a count."""
     layout = plan.layouts[example]
     texts = token_texts(plan.tokenizer.tokenizer, np.unique(layout.ids))
-    starts = {layout.spans[name][0]: name for name in SHOWN_SPANS if name in layout.spans}
+    starts = {layout.spans[name][0]: name for name in SPAN_COLOURS if name in layout.spans}
     pieces: list[str] = []
     k = 0
     while k < len(layout.ids):

@@ -103,6 +103,13 @@ def accuracy_by(curve: LayerCurve, value_of: Mapping[str, object], *, minimum: i
     ------
     InvalidInputError
         The task has values instead of classes, or an example of the curve has no value.
+
+    Examples
+    --------
+    >>> curve = LayerCurve.load(curve_file)
+    >>> table = accuracy_by(curve, dict(zip(store.examples["id"], store.examples["relation"])))
+    >>> table["by"].unique().tolist()
+    ['above', 'below', 'left of', 'right of']
     """
     if curve.targets:
         raise InvalidInputError(f"expected a curve of a task of classes, found {curve.task!r}, whose probes predict values")
@@ -155,6 +162,12 @@ def confusion(curve: LayerCurve, layer: int, group: Callable[[str], str] | None 
     ------
     InvalidInputError
         The task has values instead of classes, or the curve has no such layer.
+
+    Examples
+    --------
+    >>> counts = confusion(LayerCurve.load(curve_file), 3)
+    >>> counts.index.tolist(), int(counts.to_numpy().sum())
+    (['False', 'True'], 240)
     """
     if curve.targets or layer not in curve.layers:
         raise InvalidInputError(f"expected a task of classes and a layer of {curve.layers.tolist()}, found {curve.task!r} and {layer}")

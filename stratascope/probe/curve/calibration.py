@@ -55,6 +55,12 @@ def calibration(curve: LayerCurve, bins: int = 10) -> pd.DataFrame:
     ------
     InvalidInputError
         The task has values instead of classes.
+
+    Examples
+    --------
+    >>> table = calibration(LayerCurve.load(curve_file), bins=4)
+    >>> table.query("layer == 3")["examples"].tolist()
+    [60, 60, 60, 60]
     """
     if curve.targets:
         raise InvalidInputError(f"expected a curve of a task of classes, found {curve.task!r}, whose probes predict values")

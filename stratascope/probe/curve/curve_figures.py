@@ -67,7 +67,7 @@ def positions_figure(curves: CurveSet, mine: Sequence[LayerCurve], *, margin: fl
             tables += [curve.table, *(other.table for other in beside.values())]
             over = curves.advantages_of(curve)
             best = over.get("all", over["chance"])
-            events = event_table(best.onset(margin), best.offset(margin))
+            events = event_table(best.onset_over(margin), best.offset_over(margin))
             draw_curve_panel(
                 curve.table, ax, others={name: other.table for name, other in beside.items()}, metric=metric, name="probe",
                 chance=float(curve.rows(metric)["chance"].iloc[0]), events=events, title=curve.position,

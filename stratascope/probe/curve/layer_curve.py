@@ -1,9 +1,9 @@
-"""A score by layer of one task at one position, with all that is needed to compare it with another."""
+"""`LayerCurve`: out-of-fold scores of one task at one position, by layer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import field, replace
+from collections.abc import Mapping
+from dataclasses import field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +12,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
-from stratascope.probe.curve.advantage import Advantage
-from stratascope.probe.curve.fit_warnings import notes_on
-from stratascope.probe.curve.metrics import main_metric, predict
-from stratascope.probe.curve.onset_offset import EVENTS, LayerEvent, event_table
-from stratascope.probe.curve.pairing import refuse_unpaired
-from stratascope.probe.solver.losses import probabilities
+from stratascope.probe.curve.advantage import Advantage, refuse_unpaired
+from stratascope.probe.curve.layer_curve_schema import SCHEMA
+from stratascope.probe.curve.metrics import main_metric, prediction_table
+from stratascope.probe.curve.onset_offset import LayerEvent, event_table
+from stratascope.probe.validation.out_of_fold import fit_warnings
 from stratascope.results.file import ResultFile
 from stratascope.results.result import Result, new_axes
-from stratascope.results.schema import ResultSchema, columns, floats
-from stratascope.stats.intervals import INTERVAL, constant_within_folds
+from stratascope.results.schema import ResultSchema
+from stratascope.stats.intervals import constant_within_folds
 from stratascope.store import condition_of
-from stratascope.store.format.json_schema import each
-from stratascope.store.format.provenance import PROVENANCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,60 +29,17 @@ if TYPE_CHECKING:
 Floats = NDArray[Any]
 
 
-def _labels(attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], _: Collection[str]) -> str | None:
-    """A curve holds each example's label: the number of its class, or the value of each target."""
-    table = tables["examples"]
-    for column in attributes["targets"] or ["label"]:
-        if column not in table:
-            return f"expected a column {column!r} in table 'examples', found {', '.join(map(str, table.columns))}"
-        if table[column].dtype.kind not in ("fiu" if attributes["targets"] else "iu"):
-            return f"expected numbers in column {column!r} of table 'examples', found {table[column].dtype}"
-    if not attributes["targets"] and not table["label"].between(0, len(attributes["classes"]) - 1).all():
-        least, most = table["label"].min(), table["label"].max()
-        return f"expected 0 to {len(attributes['classes']) - 1} in column 'label' of table 'examples', found {least} to {most}"
-    return None
-
-
-_SCHEMA = ResultSchema(
-    {
-        **each(str, "task"),
-        **each(str | None, "position"),
-        **each(list[str], "classes targets"),
-        "settings": {
-            **each(str, "array? store? fingerprint? method? groups? leakage_text?"),
-            **each(int, "folds? seed? minimum? draws?"),
-            **each(float, "level? tolerance? leakage?"),
-            **each(list[str], "split? only? types?"),
-            "strengths?": list[float] | None,
-            "directions?": bool,
-            "provenance?": PROVENANCE,
-        },
-    },
-    {
-        "table": columns(
-            text="position task metric", ints="layer", floats=f"value {INTERVAL} chance", flags="at_edge", grid="metric layer"
-        ),
-        "events": replace(EVENTS, kinds={**EVENTS.kinds, "metric": "text"}),
-        "folds": columns(
-            text="target absent_classes",
-            ints="layer fold iterations",
-            floats="strength certificate inner_loss accuracy gap noise_share",
-            flags="at_edge",
-        ),
-        "examples": columns("example", text="id group", ints="example fold", keys=["example"]),
-    },
-    {
-        "logits": floats("layer output example"),
-        "draws_*": floats("layer draw"),
-        "directions": floats("layer output column"),
-        "intercepts": floats("layer output"),
-    },
-    (_labels,),
-)
-
-
 class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
-    """Out-of-fold scores of one task by layer."""
+    """Out-of-fold scores of one task at one position, by layer.
+
+    Examples
+    --------
+    >>> curve = LayerCurve.load(curve_file)
+    >>> curve.onset.layer, curve.offset.layer
+    (3, None)
+    >>> curve.difference_from_layer(1).onset_over(0.1).layer
+    3
+    """
 
     task: str
     """Such as truth, or truth:shuffled for its control."""
@@ -98,20 +52,20 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
     """One row per layer and fold, and target in a task of values: strength, at_edge, inner_loss, accuracy, gap, certificate,
     iterations, noise_share, absent_classes."""
     examples: pd.DataFrame
-    """The examples that took part: example (number in the store), id, group, fold, digest (of image, caption, relation
-    and label), label (class code)."""
+    """One row per example of the task: example (number in the store), id, group, fold, digest (of image, caption, relation and label),
+    label (class code)."""
     logits: Floats
     """(layer, output, example) out of fold; one output for two classes, the logit of the second."""
     draws: Mapping[str, Floats]
-    """Metric -> (layer, draw) bootstrap over groups, the same draws for all curves of the same groups."""
+    """Metric -> (layer, draw) cluster bootstrap; curves of the same groups and seed share their resamples."""
     directions: Floats
-    """(layer, output, column) weights on activations as recorded, of a probe of all examples; empty where they were not kept."""
+    """(layer, output, column) weights of a probe trained on all examples, in units of the activations; empty where not kept."""
     intercepts: Floats
     """(layer, output)"""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Settings, provenance and fingerprint of the store."""
     targets: tuple[str, ...] = ()
-    """What was regressed on, of a task of values; `classes` is empty then, and logits are predictions."""
+    """Target names of a task of values; `classes` is then empty and logits are predictions."""
 
     @property
     def layers(self) -> NDArray[np.intp]:
@@ -150,13 +104,13 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
 
     @cached_property
     def certain(self) -> NDArray[np.bool_]:
-        """(layer,) where the probe says the same of all examples, so that no other draw of them could change it."""
+        """(layer,) whether logits are constant within folds, so that no resample changes the scores."""
         return constant_within_folds(self.logits, self.examples["fold"].to_numpy())
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the curve should know: optima at the top of the grid, classes never trained on, models not solved exactly."""
-        return notes_on(self.folds)
+        """Warnings of the fit: C at the edge of the grid, classes without training examples, models not converged."""
+        return fit_warnings(self.folds)
 
     @property
     def predictions(self) -> pd.DataFrame:
@@ -164,32 +118,12 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
 
         Of a task of values: the predicted targets in columns of their names.
         """
-        if self.targets:
-            parts = [self.examples[["example", "id", "fold"]].assign(layer=layer) for layer in self.layers]
-            found = pd.concat(parts, ignore_index=True)
-            return found.assign(**{name: self.logits[:, number].ravel() for number, name in enumerate(self.targets)})
-        chances = probabilities(self.logits)
-        predicted = predict(self.logits)
-        label = self.examples["label"].to_numpy()
-        names = np.asarray(self.classes, dtype=object)
-        count, layers = len(self.examples), self.layers
-        return pd.DataFrame(
-            {
-                "layer": np.repeat(layers, count),
-                "example": np.tile(self.examples["example"].to_numpy(), len(layers)),
-                "id": np.tile(self.examples["id"].to_numpy(), len(layers)),
-                "fold": np.tile(self.examples["fold"].to_numpy(), len(layers)),
-                "label": np.tile(names[label], len(layers)),
-                "predicted": names[predicted.ravel()],
-                "right": (predicted == label).ravel(),
-                "probability": np.take_along_axis(chances, np.broadcast_to(label[:, None], (len(layers), count, 1)), axis=2).ravel(),
-            }
-        )
+        return prediction_table(self.logits, self.examples, self.layers, self.classes, self.targets)
 
     def difference(self, baseline: LayerCurve | None = None, metric: str | None = None) -> Advantage:
-        """This curve minus a baseline, layer by layer and draw by draw; minus chance if none is given.
+        """Advantage over a baseline, paired by layer and resample; over chance by default.
 
-        Minus the control task's curve it is the selectivity; minus the curve of a blank-image store, the advantage over text.
+        Over the control task's curve it is the selectivity (Hewitt & Liang 2019); over a blank-image store's, the advantage over text.
 
         Parameters
         ----------
@@ -201,8 +135,7 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
         Raises
         ------
         InvalidInputError
-            The curves are of other layers, other groups of examples, or examples that differ in image, caption, relation or label, so
-            that they cannot be paired.
+            The curves cannot be paired: layers, groups, seeds, or the examples' images, captions, relations or labels differ.
         """
         rows = self.rows(metric)
         value, draws = rows["value"].to_numpy(), self.draws[metric or self.metric].T
@@ -219,7 +152,7 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
         return self._advantage(value - other, over, metric, called, {"baseline": fact}, self.certain & baseline.certain)
 
     def difference_from_layer(self, layer: int = 0, metric: str | None = None) -> Advantage:
-        """This curve minus its own score at one layer; layer 0 of `residual` are the embeddings.
+        """Advantage over the score of one layer of this curve; layer 0 of `residual` holds the embeddings.
 
         Parameters
         ----------
@@ -258,18 +191,26 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
 
     @property
     def onset(self) -> LayerEvent:
-        """First layer at which the main metric is above chance; see `difference` for another baseline."""
-        return self.difference().onset()
+        """First layer at which the main metric is significantly above chance; `difference` takes another baseline."""
+        return self.onset_over(0.0)
 
     @property
     def offset(self) -> LayerEvent:
-        """First layer after the peak from which on the main metric is no longer above chance."""
-        return self.difference().offset()
+        """First layer after the last two successive layers that are significantly above chance."""
+        return self.offset_over(0.0)
 
     @property
     def peak(self) -> LayerEvent:
-        """The layer of the highest main metric, and those that may be it as well."""
-        return self.difference().peak()
+        """The layer of the highest main metric; candidates are the layers that are not significantly worse."""
+        return self.difference().peak
+
+    def onset_over(self, margin: float) -> LayerEvent:
+        """The onset of an advantage over chance that exceeds a margin."""
+        return self.difference().onset_over(margin)
+
+    def offset_over(self, margin: float) -> LayerEvent:
+        """The offset of an advantage over chance that exceeds a margin."""
+        return self.difference().offset_over(margin)
 
     def plot(self, ax: Axes | None = None, *, baselines: Mapping[str, LayerCurve] | None = None, metric: str | None = None) -> Axes:
         """Draw the curve with its interval, chance, and any baselines dashed in grey.
@@ -311,12 +252,17 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
         return (self.task, self.position)
 
     def summary(self) -> str:
-        """The best layer's score with its interval and chance level; onset and offset; notes on the fit."""
+        """Highest score with its interval and the chance level; onset and offset; warnings of the fit."""
         rows = self.rows()
         best = rows.iloc[int(rows["value"].to_numpy().argmax())]
-        score = f"{self.metric} {best['value']:.3f} [{best['low']:.3f}, {best['high']:.3f}] at layer {int(best['layer'])}, its best"
+        score = f"{self.metric} {best['value']:.3f} [{best['low']:.3f}, {best['high']:.3f}] at layer {int(best['layer'])} (peak)"
         return "\n".join(
-            [f"{score}; chance {best['chance']:.3g}", f"{self.onset}, {self.offset}", *self.notes, *self.attributes.get("remarks", [])]
+            [
+                f"{score}; chance level {best['chance']:.3g}",
+                f"{self.onset}, {self.offset}",
+                *self.notes,
+                *self.attributes.get("remarks", []),
+            ]
         )
 
     @property
@@ -330,10 +276,10 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
     @classmethod
     def schema(cls) -> ResultSchema:
         """The schema of the file."""
-        return _SCHEMA
+        return SCHEMA
 
     def contents(self) -> ResultFile:
-        """What `save` writes; it names onset, peak and offset over chance, too."""
+        """Tables, arrays and attributes of the file; a table holds onset, peak and offset over chance."""
         arrays: dict[str, tuple[tuple[str, ...], Floats]] = {
             "logits": (("layer", "output", "example"), self.logits),
             "directions": (("layer", "output", "column"), self.directions),

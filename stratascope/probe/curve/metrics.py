@@ -1,4 +1,4 @@
-"""Scores of out-of-fold predictions, with bootstrap draws that are paired over layers, labellings and stores."""
+"""Scores of out-of-fold predictions, with bootstrap draws paired over layers, labellings and stores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.probe.solver.losses import loss_for
+from stratascope.probe.solver.losses import loss_for, probabilities
 from stratascope.stats.auroc import auroc
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import band
@@ -17,7 +17,7 @@ Floats = NDArray[Any]
 
 
 def main_metric(classes: int) -> str:
-    """The metric that onset and plots use: it does not depend on the frequency of the classes."""
+    """The metric of onset and plots, which does not depend on class frequencies."""
     return "auroc" if classes == 2 else "balanced_accuracy"
 
 
@@ -27,13 +27,13 @@ class _Width(TypedDict):
 
 
 def width_of(metric: str, groups: int | None) -> _Width:
-    """What `band` must know of a metric: groups where it lies between 0 and 1, as what each contributes, and whether it counts examples."""
+    """Parameters of `band` for a metric: groups where it is a mean of values between 0 and 1, and whether it counts examples."""
     counted = metric.endswith("accuracy")
     return {"groups": groups if counted or metric == "auroc" else None, "counted": counted}
 
 
 def chance_levels(codes: NDArray[np.intp], classes: int) -> dict[str, float]:
-    """Score of a guess that knows the frequencies of the classes and nothing else."""
+    """Chance level of each metric: a guess from the class frequencies alone."""
     share = np.bincount(codes, minlength=classes) / len(codes)
     entropy = -float((share[share > 0] * np.log(share[share > 0])).sum())
     return {"accuracy": float(share.max()), "balanced_accuracy": 1 / classes, "auroc": 0.5, "log_loss": entropy}
@@ -57,17 +57,17 @@ def score_layers(
     codes, folds
         (example,).
     noise_share, decision_share
-        (layer,) of `OutOfFold`; draws are widened by sqrt(1 + share): those of accuracies by that of the decisions, where given. A
-        bootstrap of out-of-fold predictions takes examples for independent, but two examples of different folds meet twice: once each
-        trains the model that tests the other. As far as the logits are made by chance of training, that doubles the variance of a
-        score. Without any signal probes say one class nearly always, which chance of training hardly turns.
+        (layer,) of `OutOfFold`; the spread of draws is multiplied by sqrt(1 + share), for accuracies with the share of the decisions
+        where given. A bootstrap of out-of-fold predictions takes examples as independent. But each of two examples of different folds
+        is in the training set of the model that tests the other. Where the logits depend on the training sample alone, this doubles the
+        variance of a score. Without signal, probes predict nearly always one class, and the training sample hardly changes that.
     """
     predicted = predict(logits)
     right = (predicted == codes).T.astype(np.float64)
     loss = np.clip(loss_for(classes).each(logits.astype(np.float64), np.broadcast_to(codes, predicted.shape)), 0, 100).T
     present = [c for c in range(classes) if (codes == c).any()]
     recall = [right[codes == c].mean(axis=0) for c in present]
-    # a draw may miss a rare class altogether: its recall then counts as not known, not as zero
+    # a resample without a rare class has no recall of it
     recall_draws = np.zeros((len(bootstrap.weights), len(logits)))
     drawn = np.zeros((len(bootstrap.weights), 1))
     for c in present:
@@ -95,6 +95,40 @@ def predict(logits: Floats) -> NDArray[np.intp]:
     return np.asarray(logits.argmax(axis=-2))
 
 
+def prediction_table(
+    logits: Floats, examples: pd.DataFrame, layers: NDArray[np.integer], classes: tuple[str, ...], targets: tuple[str, ...]
+) -> pd.DataFrame:
+    """One row per layer and example; see `LayerCurve.predictions`.
+
+    Parameters
+    ----------
+    logits
+        (layer, output, example).
+    examples
+        Columns example, id, fold, and label in a task of classes.
+    layers
+        (layer,) layer numbers.
+    classes, targets
+        Names of classes, or of the targets of a task of values.
+    """
+    if targets:
+        parts = [examples[["example", "id", "fold"]].assign(layer=layer) for layer in layers]
+        found = pd.concat(parts, ignore_index=True)
+        return found.assign(**{name: logits[:, number].ravel() for number, name in enumerate(targets)})
+    predicted, label = predict(logits), examples["label"].to_numpy()
+    names, of_label = np.asarray(classes, dtype=object), np.broadcast_to(label[:, None], (*predicted.shape, 1))
+    return pd.DataFrame(
+        {
+            "layer": np.repeat(layers, len(examples)),
+            **{name: np.tile(examples[name].to_numpy(), len(layers)) for name in ("example", "id", "fold")},
+            "label": np.tile(names[label], len(layers)),
+            "predicted": names[predicted.ravel()],
+            "right": (predicted == label).ravel(),
+            "probability": np.take_along_axis(probabilities(logits), of_label, axis=2).ravel(),
+        }
+    )
+
+
 def score_table(
     layers: NDArray[np.integer],
     values: dict[str, Floats],
@@ -104,7 +138,7 @@ def score_table(
     level: float,
     certain: NDArray[np.bool_] | None = None,
 ) -> pd.DataFrame:
-    """Rows (metric, layer) with value, own and simultaneous interval, and chance; `certain` as in `band`."""
+    """Rows (metric, layer) with value, pointwise and simultaneous interval, and chance level; `certain` as in `band`."""
     parts = []
     for metric in values:
         found = band(values[metric], draws[metric], level=level, **width_of(metric, groups), certain=certain)

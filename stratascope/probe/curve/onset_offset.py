@@ -1,8 +1,10 @@
-"""Onset, peak and offset: where an advantage becomes real, is largest, and is gone."""
+"""Onset, peak and offset of an advantage over layers, with intervals."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,20 +23,28 @@ EVENTS = columns(
 
 @dataclass(frozen=True)
 class LayerEvent:
-    """A layer, or that there is none."""
+    """A layer with its interval, or the statement that there is none."""
 
     kind: str
     """onset, peak or offset"""
     layer: int | None
-    """None: never found (onset), or still found at the last layer (offset)."""
+    """None: no layer is significant (onset), or the last layer still is (offset)."""
     low: int | None
     high: int | None
-    """Interval of the layer at `level`, over bootstrap draws and with the threshold of the band; None stands for no layer at all."""
+    """Bootstrap interval of the layer at `level`, with the threshold of the simultaneous band; None stands for no layer."""
     candidates: tuple[int, ...]
-    """Layers that the simultaneous band does not exclude: many where the curve changes slowly, or has a plateau."""
+    """Layers that the simultaneous band does not exclude: many where the curve changes slowly or has a plateau."""
     margin: float
-    """The advantage has to exceed it."""
+    """The advantage must exceed it."""
     level: float
+    _over: Callable[[float], LayerEvent] | None = field(default=None, repr=False, compare=False)
+
+    def __call__(self, margin: float = 0.0) -> LayerEvent:
+        """The event over another margin, as version 0.1 wrote it: `advantage.onset(0.05)`."""
+        warnings.warn(
+            f"advantage.{self.kind} is a property: drop the call, or use {self.kind}_over(margin)", DeprecationWarning, stacklevel=2
+        )
+        return self if self._over is None or margin == self.margin else self._over(margin)
 
     def __str__(self) -> str:
         if self.layer is None:
@@ -44,7 +54,7 @@ class LayerEvent:
 
 
 def event_table(*events: LayerEvent) -> pd.DataFrame:
-    """One row an event: kind, found, layer, low, high (-1 for no layer), candidates (as text), margin, level."""
+    """One row per event: kind, found, layer, low, high (-1 for no layer), candidates (as text), margin, level."""
     return pd.DataFrame(
         [
             {
@@ -67,9 +77,9 @@ def _name(layer: int | None) -> str:
 def onset(
     layers: NDArray[np.integer], value: Floats, draws: Floats, bands: Band, *, margin: float = 0.0, level: float = 0.95
 ) -> LayerEvent:
-    """First layer whose simultaneous lower bound exceeds the margin and whose successor's does, too.
+    """First layer whose simultaneous lower bound exceeds the margin, and whose successor's does too.
 
-    On pure noise any layer is named in at most 1 - level of all data sets.
+    The familywise error rate is 1 - level: on pure noise, at most that share of data sets has an onset.
 
     Parameters
     ----------
@@ -82,7 +92,7 @@ def onset(
     found = _first(value > threshold)
     places = np.array([_first(row) for row in draws > threshold])
     may = bands.high_simultaneous > margin
-    # a layer may be the onset as long as no earlier pair of layers is sure, and it is not itself surely below the margin
+    # a candidate lies no later than the onset, and its band does not exclude an advantage above the margin
     last = found if found < len(layers) else len(layers) - 1
     candidates = tuple(int(layers[i]) for i in range(last + 1) if may[i])
     return _event("onset", layers, found, places, candidates, margin, level)
@@ -91,7 +101,7 @@ def onset(
 def offset(
     layers: NDArray[np.integer], value: Floats, draws: Floats, bands: Band, *, margin: float = 0.0, level: float = 0.95
 ) -> LayerEvent:
-    """First layer from which on, after the last two layers that are sure of the advantage, it can no longer be found."""
+    """First layer after the last two successive layers whose simultaneous lower bound exceeds the margin."""
     threshold = margin + (value - bands.low_simultaneous)
     count = len(layers)
     from_top = _first((value > threshold)[::-1])
@@ -99,15 +109,15 @@ def offset(
         return LayerEvent("offset", None, None, None, (), margin, level)
     found = count - from_top
     places = np.array([count - _first(row[::-1]) for row in draws > threshold])
-    # the advantage may live on in later layers, as far as the band does not exclude it
+    # the advantage may persist in later layers whose band does not exclude it
     candidates = tuple(int(layers[i]) for i in range(found, count) if i == found or bands.high_simultaneous[i - 1] > margin)
     return _event("offset", layers, found, places, candidates, margin, level)
 
 
 def peak(layers: NDArray[np.integer], value: Floats, draws: Floats, bands: Band, *, margin: float = 0.0, level: float = 0.95) -> LayerEvent:
-    """The layer of the highest value; its candidates are the layers whose difference from it is not sure.
+    """The layer of the highest value; candidates are the layers that are not significantly worse.
 
-    The value at the highest layer is biased upwards, since it is chosen on the same data: say the candidates, not the layer alone.
+    The highest value is biased upwards, because the layer is selected on the same data: report the candidates, not the layer alone.
     """
     best = int(np.argmax(value))
     behind = band(value[best] - value, draws[:, [best]] - draws, level=level)
@@ -116,7 +126,7 @@ def peak(layers: NDArray[np.integer], value: Floats, draws: Floats, bands: Band,
 
 
 def _first(above: NDArray[np.bool_]) -> int:
-    """First place that is above together with its successor (the last place: alone); the length if there is none."""
+    """Index of the first True that is followed by a True (the last may stand alone); the length if there is none."""
     pair = above.copy()
     pair[:-1] &= above[1:]
     return int(np.argmax(pair)) if pair.any() else len(above)

@@ -69,7 +69,14 @@ class ScoreGrid(
         Raises
         ------
         InvalidInputError
-            The curves are of different tasks, or none.
+            The curves are of different tasks, or there is none.
+
+        Examples
+        --------
+        >>> from stratascope.probe import head_curves
+        >>> grid = ScoreGrid.of(head_curves(store, layers=(1, 3), draws=200))
+        >>> grid.best()[["row", "layer"]].to_numpy().tolist()
+        [['head 1', 3]]
         """
         tasks = sorted({curve.task for curve in curves})
         if len(tasks) != 1:

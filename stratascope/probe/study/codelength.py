@@ -88,6 +88,15 @@ def online_codelength(
         The first portion has one class only.
     InvalidInputError
         The fractions do not ascend to 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> labels = np.arange(200) % 2
+    >>> x = np.random.default_rng(0).normal(labels[:, None] * 3.0, 1.0, (200, 4)).astype(np.float32)
+    >>> code = online_codelength(x, labels, np.arange(200), classes=2)
+    >>> code.compression > 2
+    True
     """
     portion = portions(groups, fractions, seed)
     return send(Rows(x, portion), labels[None], portion, classes, strengths, basis)[0]

@@ -125,6 +125,12 @@ def codelength_of(
         The study has no task of classes, or a probe for each head.
     TooFewExamplesError
         The first portion has one class only.
+
+    Examples
+    --------
+    >>> table = codelength_of(plan_study(store, ("truth",), ("final",), layers=(1, 3)))
+    >>> table.loc[table["value"].idxmax(), "layer"].item()
+    3
     """
     plans = {place: [batch for batch in plan if not batch.targets] for place, plan in study.plans.items()}
     if study.by_head or not any(plans.values()):

@@ -16,11 +16,10 @@ from stratascope.probe.curve import curve_figures
 from stratascope.probe.curve.advantage import Advantage
 from stratascope.probe.curve.breakdown import AccuracyBy, Confusion
 from stratascope.probe.curve.calibration import Calibration
-from stratascope.probe.curve.curve_set import CurveSet
+from stratascope.probe.curve.curve_set import CurveSet, tidy_table
 from stratascope.probe.curve.curve_table import curve_facts
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.score_grid import ScoreGrid
-from stratascope.probe.curve.tidy_table import tidy_table
 from stratascope.probe.study import request as checks
 from stratascope.probe.study.codelength_study import CodelengthCurve, codelength_of
 from stratascope.probe.study.request import ProbeRequest
@@ -145,7 +144,7 @@ def peak_text(curve: LayerCurve, metric: str) -> str:
     best = rows.iloc[int(rows["value"].to_numpy().argmax())]
     where = f" at layer {int(best['layer'])}" if len(rows) > 1 else ""
     score = f"{METRIC_LABELS.get(metric, metric)} {best['value']:.3f} [{best['low']:.3f}, {best['high']:.3f}]{where}"
-    alike = [layer for layer in curve.difference(metric=metric).peak().candidates if layer != best["layer"]]
+    alike = [layer for layer in curve.difference(metric=metric).peak.candidates if layer != best["layer"]]
     rest = f", not significantly better than layer {', '.join(map(str, alike))}" if 0 < len(alike) <= 4 else ""
     return f"{score}{rest} (chance {best['chance']:.3f})"
 
@@ -180,7 +179,7 @@ def _span_text(advantage: Advantage, margin: float) -> str:
     if len(advantage.table) == 1:
         row = advantage.table.iloc[0]
         return f"{'yes' if row['low'] > margin else 'no'}, by {row['value']:+.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-    onset, offset = advantage.onset(margin), advantage.offset(margin)
+    onset, offset = advantage.onset_over(margin), advantage.offset_over(margin)
     return str(onset) if onset.layer is None or offset.layer is None else f"{onset}, {offset}"
 
 

@@ -78,8 +78,8 @@ def layer_curve(
     >>> curve = layer_curve(store, "truth", "final", layers=(1, 3), draws=200)
     >>> curve
     LayerCurve of truth at final: 240 examples, 2 layers
-    >>> bool(curve.value(3) > 0.9 > curve.value(1))
-    True
+      auroc 1.000 [0.9..., 1.000] at layer 3 (peak); chance level 0.5
+      onset at layer 3 (1-3), no offset
     """
     study = plan_study(store, (task,), (position,), array=array, layers=layers, examples=examples, values=values, **options)
     return study.run(scheduler=scheduler, workers=workers, progress=progress, output=output)[0]

@@ -89,6 +89,12 @@ def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[o
     ------
     InvalidInputError
         A value is missing or infinite, or values are fractions.
+
+    Examples
+    --------
+    >>> task = task_from_values("side", ["left", "right", "left"])
+    >>> task.classes, task.codes.tolist()
+    (('left', 'right'), [0, 1, 0])
     """
     series = (values if isinstance(values, pd.Series) else pd.Series(values, dtype=object)).reset_index(drop=True)
     used = np.ones(len(series), bool) if wanted is None else wanted

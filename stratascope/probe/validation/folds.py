@@ -57,9 +57,9 @@ def grouped_folds(
     class_names: tuple[str, ...] | None = None,
     by: str = "image",
 ) -> Folds:
-    """Divide groups of examples into folds of equal size, each with the same share of every class where groups allow it.
+    """Stratified grouped folds: equal sizes and class frequencies, as far as groups allow.
 
-    Groups are dealt largest first, in random order among equals, each to the fold in which the sum over classes of squared
+    Groups are assigned largest first, in random order among equals, each to the fold in which the sum over classes of squared
     counts, divided by the class's total, grows least.
 
     Parameters
@@ -73,9 +73,9 @@ def grouped_folds(
     seed
         Of the order among groups of one size.
     class_names
-        What messages call the classes.
+        Names of the classes in error messages.
     by
-        What messages call that in which a group is alike.
+        Name of the column of groups in error messages.
 
     Raises
     ------
@@ -83,6 +83,14 @@ def grouped_folds(
         Fewer than 10 examples a fold, fewer groups than folds, or a class that occurs in fewer groups than there are folds.
     InvalidInputError
         Fewer than 2 folds, or not one class an example.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> images = np.arange(120) // 2
+    >>> folds = grouped_folds(images, folds=4)
+    >>> np.bincount(folds.of).tolist()
+    [30, 30, 30, 30]
     """
     number = number_groups(groups)
     codes = np.zeros(len(number), dtype=np.intp) if classes is None else np.asarray(classes, dtype=np.intp)

@@ -1,4 +1,4 @@
-"""Splits that come with a data set, and how much of their test set has been seen in training."""
+"""Official train and test splits of a data set, and the leakage between them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stratascope.store.io.example_identity import IMAGE, group_labels
 
 @dataclass(frozen=True)
 class Leakage:
-    """What test and training examples of a split share."""
+    """Groups that test and training examples of a split share."""
 
     train: int
     test: int
@@ -54,9 +54,15 @@ def split_leakage(
     train, test
         Values of `column` that make the two parts.
     column
-        Which says the part.
+        Column of the split.
     groups
-        Which says the group; `image` compares images by content where the table has `image_sha256`, else by name.
+        Column of the group; `image` compares images by content where the table has `image_sha256`, else by name.
+
+    Examples
+    --------
+    >>> examples = pd.DataFrame({"image": ["a", "b", "b", "c"], "split": ["train", "train", "test", "test"]})
+    >>> print(split_leakage(examples))
+    1 of 2 test examples (50%) share their image with one of 2 training examples
     """
     learned, tested = _masks(examples, train, test, column)
     leaked = _leaked(group_labels(examples, groups), learned) & tested
@@ -78,7 +84,7 @@ def official_split(
     keep_leaked: bool = True,
     class_names: tuple[str, ...] | None = None,
 ) -> Folds:
-    """Folds of a split that is given: training examples in grouped folds that choose the strength, test examples in a last one.
+    """Folds of a given split: training examples in grouped folds that select the strength, test examples in the last fold.
 
     Parameters
     ----------
@@ -91,7 +97,7 @@ def official_split(
     keep_leaked
         False leaves out test examples whose group occurs in training.
     class_names
-        What messages call the classes.
+        Names of the classes in error messages.
 
     Raises
     ------

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 Floats = NDArray[Any]
+_LARGE_GAP = 1e-4
+"""Relative gap of an objective that is reported."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,3 +84,26 @@ def _columns(logits: Floats) -> Floats:
     if logits.shape[-2] == 1:
         return np.asarray(logits > 0, np.float64)
     return np.asarray(logits.argmax(axis=-2)[..., None, :] == np.arange(logits.shape[-2])[:, None], np.float64)
+
+
+def fit_warnings(folds: pd.DataFrame) -> list[str]:
+    """Warnings from a table of folds: C at the edge of the grid, classes without training examples, models not converged."""
+    found = []
+    top = folds[folds["at_edge"]]
+    if len(top):
+        found.append(
+            f"at layers {_listed(top['layer'])} the best inverse regularisation is the largest tried, C = {top['strength'].max():g}, and "
+            "the loss still fell there: a larger one may score better; give larger strengths"
+        )
+    absent = folds[folds["absent_classes"] != ""]
+    if len(absent):
+        names = sorted({name for cell in absent["absent_classes"] for name in cell.split(", ")})
+        found.append(f"classes {', '.join(names)} are missing from a training fold and never predicted there; raise --minimum")
+    rough = folds[folds["gap"] > _LARGE_GAP]
+    if len(rough):
+        found.append(f"at layers {_listed(rough['layer'])} the objective is up to {rough['gap'].max():.0e} above its minimum (relative)")
+    return found
+
+
+def _listed(layers: pd.Series) -> str:
+    return ", ".join(str(layer) for layer in sorted(set(layers)))
