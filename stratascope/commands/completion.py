@@ -22,7 +22,7 @@ SYNONYMS = (("--task", "--tasks"), ("--position", "--positions"), ("--array", "-
 """Spellings of one option; a command with one of them accepts both."""
 
 
-class Completed(click.ParamType):
+class Completed(click.ParamType):  # type: ignore[type-arg]
     """Text whose values the shell completes.
 
     Parameters
@@ -49,7 +49,7 @@ class Completed(click.ParamType):
         return [CompletionItem(f"{before}{comma}{name}") for name in found if name.startswith(word) and name.isprintable()]
 
 
-class StorePath(click.ParamType):
+class StorePath(click.ParamType):  # type: ignore[type-arg]
     """A store by path or address; the shell completes paths."""
 
     name = "text"
@@ -73,7 +73,7 @@ def complete_values(command: click.Command) -> click.Command:
     return command
 
 
-def _kind(command: click.Command, param: click.Parameter) -> click.ParamType | None:
+def _kind(command: click.Command, param: click.Parameter) -> click.ParamType | None:  # type: ignore[type-arg]
     if isinstance(param, click.Argument):
         if command.name == "figure" and param.name == "name":
             return Completed(_figures)

@@ -12,7 +12,7 @@ import click
 from stratascope import demo
 from stratascope.commands import options
 from stratascope.commands.command_line import command_lines
-from stratascope.commands.output import NORMAL, QUIET, VERBOSE, emit, print_json, verbosity_options
+from stratascope.commands.output import NORMAL, QUIET, VERBOSE, print_json, print_record, verbosity_options
 from stratascope.commands.signature import default_of, options_of
 from stratascope.commands.terminal import echo
 from stratascope.datasets.fetch import FetchChoice
@@ -95,6 +95,6 @@ def fetch_command(dataset: str, out: Path, as_json: bool, verbosity: int, **chos
         echo(f"not fetched: {name}: {reason}", err=True)
     if len(report.failed) > shown:
         echo(f"... and {len(report.failed) - shown:,} more in {out / 'failed.json'}", err=True)
-    emit(report.summary(), {**vars(report), "summary": report.summary()}, as_json=as_json, verbosity=verbosity)
+    print_record({**vars(report), "summary": report.summary()}, [report.summary()], as_json=as_json, verbosity=verbosity)
     if report.failed:
         sys.exit(1)

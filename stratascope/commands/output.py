@@ -137,6 +137,27 @@ class Output:
         echo(f"results in {self.folder}")
 
 
+def print_record(record: Mapping[str, Any], lines: Sequence[str], *, as_json: bool, verbosity: int, details: Sequence[str] = ()) -> None:
+    """Print the outcome of a command that computes no result.
+
+    Parameters
+    ----------
+    record
+        Printed with --json.
+    lines
+        Printed otherwise, unless --quiet.
+    as_json, verbosity
+        As of `verbosity_options`.
+    details
+        Lines that --verbose adds.
+    """
+    if as_json:
+        print_json(record)
+    elif verbosity > QUIET:
+        for line in (*lines, *(details if verbosity >= VERBOSE else ())):
+            echo(line)
+
+
 def selection_lines(store: ActivationStore, result: Result) -> list[str]:
     """A line that names the part of the store's examples that a result is of; none for all of them."""
     total, count = store.layout.examples, result.example_count
@@ -154,15 +175,6 @@ def print_json(record: Mapping[str, Any]) -> None:
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else list(value) if isinstance(value, tuple | set) else str(value)
-
-
-def emit(text: str, record: Mapping[str, Any], *, as_json: bool, verbosity: int, details: Sequence[str] = ()) -> None:
-    """Print what a command found that saves no results: text, one JSON object with --json, nothing with -q; `details` with -v."""
-    if as_json:
-        print_json(record)
-    elif verbosity > QUIET:
-        for line in (text, *(details if verbosity >= VERBOSE else ())):
-            echo(line)
 
 
 def verbosity_options(command: Callable[..., Any], verbose_help: str = "Also name every file that is written.") -> Callable[..., Any]:

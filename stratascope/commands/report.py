@@ -11,7 +11,7 @@ import click
 from stratascope.addresses import is_address, without_secrets
 from stratascope.commands import options
 from stratascope.commands.command_line import command_lines
-from stratascope.commands.output import emit, verbosity_options
+from stratascope.commands.output import print_record, verbosity_options
 from stratascope.commands.terminal import bar, echo, open_store
 from stratascope.errors import InvalidInputError
 
@@ -46,7 +46,7 @@ def report_command(store: str, results: tuple[Path, ...], out: Path | None, titl
         )
     files = [str(found.path) for found in (*report.results.own, *report.results.beside)]
     record = {"page": report.path, "results": files, "results_of_other_stores": report.results.others}
-    emit(report.summary(), record, as_json=as_json, verbosity=verbosity, details=[f"results file {name}" for name in files])
+    print_record(record, [report.summary()], as_json=as_json, verbosity=verbosity, details=[f"results file {name}" for name in files])
 
 
 @click.command(short_help="Draw one figure by name.")
@@ -85,7 +85,7 @@ def figure_command(
         wide = max(map(len, FIGURES))
         lines = [f"{f.name:<{wide}}  {f.shows}\n{'':<{wide}}  from {f.command}" for f in FIGURES.values()]
         record: dict[str, Any] = {"figures": {f.name: {"shows": f.shows, "kind": f.kind, "command": f.command} for f in FIGURES.values()}}
-        emit("\n".join(lines), record, as_json=as_json, verbosity=verbosity)
+        print_record(record, lines, as_json=as_json, verbosity=verbosity)
         return
     if name is None or not results:
         raise InvalidInputError(
@@ -95,7 +95,7 @@ def figure_command(
     path, others = draw_named(name, results, out or Path(f"{name}.pdf"), task=task, position=position, width=width, height=height)
     left_out = [f"left out: {others} results files of other stores in the same folder"] if others else []
     record = {"figure": path, "results_of_other_stores": others}
-    emit("\n".join([*left_out, f"figure {path}"]), record, as_json=as_json, verbosity=verbosity)
+    print_record(record, [*left_out, f"figure {path}"], as_json=as_json, verbosity=verbosity)
 
 
 @click.command(short_help="Browse examples in the web viewer.")
@@ -146,7 +146,7 @@ def view_command(store: str, results: Path | None, port: int, no_browser: bool, 
             files_of(Path(store))
         page = export_page(export, store, results, shown)
         line = f"{page}: put the folder on any web host that answers Range requests (see docs/viewer.md)"
-        emit(line, {"page": page, "results": shown or []}, as_json=as_json, verbosity=verbosity)
+        print_record({"page": page, "results": shown or []}, [line], as_json=as_json, verbosity=verbosity)
         return
     if not is_address(store):
         open_store(store)  # refuses a path without a store
@@ -154,8 +154,9 @@ def view_command(store: str, results: Path | None, port: int, no_browser: bool, 
     if is_address(store):
         check_address(store)
     details = [f"results file {name}" for name in shown or []]
-    record = {"address": server.address, "results": shown or []}
-    emit(server.address, record, as_json=as_json, verbosity=verbosity, details=details)
+    print_record(
+        {"address": server.address, "results": shown or []}, [server.address], as_json=as_json, verbosity=verbosity, details=details
+    )
     if not no_browser:
         webbrowser.open(server.address)
     server.serve_forever()

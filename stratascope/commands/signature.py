@@ -7,7 +7,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -42,7 +42,7 @@ def options_of(function: Callable[..., Any], /, **help_texts: str | Mapping[str,
     >>> [(p.name, p.default) for p in command.params]
     [('factor', 2.0), ('unit', 'mm')]
     """
-    hints = typing.get_type_hints(function)
+    hints = _hints(function, help_texts)
     parameters = inspect.signature(function).parameters
 
     def decorate(command: Any) -> Any:
@@ -52,6 +52,15 @@ def options_of(function: Callable[..., Any], /, **help_texts: str | Mapping[str,
         return command
 
     return decorate
+
+
+def _hints(function: Callable[..., Any], names: Iterable[str]) -> dict[str, Any]:
+    """Types of the named parameters; the others may name types that are imported for type checking only."""
+    if inspect.isclass(function):
+        return typing.get_type_hints(function)
+    plain = inspect.unwrap(function)
+    chosen = types.SimpleNamespace(__annotations__={name: plain.__annotations__[name] for name in names})
+    return typing.get_type_hints(chosen, plain.__globals__)
 
 
 def default_of(function: Callable[..., Any], name: str) -> Any:

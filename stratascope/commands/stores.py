@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from stratascope.commands import options
-from stratascope.commands.output import NORMAL, emit, verbosity_options
+from stratascope.commands.output import NORMAL, print_record, verbosity_options
 from stratascope.commands.terminal import bar, open_store, stoppable
 
 
@@ -28,7 +28,7 @@ def info_command(store: str, as_json: bool, verbosity: int) -> None:
 
     opened = open_store(store)
     record = as_record(opened) if as_json else {}
-    emit(describe(opened, full=verbosity > NORMAL), record, as_json=as_json, verbosity=verbosity)
+    print_record(record, [describe(opened, full=verbosity > NORMAL)], as_json=as_json, verbosity=verbosity)
 
 
 @click.command(short_help="Check every stored number against its checksum.")
@@ -54,10 +54,10 @@ def verify_command(store: str, images: Path | None, repair: bool, as_json: bool,
     text, record = found.summary(), {**found.record(), "repaired_blocks": []}
     if repair and found.bad_blocks:
         if not as_json:
-            emit(text, record, as_json=False, verbosity=verbosity)  # before the repair, which may fail
+            print_record(record, [text], as_json=False, verbosity=verbosity)  # before the repair, which may fail
         record["repaired_blocks"] = unmark(store, found)
         text = f"unmarked blocks {', '.join(map(str, record['repaired_blocks']))}; run the extract command again to fill them"
-    emit(text, record, as_json=as_json, verbosity=verbosity)
+    print_record(record, [text], as_json=as_json, verbosity=verbosity)
     if not found.ok or not found.complete:
         sys.exit(1)
 
@@ -91,7 +91,7 @@ def copy_command(source: str, target: Path, examples: str | None, as_json: bool,
     with stoppable(), bar("copy", "block") as tell:
         taken = copy_store(source, target, progress=tell, examples=numbers, **chosen)
     record = {"target": str(target), "bytes": int(taken["bytes"].sum()), "examples": numbers, "arrays": taken.to_dict("records")}
-    emit("\n".join([*lines, copy_summary(target, taken)]), record, as_json=as_json, verbosity=verbosity)
+    print_record(record, ["\n".join([*lines, copy_summary(target, taken)])], as_json=as_json, verbosity=verbosity)
 
 
 @click.command(short_help="Compare two stores.")
@@ -109,6 +109,6 @@ def diff_command(a: str, b: str, as_json: bool, verbosity: int) -> None:
 
     with bar("diff", "array") as tell:
         found = diff_stores(a, b, progress=tell)
-    emit(found.summary(), found.record(), as_json=as_json, verbosity=verbosity)
+    print_record(found.record(), [found.summary()], as_json=as_json, verbosity=verbosity)
     if not found.same:
         sys.exit(1)
