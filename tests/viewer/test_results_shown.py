@@ -192,8 +192,8 @@ def test_knockouts_are_the_stores(browser, questions):
         shown = dict(zip(browser.texts(".bars th"), browser.texts(".bars td.num"), strict=True))
         k = layout.knockout_targets.index("relation")
         assert float(shown["relation"].replace("−", "-")) == pytest.approx(held[0, 0, k], rel=5e-3)
-        browser.choose(".knockouts select[aria-label='Hidden from']", "later")
-        browser.choose(".knockouts select[aria-label='Hidden in blocks']", "3-5")
+        browser.choose(".knockouts select[aria-label='Masked for']", "later")
+        browser.choose(".knockouts select[aria-label='Masked in blocks']", "3-5")
         browser.click(".knockouts .button")
         browser.until(lambda: browser.view().get("measure") == "knockout")
         assert (browser.view()["mode"], browser.view()["window"]) == ("later", "3-5")
@@ -204,7 +204,7 @@ def test_knockouts_are_the_stores(browser, questions):
             assert float(row["weight"]) == wanted
         browser.open(f"{running.address}#example=9&measure=knockout")
         browser.until(lambda: "knockouts of this example were not measured" in browser.text(".note"))
-        assert "Not measured" in browser.text(".knockouts")
+        assert "No knockout effects" in browser.text(".knockouts")
         assert browser.errors() == []
 
 
