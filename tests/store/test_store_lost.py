@@ -19,7 +19,7 @@ from stratascope.cli import main
 from stratascope.errors import StoreError
 from stratascope.store import BlockWriter, copy_store, create_store
 from stratascope.store.io import claims
-from stratascope.store.io.claims import block_claim, claims_folder
+from stratascope.store.io.claims import CLAIMS, block_claim
 
 LAYOUT = small_layout(5, record={"residual"})
 KNOWN = birth(LAYOUT)
@@ -196,10 +196,10 @@ os._exit(9)
 def test_without_locks_the_claim_of_a_dead_process_is_taken_over_at_once(tmp_path, no_locks):
     path = make_store(tmp_path / "a.zarr", LAYOUT, blocks=[])
     assert subprocess.run([sys.executable, "-c", DIE, str(path)]).returncode == 9
-    assert (claims_folder(path) / "0.holder").exists()
+    assert (path / CLAIMS / "0.holder").exists()
     with BlockWriter(path) as writer:
         writer.write(0, block_arrays(LAYOUT, KNOWN, 0))
-    assert not (claims_folder(path) / "0.holder").exists()
+    assert not (path / CLAIMS / "0.holder").exists()
 
 
 def test_without_locks_the_claim_of_another_machine_says_what_to_remove(tmp_path, no_locks, monkeypatch):
@@ -210,7 +210,7 @@ def test_without_locks_the_claim_of_another_machine_says_what_to_remove(tmp_path
         other.__enter__()
     with BlockWriter(path) as writer, pytest.raises(StoreError) as refused:
         writer.write(0, block_arrays(LAYOUT, KNOWN, 0))
-    held = claims_folder(path) / "0.holder"
+    held = (path / CLAIMS) / "0.holder"
     assert "this file system knows no locks: if that process is dead, remove" in str(refused.value)
     assert str(held) in str(refused.value)
     held.unlink()

@@ -1,4 +1,4 @@
-"""Reading a store: numbers that were recorded, or an error that says why there are none."""
+"""Reading a store: numbers that were recorded, or an error that says why there are none. In one file, as it is one class."""
 
 from __future__ import annotations
 
