@@ -117,7 +117,7 @@ def test_of_sharded_weights_the_absent_and_the_truncated_shard_is_named(folder: 
     with pytest.raises(InvalidInputError, match=rf"{names[1]}: expected a complete safetensors file"):
         load_model(source, torch.float32)
     (folder / names[1]).unlink()
-    with pytest.raises(InvalidInputError, match=rf"files that model\.safetensors\.index\.json names .*, found no {names[1]}; fetch it"):
+    with pytest.raises(InvalidInputError, match=rf"files that model\.safetensors\.index\.json names .*, found no {names[1]}; download it"):
         load_model(source, torch.float32)
     for text in ("{", "[]", '{"weight_map": [1]}'):
         (folder / "model.safetensors.index.json").write_text(text)
