@@ -75,11 +75,11 @@ def test_no_message_shows_a_list_as_python_writes_it() -> None:
 def test_a_command_and_a_call_are_refused_in_their_own_words(store_path: Path) -> None:
     from stratascope.probe import ProbeSettings, layer_curve
 
-    with pytest.raises(InvalidInputError, match=r"give others \(strengths=\(1e-3, 1e-2, 1e-1\)\)$"):
+    with pytest.raises(InvalidInputError, match=r"found -1; give others \(`strengths`\), such as 1e-3, 1e-2 and 1e-1$"):
         ProbeSettings(strengths=(-1.0,))
     done = CliRunner().invoke(main, ["probe", str(store_path), "--strengths", "-1"])
     assert done.exit_code == 2
-    assert done.stderr == "stratascope: expected strengths above 0, found -1; give others (--strengths 1e-3,1e-2,1e-1)\n"
+    assert done.stderr == "stratascope: expected strengths above 0, found -1; give others (--strengths), such as 1e-3, 1e-2 and 1e-1\n"
     store = ActivationStore.open(store_path)
     store.__dict__["written"] = store.written & False
     with pytest.raises(UnwrittenBlockError, match=r"\(pass examples=store\.available\('residual'\)\)$") as refused:

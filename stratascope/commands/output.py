@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,8 +172,16 @@ def selection_lines(store: ActivationStore, result: Result) -> list[str]:
 
 
 def print_json(record: Mapping[str, Any]) -> None:
-    """Print one JSON object."""
-    echo(json.dumps(record, default=_plain))
+    """Print one JSON object; numbers that are not finite become null."""
+    echo(json.dumps(_finite(json.loads(json.dumps(record, default=_plain))), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:

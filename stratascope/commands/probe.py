@@ -10,7 +10,7 @@ import click
 
 from stratascope.commands import options
 from stratascope.commands.output import Output, results_output
-from stratascope.commands.signature import options_of
+from stratascope.commands.signature import options_in_errors, options_of
 from stratascope.commands.terminal import echo, open_store
 from stratascope.probe.study.probe_run import run_probes
 from stratascope.probe.study.request import ProbeRequest, results_of_others
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SETTINGS = tuple(field.name for field in fields(ProbeSettings) if field.name not in ("array", "only"))
 """Fields of `ProbeSettings` that are options."""
+SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or the address of a Dask scheduler."
 
 
 @click.command(short_help="Cross-validated linear probes by layer and position.")
@@ -30,7 +31,7 @@ SETTINGS = tuple(field.name for field in fields(ProbeSettings) if field.name not
 @options_of(
     ProbeRequest,
     tasks="truth, relation, category, answer, choice, geometry (boxes), a column of the examples, or a NAME of --values.",
-    positions="Token or box positions; default: all that the array has.",
+    positions="Token or box positions; default: all of the array.",
     layers="Layers to probe; default: all.",
     array="Array to probe; also vision_residual, vision_output, head_logits; head_outputs: a probe for each head.",
     controls="shuffled: labels shuffled within folds; control: a random label for each type (Hewitt & Liang 2019).",
@@ -40,35 +41,34 @@ SETTINGS = tuple(field.name for field in fields(ProbeSettings) if field.name not
     "baselines",
     multiple=True,
     metavar="[NAME=]STORE",
-    help="Store of the same examples to compare with (--condition blank, --untrained), named after that; may be repeated.",
+    help="Store of the same examples to compare with (--condition blank, --untrained); repeatable. NAME defaults to the condition.",
 )
-@click.option("--values", multiple=True, metavar="NAME=FILE.csv", help="A task of your own: a table with columns id and value.")
+@click.option("--values", multiple=True, metavar="NAME=FILE.csv", help="Custom task: a table with columns id and value.")
 @options.only
 @options_of(
     ProbeRequest,
     by="Also report the accuracy for each value of this column.",
-    measures="mdl: online codelength; calibration: reliability of the probabilities.",
-    transfer="Also test the probes of each layer at all other layers.",
-    transfer_to="Also test them at these positions, or in a --baseline by its name: at all layers.",
+    measures="mdl: online codelength (MDL); calibration: reliability diagram.",
+    transfer="Also test the probes of each layer at all layers.",
+    transfer_to="Also test the probes of each layer at all layers of these positions or baselines (by name).",
     metric="Metric of figures and comparisons: accuracy (default), balanced_accuracy, auroc, log_loss; r2 for boxes.",
     margin="What an advantage must exceed for onset and offset.",
 )
 @options_of(
     ProbeSettings,
     split="Names of the training and the test split, such as train,test, instead of cross-validation.",
-    folds="Folds of the cross-validation; all examples of an image are in one fold.",
-    groups="Column whose equal values are never divided between folds; image: by content, whatever the file's name.",
-    minimum="Leave out classes with fewer examples.",
-    types="Columns whose values together make a type, for --controls control.",
-    method="logistic, or means: the difference of the class means.",
-    strengths="Inverse regularisation C to choose among; default: 1e-5 to 1e3.",
+    folds="Number of cross-validation folds; all examples of an image are in one fold.",
+    groups="Column of the groups that no fold divides; image: by content, whatever the file name.",
+    minimum="Exclude classes with fewer examples.",
+    types="Columns that define the type of an example, for --controls control.",
+    method="logistic: L2-regularised logistic regression; means: difference of the class means.",
+    strengths="Inverse regularisation C, selected by nested cross-validation; default: 1e-5 to 1e3.",
     seed="Seed of folds, controls and resamples.",
 )
-@click.option(
-    "--scheduler", default="threads", show_default=True, help="synchronous, threads, processes, or the address of a Dask scheduler."
-)
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads or processes at once; default: one a core.")
+@options_of(run_probes, scheduler=SCHEDULER_HELP)
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads or processes at once; default: one per core.")
 @results_output
+@options_in_errors
 def probe_command(
     store: str,
     output: Output,
@@ -80,8 +80,8 @@ def probe_command(
 ) -> None:
     """Train a cross-validated linear probe for each task, layer and position.
 
-    Prints for each curve its peak, and where it is above chance, controls, embeddings and baselines (onset, offset). Results and figures
-    go to a folder; docs/results.md describes each file. Finished layers are cached there: the same command continues an interrupted run.
+    Prints the peak of each curve, and in which layers it is significantly above chance, controls, embeddings and baselines (onset,
+    offset). docs/results.md describes each file. The output folder caches finished layers: the same command resumes an interrupted run.
 
     \b
     Examples, after 'stratascope demo --out demo':
@@ -103,7 +103,7 @@ def probe_command(
         request,
         scheduler=scheduler,
         workers=workers,
-        progress=sys.stderr.isatty() and not output.quiet,
+        progress=_progress(output),
         output=output.folder / "layers",
         on_cost=lambda text: None if output.quiet else echo(text, err=True),
     )
@@ -120,16 +120,17 @@ def probe_command(
 @click.argument("store")
 @options_of(
     entanglement,
-    full_attention="Blocks that attend to the whole image, to be marked; default: those that the store names.",
-    folds="Folds of the cross-validation; all examples of an image are in one fold.",
+    full_attention="Blocks with attention over the whole image, marked in the figure; default: from the store.",
+    folds="Number of cross-validation folds; all examples of an image are in one fold.",
     seed="Seed of folds and resamples.",
+    scheduler=SCHEDULER_HELP,
 )
-@options.scheduler
 @results_output
+@options_in_errors
 def entanglement_command(store: str, output: Output, **chosen: Any) -> None:
-    """Probe an object's own image cells for its place, the other object's place and the relation, after every block of the vision tower.
+    """Probe the image cells of each object for its own location, the other object's location and the relation, by vision block.
 
-    Blocks that attend to the whole image are marked; the others attend to windows of it, so that nothing from elsewhere can enter there.
+    Blocks with attention over the whole image are marked; the others attend within windows, so that no information crosses windows there.
     Needs a store with vision_residual and boxes; vision_output adds the merged cells that the decoder receives.
 
     \b
@@ -137,11 +138,16 @@ def entanglement_command(store: str, output: Output, **chosen: Any) -> None:
       stratascope entanglement demo/original.zarr
     """
     opened = open_store(store)
-    output.add(entanglement(opened, **chosen), store=opened)
+    output.add(entanglement(opened, progress=_progress(output), **chosen), store=opened)
+
+
+def _progress(output: Output) -> bool:
+    """Whether a progress bar is shown."""
+    return sys.stderr.isatty() and not output.quiet
 
 
 def _baselines(texts: tuple[str, ...]) -> dict[str, ActivationStore]:
-    """Stores by name; one without is named after what sets it apart: blank, untrained, ...; else baseline."""
+    """Name -> store; a store without a name is named after its condition: blank, untrained, ...; else baseline."""
     from stratascope.store import condition_of
 
     found: dict[str, ActivationStore] = {}

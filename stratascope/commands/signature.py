@@ -1,4 +1,4 @@
-"""Options of the command line from the parameters of a function or the fields of a settings class: defaults are written there, once."""
+"""Command-line options from the parameters of a function or the fields of a settings class, where defaults are written once."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ CALLBACKS: Mapping[Any, Callable[..., Any]] = {
     tuple[int, ...]: parsers.numbers,
     Sequence[int]: parsers.numbers,
     tuple[float, ...]: parsers.decimals,
+    Sequence[str]: parsers.names,
 }
 
 
 def options_of(function: Callable[..., Any], /, **help_texts: str | Mapping[str, Any]) -> Callable[[Any], Any]:
-    """A decorator that adds one option for each named parameter, with the parameter's type and default.
+    """Decorator that adds an option for each named parameter, with its type and default.
 
     Parameters
     ----------
@@ -73,7 +74,7 @@ def _option(name: str, hint: Any, default: Any, keywords: Mapping[str, Any]) -> 
     union = isinstance(hint, types.UnionType)
     inner = [one for one in get_args(hint) if one is not type(None)] if union else [hint]
     hint = inner[0]
-    given: dict[str, Any] = {"default": default, "show_default": default not in (None, (), "", False)}
+    given: dict[str, Any] = {"default": default, "show_default": default not in (None, (), "") and default is not False}
     if default is inspect.Parameter.empty:
         given = {"required": not union}
     if hint is bool:
@@ -81,7 +82,12 @@ def _option(name: str, hint: Any, default: Any, keywords: Mapping[str, Any]) -> 
     if get_origin(hint) is Literal:
         given["type"] = click.Choice(get_args(hint))
     elif hint in CALLBACKS:
-        given |= {"callback": CALLBACKS[hint], "metavar": "A,B", "default": ",".join(map(str, default)) if default else None}
+        numbers = CALLBACKS[hint] is parsers.numbers
+        given |= {
+            "callback": CALLBACKS[hint],
+            "metavar": "N,M-K" if numbers else "A,B",
+            "default": ",".join(map(str, default)) if default else None,
+        }
     elif hint == tuple[Path, ...]:
         given |= {"multiple": True, "type": click.Path(path_type=Path)}
     elif hint == tuple[int, int]:

@@ -13,7 +13,7 @@ from stratascope.figures.drawing import new_figure
 from stratascope.figures.style import paper_style
 from stratascope.figures.vision_tower import draw_tower
 from stratascope.probe.curve.layer_curve import LayerCurve
-from stratascope.probe.study.study import probe_study
+from stratascope.probe.study.study import SCHEDULER, probe_study
 from stratascope.results.file import made_from
 from stratascope.results.result import Result, new_axes, table_field
 from stratascope.results.schema import columns
@@ -159,21 +159,22 @@ def entanglement(
     folds: int = 5,
     seed: int = 0,
     level: float = 0.95,
-    scheduler: str | None = None,
+    scheduler: str | None = SCHEDULER,
+    progress: bool = False,
 ) -> Entanglement:
-    """Probe the cells of subject and object after every block of the vision tower, and as they are handed to the decoder.
+    """Probe the cells of subject and object after every block of the vision tower, and in the decoder's input.
 
-    A thing's own place in its cells is a position; the *other* thing's place in them is entanglement: what the decoder is said to work
-    out has then been worked out before it. The tower does not see the caption; of true captions alone does the relation lie in the image.
+    If an object's cells encode the location of the *other* object, the image tokens are entangled before the decoder sees them. The
+    relation is probed on true captions alone, because the vision tower does not see the caption.
 
     Parameters
     ----------
     full_attention
-        Blocks that attend to the whole image, to be marked; by default those that the store names, none where they are not known.
+        Blocks with attention over the whole image, to be marked; by default those that the store names, none where unknown.
     folds, seed, level
-        Of the probes and their intervals, as of `probe_study`.
-    scheduler
-        Where blocks of the tower are worked on, as of `probe_study`.
+        Fields of `ProbeSettings`.
+    scheduler, progress
+        As of `probe_study`.
 
     Raises
     ------
@@ -190,7 +191,7 @@ def entanglement(
     positions = [name for name in PLACES if name in layout.vision_positions]
     if not positions:
         raise NotRecordedError("expected cells of the gold boxes in the store, found none; extract with --boxes instances.json")
-    options: dict[str, Any] = {"folds": folds, "seed": seed, "level": level, "scheduler": scheduler}
+    options: dict[str, Any] = {"folds": folds, "seed": seed, "level": level, "scheduler": scheduler, "progress": progress}
     true = np.flatnonzero((store.examples["label"] == 1).to_numpy() & store.available("answer_logits"))
     parts: list[pd.DataFrame] = []
     lacking = ""

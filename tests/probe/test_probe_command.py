@@ -242,7 +242,7 @@ def test_examples_without_a_value_take_no_part(stores, tmp_path):
     options = ("--tasks", "mine", "--values", f"mine={tmp_path / 'mine.csv'}", "--positions", "final", "--layers", "5", "--out", tmp_path)
     result = run(stores[0], *options)
     assert result.exit_code == 0, result.output
-    assert f"mine: {len(some) - known} of {len(some)} examples have no value and take no part" in result.stdout
+    assert f"mine: {len(some) - known} of {len(some)} examples have no value and are excluded" in result.stdout
     assert len(LayerCurve.load(tmp_path / "probe-mine-final.zarr.zip").examples) == known
 
 
@@ -295,7 +295,7 @@ def test_codelengths_and_calibration_are_said_saved_and_drawn(stores, tmp_path):
     said = run(stores[0], *options, "--baseline", stores[1], "--measures", "mdl,calibration", "--out", tmp_path)
     assert said.exit_code == 0, said.output
     assert "truth at final: expected calibration error 0." in said.output
-    assert "bits a label at layer" in said.output
+    assert "bits per label at layer" in said.output
     table = load_result(tmp_path / "codelength-truth-final.zarr.zip", "codelength").tables["table"]
     assert set(zip(table["store"], table["task"], strict=True)) == {("", "truth"), ("", "truth:shuffled"), ("blank", "truth")}
     own = table[(table["store"] == "") & (table["task"] == "truth")].set_index("layer")["value"]

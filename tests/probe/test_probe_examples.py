@@ -15,9 +15,11 @@ import stratascope.stats
 from stratascope.probe import layer_curve
 from stratascope.store import ActivationStore
 
-MODULES = sorted(
-    module.name for unit in (stratascope.probe, stratascope.stats) for module in pkgutil.walk_packages(unit.__path__, f"{unit.__name__}.")
-)
+UNITS = (stratascope.probe, stratascope.stats)
+MODULES = [
+    "stratascope.commands.signature",
+    *sorted(module.name for unit in UNITS for module in pkgutil.walk_packages(unit.__path__, f"{unit.__name__}.")),
+]
 
 
 @pytest.fixture(scope="module")

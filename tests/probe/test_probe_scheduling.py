@@ -78,7 +78,7 @@ def test_a_study_says_what_it_takes(tmp_path):
     assert str(cost).startswith("12 layer tasks of up to ")
     assert "3 at once" in str(cost)
     assert "each thread of a worker" in str(study.cost(scheduler="tcp://somewhere:8786"))
-    assert study.cost().at_once == 1
+    assert study.cost(scheduler="synchronous").at_once == 1
     assert (
         plan_study(store, array="head_outputs", by_head=True).cost().bytes_each < plan_study(store, array="head_outputs").cost().bytes_each
     )

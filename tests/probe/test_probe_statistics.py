@@ -241,3 +241,13 @@ def test_log_loss_is_turned_round():
     found = Advantage.of(np.arange(3), np.full(3, -0.2), draws, metric="log_loss", name="a", baseline="b")
     assert (found.table["value"] == 0.2).all()
     assert found.onset.layer == 0
+
+
+def test_an_onset_is_a_property_and_may_still_be_called():
+    advantage = _advantage(np.linspace(0, 0.4, 9))
+    with pytest.warns(DeprecationWarning, match=r"onset_over\(margin\)"):
+        assert advantage.onset(0.2) == advantage.onset_over(0.2)
+    with pytest.warns(DeprecationWarning, match="offset is a property"):
+        assert advantage.offset() == advantage.offset
+    with pytest.warns(DeprecationWarning, match="peak is a property"):
+        assert advantage.peak() == advantage.peak

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,10 +18,12 @@ from stratascope.errors import InvalidInputError, NotRecordedError, StoreError, 
 from stratascope.probe import (
     Advantage,
     LayerCurve,
+    ProbeSettings,
     Task,
     calibration,
     codelength_by_layer,
     codelength_of,
+    head_curves,
     layer_curve,
     online_codelength,
     plan_study,
@@ -371,7 +375,7 @@ def test_official_split_is_one_test_set(tmp_path):
 def test_refusals_say_what_to_change(store, tmp_path):
     with pytest.raises(TooFewExamplesError, match=r"at least 50 examples.*found 14"):
         layer_curve(store, examples=np.arange(14), minimum=1)
-    with pytest.raises(TooFewExamplesError, match=r"20 examples or more \(--minimum\), 50 together .* extract at least 16 more examples"):
+    with pytest.raises(TooFewExamplesError, match=r"20 examples or more \(`minimum`\), 50 together .* extract at least 16 more examples"):
         layer_curve(store, examples=np.arange(14))
     with pytest.raises(NotRecordedError, match="found 'colour'; columns are"):
         layer_curve(store, "colour")
@@ -402,3 +406,27 @@ def test_refusals_say_what_to_change(store, tmp_path):
 def test_planted_stores_are_stores(store: ActivationStore, tmp_path: Path):
     assert store.complete
     assert store.provenance["condition"] == "original"
+
+
+def test_signatures_show_every_setting_with_the_default_of_the_command_line(store):
+    from stratascope.commands.probe import probe_command
+    from stratascope.probe.study.probe_run import run_probes
+    from stratascope.probe.study.request import ProbeRequest
+
+    options = {option.name: option.default for option in probe_command.params}
+    for function in (layer_curve, probe_study, plan_study, head_curves, transfer_matrix, codelength_by_layer):
+        parameters = signature(function).parameters
+        assert not [name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
+        for field in fields(ProbeSettings):
+            default = parameters[field.name].default
+            assert default == ("head_outputs" if (function, field.name) == (head_curves, "array") else field.default)
+    for field in ("seed", "folds", "minimum", "method", "groups"):
+        assert options[field] == signature(layer_curve).parameters[field].default
+    shared = [signature(function).parameters["scheduler"].default for function in (layer_curve, run_probes)]
+    assert {options["scheduler"]} == set(shared)
+    assert ProbeRequest().tasks == signature(probe_study).parameters["tasks"].default
+
+
+def test_one_layer_is_given_as_a_number(store):
+    (one,), (several,) = (plan_study(store, ("truth",), ("final",), layers=layers).layers for layers in (np.int64(3), [3]))
+    assert one == several == 3

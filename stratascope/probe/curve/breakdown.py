@@ -1,4 +1,4 @@
-"""A curve in parts: accuracy by relation or any other column of the examples, and the confusion matrix of a layer."""
+"""Accuracy by relation or any other column of the examples, and the confusion matrix of a layer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 MOST_CLASSES = 12
-"""Relations above which a confusion matrix is grouped by meta category."""
+"""Number of relations above which a confusion matrix is grouped by meta category."""
 
 
 class AccuracyBy(CurveTable, kind="accuracy_by", command="probe", prefix="probe", schema={**DERIVED, "by": str}):
@@ -38,7 +38,7 @@ class AccuracyBy(CurveTable, kind="accuracy_by", command="probe", prefix="probe"
 
     @classmethod
     def of(cls, curve: LayerCurve, value_of: Mapping[str, object], column: str) -> AccuracyBy:
-        """The accuracies of a curve; parameters and errors of `accuracy_by`, and the name of the column."""
+        """Accuracy of a curve by the values of a column; as `accuracy_by`."""
         return cls(accuracy_by(curve, value_of), curve_facts(curve, by=column))
 
     @property
@@ -48,14 +48,14 @@ class AccuracyBy(CurveTable, kind="accuracy_by", command="probe", prefix="probe"
 
 
 class Confusion(CurveTable, kind="confusion", command="probe", prefix="confusion", schema={**DERIVED, "layer": int, "grouped": str}):
-    """Counts of true and predicted classes at a curve's best layer."""
+    """Counts of true and predicted classes at the peak layer of a curve."""
 
     table: pd.DataFrame = table_field(columns(text="label predicted", ints="count", grid="label predicted"))
     """label (true class), predicted (predicted class), count."""
 
     @classmethod
     def of(cls, curve: LayerCurve) -> Confusion:
-        """The confusion matrix at the best layer; many relations are grouped by meta category."""
+        """Confusion matrix at the peak layer; more than `MOST_CLASSES` relations are grouped by meta category."""
         layer = curve.peak.layer
         assert layer is not None, "a curve has a highest layer"
         grouped = len(curve.classes) > MOST_CLASSES and curve.task == "relation"
@@ -73,7 +73,7 @@ class Confusion(CurveTable, kind="confusion", command="probe", prefix="confusion
         return draw_confusion(self.table, new_axes(ax), title=f"{task}{grouped}{where}, layer {self.attributes['layer']}")
 
     def figure(self, store: ActivationStore | None = None) -> Figure:
-        """The matrix on a canvas whose size follows the number of classes."""
+        """Draw the matrix on a canvas whose size follows the number of classes."""
         size = min(max(2.2 + 0.16 * self.table["label"].nunique(), 2.8), 6.0)
         figure, (ax,) = new_figure(1, width=size + 0.8, height=size)
         with paper_style():
@@ -82,7 +82,7 @@ class Confusion(CurveTable, kind="confusion", command="probe", prefix="confusion
 
 
 def accuracy_by(curve: LayerCurve, value_of: Mapping[str, object], *, minimum: int = 1) -> pd.DataFrame:
-    """Out-of-fold accuracy by layer for examples of each value: small multiples by relation, for instance.
+    """Out-of-fold accuracy by layer for each value of a column, such as the relation.
 
     Parameters
     ----------
@@ -91,13 +91,13 @@ def accuracy_by(curve: LayerCurve, value_of: Mapping[str, object], *, minimum: i
     value_of
         Example id -> value, such as `dict(zip(store.examples["id"], store.examples["relation"]))`.
     minimum
-        Values of fewer examples are left out.
+        Values with fewer examples are excluded.
 
     Returns
     -------
     pandas.DataFrame
-        One row per value and layer: by, layer, examples, groups, value, low, high (Wilson's 95 % interval with as many trials as
-        there are groups).
+        One row per value and layer: by, layer, examples, groups, value, low, high (Wilson's 95 % interval, with groups
+        as trials).
 
     Raises
     ------
@@ -142,7 +142,7 @@ def accuracy_by(curve: LayerCurve, value_of: Mapping[str, object], *, minimum: i
 
 
 def confusion(curve: LayerCurve, layer: int, group: Callable[[str], str] | None = None) -> pd.DataFrame:
-    """Counts of out-of-fold predictions at a layer.
+    """Confusion matrix of out-of-fold predictions at a layer.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def confusion(curve: LayerCurve, layer: int, group: Callable[[str], str] | None 
     layer
         One of the curve's.
     group
-        Class -> group, such as `category_of` from relation to meta category; groups are counted instead of classes.
+        Class -> group, such as `category_of` from relation to meta category; counts are then by group.
 
     Returns
     -------

@@ -22,7 +22,7 @@ class Calibration(CurveTable, kind="calibration", command="probe", prefix="calib
 
     @classmethod
     def of(cls, curve: LayerCurve, bins: int = 10) -> Calibration:
-        """The calibration of a curve; parameters and errors of `calibration`."""
+        """Calibration of a curve; as `calibration`."""
         return cls(calibration(curve, bins), curve_facts(curve))
 
     def error(self, layer: int) -> float:
@@ -30,20 +30,20 @@ class Calibration(CurveTable, kind="calibration", command="probe", prefix="calib
         return float(self.table.set_index("layer").loc[[layer], "error"].iloc[0])
 
     def summary(self) -> str:
-        """The expected calibration error, lowest and highest over layers."""
+        """Lowest and highest expected calibration error over layers."""
         error = self.table.groupby("layer")["error"].first()
         return f"{self.title}: expected calibration error {error.min():.3f} to {error.max():.3f} over layers"
 
 
 def calibration(curve: LayerCurve, bins: int = 10) -> pd.DataFrame:
-    """Reliability by layer: out-of-fold confidence against accuracy.
+    """Reliability diagram by layer: out-of-fold confidence against accuracy.
 
     Parameters
     ----------
     curve
         Of a task of classes.
     bins
-        Of equal numbers of examples, by the probability of the predicted class.
+        Number of bins with equal numbers of examples, by the probability of the predicted class.
 
     Returns
     -------
@@ -67,17 +67,17 @@ def calibration(curve: LayerCurve, bins: int = 10) -> pd.DataFrame:
     label = curve.examples["label"].to_numpy()
     rows = []
     for layer, logits in zip(curve.layers, curve.logits, strict=True):
-        chance = probabilities(logits)
-        sure = chance.max(axis=1)
-        right = chance.argmax(axis=1) == label
-        parts = [part for part in np.array_split(np.argsort(sure, kind="stable"), bins) if len(part)]
-        gaps = [abs(float(sure[part].mean() - right[part].mean())) * len(part) for part in parts]
+        probability = probabilities(logits)
+        confidence = probability.max(axis=1)
+        right = probability.argmax(axis=1) == label
+        parts = [part for part in np.array_split(np.argsort(confidence, kind="stable"), bins) if len(part)]
+        gaps = [abs(float(confidence[part].mean() - right[part].mean())) * len(part) for part in parts]
         rows += [
             {
                 "layer": int(layer),
                 "bin": number,
                 "examples": len(part),
-                "confidence": float(sure[part].mean()),
+                "confidence": float(confidence[part].mean()),
                 "accuracy": float(right[part].mean()),
                 "error": sum(gaps) / len(label),
             }

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_PANELS = 12
-"""Values, such as relations, in a figure of small multiples: those with the most examples."""
+"""Largest number of panels by value; the values with the most examples are shown."""
 
 
 def layer_label(curve: LayerCurve, panels: int = 1) -> str:
-    """Label of the axis of layers; short where there are many panels."""
+    """Label of the layer axis; short for three panels or more."""
     return LAYER_LABELS.get(str(curve.attributes.get("array", "residual")), "layer") if panels < 3 else "after k blocks"
 
 
 def curves_figure(curves: Mapping[str, LayerCurve], *, muted: Mapping[str, LayerCurve], title: str, metric: str | None = None) -> Figure:
-    """Layer curves of one task with their controls in one panel."""
+    """Draw layer curves of one task with their controls in one panel."""
     first = next(iter(curves.values()))
     metric = metric or reported_metric(first)
     figure, (ax,) = new_figure(1, width=4.6, height=2.9)
@@ -45,7 +45,7 @@ def curves_figure(curves: Mapping[str, LayerCurve], *, muted: Mapping[str, Layer
 
 
 def positions_figure(curves: CurveSet, mine: Sequence[LayerCurve], *, margin: float = 0.0) -> Figure:
-    """One panel a position: the task's curve, its controls and baselines, and where it is above all of them.
+    """Draw one panel per position: the curve, its controls and baselines, and the layers above all of them.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def positions_figure(curves: CurveSet, mine: Sequence[LayerCurve], *, margin: fl
     mine
         Curves of one task, by position.
     margin
-        What an advantage must exceed for onset and offset.
+        An advantage must exceed it for onset and offset.
     """
     from matplotlib.lines import Line2D
 
@@ -86,7 +86,7 @@ def positions_figure(curves: CurveSet, mine: Sequence[LayerCurve], *, margin: fl
 
 
 def single_layer_figure(curves: CurveSet, mine: Sequence[LayerCurve], *, name_layer: bool = False) -> Figure:
-    """The score at each position in the only layer there is, or was asked for, beside controls and baselines."""
+    """Draw the scores of a single layer by position, with controls and baselines."""
     metric, task = curves.metric_of(mine[0]), mine[0].task
     tables: dict[str, list[pd.DataFrame]] = {"probe": [curve.table for curve in mine]}
     for curve in mine:
@@ -102,7 +102,7 @@ def single_layer_figure(curves: CurveSet, mine: Sequence[LayerCurve], *, name_la
 
 
 def values_figure(curve: LayerCurve, accuracy: AccuracyBy) -> Figure | None:
-    """Small multiples of the accuracy for the most frequent values of a column; None where there is only one value."""
+    """Draw the accuracy for the most frequent values of a column, one panel each; None for a single value."""
     table, column = accuracy.table, str(accuracy.attributes["by"])
     size = table.drop_duplicates("by").set_index("by")["examples"].sort_values(ascending=False, kind="stable")
     shown = sorted(size.index[:MOST_PANELS])
@@ -123,7 +123,7 @@ def values_figure(curve: LayerCurve, accuracy: AccuracyBy) -> Figure | None:
 
 
 def calibration_figure(curves: Sequence[LayerCurve], calibrations: Sequence[Calibration], layers: Sequence[int]) -> Figure:
-    """One reliability diagram for each curve of a task, at its layer of `layers`."""
+    """Draw one reliability diagram per curve of a task, at its layer in `layers`."""
     figure, axes = panel_figure(len(curves), height=1.9, titled=True)
     with paper_style():
         for curve, calibration, layer, ax in zip(curves, calibrations, layers, axes, strict=True):
@@ -136,7 +136,7 @@ def calibration_figure(curves: Sequence[LayerCurve], calibrations: Sequence[Cali
 
 
 def codelength_figure(curves: Sequence[LayerCurve], codelengths: Sequence[CurveTable]) -> Figure:
-    """One panel a position: compression by layer with controls and baselines."""
+    """Draw one panel per position: compression by layer with controls and baselines."""
     task = curves[0].task
     figure, axes = panel_figure(len(curves), height=1.6 if len(curves) > 1 else 2.4, titled=True)
     with paper_style():

@@ -1,4 +1,4 @@
-"""Many curves of one task as one grid of cells, position by layer or head by layer, with a band that holds for all of them."""
+"""Score grid of one task, position by layer or head by layer, with a simultaneous band over all cells."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ScoreGrid(
         columns(text="row metric", ints="layer", floats=f"value {INTERVAL} chance", flags="found", grid="metric row layer")
     )
     """One row per curve and layer: row (the position or head), layer, metric, value, low, high, low_simultaneous, high_simultaneous,
-    chance, found (whether the simultaneous lower bound is above chance)."""
+    chance, found (whether the simultaneous lower bound exceeds chance)."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """task, metric, level, critical (standard errors on each side of the band), array, only; fingerprint, name and provenance of the
     store."""
@@ -56,13 +56,13 @@ class ScoreGrid(
     def of(cls, curves: Sequence[LayerCurve], metric: str | None = None) -> ScoreGrid:
         """A grid of curves of the same task.
 
-        The simultaneous band takes the maximum over all cells, so that at a level of 95 % a single cell is found in at most
-        5 % of data sets without any signal. Single intervals do not allow for the choice of the best of many cells.
+        The simultaneous band takes the maximum over all cells: at a level of 95 %, at most 5 % of data sets without signal have a
+        significant cell. Pointwise intervals do not correct for the selection of the best of many cells.
 
         Parameters
         ----------
         curves
-            One a row, by position or head.
+            One per row, by position or head.
         metric
             The curves' main one by default.
 
@@ -103,7 +103,7 @@ class ScoreGrid(
         return self.table.pivot(index="row", columns="layer", values=column).loc[list(dict.fromkeys(self.table["row"]))]
 
     def best(self, count: int = 5) -> pd.DataFrame:
-        """The `count` highest cells that are found, highest first."""
+        """The `count` highest significant cells, highest first."""
         return self.table[self.table["found"]].nlargest(count, "value").reset_index(drop=True)
 
     @property
@@ -122,7 +122,7 @@ class ScoreGrid(
         return file_name("heads" if self.by_head else "positions", self.attributes["task"])
 
     def summary(self) -> str:
-        """How many cells are above chance by a band that holds for all of them, and the highest ones."""
+        """Number of cells significantly above chance by the simultaneous band, and the highest ones."""
         metric = str(self.attributes["metric"])
         name = METRIC_LABELS.get(metric, metric)
         rows, where = ("heads", "block") if self.by_head else ("cells", "layer")

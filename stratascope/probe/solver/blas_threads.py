@@ -1,4 +1,4 @@
-"""One thread for matrix products, so that the same work gives the same last digits whatever runs beside it."""
+"""One BLAS thread, so that results do not depend on concurrent work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class _Pin:
-    """Holds the limit of one BLAS thread for as long as anyone asks for it.
+    """Limit of one BLAS thread while at least one context is open.
 
     The limit belongs to the whole process, and only the thread that sets it may take it back (threadpoolctl 3.8 ignores others).
     So a thread of its own sets it for the first of several that need it and takes it back after the last, or one task that ends
@@ -57,7 +57,7 @@ _PIN = _Pin()
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Within it, products of every thread of this process are computed on one thread each."""
+    """Context in which every thread of this process computes matrix products on one BLAS thread."""
     import scipy.linalg  # noqa: F401 (it brings a BLAS of its own, which must be loaded before it can be limited)
 
     _PIN.acquire()

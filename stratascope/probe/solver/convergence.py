@@ -1,4 +1,4 @@
-"""How solutions of many problems ended, and what they took."""
+"""Convergence reports and cost of the solver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Floats = NDArray[Any]
 
 @dataclass
 class Report:
-    """How the last solution of each problem ended."""
+    """Convergence of the last solution of each problem."""
 
     objective: Floats
     """(problem,) F, in nats summed over training rows."""
@@ -27,11 +27,11 @@ class Report:
 
 @dataclass
 class Work:
-    """What the solver spent, to be compared with the unavoidable matrix products."""
+    """Cost of the solver, to compare with the unavoidable matrix products."""
 
     flops: float = 0.0
     """Of the products with the rows."""
     rows_seconds: float = 0.0
-    """Time of the products with the rows, which no first-order method can do without."""
+    """Time of the products with the rows, which every first-order method needs."""
     basis_seconds: float = 0.0
     """Time of the preconditioner."""

@@ -11,12 +11,12 @@ from stratascope.probe.solver.losses import Loss
 
 Floats = NDArray[Any]
 _SLOPE = 0.4
-"""A step is long enough when the slope has fallen to this share of its start."""
+"""Curvature condition: a step is long enough when the slope has fallen to this share of its start."""
 _TRIALS = 14
 _NOISE = 1e-6
-"""Growth of F, relative to the loss, that float32 logits can feign."""
+"""Growth of F, relative to the loss, within the rounding error of float32 logits."""
 _ENOUGH = 3
-"""Trials after which a decrease or a flat slope suffices."""
+"""Number of trials after which a decrease or a flat slope suffices."""
 
 
 class Evaluates(Protocol):
@@ -88,7 +88,7 @@ def line_search(
         growth = value_at - loss[index] + t * linear[index] + 0.5 * t**2 * square[index]
         ok = (np.abs(derivative) <= _SLOPE * np.abs(slope[index])) & (growth <= _NOISE * loss[index])
         if trial >= _ENOUGH:
-            # near the floor of the arithmetic one of the two is rounding
+            # near the limit of precision, one of the two is rounding error
             ok |= (growth <= 0) | (np.abs(derivative) <= _SLOPE * np.abs(slope[index]))
         if last:
             ok[:] = True

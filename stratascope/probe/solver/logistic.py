@@ -22,15 +22,14 @@ from stratascope.probe.solver.convergence import Report, Work
 from stratascope.probe.solver.line_search import line_search
 from stratascope.probe.solver.losses import loss_for
 from stratascope.probe.solver.preconditioner import Preconditioner
-from stratascope.probe.solver.quasi_newton import History, Metric, dot, exact_dot, memory_for
+from stratascope.probe.solver.quasi_newton import History, Metric, PathStep, dot, exact_dot, memory_for
 from stratascope.probe.solver.standardised_rows import Eigenbasis, Rows
-from stratascope.probe.solver.warm_start import Course
 
 Floats = NDArray[Any]
 _ABSENT = -60.0
 """Intercept of a class without training examples: exp(-60) of the others, where the exact solution has minus infinity."""
 _PATIENCE = 10
-"""Iterations over which the objective has to fall by a part of the tolerance, or the arithmetic has reached its floor."""
+"""Iterations in which the objective must fall by a part of the tolerance; otherwise it is at the limit of floating-point precision."""
 
 
 class BatchSolver:
@@ -89,7 +88,7 @@ class BatchSolver:
         self.coef = np.zeros((self.count, self.loss.outputs, rows.d), rows.dtype)
         self.work = Work()
         self._start_from_frequencies(classes)
-        self._course = Course(self.coef, self.intercept)
+        self._last_move = PathStep(self.coef, self.intercept)
         self._precondition = Preconditioner(basis, float(rows.norms.mean() * rows.n / max(rows.d, 1)), rows.n)
         self.report = Report(
             objective=np.full(self.count, np.nan),
@@ -178,11 +177,11 @@ class BatchSolver:
         return value, residuals, curvature / np.maximum(norm, 1e-30)[:, None, None]
 
     def members(self, active: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-        """Positions within `active` of the problems that train on each block."""
+        """Positions within `active` of the problems trained on each block."""
         return [np.flatnonzero(self.training[active, block]) for block in range(self.rows.blocks)]
 
     def solve(self, strength: float | Floats, problems: NDArray[np.intp] | None = None) -> Report:
-        """Minimise the problems (all by default) at their strengths, from where `coef` and `intercept` stand: ascending is cheapest.
+        """Minimise the problems (all by default) at their strengths, from the current `coef` and `intercept`; ascending is cheapest.
 
         Raises
         ------
@@ -236,7 +235,7 @@ class BatchSolver:
                 blocks = self.members(active)
             if iteration == 0:
                 last = self.report.iterations[active]
-                step, bias_step, slope = self._course.onward(active, last, (total, bias), (step, bias_step, slope))
+                step, bias_step, slope = self._last_move.better_than(active, last, (total, bias), (step, bias_step, slope))
             # logits are linear in the weights: the same map gives their change
             along = self.forward(active, step, bias_step, blocks)
             found = line_search(
@@ -249,7 +248,7 @@ class BatchSolver:
             intercept = intercept + bias_step
             history.begin(step, bias_step, total, bias)
             gradient, bias = self.backward(active, residual, blocks)
-        self._course.note(chosen, self.coef[chosen] - start, self.intercept[chosen] - bias_start)
+        self._last_move.store(chosen, self.coef[chosen] - start, self.intercept[chosen] - bias_start)
         return self.report
 
     def logits(self, problems: NDArray[np.intp], block: int) -> Floats:
@@ -270,12 +269,12 @@ class BatchSolver:
         return apply
 
     def held_out(self, problems: NDArray[np.intp], block: int) -> tuple[Floats, NDArray[np.bool_]]:
-        """Log-loss (problem, row of the block), and whether the model can know the row's class."""
+        """Log-loss (problem, row of the block), and whether the model has training examples of the row's class."""
         labels = self.labels[self.which[problems], self.rows.part(block)]
         known = ~np.take_along_axis(self.absent[problems], labels.astype(np.intp), axis=1)
         return self.loss.each(self.logits(problems, block), labels), known
 
     def directions(self, problems: NDArray[np.intp] | None = None) -> tuple[Floats, Floats]:
-        """Weights and intercepts for x as it was given: (problem, output, column) and (problem, output), float64."""
+        """Weights and intercepts in units of x: (problem, output, column) and (problem, output), float64."""
         chosen = np.arange(self.count) if problems is None else problems
         return self.rows.unscaled(self.coef[chosen], self.intercept[chosen], self.moments, chosen)

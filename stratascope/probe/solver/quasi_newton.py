@@ -1,4 +1,4 @@
-"""L-BFGS for a batch of problems: the last steps and changes of gradient, and the two-loop recursion over them."""
+"""L-BFGS for a batch of problems: history, two-loop recursion, and warm start along the regularisation path."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[Any]
+_MANY_ITERATIONS = 5
+"""Iterations of the last solution above which the next one starts along the last move. Where training classes become separable, weights
+grow in nearly a constant direction, and the mean curvature says little; elsewhere the quasi-Newton step is better."""
 Metric = Callable[[Floats, Floats], tuple[Floats, Floats]]
 
 
 def memory_for(outputs: int) -> int:
-    """Steps to remember: one logit a problem leaves room for many, which spare iterations where weights are hardly regularised."""
+    """Length of the history; problems of one logit have memory for more, which saves iterations at weak regularisation."""
     return 20 if outputs == 1 else 10
 
 
@@ -36,17 +39,17 @@ class History:
         self._open: tuple[Floats, Floats, Floats, Floats] | None = None
 
     def begin(self, step: Floats, bias_step: Floats, gradient: Floats, bias: Floats) -> None:
-        """Note a step and the gradient that it started from."""
+        """Store a step and the gradient at its start."""
         self._open = (step, bias_step, gradient, bias)
 
     def complete(self, gradient: Floats, bias: Floats) -> None:
-        """Close the pair that `begin` opened with the gradient where the step ended."""
+        """Complete the pair of `begin` with the gradient at the end of the step."""
         if self._open is None:
             return
         step, bias_step, before, bias_before = self._open
         change, bias_change = gradient - before, bias - bias_before
         curvature = dot(step, change) + (bias_step * bias_change).sum(axis=1)
-        # a pair without positive curvature is rounding: weight 0 leaves it out for that problem alone
+        # a pair without positive curvature is rounding error: weight 0 excludes it for that problem alone
         inverse = np.where(curvature > 0, 1 / np.where(curvature > 0, curvature, 1), 0)
         self._pairs.append((step, change, bias_step, bias_change, inverse))
         del self._pairs[: -self.memory]
@@ -71,3 +74,30 @@ class History:
             z += beta[:, None, None].astype(z.dtype) * s
             zb += beta[:, None] * sb
         return -z, -zb
+
+
+class PathStep:
+    """Warm start along the regularisation path: the last move of each problem's solution, from one strength to the next."""
+
+    def __init__(self, coef: Floats, intercept: Floats) -> None:
+        self._coef, self._intercept = np.zeros_like(coef), np.zeros_like(intercept)
+
+    def store(self, problems: NDArray[np.intp], coef: Floats, intercept: Floats) -> None:
+        """Store moves (problem, output, column) and (problem, output)."""
+        self._coef[problems], self._intercept[problems] = coef, intercept
+
+    def better_than(
+        self,
+        problems: NDArray[np.intp],
+        iterations: NDArray[np.intp],
+        gradient: tuple[Floats, Floats],
+        step: tuple[Floats, Floats, Floats],
+    ) -> tuple[Floats, Floats, Floats]:
+        """Step of weights and intercepts, and its slope: the last move instead of `step` if it took long and is a descent direction.
+
+        Its length does not matter, because a line search follows.
+        """
+        coef, intercept = self._coef[problems], self._intercept[problems]
+        slope = exact_dot(coef, gradient[0]) + (intercept * gradient[1]).sum(axis=1)
+        use = (iterations > _MANY_ITERATIONS) & (slope < 0)
+        return np.where(use[:, None, None], coef, step[0]), np.where(use[:, None], intercept, step[1]), np.where(use, slope, step[2])

@@ -1,4 +1,4 @@
-"""Ridge regression of several targets at once: where things are, rather than what is said of them."""
+"""Ridge regression of several targets at once, such as box centres."""
 
 from __future__ import annotations
 
@@ -102,5 +102,5 @@ class RidgeSolver:
         return error, np.ones(error.shape, dtype=bool)
 
     def directions(self, problems: NDArray[np.intp]) -> tuple[Floats, Floats]:
-        """Weights and intercepts on x as recorded."""
+        """Weights and intercepts in units of the activations."""
         return self.rows.unscaled(self.coef[problems], self.intercept[problems], self.moments, problems)

@@ -12,10 +12,10 @@ from stratascope.errors import InvalidInputError
 
 Floats = NDArray[Any]
 _TAIL = 20.0
-"""Eigenvalues up to so many times the smallest are told by their mean: the products with their vectors cost more than they save."""
+"""Eigenvalues up to this multiple of the smallest are replaced by their mean: their eigenvectors cost more than they save."""
 _SMALL = 2**21
 CHUNK = 1024
-"""Rows that are standardised at a time, in float64."""
+"""Number of rows standardised at a time, in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +39,11 @@ class Eigenbasis:
     vectors: Floats
     """(column, rank)"""
     rest: float
-    """Mean of the eigenvalues left out."""
+    """Mean of the omitted eigenvalues."""
 
 
 def suited_dtype(x: Floats) -> np.dtype[Any]:
-    """Small layers in float64: as fast, because calls and not products cost there, and without a floor of rounding."""
+    """float64 for small layers, where it is as fast and more precise."""
     return np.dtype(np.float64 if x.size <= _SMALL else np.float32)
 
 
@@ -104,7 +104,7 @@ class Rows:
                 self._square[block] += np.einsum("ij,ij->j", z, z)
         if not np.isfinite(self._square).all():
             raise InvalidInputError(
-                "expected finite activations, found NaN or infinity; leave out the examples that have them (--only)",
+                "expected finite activations, found NaN or infinity; leave out the examples that have them (`only`)",
                 in_python="store.available tells which examples have the position",
             )
         self.norms = np.einsum("ij,ij->i", self.z, self.z)
@@ -126,7 +126,7 @@ class Rows:
         weight = training.astype(np.float64)
         count = weight @ np.diff(self.offsets)
         if (count < 2).any():
-            raise InvalidInputError("expected at least two training examples, found a training set without; give fewer folds (--folds)")
+            raise InvalidInputError("expected at least two training examples, found a training set without; give fewer folds (`folds`)")
         mean = weight @ self._sum / count[:, None]
         variance = weight @ self._square / count[:, None] - mean**2
         # variance comes by subtraction, so a column constant in the training set leaves rounding of the size of its mean
@@ -135,7 +135,7 @@ class Rows:
         return Moments(count=count, mean=mean.astype(self.dtype), scale=scale.astype(self.dtype))
 
     def unscaled(self, weight: Floats, intercept: Floats, moments: Moments, problems: NDArray[np.intp]) -> tuple[Floats, Floats]:
-        """Weights (problem, output, column) and intercepts of standardised rows as those of x as it was given, in float64."""
+        """Weights (problem, output, column) and intercepts of standardised rows in units of x, in float64."""
         weight = weight / moments.scale[problems].astype(np.float64)[:, None]
         intercept = intercept - np.einsum("pkd,pd->pk", weight, moments.mean[problems].astype(np.float64))
         weight = weight / self.scale

@@ -1,4 +1,4 @@
-"""Minimum description length: how cheaply labels can be sent to someone who has the activations (Voita & Titov 2020)."""
+"""Online codelength (MDL): bits to transmit the labels given the activations (Voita & Titov 2020)."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from stratascope.probe.validation.folds import number_groups
 
 Floats = NDArray[Any]
 FRACTIONS = (0.0625, 0.125, 0.25, 0.5, 1.0)
-"""Ends of the portions that are sent one after another, as shares of the groups."""
+"""Ends of the portions of the online code, as shares of the groups."""
 
 
 @dataclass(frozen=True, eq=False)
 class Codelength:
-    """Bits to send the labels of one layer."""
+    """Online codelength of the labels of one layer."""
 
     each: Floats
-    """(example,) bits of each label."""
+    """(example,) bits per label."""
     classes: int
 
     @property
     def bits(self) -> float:
-        """Of all labels."""
+        """Codelength of all labels."""
         return float(self.each.sum())
 
     @property
     def uniform_bits(self) -> float:
-        """With every class as likely as any other: log2(classes) a label."""
+        """Codelength of the uniform code: log2(classes) per label."""
         return float(len(self.each) * np.log2(self.classes))
 
     @property
     def examples(self) -> int:
-        """Labels that are sent."""
+        """Number of labels."""
         return len(self.each)
 
     @property
     def compression(self) -> float:
-        """uniform_bits / bits: 1 where nothing can be read."""
+        """uniform_bits / bits; 1 without any information on the labels."""
         return self.uniform_bits / self.bits
 
 
@@ -60,10 +60,11 @@ def online_codelength(
     seed: int = 0,
     basis: Eigenbasis | None = None,
 ) -> Codelength:
-    """Online code: each portion is sent with the probe trained on all portions before, the first one with uniform probabilities.
+    """Online codelength of labels given activations.
 
-    The strength for a portion is the one that would have sent all earlier portions (from the second on) in the fewest bits; the
-    first choice is the middle of the grid. Groups (images) are never divided, and go in random order. Voita & Titov 2020, section 2.2.
+    Each portion is coded with the probe trained on all earlier portions, the first one uniformly. The strength for a portion minimises
+    the codelength of the earlier portions (from the second on); the first strength is the middle of the grid. Portions do not divide
+    groups (images), whose order is random. Voita & Titov 2020, section 2.2.
 
     Parameters
     ----------
@@ -72,15 +73,15 @@ def online_codelength(
     labels, groups
         (example,) class codes 0..classes-1, and names or numbers of groups.
     classes
-        How many there are.
+        Number of classes.
     strengths
-        Inverse regularisation C to choose from.
+        Grid of inverse regularisation C.
     fractions
         Of the groups, ascending, where portions end; the last is 1.
     seed
         Of the order.
     basis
-        Of the rows of `x`, where it is known: it only speeds up.
+        Of the rows of `x` if known; it only speeds up the solver.
 
     Raises
     ------
@@ -103,7 +104,7 @@ def online_codelength(
 
 
 def portions(groups: NDArray[Any], fractions: Sequence[float], seed: int) -> NDArray[np.intp]:
-    """(example,) which portion each belongs to; InvalidInputError where the fractions do not ascend to 1."""
+    """(example,) number of the portion; InvalidInputError where the fractions do not ascend to 1."""
     if sorted(fractions) != list(fractions) or fractions[-1] != 1 or fractions[0] <= 0:
         raise InvalidInputError(f"expected ascending fractions that end with 1, found {tuple(fractions)}")
     number = number_groups(groups)
@@ -120,7 +121,7 @@ def send(
     strengths: Sequence[float],
     basis: Eigenbasis | None,
 ) -> list[Codelength]:
-    """One code for each labelling (labelling, example), solved together; rows with the portions as blocks. As `online_codelength`.
+    """Online codelength of each labelling (labelling, example), solved together; the blocks of rows are the portions.
 
     Raises
     ------
@@ -149,7 +150,7 @@ def send(
         solver.solve(strength)
         for stage in range(stages):
             loss, known = solver.held_out(np.arange(count) * stages + stage, stage + 1)
-            # a class never seen before is sent with uniform probability
+            # labels of a class without training examples are coded uniformly
             bits[place][:, rows.order[rows.part(stage + 1)]] = np.where(known, loss / np.log(2), np.log2(classes))
     found = []
     for each in bits.transpose(1, 0, 2):  # (strength, example)

@@ -1,4 +1,4 @@
-"""Codelengths of all layers, positions and tasks of a study, each computed once."""
+"""Online codelengths of all layers, positions and tasks of a study."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ METRIC = "compression"
 
 
 def _own_task(attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], _: Collection[str]) -> str | None:
-    """Rows of controls and baselines accompany rows of the task itself."""
+    """The table has rows of the task itself."""
     rows, task = tables["table"], attributes["task"]
     if ((rows["store"] == "") & (rows["task"] == task)).any():
         return None
@@ -52,13 +52,13 @@ class CodelengthCurve(CurveTable, kind="codelength", command="probe", prefix="co
     """layer, position, task, metric (compression), value, low, high, bits, uniform_bits, examples, store ("" for the store itself)."""
 
     def summary(self) -> str:
-        """Bits a label at the layer of the shortest code, beside the uniform code, and the compression with its interval."""
+        """Bits per label at the layer of the shortest code, and the compression with its interval."""
         own = self.table[(self.table["store"] == "") & ~self.table["task"].str.contains(":")]
         best = own.iloc[int(own["value"].to_numpy().argmax())]
         bits, uniform = (best[name] / best["examples"] for name in ("bits", "uniform_bits"))
         where = f" at layer {best['layer']}" if own["layer"].nunique() > 1 else ""
         compression = f"compression {best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}]"
-        return f"{self.title}: {bits:.3f} bits a label{where} instead of {uniform:.3f}, {compression}"
+        return f"{self.title}: {bits:.3f} bits per label{where} (uniform code {uniform:.3f}), {compression}"
 
 
 def _every_code(attributes: Mapping[str, Any], _: Mapping[str, pd.DataFrame], arrays: Collection[str]) -> str | None:
@@ -77,7 +77,7 @@ class LayerCodes:
 
 
 class FinishedCodes(Finished[LayerCodes]):
-    """Codelengths of layers."""
+    """Cache of the codelengths of layers."""
 
     kind = "layer_codes"
     name = "codes"
@@ -117,7 +117,7 @@ def codelength_of(
     -------
     pandas.DataFrame
         One row per task, position and layer: layer, position, task, metric (compression), value, low, high, bits, uniform_bits, examples.
-        The interval is of drawing images anew, with the models as they are (bootstrap over groups).
+        Intervals: cluster bootstrap over groups, models not refitted.
 
     Raises
     ------

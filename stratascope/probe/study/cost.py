@@ -1,4 +1,4 @@
-"""What a study takes before it is run: how many layer tasks, and the memory of those that run at once."""
+"""Cost of a study before it runs: number of layer tasks and peak memory."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from stratascope.store.io.overview import bytes_text
 
 @dataclass(frozen=True)
 class StudyCost:
-    """Tasks and memory of a study."""
+    """Number of layer tasks and peak memory of a study."""
 
     tasks: int
-    """One for each layer and position."""
+    """One per layer and position."""
     bytes_each: int
-    """Peak of the largest, beside what the process holds anyway."""
+    """Peak memory of the largest task, without the process itself."""
     at_once: int
-    """Workers on this machine; 0 where they are elsewhere."""
+    """Workers on this machine; 0 for a cluster."""
 
     @property
     def bytes_at_once(self) -> int:
-        """Peak of all workers of this machine."""
+        """Peak memory of all workers of this machine."""
         return self.bytes_each * min(max(self.at_once, 1), max(self.tasks, 1))
 
     def __str__(self) -> str:
@@ -82,17 +82,17 @@ def ridge_bytes(examples: int, columns: int, problems: int, training: NDArray[np
 
 
 def batch_problems(batch: Batch, settings: ProbeSettings) -> int:
-    """Weight vectors that the batch's labellings need at a time."""
+    """Weight vectors of a batch that are solved together."""
     return len(batch.tasks) * len(_training(batch, settings)) * batch_outputs(batch)
 
 
 def batch_outputs(batch: Batch) -> int:
-    """Weight vectors of a model."""
+    """Weight vectors per model."""
     return len(batch.targets) or (1 if len(batch.classes) == 2 else len(batch.classes))
 
 
 def largest_task(batches: list[Batch], columns: int, settings: ProbeSettings) -> int:
-    """Peak memory of the tasks of a position: its batches are solved one after another."""
+    """Peak memory of a task: its batches are solved one after another."""
     return max(_batch_bytes(batch, columns, settings) for batch in batches)
 
 

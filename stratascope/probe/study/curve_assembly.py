@@ -1,4 +1,4 @@
-"""From the answers of single layers to curves with intervals."""
+"""Assembly of layer curves with intervals from the answers of single layers."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Floats = NDArray[Any]
 def assemble(
     store: ActivationStore, position: str | None, batches: Sequence[Batch], answers: Sequence[LayerAnswer], settings: ProbeSettings
 ) -> list[LayerCurve]:
-    """The curves of all labellings at a position; answers ascend by layer."""
+    """Curves of all labellings at a position, from answers in ascending layers."""
     attributes = asdict(settings) | {
-        "store": store.name.rstrip("/").rsplit("/", 1)[-1],  # not its place: the same result is the same bytes anywhere
+        "store": store.name.rstrip("/").rsplit("/", 1)[-1],  # not its path: the same result has the same bytes anywhere
         "fingerprint": store.fingerprint(),
         "provenance": store.provenance,
         **written_counts(store),
@@ -81,7 +81,7 @@ def _curve(
         "fold": folds,
         "digest": example_digests(store.examples)[used],
     }
-    # a fixed test set is met once; without a measure (2 folds) the widest is taken
+    # 0 for a fixed test set, which no model trains on; 1, the upper limit, where it is unknown (2 folds)
     unknown = 0.0 if batch.folds.test is not None else 1.0
     share, turned = (
         np.array([np.nan_to_num(by_fold, nan=unknown).reshape(max(len(batch.targets), 1), -1).mean(1) for by_fold in measured])
@@ -138,7 +138,7 @@ def _fold_table(
                     "target": target,
                     "fold": fold,
                     "strength": strength,
-                    # ridge towards no regularisation has an end that is no edge
+                    # for ridge regression the largest strength is close to no regularisation
                     "at_edge": not batch.targets and bool(answer.at_edge[number]),
                     "inner_loss": float(np.nanmin(inner)) if np.isfinite(inner).any() else np.nan,
                     "accuracy": np.nan if hit is None else float(hit[place, folds == fold].mean()),

@@ -1,4 +1,4 @@
-"""Finished layers in a folder, so that a study that was cut off goes on where it stood."""
+"""Cache of finished layers in a folder: an interrupted study resumes from it."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from stratascope.scheduling import run_all
 
 
 class Digested(Protocol):
-    """An answer that says what it was computed from."""
+    """An answer with the digest of its input."""
 
     @property
     def content(self) -> str:
-        """Digest of the activations that were read."""
+        """Digest of the activations."""
         ...
 
 
 Answer = TypeVar("Answer", bound=Digested)
 SOLVER_VERSION = 9
-"""Of the solution: raise it where the same task would give other numbers. What an older solver left in a folder is then not read."""
+"""Version of the solver; raise it when its numbers change, so that older cached answers are ignored."""
 
 
 class Finished(ABC, Generic[Answer]):
-    """Answers to layer tasks, by all that they depend on.
+    """Cache of the answers to layer tasks.
 
-    The key is made of solver, fingerprint of the store, layer, position, labels, folds and settings; the content is a digest of the
-    activations themselves, because two stores may agree in their provenance and hold other numbers.
+    The key covers solver version, fingerprint of the store, layer, position, labels, folds and settings. The file name also has a digest
+    of the activations, because stores of the same provenance may hold different numbers.
     """
 
     kind: ClassVar[str]
-    """Of the result file."""
+    """Kind of the file."""
     name: ClassVar[str]
-    """What file names begin with."""
+    """Prefix of file names."""
     schema: ClassVar[ResultSchema]
-    """What a file must hold."""
+    """Schema of a file."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -56,14 +56,14 @@ class Finished(ABC, Generic[Answer]):
 
     @abstractmethod
     def write(self, answer: Answer) -> ResultFile:
-        """What is kept of an answer."""
+        """The file content of an answer."""
 
     @abstractmethod
     def read(self, task: LayerTask, file: ResultFile) -> Answer:
-        """The answer again."""
+        """The answer of a file."""
 
     def key(self, task: LayerTask) -> str:
-        """What the names of a task's files begin with, whatever the activations are."""
+        """Prefix of the file names of a task, without the digest of activations."""
         settings = task.settings
         known = {
             "version": SOLVER_VERSION,
@@ -84,27 +84,27 @@ class Finished(ABC, Generic[Answer]):
         return f"{self.name}-{task.layer:03d}-{place}-{digest.hexdigest()[:16]}"
 
     def path(self, task: LayerTask, content: str) -> Path:
-        """The file of a task's answer, computed from activations of the digest `content`."""
+        """File of the answer to a task for activations of a digest."""
         return self.folder / f"{self.key(task)}-{content[:16]}.zip"
 
     def candidates(self, task: LayerTask) -> bool:
-        """Whether the folder holds answers to the task, from whatever activations."""
+        """Whether the folder holds answers to the task, for any activations."""
         return any(self.folder.glob(f"{glob.escape(self.key(task))}-*.zip"))
 
     def load(self, task: LayerTask, content: str) -> Answer | None:
-        """The answer from activations of the digest `content`, or None if there is none that can be read."""
+        """The answer for activations of a digest; None without a readable file."""
         try:
             return self.read(task, read_file(self.path(task, content), self.schema, self.kind))
         except StoreError:
             return None
 
     def save(self, task: LayerTask, answer: Answer) -> None:
-        """Keep an answer."""
+        """Save an answer."""
         write_file(self.path(task, answer.content), self.write(answer))
 
 
 def _own(kind: str, **dimensions: int) -> dict[str, ArraySchema]:
-    """Arrays of one labelling, by their numbers of dimensions, which are named after the array itself."""
+    """Arrays of one labelling by number of dimensions; dimensions are named after the array."""
     return {name: ArraySchema(kind, tuple(f"{name}_{axis}*" for axis in range(count))) for name, count in dimensions.items()}
 
 
@@ -114,7 +114,7 @@ _LABELLING = {
     **_own("int", iterations=1),
     **_own("bool", absent=2, at_edge=1),
 }
-"""Schema of the fields of `OutOfFold`, which the cache holds for each labelling."""
+"""Schema of the fields of `OutOfFold` for each labelling."""
 
 
 def _every_labelling(attributes: Mapping[str, Any], _: Mapping[str, pd.DataFrame], arrays: Collection[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""The work on one layer at one position: read its slice, solve everything, return scores' raw material. Runs in any process."""
+"""Layer tasks: read one layer at one position and solve all its batches. They run in any process."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class LayerTask:
     batches: Sequence[Batch]
     settings: ProbeSettings
     by_head: bool = False
-    """Whether each head's vectors are probed by themselves."""
+    """Whether each head has its own probe."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerAnswer:
-    """Results of a LayerTask."""
+    """Answer to a LayerTask."""
 
     layer: int
     position: str | None
@@ -44,7 +44,7 @@ class LayerAnswer:
     """By batch and labelling, with heads by head, batch and labelling; logits of all examples of the store."""
     seconds: float
     content: str = ""
-    """Digest of what was read; see `content_digest`."""
+    """Digest of the activations; see `content_digest`."""
 
 
 def run_layer(task: LayerTask) -> LayerAnswer:
@@ -61,7 +61,7 @@ def run_layer(task: LayerTask) -> LayerAnswer:
 
 
 def read_layer(task: LayerTask) -> tuple[Floats, NDArray[np.intp]]:
-    """What the task's batches work on: (example, ...) activations, and the numbers of those examples in the store."""
+    """(example, ...) activations of a task, and the numbers of its examples in the store."""
     used = np.flatnonzero(np.any([batch.used for batch in task.batches], axis=0))
     name = task.settings.array
     layer = task.layer if task.store.layout.array(name).layer_dim else None
@@ -69,7 +69,7 @@ def read_layer(task: LayerTask) -> tuple[Floats, NDArray[np.intp]]:
 
 
 def content_digest(task: LayerTask) -> str:
-    """Digest of what a task reads: its activations, and the numbers of the examples that they are of."""
+    """Digest of the activations of a task and its example numbers."""
     return digest_of(*read_layer(task))
 
 
@@ -91,7 +91,7 @@ def _solve(task: LayerTask, x: Floats, used: NDArray[np.intp]) -> list[list[OutO
             found = regress(rows, batch.labels[:, used], batch.folds, strengths=settings.strengths)
         else:
             if basis is None and settings.method == "logistic":
-                # the basis of one set of examples serves the others: it only speeds up
+                # one basis serves all batches, because it only speeds up the solver
                 basis = rows.eigenbasis()
             found = classify(
                 rows,
@@ -108,7 +108,7 @@ def _solve(task: LayerTask, x: Floats, used: NDArray[np.intp]) -> list[list[OutO
 
 
 def _spread(answer: OutOfFold, used: NDArray[np.intp], count: int) -> OutOfFold:
-    """Logits of the examples used as those of all examples of the store."""
+    """Logits over all examples of the store, NaN for the unused."""
     logits = np.full((len(answer.logits), count), np.nan, np.float32)
     logits[:, used] = answer.logits
     return replace(answer, logits=logits)

@@ -1,4 +1,4 @@
-"""A run of probes: every task at every position, its controls and baselines, and what is derived from the curves."""
+"""A probe run: curves of every task and position with controls and baselines, and the results derived from them."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ Studies = Mapping[tuple[str, str | None], Study]
 
 @dataclass(frozen=True, eq=False)
 class ProbeRun:
-    """The results of a run by the names of their files, with figures and lines of text."""
+    """Results, tables and figures of a run by file name, and its summary."""
 
     request: ProbeRequest
     curves: CurveSet
     lines: list[str] = field(default_factory=list)
-    """Peaks, onsets and offsets, one line each."""
+    """Summary: peak, onset and offset of each curve."""
     results: dict[str, Result] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """Every score of a task, for R or a spreadsheet."""
+    """All scores of a task as one long table (CSV)."""
     figures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
-    """Drawn when called."""
+    """File name -> function that draws the figure."""
 
 
 def run_probes(
@@ -65,7 +65,7 @@ def run_probes(
     output: str | Path | None = None,
     on_cost: Callable[[str], object] = lambda text: None,
 ) -> ProbeRun:
-    """Probe every task at every position, with controls and baselines, and derive what the request asks for.
+    """Probe every task at every position, with controls, baselines and the requested measures.
 
     Parameters
     ----------
@@ -74,14 +74,14 @@ def run_probes(
     request
         Tasks, positions, baselines, measures.
     scheduler, workers, progress, output
-        As of `probe_study`; `output` is the folder in which finished layers are kept.
+        As of `probe_study`.
     on_cost
-        Called with the number of tasks and the memory they take, before they begin.
+        Called with the number of layer tasks and their memory before they start.
 
     Raises
     ------
     InvalidInputError
-        If the request does not fit the stores.
+        The request does not fit the stores.
     """
     run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress, "output": output}
     by_head = holds_heads(store, request.array)
@@ -114,7 +114,7 @@ def run_probes(
 
 
 def plan_studies(store: ActivationStore, request: ProbeRequest) -> Studies:
-    """A study for each store and position, over the examples that all of the stores hold."""
+    """A study for each store and position, over the examples that all stores hold."""
     places: Sequence[str | None] = request.positions or positions_of(store, request.array)
     options: dict[str, Any] = {
         "array": request.array,
@@ -139,7 +139,7 @@ def plan_studies(store: ActivationStore, request: ProbeRequest) -> Studies:
 
 
 def peak_text(curve: LayerCurve, metric: str) -> str:
-    """The best layer's score with its interval and chance level, and the layers that are not significantly worse."""
+    """Highest score with its interval and chance level, and the layers that are not significantly worse."""
     rows = curve.rows(metric)
     best = rows.iloc[int(rows["value"].to_numpy().argmax())]
     where = f" at layer {int(best['layer'])}" if len(rows) > 1 else ""
@@ -156,7 +156,7 @@ def _cost(studies: Sequence[Study], scheduler: str | None, workers: int | None) 
 
 
 def _add_curve(done: ProbeRun, curve: LayerCurve, store: ActivationStore) -> None:
-    """Advantages over chance, controls, embeddings and baselines, accuracies by value, and the lines on them."""
+    """Add advantages, accuracies by value, and their summary."""
     request, over = done.request, done.curves.advantages_of(curve)
     done.lines.append(f"{curve.task} at {curve.position or request.array}: {peak_text(curve, done.curves.metric_of(curve))}")
     if len(curve.examples) < store.layout.examples:
@@ -184,7 +184,7 @@ def _span_text(advantage: Advantage, margin: float) -> str:
 
 
 def _add_task(done: ProbeRun, task: str, store: ActivationStore, *, by_head: bool) -> None:
-    """Grid, figures, confusion matrix and spreadsheet of a task."""
+    """Add score grid, figures, confusion matrix and long table of a task."""
     request, curves = done.request, done.curves
     mine = curves.of_task(task)
     stores = {Path(store.name).name: curves.own, **curves.baselines}
@@ -230,7 +230,7 @@ def _by_task(curves: Sequence[LayerCurve]) -> Iterator[tuple[str, list[LayerCurv
 
 
 def _add_measures(done: ProbeRun, studies: Studies, run: Mapping[str, Any]) -> None:
-    """Calibration and codelength, where they are asked for."""
+    """Add calibration and codelength if requested."""
     plain = [curve for curve in done.curves.plain if not curve.targets]
     if plain and "calibration" in done.request.measures:
         for task, mine in _by_task(plain):
@@ -257,13 +257,13 @@ def _add_measures(done: ProbeRun, studies: Studies, run: Mapping[str, Any]) -> N
 
 
 def _rows_of(table: pd.DataFrame, curve: LayerCurve) -> pd.DataFrame:
-    """Rows of the curve's task and position, of its controls and of other stores."""
+    """Rows of the task and position of a curve, with its controls and baselines."""
     task = table["task"].str.partition(":")[0] == curve.task
     return table[task & (table["position"] == (curve.position or ""))].reset_index(drop=True)
 
 
 def _add_transfer(done: ProbeRun, studies: Studies, run: Mapping[str, Any]) -> None:
-    """The layer by layer matrix of each task and position, to itself and to each other place."""
+    """Add the transfer matrices of each task and position."""
     request = done.request
     for curve in [curve for curve in done.curves.plain if not curve.targets]:
         for name in [*([""] if request.transfer else []), *(to for to in request.transfer_to if to != curve.position)]:

@@ -1,4 +1,4 @@
-"""What a run of probes is asked for, checked against its stores before anything is solved."""
+"""`ProbeRequest`: tasks, positions, baselines and measures of a probe run, and checks against its stores."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ class ProbeRequest:
     controls: tuple[str, ...] = ()
     """shuffled, control: added to every task."""
     values: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    """Tasks by example id."""
+    """Task name -> mapping from example id to class."""
     baselines: Mapping[str, ActivationStore] = field(default_factory=dict)
     """Name -> store of the same examples."""
     by: str = "relation"
-    """Column of the examples by whose values accuracy is taken apart."""
+    """Column of the examples; accuracy is also reported for each of its values."""
     measures: tuple[str, ...] = ()
-    """mdl, calibration: measured besides."""
+    """mdl: online codelength; calibration: reliability."""
     transfer_to: tuple[str, ...] = ()
-    """Positions, and names of baselines, where probes of each layer are tested, too."""
+    """Positions and names of baselines in which probes of each layer are also tested."""
     transfer: bool = False
-    """Whether probes of each layer are tested at all others."""
+    """Whether probes of each layer are also tested at all layers."""
     metric: str | None = None
-    """What is drawn and compared; accuracy, or R2 for values, by default."""
+    """Metric of figures and comparisons; accuracy, or R2 for values, by default."""
     margin: float = 0.0
-    """An advantage has to exceed it."""
+    """An advantage must exceed it for onset and offset."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `ProbeSettings`."""
 
@@ -59,11 +59,11 @@ class ProbeRequest:
 
 
 SHOWN_IDS = 5
-"""Ids that a message names."""
+"""Ids named in a message."""
 
 
 def check_baselines(store: ActivationStore, request: ProbeRequest) -> None:
-    """Refuse a baseline of other examples, or of the same in another order: differences are paired by example.
+    """Check that baselines hold the same examples in the same order: differences are paired by example.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def check_baselines(store: ActivationStore, request: ProbeRequest) -> None:
 
 
 def results_of_others(store: ActivationStore, request: ProbeRequest, folder: Path) -> Iterator[str]:
-    """Says that a folder holds results of other stores, before results of this one are written there."""
+    """Warning if a folder holds results of other stores."""
     names = {PurePath(other.name).name for other in (store, *request.baselines.values())}
     fingerprint, others = store.fingerprint(), []
     for found in results_in(folder):
@@ -91,36 +91,36 @@ def results_of_others(store: ActivationStore, request: ProbeRequest, folder: Pat
     if others:
         yield (
             f"{folder} holds {len(others):,} results that are not of {PurePath(store.name).name} as it is now, such as "
-            f"{others[0]}; those of the same name are replaced, the others stay: give each store a folder of its own (--out)"
+            f"{others[0]}; those of the same name are replaced, the others stay: give each store a folder of its own"
         )
 
 
 def check_transfer(store: ActivationStore, request: ProbeRequest) -> None:
-    """Raises InvalidInputError for a place that is neither a position of the array nor a baseline."""
+    """Check that each target of a transfer is a position of the array or a baseline."""
     known = [*(place for place in positions_of(store, request.array) if place), *request.baselines]
     for name in request.transfer_to:
         if name not in known:
             raise InvalidInputError(
-                f"expected --transfer-to with a position or the name of a baseline, found {name!r}; there are {', '.join(known)}"
+                f"expected `transfer_to` with a position or the name of a baseline, found {name!r}; there are {', '.join(known)}"
             )
 
 
 def check_asked(store: ActivationStore, request: ProbeRequest, studies: Mapping[tuple[str, str | None], Study]) -> None:
-    """InvalidInputError where something was asked for that no task or column serves."""
+    """Check that values, column and metric of the request are used by a task."""
     asked = {task.partition(":")[0] for task in request.tasks}
     if idle := [name for name in request.values if name not in asked]:
-        raise InvalidInputError(f"expected --tasks with {idle[0]}, whose values are given, found {', '.join(request.tasks)}")
+        raise InvalidInputError(f"expected `tasks` with {idle[0]}, whose values are given, found {', '.join(request.tasks)}")
     try:
         column_texts(store, request.by)
     except InvalidInputError as error:
-        raise InvalidInputError(f"--by: {error}") from error
+        raise InvalidInputError(f"`by`: {error}") from error
     there = {metric for study in studies.values() for plan in study.plans.values() for batch in plan for metric in batch.metrics}
     if request.metric not in (None, *there):
-        raise InvalidInputError(f"expected --metric of {', '.join(sorted(there))}, found {request.metric!r}")
+        raise InvalidInputError(f"expected `metric` of {', '.join(sorted(there))}, found {request.metric!r}")
 
 
 def check_values(store: ActivationStore, request: ProbeRequest) -> None:
-    """InvalidInputError where the user's values are of no example of the store."""
+    """Check that custom values name examples of the store."""
     for name, values in request.values.items():
         if not set(values) & set(store.examples["id"]):
             theirs, own = ", ".join(sorted(map(str, values))[:3]) or "none", ", ".join(store.examples["id"][:3])
@@ -130,7 +130,7 @@ def check_values(store: ActivationStore, request: ProbeRequest) -> None:
 
 
 def values_elsewhere(store: ActivationStore, request: ProbeRequest) -> Iterator[str]:
-    """Says which of the user's values are of no example of the store."""
+    """Warnings: ids of custom values that are not in the store."""
     known = set(store.examples["id"])
     for name, values in request.values.items():
         foreign = [str(given) for given in values if given not in known]
@@ -140,25 +140,25 @@ def values_elsewhere(store: ActivationStore, request: ProbeRequest) -> Iterator[
 
 
 def without_values(store: ActivationStore, request: ProbeRequest) -> Iterator[str]:
-    """Says how many examples take no part, having no value of the user's."""
+    """Warnings: number of examples without a custom value."""
     for name, values in request.values.items():
         known = pd.Series(dict(values), dtype=object).dropna().index
         absent = int((~store.examples["id"].isin(known)).sum())
         if absent:
-            yield f"{name}: {absent:,} of {len(store.examples):,} examples have no value and take no part"
+            yield f"{name}: {absent:,} of {len(store.examples):,} examples have no value and are excluded"
 
 
 MEASURES = ("mdl", "calibration")
 
 
 def check_measures(request: ProbeRequest, *, by_head: bool) -> None:
-    """InvalidInputError for an unknown measure, or for a measure or transfer of an array by head."""
+    """Check that measures are known, and that they and transfer apply to the array."""
     for name in request.measures:
         if name not in MEASURES:
-            raise InvalidInputError(f"expected --measures among {', '.join(MEASURES)}, found {name!r}")
+            raise InvalidInputError(f"expected `measures` among {', '.join(MEASURES)}, found {name!r}")
     if by_head and request.measures:
         raise InvalidInputError(
-            "expected an array of one vector a position for --measures, found one with a vector for each head; leave --measures out"
+            "expected an array of one vector a position for `measures`, found one with a vector for each head; leave `measures` out"
         )
     if by_head and (request.transfer or request.transfer_to):
-        raise InvalidInputError(f"expected an array of one vector a position for --transfer, found {request.array}; leave --transfer out")
+        raise InvalidInputError(f"expected an array of one vector a position for `transfer`, found {request.array}; leave `transfer` out")

@@ -200,7 +200,7 @@ def plan_study(
     opened = store if isinstance(store, ActivationStore) else ActivationStore.open(store)
     settings = _settings(array, options)
     if not tasks:
-        raise InvalidInputError("expected at least one task, found none; give one (--tasks truth)", in_python="tasks=('truth',)")
+        raise InvalidInputError("expected at least one task, found none; give one, such as truth (`tasks`)")
     if by_head:
         refuse_without_heads(opened, array)
     places = positions_of(opened, array) if positions is None else tuple(positions)

@@ -1,11 +1,11 @@
-"""What a study will solve: for each position the examples, folds and labels of every task, before any activation is read."""
+"""Plan of a study: settings, and the examples, folds and labels of every task at a position."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from inspect import Parameter, signature
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,35 +23,36 @@ from stratascope.store.io.selection import listing
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How probes are fitted and scored."""
+    """Settings of fits and scores."""
 
     array: str = "residual"
-    """Any recorded array whose last axis is what a probe reads."""
+    """Any recorded array; its last axis is the input of a probe."""
     folds: int = 5
     seed: int = 0
     """Of folds, controls and bootstrap."""
     strengths: tuple[float, ...] | None = None
-    """Inverse regularisation C; several are chosen among inside the training folds. None: 1e-5 .. 100 and 1e3 where the loss
-    still falls; for ridge 1e-6 .. 100."""
-    method: str = "logistic"
-    """logistic, or means: the difference in means. Tasks of values are always fitted by ridge regression."""
+    """Inverse regularisation C, selected by nested cross-validation. None: 1e-5 .. 100, and 1e3 where the loss still falls; for ridge
+    regression 1e-6 .. 100."""
+    method: Literal["logistic", "means"] = "logistic"
+    """logistic: L2-regularised logistic regression; means: difference of class means. Tasks of values use ridge regression."""
     split: tuple[str, ...] = ()
     """Names of the training and the test split, such as ("train", "test"), instead of cross-validation."""
     groups: str = "image"
-    """Column of the examples whose equal values are never divided between folds; `image` means the image's content."""
+    """Column of the groups that no fold divides; `image` groups by image content."""
     minimum: int = MINIMUM_COUNT
-    """Classes of fewer examples are left out."""
+    """Classes with fewer examples are excluded."""
     only: tuple[str, ...] = ()
-    """COLUMN=VALUE: examples without one of the values given for a column take no part. The tasks' names tell it."""
+    """COLUMN=VALUE: only examples with one of the values of each column; task names state the selection."""
     types: tuple[str, ...] = TYPES
-    """Columns that make the type in a control task."""
+    """Columns that define the type of an example in a control task."""
     tolerance: float = TOLERANCE
-    """Of the solver, relative to the objective."""
+    """Tolerance of the solver, relative to the objective."""
     draws: int = 2000
-    """Of the bootstrap."""
+    """Resamples of the bootstrap."""
     level: float = 0.95
+    """Confidence level of intervals and bands."""
     directions: bool = True
-    """Whether the weights of a probe of all examples are kept."""
+    """Whether the weights of a probe trained on all examples are kept."""
 
     def __post_init__(self) -> None:
         if self.strengths is not None:
@@ -59,8 +60,7 @@ class ProbeSettings:
             if not self.strengths or min(self.strengths) <= 0:
                 found = ", ".join(f"{c:g}" for c in self.strengths) or "none"
                 raise InvalidInputError(
-                    f"expected strengths above 0, found {found}; give others (--strengths 1e-3,1e-2,1e-1)",
-                    in_python="strengths=(1e-3, 1e-2, 1e-1)",
+                    f"expected strengths above 0, found {found}; give others (`strengths`), such as 1e-3, 1e-2 and 1e-1"
                 )
         object.__setattr__(self, "types", tuple(self.types))
         object.__setattr__(self, "only", checked_choice(self.only))
@@ -69,8 +69,8 @@ class ProbeSettings:
             raise InvalidInputError(f"expected a method of {', '.join(METHODS)}, found {self.method!r}")
         if len(self.split) not in (0, 2):
             raise InvalidInputError(
-                f"expected the names of a training and a test split, found {', '.join(self.split)}; give two (--split train,test)",
-                in_python="split=('train', 'test')",
+                f"expected the names of a training and a test split, found {', '.join(self.split)}; "
+                "give two (`split`), such as train and test"
             )
         if not 0 < self.level < 1:
             raise InvalidInputError(f"expected a level between 0 and 1, found {self.level}; give 0.95")
@@ -86,7 +86,7 @@ class ProbeOptions(TypedDict, total=False):
     folds: int
     seed: int
     strengths: tuple[float, ...] | None
-    method: str
+    method: Literal["logistic", "means"]
     split: tuple[str, ...]
     groups: str
     minimum: int
@@ -113,14 +113,14 @@ def shows_probe_options(function: Function) -> Function:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Labellings of the same examples with the same folds: solved together."""
+    """Labellings of the same examples with the same folds, solved together."""
 
     tasks: tuple[str, ...]
     classes: tuple[str, ...]
     folds: Folds
     """Over all examples of the store."""
     labels: NDArray[Any]
-    """(labelling, example) class codes, -1 for examples that take no part; (labelling, example, target) of a task of values."""
+    """(labelling, example) class codes, -1 for excluded examples; (labelling, example, target) of a task of values."""
     targets: tuple[str, ...] = ()
 
     @property
@@ -130,7 +130,7 @@ class Batch:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What its curves are scored by."""
+        """Metrics of its curves."""
         if self.targets:
             return ("r2", *(f"r2_{target}" for target in self.targets))
         return ("accuracy", "balanced_accuracy", *(("auroc",) if len(self.classes) == 2 else ()), "log_loss")
@@ -160,12 +160,12 @@ def plan_position(
         raise NotRecordedError(
             f"expected examples with {settings.array} at position {position!r}, found none recorded; "
             f"this store has positions {', '.join((*store.layout.positions, *store.layout.vision_positions))}; "
-            "choose one of them (--positions)"
+            "choose one of them (`positions`)"
         )
     if settings.groups not in store.examples.columns:
         raise InvalidInputError(
             f"expected a column of the examples to group by, found {settings.groups!r}; columns are {', '.join(map(str, store.examples))}; "
-            "give one of them (--groups)"
+            "give one of them (`groups`)"
         )
     groups = group_labels(store.examples, settings.groups)
     tasks_of: dict[str, Task] = {}
@@ -186,7 +186,7 @@ def plan_position(
 
 
 def task_name(task: str, only: Sequence[str]) -> str:
-    """A task's name with the choice of examples that it was asked of, before the control: `truth (relation=above):shuffled`."""
+    """Task name with the selection of examples, such as `truth (relation=above):shuffled`."""
     if not only:
         return task
     name, colon, control = task.partition(":")
@@ -222,7 +222,7 @@ def _labels(store: ActivationStore, task: Task, control: str | None, folds: Fold
 
 
 def wanted_examples(store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None, only: Sequence[str] = ()) -> NDArray[np.bool_]:
-    """(example,) mask of the examples asked for, of these what `only` chooses; UnwrittenBlockError where one of them is not written."""
+    """(example,) mask of `examples` that match `only`; UnwrittenBlockError where one of them is not written."""
     count = store.layout.examples
     wanted = np.zeros(count, dtype=bool)
     wanted[slice(None) if examples is None else np.asarray(examples)] = True
@@ -250,7 +250,8 @@ def refuse_without_heads(store: ActivationStore, array: str) -> None:
     if not holds_heads(store, array):
         dims = store.layout.array(array).dims
         raise InvalidInputError(
-            f"{array}: expected an array with a vector for each head, found one of {' by '.join(dims)}; give another (--array head_outputs)"
+            f"{array}: expected an array with a vector for each head, found one of {' by '.join(dims)}; "
+            "give another `array`, such as head_outputs"
         )
 
 
@@ -274,7 +275,7 @@ def layers_of(store: ActivationStore, array: str, layers: int | Sequence[int] | 
     if "example" not in spec.dims or len(set(spec.dims) - {"example", spec.layer_dim, spec.position_dim}) == 0:
         found = " by ".join(spec.dims)
         raise InvalidInputError(
-            f"{array}: expected an array of one vector an example, found one of {found}; give another (--array residual)"
+            f"{array}: expected an array of one vector an example, found one of {found}; give another `array`, such as residual"
         )
     if spec.layer_dim is None:
         return [0]  # such as the vision tower's output

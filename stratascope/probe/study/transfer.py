@@ -1,4 +1,4 @@
-"""Probes trained in one place and tested in another: another layer, position, condition or store."""
+"""Transfer: probes trained at one layer, position or store and tested at another."""
 
 from __future__ import annotations
 

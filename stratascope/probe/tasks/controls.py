@@ -1,4 +1,4 @@
-"""Labels that a probe should not be able to read: shuffled ones, and Hewitt and Liang's control task."""
+"""Control labels: shuffled labels, and the control task of Hewitt & Liang (2019)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ MINIMUM_RECURRING = 0.5
 
 
 def shuffled_labels(codes: NDArray[np.intp], folds: Folds, *, seed: int = 0) -> NDArray[np.intp]:
-    """Labels dealt anew within each fold, groups as wholes.
+    """Shuffle labels within each fold, group by group.
 
-    The labels of a fold, laid end to end group by group in a random order, are dealt to its groups in another random order. So
-    every fold keeps its share of each class, without which a probe that guesses the training majority would score under
-    chance, and labels stay as alike within an image as they were.
+    The labels of a fold, concatenated group by group in random order, are assigned to its groups in another random order. Each fold
+    keeps its class frequencies; otherwise a probe that predicts the majority class would score below chance. Labels within an image
+    stay as similar as they were.
     """
     rng = np.random.default_rng(seed)
     result = codes.copy()
@@ -42,15 +42,14 @@ def _by_group(index: NDArray[np.intp], folds: Folds, rng: np.random.Generator) -
 def control_labels(
     codes: NDArray[np.intp], examples: pd.DataFrame, folds: Folds, *, types: Sequence[str] = TYPES, seed: int = 0
 ) -> NDArray[np.intp]:
-    """Hewitt and Liang's control task (2019): every type gets one label at random, drawn with the task's own frequencies.
+    """Labels of the control task (Hewitt & Liang 2019): one random label per type, with the class frequencies of the task.
 
-    A probe can learn it only by remembering types, so accuracy minus control accuracy (selectivity) tells reading from
-    remembering.
+    A probe can learn it only by memorising types. Accuracy minus control accuracy is the selectivity.
 
     Parameters
     ----------
     codes
-        (example,) class codes, -1 for examples that take no part.
+        (example,) class codes, -1 for excluded examples.
     types
         Columns of `examples` that make the type.
 
@@ -63,7 +62,7 @@ def control_labels(
     if unknown or not types:
         raise InvalidInputError(
             f"control task: expected types among the columns {', '.join(map(str, examples.columns))}, found "
-            f"{', '.join(unknown) or 'none'}; give some of them (--types)"
+            f"{', '.join(unknown) or 'none'}; give some of them (`types`)"
         )
     number = examples.groupby(list(types), sort=True, dropna=False).ngroup().to_numpy()
     used = codes >= 0
@@ -71,7 +70,7 @@ def control_labels(
     if share < MINIMUM_RECURRING:
         raise InvalidInputError(
             f"control task: expected types that recur in other folds, found that for {share:.0%} of examples with types "
-            f"{', '.join(types)}; selectivity would mean nothing. Give coarser types, such as --types relation"
+            f"{', '.join(types)}; selectivity would mean nothing. Give coarser types, such as `types` relation"
         )
     rng = np.random.default_rng(seed)
     counts = np.bincount(codes[used])

@@ -1,4 +1,4 @@
-"""What a probe is asked to read: the truth label, the relation, the model's answer, boxes, or any column of the examples."""
+"""Probe tasks: the truth label, the relation, the model's answer, box centres, or any column of the examples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MINIMUM_COUNT = 20
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A class for each example."""
+    """A class, or values, for each example."""
 
     name: str
     codes: NDArray[np.intp]
@@ -33,13 +33,13 @@ class Task:
     classes: tuple[str, ...]
     """Sorted; empty for a task of values."""
     values: NDArray[np.float64] | None = None
-    """(example, target) what to regress on, instead of classes."""
+    """(example, target) regression targets, instead of classes."""
     targets: tuple[str, ...] = ()
 
     def among(self, examples: NDArray[np.bool_], minimum: int = 1, folds: int = 0) -> Task:
-        """The task on a subset (example,) of the examples, without classes of fewer than `minimum` of them.
+        """The task on a subset (example,) of the examples, without classes of fewer than `minimum` examples.
 
-        `folds`, if any, are those of the cross-validation that follows: a refusal says how many examples it needs.
+        `folds` is the number of cross-validation folds, for the error message.
 
         Raises
         ------
@@ -59,31 +59,31 @@ class Task:
 
 
 def _too_few(classes: tuple[str, ...], counts: NDArray[np.intp], minimum: int, folds: int) -> str:
-    """What is wrong where fewer than two classes have so many examples, and what would do that would not be refused again."""
+    """Message for fewer than two classes with enough examples, with settings that would work."""
     order = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
     found = ", ".join(f"{classes[c]} {counts[c]}" for c in order[:8]) + (", and others" if len(order) > 8 else "")
     together = f", {MINIMUM_PER_FOLD * folds} together ({MINIMUM_PER_FOLD} for each of {folds} folds)" if folds else ""
-    wanted = f"expected at least two classes of {minimum} examples or more (--minimum){together}, found {found or 'no example'}"
+    wanted = f"expected at least two classes of {minimum} examples or more (`minimum`){together}, found {found or 'no example'}"
     if len(order) < 2:
         return f"{wanted}: a label that never differs; choose another task, or other examples"
     second = int(counts[order[1]])
     possible = min(second, int(counts[counts >= second].sum()) // MINIMUM_PER_FOLD)
-    lower = f"give --minimum {second}" if possible >= folds else f"give --minimum {second} and --folds {possible}"
+    lower = f"give `minimum` {second}" if possible >= folds else f"give `minimum` {second} and `folds` {possible}"
     ways = [f"extract at least {minimum - second} more examples of {classes[order[1]]}", *([lower] if possible >= FEWEST_FOLDS else [])]
     return f"{wanted}; {', '.join(ways)}, or choose another task"
 
 
 def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[object], wanted: NDArray[np.bool_] | None = None) -> Task:
-    """A task from one value an example: text, truth values or whole numbers.
+    """Make a task from one value per example: text, truth values or integers.
 
     Parameters
     ----------
     name
-        What the task is called.
+        Name of the task.
     values
-        (example,) one an example.
+        (example,) one value per example.
     wanted
-        (example,) the examples that will be used; values are looked at there alone.
+        (example,) mask of the examples in use; only their values are checked.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[o
     if len(missing):
         raise InvalidInputError(
             f"task {name!r}: expected a value for every example, found {len(missing)} of {int(used.sum())} missing "
-            f"(the first is example {missing[0]}); fill them, or leave these examples out (--only; of --values their rows)"
+            f"(the first is example {missing[0]}); fill them, or leave these examples out (`only`; of `values` their rows)"
         )
     kept = series[used]
     codes = np.full(len(series), -1, dtype=np.intp)
@@ -111,25 +111,39 @@ def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[o
 
 
 def _classes(name: str, values: pd.Series) -> pd.Series:
-    """Values without a missing one as classes of one kind: truth values, whole numbers, or text."""
+    """Non-missing values as classes of one kind: truth values, integers, or text."""
     kinds: dict[str, object] = {}
     for value in values.drop_duplicates() if values.dtype != object else values:
         kinds.setdefault(_kind(value), value)
     if len(kinds) > 1:
         found = " and ".join(f"{kind} such as {value!r}" for kind, value in kinds.items())
         raise InvalidInputError(f"task {name!r}: expected classes of one kind, found {found}; write all of them as text")
+    if "text" in kinds:
+        _refuse_infinite_words(name, values)
     if "numbers" not in kinds or pd.api.types.is_integer_dtype(values.dtype):
         return values
     whole = []
     for place, value in zip(values.index, values, strict=True):
         if isinstance(value, float | np.floating) and not np.isfinite(value):
-            raise InvalidInputError(
-                f"task {name!r}: expected classes, found an infinite value ({value:g}) at example {place}; give it another, or leave it out"
-            )
+            raise _infinite(name, float(value), place)
         if value % 1 != 0:
             raise InvalidInputError(f"task {name!r}: expected classes, found fractions such as {value:g}; bin them first")
         whole.append(int(value))
     return pd.Series(whole, index=values.index, dtype=object)
+
+
+def _refuse_infinite_words(name: str, values: pd.Series) -> None:
+    """A table's column of numbers with an infinite one is read as text: "inf" would be one more class."""
+    numbers = pd.to_numeric(values, errors="coerce")
+    infinite = np.flatnonzero(np.isinf(numbers.to_numpy(dtype=np.float64)))
+    if len(infinite) and bool(numbers.notna().all()):
+        raise _infinite(name, float(numbers.iloc[infinite[0]]), values.index[infinite[0]])
+
+
+def _infinite(name: str, value: float, place: object) -> InvalidInputError:
+    return InvalidInputError(
+        f"task {name!r}: expected classes, found an infinite value ({value:g}) at example {place}; give it another, or leave it out"
+    )
 
 
 def _kind(value: object) -> str:
@@ -143,19 +157,19 @@ def _kind(value: object) -> str:
 def find_task(
     store: ActivationStore, task: str | Task, wanted: NDArray[np.bool_], values: Mapping[str, Mapping[str, object]] | None = None
 ) -> tuple[Task, str | None]:
-    """The task that a name stands for, and the control after its colon.
+    """The task of a name, and the control after its colon.
 
-    `truth` is the label where it is the caption's truth, `choice` where it is the right one of several answers, `relation` the
+    `truth` is the label if it is the truth of the caption, `choice` if it is the correct one of several answers, `relation` the
     caption's relation, `category` its meta category, `answer` the most likely of the recorded choices, `geometry` the centres of the
     gold boxes (under the condition `mirror` in the flipped image); any other name is a column of the examples. `values` adds tasks by
-    example id, such as from a CSV file; examples that are not among them, or have none there, take no part.
+    example id, such as from a CSV file; examples without a value are excluded.
 
     Raises
     ------
     NotRecordedError
-        No such column; the message lists what there is.
+        There is no such column; the message lists the columns.
     InvalidInputError
-        No such control, or values by the name of a task that there is already.
+        There is no such control, or `values` uses the name of an existing task.
     """
     if isinstance(task, Task):
         return task, None

@@ -1,4 +1,4 @@
-"""Out-of-fold answers with the strength chosen inside the training folds, for many labellings of one layer together."""
+"""Nested cross-validation of many labellings of one layer together."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ Floats = NDArray[Any]
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Held-out accuracy of standardised activations was best at 1e-3 .. 1e-2; the path stops soon after its optimum."""
 BEYOND = (1e3,)
-"""Tried where the default path ends while its loss still falls; what is hardly regularised costs the most."""
+"""Strengths tried only if the loss still falls at the end of the default grid; weak regularisation costs the most."""
 RIDGE_STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 _FALLS = 0.02
-"""Share of all that the path has won so far that its last step has to win, or the optimum is a plateau and not beyond it."""
+"""Share of the total decrease of the loss that the last strength must contribute for the optimum to lie beyond the grid."""
 _CERTAIN = 0.02
-"""Nats an example (or share of the variance): larger strengths would sharpen what is as good as certain, at the highest cost."""
+"""Inner loss in nats per example (or share of the variance) below which no larger strength is tried."""
 _OVERFITTED = 0.1
-"""Nats an example, or share of the variance, above the best: only then does the path stop for rising. A small rise says little: where most
-variance lies in few directions, those are fitted first, in vain, and what can be read from the others shows later."""
+"""Increase of the inner loss above the best, in nats per example or share of the variance, at which the path stops. A small increase says
+little: where most variance lies in few uninformative directions, those are fitted first, and informative ones later."""
 METHODS = ("logistic", "means")
 
 TOLERANCE = 1e-8
 """Relative to F, and divided by C above 1. Held-out probabilities need more than F does: a gap of 2e-7 leaves F exact to 1e-6 at every
 strength, but probabilities of many classes, or of more columns than rows, up to 3e-3 off; this keeps them within 1e-3."""
 INNER_TOLERANCE = 1e-5
-"""Of the models that only choose a strength: far below the differences between strengths."""
+"""Tolerance of the models that only select a strength; far below the differences between strengths."""
 
 
 class Fitter(Protocol):
@@ -53,14 +53,14 @@ class Fitter(Protocol):
         """(problem, output, row of the block)"""
 
     def held_out(self, problems: NDArray[np.intp], block: int) -> tuple[Floats, NDArray[np.bool_]]:
-        """Loss (problem, row of the block), and whether the model can know the row's class."""
+        """Loss (problem, row of the block), and whether the model has training examples of the row's class."""
 
     def directions(self, problems: NDArray[np.intp]) -> tuple[Floats, Floats]:
-        """(problem, output, column) and (problem, output) on x as recorded."""
+        """Weights (problem, output, column) and intercepts (problem, output) in units of the activations."""
 
 
 def _falls(curve: Floats) -> Any:
-    """Whether losses (strength, ...) are lowest at the last strength, and were clearly higher before it."""
+    """Whether losses (strength, ...) are lowest at the last strength and clearly higher before it."""
     won = curve.max(axis=0) - curve[-1]
     return (curve.min(axis=0) == curve[-1]) & (curve[-2] - curve[-1] > _FALLS * won)
 
@@ -182,7 +182,7 @@ class _Track:
         self.curve: list[Floats] = []
 
     def settled(self) -> bool:
-        """Whether the mean inner loss has risen twice in a row and far above its best, or there is next to nothing left of it."""
+        """Whether the mean inner loss has risen twice in a row, far above its minimum, or is close to 0."""
         mean = [float(np.mean(loss)) for loss in self.curve]
         rising = len(mean) > 2 and mean[-3] < mean[-2] < mean[-1]
         return mean[-1] < _CERTAIN or (rising and mean[-1] > min(mean) + _OVERFITTED)

@@ -67,7 +67,7 @@ def grouped_folds(
     groups
         (example,) names or numbers; examples with the same one are never separated.
     classes
-        (example,) class codes, -1 for an example that takes no part; None to balance sizes alone.
+        (example,) class codes, -1 for excluded examples; None to balance sizes alone.
     folds
         How many.
     seed
@@ -95,7 +95,7 @@ def grouped_folds(
     number = number_groups(groups)
     codes = np.zeros(len(number), dtype=np.intp) if classes is None else np.asarray(classes, dtype=np.intp)
     if folds < 2:
-        raise InvalidInputError(f"expected at least 2 folds, found {folds}; give more (--folds 5)")
+        raise InvalidInputError(f"expected at least 2 folds, found {folds}; give more (`folds` 5)")
     if len(codes) != len(number):
         raise InvalidInputError(f"expected one class for each of {len(number)} examples, found {len(codes)}")
     used = codes >= 0
@@ -125,7 +125,7 @@ def grouped_folds(
 
 
 def _fewer(folds: int) -> str:
-    return f" (--folds {folds})" if folds >= FEWEST_FOLDS else ""
+    return f" (`folds` {folds})" if folds >= FEWEST_FOLDS else ""
 
 
 def _refuse_too_few(number: NDArray[np.intp], codes: NDArray[np.intp], folds: int, names: tuple[str, ...], by: str) -> None:
@@ -134,7 +134,7 @@ def _refuse_too_few(number: NDArray[np.intp], codes: NDArray[np.intp], folds: in
             f"expected at least {MINIMUM_PER_FOLD * folds} examples for {folds} folds ({MINIMUM_PER_FOLD} a fold), found {len(codes)}; "
             f"extract more examples, or give fewer folds{_fewer(len(codes) // MINIMUM_PER_FOLD)}"
         )
-    more = "extract more images" if by == "image" else "group by another column (--groups)"
+    more = "extract more images" if by == "image" else "group by another column (`groups`)"
     if len(np.unique(number)) < folds:
         raise TooFewExamplesError(
             f"expected at least {folds} groups for {folds} folds, found {len(np.unique(number))}: examples of one {by} stay together; "
@@ -151,5 +151,5 @@ def _refuse_too_few(number: NDArray[np.intp], codes: NDArray[np.intp], folds: in
         most = int(max(np.count_nonzero(codes == c) for c in rare))
         raise TooFewExamplesError(
             f"expected every class in at least {folds} groups (one a fold; examples of one {by} stay together), found {listed}"
-            f"{' and others' if len(rare) > 8 else ''}; leave them out by --minimum {most + 1}, {more}, or give fewer folds (--folds)"
+            f"{' and others' if len(rare) > 8 else ''}; leave them out by `minimum` {most + 1}, {more}, or give fewer folds (`folds`)"
         )

@@ -91,11 +91,11 @@ def official_split(
     examples, train, test, column, groups
         As of `split_leakage`.
     classes
-        (example,) class codes, -1 for examples that take no part.
+        (example,) class codes, -1 for excluded examples.
     folds, seed
         Of the training examples, as of `grouped_folds`.
     keep_leaked
-        False leaves out test examples whose group occurs in training.
+        False excludes test examples whose group occurs in training.
     class_names
         Names of the classes in error messages.
 
@@ -116,7 +116,7 @@ def official_split(
         tested = tested & ~_leaked(names, learned)
     if not tested.any():
         raise TooFewExamplesError(
-            f"expected test examples in {column} {', '.join(test)}, found none that take part; choose another split (--split)",
+            f"expected test examples in {column} {', '.join(test)}, found none that take part; choose another split (`split`)",
             in_python="keep_leaked=True",
         )
     return Folds(of=np.where(tested, folds, inner.of), groups=number_groups(names), seed=seed, test=folds)

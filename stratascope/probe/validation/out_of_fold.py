@@ -1,4 +1,4 @@
-"""What is kept of one labelling of one layer: out-of-fold logits, the strengths chosen, and how much of the logits training makes."""
+"""Out-of-fold logits of one labelling of one layer, selected strengths, and the noise of training."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _LARGE_GAP = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class OutOfFold:
-    """The answers of one labelling: every example's from models that saw neither it nor another example of its group."""
+    """Out-of-fold answers of one labelling; the model of an example was trained on no example of its group."""
 
     logits: Floats
     """(output, example) float32, NaN for examples not tested; one output for two classes (the logit of the second)."""
     strength: Floats
-    """(fold,) the chosen C; (target x fold,) in a task of values, as all that is kept by fold but the weights."""
+    """(fold,) selected C; (target x fold,) in a task of values, as for every field by fold except the weights."""
     inner_loss: Floats
-    """(strength, fold) mean loss within the training folds; NaN where the path had stopped, or nothing was chosen."""
+    """(strength, fold) mean loss of the inner folds; NaN where the path stopped early, or nothing was selected."""
     gap: Floats
-    """(fold,) estimate of (F - F*) / F of the chosen model."""
+    """(fold,) estimate of (F - F*) / F of the selected model."""
     certificate: Floats
     """(fold,) bound on the distance to the exact weights, in standardised coordinates."""
     iterations: NDArray[np.intp]
-    """(fold,) of the chosen model."""
+    """(fold,) iterations of the selected model."""
     noise_share: Floats
-    """(fold,) share of the variance of the logits that the choice of training examples makes, 0..1; NaN where not measured."""
+    """(fold,) share of the variance of the logits due to the training sample, 0..1; NaN where not measured."""
     decision_share: Floats
-    """(fold,) the same of what is decided, where that is less; of no meaning in a task of values."""
+    """(fold,) the same share for the decisions, if smaller; meaningless in a task of values."""
     absent: NDArray[np.bool_]
     """(fold, class) classes without a training example: their probability is 0 there."""
     fold_directions: Floats
@@ -47,15 +47,15 @@ class OutOfFold:
     direction_strength: Floats
     """(1,), or (target,) in a task of values."""
     at_edge: NDArray[np.bool_]
-    """(fold,) whether the loss still fell at the largest strength that there is: the optimum lies beyond it."""
+    """(fold,) whether the loss still fell at the largest strength, so that the optimum lies beyond the grid."""
 
 
 def noise_share(logits: Floats, smaller: Floats, without_signal: float) -> float:
-    """How much of the logits' variance comes from the training examples that happened to be drawn.
+    """Share of the variance of the logits that is due to the training sample.
 
-    Logits (output, row) are compared with those (model, output, row) of models that lack one more fold. Without any signal
-    logits are sums of independent contributions of the training folds, and correlate by `without_signal` =
-    sqrt((folds - 2) / (folds - 1)); with nothing but signal they are the same.
+    Logits (output, row) are compared with those (model, output, row) of models trained on one fold less. Without signal, logits are sums
+    of independent contributions of the training folds, and their correlation is `without_signal` = sqrt((folds - 2) / (folds - 1)).
+    With signal alone, the correlation is 1.
     """
     centred = logits - logits.mean(axis=1, keepdims=True)
     others = smaller - smaller.mean(axis=2, keepdims=True)
@@ -67,10 +67,10 @@ def noise_share(logits: Floats, smaller: Floats, without_signal: float) -> float
 
 
 def decision_share(logits: Floats, smaller: Floats, without_signal: float) -> float:
-    """`noise_share` of what is decided, one column a class, where that is less than of the logits themselves.
+    """`noise_share` of the decisions (one column per class), or of the logits if that is smaller.
 
-    Where there is no signal, logits are made by chance, but a probe that says one class nearly always is hardly turned by it. Where there
-    is one, the few examples near the boundary are turned often, and the logits' share is the smaller and the right one.
+    Without signal, logits depend on the training sample, but a probe that nearly always predicts one class hardly changes its decisions.
+    With signal, decisions near the boundary change often, and the share of the logits is smaller and correct.
     """
     of_logits = noise_share(logits, smaller, without_signal)
     decided, others = (_columns(found) for found in (logits, smaller))
@@ -80,7 +80,7 @@ def decision_share(logits: Floats, smaller: Floats, without_signal: float) -> fl
 
 
 def _columns(logits: Floats) -> Floats:
-    """(..., class, row) 1 where it is decided for, of (..., output, row) logits; one output decides for the second class."""
+    """(..., class, row) one-hot decisions of (..., output, row) logits; a single output is the logit of the second class."""
     if logits.shape[-2] == 1:
         return np.asarray(logits > 0, np.float64)
     return np.asarray(logits.argmax(axis=-2)[..., None, :] == np.arange(logits.shape[-2])[:, None], np.float64)
@@ -98,7 +98,7 @@ def fit_warnings(folds: pd.DataFrame) -> list[str]:
     absent = folds[folds["absent_classes"] != ""]
     if len(absent):
         names = sorted({name for cell in absent["absent_classes"] for name in cell.split(", ")})
-        found.append(f"classes {', '.join(names)} are missing from a training fold and never predicted there; raise --minimum")
+        found.append(f"classes {', '.join(names)} are missing from a training fold and never predicted there; raise `minimum`")
     rough = folds[folds["gap"] > _LARGE_GAP]
     if len(rough):
         found.append(f"at layers {_listed(rough['layer'])} the objective is up to {rough['gap'].max():.0e} above its minimum (relative)")
