@@ -15,7 +15,6 @@ import stratascope
 from stratascope import errors
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError, StratascopeError, UnwrittenBlockError
-from stratascope.probe.tasks.task import task_from_values
 from stratascope.store import ActivationStore
 
 PACKAGE = Path(stratascope.__file__).parent
@@ -87,11 +86,15 @@ def test_a_command_and_a_call_are_refused_in_their_own_words(store_path: Path) -
     assert refused.value.message.endswith("let the extraction finish (the same command goes on)")
 
 
-@pytest.mark.parametrize("value", [float("inf"), float("-inf")])
-def test_an_infinite_value_is_called_so(value: float) -> None:
-    values: list[object] = [value if k == 3 else float(k % 2) for k in range(20)]
-    with pytest.raises(InvalidInputError, match=r"task 'mine': expected classes, found an infinite value .* at example 3; give it another"):
-        task_from_values("mine", values)
+@pytest.mark.parametrize("value", ["inf", "-inf", "Infinity"])
+def test_an_infinite_value_is_called_so(store_path: Path, tmp_path: Path, value: str) -> None:
+    ids = ActivationStore.open(store_path).examples["id"]
+    rows = [f"{name},{value if k == 3 else k % 2}" for k, name in enumerate(ids)]
+    (tmp_path / "v.csv").write_text("\n".join(["id,value", *rows]))
+    done = CliRunner().invoke(main, ["probe", str(store_path), "--tasks", "mine", "--values", f"mine={tmp_path / 'v.csv'}"])
+    assert done.exit_code == 2
+    assert "task 'mine': expected classes, found an infinite value" in done.stderr
+    assert f"at example {3}; give it another" in done.stderr
 
 
 def test_a_grouping_is_refused_by_its_name(store_path: Path) -> None:

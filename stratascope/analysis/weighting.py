@@ -44,6 +44,8 @@ def weighted_rows(store: ActivationStore, examples: NDArray[np.int64], weighing:
 
     Parameters
     ----------
+    examples
+        (example,) numbers of examples.
     weighing
         One of `WEIGHINGS`.
 

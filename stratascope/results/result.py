@@ -139,7 +139,7 @@ class Result:
 
     @classmethod
     def from_contents(cls, file: ResultFile) -> Self:
-        """The result with given `contents`."""
+        """The result whose `contents` are a results file's."""
         values: dict[str, Any] = {
             name: file.tables[stored.name] if isinstance(stored.schema, TableSchema) else file.arrays[stored.name][1]
             for name, stored in _stored(cls)

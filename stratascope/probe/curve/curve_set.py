@@ -107,7 +107,7 @@ class CurveSet(CurveGroup[LayerCurve]):
         return reported_metric(curve, self.metric)
 
     def advantages_of(self, curve: LayerCurve) -> dict[str, Advantage]:
-        """Advantages over chance, each control, the embeddings, each baseline, and the best of these (`all`)."""
+        """Advantages of a curve over chance, each control, the embeddings, each baseline, and the best of these (`all`)."""
         metric = self.metric_of(curve)
         over: dict[str, Advantage] = {"chance": curve.difference(metric=metric)}
         over |= {name: curve.difference(control, metric) for name, control in self.controls_of(curve).items()}

@@ -50,6 +50,7 @@ class FolderSource(ByteSource):
         self._files = files
 
     def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
+        """Bytes of a file, None if there is none; UnreadError if it cannot be read."""
         try:
             with open(self._files.path(key), "rb", buffering=0) as file:
                 if start is None:
