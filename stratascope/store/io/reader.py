@@ -206,7 +206,7 @@ class ActivationStore:
         return self.read("thumbnail", examples=example)
 
     def available(self, array: str, position: Positions = None, *, positions: Positions = None) -> NDArray[np.bool_]:
-        """(example,) whether `read` returns the example: written, recorded, with `position` or `positions` (None: all), with a map."""
+        """(example,) whether `read` of `array` returns the example: written, recorded, with `position` or `positions`, with a map."""
         return held_examples(self, select(self.layout, array, None, one_of("position", position, positions), None))
 
     def read(
