@@ -1,7 +1,7 @@
-"""What knockouts cost: run again from the first block and token that they change, against whole passes with an edited mask.
+"""Cost of knockouts: reruns from the first block and token that change, against full passes with an edited mask.
 
-`python benchmarks/knockout_benchmark.py` prints a markdown table, in plain passes of one example (SDPA, nothing recorded) timed in the same
-run: our variants of all targets, and the same number of whole passes, as one is timed. The model is the random one of
+`python benchmarks/knockout_benchmark.py` prints a markdown table, in passes of one example (SDPA, nothing captured) timed in the same
+run: the reruns of all targets, and the same number of full passes, from the time of one. The model is the random one of
 `extraction_benchmark.py`; the prompt has an image of 16 x 20 cells and the spans of a VSR question.
 """
 

@@ -106,7 +106,7 @@ def cells_of(store: ActivationStore, example: int, who: str) -> np.ndarray:
 def shape(store: ActivationStore) -> list[tuple[bool, str]]:
     """Whether the store is of the shape that the rehearsal is about, and what it is."""
     layout, examples, tokens = store.layout, store.examples, float(np.mean(store.n_tokens))
-    scale = f"{layout.layers} blocks, hidden {layout.hidden:,}, {layout.heads} heads"
+    scale = f"{layout.layers} decoder blocks, hidden size {layout.hidden:,}, {layout.heads} heads"
     spread = store.read("residual", layer=TRUTH_LAYERS[0], position="final", examples=range(min(256, layout.examples))).std(0)
     outliers = int((spread > 10 * np.median(spread)).sum())
     rows = f"{len(examples):,} examples on {examples['image'].nunique():,} images, {examples['label'].mean():.1%} of their captions true"

@@ -227,7 +227,7 @@ def test_an_interruption_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> No
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stratascope.commands.extract.demo.run_demo", interrupted)
+    monkeypatch.setattr("stratascope.commands.data.demo.run_demo", interrupted)
     result = run("demo", "--scenes", "10", "--out", "never")
     assert result.exit_code == 130
     assert "run the same command to continue" in result.stderr

@@ -12,6 +12,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from stratascope.cli import SHORT_HELP, all_commands, main
+from stratascope.errors import InvalidInputError
 
 
 def completions(*line: str) -> list[str]:
@@ -27,11 +28,11 @@ def failure(*arguments: str) -> str:
 
 
 def test_a_mistyped_command_or_option_gets_a_suggestion() -> None:
-    assert failure("rollot", "x") == "stratascope: No such command 'rollot'. Did you mean 'rollout'? See stratascope --help"
-    assert failure("zzz") == "stratascope: No such command 'zzz'; see stratascope --help"
+    assert failure("rollot", "x") == "stratascope: No such command 'rollot'. Did you mean 'rollout'? See main --help"
+    assert failure("zzz") == "stratascope: No such command 'zzz'; see main --help"
     line = failure("share", "x", "--weighng", "norm")
     assert "--weighing" in line
-    assert line.endswith("? See stratascope share --help")
+    assert line.endswith("? See main share --help")
 
 
 @pytest.mark.parametrize("name", list(SHORT_HELP))
@@ -98,3 +99,17 @@ def test_help_documents_shell_completion() -> None:
     text = CliRunner().invoke(main, ["--help"]).output
     for shell in ("bash_source", "zsh_source", "fish_source"):
         assert f"_STRATASCOPE_COMPLETE={shell} stratascope" in text
+
+
+@pytest.mark.parametrize("command", ["share", "rollout", "flow", "overlap", "pointing"])
+def test_what_takes_long_shows_a_bar_unless_quiet(command: str, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def recorded(*_: object, **options: object) -> None:
+        asked.append(options)
+        raise InvalidInputError("expected nothing, found work")
+
+    monkeypatch.setattr("stratascope.analysis.parallel.run_all", recorded)
+    for more in ((), ("--quiet",), ("--json",)):
+        assert failure(command, str(store_path), "--out", str(tmp_path), *more) == "stratascope: expected nothing, found work"
+    assert [(options["progress"], options["label"]) for options in asked] == [(True, command), (False, command), (False, command)]

@@ -11,6 +11,8 @@ import pytest
 UNITS = ("stratascope.store", "stratascope.datasets", "stratascope.scheduling")
 MODULES = [
     "stratascope.addresses",
+    "stratascope.commands.signature",
+    "stratascope.extract.run.extraction",
     *(module.name for unit in UNITS for module in pkgutil.walk_packages(import_module(unit).__path__, f"{unit}.")),
     *UNITS,
 ]

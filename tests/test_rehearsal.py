@@ -57,7 +57,7 @@ def test_a_planted_store_has_what_is_planted_and_says_where_its_shape_differs(pa
     planted.write(tmp_path / "vsr.zarr")
     store = ActivationStore.open(tmp_path / "vsr.zarr")
     found = {text: right for right, text in verdict.shape(store)}
-    assert [text for text, right in found.items() if not right] == ["26 blocks, hidden 192, 2 heads"]
+    assert [text for text, right in found.items() if not right] == ["26 decoder blocks, hidden size 192, 2 heads"]
     assert {"positions final and subject", "whole attention maps of 2 examples"} <= set(found)
     share = attention_share(store)
     assert share.values[..., PARTS.index("image")].mean() == pytest.approx(planting.SHARES["image"], abs=1e-3)

@@ -1,4 +1,4 @@
-"""The tiny Qwen2.5-VL as it is before training: tokenizer, processor, configuration, initial weights."""
+"""The tiny Qwen2.5-VL before training: tokenizer, processor, configuration, initial weights."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ def require_recorded(store: ActivationStore, arrays: Sequence[str], what: str) -
     missing = [name for name in arrays if name not in held]
     if missing:
         raise NotRecordedError(
-            f"expected {' and '.join(missing)} in the store for {what}, found none; extract again and add {','.join(missing)} to --record"
+            f"expected {' and '.join(missing)} in the store for {what}, found none; extract again with --record {','.join(missing)} "
+            "in addition to the present arrays"
         )
 
 
@@ -43,6 +44,8 @@ def weighted_rows(store: ActivationStore, examples: NDArray[np.int64], weighing:
 
     Parameters
     ----------
+    examples
+        (example,) numbers of examples.
     weighing
         One of `WEIGHINGS`.
 

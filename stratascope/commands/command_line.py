@@ -12,7 +12,7 @@ from stratascope.store.io.selection import stretches
 
 
 class CommandLines:
-    """Writes commands with the options that differ from their defaults; see `report.reproduction.CommandLine`.
+    """Writes commands with the options that differ from their defaults; see `report.blocks.CommandLine`.
 
     Parameters
     ----------

@@ -109,7 +109,7 @@ def plan_command(
         if verbosity == VERBOSE:
             for k, reason in plan.failed.items():
                 echo(f"cannot be used: example {plan.examples[k].id}: {reason}")
-    timing = estimate_time(plan, timed=timed, batch_tokens=batch_tokens, planning=planning)
+    timing = estimate_time(plan, timed=timed, batch_tokens=batch_tokens, planning=planning, progress=sys.stderr.isatty() and not quiet)
     text = f"time       not estimated: {timing}" if isinstance(timing, str) else timing_text(timing, price)
     if as_json:
         print_json(_plan_record(plan) | {"time": {"unknown": timing} if isinstance(timing, str) else timing.record(price)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import click
 
 from stratascope.commands.options import OUTPUT
 from stratascope.commands.terminal import echo
-from stratascope.store import choice_text
+from stratascope.store import choice_text, chosen_examples
 from stratascope.store.io.recorded_examples import written_examples
 
 if TYPE_CHECKING:
@@ -161,6 +162,8 @@ def print_record(record: Mapping[str, Any], lines: Sequence[str], *, as_json: bo
 def selection_lines(store: ActivationStore, result: Result) -> list[str]:
     """A line that names the part of the store's examples that a result is of; none for all of them."""
     total, count = store.layout.examples, result.example_count
+    if count is None and result.only:
+        count = int(chosen_examples(store, result.only).sum())
     unwritten = total - int(written_examples(store).sum())
     if not result.only and (count in (None, total) or (result.selects_examples and not unwritten)):
         return []
@@ -169,8 +172,16 @@ def selection_lines(store: ActivationStore, result: Result) -> list[str]:
 
 
 def print_json(record: Mapping[str, Any]) -> None:
-    """Print one JSON object."""
-    echo(json.dumps(record, default=_plain))
+    """Print one JSON object; numbers that are not finite become null."""
+    echo(json.dumps(_finite(json.loads(json.dumps(record, default=_plain))), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:

@@ -49,14 +49,8 @@ def report_command(store: str, results: tuple[Path, ...], out: Path | None, titl
     print_record(record, [report.summary()], as_json=as_json, verbosity=verbosity, details=[f"results file {name}" for name in files])
 
 
-def _complete_figure(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    from stratascope.report.figure_registry import FIGURES
-
-    return [name for name in FIGURES if name.startswith(incomplete)]
-
-
 @click.command(short_help="Draw one figure by name.")
-@click.argument("name", required=False, shell_complete=_complete_figure)
+@click.argument("name", required=False)
 @click.argument("results", nargs=-1, metavar="[STORE|RESULTS]...")
 @click.option("-o", "--out", type=options.OUTPUT, help="File to write: .pdf, .svg or .png; default: NAME.pdf.")
 @click.option("--list", "listed", is_flag=True, help="List all figures, with the commands that compute their results.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from stratascope.commands.terminal import bar, open_store, stoppable
 
 @click.command(short_help="Contents, completeness and provenance of a store.")
 @click.argument("store")
-@verbosity_options
+@partial(verbosity_options, verbose_help="Show long values in full.")
 def info_command(store: str, as_json: bool, verbosity: int) -> None:
     """Show the arrays of a store, their sizes, how many blocks are written, and how the store was made.
 
@@ -35,7 +36,7 @@ def info_command(store: str, as_json: bool, verbosity: int) -> None:
 @click.argument("store")
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of the images; compare their SHA-256, too.")
 @click.option("--repair", is_flag=True, help="Unmark bad blocks, so that the same extract command fills them again.")
-@verbosity_options
+@partial(verbosity_options, verbose_help="Also print the fingerprint that results name.")
 def verify_command(store: str, images: Path | None, repair: bool, as_json: bool, verbosity: int) -> None:
     """Decode and check every written block. Exit code 1 if something is damaged or a block is not written yet.
 
@@ -57,7 +58,8 @@ def verify_command(store: str, images: Path | None, repair: bool, as_json: bool,
             print_record(record, [text], as_json=False, verbosity=verbosity)  # before the repair, which may fail
         record["repaired_blocks"] = unmark(store, found)
         text = f"unmarked blocks {', '.join(map(str, record['repaired_blocks']))}; run the extract command again to fill them"
-    print_record(record, [text], as_json=as_json, verbosity=verbosity)
+    details = [_fingerprint(store)] if verbosity > NORMAL and found.ok else []
+    print_record(record, [text], as_json=as_json, verbosity=verbosity, details=details)
     if not found.ok or not found.complete:
         sys.exit(1)
 
@@ -69,7 +71,7 @@ def verify_command(store: str, images: Path | None, repair: bool, as_json: bool,
 @click.option("--layers", callback=options.numbers, metavar="N,M-K", help="Layers; default: all.")
 @click.option("--positions", callback=options.names, metavar="NAME,NAME", help="Positions; default: all.")
 @click.option("--examples", metavar="ID,N,M-K", help="Ids or numbers of examples, an id first; default: all.")
-@verbosity_options
+@partial(verbosity_options, verbose_help="Also print the fingerprint of the copy.")
 def copy_command(source: str, target: Path, examples: str | None, as_json: bool, verbosity: int, **chosen: Any) -> None:
     """Copy a store from a folder, zip or URL to a new folder or zip. The copy records which part it holds.
 
@@ -91,13 +93,14 @@ def copy_command(source: str, target: Path, examples: str | None, as_json: bool,
     with stoppable(), bar("copy", "block") as tell:
         taken = copy_store(source, target, progress=tell, examples=numbers, **chosen)
     record = {"target": str(target), "bytes": int(taken["bytes"].sum()), "examples": numbers, "arrays": taken.to_dict("records")}
-    print_record(record, ["\n".join([*lines, copy_summary(target, taken)])], as_json=as_json, verbosity=verbosity)
+    details = [_fingerprint(str(target))] if verbosity > NORMAL else []
+    print_record(record, [*lines, copy_summary(target, taken)], as_json=as_json, verbosity=verbosity, details=details)
 
 
 @click.command(short_help="Compare two stores.")
 @click.argument("a")
 @click.argument("b")
-@verbosity_options
+@partial(verbosity_options, verbose_help="Show long values in full.")
 def diff_command(a: str, b: str, as_json: bool, verbosity: int) -> None:
     """Compare provenance, examples and numbers of two stores. Exit code 1 if more differs than date and command.
 
@@ -109,6 +112,10 @@ def diff_command(a: str, b: str, as_json: bool, verbosity: int) -> None:
 
     with bar("diff", "array") as tell:
         found = diff_stores(a, b, progress=tell)
-    print_record(found.record(), [found.summary()], as_json=as_json, verbosity=verbosity)
+    print_record(found.record(), [found.summary(full=verbosity > NORMAL)], as_json=as_json, verbosity=verbosity)
     if not found.same:
         sys.exit(1)
+
+
+def _fingerprint(store: str) -> str:
+    return f"fingerprint {open_store(store).fingerprint()}"

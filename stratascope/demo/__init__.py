@@ -11,13 +11,13 @@ import numpy as np
 
 from stratascope.demo.stages import LAYERS, Stages, digest
 from stratascope.errors import TooFewExamplesError
+from stratascope.report.blocks import CommandLine
 from stratascope.results.locations import ENDING
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from stratascope.probe import LayerCurve
-    from stratascope.report.reproduction import CommandLine
     from stratascope.results.result import Result
     from stratascope.store import ActivationStore
 
@@ -57,7 +57,7 @@ def run_demo(
     on_step
         Receives a line for each step as it begins, or when it is kept from an earlier run.
     command_line
-        Writes the commands that the report lists; see `report.write_report`.
+        Writes the commands that the report lists; see `report.report_file.write_report`.
 
     Returns
     -------

@@ -43,7 +43,7 @@ class FigureSelection:
     """None for the final token, or the first position."""
 
     def matches(self, found: StoredResult) -> bool:
-        """Whether a result of a probe is selected."""
+        """Whether `found`, a result of a probe, is selected."""
         return self.task in (None, found.task) and self.position in (None, found.position)
 
 
@@ -78,7 +78,7 @@ def selected_curve(results: ResultSet, selection: FigureSelection, *, needs: Cal
 
 
 def selected_result(results: ResultSet, kind: str, selection: FigureSelection, command: str) -> StoredResult:
-    """The result of a probe of the selected task and position; truth and the final token first."""
+    """The result of a probe of the selected task and position; truth and the final token first; NotRecordedError if there is none."""
     order = {(c.task, c.position): k for k, c in enumerate(results.curves)}
     there = sorted(results.of(kind), key=lambda f: order.get((f.task, f.position), len(order)))
     for found in there:

@@ -1,4 +1,4 @@
-"""Figures and pixels as text within a page: SVG without styles of its own, images as data addresses."""
+"""Inline SVG and data URLs for pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCALE = 1.7
-"""Pixels of a page for each point of a figure, so that 8 points read like 13.6 pixels."""
+"""Page pixels per point of a figure: 8 points become 13.6 pixels."""
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
@@ -34,7 +34,7 @@ _THEMED = {
     "#000000": "var(--ink)",
     "#ffffff": "var(--panel)",
 }
-"""Colours of the figures' style, which the page's style sheet sets for light and dark."""
+"""Colours of figures that the style sheet sets for light and dark themes."""
 
 
 def inline_drawing(figure: Figure, label: str) -> Markup:

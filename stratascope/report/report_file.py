@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stratascope.analysis.example_images import label_text, picture, relative_boxes
-from stratascope.report.blocks import Block, Card, Cited, Picture, Prose, Tokens
-from stratascope.report.reproduction import CommandLine
+from stratascope.report.blocks import Block, Card, Cited, CommandLine, Picture, Prose, Tokens
 from stratascope.report.result_set import Progress, ResultSet, gather
 from stratascope.report.store_report import report_page
 from stratascope.results.stored_result import Source, StoredResult

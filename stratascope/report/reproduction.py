@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import PurePath
-from typing import Any, Protocol
+from typing import Any
 
-from stratascope.report.blocks import Block, Commands, Folded, Prose, Remark, Table
+from stratascope.report.blocks import Block, CommandLine, Commands, Folded, Prose, Remark, Table
 from stratascope.report.probe_reproduction import probe_options, python_settings
 from stratascope.report.result_set import ResultSet
 from stratascope.results.registry import result_class
 from stratascope.store import ActivationStore
-
-
-class CommandLine(Protocol):
-    """Writes commands of the command line, whose layer knows their options and defaults."""
-
-    def __call__(self, command: str, store: str, options: Mapping[str, Any]) -> str:
-        """`stratascope COMMAND STORE` with every option that differs from the command's default."""
-        ...
-
-    def accepts(self, command: str) -> frozenset[str]:
-        """Names of the command's parameters."""
-        ...
 
 
 def provenance(store: ActivationStore, results: ResultSet, command_line: CommandLine | None = None) -> list[Block]:

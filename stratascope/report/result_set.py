@@ -71,11 +71,11 @@ class ResultSet:
         return list(dict.fromkeys(f.task for f in self.curves))
 
     def controls_of(self, curve: StoredResult) -> list[StoredResult]:
-        """The same probe on control labels."""
+        """The same probe as that of a curve on control labels."""
         return list(self.curve_group.controls_of(curve).values())
 
     def baselines_of(self, curve: StoredResult) -> list[StoredResult]:
-        """The same probe on the stores of baselines."""
+        """The same probe as that of a curve on the stores of baselines."""
         return list(self.curve_group.baselines_of(curve).values())
 
     def saved_advantages(self, curve: StoredResult) -> list[StoredResult]:

@@ -12,11 +12,11 @@ from stratascope.report.attribution_sections import (
     faithfulness_blocks,
     localisation_blocks,
 )
-from stratascope.report.blocks import Block, Card, Cards, Missing, Prose, Section
+from stratascope.report.blocks import Block, Card, Cards, CommandLine, Missing, Prose, Section
 from stratascope.report.example_subsets import selection_blocks
 from stratascope.report.headline import asked, headline
 from stratascope.report.page import Page
-from stratascope.report.reproduction import CommandLine, provenance
+from stratascope.report.reproduction import provenance
 from stratascope.report.result_set import ResultSet
 from stratascope.report.sections import curve_blocks, position_blocks, relation_blocks, remark_blocks
 from stratascope.store import ActivationStore, condition_of

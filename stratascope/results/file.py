@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 RESULT_VERSION = 1
 PIECE_BYTES = 1 << 20
-"""Of an array by examples that are compressed together, before compression."""
+"""Uncompressed bytes of a chunk of an array by examples."""
 
 
 @dataclass(frozen=True, repr=False)
 class ResultFile:
-    """What a result consists of, whatever its kind."""
+    """Contents of a results file of any kind."""
 
     kind: str
-    """Which result it is, such as "layer_curve"."""
+    """Kind of the result, such as "layer_curve"."""
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     arrays: Mapping[str, tuple[tuple[str, ...], NDArray[Any]]] = field(default_factory=dict)
-    """Name -> (names of the dimensions, values). Those of a file that are large are read each time they are asked for."""
+    """Name -> (names of the dimensions, values). Large arrays of a file are read on each access."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """Plain JSON: settings, provenance of the store, ..."""
+    """Plain JSON, such as settings and the provenance of the store."""
 
     def __repr__(self) -> str:
         tables = [f"  {name:<20} table of {len(frame)} rows: {', '.join(map(str, frame))}" for name, frame in self.tables.items()]
@@ -56,7 +56,7 @@ class ResultFile:
         return "\n".join([f"ResultFile of kind {self.kind}", *tables, *arrays, f"  attributes: {', '.join(self.attributes)}"])
 
     def known_means(self, name: str, dim: str = "example") -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Means of an array along a dimension over what is known (not NaN), and over how many, without holding all of a large one.
+        """Means of an array along a dimension over known values (not NaN), and their number; reads a large array in pieces.
 
         Parameters
         ----------
@@ -70,24 +70,24 @@ class ResultFile:
 
 
 def made_from(store: ActivationStore) -> dict[str, Any]:
-    """What a result says of the store that it was made from: `store`, its fingerprint, `condition`, and how far it is written."""
+    """Attributes on the store of a result: `store` (its fingerprint), `condition`, and the number of its examples."""
     return {"store": store.fingerprint(), "condition": condition_of(store.provenance), **written_counts(store)}
 
 
 def written_counts(store: ActivationStore) -> dict[str, int]:
-    """`store_examples`, and `written_examples`, fewer where the extraction is not finished."""
+    """`store_examples`, and `written_examples`, which are fewer for an unfinished extraction."""
     return {"store_examples": store.layout.examples, "written_examples": int(written_examples(store).sum())}
 
 
 def write_file(path: str | Path, result: ResultFile) -> None:
-    """Write a result, whole or not at all; the same result always gives the same bytes.
+    """Write a results file atomically; equal results give equal bytes.
 
     Raises
     ------
     InvalidInputError
-        For an array without a name for each dimension, or what a table or JSON cannot hold.
+        An array lacks a name for a dimension, or a value fits neither a table nor JSON.
     StoreError
-        Where the file cannot be written.
+        The file cannot be written.
     """
     files: dict[str, Any] = {}
     group = zarr.create_group(MemoryStore(files))
@@ -112,7 +112,7 @@ def write_file(path: str | Path, result: ResultFile) -> None:
 
 
 def _pieces(array: NDArray[Any], dims: Sequence[str]) -> tuple[int, ...] | None:
-    """Shape of an array's chunks: a long one is cut along its examples, so that a reader of one example need not fetch all."""
+    """Chunk shape of an array; a large array is cut along its examples, for readers of single examples."""
     if "example" not in dims or array.nbytes <= PIECE_BYTES:
         return None
     axis = list(dims).index("example")
@@ -163,10 +163,10 @@ def read_file(path: str | Path, schema: ResultSchema | None = None, kind: str | 
         raise StoreError(
             f"{path}: expected a kind and attributes, found {attributes.get('kind')!r} and {type(inner).__name__}; make it again"
         )
-    if attributes.get("digest") != _digest(members.digests, attributes["kind"], inner):  # without one nobody could tell a changed number
+    if attributes.get("digest") != _digest(members.digests, attributes["kind"], inner):
         raise StoreError(f"{path}: expected what was written, found that it was changed since; make the result again")
     if kind is not None and attributes["kind"] != kind:
-        raise StoreError(f"{path}: expected a result of kind {kind!r}, found {attributes['kind']!r}; load it with what made it")
+        raise StoreError(f"{path}: expected a result of kind {kind!r}, found {attributes['kind']!r}; load it with the class of that kind")
     tables: dict[str, pd.DataFrame] = {}
     arrays: dict[str, tuple[tuple[str, ...], NDArray[Any] | OnFile]] = {}
     try:
@@ -178,7 +178,7 @@ def read_file(path: str | Path, schema: ResultSchema | None = None, kind: str | 
                 arrays[name] = (tuple(array.metadata.dimension_names or ()), members.large(name, array) or as_numpy(array))
         for _, values in arrays.values():
             if isinstance(values, OnFile):
-                extent_of(values)  # reads every value once: what cannot be unpacked is found here, not when it is to be shown
+                extent_of(values)  # reads every value once, so that a damaged chunk fails here
     except StoreError:
         raise
     except Exception as error:
@@ -198,7 +198,7 @@ def check_schema(file: ResultFile, schema: ResultSchema, path: str | Path) -> No
 
 
 def result_head(path: str | Path) -> dict[str, Any] | None:
-    """What the root of a results file says of it, without reading anything else; None for a file that is no result.
+    """Root attributes of a results file, without reading the rest; None for a file that is no result.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def result_head(path: str | Path) -> dict[str, Any] | None:
     Raises
     ------
     StoreError
-        For a result whose metadata are too large or nested too deeply to be read.
+        The metadata are too large or nested too deeply.
     """
     if Path(path).exists() and not Path(path).is_file():
         raise StoreError(f"{path}: expected a result file, found a folder, a named pipe or a device; remove it")
@@ -239,12 +239,12 @@ def _zip(files: Mapping[str, Any], out: BinaryIO) -> None:
 
 
 def _bytes(value: Any) -> Any:
-    """What zarr's store in memory holds of a file, without a copy."""
+    """Bytes of a file in zarr's memory store, without a copy."""
     return memoryview(value.as_numpy_array()).cast("B") if hasattr(value, "as_numpy_array") else value
 
 
 def _digest(files: Mapping[str, bytes], kind: str, attributes: Any) -> str:
-    """SHA-256 of all that a result holds: the digests of its files but the root's metadata, its kind and its attributes."""
+    """SHA-256 over kind, attributes and the digests of all files except the root metadata."""
     total = hashlib.sha256(json.dumps([kind, attributes], sort_keys=True).encode())
     for name in sorted(name for name in files if name != "zarr.json"):
         total.update(name.encode() + b"\0" + files[name])

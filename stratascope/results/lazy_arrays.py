@@ -1,4 +1,4 @@
-"""Large arrays of a results file: checked once, left in the file, read when they are asked for."""
+"""Lazy large arrays of a results file: checked once, read from the file on access."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from stratascope.store.format.tables import AT_ONCE, as_numpy, checked_size
 from stratascope.store.io.access import GuardedStore
 
 MOST_INFLATED, MOST_RATIO = 1 << 28, 4
-"""A zip of results may unpack to so many bytes, or to so many times its own: they are packed within, and stored as they are."""
+"""Limits of the uncompressed bytes of a results zip, absolute and relative to its size: its members are stored, not deflated."""
 HELD_BYTES = 1 << 22
-"""A smaller array is held in memory from the beginning."""
+"""Bytes below which an array is held in memory."""
 _DAMAGED = (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
-"""What reading a member of a zip raises where the file is no longer what it was."""
+"""Errors of reading a zip that changed or is damaged."""
 
 
 @dataclass(frozen=True, eq=False)
 class Members:
-    """The members of one zip as they were when it was read from end to end."""
+    """Members of a zip with the digests of their first reading."""
 
     path: Path
     digests: Mapping[str, bytes]
@@ -42,12 +42,12 @@ class Members:
 
     @contextmanager
     def opened(self) -> Iterator[zarr.Group]:
-        """The group in the file; what is read of it is held against the digests.
+        """The group in the file; every reading is checked against the digests.
 
         Raises
         ------
         StoreError
-            Where the file has vanished.
+            The file is missing.
         """
         try:
             archive = zipfile.ZipFile(self.path)
@@ -57,29 +57,29 @@ class Members:
             yield zarr.open_group(GuardedStore(MemoryStore(_Read(self, archive), read_only=True)), mode="r", zarr_format=3)
 
     def named(self, group: str) -> list[str]:
-        """Names of the tables or arrays that there are metadata of."""
+        """Names of the tables or arrays with metadata."""
         parts = [name.split("/") for name in self.digests]
         return sorted(found[1] for found in parts if len(found) == 3 and found[0] == group and found[2] == "zarr.json")
 
     def large(self, name: str, array: Any) -> OnFile | None:
-        """A Zarr array of numbers that is left in the file; None for another, which is held.
+        """Lazy array for a large Zarr array of numbers; None for an array to hold in memory.
 
         Raises
         ------
         StoreError
-            For a shape that nothing written by this package has.
+            The shape is none that this package writes.
         """
         dtype = np.dtype(array.dtype)
         checked_size(array)
         return OnFile(self, name, tuple(array.shape), dtype) if dtype.kind in "biuf" and array.nbytes > HELD_BYTES else None
 
     def changed(self, found: str) -> StoreError:
-        """The error of a file that is another than the one that was checked."""
+        """The error for a file that changed since it was opened."""
         return StoreError(f"{self.path}: expected the file as it was when it was opened, found: {found}; open it again")
 
 
 def read_members(path: str | Path) -> Members:
-    """The members of a zip, every byte of them read once and none held.
+    """Digests of the members of a zip; reads every byte once and holds none.
 
     Raises
     ------

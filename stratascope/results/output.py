@@ -1,4 +1,4 @@
-"""Save a result with its figure: the same files for commands, the demo and scripts."""
+"""Save a result with its figure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SavedFiles(NamedTuple):
-    """Where a result and its figure lie."""
+    """Paths of a result and its figure."""
 
     result: Path
     figure: Path | None
@@ -28,15 +28,15 @@ def save_with_figure(
     Parameters
     ----------
     result
-        To save.
+        The result.
     folder
-        Where to; created if it is missing.
+        Output folder; created if missing.
     store
-        The store that it was computed from, for figures that show images.
+        Store of the result, for figures with its images.
     name
-        Of the files, without ending; the result's own by default.
+        Name of the files without ending; that of the result by default.
     draw
-        Whether the figure is drawn.
+        Whether to draw the figure.
 
     Raises
     ------

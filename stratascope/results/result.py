@@ -1,4 +1,4 @@
-"""`Result`: one frozen dataclass a kind of result, with its schema, file, summary and figure."""
+"""`Result`: one frozen dataclass per kind of result, with schema, file, summary and figure."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 KINDS: dict[str, type[Result]] = {}
-"""ResultSchema -> class, of every result class that is defined so far; `registry.result_class` also imports the others."""
+"""Kind -> class of the result classes imported so far; `registry.result_class` imports the others."""
 _STORED = "stored"
 CHOICE = {"only?": list[str]}
-"""Schema of the attribute that names the selection of examples: COLUMN=VALUE."""
+"""Schema of the attribute for the selection of examples: COLUMN=VALUE."""
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """How a field of a result is stored in its file."""
+    """Storage of a field in the results file."""
 
     schema: ArraySchema | TableSchema
     name: str
@@ -49,9 +49,9 @@ def array_field(kind: str, dims: str, *, name: str = "") -> Any:
     kind
         text, int, float, share (0 to 1, NaN where unknown) or bool.
     dims
-        Names of the dimensions, separated by blanks. A dimension has one size in all fields of a result.
+        Space-separated names of the dimensions. A dimension has one size in all fields of a result.
     name
-        In the file; the field's own by default.
+        Name in the file; that of the field by default.
     """
     return field(metadata={_STORED: _Stored(ArraySchema(kind, tuple(dims.split())), name)})
 
@@ -62,16 +62,16 @@ def table_field(schema: TableSchema, *, name: str = "") -> Any:
     Parameters
     ----------
     schema
-        The columns that the table must have (`schema.columns`).
+        Columns of the table (`schema.columns`).
     name
-        In the file; the field's own by default.
+        Name in the file; that of the field by default.
     """
     return field(metadata={_STORED: _Stored(schema, name)})
 
 
 @dataclass_transform(eq_default=False, frozen_default=True, field_specifiers=(array_field, table_field, field))
 class Result:
-    """Base of all results. A subclass is a frozen dataclass whose fields declare how they are stored.
+    """Base class of all results. A subclass is a frozen dataclass whose fields declare their storage.
 
     A subclass names its kind and the schema of its attributes in the class statement, and declares its fields with `array_field` and
     `table_field`::
@@ -80,18 +80,18 @@ class Result:
             values: NDArray[np.float32] = array_field("share", "example layer head part", name="share")
             attributes: Mapping[str, Any]
 
-    From these follow `save`, `load` with a check of the schema, the `repr` and the view in a notebook. The subclass defines `summary`,
-    `plot`, `to_frame` and `options`. Its class is known to the registry from then on: report, command line and viewer need nothing else.
+    The base class provides `save`, `load` with a check of the schema, `repr` and the notebook view. The subclass defines `summary`,
+    `plot`, `to_frame` and `options`. The registry knows every subclass, so that report, command line and viewer need no other entry.
     """
 
     kind: ClassVar[str] = ""
-    """The kind's name in files."""
+    """Name of the kind in files."""
     command: ClassVar[str] = ""
-    """The command that computes it, such as `share`; empty where another result's command does."""
+    """Command that computes it, such as `share`."""
     file_prefix: ClassVar[str] = ""
-    """How the names of its files begin; the command by default."""
+    """Prefix of its file names; the command by default."""
     selects_examples: ClassVar[bool] = False
-    """Whether it is of some of the store's examples by design: those asked for, or those with knockouts."""
+    """Whether it covers only some examples by design: requested ones, or those with knockouts."""
     _attributes_schema: ClassVar[Mapping[str, Any]] = {}
     _rules: ClassVar[tuple[Any, ...]] = ()
 
@@ -126,7 +126,7 @@ class Result:
         return ResultSchema(cls._attributes_schema, tables, arrays, cls._rules)
 
     def contents(self) -> ResultFile:
-        """What `save` writes: the fields by their names in the file."""
+        """Contents that `save` writes: the fields by their names in the file."""
         tables: dict[str, pd.DataFrame] = {}
         arrays: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
         for name, stored in _stored(type(self)):
@@ -139,7 +139,7 @@ class Result:
 
     @classmethod
     def from_contents(cls, file: ResultFile) -> Self:
-        """The result whose `contents` a file holds."""
+        """The result whose `contents` are a results file's."""
         values: dict[str, Any] = {
             name: file.tables[stored.name] if isinstance(stored.schema, TableSchema) else file.arrays[stored.name][1]
             for name, stored in _stored(cls)
@@ -147,7 +147,7 @@ class Result:
         return cls(**{**values, "attributes": dict(file.attributes)})
 
     def save(self, path: str | Path) -> None:
-        """Write the result to one file, whole or not at all; equal results give equal bytes.
+        """Write the result to one file atomically; equal results give equal bytes.
 
         Raises
         ------
@@ -167,19 +167,19 @@ class Result:
         """
         return cls.from_contents(read_file(path, cls.schema(), cls.kind))
 
-    # -- what people see -----------------------------------------------------------------------------------------------------------
+    # -- display ------------------------------------------------------------------------------------------------------------------
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """The parameters of the Python function that computed this result, without the store; the report's commands follow from them."""
+        """Parameters of the Python function that computed the result, without the store; the report derives commands from them."""
         return {}
 
     def summary(self) -> str:
-        """Lines of text, as the command prints them."""
+        """Lines of text that the command prints."""
         raise NotImplementedError
 
     def to_frame(self) -> pd.DataFrame:
-        """The numbers of the figure as one table."""
+        """Numbers of the figure as one table."""
         raise NotImplementedError
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -193,12 +193,12 @@ class Result:
         raise NotImplementedError
 
     def figure(self, store: ActivationStore | None = None) -> Figure | None:
-        """The figure that the command saves; None where the result has none.
+        """Figure that the command saves, or None.
 
         Parameters
         ----------
         store
-            The store that the result was computed from, for figures that show its images.
+            Store of the result, for figures with its images.
         """
         if type(self).plot is Result.plot:
             return None
@@ -216,22 +216,22 @@ class Result:
 
     @property
     def example_count(self) -> int | None:
-        """How many examples the result is of; None where it does not say."""
+        """Number of examples of the result, or None if unknown."""
         return _sizes(self).get("example")
 
     @property
     def name_parts(self) -> tuple[str | None, ...]:
-        """What tells its files from those of another run of the same command, such as the weighting and the selection of examples."""
+        """Parts of the file name that differ between runs of the command, such as the weighting and the selection of examples."""
         return self.only
 
     @property
     def file_name(self) -> str:
-        """The name of its files without the ending."""
+        """Name of its files without the ending."""
         return file_name(self.file_prefix, *self.name_parts)
 
     @property
     def _heading(self) -> str:
-        """First line of `repr` and of the view in a notebook."""
+        """First line of `repr` and of the notebook view."""
         sizes = [f"{dim} {size}" for dim, size in _sizes(self).items()]
         return f"{type(self).__name__} ({', '.join(sizes)})" if sizes else type(self).__name__
 
@@ -247,7 +247,7 @@ class Result:
 
 
 def new_axes(ax: Axes | None, *, width: float = 4.6, height: float = 2.9) -> Axes:
-    """The axes themselves, or those of a new figure in pyplot, so that a notebook or script shows it."""
+    """The axes themselves, or those of a new pyplot figure, which notebooks and scripts show."""
     if ax is not None:
         return ax
     import matplotlib.pyplot as plt
@@ -256,7 +256,7 @@ def new_axes(ax: Axes | None, *, width: float = 4.6, height: float = 2.9) -> Axe
 
 
 def titled(title: str, only: Sequence[str]) -> str:
-    """A figure's title with the selection of examples in parentheses."""
+    """Title of a figure with the selection of examples in parentheses."""
     return f"{title} ({choice_text(only)})" if only else title
 
 

@@ -1,4 +1,4 @@
-"""What a kind of result declares that it holds, and whether a file holds it."""
+"""Schema of a kind of result, and the check of a file against it."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from stratascope.results.lazy_arrays import Arrays, OnFile, extent_of
 from stratascope.store.format.json_schema import is_utf8, record_mismatches, shown, size_mismatch
 
 ROUNDING = 1e-3
-"""By so much a share may lie beside 0 and 1."""
+"""Tolerance of a share below 0 and above 1."""
 _KINDS = {"text": "OTU", "int": "iu", "float": "fiu", "share": "f", "bool": "b"}
 
 
 @dataclass(frozen=True)
 class TableSchema:
-    """The columns that a table must have; it may have others."""
+    """Columns that a table must have; it may have others."""
 
     kinds: Mapping[str, str]
-    """Name -> text, int, float, share (0 to 1, NaN where it is not known) or bool."""
+    """Name -> text, int, float, share (0 to 1, NaN where unknown) or bool."""
     dim: str = ""
-    """The dimension of arrays that its rows are; none by default."""
+    """Dimension of arrays that the rows share; none by default."""
     keys: tuple[str, ...] = ()
-    """Names of columns, parted by spaces, by which no two rows are alike."""
+    """Space-separated columns whose values together identify a row."""
     grid: str = ""
-    """Names of columns whose values are all met together, once each; the last may be a dimension of arrays."""
+    """Space-separated columns; the table has every combination of their values exactly once."""
     values: Mapping[str, str] = field(default_factory=dict)
-    """Column -> its values, parted by spaces; of a key all are there."""
+    """Column -> its space-separated values; a key column has all of them."""
     empty: bool = False
-    """Whether it may be without rows."""
+    """Whether the table may have no rows."""
 
 
 @dataclass(frozen=True)
 class ArraySchema:
-    """What an array is made of."""
+    """Type and dimensions of an array."""
 
     kind: str
     """text, int, float, share or bool."""
     dims: tuple[str, ...]
-    """Names; `*` in one stands for anything."""
+    """Names; `*` is a wildcard."""
 
 
 def columns(
@@ -58,41 +58,41 @@ def columns(
     keys: Sequence[str] = (),
     **said: Any,
 ) -> TableSchema:
-    """The columns of a table, names parted by spaces, by what they hold; `keys` and what else is `said` as of `TableSchema`."""
+    """Schema of a table from space-separated column names by type; `keys` and `said` as of `TableSchema`."""
     named = {"text": text, "int": ints, "float": floats, "share": shares, "bool": flags}
     return TableSchema({name: kind for kind, names in named.items() for name in names.split()}, dim, tuple(keys), **said)
 
 
 def floats(dims: str) -> ArraySchema:
-    """An array of numbers; names of its dimensions parted by spaces."""
+    """Array of numbers with space-separated dimensions."""
     return ArraySchema("float", tuple(dims.split()))
 
 
 def shares(dims: str) -> ArraySchema:
-    """An array of shares, 0 to 1; names of its dimensions parted by spaces."""
+    """Array of shares (0 to 1) with space-separated dimensions."""
     return ArraySchema("share", tuple(dims.split()))
 
 
 def ints(dims: str) -> ArraySchema:
-    """An array of whole numbers; names of its dimensions parted by spaces."""
+    """Array of integers with space-separated dimensions."""
     return ArraySchema("int", tuple(dims.split()))
 
 
 @dataclass(frozen=True)
 class ResultSchema:
-    """What a kind of result holds. Whatever else is in a file is left alone: a later version may have put it there."""
+    """Attributes, tables and arrays of a kind of result. A file may hold others, for instance of a later version."""
 
     attributes: Mapping[str, Any]
-    """Name -> type; of a name that ends in `?` there may be none. A dict is a record of such names, `Along` a list along a dimension."""
+    """Name -> type; a name that ends in `?` is optional. A dict is a nested record, `Along` a list along a dimension."""
     tables: Mapping[str, TableSchema] = field(default_factory=dict)
     arrays: Mapping[str, ArraySchema] = field(default_factory=dict)
-    """Name -> its dimensions; `*` in a name stands for anything, and at least one array is there. A dimension has one size in all of
-    the arrays, tables and attributes that have it."""
+    """Name -> schema; `*` in a name is a wildcard for at least one array. A dimension has one size in all arrays, tables and
+    attributes."""
     rules: tuple[Callable[[Mapping[str, Any], Mapping[str, pd.DataFrame], Arrays], str | None], ...] = ()
-    """What else must hold: what is wrong with attributes, tables and arrays that are as declared, in words, or None."""
+    """Further checks of attributes, tables and arrays; each returns a message or None."""
 
     def mismatch(self, attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], arrays: Arrays) -> str | None:
-        """The first thing that is not as declared, as "expected ..., found ..."; None where all is."""
+        """The first mismatch as "expected ..., found ..."; None for a valid file."""
         sizes: dict[str, tuple[int, str]] = {}
         found = [
             *record_mismatches(attributes, self.attributes, "attribute", sizes),
@@ -118,7 +118,7 @@ class ResultSchema:
                 yield from size_mismatch(wanted.dim, len(table), f"table {name!r}", sizes)
             if not len(table) and not wanted.empty:
                 yield f"expected rows in table {name!r}, found none"
-        # what rows say is asked where all columns are there
+        # values of rows are checked only where all columns exist
         yield from (said for name, wanted in self.tables.items() for said in _row_mismatches(name, tables, wanted))
 
     def _array_mismatches(self, arrays: Arrays, sizes: dict[str, tuple[int, str]]) -> Iterator[str]:
@@ -161,7 +161,7 @@ def _is(kind: str, values: NDArray[Any] | OnFile) -> bool:
         return False
     if kind == "share":
         least, most = extent_of(values)
-        return not (least < -ROUNDING or most > 1 + ROUNDING)  # NaN, where nothing is known, is neither
+        return not (least < -ROUNDING or most > 1 + ROUNDING)  # NaN (unknown) passes
     return kind != "text" or isinstance(values, OnFile) or all(value is None or is_utf8(value) for value in values.flat)
 
 

@@ -125,7 +125,7 @@ class StoredResult:
         return self.kind, *what, over.get("task"), over.get("fingerprint")
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table of the file; StoreError for a file of an older version that lacks it."""
+        """The table of this name; StoreError for a file of an older version that lacks it."""
         if name not in self.file.tables:
             raise StoreError(
                 f"{self.name}: expected a table {name!r}, found {', '.join(self.file.tables) or 'none'}; "

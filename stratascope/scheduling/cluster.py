@@ -87,6 +87,7 @@ def run_on_cluster(function: Callable[[Work], Answer], work: Sequence[Work], add
                     raise InvalidInputError(value)
                 if kind == "unreadable":
                     raise StoreError(value)
+                watch.had_workers = True
                 done(number, value)
         finally:
             client.close(timeout=_CLOSE_TIMEOUT)
@@ -140,7 +141,7 @@ class _Watch:
 
         self._client, self._address = client, address
         self._patience = float(parse_timedelta(config.get("stratascope.worker-timeout", WORKER_TIMEOUT)))
-        self._seen, self._had = time.monotonic(), False
+        self._seen, self.had_workers = time.monotonic(), False
 
     def check(self) -> None:
         """ClusterLostError where the scheduler does not answer, or there was no worker for too long."""
@@ -150,10 +151,10 @@ class _Watch:
         except Exception as error:  # closed, unreachable, or silent: each fails in its own way
             raise self.lost_scheduler(f"no answer for {time.monotonic() - begin:.0f} s") from error
         if known["workers"]:
-            self._seen, self._had = time.monotonic(), True
+            self._seen, self.had_workers = time.monotonic(), True
         elif time.monotonic() - self._seen > self._patience:
             waited = f"{self._patience:g} s"
-            if self._had:
+            if self.had_workers:
                 raise ClusterLostError(
                     f"expected workers that live at {self._address}, lost all, and no other joined within {waited}; {_AGAIN}"
                 )

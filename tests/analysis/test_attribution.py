@@ -118,5 +118,5 @@ def test_the_command_says_that_it_adds_up(planted: ActivationStore, tmp_path: Pa
 
     done = CliRunner().invoke(main, ["attribution", planted.name, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert "equal the model's own difference within" in done.output
+    assert "equal the difference of the model within" in done.output
     assert {p.name for p in tmp_path.iterdir()} == {"attribution.zarr.zip", "attribution.png"}

@@ -245,7 +245,7 @@ def test_the_command_says_where_flow_is_limited_and_saturated(store_path: Path, 
 
     done = CliRunner().invoke(main, ["flow", str(store_path), "--examples", "0,2", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert "limited at: source" in done.output
+    assert "minimum cut at: source" in done.output
     assert "warning (2 of 2 examples): flow is uninformative" in done.output
     assert "saturated in" in done.output
     assert {p.name for p in tmp_path.iterdir()} == {"flow.zarr.zip", "flow.png"}

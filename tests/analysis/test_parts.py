@@ -125,10 +125,10 @@ def test_a_report_says_of_a_part_what_is_the_parts_and_mixes_it_with_nothing(who
     page = report.read_text("utf-8")
     found = gather(whole, [out])
     assert [f.name for f in found.of("attention_share")] == ["share.zarr.zip"]
-    assert set(found.parts) == {ONLY}
+    assert set(found.selections) == {ONLY}
     right = {name: load_result(tmp_path / "results" / f"{name}.zarr.zip").tables["confidence"]["accuracy"].iloc[0]
              for name in ("answers", "answers-relation-left-of")}  # fmt: skip
-    headline, _, rest = page.partition('id="parts"')
+    headline, _, rest = page.partition('id="selections"')
     assert f"{100 * right['answers']:.1f} %" in headline
     assert "relation-left-of" not in headline
     assert "only relation=left of" in rest

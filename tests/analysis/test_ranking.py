@@ -119,5 +119,5 @@ def test_the_command_names_the_head_whose_look_predicts_a_right_answer(tmp_path:
 def test_where_there_is_nothing_to_predict_the_overlap_is_still_told(planted: ActivationStore, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["overlap", planted.name, "--weighing", "norm", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert "lift averages" in done.output
+    assert "mean lift" in done.output
     assert BoxOverlap.load(tmp_path / "overlap-norm.zarr.zip").attributes["map"] == "norm"

@@ -272,4 +272,4 @@ def test_the_command_rolls_in_every_form_and_says_what_it_did(store, tmp_path) -
     assert (found.attributes["form"], found.attributes["window"]) == ("dropped", [3, 6])
     refused = CliRunner().invoke(main, ["rollout", store.name, "--tower", "vision"])
     assert refused.exit_code == 2
-    assert "no store holds them" in refused.output
+    assert "through the vision tower is undefined" in refused.output

@@ -35,7 +35,7 @@ def eager(plan):
 def ask_eager(eager, plan, k):
     model, processor = eager
     text = processor.apply_chat_template(
-        plan.tokenizer.wording.conversation(plan.prompt.fill(plan.examples[k]).text), add_generation_prompt=True
+        plan.tokenizer.prompt_format.conversation(plan.prompt.fill(plan.examples[k]).text), add_generation_prompt=True
     )
     image = Image.open(plan.settings.images / plan.examples[k].image)
     with torch.no_grad():

@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families.patch_grid import CroppedSquare
-from stratascope.extract.families.tiling import AnyResolution, CanvasTiles, SplitTiles
+from stratascope.extract.families.image_tokens import AnyResolution, CanvasTiles, CroppedSquare, SplitTiles
 from stratascope.extract.plan.image_boxes import flipped, in_view, scaled
 
 hf = pytest.importorskip("transformers")

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from stratascope.errors import InvalidInputError
-from stratascope.extract.plan.image_decoding import FORMATS, MOST_PIXELS, decode_image
-from stratascope.extract.plan.images import inspect_images
+from stratascope.extract.plan.images import FORMATS, MOST_PIXELS, decode_image, inspect_images
 
 REFUSED = {
     "BLP", "BUFR", "CUR", "DCX", "DDS", "EPS", "FITS", "FLI", "FPX", "FTEX", "GBR", "GRIB", "HDF5", "ICNS", "ICO", "IM", "IMT", "IPTC",

@@ -21,7 +21,7 @@ from stratascope.analysis.box_cells import box_tokens  # noqa: E402
 from stratascope.datasets import Example, Prompt, split_caption  # noqa: E402
 from stratascope.errors import CaptureError, InvalidInputError  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
-from stratascope.extract.families.patch_grid import PatchGrid  # noqa: E402
+from stratascope.extract.families.image_tokens import PatchGrid  # noqa: E402
 from stratascope.extract.plan.extraction_plan import ExtractionPlan  # noqa: E402
 from stratascope.extract.plan.images import open_image  # noqa: E402
 from stratascope.extract.plan.plan_summary import plan_summary  # noqa: E402

@@ -17,7 +17,7 @@ from stratascope.extract.run.capture import (  # noqa: E402
     use_captured_attention,
     value_norms,
 )
-from stratascope.extract.run.logit_terms import check_attributable, directions, logit_parts  # noqa: E402
+from stratascope.extract.run.logits import check_attributable, directions, logit_parts  # noqa: E402
 from tests.extract.families import FAMILIES, build, example, left_padded  # noqa: E402
 
 WANT = frozenset({"maps", "value_norms", "value_logits", "head_outputs"})

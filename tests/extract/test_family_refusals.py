@@ -13,7 +13,7 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract import ExtractionSettings, plan_extraction
 from stratascope.extract.families.registry import FAMILIES, image_rule, model_shape
 from stratascope.extract.model_files import ModelSource
-from stratascope.extract.plan.chat_template import Chat, Prefix
+from stratascope.extract.plan.chat_template import ChatFormat, PrefixFormat
 from stratascope.extract.plan.plan_summary import plan_summary
 from stratascope.extract.plan.token_layout import PromptTokenizer
 
@@ -117,7 +117,7 @@ def test_a_template_that_does_not_fit(tmp_path: Path, template: str, message: st
 
 def test_a_turn_that_is_opened_without_being_asked_for_is_one(tmp_path: Path) -> None:
     """Mistral's templates close the user's turn with [/INST], whether a generation prompt is wanted or not."""
-    made = Chat(worded(save_files("llava_next", tmp_path), MISTRAL), "<image>", None)
+    made = ChatFormat(worded(save_files("llava_next", tmp_path), MISTRAL), "<image>", None)
     assert made.answer_gap == " "
     assert made.render("Is it?").endswith("Is it? [/INST]")
 
@@ -139,8 +139,8 @@ def test_a_prompt_that_ends_inside_reasoning_is_refused(tmp_path: Path, opens: s
 def test_reasoning_is_closed_where_the_template_has_an_option(tmp_path: Path, option: str, usual: str) -> None:
     chosen = f"{{% if {option} is defined and not {option} %}}<think>\n\n</think>\n\n{{% else %}}{usual}{{% endif %}}{{% endif %}}"
     made = tokenizer(worded(save_files("internvl", tmp_path), THINKING + chosen))
-    assert made.wording.template_options == {option: False}
-    assert made.wording.render("Is it?").endswith("assistant\n<think>\n\n</think>\n\n")
+    assert made.prompt_format.template_options == {option: False}
+    assert made.prompt_format.render("Is it?").endswith("assistant\n<think>\n\n</think>\n\n")
 
 
 def test_an_option_that_does_not_close_reasoning_is_named(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_an_option_that_does_not_close_reasoning_is_named(tmp_path: Path) -> Non
 
 def test_templates_without_reasoning_are_given_nothing(tmp_path: Path) -> None:
     source = ModelSource("the model", save_files("internvl", tmp_path))
-    assert tokenizer(source, "Think in <think> and </think>, then <think>.").wording.template_options == {}
+    assert tokenizer(source, "Think in <think> and </think>, then <think>.").prompt_format.template_options == {}
 
 
 def test_the_date_that_a_template_writes_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +169,8 @@ def test_the_date_that_a_template_writes_is_known(tmp_path: Path, monkeypatch: p
     template = "{{ strftime_now('%d %b %Y') }} " + THINKING + "{% endif %}"
     source = worded(save_files("internvl", tmp_path), template)
     made = tokenizer(source)
-    assert made.wording.dates == {"04 Jul 2026"}
-    assert made.wording.render("Is it?").startswith("04 Jul 2026 ")
+    assert made.prompt_format.dates == {"04 Jul 2026"}
+    assert made.prompt_format.render("Is it?").startswith("04 Jul 2026 ")
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"image": "x.png", "caption": "The cat is on the car.", "relation": "on", "label": 1}\n')
     settings = ExtractionSettings(model=str(tmp_path), examples=(rows,), images=None, image_size=(60, 60), device="cpu")
@@ -190,8 +190,8 @@ def test_options_of_a_template_are_in_the_provenance_and_the_plan(tmp_path: Path
 def test_a_system_turn_for_a_prefix(tmp_path: Path) -> None:
     source = ModelSource("the model", save_files("paligemma", tmp_path))
     with pytest.raises(InvalidInputError, match="no `system` for the model, whose prompts are a prefix"):
-        Prefix(source, "<image>", "Be brief.")
-    assert Prefix(source, "<image>", "").render("x") == "<image><bos>x\n"
+        PrefixFormat(source, "<image>", "Be brief.")
+    assert PrefixFormat(source, "<image>", "").render("x") == "<image><bos>x\n"
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl"])

@@ -220,7 +220,7 @@ def test_knockouts_are_stored_for_the_chosen_examples(settings, tmp_path) -> Non
     eager = AutoModelForImageTextToText.from_pretrained(plan.source.folder, dtype=torch.float32, attn_implementation="eager").eval()
     processor = AutoProcessor.from_pretrained(plan.source.folder)
     text = processor.apply_chat_template(
-        plan.tokenizer.wording.conversation(plan.prompt.fill(plan.examples[3]).text), add_generation_prompt=True
+        plan.tokenizer.prompt_format.conversation(plan.prompt.fill(plan.examples[3]).text), add_generation_prompt=True
     )
     batch = processor(text=[text], images=[Image.open(plan.settings.images / plan.examples[3].image)], return_tensors="pt")
     pair, tokens = tuple(plan.tokenizer.choice_ids.values()), torch.from_numpy(plan.masked_tokens(3)["object"])

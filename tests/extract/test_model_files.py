@@ -254,7 +254,7 @@ def test_a_file_that_grows_while_it_is_hashed_is_refused(tmp_path: Path, monkeyp
         return real(file, kind)
 
     monkeypatch.setattr(model_files.hashlib, "file_digest", growing)
-    with pytest.raises(InvalidInputError, match="weights: expected a file that stays as it is while it is read, found it changed"):
+    with pytest.raises(InvalidInputError, match="weights: expected a file that does not change while it is read, found it changed"):
         file_digest(path)
 
 

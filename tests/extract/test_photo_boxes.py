@@ -22,7 +22,7 @@ from stratascope.datasets import BoxIndex, write_scenes
 from stratascope.errors import InvalidInputError
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction
 from stratascope.extract.plan.plan_summary import plan_summary
-from stratascope.extract.run.image_reader import load_image, shown_image
+from stratascope.extract.run.inputs import load_image, shown_image
 from stratascope.store import STATUS_CODES, ActivationStore, verify
 
 COUNT = 12
@@ -127,7 +127,7 @@ def test_a_file_of_boxes_at_another_size_points_as_the_same_boxes_do(drawn: Path
     one = pointing(store, BoxIndex.from_coco(data / "one.json"), methods=("attention",))
     assert list(one.attributes["box_alignment"]["refused"]) == [wide["images"][0]["file_name"]]
     assert set(one.examples) == set(plain.examples) - {0}
-    assert f"left out, 1 images whose boxes do not fit their photo: {wide['images'][0]['file_name']}: boxes are" in one.summary()
+    assert f"left out: 1 images with boxes that do not fit their photo: {wide['images'][0]['file_name']}: boxes are" in one.summary()
 
 
 def test_boxes_of_the_stored_pixels_turn_with_the_photo(data: Path) -> None:
@@ -216,7 +216,7 @@ def test_images_that_cannot_be_recorded_fail_by_name_and_the_rest_goes_on(data: 
 
 
 def test_a_shape_that_the_model_does_not_take_fails_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stratascope.extract.families.patch_grid import PatchGrid
+    from stratascope.extract.families.image_tokens import PatchGrid
 
     monkeypatch.setattr(PatchGrid, "_most_aspect", 2)
     path = images(data)[5]

@@ -13,9 +13,9 @@ torch = pytest.importorskip("torch")
 from stratascope.extract import plan_extraction, run_extraction  # noqa: E402
 from stratascope.extract.run.capture import text_decoder, use_captured_attention  # noqa: E402
 from stratascope.extract.run.loading import load_model  # noqa: E402
+from stratascope.extract.run.logits import Unembedding  # noqa: E402
 from stratascope.extract.run.session import ExtractionSession  # noqa: E402
 from stratascope.extract.run.shard_block import fill_blocks  # noqa: E402
-from stratascope.extract.run.unembedding import Unembedding  # noqa: E402
 from stratascope.store import ActivationStore  # noqa: E402
 from tests.extract import real_weights  # noqa: E402
 from tests.extract.families import FAMILIES, build  # noqa: E402
@@ -36,7 +36,7 @@ def own_head(model: torch.nn.Module, residual: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_of_every_family_are_those_of_its_own_head_in_float64(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The soft cap of PaliGemma 2 among them; the vocabulary ranked in pieces."""
-    monkeypatch.setattr("stratascope.extract.run.unembedding.ROWS", 300)
+    monkeypatch.setattr("stratascope.extract.run.logits.ROWS", 300)
     model = build(name, "eager").to(getattr(torch, dtype))
     unembedding = Unembedding(model, text_decoder(model))
     residual = 5 * torch.randn(7, 64, generator=torch.Generator().manual_seed(1)).to(model.dtype)

@@ -16,8 +16,7 @@ from click.testing import CliRunner
 from stratascope.cli import FAULT, main
 from stratascope.errors import InvalidInputError, MissingExtraError
 from stratascope.extract import plan_extraction
-from stratascope.extract.model_files import ModelSource, resolve_model
-from stratascope.extract.plan.weight_formats import check_weight_files, check_weight_form, quantization
+from stratascope.extract.model_files import ModelSource, check_weight_files, check_weight_form, quantization, resolve_model
 
 torch = pytest.importorskip("torch")
 
@@ -115,10 +114,10 @@ def test_of_sharded_weights_the_absent_and_the_truncated_shard_is_named(folder: 
     source = ModelSource("the model", folder)
     load_model(source, torch.float32)
     os.truncate(folder / names[1], 5000)
-    with pytest.raises(InvalidInputError, match=rf"{names[1]}: expected a whole file"):
+    with pytest.raises(InvalidInputError, match=rf"{names[1]}: expected a complete safetensors file"):
         load_model(source, torch.float32)
     (folder / names[1]).unlink()
-    with pytest.raises(InvalidInputError, match=rf"files that model\.safetensors\.index\.json names .*, found no {names[1]}; fetch it"):
+    with pytest.raises(InvalidInputError, match=rf"files that model\.safetensors\.index\.json names .*, found no {names[1]}; download it"):
         load_model(source, torch.float32)
     for text in ("{", "[]", '{"weight_map": [1]}'):
         (folder / "model.safetensors.index.json").write_text(text)
@@ -191,7 +190,7 @@ def test_an_image_processor_that_cannot_be_loaded(folder: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-@pytest.mark.parametrize(("device", "told"), [("cuda", "none; use"), ("cuda:3", "none; use"), ("xpu", ": .*not compiled with XPU")])
+@pytest.mark.parametrize(("device", "told"), [("cuda", "none; set"), ("cuda:3", "none; set"), ("xpu", ": .*not compiled with XPU")])
 def test_devices_that_are_not_here(device: str, told: str) -> None:
     with pytest.raises(InvalidInputError, match=rf"`device` {device}, found ?{told}"):
         usable_device(device)

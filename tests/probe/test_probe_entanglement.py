@@ -42,9 +42,9 @@ def test_a_things_place_is_in_its_cells_after_the_block_that_sees_the_whole_imag
         assert other["value"].max() < 0.2
     whole = found.table[found.table["whole_image"]]
     assert set(zip(whole["stage"], whole["layer"], strict=True)) == {("tower", 3)}
-    assert "at block 2, which sees the whole image" in done.output
+    assert "at block 2, which attends to the whole image" in done.output
     # 96 scenes are too few for every relation: said, not failed
-    assert "not asked for the relation" in done.output
+    assert "relation not probed" in done.output
     assert (tmp_path / "entanglement.png").exists()
 
 

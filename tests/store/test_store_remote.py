@@ -20,7 +20,7 @@ from stores import make_store, small_layout
 from unwell import unwell
 
 from stratascope.addresses import without_secrets
-from stratascope.cli import main
+from stratascope.cli import INTERRUPTED, main
 from stratascope.errors import StoreError
 from stratascope.store import ActivationStore, copy_store, verify
 from stratascope.store.io import remote
@@ -269,7 +269,7 @@ def test_a_copy_that_is_stopped_leaves_no_half_zip(tmp_path, source):
         assert [p.suffix for p in tmp_path.iterdir()] == [".partial"]
         running.terminate()
         running.communicate(timeout=60)
-    assert running.returncode == 128 + signal.SIGTERM
+    assert running.returncode == INTERRUPTED
     assert not list(tmp_path.iterdir())
 
 

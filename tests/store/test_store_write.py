@@ -204,7 +204,7 @@ def test_float16_overflow_is_refused():
     from stratascope.store.format.block_checks import BlockFacts, checked_block
 
     facts = BlockFacts(range(4), KNOWN["n_tokens"][:4], KNOWN["position_present"][:4], KNOWN["has_map"][:4])
-    with pytest.raises(InvalidInputError, match=r"found 1e\+39 at layer 0"):
+    with pytest.raises(InvalidInputError, match=r"found 1e\+39, too large for float32, at layer 0"):
         checked_block(LAYOUT, facts, arrays)
 
 

@@ -142,8 +142,8 @@ def try_the_cards(c):
     assert b.js("return document.querySelector('.probe select').value") == "truth"
     c.step(lambda: b.choose(".probe select", "relation"), task="relation")
     b.until(lambda: "probability of “left”" in b.text(".probe h2 small"))
-    c.step(lambda: b.choose(".knockouts [aria-label='Hidden from']", "later"))
-    c.step(lambda: b.choose(".knockouts [aria-label='Hidden in blocks']", "3-5"))
+    c.step(lambda: b.choose(".knockouts [aria-label='Masked for']", "later"))
+    c.step(lambda: b.choose(".knockouts [aria-label='Masked in blocks']", "3-5"))
     c.step(lambda: b.click(".knockouts .button"), measure="knockout", mode="later", window="3-5")
     c.step(lambda: b.click("[data-value=attention]"), measure=None)
 

@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_of_a_task_with_many_classes_only_one_piece_is_read(browser, small, tmp_
 
     monkeypatch.setattr(server._Handler, "_head", head)
     # as if it were too large to be fetched whole
-    monkeypatch.setattr(server, "result_index", lambda folder: _enlarged(folder))
+    monkeypatch.setattr(server, "result_index", lambda folder, shown=None: _enlarged(folder, shown))
     with ViewServer(str(small), results=tmp_path) as running:
         browser.open(f"{running.address}#example=9")
         _, shown = probe_table(browser)
@@ -110,10 +111,10 @@ def test_what_is_said_of_a_file_in_one_great_piece_makes_it_readable(browser, sm
         assert [row[0] for row in probe_table(browser)[1].values()] == [percent(p) for p in powers[:, 9] / powers.sum(1)]
 
 
-def _enlarged(folder: Path) -> bytes:
+def _enlarged(folder: Path, shown: Collection[str] | None) -> bytes:
     from stratascope.report.viewer.page import result_index
 
-    index = json.loads(result_index(folder))
+    index = json.loads(result_index(folder, shown))
     return json.dumps({"files": [{**entry, "bytes": 1 << 30} for entry in index["files"]]}).encode()
 
 
@@ -192,8 +193,8 @@ def test_knockouts_are_the_stores(browser, questions):
         shown = dict(zip(browser.texts(".bars th"), browser.texts(".bars td.num"), strict=True))
         k = layout.knockout_targets.index("relation")
         assert float(shown["relation"].replace("−", "-")) == pytest.approx(held[0, 0, k], rel=5e-3)
-        browser.choose(".knockouts select[aria-label='Hidden from']", "later")
-        browser.choose(".knockouts select[aria-label='Hidden in blocks']", "3-5")
+        browser.choose(".knockouts select[aria-label='Masked for']", "later")
+        browser.choose(".knockouts select[aria-label='Masked in blocks']", "3-5")
         browser.click(".knockouts .button")
         browser.until(lambda: browser.view().get("measure") == "knockout")
         assert (browser.view()["mode"], browser.view()["window"]) == ("later", "3-5")
@@ -204,7 +205,7 @@ def test_knockouts_are_the_stores(browser, questions):
             assert float(row["weight"]) == wanted
         browser.open(f"{running.address}#example=9&measure=knockout")
         browser.until(lambda: "knockouts of this example were not measured" in browser.text(".note"))
-        assert "Not measured" in browser.text(".knockouts")
+        assert "No knockout effects" in browser.text(".knockouts")
         assert browser.errors() == []
 
 

@@ -9,8 +9,15 @@ from typing import Any
 
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.config_defaults import image_processor_config, model_config, text_config, vision_config
-from stratascope.extract.families.patch_grid import CroppedSquare, ImageRule, PatchGrid, StretchedSquare
-from stratascope.extract.families.tiling import AnyResolution, CanvasTiles, SplitTiles
+from stratascope.extract.families.image_tokens import (
+    AnyResolution,
+    CanvasTiles,
+    CroppedSquare,
+    ImageRule,
+    PatchGrid,
+    SplitTiles,
+    StretchedSquare,
+)
 from stratascope.extract.model_files import ModelSource
 
 

@@ -37,7 +37,7 @@ _PLAIN = re.compile(r"[\w ,.;:?!'\"()&%/+-]+")
 _CHATML_SYSTEM, _CHATML_END = "<|im_start|>system\n", "<|im_end|>"
 
 
-class Wording(Protocol):
+class PromptFormat(Protocol):
     """Format of a prompt around the user's text."""
 
     adds_special: bool
@@ -52,7 +52,7 @@ class Wording(Protocol):
     def render(self, text: str) -> str:
         """The prompt with the image placeholder."""
 
-    def asked(self, text: str) -> str:
+    def processor_text(self, text: str) -> str:
         """Input of the family's own processor for the same prompt."""
 
     @property
@@ -66,7 +66,7 @@ class Wording(Protocol):
         """Characters of the system turn; None if there is none."""
 
 
-class Prefix(Wording):
+class PrefixFormat(PromptFormat):
     """Prompt of PaliGemma: image, beginning-of-text token, the user's text, a line feed; no turns.
 
     Raises
@@ -89,7 +89,7 @@ class Prefix(Wording):
     def render(self, text: str) -> str:
         return f"{self._placeholder}{self._begin}{text}\n"
 
-    def asked(self, text: str) -> str:
+    def processor_text(self, text: str) -> str:
         return f"{self._placeholder}{text}"
 
     def is_plain(self, text: str) -> bool:
@@ -99,7 +99,7 @@ class Prefix(Wording):
         return None
 
 
-class Chat(Wording):
+class ChatFormat(PromptFormat):
     """Optional system turn, a user turn with an image and a text, and the start of the model's turn.
 
     Parameters
@@ -199,7 +199,7 @@ class Chat(Wording):
             )
         return rendered
 
-    asked = render
+    processor_text = render
 
     @cached_property
     def around(self) -> tuple[str, str] | None:

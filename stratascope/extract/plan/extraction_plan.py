@@ -27,7 +27,7 @@ THUMBNAIL_SAMPLE = 16
 """Images from which the size of all thumbnails is estimated."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExtractionPlan:
     """Examples with their tokens, the layout of the store, and its provenance before the run."""
 
@@ -50,6 +50,10 @@ class ExtractionPlan:
     """None without knockouts."""
     store: StoreLayout
     provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        arrays = ", ".join(sorted(self.store.record))
+        return f"<ExtractionPlan of {self.settings.model}: {len(self.examples):,} examples, {self.shape.layers} layers; {arrays}>"
 
     @property
     def failed(self) -> dict[int, str]:

@@ -6,11 +6,10 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from stratascope.extract.plan.answer_forms import token_texts
 from stratascope.extract.plan.duration import ExtractionTiming
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.image_boxes import alignment_cases, is_whole
-from stratascope.extract.plan.token_layout import TILES
+from stratascope.extract.plan.token_layout import TILES, token_texts
 from stratascope.store.io.overview import bytes_text
 
 SPAN_COLOURS = {
@@ -37,7 +36,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     assumed = plan.settings.device == "auto" and find_spec("torch") is None
     cells = np.array([tokens.grid[0] * tokens.grid[1] for tokens in plan.layouts])
     lines = [
-        f"model      {plan.settings.model} ({model['family']}): {plan.shape.layers} blocks, hidden {plan.shape.hidden}, "
+        f"model      {plan.settings.model} ({model['family']}): {plan.shape.layers} decoder blocks, hidden size {plan.shape.hidden}, "
         f"{plan.shape.heads} heads; "
         f"{model['dtype']} on {model['device']}{'' if drawn is None else f'; untrained, weights drawn with seed {drawn}'}"
         + ("; device assumed, because torch is not installed (`device`)" if assumed else ""),
@@ -49,7 +48,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         f"image {cells.min()} to {cells.max()}, mean {cells.mean():.1f}",
         *image_notes(plan),
         *_beyond_cells(plan),
-        f"blocks     {layout.blocks} of {layout.block} examples",
+        f"shards     {layout.blocks} of {layout.block} examples",
         *_knockouts(plan),
         *_estimates(plan),
         "",
@@ -106,7 +105,7 @@ def unanswered(plan: ExtractionPlan) -> str:
 
 def _without_thinking(plan: ExtractionPlan) -> str:
     """Options of the chat template that turn reasoning off; "" if there are none."""
-    options = plan.tokenizer.wording.template_options
+    options = plan.tokenizer.prompt_format.template_options
     given = ", ".join(f"{name}={value}" for name, value in options.items())
     return f"chat template with {given}: the answer follows the prompt without reasoning" if options else ""
 

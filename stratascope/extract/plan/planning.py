@@ -15,17 +15,15 @@ from stratascope.datasets.examples import Example, files_digest, load_examples
 from stratascope.datasets.progress import progress_bar
 from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families.patch_grid import PatchGrid
+from stratascope.extract.families.image_tokens import PatchGrid
 from stratascope.extract.families.registry import ModelShape, check_family, image_rule, logits_capped, model_shape
-from stratascope.extract.model_files import resolve_model
-from stratascope.extract.plan.answer_forms import ANSWER_LOGITS, answer_forms
+from stratascope.extract.model_files import check_weight_form, quantization, resolve_model
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.image_boxes import aligned_examples, alignment_cases, stretched_examples
 from stratascope.extract.plan.images import PLACEHOLDER_SIZE, ImageFacts, images_digest, inspect_images, shown_images, stated_images
 from stratascope.extract.plan.knockout_plan import MODES, Knockouts, layer_windows, ordered_targets
 from stratascope.extract.plan.settings import BOX_POSITIONS, GRID_POSITIONS, POSITIONS, TEXT_POSITIONS, TOP_TOKENS, ExtractionSettings
-from stratascope.extract.plan.token_layout import SPANS, TILES, PromptTokenizer, TokenLayout
-from stratascope.extract.plan.weight_formats import check_weight_form, quantization
+from stratascope.extract.plan.token_layout import ANSWER_LOGITS, SPANS, TILES, PromptTokenizer, TokenLayout, answer_forms
 from stratascope.store import StoreLayout
 
 
@@ -154,8 +152,8 @@ def build_plan(settings: ExtractionSettings, *, gpu: bool, weights: bool = False
             "choices": tokenizer.choice_ids,
             "answers": list(tokenizer.prompt.answers or examples[0].choices) or None,
             "chat_template": source.chat_template,
-            **({"dates": sorted(tokenizer.wording.dates)} if tokenizer.wording.dates else {}),
-            **({"template_options": options} if (options := dict(tokenizer.wording.template_options)) else {}),
+            **({"dates": sorted(tokenizer.prompt_format.dates)} if tokenizer.prompt_format.dates else {}),
+            **({"template_options": options} if (options := dict(tokenizer.prompt_format.template_options)) else {}),
         },
         "data": {
             "examples": files_digest(settings.examples),
@@ -189,7 +187,7 @@ def _layouts(
     """Tokens of every example; `facts` receives the reason for images whose shape the model does not accept."""
     layouts = []
     sized = [(example, (facts[image].width, facts[image].height)) for example, image in zip(examples, shown, strict=True)]
-    ahead = progress_bar(tokenizer.ahead(sized), "tokens", len(sized), unit="example", show=progress)
+    ahead = progress_bar(tokenizer.prefetch(sized), "tokens", len(sized), unit="example", show=progress)
     for (example, _), image in zip(ahead, shown, strict=True):
         fact = facts[image]  # another example may have marked the image as unusable
         try:

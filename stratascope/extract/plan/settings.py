@@ -144,7 +144,7 @@ class ExtractionSettings:
             raise InvalidInputError(f"expected `knockout_modes` among {', '.join(MODES)}, found none")
 
     def image_path(self, name: str) -> Path:
-        """Path of an image."""
+        """Path of the image with this name."""
         assert self.images is not None, "a plan with a stated image size opens no image"
         return self.images / name
 

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from stratascope.datasets.boxes import Box
-from stratascope.extract.plan.answer_forms import token_texts
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.image_boxes import flipped, is_whole, scaled, view_size
+from stratascope.extract.plan.token_layout import token_texts
 from stratascope.store.format.tables import EXACT_AS_FLOAT
 
 _SIDES = ("x0", "y0", "x1", "y1")

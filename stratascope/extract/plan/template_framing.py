@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from stratascope.datasets.captions import Interval
-from stratascope.extract.families.patch_grid import ImageTokens
+from stratascope.extract.families.image_tokens import ImageTokens
 
 _TEXT = "Is it so?"
 

@@ -107,16 +107,24 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
 
     Examples
     --------
-    >>> plan = plan_extraction(settings)  # doctest: +SKIP
-    >>> plan.store.positions  # doctest: +SKIP
-    ('final', 'image', 'subject', 'relation', 'object')
+    >>> import tempfile
+    >>> from stratascope.datasets import write_scenes
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = write_scenes(folder, 4, seed=0)
+    >>> plan_extraction(ExtractionSettings("demo", (folder / "scenes.jsonl",), folder / "images", record=("residual",), device="cpu"))
+    <ExtractionPlan of demo: 4 examples, 6 layers; residual>
     """
     gpus = visible_gpus() if settings.device == "auto" else None
     return build_plan(settings, gpu=gpus is None or gpus > 0, weights=weights, progress=progress)
 
 
 def estimate_time(
-    plan: ExtractionPlan, *, timed: bool | None = None, batch_tokens: int = BATCH_TOKENS, planning: float = 0.0
+    plan: ExtractionPlan,
+    *,
+    timed: bool | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    planning: float = 0.0,
+    progress: bool = False,
 ) -> ExtractionTiming | str:
     """Estimate the duration of an extraction from a few timed batches; text says why there is no estimate.
 
@@ -130,6 +138,8 @@ def estimate_time(
         Tokens in a forward pass, at most.
     planning
         Seconds that planning took.
+    progress
+        Show a progress bar.
     """
     if not timed:
         why = (
@@ -147,7 +157,7 @@ def estimate_time(
         from stratascope.extract.run.timing import time_extraction
 
         before = planning + time.perf_counter() - begin
-        return time_extraction(plan.with_weights(), batch_tokens=batch_tokens, before=before)
+        return time_extraction(plan.with_weights(), batch_tokens=batch_tokens, before=before, progress=progress)
     except (StratascopeError, RuntimeError, MemoryError, OSError) as error:
         return str(error).splitlines()[0]
 

@@ -11,8 +11,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 from transformers.utils import logging as hf_logging
 
 from stratascope.errors import InvalidInputError, MissingExtraError, StratascopeError
-from stratascope.extract.model_files import ModelSource
-from stratascope.extract.plan.weight_formats import check_weight_files
+from stratascope.extract.model_files import ModelSource, check_weight_files
 
 LONGEST_TEXT = 400
 """Longest text of a library's error that is shown."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stratascope.extract.families.patch_grid import ImageRule
+from stratascope.extract.families.image_tokens import ImageRule
 from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.knockout_plan import Knockouts
 from stratascope.extract.run.capture import Capture, Pooling, capturing, use_captured_attention
@@ -21,9 +21,8 @@ from stratascope.extract.run.gradients import TokenGradients, token_gradients
 from stratascope.extract.run.inputs import PreparedImages, forward_inputs, joined, prepare_image
 from stratascope.extract.run.knockout import check_trace, knockout_effects, tracing
 from stratascope.extract.run.loading import load_image_processor, load_model, on_device, usable_device
-from stratascope.extract.run.logit_terms import LogitParts, check_attributable, directions, logit_parts
+from stratascope.extract.run.logits import LogitParts, Unembedding, check_attributable, directions, logit_parts
 from stratascope.extract.run.reference import Reference, run_reference
-from stratascope.extract.run.unembedding import Unembedding
 from stratascope.extract.run.vision_features import ImageFeatures, accepts_features, feature_inputs, image_features, image_grids
 
 

@@ -86,7 +86,13 @@ def _check_writable(out: Path) -> None:
 
 
 def check_files(plan: ExtractionPlan) -> None:
-    """Refuse a model whose files changed between planning and loading: its digests would be wrong."""
+    """Check that the model's files did not change between planning and loading.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming the changed files.
+    """
     planned = plan.provenance["model"]["files"]
     found = plan.source.digests(weights=plan.settings.untrained is None)
     if changed := sorted(name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name)):
@@ -97,7 +103,13 @@ def check_files(plan: ExtractionPlan) -> None:
 
 
 def check_disk(plan: ExtractionPlan, out: Path) -> None:
-    """Refuse a store that would not fit on the disk, before the model is loaded; existing parts of it are not counted twice."""
+    """Check before the model is loaded that the store fits on the disk; existing parts of it are not counted twice.
+
+    Raises
+    ------
+    InvalidInputError
+        With the free and the required bytes.
+    """
     needed = int(plan.estimate["estimated_bytes"].sum())
     held = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.exists() else 0
     place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())

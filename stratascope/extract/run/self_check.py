@@ -12,7 +12,7 @@ from qwen_vl_utils import fetch_image
 from transformers import AutoProcessor
 
 from stratascope.errors import CaptureError, InvalidInputError, MissingExtraError
-from stratascope.extract.families.patch_grid import PatchGrid
+from stratascope.extract.families.image_tokens import PatchGrid
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.model import Captured, CaptureModel
 from stratascope.extract.run.reference import Reference
@@ -91,9 +91,9 @@ def check_prompt(plan: ExtractionPlan, example: int, image: Image.Image, process
         Naming the first token that differs.
     """
     processor = load_processor(plan) if processor is None else processor
-    wording, rule = plan.tokenizer.wording, plan.tokenizer.rule
-    text = wording.asked(plan.prompt.fill(plan.examples[example]).text)
-    options: dict[str, Any] = {"add_special_tokens": wording.adds_special, "return_tensors": "pt"}
+    prompt_format, rule = plan.tokenizer.prompt_format, plan.tokenizer.rule
+    text = prompt_format.processor_text(plan.prompt.fill(plan.examples[example]).text)
+    options: dict[str, Any] = {"add_special_tokens": prompt_format.adds_special, "return_tensors": "pt"}
     if isinstance(rule, PatchGrid):  # resized by qwen_vl_utils within the limits of the plan, which may differ from the processor's
         width, height = rule.resize(*image.size)
         image = fetch_image({"image": image, "resized_width": width, "resized_height": height}, image_patch_size=rule.patch)

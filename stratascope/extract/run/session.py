@@ -15,8 +15,7 @@ from stratascope.errors import CaptureError, InvalidInputError
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.capture import Pooling
 from stratascope.extract.run.gradients import TokenGradients
-from stratascope.extract.run.image_reader import LoadedImage, check_cut, load_image, shown_image
-from stratascope.extract.run.inputs import PreparedImages, joined
+from stratascope.extract.run.inputs import LoadedImage, PreparedImages, check_cut, joined, load_image, shown_image
 from stratascope.extract.run.model import Batch, CaptureModel, CaptureRequest, PendingCapture
 from stratascope.extract.run.self_check import CHECKED, LIMITS, check_capture, check_prompt, load_processor
 from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures

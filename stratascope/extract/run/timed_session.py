@@ -12,8 +12,7 @@ import torch
 
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.gradients import TokenGradients
-from stratascope.extract.run.image_reader import LoadedImage
-from stratascope.extract.run.inputs import PreparedImages
+from stratascope.extract.run.inputs import LoadedImage, PreparedImages
 from stratascope.extract.run.model import Batch, PendingCapture
 from stratascope.extract.run.pipeline import BackgroundQueue
 from stratascope.extract.run.session import ExtractionSession

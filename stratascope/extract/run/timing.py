@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.duration import ExtractionTiming, Sample, Stage
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.store_contents import store_contents
-from stratascope.extract.run.image_reader import first_per_image
+from stratascope.extract.run.inputs import first_per_image
 from stratascope.extract.run.session import ExtractionSession
 from stratascope.extract.run.shard_block import ShardBlock
 from stratascope.extract.run.timed_session import Clock, ImmediateQueue, NoBar, TimedSession
@@ -33,7 +34,13 @@ KNOCKED = 2
 
 
 def time_extraction(
-    plan: ExtractionPlan, *, batch_tokens: int = 8192, seconds: float = 60.0, before: float = 0.0, clock: Clock = time.perf_counter
+    plan: ExtractionPlan,
+    *,
+    batch_tokens: int = 8192,
+    seconds: float = 60.0,
+    before: float = 0.0,
+    clock: Clock = time.perf_counter,
+    progress: bool = False,
 ) -> ExtractionTiming:
     """Load the model, run a few of the plan's batches and time each stage; leaves no files.
 
@@ -52,6 +59,8 @@ def time_extraction(
         Seconds that planning and loading torch took.
     clock
         Returns seconds.
+    progress
+        Show a progress bar.
 
     Raises
     ------
@@ -67,7 +76,7 @@ def time_extraction(
     beginning = before + clock() - begin
     while True:
         halvings = session.halvings
-        found = _Run(session, seconds).timing(beginning)
+        found = _Run(session, seconds, progress).timing(beginning)
         if session.halvings == halvings:
             return found
 
@@ -87,8 +96,8 @@ def planned_batches(session: ExtractionSession) -> list[list[int]]:
 class _Run:
     """One attempt at a timing, with a fixed batch size."""
 
-    def __init__(self, session: TimedSession, allowed: float) -> None:
-        self._session, self._allowed = session, allowed
+    def __init__(self, session: TimedSession, allowed: float, progress: bool = False) -> None:
+        self._session, self._allowed, self._progress = session, allowed, progress
         self._plan = session.plan
         self._bare = replace(self._plan, knockouts=None) if self._plan.knockouts else self._plan
         """The plan without knockouts, which are timed separately."""
@@ -111,14 +120,17 @@ class _Run:
             self._time(max(batches, key=self._tokens))
             self._samples.clear()
             begin = clock()
-            for batch in self._chosen(batches):
-                all_kinds = {self._mapped(b) for b in timed} == {self._mapped(b) for b in batches}
-                if len(timed) >= FEWEST and all_kinds and clock() - begin > self._allowed:
-                    break
-                arrays = self._time(batch)
-                if len(timed) < WRITTEN:
-                    self._write(batch, arrays, Path(folder) / f"{len(timed)}.zarr")
-                timed.append(batch)
+            chosen = self._chosen(batches)
+            with tqdm(total=len(chosen), desc="timing", unit="batch", disable=not self._progress, leave=False) as bar:
+                for batch in chosen:
+                    all_kinds = {self._mapped(b) for b in timed} == {self._mapped(b) for b in batches}
+                    if len(timed) >= FEWEST and all_kinds and clock() - begin > self._allowed:
+                        break
+                    arrays = self._time(batch)
+                    if len(timed) < WRITTEN:
+                        self._write(batch, arrays, Path(folder) / f"{len(timed)}.zarr")
+                    timed.append(batch)
+                    bar.update(1)
         self._time_knockouts()
         return ExtractionTiming(
             examples=len(self._plan.examples),

@@ -49,17 +49,17 @@ class CurveGroup(Generic[C]):
     """Curves of one store with their controls, and curves of its baselines: which of them belong together."""
 
     own: Sequence[C]
-    """Of the store itself: a curve for each task, its controls, and position or head."""
+    """Curves of the store itself: one per task or control, and position or head."""
     baselines: Mapping[str, Sequence[C]] = field(default_factory=dict)
     """Name of a baseline store -> its curves, which have no controls."""
 
     @property
     def plain(self) -> list[C]:
-        """Curves that are no controls."""
+        """Curves other than controls."""
         return [curve for curve in self.own if ":" not in curve.task]
 
     def sorted(self) -> list[C]:
-        """Curves that are no controls: truth first, and the final token first."""
+        """Curves other than controls: truth first, then by position, the final token first."""
 
         def place(names: Sequence[str], name: str) -> tuple[int, str]:
             return (names.index(name) if name in names else len(names), name)
@@ -71,12 +71,12 @@ class CurveGroup(Generic[C]):
         return [curve for curve in self.own if curve.task == task]
 
     def controls_of(self, curve: C) -> dict[str, C]:
-        """Name of a control -> the same probe as a curve's on control labels."""
+        """Name of a control -> the curve of the same position with its labels."""
         same = [c for c in self.own if c.task.startswith(f"{curve.task}:") and c.position == curve.position]
         return {control.task.partition(":")[2]: control for control in same}
 
     def baselines_of(self, curve: C) -> dict[str, C]:
-        """Name of a baseline -> the same probe as a curve's on the baseline's store."""
+        """Name of a baseline -> the curve of the same task, position and array in its store."""
         key = (curve.task, curve.position, curve.attributes.get("array"))
         named = ((name, curve) for name, curves in self.baselines.items() for curve in curves)
         return {name: c for name, c in named if (c.task, c.position, c.attributes.get("array")) == key}
@@ -88,7 +88,7 @@ class CurveGroup(Generic[C]):
 
 @dataclass(frozen=True, eq=False)
 class CurveSet(CurveGroup[LayerCurve]):
-    """Curves that belong together, and how they are compared.
+    """Curves of a store, its controls and baselines, and their advantages.
 
     Examples
     --------
@@ -107,7 +107,7 @@ class CurveSet(CurveGroup[LayerCurve]):
         return reported_metric(curve, self.metric)
 
     def advantages_of(self, curve: LayerCurve) -> dict[str, Advantage]:
-        """Advantages over chance, each control, the embeddings, each baseline, and the best of these (`all`)."""
+        """Advantages of a curve over chance, each control, the embeddings, each baseline, and the best of these (`all`)."""
         metric = self.metric_of(curve)
         over: dict[str, Advantage] = {"chance": curve.difference(metric=metric)}
         over |= {name: curve.difference(control, metric) for name, control in self.controls_of(curve).items()}

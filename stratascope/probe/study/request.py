@@ -96,7 +96,7 @@ def results_of_others(store: ActivationStore, request: ProbeRequest, folder: Pat
 
 
 def check_transfer(store: ActivationStore, request: ProbeRequest) -> None:
-    """Check that each target of a transfer is a position of the array or a baseline."""
+    """Check that each target of a transfer is a position of the array or a baseline; InvalidInputError otherwise."""
     known = [*(place for place in positions_of(store, request.array) if place), *request.baselines]
     for name in request.transfer_to:
         if name not in known:
@@ -106,7 +106,7 @@ def check_transfer(store: ActivationStore, request: ProbeRequest) -> None:
 
 
 def check_asked(store: ActivationStore, request: ProbeRequest, studies: Mapping[tuple[str, str | None], Study]) -> None:
-    """Check that values, column and metric of the request are used by a task."""
+    """Check that values, column and metric of the request are used by a task; InvalidInputError otherwise."""
     asked = {task.partition(":")[0] for task in request.tasks}
     if idle := [name for name in request.values if name not in asked]:
         raise InvalidInputError(f"expected `tasks` with {idle[0]}, whose values are given, found {', '.join(request.tasks)}")
@@ -120,7 +120,7 @@ def check_asked(store: ActivationStore, request: ProbeRequest, studies: Mapping[
 
 
 def check_values(store: ActivationStore, request: ProbeRequest) -> None:
-    """Check that custom values name examples of the store."""
+    """Check that custom values name examples of the store; InvalidInputError otherwise."""
     for name, values in request.values.items():
         if not set(values) & set(store.examples["id"]):
             theirs, own = ", ".join(sorted(map(str, values))[:3]) or "none", ", ".join(store.examples["id"][:3])
@@ -152,7 +152,7 @@ MEASURES = ("mdl", "calibration")
 
 
 def check_measures(request: ProbeRequest, *, by_head: bool) -> None:
-    """Check that measures are known, and that they and transfer apply to the array."""
+    """Check that measures are known, and that they and transfer apply to the array; InvalidInputError otherwise."""
     for name in request.measures:
         if name not in MEASURES:
             raise InvalidInputError(f"expected `measures` among {', '.join(MEASURES)}, found {name!r}")

@@ -118,18 +118,32 @@ def _classes(name: str, values: pd.Series) -> pd.Series:
     if len(kinds) > 1:
         found = " and ".join(f"{kind} such as {value!r}" for kind, value in kinds.items())
         raise InvalidInputError(f"task {name!r}: expected classes of one kind, found {found}; write all of them as text")
+    if "text" in kinds:
+        _refuse_infinite_words(name, values)
     if "numbers" not in kinds or pd.api.types.is_integer_dtype(values.dtype):
         return values
     whole = []
     for place, value in zip(values.index, values, strict=True):
         if isinstance(value, float | np.floating) and not np.isfinite(value):
-            raise InvalidInputError(
-                f"task {name!r}: expected classes, found an infinite value ({value:g}) at example {place}; give it another, or leave it out"
-            )
+            raise _infinite(name, float(value), place)
         if value % 1 != 0:
             raise InvalidInputError(f"task {name!r}: expected classes, found fractions such as {value:g}; bin them first")
         whole.append(int(value))
     return pd.Series(whole, index=values.index, dtype=object)
+
+
+def _refuse_infinite_words(name: str, values: pd.Series) -> None:
+    """A table's column of numbers with an infinite one is read as text: "inf" would be one more class."""
+    numbers = pd.to_numeric(values, errors="coerce")
+    infinite = np.flatnonzero(np.isinf(numbers.to_numpy(dtype=np.float64)))
+    if len(infinite) and bool(numbers.notna().all()):
+        raise _infinite(name, float(numbers.iloc[infinite[0]]), values.index[infinite[0]])
+
+
+def _infinite(name: str, value: float, place: object) -> InvalidInputError:
+    return InvalidInputError(
+        f"task {name!r}: expected classes, found an infinite value ({value:g}) at example {place}; give it another, or leave it out"
+    )
 
 
 def _kind(value: object) -> str:

@@ -32,6 +32,7 @@ def is_utf8(value: Any) -> bool:
 
 
 def size_mismatch(dim: str, size: int, where: str, sizes: dict[str, tuple[int, str]]) -> Iterator[str]:
+    """Where a dimension has another size than in `sizes`, which keeps the first size of each dimension and its place."""
     known, first = sizes.setdefault(dim, (size, where))
     if known != size:
         yield f"expected as many {dim}s in {where} as in {first} ({known}), found {size}"
@@ -53,6 +54,7 @@ def record_mismatch(value: Any, wanted: Mapping[str, Any], where: str) -> str | 
 
 
 def record_mismatches(value: Any, wanted: Mapping[str, Any], where: str, sizes: dict[str, tuple[int, str]]) -> Iterator[str]:
+    """All mismatches of a record, as of `record_mismatch`."""
     if not isinstance(value, Mapping):
         yield f"expected {where} to be a record, found {shown(value)}"
         return
@@ -65,6 +67,7 @@ def record_mismatches(value: Any, wanted: Mapping[str, Any], where: str, sizes: 
 
 
 def value_mismatches(value: Any, kind: Any, where: str, sizes: dict[str, tuple[int, str]]) -> Iterator[str]:
+    """All mismatches of a value with its type."""
     if isinstance(kind, Mapping):
         yield from record_mismatches(value, kind, where, sizes)
     elif isinstance(kind, Along):

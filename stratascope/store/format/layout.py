@@ -141,7 +141,7 @@ class StoreLayout:
         return self.positions if dim == "position" else self.vision_positions
 
     def names_of(self, dim: str) -> tuple[str, ...] | None:
-        """Names along a dimension; None if it has none."""
+        """Names along the dimension `dim`; None if it has none."""
         return {
             "position": self.positions, "vision_position": self.vision_positions, "span": self.spans, "choice": self.choices,
             "answer_form": self.answer_forms, "knockout_mode": self.knockout_modes, "knockout_window": self.knockout_windows,
@@ -190,7 +190,7 @@ class StoreLayout:
         array
             Name of the array.
         at
-            Index along every axis of the array; along `example`, the index into `examples`.
+            (axis,) index along every axis of the array; along `example`, the index into `examples`.
         examples
             Numbers or ids of the examples.
         """

@@ -91,7 +91,7 @@ def check_chunk(head: bytes, packed: int, where: str) -> None:
 
 
 def check_unpacked(size: int | None, packed: int, where: str) -> None:
-    """Refuse data that decompresses to more than `MOST_CHUNK` bytes and more than `MOST_CHUNK_RATIO` times its size."""
+    """StoreError for data that decompresses to more than `MOST_CHUNK` bytes and more than `MOST_CHUNK_RATIO` times its size."""
     if size is None or size > max(MOST_CHUNK, MOST_CHUNK_RATIO * packed):
         found = "one that does not say to how many" if size is None else f"{packed:,} bytes that unpack to {size:,}"
         most = max(MOST_CHUNK, MOST_CHUNK_RATIO * packed)

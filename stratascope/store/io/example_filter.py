@@ -64,7 +64,7 @@ def category_of(relation: str) -> str:
 
 
 def checked_choice(only: Sequence[str]) -> tuple[str, ...]:
-    """Validate a filter, a sequence of COLUMN=VALUE; InvalidInputError for anything else."""
+    """Validate a filter, `only`: a sequence of COLUMN=VALUE; InvalidInputError for anything else."""
     if isinstance(only, str):
         raise InvalidInputError(f"expected a list of what is chosen, found the text {only!r}; give for example only=({only!r},)")
     if without := [text for text in only if not all(text.partition("="))]:
@@ -196,7 +196,7 @@ def choice_options(only: Sequence[str]) -> str:
 
 
 def choice_text(only: Sequence[str]) -> str:
-    """A filter in one line; "" for all examples.
+    """The filter `only` in one line; "" for all examples.
 
     >>> choice_text(("relation=above", "label=1"))
     'relation=above, label=1'

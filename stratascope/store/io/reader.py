@@ -190,7 +190,7 @@ class ActivationStore:
         return self._numbers.keys()
 
     def index_of(self, example_id: str) -> int:
-        """Number of the example with an id; NotRecordedError if there is none."""
+        """Number of the example with the id `example_id`; NotRecordedError if there is none."""
         if example_id not in self._numbers:
             some = ", ".join(list(self._numbers)[:3])
             raise NotRecordedError(f"expected the id of an example of this store, found {example_id!r}; its ids are like {some}")
@@ -206,7 +206,7 @@ class ActivationStore:
         return self.read("thumbnail", examples=example)
 
     def available(self, array: str, position: Positions = None, *, positions: Positions = None) -> NDArray[np.bool_]:
-        """(example,) whether `read` returns the example: written, recorded, with these positions (None: all of the array), with a map."""
+        """(example,) whether `read` returns the example: written, recorded, with `position` or `positions` (None: all), with a map."""
         return held_examples(self, select(self.layout, array, None, one_of("position", position, positions), None))
 
     def read(
@@ -331,7 +331,7 @@ class ActivationStore:
         return {name: i for i, name in enumerate(self.read("example").tolist())}
 
     def fetch(self, selection: Selection) -> NDArray[Any]:
-        """Values of a selection without its dropped axes, whether recorded or not.
+        """Values in the shape of a selection without its dropped axes, whether recorded or not.
 
         The caller has made sure that its blocks are written.
         """

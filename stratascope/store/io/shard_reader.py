@@ -50,6 +50,7 @@ class FolderSource(ByteSource):
         self._files = files
 
     def get(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
+        """Bytes of a file, None if there is none; UnreadError if it cannot be read."""
         try:
             with open(self._files.path(key), "rb", buffering=0) as file:
                 if start is None:
@@ -171,7 +172,7 @@ class BlockFiles:
             first = next(iter(bad.values()))
             unread = next((error for error in bad.values() if isinstance(error, UnreadError)), None)
             if unread is not None:  # nobody knows yet whether those blocks are damaged
-                raise UnreadError(f"{self._name}: {unread}") from unread
+                raise type(unread)(f"{self._name}: {unread.message}") from unread
             where = f"block{'s' if len(bad) > 1 else ''} {listing(sorted(bad))}"
             raise StoreError(
                 f"{self._name}: expected whole files of {spec.name}, found damage in {where}: {first}; "

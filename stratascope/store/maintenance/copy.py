@@ -142,7 +142,7 @@ def copy_store(
 
 
 def copy_summary(target: str | Path, taken: pd.DataFrame) -> str:
-    """Lines of text on what `copy_store` took: one for each array, the total."""
+    """Lines of text on what `copy_store` copied to `target`: one for each array in `taken`, and the total."""
     lines = [
         f"{array:<18} {' x '.join(map(str, shape)):<32} {bytes_text(int(size)):>9}"
         for array, shape, size in zip(taken["array"], taken["shape"], taken["bytes"], strict=True)

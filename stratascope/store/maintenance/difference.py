@@ -53,12 +53,18 @@ class StoreDifference:
         tables = {name: getattr(self, name).to_dict("records") for name in ("provenance", "layout", "examples", "numbers")}
         return {"a": self.names[0], "b": self.names[1], "same": self.same, "same_numbers": self.same_numbers, **tables}
 
-    def summary(self) -> str:
-        """Lines of text: one for each field and array, the verdict."""
+    def summary(self, *, full: bool = False) -> str:
+        """Lines of text: one for each field and array, the verdict.
+
+        Parameters
+        ----------
+        full
+            Whether long values are shown in full.
+        """
         lines = [f"a: {self.names[0]}", f"b: {self.names[1]}"]
         for title, table in (("provenance", self.provenance), ("layout", self.layout), ("examples", self.examples)):
             for field, x, y in zip(table["field"], table["a"], table["b"], strict=True):
-                lines += _side_by_side(f"{title:<11} {field}:", x, y)
+                lines += _side_by_side(f"{title:<11} {field}:", x, y, full=full)
         for row in self.numbers.to_dict("records"):
             what = f"{row['values']:,} values equal"
             if row["different"]:
@@ -189,7 +195,7 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _side_by_side(name: str, a: str, b: str) -> list[str]:
+def _side_by_side(name: str, a: str, b: str, *, full: bool = False) -> list[str]:
     """Two values on a line; where they are long, below each other, and of lists only what one has and the other has not."""
     if len(name) + len(a) + len(b) <= LONGEST_VALUE:
         return [f"{name} {a} | {b}"]
@@ -197,9 +203,10 @@ def _side_by_side(name: str, a: str, b: str) -> list[str]:
         left, right = ast.literal_eval(a), ast.literal_eval(b)
     except (ValueError, SyntaxError, MemoryError, RecursionError):  # no list, but text
         left, right = a, b
-    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+    if not full and isinstance(left, list | tuple) and isinstance(right, list | tuple):
         a, b = (_only_in(these, those) for these, those in ((left, right), (right, left)))
-    return [name, f"{'':<12}a: {shortened(a)}", f"{'':<12}b: {shortened(b)}"]
+    a, b = (a, b) if full else (shortened(a), shortened(b))
+    return [name, f"{'':<12}a: {a}", f"{'':<12}b: {b}"]
 
 
 def _only_in(these: Sequence[Any], those: Sequence[Any]) -> str:

@@ -63,7 +63,7 @@ function fitted(on: CanvasRenderingContext2D, text: string, width: number): stri
 
 export function describe({ measure, heads, head, layer, mode, window }: PaneView): string {
   const facts = MEASURES[measure];
-  if (!facts.layered) return measure === "knockout" && window ? `${facts.name}, blocks ${window}, hidden from the ${mode} token${mode === "later" ? "s" : ""}` : facts.name;
+  if (!facts.layered) return measure === "knockout" && window ? `${facts.name}, blocks ${window}, masked for the ${mode} token${mode === "later" ? "s" : ""}` : facts.name;
   const over = !facts.perHead ? "" : heads === "one" ? `, head ${head}` : heads === "max" ? ", largest over heads" : `, ${facts.fused.toLowerCase()} over heads`;
   return `${facts.name}, layer ${layer}${over}`;
 }

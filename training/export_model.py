@@ -1,8 +1,8 @@
-"""Turn a finished run into the built-in model: `python -m training.finish RUN FOLDER`.
+"""Export a finished run as the built-in model: `python -m training.export_model RUN FOLDER`.
 
-Saves float16 weights, configuration, tokenizer and processor as `from_pretrained` wants them, then measures the saved model
-through stock transformers on unseen scenes: as they are, with blank images, and with images exchanged between scenes.
-Figures, log and curve are kept beside this file.
+Saves float16 weights, configuration, tokenizer and processor for `from_pretrained`, then measures the saved model with
+stock transformers on unseen scenes: original, with blank images, and with images exchanged between scenes. Measurements, log and curve are
+written to the folder of this file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from training.packing import verdict_question
 from training.tiny_model import build_model, build_processor, build_tokenizer
 
 SEED = 20_000
-"""Of the scenes that are measured on; training draws from seeds of its own."""
+"""Seed of the test scenes; training uses other seeds."""
 
 
 def save(checkpoint: Path, folder: Path) -> None:
@@ -47,7 +47,7 @@ def save(checkpoint: Path, folder: Path) -> None:
 
 @torch.no_grad()
 def check_batched_vision(model: torch.nn.Module) -> None:
-    """The forward that was trained must be the stock one."""
+    """Check that the trained forward pass equals that of stock transformers."""
     rng = np.random.default_rng(0)
     images = np.stack([render(sample_scene(rng), rng) for _ in range(4)])
     vision = BatchedVision(model.model.visual)
@@ -62,7 +62,7 @@ def check_batched_vision(model: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def measure(folder: Path, count: int = 2000) -> dict[str, float]:
-    """Accuracy of the saved model's True against False at the final token."""
+    """Accuracy of the saved model: True against False at the final token."""
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     words = [processor.tokenizer.encode(w, add_special_tokens=False)[0] for w in ("False", "True")]
@@ -96,7 +96,7 @@ def measure(folder: Path, count: int = 2000) -> dict[str, float]:
 
 
 def draw_curve(log: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy on unseen scenes by processor time, stage after stage."""
+    """Plot accuracy on unseen scenes against processor time, by stage."""
     figure, (ax,) = new_figure(1, width=5.0, height=2.8)
     with paper_style():
         series = {

@@ -1,4 +1,4 @@
-"""The first stage: the vision tower learns what is where, and its read-outs become directions that the decoder can use."""
+"""First stage: train the vision tower on objects and their positions, and align its probes with word embeddings."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from training.batched_vision import CELLS
 from training.run import CELL_PIXELS, Run, cell_of, optimiser_for, scenes_for
 
 OUTER_RADIUS = 24.0
-"""Things larger than this hold others; their cells are named by a read-out of their own."""
+"""Objects with a larger radius contain others; a separate probe names their cells."""
 
 
 def cell_targets(scenes: list[list[Thing]]) -> dict[str, torch.Tensor]:
-    """Per cell: kind centred there (last index: none), kind of a large thing that covers it, place of the kind's centre."""
+    """By cell: kind of the object centred there (last index: none), kind of a large object that covers it, position of the centre."""
     count, none = len(scenes), len(KINDS)
     kind = np.full((count, CELLS**2), none)
     outer = np.full((count, CELLS**2), none)
@@ -82,7 +82,7 @@ def train_vision(run: Run) -> None:
 
 @torch.no_grad()
 def align(run: Run) -> None:
-    """Fold the cell read-outs into the merger's last layer (a linear change of the features), and start words where they read.
+    """Fold the cell probes into the last layer of the merger (a linear map), and initialise word embeddings with their directions.
 
     Without it the kind of a thing is a few per cent of the features' variance and the decoder never binds names to things.
     """

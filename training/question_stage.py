@@ -1,4 +1,4 @@
-"""The second and third stage: questions about scenes, with guided attention and read-outs that fade, then on the answers alone."""
+"""Second and third stage: questions about scenes, first with guided attention and auxiliary probes, then on answers only."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from training.packing import NAME, Packing, relation_question, verdict_question
 from training.run import Run, cell_of, optimiser_for, scenes_for
 
 PLACE_LAYER, RELATION_LAYER = 2, 4
-"""Residual layers at which a name's token is taught to know its thing's place, and the pair's relation."""
+"""Residual layers at which the token of a noun is trained to encode the position of its object, and the relation of the pair."""
 
 
 @dataclass
 class Batch:
-    """Packed questions of some scenes: token ids, and what each marked token must answer."""
+    """Packed questions of some scenes: token ids, and the target of each marked token."""
 
     ids: torch.Tensor
     final: torch.Tensor
@@ -32,13 +32,13 @@ class Batch:
     names: torch.Tensor
     """(4, names): batch row, question, token within the question, cell."""
     pair: torch.Tensor
-    """Index into `names` of each question's second name."""
+    """Index into `names` of the second noun of each question."""
     relation: torch.Tensor
-    """(questions, 8): 1 holds, 0 does not, -1 not clear-cut."""
+    """(questions, 8): 1 true, 0 false, -1 ambiguous."""
 
 
 def held_relations(things: list[Thing], i: int, j: int) -> list[int]:
-    """For each of `RELATIONS`: 1 where it holds for the pair, 0 where it does not, -1 where that is not clear-cut or never asked."""
+    """For each of `RELATIONS`: 1 if it holds for the pair, 0 if not, -1 if ambiguous or never asked."""
     pairs = askable(things)
     return [-1 if r not in pairs else 1 if (i, j) in pairs[r][True] else 0 if (i, j) in pairs[r][False] else -1 for r in RELATIONS]
 
@@ -88,7 +88,7 @@ def make_batch(run: Run, packing: Packing, scenes: list[list[Thing]], rng: np.ra
 
 
 def hidden_states(run: Run, packing: Packing, features: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """The decoder's output (after its norm), and the residual stream after the blocks at which names are read out."""
+    """Output of the decoder (after its norm), and residual stream at the layers of the auxiliary probes."""
     embedded = run.model.get_input_embeddings()(ids)
     start = packing.image_start
     embedded = torch.cat([embedded[:, :start], features, embedded[:, start + CELLS**2 :]], 1)
@@ -110,7 +110,7 @@ def rms_normed(x: torch.Tensor) -> torch.Tensor:
 
 
 def name_loss(run: Run, packing: Packing, between: dict[int, torch.Tensor], batch: Batch) -> torch.Tensor:
-    """Where each named thing is, and how the pair stands, read from the names' own tokens early enough to be of use later."""
+    """Auxiliary loss: position of each object and relation of the pair, from the tokens of the nouns at early layers."""
     row, question, token, cell = batch.names
     at = packing.prefix + question * packing.segment + token
     named = rms_normed(between[PLACE_LAYER][row, at])
@@ -125,7 +125,7 @@ def name_loss(run: Run, packing: Packing, between: dict[int, torch.Tensor], batc
 
 @torch.no_grad()
 def answer_scores(run: Run, packing: Packing, scenes_count: int = 400) -> dict[str, float]:
-    """Accuracy on unseen scenes: verdict overall and by relation, and naming the relation."""
+    """Accuracy on unseen scenes: true/false overall and by relation, and naming the relation."""
     rng = np.random.default_rng([run.settings.seed, 91])
     right: dict[str, list[bool]] = defaultdict(list)
     packing.guidance.active = False
