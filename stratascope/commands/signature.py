@@ -110,7 +110,7 @@ def with_option_names(text: str, command: click.Command | None = None) -> str:
     'lower --max-pixels'
     """
     command = command or click.get_current_context().command
-    names = {param.name: param.opts[-1] for param in command.params if isinstance(param, click.Option)}
+    names = {param.name: max(param.opts, key=len) for param in command.params if isinstance(param, click.Option)}
     return re.sub(r"`(\w+)`", lambda match: names.get(match[1], match[0]), text)
 
 

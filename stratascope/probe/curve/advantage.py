@@ -245,8 +245,7 @@ def refuse_unpaired(own: Paired, other: Paired) -> None:
     if keys[0] != keys[1]:
         raise InvalidInputError(
             f"expected curves of the same examples and seed, so that differences are paired, found {len(own.examples)} and "
-            f"{len(other.examples)} examples with seeds {keys[0][1]} and {keys[1][1]}; give both the same",
-            in_python="the same examples= and seed=",
+            f"{len(other.examples)} examples with seeds {keys[0][1]} and {keys[1][1]}; give both the same `examples` and `seed`"
         )
     mine, theirs = (c.examples.get("digest") for c in (own, other))
     if mine is not None and theirs is not None and (unlike := np.flatnonzero(mine.to_numpy() != theirs.to_numpy())).size:
