@@ -138,7 +138,7 @@ def test_the_prompt_that_does_not_name_the_relation(settings, tmp_path: Path) ->
     store = ActivationStore.open(tmp_path / "where.zarr")
     assert store.read("answer_logits").shape == (8, 5)
     # what its answers are refused for afterwards, the plan says beforehand
-    with pytest.raises(NotRecordedError, match="whose right answer follows from the label"):
+    with pytest.raises(NotRecordedError, match="expected labels that name the right choice"):
         answer_confidence(store)
     assert "the labels give no correct answer to 'where'" in plan_summary(plan)
     assert unanswered(plan_extraction(dataclasses.replace(settings, prompt="yes-no", limit=8))) == ""
@@ -342,20 +342,20 @@ def test_a_position_that_no_example_has_is_refused(scenes: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "option"),
+    ("change", "parameter"),
     [
-        ({"condition": "upside-down"}, "--condition"),
-        ({"prompt": "poem"}, "--prompt"),
-        ({"record": ("everything",)}, "--record"),
-        ({"positions": ("verb",)}, "--positions"),
-        ({"limit": 0}, "--limit"),
-        ({"maps": -1}, "--maps"),
-        ({"fusion": "median"}, "--fusion"),
-        ({"dtype": "int8"}, "--dtype"),
+        ({"condition": "upside-down"}, "`condition`"),
+        ({"prompt": "poem"}, "`prompt`"),
+        ({"record": ("everything",)}, "`record`"),
+        ({"positions": ("verb",)}, "`positions`"),
+        ({"limit": 0}, "`limit`"),
+        ({"maps": -1}, "`maps`"),
+        ({"fusion": "median"}, "`fusion`"),
+        ({"dtype": "int8"}, "`dtype`"),
     ],
 )
-def test_wrong_choices_are_refused_with_what_there_is(settings, change: dict, option: str) -> None:
-    with pytest.raises(InvalidInputError, match=option):
+def test_wrong_choices_are_refused_with_what_there_is(settings, change: dict, parameter: str) -> None:
+    with pytest.raises(InvalidInputError, match=parameter):
         dataclasses.replace(settings, **change)
 
 

@@ -77,8 +77,8 @@ class Hub(BaseHTTPRequestHandler):
     ("name", "told"),
     [
         ("someone/nobody", "found neither; check the name"),
-        ("someone/gated", "terms must be accepted first; accept them"),
-        ("someone/branch", "for --revision, found none that is called 'v7'"),
+        ("someone/gated", "found a gated one; accept its terms on huggingface.co"),
+        ("someone/branch", "for `revision`, found no 'v7'"),
         ("someone/ill", "or the Hub to fetch them from, found none of these .*500 Internal Server Error"),
         ("someone/offline", "files kept in .*, or the Hub .*, found none .*; where there is a network run `hf download someone/offline`"),
     ],
@@ -141,7 +141,7 @@ def test_a_slow_store_stops_the_model_when_its_queue_is_full_and_not_before(smal
     """One block being written, one waiting, one filled: 12 examples, and no thirteenth until the first is through."""
     keeper, bar = Slow(24, 4), Count(12)
     session = ExtractionSession(small, 8192)
-    worker = threading.Thread(target=session.work, args=(keeper, range(6), bar))
+    worker = threading.Thread(target=fill_blocks, args=(session, keeper, range(6), bar))
     worker.start()
     assert bar.reached.wait(60)
     worker.join(0.3)

@@ -99,7 +99,7 @@ def test_plan_says_so_and_the_option_takes_a_seed_or_none(scenes: Path) -> None:
 
 def test_answers_of_untrained_weights_are_not_called_the_models(untrained: Path, tmp_path: Path) -> None:
     said = CliRunner().invoke(main, ["answers", str(untrained), "--out", str(tmp_path)])
-    assert said.output.startswith("of untrained weights, not of the model:"), said.output
+    assert said.output.startswith("answers of untrained weights, not of the model:"), said.output
     report = CliRunner().invoke(main, ["report", str(untrained), str(tmp_path), "-o", str(tmp_path / "report.html")])
     assert report.exit_code == 0, report.output
     page = (tmp_path / "report.html").read_text()
@@ -116,4 +116,4 @@ def test_probes_draw_it_beside_the_model_as_a_baseline(untrained: Path, store_pa
     assert over.attributes["baseline"]["condition"] == "untrained"
     report = CliRunner().invoke(main, ["report", str(store_path), str(tmp_path), "-o", str(tmp_path / "report.html")])
     assert report.exit_code == 0, report.output
-    assert "above untrained weights" in (tmp_path / "report.html").read_text()
+    assert "advantage over untrained weights" in (tmp_path / "report.html").read_text()

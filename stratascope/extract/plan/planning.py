@@ -40,15 +40,17 @@ def _no_collection() -> Iterator[None]:
 
 
 @_no_collection()
-def build_plan(settings: ExtractionSettings, *, gpu: bool, weights: bool = False, progress: bool = False) -> ExtractionPlan:
+def build_plan(
+    settings: ExtractionSettings, *, has_gpu: Callable[[], bool], weights: bool = False, progress: bool = False
+) -> ExtractionPlan:
     """Tokenise every example, check every image, lay out the store; run nothing and write nothing.
 
     Parameters
     ----------
     settings
         Model, data, and what to save.
-    gpu
-        Whether `device="auto"` means a GPU.
+    has_gpu
+        Whether `device="auto"` means a GPU; called once examples and images are checked, as it may import torch.
     weights, progress
         See `plan_extraction`.
 
@@ -110,7 +112,7 @@ def build_plan(settings: ExtractionSettings, *, gpu: bool, weights: bool = False
     knocked = _evenly_spaced(len(examples), settings.knockouts) if "knockout" in record else np.zeros(len(examples), bool)
     record -= {"knockout"}  # added below, with its targets
     sees = bool(record & {"vision_residual", "vision_output"})
-    dtype, device = _dtype_and_device(settings, shape, gpu)
+    dtype, device = _dtype_and_device(settings, shape, has_gpu)
     positions = _positions(settings, examples, layouts)
     store = StoreLayout(
         examples=len(examples),
@@ -252,9 +254,9 @@ def _vision_positions(positions: Sequence[str]) -> tuple[str, ...]:
     return ("image", *(name for name in BOX_POSITIONS if name in positions), *GRID_POSITIONS)
 
 
-def _dtype_and_device(settings: ExtractionSettings, shape: ModelShape, gpu: bool) -> tuple[str, str]:
+def _dtype_and_device(settings: ExtractionSettings, shape: ModelShape, has_gpu: Callable[[], bool]) -> tuple[str, str]:
     """The precision and the device of the extraction."""
-    device = ("cuda" if gpu else "cpu") if settings.device == "auto" else settings.device
+    device = ("cuda" if has_gpu() else "cpu") if settings.device == "auto" else settings.device
     if settings.dtype is not None:
         return settings.dtype, device
     return ("float32" if device == "cpu" else shape.dtype), device

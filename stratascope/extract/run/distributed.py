@@ -57,7 +57,7 @@ def launched_rank(environment: Mapping[str, str]) -> Rank | None:
 
 
 def visible_gpus() -> int | None:
-    """How many GPUs this process may use; None where torch is not installed."""
+    """Number of GPUs that this process may use; None if torch is not installed."""
     try:
         import torch
     except ImportError:

@@ -114,8 +114,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     >>> plan_extraction(ExtractionSettings("demo", (folder / "scenes.jsonl",), folder / "images", record=("residual",), device="cpu"))
     <ExtractionPlan of demo: 4 examples, 6 layers; residual>
     """
-    gpus = visible_gpus() if settings.device == "auto" else None
-    return build_plan(settings, gpu=gpus is None or gpus > 0, weights=weights, progress=progress)
+    return build_plan(settings, has_gpu=lambda: visible_gpus() != 0, weights=weights, progress=progress)
 
 
 def estimate_time(
