@@ -269,10 +269,10 @@ def test_the_page_of_results_names_all_that_the_results_hold(folder: Path) -> No
     assert len(kinds) >= 9
 
 
-def test_what_is_said_of_an_example_is_its_label_and_the_likelier_answer(inside: Path) -> None:
-    from stratascope.analysis.example_images import said
+def test_the_text_of_an_example_states_its_label_and_the_likelier_answer(inside: Path) -> None:
+    from stratascope.analysis.example_images import answer_text
     from stratascope.store import ActivationStore
 
     store = ActivationStore.open("demo/original.zarr")
-    agree = [said(store, k) in ("label true, model says true", "label false, model says false") for k in range(100)]
+    agree = [answer_text(store, k) in ("label true, model says true", "label false, model says false") for k in range(100)]
     assert sum(agree) > 90, "the built-in model is nearly always right"

@@ -201,5 +201,5 @@ def test_a_worker_process_that_is_killed_is_named(tmp_path: Path) -> None:
     from stratascope.errors import ClusterLostError
     from stratascope.scheduling import run_all
 
-    with pytest.raises(ClusterLostError, match=r"one of them ended half-way .*--workers"):
+    with pytest.raises(ClusterLostError, match=r"one of them ended half-way .*workers=2"):
         run_all(os._exit, [9, 9], scheduler="processes", workers=1)

@@ -72,7 +72,7 @@ def test_the_page_is_one_file_that_shows_all_methods(planted: ActivationStore, t
     html = (tmp_path / "e.html").read_text()
     assert not re.search(r"<script|https?://(?!www\.w3\.org)", html)
     assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
-    for text in ("rollout, all blocks", "flow, blocks 2 to 2", "token attribution", "masked for all later tokens", "terms add up to"):
+    for text in ("rollout, all blocks", "flow, blocks 2 to 2", "token attribution", "masked for all later tokens", "Sum of all"):
         assert text in html
     assert ExampleExplanation.load(tmp_path / "e.zarr.zip").attributes["example"] == 5
     first = (tmp_path / "e.html").read_bytes()

@@ -309,15 +309,16 @@ def test_confidence_written_out(planted, tmp_path: Path) -> None:
 def test_intervals_of_accuracy_are_wilson_s_where_answers_are_independent() -> None:
     from scipy.stats import binomtest
 
-    from stratascope.analysis.answers import _interval
+    from stratascope.stats.intervals import clustered_wilson
 
     for right, count in ((37, 60), (60, 60), (1, 45)):
         expected = binomtest(right, count).proportion_ci(method="wilson")
-        found = _interval((np.arange(count) < right).astype(float), np.arange(count), 0.95)
+        found = clustered_wilson((np.arange(count) < right).astype(float), np.arange(count), 0.95)
         np.testing.assert_allclose(found, (expected.low, expected.high), atol=2e-3)
     # two answers an image that always agree count once
     twice = np.repeat(np.arange(60) < 37, 2).astype(float)
-    np.testing.assert_allclose(_interval(twice, np.repeat(np.arange(60), 2), 0.95), _interval(twice[::2], np.arange(60), 0.95), atol=1e-6)
+    pairs, halves = clustered_wilson(twice, np.repeat(np.arange(60), 2), 0.95), clustered_wilson(twice[::2], np.arange(60), 0.95)
+    np.testing.assert_allclose(pairs, halves, atol=1e-6)
 
 
 def test_a_prompt_without_a_right_choice_is_refused(settings, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_results_of_the_store_and_its_baselines_are_shown_and_others_of_a_shared
         shutil.copy(two_stores / name / f"probe-{name}.zarr.zip", shared)
     done = CliRunner().invoke(main, ["view", str(two_stores / "a.zarr"), "--export", str(two_stores / "page")])
     assert done.exit_code == 0, done.output
-    assert "not shown, being of other stores: 1 results files" in done.stderr
+    assert "1 results files of other stores are not shown" in done.stderr
     kept = {path.name for path in (two_stores / "page" / "results").iterdir()}
     assert kept == {"index.json", "probe-own.zarr.zip", "probe-blank.zarr.zip"}
     with ViewServer(str(two_stores / "a.zarr"), results=shared, shown=["probe-own.zarr.zip"]) as server:
@@ -63,7 +63,7 @@ def test_results_of_the_store_and_its_baselines_are_shown_and_others_of_a_shared
     assert not (two_stores / "f.svg").exists()
     drawn = CliRunner().invoke(main, ["figure", "curves", str(two_stores / "a.zarr"), "-o", str(two_stores / "f.svg")])
     assert drawn.exit_code == 0, drawn.output
-    assert "left out, being of other stores in the same folder: 1 results files" in drawn.stdout
+    assert "left out: 1 results files of other stores in the same folder" in drawn.stdout
 
 
 def test_a_second_probe_into_a_folder_says_whose_results_lie_there(two_stores):
@@ -92,7 +92,7 @@ def test_curves_of_other_pictures_are_no_baseline(two_stores):
     assert relation_to(other, own, own.fingerprint()) == "baseline"
     own.provenance["data"]["images"] = "0" * 64
     assert relation_to(other, own, own.fingerprint()) == "baseline", "stores that do not say it are taken as before"
-    other.result.attributes["settings"]["provenance"]["data"]["images"] = "1" * 64
+    other.attributes["provenance"]["data"]["images"] = "1" * 64
     assert relation_to(other, own, own.fingerprint()) == "other"
 
 

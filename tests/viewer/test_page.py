@@ -51,6 +51,7 @@ def test_attention_on_the_page_is_the_stores(browser, small, small_server, examp
     store = ActivationStore.open(small)
     browser.open(f"{small_server.address}#example={example}")
     tokens = int(store.n_tokens[example])
+    browser.until(lambda: json.loads(numbers(browser)[0][0]["id"]) != "")
     found = numbers(browser)
     wanted = store.read("attention_mean", examples=example)[:, :tokens]
     assert sorted(found) == list(range(6))

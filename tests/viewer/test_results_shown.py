@@ -204,7 +204,7 @@ def test_knockouts_are_the_stores(browser, questions):
             wanted = effects[f"cell_{int(row['row']) * 2 // 5}_{int(row['column']) * 3 // 5}"] if row["row"] else effects[row["part"]]
             assert float(row["weight"]) == wanted
         browser.open(f"{running.address}#example=9&measure=knockout")
-        browser.until(lambda: "knockouts of this example were not measured" in browser.text(".note"))
+        browser.until(lambda: "No knockout effects of this example" in browser.text(".note"))
         assert "No knockout effects" in browser.text(".knockouts")
         assert browser.errors() == []
 

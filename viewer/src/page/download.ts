@@ -8,6 +8,7 @@ import { weight } from "./numbers.ts";
 import type { Pane } from "./pane.ts";
 import type { PaneView, View } from "./view.ts";
 
+/** `id` and `caption` are empty until the list has read them. */
 export interface Named { pane: Pane; view: PaneView; id: string; caption: string }
 
 const WIDTH = 900;
