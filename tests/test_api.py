@@ -30,6 +30,7 @@ def maker() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_page_of_names_is_that_of_the_code() -> None:
     made = maker()
     assert sorted(made.UNITS) == sorted(UNITS)

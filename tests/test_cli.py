@@ -46,6 +46,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert f"stratascope {command}" in result.output.partition("Example")[2]
 
 
+@pytest.mark.slow
 def test_plan_prints_shapes_bytes_and_blocks(scenes: Path) -> None:
     text = run("plan", *extraction(scenes, "--boxes", str(scenes / "instances.json"))).output
     assert "96 examples on 96 images" in text
@@ -64,6 +65,7 @@ def test_plan_without_photos_needs_a_stated_size(scenes: Path) -> None:
     assert_refused(run(*without), "set --images")
 
 
+@pytest.mark.slow
 def test_the_plans_bytes_are_what_is_then_on_disk(plan, store_path: Path) -> None:
     estimate = plan.estimate.set_index("array")["estimated_bytes"]
     for array in ("residual", "attention_rows", "attention_mean", "attention_maps", "thumbnail"):
@@ -80,6 +82,7 @@ def test_info_names_arrays_completeness_and_provenance(store_path: Path) -> None
     assert re.search(r"libraries\.torch +\d", text)
 
 
+@pytest.mark.slow
 def test_verify_finds_nothing_wrong_and_then_a_flipped_bit(store_path: Path, scenes: Path, tmp_path: Path) -> None:
     result = run("verify", str(store_path), "--images", str(scenes / "images"))
     assert result.exit_code == 0, result.output
@@ -114,6 +117,7 @@ def test_copy_takes_a_part_that_says_so(store_path: Path, tmp_path: Path) -> Non
     assert run("diff", str(store_path), str(target)).exit_code == 1
 
 
+@pytest.mark.slow
 def test_diff_names_what_differs(store_path: Path, scenes: Path, tmp_path: Path) -> None:
     blank = tmp_path / "blank.zarr"
     run("extract", *extraction(scenes, "--condition", "blank", "--boxes", str(scenes / "instances.json"), "--out", str(blank)))
@@ -132,6 +136,7 @@ def test_answers_are_counted_and_saved(store_path: Path, store, tmp_path: Path) 
     assert re.search(rf"all relations +accuracy +{right.mean():.1%}", result.output)
 
 
+@pytest.mark.slow
 def test_rollout_and_share_write_results_and_figures(store_path: Path, tmp_path: Path) -> None:
     for command in (["rollout", str(store_path), "--examples", "0,2-3"], ["share", str(store_path)]):
         result = run(*command, "--out", str(tmp_path))
@@ -139,6 +144,7 @@ def test_rollout_and_share_write_results_and_figures(store_path: Path, tmp_path:
     assert {p.name for p in tmp_path.iterdir()} == {"rollout.zarr.zip", "rollout.png", "share.zarr.zip", "share.png"}
 
 
+@pytest.mark.slow
 def test_examples_are_asked_for_by_number_and_by_id(store_path: Path, store, tmp_path: Path) -> None:
     name = store.examples["id"][5]
     for command in ("rollout", "flow"):
@@ -148,6 +154,7 @@ def test_examples_are_asked_for_by_number_and_by_id(store_path: Path, store, tmp
     assert_refused(run("rollout", str(store_path), "--examples", "nobody"), f"found 'nobody'; its ids are like {store.examples['id'][0]}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["rollout", "flow"])
 def test_examples_without_a_map_are_left_out_by_name(command: str, tmp_path: Path) -> None:
     """The second of the golden store's examples has none; an unwritten one is refused as ever."""
@@ -160,6 +167,7 @@ def test_examples_without_a_map_are_left_out_by_name(command: str, tmp_path: Pat
     assert_refused(run(command, golden, "--examples", "0,2", "--out", str(tmp_path)), "not written yet")
 
 
+@pytest.mark.slow
 def test_a_figure_takes_the_words_of_the_probe(store_path: Path, tmp_path: Path) -> None:
     assert run("probe", str(store_path), "--tasks", "truth", "--out", str(tmp_path)).exit_code == 0
     asked = ("figure", "curves", str(tmp_path), "--tasks", "truth")
@@ -168,6 +176,7 @@ def test_a_figure_takes_the_words_of_the_probe(store_path: Path, tmp_path: Path)
     assert_refused(run(*asked, "--position", "nowhere"), "a layer curve of truth at position nowhere with what")
 
 
+@pytest.mark.slow
 def test_rollout_is_drawn_without_thumbnails_too(store_path: Path, tmp_path: Path) -> None:
     assert run("copy", str(store_path), str(tmp_path / "bare.zarr"), "--arrays", "attention_maps").exit_code == 0
     result = run("rollout", str(tmp_path / "bare.zarr"), "--examples", "3", "--out", str(tmp_path))
@@ -175,6 +184,7 @@ def test_rollout_is_drawn_without_thumbnails_too(store_path: Path, tmp_path: Pat
     assert (tmp_path / "rollout.png").exists()
 
 
+@pytest.mark.slow
 def test_probe_writes_curves_and_a_figure(store_path: Path, tmp_path: Path) -> None:
     arguments = ["--tasks", "truth", "--positions", "final,object_box", "--baseline", str(store_path), "--out", str(tmp_path)]
     result = run("probe", str(store_path), *arguments)
@@ -184,6 +194,7 @@ def test_probe_writes_curves_and_a_figure(store_path: Path, tmp_path: Path) -> N
     assert (tmp_path / "probe-truth.png").exists()
 
 
+@pytest.mark.slow
 def test_probe_tells_and_draws_values_by_r2(store_path: Path, tmp_path: Path) -> None:
     result = run("probe", str(store_path), "--tasks", "geometry", "--positions", "final", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
@@ -205,6 +216,7 @@ def test_bad_input_is_one_line_and_exit_code_two(arguments: list[str], pattern: 
     assert_refused(run(*arguments), pattern)
 
 
+@pytest.mark.slow
 def test_too_few_examples_are_refused_by_name(scenes: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     store = tmp_path / "few.zarr"

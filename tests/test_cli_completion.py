@@ -77,6 +77,7 @@ def test_a_completion_never_fails(word: str, tmp_path: Path, monkeypatch: pytest
     assert completions("figure", "curves", word, "--task", "t") == []
 
 
+@pytest.mark.slow
 def test_a_completion_loads_no_torch(store_path: Path) -> None:
     code = (
         "import sys; from click.shell_completion import ShellComplete; from stratascope.cli import main\n"

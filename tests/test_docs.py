@@ -153,6 +153,7 @@ def run(line: str) -> None:
     assert result.exit_code in ((0, 1) if words[1] in CHECKS else (0,)), f"{line}\n{result.output}\n{result.exception!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=lambda page: page.name)
 def test_the_commands_of_a_page_work(page: Path, inside: Path) -> None:
     for source in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE) if page.name in PROGRAMS else []:
@@ -191,6 +192,7 @@ def test_no_reason_is_left_over() -> None:
     assert [begins for begins in NOT_RUN if not any(line.startswith(begins) for line in lines)] == []
 
 
+@pytest.mark.slow
 def test_the_hour_on_a_rented_gpu(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Line by line, with the built-in model; launchers and the way home by what stands in for them."""
     lines = lines_of(ROOT / "docs" / HOUR, "bash")
@@ -225,6 +227,7 @@ def test_no_block_of_commands_is_in_another_language() -> None:
         assert found <= {"sh", "bash", "text", "python", "json", "html", "nginx", "toml", "yaml", "ts", "js"}, page.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [line for line in help_examples() if line not in COMPARED], ids=lambda line: line.split()[1])
 def test_the_example_of_each_help_works(line: str, inside: Path) -> None:
     run(line)
@@ -234,6 +237,7 @@ def test_every_command_has_an_example_here() -> None:
     assert {line.split()[1] for line in help_examples()} == set(all_commands())
 
 
+@pytest.mark.slow
 def test_view_prints_its_address_and_ends_with_130(inside: Path) -> None:
     words = [sys.executable, "-m", "stratascope", "view", "demo/original.zarr", "--no-browser"]
     # a shell's background job, as these tests may be, hands on that interrupts are ignored
@@ -248,6 +252,7 @@ def test_view_prints_its_address_and_ends_with_130(inside: Path) -> None:
             process.kill()
 
 
+@pytest.mark.slow
 def test_the_page_of_results_names_all_that_the_results_hold(folder: Path) -> None:
     """Tables, arrays, dimensions and attributes in the section of each kind; columns by their own name, or what they end in."""
     from stratascope.results.registry import load_result

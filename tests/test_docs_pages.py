@@ -54,6 +54,7 @@ CHECKS = {"diff", "verify"}
 """Commands that may end with 1: what they were asked about is so."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_example_of_each_command_still_prints_what_the_documentation_says(name: str, working: Path) -> None:
     example, output = MADE.stored()[name]
@@ -78,6 +79,7 @@ def test_links_within_the_repository_lead_to_files(page: str) -> None:
         assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_opening_a_store_to_a_probe_of_ones_own(working: Path) -> None:
     tour = load("make_tour")
     stored = json.loads(tour.NOTEBOOK.read_text("utf-8"))
@@ -95,6 +97,7 @@ def test_the_notebook_runs_from_opening_a_store_to_a_probe_of_ones_own(working: 
     assert sum(cell["cell_type"] == "code" for cell in stored["cells"]) <= 15
 
 
+@pytest.mark.slow
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="NO MKDOCS HERE: that the documentation builds was NOT checked; pip install '.[docs]'")
     pytest.importorskip("mkdocstrings")

@@ -27,6 +27,7 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
     assert not loaded_by(code) & set(HEAVY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["store", "probe", "analysis", "report", "datasets", "extract"])
 def test_no_unit_loads_torch_at_import(unit: str) -> None:
     assert not loaded_by(f"import stratascope.{unit}") & {"torch", "transformers"}

@@ -88,6 +88,7 @@ def raised(node: ast.AST) -> Iterator[str]:
         yield from raised(child)
 
 
+@pytest.mark.slow
 def test_everything_public_has_a_docstring() -> None:
     # what a base class has said already need not be said again
     silent = [str(d) for d in defined() if not d.doc and not (d.owner is not None and d.owner.bases)]

@@ -82,6 +82,7 @@ for suffix, write in writers.items():
 """
 
 
+@pytest.mark.slow
 def test_figures_pages_and_results_on_a_full_disk_stay_as_they_were(tmp_path: Path) -> None:
     pytest.importorskip("resource")
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "a")], capture_output=True, text=True, timeout=120)
@@ -172,6 +173,7 @@ def alive(process: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_worker_processes_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> None:

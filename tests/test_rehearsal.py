@@ -50,6 +50,7 @@ def test_measurements_of_three_sizes_become_one_table(parts: tuple[Any, ...], tm
     assert "| info | 0.4 / 0.4 / – |  | 100 / 100 / – | 0.0 |  |  | – |" in text
 
 
+@pytest.mark.slow
 def test_a_planted_store_has_what_is_planted_and_says_where_its_shape_differs(parts: tuple[Any, ...], tmp_path: Path) -> None:
     _, _, planting, verdict = parts
     rows = planting.vsr_rows(None, 64, tmp_path / "scenes")

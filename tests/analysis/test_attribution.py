@@ -24,6 +24,7 @@ def found(planted: ActivationStore) -> LogitAttribution:
     return logit_attribution(planted)
 
 
+@pytest.mark.slow
 def test_heads_blocks_and_embedding_add_up_to_the_models_difference(planted: ActivationStore, found: LogitAttribution) -> None:
     logits = planted.read("answer_logits")
     np.testing.assert_allclose(found.difference, logits[:, 0] - logits[:, 1])
@@ -91,6 +92,7 @@ def test_overlap_of_attributions_is_of_what_speaks_for_the_answer_given(planted:
         np.testing.assert_allclose(found.values[k, ..., 0], cells[..., inside].sum(-1) / cells.sum(-1), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "arrays"),
     [
@@ -111,6 +113,7 @@ def test_attributions_have_no_shares(planted: ActivationStore) -> None:
         weighted_rows(planted, np.array([0]), "size")
 
 
+@pytest.mark.slow
 def test_the_command_says_that_it_adds_up(planted: ActivationStore, tmp_path: Path) -> None:
     from click.testing import CliRunner
 

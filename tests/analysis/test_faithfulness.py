@@ -29,6 +29,7 @@ def found(planted: ActivationStore) -> Faithfulness:
     return faithfulness(planted, draws=300)
 
 
+@pytest.mark.slow
 def test_the_planted_method_leads_and_chance_is_chance(found: Faithfulness) -> None:
     assert found.best["method"] == "attribution"
     assert found.best["ahead_low"] > 0
@@ -47,6 +48,7 @@ def test_the_planted_method_leads_and_chance_is_chance(found: Faithfulness) -> N
     assert found.attributes["missing"] == {"estimate": "hiding_estimate", "gradient": "hiding_estimate"}
 
 
+@pytest.mark.slow
 def test_without_noise_the_planted_method_is_perfect_in_every_setting(tmp_path: Path) -> None:
     found = faithfulness(attributed_store(tmp_path / "exact.zarr", examples=12), methods=["attribution", "attention"], draws=50)
     right = found.table[found.table["method"] == "attribution"]
@@ -99,6 +101,7 @@ def test_cells_of_larger_images_are_grouped_evenly(store) -> None:
     assert (members.sum(1) == store.grid[0].prod() / 36).all()
 
 
+@pytest.mark.slow
 def test_faithfulness_loads_back_and_every_scheduler_gives_the_same(planted: ActivationStore, found: Faithfulness, tmp_path: Path) -> None:
     found.save(tmp_path / "f.zarr.zip")
     again = Faithfulness.load(tmp_path / "f.zarr.zip")
@@ -126,6 +129,7 @@ def test_few_blocks_are_the_top_half_and_at_most_eight() -> None:
     assert [few_blocks(n) for n in (1, 6, 28)] == [(0, 1), (3, 6), (20, 28)]
 
 
+@pytest.mark.slow
 def test_the_command_names_the_best_method_first(planted: ActivationStore, tmp_path: Path) -> None:
     from click.testing import CliRunner
 

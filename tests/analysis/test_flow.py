@@ -145,6 +145,7 @@ def test_only_the_tokens_asked_for_are_exact_and_the_rest_says_so() -> None:
     assert (every.certified == (every.cut != "other")).all()
 
 
+@pytest.mark.slow
 def test_the_bound_alone_needs_no_compiler() -> None:
     code = (
         "import sys, numpy as np; sys.modules['numba'] = None\n"

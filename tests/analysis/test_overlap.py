@@ -143,6 +143,7 @@ def test_overlap_of_rollouts(store) -> None:
         box_overlap(store, rolled.values[..., :20], [4, 9], name="rollout")
 
 
+@pytest.mark.slow
 def test_a_store_without_boxes_says_so(settings, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from stratascope.extract import plan_extraction, run_extraction
@@ -163,6 +164,7 @@ def test_auroc_is_scikit_learn_s_and_its_influences_add_up(examples: int, seed: 
     np.testing.assert_allclose(found.influence.sum(0), 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_error_of_auroc_and_of_a_difference_is_that_of_drawing_images_anew() -> None:
     rng = np.random.default_rng(0)
     images = np.repeat(np.arange(200), 2)
@@ -233,6 +235,7 @@ def test_the_command_and_the_figure_say_whether_overlap_predicts_a_right_answer(
     assert (tmp_path / "b.png").stat().st_size > 3000
 
 
+@pytest.mark.slow
 def test_a_prediction_of_an_earlier_run_does_not_stay_beside_an_overlap_that_it_is_not_of(planted, tmp_path: Path, monkeypatch) -> None:
     arguments = ["overlap", planted.name, "--out", str(tmp_path)]
     assert CliRunner().invoke(main, arguments).exit_code == 0
@@ -321,6 +324,7 @@ def test_intervals_of_accuracy_are_wilson_s_where_answers_are_independent() -> N
     np.testing.assert_allclose(pairs, halves, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_prompt_without_a_right_choice_is_refused(settings, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from stratascope.extract import plan_extraction, run_extraction

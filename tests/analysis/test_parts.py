@@ -46,6 +46,7 @@ def test_any_of_a_columns_values_and_all_of_the_columns(whole: ActivationStore) 
     assert chosen_examples(whole, ()).all()
 
 
+@pytest.mark.slow
 def test_a_part_is_a_store_of_its_examples_alone(whole: ActivationStore, part: ActivationStore) -> None:
     share, alone = attention_share(whole, only=ONLY), attention_share(part)
     for name in ("values", "tokens", "entropy", "sinks", "sink_counts"):
@@ -66,6 +67,7 @@ def test_a_part_is_a_store_of_its_examples_alone(whole: ActivationStore, part: A
     assert ranked.attributes["only"] == ["relation=left of"]
 
 
+@pytest.mark.slow
 def test_attributions_of_a_part_carry_shares_of_its_own_variance(tmp_path: Path) -> None:
     whole = attributed_store(tmp_path / "whole.zarr")
     numbers = np.flatnonzero(whole.examples["label"] == 1)
@@ -104,6 +106,7 @@ def test_heads_are_ranked_by_scores_of_the_same_examples(whole: ActivationStore)
         rank_heads(overlap=attention_overlap(whole, measure="share", only=ONLY), probe=probe)
 
 
+@pytest.mark.slow
 def test_a_report_says_of_a_part_what_is_the_parts_and_mixes_it_with_nothing(whole: ActivationStore, tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
         done = CliRunner().invoke(main, [*arguments])

@@ -52,6 +52,7 @@ def named_and_others(store: ActivationStore, scenes: Path, example: int) -> tupl
     return found[0], found[1] & ~found[0]
 
 
+@pytest.mark.slow
 def test_hiding_and_its_estimate_point_at_the_named_things_far_more_than_attention_and_flow_not_at_all(
     measured: ActivationStore, scenes: Path
 ) -> None:
@@ -136,6 +137,7 @@ def test_without_the_other_boxes_the_rest_of_the_image_stands_for_them(measured:
         pointing(measured, examples=[3])
 
 
+@pytest.mark.slow
 def test_the_command_says_it_and_draws_it(measured: ActivationStore, scenes: Path, tmp_path: Path) -> None:
     boxes = str(scenes / "instances.json")
     done = CliRunner().invoke(main, ["pointing", measured.name, "--boxes", boxes, "--out", str(tmp_path)])

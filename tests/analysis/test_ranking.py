@@ -38,6 +38,7 @@ def probe_result(store: ActivationStore) -> tuple[ResultFile, np.ndarray]:
     return completed("score_grid", {"table": table}, {}, about), grid
 
 
+@pytest.mark.slow
 def test_scores_ranks_and_agreement_are_those_written_out(planted: ActivationStore, tmp_path: Path) -> None:
     attribution, overlap = logit_attribution(planted), attention_overlap(planted, measure="lift")
     result, grid = probe_result(planted)
@@ -77,6 +78,7 @@ def test_one_score_ranks_and_agrees_with_nothing(planted: ActivationStore, tmp_p
     assert HeadRanking.load(tmp_path / "h.zarr.zip").agreement.empty
 
 
+@pytest.mark.slow
 def test_scores_that_do_not_belong_together_are_refused(planted: ActivationStore, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="at least one score"):
         rank_heads()
@@ -96,6 +98,7 @@ def test_agreement_needs_two_scores_of_one_shape() -> None:
         head_agreement({"a": np.zeros((2, 2))})
 
 
+@pytest.mark.slow
 def test_the_command_finds_the_probe_among_the_results(planted: ActivationStore, tmp_path: Path) -> None:
     save_result(tmp_path / "grid-truth-heads.zarr.zip", probe_result(planted)[0])
     done = CliRunner().invoke(main, ["heads", planted.name, "--out", str(tmp_path)])
@@ -106,6 +109,7 @@ def test_the_command_finds_the_probe_among_the_results(planted: ActivationStore,
     assert (tmp_path / "heads.png").exists()
 
 
+@pytest.mark.slow
 def test_the_command_names_the_head_whose_look_predicts_a_right_answer(tmp_path: Path) -> None:
     store = planted_store(tmp_path / "p.zarr")
     done = CliRunner().invoke(main, ["overlap", store.name, "--out", str(tmp_path / "r")])
@@ -116,6 +120,7 @@ def test_the_command_names_the_head_whose_look_predicts_a_right_answer(tmp_path:
     assert (tmp_path / "r" / "overlap.png").exists()
 
 
+@pytest.mark.slow
 def test_where_there_is_nothing_to_predict_the_overlap_is_still_told(planted: ActivationStore, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["overlap", planted.name, "--weighing", "norm", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output

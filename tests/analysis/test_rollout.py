@@ -247,6 +247,7 @@ def test_results_of_another_kind_are_refused(store, tmp_path: Path) -> None:
         AttentionShare.load(tmp_path / "r.zarr.zip")
 
 
+@pytest.mark.slow
 def test_a_store_without_maps_says_why_rollout_is_impossible(settings, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     import dataclasses
@@ -263,6 +264,7 @@ def test_a_store_without_maps_says_why_rollout_is_impossible(settings, tmp_path:
         attention_share(bare)
 
 
+@pytest.mark.slow
 def test_the_command_rolls_in_every_form_and_says_what_it_did(store, tmp_path) -> None:
     for options, said in (((), "raw rollout, blocks 0 to 5"), (("--form", "dropped", "--window", "3-5"), "dropped rollout, blocks 3 to 5")):
         done = CliRunner().invoke(main, ["rollout", store.name, "--examples", "0-1", *options, "--out", str(tmp_path)])

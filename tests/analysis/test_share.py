@@ -62,6 +62,7 @@ def test_entropy_is_that_of_scipy_and_of_the_rows(store) -> None:
     assert row_entropy(np.eye(4)).tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("token", "place"), [(0, "first_token"), (IMAGE[0], "image_edge"), (IMAGE[0] + 6, "image_inside"), (25, "caption"), (31, None)]
 )
@@ -116,6 +117,7 @@ def test_a_cell_is_a_sink_among_cells_and_a_word_among_all_tokens() -> None:
         find_sinks(attention, places, times=1)
 
 
+@pytest.mark.slow
 def test_where_a_sink_takes_all_nothing_is_said_of_the_rest(tmp_path: Path) -> None:
     share = attention_share(planted_store(tmp_path / "all.zarr", examples=64, sink=(0, 1.0)))
     assert np.isnan(share.without_sinks()).all()

@@ -155,6 +155,7 @@ def test_broken_rows_are_named(tmp_path: Path, rows: Any, message: str) -> None:
         [chosen.fill(row) for row in load_examples(written(tmp_path, "vg.json", rows), choices=chosen.choices)]
 
 
+@pytest.mark.slow
 def test_a_store_of_questions_knows_which_answers_are_right(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from stratascope.analysis.answers import answer_confidence, answers_right

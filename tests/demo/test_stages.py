@@ -99,6 +99,7 @@ def test_other_settings_and_other_folders_are_refused_and_left_alone(demo: Path,
         run_demo(tmp_path)
 
 
+@pytest.mark.slow
 def test_run_again_only_what_is_missing_or_changed_is_made(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "demo"
     shutil.copytree(demo, out)

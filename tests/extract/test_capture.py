@@ -42,6 +42,7 @@ def ask_eager(eager, plan, k):
         return model(**processor(text=[text], images=[image], return_tensors="pt"), output_attentions=True, output_hidden_states=True)
 
 
+@pytest.mark.slow
 def test_a_padded_batch_equals_eager_single_examples(plan, session, eager) -> None:
     members = [0, 5, 9, 14, 20, 33]
     assert len({int(plan.token_counts[k]) for k in members}) > 1, "the batch must be padded"

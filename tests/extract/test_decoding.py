@@ -156,6 +156,7 @@ def broken(reason: str) -> bytes:
     return (as_file(Image.effect_noise((64, 64), 60), "PNG") or b"")[:900]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("reason", "said"),

@@ -114,6 +114,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_planned_tokens_are_the_processors(planned: Planned) -> None:
     for k, layout in enumerate(planned.plan.layouts):
         assert layout.ids.tolist() == planned.stock_inputs(k)["input_ids"][0].tolist()
@@ -163,6 +164,7 @@ def test_spans_of_words_that_are_cut_into_bytes(planned: Planned, subject: str) 
         assert tokenizer.decode(layout.ids[slice(*layout.spans[name])].tolist()).strip() == expected
 
 
+@pytest.mark.slow
 def test_a_padded_batch_equals_stock_eager_single_examples(planned: Planned) -> None:
     plan, members = planned.plan, [0, 1, 2, 3]
     session = ExtractionSession(plan, batch_tokens=100_000)
@@ -198,6 +200,7 @@ def _keep(inputs: list[torch.Tensor]) -> Any:
     return hook
 
 
+@pytest.mark.slow
 def test_an_example_alone_equals_the_stored(planned: Planned, tmp_path: Path) -> None:
     plan = planned.plan
     run_extraction(plan, tmp_path / "s.zarr")
@@ -218,6 +221,7 @@ def test_an_example_alone_equals_the_stored(planned: Planned, tmp_path: Path) ->
     assert (TILES in store.spans) == (planned.name in ("llava_next", "idefics3", "smolvlm", "internvl"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_first_batch_in_half_precision_agrees_with_the_model_alone(planned: Planned, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And does not with images that are exchanged, whether they are given as pixels or as features."""
@@ -238,6 +242,7 @@ def test_a_first_batch_in_half_precision_agrees_with_the_model_alone(planned: Pl
             fill_blocks(session, keeper, [0], keeper)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", ["original", "mirror"])
 def test_boxes_cover_the_same_cells_for_whoever_reads_the_store(planned: Planned, tmp_path: Path, condition: str) -> None:
     """Boxes in the file's pixels -> cells by the plan; what the store says of sizes and boxes -> cells by the analysis."""
@@ -309,6 +314,7 @@ def test_the_summary_shows_tokens_and_spans(planned: Planned) -> None:
     assert ("\nview  " in text) == (planned.name == "llava")
 
 
+@pytest.mark.slow
 def test_everything_is_recorded_of_every_family(planned: Planned, tmp_path: Path) -> None:
     """Parts of the logits add up to what is stored; knockouts equal the stock model's, asked with its own processor, its masks edited."""
     towerless, capped = not planned.plan.shape.vision_layers, planned.name == "paligemma2"
@@ -347,6 +353,7 @@ def test_token_texts_keep_their_blanks(planned: Planned) -> None:
     assert "".join(texts[int(t)] for t in plan.layouts[0].ids[a:b]).strip() == plan.examples[0].caption
 
 
+@pytest.mark.slow
 def test_each_cell_sees_its_own_part_of_the_image(planned: Planned) -> None:
     """With a vision tower whose patches cannot see each other, a change in the middle of a cell's part changes that token alone."""
     plan = planned.plan

@@ -33,6 +33,7 @@ def contents(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file() and p.parent != path}
 
 
+@pytest.mark.slow
 def test_the_store_holds_what_the_model_gives(plan, store: ActivationStore) -> None:
     from stratascope.extract.run.session import ExtractionSession
 
@@ -62,6 +63,7 @@ def test_the_tables_describe_the_examples(plan, store: ActivationStore) -> None:
     assert store.thumbnail(3).shape == (112, 112, 3)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_equals_uninterrupted(plan, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stratascope.extract.run.shard_block import ShardBlock
 
@@ -84,6 +86,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(plan, store_path: Path, tm
     assert run_extraction(plan, path).written_blocks == 0
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_equals_uninterrupted(scenes: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stratascope", "extract", "--model", "demo", "--examples", str(scenes / "scenes.jsonl")]
     command += ["--images", str(scenes / "images"), "--device", "cpu", "--record", "residual"]
@@ -99,6 +102,7 @@ def test_killed_at_any_moment_and_resumed_equals_uninterrupted(scenes: Path, tmp
     assert contents(killed) == contents(whole)
 
 
+@pytest.mark.slow
 def test_two_shards_make_one_store(plan, store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "sharded.zarr"
     for rank in (1, 0):
@@ -106,6 +110,7 @@ def test_two_shards_make_one_store(plan, store_path: Path, tmp_path: Path) -> No
     assert contents(path) == contents(store_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -123,6 +128,7 @@ def test_a_store_of_other_provenance_is_refused(settings, store_path: Path, chan
         run_extraction(other, store_path)
 
 
+@pytest.mark.slow
 def test_small_batches_give_the_same_numbers(plan, store: ActivationStore, tmp_path: Path) -> None:
     path = tmp_path / "single.zarr"
     run_extraction(plan, path, batch_tokens=1)
@@ -156,6 +162,7 @@ def test_the_plan_writes_nothing_and_needs_no_torch(scenes: Path, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_probe_rollout_and_share_need_no_torch(store_path: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\nfrom stratascope.cli import main\nmain(sys.argv[1:])"
@@ -178,6 +185,7 @@ def test_without_the_extra_the_pip_command_is_named(scenes: Path, tmp_path: Path
     assert issubclass(MissingExtraError, ImportError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("slip", "told"),
     [
@@ -251,6 +259,7 @@ def test_shuffled_images_are_those_of_other_examples(settings, plan) -> None:
     assert shuffled.shown == plan_extraction(dataclasses.replace(settings, condition="shuffled-image")).shown
 
 
+@pytest.mark.slow
 def test_a_full_gpu_halves_the_batch_and_goes_on(plan, store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -280,6 +289,7 @@ def test_a_plan_that_does_not_fit_the_disk_is_refused_before_the_model_is_loaded
     assert not (tmp_path / "never.zarr").exists()
 
 
+@pytest.mark.slow
 def test_everything_that_can_be_recorded(settings, plan, tmp_path: Path) -> None:
     from stratascope.extract.plan.settings import RECORDS
     from stratascope.extract.run.session import ExtractionSession
@@ -299,6 +309,7 @@ def test_everything_that_can_be_recorded(settings, plan, tmp_path: Path) -> None
     assert verify(tmp_path / "all.zarr").ok
 
 
+@pytest.mark.slow
 def test_what_is_stored_of_the_answers_logits_adds_up(settings, tmp_path: Path) -> None:
     record = ("attention_rows", "head_logits", "value_logits", "form_logits", "top_tokens")
     run_extraction(plan_extraction(dataclasses.replace(settings, limit=12, record=record)), tmp_path / "logits.zarr")
@@ -317,6 +328,7 @@ def test_what_is_stored_of_the_answers_logits_adds_up(settings, tmp_path: Path) 
     np.testing.assert_allclose(store.read("top_logits")[:, 0], answers.max(-1), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["max", "min"])
 def test_maps_of_the_largest_or_smallest_weight_are_stored_with_rows_that_sum_to_1(settings, tmp_path: Path, fusion: str) -> None:
     from stratascope.extract.run.session import ExtractionSession

@@ -26,6 +26,7 @@ def wrong_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CaptureModel, "readout", lambda self, residual, ids: real(self, residual[:, ::-1].copy(), ids))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_a_device_that_is_not_here_and_then_one_that_is(scenes: Path, tmp_path: Path) -> None:
     out = tmp_path / "s.zarr"

@@ -71,6 +71,7 @@ def captioned(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Extract
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_tower_runs_once_an_image_and_the_store_is_that_of_no_cache(
     captioned: ExtractionSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +84,7 @@ def test_the_tower_runs_once_an_image_and_the_store_is_that_of_no_cache(
     assert np.isfinite(store.read("vision_residual", position="image")).all()
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_and_lost_its_features_goes_on_with_the_same_bits(captioned: ExtractionSettings, tmp_path: Path) -> None:
     plan = plan_extraction(captioned)
     run_extraction(plan, tmp_path / "whole.zarr")
@@ -91,6 +93,7 @@ def test_a_run_that_stopped_and_lost_its_features_goes_on_with_the_same_bits(cap
     assert contents(tmp_path / "parts.zarr") == contents(tmp_path / "whole.zarr")
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_no_features_is_given_pixels(
     captioned: ExtractionSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

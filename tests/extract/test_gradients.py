@@ -47,6 +47,7 @@ def stock_gradients(model, batch):
     return by_scale, by_score, [weights[k] for k in sorted(weights)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_answers_as_the_stock_models_own_graph_does(name: str) -> None:
     eager, ours = build(name, "eager").double(), build(name, "eager").double().requires_grad_(False)
@@ -64,6 +65,7 @@ def test_every_family_answers_as_the_stock_models_own_graph_does(name: str) -> N
     torch.testing.assert_close(found.knockout_estimate.double(), hiding, rtol=1e-2, atol=2e-3 * float(hiding.abs().max()))
 
 
+@pytest.mark.slow
 def test_the_estimate_ranks_cells_as_hiding_them_does_and_gradients_times_inputs_do_not(settings, tmp_path) -> None:
     record = ("hiding_estimate", "knockout")
     asked = dataclasses.replace(settings, limit=16, record=record, knockout_modes=("later",), knockout_window=0)

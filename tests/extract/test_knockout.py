@@ -70,6 +70,7 @@ def targets_of(ids: torch.Tensor) -> dict[str, np.ndarray]:
     return {"first": np.array([0]), "words": words[-5:-3], "image": image, "cells": image[[1, 2, len(image) // 2]]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_effects_equal_the_stock_models_with_its_masks_edited(name: str) -> None:
     """Every family: causal, sliding windows, image tokens or whole prompts that see each other, soft caps, features between blocks."""
@@ -205,6 +206,7 @@ def test_hiding_the_named_shapes_hurts_far_more_than_hiding_as_much_of_the_rest(
     assert np.abs(shapes).mean() > 10 * np.abs(rest).mean()
 
 
+@pytest.mark.slow
 def test_knockouts_are_stored_for_the_chosen_examples(settings, tmp_path) -> None:
     record = ("residual", "knockout")
     plan = plan_extraction(dataclasses.replace(settings, limit=6, record=record, knockouts=2, knockout_window=0))
@@ -239,6 +241,7 @@ def test_the_plan_tells_what_knockouts_cost(settings) -> None:
     assert plan_extraction(few).knockout_passes > 5 * plan.knockout_passes
 
 
+@pytest.mark.slow
 def test_a_full_gpu_halves_the_knockouts_batches_and_goes_on(settings, tmp_path, monkeypatch) -> None:
     plan = plan_extraction(dataclasses.replace(settings, limit=2, record=("residual", "knockout")))
     run_extraction(plan, tmp_path / "whole.zarr")

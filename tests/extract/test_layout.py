@@ -27,6 +27,7 @@ def example(caption: str = CAPTION, relation: str = "at the left side of") -> Ex
     return Example("x", "x.png", caption, relation, True, "test", split_caption(caption, relation))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", [p for p in PROMPTS.values() if not {"front", "bottom"} & {*p.choices}], ids=lambda p: p.name)
 @pytest.mark.parametrize("system", [None, "Answer briefly."])
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -79,6 +79,7 @@ CHANGES: list[tuple[str, Callable[[Path], object]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "change"), CHANGES, ids=[name for name, _ in CHANGES])
 def test_a_file_that_changes_between_shards_is_refused_by_name(begun, name: str, change: Callable[[Path], object]) -> None:
     folder, settings, out = begun

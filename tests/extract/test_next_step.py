@@ -16,6 +16,7 @@ from stratascope.commands.extract import next_step
 from stratascope.store import ActivationStore
 
 
+@pytest.mark.slow
 def test_a_part_says_what_is_missing_and_the_whole_what_to_run(plan, tmp_path):
     pytest.importorskip("torch")
     from stratascope.extract import run_extraction

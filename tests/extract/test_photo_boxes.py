@@ -85,6 +85,7 @@ def extracted(data: Path, out: str, **changes: object) -> ActivationStore:
     return ActivationStore.open(path)
 
 
+@pytest.mark.slow
 def test_photos_of_twice_the_annotated_size_give_the_same_boxes_and_overlaps(data: Path) -> None:
     """FAULTS 1: overlap is a property of the scene, not of the photo's resolution."""
     plain = extracted(data, "plain.zarr")
@@ -103,6 +104,7 @@ def test_photos_of_twice_the_annotated_size_give_the_same_boxes_and_overlaps(dat
     np.testing.assert_allclose(a, b, atol=0.1)  # the same picture once it is resized back, but for resampling
 
 
+@pytest.mark.slow
 def test_a_file_of_boxes_at_another_size_points_as_the_same_boxes_do(drawn: Path, data: Path) -> None:
     """FAULTS 2."""
     store = extracted(data, "s.zarr", record=("residual", "attention_rows", "value_norms"))
@@ -130,6 +132,7 @@ def test_a_file_of_boxes_at_another_size_points_as_the_same_boxes_do(drawn: Path
     assert f"left out: 1 images with boxes that do not fit their photo: {wide['images'][0]['file_name']}: boxes are" in one.summary()
 
 
+@pytest.mark.slow
 def test_boxes_of_the_stored_pixels_turn_with_the_photo(data: Path) -> None:
     """FAULTS 3: a photo as phones write it, its boxes drawn on the pixels as stored."""
     content = json.loads((data / "instances.json").read_text())
@@ -181,6 +184,7 @@ def test_a_file_whose_boxes_fit_no_photo_is_refused(data: Path) -> None:
         plan_extraction(settings(data))
 
 
+@pytest.mark.slow
 def test_boxes_beyond_their_images_in_a_store_are_refused(data: Path) -> None:
     """As a store has them that was made before sizes were compared."""
     plan = plan_extraction(settings(data))
@@ -191,6 +195,7 @@ def test_boxes_beyond_their_images_in_a_store_are_refused(data: Path) -> None:
     assert f"first {plan.examples[4].id} with {plan.examples[4].image} of 168 x 168 pixels" in result.stderr
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_recorded_fail_by_name_and_the_rest_goes_on(data: Path) -> None:
     """FAULTS 14, 27 and HEIC."""
     long, pipe, heic = images(data)[:3]
@@ -235,6 +240,7 @@ def test_images_that_all_fail_are_refused(data: Path) -> None:
         plan_extraction(settings(data))
 
 
+@pytest.mark.slow
 def test_an_image_replaced_after_planning_is_refused_by_its_hash(data: Path) -> None:
     """FAULTS 43: another picture of the same size."""
     plan = plan_extraction(settings(data))
@@ -254,6 +260,7 @@ def test_an_image_replaced_after_planning_is_refused_by_its_hash(data: Path) -> 
     assert "could be read during planning and cannot be read now" in loaded.problem[0]
 
 
+@pytest.mark.slow
 def test_verifying_images_never_leaves_their_folder(data: Path) -> None:
     """A stranger's store may name any file, and a pipe would hold the check for ever."""
     store = data.parent / "s.zarr"

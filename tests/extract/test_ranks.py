@@ -51,6 +51,7 @@ def test_a_batch_of_several_tasks_without_srun_is_refused_and_told_what_to_do() 
     assert launched_rank({**BATCH, **TORCHRUN}).launcher == "torchrun"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("more", "code"), [((), 2), (("--shard", "0/1"), 0)])
 def test_an_explicit_shard_settles_a_batch_without_srun(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], code: int
@@ -87,6 +88,7 @@ def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_two_processes_started_at_once_make_one_store(scenes: Path, whole: Path, tmp_path: Path) -> None:
     """Both may try to make the store; one does, the other joins it."""
     out = tmp_path / "s.zarr"
@@ -102,6 +104,7 @@ def test_two_processes_started_at_once_make_one_store(scenes: Path, whole: Path,
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_who_comes_second_to_creation_joins(plan, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The race for certain: the store appears between the look for it and its creation."""
     from stratascope.extract import run_extraction
@@ -118,6 +121,7 @@ def test_who_comes_second_to_creation_joins(plan, store_path: Path, tmp_path: Pa
     assert ActivationStore.open(out).written.tolist() == [False, True]
 
 
+@pytest.mark.slow
 def test_interrupted_by_hand_and_run_again_equals_undisturbed(scenes: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "s.zarr"
     process = subprocess.Popen(_command(scenes, out), stderr=subprocess.PIPE, text=True)

@@ -57,6 +57,7 @@ def extract(session: ExtractionSession) -> Taken:
     return keeper
 
 
+@pytest.mark.slow
 def test_an_honest_run_passes(session: ExtractionSession) -> None:
     assert np.isfinite(extract(session).arrays["answer_logits"]).all()
     assert session.checked
@@ -166,6 +167,7 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_mutated_run_stops_before_anything_is_written(session: ExtractionSession, monkeypatch: pytest.MonkeyPatch, mutation: str) -> None:
     MUTATIONS[mutation](monkeypatch)
@@ -215,6 +217,7 @@ def _cast(batch: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch
     return {name: each.to(dtype) if each.is_floating_point() else each for name, each in batch.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_passes_padded_left_and_stops_with_exchanged_images(name: str, dtype: str) -> None:
@@ -309,6 +312,7 @@ def test_a_model_whose_blocks_do_not_all_run_is_refused() -> None:
     assert decoder.config._attn_implementation == "stratascope_rows"
 
 
+@pytest.mark.slow
 def test_the_captured_pass_is_the_same_before_and_after_a_reference(session: ExtractionSession) -> None:
     first = extract(session).arrays["residual"]
     assert isinstance(session.model, CaptureModel)

@@ -73,6 +73,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -96,6 +97,7 @@ def test_the_whole_costs_what_the_sample_said(settings: ExtractionSettings, tmp_
     assert found.low <= sum(spent.values()) - spent["images"]  # images are prepared beside the model
 
 
+@pytest.mark.slow
 def test_what_is_done_once_is_in_both_ends(
     settings: ExtractionSettings, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +160,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     monkeypatch.setattr(ExtractionSession, "launch", launch)
 
 
+@pytest.mark.slow
 def test_a_timing_run_out_of_memory_says_what_to_give(plan, monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(monkeypatch, 1000)
     found = timing.time_extraction(plan, batch_tokens=8192)
@@ -173,6 +176,7 @@ def planned(scenes: Path, *more: str) -> Result:
     return CliRunner().invoke(main, ["plan", "--model", "demo", "--device", "cpu", *files, *more])
 
 
+@pytest.mark.slow
 def test_the_plan_prints_time_work_and_cost(scenes: Path) -> None:
     result = planned(scenes, "--time", "--price", "3600", "--limit", "40")
     assert result.exit_code == 0, result.output
@@ -208,6 +212,7 @@ def test_a_plan_stands_where_not_even_one_example_fits(scenes: Path, monkeypatch
     assert re.search(r"not estimated: expected memory for one example of \d+ tokens on cpu, .* lower --max-pixels", last)
 
 
+@pytest.mark.slow
 def test_photos_that_cannot_be_decoded_are_not_timed(settings: ExtractionSettings, scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number, image in enumerate(sorted((scenes / "images").iterdir())):

@@ -32,6 +32,7 @@ def own_head(model: torch.nn.Module, residual: torch.Tensor) -> torch.Tensor:
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_of_every_family_are_those_of_its_own_head_in_float64(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +66,7 @@ def test_a_head_with_a_bias_adds_it() -> None:
         assert ids.tolist() == own.argsort(descending=True)[:, :3].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_answers_follow_from_the_stored_residual_and_all_that_is_compared_with_them_too(settings, tmp_path: Path, dtype: str) -> None:
     record = ("residual", "attention_rows", "head_logits", "form_logits", "top_tokens", "knockout", "hiding_estimate")
@@ -85,6 +87,7 @@ def test_answers_follow_from_the_stored_residual_and_all_that_is_compared_with_t
     np.testing.assert_allclose(parts, answers[:, 0] - answers[:, 1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_half_precision_answers_lie_on_no_grid_and_nearer_to_those_of_float32(settings) -> None:
     """The built-in model on 64 scenes: the mean error of the logit difference falls from .022 to .012."""
     differences, own = {}, {}

@@ -59,6 +59,7 @@ def test_no_family_leaves_weights_that_were_never_drawn(name: str, tmp_path: Pat
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 def test_the_same_tokens_and_positions_are_recorded_and_the_store_says_what_it_is(untrained: Path, store: ActivationStore) -> None:
     drawn = ActivationStore.open(untrained)
     assert drawn.complete
@@ -97,6 +98,7 @@ def test_plan_says_so_and_the_option_takes_a_seed_or_none(scenes: Path) -> None:
     assert CliRunner().invoke(main, [*arguments, "--untrained", "-1"]).exit_code == 2
 
 
+@pytest.mark.slow
 def test_answers_of_untrained_weights_are_not_called_the_models(untrained: Path, tmp_path: Path) -> None:
     said = CliRunner().invoke(main, ["answers", str(untrained), "--out", str(tmp_path)])
     assert said.output.startswith("answers of untrained weights, not of the model:"), said.output
@@ -107,6 +109,7 @@ def test_answers_of_untrained_weights_are_not_called_the_models(untrained: Path,
     assert "The model itself answers" not in page
 
 
+@pytest.mark.slow
 def test_probes_draw_it_beside_the_model_as_a_baseline(untrained: Path, store_path: Path, tmp_path: Path) -> None:
     probe = ["probe", str(store_path), "--tasks", "truth", "--positions", "final", "--strengths", "1e-3,1e-2,1e-1"]
     said = CliRunner().invoke(main, [*probe, "--baseline", str(untrained), "--out", str(tmp_path)])

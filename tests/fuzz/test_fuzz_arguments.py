@@ -50,6 +50,7 @@ def words(store_path: Path, scenes: Path, tmp_path_factory: pytest.TempPathFacto
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "option"), list(cases()))
 def test_odd_values_are_refused_or_mean_something(
     name: str, option: str, words: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -106,6 +107,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stratascope.datasets.fetch.fetch_vsr", no_network)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hostile", "idle")
 @pytest.mark.parametrize(("name", "option"), list(path_cases()))
 def test_hostile_paths_are_refused_in_one_line(name: str, option: str, words: dict[str, list[str]]) -> None:
@@ -129,6 +131,7 @@ def test_hostile_stores_are_refused_in_one_line(name: str, words: dict[str, list
         result_of(name, *given)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hostile", "idle")
 @pytest.mark.parametrize("name", sorted(LONG))
 def test_odd_values_of_what_takes_long_are_refused_or_mean_something(

@@ -72,6 +72,7 @@ def finished(made: Path) -> list[Path]:
     return sorted((made.with_name("r") / "layers").glob("*.zip"))
 
 
+@pytest.mark.slow
 def test_results_hold_what_their_kinds_declare(files: list[Path], finished: list[Path]) -> None:
     assert {load_result(path).kind for path in files} == set(result_kinds()) - {"answer_prediction"}
     assert {read_file(path).kind for path in finished} == set(CACHES)
@@ -85,6 +86,7 @@ def test_what_is_kept_of_a_layer_is_declared(finished: list[Path]) -> None:
             assert any(fnmatchcase(name, pattern) for pattern in CACHES[held.kind].schema.arrays), name
 
 
+@pytest.mark.slow
 @some(40)
 @given(data=st.data())
 def test_finished_layers_with_missing_or_other_arrays_are_refused(data: st.DataObject, finished: list[Path], place: Path) -> None:
@@ -124,6 +126,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("edited")
 
 
+@pytest.mark.slow
 @some(40)
 @given(data=st.data())
 def test_results_with_changed_attributes(data: st.DataObject, files: list[Path], made: Path, place: Path) -> None:
@@ -135,6 +138,7 @@ def test_results_with_changed_attributes(data: st.DataObject, files: list[Path],
     read_everywhere(rezipped(digested(content), place / path.name), made)
 
 
+@pytest.mark.slow
 @some(30)
 @given(data=st.data())
 def test_results_with_changed_or_missing_tables_and_arrays(data: st.DataObject, files: list[Path], made: Path, place: Path) -> None:
@@ -148,6 +152,7 @@ def test_results_with_changed_or_missing_tables_and_arrays(data: st.DataObject, 
     read_everywhere(rezipped(digested(content), place / path.name), made)
 
 
+@pytest.mark.slow
 def test_results_with_a_missing_column_are_refused_by_its_name_or_read_without_it(files: list[Path], made: Path, place: Path) -> None:
     refused = set()
     seen = set()
@@ -181,6 +186,7 @@ VALUES = {
 }
 
 
+@pytest.mark.slow
 @some(60)
 @given(data=st.data())
 def test_results_with_other_values(data: st.DataObject, files: list[Path], made: Path, place: Path) -> None:

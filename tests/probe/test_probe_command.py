@@ -36,6 +36,7 @@ def done(stores, tmp_path_factory) -> tuple[Result, Path]:
     return run(stores[0], "--positions", "final,relation", *controls, "--transfer", "--strengths", "1e-3,1e-2,1e-1", "--out", out), out
 
 
+@pytest.mark.slow
 def test_it_says_what_it_takes_and_what_it_found(done):
     result, _ = done
     assert result.exit_code == 0, result.output
@@ -101,6 +102,7 @@ def test_all_scores_stand_in_one_table_for_other_programs(done):
     assert folds["strength"].isin([1e-3, 1e-2, 1e-1]).all()
 
 
+@pytest.mark.slow
 def test_a_figure_marks_the_onset_that_is_said(stores, tmp_path, monkeypatch):
     marked = {}
     drawn = curve_figures.draw_curve_panel
@@ -117,6 +119,7 @@ def test_a_figure_marks_the_onset_that_is_said(stores, tmp_path, monkeypatch):
         assert found == [-1 if end is None else end for end in (onset.layer, onset.low, onset.high)]
 
 
+@pytest.mark.slow
 def test_a_probe_for_each_head(stores, tmp_path):
     result = run(stores[0], "--array", "head_outputs", "--tasks", "truth", "--out", tmp_path)
     assert result.exit_code == 0, result.output
@@ -128,6 +131,7 @@ def test_a_probe_for_each_head(stores, tmp_path):
     assert run(stores[0], "--array", "head_outputs", "--transfer", "--out", tmp_path).exit_code == 2
 
 
+@pytest.mark.slow
 def test_other_arrays_splits_and_values(stores, tmp_path):
     store = ActivationStore.open(stores[0])
     table = pd.DataFrame({"id": store.examples["id"], "value": np.where(store.examples["label"] == 1, "yes", "no")})
@@ -154,6 +158,7 @@ def test_other_arrays_splits_and_values(stores, tmp_path):
     assert run(stores[0], "--values", "x", "--out", tmp_path).exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_choice_of_examples_is_told_and_never_mixed_with_all(stores, tmp_path):
     """Its curve, controls and advantages have names of their own, which the report keeps apart; values of one column are a union."""
     store = ActivationStore.open(stores[0])
@@ -210,6 +215,7 @@ def test_values_of_no_example_are_named_and_refused_where_none_is(stores, tmp_pa
     assert "found ids yyy, zzz" in refused.stderr
 
 
+@pytest.mark.slow
 def test_too_few_of_a_class_are_told_what_would_do_and_that_does(stores, tmp_path):
     ids = ActivationStore.open(stores[0]).examples["id"]
     asked = ("--tasks", "mine", "--positions", "final", "--layers", "4", "--out", tmp_path, "--values", f"mine={tmp_path / 'mine.csv'}")
@@ -246,6 +252,7 @@ def test_examples_without_a_value_take_no_part(stores, tmp_path):
     assert len(LayerCurve.load(tmp_path / "probe-mine-final.zarr.zip").examples) == known
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_where_it_stopped(stores, tmp_path, monkeypatch):
     chosen = (stores[0], "--tasks", "truth", "--positions", "final", "--scheduler", "synchronous", "--out", tmp_path)
     assert run(*chosen, "--layers", "1-3").exit_code == 0
@@ -257,6 +264,7 @@ def test_the_same_command_goes_on_where_it_stopped(stores, tmp_path, monkeypatch
     assert sorted(calls) == [0, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_grid_of_noise_is_rarely_found(tmp_path):
     """One band over all cells: what single bands would find among 40 noisy curves, it does not."""
     store = ActivationStore.open(planted_store(tmp_path / "n.zarr", onset=9, hidden=8, examples=200))
@@ -290,6 +298,7 @@ def test_over_all_refuses_what_cannot_be_compared(stores):
     assert base.table["baseline"].iloc[0] == "layer 2"
 
 
+@pytest.mark.slow
 def test_codelengths_and_calibration_are_said_saved_and_drawn(stores, tmp_path):
     options = ("--positions", "final,relation", "--tasks", "truth,geometry", "--controls", "shuffled", "--strengths", "1e-2,1e-1")
     said = run(stores[0], *options, "--baseline", stores[1], "--measures", "mdl,calibration", "--out", tmp_path)
@@ -322,6 +331,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_solved(stores, tm
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_probes_are_tested_at_another_position_and_in_another_store(stores, tmp_path):
     mirror = planted_store(tmp_path / "m.zarr", condition="mirror", heads=True, vision=True, boxes=True, split=True)
     options = (

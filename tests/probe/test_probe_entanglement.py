@@ -28,6 +28,7 @@ def seen(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> ActivationSt
     return ActivationStore.open(path)
 
 
+@pytest.mark.slow
 def test_a_things_place_is_in_its_cells_after_the_block_that_sees_the_whole_image(seen: ActivationStore, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["entanglement", seen.name, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
@@ -58,6 +59,7 @@ def test_a_store_says_which_blocks_see_the_whole_image_and_of_older_ones_the_fam
     assert known_blocks(SimpleNamespace(provenance=said, layout=SimpleNamespace(vision_layers=32))) == ()
 
 
+@pytest.mark.slow
 def test_without_the_tower_it_is_refused(store, seen: ActivationStore, tmp_path: Path) -> None:
     with pytest.raises(NotRecordedError, match="--record vision_residual"):
         entanglement(store)

@@ -33,6 +33,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     return {"store": store, "curve_file": file}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_give_what_they_show(name: str, names: dict[str, object]) -> None:
     module = importlib.import_module(name)

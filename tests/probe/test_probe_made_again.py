@@ -34,6 +34,7 @@ ODD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ODD.values(), ids=ODD)
 def test_printed_commands_make_the_results_again(asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

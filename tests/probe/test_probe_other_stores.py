@@ -66,6 +66,7 @@ def test_results_of_the_store_and_its_baselines_are_shown_and_others_of_a_shared
     assert "left out: 1 results files of other stores in the same folder" in drawn.stdout
 
 
+@pytest.mark.slow
 def test_a_second_probe_into_a_folder_says_whose_results_lie_there(two_stores):
     """Of another store, and of one that says the same of itself but is called otherwise."""
     twin = planted_store(two_stores / "twin.zarr", examples=200, layers=1, onset=1, numbers=1)
@@ -86,6 +87,7 @@ def test_a_second_probe_into_a_folder_says_whose_results_lie_there(two_stores):
     assert "such as probe-truth-final.zarr.zip (of a.zarr)" in probed("twin.zarr", out="other")
 
 
+@pytest.mark.slow
 def test_curves_of_other_pictures_are_no_baseline(two_stores):
     own = ActivationStore.open(two_stores / "a.zarr")
     other = StoredResult(two_stores / "x", load_result(two_stores / "blank" / "probe-blank.zarr.zip"))
@@ -96,6 +98,7 @@ def test_curves_of_other_pictures_are_no_baseline(two_stores):
     assert relation_to(other, own, own.fingerprint()) == "other"
 
 
+@pytest.mark.slow
 def test_heads_of_another_stores_probe_are_refused(two_stores):
     refused = CliRunner().invoke(
         main,

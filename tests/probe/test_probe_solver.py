@@ -94,6 +94,7 @@ def test_float32_with_a_tight_tolerance_is_as_good(classes, tolerance):
         np.testing.assert_allclose(held, model.predict_proba(scaler.transform(wide[rows.order[rows.part(1)]])), atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separable", [False, True])
 @pytest.mark.parametrize(
     ("n", "d", "classes"),

@@ -151,6 +151,7 @@ def test_accuracies_are_widened_by_what_is_decided():
         np.testing.assert_allclose(wide[metric] - values[metric], width * (plain[metric] - values[metric]), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.0, 0.3, 0.8])
 def test_intervals_cover_the_expected_score(shift):
     """Own 95 % intervals cover the fold models' exact expected score; the larger run in benchmarks/ holds 93-97 %."""
@@ -174,6 +175,7 @@ def test_intervals_cover_the_expected_score(shift):
         assert naive / count < 0.88
 
 
+@pytest.mark.slow
 def test_intervals_of_selectivity_cover_what_they_say():
     found = [TypedSimulation(seed, n=400, d=12).selectivity() for seed in range(60)]
     inside = np.mean([interval.low[0] <= truth <= interval.high[0] for interval, truth in found])
@@ -181,6 +183,7 @@ def test_intervals_of_selectivity_cover_what_they_say():
     assert np.std([truth for _, truth in found]) > 0.02, "it is another one in each data set"
 
 
+@pytest.mark.slow
 def test_noise_has_no_onset():
     false = sum(Simulation(seed, n=200).advantage(Simulation(seed, n=200).answers()).onset.layer is not None for seed in range(60))
     assert false <= 5

@@ -54,6 +54,7 @@ def curves(store) -> dict[tuple[str, str | None], LayerCurve]:
     return {(c.task, c.position): c for c in probe_study(store, tasks, draws=500)}
 
 
+@pytest.mark.slow
 def test_planted_truth_is_found_where_it_is(curves):
     curve = curves["truth", "final"]
     assert abs(curve.onset.layer - 3) <= 1
@@ -90,6 +91,7 @@ def test_relation_and_answer(curves):
     assert len(relation.examples) == 399, "the last example lacks the position"
 
 
+@pytest.mark.slow
 def test_blank_images_are_a_paired_baseline(store, blank, tmp_path):
     curve, text_only = layer_curve(store, draws=500), layer_curve(blank, draws=500)
     advantage = curve.difference(text_only)
@@ -190,6 +192,7 @@ def test_the_same_seed_gives_the_same_numbers(store):
     np.testing.assert_array_equal(first.logits, second.logits)
 
 
+@pytest.mark.slow
 def test_threads_and_processes_give_the_same_numbers(store):
     alone = layer_curve(store, layers=(2, 3), draws=200)
     for scheduler in ("threads", "processes"):
@@ -199,6 +202,7 @@ def test_threads_and_processes_give_the_same_numbers(store):
         layer_curve(store, layers=(2,), scheduler="slurm")
 
 
+@pytest.mark.slow
 def test_finished_layers_are_not_solved_again(store, tmp_path, monkeypatch):
     first = layer_curve(store, layers=(2, 3), draws=200, output=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
@@ -299,6 +303,7 @@ def test_values_are_read_by_ridge(store):
     assert abs(curve.value(3, "r2_planted")) < 0.1
 
 
+@pytest.mark.slow
 def test_transfer_works_where_the_direction_is_the_same(store, blank):
     table = transfer_matrix(store, layers=(1, 3, 5)).set_index(["layer", "to_layer"])["value"]
     assert table[3, 5] > 0.85
@@ -317,6 +322,7 @@ def test_codelength_and_calibration(store, curves):
     assert (reliable["error"] < 0.12).all()
 
 
+@pytest.mark.slow
 def test_codelengths_of_a_study_are_those_of_each_task_alone_whoever_computes_them(store):
     study = plan_study(store, ("truth", "truth:shuffled", "relation"), ("final", "relation"), layers=(2, 4))
     together = codelength_of(study)

@@ -55,6 +55,7 @@ def boxes(name: str, findings: ResultSet):
     return figure.bbox, ax.get_window_extent(), ax.get_legend().get_window_extent(), ticks, labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["faithfulness", "pointing", "entanglement"])
 def test_nothing_is_cut_or_covered(findings: ResultSet, name: str) -> None:
     whole, ground, legend, ticks, labels = boxes(name, findings)

@@ -28,6 +28,7 @@ def run(*arguments: object):
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "name", "counted"),
     [

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+import pytest
 from matplotlib.axes import Axes
 
 from stratascope.results.result import Result, new_axes
@@ -39,6 +40,7 @@ def test_text_has_no_table_and_html_escapes_all() -> None:
     assert "data:image/png;base64," in shown
 
 
+@pytest.mark.slow
 def test_results_of_every_kind_show_themselves(store) -> None:
     from stratascope.analysis import answer_confidence, attention_overlap, attention_share, rollout_examples
     from stratascope.probe import layer_curve

@@ -91,6 +91,7 @@ class Numbers(HTMLParser):
         self.text[self.section] = self.text.get(self.section, "") + data
 
 
+@pytest.mark.slow
 def test_every_number_of_the_headline_stands_in_the_table_it_names(page: str, results: Path) -> None:
     cited = [(value, source.split(", ")) for section, value, source in Numbers(page).found if section == "found"]
     assert len(cited) > 15
@@ -114,6 +115,7 @@ def test_the_headline_is_what_the_curves_say(page: str, results: Path) -> None:
     assert "shuffled labels" in said.text["found"]
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes(page: str, store, results: Path, tmp_path: Path) -> None:
     write_report(store, [results], tmp_path / "again.html", where="scenes.zarr", command_line=COMMAND_LINES)
     assert (tmp_path / "again.html").read_text("utf-8") == page
@@ -203,6 +205,7 @@ def test_results_of_another_store_are_refused_by_name_unless_the_folder_is_share
         gather(store, where=tmp_path / "nowhere" / "a.zarr")
 
 
+@pytest.mark.slow
 def test_a_result_made_twice_counts_once(store, results: Path, tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     for name in ("probe-truth-final", "advantage-truth-final-over-baseline"):
@@ -210,6 +213,7 @@ def test_a_result_made_twice_counts_once(store, results: Path, tmp_path: Path) -
     assert len(gather(store, [results, tmp_path / "again"]).own) == len(gather(store, [results]).own)
 
 
+@pytest.mark.slow
 def test_curves_of_the_same_examples_under_another_condition_stand_beside(store, results: Path) -> None:
     findings = gather(store, [results])
     assert {f.condition for f in findings.beside} == {"blank"}
@@ -217,6 +221,7 @@ def test_curves_of_the_same_examples_under_another_condition_stand_beside(store,
     assert {f.task for f in findings.curves} == {"truth"}
 
 
+@pytest.mark.slow
 def test_the_boxes_that_a_result_was_made_with_are_named_and_told_from_others(store, scenes: Path, tmp_path: Path) -> None:
     other = tmp_path / "all boxes.json"
     other.write_bytes((scenes / "instances.json").read_bytes() + b"\n")
@@ -248,6 +253,7 @@ def run(*arguments: str):
     return CliRunner().invoke(main, list(arguments))
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_from_its_results_or_says_what_makes_them(results: Path, tmp_path: Path) -> None:
     listed = run("figure", "--list").output
     for name, figure in FIGURES.items():
@@ -270,6 +276,7 @@ def test_results_that_their_command_left_out_are_not_asked_of_it_again(tmp_path:
         prediction.figure(ResultSet([overlap]))
 
 
+@pytest.mark.slow
 def test_a_figure_is_a_columns_width_and_the_same_each_time(results: Path, tmp_path: Path) -> None:
     for name in ("a.pdf", "b.pdf"):
         assert run("figure", "curves", str(results), "-o", str(tmp_path / name)).exit_code == 0
@@ -279,6 +286,7 @@ def test_a_figure_is_a_columns_width_and_the_same_each_time(results: Path, tmp_p
     assert float(box.group(1)) == pytest.approx(3.4 * 72, abs=1)
 
 
+@pytest.mark.slow
 def test_a_figure_is_also_named_as_the_file_of_its_command(store_path: Path, results: Path, tmp_path: Path) -> None:
     for name in ("probe-truth", "probe-truth-final", "advantage-truth-final-over-baseline", "answers", "rollout"):
         assert run("figure", name, str(store_path), str(results), "-o", str(tmp_path / f"{name}.png")).exit_code == 0, name
@@ -288,6 +296,7 @@ def test_a_figure_is_also_named_as_the_file_of_its_command(store_path: Path, res
     assert "expected the store for the images" in without.stderr
 
 
+@pytest.mark.slow
 def test_the_commands_print_json_or_nothing(store_path: Path, results: Path, tmp_path: Path) -> None:
     for command, key in ((("figure", "share", str(results)), "figure"), (("report", str(store_path), str(results)), "page")):
         out = tmp_path / f"{key}.{'html' if key == 'page' else 'svg'}"
@@ -296,6 +305,7 @@ def test_the_commands_print_json_or_nothing(store_path: Path, results: Path, tmp
     assert "results file" in run("report", str(store_path), str(results), "-o", str(tmp_path / "r.html"), "-v").stdout
 
 
+@pytest.mark.slow
 def test_the_options_of_every_result_that_differ_from_the_defaults_are_written(store, tmp_path: Path) -> None:
     run(
         "rollout",
@@ -321,6 +331,7 @@ def test_the_options_of_every_result_that_differ_from_the_defaults_are_written(s
     assert any(re.fullmatch(r"stratascope explain scenes.zarr \S+ -+o\w* r/third.html --window \d-\d", line) for line in lines), lines
 
 
+@pytest.mark.slow
 def test_an_unknown_figure_or_task_is_refused_with_what_there_is(results: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (("figur", str(results)), "expected a figure of curves, positions"),
@@ -334,6 +345,7 @@ def test_an_unknown_figure_or_task_is_refused_with_what_there_is(results: Path, 
         assert re.search(message, result.stderr)
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_beside_the_store(store_path: Path, results: Path, tmp_path: Path) -> None:
     result = run("report", str(store_path), str(results), "-o", str(tmp_path / "r.html"), "--title", "A <b>title</b>")
     assert result.exit_code == 0, result.output
@@ -341,6 +353,7 @@ def test_the_command_writes_the_page_beside_the_store(store_path: Path, results:
     assert run("report", str(store_path), str(tmp_path / "none")).exit_code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="NO CHROMIUM HERE: that the report opens without errors was NOT checked")
 def test_it_opens_in_a_browser_without_errors(page: str, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(page, encoding="utf-8")
@@ -352,6 +365,7 @@ def test_it_opens_in_a_browser_without_errors(page: str, tmp_path: Path) -> None
     assert (tmp_path / "page.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(page: str, tmp_path: Path, scheme: str) -> None:
     (tmp_path / "report.html").write_text(page, encoding="utf-8")
@@ -368,6 +382,7 @@ def test_axe_finds_nothing(page: str, tmp_path: Path, scheme: str) -> None:
         browser.close()
 
 
+@pytest.mark.slow
 def test_it_prints_on_a4_with_nothing_beyond_the_margin(page: str, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(page, encoding="utf-8")
     browser = Browser(tmp_path)
@@ -389,6 +404,7 @@ def test_it_prints_on_a4_with_nothing_beyond_the_margin(page: str, tmp_path: Pat
     assert 5 <= len(sizes) <= 10
 
 
+@pytest.mark.slow
 def test_the_method_to_believe_leads_and_all_are_listed(store, results: Path, tmp_path: Path) -> None:
     import pandas as pd
 

@@ -47,12 +47,14 @@ def strict(result: Result) -> Any:
     return json.loads(result.stdout, parse_constant=refuse)
 
 
+@pytest.mark.slow
 def test_text_is_the_summary(path: Path, unlike: Path) -> None:
     assert run("info", path).output == describe(ActivationStore.open(path)) + "\n"
     assert run("verify", path).output == verify(path).summary() + "\n"
     assert run("diff", path, unlike).output == diff_stores(path, unlike).summary() + "\n"
 
 
+@pytest.mark.slow
 def test_quiet_prints_nothing_and_keeps_the_exit_code(path: Path, unlike: Path, tmp_path: Path) -> None:
     target = tmp_path / "c.zarr"
     for words, code in ((("info", path), 0), (("verify", path), 0), (("copy", path, target), 0), (("diff", path, unlike), 1)):
@@ -61,6 +63,7 @@ def test_quiet_prints_nothing_and_keeps_the_exit_code(path: Path, unlike: Path, 
     assert target.is_dir()
 
 
+@pytest.mark.slow
 def test_json_holds_the_same_numbers(path: Path, unlike: Path, tmp_path: Path) -> None:
     store = ActivationStore.open(path)
     info = strict(run("info", path, "--json"))
@@ -80,6 +83,7 @@ def test_json_holds_the_same_numbers(path: Path, unlike: Path, tmp_path: Path) -
     assert largest["n_tokens"] == 0
 
 
+@pytest.mark.slow
 def test_a_repair_is_reported(path: Path, tmp_path: Path) -> None:
     damaged = make_store(tmp_path / "d.zarr")
     (damaged / ActivationStore.open(damaged).layout.array("residual").key(1)).write_bytes(b"damaged")
@@ -99,6 +103,7 @@ def test_verbose_shows_long_values_in_full(path: Path, unlike: Path) -> None:
     assert run("info", unlike, "-q", "-v").exit_code == 2
 
 
+@pytest.mark.slow
 def test_verbose_prints_the_fingerprint(path: Path, tmp_path: Path) -> None:
     line = f"fingerprint {ActivationStore.open(path).fingerprint()}"
     assert run("verify", path, "-v").output.splitlines()[-1] == line

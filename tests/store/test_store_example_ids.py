@@ -98,6 +98,7 @@ def shifted(settings: Any, scenes: Path, tmp_path_factory: pytest.TempPathFactor
     return folder / "s.zarr"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "told"),
     [

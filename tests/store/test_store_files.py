@@ -27,6 +27,7 @@ EVERYTHING = {
 NAMES = [s.name for s in small_layout(**EVERYTHING).arrays() if s.by_block]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("examples", [70, 64, 3])
 def test_zarr_reads_what_is_encoded(tmp_path, name, examples):

@@ -146,6 +146,7 @@ def verify_of_another(path: Path, tmp_path: Path) -> Any:
     return verify(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", ["zarr.json", "residual/c/0/0/1/0", "residual/c", "n_tokens/c/0", "written/c/1", "examples/caption/c"])
 def test_reading_refuses_links_unless_asked_for(path, whole, tmp_path, link, monkeypatch):
     outside = tmp_path / "outside"
@@ -202,6 +203,7 @@ def forged(path: Path, **fields: Any) -> None:
     file.write_text(json.dumps(root))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [10**7, 10**12, 2**62])
 @pytest.mark.parametrize("field", ["examples", "layers", "hidden", "heads", "tokens", "block"])
 def test_an_absurd_layout_is_refused_before_anything_is_allocated(path, tmp_path, field, size):
@@ -288,6 +290,7 @@ def test_metadata_nested_deeply_are_refused_by_name(path, depth):
 # memory
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_is_no_damage(tmp_path):
     """Whatever the limit, `verify --repair` ends well or says that memory ran out, and changes nothing."""
     resource = pytest.importorskip("resource")
@@ -366,6 +369,7 @@ def test_a_store_that_is_not_complete_is_not_called_good(tmp_path, blocks):
 # zips of a folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("folder", ["", "original.zarr/", "demo/original.zarr/"])
 def test_a_zip_of_the_folder_is_read(whole, tmp_path, how, folder):

@@ -60,6 +60,7 @@ def change_end_of_entry(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "spoil", "said"),
     [

@@ -64,6 +64,7 @@ def of_each_kind(root):
     return ["zarr.json", *metadata[-4::2], *list(one_each.values())[::3], "residual/c/0/0/1/0", "written/c/1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("illness", [500, "reset", "cut", 403])
 def test_a_file_that_a_server_does_not_send_is_not_damaged(source, hurried, illness):
     names = of_each_kind(source)
@@ -91,6 +92,7 @@ def test_other_bytes_are_damage(source):
     assert found.problems["file"].tolist() == ["residual/zarr.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [503, 429, 500])
 def test_an_overloaded_server_is_asked_again(tmp_path, source, hurried, monkeypatch, status):
     monkeypatch.setattr(remote, "PATIENCE", 60.0)
@@ -152,6 +154,7 @@ def test_what_a_stopped_copy_left_is_checked(tmp_path, source, hurried):
     assert files(tmp_path / "b.zarr") == files(source)
 
 
+@pytest.mark.slow
 def test_only_silence_times_out(source, hurried, monkeypatch):
     monkeypatch.setattr(remote, "SILENCE", 1.0)
     name = f"/a.zarr/{LAYOUT.array('residual').key(1)}"

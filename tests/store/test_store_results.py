@@ -75,6 +75,7 @@ def test_saving_again_replaces_whole(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
 
 
+@pytest.mark.slow
 @given(
     numbers=st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=5),
     words=st.lists(st.one_of(st.none(), st.text(st.characters(codec="utf-8"), max_size=5)), max_size=5),
@@ -157,6 +158,7 @@ def test_a_result_says_what_it_consists_of_in_a_few_lines():
     assert said[-1] == "  attributes: seed, tasks, nested"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "dims"),
     [((3000, 6, 300), "example layer token"), ((6, 9, 20_000, 5), "layer head example part"), ((0, 3), "example part"), ((), "")],

@@ -87,6 +87,7 @@ def test_everything_is_flushed_before_the_marker_appears(path, monkeypatch):
         assert events[i - 1] == events[i + 1] == "flush"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", ["residual", "status", "written"])
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO])
 def test_a_disk_that_refuses_leaves_a_store_that_resumes(path, monkeypatch, failing, error):
@@ -169,6 +170,7 @@ def _spoiled(name: str, at: tuple, value: float) -> dict[str, np.ndarray]:
     return arrays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
@@ -266,6 +268,7 @@ def _claim_and_die(path: Path) -> None:
     os._exit(9)
 
 
+@pytest.mark.slow
 def test_a_claim_dies_with_its_process(path):
     process = multiprocessing.get_context("spawn").Process(target=_claim_and_die, args=(path,))
     process.start()

@@ -81,6 +81,7 @@ def test_the_question_that_was_trained_is_the_default_prompt() -> None:
     assert PROMPTS["true-false"].fill(example).text == verdict_question(statement, things)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def finish(folder: Path) -> dict[str, torch.Tensor]:
         run = Run(folder, SMALL)

@@ -282,6 +282,7 @@ def try_what_opens_a_store(c, golden, good):
     c.gather()
 
 
+@pytest.mark.slow
 def test_every_control_of_the_page_does_what_it_says(browser, questions, results, small, seven_billion, tmp_path):
     c = Watched(browser)
     store = ActivationStore.open(questions)

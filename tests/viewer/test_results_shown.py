@@ -37,6 +37,7 @@ def probe_table(browser):
     return head[1:], {int(row[0]): row[1:] for row in rows}
 
 
+@pytest.mark.slow
 def test_the_probe_card_shows_the_result_files_numbers(browser, store, store_path, tmp_path):
     for position in ("final", "subject"):
         layer_curve(store, "truth", position).save(tmp_path / f"probe-truth-{position}.zarr.zip")
@@ -90,6 +91,7 @@ def test_of_a_task_with_many_classes_only_one_piece_is_read(browser, small, tmp_
         assert 0 < sum(sent) < path.stat().st_size / 2
 
 
+@pytest.mark.slow
 def test_what_is_said_of_a_file_in_one_great_piece_makes_it_readable(browser, small, tmp_path, monkeypatch):
     layers, classes, count = 4, 40, 95_000
     logits = np.random.default_rng(3).normal(size=(layers, classes, count)).astype(np.float32)
@@ -118,6 +120,7 @@ def _enlarged(folder: Path, shown: Collection[str] | None) -> bytes:
     return json.dumps({"files": [{**entry, "bytes": 1 << 30} for entry in index["files"]]}).encode()
 
 
+@pytest.mark.slow
 def test_exact_flow_on_the_page_is_the_analysis_flow(browser, small, tmp_path):
     store = ActivationStore.open(small)
     whole = flow_examples(store, [8, 9])
@@ -136,6 +139,7 @@ def test_exact_flow_on_the_page_is_the_analysis_flow(browser, small, tmp_path):
         assert "upper bound" in browser.text(".fact")
 
 
+@pytest.mark.slow
 def test_a_store_of_untrained_weights_says_so_and_knows_its_own_results(browser, tmp_path):
     layout = layout_of(9)
     known = known_of(layout, 5, 5)
@@ -152,6 +156,7 @@ def test_a_store_of_untrained_weights_says_so_and_knows_its_own_results(browser,
         browser.until(lambda: "exact flow" in browser.text(".fact"))
 
 
+@pytest.mark.slow
 def test_answers_of_questions_are_called_by_their_names(browser, questions):
     store = ActivationStore.open(questions)
     with ViewServer(str(questions)) as running:
@@ -172,6 +177,7 @@ def test_answers_of_questions_are_called_by_their_names(browser, questions):
         assert browser.errors() == []
 
 
+@pytest.mark.slow
 def test_other_fields_of_the_row_are_shown_as_they_are(browser, questions, small_server):
     with ViewServer(str(questions)) as running:
         for example, wanted in {9: ["<i>hard</i>", "1.28571", "yes", "9"], 10: ["–", "1.42857", "no", "10"]}.items():
@@ -183,6 +189,7 @@ def test_other_fields_of_the_row_are_shown_as_they_are(browser, questions, small
     assert browser.js("return document.querySelector('section:has(.fields)').hidden")
 
 
+@pytest.mark.slow
 def test_knockouts_are_the_stores(browser, questions):
     store = ActivationStore.open(questions)
     layout = store.layout
@@ -209,6 +216,7 @@ def test_knockouts_are_the_stores(browser, questions):
         assert browser.errors() == []
 
 
+@pytest.mark.slow
 def test_estimates_by_token_and_next_tokens_are_the_stores(browser, questions):
     store = ActivationStore.open(questions)
     tokens = int(store.n_tokens[10])
@@ -224,6 +232,7 @@ def test_estimates_by_token_and_next_tokens_are_the_stores(browser, questions):
         assert browser.errors() == []
 
 
+@pytest.mark.slow
 def test_a_store_without_them_shows_none_of_these_cards(browser, small_server):
     browser.open(f"{small_server.address}#example=8")
     assert browser.js("return [...document.querySelectorAll('.knockouts, section:has(.next)')].map((e) => e.hidden)") == [True, True]

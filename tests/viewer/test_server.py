@@ -265,6 +265,7 @@ def test_an_address_is_read_by_the_page_itself():
         ViewServer("s3://bucket/run.zarr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v1.zarr", "v1.zarr/", "v1.zarr.zip"])
 def test_an_address_is_asked_before_the_page_is_shown(name, tmp_path):
     copy_store(GOLDEN, tmp_path / "v1.zarr.zip")
@@ -278,6 +279,7 @@ def test_an_address_is_asked_before_the_page_is_shown(name, tmp_path):
         check_address(f"{address}/{name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "said"), [("<html>", "found no JSON"), ("[]", "found other JSON"), ('{"attributes": {}}', "found other JSON")]
 )
