@@ -73,6 +73,7 @@ def test_hiding_and_its_estimate_point_at_the_named_things_far_more_than_attenti
     assert (table["over_ground"][["knockout_later", "estimate"]] > 5).all()
 
 
+@pytest.mark.slow
 def test_the_table_is_the_plain_means_and_intervals_hold_them(measured: ActivationStore, scenes: Path) -> None:
     found = pointing(measured, BoxIndex.from_coco(scenes / "instances.json"), methods=("attribution", "flow"))
     names = list(measured.layout.knockout_targets)
@@ -124,6 +125,7 @@ def test_other_things_are_found_where_the_image_was_flipped_and_not_in_another_i
     assert not other_tokens(exchanged, numbers, index).any()  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_without_the_other_boxes_the_rest_of_the_image_stands_for_them(measured: ActivationStore, tmp_path: Path) -> None:
     found = pointing(measured, examples=range(12), methods=("attention", "estimate"))
     assert found.against == "ground"

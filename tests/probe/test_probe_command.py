@@ -51,6 +51,7 @@ def test_it_says_what_it_takes_and_what_it_found(done):
     assert "truth at relation: accuracy" in said
 
 
+@pytest.mark.slow
 def test_every_result_is_there_and_reads_back(done):
     out = done[1]
     curve = LayerCurve.load(out / "probe-truth-final.zarr.zip")
@@ -80,6 +81,7 @@ def test_every_result_is_there_and_reads_back(done):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_all_scores_stand_in_one_table_for_other_programs(done):
     result, out = done
     assert f"table {out / 'probe-truth.csv'}" in result.stdout

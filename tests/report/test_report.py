@@ -101,6 +101,7 @@ def test_every_number_of_the_headline_stands_in_the_table_it_names(page: str, re
         assert (numbers == float(value)).any(), (value, file, table)
 
 
+@pytest.mark.slow
 def test_the_headline_is_what_the_curves_say(page: str, results: Path) -> None:
     said = Numbers(page)
     curve = LayerCurve.load(results / "probe-truth-final.zarr.zip")
@@ -121,6 +122,7 @@ def test_the_same_results_give_the_same_bytes(page: str, store, results: Path, t
     assert (tmp_path / "again.html").read_text("utf-8") == page
 
 
+@pytest.mark.slow
 def test_it_is_small_and_holds_no_path_of_this_machine(page: str, results: Path) -> None:
     without_images = re.sub(r"data:image/png;base64,[^\"]+", "", page)
     assert len(without_images) < 1_000_000
@@ -133,6 +135,7 @@ def answered(table, right) -> ResultSet:
     return ResultSet([StoredResult(Path("answers.zarr.zip"), held)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrong", "shown"), [(0, (6, 0)), (1, (5, 1)), (2, (4, 2)), (3, (3, 3)), (-3, (3, 3)), (-2, (2, 4)), (-1, (1, 5))])
 def test_six_cards_from_the_surest_to_the_least_sure_however_few_answers_are_wrong(store, results: Path, wrong: int, shown) -> None:
     table = load_result(results / "answers.zarr.zip").tables["answers"]
@@ -149,6 +152,7 @@ def test_six_cards_from_the_surest_to_the_least_sure_however_few_answers_are_wro
             assert titles[-1] == store.examples["caption"][rows["example"].iloc[-1]]
 
 
+@pytest.mark.slow
 def test_the_cards_between_the_surest_and_the_least_sure_are_of_other_relations_and_evenly_spread(store, results: Path) -> None:
     table = load_result(results / "answers.zarr.zip").tables["answers"]
     table = table.assign(confidence=np.linspace(0.99, 0.51, len(table)))
@@ -161,12 +165,14 @@ def test_the_cards_between_the_surest_and_the_least_sure_are_of_other_relations_
     assert relations.nunique() >= 5  # as the ends are given, and may be of one relation
 
 
+@pytest.mark.slow
 def test_a_store_with_few_examples_shows_all_of_them_once(store, results: Path) -> None:
     table = load_result(results / "answers.zarr.zip").tables["answers"].iloc[:4]
     cards = example_cards(store, answered(table, [True, False, True, True]))
     assert sorted(card.title for card in cards) == sorted(store.examples["caption"][table["example"]])
 
 
+@pytest.mark.slow
 def test_absent_results_name_the_command_that_makes_them(store, results: Path, tmp_path: Path) -> None:
     shutil.copy(results / "rollout.zarr.zip", tmp_path)
     html = report_page(store, gather(store, [tmp_path]), command_name="my.zarr").html()
@@ -189,6 +195,7 @@ def test_an_absent_result_asks_for_an_extraction_only_where_the_store_lacks_what
     assert there.command == "stratascope faithfulness a.zarr"
 
 
+@pytest.mark.slow
 def test_results_of_another_store_are_refused_by_name_unless_the_folder_is_shared(store, results: Path, tmp_path: Path) -> None:
     other = load_result(results / "share.zarr.zip")
     foreign = ResultFile(other.kind, other.tables, other.arrays, {**other.attributes, "store": "0" * 64})
