@@ -1,8 +1,8 @@
-"""What capturing costs: the bare forward, ours, and what the field does, side by side in one run.
+"""Cost of capturing activations: plain forward pass, this package, and common alternatives, in one run.
 
-`python benchmarks/extraction_benchmark.py` prints a markdown table of ratios to the bare forward (SDPA, logits of the last token,
-nothing recorded). Every variant of a setting is timed in turn, round after round, and the median of the rounds' ratios counts;
-peak memory is what the allocator handed out on the CPU beyond the model, measured by the profiler in a pass of its own.
+`python benchmarks/extraction_benchmark.py` prints a markdown table of ratios to the plain forward pass (SDPA, logits of the last token,
+nothing captured). All variants of a setting are timed in turn in each round; the table shows the median ratio over rounds. Peak memory is
+that of the CPU allocator beyond the model, measured by the profiler in a separate pass.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from stratascope.extract.attribution import directions, logit_parts
-from stratascope.extract.capture import Capture, Pooling, capturing, use_captured_attention
-from stratascope.extract.gradients import token_gradients
+from stratascope.extract.run.capture import Capture, Pooling, capturing, use_captured_attention
+from stratascope.extract.run.gradients import token_gradients
+from stratascope.extract.run.logits import directions, logit_parts
 
 VARIANTS = (
     "bare",

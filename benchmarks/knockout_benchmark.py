@@ -1,7 +1,7 @@
-"""What knockouts cost: run again from the first block and token that they change, against whole passes with an edited mask.
+"""Cost of knockouts: reruns from the first block and token that change, against full passes with an edited mask.
 
-`python benchmarks/knockout_benchmark.py` prints a markdown table, in plain passes of one example (SDPA, nothing recorded) timed in the same
-run: our variants of all targets, and the same number of whole passes, as one is timed. The model is the random one of
+`python benchmarks/knockout_benchmark.py` prints a markdown table, in passes of one example (SDPA, nothing captured) timed in the same
+run: the reruns of all targets, and the same number of full passes, from the time of one. The model is the random one of
 `extraction_benchmark.py`; the prompt has an image of 16 x 20 cells and the spans of a VSR question.
 """
 
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from extraction_benchmark import build
 
-from stratascope.extract.capture import use_captured_attention
-from stratascope.extract.knockout import Trace, effects, tracing
-from stratascope.extract.layout import TokenLayout
-from stratascope.extract.targets import Knockouts, computed_tokens, hidden_tokens, layer_windows
+from stratascope.extract.plan.knockout_plan import Knockouts, computed_tokens, layer_windows, masked_tokens
+from stratascope.extract.plan.token_layout import TokenLayout
+from stratascope.extract.run.capture import use_captured_attention
+from stratascope.extract.run.knockout import Trace, knockout_effects, tracing
 
 ROWS, COLUMNS, BEFORE, AFTER, BLOCKS = 16, 20, 15, 65, 12
 
@@ -32,7 +32,7 @@ def prompt() -> tuple[TokenLayout, dict[str, np.ndarray]]:
     spans |= {"subject": (words + 1, words + 3), "relation": (words + 4, words + 8), "object": (words + 9, words + 11)}
     layout = TokenLayout(np.zeros(length, np.int32), spans, (ROWS, COLUMNS), (0, 0, COLUMNS, ROWS), ())
     boxes = {"subject_box": BEFORE + np.arange(60, 64), "object_box": BEFORE + np.arange(200, 206)}
-    return layout, hidden_tokens(layout, boxes)
+    return layout, masked_tokens(layout, boxes)
 
 
 def seconds(run: Callable[[], object], rounds: int) -> float:
@@ -68,7 +68,7 @@ def main() -> None:
             with tracing(decoder.layers) as trace:
                 ours(**inputs)
             assert isinstance(trace, Trace)
-            return effects(decoder.layers, trace, targets, knockouts, difference, given.batch_tokens)
+            return knockout_effects(decoder.layers, trace, targets, knockouts, difference, given.batch_tokens)
 
         return run
 

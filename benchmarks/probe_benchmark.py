@@ -33,10 +33,10 @@ if __name__ == "__main__" and {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"} & set(os
 import numpy as np
 from numpy.typing import NDArray
 
-from stratascope.probe.cross_validation import STRENGTHS, TOLERANCE, classify
-from stratascope.probe.folds import grouped_folds
-from stratascope.probe.rows import Rows
-from stratascope.probe.solver import BatchSolver
+from stratascope.probe.solver.logistic import BatchSolver
+from stratascope.probe.solver.standardised_rows import Rows
+from stratascope.probe.validation.cross_validation import STRENGTHS, TOLERANCE, classify
+from stratascope.probe.validation.folds import grouped_folds
 
 Floats = NDArray[Any]
 FOLDS = 5

@@ -20,8 +20,8 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "probe"))
 import numpy as np
 from simulated import Simulation, TypedSimulation
 
-from stratascope.probe.intervals import band
-from stratascope.probe.metrics import width_of
+from stratascope.probe.curve.metrics import width_of
+from stratascope.stats.intervals import band
 
 METRICS = ("auroc", "accuracy")
 DRAWS = 2000
@@ -63,7 +63,7 @@ def false_onsets(repeats: int, *, n: int, d: int, layers: int, same: float) -> f
     found = 0
     for seed in range(repeats):
         simulation = Simulation(seed, n=n, d=d, layers=layers, same=same)
-        found += simulation.advantage(simulation.answers()).onset().layer is not None
+        found += simulation.advantage(simulation.answers()).onset.layer is not None
     return found / repeats
 
 
@@ -72,7 +72,7 @@ def planted_onsets(repeats: int) -> dict[str, float]:
     events = []
     for seed in range(repeats):
         simulation = Simulation(seed, n=2000, d=16, layers=8, shift=0.478, onset=4, same=0.9)
-        events.append(simulation.advantage(simulation.answers()).onset())
+        events.append(simulation.advantage(simulation.answers()).onset)
     places = np.array([-9 if event.layer is None else event.layer for event in events])
     inside = np.mean([event.low is not None and event.low <= 4 and (event.high or 9) >= 4 for event in events])
     return {"exact": float((places == 4).mean()), "within one": float((abs(places - 4) <= 1).mean()), "in interval": float(inside)}

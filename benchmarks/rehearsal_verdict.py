@@ -10,8 +10,9 @@ from rehearsal_store import HALF, LOCATION_FROM, OUTLIERS, ROUTE, ROUTE_BLOCKS, 
 
 from stratascope.analysis import FlowResult, RolloutResult
 from stratascope.probe import LayerCurve
-from stratascope.probe.events import LayerEvent
-from stratascope.store import ActivationStore, load_result
+from stratascope.probe.curve.onset_offset import LayerEvent
+from stratascope.results.registry import load_result
+from stratascope.store import ActivationStore
 
 PACKING = 0.03
 """How far a weight of a few hundredths may be from what was written: maps are packed into one byte a weight."""
@@ -34,7 +35,7 @@ def check(folder: Path) -> list[str]:
     for right, text in shape(store):
         say(right, text)
     for name, found in (("over chance", truth.difference()), ("over the blank images", over)):
-        onset, offset = found.onset(), found.offset()
+        onset, offset = found.onset, found.offset
         say(_covers(onset, first), f"truth at final, {name}: planted from layer {first}, {onset}")
         say(_covers(offset, last), f"truth at final, {name}: planted to layer {last - 1}, {offset}")
     peak = truth.rows("auroc")["value"].max()
@@ -45,10 +46,10 @@ def check(folder: Path) -> list[str]:
     here, there = place.difference(metric="r2_subject_x"), place.difference(metric="r2_object_x")
     best = place.rows("r2_subject_x")["value"].max()
     say(
-        here.onset().layer == LOCATION_FROM,
-        f"place at subject: planted from layer {LOCATION_FROM}, {here.onset()}; R2 {best:.3f} at its best",
+        here.onset.layer == LOCATION_FROM,
+        f"place at subject: planted from layer {LOCATION_FROM}, {here.onset}; R2 {best:.3f} at its best",
     )
-    say(there.onset().layer is None, f"place of the object, not planted: {there.onset()}")
+    say(there.onset.layer is None, f"place of the object, not planted: {there.onset}")
     say(no_place.onset.layer is None, f"place with shuffled boxes: {no_place.onset}")
     share = load_result(results / "share.zarr.zip")
     parts = list(share.attributes["parts"])
@@ -105,7 +106,7 @@ def cells_of(store: ActivationStore, example: int, who: str) -> np.ndarray:
 def shape(store: ActivationStore) -> list[tuple[bool, str]]:
     """Whether the store is of the shape that the rehearsal is about, and what it is."""
     layout, examples, tokens = store.layout, store.examples, float(np.mean(store.n_tokens))
-    scale = f"{layout.layers} blocks, hidden {layout.hidden:,}, {layout.heads} heads"
+    scale = f"{layout.layers} decoder blocks, hidden size {layout.hidden:,}, {layout.heads} heads"
     spread = store.read("residual", layer=TRUTH_LAYERS[0], position="final", examples=range(min(256, layout.examples))).std(0)
     outliers = int((spread > 10 * np.median(spread)).sum())
     rows = f"{len(examples):,} examples on {examples['image'].nunique():,} images, {examples['label'].mean():.1%} of their captions true"

@@ -1,4 +1,4 @@
-"""Stratascope: see in which layers of a vision-language model a spatial relation lives.
+"""Stratascope: find the layers in which a vision-language model encodes a spatial relation.
 
 Names are imported when they are first used: `import stratascope` loads no torch, scikit-learn, dask or matplotlib.
 """
@@ -9,15 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stratascope import analysis, datasets, errors, extract, probe, report, store
+    from stratascope import analysis, datasets, errors, extract, probe, report, results, store
     from stratascope.store import ActivationStore
 
 __version__ = "0.1.0"
 
-_UNITS = ("analysis", "datasets", "errors", "extract", "probe", "report", "store")
+_UNITS = ("analysis", "datasets", "errors", "extract", "probe", "report", "results", "store")
 _NAMES = {"ActivationStore": "stratascope.store"}
 
-__all__ = ["ActivationStore", "analysis", "datasets", "errors", "extract", "probe", "report", "store"]
+__all__ = ["ActivationStore", "analysis", "datasets", "errors", "extract", "probe", "report", "results", "store"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Addresses such as s3://bucket/store.zarr: told apart from paths, and shown without their secrets."""
+"""Addresses such as s3://bucket/store.zarr: recognise them, and remove their secrets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import PurePath
 
 SCHEMES = frozenset("http https s3 s3a gs gcs az azure adl abfs abfss wasb wasbs hf file memory ftp hdfs".split())
-"""Schemes of addresses; `pathlib` makes a folder such as `s3:` of them."""
+"""Schemes of addresses; `pathlib` turns them into folders such as `s3:`."""
 _USER = re.compile(r"(?i)(https?://)[^/\s'\"?#]*@|([a-z][a-z0-9+.-]*://)[^/\s'\"?#@]*:[^/\s'\"?#]*@")
 """`user:password@` of an address; the container of abfss://container@account has no colon."""
 _SLASHED = re.compile(r"(?i)([a-z][a-z0-9+.-]*://)[^/\s'\"@]*:(?!\d*[/?#])[^\s'\"]*@")
@@ -15,7 +15,7 @@ _QUERY = re.compile(r"(?i)([a-z][a-z0-9+.-]*://[^\s'\"?]+)\?\S*?(?=[:;,)\]'\"]*(
 
 
 def is_address(text: object) -> bool:
-    """Whether a text is an address and not a path.
+    """Whether a text is an address, not a path.
 
     >>> is_address("s3://bucket/store.zarr"), is_address("folder/store.zarr")
     (True, False)
@@ -24,13 +24,13 @@ def is_address(text: object) -> bool:
 
 
 def was_address(path: PurePath) -> bool:
-    """Whether a path was made of an address: `Path("s3://bucket/a")` is the folder `s3:` with `bucket/a` in it."""
+    """Whether a path was an address: `Path("s3://bucket/a")` is the folder `s3:` with `bucket/a` in it."""
     first = path.parts[0] if path.parts else ""
     return first.endswith(":") and first[:-1].lower() in SCHEMES
 
 
 def without_secrets(text: str) -> str:
-    """A text whose addresses have neither user names, passwords nor query strings, which may hold signatures.
+    """Remove user names, passwords and query strings (possible signatures) from addresses in a text.
 
     >>> without_secrets("https://me:secret@host/a.zarr?sig=abc: expected a store")
     'https://host/a.zarr: expected a store'

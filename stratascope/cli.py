@@ -1,4 +1,4 @@
-"""The command line: parse, call one function, print."""
+"""Command line: groups of commands, errors as one line, signals."""
 
 from __future__ import annotations
 
@@ -10,42 +10,78 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib import import_module
 from types import TracebackType
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from stratascope.addresses import without_secrets
-from stratascope.commands import answering, attention, fetching, looking, probing, recording, stores
+from stratascope.commands.completion import complete_values
 from stratascope.commands.terminal import echo, visible
 from stratascope.errors import InvalidInputError, StratascopeError, out_of_memory
 
-COMMANDS = (
-    recording.demo, fetching.fetch, recording.plan, recording.extract,
-    stores.info, stores.verify, stores.copy, stores.diff, probing.probe,
-    answering.answers, attention.share, attention.rollout, attention.flow, attention.overlap,
-    answering.attribution, answering.heads, answering.faithfulness, answering.pointing, answering.explain, probing.entanglement,
-    looking.figure, looking.report, looking.view,
-)  # fmt: skip
-"""The commands, in the order of use."""
+SECTIONS = {
+    "Data": {
+        "demo": ("data", "Full pipeline on generated scenes with the built-in model."),
+        "fetch": ("data", "Download published data sets."),
+    },
+    "Extract": {
+        "plan": ("extract", "Cost of an extraction: disk, time, memory; writes nothing."),
+        "extract": ("extract", "Run every example through the model once, into a store."),
+    },
+    "Store": {
+        "info": ("stores", "Contents, completeness and provenance of a store."),
+        "verify": ("stores", "Check every stored number against its checksum."),
+        "copy": ("stores", "Copy a store or a part of it to a folder or zip."),
+        "diff": ("stores", "Compare two stores."),
+    },
+    "Probe": {
+        "probe": ("probe", "Cross-validated linear probes by layer and position."),
+        "entanglement": ("probe", "Probes on single image cells of the vision tower."),
+    },
+    "Attention": {
+        "share": ("attention", "Attention of the final token by part of the prompt."),
+        "rollout": ("attention", "Attention rollout onto the image."),
+        "flow": ("attention", "Attention flow onto the image (exact maximum flow)."),
+        "overlap": ("attention", "Overlap of each head's attention with the gold boxes."),
+        "pointing": ("attention", "Localisation of each attribution method on the named objects."),
+    },
+    "Causal": {
+        "answers": ("answers", "Accuracy and confidence of the model's answers."),
+        "attribution": ("answers", "Direct logit attribution by head, block and part of the prompt."),
+        "heads": ("answers", "Rank heads by attribution, overlap and probe."),
+        "faithfulness": ("answers", "Agreement of attribution methods with attention knockouts."),
+        "explain": ("answers", "One page for one example, all methods side by side."),
+    },
+    "Report": {
+        "figure": ("report", "Draw one figure by name."),
+        "report": ("report", "Write all results of a store to one HTML page."),
+        "view": ("report", "Browse examples in the web viewer."),
+    },
+}
+"""Section of `--help` -> command -> its module in `stratascope.commands` and its short help. A module is imported when its command runs."""
+SHORT_HELP = {name: text for section in SECTIONS.values() for name, (_, text) in section.items()}
+"""Command -> its short help, in the order of `--help`."""
 
-
-FAULT = "a fault of Stratascope itself"
+FAULT = "internal error of Stratascope"
 RESUMED = frozenset({"demo", "fetch", "extract", "probe"})
-"""Commands that keep finished parts, so that the same command continues an interrupted one."""
+"""Commands that keep finished parts; the same command continues after an interruption."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: handled like Ctrl-C, so that half-written files are removed and worker processes end."""
+    """SIGTERM, handled like Ctrl-C: partial files are removed and worker processes end."""
 
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
     """Raise `Terminated` at the first SIGTERM; a second one ends the process at once."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield  # an embedding program handles signals itself
+        yield  # an embedding program handles signals
         return
 
     def terminate(*_: object) -> None:
@@ -68,7 +104,7 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 def _refuse(ctx: click.Context, error: click.UsageError) -> NoReturn:
-    """One line for a command that cannot be read; help for one without arguments, as newer versions of click raise it."""
+    """Print a usage error as one line; show help for a command without arguments (click >= 8.2)."""
     if type(error).__name__ == "NoArgsIsHelpError":
         raise error
     path = (error.ctx or ctx).command_path
@@ -78,12 +114,12 @@ def _refuse(ctx: click.Context, error: click.UsageError) -> NoReturn:
 
 
 class Commands(click.Group):
-    """Turns errors into one line on stderr and exit code 2; an interruption into 130."""
+    """Commands that load on demand; errors become one line on stderr and exit code 2, an interruption 130."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        for text in args:
+        for text in args if not ctx.resilient_parsing else ():
             if "\0" in text or text != text.encode("utf-8", "replace").decode():
-                _say(f"expected arguments in UTF-8, found {text!r}; rename the file, or write it otherwise")
+                _say(f"expected arguments in UTF-8, found {text!r}; rename the file")
                 ctx.exit(2)
         try:
             return super().parse_args(ctx, args)
@@ -111,8 +147,8 @@ class Commands(click.Group):
             _refuse(ctx, error)
         except KeyboardInterrupt as error:
             resumes = ctx.invoked_subcommand in RESUMED
-            _say("interrupted; the same command goes on from here" if resumes else "interrupted; nothing of this command is kept")
-            if isinstance(error, Terminated):  # whoever sent it waits: threads that still compute are not waited for
+            _say("interrupted; run the same command to continue" if resumes else "interrupted; no results were saved")
+            if isinstance(error, Terminated):  # do not wait for threads
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(INTERRUPTED)
@@ -121,7 +157,7 @@ class Commands(click.Group):
             if debug:
                 raise
             if isinstance(error, RecursionError):
-                error = InvalidInputError("expected plain data, found lists or records nested too deeply in a file that was read")
+                error = InvalidInputError("expected plain data, found lists or records nested too deeply in a file")
             _say(error.message if isinstance(error, StratascopeError) else str(error))
             ctx.exit(2)
         except Exception as error:
@@ -132,28 +168,60 @@ class Commands(click.Group):
                     f"not enough memory: {str(error) or type(error).__name__}; close other programs or use a larger machine, then run again"
                 )
                 ctx.exit(2)
-            if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # Python before 3.13 says so by this
+            if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # before Python 3.13
                 _say(str(error))
                 ctx.exit(2)
-            _say(f"{FAULT}: {type(error).__name__} {error}; please report it with what --debug prints")
+            _say(f"{FAULT}: {type(error).__name__} {error}; please report it with the output of --debug")
             ctx.exit(2)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return [*SHORT_HELP, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = next((section[cmd_name][0] for section in SECTIONS.values() if cmd_name in section), None)
+        if module is None:
+            return super().get_command(ctx, cmd_name)
+        return complete_values(getattr(import_module(f"stratascope.commands.{module}"), f"{cmd_name}_command"))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not (ctx.resilient_parsing or name.startswith("-") or name in self.list_commands(ctx)):
+            near = get_close_matches(name, self.list_commands(ctx), n=2)
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of commands, without importing their modules, and options of `stratascope` itself."""
+        if incomplete.startswith("-"):
+            return click.Command.shell_complete(self, ctx, incomplete)
+        return [CompletionItem(name, help=text) for name, text in SHORT_HELP.items() if name.startswith(incomplete)]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, section in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, text) for name, (_, text) in section.items()])
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error; goes before the command.")
 @click.version_option(package_name="stratascope", prog_name="stratascope")
 def main(debug: bool) -> None:
-    """See in which layers of a vision-language model a spatial relation lives.
+    """Find the layers in which a vision-language model encodes a spatial relation.
 
-    Begin with 'stratascope demo --out demo'. The example in each command's --help then works on it.
+    Begin with 'stratascope demo --out demo'. The example in the --help of each command then works on it.
 
-    A STORE is what `extract` fills: its folder, a zip of it, or its address (http, https, s3, gs, az). Results go to STORE-results
-    beside it unless --out says otherwise.
+    STORE is the output of `extract`: a folder, a zip of it, or an address (http, https, s3, gs, az). Results go to STORE-results next to
+    it; --out names another folder.
+
+    \b
+    Shell completion of commands, options, tasks, positions, arrays and figures:
+      bash  eval "$(_STRATASCOPE_COMPLETE=bash_source stratascope)" in ~/.bashrc
+      zsh   eval "$(_STRATASCOPE_COMPLETE=zsh_source stratascope)" in ~/.zshrc
+      fish  _STRATASCOPE_COMPLETE=fish_source stratascope | source in ~/.config/fish/config.fish
     """
 
 
-for command in COMMANDS:
-    main.add_command(command)
+def all_commands() -> dict[str, click.Command]:
+    """Every command by name, in the order of `--help`; imports all of their modules."""
+    return {name: command for name in SHORT_HELP if (command := main.get_command(click.Context(main), name)) is not None}

@@ -1,6 +1,8 @@
-"""Stratascope's exceptions: each is also a built-in one, and each message says what was expected, what was found and what to do."""
+"""Exceptions of Stratascope; each is also a built-in one. Messages state what was expected, what was found and what to do."""
 
 from __future__ import annotations
+
+import re
 
 from stratascope.addresses import without_secrets
 
@@ -15,18 +17,23 @@ __all__ = [
     "StoreError",
     "StratascopeError",
     "TooFewExamplesError",
+    "UnreadError",
     "UnwrittenBlockError",
 ]
 
 
+_OPTIONS = re.compile(r" \(--[^()]*\)")
+"""Options of the command line in a message."""
+
+
 class StratascopeError(Exception):
-    """Anything that Stratascope refuses or cannot do.
+    """Base class of all errors that Stratascope raises.
 
     Attributes
     ----------
     in_python
-        What to do next in Python, where the message itself names options of the command line; `str` of the error adds it, the command line
-        does not show it.
+        What to do in Python, where the message names options of the command line in parentheses. `str` of the error shows it in their
+        place; the command line shows the options.
     """
 
     in_python: str = ""
@@ -38,55 +45,59 @@ class StratascopeError(Exception):
 
     @property
     def message(self) -> str:
-        """What the command line shows, without the secrets of addresses."""
+        """The message without the secrets of addresses, as the command line shows it."""
         return without_secrets(" ".join(map(str, self.args)))
 
     def __str__(self) -> str:
-        return f"{self.message}; in Python {self.in_python}" if self.in_python else self.message
+        return f"{_OPTIONS.sub('', self.message)} ({self.in_python})" if self.in_python else self.message
 
 
 class InvalidInputError(StratascopeError, ValueError):
-    """Data or an option is not what it must be."""
+    """Data or a parameter is invalid."""
 
 
 class MissingExtraError(StratascopeError, ImportError):
-    """An optional part of the installation is absent."""
+    """An optional dependency is not installed."""
 
 
 class DownloadError(StratascopeError, OSError):
-    """A file could not be fetched."""
+    """A file could not be downloaded."""
 
 
 class ClusterLostError(StratascopeError, ConnectionError):
-    """A scheduler, or its workers, died while they worked."""
+    """A scheduler or its workers died during a task."""
 
 
 class StoreError(StratascopeError, ValueError):
-    """A store is not what it must be: foreign, of another version, or damaged."""
+    """A store is damaged, of another version, or no store at all."""
+
+
+class UnreadError(StoreError):
+    """A file of a store could not be read; nothing shows that it is damaged."""
 
 
 class ProvenanceMismatchError(StoreError):
-    """A store was made by something else than what would now be written into it."""
+    """The provenance of a store differs from what would be written into it."""
 
 
 class NotRecordedError(StratascopeError, KeyError):
-    """The store does not hold what was asked for: an array, a layer, a position, an example."""
+    """The store lacks an array, layer, position or example."""
 
 
 class UnwrittenBlockError(NotRecordedError):
-    """The store has a place for what was asked for, but extraction has not filled it yet."""
+    """Extraction has not written the requested examples yet."""
 
 
 class TooFewExamplesError(InvalidInputError):
-    """There is not enough data for an answer that means anything."""
+    """There are too few examples for a meaningful result."""
 
 
 class CaptureError(StratascopeError, RuntimeError):
-    """What was captured from the model does not agree with the model itself."""
+    """Captured activations do not agree with the model's own computation."""
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, says that memory ran out."""
+    """Whether an error, or one of its causes, means that memory ran out."""
     while error is not None:
         text = str(error)
         if isinstance(error, MemoryError) or "an't start new thread" in text or "Cannot allocate memory" in text:

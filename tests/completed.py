@@ -8,16 +8,16 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 import pandas as pd
 
-from stratascope.store import ResultFile
-from stratascope.store.declared import Along
-from stratascope.store.kinds import KINDS
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import result_kinds
+from stratascope.store.format.json_schema import Along
 
 EMPTY = {"text": "", "int": 0, "float": 0.0, "share": 0.0, "bool": False}
 
 
 def completed(kind: str, tables: Mapping[str, pd.DataFrame], arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> ResultFile:
     """A result of a kind: what is given, and of all else that the kind declares zeros and empty texts."""
-    declared = KINDS[kind]
+    declared = result_kinds()[kind].schema()
     sizes: dict[str, int] = {}
     for dims, values in arrays.values():
         sizes |= dict(zip(dims, np.shape(values), strict=True))

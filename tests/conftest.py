@@ -10,6 +10,20 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they use; those in a browser, of the whole demo and with random inputs are slow."""
+    for item in items:
+        used = getattr(item, "fixturenames", ())
+        in_browser = "browser" in used
+        at_random = "fuzz" in item.path.parts
+        if in_browser:
+            item.add_marker("browser")
+        if at_random:
+            item.add_marker("fuzz")
+        if in_browser or at_random or "demo" in used:
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of 96 generated scenes: scenes.jsonl, images/, instances.json."""
@@ -66,7 +80,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("demo")
     steps: list[str] = []
-    text = run_demo(out, scenes=512, say=steps.append)
+    text = run_demo(out, scenes=512, on_step=steps.append)
     assert len(steps) == 5
     assert str(out) in text
     return out

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from stratascope.analysis import AnswerConfidence
-from stratascope.cli import COMMANDS, main
-from stratascope.store import load_result
+from stratascope.cli import SECTIONS, all_commands, main
+from stratascope.results.registry import load_result
 
 
 def run(*arguments: str) -> Result:
@@ -31,18 +31,22 @@ def assert_refused(result: Result, pattern: str) -> None:
 
 
 def test_help_lists_every_command_in_the_order_of_use() -> None:
-    text = run("--help").output.partition("Commands:")[2]
-    listed = [line.split()[0] for line in text.strip().splitlines()]
-    assert listed == [command.name for command in COMMANDS]
+    text = run("--help").output
+    sections = [text.index(f"\n{title}:\n") for title in SECTIONS]
+    assert sections == sorted(sections)
+    listed = [line.split()[0] for line in text[sections[0] :].splitlines() if line.startswith("  ")]
+    assert listed == [name for section in SECTIONS.values() for name in section]
+    assert listed == [command.name for command in all_commands().values()]
 
 
-@pytest.mark.parametrize("command", sorted(main.commands))
+@pytest.mark.parametrize("command", sorted(all_commands()))
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
     assert f"stratascope {command}" in result.output.partition("Example")[2]
 
 
+@pytest.mark.slow
 def test_plan_prints_shapes_bytes_and_blocks(scenes: Path) -> None:
     text = run("plan", *extraction(scenes, "--boxes", str(scenes / "instances.json"))).output
     assert "96 examples on 96 images" in text
@@ -58,9 +62,10 @@ def test_plan_without_photos_needs_a_stated_size(scenes: Path) -> None:
     assert run(*arguments, "--image-size", "big").exit_code == 2
     without = arguments[:-2]
     assert run(*without, "--image-size", "640x480").output == run(*arguments, "--image-size", "640x480").output
-    assert_refused(run(*without), "pass --images DIR")
+    assert_refused(run(*without), "set --images")
 
 
+@pytest.mark.slow
 def test_the_plans_bytes_are_what_is_then_on_disk(plan, store_path: Path) -> None:
     estimate = plan.estimate.set_index("array")["estimated_bytes"]
     for array in ("residual", "attention_rows", "attention_mean", "attention_maps", "thumbnail"):
@@ -77,6 +82,7 @@ def test_info_names_arrays_completeness_and_provenance(store_path: Path) -> None
     assert re.search(r"libraries\.torch +\d", text)
 
 
+@pytest.mark.slow
 def test_verify_finds_nothing_wrong_and_then_a_flipped_bit(store_path: Path, scenes: Path, tmp_path: Path) -> None:
     result = run("verify", str(store_path), "--images", str(scenes / "images"))
     assert result.exit_code == 0, result.output
@@ -91,7 +97,7 @@ def test_verify_finds_nothing_wrong_and_then_a_flipped_bit(store_path: Path, sce
     assert result.exit_code == 1
     assert "bad blocks: 1" in result.output
     result = run("verify", str(damaged), "--repair")
-    assert "un-marked blocks 1" in result.output
+    assert "unmarked blocks 1" in result.output
     assert "1 of 2 blocks written" in run("verify", str(damaged)).output
     assert (
         run("extract", *extraction(scenes, "--boxes", str(scenes / "instances.json"), "--device", "cpu", "--out", str(damaged))).exit_code
@@ -111,6 +117,7 @@ def test_copy_takes_a_part_that_says_so(store_path: Path, tmp_path: Path) -> Non
     assert run("diff", str(store_path), str(target)).exit_code == 1
 
 
+@pytest.mark.slow
 def test_diff_names_what_differs(store_path: Path, scenes: Path, tmp_path: Path) -> None:
     blank = tmp_path / "blank.zarr"
     run("extract", *extraction(scenes, "--condition", "blank", "--boxes", str(scenes / "instances.json"), "--out", str(blank)))
@@ -126,9 +133,10 @@ def test_answers_are_counted_and_saved(store_path: Path, store, tmp_path: Path) 
     found = AnswerConfidence.load(tmp_path / "answers.zarr.zip")
     right = store.read("answer_logits").argmax(-1) == [store.layout.choices.index(str(bool(k))) for k in store.examples["label"]]
     assert found.answers["right"].tolist() == right.tolist()
-    assert re.search(rf"all relations +right +{right.mean():.1%}", result.output)
+    assert re.search(rf"all relations +accuracy +{right.mean():.1%}", result.output)
 
 
+@pytest.mark.slow
 def test_rollout_and_share_write_results_and_figures(store_path: Path, tmp_path: Path) -> None:
     for command in (["rollout", str(store_path), "--examples", "0,2-3"], ["share", str(store_path)]):
         result = run(*command, "--out", str(tmp_path))
@@ -136,6 +144,7 @@ def test_rollout_and_share_write_results_and_figures(store_path: Path, tmp_path:
     assert {p.name for p in tmp_path.iterdir()} == {"rollout.zarr.zip", "rollout.png", "share.zarr.zip", "share.png"}
 
 
+@pytest.mark.slow
 def test_examples_are_asked_for_by_number_and_by_id(store_path: Path, store, tmp_path: Path) -> None:
     name = store.examples["id"][5]
     for command in ("rollout", "flow"):
@@ -145,6 +154,7 @@ def test_examples_are_asked_for_by_number_and_by_id(store_path: Path, store, tmp
     assert_refused(run("rollout", str(store_path), "--examples", "nobody"), f"found 'nobody'; its ids are like {store.examples['id'][0]}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["rollout", "flow"])
 def test_examples_without_a_map_are_left_out_by_name(command: str, tmp_path: Path) -> None:
     """The second of the golden store's examples has none; an unwritten one is refused as ever."""
@@ -157,6 +167,7 @@ def test_examples_without_a_map_are_left_out_by_name(command: str, tmp_path: Pat
     assert_refused(run(command, golden, "--examples", "0,2", "--out", str(tmp_path)), "not written yet")
 
 
+@pytest.mark.slow
 def test_a_figure_takes_the_words_of_the_probe(store_path: Path, tmp_path: Path) -> None:
     assert run("probe", str(store_path), "--tasks", "truth", "--out", str(tmp_path)).exit_code == 0
     asked = ("figure", "curves", str(tmp_path), "--tasks", "truth")
@@ -165,6 +176,7 @@ def test_a_figure_takes_the_words_of_the_probe(store_path: Path, tmp_path: Path)
     assert_refused(run(*asked, "--position", "nowhere"), "a layer curve of truth at position nowhere with what")
 
 
+@pytest.mark.slow
 def test_rollout_is_drawn_without_thumbnails_too(store_path: Path, tmp_path: Path) -> None:
     assert run("copy", str(store_path), str(tmp_path / "bare.zarr"), "--arrays", "attention_maps").exit_code == 0
     result = run("rollout", str(tmp_path / "bare.zarr"), "--examples", "3", "--out", str(tmp_path))
@@ -172,6 +184,7 @@ def test_rollout_is_drawn_without_thumbnails_too(store_path: Path, tmp_path: Pat
     assert (tmp_path / "rollout.png").exists()
 
 
+@pytest.mark.slow
 def test_probe_writes_curves_and_a_figure(store_path: Path, tmp_path: Path) -> None:
     arguments = ["--tasks", "truth", "--positions", "final,object_box", "--baseline", str(store_path), "--out", str(tmp_path)]
     result = run("probe", str(store_path), *arguments)
@@ -181,6 +194,7 @@ def test_probe_writes_curves_and_a_figure(store_path: Path, tmp_path: Path) -> N
     assert (tmp_path / "probe-truth.png").exists()
 
 
+@pytest.mark.slow
 def test_probe_tells_and_draws_values_by_r2(store_path: Path, tmp_path: Path) -> None:
     result = run("probe", str(store_path), "--tasks", "geometry", "--positions", "final", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
@@ -202,6 +216,7 @@ def test_bad_input_is_one_line_and_exit_code_two(arguments: list[str], pattern: 
     assert_refused(run(*arguments), pattern)
 
 
+@pytest.mark.slow
 def test_too_few_examples_are_refused_by_name(scenes: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     store = tmp_path / "few.zarr"
@@ -224,14 +239,14 @@ def test_an_interruption_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> No
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stratascope.demo.run_demo", interrupted)
+    monkeypatch.setattr("stratascope.commands.data.demo.run_demo", interrupted)
     result = run("demo", "--scenes", "10", "--out", "never")
     assert result.exit_code == 130
-    assert "goes on from here" in result.stderr
+    assert "run the same command to continue" in result.stderr
 
 
 def test_long_lists_in_a_difference_are_told_by_what_only_one_has() -> None:
-    from stratascope.workflow.describing import _side_by_side
+    from stratascope.store.maintenance.difference import _side_by_side
 
     cells = [f"cell_{row}_{column}" for row in range(6) for column in range(6)]
     lines = _side_by_side("layout      knockout_targets:", repr(cells), repr([*cells[:-1], "image"]))

@@ -47,6 +47,7 @@ def plain(text: str) -> bool:
     return all(c == "\n" or c == "\t" or (c >= " " and not "\x7f" <= c <= "\x9f" and c != "\u202e") for c in text)
 
 
+@pytest.mark.slow
 def test_no_command_prints_control_characters(hostile: Path, tmp_path: Path) -> None:
     path = str(hostile)
     for words in (
@@ -62,6 +63,7 @@ def test_no_command_prints_control_characters(hostile: Path, tmp_path: Path) -> 
     assert "\\x1b]0;owned\\x07" in CliRunner().invoke(main, ["info", path]).output
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_what_is_printed_holds_no_control_character_and_keeps_the_rest(text: str) -> None:
     shown = visible(text)
@@ -83,7 +85,7 @@ def test_warnings_and_tracebacks_are_escaped(monkeypatch: pytest.MonkeyPatch, ca
     def warns(*_: object, **__: object) -> str:
         return warnings.formatwarning(f"careful {ATTACK}", UserWarning, "file.py", 1, "")
 
-    monkeypatch.setattr("stratascope.workflow.describing.describe_store", warns)
+    monkeypatch.setattr("stratascope.store.describe", warns)
     monkeypatch.setattr("stratascope.commands.stores.open_store", lambda _: None)
     assert "careful \\x1b]" in CliRunner().invoke(main, ["info", "x"]).output
     assert warnings.formatwarning("a\x1b", UserWarning, "file.py", 1, "").startswith("file.py:1: UserWarning: a\x1b")
@@ -97,6 +99,7 @@ def test_warnings_and_tracebacks_are_escaped(monkeypatch: pytest.MonkeyPatch, ca
     assert traceback is cli.traceback
 
 
+@pytest.mark.slow
 def test_echo_is_the_only_way_to_the_terminal() -> None:
     package = Path(stratascope.__file__).parent
     for path in sorted(package.rglob("*.py")):

@@ -104,6 +104,7 @@ def slept(seconds: float) -> float:
     return seconds
 
 
+@pytest.mark.slow
 def test_workers_open_a_relative_path_and_the_scheduler_opens_nothing(dask_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     dask_cluster.start_worker()
     monkeypatch.chdir(GOLDEN.parent)
@@ -114,6 +115,7 @@ def test_workers_open_a_relative_path_and_the_scheduler_opens_nothing(dask_clust
     dask_cluster.stop_workers()
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_see_the_store_is_named_with_the_path(dask_cluster: Cluster, tmp_path: Path) -> None:
     import shutil
 
@@ -128,6 +130,7 @@ def test_a_worker_that_cannot_see_the_store_is_named_with_the_path(dask_cluster:
     dask_cluster.stop_workers()
 
 
+@pytest.mark.slow
 def test_a_worker_of_another_version_is_named(dask_cluster: Cluster) -> None:
     import stratascope
 
@@ -142,6 +145,7 @@ def test_a_worker_of_another_version_is_named(dask_cluster: Cluster) -> None:
     dask_cluster.stop_workers()
 
 
+@pytest.mark.slow
 def test_an_error_of_the_work_itself_is_raised_as_it_is(dask_cluster: Cluster) -> None:
     dask_cluster.start_worker()
     with pytest.raises(ValueError, match="sleep length must be non-negative"):
@@ -149,6 +153,7 @@ def test_an_error_of_the_work_itself_is_raised_as_it_is(dask_cluster: Cluster) -
     dask_cluster.stop_workers()
 
 
+@pytest.mark.slow
 def test_a_scheduler_without_workers_is_not_waited_for(dask_cluster: Cluster) -> None:
     import dask
 
@@ -158,6 +163,7 @@ def test_a_scheduler_without_workers_is_not_waited_for(dask_cluster: Cluster) ->
         run_all(slept, [0.0], scheduler=dask_cluster.address)
 
 
+@pytest.mark.slow
 def test_a_worker_that_joins_in_time_is_waited_for(dask_cluster: Cluster) -> None:
     import threading
 
@@ -171,6 +177,7 @@ def test_a_worker_that_joins_in_time_is_waited_for(dask_cluster: Cluster) -> Non
     dask_cluster.stop_workers()
 
 
+@pytest.mark.slow
 def test_killed_workers_end_the_work(dask_cluster: Cluster) -> None:
     dask_cluster.start_worker()
     saved: list[float] = []
@@ -184,6 +191,7 @@ def test_killed_workers_end_the_work(dask_cluster: Cluster) -> None:
     assert saved == [0.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGTERM])
 def test_a_scheduler_that_stops_ends_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals) -> None:
     monkeypatch.setattr(cluster, "SCHEDULER_TIMEOUT", 1.0)

@@ -23,7 +23,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from stratascope.cli import main
+from stratascope.cli import all_commands, main
 from tests.test_docs_pages import CHECKS, EXAMPLES, MADE
 
 pytest.importorskip("torch")
@@ -89,7 +89,7 @@ def commands_of(page: Path) -> list[str]:
 
 def help_examples() -> list[str]:
     """The examples of every command's --help."""
-    texts = [command.help or "" for command in main.commands.values()]
+    texts = [command.help or "" for command in all_commands().values()]
     return [line.strip() for text in texts for line in text.partition("Example")[2].splitlines() if line.strip().startswith("stratascope ")]
 
 
@@ -153,6 +153,7 @@ def run(line: str) -> None:
     assert result.exit_code in ((0, 1) if words[1] in CHECKS else (0,)), f"{line}\n{result.output}\n{result.exception!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=lambda page: page.name)
 def test_the_commands_of_a_page_work(page: Path, inside: Path) -> None:
     for source in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE) if page.name in PROGRAMS else []:
@@ -191,6 +192,7 @@ def test_no_reason_is_left_over() -> None:
     assert [begins for begins in NOT_RUN if not any(line.startswith(begins) for line in lines)] == []
 
 
+@pytest.mark.slow
 def test_the_hour_on_a_rented_gpu(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Line by line, with the built-in model; launchers and the way home by what stands in for them."""
     lines = lines_of(ROOT / "docs" / HOUR, "bash")
@@ -225,15 +227,17 @@ def test_no_block_of_commands_is_in_another_language() -> None:
         assert found <= {"sh", "bash", "text", "python", "json", "html", "nginx", "toml", "yaml", "ts", "js"}, page.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [line for line in help_examples() if line not in COMPARED], ids=lambda line: line.split()[1])
 def test_the_example_of_each_help_works(line: str, inside: Path) -> None:
     run(line)
 
 
 def test_every_command_has_an_example_here() -> None:
-    assert {line.split()[1] for line in help_examples()} == set(main.commands)
+    assert {line.split()[1] for line in help_examples()} == set(all_commands())
 
 
+@pytest.mark.slow
 def test_view_prints_its_address_and_ends_with_130(inside: Path) -> None:
     words = [sys.executable, "-m", "stratascope", "view", "demo/original.zarr", "--no-browser"]
     # a shell's background job, as these tests may be, hands on that interrupts are ignored
@@ -248,9 +252,10 @@ def test_view_prints_its_address_and_ends_with_130(inside: Path) -> None:
             process.kill()
 
 
+@pytest.mark.slow
 def test_the_page_of_results_names_all_that_the_results_hold(folder: Path) -> None:
     """Tables, arrays, dimensions and attributes in the section of each kind; columns by their own name, or what they end in."""
-    from stratascope.store import load_result
+    from stratascope.results.registry import load_result
 
     text = (ROOT / "docs" / "results.md").read_text("utf-8")
     sections = {kind: set(re.findall(r"\w+", rest)) for kind, rest in re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.S | re.M)}
@@ -269,10 +274,10 @@ def test_the_page_of_results_names_all_that_the_results_hold(folder: Path) -> No
     assert len(kinds) >= 9
 
 
-def test_what_is_said_of_an_example_is_its_label_and_the_likelier_answer(inside: Path) -> None:
+def test_the_text_of_an_example_states_its_label_and_the_likelier_answer(inside: Path) -> None:
+    from stratascope.analysis.example_images import answer_text
     from stratascope.store import ActivationStore
-    from stratascope.workflow.pictures import said
 
     store = ActivationStore.open("demo/original.zarr")
-    agree = [said(store, k) in ("label true, model says true", "label false, model says false") for k in range(100)]
+    agree = [answer_text(store, k) in ("label true, model says true", "label false, model says false") for k in range(100)]
     assert sum(agree) > 90, "the built-in model is nearly always right"

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from stratascope.cli import COMMANDS
+from stratascope.cli import all_commands
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,18 +42,19 @@ def words_and_numbers(text: str) -> tuple[list[str], list[float]]:
 
 def test_every_command_stands_in_the_documentation_with_the_example_of_its_help() -> None:
     held = MADE.stored()
-    assert list(held) == [str(command.name) for command in COMMANDS], "run python docs/site/make_commands.py"
+    assert list(held) == [str(command.name) for command in all_commands().values()], "run python docs/site/make_commands.py"
     for name, (example, output) in held.items():
         assert example == MADE.example_of(name), "run python docs/site/make_commands.py"
         assert output or name in MADE.NOT_RUN
 
 
-EXAMPLES = [str(command.name) for command in COMMANDS if command.name not in (*MADE.NOT_RUN, *MADE.SLOW)]
+EXAMPLES = [str(command.name) for command in all_commands().values() if command.name not in (*MADE.NOT_RUN, *MADE.SLOW)]
 """Commands whose example is run."""
 CHECKS = {"diff", "verify"}
 """Commands that may end with 1: what they were asked about is so."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_example_of_each_command_still_prints_what_the_documentation_says(name: str, working: Path) -> None:
     example, output = MADE.stored()[name]
@@ -78,6 +79,7 @@ def test_links_within_the_repository_lead_to_files(page: str) -> None:
         assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_opening_a_store_to_a_probe_of_ones_own(working: Path) -> None:
     tour = load("make_tour")
     stored = json.loads(tour.NOTEBOOK.read_text("utf-8"))
@@ -95,6 +97,7 @@ def test_the_notebook_runs_from_opening_a_store_to_a_probe_of_ones_own(working: 
     assert sum(cell["cell_type"] == "code" for cell in stored["cells"]) <= 15
 
 
+@pytest.mark.slow
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="NO MKDOCS HERE: that the documentation builds was NOT checked; pip install '.[docs]'")
     pytest.importorskip("mkdocstrings")

@@ -1,4 +1,4 @@
-"""A message names options where the command line shows it, and arguments where Python does."""
+"""A message names options on the command line, and parameters in Python."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_python_is_told_its_own_words_and_a_worker_process_hands_them_on(kind: t
         kind("choose others (--only)", in_python="only=()"),
         pickle.loads(pickle.dumps(kind("choose others (--only)", in_python="only=()"))),
     ):
-        assert str(error) == "choose others (--only); in Python only=()"
+        assert str(error) == "choose others (only=())"
         assert error.message == "choose others (--only)"
     assert str(kind("plain")) == kind("plain").message == "plain"
 
@@ -50,14 +50,23 @@ def test_no_message_of_a_command_speaks_python() -> None:
     found = dict(messages())
     assert len(found) > 400
     # refusals of calls that no command makes may name arguments
-    only_python = {"probe/curve.py", "analysis/ranking.py", "store/choice.py", "store/layout.py"}
+    only_python = {
+        "probe/curve/layer_curve.py",
+        "probe/curve/pairing.py",
+        "analysis/head_ranking.py",
+        "store/io/example_filter.py",
+        "store/format/layout.py",
+    }
     spoken = {where: text for where, text in found.items() if PYTHON_WORDS.search(text) and where.partition(":")[0] not in only_python}
     assert not spoken
 
 
 def test_no_message_shows_a_list_as_python_writes_it() -> None:
     lists = re.compile(r"\{list\(|\.tolist\(\)\}|\{sorted\(")
-    here = {"probe/controls.py", "probe/plan.py", "probe/splits.py", "probe/tasks.py", "workflow/probe_checks.py", "store/choice.py"}
+    here = {
+        *(f"probe/{name}.py" for name in ("tasks/controls", "study/study_plan", "validation/official_splits", "tasks/task")),
+        "store/io/example_filter.py",
+    }
     for name in here:
         assert not lists.search((PACKAGE / name).read_text("utf-8")), name
 
@@ -65,14 +74,14 @@ def test_no_message_shows_a_list_as_python_writes_it() -> None:
 def test_a_command_and_a_call_are_refused_in_their_own_words(store_path: Path) -> None:
     from stratascope.probe import ProbeSettings, layer_curve
 
-    with pytest.raises(InvalidInputError, match=r"\(--strengths 1e-3,1e-2,1e-1\); in Python strengths=\(1e-3, 1e-2, 1e-1\)$"):
+    with pytest.raises(InvalidInputError, match=r"found -1; give others \(`strengths`\), such as 1e-3, 1e-2 and 1e-1$"):
         ProbeSettings(strengths=(-1.0,))
     done = CliRunner().invoke(main, ["probe", str(store_path), "--strengths", "-1"])
     assert done.exit_code == 2
-    assert done.stderr == "stratascope: expected strengths above 0, found -1; give others (--strengths 1e-3,1e-2,1e-1)\n"
+    assert done.stderr == "stratascope: expected strengths above 0, found -1; give others (--strengths), such as 1e-3, 1e-2 and 1e-1\n"
     store = ActivationStore.open(store_path)
     store.__dict__["written"] = store.written & False
-    with pytest.raises(UnwrittenBlockError, match=r"in Python pass examples=store\.available\('residual'\)$") as refused:
+    with pytest.raises(UnwrittenBlockError, match=r"\(pass examples=store\.available\('residual'\)\)$") as refused:
         layer_curve(store)
     assert refused.value.message.endswith("let the extraction finish (the same command goes on)")
 

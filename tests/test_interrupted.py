@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from stratascope.cli import RESUMED, main
-from stratascope.store import durable
-from stratascope.store.durable import PARTIAL, write_output
+from stratascope.cli import RESUMED, all_commands, main
+from stratascope.store.io import durable
+from stratascope.store.io.durable import PARTIAL, write_output
 
 GOLDEN = Path(__file__).parent / "store" / "golden" / "v1.zarr"
 OLD = b"as it was"
 LIMITED = """
 import resource, sys
 from stratascope.cli import main
-import stratascope.store.durable, stratascope.report.page, stratascope.report.viewer  # nothing is compiled under the limit
+import stratascope.store.io.durable, stratascope.report.page, stratascope.report.viewer  # nothing is compiled under the limit
 sys.dont_write_bytecode = True
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
 main(sys.argv[2:])
@@ -56,7 +56,8 @@ import pandas as pd
 from stratascope.errors import StoreError
 from stratascope.report import new_figure, save_figure
 from stratascope.report.page import Page
-from stratascope.store import ResultFile, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import save_result
 figure, (ax,) = new_figure()
 writers = {
     name: lambda path, text: (ax.set_title(text), save_figure(figure, path)) for name in (".png", ".pdf", ".svg")
@@ -81,6 +82,7 @@ for suffix, write in writers.items():
 """
 
 
+@pytest.mark.slow
 def test_figures_pages_and_results_on_a_full_disk_stay_as_they_were(tmp_path: Path) -> None:
     pytest.importorskip("resource")
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "a")], capture_output=True, text=True, timeout=120)
@@ -91,7 +93,7 @@ def test_figures_pages_and_results_on_a_full_disk_stay_as_they_were(tmp_path: Pa
 WRITER = """
 import sys, time
 from pathlib import Path
-from stratascope.store.durable import write_output
+from stratascope.store.io.durable import write_output
 def write(file):
     file.write(b"half")
     file.flush()
@@ -127,17 +129,17 @@ def test_a_name_as_long_as_a_file_system_allows_is_written(tmp_path: Path) -> No
     assert path.read_bytes() == b"whole"
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
+@pytest.mark.parametrize("name", sorted(all_commands()))
 def test_only_commands_that_resume_say_that_they_do(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    command = main.commands[name]
+    command = all_commands()[name]
     monkeypatch.setattr(command, "callback", interrupted)
     monkeypatch.setattr(command, "params", [])
     result = CliRunner().invoke(main, [name])
     assert result.exit_code == 130
-    assert ("the same command goes on from here" in result.stderr) is (name in RESUMED)
+    assert ("run the same command to continue" in result.stderr) is (name in RESUMED)
 
 
 PARENT = """
@@ -171,6 +173,7 @@ def alive(process: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_worker_processes_end_with_their_parent(tmp_path: Path, how: signal.Signals) -> None:
@@ -193,12 +196,12 @@ def test_worker_processes_end_with_their_parent(tmp_path: Path, how: signal.Sign
             assert time.monotonic() < end, "workers stay"
             time.sleep(0.05)
     if how != signal.SIGKILL:
-        assert (parent.returncode, said) == (130, "stratascope: interrupted; nothing of this command is kept\n")
+        assert (parent.returncode, said) == (130, "stratascope: interrupted; no results were saved\n")
 
 
 def test_a_worker_process_that_is_killed_is_named(tmp_path: Path) -> None:
     from stratascope.errors import ClusterLostError
     from stratascope.scheduling import run_all
 
-    with pytest.raises(ClusterLostError, match=r"one of them ended half-way .*--workers"):
+    with pytest.raises(ClusterLostError, match=r"one of them ended half-way .*workers=2"):
         run_all(os._exit, [9, 9], scheduler="processes", workers=1)

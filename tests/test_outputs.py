@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stratascope.cli import COMMANDS, main
+from stratascope.cli import all_commands, main
 from stratascope.commands.options import OutputPath
 from stratascope.errors import InvalidInputError
-from stratascope.store import ResultFile, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import save_result
 
+COMMANDS = all_commands().values()
 INPUTS = {"probe", "boxes", "images", "examples", "results"}
 """Options and arguments with paths that are read."""
 

@@ -14,7 +14,7 @@ import pytest
 
 from stratascope.analysis import attention_share, flow_examples, rollout_examples
 from stratascope.store import ActivationStore
-from stratascope.store.prompt_parts import PARTS
+from stratascope.store.format.prompt_parts import PARTS
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def test_measurements_of_three_sizes_become_one_table(parts: tuple[Any, ...], tm
     assert "| info | 0.4 / 0.4 / – |  | 100 / 100 / – | 0.0 |  |  | – |" in text
 
 
+@pytest.mark.slow
 def test_a_planted_store_has_what_is_planted_and_says_where_its_shape_differs(parts: tuple[Any, ...], tmp_path: Path) -> None:
     _, _, planting, verdict = parts
     rows = planting.vsr_rows(None, 64, tmp_path / "scenes")
@@ -57,7 +58,7 @@ def test_a_planted_store_has_what_is_planted_and_says_where_its_shape_differs(pa
     planted.write(tmp_path / "vsr.zarr")
     store = ActivationStore.open(tmp_path / "vsr.zarr")
     found = {text: right for right, text in verdict.shape(store)}
-    assert [text for text, right in found.items() if not right] == ["26 blocks, hidden 192, 2 heads"]
+    assert [text for text, right in found.items() if not right] == ["26 decoder blocks, hidden size 192, 2 heads"]
     assert {"positions final and subject", "whole attention maps of 2 examples"} <= set(found)
     share = attention_share(store)
     assert share.values[..., PARTS.index("image")].mean() == pytest.approx(planting.SHARES["image"], abs=1e-3)

@@ -1,4 +1,4 @@
-"""The vision tower's forward for a batch of equally large images; shares the stock tower's weights.
+"""Forward pass of the vision tower for a batch of images of one size; shares the weights of the stock tower.
 
 The stock forward packs all patches into one sequence and loops over windows, which is slow on a CPU. `train.py` checks that
 both agree before it saves a model.

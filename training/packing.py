@@ -1,7 +1,7 @@
-"""Many questions about one image in one sequence: each sees the image's prefix and itself only.
+"""Pack many questions about one image into one sequence; each attends to the image prefix and itself only.
 
-Positions restart after the prefix, so that a packed question gives what the same question alone would give. During early
-training the attention of a few heads is guided: the last token of a thing's name is taught to attend to the thing's cell.
+Positions restart after the prefix, so that a packed question gives the same result as a single one. In early training the
+attention of a few heads is guided: the last token of a noun is trained to attend to the cell of its object.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ TURN_END = "<|im_end|>\n<|im_start|>assistant\n"
 
 @dataclass
 class Guidance:
-    """Where guided heads ought to look: set before a forward pass, read after it."""
+    """Targets of guided heads: set before a forward pass, read after it."""
 
     block: int = 1
     heads: int = 2
     active: bool = False
     where: torch.Tensor | None = None
-    """(4, names): batch row, question, token within the question, cell of the thing."""
+    """(4, names): batch row, question, token within the question, cell of the object."""
     loss: torch.Tensor | None = None
     accuracy: float = 0.0
 
@@ -107,5 +107,5 @@ def verdict_question(statement: Statement, things: list[Thing]) -> str:
 
 
 def relation_question(subject: Thing, reference: Thing) -> str:
-    """The prompt that does not name the relation."""
+    """The prompt without the relation."""
     return f"Where is the {subject.kind} in relation to the {reference.kind}?"

@@ -1,4 +1,4 @@
-"""A run that can be interrupted: settings, model, optimiser and log, saved together, and the scenes of each step."""
+"""A resumable training run: settings, model, optimiser, log, and the scenes of each step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stratascope.datasets.forms import KINDS
+from stratascope.datasets.scene_shapes import KINDS
 from stratascope.datasets.scenes import RELATIONS, SIZE, Thing, render, sample_scene
 from training.batched_vision import CELLS, BatchedVision, patchify
 from training.tiny_model import build_model, build_tokenizer
@@ -33,7 +33,7 @@ class Settings:
     decoder_rate: float = 2e-3
     joint_rate: float = 7e-4
     pool: int = 16000
-    """Scenes whose features are cached for the decoder's stage; the other stages see each scene once."""
+    """Scenes with cached features for the decoder stage; the other stages use each scene once."""
 
 
 def cell_of(thing: Thing) -> int:
@@ -41,7 +41,7 @@ def cell_of(thing: Thing) -> int:
 
 
 def scenes_for(seed: int, stage: int, step: int, count: int) -> tuple[list[list[Thing]], torch.Tensor]:
-    """`count` scenes and their patches, (count, 144, 588) uint8; a function of its arguments alone, so that runs resume exactly."""
+    """`count` scenes and their patches, (count, 144, 588) uint8; depends only on its arguments, so that runs resume exactly."""
     rng = np.random.default_rng([seed, stage, step])
     scenes = [sample_scene(rng) for _ in range(count)]
     return scenes, torch.from_numpy(patchify(np.stack([render(things, rng) for things in scenes])))
@@ -52,7 +52,7 @@ def schedule(step: int, steps: int, warm: int = 60) -> float:
 
 
 class Run:
-    """Model, optimiser and log of a run, saved together so that an interrupted run goes on from its last checkpoint."""
+    """Model, optimiser and log of a run, saved together, so that an interrupted run continues from its last checkpoint."""
 
     def __init__(self, out: Path, settings: Settings) -> None:
         self.out, self.settings = out, settings
@@ -121,7 +121,7 @@ class Run:
         print(json.dumps(row), flush=True)
 
     def steps(self, total: int, optimiser: torch.optim.Optimizer) -> Iterator[int]:
-        """The steps still to be done; sets the learning rate before each and saves every hundred."""
+        """Yield the remaining steps; sets the learning rate before each and saves every hundred."""
         if self.optimiser_state is not None:
             optimiser.load_state_dict(self.optimiser_state)
             self.optimiser_state = None

@@ -1,4 +1,4 @@
-"""The tiny Qwen2.5-VL as it is before training: tokenizer, processor, configuration, initial weights."""
+"""The tiny Qwen2.5-VL before training: tokenizer, processor, configuration, initial weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from stratascope.datasets.forms import KINDS
+from stratascope.datasets.scene_shapes import KINDS
 from stratascope.datasets.scenes import RELATIONS, SIZE
 
 SPECIAL_TOKENS = (

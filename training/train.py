@@ -1,7 +1,7 @@
 """Train the built-in model: `python -m training.train --out FOLDER`; resumable, seeded, one thread, no GPU.
 
-Three stages (see training/README.md): the vision tower on dense targets of each cell; the decoder on cached image features,
-with guided attention and throw-away read-outs that fade to nothing; both towers together on the answers alone.
+Three stages (see training/README.md): the vision tower on targets of each cell; the decoder on cached image features, with guided
+attention and auxiliary probes that fade out; both together on the answers only.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from training.answering import question_stage
 from training.packing import Packing
+from training.question_stage import question_stage
 from training.run import Run, Settings
-from training.seeing import align, train_vision
+from training.vision_stage import align, train_vision
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from stratascope.extract import ExtractionPlan, ExtractionSettings, plan_extraction
-from stratascope.extract.images import open_image
+from stratascope.extract.plan.images import open_image
 
 COLOURS = {"subject": "#0072b2", "object": "#d55e00"}
 

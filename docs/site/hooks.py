@@ -17,7 +17,7 @@ ORDER: dict[str, list[str]] = {
         "methods.md", "results.md", "findings-demo.md", "format.md", "benchmarks.md", "architecture.md",
     ],
     "Python": [
-        "api.md", "api/store.md", "api/probe.md", "api/analysis.md", "api/report.md", "api/datasets.md", "api/extract.md",
+        "api.md", "api/store.md", "api/probe.md", "api/analysis.md", "api/results.md", "api/report.md", "api/datasets.md", "api/extract.md",
         "api/errors.md",
     ],
 }  # fmt: skip

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).resolve().parents[1] / "api.md"
-UNITS = ("store", "probe", "analysis", "report", "datasets", "extract", "errors")
+UNITS = ("store", "probe", "analysis", "results", "report", "datasets", "extract", "errors")
 
 HEAD = """# Python names
 
@@ -63,6 +63,8 @@ def _shown(default: Any) -> Any:
     """Settings that have all their own defaults as `Settings()`; sets in order."""
     if isinstance(default, frozenset):
         return _Default(f"frozenset({sorted(default)})")
+    if inspect.isfunction(default):
+        return _Default(default.__name__ if default.__name__ != "<lambda>" else "...")
     own = is_dataclass(default) and not isinstance(default, type)
     return _Default(f"{type(default).__name__}()") if own and default == type(default)() else default
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from stratascope.cli import COMMANDS, main
+from stratascope.cli import all_commands, main
 
 PAGE = Path(__file__).resolve().parents[1] / "commands.md"
 NOT_RUN = {"fetch": "It needs the network.", "view": "It serves the page until it is interrupted."}
@@ -79,7 +79,7 @@ def page(demo: Path, names: Sequence[str] = ()) -> str:
     parts = [HEAD]
     kept = stored() if names else {}
     with folder_with(demo):
-        for command in COMMANDS:
+        for command in all_commands().values():
             name = str(command.name)
             example = example_of(name)
             about = inspect.cleandoc((command.help or "").split("\b")[0])

@@ -1,25 +1,22 @@
-"""From the store to attention share, rollout, flow, attribution, overlap with boxes, faithfulness and the answer's confidence; no torch."""
+"""Attention share, rollout, flow, logit attribution, overlap with boxes, faithfulness and answers of a store; no torch."""
 
+from stratascope.analysis.answer_prediction import AnswerPrediction, answer_prediction
 from stratascope.analysis.answers import AnswerConfidence, answer_confidence
-from stratascope.analysis.attribution import LogitAttribution, logit_attribution
-from stratascope.analysis.boxes import box_geometry
-from stratascope.analysis.carried_back import carried_back
-from stratascope.analysis.discard import discard_weakest, fuse_heads
+from stratascope.analysis.attention_maps import discard_weakest, fuse_heads
+from stratascope.analysis.attention_share import AttentionShare, attention_share, row_entropy
+from stratascope.analysis.attribution import LogitAttribution, carried_back, logit_attribution
+from stratascope.analysis.box_cells import box_geometry
 from stratascope.analysis.explanation import ExampleExplanation, explain_example
 from stratascope.analysis.faithfulness import Faithfulness, faithfulness
 from stratascope.analysis.flow import Flow, MinimumCut, flow, minimum_cut, span_flow
-from stratascope.analysis.flowed import FlowResult, flow_examples
-from stratascope.analysis.heads import head_agreement, head_ranking
-from stratascope.analysis.norms import norm_attention, token_attribution
+from stratascope.analysis.flow_results import FlowResult, flow_examples
+from stratascope.analysis.head_agreement import head_agreement
+from stratascope.analysis.head_ranking import HeadRanking, head_ranking, rank_heads
+from stratascope.analysis.localisation import Pointing, pointing
 from stratascope.analysis.overlap import BoxOverlap, attention_overlap, box_overlap, cell_overlap
-from stratascope.analysis.pointing import Pointing, pointing
-from stratascope.analysis.prediction import AnswerPrediction, answer_prediction
-from stratascope.analysis.ranking import HeadRanking, rank_heads
-from stratascope.analysis.rolled import RolloutResult, rollout_examples
-from stratascope.analysis.rollout import rollout, rollout_packed, rollout_stops
-from stratascope.analysis.share import AttentionShare, attention_share, row_entropy
+from stratascope.analysis.rollout import RolloutResult, rollout, rollout_examples, rollout_packed, rollout_stops
 from stratascope.analysis.sinks import find_sinks
-from stratascope.analysis.weighing import weighted_rows
+from stratascope.analysis.weighting import norm_attention, token_attribution, weighted_rows
 
 __all__ = [
     "AnswerConfidence",

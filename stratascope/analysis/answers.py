@@ -1,75 +1,97 @@
-"""Whether the model's answers are right, and how sure it is of them, by relation."""
+"""Accuracy and confidence of the model's answers, by relation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.blockwise import held_examples
+from stratascope.analysis.parallel import held_examples
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
-from stratascope.store.example_identity import image_groups
-from stratascope.store.results import made_from
-from stratascope.store.selection import listing
+from stratascope.results.file import made_from
+from stratascope.results.result import CHOICE, Result, table_field
+from stratascope.results.schema import columns
+from stratascope.stats.intervals import clustered_wilson
+from stratascope.store import ActivationStore
+from stratascope.store.format.json_schema import each
+from stratascope.store.io.example_identity import image_groups
+from stratascope.store.io.selection import listing
 
-RESULT_KIND = "answer_confidence"
 
+class AnswerConfidence(
+    Result,
+    kind="answer_confidence",
+    command="answers",
+    schema={**each(str, "store condition"), **each(float, "level"), **CHOICE, "choices": list[str]},
+):
+    """Accuracy and confidence of the model's answers, over all examples and by relation (AdaptVis, figure c)."""
 
-@dataclass(frozen=True, repr=False)
-class AnswerConfidence(Shown):
-    """How often the model is right, and how sure it is, by relation (AdaptVis, figure c)."""
-
-    table: pd.DataFrame
+    table: pd.DataFrame = table_field(
+        columns(
+            text="relation",
+            ints="examples images",
+            shares="accuracy accuracy_low accuracy_high confidence confidence_low confidence_high of_right of_wrong right_choice",
+            floats="margin",
+            keys=["relation"],
+        ),
+        name="confidence",
+    )
     """relation ("" for all), examples, images, accuracy, confidence, of_right, of_wrong, right_choice, margin; `accuracy` and
-    `confidence` with _low and _high. Confidence is the mean probability of the choice made, among the choices alone; of_right and of_wrong
-    that over right and wrong answers (NaN where there are none); right_choice the mean probability of the right choice; margin the mean
-    of its logit less the best other's. Sorted by number of examples."""
-    answers: pd.DataFrame
-    """One row an example: example (number), id, relation, label, answer (the choice with the highest logit), right, confidence,
-    margin."""
-    attributes: dict[str, Any]
+    `confidence` with _low and _high. confidence: mean probability of the answer, over the choices; of_right, of_wrong: the same over right
+    and wrong answers (NaN without any); right_choice: mean probability of the right choice; margin: mean of its logit minus the largest
+    other. Sorted by number of examples."""
+    answers: pd.DataFrame = table_field(
+        columns(text="id relation answer", ints="example label", shares="confidence", floats="margin", flags="right", keys=["example"])
+    )
+    """One row per example: example (number), id, relation, label, answer (choice with the highest logit), right, confidence, margin."""
+    attributes: Mapping[str, Any]
     """store, condition, choices, only, level."""
 
-    def summary(self) -> Summary:
-        """What the answers show of themselves in a notebook."""
-        row = self.table.iloc[0]
-        right = f"right {row['accuracy']:.1%} [{row['accuracy_low']:.1%}, {row['accuracy_high']:.1%}], confidence {row['confidence']:.3f}"
-        columns = ["relation", "examples", "accuracy", "accuracy_low", "accuracy_high", "confidence"]
-        return Summary(f"AnswerConfidence: {row['examples']:,} examples, {len(self.table) - 1} relations", [right], self.table[columns])
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `answer_confidence`."""
+        return {"only": self.only, "level": self.attributes["level"]}
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        save_result(path, ResultFile(RESULT_KIND, {"confidence": self.table, "answers": self.answers}, {}, self.attributes))
+    def summary(self) -> str:
+        """Accuracy and confidence: all relations, the best and the worst relation."""
+        rows = self.table[self.table["relation"] != ""].sort_values("accuracy", kind="stable")
+        shown = [self.table.iloc[0]] + ([rows.iloc[-1], rows.iloc[0]] if len(rows) > 1 else [])
+        lines = [
+            f"{row['relation'] or 'all relations':<16} accuracy {row['accuracy']:6.1%} [{row['accuracy_low']:.1%}, "
+            f"{row['accuracy_high']:.1%}], confidence {row['confidence']:.2f}, {row['examples']:,} examples"
+            for row in shown
+        ]
+        if str(self.attributes["condition"]).startswith("untrained"):
+            lines.insert(0, "answers of untrained weights, not of the model:")
+        return "\n".join(lines)
 
-    @classmethod
-    def load(cls, path: Path | str) -> AnswerConfidence:
-        """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
-        return cls(file.tables["confidence"], file.tables["answers"], dict(file.attributes))
+    @property
+    def example_count(self) -> int:
+        """Number of answered examples."""
+        return len(self.answers)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The table by relation."""
+        return self.table
 
 
 def right_choices(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(example,) index of the choice that is right.
+    """(example,) index of the right choice.
 
     Raises
     ------
     NotRecordedError
-        If the prompt asks for one of several choices of examples that are labelled by the caption's truth, so that the label names
-        no choice.
+        If the labels name no choice, as truth labels with a prompt of several choices.
     InvalidInputError
         If a label is none of the choices.
     """
     answers = store.provenance.get("prompt", {}).get("answers")
     if not answers or any(answer not in store.layout.choices for answer in answers):
         raise NotRecordedError(
-            f"expected a prompt whose right answer follows from the label, found the choices {', '.join(store.layout.choices)} and answers "
+            f"expected labels that name the right choice, found the choices {', '.join(store.layout.choices)} and answers "
             f"{', '.join(answers or ()) or 'of none'}; extract with --prompt true-false, or examples that are questions with choices"
         )
     by_label = np.array([store.layout.choices.index(answer) for answer in answers])
@@ -80,30 +102,30 @@ def right_choices(store: ActivationStore, examples: NDArray[np.int64]) -> NDArra
 
 
 def answers_right(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(example,) whether the choice with the highest logit is the right one; errors as of `right_choices`."""
+    """(example,) whether the choice with the highest logit is right; raises as `right_choices`."""
     return np.asarray(store.read("answer_logits", examples=examples).argmax(-1) == right_choices(store, examples))
 
 
 def answer_confidence(
     store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None = None, *, only: Sequence[str] = (), level: float = 0.95
 ) -> AnswerConfidence:
-    """Accuracy and confidence of the answers, over all relations and by relation; intervals respect images shared by examples.
+    """Accuracy and confidence of the answers, by relation, with intervals clustered by image.
 
     Parameters
     ----------
     examples
-        Numbers or a mask; all that are recorded by default.
+        Example numbers or a mask; all recorded ones by default.
     only
-        COLUMN=VALUE: of these examples those that have one of the values given for each column; see `store.chosen_examples`.
+        COLUMN=VALUE: keep the examples with one of the given values of each column; see `store.chosen_examples`.
     level
-        Of the intervals, normal ones; NaN for a relation seen in fewer than two images.
+        Level of the Wilson intervals; NaN for a relation with fewer than two images.
 
     Raises
     ------
     NotRecordedError
-        If the label names no choice, see `right_choices`.
+        If labels name no choice, see `right_choices`.
     InvalidInputError
-        If there are no examples, or none that `only` chooses.
+        If no examples are left.
     """
     chosen = held_examples(store, "answer_logits", examples, only)
     if not len(chosen):
@@ -115,7 +137,7 @@ def answer_confidence(
     others = logits.copy()
     others[each, right] = -np.inf
     facts = store.examples.iloc[chosen]
-    table = pd.DataFrame(
+    scores = pd.DataFrame(
         {
             "relation": facts["relation"].to_numpy(object),
             "image": image_groups(store.examples).labels[chosen],
@@ -125,8 +147,8 @@ def answer_confidence(
             "margin": logits[each, right] - others.max(-1),
         }
     )
-    rows = [_summary("", table, level)]
-    by_relation = [_summary(str(name), group, level) for name, group in table.groupby("relation", sort=True)]
+    rows = [_summary("", scores, level)]
+    by_relation = [_summary(str(name), group, level) for name, group in scores.groupby("relation", sort=True)]
     rows += sorted(by_relation, key=lambda row: -int(row["examples"]))
     attributes = {
         **made_from(store),
@@ -138,12 +160,12 @@ def answer_confidence(
         {
             "example": chosen,
             "id": facts["id"].to_numpy(object),
-            "relation": table["relation"],
+            "relation": scores["relation"],
             "label": facts["label"].to_numpy(),
             "answer": np.asarray(store.layout.choices, object)[logits.argmax(-1)],
-            "right": table["accuracy"] == 1,
-            "confidence": table["confidence"],
-            "margin": table["margin"],
+            "right": scores["accuracy"] == 1,
+            "confidence": scores["confidence"],
+            "margin": scores["margin"],
         }
     )
     return AnswerConfidence(pd.DataFrame(rows), answers, attributes)
@@ -153,28 +175,8 @@ def _summary(relation: str, rows: pd.DataFrame, level: float) -> dict[str, Any]:
     images = rows["image"].nunique()
     out: dict[str, Any] = {"relation": relation, "examples": len(rows), "images": images}
     for name in ("accuracy", "confidence"):
-        low, high = _interval(rows[name].to_numpy(), rows["image"].to_numpy(), level)
+        low, high = clustered_wilson(rows[name].to_numpy(), rows["image"].to_numpy(), level)
         out |= {name: float(rows[name].mean()), f"{name}_low": low, f"{name}_high": high}
     right = rows["accuracy"] == 1
     out |= {"of_right": float(rows["confidence"][right].mean()), "of_wrong": float(rows["confidence"][~right].mean())}
     return out | {name: float(rows[name].mean()) for name in ("right_choice", "margin")}
-
-
-def _interval(values: NDArray[np.float64], images: NDArray[Any], level: float) -> tuple[float, float]:
-    """Ends of the interval of a mean, with one residual an image; Wilson's, on as many independent answers as the residuals amount to,
-    so that a share of 0 or 1 does not look certain."""
-    from statistics import NormalDist
-
-    codes = np.unique(images, return_inverse=True)[1]
-    count, mean = int(codes.max()) + 1, float(values.mean())
-    if count < 2:
-        return float("nan"), float("nan")
-    residual = np.bincount(codes, values - mean) / len(values)
-    variance = count / (count - 1) * float(np.square(residual).sum())
-    largest = mean * (1 - mean)
-    # a quantity between 0 and 1 whose spread is below a coin's counts for more answers than there are, never for fewer than images
-    independent = largest / variance if variance > 1e-12 else float(count)
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    centre = (mean + z * z / (2 * independent)) / (1 + z * z / independent)
-    half = z / (1 + z * z / independent) * np.sqrt(max(largest, 0) / independent + z * z / (4 * independent**2))
-    return float(max(centre - half, 0)), float(min(centre + half, 1))

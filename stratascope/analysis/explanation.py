@@ -1,10 +1,8 @@
-"""One example, and all that a store lets one say of it: methods side by side, what adds up to the answer, what hiding does."""
+"""Explanation of one example: attention, attribution, rollout, flow and knockouts side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,66 +12,78 @@ from numpy.typing import NDArray
 from stratascope.analysis.answers import right_choices
 from stratascope.analysis.attribution import logit_attribution
 from stratascope.analysis.flow import flow
-from stratascope.analysis.ranks import rank_correlations
+from stratascope.analysis.knockout_targets import kind_of_target, target_tokens
 from stratascope.analysis.relevance import BASELINES, few_blocks, group_scores, methods_of, token_scores
-from stratascope.analysis.targets import kind_of_target, target_tokens
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
-from stratascope.store.prompt_parts import PARTS, parts_of
-from stratascope.store.results import made_from
+from stratascope.results.file import made_from
+from stratascope.results.result import Result, table_field
+from stratascope.results.schema import columns
+from stratascope.stats.rank_correlation import rank_correlations
+from stratascope.store import ActivationStore
+from stratascope.store.format.json_schema import each
+from stratascope.store.format.prompt_parts import PARTS, parts_of
 
-RESULT_KIND = "example_explanation"
 
+class ExampleExplanation(
+    Result,
+    kind="example_explanation",
+    command="explain",
+    schema={
+        **each(str, "store condition id caption relation subject object answer"),
+        **each(int, "example label"),
+        **each(float, "difference"),
+        **each(tuple[int, int], "image grid few"),
+        **each(dict[str, str], "methods missing"),
+        "right": bool | None,
+        "signed": list[str],
+    },
+):
+    """Scores of all methods for one example."""
 
-@dataclass(frozen=True)
-class ExampleExplanation:
-    """All methods on one example."""
-
-    tokens: pd.DataFrame
-    """token (number), text, part (of the prompt), box (`subject`, `object`, `both` or "": in which gold box an image cell lies), one
-    column for each method that the store allows, cut and cut_window (what limits the flow to the token through all and through few
-    blocks; "" without maps)."""
-    spans: pd.DataFrame
-    """part (those of the prompt, `subject_box`, `object_box`), tokens (how many) and one column a method."""
-    components: pd.DataFrame
-    """What adds up to the logit difference: component (`embedding`, `head` or `block`: the rest of one), layer, head (-1 where there is
-    none), value; empty where the store holds no attribution."""
-    knockout: pd.DataFrame
-    """target, kind (cells, spans, boxes), mode, window, effect (how far the logit difference moves when the target is hidden); empty where
-    the example was not measured."""
-    agreement: pd.DataFrame
-    """method, kind (cells or spans), mode, correlation (Spearman's, of sizes, all blocks) on this example; empty without knockouts."""
-    answers: pd.DataFrame
-    """choice, logit, probability among the choices."""
-    attributes: dict[str, Any]
+    tokens: pd.DataFrame = table_field(columns(text="text part box cut cut_window", ints="token", keys=["token"]))
+    """token (number), text, part (of the prompt), box (gold box of an image cell: `subject`, `object`, `both` or ""), one column per
+    method, cut and cut_window (minimum cut of the flow through all and through few blocks; "" without maps)."""
+    spans: pd.DataFrame = table_field(columns(text="part", ints="tokens", keys=["part"]))
+    """part (of the prompt, `subject_box`, `object_box`), tokens (number) and one column per method."""
+    components: pd.DataFrame = table_field(columns(text="component", ints="layer head", floats="value", empty=True))
+    """Terms of the logit difference: component (`embedding`, `head` or `block`: MLP and biases), layer, head (-1 for others), value; empty
+    without logit attribution in the store."""
+    knockout: pd.DataFrame = table_field(columns(text="target kind mode window", floats="effect", empty=True))
+    """target, kind (cells, spans, boxes), mode, window, effect (change of the logit difference when the target is masked); empty without
+    knockouts of the example."""
+    agreement: pd.DataFrame = table_field(columns(text="method kind mode", floats="correlation", empty=True))
+    """method, kind (cells or spans), mode, correlation (Spearman's, of absolute values, all blocks); empty without knockouts."""
+    answers: pd.DataFrame = table_field(columns(text="choice", floats="logit", shares="probability"))
+    """choice, logit, probability over the choices."""
+    attributes: Mapping[str, Any]
     """store, condition, example, id, caption, relation, label, subject, object, answer, right (None where the label names no choice),
-    difference (first choice's logit less the second's), image (start, stop), grid (rows, columns), few (blocks), missing (methods ->
-    what to record), methods (name -> label), signed (methods whose scores have a sign)."""
+    difference (first choice's logit minus the second's), image (start, stop), grid (rows, columns), few (blocks), missing (method ->
+    arrays to record), methods (name -> label), signed (methods with a sign)."""
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Methods that the tables hold, baselines left out."""
+        """Methods in the tables, without baselines."""
         return tuple(name for name in self.attributes["methods"] if name not in BASELINES)
 
     def on_image(self, method: str) -> NDArray[np.float64]:
-        """(row, column) a method's scores of the image's cells; InvalidInputError where the store did not allow the method."""
+        """(row, column) scores of the image cells by one method; InvalidInputError for a method that the tables lack."""
         if method not in self.tokens.columns:
             raise InvalidInputError(f"expected a method of {', '.join(self.methods)}, found {method!r}")
         start, stop = self.attributes["image"]
         return np.asarray(self.tokens[method].to_numpy(float)[start:stop].reshape(self.attributes["grid"]))
 
     def effects_on_image(self, mode: str) -> NDArray[np.float64]:
-        """Effect of hiding the group that each cell belongs to, in all blocks.
+        """Knockout effect of the group of each cell, in all blocks.
 
         Parameters
         ----------
         mode
-            From whom: `final` or `later`.
+            `final`: masked for the final token; `later`: masked for all later tokens.
 
         Returns
         -------
         numpy.ndarray
-            (row, column); NaN where it was not measured.
+            (row, column); NaN without a measurement.
         """
         rows, columns = self.attributes["grid"]
         table = self.knockout[(self.knockout["kind"] == "cells") & (self.knockout["mode"] == mode)]
@@ -86,46 +96,49 @@ class ExampleExplanation:
             out[np.ix_(down, np.arange(columns) * groups[1] // columns == int(column))] = effect
         return out
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        names = ("tokens", "spans", "components", "knockout", "agreement", "answers")
-        save_result(path, ResultFile(RESULT_KIND, {name: getattr(self, name) for name in names}, {}, self.attributes))
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `explain_example`."""
+        return {"example": self.attributes["example"], "window": self.attributes["few"]}
 
-    @classmethod
-    def load(cls, path: Path | str) -> ExampleExplanation:
-        """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
-        return cls(**file.tables, attributes=dict(file.attributes))
+    def to_frame(self) -> pd.DataFrame:
+        """The scores of every method by part of the prompt."""
+        return self.spans
+
+    def summary(self) -> str:
+        """The example and the answer of the model."""
+        own = self.attributes
+        return f"example #{own['example']}, id {own['id']}: {own['caption']} The model answers {own['answer']}."
 
 
 def explain_example(store: ActivationStore, example: int, *, window: Sequence[int] | None = None, seed: int = 0) -> ExampleExplanation:
-    """Every method that the store allows, on one example.
+    """Explain one example by every method that the store allows.
 
     Parameters
     ----------
     example
-        Its number.
+        Example number.
     window
-        Half-open range of the few blocks that rollout and flow go through beside all; the top half by default, eight at most.
+        Half-open range of the few blocks of rollout and flow; the top half by default, eight at most.
     seed
-        Of the random baseline.
+        Seed of the random baseline.
 
     Raises
     ------
     InvalidInputError
-        If there is no such example, or the window is outside.
+        If the example or the window is outside the store.
     NotRecordedError
-        If it is not recorded.
+        If the example is not recorded.
     """
     layout = store.layout
     if not 0 <= example < layout.examples:
         raise InvalidInputError(f"expected an example number from 0 to {layout.examples - 1}, found {example}")
     if not store.available("answer_logits")[example]:
-        raise NotRecordedError(f"expected example {example} to be recorded, found that it was not; see `stratascope info`")
+        raise NotRecordedError(f"expected example {example} to be recorded, found it missing; see `stratascope info`")
     few = few_blocks(layout.layers) if window is None else (int(window[0]), int(window[1]))
     methods, missing = methods_of(store)
     mapped = "attention_maps" in layout.record and bool(store.available("attention_maps")[example])
-    if not mapped:  # maps may be those of some examples alone
+    if not mapped:  # a store may hold the maps of some examples only
         lacking = {m.name: "attention_maps, of this example too" for m in methods if "attention_maps" in m.needs}
         methods, missing = tuple(m for m in methods if m.name not in lacking), missing | lacking
     options: dict[str, Any] = {"window": (0, layout.layers), "few": few, "seed": seed}

@@ -1,29 +1,32 @@
-"""Which method to believe: how far each ranks the parts of a prompt as hiding them does (Geva et al. 2023; Jain & Wallace 2019)."""
+"""Faithfulness: agreement of attribution methods with attention knockouts (Geva et al. 2023; Jain & Wallace 2019)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.blockwise import held_examples, over_blocks
-from stratascope.analysis.maps import parse_window
-from stratascope.analysis.ranks import FEWEST_TARGETS, rank_correlations
+from stratascope.analysis.attention_maps import parse_window
+from stratascope.analysis.knockout_targets import MODE_LABELS, TARGET_LABELS, kind_of_target, target_tokens
+from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.relevance import BASELINES, Method, few_blocks, group_scores, methods_of
-from stratascope.analysis.resampling import bootstrap_means, ends
-from stratascope.analysis.targets import kind_of_target, target_tokens
-from stratascope.analysis.weighing import require_recorded
+from stratascope.analysis.weighting import require_recorded
 from stratascope.errors import InvalidInputError, TooFewExamplesError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
-from stratascope.store.example_identity import image_groups
-from stratascope.store.results import made_from
+from stratascope.figures.correlations import draw_correlations
+from stratascope.figures.style import paper_style
+from stratascope.results.file import made_from
+from stratascope.results.result import Result, array_field, new_axes, table_field
+from stratascope.results.schema import columns
+from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.intervals import percentiles
+from stratascope.stats.rank_correlation import FEWEST_TARGETS, rank_correlations
+from stratascope.store import ActivationStore
+from stratascope.store.format.json_schema import each
+from stratascope.store.io.example_identity import image_groups
 
-RESULT_KIND = "faithfulness"
 PIECE = 4
 TARGETS = ("cells", "spans")
 SETTING = ["targets", "mode", "window"]
@@ -31,29 +34,61 @@ SETTING = ["targets", "mode", "window"]
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Faithfulness:
-    """Each method's rank correlation with the effect of hiding, per example and on the whole."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-    table: pd.DataFrame
-    """targets (cells or spans), mode (who may not see: `final`, the final token alone, or `later`, every later token), window (of blocks),
+_LEADING = {
+    **each(str, "targets mode window method label second? second_label?"),
+    **each(float, "correlation low high ahead? ahead_low? ahead_high?"),
+}
+
+
+class Faithfulness(
+    Result,
+    kind="faithfulness",
+    command="faithfulness",
+    schema={
+        **each(str, "store condition"),
+        **each(int, "draws seed"),
+        **each(float, "level"),
+        "choices": list[str],
+        "few": dict[str, tuple[int, int]],
+        "missing": dict[str, str],
+        "leading": _LEADING,
+    },
+):
+    """Rank correlation of each method with the knockout effect, by example and on average."""
+
+    selects_examples: ClassVar[bool] = True
+
+    table: pd.DataFrame = table_field(
+        columns(
+            "row",
+            text="targets mode window effect method label",
+            ints="examples images",
+            floats="effect_size correlation low high behind behind_low behind_high",
+            keys=["targets mode window effect method", "targets mode window effect label"],
+        ),
+        name="methods",
+    )
+    """targets (cells or spans), mode (masked queries: `final`, the final token, or `later`, every later token), window (of blocks),
     effect, method, label, correlation (mean over examples of Spearman's), low, high (cluster bootstrap by image), behind (mean of the
-    best method less this one's), behind_low, behind_high (paired), examples, images, effect_size (mean size of the effect of hiding one
-    target, in logits: where it is small there is little to rank). `effect`: `size` compares sizes; `signed`, for methods with a sign,
-    whether the tokens speak for the answer that they are said to speak for."""
-    correlations: Floats
-    """(row of the table, example); NaN where hiding changes nothing or the example has too few targets."""
-    examples: NDArray[np.int64]
+    best method minus this one's), behind_low, behind_high (paired), examples, images, effect_size (mean absolute knockout effect of one
+    target, in logits; small effects are hard to rank). `effect`: `size` compares absolute values; `signed`, for methods with a sign,
+    signed values."""
+    correlations: Floats = array_field("float", "row example", name="correlation")
+    """(row of the table, example); NaN without a knockout effect, or with too few targets."""
+    examples: NDArray[np.int64] = array_field("int", "example", name="example")
     """(example,) example numbers."""
-    attributes: dict[str, Any]
-    """store, condition, choices, level, draws, seed, few (blocks of `rollout_window` and `flow_window` by window), missing (methods
-    that the store does not allow -> what to record), leading (what a report leads with, the best method where hiding cells
-    in all blocks moves the answer most: targets, mode, window, method, label,
-    correlation, low, high; second, second_label and, paired, ahead, ahead_low, ahead_high)."""
+    attributes: Mapping[str, Any]
+    """store, condition, choices, level, draws, seed, few (blocks of `rollout_window` and `flow_window` by window), missing (method ->
+    arrays to record), leading (best method in the main setting, the mode with the largest effect of masking cells in all blocks: targets,
+    mode, window, method, label, correlation, low, high; second, second_label and, paired, ahead, ahead_low, ahead_high)."""
 
     @property
     def best(self) -> dict[str, Any]:
-        """The method to believe: of the setting that a report leads with."""
+        """The most faithful method in the main setting."""
         return dict(self.attributes["leading"])
 
     def rows(self, targets: str = "cells", mode: str = "final", window: str | None = None, effect: str = "size") -> pd.DataFrame:
@@ -64,7 +99,7 @@ class Faithfulness:
         targets, mode, effect
             As in the table.
         window
-            The first one, all blocks, by default.
+            All blocks by default.
 
         Raises
         ------
@@ -78,16 +113,75 @@ class Faithfulness:
             raise InvalidInputError(f"expected a setting of the table, found {targets}, {mode}, {window}, {effect}")
         return found.sort_values("correlation", ascending=False, kind="stable").reset_index(drop=True)
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        arrays: dict[str, Any] = {"correlation": (("row", "example"), self.correlations), "example": (("example",), self.examples)}
-        save_result(path, ResultFile(RESULT_KIND, {"methods": self.table}, arrays, self.attributes))
+    @property
+    def leading_rows(self) -> pd.DataFrame:
+        """Rows of the main setting, most faithful first."""
+        return self.rows(self.best["targets"], self.best["mode"], self.best["window"])
 
-    @classmethod
-    def load(cls, path: Path | str) -> Faithfulness:
-        """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
-        return cls(file.tables["methods"], file.arrays["correlation"][1], file.arrays["example"][1], dict(file.attributes))
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `faithfulness`."""
+        return {name: self.attributes[name] for name in ("level", "draws", "seed")}
+
+    def to_frame(self) -> pd.DataFrame:
+        """The table."""
+        return self.table
+
+    def summary(self) -> str:
+        """Methods of every setting by correlation, the most faithful one, and the arrays that the missing methods need."""
+        best = self.best
+        lines = []
+        modes = [best["mode"], *(m for m in dict.fromkeys(self.table["mode"]) if m != best["mode"])]
+        for targets in dict.fromkeys([best["targets"], *self.table["targets"]]):
+            for mode in modes:
+                rows = self.rows(targets, mode, best["window"])
+                lines.append(
+                    f"rank correlation with the knockout effect of {TARGET_LABELS[targets]} {MODE_LABELS.get(mode, mode)} in blocks "
+                    f"{best['window']}; mean effect {rows['effect_size'].iloc[0]:.3f} logits, {int(rows['examples'].max())} examples on "
+                    f"{int(rows['images'].max())} images"
+                )
+                lines += [
+                    f"  {row['correlation']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]  {row['label']}"
+                    for row in rows.to_dict("records")
+                ]
+        if "second" in best:
+            about = f"{TARGET_LABELS[best['targets']]} {MODE_LABELS.get(best['mode'], best['mode'])}"
+            significant = "" if best["ahead_low"] > 0 else " (not significant)"
+            ahead = f"{best['ahead']:.2f} [{best['ahead_low']:.2f}, {best['ahead_high']:.2f}] ahead of the next{significant}"
+            lines.append(f"best for {about}: {best['label']}, {ahead}")
+        lines += [f"not available: {name}; record {arrays}" for name, arrays in self.attributes["missing"].items()]
+        return "\n".join(lines)
+
+    def plot(self, ax: Axes | None = None, *, targets: str = "", window: str = "") -> Axes:
+        """Draw the correlation of each method with its interval, for all modes of the knockout.
+
+        Parameters
+        ----------
+        ax
+            Axes to draw on; a new figure's by default.
+        targets, window
+            As in the table; those of the main setting by default.
+        """
+        best, table = self.best, self.table
+        targets, window = targets or best["targets"], window or best["window"]
+        rows = table[(table["targets"] == targets) & (table["window"] == window) & (table["effect"] == "size")]
+        modes = {MODE_LABELS.get(mode, mode): rows[rows["mode"] == mode] for mode in dict.fromkeys(rows["mode"])}
+        return draw_correlations(modes, self.leading_rows["label"].tolist(), new_axes(ax), title=TARGET_LABELS[targets])
+
+    def figure(self, store: ActivationStore | None = None) -> Figure:
+        """One panel for groups of image cells and one for spans, with the knockout in all blocks."""
+        kinds = list(dict.fromkeys(self.table["targets"]))
+        window = str(self.table["window"].iloc[0])
+        from matplotlib.figure import Figure
+
+        with paper_style():
+            figure = Figure(figsize=(2.6 + 2.3 * len(kinds), 0.6 + 0.27 * len(self.leading_rows)))
+            axes = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+            for kind, ax in zip(kinds, axes, strict=True):
+                self.plot(ax, targets=kind, window=window)
+            handles, labels = axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower right", ncols=len(labels))
+        return figure
 
 
 def faithfulness(
@@ -99,30 +193,33 @@ def faithfulness(
     draws: int = 1000,
     seed: int = 0,
     scheduler: str | None = None,
+    progress: bool = False,
 ) -> Faithfulness:
-    """Spearman correlation of each method's scores with the recorded effect of hiding, over groups of image cells and over spans.
+    """Spearman correlation of each method's scores with the knockout effect, over groups of image cells and over spans.
 
-    The effect is how far the answers' logit difference moves when a target is hidden. Within an example, targets are ranked by its size
-    and by the method's score of the same tokens in the same blocks; a method with a sign is also compared with what hiding takes away,
-    sign and all. Means are over examples, intervals over images drawn with replacement (examples of an image stay together).
+    The knockout effect is the change of the logit difference when a target is masked. Within an example, targets are ranked by the
+    absolute effect and by the absolute score of the same tokens in the same blocks; signed methods are also ranked with their sign. Means
+    are over examples, intervals by cluster bootstrap over images.
 
     Parameters
     ----------
     examples
-        Numbers or a mask; all with knockouts by default.
+        Example numbers or a mask; all with knockouts by default.
     methods
-        Names of `relevance.METHODS`; all that the store allows by default.
+        Names of `relevance.METHODS`; by default all whose arrays the store holds.
     level, draws, seed
-        Of the bootstrap; the seed is also that of the random baseline.
+        Level of the intervals; draws and seed of the bootstrap. The seed is also that of the random baseline.
     scheduler
-        Where the work is done: None for here, `threads`, `processes`, or the address of a Dask scheduler.
+        None or `synchronous`, `threads`, `processes`, or the address of a Dask scheduler.
+    progress
+        Show a progress bar where stderr is a terminal.
 
     Raises
     ------
     NotRecordedError
-        If the store holds no knockouts, or not what a method asked for by name needs.
+        If the store holds no knockouts, or lacks an array of a method in `methods`.
     TooFewExamplesError
-        If fewer than two images have an effect to compare with.
+        If fewer than two images have a knockout effect.
     """
     require_recorded(store, ("knockout",), "faithfulness")
     layout = store.layout
@@ -137,7 +234,8 @@ def faithfulness(
     blocks = [parse_window(name, layout.layers) for name in windows]
     few = [few_blocks(layout.layers) if window == (0, layout.layers) else window for window in blocks]
     options: dict[str, Any] = {"targets": targets, "methods": allowed, "windows": blocks, "few": few, "seed": seed}
-    scores = np.concatenate(over_blocks(_scores, store, chosen, at_most=PIECE, scheduler=scheduler, **options))
+    parts = over_blocks(_scores, store, chosen, at_most=PIECE, scheduler=scheduler, progress=progress, label="faithfulness", **options)
+    scores = np.concatenate(parts)
     rows, correlations = _compare(effects, scores, allowed, modes, windows, targets)
     images = image_groups(store.examples).labels[chosen]
     table = _summarised(pd.DataFrame(rows), correlations, images, level, draws, seed)
@@ -182,7 +280,7 @@ def _compare(
                     rows.append({**setting, "effect": "size", **about})
                     correlations.append(rank_correlations(score if plain else np.abs(score), np.abs(effect)))
                     if method.signed:
-                        # hiding takes away what the tokens add
+                        # a knockout removes the contribution of the tokens
                         rows.append({**setting, "effect": "signed", **about})
                         correlations.append(rank_correlations(score, -effect))
     if not rows:
@@ -198,16 +296,16 @@ def _mean_size(effects: Floats) -> float:
 def _summarised(rows: pd.DataFrame, correlations: Floats, images: NDArray[Any], level: float, draws: int, seed: int) -> pd.DataFrame:
     known = np.isfinite(correlations)
     if not known.any() or len(np.unique(images[known.any(0)])) < 2:
-        raise TooFewExamplesError("expected effects of hiding in at least two images, found fewer: there is nothing to rank by")
+        raise TooFewExamplesError("expected knockout effects in at least two images, found fewer; measure more examples")
     count = known.sum(1)
     rows["correlation"] = np.where(count > 0, np.where(known, correlations, 0).sum(1) / np.maximum(count, 1), np.nan)
-    drawn = bootstrap_means(correlations, images, draws, seed)
-    rows["low"], rows["high"] = ends(drawn, level)
+    drawn = Bootstrap(images, draws=draws, seed=seed).mean_of_known(correlations)
+    rows["low"], rows["high"] = percentiles(drawn, level)
     behind = np.full((len(rows), 3), np.nan)
     for _, part in rows.groupby([*SETTING, "effect"], sort=False):
         places = part.index.to_numpy()
         best = places[int(np.nan_to_num(part["correlation"].to_numpy(), nan=-2).argmax())]
-        low, high = ends(drawn[best] - drawn[places], level)
+        low, high = percentiles(drawn[best] - drawn[places], level)
         behind[places] = np.stack([part["correlation"].loc[best] - part["correlation"].to_numpy(), low, high], 1)
     rows["behind"], rows["behind_low"], rows["behind_high"] = behind.T
     rows["examples"] = count
@@ -216,7 +314,7 @@ def _summarised(rows: pd.DataFrame, correlations: Floats, images: NDArray[Any], 
 
 
 def _leading(table: pd.DataFrame, correlations: Floats, images: NDArray[Any], level: float, draws: int, seed: int) -> dict[str, Any]:
-    """The best method for image cells (spans where there are none) hidden in all blocks, from whom hiding them moves the answer most."""
+    """Best method for image cells (spans without cells) masked in all blocks, in the mode with the largest effect."""
     sized = table[(table["effect"] == "size") & (table["window"] == table["window"].iloc[0])]
     wanted = sized[sized["targets"] == "cells"]
     wanted = wanted if len(wanted) else sized

@@ -1,4 +1,4 @@
-"""Attention flow (Abnar & Zuidema 2020): the most that can flow from the final token at the top to an input at the bottom."""
+"""Attention flow (Abnar & Zuidema 2020): maximum flow from the final token at the top to an input token at the bottom."""
 
 from __future__ import annotations
 
@@ -10,55 +10,55 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.capacities import UNIT, flow_capacities, group_bounds, token_bounds
-from stratascope.analysis.maps import Window, checked_maps, checked_window
-from stratascope.analysis.ranks import rank_correlation
+from stratascope.analysis.attention_maps import Window, checked_maps, checked_window
+from stratascope.analysis.flow_network import UNIT, flow_capacities, group_bounds, token_bounds
 from stratascope.errors import InvalidInputError, MissingExtraError
+from stratascope.stats.rank_correlation import rank_correlation
 
 if TYPE_CHECKING:
     from stratascope.analysis.max_flow import Network, Workspace
 
 CUTS = ("unproven", "source", "target", "other")
-"""What limits a flow: `source`, what leaves the final token's own column; `target`, what enters the target's column; `other`, a cut
-that is neither; `unproven` where the flow was not computed."""
+"""Kind of the minimum cut: `source`, around the column of the final token; `target`, around the column of the target; `other`; `unproven`
+where the flow was not computed."""
 SATURATED = 0.9
-"""Share of tokens limited at the source, or of rank correlation with position, from which on flow says little of the tokens."""
+"""Share of tokens with a cut at the source, or rank correlation with position, above which flow is uninformative."""
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Flow from the final token to every input token, in shares of what the final token sends."""
+    """Flow from the final token to every input token, as shares of the outflow of the final token."""
 
     value: NDArray[np.float64]
-    """(token,) the maximum flow; the bound where it was not computed."""
+    """(token,) maximum flow; the bound where it was not computed."""
     bound: NDArray[np.float64]
-    """(token,) upper bound in closed form: the smallest column cut."""
+    """(token,) upper bound in closed form: smallest column cut."""
     exact: NDArray[np.bool_]
-    """(token,) whether the value is the maximum flow; computed flows always are, to the last unit of 2**-50."""
+    """(token,) whether the value is the maximum flow, exact in units of 2**-50."""
     cut: NDArray[Any]
-    """(token,) which of `CUTS` limits it."""
+    """(token,) kind of the minimum cut, one of `CUTS`."""
 
     @property
     def certified(self) -> NDArray[np.bool_]:
-        """(token,) where a flow was found that equals the bound: anyone can check it by adding up one column cut."""
+        """(token,) whether the flow equals the bound: a sum over one column cut proves it."""
         return np.asarray(self.exact & (self.value == self.bound))
 
     @property
     def position_correlation(self) -> float:
-        """Spearman's correlation of value and position, over all tokens but the final one; 0 for fewer than three or equal values."""
+        """Spearman correlation of flow and position, without the final token; 0 for fewer than three tokens or constant flow."""
         values = self.value[:-1]
         return rank_correlation(values, np.arange(len(values), dtype=np.float64)) if len(values) >= 3 else 0.0
 
     @property
     def warning(self) -> str | None:
-        """Why the values say little of the tokens, or None."""
+        """Why the flow is uninformative, or None."""
         at_source = float((self.cut[:-1] == "source").mean()) if len(self.cut) > 1 else 0.0
         reasons = []
         if abs(self.position_correlation) > SATURATED:
-            reasons.append(f"it follows the token's position (rank correlation {self.position_correlation:.2f})")
+            reasons.append(f"it follows token position (rank correlation {self.position_correlation:.2f})")
         if at_source > SATURATED:
-            reasons.append(f"{at_source:.0%} of the tokens are limited by what leaves the final token's own column, not by their own")
-        return f"flow says little of these tokens: {' and '.join(reasons)}; use a window of fewer layers" if reasons else None
+            reasons.append(f"the minimum cut of {at_source:.0%} of the tokens is at the final token, not at the token")
+        return f"flow is uninformative for these tokens: {' and '.join(reasons)}; use a window of fewer blocks" if reasons else None
 
 
 def flow(maps: NDArray[Any], *, window: Window | None = None, tokens: Sequence[int] | None = None) -> Flow:
@@ -69,17 +69,17 @@ def flow(maps: NDArray[Any], *, window: Window | None = None, tokens: Sequence[i
     maps
         (layer, query, key), fused over heads, causal; rows sum to 1.
     window
-        (first, last) half-open range of layers to flow through; all by default. The inputs are then those of its first layer.
+        (first, last) half-open range of blocks; all by default. The inputs are those of its first block.
     tokens
-        Which to compute exactly; all by default. The others get the bound, and `exact` False. With none, nothing is compiled and all
-        takes one pass over the maps.
+        Tokens with exact flow; all by default. The others get the bound, and `exact` False. With none, one pass over the maps is enough
+        and numba is not needed.
 
     Raises
     ------
     InvalidInputError
-        If the maps are not causal maps whose rows sum to 1, the window is empty or outside, or a token is.
+        If maps are not causal with rows that sum to 1, the window is empty or outside, or a token is outside.
     MissingExtraError
-        If numba is not installed and a flow is to be computed.
+        If exact flow is asked for without numba.
     """
     capacities = _capacities(maps, window)
     count = capacities.shape[-1]
@@ -99,7 +99,9 @@ def flow(maps: NDArray[Any], *, window: Window | None = None, tokens: Sequence[i
 
 
 def span_flow(maps: NDArray[Any], spans: Mapping[str, Sequence[int]], *, window: Window | None = None) -> pd.DataFrame:
-    """Maximum flow from the final token into spans of input tokens, each span as one target: no sum of its tokens' flows.
+    """Maximum flow from the final token into spans of input tokens, each span as one target.
+
+    The flow into a span is not the sum of the flows into its tokens.
 
     Parameters
     ----------
@@ -111,13 +113,13 @@ def span_flow(maps: NDArray[Any], spans: Mapping[str, Sequence[int]], *, window:
     Returns
     -------
     pandas.DataFrame
-        span, tokens (how many), value, bound, cut, saturated: whether all that the final token sends can reach the span, so that
-        the value says nothing of it.
+        span, tokens (number), value, bound, cut, saturated (whether the whole outflow of the final token reaches the span, so that the
+        value is uninformative).
 
     Raises
     ------
     InvalidInputError
-        As `flow`, or for a span without tokens.
+        As `flow`, or for an empty span.
     """
     capacities = _capacities(maps, window)
     sent = int(capacities[-1, -1].sum())
@@ -135,26 +137,26 @@ def span_flow(maps: NDArray[Any], spans: Mapping[str, Sequence[int]], *, window:
 
 @dataclass(frozen=True)
 class MinimumCut:
-    """The cut that limits a flow: flow and cut are equal as whole numbers, which proves both."""
+    """Minimum cut of a flow; flow and capacity are equal integers, which proves both."""
 
     flow: int
     capacity: int
-    """Of the edges cut, in units of 2**-50."""
+    """Capacity of the cut edges, in units of 2**-50."""
     below: NDArray[np.bool_]
-    """(level, token) the target's side: nodes from which the target can still be reached."""
+    """(level, token) target side: nodes from which the target is reachable in the residual network."""
     by_layer: NDArray[np.float64]
-    """(layer,) capacity cut in each layer, in shares of what the final token sends."""
+    """(layer,) cut capacity by layer, as shares of the outflow of the final token."""
 
 
 def minimum_cut(maps: NDArray[Any], span: Sequence[int] | int, *, window: Window | None = None) -> MinimumCut:
-    """Where the flow into a token, or a span of token numbers, is limited (Ford & Fulkerson 1956).
+    """Minimum cut of the flow into a token or span (Ford & Fulkerson 1956).
 
     Parameters
     ----------
     maps, window
         As of `flow`: (layer, query, key), fused over heads.
     span
-        Token numbers, or one.
+        Token number or numbers.
 
     Raises
     ------
@@ -176,20 +178,20 @@ def minimum_cut(maps: NDArray[Any], span: Sequence[int] | int, *, window: Window
 
 
 class _Solver:
-    """One network, solved for one target after another."""
+    """Maximum flow solver: one network, many targets."""
 
     def __init__(self, capacities: NDArray[np.int64]) -> None:
         try:
             from stratascope.analysis import max_flow
         except ImportError as error:
-            raise MissingExtraError("expected the package numba for exact flow, found none; run `pip install numba`") from error
+            raise MissingExtraError("expected the package numba for exact flow, found it missing; run `pip install numba`") from error
         self._code = max_flow
         self._network: Network
         self._workspace: Workspace
         self._network, self._workspace = max_flow.empty_network(capacities)
 
     def into(self, targets: NDArray[np.bool_], bound: int, *, keep: bool = False) -> int:
-        """Maximum flow into any of `targets`, known not to exceed `bound`; the network is empty afterwards unless kept."""
+        """Maximum flow into `targets`, at most `bound`; the network is empty afterwards unless `keep`."""
         found = int(self._code.maximum_flow(self._network, self._workspace, targets, int(targets.argmax()), bound))
         assert found <= bound
         if not keep:
@@ -197,7 +199,7 @@ class _Solver:
         return found
 
     def side_of(self, targets: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(level, token) what can still reach the targets beside a kept maximum flow."""
+        """(level, token) nodes that reach the targets in the residual network of a kept maximum flow."""
         first = int(targets.argmax())
         reached = self._code.distances(self._network, self._workspace, targets, first)
         assert not reached

@@ -1,10 +1,10 @@
-"""Exact maximum flow through a layered attention network: Dinic's algorithm (1970) on dense matrices of whole numbers, compiled.
+"""Exact maximum flow through a layered attention network: Dinic's algorithm (1970) on dense integer matrices, compiled by numba.
 
-A general solver spends its time on a list of edges; here the edges are the matrices themselves. What makes it quick besides:
-on an empty network a node's distance from the target is its level, so the first phase needs no search; causality leaves out every
-column before the target's; flow that stops at a bound known beforehand needs no last search to prove that it is maximal.
+The capacity matrices are the edges; no edge list is built. Three shortcuts: on an empty network the distance of a node from the target is
+its level, so the first phase needs no search; causality excludes every column before the target; flow equal to a known upper bound needs
+no last search to prove it maximal.
 
-A node is a level and a column. An edge that carries flow is listed at both of its ends, so that flow can be pushed back.
+A node is a level and a column. An edge with flow is listed at both of its ends, so that flow can be pushed back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """The function as machine code, kept beside this file or in the user's cache folder where either can be written."""
+    """Compile a function with numba; cached on disk where a cache folder is writable."""
     try:
         return cast("Function", numba.njit(cache=True, nogil=True, error_model="numpy")(function))
     except RuntimeError:
@@ -31,36 +31,36 @@ NONE = -1
 
 
 class Network(NamedTuple):
-    """Capacities, what is left of them, and the edges in use."""
+    """Capacities, residual capacities, and edges with flow."""
 
     capacity: NDArray[np.int64]
     """(layer, upper, lower)"""
     left: NDArray[np.int64]
-    """(layer, upper, lower) capacity less flow."""
+    """(layer, upper, lower) residual capacity: capacity minus flow."""
     used_upper: NDArray[np.int32]
     used_lower: NDArray[np.int32]
-    """Columns of the ends of each edge that carries flow, or did."""
+    """Columns of the ends of each edge that has or had flow."""
     listed: NDArray[np.bool_]
-    """(layer, upper, lower) whether an edge is among the used."""
+    """(layer, upper, lower) whether an edge is in the list of used edges."""
     same_upper: NDArray[np.int32]
     same_lower: NDArray[np.int32]
-    """Place among the used of the next edge with the same upper or lower end."""
+    """Index of the next used edge with the same upper or lower end."""
     from_upper: NDArray[np.int32]
     from_lower: NDArray[np.int32]
-    """(level, column) place of the first used edge that leaves the node downwards, or enters it from above."""
+    """(level, column) index of the first used edge downwards from the node, or into it from above."""
     used_count: NDArray[np.int64]
     """(1,) number of used edges."""
 
 
 class Workspace(NamedTuple):
-    """What a search needs and forgets."""
+    """Temporary arrays of a search."""
 
     distance: NDArray[np.int32]
-    """(level, column) edges to the target; NONE where there is no way, or none any more."""
+    """(level, column) edges to the target; NONE if the target is unreachable."""
     queue_level: NDArray[np.int32]
     queue_column: NDArray[np.int32]
     unseen: NDArray[np.int32]
-    """(level, place) columns that the search has not reached, `unseen_count` of them."""
+    """(level, index) columns that the search has not reached, `unseen_count` of them."""
     unseen_count: NDArray[np.int32]
     next_lower: NDArray[np.int32]
     """(level, column) the next column to try downwards."""
@@ -68,14 +68,14 @@ class Workspace(NamedTuple):
     """(level, column) the next used edge to push back."""
     path_level: NDArray[np.int32]
     path_column: NDArray[np.int32]
-    """Nodes from the source to where the search stands."""
+    """Nodes from the source to the current node."""
     wanted: NDArray[np.int64]
     sent: NDArray[np.int64]
-    """Of each node of the path: what it was asked to pass on, and what it has."""
+    """For each node of the path: flow to send, and flow sent."""
 
 
 def empty_network(capacities: NDArray[np.int64]) -> tuple[Network, Workspace]:
-    """A network without flow, and room to search it; capacities are (layer, upper, lower)."""
+    """A network without flow and its workspace; capacities are (layer, upper, lower)."""
     layers, tokens, _ = capacities.shape
     shape, nodes, edges = (layers + 1, tokens), (layers + 1) * tokens, layers * tokens * (tokens + 1) // 2
     network = Network(

@@ -1,40 +1,47 @@
-"""How far a map of the image's cells overlaps with the gold boxes of subject and object."""
+"""Overlap of maps over image cells with the gold boxes of subject and object."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.blockwise import held_examples, over_blocks
-from stratascope.analysis.boxes import BOXES, box_tokens
-from stratascope.analysis.weighing import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
+from stratascope.analysis.box_cells import BOXES, box_tokens
+from stratascope.analysis.parallel import held_examples, over_blocks
+from stratascope.analysis.weighting import WEIGHINGS, checked_weighing, require_recorded, weighted_rows
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.report.notebook import Shown, Summary
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
-from stratascope.store.results import made_from
+from stratascope.figures.drawing import new_figure
+from stratascope.figures.heatmaps import draw_heads
+from stratascope.figures.predictions import draw_overlap
+from stratascope.figures.style import paper_style
+from stratascope.results.file import ResultFile, made_from
+from stratascope.results.result import CHOICE, Result, array_field, new_axes
+from stratascope.store import ActivationStore, choice_text
+from stratascope.store.format.json_schema import Along, each
 
-RESULT_KIND = "box_overlap"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 Measure = Literal["share", "lift", "cosine", "auc"]
 MEASURES: tuple[Measure, ...] = ("share", "lift", "cosine", "auc")
-"""`share`: of what lies on the image, the part in the box. `lift`: that share over the box's share of cells, 1 for an even map.
-`cosine`: between the map and the box's indicator (AdaptVis). `auc`: share of (cell inside, cell outside) pairs where the inside one has
-more; 0.5 for an even map, blind to the box's size."""
+"""`share`: share of the map's weight on the image that lies in the box. `lift`: that share over the box's share of cells, 1 for a uniform
+map. `cosine`: cosine similarity of the map and the box's indicator (AdaptVis). `auc`: AUROC of the map for cells in the box, 0.5 for a
+uniform map."""
 PIECE = 16
 
 
 def cell_overlap(weights: NDArray[Any], inside: NDArray[np.bool_], measure: Measure = "share") -> NDArray[np.float64]:
-    """Overlap of maps with one set of cells.
+    """Measure the overlap of maps with one set of cells.
 
     Parameters
     ----------
     weights
-        (..., cell) of at least 0.
+        (..., cell) weights of at least 0.
     inside
         (cell,) bool.
     measure
@@ -43,7 +50,7 @@ def cell_overlap(weights: NDArray[Any], inside: NDArray[np.bool_], measure: Meas
     Returns
     -------
     numpy.ndarray
-        (...,); NaN where no cell or every cell is inside (`share` and `cosine` allow every), or a map is zero on all cells.
+        (...,); NaN for a zero map and where no cell is inside (for `lift` and `auc` also where every cell is).
 
     Raises
     ------
@@ -56,7 +63,7 @@ def cell_overlap(weights: NDArray[Any], inside: NDArray[np.bool_], measure: Meas
     if weights.shape[-1] != len(inside):
         raise InvalidInputError(f"expected weights of {len(inside)} cells, found shape {weights.shape}")
     if (weights < 0).any():
-        raise InvalidInputError("expected weights of at least 0, found negative ones; pass each sign by itself")
+        raise InvalidInputError("expected weights of at least 0, found negative ones; pass positive and negative parts apart")
     blank = np.full(weights.shape[:-1], np.nan)
     count, total = int(inside.sum()), weights.sum(-1)
     if not count or (count == len(inside) and measure in ("lift", "auc")):
@@ -80,17 +87,37 @@ def _pairs_won(weights: NDArray[np.float64], inside: NDArray[np.bool_]) -> NDArr
     return np.asarray((ranks - count * (count + 1) / 2) / (count * (len(inside) - count)))
 
 
-@dataclass(frozen=True, repr=False)
-class BoxOverlap(Shown):
-    """Overlap of maps with the boxes, by layer and head."""
+MEASURE_LABELS = {
+    "share": "share in both boxes",
+    "lift": "lift in both boxes",
+    "cosine": "cosine with both boxes",
+    "auc": "AUROC of both boxes",
+}
+EVEN = {"lift": 1.0, "auc": 0.5}
+"""Measure -> its value for a uniform map."""
 
-    values: NDArray[np.float32]
-    """(example, layer, head, box) for the boxes of `boxes.BOXES`; NaN where a box is not known, or a map is zero on the whole image."""
-    examples: NDArray[np.int64]
+
+class BoxOverlap(
+    Result,
+    kind="box_overlap",
+    command="overlap",
+    schema={
+        **each(str, "store condition map measure"),
+        **CHOICE,
+        "layers": Along("layer", int),
+        "heads": Along("head", int),
+        "boxes": Along("box", str),
+    },
+):
+    """Overlap of maps with the gold boxes, by layer and head."""
+
+    values: NDArray[np.float32] = array_field("float", "example layer head box", name="overlap")
+    """(example, layer, head, box) for `box_cells.BOXES`; NaN for an unknown box or a map that is zero on the image."""
+    examples: NDArray[np.int64] = array_field("int", "example", name="example")
     """(example,) example numbers."""
-    attributes: dict[str, Any]
-    """store, condition, map (what was laid over the boxes), measure, layers, heads (numbers; -1 for maps fused over
-    heads), only (COLUMN=VALUE that chose the examples)."""
+    attributes: Mapping[str, Any]
+    """store, condition, map (weighting or name of the map), measure, layers, heads (numbers; -1 for maps fused over heads), only
+    (COLUMN=VALUE that chose the examples)."""
 
     @property
     def boxes(self) -> tuple[str, ...]:
@@ -98,7 +125,7 @@ class BoxOverlap(Shown):
         return BOXES
 
     def mean(self, box: str = "both") -> NDArray[np.float64]:
-        """(layer, head) mean over the examples whose `box` is known; InvalidInputError where there is no such box."""
+        """(layer, head) mean over the examples with a known `box`; InvalidInputError for another name."""
         if box not in BOXES:
             raise InvalidInputError(f"expected a box of {', '.join(BOXES)}, found {box!r}")
         values = self.values[..., BOXES.index(box)].astype(np.float64)
@@ -106,8 +133,33 @@ class BoxOverlap(Shown):
         count = known.sum(0)
         return np.asarray(np.where(count > 0, np.where(known, values, 0).sum(0) / np.maximum(count, 1), np.nan))
 
-    def summary(self) -> Summary:
-        """What the overlaps show of themselves in a notebook."""
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(example,) whether both boxes are known."""
+        return known_boxes(self, "both")
+
+    def contents(self) -> ResultFile:
+        """What `save` writes: the fields and the names of the boxes."""
+        file = super().contents()
+        return replace(file, attributes={**file.attributes, "boxes": list(BOXES)})
+
+    @classmethod
+    def from_contents(cls, file: ResultFile) -> BoxOverlap:
+        """The overlap that a file holds."""
+        return super().from_contents(replace(file, attributes={k: v for k, v in file.attributes.items() if k != "boxes"}))
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `attention_overlap`."""
+        return {"weighing": self.attributes["map"], "measure": self.attributes["measure"], "only": self.only}
+
+    @property
+    def name_parts(self) -> tuple[str | None, ...]:
+        """The weighting, where it is not attention alone, and the selection of examples."""
+        return (None if self.attributes["map"] == "attention" else self.attributes["map"], *self.only)
+
+    def to_frame(self) -> pd.DataFrame:
+        """box, mean (over heads), highest, and its layer and head."""
         rows = []
         for box in BOXES:
             means = self.mean(box)
@@ -115,20 +167,47 @@ class BoxOverlap(Shown):
                 layer, head = np.unravel_index(int(np.nanargmax(means)), means.shape)
                 highest, named = float(means[layer, head]), (self.attributes["layers"][int(layer)], self.attributes["heads"][int(head)])
                 rows.append((box, float(np.nanmean(means)), highest, *named))
-        table = pd.DataFrame(rows, columns=["box", "mean", "highest", "layer", "head"])
-        return Summary(f"BoxOverlap of {self.attributes['map']}, {self.attributes['measure']}: {len(self.examples):,} examples", (), table)
+        return pd.DataFrame(rows, columns=["box", "mean", "highest", "layer", "head"])
 
-    def save(self, path: Path | str) -> None:
-        """Write the result to one file."""
-        arrays: dict[str, Any] = {"overlap": (("example", "layer", "head", "box"), self.values), "example": (("example",), self.examples)}
-        save_result(path, ResultFile(RESULT_KIND, {}, arrays, {**self.attributes, "boxes": list(BOXES)}))
+    def summary(self) -> str:
+        """The mean over heads and the head with the highest overlap with both boxes."""
+        means, measure = self.mean("both"), self.attributes["measure"]
+        if not np.isfinite(means).any():
+            return f"{self.attributes['map']} in the boxes: no example has both"
+        layer, head = np.unravel_index(int(np.nanargmax(means)), means.shape)
+        where = f"block {self.attributes['layers'][int(layer)]} head {self.attributes['heads'][int(head)]}"
+        return (
+            f"{self.attributes['map']} in the boxes of subject and object, {int(self.known.sum())} of {len(self.examples)} examples with "
+            f"both: mean {measure} over heads {np.nanmean(means):.2f}, highest {means[layer, head]:.2f} ({where})"
+        )
 
-    @classmethod
-    def load(cls, path: Path | str) -> BoxOverlap:
-        """What `save` wrote; StoreError for any other file."""
-        file = load_result(path, RESULT_KIND)
-        attributes = {name: value for name, value in file.attributes.items() if name != "boxes"}
-        return cls(file.arrays["overlap"][1], file.arrays["example"][1], attributes)
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the overlap with both boxes by decoder block, one line per head."""
+        measure = self.attributes["measure"]
+        return draw_overlap(
+            self.mean("both"), self.attributes["layers"], new_axes(ax), label=MEASURE_LABELS[measure], even=EVEN.get(measure)
+        )
+
+    def figure(self, store: ActivationStore | None = None, *, prediction: Result | None = None) -> Figure:
+        """Overlap by head and layer, and the AUROC of the overlap for a right answer where it is given.
+
+        Parameters
+        ----------
+        store
+            Unused.
+        prediction
+            The answer prediction of this overlap.
+        """
+        columns_ = 2 + (prediction is not None)
+        figure, axes = new_figure(columns_, width=3.1 * columns_, height=2.7)
+        with paper_style():
+            draw_heads(self.mean("both"), self.attributes["layers"], axes[0], label=MEASURE_LABELS[self.attributes["measure"]])
+            self.plot(axes[1])
+            if prediction is not None:
+                prediction.plot(axes[2])
+            if self.only:
+                figure.suptitle(f"only {choice_text(self.only)}")
+        return figure
 
 
 def box_overlap(
@@ -140,28 +219,27 @@ def box_overlap(
     measure: Measure = "share",
     layers: Sequence[int] | None = None,
 ) -> BoxOverlap:
-    """Overlap of any maps over tokens (rollout, flow, attribution) with the boxes.
+    """Overlap of any maps over tokens (rollout, flow, attribution) with the gold boxes.
 
     Parameters
     ----------
     maps
-        (example, token), (example, layer, token) or (example, layer, head, token) over the prompt's tokens, of which the image's cells
-        are taken.
+        (example, token), (example, layer, token) or (example, layer, head, token); the image cells count.
     examples
         (example,) example numbers of the first axis.
     name
-        What the maps are, for the result.
+        Name of the maps in the result.
     measure
         One of `MEASURES`.
     layers
-        Numbers of the layer axis; 0, 1, ... by default.
+        Layer numbers; 0, 1, ... by default.
 
     Raises
     ------
     NotRecordedError
         If the store holds no boxes.
     InvalidInputError
-        If the shapes do not fit, or as `cell_overlap`.
+        If shapes do not match, or as `cell_overlap`.
     """
     chosen = held_examples(store, "status", examples)
     values = np.asarray(maps)
@@ -183,39 +261,43 @@ def attention_overlap(
     *,
     only: Sequence[str] = (),
     weighing: str = "attention",
-    measure: Measure = "share",
+    measure: Measure = "lift",
     fused: bool = False,
     scheduler: str | None = None,
+    progress: bool = False,
 ) -> BoxOverlap:
-    """Overlap of the final token's attention with the boxes, by layer and head (AdaptVis, figure b).
+    """Overlap of the final token's attention with the gold boxes, by layer and head (AdaptVis, figure b).
 
     Parameters
     ----------
     examples
-        Numbers or a mask; all whose rows are recorded by default.
+        Example numbers or a mask; all with recorded rows by default.
     only
-        COLUMN=VALUE: of these examples those that have one of the values given for each column; see `store.chosen_examples`.
+        COLUMN=VALUE: keep the examples with one of the given values of each column; see `store.chosen_examples`.
     weighing
-        One of `weighing.WEIGHINGS`; of attributions, what speaks for the answer that the model gives.
+        One of `weighting.WEIGHINGS`; of `attribution`, the part in favour of the model's answer.
     measure
         One of `MEASURES`.
     fused
-        Whether to average rows over heads first, which hides single heads.
+        Whether to average rows over heads first.
     scheduler
-        Where the work is done: None for here, `threads`, `processes`, or the address of a Dask scheduler.
+        None or `synchronous`, `threads`, `processes`, or the address of a Dask scheduler.
+    progress
+        Show a progress bar where stderr is a terminal.
 
     Raises
     ------
     NotRecordedError
-        If the store holds no boxes or no attention rows, or not what the weighing needs.
+        If the store holds no boxes, no attention rows, or lacks an array of the weighting.
     InvalidInputError
-        As `cell_overlap`, or if there are no examples, or none that `only` chooses.
+        As `cell_overlap`, or if no examples are left.
     """
     array = "attention_mean" if fused and weighing == "attention" else "attention_rows"
     needed = (array,) if weighing == "attention" else WEIGHINGS[checked_weighing(weighing)]
-    require_recorded(store, needed, f"the weighing {weighing!r}")
+    require_recorded(store, needed, f"the weighting {weighing!r}")
     chosen = held_examples(store, array, examples, only)
-    parts = over_blocks(_of_rows, store, chosen, at_most=PIECE, scheduler=scheduler, measure=measure, weighing=weighing, fused=fused)
+    options: dict[str, Any] = {"measure": measure, "weighing": weighing, "fused": fused}
+    parts = over_blocks(_of_rows, store, chosen, at_most=PIECE, scheduler=scheduler, progress=progress, label="overlap", **options)
     layout = store.layout
     heads = [-1] if fused else list(range(layout.heads))
     return BoxOverlap(np.concatenate(parts), chosen, _attributes(store, weighing, measure, list(layout.attention_layers), heads, only))
@@ -255,7 +337,7 @@ def _attributes(
 
 
 def known_boxes(overlap: BoxOverlap, box: str) -> NDArray[np.bool_]:
-    """(example,) where the overlap with `box` is known in some layer and head; NotRecordedError where it is nowhere."""
+    """(example,) whether the overlap with `box` is known in some layer and head; NotRecordedError if it never is."""
     known = np.isfinite(overlap.values[..., BOXES.index(box)]).any((1, 2))
     if not known.any():
         raise NotRecordedError(

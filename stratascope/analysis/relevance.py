@@ -1,7 +1,7 @@
-"""What each method says of parts of one prompt: how much the final token's answer should depend on them.
+"""Attribution methods: their scores of tokens and groups of tokens of one prompt.
 
-All methods answer the same question of the same groups of tokens, so that they can be compared: a group's attention is the sum of its
-tokens', its flow the maximum flow into all of them together.
+All methods score the same groups of tokens, so that their scores can be compared. The attention of a group is the sum over its tokens, its
+flow the maximum flow into all of them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stratascope.analysis.carried_back import carried_back
+from stratascope.analysis.attention_maps import Window
+from stratascope.analysis.attribution import carried_back
 from stratascope.analysis.flow import flow, span_flow
-from stratascope.analysis.maps import Window
 from stratascope.analysis.rollout import rollout
-from stratascope.analysis.weighing import weighted_rows
+from stratascope.analysis.weighting import weighted_rows
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore
 
@@ -26,53 +26,53 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Method:
-    """A way to say how much the final token depends on other tokens."""
+    """An attribution method: how strongly the final token depends on other tokens."""
 
     name: str
     label: str
     needs: tuple[str, ...]
-    """Arrays that a store must hold for it."""
+    """Arrays that it needs in a store."""
     signed: bool = False
-    """Whether a score says which answer the tokens speak for: above 0 for the first choice."""
+    """Whether scores have a sign: above 0 in favour of the first choice."""
 
 
 _ROWS, _MAPS = ("attention_rows",), ("attention_maps",)
 _PARTS = ("value_logits", "mlp_logits", "embedding_logits")
 METHODS = (
     Method("attention", "raw attention, mean over heads", _ROWS),
-    Method("attention_head", "raw attention, the head that looks there most", _ROWS),
+    Method("attention_head", "raw attention, maximum over heads", _ROWS),
     Method("norm", "norm-based attention, mean over heads", (*_ROWS, "value_norms")),
     Method("attribution", "token attribution", (*_ROWS, "value_logits"), signed=True),
-    Method("carried", "token attribution, carried back", (*_ROWS, *_PARTS, *_MAPS), signed=True),
-    Method("estimate", "estimated effect of hiding", ("hiding_estimate",), signed=True),
+    Method("carried", "token attribution with rollout", (*_ROWS, *_PARTS, *_MAPS), signed=True),
+    Method("estimate", "estimated knockout effect", ("hiding_estimate",), signed=True),
     Method("gradient", "gradient times input", ("gradient_input",), signed=True),
     Method("rollout", "rollout, all blocks", _MAPS),
     Method("rollout_window", "rollout, few blocks", _MAPS),
     Method("flow", "flow, all blocks", _MAPS),
     Method("flow_window", "flow, few blocks", _MAPS),
-    Method("position", "position alone, the earliest first", ()),
-    Method("random", "drawn at random", ()),
+    Method("position", "token position, earliest first", ()),
+    Method("random", "random scores", ()),
 )
-"""In the order of a report; the last two are what the others must beat."""
+"""In the order of a report; the last two are baselines."""
 BASELINES = ("position", "random")
 COMES_WITH = {"mlp_logits": "head_logits", "embedding_logits": "head_logits", "gradient_input": "hiding_estimate"}
-"""Arrays that are recorded together with one that is asked for by name."""
+"""Array -> array whose name in `--record` also records it."""
 
 
 def methods_of(store: ActivationStore, names: Sequence[str] | None = None) -> tuple[tuple[Method, ...], dict[str, str]]:
-    """Methods that a store allows, and for the others what to record.
+    """Methods that the arrays of a store allow, and for each other method the arrays to record.
 
     Parameters
     ----------
     names
-        Which to take; all by default.
+        Methods to choose; all by default.
 
     Raises
     ------
     InvalidInputError
         For an unknown name.
     NotRecordedError
-        For a method asked for by name that the store does not allow.
+        If the store lacks an array of a method in `names`.
     """
     known = {method.name: method for method in METHODS}
     unknown = sorted(set(names or ()) - set(known))
@@ -80,7 +80,7 @@ def methods_of(store: ActivationStore, names: Sequence[str] | None = None) -> tu
         raise InvalidInputError(f"expected methods of {', '.join(known)}, found {', '.join(unknown)}")
     held = {spec.name for spec in store.layout.arrays()}
     if store.layout.attention_layers != tuple(range(store.layout.layers)):
-        held -= {"attention_maps"}  # no way through a gap
+        held -= {"attention_maps"}  # rollout and flow need every block
     chosen = METHODS if names is None else tuple(known[name] for name in names)
     lacking = {m.name: ",".join(sorted({COMES_WITH.get(a, a) for a in set(m.needs) - held})) for m in chosen if set(m.needs) - held}
     if lacking and names is not None:
@@ -99,18 +99,18 @@ def group_scores(
     few: Sequence[Window],
     seed: int = 0,
 ) -> dict[str, Floats]:
-    """Each method's score of each group of tokens.
+    """Score of each group of tokens by each method.
 
     Parameters
     ----------
     members
-        (group, token) over the prompt's own tokens; a group may be empty.
+        (group, token) over the tokens of the prompt; a group may be empty.
     windows
-        Half-open ranges of blocks whose rows count.
+        Half-open ranges of blocks.
     few
-        For each window, the blocks through which `rollout_window` and `flow_window` go.
+        For each window, the blocks of `rollout_window` and `flow_window`.
     seed
-        Of the scores drawn at random, with the example's number.
+        Seed of the random scores, with the number of the example.
 
     Returns
     -------
@@ -129,13 +129,13 @@ def group_scores(
         mass = rows @ inside  # (layer, head, group)
         parts = [mass[slice(*window)] for window in windows]
         if name in wanted:
-            # attributions add up; attention is a mean, so that windows of all lengths can be read alike
+            # attributions add up over blocks; attention is a mean, comparable between windows
             out[name] = np.stack([part.sum((0, 1)) if name == "attribution" else part.mean((0, 1)) for part in parts])
         if f"{name}_head" in wanted:
             out[f"{name}_head"] = np.stack([part.max((0, 1)) for part in parts])
     for name, array in (("estimate", "hiding_estimate"), ("gradient", "gradient_input")):
         if name in wanted:
-            # hiding takes away what the tokens add
+            # a knockout removes the contribution of the tokens
             values = store.read(array, examples=example)[:tokens].astype(np.float64) * (-1 if name == "estimate" else 1)
             out[name] = np.broadcast_to(values @ inside, (len(windows), groups))
     if wanted & {"carried", "rollout", "rollout_window", "flow", "flow_window"}:
@@ -166,14 +166,14 @@ def group_scores(
 def token_scores(
     store: ActivationStore, example: int, methods: Sequence[Method], *, window: Window, few: Window, seed: int = 0
 ) -> dict[str, Floats]:
-    """As `group_scores` for every token by itself: name -> (token,)."""
+    """Scores of single tokens, as `group_scores`: name -> (token,)."""
     alone = np.eye(int(store.n_tokens[example]), dtype=bool)
     found = group_scores(store, example, alone, methods, windows=[window], few=[few], seed=seed)
     return {name: values[0] for name, values in found.items()}
 
 
 def few_blocks(layers: int) -> Window:
-    """The top blocks that pictures of rollout and flow go through: half of them, eight at most."""
+    """Window of rollout and flow in figures: the top half of the blocks, eight at most."""
     return layers - min(8, max(1, layers // 2)), layers
 
 

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.discard import discard_weakest
-from stratascope.analysis.maps import Window, check_layer, checked_window, shaped_maps
+from stratascope.analysis.attention_maps import Window, check_layer, checked_window, discard_weakest, require_maps, shaped_maps
+from stratascope.analysis.example_images import MOST_EXAMPLES, ON_IMAGE, answer_text, example_table, on_image, picture, relative_boxes
+from stratascope.analysis.parallel import held_examples, over_blocks
+from stratascope.analysis.sinks import places_of, sinks_of_maps
 from stratascope.errors import InvalidInputError
+from stratascope.figures.gallery import Tile, draw_gallery
+from stratascope.results.file import made_from
+from stratascope.results.result import Result, array_field, table_field
+from stratascope.store import ActivationStore, decode_maps
+from stratascope.store.format.json_schema import each
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Floats = NDArray[np.float64]
 Form = Literal["raw", "dropped", "conditional"]
 FORMS: tuple[Form, ...] = ("raw", "dropped", "conditional")
-"""`raw`: as defined. `dropped`: sinks set to zero at the end, the rest scaled to sum to 1. `conditional`: no token attends to a sink at
-all, its other weights scaled to sum to 1."""
+"""`raw`: as defined. `dropped`: the rollout without the sinks, scaled to sum to 1. `conditional`: maps without attention to the sinks,
+rows scaled to sum to 1."""
+FOUND = "found"
+PIECE = 16
+"""Examples in one task."""
 
 Step = Callable[[Floats, int], Floats]
-"""From (..., token) above block `layer` to (..., token) below it."""
+"""(..., token) above block `layer`, layer -> (..., token) below it."""
 
 
 def rollout(
@@ -27,8 +42,8 @@ def rollout(
 ) -> Floats:
     """Rollout of the final token onto the tokens of every layer below.
 
-    Abnar & Zuidema 2020, equation 1, for one row: with A~ = rownorm(A + I) the final row of the product A~[L-1] ... A~[0] is a
-    chain of vector-matrix products from the top down, O(layers x tokens^2) instead of O(layers x tokens^3).
+    Abnar & Zuidema 2020, equation 1, for one row: the final row of A~[L-1] ... A~[0] with A~ = rownorm(A + I), as vector-matrix products
+    from the top down, O(layers x tokens^2) instead of O(layers x tokens^3).
 
     Parameters
     ----------
@@ -37,9 +52,9 @@ def rollout(
     window
         (first, last) half-open range of layers to roll through; all by default.
     form
-        One of `FORMS`: what becomes of the sinks.
+        One of `FORMS`: how sinks are treated.
     sinks
-        Token numbers; the first token by default. Of no effect on the raw form.
+        Token numbers; the first token by default. The raw form ignores them.
     discard
         Share of each map's weights, the smallest, that is set to zero first; see `discard_weakest`.
 
@@ -57,14 +72,15 @@ def rollout(
     """
     maps = shaped_maps(maps)
     first, last = checked_window(window, len(maps))
-    step = _step(maps, form, sinks, discard)
-    return _from_the_top(step, first, last, maps.shape[-1], form, sinks)
+    return _from_the_top(_step(maps, form, sinks, discard), first, last, maps.shape[-1], form, sinks)
 
 
 def rollout_stops(
     maps: NDArray[Any], *, window: Window | None = None, form: Form = "raw", sinks: Sequence[int] = (0,), discard: float = 0.0
 ) -> Floats:
-    """Rollout onto the inputs if the model stopped after each block: all stops in one pass from the top down.
+    """Rollout onto the inputs for every depth at which the model could stop.
+
+    One pass from the top down computes all depths.
 
     Parameters and errors are those of `rollout`.
 
@@ -80,13 +96,13 @@ def rollout_stops(
     rows = np.zeros((last - first + 1, maps.shape[-1]))
     rows[:, -1] = 1.0
     for layer in range(last - 1, first - 1, -1):
-        # a model that stopped below this block never went through it
+        # a model that stops below this block skips it
         rows[layer - first + 1 :] = step(rows[layer - first + 1 :], layer)
     return _without(rows, sinks) if form == "dropped" else rows
 
 
 def rollout_packed(packed: NDArray[np.uint8], *, window: Window | None = None, form: Form = "raw", sinks: Sequence[int] = (0,)) -> Floats:
-    """The rollout of one example from its maps as a store packs them, without decoding more than a layer at a time.
+    """Rollout of one example from packed maps; decodes one layer at a time.
 
     Parameters
     ----------
@@ -103,13 +119,12 @@ def rollout_packed(packed: NDArray[np.uint8], *, window: Window | None = None, f
     Raises
     ------
     InvalidInputError
-        As `rollout`, or if no map is held.
+        As `rollout`, or if a map is empty.
     """
     first, last = checked_window(window, len(packed))
     _check_sinks(form, sinks, packed.shape[-1])
-
     if not packed.any(-1).all():
-        raise InvalidInputError("expected a packed map, found an empty row: no map is held here")
+        raise InvalidInputError("expected a packed map, found an empty row: this example has no map")
 
     def step(above: Floats, layer: int) -> Floats:
         weights = np.square(packed[layer], dtype=np.float64)
@@ -131,7 +146,7 @@ def _from_the_top(step: Step, first: int, last: int, tokens: int, form: Form, si
 def _step(maps: Floats, form: Form, sinks: Sequence[int], discard: float) -> Step:
     _check_sinks(form, sinks, maps.shape[-1])
     if not 0 <= discard < 1:
-        raise InvalidInputError(f"expected a discard ratio of at least 0 and below 1, found {discard:g}; give another (--discard)")
+        raise InvalidInputError(f"expected a discard ratio of at least 0 and below 1, found {discard:g}")
 
     def plain(above: Floats, layer: int) -> Floats:
         check_layer(maps, layer)
@@ -154,7 +169,7 @@ def _step(maps: Floats, form: Form, sinks: Sequence[int], discard: float) -> Ste
 
 
 def _mixed(above: Floats, weights: Floats) -> Floats:
-    """above @ (rownorm(weights) + I) / 2; a token that attends to nothing stays where it is."""
+    """above @ (rownorm(weights) + I) / 2; a token without attention keeps its rollout."""
     totals = weights.sum(-1)
     empty = totals == 0
     if not empty.any():
@@ -174,4 +189,161 @@ def _check_sinks(form: Form, sinks: Sequence[int], tokens: int) -> None:
         raise InvalidInputError(f"expected a form of {', '.join(FORMS)}, found {form!r}")
     outside = [k for k in sinks if not 0 <= k < tokens - 1]
     if form != "raw" and outside:
-        raise InvalidInputError(f"expected sinks among tokens 0..{tokens - 2} (the final token cannot be one), found {outside}")
+        raise InvalidInputError(f"expected sinks among tokens 0..{tokens - 2} (the final token is never a sink), found {outside}")
+
+
+class RolloutResult(
+    Result,
+    kind="rollout",
+    command="rollout",
+    schema={
+        **each(str, "store condition fusion"),
+        **each(float, "discard"),
+        "window": tuple[int, int] | None,
+        "form": Literal["raw", "dropped", "conditional"],
+        "sinks": str | list[int],
+    },
+):
+    """Attention rollout of the final token, for several examples."""
+
+    selects_examples: ClassVar[bool] = True
+
+    examples: pd.DataFrame = table_field(ON_IMAGE)
+    """example (number), id, n_tokens, image_start, image_stop, rows, columns, sinks (token numbers of the sinks left out, as text)."""
+    values: NDArray[np.float64] = array_field("float", "example layer token", name="rollout")
+    """(example, layer, token) float64: row 0 is the rollout onto the inputs; NaN after the prompt."""
+    attributes: Mapping[str, Any]
+    """store, condition, fusion, window, form, discard."""
+
+    def onto_image(self, k: int, layer: int = 0) -> NDArray[np.float64]:
+        """(rows, columns): the k-th example's rollout onto its image cells at `layer`."""
+        return on_image(self.examples, self.values[:, layer], k)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Half-open range of decoder blocks."""
+        first, stop = self.attributes["window"] or (0, self.values.shape[1] - 1)
+        return int(first), int(stop)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of `rollout_examples`."""
+        held = {name: self.attributes[name] for name in ("window", "form", "discard")}
+        return {"examples": self.examples["example"].tolist(), **held}
+
+    def to_frame(self) -> pd.DataFrame:
+        """example, id, n_tokens, onto_the_image (the rollout on the image)."""
+        return self.examples[["example", "id", "n_tokens"]].assign(onto_the_image=self._image_shares())
+
+    def summary(self) -> str:
+        """Rollout on the image and on the first token, mean over examples."""
+        first, stop = self.window
+        shares = self._image_shares()
+        return (
+            f"{self.attributes['form']} rollout, blocks {first} to {stop - 1}, {len(shares)} examples: "
+            f"{sum(shares) / len(shares):.1%} on the image, {float(self.values[:, 0, 0].mean()):.1%} on the first token"
+        )
+
+    def figure(self, store: ActivationStore | None = None) -> Figure | None:
+        """Up to eight examples: rollout on the image cells, boxes, caption, label and answer; None without the store."""
+        if store is None:
+            return None
+        numbers = [int(number) for number in self.examples["example"].iloc[:MOST_EXAMPLES]]
+        tiles = []
+        for k, (number, boxes) in enumerate(zip(numbers, relative_boxes(store, numbers), strict=True)):
+            cells = self.onto_image(k)
+            caption = textwrap.fill(f"#{number} {store.examples['caption'].iloc[number]}", 34)
+            text = f"{caption}\n{textwrap.fill(answer_text(store, number), 40)}\n{cells.sum():.0%} on the image"
+            tiles.append(Tile(picture(store, number), cells, text, boxes))
+        first, stop = self.window
+        title = (
+            f"{self.attributes['form']} rollout of the final token, blocks {first} to {stop - 1}, {self.attributes['fusion']} over heads; "
+            "colour scale: 0 to the largest cell of each image"
+        )
+        columns = len(tiles) if len(tiles) <= 5 else min((4, 3), key=lambda n: -len(tiles) % n)
+        return draw_gallery(tiles, columns=columns, title=title)
+
+    def _image_shares(self) -> list[float]:
+        return [float(self.onto_image(k).sum()) for k in range(len(self.examples))]
+
+
+def rollout_examples(
+    store: ActivationStore,
+    examples: Sequence[int] | NDArray[Any] | None = None,
+    *,
+    window: Window | None = None,
+    form: Form = "raw",
+    sinks: Sequence[int] | str = FOUND,
+    discard: float = 0.0,
+    tower: str = "decoder",
+    scheduler: str | None = None,
+    progress: bool = False,
+) -> RolloutResult:
+    """Attention rollout of the final token, from stored maps.
+
+    Parameters
+    ----------
+    examples
+        Example numbers or a mask; all examples with maps by default.
+    window, form, discard
+        As of `rollout`.
+    sinks
+        Token numbers that the forms `dropped` and `conditional` leave out. "found": the sinks of each example at the first token and at
+        the image's edge, found by `sinks.find_sinks` from the final rows of all layers.
+    tower
+        `decoder`; `vision` raises with the reason.
+    scheduler
+        None or `synchronous`, `threads`, `processes`, or the address of a Dask scheduler.
+    progress
+        Show a progress bar where stderr is a terminal.
+
+    Raises
+    ------
+    NotRecordedError
+        If the store holds no maps, or none of an example. Final-token rows are not enough: rollout needs the rows of all tokens.
+    InvalidInputError
+        If `rollout` refuses a parameter, or there are no examples.
+    """
+    require_maps(store, "rollout", tower)
+    if isinstance(sinks, str) and sinks != FOUND:
+        raise InvalidInputError(f"expected token numbers or {FOUND!r} for sinks, found {sinks!r}")
+    first, last = checked_window(window, store.layout.layers)
+    chosen = held_examples(store, "attention_maps", examples)
+    options: dict[str, Any] = {"window": (first, last), "form": form, "sinks": sinks, "discard": discard}
+    parts = over_blocks(_rolled, store, chosen, at_most=PIECE, scheduler=scheduler, progress=progress, label="rollout", **options)
+    longest = int(store.n_tokens[chosen].max())
+    values = np.full((len(chosen), last - first + 1, longest), np.nan)
+    dropped = []
+    for k, (rolled, left_out) in enumerate(pair for part in parts for pair in part):
+        values[k, :, : rolled.shape[1]] = rolled
+        dropped.append(" ".join(map(str, left_out)))
+    attributes = {
+        **made_from(store),
+        "fusion": store.layout.fusion,
+        "window": [first, last] if window else None,
+        "form": form,
+        "sinks": sinks if isinstance(sinks, str) else list(sinks),
+        "discard": discard,
+    }
+    return RolloutResult(example_table(store, chosen).assign(sinks=dropped), values, attributes)
+
+
+def _rolled(
+    store: ActivationStore, numbers: NDArray[np.int64], *, window: Window, form: Form, sinks: Sequence[int] | str, discard: float
+) -> list[tuple[NDArray[np.float64], tuple[int, ...]]]:
+    places = places_of(store, numbers)
+    out = []
+    for k, number in enumerate(numbers):
+        tokens = int(store.n_tokens[number])
+        packed = store.read("attention_maps", examples=int(number))[:, :tokens, :tokens]
+        dropped: tuple[int, ...] = ()
+        if form != "raw":
+            rows = np.square(packed[:, -1], dtype=np.float64)
+            rows /= rows.sum(-1, keepdims=True)
+            dropped = sinks_of_maps(rows, places[k]) if isinstance(sinks, str) else tuple(sinks)
+        if discard:
+            rolled = rollout(decode_maps(packed, tokens), window=window, form=form, sinks=dropped, discard=discard)
+        else:
+            rolled = rollout_packed(packed, window=window, form=form, sinks=dropped)
+        out.append((rolled, dropped))
+    return out

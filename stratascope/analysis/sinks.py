@@ -1,9 +1,8 @@
-"""Attention sinks: tokens that draw many times their share whatever is asked, named by where they lie.
+"""Attention sinks: tokens with many times their fair share of attention, by their place.
 
-A sink is found from the final token's attention averaged over layers and heads: a token that takes at least `times` its fair share. The
-share of an image cell is taken among the image's cells (text tokens draw more than cells throughout, which makes no cell's attention
-small), that of any other token among all tokens. The first token as a sink: Xiao et al. 2024, Gu et al. 2025; within images: Kang et
-al. 2025. The final token's attention to itself is no sink.
+A sink takes at least `times` its fair share of the final token's attention, averaged over layers and heads. The fair share of an image cell
+is among the image cells, that of any other token among all tokens. The first token as a sink: Xiao et al. 2024, Gu et al. 2025; sinks in
+images: Kang et al. 2025. The final token is never a sink.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from stratascope.errors import InvalidInputError
 from stratascope.store import ActivationStore
 
 PLACES = ("first_token", "image_edge", "image_inside", "caption", "other_text")
-"""Where a sink may lie: `image_edge` are the outermost rows and columns of cells, `other_text` is what is in no other place."""
+"""Places of sinks: `image_edge` is the outermost rows and columns of cells, `other_text` all other text."""
 DROPPED = ("first_token", "image_edge")
-"""Places whose sinks are left out by default: what lies inside the image or in the caption may be what was asked for."""
+"""Places of the sinks to leave out by default; tokens inside the image or in the caption may be content."""
 TIMES = 10.0
 
 
@@ -32,14 +31,14 @@ def token_places(
     longest: int,
     tiles: NDArray[np.integer] | None = None,
 ) -> NDArray[np.int8]:
-    """Where each token lies.
+    """Place of each token.
 
     Parameters
     ----------
     n_tokens
-        (example,).
+        (example,) tokens of the prompt.
     image
-        (example, 2) span of the image's tokens, -1 where absent.
+        (example, 2) span of the image tokens, -1 where absent.
     grid
         (example, 2) rows and columns of cells.
     caption
@@ -47,12 +46,12 @@ def token_places(
     longest
         Length of the padded token axis.
     tiles
-        (example, 2) span of image tokens that are no cells of the grid, -1 where absent; they count as inside the image.
+        (example, 2) span of image tokens outside the grid, -1 where absent; they count as inside the image.
 
     Returns
     -------
     numpy.ndarray
-        (example, token) int8 index into `PLACES`, -1 for the final token and beyond.
+        (example, token) int8 index into `PLACES`, -1 from the final token on.
     """
     token = np.arange(longest)[None]
     places = np.full((len(n_tokens), longest), PLACES.index("other_text"), np.int8)
@@ -71,16 +70,16 @@ def token_places(
 
 
 def find_sinks(attention: NDArray[Any], places: NDArray[np.int8], *, times: float = TIMES) -> NDArray[np.bool_]:
-    """Which tokens are sinks.
+    """Find the sinks.
 
     Parameters
     ----------
     attention
-        (example, token) the final token's attention, averaged over layers and heads; 0 or NaN beyond the prompt.
+        (example, token) attention of the final token, mean over layers and heads; 0 or NaN after the prompt.
     places
         (example, token) as of `token_places`.
     times
-        How many times its fair share a sink takes at least.
+        A sink takes at least this multiple of its fair share.
 
     Returns
     -------
@@ -90,13 +89,13 @@ def find_sinks(attention: NDArray[Any], places: NDArray[np.int8], *, times: floa
     Raises
     ------
     InvalidInputError
-        If `times` is not above 1: every second token would be a sink.
+        If `times` is not above 1.
     """
     if not times > 1:
-        raise InvalidInputError(f"expected a sink to take more than 1 times its share, found {times}")
+        raise InvalidInputError(f"expected sinks with more than 1 times their fair share, found times {times}")
     attention = np.nan_to_num(np.asarray(attention, np.float64))
     cells = np.isin(places, (PLACES.index("image_edge"), PLACES.index("image_inside")))
-    # the final token is one of the prompt's, though it has no place
+    # + 1: the final token has no place
     everywhere = 1 / np.maximum((places >= 0).sum(1, keepdims=True) + 1, 1)
     of_image = (attention * cells).sum(1, keepdims=True) / np.maximum(cells.sum(1, keepdims=True), 1)
     share = np.where(cells, of_image, everywhere * attention.sum(1, keepdims=True))
@@ -113,14 +112,14 @@ def places_of(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np
 def sinks_of_maps(
     final_rows: NDArray[Any], places: NDArray[np.int8], *, times: float = TIMES, dropped: Sequence[str] = DROPPED
 ) -> tuple[int, ...]:
-    """Numbers of one example's sinks at the `dropped` places, from its maps' final rows (layer, token)."""
+    """Token numbers of the sinks of one example at the `dropped` places, from the final rows (layer, token) of its maps."""
     found = find_sinks(np.asarray(final_rows).mean(0)[None], places[None, : final_rows.shape[-1]], times=times)[0]
     wanted = np.isin(places[: len(found)], [PLACES.index(name) for name in checked_places(dropped)])
     return tuple(np.flatnonzero(found & wanted).tolist())
 
 
 def checked_places(names: Sequence[str]) -> tuple[str, ...]:
-    """The names; InvalidInputError where one is no place."""
+    """Names of places; InvalidInputError for an unknown one."""
     odd = [name for name in names if name not in PLACES]
     if odd:
         raise InvalidInputError(f"expected places of sinks among {', '.join(PLACES)}, found {', '.join(odd)}")

@@ -1,123 +1,151 @@
-"""Commands that follow attention through a store: share, rollout, flow, overlap."""
+"""Commands on attention: share, rollout, flow, overlap, pointing."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from stratascope.analysis import (
+    AnswerPrediction,
+    answer_prediction,
+    attention_overlap,
+    attention_share,
+    flow_examples,
+    pointing,
+    rollout_examples,
+)
 from stratascope.commands import options
-from stratascope.commands.terminal import echo, open_store, results_folder
+from stratascope.commands.example_selection import first_examples, ids_line, recorded_among
+from stratascope.commands.output import Output, results_output
+from stratascope.commands.signature import options_of
+from stratascope.commands.terminal import open_store
+from stratascope.datasets.boxes import BoxIndex
+from stratascope.datasets.examples import files_digest
+from stratascope.errors import TooFewExamplesError
 
 
-@click.command(short_help="How the final token's attention is divided.")
+@click.command()
 @click.argument("store")
-@click.option(
-    "--weighing",
-    type=click.Choice(["attention", "norm"]),
-    default="attention",
-    show_default=True,
-    help="What a look weighs: attention alone, or times the norm of what it carries (needs value_norms).",
+@options_of(
+    attention_share,
+    weighing="attention, or norm: attention times the norm of the transformed value vector (needs value_norms).",
 )
 @options.only
-@options.results
-def share(store: str, weighing: str, only: tuple[str, ...], out: Path | None) -> None:
-    """How the final token's attention is divided between image, caption and the rest, by layer and head.
+@results_output
+def share_command(store: str, output: Output, **chosen: Any) -> None:
+    """Attention of the final token by part of the prompt, layer and head, with and without sinks.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope share demo/original.zarr
     """
-    from stratascope.workflow.sharing import share_and_draw
+    opened = open_store(store)
+    output.add(attention_share(opened, progress=not output.quiet, **chosen), store=opened)
 
-    echo(share_and_draw(open_store(store), out or results_folder(store), weighing=weighing, only=only))
 
-
-@click.command(short_help="Where the final token's attention comes from.")
+@click.command()
 @click.argument("store")
 @options.examples
 @options.window
-@click.option(
-    "--form",
-    type=click.Choice(["raw", "dropped", "conditional"]),
-    default="raw",
-    show_default=True,
-    help="dropped: sinks left out at the end; conditional: left out of every map.",
+@options_of(
+    rollout_examples,
+    form="dropped: remove the sinks from the rollout; conditional: remove them from every map.",
+    discard="Discard ratio: share of the smallest weights of each map to set to zero.",
+    tower="decoder; vision raises an error with the reason.",
 )
-@click.option("--discard", default=0.0, show_default=True, help="Share of each map's weights, the weakest, that is left out.")
-@click.option("--tower", default="decoder", show_default=True, help="vision is refused, with the reason.")
-@options.results
-def rollout(
-    store: str,
-    examples: str | None,
-    window: tuple[int, int] | None,
-    form: Any,
-    discard: float,
-    tower: str,
-    out: Path | None,
-) -> None:
-    """Attention rollout of the final token onto the image, for chosen examples.
+@results_output
+def rollout_command(store: str, output: Output, examples: str | None, **chosen: Any) -> None:
+    """Attention rollout of the final token onto the image, for selected examples.
 
-    Sinks are tokens that take ten times their fair share, at the first token and the image's edge.
+    Sinks are tokens with ten times their fair share of the attention, at the first token and the image edge.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope rollout demo/original.zarr --examples 0-3
     """
-    from stratascope.workflow.rolling import roll_and_draw
+    opened = open_store(store)
+    asked = first_examples(opened, "attention_maps", examples) if chosen["tower"] == "decoder" else None
+    selected, left_out = recorded_among(opened, "attention_maps", asked)
+    result = rollout_examples(opened, selected, progress=not output.quiet, **chosen)
+    output.note(*left_out, ids_line(opened, result.examples["example"].tolist()))
+    output.add(result, store=opened)
 
-    how: dict[str, Any] = {"form": form, "discard": discard, "tower": tower}
-    echo(roll_and_draw(open_store(store), out or results_folder(store), examples=examples, window=window, **how))
 
-
-@click.command(short_help="How much can flow from the final token to each input.")
+@click.command()
 @click.argument("store")
 @options.examples
 @options.window
 @options.scheduler
-@options.results
-def flow(store: str, examples: str | None, window: tuple[int, int] | None, scheduler: str | None, out: Path | None) -> None:
-    """Exact attention flow from the final token to every input token and into spans and boxes, with the cut that limits it.
+@results_output
+def flow_command(store: str, output: Output, examples: str | None, **chosen: Any) -> None:
+    """Exact attention flow from the final token to every input token and into spans and boxes, with its minimum cut.
 
-    Through many blocks flow tells little but a token's position, and says so: use a window of few.
+    Flow through many blocks mostly follows token position; the summary warns of this. Use a window of few blocks.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope flow demo/original.zarr --examples 0-3 --window 3-5
     """
-    from stratascope.workflow.flowing import flow_and_draw
+    opened = open_store(store)
+    selected, left_out = recorded_among(opened, "attention_maps", first_examples(opened, "attention_maps", examples))
+    result = flow_examples(opened, selected, progress=not output.quiet, **chosen)
+    output.note(*left_out, ids_line(opened, result.examples["example"].tolist()))
+    output.add(result, store=opened)
 
-    echo(flow_and_draw(open_store(store), out or results_folder(store), examples=examples, window=window, scheduler=scheduler))
 
-
-@click.command(short_help="Attention on the boxes of subject and object.")
+@click.command()
 @click.argument("store")
-@click.option(
-    "--weighing",
-    type=click.Choice(["attention", "norm", "attribution"]),
-    default="attention",
-    show_default=True,
-    help="What a look weighs: attention alone, the norm of what it carries, or what it adds to the answer given.",
-)
-@click.option(
-    "--measure",
-    type=click.Choice(["share", "lift", "cosine", "auc"]),
-    default="lift",
-    show_default=True,
-    help="lift: share in the boxes over their share of cells, 1 for an even map.",
+@options_of(
+    attention_overlap,
+    weighing="attention; norm: times the norm of the value vector; attribution: contribution to the model's answer.",
+    measure="lift: share in the boxes / their share of cells, 1 for a uniform map.",
 )
 @options.only
-@options.seed("Seed of folds and intervals.")
+@options_of(answer_prediction, seed="Seed of folds and intervals.")
 @options.scheduler
-@options.results
-def overlap(store: str, out: Path | None, **chosen: Any) -> None:
-    """How far each head's look at the image falls on the gold boxes, and whether that predicts a right answer better than their geometry.
+@results_output
+def overlap_command(store: str, output: Output, seed: int, **chosen: Any) -> None:
+    """Overlap of each head's attention with the gold boxes, and its AUROC for a right answer against a box geometry baseline.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope overlap demo/original.zarr
     """
-    from stratascope.workflow.overlapping import overlap_and_draw
+    opened = open_store(store)
+    overlap = attention_overlap(opened, progress=not output.quiet, **chosen)
+    output.add(overlap, store=opened, draw=False)
+    prediction: AnswerPrediction | None = None
+    try:
+        prediction = answer_prediction(opened, overlap, seed=seed)
+    except TooFewExamplesError as error:
+        output.note(f"prediction of right answers skipped: {error}")
+        output.remove("prediction", *overlap.name_parts)  # of an earlier run, with another overlap
+    else:
+        output.add(prediction, draw=False)
+    output.draw(overlap.figure(prediction=prediction), overlap.file_name)
 
-    echo(overlap_and_draw(open_store(store), out or results_folder(store), **chosen))
+
+@click.command()
+@click.argument("store")
+@click.option("--boxes", type=click.Path(path_type=Path), help="Boxes of all objects in the images, in COCO instances format.")
+@options_of(pointing, seed="Seed of the bootstrap.")
+@options.scheduler
+@results_output
+def pointing_command(store: str, output: Output, boxes: Path | None, **chosen: Any) -> None:
+    """Score of each attribution method on image cells of subject and object, relative to cells of other objects.
+
+    --boxes gives the other objects; without it the rest of the image is the reference. Knockout effects are listed too where the store
+    holds them (--record knockout).
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope pointing demo/original.zarr --boxes demo/scenes/instances.json
+    """
+    opened = open_store(store)
+    result = pointing(opened, None if boxes is None else BoxIndex.from_coco(boxes), progress=not output.quiet, **chosen)
+    if boxes is not None:
+        result = replace(result, attributes={**result.attributes, "boxes": files_digest([boxes])})
+    output.add(result, store=opened)

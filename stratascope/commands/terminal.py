@@ -1,14 +1,14 @@
-"""What commands share: opening a store, where results go, a progress bar, printing text that others may have written."""
+"""Terminal of the commands: open a store, print escaped text, show a progress bar."""
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -18,24 +18,17 @@ if TYPE_CHECKING:
 
 
 def open_store(path: str) -> ActivationStore:
-    """A store by path, zip or URL."""
+    """Open a store by path, zip or address."""
     from stratascope.store import ActivationStore
 
     return ActivationStore.open(path)
 
 
-def results_folder(store: str) -> Path:
-    """STORE-results beside the store; in the working folder for a URL."""
-    from stratascope.report.places import results_folders
-
-    return results_folders(store)[0]
-
-
 def visible(text: str) -> str:
-    """Text with control characters as escapes, so that a stranger's words cannot steer the terminal.
+    """Escape control characters, so that text from a file cannot control the terminal.
 
-    Line ends and tabs stay. Escaped are C0 and C1 control characters, the ones that turn the direction of writing, line and paragraph
-    separators, and halves of characters, which no terminal can show.
+    Line ends and tabs stay. C0 and C1 control characters, directional marks, line and paragraph separators, and lone surrogates become
+    escapes.
 
     >>> visible("caption \x1b[2J")
     'caption \\x1b[2J'
@@ -53,14 +46,27 @@ def _steers(character: str) -> bool:
     return character in turns or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
 
 
-def echo(text: object, err: bool = False) -> None:
-    """Print what a command says; the only way to the terminal, so that nothing unescaped reaches it."""
-    click.echo(visible(str(text)), err=err)
+def echo(text: object, err: bool = False, colours: Mapping[str, str] | None = None) -> None:
+    """Print text with its control characters escaped; all output to the terminal goes through here.
+
+    Parameters
+    ----------
+    text
+        What to print.
+    err
+        Print to stderr.
+    colours
+        Name -> colour of parts of the text in the form [NAME: ...].
+    """
+    shown = visible(str(text))
+    if colours:
+        shown = re.sub(rf"\[({'|'.join(colours)}): [^\[\]]*\]", lambda part: click.style(part[0], fg=colours[part[1]]), shown)
+    click.echo(shown, err=err)
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it removes what is half-written."""
+    """Handle SIGTERM and SIGHUP like Ctrl-C, so that partial files are removed."""
 
     def stop(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
@@ -80,7 +86,7 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def bar(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, where there is a terminal, that is told (done, all)."""
+    """Progress bar where stderr is a terminal; call it with (done, total)."""
     from tqdm.auto import tqdm
 
     with tqdm(desc=name, unit=unit, disable=not sys.stderr.isatty(), leave=False) as shown:

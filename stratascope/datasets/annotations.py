@@ -1,4 +1,4 @@
-"""Boxes of some images out of COCO's published annotations: one zip of large JSON files, read without holding them in memory."""
+"""Boxes of some images from COCO's published annotations, streamed from a zip of large JSON files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROW_FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
 
 
 def fetch_annotations(folder: Path, address: str, patience: Patience, *, progress: bool) -> Path:
-    """COCO's published annotations in `folder`, where they are kept.
+    """Download COCO's published annotations into `folder`, once.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def fetch_annotations(folder: Path, address: str, patience: Patience, *, progres
 
 
 def boxes_of(archive: Path, images: Container[str]) -> dict[str, list[dict[str, Any]]]:
-    """What the annotations say of `images` (file names), in the form of instances.json.
+    """Annotations of `images` (file names), in the form of instances.json.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def boxes_of(archive: Path, images: Container[str]) -> dict[str, list[dict[str, 
 
 
 def _member_rows(opened: zipfile.ZipFile, member: str, images: Container[str]) -> dict[str, list[dict[str, Any]]]:
-    """Of one of COCO's files what concerns `images`, without the outlines."""
+    """Rows about `images` in one of COCO's files, without outlines."""
     rows: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
     wanted: set[int] = set()
     with opened.open(member) as raw:

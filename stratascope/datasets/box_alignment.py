@@ -1,4 +1,4 @@
-"""Boxes of an annotated image in the pixels of the photo at hand: resized, or turned by the photo's EXIF orientation."""
+"""Alignment of gold boxes with a photo that was resized or rotated by its EXIF orientation."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ MOST_DISTORTION = 0.05
 """Largest relative difference of two aspect ratios that rounding a resized image's sides to whole pixels may explain."""
 
 _SWAPPING = (5, 6, 7, 8)
-"""EXIF orientations that exchange width and height."""
+"""EXIF orientations that swap width and height."""
 
 
 @dataclass(frozen=True)
 class BoxAlignment:
-    """How boxes drawn on an annotated image lie on the photo."""
+    """Map from boxes of an annotated image to the photo."""
 
     annotated: Size
     photo: Size
     """Of the upright photo."""
     orientation: int = 1
-    """The EXIF orientation by which the boxes are turned; 1 where they are not."""
+    """EXIF orientation that rotates the boxes; 1 for none."""
     reason: str = ""
-    """Why the boxes are refused; empty where they are not."""
+    """Reason for refusing the boxes; empty if they are accepted."""
 
     @property
     def case(self) -> Case:
-        """What is done to the boxes; those that are turned may be resized too."""
+        """Transformation of the boxes; rotated boxes may also be resized."""
         if self.reason:
             return "refused"
         if self.orientation != 1:
@@ -42,7 +42,7 @@ class BoxAlignment:
         return "unchanged" if self.annotated == self.photo else "scaled"
 
     def apply(self, box: Box) -> Box | None:
-        """A box in the pixels of the upright photo; None where boxes are refused.
+        """Map a box to the pixels of the upright photo; None if boxes are refused.
 
         Examples
         --------
@@ -64,10 +64,10 @@ class BoxAlignment:
 
 
 def align_boxes(annotated: Size, photo: Size, orientation: int = 1, boxes: Iterable[Box] = ()) -> BoxAlignment:
-    """Decide how boxes drawn on an image of size `annotated` lie on the photo at hand.
+    """Align boxes of an image of size `annotated` with a photo.
 
-    Boxes are resized where both sizes have the same aspect ratio, within the rounding of sides to whole pixels. Where the photo has an
-    EXIF orientation that exchanges its sides, the sizes tell whether boxes were drawn on the pixels as stored, and these are turned with
+    Boxes are resized if both sizes have the same aspect ratio, within the rounding of sides to whole pixels. If the photo has an
+    EXIF orientation that swaps its sides, the sizes show whether boxes were drawn on the pixels as stored; such boxes are rotated with
     the photo. All other boxes are refused.
 
     Parameters
@@ -107,7 +107,7 @@ def align_boxes(annotated: Size, photo: Size, orientation: int = 1, boxes: Itera
 
 
 def align_image(index: BoxIndex, image: str, photo: Size, orientation: int = 1) -> BoxAlignment | None:
-    """How the boxes that an index holds of an image lie on the photo at hand; None where it holds none, or does not state its size.
+    """Align an index's boxes of an image with a photo; None if it has no boxes or no size of the image.
 
     Parameters
     ----------

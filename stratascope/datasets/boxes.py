@@ -1,39 +1,32 @@
-"""Gold boxes in COCO's instances format, matched to the words of a caption."""
+"""Gold boxes in COCO's instances format, matched with the nouns of a caption."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from copy import copy
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from stratascope.datasets.coco_fields import (
-    add_once,
-    check_file_names,
-    read_flag,
-    read_id,
-    read_number,
-    read_numbers,
-    without_repeats,
-)
-from stratascope.datasets.image_names import ImageNames
+from stratascope.datasets.image_names import ImageNames, path_parts
 from stratascope.datasets.json_rows import json_rows
 from stratascope.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from stratascope.datasets.example import Example
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels: of the image as it was annotated, or of the photo once aligned with it (`box_alignment`)."""
 
 
+_FLAGS = {"0": False, "1": True, "false": False, "true": True}
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+T = TypeVar("T")
+
 _FIELDS = ("id", "image_id", "category_id", "bbox", "iscrowd")
-"""Of an annotation."""
+"""Fields of an annotation that are kept."""
 
 
 class BoxIndex:
@@ -82,9 +75,9 @@ class BoxIndex:
                     if key == "images":
                         _whole(row, len(images))
                         size = _side(row, "width"), _side(row, "height")
-                        add_once(images, "image", row, (str(row["file_name"]), *size))
+                        _add_once(images, "image", row, (str(row["file_name"]), *size))
                     elif key == "categories":
-                        add_once(names, "category", row, str(row["name"]).strip())
+                        _add_once(names, "category", row, str(row["name"]).strip())
                     elif key == "annotations":  # without its outline, which is most of the file
                         annotations.append({name: row[name] for name in _FIELDS if name in row})
             if not images or not names:
@@ -93,9 +86,9 @@ class BoxIndex:
             raise InvalidInputError(
                 f"{path}: expected COCO's instances format (images, annotations, categories), found: {_reason(error)}"
             ) from error
-        check_file_names({number: name for number, (name, _, _) in images.items()}, path)
+        _check_file_names({number: name for number, (name, _, _) in images.items()}, path)
         boxes: dict[str, dict[str, list[Box]]] = {name: defaultdict(list) for name, _, _ in images.values()}
-        for row in without_repeats(annotations, path):
+        for row in _without_repeats(annotations, path):
             name, category, box = _annotation(row, images, names, path)
             if box is not None:
                 boxes[name][category].append(box)
@@ -103,7 +96,7 @@ class BoxIndex:
         return cls({name: dict(by_category) for name, by_category in boxes.items()}, sizes, str(path))
 
     def of_images(self, images: Iterable[str]) -> BoxIndex:
-        """The boxes of `images`, each matched with one file name (`image_names.ImageNames`).
+        """Match each image with one file name (`image_names.ImageNames`).
 
         Raises
         ------
@@ -130,36 +123,19 @@ class BoxIndex:
         return self._by_category(image).get(noun.strip().lower(), [])
 
     def others(self, image: str, nouns: Collection[str]) -> list[Box]:
-        """The boxes of all things in `image` but those called one of `nouns`."""
+        """Boxes of all objects in `image` except those named by `nouns`."""
         named = {noun.strip().lower() for noun in nouns}
         return [box for name, boxes in self._by_category(image).items() if name not in named for box in boxes]
 
     def annotated_size(self, image: str) -> tuple[float, float] | None:
-        """(width, height) in pixels of `image` as it was annotated; None where it is not stated."""
+        """(width, height) in pixels of the annotated image; None if unknown."""
         file = self._file(image)
         return None if file is None else self._sizes.get(file)
 
     def match(self, image: str, noun: str) -> Box | None:
-        """The box of the only instance of `noun` in `image`; None where there is none or several."""
+        """Box of the only instance of `noun` in `image`; None if there is none or more than one."""
         found = self.instances(image, noun)
         return found[0] if len(found) == 1 else None
-
-    def add_to(self, example: Example) -> Example:
-        """The example with the boxes of its subject and object, and how many things of these names there are.
-
-        An example whose image is not listed is returned as it is.
-        """
-        if not self.lists(example.image):
-            return example
-        subject = self.instances(example.image, example.subject)
-        found = self.instances(example.image, example.object)
-        return replace(
-            example,
-            subject_box=subject[0] if len(subject) == 1 else None,
-            object_box=found[0] if len(found) == 1 else None,
-            subject_instances=len(subject),
-            object_instances=len(found),
-        )
 
 
 def _reason(error: Exception) -> str:
@@ -174,7 +150,10 @@ def _whole(row: Any, number: int) -> None:
 
 
 def _side(row: Mapping[str, Any], name: str) -> float:
-    value = read_number(row[name])
+    try:
+        value = _read_number(row[name])
+    except ValueError:
+        value = math.nan
     if not 0 < value < math.inf:
         raise ValueError(f"image {row['file_name']} with {name} {row[name]}")
     return value
@@ -184,10 +163,10 @@ def _annotation(
     row: Any, images: Mapping[str, tuple[str, float, float]], names: Mapping[str, str], path: Path | str
 ) -> tuple[str, str, Box | None]:
     try:
-        name, width, height = images[read_id(row["image_id"])]
-        category = names[read_id(row["category_id"])].lower()
-        x, y, w, h = read_numbers(row["bbox"])
-        crowd = read_flag(row.get("iscrowd"))
+        name, width, height = images[_read_id(row["image_id"])]
+        category = names[_read_id(row["category_id"])].lower()
+        x, y, w, h = _read_numbers(row["bbox"])
+        crowd = _read_flag(row.get("iscrowd"))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InvalidInputError(
             f"{path}: expected the image_id of an image, the category_id of a category, bbox [x, y, width, height] and iscrowd 0 or 1, "
@@ -203,8 +182,86 @@ def _annotation(
     return name, category, (max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height))
 
 
+def _read_id(value: Any) -> str:
+    """An id as text: 7 and "7" are the same id, "07" is another; ValueError for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise ValueError(f"an id is a whole number or a text, not {str(value)[:80]!r}")
+    return str(value)
+
+
+def _read_number(value: Any) -> float:
+    """A finite number, also where it is written as text; ValueError for anything else."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if not plain and not (isinstance(value, str) and _NUMBER.fullmatch(value.strip())):
+        raise ValueError(f"expected a number, found {str(value)[:80]!r}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number, found {str(value)[:80]!r}")
+    return number
+
+
+def _read_numbers(value: Any) -> tuple[float, ...]:
+    """The finite numbers of a list; ValueError for anything else."""
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list of numbers, found {str(value)[:80]!r}")
+    return tuple(map(_read_number, value))
+
+
+def _read_flag(value: Any) -> bool:
+    """A flag, which some programs write as text; absent means false. ValueError for anything else."""
+    if value is None:
+        return False
+    text = str(value).strip().lower()
+    if text not in _FLAGS:
+        raise ValueError(f"expected 0 or 1, found {str(value)[:80]!r}")
+    return _FLAGS[text]
+
+
+def _add_once(found: dict[str, T], what: str, row: Mapping[str, Any], value: T) -> None:
+    """Store a row's value by id; ValueError if another row of that id has another value."""
+    number = _read_id(row["id"])
+    if found.setdefault(number, value) != value:
+        raise ValueError(f"{what} id {number} twice, for {found[number]} and {value}; give each {what} an id of its own")
+
+
+def _check_file_names(file_of: Mapping[str, str], path: Path | str) -> None:
+    """InvalidInputError where two image ids have one file name, because their boxes would be those of one photo."""
+    owner: dict[tuple[str, ...], str] = {}
+    for number, name in file_of.items():
+        if (other := owner.setdefault(path_parts(name), number)) != number:
+            raise InvalidInputError(
+                f"{path}: expected a file name for each image, found {name} for the images {other} and {number}; write file_name with its "
+                "folder, or give the photo one id"
+            )
+
+
+def _without_repeats(annotations: Iterable[Any], path: Path | str) -> list[Any]:
+    """Annotations without exact repetitions.
+
+    Raises
+    ------
+    InvalidInputError
+        If two different ones have the same id.
+    """
+    first: dict[Any, Any] = {}
+    kept = []
+    for row in annotations:
+        number = row.get("id") if isinstance(row, dict) else None
+        known = number is not None and not isinstance(number, list | dict)
+        if known and (other := first.setdefault(number, row)) is not row:
+            if other != row:
+                raise InvalidInputError(
+                    f"{path}: expected an id of its own for each annotation, found id {number} for {str(other)[:100]} and {str(row)[:100]}"
+                )
+            continue
+        kept.append(row)
+    return kept
+
+
 def cells_in_box(box: Box, image_size: tuple[float, float], grid: tuple[int, int]) -> np.ndarray:
-    """Raster indices of the image cells whose centre lies in `box`; the nearest cell where none does.
+    """Raster indices of the image cells whose centre is in `box`, or the nearest cell.
 
     Parameters
     ----------
@@ -214,6 +271,11 @@ def cells_in_box(box: Box, image_size: tuple[float, float], grid: tuple[int, int
         (width, height) of what the cells cover: the image file, or the part of it that the model sees.
     grid
         (rows, columns) of cells.
+
+    Examples
+    --------
+    >>> cells_in_box((0, 0, 28, 56), (56, 56), (2, 2)).tolist()
+    [0, 2]
     """
     rows, columns = grid
     y = (np.arange(rows) + 0.5) * image_size[1] / rows

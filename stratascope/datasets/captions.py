@@ -1,4 +1,4 @@
-"""Where subject, relation and object stand in a VSR caption: what is left of it around the relation."""
+"""Character intervals of subject, relation and object in a VSR caption."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _END = re.compile(r"[\s.!?]*$")
 
 @dataclass(frozen=True)
 class CaptionParts:
-    """Character intervals of the three parts within the caption."""
+    """Character intervals of subject, relation and object in a caption."""
 
     subject: Interval
     relation: Interval
     object: Interval | None
-    """None for a caption about one thing."""
+    """None for a caption about one object."""
 
 
 def split_caption(caption: str, relation: str) -> CaptionParts:
-    """Find subject and object as what is left of `caption` around `relation`.
+    """Split a caption into subject, relation and object.
 
     The relation must occur as whole words with a subject before and an object after it. Where it occurs more than once
     ("The person is on top of the dog on the bed."), the first place that leaves both is taken.

@@ -1,4 +1,4 @@
-"""One file over HTTP: resumed, retried with growing pauses, bounded in size, checked, and there under its name only when whole."""
+"""Download one file over HTTP: resumable, with retries, a size limit, a check, and an atomic rename."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PASSING = {408, 425, 429, 500, 502, 503, 504}
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a server, and how often to ask it again."""
+    """Time-outs and retries for a server."""
 
     retries: int = 5
     """Further attempts after one that failed and brought nothing new."""
@@ -44,7 +44,7 @@ class Patience:
 
 
 class Budget:
-    """A number of bytes that several downloads share."""
+    """Byte limit shared by several downloads."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
@@ -95,23 +95,23 @@ def download(
     stop: threading.Event | None = None,
     tell: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Fetch `url` into the file `path`, which appears whole or not at all.
+    """Download `url` to the file `path` atomically.
 
-    What has come of it lies in `path` + ".part" meanwhile; a later call goes on there if the server supports it and still has the same
+    Received bytes are in `path` + ".part" until then; a later call resumes there if the server supports it and still has the same
     file (by its entity tag), else from the beginning.
 
     Parameters
     ----------
     check
-        Given the file, says what is wrong with it, or None.
+        Function of the file that returns what is wrong with it, or None.
     largest
-        Bytes that the file may have at most.
+        Largest size of the file in bytes.
     budget
-        Bytes that all downloads together may bring.
+        Byte limit of all downloads together.
     stop
         Set by another thread to end the download soon.
     tell
-        Told the number of bytes of each piece that came.
+        Called with the number of bytes of each received piece.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""One example: what every kind of file becomes."""
+"""One example of a data set."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from stratascope.datasets.captions import CaptionParts, Interval
 
 @dataclass(frozen=True)
 class Question:
-    """A question in its published wording, and where its parts stand in it (character intervals)."""
+    """A published question and the character intervals of its parts."""
 
     text: str
     subject: Interval
     object: Interval | None
-    """None for a question about one thing."""
+    """None for a question about one object."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Example:
     """Gold box (x0, y0, x1, y1) in the image file's pixels, where it is known and unambiguous."""
     subject_instances: int | None = None
     object_instances: int | None = None
-    """How many things of that name have boxes in the image; None where no boxes were given, or their file does not list the image."""
+    """Number of boxes with that name in the image; None if no boxes were given or they do not list the image."""
     choices: tuple[str, ...] = ()
-    """What the label numbers, where it is the right answer to a question; empty where it is the caption's truth."""
+    """Answer choices that the label indexes; empty if the label is the caption's truth."""
     question: Question | None = None
     """The published wording, for prompts that ask for one of several choices; None: the prompt's template is filled."""
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -51,10 +51,10 @@ class Example:
 
     @property
     def subject(self) -> str:
-        """What the caption is about, in the caption's own words."""
+        """Subject of the caption, in the caption's words."""
         return self.caption[slice(*self.parts.subject)]
 
     @property
     def object(self) -> str:
-        """Empty where the caption is about one thing."""
+        """Object of the caption, in the caption's words; empty for a caption about one object."""
         return self.caption[slice(*self.parts.object)] if self.parts.object else ""

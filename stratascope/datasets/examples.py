@@ -1,4 +1,4 @@
-"""Examples from files: VSR's JSONL rows or a CSV table, with image, caption, label and relation; What's Up's lists."""
+"""Load examples from VSR's JSON lines, CSV tables or What's Up lists."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Example", "describe", "files_digest", "load_examples"]
 
 _NEEDED = ("image", "caption", "relation")
 _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-"""How spreadsheets write a label."""
+"""Spellings of labels in spreadsheets."""
 _NEEDS = "a row needs image, caption, relation and label"
 
 
@@ -34,22 +34,22 @@ def load_examples(
     *,
     progress: bool = False,
 ) -> list[Example]:
-    """Examples of one or more files, in order.
+    """Load the examples of one or more files, in order.
 
     Rows hold `image`, `caption`, `relation`, `label` (0/1 or true/false) and may hold `id` and `split`; the published VSR
-    files and those of `write_scenes` are of this form. Other scalar fields are kept as they are. A file that ends in .csv is a table
-    with these columns; `stratascope.datasets.table` says how both are read. A JSON list is read as one of What's Up's data sets, and a
-    file of questions after it gives the wording (`stratascope.datasets.questions`).
+    files and those of `write_scenes` have this form. Other scalar fields are kept unchanged. A file that ends in .csv is a table
+    with these columns (see `stratascope.datasets.table`). A JSON list is read as one of What's Up's data sets, and a
+    file of questions after it sets their wording (see `stratascope.datasets.questions`).
 
     Parameters
     ----------
     boxes
-        Matched with the images by file name, and with subjects and objects by name.
+        Gold boxes, matched with images by file name and with subjects and objects by name.
     choices
-        Of a prompt that asks for one of several answers: rows of What's Up's data sets then become one example each, labelled by
-        the number of the right choice. Without, they become one a caption, true or false.
+        Answer choices of a multiple-choice prompt: each row of What's Up's data sets then becomes one example, labelled by
+        the index of the right choice. By default each caption becomes one example, true or false.
     progress
-        Show how many rows are read.
+        Whether to show a progress bar.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def load_examples(
     """
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(f) for f in files]
     if not paths:
-        raise InvalidInputError("expected at least one file of examples, found none; pass --examples FILE.jsonl")
+        raise InvalidInputError("expected at least one file of examples, found none; give a JSON lines or CSV file")
     examples: list[Example] = []
     seen: dict[str, str] = {}
     for path in paths:
@@ -82,7 +82,25 @@ def load_examples(
     if boxes is None:
         return examples
     boxes = boxes.of_images(example.image for example in examples)
-    return [boxes.add_to(example) for example in examples]
+    return [_with_boxes(example, boxes) for example in examples]
+
+
+def _with_boxes(example: Example, boxes: BoxIndex) -> Example:
+    """The example with boxes and instance counts of its subject and object.
+
+    An example whose image is not listed is returned as it is.
+    """
+    if not boxes.lists(example.image):
+        return example
+    subject = boxes.instances(example.image, example.subject)
+    found = boxes.instances(example.image, example.object)
+    return replace(
+        example,
+        subject_box=subject[0] if len(subject) == 1 else None,
+        object_box=found[0] if len(found) == 1 else None,
+        subject_instances=len(subject),
+        object_instances=len(found),
+    )
 
 
 def files_digest(files: Iterable[Path | str]) -> dict[str, str]:
@@ -95,7 +113,7 @@ def files_digest(files: Iterable[Path | str]) -> dict[str, str]:
 
 
 def describe(examples: Sequence[Example]) -> str:
-    """How many examples, images and relations, how the labels are divided, and what became of the boxes."""
+    """Lines of text: counts of examples, images, relations, labels and boxes."""
     images = len({e.image for e in examples})
     relations = len({e.relation for e in examples})
     labels = f"{sum(e.label for e in examples) / len(examples):.1%} true"
@@ -117,7 +135,7 @@ def describe(examples: Sequence[Example]) -> str:
 
 
 def _of_file(path: Path, choices: Sequence[str] | None, before: Sequence[Example], progress: bool) -> list[tuple[str, Example]]:
-    """The examples of one file, whichever of the known forms it has, and where each stands; `before` are those of the files before it."""
+    """Examples of one file in any known format, each with its location; `before` holds those of earlier files."""
     text, stem = read_text(path), path.stem
     if is_csv(path):
         table = csv_table(path, text, as_text=("id", "split", "label", *_NEEDED))

@@ -1,4 +1,4 @@
-"""Published VSR into a folder: its rows from the Hub, its images by their links, its boxes out of COCO's annotations."""
+"""Download published VSR: rows from the Hub, images and boxes from COCO."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -19,63 +19,56 @@ from stratascope.datasets.download import Budget, BudgetSpentError, Patience, Un
 from stratascope.datasets.examples import load_examples
 from stratascope.errors import DownloadError, InvalidInputError, MissingExtraError
 
-SPLITS = ("random", "zeroshot")
+Split = Literal["random", "zeroshot"]
 PARTS = ("train", "dev", "test")
 RECORD = "fetched.json"
 FAILURES = "failed.json"
 
 UNREACHABLE_IN_A_ROW = 12
-"""Images that could not be reached one after the other, after which the rest is left for another time."""
+"""Consecutive unreachable images after which the download stops."""
 
 _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
 class FetchChoice:
-    """What to fetch of VSR, from where, and within which limits."""
+    """Settings of a VSR download."""
 
-    split: str = "random"
-    """random or zeroshot: how VSR's authors divided it."""
+    split: Split = "random"
+    """Split by VSR's authors."""
     parts: tuple[str, ...] = PARTS
     """Of train, dev and test."""
     boxes: bool = False
-    """Fetch COCO's annotations (241 MB) and keep what concerns these images as instances.json."""
+    """Whether to download COCO's annotations (241 MB) and save those of these images as instances.json."""
     images: bool = True
     limit: int | None = None
-    """Only the images of the first so many rows of each part."""
+    """Download only the images of the first `limit` rows of each part."""
     connections: int = 4
-    """Images fetched at a time."""
+    """Concurrent downloads."""
     max_bytes: int = 4_000_000_000
-    """Bytes of images in all, of this run."""
+    """Most bytes of images in this run."""
     max_image: int = 20_000_000
-    """Bytes of one image."""
+    """Most bytes of one image."""
     revision: str | None = None
     """Branch, tag or commit of the Hub's repository."""
     endpoint: str | None = None
-    """The Hub's address, or that of a mirror; None: huggingface_hub's own, which HF_ENDPOINT may set."""
+    """Address of the Hub or a mirror; None: huggingface_hub's default, which HF_ENDPOINT sets."""
     annotations: str = ANNOTATIONS
     """The address of COCO's annotations."""
     patience: Patience = field(default_factory=Patience)
-    """How often, and after which pauses, a server is asked again."""
+    """Retries and pauses."""
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise InvalidInputError(f"expected --split to be among {', '.join(SPLITS)}, found {self.split!r}")
-        for part in self.parts:
+        if self.split not in get_args(Split):
+            raise InvalidInputError(f"split: expected one of {', '.join(get_args(Split))}, found {self.split!r}")
+        for part in self.parts or ("none",):
             if part not in PARTS:
-                raise InvalidInputError(f"expected --parts among {', '.join(PARTS)}, found {part!r}")
-        if not self.parts:
-            raise InvalidInputError(f"expected --parts among {', '.join(PARTS)}, found none")
-        for option, value in (
-            ("--limit", self.limit),
-            ("--connections", self.connections),
-            ("--max-bytes", self.max_bytes),
-            ("--max-image", self.max_image),
-        ):
-            if value is not None and value < 1:
-                raise InvalidInputError(f"expected {option} to be at least 1, found {value}")
+                raise InvalidInputError(f"parts: expected names among {', '.join(PARTS)}, found {part!r}")
+        for name in ("limit", "connections", "max_bytes", "max_image"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InvalidInputError(f"{name}: expected at least 1, found {value}")
         if self.connections > 32:
-            raise InvalidInputError(f"expected at most 32 --connections to one server, found {self.connections}")
+            raise InvalidInputError(f"connections: expected at most 32 to one server, found {self.connections}")
 
     @property
     def repository(self) -> str:
@@ -85,26 +78,42 @@ class FetchChoice:
 
 @dataclass(frozen=True)
 class FetchReport:
-    """What a folder now holds, and what could not be fetched."""
+    """Result of a VSR download."""
 
     folder: Path
     rows: dict[str, int]
     """Part -> number of rows."""
     images: int
-    """Images that were asked for."""
+    """Number of requested images."""
     present: int
-    """Of them, already there."""
+    """Requested images that were in the folder before."""
     fetched: int
     bytes: int
-    """Of the images fetched now."""
+    """Bytes of the images downloaded now."""
     failed: dict[str, str]
     """Image -> why it could not be fetched; also listed in failed.json."""
     boxed_images: int | None
     """Images with boxes in instances.json; None where boxes were not asked for."""
 
+    def summary(self) -> str:
+        """Lines of text: rows, images, boxes, and the plan command for them."""
+        rows = ", ".join(f"{part} {count:,}" for part, count in self.rows.items())
+        lines = [f"{self.folder}: rows {rows}"]
+        if self.images:
+            there = f"{self.present:,} were there, {self.fetched:,} fetched now ({self.bytes / 1e6:,.1f} MB)"
+            failed = f", {len(self.failed):,} could not be fetched: run the same command again" if self.failed else ""
+            lines.append(f"images     {self.images:,} wanted, {there}{failed}")
+        boxes = ""
+        if self.boxed_images is not None:
+            lines.append(f"boxes      of {self.boxed_images:,} images in {self.folder / 'instances.json'}")
+            boxes = f" --boxes {self.folder / 'instances.json'}"
+        files = " ".join(f"--examples {self.folder / f'{part}.jsonl'}" for part in self.rows)
+        images = f"--images {self.folder / 'images'}"
+        return "\n".join([*lines, f"next: stratascope plan --model Qwen/Qwen2.5-VL-7B-Instruct {files} {images}{boxes}"])
+
 
 def fetch_vsr(folder: Path | str, choice: FetchChoice = FetchChoice(), *, progress: bool = False) -> FetchReport:
-    """Fetch VSR's rows, images and boxes into `folder`; whatever is there already is kept, so that a rerun goes on.
+    """Download VSR's rows, images and boxes into `folder`; a second call resumes.
 
     The folder then holds `train.jsonl`, `dev.jsonl`, `test.jsonl` as published, `images/`, `instances.json` if boxes were asked for,
     `fetched.json` (which commit of the Hub's repository, hashes) and, where images failed, `failed.json`.
@@ -112,7 +121,7 @@ def fetch_vsr(folder: Path | str, choice: FetchChoice = FetchChoice(), *, progre
     Parameters
     ----------
     folder
-        Made where it is not there.
+        Output folder; created if it does not exist.
     choice
         What to fetch, from where, and within which limits.
     progress
@@ -154,12 +163,12 @@ def _fetch_rows(folder: Path, choice: FetchChoice) -> None:
             held, revision, files = record["repository"], record["revision"], dict(record["files"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidInputError(
-                f"{folder / RECORD}: expected what an earlier fetch wrote, found {error}; choose another --out"
+                f"{folder / RECORD}: expected what an earlier fetch wrote, found {error}; choose another folder"
             ) from error
         if held != choice.repository or choice.revision not in (None, revision):
             raise InvalidInputError(
                 f"expected {folder} to hold {choice.repository} at {choice.revision or revision}, found {held} at {revision}; choose "
-                "another --out"
+                "another folder"
             )
         record["files"] = files
     for part in choice.parts:
@@ -167,7 +176,7 @@ def _fetch_rows(folder: Path, choice: FetchChoice) -> None:
         if path.name in record["files"] and path.is_file():
             continue
         if path.exists() and path.name not in record["files"]:
-            raise InvalidInputError(f"expected no {path} from elsewhere, found one; choose another --out, or remove it")
+            raise InvalidInputError(f"expected no {path} from elsewhere, found one; choose another folder, or remove it")
         source = _from_hub(choice, path.name, record["revision"] or choice.revision)
         data = source.read_bytes()
         partial = path.with_name(path.name + ".part")
@@ -197,7 +206,7 @@ def _from_hub(choice: FetchChoice, name: str, revision: str | None) -> Path:
 
 
 def _fetch_images(folder: Path, links: Mapping[str, str], choice: FetchChoice, progress: bool) -> tuple[int, dict[str, str]]:
-    """Fetch all links by a few connections; bytes moved and the failures, in the order of the links."""
+    """Download all links concurrently; return the bytes received and the failures, in the order of the links."""
     folder.mkdir(exist_ok=True)
     stop, budget = threading.Event(), Budget(choice.max_bytes)
     failed: dict[str, str] = {}
@@ -243,7 +252,7 @@ def _fetch_images(folder: Path, links: Mapping[str, str], choice: FetchChoice, p
 
 
 def image_problem(path: Path) -> str | None:
-    """Why a file is not a whole image; None if it is."""
+    """Reason why a file is no intact image; None if it is one."""
     try:
         with Image.open(path) as image:
             image.load()

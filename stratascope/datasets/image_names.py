@@ -1,4 +1,4 @@
-"""Which image of the examples a file name in a file of annotations means."""
+"""Match file names in annotations with the examples' images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ADVICE = "write file_name with its folder, as in the examples"
 
 
 class ImageNames:
-    """File names of annotations, to be matched with images by path.
+    """Index of annotated file names, matched with images by path.
 
     The full path comes first. Otherwise one of the two must end in the other: `val2017/0.png` and `0.png` are the same image,
     `a/0.png` and `b/0.png` are not.
@@ -33,7 +33,7 @@ class ImageNames:
         return len(self._file_of)
 
     def find(self, image: str) -> str | None:
-        """The file name that means `image`; None where there is none.
+        """File name that matches `image`; None if there is none.
 
         Raises
         ------
@@ -54,7 +54,7 @@ class ImageNames:
         return self._file_of[found[0]] if found else None
 
     def find_all(self, images: Iterable[str]) -> dict[str, str]:
-        """Image -> file name, for those of `images` that have one; no file name stands for two images.
+        """Match images with file names one to one, as image -> file name.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Rows of the arrays of a large JSON object, one after the other, without holding the file in memory."""
+"""Stream the rows of arrays in a large JSON object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress of long loops: a bar on a terminal, a line every ten seconds elsewhere."""
+"""Progress bars: a bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 _QUIET = 10.0
-"""Seconds without a word where there is no terminal, and between two lines there."""
+"""Seconds between two lines where there is no terminal."""
 
 
 def progress_bar(items: Iterable[Item], name: str, total: int | None = None, *, unit: str, show: bool) -> Iterable[Item]:
-    """The items, while a bar on stderr counts them.
+    """Iterate over items with a progress bar on stderr.
 
     Parameters
     ----------

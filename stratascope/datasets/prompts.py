@@ -1,4 +1,4 @@
-"""Prompts as data: the user's text around the caption, and the words that count as answers."""
+"""Prompts: templates of the user's turn and answer choices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stratascope.datasets.captions import Interval
-from stratascope.datasets.examples import Example
+from stratascope.datasets.example import Example
 from stratascope.errors import InvalidInputError
 
 _FIELD = re.compile(r"\{(caption|subject|relation|object)\}")
@@ -15,7 +15,7 @@ _FIELD = re.compile(r"\{(caption|subject|relation|object)\}")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A template of the user's turn, after the image.
+    """Template of the user's turn after the image.
 
     The fields {caption}, {subject}, {relation} and {object} are filled from the example.
     """
@@ -25,7 +25,7 @@ class Prompt:
     choices: tuple[str, ...]
     """Answers whose logits are recorded at the final token; each must be one token."""
     answers: tuple[str, str] | None = None
-    """Which choice is right for a false and for a true caption; None where the prompt asks for one of the choices itself."""
+    """Right choices for a false and a true caption; None if the prompt asks for one of the choices."""
 
     def __post_init__(self) -> None:
         if not _FIELD.search(self.text):
@@ -34,7 +34,7 @@ class Prompt:
             raise InvalidInputError(f"expected at least two different answer choices, found {self.choices!r}")
 
     def fill(self, example: Example) -> FilledPrompt:
-        """The text for one example, and where its parts stand in it; the example's published question where it has one.
+        """Fill the template for one example, or use the example's published question.
 
         Raises
         ------
@@ -47,8 +47,8 @@ class Prompt:
             return FilledPrompt(asked.text, {name: interval for name, interval in stated.items() if interval})
         if "{object}" in self.text and example.parts.object is None:
             raise InvalidInputError(
-                f"example {example.id}: expected a caption about two things for --prompt {self.name}, found {example.caption!r}; choose "
-                "--prompt four-way-photo, six-way-photo or true-false"
+                f"example {example.id}: expected a caption about two objects for the prompt {self.name}, found {example.caption!r}; choose "
+                "four-way-photo, six-way-photo or true-false"
             )
         pieces: list[str] = []
         intervals: dict[str, Interval] = {}
@@ -78,7 +78,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class FilledPrompt:
-    """Text of one example's user turn and the character intervals of caption, subject, relation and object in it."""
+    """Text of the user's turn, with the character intervals of caption, subject, relation and object."""
 
     text: str
     intervals: dict[str, Interval]

@@ -36,7 +36,7 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "under": ("under", "below", "bottom"),
     "on": ("on", "above", "top"),
 }
-"""Relation in a caption about two things -> the answers that mean it, the usual one first; longer relations first."""
+"""Relation between two objects -> answers that mean it, the usual one first; longer relations come first."""
 
 PLACES: dict[str, tuple[str, ...]] = {
     "left": ("left",),
@@ -46,7 +46,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "front": ("front",),
     "back": ("behind",),
 }
-"""Place in a caption about one thing -> the answers that mean it."""
+"""Place of a single object -> answers that mean it."""
 
 _ONE_THING = re.compile(rf"\s+((?:on|at|in|to|toward|towards) the ({'|'.join(PLACES)})(?: side)?)[\s.]*$", re.IGNORECASE)
 _OPENING = re.compile(r"\s*(?:an?|the)\s+(?:photo|picture|image)\s+of\s+(?:(?:an?|the|some)\s+)?|\s*(?:an?|the|some)\s+", re.IGNORECASE)
@@ -59,12 +59,12 @@ _SHOWN = 5
 
 
 def parse_caption(caption: str) -> tuple[CaptionParts, str, tuple[str, ...]]:
-    """Subject, relation and object of a caption of these data sets, the relation's words, and the answers that mean it.
+    """Parse a caption of these data sets: subject, relation, object, and the answers that mean the relation.
 
     Raises
     ------
     InvalidInputError
-        If the caption names none of `RELATIONS` between two things and none of `PLACES` of one.
+        The caption names neither one of `RELATIONS` between two objects nor one of `PLACES`.
     """
     opening = _OPENING.match(caption)
     start = opening.end() if opening else 0
@@ -84,15 +84,15 @@ def parse_caption(caption: str) -> tuple[CaptionParts, str, tuple[str, ...]]:
 
 
 def load_captions(path: Path, text: str, choices: Sequence[str] | None) -> list[Example]:
-    """Examples of a data set.
+    """Parse the rows of a data set into examples.
 
-    With `choices` (of a prompt that asks for one of several) one example a row, with the right caption and the number of the right choice;
-    without, one a caption, true the first and false the others.
+    With `choices` (multiple-choice prompt) each row becomes one example, with the right caption and the index of the right choice;
+    otherwise each caption becomes one example: the first is true, the others are false.
 
     Raises
     ------
     InvalidInputError
-        Naming row and reason.
+        A row is invalid; the message names row and reason.
     """
     try:
         rows = plain_text(json.loads(text), text)
@@ -109,7 +109,7 @@ def load_captions(path: Path, text: str, choices: Sequence[str] | None) -> list[
 
 
 def _check_file_names(path: Path, rows: Sequence[Any]) -> None:
-    """InvalidInputError where two rows name different images of the same file name, which alone is kept."""
+    """Refuse rows with different images of the same file name, because only the file name is kept."""
     first: dict[str, tuple[str, int]] = {}
     for k, row in enumerate(rows):
         image = row.get("image_path") if isinstance(row, dict) else None
@@ -144,7 +144,7 @@ def _examples(path: Path, number: int, row: Any, choices: Sequence[str] | None) 
             if found is None:
                 raise InvalidInputError(
                     f"{where}: expected a caption that means one of the prompt's choices {', '.join(choices)}, found {caption!r}; choose "
-                    "another --prompt"
+                    "another prompt"
                 )
             example = replace(example, label=list(choices).index(found), choices=tuple(choices))
         yield example
@@ -180,7 +180,7 @@ def are_questions(row: Row) -> bool:
 
 
 def add_questions(path: Path, rows: Sequence[Row], examples: Sequence[Example], choices: Sequence[str] | None) -> list[Example]:
-    """The examples of a data set with the wording in which a file of questions asks them.
+    """Add the published questions of a file to the examples of a data set.
 
     Raises
     ------
@@ -189,13 +189,10 @@ def add_questions(path: Path, rows: Sequence[Row], examples: Sequence[Example], 
         numbers do not fit the data set, or answers disagree with its right captions.
     """
     if not choices:
-        raise InvalidInputError(
-            f"{path}: expected a prompt that asks for one of several choices, such as --prompt four-way, for these questions"
-        )
+        raise InvalidInputError(f"{path}: expected a prompt that asks for one of several choices, such as four-way, for these questions")
     if not examples or not examples[0].choices or examples[0].question is not None:
         raise InvalidInputError(
-            f"{path}: expected --examples with the data set (such as controlled_images_dataset.json) right before these questions, which "
-            "name no images"
+            f"{path}: expected the data set (such as controlled_images_dataset.json) right before these questions, which name no images"
         )
     asked: dict[int, Question] = {}
     wrong: list[str] = []

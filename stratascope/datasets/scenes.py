@@ -1,4 +1,4 @@
-"""Generated scenes in VSR's own form: two to four drawn things on a plain ground, and true or false captions about two of them.
+"""Generated scenes in VSR's format: two to four objects, with true and false captions about two of them.
 
 The label is a fair coin by construction, whatever one knows of the text or of the image alone: kinds are exchangeable, a
 relation is asked of a scene only if the scene holds both a pair for which it is true and a pair for which it is false, and
@@ -15,25 +15,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stratascope.datasets.forms import FORMS, KINDS, Brush
+from stratascope.datasets.scene_shapes import KINDS, SHAPES, Brush
 from stratascope.errors import InvalidInputError
 
 SIZE = 168
 """Width and height of a scene's image in pixels: 6 x 6 merged cells of 28 pixels."""
 
 EXCLUSIVE = ("left of", "right of", "above", "below", "inside", "surrounding")
-"""Relations of which at most one holds for an ordered pair."""
+"""Mutually exclusive relations of an ordered pair."""
 
 RELATIONS = (*EXCLUSIVE, "near", "far from")
 DOMINANCE = 1.5
-"""A pair is left/right/above/below only if its offset along that axis is this many times the other; else it is not asked."""
+"""A pair is left/right/above/below only if its offset along that axis is this many times the other offset."""
 NEAR, FAR = 18.0, 56.0
-"""Gap in pixels at most which a pair is near, at least which it is far; in between it is not asked."""
+"""Largest gap in pixels of a near pair and smallest gap of a far one; pairs in between get no caption."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn thing: its kind and the centre and radius of its form in pixels."""
+    """One object: its name, centre and radius in pixels."""
 
     kind: str
     x: float
@@ -43,7 +43,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Statement:
-    """A caption in VSR's wording about two things of a scene, and whether it is true."""
+    """A caption in VSR's wording about two objects of a scene, and its label."""
 
     subject: int
     relation: str
@@ -51,12 +51,12 @@ class Statement:
     label: bool
 
     def caption(self, things: list[Thing]) -> str:
-        """The text, of the things of its scene."""
+        """Text of the caption, given the objects of the scene."""
         return f"The {things[self.subject].kind} is {self.relation} the {things[self.object].kind}."
 
 
 def sample_things(rng: np.random.Generator, inside_share: float = 0.3, near_share: float = 0.4) -> list[Thing]:
-    """Two to four things of different kinds; in `inside_share` of scenes the second stands inside the (large) first."""
+    """Sample two to four different objects; in `inside_share` of scenes the second is inside the (large) first."""
     for _ in range(1000):
         kinds = [str(kind) for kind in rng.permutation(KINDS)]
         count = int(rng.integers(2, 5))
@@ -101,7 +101,7 @@ def _place(kind: str, things: list[Thing], beside: bool, rng: np.random.Generato
 
 
 def exclusive_relation(a: Thing, b: Thing) -> str | None:
-    """Which of `EXCLUSIVE` holds for a with respect to b, or None where the pair is diagonal."""
+    """The relation in `EXCLUSIVE` of a to b; None for a diagonal pair."""
     dx, dy = a.x - b.x, a.y - b.y
     distance = math.hypot(dx, dy)
     if distance < b.radius and a.radius < b.radius:
@@ -138,7 +138,7 @@ def askable(things: list[Thing]) -> dict[str, dict[bool, list[tuple[int, int]]]]
 
 
 def sample_statement(things: list[Thing], rng: np.random.Generator) -> Statement:
-    """A statement about a scene: relation, then label by a fair coin, then a pair for which that label is right."""
+    """Sample a statement about a scene: relation, label by a fair coin, then a pair with that label."""
     pairs = askable(things)
     relation = list(pairs)[int(rng.integers(len(pairs)))]
     label = bool(rng.integers(2))
@@ -148,7 +148,7 @@ def sample_statement(things: list[Thing], rng: np.random.Generator) -> Statement
 
 
 def sample_scene(rng: np.random.Generator) -> list[Thing]:
-    """A scene of which at least one relation can be asked."""
+    """Sample a scene with at least one relation that has both labels."""
     while True:
         things = sample_things(rng)
         if askable(things):
@@ -156,13 +156,13 @@ def sample_scene(rng: np.random.Generator) -> list[Thing]:
 
 
 def render(things: list[Thing], rng: np.random.Generator, oversampling: int = 2) -> np.ndarray:
-    """The scene as (168, 168, 3) uint8: larger things first, slight noise in ground, colours and pixels."""
+    """Render a scene as (168, 168, 3) uint8: larger objects first, slight noise in background, colours and pixels."""
     side = SIZE * oversampling
     ground = np.clip(rng.uniform(212, 250) + rng.uniform(-8, 8, 3), 0, 255)
     canvas = Image.new("RGB", (side, side), tuple(int(v) for v in ground))
     draw = ImageDraw.Draw(canvas)
     for thing in sorted(things, key=lambda t: -t.radius):
-        colour, form = FORMS[thing.kind]
+        colour, form = SHAPES[thing.kind]
         r, g, b = (int(v) for v in np.clip(np.array(colour) + rng.uniform(-10, 10, 3), 0, 255))
         form(Brush(draw, thing.x * oversampling, thing.y * oversampling, thing.radius * oversampling, (r, g, b)))
     pixels = np.asarray(canvas.reduce(oversampling)).astype(np.int16)
@@ -171,10 +171,10 @@ def render(things: list[Thing], rng: np.random.Generator, oversampling: int = 2)
 
 
 def bounding_box(thing: Thing) -> list[float]:
-    """COCO's [x, y, width, height] of the drawn form, in pixels, measured on the drawn form itself."""
+    """COCO's [x, y, width, height] in pixels, measured on the drawn shape."""
     scale, side = 4, 4 * SIZE
     mask = Image.new("RGB", (side, side))
-    FORMS[thing.kind][1](Brush(ImageDraw.Draw(mask), thing.x * scale, thing.y * scale, thing.radius * scale, (255, 255, 255)))
+    SHAPES[thing.kind][1](Brush(ImageDraw.Draw(mask), thing.x * scale, thing.y * scale, thing.radius * scale, (255, 255, 255)))
     bounds = mask.getbbox()
     assert bounds is not None, "a thing lies within its image"
     left, top, right, bottom = (v / scale for v in bounds)
@@ -182,7 +182,7 @@ def bounding_box(thing: Thing) -> list[float]:
 
 
 def write_scenes(folder: Path, count: int, *, seed: int, captions_per_scene: int = 1) -> Path:
-    """Write generated scenes in VSR's form.
+    """Write generated scenes in VSR's format.
 
     The folder then holds `scenes.jsonl` (rows with image, caption, label, relation), `images/*.png` and `instances.json`
     (boxes in COCO's instances format). The same seed gives the same bytes; a longer run starts with the shorter one.
@@ -190,13 +190,13 @@ def write_scenes(folder: Path, count: int, *, seed: int, captions_per_scene: int
     Parameters
     ----------
     folder
-        Made where it is not there.
+        Output folder; created if it does not exist.
     count
-        How many scenes.
+        Number of scenes.
     seed
-        Of everything that is drawn.
+        Seed of all random choices.
     captions_per_scene
-        How many captions each scene has.
+        Number of captions per scene.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Tables in CSV files and JSON lines: one reader, so that the same rows mean the same in both."""
+"""Read tables from CSV files and JSON lines with the same types in both."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 from stratascope.errors import InvalidInputError
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
-"""A number as JSON spells it; 01 and +1 are text."""
+"""A number in JSON syntax; 01 and +1 are text."""
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _BOOLEANS = tuple({spell("true"): True, spell("false"): False} for spell in (str.lower, str.title, str.upper))
-"""How JSON, Python and spreadsheets spell truth values."""
+"""Spellings of truth values in JSON, Python and spreadsheets."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The columns of a table, and its rows."""
+    """Columns and rows of a table."""
 
     columns: tuple[str, ...]
     rows: Sequence[Row]
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8 with its own line ends, without its byte-order mark.
+    """Read a UTF-8 file with its own line ends, without a byte-order mark.
 
     Raises
     ------
@@ -58,12 +58,12 @@ def read_text(path: Path) -> str:
 
 
 def is_csv(path: Path) -> bool:
-    """Whether the name of a file says that it is CSV."""
+    """Whether a file name has a CSV ending."""
     return path.suffix.lower() == ".csv"
 
 
 def csv_table(path: Path, text: str, as_text: Collection[str] = ()) -> Table:
-    """The table in the text of a CSV file; its first row names the columns.
+    """Parse CSV text; the first row holds the column names.
 
     Blanks around a cell are cut off. An empty cell is a missing value, and a row of empty cells is skipped; nothing else is missing: `NA`
     and `None` are text. A column whose cells are all numbers as JSON spells them holds numbers, unless two spellings mean the same
@@ -127,7 +127,7 @@ def csv_table(path: Path, text: str, as_text: Collection[str] = ()) -> Table:
 
 
 def json_lines_table(path: Path, text: str) -> Table:
-    """The table in a text of JSON lines, one object a row.
+    """Parse JSON lines, one object per row.
 
     Blanks around a text are cut off. null, NaN and an empty text are missing values; nothing else is.
 
@@ -141,7 +141,7 @@ def json_lines_table(path: Path, text: str) -> Table:
 
 
 def text_field(row: Row, name: str) -> str | None:
-    """A field that is text, such as an id or a split: text as it is, whole numbers and truth values as JSON spells them.
+    """A text field such as an id or a split; integers and truth values become their JSON text.
 
     None where the row has no such value: 0 and false are values.
 

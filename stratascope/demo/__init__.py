@@ -1,8 +1,9 @@
-"""The whole way on generated scenes with the built-in model, without network or GPU."""
+"""The full pipeline on generated scenes with the built-in model, without network or GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,71 +11,80 @@ import numpy as np
 
 from stratascope.demo.stages import LAYERS, Stages, digest
 from stratascope.errors import TooFewExamplesError
-from stratascope.report.places import ENDING
+from stratascope.report.blocks import CommandLine
+from stratascope.results.locations import ENDING
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from stratascope.probe import LayerCurve
+    from stratascope.results.result import Result
     from stratascope.store import ActivationStore
 
 SHUFFLED = "truth:shuffled"
 KNOCKOUTS = 32
-"""Scenes whose knockouts are measured: each takes as long as some twenty plain passes."""
+"""Scenes whose knockouts are measured; each costs about twenty forward passes."""
 FEWEST_SCENES = 160
 CONDITIONS = ("original", "blank")
-TOLD = ("truth-final", "truth-final-blank", "truth-shuffled-final")
-"""Curves that the demo's last sentences speak of."""
+SUMMARY_CURVES = ("truth-final", "truth-final-blank", "truth-shuffled-final")
+"""Curves in the demo's summary."""
 KEPT = ": finished before, kept"
 
 
 def run_demo(
-    out: Path, *, scenes: int = 512, seed: int = 0, progress: bool = False, say: Callable[[str], object] = lambda text: None
+    out: Path,
+    *,
+    scenes: int = 512,
+    seed: int = 0,
+    progress: bool = False,
+    on_step: Callable[[str], object] = lambda text: None,
+    command_line: CommandLine | None = None,
 ) -> str:
-    """Generate scenes, extract them as they are and with blank images, probe, roll out, draw.
+    """Generate scenes, extract them with original and blank images, train probes, run all analyses, write the report.
 
-    Goes on where it stopped: what is finished and as it was made is kept. Results of other stores, made before these were extracted anew,
-    are moved out of the way.
+    An interrupted run continues: finished, unchanged steps are kept. Results of earlier stores are moved to another folder.
 
     Parameters
     ----------
     out
         Folder to fill: `scenes/`, `original.zarr`, `blank.zarr`, `results/`.
     scenes
-        How many to generate, one caption each.
+        Number of scenes, with one caption each.
     seed
-        Of scenes, folds and resamples.
+        Seed of scenes, folds and resamples.
     progress
         Show progress bars.
-    say
-        Told each step as it begins, and whether it was finished before.
+    on_step
+        Receives a line for each step as it begins, or when it is kept from an earlier run.
+    command_line
+        Writes the commands that the report lists; see `report.report_file.write_report`.
 
     Returns
     -------
     str
-        What the curves show in two sentences, and where everything lies.
+        Summary of the curves, and the paths of the output.
 
     Raises
     ------
     MissingExtraError
         If the `extract` extra is not installed.
     TooFewExamplesError
-        If there are too few scenes to probe.
+        If there are too few scenes for probes.
     InvalidInputError
-        If the folder was filled with other settings, or by something else.
+        If the folder has other content, or was filled with other settings.
     """
     from stratascope.datasets.scenes import write_scenes
-    from stratascope.extract.extraction import require_extract_extra
+    from stratascope.extract.run.extraction import require_extract_extra
     from stratascope.probe import LayerCurve
 
     require_extract_extra(load=False)
     if scenes < FEWEST_SCENES:
-        raise TooFewExamplesError(f"expected at least {FEWEST_SCENES} scenes, so that relations can be probed, found {scenes}")
+        raise TooFewExamplesError(f"expected at least {FEWEST_SCENES} scenes for probes of relations, found {scenes}")
     stages, drawn, results = Stages(out, {"scenes": scenes, "seed": seed}), out / "scenes", out / "results"
 
     def step(text: str, folder: Path, parts: Mapping[str, Callable[[], object]], made_of: Callable[[str], Any]) -> None:
         kept = all(stages.kept(name, made_of(name)) for name in parts)
-        say(f"{text}{KEPT if kept else ''}")
+        on_step(f"{text}{KEPT if kept else ''}")
         if not kept:
             for name, make in parts.items():
                 stages.make(name, made_of(name), folder, make)
@@ -83,13 +93,13 @@ def run_demo(
     step(f"1/5 drawing {scenes} scenes in {drawn}", drawn, drawing, lambda _: [scenes, seed])
     again = f"stratascope demo --out . --scenes {scenes} --seed {seed}"
     before = {condition: stages.noted(condition) for condition in CONDITIONS}
-    stores = {condition: _extracted(stages, condition, f"{k + 2}/5", again, progress, say) for k, condition in enumerate(CONDITIONS)}
+    stores = {condition: _extracted(stages, condition, f"{k + 2}/5", again, progress, on_step) for k, condition in enumerate(CONDITIONS)}
     prints = {condition: store.fingerprint() for condition, store in stores.items()}
     if None not in before.values() and before != prints and results.exists():
         aside = next(path for k in range(1000) if not (path := out / f"results-before-{k + 1}").exists())
         results.rename(aside)
         stages.leave(results)
-        say(f"{results} was made from other stores: moved to {aside}")
+        on_step(f"{results} belongs to other stores: moved to {aside}")
     step(
         "4/5 probing every layer",
         results,
@@ -99,23 +109,25 @@ def run_demo(
     step(
         "5/5 answers, attention, attribution, faithfulness and report",
         results,
-        _analyses(stores["original"], out, seed),
-        # a report is of whatever results there are
+        _analyses(stores["original"], out, seed, command_line),
+        # the report depends on all results
         lambda name: [prints, {p.name: digest(p) for p in sorted(results.glob(f"*{ENDING}"))} if name == "report" else None],
     )
     stages.finish()
     where = (
-        f"All of it on one page: {results / 'report.html'}\n"
-        f"Everything is in {out}: stores original.zarr and blank.zarr, results/ with the curves (*.zarr.zip) and figures (*.png)."
+        f"report: {results / 'report.html'}\n"
+        f"folder: {out} with the stores original.zarr and blank.zarr, and results/ with results (*.zarr.zip) and figures (*.png)"
     )
-    told = {name: LayerCurve.load(results / f"probe-{name}{ENDING}") for name in TOLD}
-    return f"{_sentences(stores['original'], told)}\n\n{where}"
+    summarised = {name: LayerCurve.load(results / f"probe-{name}{ENDING}") for name in SUMMARY_CURVES}
+    return f"{_summary(stores['original'], summarised)}\n\n{where}"
 
 
-def _extracted(stages: Stages, condition: str, step: str, command: str, progress: bool, say: Callable[[str], object]) -> ActivationStore:
-    """The store of a condition: as it was finished before, or extracted now."""
+def _extracted(
+    stages: Stages, condition: str, step: str, command: str, progress: bool, on_step: Callable[[str], object]
+) -> ActivationStore:
+    """The store of a condition, kept from an earlier run or extracted now."""
     from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction
-    from stratascope.extract.settings import RECORDS
+    from stratascope.extract.plan.settings import RECORDS
     from stratascope.store import ActivationStore
 
     out = stages.out
@@ -124,16 +136,16 @@ def _extracted(stages: Stages, condition: str, step: str, command: str, progress
         store = ActivationStore.open(path)
         if store.complete and store.fingerprint() == known:
             stages.note(condition, known)
-            say(f"{step} extracting into {path}{KEPT}")
+            on_step(f"{step} extracting into {path}{KEPT}")
             return store
-    say(f"{step} extracting into {path}")
+    on_step(f"{step} extracting into {path}")
     settings = ExtractionSettings(
         model="demo",
         examples=(out / "scenes" / "scenes.jsonl",),
         images=out / "scenes" / "images",
         boxes=out / "scenes" / "instances.json",
         condition=condition,
-        # all there is, so that every command has something to work on
+        # all arrays, so that every command can run on the store
         record=RECORDS if condition == "original" else ("residual",),
         knockouts=KNOCKOUTS,
     )
@@ -143,49 +155,79 @@ def _extracted(stages: Stages, condition: str, step: str, command: str, progress
     return store
 
 
-def _analyses(store: ActivationStore, out: Path, seed: int) -> dict[str, Callable[[], object]]:
-    """What is computed of the attention and the answers, by name; the report last."""
-    from stratascope.workflow.answering import save_answers
-    from stratascope.workflow.attributing import attribute_and_draw
-    from stratascope.workflow.believing import compare_and_draw, point_and_draw
-    from stratascope.workflow.overlapping import overlap_and_draw
-    from stratascope.workflow.reporting import write_report
-    from stratascope.workflow.rolling import roll_and_draw
-    from stratascope.workflow.sharing import share_and_draw
+def _analyses(store: ActivationStore, out: Path, seed: int, command_line: CommandLine | None) -> dict[str, Callable[[], object]]:
+    """Analyses by name; the report last."""
+    from stratascope import analysis
+    from stratascope.analysis.example_images import MOST_EXAMPLES
+    from stratascope.datasets.boxes import BoxIndex
+    from stratascope.datasets.examples import files_digest
+    from stratascope.report.report_file import write_report
+    from stratascope.results.output import save_with_figure
 
-    results = out / "results"
+    results, boxes = out / "results", out / "scenes" / "instances.json"
+
+    def save(result: Result) -> object:
+        return save_with_figure(result, results, store=store)
+
+    def point() -> object:
+        found = analysis.pointing(store, BoxIndex.from_coco(boxes), seed=seed)
+        return save(replace(found, attributes={**found.attributes, "boxes": files_digest([boxes])}))
+
+    mapped = np.flatnonzero(store.available("attention_maps"))[:MOST_EXAMPLES].tolist()
     return {
-        "answers": lambda: save_answers(store, results),
-        "share": lambda: share_and_draw(store, results),
-        "rollout": lambda: roll_and_draw(store, results, examples=None, window=None),
-        "overlap": lambda: overlap_and_draw(store, results),
-        "attribution": lambda: attribute_and_draw(store, results),
-        "faithfulness": lambda: compare_and_draw(store, results, seed=seed),
-        "pointing": lambda: point_and_draw(store, results, boxes=out / "scenes" / "instances.json", seed=seed),
-        "report": lambda: write_report(store, [results], results / "report.html", where=out / "original.zarr"),
+        "answers": lambda: save(analysis.answer_confidence(store)),
+        "share": lambda: save(analysis.attention_share(store)),
+        "rollout": lambda: save(analysis.rollout_examples(store, mapped)),
+        "overlap": lambda: _save_overlap(store, results, seed),
+        "attribution": lambda: save(analysis.logit_attribution(store)),
+        "faithfulness": lambda: save(analysis.faithfulness(store, seed=seed)),
+        "pointing": point,
+        "report": lambda: write_report(store, [results], results / "report.html", where=out / "original.zarr", command_line=command_line),
     }
 
 
+def _save_overlap(store: ActivationStore, results: Path, seed: int) -> None:
+    """Overlap with the boxes, prediction of right answers if there are enough wrong ones, and a figure of both."""
+    from stratascope.analysis import answer_prediction, attention_overlap
+    from stratascope.figures.drawing import save_figure
+    from stratascope.results.output import save_with_figure
+
+    overlap = attention_overlap(store)
+    save_with_figure(overlap, results, draw=False)
+    try:
+        prediction = answer_prediction(store, overlap, seed=seed)
+    except TooFewExamplesError:
+        prediction = None
+    if prediction is not None:
+        save_with_figure(prediction, results, draw=False)
+    save_figure(overlap.figure(prediction=prediction), results / f"{overlap.file_name}.png")
+
+
 def _save_curves(original: ActivationStore, blank: ActivationStore, results: Path, seed: int, progress: bool) -> None:
-    """Curves, what they are above their baselines, accuracy by relation, and figures."""
-    from stratascope.workflow.probe_files import save_accuracy_by, save_advantage, save_curve
+    """Curves, advantages over baselines and controls, accuracy by relation, and figures."""
+    from stratascope.probe.curve.breakdown import AccuracyBy
+    from stratascope.results.locations import file_name
+    from stratascope.results.output import save_with_figure
 
     curves = _probe(original, blank, results / LAYERS, seed, progress)
     for name, curve in curves.items():
-        save_curve(curve, results, "blank" if name.endswith("blank") else "")
+        save_with_figure(curve, results, name=file_name(curve.file_name, "blank" if name.endswith("blank") else None), draw=False)
     for name, control in (
         ("truth-final", f"{SHUFFLED}-final"),
         ("truth-final", "truth-final-blank"),
         ("relation-final", "relation-final-blank"),
     ):
-        save_advantage(curves[name], curves[control], results, "shuffled" if control.startswith(SHUFFLED) else "blank")
+        over = "shuffled" if control.startswith(SHUFFLED) else "blank"
+        advantage = curves[name].difference(curves[control], "accuracy")
+        save_with_figure(advantage, results, name=file_name("advantage", name, "over", over), draw=False)
+    relations = dict(zip(original.examples["id"], original.examples["relation"], strict=True))
     for position in ("final", "object", "subject"):
-        save_accuracy_by(curves[f"truth-{position}"], original, "relation", results)
+        save_with_figure(AccuracyBy.of(curves[f"truth-{position}"], relations, "relation"), results)
     _draw(curves, results)
 
 
 def _probe(original: ActivationStore, blank: ActivationStore, layers: Path, seed: int, progress: bool) -> dict[str, LayerCurve]:
-    """Curves by name: task-position, with `-blank` for those of the store with blank images; finished layers are kept in `layers`."""
+    """Curves by name: task-position, with `-blank` for the store with blank images; `layers` is the cache of layers."""
     from stratascope.probe import probe_study
 
     options: dict[str, Any] = {"seed": seed, "scheduler": "threads", "progress": progress, "output": layers}
@@ -197,42 +239,42 @@ def _probe(original: ActivationStore, blank: ActivationStore, layers: Path, seed
 
 
 def _draw(curves: dict[str, LayerCurve], folder: Path) -> None:
-    from stratascope.workflow.probe_figures import draw_curves
+    from stratascope.figures.drawing import save_figure
+    from stratascope.probe.curve.curve_figures import curves_figure
 
-    draw_curves(
+    truth = curves_figure(
         {"final token": curves["truth-final"], "object": curves["truth-object"], "subject": curves["truth-subject"]},
-        folder / "truth.png",
-        muted={"blank image, final": curves["truth-final-blank"], "labels shuffled, final": curves[f"{SHUFFLED}-final"]},
-        title="Is the caption true?",
+        muted={"blank image, final": curves["truth-final-blank"], "shuffled labels, final": curves[f"{SHUFFLED}-final"]},
+        title="Truth of the caption",
     )
-    draw_curves(
+    relation = curves_figure(
         {"final token": curves["relation-final"], "object": curves["relation-object"]},
-        folder / "relation.png",
         muted={"blank image, final": curves["relation-final-blank"]},
-        title="Which relation does the caption name?",
+        title="Relation in the caption",
     )
+    save_figure(truth, folder / "truth.png")
+    save_figure(relation, folder / "relation.png")
 
 
-def _sentences(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
-    """What the truth curve shows, with the model's own accuracy beside it, in two sentences."""
+def _summary(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
+    """Summary of the truth curve, its controls and the model's accuracy."""
     from stratascope.analysis.answers import answers_right
 
-    truth, blank, shuffled = (curves[name].rows("accuracy") for name in TOLD)
+    truth, blank, shuffled = (curves[name].rows("accuracy") for name in SUMMARY_CURVES)
     right = answers_right(store, np.arange(store.layout.examples)).mean()
     start = truth["value"].iloc[0]
     best = truth.iloc[int(truth["value"].to_numpy().argmax())]
     onset = curves["truth-final"].onset.layer
-    rises = "never rises above chance" if onset is None else f"rises above chance from layer {onset} on"
+    rises = "is never significantly above chance" if onset is None else f"is significantly above chance from layer {onset} on"
     return (
-        f"At the final token a linear probe for the caption's truth starts at {start:.2f} in the embeddings (chance 0.5), "
+        f"At the final token, the accuracy of a linear probe for caption truth is {start:.2f} in the embeddings (chance level 0.5), "
         f"{rises} and reaches {best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}] at layer {int(best['layer'])}; the model itself "
-        f"answers {right:.1%} of these scenes right. With blank images the same probe stays at {_range(blank)}, "
-        f"with shuffled labels at {_range(shuffled)}: "
-        "what it reads comes from the image.\n\n"
-        "(Early in its training the model was taught to look from a name to its thing; that it does so is no finding.)"
+        f"answers {right:.1%} of the scenes correctly. With blank images the accuracy is {_range(blank)}, "
+        f"with shuffled labels {_range(shuffled)}: the probe relies on the image.\n\n"
+        "(The built-in model was trained to attend from a noun to its object, so this attention is not a finding.)"
     )
 
 
 def _range(rows: pd.DataFrame) -> str:
-    """The lowest and the highest value over layers, in two digits; one where they are the same."""
+    """Lowest and highest value over layers with two digits; one value if they are equal."""
     return " to ".join(dict.fromkeys(f"{value:.2f}" for value in (rows["value"].min(), rows["value"].max())))

@@ -1,8 +1,7 @@
-"""Examples through a model into a store. Importing this unit, and planning with it, needs no torch; extracting does."""
+"""Run examples through a model and save its activations to a store. Planning needs no torch; extracting does."""
 
-from stratascope.extract.extraction import ExtractionReport, run_extraction
-from stratascope.extract.plan import ExtractionPlan
-from stratascope.extract.planning import plan_extraction
-from stratascope.extract.settings import ExtractionSettings
+from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.plan.settings import ExtractionSettings
+from stratascope.extract.run.extraction import ExtractionReport, extract, plan_extraction, run_extraction
 
-__all__ = ["ExtractionPlan", "ExtractionReport", "ExtractionSettings", "plan_extraction", "run_extraction"]
+__all__ = ["ExtractionPlan", "ExtractionReport", "ExtractionSettings", "extract", "plan_extraction", "run_extraction"]

@@ -1,164 +1,293 @@
-"""Which files of a local model folder can change a number, and their SHA-256 digests. No torch.
-
-The digests of large files are kept between processes, in `$XDG_CACHE_HOME/stratascope/digests` (`~/.cache` by default), under the file's
-path, size, modification time, change time and inode.
-"""
+"""Files of a model: the built-in one, a folder, or the Hub; refusal of quantised, partial and damaged weights. No torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
-import uuid
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from stratascope.datasets.progress import progress_bar
-from stratascope.errors import InvalidInputError
+from tokenizers import Tokenizer
 
-SETTINGS_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "additional_chat_templates/*.jinja")
-"""Configuration, processor, tokenizer and chat templates, by pattern."""
-WEIGHT_FILES = ("*.safetensors", "*.bin")
-"""Weights and adapters, by pattern."""
-INDEX_FILES = ("*.index.json",)
-"""They name the shards of weights, by pattern."""
+from stratascope.errors import InvalidInputError, MissingExtraError
+from stratascope.extract.file_digests import file_digests, settings_files, shard_names, weight_files
 
-KEPT_FROM = 16 * 2**20
-"""Bytes from which a file's digest is kept; smaller files are hashed every time."""
-SETTLED = 2.0
-"""Seconds since a file's last change from which its digest is kept: time stamps are no finer on some file systems."""
+BUILT_IN = "demo"
+"""Name of the built-in model."""
+
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
+_EXTRACT_EXTRA = "pip install 'stratascope[extract]', or in a checkout pip install '.[extract]'"
 
 
-def settings_files(folder: Path) -> list[Path]:
-    """Files of a model folder, without weights, that can change a number, sorted."""
-    indices = set(_found(folder, INDEX_FILES))
-    return sorted(path for path in _found(folder, SETTINGS_FILES) if path not in indices)
+def missing_extra(what: str, error: ImportError) -> MissingExtraError:
+    """The error with the pip command that makes `what` possible."""
+    return MissingExtraError(f"{what} needs packages that are not installed (no module {error.name!r}): run {_EXTRACT_EXTRA}")
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Files of a model folder that hold weights or name their shards, sorted."""
-    indices = list(_found(folder, INDEX_FILES))
-    shards = {folder / name for index in indices for name in shard_names(index)}
-    return sorted({*_found(folder, WEIGHT_FILES), *indices, *(path for path in shards if path.is_file())})
+@dataclass(frozen=True)
+class ModelSource:
+    """A model: its name, the folder of its files, and its commit hash if it came from the Hub."""
+
+    name: str
+    folder: Path
+    revision: str | None = None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """`config.json`."""
+        return self._json("config.json")
+
+    @cached_property
+    def processor_config(self) -> dict[str, Any]:
+        """Settings of the image processor, from `processor_config.json` or `preprocessor_config.json`."""
+        if (self.folder / "processor_config.json").exists():
+            nested = self._json("processor_config.json").get("image_processor")
+            if isinstance(nested, dict):
+                return nested
+        return self._json("preprocessor_config.json")
+
+    @cached_property
+    def processor_settings(self) -> dict[str, Any]:
+        """`processor_config.json` without its image processor; empty if there is no such file."""
+        return self._json("processor_config.json") if (self.folder / "processor_config.json").exists() else {}
+
+    @cached_property
+    def tokenizer_settings(self) -> dict[str, Any]:
+        """`tokenizer_config.json`; empty if there is none."""
+        return self._json("tokenizer_config.json") if (self.folder / "tokenizer_config.json").exists() else {}
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The fast tokenizer; InvalidInputError if its file cannot be read."""
+        try:
+            return Tokenizer.from_file(str(self.tokenizer_file))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise InvalidInputError(f"{self.name}: expected a readable {self.tokenizer_file}, found: {error}") from error
+
+    def token_text(self, number: int) -> str:
+        """Text of a token id; InvalidInputError if the tokenizer does not have it."""
+        text = self.tokenizer.id_to_token(number)
+        if text is None:
+            raise InvalidInputError(f"{self.name}: expected a token {number} in its tokenizer, as its config.json says, found none")
+        return text
+
+    def named_token(self, role: str, usual: str | None = None) -> str | None:
+        """Text of a special token such as `bos_token`, from the tokenizer's settings."""
+        extra = self.tokenizer_settings.get("extra_special_tokens")
+        for settings in (self.tokenizer_settings, extra if isinstance(extra, dict) else {}):
+            found = settings.get(role)
+            found = found.get("content") if isinstance(found, dict) else found
+            if isinstance(found, str):
+                return found
+        return usual
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The chat template in Jinja, from any of the files that may hold it; None if there is none."""
+        plain = self.folder / "chat_template.jinja"
+        if plain.exists():
+            return plain.read_text(encoding="utf-8")
+        for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+            template = self._json(name).get("chat_template") if (self.folder / name).exists() else None
+            if isinstance(template, list):  # several, by name
+                template = {named.get("name"): named.get("template") for named in template}.get("default")
+            if isinstance(template, str):
+                return template
+        return None
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """Path of `tokenizer.json`; InvalidInputError if there is none."""
+        path = self.folder / "tokenizer.json"
+        if not path.exists():
+            raise InvalidInputError(f"{self.name}: expected a fast tokenizer (tokenizer.json) in {self.folder}, found none")
+        return path
+
+    @property
+    def weights_here(self) -> bool:
+        """Whether all weight files are in the folder; those of a Hub model may not be downloaded yet."""
+        for name in ("model.safetensors", "pytorch_model.bin"):  # in the order in which transformers looks for them
+            if (self.folder / name).exists():
+                return True
+            if (index := self.folder / f"{name}.index.json").exists():
+                return all((self.folder / shard).exists() for shard in shard_names(index))
+        return any(self.folder.glob("*.safetensors"))
+
+    def digests(self, *, weights: bool = True, progress: bool = False) -> dict[str, str]:
+        """SHA-256 of every file that can change a number, by name, and of the chat template.
+
+        For a Hub model only tokenizer and chat template: its commit pins the rest.
+
+        Parameters
+        ----------
+        weights
+            Whether the weight files are used; random initial weights follow from the configuration.
+        progress
+            Show a progress bar: hashing many gigabytes takes minutes the first time.
+
+        Raises
+        ------
+        InvalidInputError
+            If a file cannot be read, or changes while it is read.
+        """
+        files = [self.tokenizer_file]
+        if self.revision is None:
+            files = [*settings_files(self.folder), *(weight_files(self.folder) if weights else [])]
+        found = file_digests(files, self.folder, progress=progress)
+        if self.chat_template is not None:
+            found["chat_template"] = hashlib.sha256(self.chat_template.encode()).hexdigest()
+        return found
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            value = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InvalidInputError(f"{self.name}: expected a readable {name} in {self.folder}, found: {error}") from error
+        if not isinstance(value, dict):
+            raise InvalidInputError(f"{self.name}: expected a JSON object in {self.folder / name}, found {type(value).__name__}")
+        return value
 
 
-def shard_names(index: Path) -> list[str]:
-    """Names of the files that an index of sharded weights lists, sorted.
+def resolve_model(name: str, *, revision: str | None = None, weights: bool = False) -> ModelSource:
+    """Find a model's files: `demo` (built in), a folder, or a Hub id such as `Qwen/Qwen2.5-VL-7B-Instruct`.
+
+    Of a Hub model only configuration, tokenizer and template are downloaded, unless `weights` is true. `revision` is resolved to a commit
+    hash, which is part of a store's provenance.
 
     Raises
     ------
     InvalidInputError
-        If the index cannot be read.
+        If there is no such folder or Hub model, or `revision` is given for a model that is not on the Hub.
+    MissingExtraError
+        If it is a Hub model and the `extract` extra is not installed.
     """
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return sorted({os.fspath(name) for name in names})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    local = name == BUILT_IN or Path(name).expanduser().is_dir()
+    if local and revision is not None:
+        what = "the built-in model" if name == BUILT_IN else f"the folder {name}"
         raise InvalidInputError(
-            f"{index}: expected an index of weights, JSON with a weight_map, found {type(error).__name__}: {error}; fetch the file again"
-        ) from error
-
-
-def file_digests(paths: list[Path], folder: Path, *, progress: bool = False) -> dict[str, str]:
-    """Path relative to `folder` -> SHA-256 in hex.
-
-    Parameters
-    ----------
-    paths
-        Files to hash, several at a time.
-    folder
-        The model's.
-    progress
-        Show a progress bar.
-
-    Raises
-    ------
-    InvalidInputError
-        If a file cannot be read, or changes while it is read.
-    """
-    names = [Path(os.path.relpath(path, folder)).as_posix() for path in paths]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "hash") as pool:
-        found = progress_bar(pool.map(file_digest, paths), "hash", len(paths), unit="file", show=progress)
-        return dict(zip(names, found, strict=True))
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hex; of a large one that did not change since, as an earlier process found it.
-
-    Raises
-    ------
-    InvalidInputError
-        If the file cannot be read, or changes while it is read.
-    """
-    try:
-        with path.open("rb") as file:
-            before = _identity(path, file)
-            kept = _kept_at(before) if before["size"] >= KEPT_FROM else None
-            if kept is not None and (known := _known(kept, before)):
-                return known
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-            after = _identity(path, file)
-    except OSError as error:
-        raise InvalidInputError(f"{path}: expected a readable file of the model, found: {error}") from error
-    if before != after:
-        raise InvalidInputError(
-            f"{path}: expected a file that stays as it is while it is read, found it changed; run this again once it is complete"
+            f"expected `revision` with a model of the Hub, found {revision!r} with {what}, which has no revisions; leave `revision` out"
         )
-    if kept is not None and time.time() - max(after["mtime_ns"], after["ctime_ns"]) / 1e9 > SETTLED:
-        _keep(kept, after, found)
-    return found
-
-
-def _found(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
-    for pattern in patterns:
-        yield from (path for path in folder.glob(pattern) if path.is_file())
-
-
-def _identity(path: Path, file: BinaryIO) -> dict[str, Any]:
-    """What a file is known by; of the open file, since a network file system answers that afresh."""
-    state = os.fstat(file.fileno())
-    return {
-        "path": str(path.resolve()),
-        "size": state.st_size,
-        "mtime_ns": state.st_mtime_ns,
-        "ctime_ns": state.st_ctime_ns,
-        "inode": state.st_ino,
-    }
-
-
-def _kept_at(identity: dict[str, Any]) -> Path | None:
-    """Where the digest of a file is kept; None where there is no home folder."""
+    if name == BUILT_IN:
+        return ModelSource(name, Path(str(resources.files("stratascope") / "demo" / "model")))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return ModelSource(name, folder.resolve())
+    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise InvalidInputError(f"expected 'demo', a folder or a Hub id OWNER/NAME for the model, found {name!r}")
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return None
-    name = hashlib.sha256(identity["path"].encode("utf-8", "surrogateescape")).hexdigest()
-    return cache / "stratascope" / "digests" / f"{name}.json"
-
-
-def _known(kept: Path, identity: dict[str, Any]) -> str | None:
-    """The digest that is kept of exactly this file."""
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise missing_extra(f"fetching {name} from the Hub", error) from error
+    patterns = [*_SMALL_FILES, *(["*.safetensors"] if weights else [])]
     try:
-        held = json.loads(kept.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(held, dict) or held.get("file") != identity:
-        return None
-    found = held.get("sha256")
-    return found if isinstance(found, str) and len(found) == 64 else None
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InvalidInputError(f"{name}: {_not_given(name, revision, error)}") from error
+    return ModelSource(name, path, revision=path.name)
 
 
-def _keep(kept: Path, identity: dict[str, Any], digest: str) -> None:
-    """Keep a digest for other processes; where that is impossible they hash the file themselves."""
-    partial = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}")
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"file": identity, "sha256": digest}), encoding="utf-8")
-        os.replace(partial, kept)
-    except (OSError, UnicodeError):
-        with suppress(OSError):
-            partial.unlink()
+def _not_given(name: str, revision: str | None, error: Exception) -> str:
+    """Why the download failed, and what to do."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return "expected a model without access restrictions, found a gated one; accept its terms on huggingface.co and run `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "expected a folder of that name or a model on the Hub, found neither; check the name (private ones need `hf auth login`)"
+    if isinstance(error, RevisionNotFoundError):
+        return f"expected a branch, tag or commit hash of the model for `revision`, found no {revision!r}"
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")
+    return (
+        f"expected a folder of that name, files kept in {HF_HUB_CACHE}, or the Hub to fetch them from, found none of these ({first}); "
+        f"where there is a network run `hf download {name}`, copy the folder that it names to this machine, and set `model` to that folder"
+    )
+
+
+QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
+"""Fields of config.json that describe quantisation."""
+PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
+"""Types of safetensors without quantisation."""
+_PARTS = ("text_config", "vision_config")
+
+
+def quantization(source: ModelSource) -> str | None:
+    """Quantisation in config.json, such as `gptq, 4 bits`; None if there is none."""
+    for part in (source.config, *(source.config.get(name) for name in _PARTS)):
+        for field in QUANTIZATION_FIELDS if isinstance(part, Mapping) else ():
+            if found := part.get(field):  # type: ignore[union-attr]
+                return _described(found)
+    return None
+
+
+def check_weight_form(source: ModelSource) -> None:
+    """Refuse quantised weights and adapters.
+
+    Raises
+    ------
+    InvalidInputError
+        If the weights are quantised, or the folder holds an adapter.
+    """
+    if method := quantization(source):
+        raise InvalidInputError(
+            f"{source.name}: expected weights that are not quantised, found quantization_config in config.json ({method}): logits by head "
+            "and value norms need plain weights; use the float16 or bfloat16 files of the model"
+        )
+    if (source.folder / "adapter_config.json").exists():
+        raise InvalidInputError(
+            f"{source.name}: expected the weights of a complete model, found an adapter (adapter_config.json) in {source.folder}; merge it "
+            "into the model with peft's merge_and_unload, save that with save_pretrained, and use the new folder"
+        )
+
+
+def check_weight_files(source: ModelSource) -> None:
+    """Refuse damaged, missing or quantised weight files; reads only their headers.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for index in sorted(source.folder.glob("*.safetensors.index.json")):
+        for name in shard_names(index):
+            if not (source.folder / name).is_file():
+                raise InvalidInputError(
+                    f"{source.name}: expected the files that {index.name} names in {source.folder}, found no {name}; download it"
+                )
+    for path in sorted(source.folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                kinds = {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InvalidInputError(
+                f"{path}: expected a complete safetensors file, found {path.stat().st_size:,} bytes that cannot be read "
+                f"({error}): damaged or incomplete; download it again"
+            ) from error
+        _check_types(path, kinds)
+
+
+def _check_types(path: Path, kinds: Mapping[str, str]) -> None:
+    for name, kind in kinds.items():
+        if kind not in PLAIN_TYPES and "weight" in name.rpartition(".")[2]:
+            raise InvalidInputError(
+                f"{path}: expected weights of type {', '.join(PLAIN_TYPES)}, found {name} of type {kind}: quantised weights are not "
+                "supported; use the float16 or bfloat16 files of the model"
+            )
+
+
+def _described(found: Any) -> str:
+    if not isinstance(found, Mapping):
+        return str(found)
+    method = str(found.get("quant_method") or found.get("quant_type") or "a method that is not named")
+    if found.get("load_in_8bit") or found.get("_load_in_8bit"):
+        return f"{method}, 8 bits"
+    if found.get("load_in_4bit") or found.get("_load_in_4bit"):
+        return f"{method}, 4 bits"
+    return f"{method}, {found['bits']} bits" if found.get("bits") else method

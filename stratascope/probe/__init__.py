@@ -1,4 +1,4 @@
-"""Linear probes: at which layer and position can something be read, and where no longer."""
+"""Linear probes: in which layers and at which positions a label can be decoded, with intervals, controls and baselines."""
 
 from __future__ import annotations
 
@@ -6,62 +6,64 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stratascope.probe.advantage import Advantage
-    from stratascope.probe.breakdown import accuracy_by, confusion
-    from stratascope.probe.codelength import Codelength, online_codelength
-    from stratascope.probe.codelength_study import codelength_by_layer, codelength_of
-    from stratascope.probe.cost import StudyCost
-    from stratascope.probe.curve import LayerCurve
+    from stratascope.probe.curve.advantage import Advantage
+    from stratascope.probe.curve.breakdown import accuracy_by, confusion
+    from stratascope.probe.curve.calibration import calibration
+    from stratascope.probe.curve.curve_set import CurveSet, tidy_table
+    from stratascope.probe.curve.layer_curve import LayerCurve
+    from stratascope.probe.curve.onset_offset import LayerEvent
+    from stratascope.probe.curve.score_grid import ScoreGrid
     from stratascope.probe.estimator import LogisticProbe
-    from stratascope.probe.events import LayerEvent
-    from stratascope.probe.folds import Folds, grouped_folds
-    from stratascope.probe.grid import ScoreGrid
-    from stratascope.probe.plan import ProbeSettings
-    from stratascope.probe.reliability import calibration
-    from stratascope.probe.splits import Leakage, official_split, split_leakage
-    from stratascope.probe.study import Study, head_curves, layer_curve, plan_study, probe_study
-    from stratascope.probe.tasks import Task, task_from_values
-    from stratascope.probe.tidy import tidy_table
-    from stratascope.probe.tower import Entanglement, entanglement
-    from stratascope.probe.transfer import transfer_matrix, transfer_of
+    from stratascope.probe.study.codelength import Codelength, online_codelength
+    from stratascope.probe.study.codelength_study import codelength_by_layer, codelength_of
+    from stratascope.probe.study.cost import StudyCost
+    from stratascope.probe.study.study import Study, head_curves, layer_curve, plan_study, probe_study
+    from stratascope.probe.study.study_plan import ProbeSettings
+    from stratascope.probe.study.transfer import transfer_matrix, transfer_of
+    from stratascope.probe.tasks.task import Task, task_from_values
+    from stratascope.probe.validation.folds import Folds, grouped_folds
+    from stratascope.probe.validation.official_splits import Leakage, official_split, split_leakage
+    from stratascope.probe.vision_tower import Entanglement, entanglement
 
 _MODULES = {
-    "Advantage": "advantage",
-    "Codelength": "codelength",
-    "Entanglement": "tower",
-    "Folds": "folds",
-    "LayerCurve": "curve",
-    "LayerEvent": "events",
-    "Leakage": "splits",
+    "Advantage": "curve.advantage",
+    "Codelength": "study.codelength",
+    "CurveSet": "curve.curve_set",
+    "Entanglement": "vision_tower",
+    "Folds": "validation.folds",
+    "LayerCurve": "curve.layer_curve",
+    "LayerEvent": "curve.onset_offset",
+    "Leakage": "validation.official_splits",
     "LogisticProbe": "estimator",
-    "ProbeSettings": "plan",
-    "ScoreGrid": "grid",
-    "Study": "study",
-    "StudyCost": "cost",
-    "Task": "tasks",
-    "accuracy_by": "breakdown",
-    "calibration": "reliability",
-    "codelength_by_layer": "codelength_study",
-    "codelength_of": "codelength_study",
-    "confusion": "breakdown",
-    "entanglement": "tower",
-    "grouped_folds": "folds",
-    "head_curves": "study",
-    "layer_curve": "study",
-    "official_split": "splits",
-    "online_codelength": "codelength",
-    "plan_study": "study",
-    "probe_study": "study",
-    "split_leakage": "splits",
-    "task_from_values": "tasks",
-    "tidy_table": "tidy",
-    "transfer_matrix": "transfer",
-    "transfer_of": "transfer",
+    "ProbeSettings": "study.study_plan",
+    "ScoreGrid": "curve.score_grid",
+    "Study": "study.study",
+    "StudyCost": "study.cost",
+    "Task": "tasks.task",
+    "accuracy_by": "curve.breakdown",
+    "calibration": "curve.calibration",
+    "codelength_by_layer": "study.codelength_study",
+    "codelength_of": "study.codelength_study",
+    "confusion": "curve.breakdown",
+    "entanglement": "vision_tower",
+    "grouped_folds": "validation.folds",
+    "head_curves": "study.study",
+    "layer_curve": "study.study",
+    "official_split": "validation.official_splits",
+    "online_codelength": "study.codelength",
+    "plan_study": "study.study",
+    "probe_study": "study.study",
+    "split_leakage": "validation.official_splits",
+    "task_from_values": "tasks.task",
+    "tidy_table": "curve.curve_set",
+    "transfer_matrix": "study.transfer",
+    "transfer_of": "study.transfer",
 }
 
 __all__ = [
     "Advantage",
     "Codelength",
+    "CurveSet",
     "Entanglement",
     "Folds",
     "LayerCurve",
@@ -97,4 +99,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    module = _MODULES[name]
+    return getattr(import_module(f"{__name__}.{module}"), name)

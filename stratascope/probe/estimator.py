@@ -12,10 +12,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from stratascope.errors import InvalidInputError
-from stratascope.probe.cross_validation import TOLERANCE
-from stratascope.probe.losses import probabilities
-from stratascope.probe.rows import Rows
-from stratascope.probe.solver import BatchSolver
+from stratascope.probe.solver.logistic import BatchSolver
+from stratascope.probe.solver.losses import probabilities
+from stratascope.probe.solver.standardised_rows import Rows
+from stratascope.probe.validation.cross_validation import TOLERANCE
 
 Floats = NDArray[Any]
 
@@ -48,6 +48,15 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Bound on the distance of those weights to the exact ones.
     n_iter_
         Steps taken.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> y = np.arange(100) % 2
+    >>> X = np.random.default_rng(0).normal(y[:, None] * 2.0, 1.0, (100, 3))
+    >>> probe = LogisticProbe(C=0.1).fit(X, y)
+    >>> probe.coef_.shape, bool(probe.score(X, y) > 0.9)
+    ((1, 3), True)
     """
 
     classes_: NDArray[Any]

@@ -1,10 +1,12 @@
-"""What a page may hold: blocks of text, numbers with their sources, figures, tables and cards."""
+"""Blocks of a page: text, cited numbers, figures, tables and cards."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stratascope.results.stored_result import Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,23 +15,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a number comes from."""
-
-    file: str
-    """Name of the results file, or of the store."""
-    table: str = ""
-    """Table, array or attribute in it."""
-    detail: str = field(default="", compare=False)
-    """Which row or mean; told with the number, but no footnote of its own."""
-
-    def __str__(self) -> str:
-        return ", ".join(filter(None, (self.file, self.table, self.detail)))
-
-
-@dataclass(frozen=True)
 class Cited:
-    """A number within a text, with its source: shown as `text`, kept unrounded as `value`, footnoted."""
+    """A number in a text with a footnote to its source: shown as `text`, unrounded as `value`."""
 
     text: str
     value: float | int | str
@@ -46,12 +33,12 @@ class Prose:
 
     words: Words
     lead: bool = False
-    """Set larger: the sentences that a hurried reader reads."""
+    """Whether the paragraph is set larger."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One number, large, and what it is."""
+    """One large number with its label."""
 
     value: str | Cited
     label: str
@@ -67,11 +54,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A matplotlib figure, put into the page as SVG whose text stays text; colours follow light and dark."""
+    """A matplotlib figure as inline SVG with text; its colours follow the light and dark theme."""
 
     figure: Figure
     alt: str
-    """What a reader who does not see it is told."""
+    """Alternative text."""
     caption: Words = ""
     title: str = ""
     sources: Sequence[Source] = ()
@@ -79,13 +66,13 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, with a map laid over its cells and boxes drawn where given."""
+    """An image with an optional map over its cells and optional boxes."""
 
     image: NDArray[np.uint8]
     """(height, width, 3)"""
     alt: str
     cells: NDArray[Any] | None = None
-    """(row, column): no tint at 0, full tint at the largest size, of another colour below 0."""
+    """(row, column): no tint at 0, full tint at the largest size; orange above 0, purple below."""
     boxes: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Name -> x0, y0, x1, y1 as shares of width and height."""
     caption: Words = ""
@@ -93,7 +80,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text token by token, each tinted by its size as a share of the largest, in another colour below 0."""
+    """A text with tokens tinted by their values; orange above 0, purple below."""
 
     texts: Sequence[str]
     values: NDArray[Any]
@@ -103,7 +90,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Interval:
-    """A cell of a table: a share of 0 to 1 with its interval, written and drawn."""
+    """Table cell with a share (0 to 1) and its interval, as text and as a bar."""
 
     value: float
     low: float
@@ -122,9 +109,21 @@ class Table:
     sources: Sequence[Source] = ()
 
 
+class CommandLine(Protocol):
+    """Writes commands of the command line, whose layer knows their options and defaults."""
+
+    def __call__(self, command: str, store: str, options: Mapping[str, Any]) -> str:
+        """`stratascope COMMAND STORE` with every option that differs from the command's default."""
+        ...
+
+    def accepts(self, command: str) -> frozenset[str]:
+        """Names of the command's parameters."""
+        ...
+
+
 @dataclass(frozen=True)
 class Commands:
-    """Commands to type, as they are."""
+    """Shell commands."""
 
     lines: Sequence[str]
     title: str = ""
@@ -132,7 +131,7 @@ class Commands:
 
 @dataclass(frozen=True)
 class Missing:
-    """What could stand here, and the command that makes it."""
+    """A missing result, and the command that computes it."""
 
     what: str
     command: str
@@ -140,14 +139,14 @@ class Missing:
 
 @dataclass(frozen=True)
 class Remark:
-    """Something that a reader must not overlook."""
+    """A caution."""
 
     words: Words
 
 
 @dataclass(frozen=True)
 class Cards:
-    """Cards side by side, each with blocks of its own and a word on its edge such as right or wrong."""
+    """Cards side by side."""
 
     cards: Sequence[Card]
 
@@ -165,14 +164,14 @@ class Card:
 
 @dataclass(frozen=True)
 class Beside:
-    """Blocks side by side where there is room."""
+    """Blocks side by side on wide screens."""
 
     blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
 class Folded:
-    """Blocks under a line to open; open in print."""
+    """Collapsed blocks; expanded in print."""
 
     summary: str
     blocks: Sequence[Block]
@@ -183,7 +182,7 @@ Block = Prose | Facts | Drawing | Picture | Tokens | Table | Commands | Missing 
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part of the page, with an anchor."""
+    """Titled section of the page with an anchor."""
 
     title: str
     blocks: Sequence[Block]

@@ -1,4 +1,4 @@
-"""Figures and pixels as text within a page: SVG without styles of its own, images as data addresses."""
+"""Inline SVG and data URLs for pages."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ import numpy as np
 from markupsafe import Markup
 
 from stratascope.errors import InvalidInputError
-from stratascope.report.style import COLOURS, GREY, TINT, paper_style
+from stratascope.figures.gallery import tinted
+from stratascope.figures.style import COLOURS, GREY, paper_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-AGAINST = (0.0, 0.447, 0.698)
-"""Of what is below 0 in maps that have a sign."""
-
 SCALE = 1.7
-"""Pixels of a page for each point of a figure, so that 8 points read like 13.6 pixels."""
+"""Page pixels per point of a figure: 8 points become 13.6 pixels."""
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
@@ -36,7 +34,7 @@ _THEMED = {
     "#000000": "var(--ink)",
     "#ffffff": "var(--panel)",
 }
-"""Colours of the figures' style, which the page's style sheet sets for light and dark."""
+"""Colours of figures that the style sheet sets for light and dark themes."""
 
 
 def inline_drawing(figure: Figure, label: str) -> Markup:
@@ -78,7 +76,7 @@ def inline_pixels(pixels: NDArray[np.uint8]) -> str:
 
 
 def tint_pixels(cells: NDArray[Any]) -> NDArray[np.uint8]:
-    """One pixel a cell: transparent at 0, the full tint at the largest size, orange above 0 and blue below.
+    """One pixel per cell: transparent at 0, full tint at the largest size, orange above 0 and purple below.
 
     Raises
     ------
@@ -88,10 +86,7 @@ def tint_pixels(cells: NDArray[Any]) -> NDArray[np.uint8]:
     values = np.asarray(cells, np.float64)
     if values.ndim != 2 or not np.isfinite(values).all():
         raise InvalidInputError("expected a map (row, column) of finite values")
-    peak = float(np.abs(values).max(initial=0))
-    alpha = 0.78 * np.abs(values) / (peak if peak > 0 else 1)
-    colour = np.where(values[..., None] >= 0, np.array(TINT), np.array(AGAINST))
-    return np.round(255 * np.dstack([colour, alpha])).astype(np.uint8)
+    return np.round(255 * tinted(values)).astype(np.uint8)
 
 
 def _referenced(root: ElementTree.Element) -> set[str]:

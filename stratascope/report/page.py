@@ -1,4 +1,4 @@
-"""A page that is one file: how blocks become HTML that needs no network, no script and no other file."""
+"""HTML page in one file without network access, scripts or other files."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.report.blocks import Cited, Interval, Picture, Section, Source, Tokens, Words
-from stratascope.store.durable import write_output
+from stratascope.report.blocks import Cited, Interval, Picture, Section, Tokens, Words
+from stratascope.results.stored_result import Source
+from stratascope.store.io.durable import write_output
 
 if TYPE_CHECKING:
     from jinja2 import Template
     from numpy.typing import NDArray
 
 TINTS = 10
-"""Steps of the tint of tokens; a strict policy allows no style in elements, so each step is a class of the style sheet."""
+"""Steps of the tint of tokens, each a class of the style sheet: the content security policy forbids inline styles."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """All of a page; `html` and `write` depend on it alone, so the same page gives the same bytes."""
+    """Contents of a page; equal pages give equal bytes."""
 
     title: str
     sections: Sequence[Section]
@@ -35,7 +36,7 @@ class Page:
     footer: str = ""
 
     def html(self) -> str:
-        """The page as one HTML text, under a content security policy that allows its own style sheet and data images, and nothing else."""
+        """The page as HTML, with a content security policy for its style sheet and data images alone."""
         style = _shell("page.css")
         digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
         policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -71,7 +72,7 @@ class Page:
 
 
 def _sources(value: Any) -> Iterator[Source]:
-    """Every source, in the order of reading."""
+    """All sources in reading order."""
     if isinstance(value, Source):
         yield value
     elif isinstance(value, list | tuple):

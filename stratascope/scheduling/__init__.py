@@ -1,4 +1,4 @@
-"""Independent tasks, one after the other or with Dask: in threads, in processes, or on a cluster that exists already."""
+"""Run independent tasks in sequence, in threads, in processes or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def run_all(
     label: str = "tasks",
     finished: Callable[[int, Answer], None] | None = None,
 ) -> list[Answer]:
-    """function of every item, in order; `finished` is called in this process with the number and answer of each as it is done.
+    """Apply a function to every item and return the answers in order.
 
     Parameters
     ----------
     function
-        Of one item; processes and clusters need what pickle can send, and so for the items.
+        Function of one item; processes and clusters require picklable functions and items.
     work
-        The items; Dask looks for nothing inside of them.
+        The items. Dask does not look inside them.
     scheduler
         None or `synchronous` (no Dask at all), `threads`, `processes`, or the address of a Dask scheduler.
     workers
-        Threads or processes at once; one a core by default.
+        Concurrent threads or processes; by default one per core.
     progress
-        A bar, where there is a terminal.
+        Whether to show a progress bar on a terminal.
     label
-        What the bar counts.
+        Label of the progress bar.
     finished
-        May save each answer while others are computed.
+        Called in this process with number and answer of each item as it completes, for example to save it.
 
     Returns
     -------
@@ -52,13 +52,18 @@ def run_all(
     Raises
     ------
     InvalidInputError
-        The scheduler is none of these, or does not answer; `workers` is below 1; a cluster's worker has another version of this package.
+        The scheduler is unknown or does not answer; `workers` is below 1; a cluster's worker has another version of this package.
     StoreError
         A cluster's worker cannot open the store of a task.
     MissingExtraError
-        An address is given and the package distributed is not installed.
+        The scheduler is an address and the package distributed is not installed.
     ClusterLostError
-        No worker joined, or the workers or the scheduler died; answers that `finished` was told are safe.
+        No worker joined, or the workers or the scheduler died; answers passed to `finished` are safe.
+
+    Examples
+    --------
+    >>> run_all(abs, [-1, 2, -3])
+    [1, 2, 3]
     """
     from tqdm.auto import tqdm
 
@@ -91,7 +96,7 @@ def run_all(
 
 
 def workers_of(scheduler: str | None, workers: int | None = None) -> int:
-    """How many tasks run at once on this machine; 0 where the scheduler is elsewhere."""
+    """Number of concurrent tasks on this machine; 0 for a remote scheduler."""
     name = scheduler or "synchronous"
     if "://" in name:
         return 0
@@ -127,6 +132,6 @@ def _here(
         except BrokenProcessPool as error:
             raise ClusterLostError(
                 "expected worker processes that live, found that one of them ended half-way (killed, or out of memory); give fewer at once "
-                "(--workers) and run the same command: what was saved is not done again",
+                "and run again: saved results are kept",
                 in_python="workers=2",
             ) from error

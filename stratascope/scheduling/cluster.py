@@ -1,4 +1,4 @@
-"""Tasks on a Dask cluster: the scheduler sees sealed bytes, workers open them, and nothing waits for ever."""
+"""Run tasks on a Dask cluster; only workers unpickle them, and every wait has a time-out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _AGAIN = "start the cluster again and run the same command: what was saved is no
 
 
 def run_on_cluster(function: Callable[[Work], Answer], work: Sequence[Work], address: str, done: Callable[[int, Answer], None]) -> None:
-    """Compute function of every item on the workers of a scheduler.
+    """Apply a function to every item on the workers of a scheduler.
 
     The function and its item travel as bytes that only a worker unpickles: the scheduler opens no store, and needs neither its
     credentials nor this package.
@@ -125,7 +125,7 @@ def _version() -> str:
 
 
 def _by_value(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as one that pickle cannot find by name, and so sends whole."""
+    """A copy of the function that pickle sends by value."""
     assert isinstance(function, FunctionType)
     sent = FunctionType(function.__code__, {"__builtins__": builtins, "__name__": "__main__"}, "stratascope_task")
     sent.__module__, sent.__qualname__ = "__main__", "stratascope_task"
@@ -133,7 +133,7 @@ def _by_value(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Watch:
-    """Whether a cluster still answers and has workers; errors say what it lacks."""
+    """Health check of a cluster: the scheduler answers and there are workers."""
 
     def __init__(self, client: Any, address: str) -> None:
         from dask import config

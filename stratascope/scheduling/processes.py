@@ -1,4 +1,4 @@
-"""Worker processes on this machine that end with their parent, however it ends."""
+"""Worker processes that end with their parent, however it ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ORPHANED = 1
 
 @contextmanager
 def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of spawned processes, which are gone when the block ends, with an error too, and when this process dies.
+    """A pool of spawned processes that end with the context, with an error, or with this process.
 
     Each worker holds the reading end of a pipe whose writing end is here alone: the system closes it when this process ends, whatever
     ended it. On Linux the system also kills them itself, even while a worker's interpreter is locked by a long computation.

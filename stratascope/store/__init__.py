@@ -1,18 +1,23 @@
-"""The format on disk: activations of one model on many examples, as a plain Zarr v3 group (docs/format.md)."""
+"""Activation stores: format, reading, writing and maintenance (docs/format.md)."""
 
-from stratascope.store.arrays import ArraySpec
-from stratascope.store.choice import checked_choice, choice_of, choice_options, choice_text, chosen_examples, column_texts
-from stratascope.store.copying import copy_store
-from stratascope.store.create import create_store
-from stratascope.store.difference import StoreDifference, diff_stores
-from stratascope.store.layout import RECORDED, STATUS_CODES, StoreLayout
-from stratascope.store.packing import decode_maps, encode_maps
-from stratascope.store.provenance import VOLATILE, condition_of
-from stratascope.store.reader import ActivationStore
-from stratascope.store.repair import repair
-from stratascope.store.results import ResultFile, load_result, save_result
-from stratascope.store.verify import Verification, verify
-from stratascope.store.writer import BlockWriter
+import warnings
+from importlib import import_module
+from typing import Any
+
+from stratascope.store.format.arrays import ArraySpec
+from stratascope.store.format.layout import RECORDED, STATUS_CODES, StoreLayout
+from stratascope.store.format.packing import decode_maps, encode_maps
+from stratascope.store.format.provenance import VOLATILE, condition_of
+from stratascope.store.format.size_estimate import estimate_sizes
+from stratascope.store.io.create import create_store
+from stratascope.store.io.example_filter import checked_choice, choice_of, choice_options, choice_text, chosen_examples, column_texts
+from stratascope.store.io.overview import describe
+from stratascope.store.io.reader import ActivationStore
+from stratascope.store.io.writer import BlockWriter
+from stratascope.store.maintenance.copy import copy_store, copy_summary
+from stratascope.store.maintenance.difference import StoreDifference, diff_stores
+from stratascope.store.maintenance.repair import repair
+from stratascope.store.maintenance.verify import Verification, verify
 
 __all__ = [
     "RECORDED",
@@ -21,7 +26,6 @@ __all__ = [
     "ActivationStore",
     "ArraySpec",
     "BlockWriter",
-    "ResultFile",
     "StoreDifference",
     "StoreLayout",
     "Verification",
@@ -33,12 +37,26 @@ __all__ = [
     "column_texts",
     "condition_of",
     "copy_store",
+    "copy_summary",
     "create_store",
     "decode_maps",
+    "describe",
     "diff_stores",
     "encode_maps",
-    "load_result",
+    "estimate_sizes",
     "repair",
-    "save_result",
     "verify",
 ]
+
+_MOVED = {
+    "ResultFile": "stratascope.results.file",
+    "load_result": "stratascope.results.registry",
+    "save_result": "stratascope.results.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"stratascope.store.{name} is now {_MOVED[name]}.{name}", DeprecationWarning, stacklevel=2)
+    return getattr(import_module(_MOVED[name]), name)

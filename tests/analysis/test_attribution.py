@@ -11,7 +11,7 @@ from analysis_stores import LAYERS, attributed_store
 from stratascope.analysis import LogitAttribution, attention_overlap, attention_share, logit_attribution, weighted_rows
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore
-from stratascope.store.prompt_parts import PARTS, token_parts
+from stratascope.store.format.prompt_parts import PARTS, token_parts
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,7 @@ def found(planted: ActivationStore) -> LogitAttribution:
     return logit_attribution(planted)
 
 
+@pytest.mark.slow
 def test_heads_blocks_and_embedding_add_up_to_the_models_difference(planted: ActivationStore, found: LogitAttribution) -> None:
     logits = planted.read("answer_logits")
     np.testing.assert_allclose(found.difference, logits[:, 0] - logits[:, 1])
@@ -77,7 +78,7 @@ def test_norm_based_rows_are_weights_times_norms_and_sum_to_one(planted: Activat
 
 
 def test_overlap_of_attributions_is_of_what_speaks_for_the_answer_given(planted: ActivationStore) -> None:
-    found = attention_overlap(planted, [0, 1, 2], weighing="attribution")
+    found = attention_overlap(planted, [0, 1, 2], measure="share", weighing="attribution")
     rows = weighted_rows(planted, np.arange(3), "attribution")
     logits = planted.read("answer_logits", examples=[0, 1, 2])
     for k in range(3):
@@ -85,12 +86,13 @@ def test_overlap_of_attributions_is_of_what_speaks_for_the_answer_given(planted:
         towards = 1 if logits[k, 0] >= logits[k, 1] else -1
         cells = np.maximum(towards * rows[k, ..., start:stop], 0)
         assert found.values.shape[:3] == (3, LAYERS, cells.shape[1])
-        from stratascope.analysis.boxes import box_tokens
+        from stratascope.analysis.box_cells import box_tokens
 
         inside = box_tokens(planted, np.array([k]))[0, 0, start:stop]
         np.testing.assert_allclose(found.values[k, ..., 0], cells[..., inside].sum(-1) / cells.sum(-1), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "arrays"),
     [
@@ -105,12 +107,13 @@ def test_what_is_not_recorded_is_refused_by_name(store, call, arrays: str) -> No
 
 
 def test_attributions_have_no_shares(planted: ActivationStore) -> None:
-    with pytest.raises(InvalidInputError, match="it has signs"):
+    with pytest.raises(InvalidInputError, match="it is signed"):
         attention_share(planted, weighing="attribution")
-    with pytest.raises(InvalidInputError, match="weighing of attention, norm, attribution"):
+    with pytest.raises(InvalidInputError, match="weighting of attention, norm, attribution"):
         weighted_rows(planted, np.array([0]), "size")
 
 
+@pytest.mark.slow
 def test_the_command_says_that_it_adds_up(planted: ActivationStore, tmp_path: Path) -> None:
     from click.testing import CliRunner
 
@@ -118,5 +121,5 @@ def test_the_command_says_that_it_adds_up(planted: ActivationStore, tmp_path: Pa
 
     done = CliRunner().invoke(main, ["attribution", planted.name, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert "equal the model's own difference within" in done.output
+    assert "equal the difference of the model within" in done.output
     assert {p.name for p in tmp_path.iterdir()} == {"attribution.zarr.zip", "attribution.png"}

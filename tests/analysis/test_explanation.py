@@ -27,6 +27,7 @@ def found(planted: ActivationStore) -> ExampleExplanation:
     return explain_example(planted, 5)
 
 
+@pytest.mark.slow
 def test_every_method_says_of_each_token_what_it_says_elsewhere(planted: ActivationStore, found: ExampleExplanation) -> None:
     maps = planted.maps(5)
     np.testing.assert_allclose(found.tokens["rollout"], rollout(maps)[0])
@@ -72,7 +73,7 @@ def test_the_page_is_one_file_that_shows_all_methods(planted: ActivationStore, t
     html = (tmp_path / "e.html").read_text()
     assert not re.search(r"<script|https?://(?!www\.w3\.org)", html)
     assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
-    for text in ("rollout, all blocks", "flow, blocks 2 to 2", "token attribution", "hidden from all later tokens", "terms add up to"):
+    for text in ("rollout, all blocks", "flow, blocks 2 to 2", "token attribution", "masked for all later tokens", "Sum of all"):
         assert text in html
     assert ExampleExplanation.load(tmp_path / "e.zarr.zip").attributes["example"] == 5
     first = (tmp_path / "e.html").read_bytes()
@@ -80,6 +81,7 @@ def test_the_page_is_one_file_that_shows_all_methods(planted: ActivationStore, t
     assert (tmp_path / "e.html").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_what_was_not_recorded_is_named_on_the_page(store, store_path: Path, tmp_path: Path) -> None:
     found = explain_example(store, 3)
     assert found.components.empty

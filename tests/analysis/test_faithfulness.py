@@ -10,12 +10,12 @@ from analysis_stores import CELLS, GRID, HIDDEN, attributed_store, hidden
 from scipy.stats import spearmanr
 
 from stratascope.analysis import Faithfulness, faithfulness, weighted_rows
-from stratascope.analysis.maps import parse_window
-from stratascope.analysis.ranks import rank_correlations
+from stratascope.analysis.attention_maps import parse_window
+from stratascope.analysis.knockout_targets import target_tokens
 from stratascope.analysis.relevance import METHODS, few_blocks
-from stratascope.analysis.resampling import bootstrap_means
-from stratascope.analysis.targets import target_tokens
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
+from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.rank_correlation import rank_correlations
 from stratascope.store import ActivationStore
 
 
@@ -29,6 +29,7 @@ def found(planted: ActivationStore) -> Faithfulness:
     return faithfulness(planted, draws=300)
 
 
+@pytest.mark.slow
 def test_the_planted_method_leads_and_chance_is_chance(found: Faithfulness) -> None:
     assert found.best["method"] == "attribution"
     assert found.best["ahead_low"] > 0
@@ -47,6 +48,7 @@ def test_the_planted_method_leads_and_chance_is_chance(found: Faithfulness) -> N
     assert found.attributes["missing"] == {"estimate": "hiding_estimate", "gradient": "hiding_estimate"}
 
 
+@pytest.mark.slow
 def test_without_noise_the_planted_method_is_perfect_in_every_setting(tmp_path: Path) -> None:
     found = faithfulness(attributed_store(tmp_path / "exact.zarr", examples=12), methods=["attribution", "attention"], draws=50)
     right = found.table[found.table["method"] == "attribution"]
@@ -77,8 +79,8 @@ def test_scores_that_are_all_alike_rank_nothing_and_effects_that_are_alike_count
 def test_the_bootstrap_draws_images_and_not_examples() -> None:
     rng = np.random.default_rng(0)
     values = np.repeat(rng.normal(size=50), 4)[None]
-    together = bootstrap_means(values, np.repeat(np.arange(50), 4), 2000, 0).std()
-    alone = bootstrap_means(values, np.arange(200), 2000, 0).std()
+    together = Bootstrap(np.repeat(np.arange(50), 4)).mean_of_known(values).std()
+    alone = Bootstrap(np.arange(200)).mean_of_known(values).std()
     assert together == pytest.approx(values[0, ::4].std() / np.sqrt(50), rel=0.1)
     assert alone == pytest.approx(together / 2, rel=0.1)
 
@@ -99,6 +101,7 @@ def test_cells_of_larger_images_are_grouped_evenly(store) -> None:
     assert (members.sum(1) == store.grid[0].prod() / 36).all()
 
 
+@pytest.mark.slow
 def test_faithfulness_loads_back_and_every_scheduler_gives_the_same(planted: ActivationStore, found: Faithfulness, tmp_path: Path) -> None:
     found.save(tmp_path / "f.zarr.zip")
     again = Faithfulness.load(tmp_path / "f.zarr.zip")
@@ -126,6 +129,7 @@ def test_few_blocks_are_the_top_half_and_at_most_eight() -> None:
     assert [few_blocks(n) for n in (1, 6, 28)] == [(0, 1), (3, 6), (20, 28)]
 
 
+@pytest.mark.slow
 def test_the_command_names_the_best_method_first(planted: ActivationStore, tmp_path: Path) -> None:
     from click.testing import CliRunner
 

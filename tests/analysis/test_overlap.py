@@ -27,10 +27,10 @@ from stratascope.analysis import (
     cell_overlap,
     rollout_examples,
 )
-from stratascope.analysis.auroc import auroc
-from stratascope.analysis.boxes import box_tokens, shown_boxes
+from stratascope.analysis.box_cells import box_tokens, shown_boxes
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
+from stratascope.stats.auroc import Auroc
 from stratascope.store import ActivationStore
 
 
@@ -119,12 +119,12 @@ def test_overlap_of_attention_is_that_of_its_rows(planted, tmp_path: Path) -> No
         box = cells_inside(np.array([float(row[f"subject_{side}"]) for side in ("x0", "y0", "x1", "y1")]))
         rows = planted.read("attention_rows", layer=2, examples=[example])[0, :, IMAGE[0] : IMAGE[1]].astype(float)
         np.testing.assert_allclose(found.values[k, 2, :, 0], rows[:, box].sum(1) / rows.sum(1), rtol=1e-5)
-    fused = attention_overlap(planted, [5], fused=True)
+    fused = attention_overlap(planted, [5], measure="share", fused=True)
     assert fused.values.shape == (1, LAYERS, 1, 3)
     mean = planted.read("attention_rows", examples=[5]).mean(2)
     by_hand = box_overlap(planted, np.moveaxis(mean, 0, 1), [5], name="mean row")
     np.testing.assert_allclose(fused.values, by_hand.values, atol=1e-3)
-    np.testing.assert_array_equal(attention_overlap(planted, [5, 70], scheduler="threads").values, found.values)
+    np.testing.assert_array_equal(attention_overlap(planted, [5, 70], measure="share", scheduler="threads").values, found.values)
     found.save(tmp_path / "o.zarr.zip")
     again = BoxOverlap.load(tmp_path / "o.zarr.zip")
     np.testing.assert_array_equal(again.values, found.values)
@@ -143,6 +143,7 @@ def test_overlap_of_rollouts(store) -> None:
         box_overlap(store, rolled.values[..., :20], [4, 9], name="rollout")
 
 
+@pytest.mark.slow
 def test_a_store_without_boxes_says_so(settings, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from stratascope.extract import plan_extraction, run_extraction
@@ -158,17 +159,18 @@ def test_auroc_is_scikit_learn_s_and_its_influences_add_up(examples: int, seed: 
     rng = np.random.default_rng(seed)
     scores = np.round(rng.normal(size=(examples, 5)), 1)  # with ties
     positive = np.arange(examples) % 3 == 0
-    found = auroc(scores, positive, np.arange(examples))
+    found = Auroc.of(scores, positive, np.arange(examples))
     np.testing.assert_allclose(found.value, [roc_auc_score(positive, column) for column in scores.T], atol=1e-12)
     np.testing.assert_allclose(found.influence.sum(0), 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_error_of_auroc_and_of_a_difference_is_that_of_drawing_images_anew() -> None:
     rng = np.random.default_rng(0)
     images = np.repeat(np.arange(200), 2)
     positive = np.repeat(rng.random(200) < 0.4, 2)
     scores = np.repeat(rng.normal(size=(200, 2)), 2, axis=0) + 0.3 * rng.normal(size=(400, 2)) + positive[:, None]
-    found = auroc(scores, positive, images)
+    found = Auroc.of(scores, positive, images)
     drawn = []
     for _ in range(600):
         picked = rng.integers(0, 200, 200)
@@ -176,10 +178,10 @@ def test_the_error_of_auroc_and_of_a_difference_is_that_of_drawing_images_anew()
         drawn.append([roc_auc_score(positive[rows], scores[rows, c]) for c in range(2)])
     spread = np.array(drawn)
     np.testing.assert_allclose(found.error, spread.std(0), rtol=0.12)
-    first, second = (auroc(scores[:, [c]], positive, images) for c in range(2))
+    first, second = (Auroc.of(scores[:, [c]], positive, images) for c in range(2))
     assert first.minus(second).error[0] == pytest.approx((spread[:, 0] - spread[:, 1]).std(), rel=0.12)
     # taking the two examples of an image for two would make the error too small
-    assert (auroc(scores, positive, np.arange(400)).error < 0.85 * found.error).all()
+    assert (Auroc.of(scores, positive, np.arange(400)).error < 0.85 * found.error).all()
 
 
 def test_the_simultaneous_band_of_noise_holds_all_scores_about_as_often_as_it_says() -> None:
@@ -187,7 +189,7 @@ def test_the_simultaneous_band_of_noise_holds_all_scores_about_as_often_as_it_sa
     positive = np.arange(150) % 2 == 0
     held = single = 0
     for trial in range(150):
-        found = auroc(rng.normal(size=(150, 40)), positive, np.arange(150))
+        found = Auroc.of(rng.normal(size=(150, 40)), positive, np.arange(150))
         low, high = found.simultaneous(seed=trial)
         held += bool(((low <= 0.5) & (high >= 0.5)).all())
         low, high = found.interval()
@@ -198,7 +200,7 @@ def test_the_simultaneous_band_of_noise_holds_all_scores_about_as_often_as_it_sa
 
 def test_too_few_answers_of_a_kind_are_refused() -> None:
     with pytest.raises(TooFewExamplesError, match="two negatives"):
-        auroc(np.ones((4, 1)), np.array([True, True, True, False]), np.arange(4))
+        Auroc.of(np.ones((4, 1)), np.array([True, True, True, False]), np.arange(4))
 
 
 def test_the_head_that_was_planted_predicts_right_answers_and_beats_the_boxes(planted, tmp_path: Path) -> None:
@@ -225,12 +227,15 @@ def test_the_head_that_was_planted_predicts_right_answers_and_beats_the_boxes(pl
 def test_the_command_and_the_figure_say_whether_overlap_predicts_a_right_answer(planted, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["overlap", planted.name, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert re.search(r"AUROC for a right answer: block \d head \d .* the boxes' geometry alone .*: more than the geometry", done.output)
+    assert re.search(
+        r"AUROC for a right answer: block \d head \d .* box geometry .*; best head significantly above the box geometry", done.output
+    )
     drawn = CliRunner().invoke(main, ["figure", "prediction", str(tmp_path), "-o", str(tmp_path / "b.png")])
     assert drawn.exit_code == 0, drawn.output
     assert (tmp_path / "b.png").stat().st_size > 3000
 
 
+@pytest.mark.slow
 def test_a_prediction_of_an_earlier_run_does_not_stay_beside_an_overlap_that_it_is_not_of(planted, tmp_path: Path, monkeypatch) -> None:
     arguments = ["overlap", planted.name, "--out", str(tmp_path)]
     assert CliRunner().invoke(main, arguments).exit_code == 0
@@ -241,7 +246,7 @@ def test_a_prediction_of_an_earlier_run_does_not_stay_beside_an_overlap_that_it_
     def refuse(*_: object, **__: object) -> None:
         raise TooFewExamplesError("expected wrong answers, found none; nothing to predict")
 
-    monkeypatch.setattr("stratascope.analysis.answer_prediction", refuse)
+    monkeypatch.setattr("stratascope.commands.attention.answer_prediction", refuse)
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     assert "nothing to predict" in done.output
@@ -277,11 +282,11 @@ def test_where_size_alone_decides_the_baseline_finds_it_and_attention_has_no_adv
 
 def test_a_model_that_is_always_right_is_refused_and_a_foreign_overlap_too(store, planted) -> None:
     with pytest.raises(InvalidInputError, match="from this store"):
-        answer_prediction(store, attention_overlap(planted, [0, 1]))
-    with pytest.raises(TooFewExamplesError, match="nothing to predict"):
-        answer_prediction(planted, attention_overlap(planted, np.arange(10)))
+        answer_prediction(store, attention_overlap(planted, [0, 1], measure="share"))
+    with pytest.raises(TooFewExamplesError, match="at least 20 right and 20 wrong"):
+        answer_prediction(planted, attention_overlap(planted, np.arange(10), measure="share"))
     with pytest.raises(InvalidInputError, match="subject, object, both"):
-        answer_prediction(planted, attention_overlap(planted, np.arange(10)), box="image")
+        answer_prediction(planted, attention_overlap(planted, np.arange(10), measure="share"), box="image")
 
 
 def test_confidence_written_out(planted, tmp_path: Path) -> None:
@@ -307,17 +312,19 @@ def test_confidence_written_out(planted, tmp_path: Path) -> None:
 def test_intervals_of_accuracy_are_wilson_s_where_answers_are_independent() -> None:
     from scipy.stats import binomtest
 
-    from stratascope.analysis.answers import _interval
+    from stratascope.stats.intervals import clustered_wilson
 
     for right, count in ((37, 60), (60, 60), (1, 45)):
         expected = binomtest(right, count).proportion_ci(method="wilson")
-        found = _interval((np.arange(count) < right).astype(float), np.arange(count), 0.95)
+        found = clustered_wilson((np.arange(count) < right).astype(float), np.arange(count), 0.95)
         np.testing.assert_allclose(found, (expected.low, expected.high), atol=2e-3)
     # two answers an image that always agree count once
     twice = np.repeat(np.arange(60) < 37, 2).astype(float)
-    np.testing.assert_allclose(_interval(twice, np.repeat(np.arange(60), 2), 0.95), _interval(twice[::2], np.arange(60), 0.95), atol=1e-6)
+    pairs, halves = clustered_wilson(twice, np.repeat(np.arange(60), 2), 0.95), clustered_wilson(twice[::2], np.arange(60), 0.95)
+    np.testing.assert_allclose(pairs, halves, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_prompt_without_a_right_choice_is_refused(settings, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from stratascope.extract import plan_extraction, run_extraction

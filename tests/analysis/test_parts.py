@@ -12,10 +12,13 @@ from analysis_stores import attributed_store, planted_store
 from click.testing import CliRunner
 
 from stratascope.analysis import answer_confidence, answer_prediction, attention_overlap, attention_share, logit_attribution, rank_heads
+from stratascope.analysis.sinks import PLACES
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
-from stratascope.report.findings import gather
-from stratascope.store import ActivationStore, ResultFile, chosen_examples, copy_store, load_result, save_result
+from stratascope.report.result_set import gather
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import load_result, save_result
+from stratascope.store import ActivationStore, chosen_examples, copy_store
 from tests.completed import completed
 
 ONLY = ("relation=left of",)
@@ -43,6 +46,7 @@ def test_any_of_a_columns_values_and_all_of_the_columns(whole: ActivationStore) 
     assert chosen_examples(whole, ()).all()
 
 
+@pytest.mark.slow
 def test_a_part_is_a_store_of_its_examples_alone(whole: ActivationStore, part: ActivationStore) -> None:
     share, alone = attention_share(whole, only=ONLY), attention_share(part)
     for name in ("values", "tokens", "entropy", "sinks", "sink_counts"):
@@ -63,6 +67,7 @@ def test_a_part_is_a_store_of_its_examples_alone(whole: ActivationStore, part: A
     assert ranked.attributes["only"] == ["relation=left of"]
 
 
+@pytest.mark.slow
 def test_attributions_of_a_part_carry_shares_of_its_own_variance(tmp_path: Path) -> None:
     whole = attributed_store(tmp_path / "whole.zarr")
     numbers = np.flatnonzero(whole.examples["label"] == 1)
@@ -98,9 +103,10 @@ def test_heads_are_ranked_by_scores_of_the_same_examples(whole: ActivationStore)
     grid = pd.DataFrame({"row": [f"head {h}" for h in range(4)] * 3, "layer": np.repeat(range(3), 4), "value": np.linspace(0.5, 0.9, 12)})
     probe = ResultFile("score_grid", {"table": grid}, {}, {"fingerprint": whole.fingerprint(), "array": "head_outputs", "only": []})
     with pytest.raises(InvalidInputError, match="expected scores of the same examples, found those of relation=left of and all examples"):
-        rank_heads(overlap=attention_overlap(whole, only=ONLY), probe=probe)
+        rank_heads(overlap=attention_overlap(whole, measure="share", only=ONLY), probe=probe)
 
 
+@pytest.mark.slow
 def test_a_report_says_of_a_part_what_is_the_parts_and_mixes_it_with_nothing(whole: ActivationStore, tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
         done = CliRunner().invoke(main, [*arguments])
@@ -122,10 +128,10 @@ def test_a_report_says_of_a_part_what_is_the_parts_and_mixes_it_with_nothing(who
     page = report.read_text("utf-8")
     found = gather(whole, [out])
     assert [f.name for f in found.of("attention_share")] == ["share.zarr.zip"]
-    assert set(found.parts) == {ONLY}
+    assert set(found.selections) == {ONLY}
     right = {name: load_result(tmp_path / "results" / f"{name}.zarr.zip").tables["confidence"]["accuracy"].iloc[0]
              for name in ("answers", "answers-relation-left-of")}  # fmt: skip
-    headline, _, rest = page.partition('id="parts"')
+    headline, _, rest = page.partition('id="selections"')
     assert f"{100 * right['answers']:.1f} %" in headline
     assert "relation-left-of" not in headline
     assert "only relation=left of" in rest
@@ -139,13 +145,15 @@ def test_a_figure_is_of_all_examples_where_there_are_results_of_them(whole: Acti
     assert gather(whole, [tmp_path]).of("attention_share")[0].only == ONLY
     attention_share(whole).save(tmp_path / "share.zarr.zip")
     assert gather(whole, [tmp_path]).of("attention_share")[0].only == ()
-    norm = completed("attention_share", {}, {}, {"store": whole.fingerprint(), "weighing": "norm"})
+    norm = completed(
+        "attention_share", {}, {}, {"store": whole.fingerprint(), "weighing": "norm", "parts": part.parts, "places": list(PLACES)}
+    )
     save_result(tmp_path / "share-0.zarr.zip", norm)
     assert [f.name for f in gather(whole, [tmp_path]).of("attention_share")] == ["share.zarr.zip", "share-0.zarr.zip"]
 
 
 def test_a_relations_meta_category_chooses_though_it_is_no_column(store) -> None:
-    from stratascope.store.categories import category_of
+    from stratascope.store.io.example_filter import category_of
 
     wanted = store.examples["relation"].map(category_of) == "Topological"
     assert 0 < wanted.sum() < len(wanted)

@@ -11,9 +11,9 @@ from analysis_stores import random_maps
 from click.testing import CliRunner
 
 from stratascope.analysis import Pointing, carried_back, pointing, rollout
-from stratascope.analysis.boxes import other_tokens
+from stratascope.analysis.box_cells import other_tokens
+from stratascope.analysis.knockout_targets import cell_groups
 from stratascope.analysis.relevance import METHODS, token_scores
-from stratascope.analysis.targets import cell_groups
 from stratascope.cli import main
 from stratascope.datasets.boxes import BoxIndex, cells_in_box
 from stratascope.errors import InvalidInputError, TooFewExamplesError
@@ -52,6 +52,7 @@ def named_and_others(store: ActivationStore, scenes: Path, example: int) -> tupl
     return found[0], found[1] & ~found[0]
 
 
+@pytest.mark.slow
 def test_hiding_and_its_estimate_point_at_the_named_things_far_more_than_attention_and_flow_not_at_all(
     measured: ActivationStore, scenes: Path
 ) -> None:
@@ -72,6 +73,7 @@ def test_hiding_and_its_estimate_point_at_the_named_things_far_more_than_attenti
     assert (table["over_ground"][["knockout_later", "estimate"]] > 5).all()
 
 
+@pytest.mark.slow
 def test_the_table_is_the_plain_means_and_intervals_hold_them(measured: ActivationStore, scenes: Path) -> None:
     found = pointing(measured, BoxIndex.from_coco(scenes / "instances.json"), methods=("attribution", "flow"))
     names = list(measured.layout.knockout_targets)
@@ -123,6 +125,7 @@ def test_other_things_are_found_where_the_image_was_flipped_and_not_in_another_i
     assert not other_tokens(exchanged, numbers, index).any()  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_without_the_other_boxes_the_rest_of_the_image_stands_for_them(measured: ActivationStore, tmp_path: Path) -> None:
     found = pointing(measured, examples=range(12), methods=("attention", "estimate"))
     assert found.against == "ground"
@@ -136,14 +139,15 @@ def test_without_the_other_boxes_the_rest_of_the_image_stands_for_them(measured:
         pointing(measured, examples=[3])
 
 
+@pytest.mark.slow
 def test_the_command_says_it_and_draws_it(measured: ActivationStore, scenes: Path, tmp_path: Path) -> None:
     boxes = str(scenes / "instances.json")
     done = CliRunner().invoke(main, ["pointing", measured.name, "--boxes", boxes, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
-    assert "hidden from all later tokens, measured" in lines[1]
-    assert "estimated effect of hiding" in lines[2] or "gradient times input" in lines[2]
-    assert "not compared: norm; record value_norms" in done.output
+    assert "knockout effect, masked for all later tokens" in lines[1]
+    assert "estimated knockout effect" in lines[2] or "gradient times input" in lines[2]
+    assert "not available: norm; record value_norms" in done.output
     drawn = CliRunner().invoke(main, ["figure", "pointing", str(tmp_path), "-o", str(tmp_path / "named.png")])
     assert drawn.exit_code == 0, drawn.output
     assert (tmp_path / "named.png").exists()

@@ -12,11 +12,14 @@ from click.testing import CliRunner
 from scipy.stats import spearmanr
 
 from stratascope.analysis import AnswerPrediction, BoxOverlap, HeadRanking, attention_overlap, logit_attribution, rank_heads
-from stratascope.analysis.heads import head_agreement, spearman_interval
-from stratascope.analysis.ranking import probe_grid
+from stratascope.analysis.head_agreement import head_agreement
+from stratascope.analysis.head_ranking import probe_grid
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
-from stratascope.store import ActivationStore, ResultFile, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import save_result
+from stratascope.stats.rank_correlation import spearman_interval
+from stratascope.store import ActivationStore
 from tests.completed import completed
 
 
@@ -35,6 +38,7 @@ def probe_result(store: ActivationStore) -> tuple[ResultFile, np.ndarray]:
     return completed("score_grid", {"table": table}, {}, about), grid
 
 
+@pytest.mark.slow
 def test_scores_ranks_and_agreement_are_those_written_out(planted: ActivationStore, tmp_path: Path) -> None:
     attribution, overlap = logit_attribution(planted), attention_overlap(planted, measure="lift")
     result, grid = probe_result(planted)
@@ -74,13 +78,14 @@ def test_one_score_ranks_and_agrees_with_nothing(planted: ActivationStore, tmp_p
     assert HeadRanking.load(tmp_path / "h.zarr.zip").agreement.empty
 
 
+@pytest.mark.slow
 def test_scores_that_do_not_belong_together_are_refused(planted: ActivationStore, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="at least one score"):
         rank_heads()
     with pytest.raises(InvalidInputError, match="fused over heads"):
         rank_heads(overlap=BoxOverlap(np.zeros((1, LAYERS, 1, 3), np.float32), np.zeros(1, np.int64), {"heads": [-1]}))
-    other = attention_overlap(planted_store(tmp_path / "other.zarr", examples=64))
-    with pytest.raises(InvalidInputError, match="of the same store"):
+    other = attention_overlap(planted_store(tmp_path / "other.zarr", examples=64), measure="share")
+    with pytest.raises(InvalidInputError, match="of one store"):
         rank_heads(logit_attribution(planted), other)
     with pytest.raises(InvalidInputError, match="--array head_outputs"):
         probe_grid(ResultFile("layer_curve", {"table": pd.DataFrame({"layer": [0], "value": [1.0], "position": ["final"]})}))
@@ -93,28 +98,31 @@ def test_agreement_needs_two_scores_of_one_shape() -> None:
         head_agreement({"a": np.zeros((2, 2))})
 
 
+@pytest.mark.slow
 def test_the_command_finds_the_probe_among_the_results(planted: ActivationStore, tmp_path: Path) -> None:
     save_result(tmp_path / "grid-truth-heads.zarr.zip", probe_result(planted)[0])
     done = CliRunner().invoke(main, ["heads", planted.name, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "probe (auroc of a probe for truth)" in done.output
-    assert "agreement of overlap and probe" in done.output
+    assert "Spearman correlation of overlap and probe" in done.output
     assert HeadRanking.load(tmp_path / "heads.zarr.zip").attributes["scores"].keys() == {"attribution", "overlap", "probe"}
     assert (tmp_path / "heads.png").exists()
 
 
+@pytest.mark.slow
 def test_the_command_names_the_head_whose_look_predicts_a_right_answer(tmp_path: Path) -> None:
     store = planted_store(tmp_path / "p.zarr")
     done = CliRunner().invoke(main, ["overlap", store.name, "--out", str(tmp_path / "r")])
     assert done.exit_code == 0, done.output
     assert f"AUROC for a right answer: block {TELLING[0]} head {TELLING[1]}" in done.output
-    assert ": more than the geometry" in done.output
+    assert "; best head significantly above the box geometry" in done.output
     assert AnswerPrediction.load(tmp_path / "r" / "prediction.zarr.zip").best["layer"] == TELLING[0]
     assert (tmp_path / "r" / "overlap.png").exists()
 
 
+@pytest.mark.slow
 def test_where_there_is_nothing_to_predict_the_overlap_is_still_told(planted: ActivationStore, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["overlap", planted.name, "--weighing", "norm", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    assert "lift averages" in done.output
+    assert "mean lift" in done.output
     assert BoxOverlap.load(tmp_path / "overlap-norm.zarr.zip").attributes["map"] == "norm"

@@ -202,7 +202,7 @@ def test_a_packed_map_that_is_not_there_is_refused() -> None:
     ("options", "message"),
     [
         ({"form": "clean"}, "raw, dropped, conditional"),
-        ({"form": "dropped", "sinks": [5]}, "final token cannot be one"),
+        ({"form": "dropped", "sinks": [5]}, "final token is never a sink"),
         ({"discard": 1.0}, "discard ratio"),
     ],
 )
@@ -212,7 +212,7 @@ def test_bad_options_are_refused(options: dict, message: str) -> None:
 
 
 def test_rollout_through_the_vision_tower_is_refused_with_the_reason(store) -> None:
-    with pytest.raises(NotRecordedError, match="vision tower's attention maps, found none: no store holds them"):
+    with pytest.raises(NotRecordedError, match="attention maps of the vision tower, found none"):
         rollout_examples(store, [0], tower="vision")
 
 
@@ -247,6 +247,7 @@ def test_results_of_another_kind_are_refused(store, tmp_path: Path) -> None:
         AttentionShare.load(tmp_path / "r.zarr.zip")
 
 
+@pytest.mark.slow
 def test_a_store_without_maps_says_why_rollout_is_impossible(settings, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     import dataclasses
@@ -257,12 +258,13 @@ def test_a_store_without_maps_says_why_rollout_is_impossible(settings, tmp_path:
     plan = plan_extraction(dataclasses.replace(settings, limit=4, record=("residual",)))
     run_extraction(plan, tmp_path / "bare.zarr")
     bare = ActivationStore.open(tmp_path / "bare.zarr")
-    with pytest.raises(NotRecordedError, match="rollout needs every token's attention"):
+    with pytest.raises(NotRecordedError, match="rollout needs the attention of every token"):
         rollout_examples(bare, [0])
     with pytest.raises(StratascopeError, match="attention_rows"):
         attention_share(bare)
 
 
+@pytest.mark.slow
 def test_the_command_rolls_in_every_form_and_says_what_it_did(store, tmp_path) -> None:
     for options, said in (((), "raw rollout, blocks 0 to 5"), (("--form", "dropped", "--window", "3-5"), "dropped rollout, blocks 3 to 5")):
         done = CliRunner().invoke(main, ["rollout", store.name, "--examples", "0-1", *options, "--out", str(tmp_path)])
@@ -272,4 +274,4 @@ def test_the_command_rolls_in_every_form_and_says_what_it_did(store, tmp_path) -
     assert (found.attributes["form"], found.attributes["window"]) == ("dropped", [3, 6])
     refused = CliRunner().invoke(main, ["rollout", store.name, "--tower", "vision"])
     assert refused.exit_code == 2
-    assert "no store holds them" in refused.output
+    assert "through the vision tower is undefined" in refused.output

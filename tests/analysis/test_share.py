@@ -11,8 +11,7 @@ from analysis_stores import HEADS, IMAGE, LAYERS, TOKENS, planted_store
 from stratascope.analysis import AttentionShare, attention_share, find_sinks, row_entropy
 from stratascope.analysis.sinks import PLACES, token_places
 from stratascope.errors import InvalidInputError
-from stratascope.store.prompt_parts import PARTS
-from stratascope.workflow.sharing import share_text
+from stratascope.store.format.prompt_parts import PARTS
 
 
 def test_share_is_the_sum_over_each_part(store, plan) -> None:
@@ -63,6 +62,7 @@ def test_entropy_is_that_of_scipy_and_of_the_rows(store) -> None:
     assert row_entropy(np.eye(4)).tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("token", "place"), [(0, "first_token"), (IMAGE[0], "image_edge"), (IMAGE[0] + 6, "image_inside"), (25, "caption"), (31, None)]
 )
@@ -73,14 +73,14 @@ def test_a_planted_sink_is_found_named_and_taken_out(tmp_path: Path, token: int,
     if place is None:  # what the final token gives to itself is drawn by no sink
         assert not sunk.sink_counts.any()
         return
-    assert f"sinks, {place.replace('_', ' ')}: 1.00 an example, in 100% of them; they draw 70.0% of the attention" in share_text(sunk)
-    assert "without the sinks" in share_text(sunk) if place in ("first_token", "image_edge") else "without" not in share_text(sunk)
-    assert "no sinks: no token takes 10 times its fair share" in share_text(plain)
+    assert f"sinks at {place.replace('_', ' ')}: 1.00 per example, 100% of examples; 70.0% of the attention" in sunk.summary()
+    assert "without sinks" in sunk.summary() if place in ("first_token", "image_edge") else "without" not in sunk.summary()
+    assert "no sinks: no token takes 10 times its fair share" in plain.summary()
     table = sunk.sink_table().set_index("place")
     assert table["examples_with"].to_dict() == {name: float(name == place) for name in PLACES}
     assert table.loc[place, "attention"] == pytest.approx(0.7, abs=1e-3)
     if place == "caption":
-        with pytest.raises(InvalidInputError, match="sinks in text are not taken out"):
+        with pytest.raises(InvalidInputError, match="sinks in text stay"):
             sunk.without_sinks([place])
         return
     # what is left is in the proportions that it had, but for the sink's own small part
@@ -117,8 +117,9 @@ def test_a_cell_is_a_sink_among_cells_and_a_word_among_all_tokens() -> None:
         find_sinks(attention, places, times=1)
 
 
+@pytest.mark.slow
 def test_where_a_sink_takes_all_nothing_is_said_of_the_rest(tmp_path: Path) -> None:
     share = attention_share(planted_store(tmp_path / "all.zarr", examples=64, sink=(0, 1.0)))
     assert np.isnan(share.without_sinks()).all()
     assert share.head_table()["share_without_sinks"].isna().all()
-    assert "the sinks take everything" in share_text(share)
+    assert "the sinks take all attention" in share.summary()

@@ -15,7 +15,7 @@ from PIL import Image
 from stratascope.datasets.box_alignment import align_boxes, align_image
 from stratascope.datasets.boxes import Box, BoxIndex
 from stratascope.errors import InvalidInputError
-from stratascope.extract.decoding import decode_image
+from stratascope.extract.plan.images import decode_image
 
 RED = (220, 30, 30)
 SIDES = st.integers(40, 240)

@@ -145,7 +145,7 @@ def test_questions_that_do_not_fit_are_refused(tmp_path: Path, make: Any, messag
         ([[True, "A tv above a chair", "A tv below a chair"]], "caption_options"),
         ([[1, "A tv above a chair", "A TV above a  chair"]], "one twice"),
         ([[1, "A tv sings", "A tv above a chair"]], "row 0: expected a caption such as"),
-        ([[1, "A tv on the left", "A tv on the right"]], "means one of the prompt's choices|two things"),
+        ([[1, "A tv on the left", "A tv on the right"]], "means one of the prompt's choices|two objects"),
         ([[1, "A tv inside a chair", "A tv below a chair"]], "expected a caption such as"),
     ],
 )
@@ -155,11 +155,12 @@ def test_broken_rows_are_named(tmp_path: Path, rows: Any, message: str) -> None:
         [chosen.fill(row) for row in load_examples(written(tmp_path, "vg.json", rows), choices=chosen.choices)]
 
 
+@pytest.mark.slow
 def test_a_store_of_questions_knows_which_answers_are_right(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from stratascope.analysis.answers import answer_confidence, answers_right
     from stratascope.extract import run_extraction
-    from stratascope.probe.tasks import find_task
+    from stratascope.probe.tasks.task import find_task
     from stratascope.store import ActivationStore
 
     relations = ("above", "below", "to the left of", "to the right of")

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 from stratascope.analysis import RolloutResult, rollout
 from stratascope.datasets.scenes import render, sample_scene, sample_statement
 from stratascope.demo import run_demo
-from stratascope.extract.sources import resolve_model
+from stratascope.extract.model_files import resolve_model
 from stratascope.probe import LayerCurve
 from stratascope.store import ActivationStore
 
@@ -22,6 +22,7 @@ def curve(demo: Path, name: str) -> LayerCurve:
     return LayerCurve.load(demo / "results" / f"probe-{name}.zarr.zip")
 
 
+@pytest.mark.slow
 def test_truth_is_absent_from_the_embeddings_and_readable_in_the_last_block(demo: Path) -> None:
     truth = curve(demo, "truth-final")
     assert truth.value(0, "accuracy") < 0.6
@@ -94,6 +95,7 @@ def right_answers(built_in, images: list[Image.Image], captions: list[str], labe
     return float(np.mean([bool(a) == label for a, label in zip(answers.tolist(), labels, strict=True)]))
 
 
+@pytest.mark.slow
 def test_the_built_in_model_answers_unseen_scenes_and_needs_the_image(built_in) -> None:
     rng = np.random.default_rng(987)
     scenes = [sample_scene(rng) for _ in range(400)]
@@ -107,6 +109,7 @@ def test_the_built_in_model_answers_unseen_scenes_and_needs_the_image(built_in) 
     assert abs(right_answers(built_in, images[1:] + images[:1], captions, labels) - 0.5) < 0.1
 
 
+@pytest.mark.slow
 def test_the_built_in_model_says_where(built_in) -> None:
     import torch
 

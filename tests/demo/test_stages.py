@@ -90,7 +90,8 @@ def test_a_list_of_stages_that_is_none_is_refused(tmp_path: Path, content: str) 
 
 def test_other_settings_and_other_folders_are_refused_and_left_alone(demo: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in demo.rglob("*")}
-    with pytest.raises(InvalidInputError, match=r"filled with \(scenes 512, seed 0\), found scenes 512, seed 1; give another folder"):
+    message = r"settings of this folder \(scenes 512, seed 0\), found scenes 512, seed 1; choose another folder"
+    with pytest.raises(InvalidInputError, match=message):
         run_demo(demo, seed=1)
     assert {path: path.stat().st_mtime_ns for path in demo.rglob("*")} == before
     (tmp_path / "scenes").mkdir()
@@ -98,6 +99,7 @@ def test_other_settings_and_other_folders_are_refused_and_left_alone(demo: Path,
         run_demo(tmp_path)
 
 
+@pytest.mark.slow
 def test_run_again_only_what_is_missing_or_changed_is_made(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "demo"
     shutil.copytree(demo, out)
@@ -107,9 +109,9 @@ def test_run_again_only_what_is_missing_or_changed_is_made(demo: Path, tmp_path:
     (results / "share.png").write_bytes((results / "overlap.png").read_bytes())
     monkeypatch.setattr("stratascope.extract.run_extraction", None)
     monkeypatch.setattr("stratascope.probe.probe_study", None)
-    monkeypatch.setattr("stratascope.workflow.believing.compare_and_draw", None)
+    monkeypatch.setattr("stratascope.analysis.faithfulness", None)
     steps: list[str] = []
-    run_demo(out, say=steps.append)
+    run_demo(out, on_step=steps.append)
     assert [step.endswith("finished before, kept") for step in steps] == [True, True, True, True, False]
     after = contents(out)
     assert {name: after[name] for name in before if name != "demo.json"} == {n: b for n, b in before.items() if n != "demo.json"}
@@ -130,7 +132,7 @@ def test_results_of_other_stores_are_moved_out_of_the_way(demo: Path, tmp_path: 
     monkeypatch.setattr("stratascope.demo._save_curves", stopped)
     steps: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        run_demo(out, say=steps.append)
+        run_demo(out, on_step=steps.append)
     assert not list((out / "results").glob("*"))
     assert (out / "results-before-1" / "mine.png").read_bytes() == b"mine"
-    assert any("was made from other stores: moved to" in step for step in steps)
+    assert any("belongs to other stores: moved to" in step for step in steps)

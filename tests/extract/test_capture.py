@@ -13,10 +13,10 @@ torch = pytest.importorskip("torch")
 from PIL import Image  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLConfig  # noqa: E402
 
-from stratascope.extract.attention import NAME  # noqa: E402
-from stratascope.extract.capture import Capture, Pooling, capturing  # noqa: E402
-from stratascope.extract.images import apply_condition, open_image  # noqa: E402
-from stratascope.extract.session import ExtractionSession  # noqa: E402
+from stratascope.extract.plan.images import apply_condition, open_image  # noqa: E402
+from stratascope.extract.run.attention_function import NAME  # noqa: E402
+from stratascope.extract.run.capture import Capture, Pooling, capturing  # noqa: E402
+from stratascope.extract.run.session import ExtractionSession  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +35,19 @@ def eager(plan):
 def ask_eager(eager, plan, k):
     model, processor = eager
     text = processor.apply_chat_template(
-        plan.tokenizer.wording.conversation(plan.prompt.fill(plan.examples[k]).text), add_generation_prompt=True
+        plan.tokenizer.prompt_format.conversation(plan.prompt.fill(plan.examples[k]).text), add_generation_prompt=True
     )
     image = Image.open(plan.settings.images / plan.examples[k].image)
     with torch.no_grad():
         return model(**processor(text=[text], images=[image], return_tensors="pt"), output_attentions=True, output_hidden_states=True)
 
 
+@pytest.mark.slow
 def test_a_padded_batch_equals_eager_single_examples(plan, session, eager) -> None:
     members = [0, 5, 9, 14, 20, 33]
     assert len({int(plan.token_counts[k]) for k in members}) > 1, "the batch must be padded"
     images = [open_image(plan.settings.images / plan.examples[k].image) for k in members]
-    found = session.model.run(session._batch(members, images), dataclasses.replace(session.wanted, arrays=frozenset({"maps"})))
+    found = session.model.run(session._batch(members, images), dataclasses.replace(session.request, arrays=frozenset({"maps"})))
     positions = plan.store.positions
     for row, k in enumerate(members):
         tokens = int(plan.token_counts[k])
@@ -62,7 +63,7 @@ def test_a_padded_batch_equals_eager_single_examples(plan, session, eager) -> No
         last = torch.from_numpy(found.residual[-1, :, row])
         normed = eager[0].model.language_model.norm(last)[positions.index("final")]
         np.testing.assert_allclose(normed.detach().numpy(), output.hidden_states[-1][0, -1].numpy(), atol=2e-5)
-        np.testing.assert_allclose(found.answer_logits[row], output.logits[0, -1, list(session.wanted.choices)].numpy(), atol=2e-5)
+        np.testing.assert_allclose(found.answer_logits[row], output.logits[0, -1, list(session.request.choices)].numpy(), atol=2e-5)
         own = output.logits[0, -1]
         np.testing.assert_allclose(found.form_logits[row], own[list(plan.forms.values())], atol=2e-5)
         assert found.top_tokens[row].tolist() == own.argsort(descending=True)[:5].tolist()

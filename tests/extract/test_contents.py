@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stratascope.datasets import write_scenes
 from stratascope.extract import ExtractionSettings, plan_extraction
-from stratascope.extract.contents import example_table
+from stratascope.extract.plan.store_contents import example_table
 
 
 def test_other_fields_of_the_rows_become_columns(tmp_path: Path) -> None:

@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 from stratascope.errors import InvalidInputError
-from stratascope.extract.cutting import CroppedSquare
-from stratascope.extract.tiling import AnyResolution, CanvasTiles, SplitTiles
-from stratascope.extract.views import flipped, in_view, scaled
+from stratascope.extract.families.image_tokens import AnyResolution, CanvasTiles, CroppedSquare, SplitTiles
+from stratascope.extract.plan.image_boxes import flipped, in_view, scaled
 
 hf = pytest.importorskip("transformers")
 

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from stratascope.errors import InvalidInputError
-from stratascope.extract.decoding import FORMATS, MOST_PIXELS, decode_image
-from stratascope.extract.images import inspect_images
+from stratascope.extract.plan.images import FORMATS, MOST_PIXELS, decode_image, inspect_images
 
 REFUSED = {
     "BLP", "BUFR", "CUR", "DCX", "DDS", "EPS", "FITS", "FLI", "FPX", "FTEX", "GBR", "GRIB", "HDF5", "ICNS", "ICO", "IM", "IMT", "IPTC",
@@ -157,6 +156,7 @@ def broken(reason: str) -> bytes:
     return (as_file(Image.effect_noise((64, 64), 60), "PNG") or b"")[:900]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("reason", "said"),

@@ -17,22 +17,24 @@ from PIL import Image, ImageOps
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from stratascope.analysis.boxes import box_tokens  # noqa: E402
+from stratascope.analysis.box_cells import box_tokens  # noqa: E402
 from stratascope.datasets import Example, Prompt, split_caption  # noqa: E402
 from stratascope.errors import CaptureError, InvalidInputError  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
-from stratascope.extract.capture import text_decoder  # noqa: E402
-from stratascope.extract.cutting import PatchGrid  # noqa: E402
-from stratascope.extract.images import open_image  # noqa: E402
-from stratascope.extract.inputs import forward_inputs  # noqa: E402
-from stratascope.extract.layout import TILES, PromptTokenizer  # noqa: E402
-from stratascope.extract.plan import ExtractionPlan  # noqa: E402
-from stratascope.extract.selfcheck import check_prompt  # noqa: E402
-from stratascope.extract.session import ExtractionSession  # noqa: E402
-from stratascope.extract.settings import RECORDS  # noqa: E402
-from stratascope.extract.summary import plan_summary  # noqa: E402
+from stratascope.extract.families.image_tokens import PatchGrid  # noqa: E402
+from stratascope.extract.plan.extraction_plan import ExtractionPlan  # noqa: E402
+from stratascope.extract.plan.images import open_image  # noqa: E402
+from stratascope.extract.plan.plan_summary import plan_summary  # noqa: E402
+from stratascope.extract.plan.settings import RECORDS  # noqa: E402
+from stratascope.extract.plan.store_contents import store_contents  # noqa: E402
+from stratascope.extract.plan.token_layout import TILES, PromptTokenizer  # noqa: E402
+from stratascope.extract.run.capture import text_decoder  # noqa: E402
+from stratascope.extract.run.inputs import forward_inputs  # noqa: E402
+from stratascope.extract.run.self_check import check_prompt  # noqa: E402
+from stratascope.extract.run.session import ExtractionSession  # noqa: E402
+from stratascope.extract.run.shard_block import fill_blocks  # noqa: E402
 from stratascope.store import ActivationStore, verify  # noqa: E402
-from stratascope.store.prompt_parts import PARTS, token_parts  # noqa: E402
+from stratascope.store.format.prompt_parts import PARTS, token_parts  # noqa: E402
 from tests.extract.families import FAMILIES  # noqa: E402
 from tests.extract.saved import save  # noqa: E402
 from tests.extract.test_knockout import eager_difference  # noqa: E402
@@ -112,6 +114,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_planned_tokens_are_the_processors(planned: Planned) -> None:
     for k, layout in enumerate(planned.plan.layouts):
         assert layout.ids.tolist() == planned.stock_inputs(k)["input_ids"][0].tolist()
@@ -161,12 +164,13 @@ def test_spans_of_words_that_are_cut_into_bytes(planned: Planned, subject: str) 
         assert tokenizer.decode(layout.ids[slice(*layout.spans[name])].tolist()).strip() == expected
 
 
+@pytest.mark.slow
 def test_a_padded_batch_equals_stock_eager_single_examples(planned: Planned) -> None:
     plan, members = planned.plan, [0, 1, 2, 3]
     session = ExtractionSession(plan, batch_tokens=100_000)
     images = [planned.request(k)[1] for k in members]
     batch = session._batch(members, images)
-    found = session.model.run(batch, session.wanted)
+    found = session.model.run(batch, session.request)
     model = stock_model(planned.folder)
     blocks = text_decoder(model).layers
     for row in members:
@@ -186,7 +190,7 @@ def test_a_padded_batch_equals_stock_eager_single_examples(planned: Planned) -> 
                 expected = inputs[block][0, tokens_of].mean(0)
                 np.testing.assert_allclose(found.residual[block, column, row], expected, rtol=2e-4, atol=2e-4)
         assert abs(found.rows[:, row, :, tokens:]).max(initial=0) == 0
-        np.testing.assert_allclose(found.answer_logits[row], output.logits[0, -1, list(session.wanted.choices)], rtol=2e-4, atol=2e-3)
+        np.testing.assert_allclose(found.answer_logits[row], output.logits[0, -1, list(session.request.choices)], rtol=2e-4, atol=2e-3)
 
 
 def _keep(inputs: list[torch.Tensor]) -> Any:
@@ -196,6 +200,7 @@ def _keep(inputs: list[torch.Tensor]) -> Any:
     return hook
 
 
+@pytest.mark.slow
 def test_an_example_alone_equals_the_stored(planned: Planned, tmp_path: Path) -> None:
     plan = planned.plan
     run_extraction(plan, tmp_path / "s.zarr")
@@ -204,7 +209,7 @@ def test_an_example_alone_equals_the_stored(planned: Planned, tmp_path: Path) ->
     session = ExtractionSession(plan, batch_tokens=1)
     for k in range(4):
         image = open_image(plan.settings.images / plan.shown[k])
-        alone = session.model.run(session._batch([k], [image]), session.wanted)
+        alone = session.model.run(session._batch([k], [image]), session.request)
         tokens = len(plan.layouts[k].ids)
         np.testing.assert_allclose(store.read("attention_rows", examples=[k])[:, 0, :, :tokens], alone.rows[:, 0], atol=1e-3)
         np.testing.assert_allclose(store.read("answer_logits", examples=[k])[0], alone.answer_logits[0], rtol=2e-4, atol=2e-3)
@@ -216,13 +221,14 @@ def test_an_example_alone_equals_the_stored(planned: Planned, tmp_path: Path) ->
     assert (TILES in store.spans) == (planned.name in ("llava_next", "idefics3", "smolvlm", "internvl"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_first_batch_in_half_precision_agrees_with_the_model_alone(planned: Planned, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And does not with images that are exchanged, whether they are given as pixels or as features."""
     record = ("residual", "attention_rows", "top_tokens")
     plan = plan_extraction(dataclasses.replace(planned.plan.settings, dtype=dtype, record=record))
     session, keeper = ExtractionSession(plan, batch_tokens=100_000), Taken(4)
-    session.work(keeper, [0], keeper)
+    fill_blocks(session, keeper, [0], keeper)
     assert session.checked
     assert np.isfinite(keeper.arrays["answer_logits"]).all()
     session.checked, real = False, ExtractionSession.batch
@@ -233,9 +239,10 @@ def test_a_first_batch_in_half_precision_agrees_with_the_model_alone(planned: Pl
     monkeypatch.setattr(ExtractionSession, "batch", exchanged)
     if planned.name in ("llava", "gemma3", "paligemma", "paligemma2"):  # whose images all make as many tokens
         with pytest.raises(CaptureError, match=r"residual stream .* apart at layer 0"):
-            session.work(keeper, [0], keeper)
+            fill_blocks(session, keeper, [0], keeper)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", ["original", "mirror"])
 def test_boxes_cover_the_same_cells_for_whoever_reads_the_store(planned: Planned, tmp_path: Path, condition: str) -> None:
     """Boxes in the file's pixels -> cells by the plan; what the store says of sizes and boxes -> cells by the analysis."""
@@ -259,7 +266,7 @@ def test_boxes_cover_the_same_cells_for_whoever_reads_the_store(planned: Planned
 
 def test_every_image_token_counts_as_image_in_shares(planned: Planned) -> None:
     plan = planned.plan
-    made = plan.store_contents()
+    made = store_contents(plan)
     spans = {name: made["spans"][:, i] for i, name in enumerate(plan.store.spans)}
     parts = token_parts(spans, plan.token_counts, plan.store.tokens)
     for k, layout in enumerate(plan.layouts):
@@ -307,6 +314,7 @@ def test_the_summary_shows_tokens_and_spans(planned: Planned) -> None:
     assert ("\nview  " in text) == (planned.name == "llava")
 
 
+@pytest.mark.slow
 def test_everything_is_recorded_of_every_family(planned: Planned, tmp_path: Path) -> None:
     """Parts of the logits add up to what is stored; knockouts equal the stock model's, asked with its own processor, its masks edited."""
     towerless, capped = not planned.plan.shape.vision_layers, planned.name == "paligemma2"
@@ -319,7 +327,7 @@ def test_everything_is_recorded_of_every_family(planned: Planned, tmp_path: Path
     assert verify(tmp_path / "all.zarr").ok
     answers = store.read("answer_logits")
     if capped:
-        with pytest.raises(InvalidInputError, match="capped ones, to which no parts add up; leave head_logits out"):
+        with pytest.raises(InvalidInputError, match="soft-capped logits; leave head_logits out"):
             plan_extraction(dataclasses.replace(settings, record=("head_logits",)))
     else:
         heads = store.read("head_logits")
@@ -332,7 +340,7 @@ def test_everything_is_recorded_of_every_family(planned: Planned, tmp_path: Path
     names, effects = store.read("knockout_target").tolist(), store.read("knockout", examples=0)
     untouched = eager_difference(model, inputs, torch.zeros(0, dtype=torch.long), "later", (0, 0), pair)
     for target in ("image", "subject", "cell_0_0"):
-        hidden = torch.from_numpy(plan.hidden_tokens(0)[target])
+        hidden = torch.from_numpy(plan.masked_tokens(0)[target])
         for m, mode in enumerate(("final", "later")):
             moved = eager_difference(model, inputs, hidden, mode, (0, 3), pair) - untouched
             assert effects[m, 0, names.index(target)] == pytest.approx(moved, abs=2e-3), (target, mode)
@@ -340,11 +348,12 @@ def test_everything_is_recorded_of_every_family(planned: Planned, tmp_path: Path
 
 def test_token_texts_keep_their_blanks(planned: Planned) -> None:
     plan = planned.plan
-    texts = plan.store_contents()["vocabulary"]
+    texts = store_contents(plan)["vocabulary"]
     a, b = plan.layouts[0].spans["caption"]
     assert "".join(texts[int(t)] for t in plan.layouts[0].ids[a:b]).strip() == plan.examples[0].caption
 
 
+@pytest.mark.slow
 def test_each_cell_sees_its_own_part_of_the_image(planned: Planned) -> None:
     """With a vision tower whose patches cannot see each other, a change in the middle of a cell's part changes that token alone."""
     plan = planned.plan

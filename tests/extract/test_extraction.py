@@ -23,8 +23,9 @@ from stratascope.store import ActivationStore, verify
 pytest.importorskip("torch")
 
 from stratascope.extract import run_extraction
-from stratascope.extract.images import open_image
-from stratascope.extract.summary import plan_summary, unanswered
+from stratascope.extract.plan.images import open_image
+from stratascope.extract.plan.plan_summary import plan_summary, unanswered
+from stratascope.extract.plan.store_contents import store_contents
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -32,13 +33,14 @@ def contents(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file() and p.parent != path}
 
 
+@pytest.mark.slow
 def test_the_store_holds_what_the_model_gives(plan, store: ActivationStore) -> None:
-    from stratascope.extract.session import ExtractionSession
+    from stratascope.extract.run.session import ExtractionSession
 
     session = ExtractionSession(plan, batch_tokens=8192)
     for k in (0, 40, 95):
         image = open_image(plan.settings.images / plan.examples[k].image)
-        alone = session.model.run(session._batch([k], [image]), dataclasses.replace(session.wanted, arrays=frozenset({"maps"})))
+        alone = session.model.run(session._batch([k], [image]), dataclasses.replace(session.request, arrays=frozenset({"maps"})))
         tokens = int(plan.token_counts[k])
         for column, position in enumerate(plan.store.positions):
             stored = store.read("residual", position=position, examples=[k])[:, 0]
@@ -61,10 +63,11 @@ def test_the_tables_describe_the_examples(plan, store: ActivationStore) -> None:
     assert store.thumbnail(3).shape == (112, 112, 3)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_equals_uninterrupted(plan, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stratascope.extract.blockwork import BlockWork
+    from stratascope.extract.run.shard_block import ShardBlock
 
-    real, calls = BlockWork.run, []
+    real, calls = ShardBlock.run, []
 
     def stop_in_the_second(self, members):
         calls.append(members)
@@ -73,7 +76,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(plan, store_path: Path, tm
         real(self, members)
 
     path = tmp_path / "stopped.zarr"
-    monkeypatch.setattr(BlockWork, "run", stop_in_the_second)
+    monkeypatch.setattr(ShardBlock, "run", stop_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         run_extraction(plan, path)
     assert ActivationStore.open(path).written.tolist() == [True, False]
@@ -83,6 +86,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(plan, store_path: Path, tm
     assert run_extraction(plan, path).written_blocks == 0
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_equals_uninterrupted(scenes: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stratascope", "extract", "--model", "demo", "--examples", str(scenes / "scenes.jsonl")]
     command += ["--images", str(scenes / "images"), "--device", "cpu", "--record", "residual"]
@@ -98,6 +102,7 @@ def test_killed_at_any_moment_and_resumed_equals_uninterrupted(scenes: Path, tmp
     assert contents(killed) == contents(whole)
 
 
+@pytest.mark.slow
 def test_two_shards_make_one_store(plan, store_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "sharded.zarr"
     for rank in (1, 0):
@@ -105,6 +110,7 @@ def test_two_shards_make_one_store(plan, store_path: Path, tmp_path: Path) -> No
     assert contents(path) == contents(store_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -122,6 +128,7 @@ def test_a_store_of_other_provenance_is_refused(settings, store_path: Path, chan
         run_extraction(other, store_path)
 
 
+@pytest.mark.slow
 def test_small_batches_give_the_same_numbers(plan, store: ActivationStore, tmp_path: Path) -> None:
     path = tmp_path / "single.zarr"
     run_extraction(plan, path, batch_tokens=1)
@@ -137,9 +144,9 @@ def test_the_prompt_that_does_not_name_the_relation(settings, tmp_path: Path) ->
     store = ActivationStore.open(tmp_path / "where.zarr")
     assert store.read("answer_logits").shape == (8, 5)
     # what its answers are refused for afterwards, the plan says beforehand
-    with pytest.raises(NotRecordedError, match="whose right answer follows from the label"):
+    with pytest.raises(NotRecordedError, match="expected labels that name the right choice"):
         answer_confidence(store)
-    assert "no answer to 'where' follows from the label" in plan_summary(plan)
+    assert "the labels give no correct answer to 'where'" in plan_summary(plan)
     assert unanswered(plan_extraction(dataclasses.replace(settings, prompt="yes-no", limit=8))) == ""
 
 
@@ -155,6 +162,7 @@ def test_the_plan_writes_nothing_and_needs_no_torch(scenes: Path, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_probe_rollout_and_share_need_no_torch(store_path: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\nfrom stratascope.cli import main\nmain(sys.argv[1:])"
@@ -177,6 +185,7 @@ def test_without_the_extra_the_pip_command_is_named(scenes: Path, tmp_path: Path
     assert issubclass(MissingExtraError, ImportError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("slip", "told"),
     [
@@ -246,14 +255,15 @@ def test_shuffled_images_are_those_of_other_examples(settings, plan) -> None:
     assert all(shown != example.image for shown, example in zip(shuffled.shown, shuffled.examples, strict=True))
     assert sorted(set(shuffled.shown)) == sorted({example.image for example in plan.examples})
     assert shuffled.position_tokens(0, "subject_box") is None
-    assert shuffled.store_contents()["examples"]["subject_x0"].isna().all()
+    assert store_contents(shuffled)["examples"]["subject_x0"].isna().all()
     assert shuffled.shown == plan_extraction(dataclasses.replace(settings, condition="shuffled-image")).shown
 
 
+@pytest.mark.slow
 def test_a_full_gpu_halves_the_batch_and_goes_on(plan, store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from stratascope.extract.model import CaptureModel
+    from stratascope.extract.run.model import CaptureModel
 
     real = CaptureModel.launch
 
@@ -273,15 +283,16 @@ def test_a_plan_that_does_not_fit_the_disk_is_refused_before_the_model_is_loaded
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("stratascope.extract.extraction.shutil.disk_usage", lambda path: usage(10, 9, 1000))
+    monkeypatch.setattr("stratascope.extract.run.output_store.shutil.disk_usage", lambda path: usage(10, 9, 1000))
     with pytest.raises(InvalidInputError, match=r"expected [\d.]+ MB free at .*, found 1 kB"):
         run_extraction(plan, tmp_path / "never.zarr")
     assert not (tmp_path / "never.zarr").exists()
 
 
+@pytest.mark.slow
 def test_everything_that_can_be_recorded(settings, plan, tmp_path: Path) -> None:
-    from stratascope.extract.session import ExtractionSession
-    from stratascope.extract.settings import RECORDS
+    from stratascope.extract.plan.settings import RECORDS
+    from stratascope.extract.run.session import ExtractionSession
 
     everything = plan_extraction(dataclasses.replace(settings, limit=10, record=RECORDS))
     run_extraction(everything, tmp_path / "all.zarr")
@@ -289,7 +300,7 @@ def test_everything_that_can_be_recorded(settings, plan, tmp_path: Path) -> None
     session = ExtractionSession(plan, batch_tokens=8192)
     image = open_image(plan.settings.images / plan.examples[4].image)
     arrays = frozenset({"value_norms", "value_logits", "head_outputs", "head_logits"})
-    alone = session.model.run(session._batch([4], [image]), dataclasses.replace(session.wanted, arrays=arrays))
+    alone = session.model.run(session._batch([4], [image]), dataclasses.replace(session.request, arrays=arrays))
     tokens = int(plan.token_counts[4])
     np.testing.assert_allclose(full.read("value_norms", examples=[4])[:, 0, :, :tokens], alone.value_norms[:, 0], rtol=2e-3, atol=1e-3)
     np.testing.assert_allclose(full.read("value_logits", examples=[4])[:, 0, :, :tokens], alone.parts.tokens[:, 0], rtol=2e-3, atol=1e-3)
@@ -298,6 +309,7 @@ def test_everything_that_can_be_recorded(settings, plan, tmp_path: Path) -> None
     assert verify(tmp_path / "all.zarr").ok
 
 
+@pytest.mark.slow
 def test_what_is_stored_of_the_answers_logits_adds_up(settings, tmp_path: Path) -> None:
     record = ("attention_rows", "head_logits", "value_logits", "form_logits", "top_tokens")
     run_extraction(plan_extraction(dataclasses.replace(settings, limit=12, record=record)), tmp_path / "logits.zarr")
@@ -316,9 +328,10 @@ def test_what_is_stored_of_the_answers_logits_adds_up(settings, tmp_path: Path) 
     np.testing.assert_allclose(store.read("top_logits")[:, 0], answers.max(-1), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["max", "min"])
 def test_maps_of_the_largest_or_smallest_weight_are_stored_with_rows_that_sum_to_1(settings, tmp_path: Path, fusion: str) -> None:
-    from stratascope.extract.session import ExtractionSession
+    from stratascope.extract.run.session import ExtractionSession
 
     plan = plan_extraction(dataclasses.replace(settings, limit=3, record=("attention_maps",), fusion=fusion))
     run_extraction(plan, tmp_path / "maps.zarr")
@@ -327,34 +340,34 @@ def test_maps_of_the_largest_or_smallest_weight_are_stored_with_rows_that_sum_to
     session = ExtractionSession(plan, batch_tokens=8192)
     alone = session.model.run(
         session._batch([1], [open_image(plan.settings.images / plan.examples[1].image)]),
-        dataclasses.replace(session.wanted, arrays=frozenset({"maps"})),
+        dataclasses.replace(session.request, arrays=frozenset({"maps"})),
     )
     np.testing.assert_allclose(store.maps(1), alone.fused[0], atol=4e-3)
     np.testing.assert_allclose(store.maps(1).sum(-1), 1)
 
 
 def test_a_position_that_no_example_has_is_refused(scenes: Path) -> None:
-    with pytest.raises(InvalidInputError, match="pass --boxes"):
+    with pytest.raises(InvalidInputError, match="set `boxes`"):
         plan_extraction(
             ExtractionSettings(model="demo", examples=(scenes / "scenes.jsonl",), images=scenes / "images", positions=("subject_box",))
         )
 
 
 @pytest.mark.parametrize(
-    ("change", "option"),
+    ("change", "parameter"),
     [
-        ({"condition": "upside-down"}, "--condition"),
-        ({"prompt": "poem"}, "--prompt"),
-        ({"record": ("everything",)}, "--record"),
-        ({"positions": ("verb",)}, "--positions"),
-        ({"limit": 0}, "--limit"),
-        ({"maps": -1}, "--maps"),
-        ({"fusion": "median"}, "--fusion"),
-        ({"dtype": "int8"}, "--dtype"),
+        ({"condition": "upside-down"}, "`condition`"),
+        ({"prompt": "poem"}, "`prompt`"),
+        ({"record": ("everything",)}, "`record`"),
+        ({"positions": ("verb",)}, "`positions`"),
+        ({"limit": 0}, "`limit`"),
+        ({"maps": -1}, "`maps`"),
+        ({"fusion": "median"}, "`fusion`"),
+        ({"dtype": "int8"}, "`dtype`"),
     ],
 )
-def test_wrong_choices_are_refused_with_what_there_is(settings, change: dict, option: str) -> None:
-    with pytest.raises(InvalidInputError, match=option):
+def test_wrong_choices_are_refused_with_what_there_is(settings, change: dict, parameter: str) -> None:
+    with pytest.raises(InvalidInputError, match=parameter):
         dataclasses.replace(settings, **change)
 
 
@@ -383,7 +396,7 @@ def test_a_model_of_another_family_is_refused(tmp_path: Path, scenes: Path) -> N
 
 def test_a_capture_that_does_not_agree_with_the_model_stops(plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stratascope.errors import CaptureError
-    from stratascope.extract.model import CaptureModel
+    from stratascope.extract.run.model import CaptureModel
 
     real = CaptureModel.readout
     monkeypatch.setattr(CaptureModel, "readout", lambda self, residual, ids: real(self, 1.5 * residual + 0.1, ids))

@@ -17,7 +17,7 @@ from stratascope.store import STATUS_CODES, ActivationStore
 torch = pytest.importorskip("torch")
 
 from stratascope.extract import run_extraction  # noqa: E402
-from stratascope.extract.model import CaptureModel  # noqa: E402
+from stratascope.extract.run.model import CaptureModel  # noqa: E402
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def wrong_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CaptureModel, "readout", lambda self, residual, ids: real(self, residual[:, ::-1].copy(), ids))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_a_device_that_is_not_here_and_then_one_that_is(scenes: Path, tmp_path: Path) -> None:
     out = tmp_path / "s.zarr"
@@ -33,7 +34,7 @@ def test_a_device_that_is_not_here_and_then_one_that_is(scenes: Path, tmp_path: 
     words += ["--record", "residual", "--out", str(out)]
     refused = CliRunner().invoke(main, [*words, "--device", "cuda"])
     assert refused.exit_code == 2
-    assert "expected a CUDA device for --device cuda, found none; use --device cpu" in refused.stderr
+    assert "expected a CUDA device for --device cuda, found none; set --device to cpu" in refused.stderr
     assert not list(tmp_path.iterdir())
     done = CliRunner().invoke(main, [*words, "--device", "cpu"])
     assert done.exit_code == 0, done.output
@@ -61,7 +62,7 @@ def test_blocks_without_a_readable_image_are_written_all_the_same(tmp_path: Path
     run_extraction(plan_extraction(scenes_with_bad_images(tmp_path, range(4))), tmp_path / "s.zarr")
     assert ActivationStore.open(tmp_path / "s.zarr").status.tolist() == [STATUS_CODES["unreadable_image"]] * 4 + [1, 1]
     (tmp_path / "none").mkdir()
-    with pytest.raises(InvalidInputError, match="expected at least one image that can be recorded, found none of 6"):
+    with pytest.raises(InvalidInputError, match="expected at least one readable image, found none of 6"):
         plan_extraction(scenes_with_bad_images(tmp_path / "none", range(6)))
 
 

@@ -18,12 +18,13 @@ import pytest
 
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.extract import plan_extraction, run_extraction
-from stratascope.extract.sources import resolve_model
+from stratascope.extract.model_files import resolve_model
 from stratascope.store import STATUS_CODES, ActivationStore, verify
 
 pytest.importorskip("torch")
 
-from stratascope.extract.session import ExtractionSession
+from stratascope.extract.run.session import ExtractionSession
+from stratascope.extract.run.shard_block import fill_blocks
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -72,12 +73,13 @@ class Hub(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "told"),
     [
         ("someone/nobody", "found neither; check the name"),
-        ("someone/gated", "terms must be accepted first; accept them"),
-        ("someone/branch", "for --revision, found none that is called 'v7'"),
+        ("someone/gated", "found a gated one; accept its terms on huggingface.co"),
+        ("someone/branch", "for `revision`, found no 'v7'"),
         ("someone/ill", "or the Hub to fetch them from, found none of these .*500 Internal Server Error"),
         ("someone/offline", "files kept in .*, or the Hub .*, found none .*; where there is a network run `hf download someone/offline`"),
     ],
@@ -85,7 +87,7 @@ class Hub(BaseHTTPRequestHandler):
 def test_why_the_hub_gives_no_model_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        code = f"from stratascope.extract.sources import resolve_model; resolve_model({name!r}, revision='v7')"
+        code = f"from stratascope.extract.model_files import resolve_model; resolve_model({name!r}, revision='v7')"
         known = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_CACHE": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
         offline = {"HF_HUB_OFFLINE": str(int(name.endswith("offline")))}
         done = subprocess.run([sys.executable, "-c", code], env=os.environ | known | offline, capture_output=True, text=True)
@@ -140,7 +142,7 @@ def test_a_slow_store_stops_the_model_when_its_queue_is_full_and_not_before(smal
     """One block being written, one waiting, one filled: 12 examples, and no thirteenth until the first is through."""
     keeper, bar = Slow(24, 4), Count(12)
     session = ExtractionSession(small, 8192)
-    worker = threading.Thread(target=session.work, args=(keeper, range(6), bar))
+    worker = threading.Thread(target=fill_blocks, args=(session, keeper, range(6), bar))
     worker.start()
     assert bar.reached.wait(60)
     worker.join(0.3)
@@ -153,16 +155,16 @@ def test_a_slow_store_stops_the_model_when_its_queue_is_full_and_not_before(smal
 def test_an_error_of_the_store_ends_the_run_with_its_own_message(small) -> None:
     keeper = Full(24, 4)
     with pytest.raises(StoreError, match=r"^no space left$") as caught:
-        ExtractionSession(small, 8192).work(keeper, range(6), Count(24))
+        fill_blocks(ExtractionSession(small, 8192), keeper, range(6), Count(24))
     assert keeper.taken == [0]
     assert not getattr(caught.value, "__notes__", [])
 
 
 def _overflowing(name: str):
     """The first example of the batch has value norms beyond float16, maps or rows that are not finite, or a huge value elsewhere."""
-    from stratascope.extract.model import Coming
+    from stratascope.extract.run.model import PendingCapture
 
-    real = Coming.result
+    real = PendingCapture.result
 
     def result(self):
         made = real(self)
@@ -175,16 +177,17 @@ def _overflowing(name: str):
             values[1, 0, 0] = np.inf
         return dataclasses.replace(made, **{name: values})
 
-    return Coming, "result", result
+    return PendingCapture, "result", result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("value_norms", r"value_norms: expected finite numbers, found 70000.0, too large for float16, at .*layer 2, .*head 1"),
         ("head_outputs", r"head_outputs: expected finite numbers, found inf at .*layer 1"),
-        ("fused", "the model gave a value that is not finite in float32"),
-        ("rows", "the model gave a value that is not finite in float32"),
+        ("fused", "the model returned a value that is not finite in float32"),
+        ("rows", "the model returned a value that is not finite in float32"),
     ],
 )
 def test_an_example_that_does_not_fit_the_store_is_recorded_as_failed_and_the_rest_goes_on(
@@ -209,7 +212,7 @@ def test_a_gradient_that_is_not_finite_fails_its_example_alone(settings, tmp_pat
 
     def spoiled(self, example, batch):
         made = real(self, example, batch)
-        return dataclasses.replace(made, hiding=made.hiding * float("nan")) if example == 2 else made
+        return dataclasses.replace(made, knockout_estimate=made.knockout_estimate * float("nan")) if example == 2 else made
 
     monkeypatch.setattr(ExtractionSession, "token_gradients", spoiled)
     plan = plan_extraction(dataclasses.replace(settings, limit=4, record=("residual", "hiding_estimate")))

@@ -8,9 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from stratascope.errors import CaptureError  # noqa: E402
-from stratascope.extract.attention import Attended, fused_map  # noqa: E402
-from stratascope.extract.attribution import check_attributable, directions, logit_parts  # noqa: E402
-from stratascope.extract.capture import (  # noqa: E402
+from stratascope.extract.run.attention_function import BlockAttention, fused_map  # noqa: E402
+from stratascope.extract.run.capture import (  # noqa: E402
     Capture,
     Pooling,
     capturing,
@@ -18,6 +17,7 @@ from stratascope.extract.capture import (  # noqa: E402
     use_captured_attention,
     value_norms,
 )
+from stratascope.extract.run.logits import check_attributable, directions, logit_parts  # noqa: E402
 from tests.extract.families import FAMILIES, build, example, left_padded  # noqa: E402
 
 WANT = frozenset({"maps", "value_norms", "value_logits", "head_outputs"})
@@ -204,7 +204,7 @@ def test_a_family_whose_logits_are_capped_is_refused() -> None:
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "paligemma2"])
 def test_maps_of_the_largest_and_smallest_weight_equal_eager_ones(name: str, fusion: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks of 16 queries, rows divided by their sums; a sliding window and a soft cap among them."""
-    monkeypatch.setattr("stratascope.extract.attention.QUERY_BLOCK", 16)
+    monkeypatch.setattr("stratascope.extract.run.attention_function.QUERY_CHUNK", 16)
     _, _, _, capture, _ = captured(name, fusion)
     eager = build(name, "eager")
     for row in range(3):
@@ -223,7 +223,7 @@ def test_a_row_of_which_no_key_is_seen_by_every_head_is_its_own() -> None:
     key = torch.zeros(1, 1, 3, 2)
     query[0, 0, 2, 0] = query[0, 1, 2, 1] = 1e4
     key[0, 0, 0, 0] = key[0, 0, 1, 1] = 1
-    seen = Attended(0, None, query, key, key, None, 1.0, None, query.transpose(1, 2))
+    seen = BlockAttention(0, None, query, key, key, None, 1.0, None, query.transpose(1, 2))
     np.testing.assert_allclose(fused_map(seen, "min")[0, 2], [0, 0, 1])
     np.testing.assert_allclose(fused_map(seen, "max")[0, 2], [0.5, 0.5, 0])
 

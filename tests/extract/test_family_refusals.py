@@ -11,11 +11,11 @@ import pytest
 from stratascope.datasets import PROMPTS, Example, split_caption
 from stratascope.errors import InvalidInputError
 from stratascope.extract import ExtractionSettings, plan_extraction
-from stratascope.extract.chat import Chat, Prefix
-from stratascope.extract.families import FAMILIES, image_rule, model_shape
-from stratascope.extract.layout import PromptTokenizer
-from stratascope.extract.sources import ModelSource
-from stratascope.extract.summary import plan_summary
+from stratascope.extract.families.registry import FAMILIES, image_rule, model_shape
+from stratascope.extract.model_files import ModelSource
+from stratascope.extract.plan.chat_template import ChatFormat, PrefixFormat
+from stratascope.extract.plan.plan_summary import plan_summary
+from stratascope.extract.plan.token_layout import PromptTokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -47,7 +47,7 @@ def tokenizer(source: ModelSource, system: str | None = None) -> PromptTokenizer
 @pytest.mark.parametrize("found", ["bert", "internvl_chat", "llava_onevision", "None"])
 def test_another_family(tmp_path: Path, found: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": found}))
-    with pytest.raises(InvalidInputError, match=rf"families qwen2_5_vl, .*paligemma, found model_type '{found}'; take a model of one"):
+    with pytest.raises(InvalidInputError, match=rf"families qwen2_5_vl, .*paligemma, found model_type '{found}'; use one"):
         model_shape(ModelSource("the model", tmp_path))
 
 
@@ -66,7 +66,7 @@ def test_another_family(tmp_path: Path, found: str) -> None:
             "qwen2_vl",
             "processor_config.json",
             {"image_processor__merge_size": "two"},
-            "how images are cut.*missing or wrong: invalid literal.*'two'",
+            "image settings of.*missing or wrong: invalid literal.*'two'",
         ),
     ],
 )
@@ -77,14 +77,14 @@ def test_image_tokens_that_are_no_raster(tmp_path: Path, name: str, file: str, v
 
 def test_a_pixel_limit_where_there_is_none(tmp_path: Path) -> None:
     source = ModelSource("the model", save_files("gemma3", tmp_path))
-    with pytest.raises(InvalidInputError, match=r"no --max-pixels for a model of the family gemma3.*found 1000; leave it out"):
+    with pytest.raises(InvalidInputError, match=r"no `max_pixels` for a model of the family gemma3.*found 1000; leave it out"):
         image_rule(source, max_pixels=1000)
 
 
 def test_no_chat_template(tmp_path: Path) -> None:
     source = ModelSource("the model", save_files("smolvlm", tmp_path))
     (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(InvalidInputError, match=r"expected a chat template .* a model without a final chat turn is not asked anything"):
+    with pytest.raises(InvalidInputError, match=r"expected a chat template .* found none; use an instruction-tuned model"):
         tokenizer(source)
 
 
@@ -98,7 +98,7 @@ def test_no_chat_template(tmp_path: Path) -> None:
     ids=["turns are closed", "no turns"],
 )
 def test_no_final_chat_turn(tmp_path: Path, template: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"open the model's turn after the user's.*final chat turn.*instruction-tuned"):
+    with pytest.raises(InvalidInputError, match=r"open the model's turn after the user's.*final model turn.*instruction-tuned"):
         tokenizer(worded(save_files("internvl", tmp_path), template))
 
 
@@ -117,7 +117,7 @@ def test_a_template_that_does_not_fit(tmp_path: Path, template: str, message: st
 
 def test_a_turn_that_is_opened_without_being_asked_for_is_one(tmp_path: Path) -> None:
     """Mistral's templates close the user's turn with [/INST], whether a generation prompt is wanted or not."""
-    made = Chat(worded(save_files("llava_next", tmp_path), MISTRAL), "<image>", None)
+    made = ChatFormat(worded(save_files("llava_next", tmp_path), MISTRAL), "<image>", None)
     assert made.answer_gap == " "
     assert made.render("Is it?").endswith("Is it? [/INST]")
 
@@ -130,7 +130,7 @@ THINKING = """{% for m in messages %}<|im_start|>{{ m.role }}
 
 @pytest.mark.parametrize("opens", ["<think>\n", "<think>\n\n</think>\n<think>", "[THINK]", "<|begin_of_thought|>"])
 def test_a_prompt_that_ends_inside_reasoning_is_refused(tmp_path: Path, opens: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"found one that ends inside .*begins the model's reasoning, not its answer; use"):
+    with pytest.raises(InvalidInputError, match=r"found one that ends inside .*would start reasoning, not the answer; use"):
         tokenizer(worded(save_files("internvl", tmp_path), THINKING + opens + "{% endif %}"))
 
 
@@ -139,8 +139,8 @@ def test_a_prompt_that_ends_inside_reasoning_is_refused(tmp_path: Path, opens: s
 def test_reasoning_is_closed_where_the_template_has_an_option(tmp_path: Path, option: str, usual: str) -> None:
     chosen = f"{{% if {option} is defined and not {option} %}}<think>\n\n</think>\n\n{{% else %}}{usual}{{% endif %}}{{% endif %}}"
     made = tokenizer(worded(save_files("internvl", tmp_path), THINKING + chosen))
-    assert made.wording.template_options == {option: False}
-    assert made.wording.render("Is it?").endswith("assistant\n<think>\n\n</think>\n\n")
+    assert made.prompt_format.template_options == {option: False}
+    assert made.prompt_format.render("Is it?").endswith("assistant\n<think>\n\n</think>\n\n")
 
 
 def test_an_option_that_does_not_close_reasoning_is_named(tmp_path: Path) -> None:
@@ -151,14 +151,14 @@ def test_an_option_that_does_not_close_reasoning_is_named(tmp_path: Path) -> Non
 
 def test_templates_without_reasoning_are_given_nothing(tmp_path: Path) -> None:
     source = ModelSource("the model", save_files("internvl", tmp_path))
-    assert tokenizer(source, "Think in <think> and </think>, then <think>.").wording.template_options == {}
+    assert tokenizer(source, "Think in <think> and </think>, then <think>.").prompt_format.template_options == {}
 
 
 def test_the_date_that_a_template_writes_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store is then never continued with the prompt of another day: the date is part of its provenance."""
     import datetime
 
-    from stratascope.extract import chat
+    from stratascope.extract.plan import chat_template as chat
 
     class Day(datetime.datetime):
         @classmethod
@@ -169,8 +169,8 @@ def test_the_date_that_a_template_writes_is_known(tmp_path: Path, monkeypatch: p
     template = "{{ strftime_now('%d %b %Y') }} " + THINKING + "{% endif %}"
     source = worded(save_files("internvl", tmp_path), template)
     made = tokenizer(source)
-    assert made.wording.dates == {"04 Jul 2026"}
-    assert made.wording.render("Is it?").startswith("04 Jul 2026 ")
+    assert made.prompt_format.dates == {"04 Jul 2026"}
+    assert made.prompt_format.render("Is it?").startswith("04 Jul 2026 ")
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"image": "x.png", "caption": "The cat is on the car.", "relation": "on", "label": 1}\n')
     settings = ExtractionSettings(model=str(tmp_path), examples=(rows,), images=None, image_size=(60, 60), device="cpu")
@@ -184,14 +184,14 @@ def test_options_of_a_template_are_in_the_provenance_and_the_plan(tmp_path: Path
     rows.write_text('{"image": "x.png", "caption": "The cat is on the car.", "relation": "on", "label": 1}\n')
     plan = plan_extraction(ExtractionSettings(model=str(tmp_path), examples=(rows,), images=None, image_size=(60, 60), device="cpu"))
     assert plan.provenance["prompt"]["template_options"] == {"enable_thinking": False}
-    assert "the chat template is given enable_thinking=False, so that the answer follows the prompt" in plan_summary(plan)
+    assert "chat template with enable_thinking=False: the answer follows the prompt" in plan_summary(plan)
 
 
 def test_a_system_turn_for_a_prefix(tmp_path: Path) -> None:
     source = ModelSource("the model", save_files("paligemma", tmp_path))
-    with pytest.raises(InvalidInputError, match="no --system for the model, whose prompts are a prefix"):
-        Prefix(source, "<image>", "Be brief.")
-    assert Prefix(source, "<image>", "").render("x") == "<image><bos>x\n"
+    with pytest.raises(InvalidInputError, match="no `system` for the model, whose prompts are a prefix"):
+        PrefixFormat(source, "<image>", "Be brief.")
+    assert PrefixFormat(source, "<image>", "").render("x") == "<image><bos>x\n"
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl"])

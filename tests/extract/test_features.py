@@ -13,9 +13,16 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
-from stratascope.extract import features as features_module  # noqa: E402
-from stratascope.extract.features import FeatureCache, ImageFeatures, given_to_model, image_features, places, takes_features  # noqa: E402
-from stratascope.extract.inputs import forward_inputs  # noqa: E402
+from stratascope.extract.run import vision_features as features_module  # noqa: E402
+from stratascope.extract.run.inputs import forward_inputs  # noqa: E402
+from stratascope.extract.run.vision_features import (  # noqa: E402
+    FeatureCache,
+    ImageFeatures,
+    accepts_features,
+    feature_inputs,
+    image_features,
+    image_grids,
+)
 from stratascope.store import ActivationStore  # noqa: E402
 from tests.extract.families import FAMILIES, build, example  # noqa: E402
 from tests.extract.test_extraction import contents  # noqa: E402
@@ -25,15 +32,15 @@ from tests.extract.test_extraction import contents  # noqa: E402
 @torch.inference_mode()
 def test_given_features_a_model_answers_bit_for_bit_as_given_pixels(name: str) -> None:
     model = build(name, "eager")
-    assert takes_features(model)
+    assert accepts_features(model)
     given = example(name, model, 9, seed=1)
     ids, images = given.pop("input_ids"), given
     lengths = torch.tensor([ids.shape[1]])
     expected = model(**forward_inputs(model, ids, lengths, images), use_cache=False).logits
     features = image_features(model, images, images)
     for _ in range(2):  # twice: a pass must not use them up
-        inputs = forward_inputs(model, ids, lengths, places([features]))
-        found = model(**inputs, **given_to_model([features]), use_cache=False).logits
+        inputs = forward_inputs(model, ids, lengths, image_grids([features]))
+        found = model(**inputs, **feature_inputs([features]), use_cache=False).logits
         assert torch.equal(found, expected)
 
 
@@ -45,7 +52,7 @@ def test_features_of_several_images_go_to_their_own_prompts(name: str) -> None:
     ids = torch.cat([prompt.pop("input_ids") for prompt in prompts])
     features = [image_features(model, prompt, prompt) for prompt in prompts]
     lengths = torch.tensor([ids.shape[1]] * 2)
-    together = model(**forward_inputs(model, ids, lengths, places(features)), **given_to_model(features), use_cache=False).logits
+    together = model(**forward_inputs(model, ids, lengths, image_grids(features)), **feature_inputs(features), use_cache=False).logits
     for row, prompt in enumerate(prompts):
         alone = model(**forward_inputs(model, ids[row : row + 1], lengths[:1], prompt), use_cache=False).logits
         np.testing.assert_allclose(together[row], alone[0], rtol=1e-4, atol=1e-4)
@@ -64,6 +71,7 @@ def captioned(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Extract
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_tower_runs_once_an_image_and_the_store_is_that_of_no_cache(
     captioned: ExtractionSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +84,7 @@ def test_the_tower_runs_once_an_image_and_the_store_is_that_of_no_cache(
     assert np.isfinite(store.read("vision_residual", position="image")).all()
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_and_lost_its_features_goes_on_with_the_same_bits(captioned: ExtractionSettings, tmp_path: Path) -> None:
     plan = plan_extraction(captioned)
     run_extraction(plan, tmp_path / "whole.zarr")
@@ -84,12 +93,13 @@ def test_a_run_that_stopped_and_lost_its_features_goes_on_with_the_same_bits(cap
     assert contents(tmp_path / "parts.zarr") == contents(tmp_path / "whole.zarr")
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_no_features_is_given_pixels(
     captioned: ExtractionSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_extraction(dataclasses.replace(captioned, record=("residual", "attention_rows")))
     run_extraction(plan, tmp_path / "features.zarr")
-    monkeypatch.setattr("stratascope.extract.model.takes_features", lambda model: False)
+    monkeypatch.setattr("stratascope.extract.run.model.accepts_features", lambda model: False)
     assert run_extraction(plan, tmp_path / "pixels.zarr").tower_passes == 0
     features, pixels = (ActivationStore.open(tmp_path / name) for name in ("features.zarr", "pixels.zarr"))
     for name, where in (("residual", {"position": "image"}), ("attention_rows", {}), ("answer_logits", {})):

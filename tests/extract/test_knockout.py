@@ -16,13 +16,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E40
 from stratascope.datasets.boxes import cells_in_box  # noqa: E402
 from stratascope.errors import CaptureError, InvalidInputError  # noqa: E402
 from stratascope.extract import plan_extraction, run_extraction  # noqa: E402
-from stratascope.extract.capture import text_decoder, use_captured_attention  # noqa: E402
-from stratascope.extract.images import open_image  # noqa: E402
-from stratascope.extract.knockout import Trace, batches, check_trace, effects, tracing, variants  # noqa: E402
-from stratascope.extract.model import CaptureModel  # noqa: E402
-from stratascope.extract.session import ExtractionSession  # noqa: E402
-from stratascope.extract.summary import plan_summary  # noqa: E402
-from stratascope.extract.targets import Knockouts, first_changed, hidden_tokens, layer_windows, ordered_targets  # noqa: E402
+from stratascope.extract.plan.images import open_image  # noqa: E402
+from stratascope.extract.plan.knockout_plan import Knockouts, first_changed, layer_windows, masked_tokens, ordered_targets  # noqa: E402
+from stratascope.extract.plan.plan_summary import plan_summary  # noqa: E402
+from stratascope.extract.run.capture import text_decoder, use_captured_attention  # noqa: E402
+from stratascope.extract.run.knockout import Trace, batches, check_trace, knockout_effects, tracing, variants  # noqa: E402
+from stratascope.extract.run.model import CaptureModel  # noqa: E402
+from stratascope.extract.run.session import ExtractionSession  # noqa: E402
 from stratascope.store import ActivationStore, verify  # noqa: E402
 from tests.extract.families import FAMILIES, IMAGE, build, example, left_padded  # noqa: E402
 
@@ -70,6 +70,7 @@ def targets_of(ids: torch.Tensor) -> dict[str, np.ndarray]:
     return {"first": np.array([0]), "words": words[-5:-3], "image": image, "cells": image[[1, 2, len(image) // 2]]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_effects_equal_the_stock_models_with_its_masks_edited(name: str) -> None:
     """Every family: causal, sliding windows, image tokens or whole prompts that see each other, soft caps, features between blocks."""
@@ -82,7 +83,7 @@ def test_effects_equal_the_stock_models_with_its_masks_edited(name: str) -> None
         with tracing(decoder.layers) as trace:
             ours(**batch, use_cache=False, logits_to_keep=1)
         check_trace(decoder.layers, trace, 1e-6)
-        found = effects(decoder.layers, trace, targets, knockouts, difference_of(ours, decoder), budget=100)
+        found = knockout_effects(decoder.layers, trace, targets, knockouts, difference_of(ours, decoder), budget=100)
     assert np.isnan(found[..., 0]).all()
     untouched = eager_difference(eager, batch, torch.zeros(0, dtype=torch.long), "later", (0, 0))
     largest = 0.0
@@ -127,7 +128,7 @@ def test_a_trace_that_does_not_give_the_pass_again_is_refused() -> None:
         with tracing(decoder.layers) as trace:
             model(**batch, use_cache=False, logits_to_keep=1)
         trace.keys[2] = 1.3 * trace.keys[2]
-        with pytest.raises(CaptureError, match="run again from token"):
+        with pytest.raises(CaptureError, match="rerun from token"):
             check_trace(decoder.layers, trace, 1e-3)
 
 
@@ -152,7 +153,7 @@ def test_a_window_wider_than_the_model_is_refused() -> None:
 
 def test_targets_part_the_prompt_and_the_image(plan) -> None:
     """Spans are a partition of all tokens but the final one, cells of the image; the boxes are those of the positions."""
-    targets = plan.hidden_tokens(3)
+    targets = plan.masked_tokens(3)
     spans = [name for name in ordered_targets(set(targets)) if not name.startswith("cell_") and not name.endswith("_box")]
     assert spans == ["system", "image", "subject", "relation", "object", "caption_rest", "template"] or "system" not in spans
     assert sorted(np.concatenate([targets[name] for name in spans]).tolist()) == list(range(len(plan.layouts[3].ids) - 1))
@@ -164,7 +165,7 @@ def test_targets_part_the_prompt_and_the_image(plan) -> None:
 
 def test_groups_of_cells_are_as_even_as_can_be(plan) -> None:
     layout = dataclasses.replace(plan.layouts[0], grid=(17, 23), ids=np.zeros(500), spans={"image": (10, 10 + 17 * 23)})
-    groups = {name: tokens - 10 for name, tokens in hidden_tokens(layout, {}).items() if name.startswith("cell_")}
+    groups = {name: tokens - 10 for name, tokens in masked_tokens(layout, {}).items() if name.startswith("cell_")}
     assert len(groups) == 36
     assert {len(cells) for cells in groups.values()} <= {6, 8, 9, 12}
     for name, cells in groups.items():
@@ -172,7 +173,7 @@ def test_groups_of_cells_are_as_even_as_can_be(plan) -> None:
         assert {int(r) * 6 // 17 for r in cells // 23} == {int(row)}
         assert {int(c) * 6 // 23 for c in cells % 23} == {int(column)}
     narrow = dataclasses.replace(layout, grid=(2, 3), spans={"image": (10, 16)})
-    assert [len(t) for name, t in hidden_tokens(narrow, {}).items() if name.startswith("cell_")] == [1] * 6
+    assert [len(t) for name, t in masked_tokens(narrow, {}).items() if name.startswith("cell_")] == [1] * 6
 
 
 def test_hiding_the_named_shapes_hurts_far_more_than_hiding_as_much_of_the_rest(plan, scenes) -> None:
@@ -185,7 +186,7 @@ def test_hiding_the_named_shapes_hurts_far_more_than_hiding_as_much_of_the_rest(
     instances = json.loads((scenes / "instances.json").read_text())
     numbers = {image["file_name"]: image["id"] for image in instances["images"]}
     knockouts = Knockouts(np.ones(len(plan.examples), bool), ("later",), ((0, 5),), ("shapes", "rest"))
-    pair, effects_found = (session.wanted.choices[0], session.wanted.choices[1]), []
+    pair, effects_found = (session.request.choices[0], session.request.choices[1]), []
     for k in [k for k, row in enumerate(plan.examples) if row.label][:16]:
         start = plan.layouts[k].spans["image"][0]
         shapes = np.union1d(plan.position_tokens(k, "subject_box"), plan.position_tokens(k, "object_box"))
@@ -205,6 +206,7 @@ def test_hiding_the_named_shapes_hurts_far_more_than_hiding_as_much_of_the_rest(
     assert np.abs(shapes).mean() > 10 * np.abs(rest).mean()
 
 
+@pytest.mark.slow
 def test_knockouts_are_stored_for_the_chosen_examples(settings, tmp_path) -> None:
     record = ("residual", "knockout")
     plan = plan_extraction(dataclasses.replace(settings, limit=6, record=record, knockouts=2, knockout_window=0))
@@ -220,10 +222,10 @@ def test_knockouts_are_stored_for_the_chosen_examples(settings, tmp_path) -> Non
     eager = AutoModelForImageTextToText.from_pretrained(plan.source.folder, dtype=torch.float32, attn_implementation="eager").eval()
     processor = AutoProcessor.from_pretrained(plan.source.folder)
     text = processor.apply_chat_template(
-        plan.tokenizer.wording.conversation(plan.prompt.fill(plan.examples[3]).text), add_generation_prompt=True
+        plan.tokenizer.prompt_format.conversation(plan.prompt.fill(plan.examples[3]).text), add_generation_prompt=True
     )
     batch = processor(text=[text], images=[Image.open(plan.settings.images / plan.examples[3].image)], return_tensors="pt")
-    pair, tokens = tuple(plan.tokenizer.choice_ids.values()), torch.from_numpy(plan.hidden_tokens(3)["object"])
+    pair, tokens = tuple(plan.tokenizer.choice_ids.values()), torch.from_numpy(plan.masked_tokens(3)["object"])
     for m, mode in enumerate(("final", "later")):
         hidden, untouched = (eager_difference(eager, batch, t, mode, (0, 5), pair) for t in (tokens, tokens[:0]))
         assert effects[3, m, 0, target] == pytest.approx(hidden - untouched, abs=1e-4)
@@ -233,12 +235,13 @@ def test_the_plan_tells_what_knockouts_cost(settings) -> None:
     """A single window and mode by hand: one row of the final token a target, and the pass that is kept."""
     few = dataclasses.replace(settings, limit=4, record=("knockout",), knockouts=1, knockout_window=0)
     plan = plan_extraction(dataclasses.replace(few, knockout_modes=("final",)))
-    tokens, targets = int(plan.token_counts[0]), len(plan.hidden_tokens(0))
+    tokens, targets = int(plan.token_counts[0]), len(plan.masked_tokens(0))
     assert plan.knockout_passes == pytest.approx((tokens + targets) / plan.token_counts.mean())
     assert "knockouts  1 examples x" in plan_summary(plan)
     assert plan_extraction(few).knockout_passes > 5 * plan.knockout_passes
 
 
+@pytest.mark.slow
 def test_a_full_gpu_halves_the_knockouts_batches_and_goes_on(settings, tmp_path, monkeypatch) -> None:
     plan = plan_extraction(dataclasses.replace(settings, limit=2, record=("residual", "knockout")))
     run_extraction(plan, tmp_path / "whole.zarr")

@@ -13,11 +13,11 @@ from PIL import Image
 from stratascope.cli import main
 from stratascope.datasets import PROMPTS, Example, Prompt, split_caption
 from stratascope.errors import InvalidInputError
-from stratascope.extract.cutting import PatchGrid
-from stratascope.extract.families import image_rule
-from stratascope.extract.framing import tokens_within
-from stratascope.extract.layout import PromptTokenizer
-from stratascope.extract.sources import ModelSource, resolve_model
+from stratascope.extract.families.image_tokens import PatchGrid
+from stratascope.extract.families.registry import image_rule
+from stratascope.extract.model_files import ModelSource, resolve_model
+from stratascope.extract.plan.template_framing import tokens_within
+from stratascope.extract.plan.token_layout import PromptTokenizer
 
 SIZES = [(168, 168), (640, 480), (480, 640), (500, 333), (50, 40), (31, 200), (1920, 1080)]
 CAPTION = "The refrigerator is at the left side of the potted plant."
@@ -27,6 +27,7 @@ def example(caption: str = CAPTION, relation: str = "at the left side of") -> Ex
     return Example("x", "x.png", caption, relation, True, "test", split_caption(caption, relation))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", [p for p in PROMPTS.values() if not {"front", "bottom"} & {*p.choices}], ids=lambda p: p.name)
 @pytest.mark.parametrize("system", [None, "Answer briefly."])
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -35,7 +36,7 @@ def test_layout_equals_the_processor(prompt: Prompt, system: str | None, size: t
     source = resolve_model("demo")
     tokenizer = PromptTokenizer(source, prompt, image_rule(source), system)
     processor = transformers.AutoProcessor.from_pretrained(source.folder)
-    text = processor.apply_chat_template(tokenizer.wording.conversation(prompt.fill(example()).text), add_generation_prompt=True)
+    text = processor.apply_chat_template(tokenizer.prompt_format.conversation(prompt.fill(example()).text), add_generation_prompt=True)
     made = processor(text=[text], images=[Image.new("RGB", size)], return_tensors="np")
     layout = tokenizer.layout(example(), size)
     assert layout.ids.tolist() == made["input_ids"][0].tolist()
@@ -130,7 +131,7 @@ def test_layouts_made_ahead_are_those_made_one_by_one(source: ModelSource, syste
     framed = tokenizer._frame(tokenizer.rule.tokens(168, 168))
     assert framed is not None
     assert (framed.opening, framed.closing) == ("<|vision_end|>", "<|im_end|>")
-    ahead = [tokenizer.layout(*pair) for pair in tokenizer.ahead(pairs)]
+    ahead = [tokenizer.layout(*pair) for pair in tokenizer.prefetch(pairs)]
     assert tokenizer._frames_hold
     for expected, found in zip(alone, ahead, strict=True):
         np.testing.assert_array_equal(found.ids, expected.ids)

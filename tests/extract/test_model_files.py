@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError
-from stratascope.extract import model_files, plan_extraction
-from stratascope.extract.model_files import file_digest
-from stratascope.extract.sources import ModelSource, resolve_model
+from stratascope.extract import file_digests as model_files
+from stratascope.extract import plan_extraction
+from stratascope.extract.file_digests import file_digest
+from stratascope.extract.model_files import ModelSource, resolve_model
+from stratascope.extract.plan.store_contents import store_contents
 from stratascope.store import create_store
-from stratascope.store.provenance import check_agreement, same_model_files
+from stratascope.store.format.provenance import check_agreement, same_model_files
 
 pytest.importorskip("torch")
 
@@ -77,6 +79,7 @@ CHANGES: list[tuple[str, Callable[[Path], object]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "change"), CHANGES, ids=[name for name, _ in CHANGES])
 def test_a_file_that_changes_between_shards_is_refused_by_name(begun, name: str, change: Callable[[Path], object]) -> None:
     folder, settings, out = begun
@@ -141,12 +144,12 @@ def test_files_that_change_between_planning_and_loading_are_refused(begun, tmp_p
 def test_a_store_of_0_1_is_refused_with_the_reason(begun, tmp_path: Path) -> None:
     _, settings, _ = begun
     plan = plan_extraction(settings)
-    from stratascope.extract.extraction import run_provenance
+    from stratascope.extract.run.extraction import run_provenance
 
     whole = {**plan.provenance, **run_provenance(plan, None)}
     model = {name: value for name, value in whole["model"].items() if name != "quantization"}
     old = {**whole, "model": {**model, "files": {name: model["files"][name] for name in OLD_FILES}}}
-    create_store(tmp_path / "s.zarr", plan.store, **{**plan.store_contents(), "provenance": old})
+    create_store(tmp_path / "s.zarr", plan.store, **{**store_contents(plan), "provenance": old})
     with pytest.raises(
         ProvenanceMismatchError, match=r"all of the model's files, found one that Stratascope .* kept none of .*config\.json"
     ):
@@ -252,7 +255,7 @@ def test_a_file_that_grows_while_it_is_hashed_is_refused(tmp_path: Path, monkeyp
         return real(file, kind)
 
     monkeypatch.setattr(model_files.hashlib, "file_digest", growing)
-    with pytest.raises(InvalidInputError, match="weights: expected a file that stays as it is while it is read, found it changed"):
+    with pytest.raises(InvalidInputError, match="weights: expected a file that does not change while it is read, found it changed"):
         file_digest(path)
 
 
@@ -260,6 +263,6 @@ def test_a_file_that_grows_while_it_is_hashed_is_refused(tmp_path: Path, monkeyp
 def test_a_revision_of_what_is_not_on_the_hub_is_refused(tmp_path: Path, model: str) -> None:
     name = "demo" if model == "demo" else str(tmp_path)
     with pytest.raises(
-        InvalidInputError, match=r"expected --revision with a model of the Hub, found 'main' with the .*leave --revision out"
+        InvalidInputError, match=r"expected `revision` with a model of the Hub, found 'main' with the .*leave `revision` out"
     ):
         resolve_model(name, revision="main")

@@ -16,15 +16,14 @@ from PIL import Image
 pytest.importorskip("torch")
 
 from stratascope.analysis import attention_overlap, pointing
-from stratascope.analysis.boxes import shown_boxes
+from stratascope.analysis.box_cells import shown_boxes
 from stratascope.cli import main
 from stratascope.datasets import BoxIndex, write_scenes
 from stratascope.errors import InvalidInputError
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction
-from stratascope.extract.reading import load_image, shown_image
-from stratascope.extract.summary import plan_summary
+from stratascope.extract.plan.plan_summary import plan_summary
+from stratascope.extract.run.inputs import load_image, shown_image
 from stratascope.store import STATUS_CODES, ActivationStore, verify
-from stratascope.workflow.believing import pointing_text
 
 COUNT = 12
 RECORD = ("residual", "attention_rows")
@@ -86,6 +85,7 @@ def extracted(data: Path, out: str, **changes: object) -> ActivationStore:
     return ActivationStore.open(path)
 
 
+@pytest.mark.slow
 def test_photos_of_twice_the_annotated_size_give_the_same_boxes_and_overlaps(data: Path) -> None:
     """FAULTS 1: overlap is a property of the scene, not of the photo's resolution."""
     plain = extracted(data, "plain.zarr")
@@ -94,7 +94,7 @@ def test_photos_of_twice_the_annotated_size_give_the_same_boxes_and_overlaps(dat
     for path in images(data):
         resize(path, 2 * width, 2 * height)
     plan = plan_extraction(settings(data, max_pixels=width * height))
-    assert f"boxes      of {COUNT} photos: scaled {COUNT}, the others as annotated" in plan_summary(plan)
+    assert f"boxes      of {COUNT} images: scaled {COUNT}, the others as annotated" in plan_summary(plan)
     assert plan.provenance["data"]["box_alignment"] == {"scaled": COUNT}
     large = extracted(data, "large.zarr", max_pixels=width * height)
     np.testing.assert_allclose(shown_boxes(large), shown_boxes(plain), rtol=1e-12)
@@ -104,6 +104,7 @@ def test_photos_of_twice_the_annotated_size_give_the_same_boxes_and_overlaps(dat
     np.testing.assert_allclose(a, b, atol=0.1)  # the same picture once it is resized back, but for resampling
 
 
+@pytest.mark.slow
 def test_a_file_of_boxes_at_another_size_points_as_the_same_boxes_do(drawn: Path, data: Path) -> None:
     """FAULTS 2."""
     store = extracted(data, "s.zarr", record=("residual", "attention_rows", "value_norms"))
@@ -128,9 +129,10 @@ def test_a_file_of_boxes_at_another_size_points_as_the_same_boxes_do(drawn: Path
     one = pointing(store, BoxIndex.from_coco(data / "one.json"), methods=("attention",))
     assert list(one.attributes["box_alignment"]["refused"]) == [wide["images"][0]["file_name"]]
     assert set(one.examples) == set(plain.examples) - {0}
-    assert f"left out, 1 images whose boxes do not fit their photo: {wide['images'][0]['file_name']}: boxes are" in pointing_text(one)
+    assert f"left out: 1 images with boxes that do not fit their photo: {wide['images'][0]['file_name']}: boxes are" in one.summary()
 
 
+@pytest.mark.slow
 def test_boxes_of_the_stored_pixels_turn_with_the_photo(data: Path) -> None:
     """FAULTS 3: a photo as phones write it, its boxes drawn on the pixels as stored."""
     content = json.loads((data / "instances.json").read_text())
@@ -151,8 +153,8 @@ def test_boxes_of_the_stored_pixels_turn_with_the_photo(data: Path) -> None:
     x0, y0, x1, y1 = np.moveaxis(plain, -1, 0)
     np.testing.assert_allclose(shown_boxes(store), np.stack([1 - y1, x0, 1 - y0, x1], -1), atol=1e-12)
     plan = plan_extraction(settings(data))
-    assert f"turned upright by EXIF orientation {COUNT}" in plan_summary(plan)
-    assert f"boxes      of {COUNT} photos: turned {COUNT}" in plan_summary(plan)
+    assert f"rotated by EXIF orientation {COUNT}" in plan_summary(plan)
+    assert f"boxes      of {COUNT} images: turned {COUNT}" in plan_summary(plan)
 
 
 def test_refused_boxes_are_named_counted_and_leave_no_cell(data: Path) -> None:
@@ -162,7 +164,7 @@ def test_refused_boxes_are_named_counted_and_leave_no_cell(data: Path) -> None:
     resize(second, 300, 168)
     plan = plan_extraction(settings(data))
     text = plan_summary(plan)
-    assert f"boxes      of {COUNT} photos: refused 2, the others as annotated" in text
+    assert f"boxes      of {COUNT} images: refused 2, the others as annotated" in text
     assert f"boxes refused: {first.name}: the photo is turned by its EXIF orientation 6" in text
     assert f"boxes refused: {second.name}: boxes are annotated on 168 x 168 pixels, the photo has 300 x 168" in text
     for k, example in enumerate(plan.examples):
@@ -182,6 +184,7 @@ def test_a_file_whose_boxes_fit_no_photo_is_refused(data: Path) -> None:
         plan_extraction(settings(data))
 
 
+@pytest.mark.slow
 def test_boxes_beyond_their_images_in_a_store_are_refused(data: Path) -> None:
     """As a store has them that was made before sizes were compared."""
     plan = plan_extraction(settings(data))
@@ -192,6 +195,7 @@ def test_boxes_beyond_their_images_in_a_store_are_refused(data: Path) -> None:
     assert f"first {plan.examples[4].id} with {plan.examples[4].image} of 168 x 168 pixels" in result.stderr
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_recorded_fail_by_name_and_the_rest_goes_on(data: Path) -> None:
     """FAULTS 14, 27 and HEIC."""
     long, pipe, heic = images(data)[:3]
@@ -202,7 +206,7 @@ def test_images_that_cannot_be_recorded_fail_by_name_and_the_rest_goes_on(data: 
     options = ["--examples", str(data / "scenes.jsonl"), "--images", str(data / "images"), "--boxes", str(data / "instances.json")]
     planned = CliRunner().invoke(main, ["plan", "--model", "demo", *options])
     assert planned.exit_code == 0
-    assert f"3 of {COUNT} examples cannot be recorded" in planned.stdout
+    assert f"3 of {COUNT} examples cannot be used" in planned.stdout
     plan = plan_extraction(settings(data))
     report = run_extraction(plan, data.parent / "s.zarr")
     reasons = {plan.examples[k].image: reason for k, reason in plan.failed.items()}
@@ -217,7 +221,7 @@ def test_images_that_cannot_be_recorded_fail_by_name_and_the_rest_goes_on(data: 
 
 
 def test_a_shape_that_the_model_does_not_take_fails_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stratascope.extract.cutting import PatchGrid
+    from stratascope.extract.families.image_tokens import PatchGrid
 
     monkeypatch.setattr(PatchGrid, "_most_aspect", 2)
     path = images(data)[5]
@@ -232,10 +236,11 @@ def test_a_shape_that_the_model_does_not_take_fails_alone(data: Path, monkeypatc
 def test_images_that_all_fail_are_refused(data: Path) -> None:
     for path in images(data):
         path.write_bytes(b"GIF89a")
-    with pytest.raises(InvalidInputError, match=rf"at least one image that can be recorded, found none of {COUNT}: .*cannot be decoded"):
+    with pytest.raises(InvalidInputError, match=rf"at least one readable image, found none of {COUNT}: .*cannot be decoded"):
         plan_extraction(settings(data))
 
 
+@pytest.mark.slow
 def test_an_image_replaced_after_planning_is_refused_by_its_hash(data: Path) -> None:
     """FAULTS 43: another picture of the same size."""
     plan = plan_extraction(settings(data))
@@ -252,9 +257,10 @@ def test_an_image_replaced_after_planning_is_refused_by_its_hash(data: Path) -> 
     replaced.unlink()
     loaded = load_image(plan, 4, None)
     assert loaded.problem is not None
-    assert "could be read when planning and no longer can" in loaded.problem[0]
+    assert "could be read during planning and cannot be read now" in loaded.problem[0]
 
 
+@pytest.mark.slow
 def test_verifying_images_never_leaves_their_folder(data: Path) -> None:
     """A stranger's store may name any file, and a pipe would hold the check for ever."""
     store = data.parent / "s.zarr"

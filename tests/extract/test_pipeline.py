@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from stratascope.extract.pipeline import Behind, ahead
+from stratascope.extract.run.pipeline import BackgroundQueue, prefetch
 
 
 def test_what_is_made_ahead_comes_in_order_and_no_more_than_depth_is_made() -> None:
@@ -18,7 +18,7 @@ def test_what_is_made_ahead_comes_in_order_and_no_more_than_depth_is_made() -> N
         return item * item
 
     with ThreadPoolExecutor(3) as pool:
-        coming = ahead(pool, make, range(20), depth=4)
+        coming = prefetch(pool, make, range(20), depth=4)
         assert [next(coming), next(coming)] == [0, 1]
         pool.submit(int).result()
         assert max(made) <= 1 + 4 + 1
@@ -33,7 +33,7 @@ def test_an_error_ahead_comes_where_its_turn_is() -> None:
         return item
 
     with ThreadPoolExecutor(2) as pool:
-        coming = ahead(pool, make, range(8), depth=8)
+        coming = prefetch(pool, make, range(8), depth=8)
         assert [next(coming) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(ValueError, match="the fourth"):
             next(coming)
@@ -49,7 +49,7 @@ def test_who_is_too_far_ahead_waits(threads: int, waiting: int) -> None:
         done.append(item)
 
     def produce() -> None:
-        with Behind("test", threads=threads, waiting=waiting) as behind:
+        with BackgroundQueue("test", threads=threads, waiting=waiting) as behind:
             for item in range(12):
                 if len(handed) == threads + waiting:
                     full.release()  # the next submit must block
@@ -77,7 +77,7 @@ def test_the_first_error_is_raised_once_and_what_follows_is_not_begun() -> None:
             raise OSError("no space left")
 
     def produce() -> None:
-        with Behind("test") as behind:
+        with BackgroundQueue("test") as behind:
             for item in range(50):
                 behind.submit(work, item)
 
@@ -89,7 +89,7 @@ def test_the_first_error_is_raised_once_and_what_follows_is_not_begun() -> None:
 
 def test_an_error_in_the_last_piece_is_raised_at_the_end() -> None:
     def produce() -> None:
-        with Behind("test") as behind:
+        with BackgroundQueue("test") as behind:
             behind.submit(_fail, "late")
 
     with pytest.raises(OSError, match="late"):
@@ -104,7 +104,7 @@ def test_what_was_handed_over_is_finished_when_the_caller_fails() -> None:
         done.append(item)
 
     def produce() -> None:
-        with Behind("test", waiting=3) as behind:
+        with BackgroundQueue("test", waiting=3) as behind:
             for item in range(3):
                 behind.submit(work, item)
             gate.set()
@@ -117,18 +117,18 @@ def test_what_was_handed_over_is_finished_when_the_caller_fails() -> None:
 
 def test_the_callers_own_error_comes_first_and_names_the_other() -> None:
     def produce() -> None:
-        with Behind("test") as behind:
+        with BackgroundQueue("test") as behind:
             behind.submit(_fail, "theirs")
             raise RuntimeError("mine")
 
     with pytest.raises(RuntimeError, match="mine") as caught:
         produce()
-    assert caught.value.__notes__ == ["beside it: theirs"]
+    assert caught.value.__notes__ == ["also: theirs"]
 
 
 def test_drained_is_done() -> None:
     done: list[int] = []
-    with Behind("test", waiting=5) as behind:
+    with BackgroundQueue("test", waiting=5) as behind:
         for item in range(5):
             behind.submit(done.append, item)
         behind.drain()

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
-from stratascope.extract.ranks import Rank, device_of, launched_rank
+from stratascope.extract.run.distributed import Rank, device_of, launched_rank
 from stratascope.store import ActivationStore
 from tests.extract.test_extraction import contents
 
@@ -40,17 +40,18 @@ def test_ranks_are_what_the_launcher_says() -> None:
 )
 def test_variables_that_make_no_sense_together_are_refused(odd: dict[str, str | None]) -> None:
     environment = {name: value for name, value in {**TORCHRUN, **odd}.items() if value is not None}
-    with pytest.raises(InvalidInputError, match=r"expected torchrun's variables .* found RANK=.*pass --shard I/N"):
+    with pytest.raises(InvalidInputError, match=r"expected torchrun's variables .* found RANK=.*pass `shard` I/N"):
         launched_rank(environment)
 
 
 def test_a_batch_of_several_tasks_without_srun_is_refused_and_told_what_to_do() -> None:
-    with pytest.raises(InvalidInputError, match=r"expected srun to start this batch's 4 tasks.*--shard 0/1"):
+    with pytest.raises(InvalidInputError, match=r"expected srun to start this batch's 4 tasks.*`shard` 0/1"):
         launched_rank(BATCH)
     assert launched_rank({**BATCH, "SLURM_NTASKS": "1"}) == Rank("SLURM", 0, 1, 0)
     assert launched_rank({**BATCH, **TORCHRUN}).launcher == "torchrun"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("more", "code"), [((), 2), (("--shard", "0/1"), 0)])
 def test_an_explicit_shard_settles_a_batch_without_srun(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], code: int
@@ -87,6 +88,7 @@ def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_two_processes_started_at_once_make_one_store(scenes: Path, whole: Path, tmp_path: Path) -> None:
     """Both may try to make the store; one does, the other joins it."""
     out = tmp_path / "s.zarr"
@@ -102,21 +104,24 @@ def test_two_processes_started_at_once_make_one_store(scenes: Path, whole: Path,
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_who_comes_second_to_creation_joins(plan, store_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The race for certain: the store appears between the look for it and its creation."""
-    from stratascope.extract import extraction, run_extraction
+    from stratascope.extract import run_extraction
+    from stratascope.extract.run import output_store
 
-    out, real = tmp_path / "s.zarr", extraction.create_store
+    out, real = tmp_path / "s.zarr", output_store.create_store
 
     def late(path: Path, *given, **known) -> None:
         real(path, *given, **known)
         real(path, *given, **known)
 
-    monkeypatch.setattr(extraction, "create_store", late)
+    monkeypatch.setattr(output_store, "create_store", late)
     run_extraction(plan, out, rank=1, of=2)
     assert ActivationStore.open(out).written.tolist() == [False, True]
 
 
+@pytest.mark.slow
 def test_interrupted_by_hand_and_run_again_equals_undisturbed(scenes: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "s.zarr"
     process = subprocess.Popen(_command(scenes, out), stderr=subprocess.PIPE, text=True)
@@ -125,7 +130,7 @@ def test_interrupted_by_hand_and_run_again_equals_undisturbed(scenes: Path, whol
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode == 130, said
-    assert said.strip().splitlines()[-1] == "stratascope: interrupted; the same command goes on from here"
+    assert said.strip().splitlines()[-1] == "stratascope: interrupted; run the same command to continue"
     assert "Traceback" not in said
     subprocess.run(_command(scenes, out), check=True, capture_output=True)
     assert contents(out) == contents(whole)

@@ -13,11 +13,12 @@ torch = pytest.importorskip("torch")
 
 from stratascope.errors import CaptureError  # noqa: E402
 from stratascope.extract import plan_extraction  # noqa: E402
-from stratascope.extract.capture import Capture, Pooling, capturing, use_captured_attention  # noqa: E402
-from stratascope.extract.model import CaptureModel, Coming  # noqa: E402
-from stratascope.extract.reference import Reference, run_reference  # noqa: E402
-from stratascope.extract.selfcheck import LIMITS, compare_examples  # noqa: E402
-from stratascope.extract.session import ExtractionSession  # noqa: E402
+from stratascope.extract.run.capture import Capture, Pooling, capturing, use_captured_attention  # noqa: E402
+from stratascope.extract.run.model import CaptureModel, PendingCapture  # noqa: E402
+from stratascope.extract.run.reference import Reference, run_reference  # noqa: E402
+from stratascope.extract.run.self_check import LIMITS, compare_examples  # noqa: E402
+from stratascope.extract.run.session import ExtractionSession  # noqa: E402
+from stratascope.extract.run.shard_block import fill_blocks  # noqa: E402
 from tests.extract import real_weights  # noqa: E402
 from tests.extract.families import FAMILIES, IMAGE, build, example, left_padded  # noqa: E402
 
@@ -52,10 +53,11 @@ def session(request: pytest.FixtureRequest, settings) -> ExtractionSession:
 
 def extract(session: ExtractionSession) -> Taken:
     session.checked, keeper = False, Taken(6)
-    session.work(keeper, [0], keeper)
+    fill_blocks(session, keeper, [0], keeper)
     return keeper
 
 
+@pytest.mark.slow
 def test_an_honest_run_passes(session: ExtractionSession) -> None:
     assert np.isfinite(extract(session).arrays["answer_logits"]).all()
     assert session.checked
@@ -64,10 +66,10 @@ def test_an_honest_run_passes(session: ExtractionSession) -> None:
 
 def _features(change: Callable[[list[Any]], list[Any]]) -> Callable[[pytest.MonkeyPatch], None]:
     def spoil(patch: pytest.MonkeyPatch) -> None:
-        from stratascope.extract import model
+        from stratascope.extract.run import model
 
-        real = model.given_to_model
-        patch.setattr(model, "given_to_model", lambda features: real(change(list(features))))
+        real = model.feature_inputs
+        patch.setattr(model, "feature_inputs", lambda features: real(change(list(features))))
 
     return spoil
 
@@ -76,7 +78,7 @@ def _inputs(change: Callable[[dict[str, torch.Tensor], torch.Tensor], None]) -> 
     """Spoils what the captured passes are given; the model alone is given what its processor makes."""
 
     def spoil(patch: pytest.MonkeyPatch) -> None:
-        from stratascope.extract import model
+        from stratascope.extract.run import model
 
         real = model.forward_inputs
 
@@ -92,13 +94,13 @@ def _inputs(change: Callable[[dict[str, torch.Tensor], torch.Tensor], None]) -> 
 
 def _results(**changes: Callable[[np.ndarray], np.ndarray]) -> Callable[[pytest.MonkeyPatch], None]:
     def spoil(patch: pytest.MonkeyPatch) -> None:
-        real = Coming.result
+        real = PendingCapture.result
 
-        def spoiled(self: Coming) -> Any:
+        def spoiled(self: PendingCapture) -> Any:
             made = real(self)
             return dataclasses.replace(made, **{name: change(getattr(made, name)) for name, change in changes.items()})
 
-        patch.setattr(Coming, "result", spoiled)
+        patch.setattr(PendingCapture, "result", spoiled)
 
     return spoil
 
@@ -165,6 +167,7 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_mutated_run_stops_before_anything_is_written(session: ExtractionSession, monkeypatch: pytest.MonkeyPatch, mutation: str) -> None:
     MUTATIONS[mutation](monkeypatch)
@@ -184,7 +187,7 @@ def test_only_the_final_position_recorded_hides_no_exchanged_images(settings, mo
 def test_a_pass_without_a_finite_example_stops(settings, monkeypatch: pytest.MonkeyPatch) -> None:
     session = ExtractionSession(plan_extraction(dataclasses.replace(settings, limit=6, dtype="float16", record=("residual",))), 8192)
     _results(final=lambda values: values * np.float32("inf"))(monkeypatch)
-    with pytest.raises(CaptureError, match=r"expected finite activations, found none in the first 6 examples in .*use --dtype bfloat16"):
+    with pytest.raises(CaptureError, match=r"expected finite activations, found none in the first 6 examples in .*set `dtype` to bfloat16"):
         extract(session)
 
 
@@ -214,6 +217,7 @@ def _cast(batch: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch
     return {name: each.to(dtype) if each.is_floating_point() else each for name, each in batch.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_passes_padded_left_and_stops_with_exchanged_images(name: str, dtype: str) -> None:
@@ -294,7 +298,7 @@ def test_layers_closer_than_rounding_are_told_apart() -> None:
     rows = np.full((8, 4, 5), 0.2, np.float32)
     references = [Reference(alone[:, :, k], rows, np.zeros(2, np.float32), 1.0) for k in range(3)]
     compare_examples(LIMITS["bfloat16"], noisy, [rows] * 3, np.zeros((3, 2)), references)
-    with pytest.raises(CaptureError, match="found that of layer 4 nearer to layer 5's"):
+    with pytest.raises(CaptureError, match="found layer 4 nearer to the reference of layer 5"):
         compare_examples(LIMITS["bfloat16"], _exchange(0, 4, 5)(noisy), [rows] * 3, np.zeros((3, 2)), references)
 
 
@@ -308,6 +312,7 @@ def test_a_model_whose_blocks_do_not_all_run_is_refused() -> None:
     assert decoder.config._attn_implementation == "stratascope_rows"
 
 
+@pytest.mark.slow
 def test_the_captured_pass_is_the_same_before_and_after_a_reference(session: ExtractionSession) -> None:
     first = extract(session).arrays["residual"]
     assert isinstance(session.model, CaptureModel)

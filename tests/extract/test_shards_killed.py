@@ -38,6 +38,7 @@ run_extraction(plan_extraction(settings), out, rank=rank, of=2)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no kill -9")
 def test_two_processes_killed_again_and_again_equal_one_undisturbed(scenes: Path, settings, tmp_path: Path) -> None:
     whole, shared = tmp_path / "whole.zarr", tmp_path / "shared.zarr"

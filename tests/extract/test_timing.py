@@ -17,16 +17,17 @@ from click.testing import CliRunner, Result
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction
-from stratascope.extract.duration import ExtractionTiming, Stage
-from stratascope.extract.summary import span_text, timing_text
+from stratascope.extract.plan.duration import ExtractionTiming, Stage
+from stratascope.extract.plan.plan_summary import span_text, timing_text
 
 pytest.importorskip("torch")
 
 import torch
 
-from stratascope.extract import blockwork, extraction, timing
-from stratascope.extract.model import CaptureModel
-from stratascope.extract.session import ExtractionSession
+from stratascope.extract.run import output_store, timing
+from stratascope.extract.run import shard_block as blockwork
+from stratascope.extract.run.model import CaptureModel
+from stratascope.extract.run.session import ExtractionSession
 from stratascope.store import BlockWriter
 
 
@@ -72,6 +73,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -95,6 +97,7 @@ def test_the_whole_costs_what_the_sample_said(settings: ExtractionSettings, tmp_
     assert found.low <= sum(spent.values()) - spent["images"]  # images are prepared beside the model
 
 
+@pytest.mark.slow
 def test_what_is_done_once_is_in_both_ends(
     settings: ExtractionSettings, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +108,7 @@ def test_what_is_done_once_is_in_both_ends(
         monkeypatch.setattr(owner, name, lambda *args, **kwargs: (clock.charge("once", seconds), real(*args, **kwargs))[1])
 
     costly(ExtractionSession, "_check", 0.5)
-    for module in (timing, extraction):
+    for module in (timing, output_store):
         costly(module, "create_store", 3.0)
     costly(CaptureModel, "__init__", 7.0)
     plan = plan_extraction(dataclasses.replace(settings, limit=48, thumbnail=None, record=("residual",)))
@@ -157,12 +160,13 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     monkeypatch.setattr(ExtractionSession, "launch", launch)
 
 
+@pytest.mark.slow
 def test_a_timing_run_out_of_memory_says_what_to_give(plan, monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(monkeypatch, 1000)
     found = timing.time_extraction(plan, batch_tokens=8192)
     assert found.halvings
     assert found.batch_tokens <= 1000
-    assert f"it ran out {found.halvings} times and batches were halved; give --batch-tokens {found.batch_tokens} to extract" in timing_text(
+    assert f"memory ran out {found.halvings} times and batches were halved; set `batch_tokens` to {found.batch_tokens}" in timing_text(
         found
     )
 
@@ -172,23 +176,24 @@ def planned(scenes: Path, *more: str) -> Result:
     return CliRunner().invoke(main, ["plan", "--model", "demo", "--device", "cpu", *files, *more])
 
 
+@pytest.mark.slow
 def test_the_plan_prints_time_work_and_cost(scenes: Path) -> None:
     result = planned(scenes, "--time", "--price", "3600", "--limit", "40")
     assert result.exit_code == 0, result.output
     time, work, cost = result.output.strip().splitlines()[-3:]
-    assert re.fullmatch(r"time       [\d.]+ to [\d.]+ seconds for 40 examples, [\d.]+ to [\d,.]+ a second \(.*\)", time)
+    assert re.fullmatch(r"time       [\d.]+ to [\d.]+ seconds for 40 examples, [\d.]+ to [\d,.]+ per second \(.*\)", time)
     assert re.search(r"model \d+%", work)
-    assert work.endswith("so it went for 1 batches of 40 examples on cpu")
+    assert work.endswith("measured on 1 batches with 40 examples on cpu")
     dear = float(time.split(" to ")[1].split()[0])
-    assert re.fullmatch(r"cost       [\d.]+ to [\d.]+ at 3600 an hour, without fetching the model", cost)
+    assert re.fullmatch(r"cost       [\d.]+ to [\d.]+ at 3600 per hour, without downloading the model", cost)
     assert float(cost.split()[3]) == dear
 
 
 @pytest.mark.parametrize(
     ("more", "why"),
     [
-        ((), "no GPU here; give --time on the machine that shall do the work"),
-        (("--no-time",), "as you asked"),
+        ((), "no GPU found; set --time to measure on this machine"),
+        (("--no-time",), "disabled"),
         (("--time", "--image-size", "640x480"), "expected real images"),
         (("--time", "--device", "cuda"), "expected a CUDA device"),
     ],
@@ -207,6 +212,7 @@ def test_a_plan_stands_where_not_even_one_example_fits(scenes: Path, monkeypatch
     assert re.search(r"not estimated: expected memory for one example of \d+ tokens on cpu, .* lower --max-pixels", last)
 
 
+@pytest.mark.slow
 def test_photos_that_cannot_be_decoded_are_not_timed(settings: ExtractionSettings, scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number, image in enumerate(sorted((scenes / "images").iterdir())):

@@ -1,4 +1,4 @@
-"""Copies to the host on a side queue: a fake one does nothing until it is waited for, so that who reads early reads rubbish."""
+"""Copies to the host on a copy stream: a fake one does nothing until it is waited for, so that who reads early reads rubbish."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from stratascope.extract.transfer import to_host  # noqa: E402
+from stratascope.extract.run.device_copy import to_host  # noqa: E402
 
 
 class LateCopy(torch.Tensor):
@@ -25,8 +25,8 @@ class LateCopy(torch.Tensor):
         return self
 
 
-class FakeSide:
-    """The side queue of an imaginary device."""
+class FakeStream:
+    """The copy stream of an imaginary device."""
 
     def __init__(self) -> None:
         self.queue: list[Callable[[], object]] = []
@@ -35,26 +35,26 @@ class FakeSide:
         self.log: list[str] = []
 
     @contextmanager
-    def after_computing(self) -> Iterator[None]:
+    def after_compute(self) -> Iterator[None]:
         self.log.append("wait for the device")
         self.inside = True
         yield
         self.inside = False
 
-    def room(self, like: torch.Tensor) -> torch.Tensor:
+    def pinned_like(self, like: torch.Tensor) -> torch.Tensor:
         assert self.inside
         assert like.is_contiguous()
         made = torch.full_like(like, -777).as_subclass(LateCopy)
         made.queue = self.queue
         return made
 
-    def hold(self, values: torch.Tensor) -> None:
+    def retain(self, values: torch.Tensor) -> None:
         assert self.inside
         self.held.append(values.data_ptr())
 
-    def mark(self) -> FakeSide:
+    def record_event(self) -> FakeStream:
         assert self.inside
-        self.log.append("mark")
+        self.log.append("event")
         return self
 
     def synchronize(self) -> None:
@@ -63,9 +63,9 @@ class FakeSide:
 
 
 def test_results_are_read_only_when_all_copies_are_through() -> None:
-    side, values = FakeSide(), {"a": torch.arange(12.0).view(3, 4).T, "b": torch.arange(5)}
+    side, values = FakeStream(), {"a": torch.arange(12.0).view(3, 4).T, "b": torch.arange(5)}
     arrival = to_host(values, side)
-    assert side.log == ["wait for the device", "mark"]
+    assert side.log == ["wait for the device", "event"]
     assert side.held == [each.data_ptr() for each in values.values()]
     assert len(side.queue) == 2
     found = arrival.result()
@@ -74,6 +74,6 @@ def test_results_are_read_only_when_all_copies_are_through() -> None:
         assert found[name].dtype == each.numpy().dtype
 
 
-def test_without_a_side_queue_results_are_there() -> None:
+def test_without_a_copy_stream_results_are_there() -> None:
     values = torch.arange(6.0).view(2, 3)
     np.testing.assert_array_equal(to_host({"a": values}, None).result()["a"], values.numpy())

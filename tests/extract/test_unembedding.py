@@ -11,10 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from stratascope.extract import plan_extraction, run_extraction  # noqa: E402
-from stratascope.extract.capture import text_decoder, use_captured_attention  # noqa: E402
-from stratascope.extract.loading import load_model  # noqa: E402
-from stratascope.extract.session import ExtractionSession  # noqa: E402
-from stratascope.extract.unembedding import Unembedding  # noqa: E402
+from stratascope.extract.run.capture import text_decoder, use_captured_attention  # noqa: E402
+from stratascope.extract.run.loading import load_model  # noqa: E402
+from stratascope.extract.run.logits import Unembedding  # noqa: E402
+from stratascope.extract.run.session import ExtractionSession  # noqa: E402
+from stratascope.extract.run.shard_block import fill_blocks  # noqa: E402
 from stratascope.store import ActivationStore  # noqa: E402
 from tests.extract import real_weights  # noqa: E402
 from tests.extract.families import FAMILIES, build  # noqa: E402
@@ -31,17 +32,18 @@ def own_head(model: torch.nn.Module, residual: torch.Tensor) -> torch.Tensor:
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_of_every_family_are_those_of_its_own_head_in_float64(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The soft cap of PaliGemma 2 among them; the vocabulary ranked in pieces."""
-    monkeypatch.setattr("stratascope.extract.unembedding.ROWS", 300)
+    monkeypatch.setattr("stratascope.extract.run.logits.ROWS", 300)
     model = build(name, "eager").to(getattr(torch, dtype))
     unembedding = Unembedding(model, text_decoder(model))
     residual = 5 * torch.randn(7, 64, generator=torch.Generator().manual_seed(1)).to(model.dtype)
     with torch.inference_mode():
         found = unembedding.logits(residual, [3, 900, 17])
-        best, ids = unembedding.likeliest(residual, 5, 1000)
+        best, ids = unembedding.most_likely(residual, 5, 1000)
         apart = unembedding.difference(residual, (3, 17))
         again = torch.stack([unembedding.logits(one[None], tokens)[0] for one, tokens in zip(residual, ids.tolist(), strict=True)])
         wide = own_head(model.double(), residual.double())
@@ -59,11 +61,12 @@ def test_a_head_with_a_bias_adds_it() -> None:
     with torch.inference_mode():
         own = own_head(model, residual)
         np.testing.assert_allclose(unembedding.logits(residual, [1, 700]), own[:, [1, 700]], atol=1e-5)
-        best, ids = unembedding.likeliest(residual, 3)
+        best, ids = unembedding.most_likely(residual, 3)
         np.testing.assert_allclose(best, own.gather(1, ids), atol=1e-5)
         assert ids.tolist() == own.argsort(descending=True)[:, :3].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_answers_follow_from_the_stored_residual_and_all_that_is_compared_with_them_too(settings, tmp_path: Path, dtype: str) -> None:
     record = ("residual", "attention_rows", "head_logits", "form_logits", "top_tokens", "knockout", "hiding_estimate")
@@ -84,6 +87,7 @@ def test_answers_follow_from_the_stored_residual_and_all_that_is_compared_with_t
     np.testing.assert_allclose(parts, answers[:, 0] - answers[:, 1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_half_precision_answers_lie_on_no_grid_and_nearer_to_those_of_float32(settings) -> None:
     """The built-in model on 64 scenes: the mean error of the logit difference falls from .022 to .012."""
     differences, own = {}, {}
@@ -98,7 +102,7 @@ def test_half_precision_answers_lie_on_no_grid_and_nearer_to_those_of_float32(se
             return coming
 
         session.model.launch = launch
-        session.work(keeper, [0], keeper)
+        fill_blocks(session, keeper, [0], keeper)
         answers, theirs = keeper.arrays["answer_logits"], np.stack([logits[k] for k in range(64)])
         differences[dtype], own[dtype] = answers[:, 0] - answers[:, 1], theirs[:, 0] - theirs[:, 1]
     np.testing.assert_allclose(differences["float32"], own["float32"], atol=2e-5)

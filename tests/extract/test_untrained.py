@@ -12,15 +12,16 @@ from click.testing import CliRunner
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError
 from stratascope.extract import plan_extraction
-from stratascope.store import ActivationStore, condition_of, load_result
+from stratascope.results.registry import load_result
+from stratascope.store import ActivationStore, condition_of
 
 pytest.importorskip("torch")
 
 import torch
 
 from stratascope.extract import run_extraction
-from stratascope.extract.loading import load_model
-from stratascope.extract.sources import resolve_model
+from stratascope.extract.model_files import resolve_model
+from stratascope.extract.run.loading import load_model
 from tests.extract.saved import save
 
 RESIDUAL = ("residual", "attention_rows")
@@ -58,6 +59,7 @@ def test_no_family_leaves_weights_that_were_never_drawn(name: str, tmp_path: Pat
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 def test_the_same_tokens_and_positions_are_recorded_and_the_store_says_what_it_is(untrained: Path, store: ActivationStore) -> None:
     drawn = ActivationStore.open(untrained)
     assert drawn.complete
@@ -83,7 +85,7 @@ def test_seeds_and_trained_weights_are_never_mixed_in_one_store(settings, untrai
 
 
 def test_a_seed_below_zero_is_refused(settings) -> None:
-    with pytest.raises(InvalidInputError, match="expected --untrained to be 0 or more, found -1"):
+    with pytest.raises(InvalidInputError, match="expected `untrained` to be 0 or more, found -1"):
         replace(settings, untrained=-1)
 
 
@@ -96,9 +98,10 @@ def test_plan_says_so_and_the_option_takes_a_seed_or_none(scenes: Path) -> None:
     assert CliRunner().invoke(main, [*arguments, "--untrained", "-1"]).exit_code == 2
 
 
+@pytest.mark.slow
 def test_answers_of_untrained_weights_are_not_called_the_models(untrained: Path, tmp_path: Path) -> None:
     said = CliRunner().invoke(main, ["answers", str(untrained), "--out", str(tmp_path)])
-    assert said.output.startswith("of untrained weights, not of the model:"), said.output
+    assert said.output.startswith("answers of untrained weights, not of the model:"), said.output
     report = CliRunner().invoke(main, ["report", str(untrained), str(tmp_path), "-o", str(tmp_path / "report.html")])
     assert report.exit_code == 0, report.output
     page = (tmp_path / "report.html").read_text()
@@ -106,6 +109,7 @@ def test_answers_of_untrained_weights_are_not_called_the_models(untrained: Path,
     assert "The model itself answers" not in page
 
 
+@pytest.mark.slow
 def test_probes_draw_it_beside_the_model_as_a_baseline(untrained: Path, store_path: Path, tmp_path: Path) -> None:
     probe = ["probe", str(store_path), "--tasks", "truth", "--positions", "final", "--strengths", "1e-3,1e-2,1e-1"]
     said = CliRunner().invoke(main, [*probe, "--baseline", str(untrained), "--out", str(tmp_path)])
@@ -115,4 +119,4 @@ def test_probes_draw_it_beside_the_model_as_a_baseline(untrained: Path, store_pa
     assert over.attributes["baseline"]["condition"] == "untrained"
     report = CliRunner().invoke(main, ["report", str(store_path), str(tmp_path), "-o", str(tmp_path / "report.html")])
     assert report.exit_code == 0, report.output
-    assert "above untrained weights" in (tmp_path / "report.html").read_text()
+    assert "advantage over untrained weights" in (tmp_path / "report.html").read_text()

@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 
 from stratascope.datasets.boxes import grid_cells  # noqa: E402
 from stratascope.extract import plan_extraction, run_extraction  # noqa: E402
-from stratascope.extract.images import open_image  # noqa: E402
-from stratascope.extract.session import ExtractionSession  # noqa: E402
-from stratascope.extract.vision import capturing_vision, vision_capture  # noqa: E402
+from stratascope.extract.plan.images import open_image  # noqa: E402
+from stratascope.extract.run.session import ExtractionSession  # noqa: E402
+from stratascope.extract.run.vision_features import capturing_vision, vision_capture  # noqa: E402
 from stratascope.store import ActivationStore  # noqa: E402
 from tests.extract.families import build  # noqa: E402
 

@@ -16,14 +16,13 @@ from click.testing import CliRunner
 from stratascope.cli import FAULT, main
 from stratascope.errors import InvalidInputError, MissingExtraError
 from stratascope.extract import plan_extraction
-from stratascope.extract.sources import ModelSource, resolve_model
-from stratascope.extract.weight_forms import check_weight_files, check_weight_form, quantization
+from stratascope.extract.model_files import ModelSource, check_weight_files, check_weight_form, quantization, resolve_model
 
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from stratascope.extract.loading import load_image_processor, load_model, usable_device  # noqa: E402
+from stratascope.extract.run.loading import load_image_processor, load_model, usable_device  # noqa: E402
 
 QUANTIZED: list[tuple[dict[str, Any], str]] = [
     ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "bitsandbytes, 8 bits"),
@@ -99,7 +98,7 @@ def test_an_adapter_is_refused(folder: Path) -> None:
 def test_a_truncated_safetensors_file_is_named(scenes: Path, folder: Path, tmp_path: Path, size: int) -> None:
     path = folder / "model.safetensors"
     os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
-    refused_in_one_line(extract(folder, scenes, tmp_path / "s.zarr"), f"{path}: expected a whole file in the format safetensors")
+    refused_in_one_line(extract(folder, scenes, tmp_path / "s.zarr"), f"{path}: expected a complete safetensors file")
     assert not (tmp_path / "s.zarr").exists()
 
 
@@ -115,10 +114,10 @@ def test_of_sharded_weights_the_absent_and_the_truncated_shard_is_named(folder: 
     source = ModelSource("the model", folder)
     load_model(source, torch.float32)
     os.truncate(folder / names[1], 5000)
-    with pytest.raises(InvalidInputError, match=rf"{names[1]}: expected a whole file"):
+    with pytest.raises(InvalidInputError, match=rf"{names[1]}: expected a complete safetensors file"):
         load_model(source, torch.float32)
     (folder / names[1]).unlink()
-    with pytest.raises(InvalidInputError, match=rf"files that model\.safetensors\.index\.json names .*, found no {names[1]}; fetch it"):
+    with pytest.raises(InvalidInputError, match=rf"files that model\.safetensors\.index\.json names .*, found no {names[1]}; download it"):
         load_model(source, torch.float32)
     for text in ("{", "[]", '{"weight_map": [1]}'):
         (folder / "model.safetensors.index.json").write_text(text)
@@ -152,7 +151,7 @@ def test_pytorch_weights_that_are_whole_are_loaded(folder: Path) -> None:
 
 
 def test_a_package_that_transformers_lacks_is_named(scenes: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stratascope.extract import loading
+    from stratascope.extract.run import loading
 
     def lacking(*given: object, **known: object) -> None:
         raise ImportError("Using this needs Accelerate:\n`pip install accelerate`")
@@ -165,7 +164,7 @@ def test_a_package_that_transformers_lacks_is_named(scenes: Path, folder: Path, 
 
 @pytest.mark.parametrize("error", [KeyError("rope"), TypeError("no"), AttributeError("x"), pickle.UnpicklingError("y"), Exception("z")])
 def test_whatever_loading_raises_names_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    from stratascope.extract import loading
+    from stratascope.extract.run import loading
 
     def failing(*given: object, **known: object) -> None:
         raise error
@@ -191,13 +190,13 @@ def test_an_image_processor_that_cannot_be_loaded(folder: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-@pytest.mark.parametrize(("device", "told"), [("cuda", "none; use"), ("cuda:3", "none; use"), ("xpu", ": .*not compiled with XPU")])
+@pytest.mark.parametrize(("device", "told"), [("cuda", "none; set"), ("cuda:3", "none; set"), ("xpu", ": .*not compiled with XPU")])
 def test_devices_that_are_not_here(device: str, told: str) -> None:
-    with pytest.raises(InvalidInputError, match=rf"--device {device}, found ?{told}"):
+    with pytest.raises(InvalidInputError, match=rf"`device` {device}, found ?{told}"):
         usable_device(device)
 
 
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:x", "CPU", ""])
 def test_devices_that_do_not_exist(settings, device: str) -> None:
-    with pytest.raises(InvalidInputError, match="expected --device auto, cpu, cuda"):
+    with pytest.raises(InvalidInputError, match="expected `device` auto, cpu, cuda"):
         dataclasses.replace(settings, device=device)

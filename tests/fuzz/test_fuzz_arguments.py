@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from edits import result_of
 
-from stratascope.cli import main
+from stratascope.cli import all_commands, main
 
 ODD = ("", "-1", "0", "nan", "9" * 20, "0-99999999999", "5-2", "x")
 """Values for any option. A number may make sense for one and not for another; then the command does what it says."""
@@ -27,7 +27,7 @@ def options_of(command: click.Command) -> Iterator[click.Option]:
 
 
 def cases() -> Iterator[Any]:
-    for name, command in main.commands.items():
+    for name, command in all_commands().items():
         for option in options_of(command) if name not in LONG else ():
             yield pytest.param(name, option.opts[-1] if option.opts[-1].startswith("--") else option.opts[0], id=f"{name}{option.opts[0]}")
 
@@ -45,11 +45,12 @@ def words(store_path: Path, scenes: Path, tmp_path_factory: pytest.TempPathFacto
         "copy": [*store, "/dev/null/x"],
         "diff": store * 2,
         "figure": ["curves", *store],
-        **{name: store for name in main.commands if name not in {*LONG, "plan", "copy", "diff", "figure"}},
+        **{name: store for name in all_commands() if name not in {*LONG, "plan", "copy", "diff", "figure"}},
         "view": [*store, "--no-browser", "--export", "/dev/null/x"],
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "option"), list(cases()))
 def test_odd_values_are_refused_or_mean_something(
     name: str, option: str, words: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -89,7 +90,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def path_cases() -> Iterator[Any]:
-    for name, command in main.commands.items():
+    for name, command in all_commands().items():
         for option in options_of(command):
             if isinstance(option.type, click.Path):
                 yield pytest.param(name, option.opts[-1], id=f"{name}{option.opts[-1]}")
@@ -106,6 +107,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stratascope.datasets.fetch.fetch_vsr", no_network)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hostile", "idle")
 @pytest.mark.parametrize(("name", "option"), list(path_cases()))
 def test_hostile_paths_are_refused_in_one_line(name: str, option: str, words: dict[str, list[str]]) -> None:
@@ -120,7 +122,7 @@ def test_hostile_paths_are_refused_in_one_line(name: str, option: str, words: di
 
 
 @pytest.mark.usefixtures("hostile", "idle")
-@pytest.mark.parametrize("name", [name for name in main.commands if name not in ("demo", "fetch", "extract", "plan")])
+@pytest.mark.parametrize("name", [name for name in all_commands() if name not in ("demo", "fetch", "extract", "plan")])
 def test_hostile_stores_are_refused_in_one_line(name: str, words: dict[str, list[str]]) -> None:
     at = 1 if name == "figure" else 0
     for value in HOSTILE:
@@ -129,6 +131,7 @@ def test_hostile_stores_are_refused_in_one_line(name: str, words: dict[str, list
         result_of(name, *given)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hostile", "idle")
 @pytest.mark.parametrize("name", sorted(LONG))
 def test_odd_values_of_what_takes_long_are_refused_or_mean_something(
@@ -140,6 +143,6 @@ def test_odd_values_of_what_takes_long_are_refused_or_mean_something(
     monkeypatch.setattr("stratascope.extract.plan_extraction", unable)  # its settings are made before
     monkeypatch.setattr("stratascope.extract.run_extraction", unable)
     own = {"demo": [], "fetch": ["vsr", "--out", "f"], "extract": [*words["plan"], "--out", "made.zarr"]}[name]
-    for option in options_of(main.commands[name]):
+    for option in options_of(all_commands()[name]):
         for value in (*ODD, "\udcff", "🐈", "1e400", "a" * 5000):
             result_of(name, *own, option.opts[-1], value)

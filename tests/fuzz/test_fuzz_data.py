@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from stratascope.cli import FAULT, main
 from stratascope.datasets import PROMPTS, BoxIndex, load_examples
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families import image_rule
-from stratascope.extract.layout import PromptTokenizer
-from stratascope.extract.sources import resolve_model
+from stratascope.extract.families.registry import image_rule
+from stratascope.extract.model_files import resolve_model
+from stratascope.extract.plan.token_layout import PromptTokenizer
 
 FEW = settings(max_examples=80, derandomize=True, deadline=None)
 
@@ -107,6 +107,7 @@ def refused_or(read: Callable[[], Any]) -> Any:
         return None
 
 
+@pytest.mark.slow
 @FEW
 @given(row=broken(VSR_ROW))
 def test_rows_are_read_as_they_are_or_refused(row: Any, place: Path, tokenizer: PromptTokenizer) -> None:
@@ -130,6 +131,7 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+@pytest.mark.slow
 @FEW
 @given(subject=NAMES, thing=NAMES)
 def test_spans_hold_the_words_that_they_name(subject: str, thing: str, place: Path, tokenizer: PromptTokenizer) -> None:
@@ -159,6 +161,7 @@ def test_boxes_are_read_or_refused(data: Any, place: Path) -> None:
         assert 0 <= box[1] < box[3]
 
 
+@pytest.mark.slow
 @FEW
 @given(rows=broken(CAPTIONS) | broken(NUMBERED), asks=st.booleans(), name=st.sampled_from(["coco_qa.json", "vg_qa.json", "c.json"]))
 def test_captions_are_read_or_refused(rows: Any, asks: bool, name: str, place: Path) -> None:
@@ -170,6 +173,7 @@ def test_captions_are_read_or_refused(rows: Any, asks: bool, name: str, place: P
         assert "/" not in example.image
 
 
+@pytest.mark.slow
 @FEW
 @given(row=broken(QUESTION))
 def test_questions_are_read_or_refused(row: Any, place: Path) -> None:
@@ -252,12 +256,14 @@ def planned(folder: Path, rows: Any, boxes: Any, prompt: str) -> None:
     assert found.exit_code == 0 or len(found.stderr.strip().splitlines()) == 1, said
 
 
+@pytest.mark.slow
 @FEW
 @given(row=broken(VSR_ROW), prompt=st.sampled_from(sorted(PROMPTS)))
 def test_a_plan_of_broken_rows_in_any_prompt_is_made_or_refused_in_one_line(row: Any, prompt: str, place: Path) -> None:
     planned(place, row, COCO, prompt)
 
 
+@pytest.mark.slow
 @FEW
 @given(boxes=broken(COCO), prompt=st.sampled_from(sorted(PROMPTS)))
 def test_a_plan_with_broken_boxes_is_made_or_refused_in_one_line(boxes: Any, prompt: str, place: Path) -> None:

@@ -18,8 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stratascope.errors import StoreError, StratascopeError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
-from stratascope.store.provenance import digest
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import load_result, save_result
+from stratascope.store import ActivationStore
+from stratascope.store.format.provenance import digest
 
 FEW = some(60)
 
@@ -48,6 +50,7 @@ def unharmed(path: Path, whole: ResultFile) -> None:
     assert same(whole, found)
 
 
+@pytest.mark.slow
 @FEW
 @given(data=st.data())
 def test_flipped_bits_in_results_are_noticed_or_harmless(
@@ -61,6 +64,7 @@ def test_flipped_bits_in_results_are_noticed_or_harmless(
     unharmed(path, whole)
 
 
+@pytest.mark.slow
 @FEW
 @given(data=st.data())
 def test_cut_and_lengthened_results_are_noticed_or_harmless(
@@ -73,6 +77,7 @@ def test_cut_and_lengthened_results_are_noticed_or_harmless(
     unharmed(path, load_result(saved))
 
 
+@pytest.mark.slow
 @FEW
 @given(data=st.data())
 def test_results_with_changed_metadata_are_noticed_or_harmless(
@@ -125,6 +130,7 @@ def test_an_absurd_size_is_refused_before_anything_is_allocated(saved: Path, tmp
             tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_a_zip_that_unpacks_to_far_more_than_it_is_is_refused_unread(saved: Path, tmp_path: Path) -> None:
     files = unpacked(saved)
     squeezed = rezipped(files, tmp_path / "squeezed.zarr.zip", zipfile.ZIP_DEFLATED)
@@ -210,6 +216,7 @@ def whole(small: Path) -> list[Any]:
     return numbers(ActivationStore.open(small))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [10**9, 10**12, 2**62])
 @pytest.mark.parametrize("array", ["n_tokens", "spans", "examples/caption", "vocabulary/text", "residual"])
 def test_a_store_of_an_absurd_size_is_refused_before_anything_is_allocated(small: Path, array: str, size: int) -> None:
@@ -233,6 +240,7 @@ def test_a_store_of_an_absurd_size_is_refused_before_anything_is_allocated(small
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @some(30)
 @given(data=st.data())
 def test_stores_with_changed_metadata_give_the_same_numbers_or_none(data: st.DataObject, small: Path, whole: list[Any]) -> None:
@@ -260,6 +268,7 @@ COMMANDS = (
 )
 
 
+@pytest.mark.slow
 @some(60)
 @given(data=st.data())
 def test_stores_with_changed_attributes_and_the_digest_they_then_have(data: st.DataObject, small: Path, tmp_path_factory: Any) -> None:

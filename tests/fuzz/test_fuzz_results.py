@@ -16,14 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stratascope.errors import StoreError
-from stratascope.probe.out_of_fold import OutOfFold
-from stratascope.report.named import FIGURES
-from stratascope.store import load_result, save_result
-from stratascope.store.kinds import KINDS
-from stratascope.store.probe_kinds import ANSWER
+from stratascope.probe.study.codelength_study import FinishedCodes
+from stratascope.probe.study.layer_cache import FinishedLayers
+from stratascope.probe.validation.out_of_fold import OutOfFold
+from stratascope.report.figure_registry import FIGURES
+from stratascope.results.file import read_file
+from stratascope.results.registry import load_result, result_kinds, save_result
 
 RECORDED = "residual,attention_rows,attention_maps,head_outputs,head_logits,value_logits,value_norms,vision_residual,vision_output,knockout"
 PROBE = ("probe", "--layers", "3,4", "--folds")
+CACHES = {cache.kind: cache for cache in (FinishedLayers, FinishedCodes)}
+"""Kind of a finished layer -> the class that reads it."""
 ALL = (
     [*PROBE, "3", "--tasks", "truth", "--positions", "final,subject", "--controls", "shuffled", "--transfer", "--measures", "calibration"],
     ["heads"],
@@ -69,23 +72,26 @@ def finished(made: Path) -> list[Path]:
     return sorted((made.with_name("r") / "layers").glob("*.zip"))
 
 
+@pytest.mark.slow
 def test_results_hold_what_their_kinds_declare(files: list[Path], finished: list[Path]) -> None:
-    kinds = {load_result(path).kind for path in (*files, *finished)}
-    assert kinds == set(KINDS) - {"answer_prediction"}
+    assert {load_result(path).kind for path in files} == set(result_kinds()) - {"answer_prediction"}
+    assert {read_file(path).kind for path in finished} == set(CACHES)
 
 
 def test_what_is_kept_of_a_layer_is_declared(finished: list[Path]) -> None:
-    assert set(ANSWER) == {field.name for field in fields(OutOfFold)}
+    assert set(FinishedLayers.schema.arrays) == {f"*.{field.name}" for field in fields(OutOfFold)}
     for path in finished:
-        for name in load_result(path).arrays:
-            assert any(fnmatchcase(name, pattern) for pattern in KINDS[load_result(path).kind].arrays), name
+        held = read_file(path)
+        for name in held.arrays:
+            assert any(fnmatchcase(name, pattern) for pattern in CACHES[held.kind].schema.arrays), name
 
 
+@pytest.mark.slow
 @some(40)
 @given(data=st.data())
 def test_finished_layers_with_missing_or_other_arrays_are_refused(data: st.DataObject, finished: list[Path], place: Path) -> None:
     path = data.draw(st.sampled_from([next(p for p in finished if p.name.startswith(name)) for name in ("layer-", "codes-")]))
-    held = load_result(path)
+    held = read_file(path)
     arrays = dict(held.arrays)
     name = data.draw(st.sampled_from(sorted(arrays)))
     dims, values = arrays.pop(name)
@@ -97,9 +103,10 @@ def test_finished_layers_with_missing_or_other_arrays_are_refused(data: st.DataO
     if other == "renamed":
         arrays[name] = (("elsewhere", *dims[1:]), values)
     save_result(place / path.name, replace(held, arrays=arrays))
-    patterns = [pattern for pattern in KINDS[held.kind].arrays if fnmatchcase(name, pattern)]  # named where no array is like it
+    schema = CACHES[held.kind].schema
+    patterns = [pattern for pattern in schema.arrays if fnmatchcase(name, pattern)]  # named where no array is like it
     with pytest.raises(StoreError, match="|".join(map(re.escape, (name, *patterns)))):
-        load_result(place / path.name)
+        read_file(place / path.name, schema, held.kind)
 
 
 def read_everywhere(path: Path, made: Path) -> None:
@@ -119,6 +126,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("edited")
 
 
+@pytest.mark.slow
 @some(40)
 @given(data=st.data())
 def test_results_with_changed_attributes(data: st.DataObject, files: list[Path], made: Path, place: Path) -> None:
@@ -130,6 +138,7 @@ def test_results_with_changed_attributes(data: st.DataObject, files: list[Path],
     read_everywhere(rezipped(digested(content), place / path.name), made)
 
 
+@pytest.mark.slow
 @some(30)
 @given(data=st.data())
 def test_results_with_changed_or_missing_tables_and_arrays(data: st.DataObject, files: list[Path], made: Path, place: Path) -> None:
@@ -143,6 +152,7 @@ def test_results_with_changed_or_missing_tables_and_arrays(data: st.DataObject, 
     read_everywhere(rezipped(digested(content), place / path.name), made)
 
 
+@pytest.mark.slow
 def test_results_with_a_missing_column_are_refused_by_its_name_or_read_without_it(files: list[Path], made: Path, place: Path) -> None:
     refused = set()
     seen = set()
@@ -176,6 +186,7 @@ VALUES = {
 }
 
 
+@pytest.mark.slow
 @some(60)
 @given(data=st.data())
 def test_results_with_other_values(data: st.DataObject, files: list[Path], made: Path, place: Path) -> None:

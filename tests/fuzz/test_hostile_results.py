@@ -18,9 +18,11 @@ from numcodecs import Zstd
 from stratascope.errors import StoreError
 from stratascope.report.viewer import result_index
 from stratascope.report.viewer.files import files_of
-from stratascope.report.viewer.page import results_in
-from stratascope.store import ResultFile, copy_store, load_result, save_result
-from stratascope.store.limits import MOST_METADATA
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import load_result, save_result
+from stratascope.results.stored_result import results_in
+from stratascope.store import copy_store
+from stratascope.store.format.limits import MOST_METADATA
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from stratascope.probe.advantage import Advantage
-from stratascope.probe.bootstrap import Bootstrap
-from stratascope.probe.controls import control_labels
-from stratascope.probe.cross_validation import classify
-from stratascope.probe.folds import Folds, grouped_folds
-from stratascope.probe.intervals import Band, band
-from stratascope.probe.metrics import score_layers
-from stratascope.probe.out_of_fold import OutOfFold
-from stratascope.probe.rows import Rows
+from stratascope.probe.curve.advantage import Advantage
+from stratascope.probe.curve.metrics import score_layers
+from stratascope.probe.solver.standardised_rows import Rows
+from stratascope.probe.tasks.controls import control_labels
+from stratascope.probe.validation.cross_validation import classify
+from stratascope.probe.validation.folds import Folds, grouped_folds
+from stratascope.probe.validation.out_of_fold import OutOfFold
+from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.intervals import Band, band
 
 
 class Simulation:

@@ -12,9 +12,10 @@ from planted import planted_store
 
 from stratascope.cli import main
 from stratascope.probe import Advantage, LayerCurve, ScoreGrid, head_curves, layer_curve, probe_study
-from stratascope.report.findings import gather
-from stratascope.store import ActivationStore, load_result
-from stratascope.workflow import probe_figures
+from stratascope.probe.curve import curve_figures
+from stratascope.report.result_set import gather
+from stratascope.results.registry import load_result
+from stratascope.store import ActivationStore
 
 
 def run(*arguments: object) -> Result:
@@ -35,6 +36,7 @@ def done(stores, tmp_path_factory) -> tuple[Result, Path]:
     return run(stores[0], "--positions", "final,relation", *controls, "--transfer", "--strengths", "1e-3,1e-2,1e-1", "--out", out), out
 
 
+@pytest.mark.slow
 def test_it_says_what_it_takes_and_what_it_found(done):
     result, _ = done
     assert result.exit_code == 0, result.output
@@ -49,6 +51,7 @@ def test_it_says_what_it_takes_and_what_it_found(done):
     assert "truth at relation: accuracy" in said
 
 
+@pytest.mark.slow
 def test_every_result_is_there_and_reads_back(done):
     out = done[1]
     curve = LayerCurve.load(out / "probe-truth-final.zarr.zip")
@@ -62,7 +65,7 @@ def test_every_result_is_there_and_reads_back(done):
     each = [Advantage.load(out / f"advantage-truth-final-over-{name}.zarr.zip").table["value"] for name in over - {"all"}]
     each.append(curve.difference(metric="accuracy").table["value"])
     np.testing.assert_allclose(every.table["value"], np.min(each, axis=0))
-    assert every.onset().layer in (3, 4)
+    assert every.onset.layer in (3, 4)
     grid = ScoreGrid.load(out / "positions-truth.zarr.zip")
     assert grid.matrix().shape == (2, 6)
     transfer = load_result(out / "transfer-truth-final.zarr.zip")
@@ -78,6 +81,7 @@ def test_every_result_is_there_and_reads_back(done):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_all_scores_stand_in_one_table_for_other_programs(done):
     result, out = done
     assert f"table {out / 'probe-truth.csv'}" in result.stdout
@@ -100,22 +104,24 @@ def test_all_scores_stand_in_one_table_for_other_programs(done):
     assert folds["strength"].isin([1e-3, 1e-2, 1e-1]).all()
 
 
+@pytest.mark.slow
 def test_a_figure_marks_the_onset_that_is_said(stores, tmp_path, monkeypatch):
     marked = {}
-    drawn = probe_figures.draw_curve_panel
+    drawn = curve_figures.draw_curve_panel
 
     def spy(*arguments, **named):
         marked[named["title"]] = named["events"].set_index("kind").loc["onset", ["layer", "low", "high"]].tolist()
         return drawn(*arguments, **named)
 
-    monkeypatch.setattr(probe_figures, "draw_curve_panel", spy)
+    monkeypatch.setattr(curve_figures, "draw_curve_panel", spy)
     assert run(stores[0], "--tasks", "relation", "--positions", "final,relation", "--out", tmp_path).exit_code == 0
     assert set(marked) == {"final", "relation"}
     for position, found in marked.items():
-        onset = Advantage.load(tmp_path / f"advantage-relation-{position}-over-all.zarr.zip").onset()
+        onset = Advantage.load(tmp_path / f"advantage-relation-{position}-over-all.zarr.zip").onset
         assert found == [-1 if end is None else end for end in (onset.layer, onset.low, onset.high)]
 
 
+@pytest.mark.slow
 def test_a_probe_for_each_head(stores, tmp_path):
     result = run(stores[0], "--array", "head_outputs", "--tasks", "truth", "--out", tmp_path)
     assert result.exit_code == 0, result.output
@@ -127,6 +133,7 @@ def test_a_probe_for_each_head(stores, tmp_path):
     assert run(stores[0], "--array", "head_outputs", "--transfer", "--out", tmp_path).exit_code == 2
 
 
+@pytest.mark.slow
 def test_other_arrays_splits_and_values(stores, tmp_path):
     store = ActivationStore.open(stores[0])
     table = pd.DataFrame({"id": store.examples["id"], "value": np.where(store.examples["label"] == 1, "yes", "no")})
@@ -153,6 +160,7 @@ def test_other_arrays_splits_and_values(stores, tmp_path):
     assert run(stores[0], "--values", "x", "--out", tmp_path).exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_choice_of_examples_is_told_and_never_mixed_with_all(stores, tmp_path):
     """Its curve, controls and advantages have names of their own, which the report keeps apart; values of one column are a union."""
     store = ActivationStore.open(stores[0])
@@ -168,8 +176,8 @@ def test_a_choice_of_examples_is_told_and_never_mixed_with_all(stores, tmp_path)
     assert len(some.table("examples")) == store.examples["relation"].isin(["above", "below"]).sum()
     for curve in (whole, some):
         assert [c.task for c in findings.controls_of(curve)] == [f"{curve.task}:shuffled"]
-        assert findings.advantages_of(curve)
-        assert {a.task for a in findings.advantages_of(curve)} == {curve.task}
+        assert findings.saved_advantages(curve)
+        assert {a.task for a in findings.saved_advantages(curve)} == {curve.task}
 
 
 def test_a_baseline_of_other_examples_is_refused(stores, tmp_path):
@@ -209,6 +217,7 @@ def test_values_of_no_example_are_named_and_refused_where_none_is(stores, tmp_pa
     assert "found ids yyy, zzz" in refused.stderr
 
 
+@pytest.mark.slow
 def test_too_few_of_a_class_are_told_what_would_do_and_that_does(stores, tmp_path):
     ids = ActivationStore.open(stores[0]).examples["id"]
     asked = ("--tasks", "mine", "--positions", "final", "--layers", "4", "--out", tmp_path, "--values", f"mine={tmp_path / 'mine.csv'}")
@@ -241,14 +250,15 @@ def test_examples_without_a_value_take_no_part(stores, tmp_path):
     options = ("--tasks", "mine", "--values", f"mine={tmp_path / 'mine.csv'}", "--positions", "final", "--layers", "5", "--out", tmp_path)
     result = run(stores[0], *options)
     assert result.exit_code == 0, result.output
-    assert f"mine: {len(some) - known} of {len(some)} examples have no value and take no part" in result.stdout
+    assert f"mine: {len(some) - known} of {len(some)} examples have no value and are excluded" in result.stdout
     assert len(LayerCurve.load(tmp_path / "probe-mine-final.zarr.zip").examples) == known
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_where_it_stopped(stores, tmp_path, monkeypatch):
     chosen = (stores[0], "--tasks", "truth", "--positions", "final", "--scheduler", "synchronous", "--out", tmp_path)
     assert run(*chosen, "--layers", "1-3").exit_code == 0
-    import stratascope.probe.study as study
+    import stratascope.probe.study.study as study
 
     calls, solve = [], study.run_layer
     monkeypatch.setattr(study, "run_layer", lambda task: calls.append(task.layer) or solve(task))
@@ -256,6 +266,7 @@ def test_the_same_command_goes_on_where_it_stopped(stores, tmp_path, monkeypatch
     assert sorted(calls) == [0, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_grid_of_noise_is_rarely_found(tmp_path):
     """One band over all cells: what single bands would find among 40 noisy curves, it does not."""
     store = ActivationStore.open(planted_store(tmp_path / "n.zarr", onset=9, hidden=8, examples=200))
@@ -289,12 +300,13 @@ def test_over_all_refuses_what_cannot_be_compared(stores):
     assert base.table["baseline"].iloc[0] == "layer 2"
 
 
+@pytest.mark.slow
 def test_codelengths_and_calibration_are_said_saved_and_drawn(stores, tmp_path):
     options = ("--positions", "final,relation", "--tasks", "truth,geometry", "--controls", "shuffled", "--strengths", "1e-2,1e-1")
     said = run(stores[0], *options, "--baseline", stores[1], "--measures", "mdl,calibration", "--out", tmp_path)
     assert said.exit_code == 0, said.output
     assert "truth at final: expected calibration error 0." in said.output
-    assert "bits a label at layer" in said.output
+    assert "bits per label at layer" in said.output
     table = load_result(tmp_path / "codelength-truth-final.zarr.zip", "codelength").tables["table"]
     assert set(zip(table["store"], table["task"], strict=True)) == {("", "truth"), ("", "truth:shuffled"), ("blank", "truth")}
     own = table[(table["store"] == "") & (table["task"] == "truth")].set_index("layer")["value"]
@@ -321,6 +333,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_solved(stores, tm
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_probes_are_tested_at_another_position_and_in_another_store(stores, tmp_path):
     mirror = planted_store(tmp_path / "m.zarr", condition="mirror", heads=True, vision=True, boxes=True, split=True)
     options = (

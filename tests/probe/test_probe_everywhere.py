@@ -15,16 +15,17 @@ from planted import planted_store
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError
 from stratascope.probe import accuracy_by, confusion, grouped_folds, head_curves, layer_curve, probe_study, split_leakage, task_from_values
-from stratascope.probe.cross_validation import classify, regress
-from stratascope.probe.rows import Rows
-from stratascope.probe.tasks import find_task
+from stratascope.probe.solver.standardised_rows import Rows
+from stratascope.probe.tasks.task import find_task
+from stratascope.probe.validation.cross_validation import classify, regress
 from stratascope.store import ActivationStore
-from stratascope.store.categories import CATEGORIES, category_of
+from stratascope.store.io.example_filter import CATEGORIES, category_of
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "vsr"
 vsr = pytest.mark.skipif(not SHARED.exists(), reason="needs the published VSR files beside the repository")
 
 
+@pytest.mark.slow
 def test_box_geometry_is_read_where_it_was_planted(tmp_path):
     store = ActivationStore.open(planted_store(tmp_path / "g.zarr", boxes=True))
     curve = layer_curve(store, "geometry", draws=300)
@@ -58,6 +59,7 @@ def test_places_are_those_in_the_image_that_the_model_was_shown(tmp_path, condit
     assert np.allclose(found.values[:, 4:], found.values[:, :2] - found.values[:, 2:4])
 
 
+@pytest.mark.slow
 def test_one_probe_per_head(tmp_path):
     store = ActivationStore.open(planted_store(tmp_path / "h.zarr", heads=True))
     curves = head_curves(store, draws=300)
@@ -81,6 +83,7 @@ def test_the_vision_tower_is_probed_like_the_rest(tmp_path):
     assert curve.onset.layer == 1
 
 
+@pytest.mark.slow
 def test_what_the_tower_hands_on_has_no_layers_and_is_probed_all_the_same(tmp_path):
     path = planted_store(tmp_path / "v.zarr", vision=True)
     store = ActivationStore.open(path)
@@ -101,6 +104,7 @@ def test_what_the_tower_hands_on_has_no_layers_and_is_probed_all_the_same(tmp_pa
     assert (tmp_path / "r" / "probe-truth.png").exists()
 
 
+@pytest.mark.slow
 def test_curves_can_be_taken_apart(tmp_path):
     store = ActivationStore.open(planted_store(tmp_path / "a.zarr"))
     truth, relation = probe_study(store, ("truth", "relation"), ("final",), layers=(1, 4), draws=200)
@@ -211,6 +215,7 @@ def test_a_target_that_cannot_be_read_does_not_hide_one_that_can():
     assert together.strength.reshape(6, 5)[0].min() > together.strength.reshape(6, 5)[1:].max()
 
 
+@pytest.mark.slow
 def test_what_lies_in_directions_of_little_variance_is_found_behind_those_of_much():
     rng = np.random.default_rng(0)
     count, columns = 1000, 300

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.probe import grouped_folds, official_split, split_leakage
-from stratascope.probe.controls import control_labels, recurring_share, shuffled_labels
-from stratascope.probe.design import design_for
-from stratascope.probe.tasks import Task
+from stratascope.probe.tasks.controls import control_labels, recurring_share, shuffled_labels
+from stratascope.probe.tasks.task import Task
+from stratascope.probe.validation.fold_design import design_for
 
 
 @settings(max_examples=30, deadline=None)
@@ -46,7 +46,7 @@ def test_too_few_examples_are_refused():
         grouped_folds(np.arange(14), np.arange(14) % 2)
     with pytest.raises(TooFewExamplesError, match=r"at least 5 groups.*found 3"):
         grouped_folds(np.arange(90) % 3, np.arange(90) % 2)
-    with pytest.raises(TooFewExamplesError, match=r"rare.*--minimum 4"):
+    with pytest.raises(TooFewExamplesError, match=r"rare.*`minimum` 4"):
         grouped_folds(np.arange(90), (np.arange(90) > 86).astype(int), class_names=("common", "rare"))
     with pytest.raises(TooFewExamplesError, match="two classes"):
         grouped_folds(np.arange(90), np.zeros(90, int), class_names=("a", "b"))
@@ -92,7 +92,7 @@ def test_a_control_task_whose_types_are_groups_is_refused():
     examples = pd.DataFrame({"relation": np.arange(200) // 2, "subject": "cat", "object": "bed"})
     folds = grouped_folds(np.arange(200) // 2, np.arange(200) % 2)
     assert recurring_share(examples["relation"].to_numpy(), folds.of) == 0
-    with pytest.raises(InvalidInputError, match=r"selectivity would mean nothing.*--types relation"):
+    with pytest.raises(InvalidInputError, match=r"selectivity would mean nothing.*`types` relation"):
         control_labels(np.arange(200) % 2, examples, folds)
     with pytest.raises(InvalidInputError, match="colour"):
         control_labels(np.arange(200) % 2, examples, folds, types=("colour",))
@@ -121,7 +121,7 @@ def test_classes_that_are_too_few_are_counted_and_the_minimum_named():
     task = Task("mood", np.repeat([0, 1, 2], [30, 5, 9]), ("calm", "grim", "odd"))
     everyone = np.ones(44, bool)
     with pytest.raises(
-        TooFewExamplesError, match=r"20 examples.*calm 30, odd 9, grim 5; extract at least 11 more examples of odd, give --minimum 9"
+        TooFewExamplesError, match=r"20 examples.*calm 30, odd 9, grim 5; extract at least 11 more examples of odd, give `minimum` 9"
     ):
         task.among(everyone, 20)
     assert task.among(everyone, 9).classes == ("calm", "odd")
@@ -129,5 +129,5 @@ def test_classes_that_are_too_few_are_counted_and_the_minimum_named():
         task.among(np.arange(44) < 30, 20)
     codes = np.repeat([0, 1], [54, 6])
     images = np.concatenate([np.arange(54), np.full(6, 90)])
-    with pytest.raises(TooFewExamplesError, match=r"at least 5 groups.*found grim in 1; leave them out by --minimum 7"):
+    with pytest.raises(TooFewExamplesError, match=r"at least 5 groups.*found grim in 1; leave them out by `minimum` 7"):
         grouped_folds(images, codes, class_names=("calm", "grim"))

@@ -10,11 +10,15 @@ from click.testing import CliRunner
 from pandas.testing import assert_frame_equal
 from planted import planted_store
 
-from stratascope.cli import main
-from stratascope.report.findings import gather
-from stratascope.report.redo_probes import probe_commands, settings_of_python
-from stratascope.store import ActivationStore, load_result
+from stratascope.cli import all_commands, main
+from stratascope.commands.command_line import CommandLines
+from stratascope.report.probe_reproduction import probe_options
+from stratascope.report.reproduction import python_notes
+from stratascope.report.result_set import gather
+from stratascope.results.registry import load_result
+from stratascope.store import ActivationStore
 
+COMMAND_LINES = CommandLines(lambda name: all_commands()[name])
 ODD = {
     "as it comes": [""],
     "two commands": [
@@ -30,6 +34,7 @@ ODD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ODD.values(), ids=ODD)
 def test_printed_commands_make_the_results_again(asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -39,9 +44,9 @@ def test_printed_commands_make_the_results_again(asked, tmp_path, monkeypatch):
         _run(["probe", "a.zarr", *shlex.split(words), "--out", "first"])
     store = ActivationStore.open("a.zarr")
     findings = gather(store, ["first"])
-    assert not any(settings_of_python(curve) for curve in findings.of("layer_curve"))
-    for line in probe_commands(store, findings):
-        program, *words = shlex.split(line)
+    assert python_notes(findings, COMMAND_LINES) == []
+    for options in probe_options(store, findings):
+        program, *words = shlex.split(COMMAND_LINES("probe", "a.zarr", options))
         assert program == "stratascope"
         _run([*words, "--out", "again"])
     first, again = ({path.name: load_result(path) for path in Path(folder).glob("*.zarr.zip")} for folder in ("first", "again"))
@@ -59,7 +64,7 @@ def test_what_no_option_says_is_said(tmp_path, monkeypatch):
     store = ActivationStore.open(planted_store(Path("a.zarr"), examples=160, hidden=8))
     layer_curve(store, "truth", "final", draws=200).save("probe-truth-final.zarr.zip")
     findings = gather(store, ["probe-truth-final.zarr.zip"])
-    assert [settings_of_python(curve) for curve in findings.of("layer_curve")] == ["probe-truth-final.zarr.zip with draws=200"]
+    assert python_notes(findings, COMMAND_LINES) == ["probe-truth-final.zarr.zip with draws=200"]
 
 
 def _run(words: list[str]) -> None:

@@ -11,10 +11,10 @@ from planted import planted_store
 
 from stratascope.cli import main
 from stratascope.probe import layer_curve
-from stratascope.report.findings import relation_to
-from stratascope.report.found import Found
 from stratascope.report.viewer import ViewServer
-from stratascope.store import ActivationStore, load_result
+from stratascope.results.registry import load_result
+from stratascope.results.stored_result import StoredResult, relation_to
+from stratascope.store import ActivationStore
 from tests.viewer.asking import ask
 
 
@@ -50,7 +50,7 @@ def test_results_of_the_store_and_its_baselines_are_shown_and_others_of_a_shared
         shutil.copy(two_stores / name / f"probe-{name}.zarr.zip", shared)
     done = CliRunner().invoke(main, ["view", str(two_stores / "a.zarr"), "--export", str(two_stores / "page")])
     assert done.exit_code == 0, done.output
-    assert "not shown, being of other stores: 1 results files" in done.stderr
+    assert "1 results files of other stores are not shown" in done.stderr
     kept = {path.name for path in (two_stores / "page" / "results").iterdir()}
     assert kept == {"index.json", "probe-own.zarr.zip", "probe-blank.zarr.zip"}
     with ViewServer(str(two_stores / "a.zarr"), results=shared, shown=["probe-own.zarr.zip"]) as server:
@@ -63,9 +63,10 @@ def test_results_of_the_store_and_its_baselines_are_shown_and_others_of_a_shared
     assert not (two_stores / "f.svg").exists()
     drawn = CliRunner().invoke(main, ["figure", "curves", str(two_stores / "a.zarr"), "-o", str(two_stores / "f.svg")])
     assert drawn.exit_code == 0, drawn.output
-    assert "left out, being of other stores in the same folder: 1 results files" in drawn.stdout
+    assert "left out: 1 results files of other stores in the same folder" in drawn.stdout
 
 
+@pytest.mark.slow
 def test_a_second_probe_into_a_folder_says_whose_results_lie_there(two_stores):
     """Of another store, and of one that says the same of itself but is called otherwise."""
     twin = planted_store(two_stores / "twin.zarr", examples=200, layers=1, onset=1, numbers=1)
@@ -86,16 +87,18 @@ def test_a_second_probe_into_a_folder_says_whose_results_lie_there(two_stores):
     assert "such as probe-truth-final.zarr.zip (of a.zarr)" in probed("twin.zarr", out="other")
 
 
+@pytest.mark.slow
 def test_curves_of_other_pictures_are_no_baseline(two_stores):
     own = ActivationStore.open(two_stores / "a.zarr")
-    other = Found(two_stores / "x", load_result(two_stores / "blank" / "probe-blank.zarr.zip"))
+    other = StoredResult(two_stores / "x", load_result(two_stores / "blank" / "probe-blank.zarr.zip"))
     assert relation_to(other, own, own.fingerprint()) == "baseline"
     own.provenance["data"]["images"] = "0" * 64
     assert relation_to(other, own, own.fingerprint()) == "baseline", "stores that do not say it are taken as before"
-    other.result.attributes["settings"]["provenance"]["data"]["images"] = "1" * 64
+    other.attributes["provenance"]["data"]["images"] = "1" * 64
     assert relation_to(other, own, own.fingerprint()) == "other"
 
 
+@pytest.mark.slow
 def test_heads_of_another_stores_probe_are_refused(two_stores):
     refused = CliRunner().invoke(
         main,

@@ -14,7 +14,7 @@ from stratascope.cli import main
 from stratascope.errors import InvalidInputError
 from stratascope.probe import LayerCurve, codelength_by_layer, layer_curve, official_split, split_leakage, transfer_matrix
 from stratascope.store import ActivationStore
-from stratascope.store.example_identity import image_groups, refuse_other_examples
+from stratascope.store.io.example_identity import image_groups, refuse_other_examples
 
 QUICK = ("--tasks", "truth", "--positions", "final", "--layers", "1", "--strengths", "1e-2", "--scheduler", "synchronous")
 
@@ -89,6 +89,7 @@ def test_a_split_that_shares_photos_under_other_names_leaks():
     assert np.flatnonzero(strict.of == strict.test).tolist() == list(range(160, 180))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "values"),
     [
@@ -135,6 +136,7 @@ def test_the_same_rows_are_no_other_examples(hashed):
     refuse_other_examples(store, store, "a baseline", ("subject", "split"))
 
 
+@pytest.mark.slow
 def test_stores_of_one_provenance_give_each_its_own_numbers(tmp_path):
     """Two stores with equal fingerprints but other activations, probed into one folder."""
     options = {"layers": 1, "onset": 1, "examples": 200, "hashed": True}

@@ -20,18 +20,19 @@ from planted import planted_store
 
 from stratascope.errors import ClusterLostError, InvalidInputError
 from stratascope.probe import layer_curve, plan_study
-from stratascope.probe.blas_threads import one_blas_thread
-from stratascope.probe.cost import ridge_bytes, task_bytes
-from stratascope.probe.cross_validation import classify, regress
-from stratascope.probe.design import design_for
-from stratascope.probe.folds import grouped_folds
-from stratascope.probe.rows import Rows
+from stratascope.probe.solver.blas_threads import one_blas_thread
+from stratascope.probe.solver.standardised_rows import Rows
+from stratascope.probe.study.cost import ridge_bytes, task_bytes
+from stratascope.probe.validation.cross_validation import classify, regress
+from stratascope.probe.validation.fold_design import design_for
+from stratascope.probe.validation.folds import grouped_folds
 from stratascope.scheduling import run_all
 
 sys.path.append(str(Path(__file__).parents[1] / "store"))
 from serving import serving
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "columns", "classes"), [(2500, 640, 2), (1200, 384, 24), (500, 900, 2)])
 def test_memory_of_a_task_is_known_beforehand(rows, columns, classes):
     """Never less than what is allocated, and not twice as much."""
@@ -50,6 +51,7 @@ def test_memory_of_a_task_is_known_beforehand(rows, columns, classes):
     assert 0.5 * expected < peak + x.nbytes < 1.05 * expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "columns"), [(2500, 640), (900, 800), (500, 900)])
 def test_memory_of_a_ridge_task_is_known_beforehand(rows, columns):
     """Never less than what is allocated, and not twice as much."""
@@ -78,7 +80,7 @@ def test_a_study_says_what_it_takes(tmp_path):
     assert str(cost).startswith("12 layer tasks of up to ")
     assert "3 at once" in str(cost)
     assert "each thread of a worker" in str(study.cost(scheduler="tcp://somewhere:8786"))
-    assert study.cost().at_once == 1
+    assert study.cost(scheduler="synchronous").at_once == 1
     assert (
         plan_study(store, array="head_outputs", by_head=True).cost().bytes_each < plan_study(store, array="head_outputs").cost().bytes_each
     )
@@ -123,6 +125,7 @@ print(hashlib.sha256(curve.logits.tobytes() + curve.directions.tobytes()).hexdig
 """
 
 
+@pytest.mark.slow
 def test_fresh_processes_and_threads_give_the_same_bits(tmp_path):
     """Whatever number of BLAS threads a machine would use by itself."""
     path = planted_store(tmp_path / "a.zarr", hidden=160)
@@ -163,6 +166,7 @@ def cluster(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]
             process.wait(timeout=20)
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_that_reads_over_http_gives_the_same_numbers_even_when_a_worker_dies(tmp_path):
     path = planted_store(tmp_path / "a.zarr")
     here = layer_curve(path, layers=(1, 2, 3, 4), draws=200)
@@ -180,6 +184,7 @@ def test_a_dask_cluster_that_reads_over_http_gives_the_same_numbers_even_when_a_
         np.testing.assert_array_equal(half.logits[1:5], here.logits)
 
 
+@pytest.mark.slow
 def test_what_a_scheduler_that_died_had_done_is_not_done_again(tmp_path, monkeypatch):
     path = planted_store(tmp_path / "a.zarr")
     here = layer_curve(path, draws=200)
@@ -197,7 +202,7 @@ def test_what_a_scheduler_that_died_had_done_is_not_done_again(tmp_path, monkeyp
 
             return run_all(slowly, work, finished=saved, **options)
 
-        patched.setattr("stratascope.probe.finished.run_all", killing_after_one)
+        patched.setattr("stratascope.probe.study.layer_cache.run_all", killing_after_one)
         with pytest.raises(ClusterLostError, match=r"expected the scheduler to go on at tcp://.* run the same command"):
             layer_curve(path, draws=200, scheduler=address, output=tmp_path / "half")
     done = {file: file.stat().st_mtime_ns for file in (tmp_path / "half").iterdir()}
@@ -217,6 +222,7 @@ def _kill_when_a_file_is_there(process: subprocess.Popen[bytes], folder: Path) -
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("stratascope.scheduling.cluster.CONNECT_TIMEOUT", 1.0)
     path = planted_store(tmp_path / "a.zarr", examples=100)

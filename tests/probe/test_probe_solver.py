@@ -11,11 +11,11 @@ from sklearn.preprocessing import StandardScaler
 
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.probe import grouped_folds
-from stratascope.probe.cross_validation import STRENGTHS, TOLERANCE
-from stratascope.probe.losses import loss_for, probabilities
-from stratascope.probe.ridge import RidgeSolver
-from stratascope.probe.rows import Rows, suited_dtype
-from stratascope.probe.solver import BatchSolver
+from stratascope.probe.solver.logistic import BatchSolver
+from stratascope.probe.solver.losses import loss_for, probabilities
+from stratascope.probe.solver.ridge import RidgeSolver
+from stratascope.probe.solver.standardised_rows import Rows, suited_dtype
+from stratascope.probe.validation.cross_validation import STRENGTHS, TOLERANCE
 
 
 def nasty(n: int, d: int, classes: int, *, separable: bool = False, seed: int = 0):
@@ -94,6 +94,7 @@ def test_float32_with_a_tight_tolerance_is_as_good(classes, tolerance):
         np.testing.assert_allclose(held, model.predict_proba(scaler.transform(wide[rows.order[rows.part(1)]])), atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separable", [False, True])
 @pytest.mark.parametrize(
     ("n", "d", "classes"),

@@ -9,11 +9,12 @@ from scipy.stats import norm
 from simulated import Simulation, TypedSimulation
 from sklearn.metrics import roc_auc_score
 
-from stratascope.probe.advantage import Advantage
-from stratascope.probe.bootstrap import Bootstrap, auroc
-from stratascope.probe.intervals import band, same_whatever_is_drawn, wilson
-from stratascope.probe.metrics import score_layers, score_table
-from stratascope.probe.out_of_fold import decision_share, noise_share
+from stratascope.probe.curve.advantage import Advantage
+from stratascope.probe.curve.metrics import score_layers, score_table
+from stratascope.probe.validation.out_of_fold import decision_share, noise_share
+from stratascope.stats.auroc import auroc
+from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.intervals import band, constant_within_folds, wilson
 
 
 def test_auroc_is_scikit_learns_with_ties_and_weights():
@@ -114,7 +115,7 @@ def test_probes_that_decide_alike_have_an_interval_between_them():
     logits = 1 + (logits - logits.min()) / np.ptp(logits)
     logits[0] = 1.0
     values, draws = score_layers(logits, simulation.labels, simulation.folds.of, 2, simulation.bootstrap)
-    certain = same_whatever_is_drawn(logits, simulation.folds.of)
+    certain = constant_within_folds(logits, simulation.folds.of)
     assert certain.tolist() == [True, False, False]
     table = score_table(np.arange(3), values, draws, dict.fromkeys(values, 0.5), 100, 0.95, certain).set_index(["metric", "layer"])
     reach = norm.ppf(0.975) ** 2 / (100 + norm.ppf(0.975) ** 2)
@@ -150,6 +151,7 @@ def test_accuracies_are_widened_by_what_is_decided():
         np.testing.assert_allclose(wide[metric] - values[metric], width * (plain[metric] - values[metric]), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.0, 0.3, 0.8])
 def test_intervals_cover_the_expected_score(shift):
     """Own 95 % intervals cover the fold models' exact expected score; the larger run in benchmarks/ holds 93-97 %."""
@@ -173,6 +175,7 @@ def test_intervals_cover_the_expected_score(shift):
         assert naive / count < 0.88
 
 
+@pytest.mark.slow
 def test_intervals_of_selectivity_cover_what_they_say():
     found = [TypedSimulation(seed, n=400, d=12).selectivity() for seed in range(60)]
     inside = np.mean([interval.low[0] <= truth <= interval.high[0] for interval, truth in found])
@@ -180,8 +183,9 @@ def test_intervals_of_selectivity_cover_what_they_say():
     assert np.std([truth for _, truth in found]) > 0.02, "it is another one in each data set"
 
 
+@pytest.mark.slow
 def test_noise_has_no_onset():
-    false = sum(Simulation(seed, n=200).advantage(Simulation(seed, n=200).answers()).onset().layer is not None for seed in range(60))
+    false = sum(Simulation(seed, n=200).advantage(Simulation(seed, n=200).answers()).onset.layer is not None for seed in range(60))
     assert false <= 5
 
 
@@ -192,11 +196,11 @@ def test_a_planted_onset_is_found_within_one_layer():
         answers = simulation.answers(strengths=(1e-3, 1e-2))
         advantage = simulation.advantage(answers)
         assert advantage.table["value"][4] == pytest.approx(0.25, abs=0.04)
-        event = advantage.onset()
+        event = advantage.onset
         assert event.layer is not None
         assert abs(event.layer - 3) <= 1
         assert event.low <= 3 <= event.high
-        assert advantage.offset().layer is None
+        assert advantage.offset.layer is None
 
 
 def _advantage(value, error=0.01, margin_seed=0):
@@ -207,36 +211,46 @@ def _advantage(value, error=0.01, margin_seed=0):
 
 
 def test_onset_needs_two_layers_and_offset_mirrors_it():
-    event = _advantage([0, 0, 0.2, 0, 0.2, 0.3, 0.3, 0.2, 0, 0]).onset()
+    event = _advantage([0, 0, 0.2, 0, 0.2, 0.3, 0.3, 0.2, 0, 0]).onset
     assert (event.kind, event.layer, event.low, event.high) == ("onset", 14, 14, 14)
-    event = _advantage([0, 0, 0.2, 0, 0.2, 0.3, 0.3, 0.2, 0, 0.2]).offset()
+    event = _advantage([0, 0, 0.2, 0, 0.2, 0.3, 0.3, 0.2, 0, 0.2]).offset
     assert event.layer == 18, "a layer that stands alone does not count"
-    assert _advantage([0, 0, 0.2, 0.2]).offset().layer is None
-    event = _advantage([0, 0, 0.2, 0, 0.2, 0.3, 0.3, 0.2, 0, 0]).offset()
+    assert _advantage([0, 0, 0.2, 0.2]).offset.layer is None
+    event = _advantage([0, 0, 0.2, 0, 0.2, 0.3, 0.3, 0.2, 0, 0]).offset
     assert (event.kind, event.layer, event.low, event.high) == ("offset", 18, 18, 18)
     assert str(event) == "offset at layer 18"
 
 
 def test_a_margin_moves_the_onset():
     slow = _advantage(np.linspace(0, 0.5, 11))
-    assert slow.onset().layer < slow.onset(margin=0.2).layer
+    assert slow.onset.layer < slow.onset_over(0.2).layer
 
 
 def test_slow_decay_names_many_candidates():
-    steep = _advantage([0.3] * 5 + [0] * 5).offset()
-    slow = _advantage(np.concatenate([[0.3] * 4, np.linspace(0.05, 0.0, 8)]), error=0.015).offset()
+    steep = _advantage([0.3] * 5 + [0] * 5).offset
+    slow = _advantage(np.concatenate([[0.3] * 4, np.linspace(0.05, 0.0, 8)]), error=0.015).offset
     assert len(slow.candidates) > len(steep.candidates)
 
 
 def test_no_advantage_no_event():
-    event = _advantage(np.zeros(6)).onset()
+    event = _advantage(np.zeros(6)).onset
     assert event.layer is None
     assert str(event) == "no onset"
-    assert _advantage(np.zeros(6)).offset().layer is None
+    assert _advantage(np.zeros(6)).offset.layer is None
 
 
 def test_log_loss_is_turned_round():
     draws = np.random.default_rng(0).normal(-0.2, 0.01, (500, 3))
     found = Advantage.of(np.arange(3), np.full(3, -0.2), draws, metric="log_loss", name="a", baseline="b")
     assert (found.table["value"] == 0.2).all()
-    assert found.onset().layer == 0
+    assert found.onset.layer == 0
+
+
+def test_an_onset_is_a_property_and_may_still_be_called():
+    advantage = _advantage(np.linspace(0, 0.4, 9))
+    with pytest.warns(DeprecationWarning, match=r"onset_over\(margin\)"):
+        assert advantage.onset(0.2) == advantage.onset_over(0.2)
+    with pytest.warns(DeprecationWarning, match="offset is a property"):
+        assert advantage.offset() == advantage.offset
+    with pytest.warns(DeprecationWarning, match="peak is a property"):
+        assert advantage.peak() == advantage.peak

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stratascope.errors import InvalidInputError
-from stratascope.probe.tasks import Task, find_task, task_from_values
-from stratascope.probe.value_files import read_values
+from stratascope.probe.tasks.task import Task, find_task, task_from_values
+from stratascope.probe.tasks.value_files import read_values
 
 FEW = settings(max_examples=60, derandomize=True, deadline=None)
 

@@ -10,8 +10,8 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from stratascope.report.stacks import PART_COLOURS
-from stratascope.report.style import COLOURS
+from stratascope.figures.stacked_bands import PART_COLOURS
+from stratascope.figures.style import COLOURS
 from stratascope.report.viewer.page import page_file
 
 SIGHT = {

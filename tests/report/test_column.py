@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from stratascope.errors import NotRecordedError
-from stratascope.report.chosen import Choice
-from stratascope.report.findings import Findings, gather
-from stratascope.report.named import FIGURES
-from stratascope.store import save_result
+from stratascope.report.figure_drawing import FigureSelection
+from stratascope.report.figure_registry import FIGURES
+from stratascope.report.result_set import ResultSet, gather
+from stratascope.results.registry import save_result
 from tests.completed import completed
 
 METHODS = ("raw attention, the head that looks there most", "norm-based attention, mean over heads", "position alone, the earliest first",
@@ -20,7 +20,7 @@ METHODS = ("raw attention, the head that looks there most", "norm-based attentio
 
 
 @pytest.fixture(scope="module")
-def findings(store, tmp_path_factory: pytest.TempPathFactory) -> Findings:
+def findings(store, tmp_path_factory: pytest.TempPathFactory) -> ResultSet:
     """Planted results of the kinds whose figures have long names and much to say in the legend."""
     folder = tmp_path_factory.mktemp("planted")
     rng = np.random.default_rng(2)
@@ -45,7 +45,7 @@ def findings(store, tmp_path_factory: pytest.TempPathFactory) -> Findings:
     return gather(store, [folder])
 
 
-def boxes(name: str, findings: Findings):
+def boxes(name: str, findings: ResultSet):
     """The figure's own box, that of its axes' ground, its legend's, and those of all of its texts."""
     figure = FIGURES[name].figure(findings)
     figure.canvas.draw()
@@ -55,8 +55,9 @@ def boxes(name: str, findings: Findings):
     return figure.bbox, ax.get_window_extent(), ax.get_legend().get_window_extent(), ticks, labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["faithfulness", "pointing", "entanglement"])
-def test_nothing_is_cut_or_covered(findings: Findings, name: str) -> None:
+def test_nothing_is_cut_or_covered(findings: ResultSet, name: str) -> None:
     whole, ground, legend, ticks, labels = boxes(name, findings)
     for box in (legend, *ticks, *labels):
         assert whole.x0 - 1 <= box.x0
@@ -70,9 +71,9 @@ def test_nothing_is_cut_or_covered(findings: Findings, name: str) -> None:
     assert ground.width > 0.4 * whole.width, "most of a figure is data"
 
 
-def test_the_tower_is_drawn_of_the_thing_that_is_chosen(findings: Findings) -> None:
-    of_object = FIGURES["entanglement"].figure(findings, Choice(position="object_box"))
+def test_the_tower_is_drawn_of_the_thing_that_is_chosen(findings: ResultSet) -> None:
+    of_object = FIGURES["entanglement"].figure(findings, FigureSelection(position="object_box"))
     assert "object" in of_object.axes[0].get_xlabel()
     assert "subject" in FIGURES["entanglement"].figure(findings).axes[0].get_xlabel()
     with pytest.raises(NotRecordedError, match="subject_box, object_box"):
-        FIGURES["entanglement"].figure(findings, Choice(position="final"))
+        FIGURES["entanglement"].figure(findings, FigureSelection(position="final"))

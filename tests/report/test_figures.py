@@ -55,6 +55,7 @@ def test_share_draws_means_and_heads() -> None:
     np.testing.assert_allclose(image.get_ydata(), values[..., 1].mean((0, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
 def test_the_same_figure_gives_the_same_bytes_and_settings_stay(tmp_path: Path, ending: str) -> None:
     before = dict(mpl.rcParams)

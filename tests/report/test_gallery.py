@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 
 from stratascope.errors import InvalidInputError
-from stratascope.report.gallery import AGAINST, FOR, Tile, draw_gallery, tinted
+from stratascope.figures.gallery import Tile, draw_gallery, tinted
+from stratascope.figures.style import TINT, TINT_BELOW
 
 GROUND = np.full((40, 60, 3), 200, np.uint8)
 
 
 def test_tint_grows_with_size_and_its_colour_tells_the_sign() -> None:
-    from matplotlib.colors import to_rgb
-
     colours = tinted(np.array([[0.0, 1.0], [-2.0, -1.0]]))
     assert colours[0, 0, 3] == 0
-    assert tuple(colours[0, 1, :3]) == pytest.approx(to_rgb(FOR))
-    assert tuple(colours[1, 0, :3]) == pytest.approx(to_rgb(AGAINST))
+    assert tuple(colours[0, 1, :3]) == pytest.approx(TINT)
+    assert tuple(colours[1, 0, :3]) == pytest.approx(TINT_BELOW)
     assert colours[0, 1, 3] == pytest.approx(colours[1, 1, 3]) == pytest.approx(colours[1, 0, 3] / 2)
 
 

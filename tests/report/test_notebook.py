@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Mapping
+from typing import Any
 
-from stratascope.report.notebook import Shown, Summary
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+
+from stratascope.results.result import Result, new_axes
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
-class Example(Shown):
-    def summary(self) -> Summary:
-        table = pd.DataFrame({HOSTILE: [HOSTILE], "value": [1 / 3]})
-        return Summary(HOSTILE, [HOSTILE], table, lambda ax: ax.plot([0, 1], label="a line")[0].axes)
+class Example(Result):
+    attributes: Mapping[str, Any]
+
+    @property
+    def _heading(self) -> str:
+        return HOSTILE
+
+    def summary(self) -> str:
+        return HOSTILE
+
+    def to_frame(self) -> pd.DataFrame:
+        return pd.DataFrame({HOSTILE: [HOSTILE], "value": [1 / 3]})
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        return new_axes(ax).plot([0, 1], label="a line")[0].axes
 
 
 def test_text_has_no_table_and_html_escapes_all() -> None:
-    assert repr(Example()) == f"{HOSTILE}\n  {HOSTILE}"
-    shown = Example()._repr_html_()
+    assert repr(Example({})) == f"{HOSTILE}\n  {HOSTILE}"
+    shown = Example({})._repr_html_()
     assert HOSTILE not in shown
     assert shown.count("&lt;img src=x") == 5
     assert "0.333" in shown
     assert "data:image/png;base64," in shown
 
 
+@pytest.mark.slow
 def test_results_of_every_kind_show_themselves(store) -> None:
     from stratascope.analysis import answer_confidence, attention_overlap, attention_share, rollout_examples
     from stratascope.probe import layer_curve

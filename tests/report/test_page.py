@@ -118,6 +118,7 @@ def test_the_policy_allows_the_pages_own_style_sheet_alone() -> None:
     assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
+@pytest.mark.slow
 def test_the_same_page_gives_the_same_bytes_and_ascii_or_not_stays(tmp_path: Path) -> None:
     for name in ("a.html", "b.html"):
         full_page("größer ≥ 猫").write(tmp_path / "new" / name)

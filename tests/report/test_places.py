@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stratascope.report.places import beside, results_folders
+from stratascope.results.locations import beside, results_folders
 
 
 @pytest.mark.parametrize("store", ["run.zarr", "run.zarr/", "./run.zarr", "run.zip", "deep/../run.zarr"])

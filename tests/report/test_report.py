@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -17,27 +18,30 @@ from click.testing import CliRunner
 
 pytest.importorskip("torch")
 
-from stratascope.cli import main
+from stratascope.analysis import answer_confidence, attention_share, pointing, rollout_examples
+from stratascope.cli import all_commands, main
+from stratascope.commands.command_line import CommandLines
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.extract import plan_extraction, run_extraction
 from stratascope.probe import Advantage, LayerCurve
-from stratascope.report.believing import faithfulness_blocks
+from stratascope.probe.study.probe_run import run_probes
+from stratascope.probe.study.request import ProbeRequest
+from stratascope.report.attribution_sections import faithfulness_blocks
 from stratascope.report.blocks import Missing
-from stratascope.report.findings import Findings, gather
-from stratascope.report.found import Found
-from stratascope.report.named import FIGURES
-from stratascope.report.redo import commands
+from stratascope.report.figure_registry import FIGURES
+from stratascope.report.report_file import example_cards, write_report
+from stratascope.report.reproduction import commands
+from stratascope.report.result_set import ResultSet, gather
 from stratascope.report.store_report import report_page
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
-from stratascope.workflow.answering import save_answers
-from stratascope.workflow.believing import point_and_draw
-from stratascope.workflow.probe_request import ProbeRequest
-from stratascope.workflow.probing import probe_and_draw
-from stratascope.workflow.reporting import example_cards, write_report
-from stratascope.workflow.rolling import roll_and_draw
-from stratascope.workflow.sharing import share_and_draw
+from stratascope.results.file import ResultFile
+from stratascope.results.output import save_with_figure
+from stratascope.results.registry import load_result, save_result
+from stratascope.results.stored_result import StoredResult
+from stratascope.store import ActivationStore
 from tests.completed import completed
 from tests.viewer.browser import Browser
+
+COMMAND_LINES = CommandLines(lambda name: all_commands()[name])
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +51,22 @@ def results(settings, store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     blank = folder / "blank.zarr"
     run_extraction(plan_extraction(dataclasses.replace(settings, condition="blank", record=("residual",))), blank)
     asked = {"tasks": ("truth", "truth:shuffled"), "positions": ("final", "object"), "settings": {"folds": 4, "seed": 0}}
-    probe_and_draw(store, ProbeRequest(baselines={"baseline": ActivationStore.open(blank)}, **asked), folder / "results")
-    save_answers(store, folder / "results")
-    share_and_draw(store, folder / "results")
-    roll_and_draw(store, folder / "results", examples=(0, 1), window=None)
-    point_and_draw(store, folder / "results")
+    probed = run_probes(
+        store, ProbeRequest(baselines={"baseline": ActivationStore.open(blank)}, **asked), output=folder / "results" / "layers"
+    )
+    for name, result in probed.results.items():
+        save_with_figure(result, folder / "results", name=name, draw=False)
+    save_with_figure(answer_confidence(store), folder / "results")
+    save_with_figure(attention_share(store), folder / "results")
+    save_with_figure(rollout_examples(store, (0, 1)), folder / "results")
+    save_with_figure(pointing(store), folder / "results")
     return folder / "results"
 
 
 @pytest.fixture(scope="module")
 def page(store, results: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("page") / "report.html"
-    write_report(store, [results], out, where="scenes.zarr")
+    write_report(store, [results], out, where="scenes.zarr", command_line=COMMAND_LINES)
     return out.read_text("utf-8")
 
 
@@ -83,6 +91,7 @@ class Numbers(HTMLParser):
         self.text[self.section] = self.text.get(self.section, "") + data
 
 
+@pytest.mark.slow
 def test_every_number_of_the_headline_stands_in_the_table_it_names(page: str, results: Path) -> None:
     cited = [(value, source.split(", ")) for section, value, source in Numbers(page).found if section == "found"]
     assert len(cited) > 15
@@ -92,6 +101,7 @@ def test_every_number_of_the_headline_stands_in_the_table_it_names(page: str, re
         assert (numbers == float(value)).any(), (value, file, table)
 
 
+@pytest.mark.slow
 def test_the_headline_is_what_the_curves_say(page: str, results: Path) -> None:
     said = Numbers(page)
     curve = LayerCurve.load(results / "probe-truth-final.zarr.zip")
@@ -106,23 +116,26 @@ def test_the_headline_is_what_the_curves_say(page: str, results: Path) -> None:
     assert "shuffled labels" in said.text["found"]
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes(page: str, store, results: Path, tmp_path: Path) -> None:
-    write_report(store, [results], tmp_path / "again.html", where="scenes.zarr")
+    write_report(store, [results], tmp_path / "again.html", where="scenes.zarr", command_line=COMMAND_LINES)
     assert (tmp_path / "again.html").read_text("utf-8") == page
 
 
+@pytest.mark.slow
 def test_it_is_small_and_holds_no_path_of_this_machine(page: str, results: Path) -> None:
     without_images = re.sub(r"data:image/png;base64,[^\"]+", "", page)
     assert len(without_images) < 1_000_000
     assert str(results.parent) not in page
 
 
-def answered(table, right) -> Findings:
+def answered(table, right) -> ResultSet:
     """The results of a store whose answers are right where `right` says so."""
     held = ResultFile("answer_confidence", {"answers": table.assign(right=right)}, {}, {})
-    return Findings([Found(Path("answers.zarr.zip"), held)])
+    return ResultSet([StoredResult(Path("answers.zarr.zip"), held)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrong", "shown"), [(0, (6, 0)), (1, (5, 1)), (2, (4, 2)), (3, (3, 3)), (-3, (3, 3)), (-2, (2, 4)), (-1, (1, 5))])
 def test_six_cards_from_the_surest_to_the_least_sure_however_few_answers_are_wrong(store, results: Path, wrong: int, shown) -> None:
     table = load_result(results / "answers.zarr.zip").tables["answers"]
@@ -139,6 +152,7 @@ def test_six_cards_from_the_surest_to_the_least_sure_however_few_answers_are_wro
             assert titles[-1] == store.examples["caption"][rows["example"].iloc[-1]]
 
 
+@pytest.mark.slow
 def test_the_cards_between_the_surest_and_the_least_sure_are_of_other_relations_and_evenly_spread(store, results: Path) -> None:
     table = load_result(results / "answers.zarr.zip").tables["answers"]
     table = table.assign(confidence=np.linspace(0.99, 0.51, len(table)))
@@ -151,12 +165,14 @@ def test_the_cards_between_the_surest_and_the_least_sure_are_of_other_relations_
     assert relations.nunique() >= 5  # as the ends are given, and may be of one relation
 
 
+@pytest.mark.slow
 def test_a_store_with_few_examples_shows_all_of_them_once(store, results: Path) -> None:
     table = load_result(results / "answers.zarr.zip").tables["answers"].iloc[:4]
     cards = example_cards(store, answered(table, [True, False, True, True]))
     assert sorted(card.title for card in cards) == sorted(store.examples["caption"][table["example"]])
 
 
+@pytest.mark.slow
 def test_absent_results_name_the_command_that_makes_them(store, results: Path, tmp_path: Path) -> None:
     shutil.copy(results / "rollout.zarr.zip", tmp_path)
     html = report_page(store, gather(store, [tmp_path]), command_name="my.zarr").html()
@@ -169,7 +185,7 @@ def test_absent_results_name_the_command_that_makes_them(store, results: Path, t
 
 
 def test_an_absent_result_asks_for_an_extraction_only_where_the_store_lacks_what_it_needs() -> None:
-    nothing = Findings([])
+    nothing = ResultSet([])
     (lacking,) = faithfulness_blocks(nothing, "a.zarr", {"attention_rows"})
     assert isinstance(lacking, Missing)
     assert "extract with --record attention_rows,attention_maps,knockout" in lacking.what
@@ -179,6 +195,7 @@ def test_an_absent_result_asks_for_an_extraction_only_where_the_store_lacks_what
     assert there.command == "stratascope faithfulness a.zarr"
 
 
+@pytest.mark.slow
 def test_results_of_another_store_are_refused_by_name_unless_the_folder_is_shared(store, results: Path, tmp_path: Path) -> None:
     other = load_result(results / "share.zarr.zip")
     foreign = ResultFile(other.kind, other.tables, other.arrays, {**other.attributes, "store": "0" * 64})
@@ -195,6 +212,7 @@ def test_results_of_another_store_are_refused_by_name_unless_the_folder_is_share
         gather(store, where=tmp_path / "nowhere" / "a.zarr")
 
 
+@pytest.mark.slow
 def test_a_result_made_twice_counts_once(store, results: Path, tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     for name in ("probe-truth-final", "advantage-truth-final-over-baseline"):
@@ -202,6 +220,7 @@ def test_a_result_made_twice_counts_once(store, results: Path, tmp_path: Path) -
     assert len(gather(store, [results, tmp_path / "again"]).own) == len(gather(store, [results]).own)
 
 
+@pytest.mark.slow
 def test_curves_of_the_same_examples_under_another_condition_stand_beside(store, results: Path) -> None:
     findings = gather(store, [results])
     assert {f.condition for f in findings.beside} == {"blank"}
@@ -209,34 +228,39 @@ def test_curves_of_the_same_examples_under_another_condition_stand_beside(store,
     assert {f.task for f in findings.curves} == {"truth"}
 
 
+@pytest.mark.slow
 def test_the_boxes_that_a_result_was_made_with_are_named_and_told_from_others(store, scenes: Path, tmp_path: Path) -> None:
     other = tmp_path / "all boxes.json"
     other.write_bytes((scenes / "instances.json").read_bytes() + b"\n")
     said = {}
     for boxes in (scenes / "instances.json", other, None):
-        point_and_draw(store, tmp_path / "results", boxes=boxes)
-        said[boxes] = [line for line in commands(store, gather(store, [tmp_path / "results"])) if "pointing" in line or line[0] == "#"][1:]
+        assert run("pointing", store.name, *(["--boxes", str(boxes)] if boxes else []), "--out", str(tmp_path / "results")).exit_code == 0
+        lines = commands(store, gather(store, [tmp_path / "results"]), COMMAND_LINES)
+        said[boxes] = [line for line in lines if "pointing" in line or line[0] == "#"][1:]
     digest = hashlib.sha256(other.read_bytes()).hexdigest()
     assert said[scenes / "instances.json"] == [
-        "# instances.json: the file of boxes that the store was made with; say where it lies",
+        "# instances.json: the file of boxes of the extraction; give its path",
         "stratascope pointing scenes.zarr --boxes instances.json --out results",
     ]
     assert said[other] == [
-        f"# all boxes.json: the file of boxes whose SHA-256 begins {digest[:12]}; say where it lies",
+        f"# all boxes.json: the file of boxes whose SHA-256 begins with {digest[:12]}; give its path",
         "stratascope pointing scenes.zarr --boxes 'all boxes.json' --out results",
     ]
     assert said[None] == ["stratascope pointing scenes.zarr --out results"]
     held = load_result(tmp_path / "results" / "pointing.zarr.zip")
-    without = Found(Path("r/p.zarr.zip"), dataclasses.replace(held, attributes={**held.attributes, "others": True}))
-    assert "stratascope pointing scenes.zarr --boxes BOXES.json --out r" in commands(store, Findings([without]))  # an older file
-    seeded = Found(without.path, dataclasses.replace(held, attributes={**held.attributes, "seed": 3}))
-    assert "stratascope pointing scenes.zarr --seed 3 --out r" in commands(store, Findings([seeded]))
+    without = StoredResult(Path("r/p.zarr.zip"), dataclasses.replace(held, attributes={**held.attributes, "others": True}))
+    assert "stratascope pointing scenes.zarr --boxes BOXES.json --out r" in commands(
+        store, ResultSet([without]), COMMAND_LINES
+    )  # an older file
+    seeded = StoredResult(without.path, dataclasses.replace(held, attributes={**held.attributes, "seed": 3}))
+    assert "stratascope pointing scenes.zarr --seed 3 --out r" in commands(store, ResultSet([seeded]), COMMAND_LINES)
 
 
 def run(*arguments: str):
     return CliRunner().invoke(main, list(arguments))
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_from_its_results_or_says_what_makes_them(results: Path, tmp_path: Path) -> None:
     listed = run("figure", "--list").output
     for name, figure in FIGURES.items():
@@ -253,12 +277,13 @@ def test_every_figure_is_drawn_from_its_results_or_says_what_makes_them(results:
 def test_results_that_their_command_left_out_are_not_asked_of_it_again(tmp_path: Path) -> None:
     prediction = FIGURES["prediction"]
     with pytest.raises(NotRecordedError, match="none; make it with `stratascope overlap STORE`"):
-        prediction.figure(Findings([]))
-    overlap = Found(tmp_path / "overlap.zarr.zip", ResultFile("box_overlap"))
-    with pytest.raises(NotRecordedError, match="was run and left them out: they need at least 20 right and 20 wrong"):
-        prediction.figure(Findings([overlap]))
+        prediction.figure(ResultSet([]))
+    overlap = StoredResult(tmp_path / "overlap.zarr.zip", ResultFile("box_overlap"))
+    with pytest.raises(NotRecordedError, match="ran and left it out: it needs at least 20 right and 20 wrong"):
+        prediction.figure(ResultSet([overlap]))
 
 
+@pytest.mark.slow
 def test_a_figure_is_a_columns_width_and_the_same_each_time(results: Path, tmp_path: Path) -> None:
     for name in ("a.pdf", "b.pdf"):
         assert run("figure", "curves", str(results), "-o", str(tmp_path / name)).exit_code == 0
@@ -268,9 +293,56 @@ def test_a_figure_is_a_columns_width_and_the_same_each_time(results: Path, tmp_p
     assert float(box.group(1)) == pytest.approx(3.4 * 72, abs=1)
 
 
+@pytest.mark.slow
+def test_a_figure_is_also_named_as_the_file_of_its_command(store_path: Path, results: Path, tmp_path: Path) -> None:
+    for name in ("probe-truth", "probe-truth-final", "advantage-truth-final-over-baseline", "answers", "rollout"):
+        assert run("figure", name, str(store_path), str(results), "-o", str(tmp_path / f"{name}.png")).exit_code == 0, name
+        assert (tmp_path / f"{name}.png").stat().st_size > 3000
+    without = run("figure", "rollout", str(results), "-o", str(tmp_path / "x.png"))
+    assert without.exit_code == 2
+    assert "expected the store for the images" in without.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_print_json_or_nothing(store_path: Path, results: Path, tmp_path: Path) -> None:
+    for command, key in ((("figure", "share", str(results)), "figure"), (("report", str(store_path), str(results)), "page")):
+        out = tmp_path / f"{key}.{'html' if key == 'page' else 'svg'}"
+        assert json.loads(run(*command, "-o", str(out), "--json").stdout)[key] == str(out)
+        assert run(*command, "-o", str(out), "-q").stdout == ""
+    assert "results file" in run("report", str(store_path), str(results), "-o", str(tmp_path / "r.html"), "-v").stdout
+
+
+@pytest.mark.slow
+def test_the_options_of_every_result_that_differ_from_the_defaults_are_written(store, tmp_path: Path) -> None:
+    run(
+        "rollout",
+        store.name,
+        "--examples",
+        "1,3",
+        "--window",
+        "2-4",
+        "--form",
+        "dropped",
+        "--discard",
+        "0.25",
+        "--out",
+        str(tmp_path / "r"),
+    )
+    run("flow", store.name, "--examples", "1", "--window", "2-4", "--out", str(tmp_path / "r"))
+    run("overlap", store.name, "--measure", "share", "--seed", "4", "--only", "label=1", "--out", str(tmp_path / "r"))
+    run("explain", store.name, "3", "-o", str(tmp_path / "r" / "third.html"))
+    lines = commands(store, gather(store, [tmp_path / "r"]), COMMAND_LINES)
+    assert "stratascope rollout scenes.zarr --examples 1,3 --window 2-4 --form dropped --discard 0.25 --out r" in lines
+    assert "stratascope flow scenes.zarr --examples 1 --window 2-4 --out r" in lines
+    assert any(re.fullmatch(r"stratascope overlap scenes.zarr --measure share --only label=1( --seed 4)? --out r", line) for line in lines)
+    assert any(re.fullmatch(r"stratascope explain scenes.zarr \S+ -+o\w* r/third.html --window \d-\d", line) for line in lines), lines
+
+
+@pytest.mark.slow
 def test_an_unknown_figure_or_task_is_refused_with_what_there_is(results: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (("figur", str(results)), "expected a figure of curves, positions"),
+        (("curve", str(results)), "did you mean curves"),
         (("curves", str(results), "--task", "colour"), "expected a layer curve of colour at any position .* found truth at final"),
         (("curves",), "expected the name of a figure and a store"),
         (("curves", str(results), "--width", "0.1"), "width and height of 1 to 20 inches"),
@@ -280,6 +352,7 @@ def test_an_unknown_figure_or_task_is_refused_with_what_there_is(results: Path, 
         assert re.search(message, result.stderr)
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_beside_the_store(store_path: Path, results: Path, tmp_path: Path) -> None:
     result = run("report", str(store_path), str(results), "-o", str(tmp_path / "r.html"), "--title", "A <b>title</b>")
     assert result.exit_code == 0, result.output
@@ -287,6 +360,7 @@ def test_the_command_writes_the_page_beside_the_store(store_path: Path, results:
     assert run("report", str(store_path), str(tmp_path / "none")).exit_code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="NO CHROMIUM HERE: that the report opens without errors was NOT checked")
 def test_it_opens_in_a_browser_without_errors(page: str, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(page, encoding="utf-8")
@@ -298,6 +372,7 @@ def test_it_opens_in_a_browser_without_errors(page: str, tmp_path: Path) -> None
     assert (tmp_path / "page.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(page: str, tmp_path: Path, scheme: str) -> None:
     (tmp_path / "report.html").write_text(page, encoding="utf-8")
@@ -314,6 +389,7 @@ def test_axe_finds_nothing(page: str, tmp_path: Path, scheme: str) -> None:
         browser.close()
 
 
+@pytest.mark.slow
 def test_it_prints_on_a4_with_nothing_beyond_the_margin(page: str, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(page, encoding="utf-8")
     browser = Browser(tmp_path)
@@ -335,6 +411,7 @@ def test_it_prints_on_a4_with_nothing_beyond_the_margin(page: str, tmp_path: Pat
     assert 5 <= len(sizes) <= 10
 
 
+@pytest.mark.slow
 def test_the_method_to_believe_leads_and_all_are_listed(store, results: Path, tmp_path: Path) -> None:
     import pandas as pd
 
@@ -354,7 +431,8 @@ def test_the_method_to_believe_leads_and_all_are_listed(store, results: Path, tm
     tables = {"heads": heads, "blocks": pd.DataFrame({"layer": [0, 1], "carried": [0.5, 0.3]})}
     save_result(tmp_path / "attribution.zarr.zip", completed("logit_attribution", tables, {}, facts))
     said = Numbers(report_page(store, gather(store, [tmp_path]), command_name="my.zarr").html())
-    sentence = "norm-based attention agrees best with what hiding groups of image cells from the final token does: rank correlation 0.40"
+    sentence = "norm-based attention agrees best with attention knockouts of groups of image cells masked for the final token: "
+    sentence += "rank correlation 0.40"
     assert f"{sentence} [0.30, 0.50]" in said.text["found"].replace("\n", " ")
     for label in ("norm-based attention", "drawn at random", "Not compared: flow; record attention_maps"):
         assert label in said.text["faithfulness"]

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from stratascope.errors import InvalidInputError
+from stratascope.figures.panels import draw_curve_panel, draw_value_panel, panel_figure, span_of
+from stratascope.figures.score_grids import draw_confusion, draw_score_grid, draw_transfer
 from stratascope.report import new_figure
-from stratascope.report.panels import draw_curve_panel, draw_value_panel, panel_figure, span_of
-from stratascope.report.score_grids import draw_confusion, draw_score_grid, draw_transfer
 
 CELLS = pd.DataFrame(
     [

@@ -13,9 +13,9 @@ from stores import birth, small_layout
 from zarr.storage import MemoryStore
 
 from stratascope.errors import InvalidInputError
-from stratascope.extract.contents import _column
+from stratascope.extract.plan.store_contents import _column
 from stratascope.store import ActivationStore, chosen_examples, column_texts, create_store
-from stratascope.store.tables import get_table, put_table
+from stratascope.store.format.tables import get_table, put_table
 
 COLUMNS: dict[str, list[Any]] = {
     "level": [1, 2, None, 10, 1],

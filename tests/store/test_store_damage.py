@@ -66,6 +66,7 @@ def test_a_whole_store_is_fine(whole):
     assert found.table.set_index("array")["files"]["residual"] == 3
 
 
+@pytest.mark.slow
 def test_every_flip_is_seen(path):
     """Every byte of the files is as likely to be flipped; a sample of them, one at a time."""
     rng = np.random.default_rng(0)
@@ -105,6 +106,7 @@ def _covers(store: ActivationStore, name: str) -> bool:
     return set(chunks) == set(chunks[store.available(name)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["truncated", "cut by one", "empty", "missing", "longer", "of another block"])
 def test_files_that_are_not_whole_are_seen(path, change):
     for file in block_files(path)[::2]:
@@ -130,6 +132,7 @@ def test_files_that_are_not_whole_are_seen(path, change):
     assert verify(path).ok
 
 
+@pytest.mark.slow
 def test_damage_of_what_creation_wrote_is_seen(path):
     rng = np.random.default_rng(1)
     created = [
@@ -223,7 +226,7 @@ def test_the_message_names_the_blocks(path):
 
 def test_values_that_are_whole_but_wrong_are_seen(path):
     """A file with good checksums that the writer would not have written: a mean that is not the mean of its rows."""
-    from stratascope.store.shards import encode_file
+    from stratascope.store.format.shards import encode_file
 
     spec = LAYOUT.array("attention_mean")
     store = ActivationStore.open(path)

@@ -10,7 +10,7 @@ from stores import birth, block_arrays, make_store, small_layout
 
 from stratascope.errors import StoreError
 from stratascope.store import ActivationStore
-from stratascope.store.shards import ABSENT, decode_file, decode_index, encode_file, index_size
+from stratascope.store.format.shards import ABSENT, decode_file, decode_index, encode_file, index_size
 
 
 def _values(spec, examples: int, seed: int = 0) -> np.ndarray:
@@ -27,6 +27,7 @@ EVERYTHING = {
 NAMES = [s.name for s in small_layout(**EVERYTHING).arrays() if s.by_block]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("examples", [70, 64, 3])
 def test_zarr_reads_what_is_encoded(tmp_path, name, examples):

@@ -23,11 +23,12 @@ from stores import birth, block_arrays, make_store, small_layout
 
 from stratascope.cli import FAULT, main
 from stratascope.errors import StoreError
-from stratascope.store import ActivationStore, BlockWriter, StoreLayout, copy_store, create_store, diff_stores, load_result, repair, verify
-from stratascope.store.limits import MOST_DEPTH, MOST_METADATA, zstd_size
-from stratascope.store.links import FOLLOW_VARIABLE
-from stratascope.store.provenance import digest
-from stratascope.store.shards import decode_chunk, encode_chunk
+from stratascope.results.registry import load_result
+from stratascope.store import ActivationStore, BlockWriter, StoreLayout, copy_store, create_store, diff_stores, repair, verify
+from stratascope.store.format.limits import MOST_DEPTH, MOST_METADATA, zstd_size
+from stratascope.store.format.provenance import digest
+from stratascope.store.format.shards import decode_chunk, encode_chunk
+from stratascope.store.io.links import FOLLOW_VARIABLE
 
 LAYOUT = small_layout()
 KNOWN = birth(LAYOUT)
@@ -145,6 +146,7 @@ def verify_of_another(path: Path, tmp_path: Path) -> Any:
     return verify(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", ["zarr.json", "residual/c/0/0/1/0", "residual/c", "n_tokens/c/0", "written/c/1", "examples/caption/c"])
 def test_reading_refuses_links_unless_asked_for(path, whole, tmp_path, link, monkeypatch):
     outside = tmp_path / "outside"
@@ -201,6 +203,7 @@ def forged(path: Path, **fields: Any) -> None:
     file.write_text(json.dumps(root))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [10**7, 10**12, 2**62])
 @pytest.mark.parametrize("field", ["examples", "layers", "hidden", "heads", "tokens", "block"])
 def test_an_absurd_layout_is_refused_before_anything_is_allocated(path, tmp_path, field, size):
@@ -287,6 +290,7 @@ def test_metadata_nested_deeply_are_refused_by_name(path, depth):
 # memory
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_is_no_damage(tmp_path):
     """Whatever the limit, `verify --repair` ends well or says that memory ran out, and changes nothing."""
     resource = pytest.importorskip("resource")
@@ -330,14 +334,14 @@ def test_an_error_of_memory_anywhere_in_a_check_repairs_nothing(path, monkeypatc
     def fails(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(sys.modules["stratascope.store.verify"], where, fails)
+    monkeypatch.setattr(sys.modules["stratascope.store.maintenance.verify"], where, fails)
     before = contents(path)
     assert "emory" in refused("verify", "--repair", str(path)) or "thread" in str(error)
     assert contents(path) == before
 
 
 def test_a_file_that_may_not_be_read_is_no_damage(path, monkeypatch):
-    from stratascope.store import blockfiles
+    from stratascope.store.io import shard_reader as blockfiles
 
     def fails(name: Any, *_: Any, **__: Any) -> Any:
         raise OSError(5, "Input/output error", str(name))
@@ -365,6 +369,7 @@ def test_a_store_that_is_not_complete_is_not_called_good(tmp_path, blocks):
 # zips of a folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("folder", ["", "original.zarr/", "demo/original.zarr/"])
 def test_a_zip_of_the_folder_is_read(whole, tmp_path, how, folder):

@@ -45,6 +45,7 @@ def _start(path: Path, rank: int, of: int) -> subprocess.Popen[bytes]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no kill -9")
 def test_killed_writers_leave_nothing_wrong_and_resume_is_exact(tmp_path):
     """Two writers, of their own ranks or of the same, killed at random moments; then a third goes on."""

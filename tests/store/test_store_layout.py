@@ -10,8 +10,8 @@ import pytest
 from stores import birth, block_arrays, small_layout
 
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.store import StoreLayout, encode_maps
-from stratascope.store.shards import encode_file
+from stratascope.store import StoreLayout, encode_maps, estimate_sizes
+from stratascope.store.format.shards import encode_file
 
 
 def test_json_round_trip():
@@ -99,7 +99,7 @@ def test_estimate_of_a_realistic_store_is_within_ten_percent(shared_maps):
     )  # fmt: skip
     n_tokens = rng.integers(180, tokens + 1, n)
     has_map = np.arange(n) < 2
-    table = layout.estimate(n_tokens, has_map).set_index("array")["estimated_bytes"]
+    table = estimate_sizes(layout, n_tokens, has_map).set_index("array")["estimated_bytes"]
 
     spec = layout.array("residual")
     size = 0
@@ -133,19 +133,21 @@ def test_estimate_of_a_realistic_store_is_within_ten_percent(shared_maps):
 def test_pictures_are_estimated_from_a_sample():
     layout = small_layout(4)
     pictures = block_arrays(layout, birth(layout), 0)["thumbnail"]
-    table = layout.estimate(thumbnails=pictures).set_index("array")
+    table = estimate_sizes(layout, thumbnails=pictures).set_index("array")
     size = sum(map(len, encode_file(layout.array("thumbnail"), pictures)))
     assert table["estimated_bytes"]["thumbnail"] == pytest.approx(size, rel=0.5)
     with pytest.raises(InvalidInputError, match="thumbnails"):
-        layout.estimate(thumbnails=np.zeros((1, 2, 2, 3), np.uint8))
+        estimate_sizes(layout, thumbnails=np.zeros((1, 2, 2, 3), np.uint8))
     with pytest.raises(InvalidInputError, match="n_tokens"):
-        layout.estimate(n_tokens=np.ones(3))
+        estimate_sizes(layout, n_tokens=np.ones(3))
 
 
 def test_estimate_of_the_demo_is_within_ten_percent(store):
     """The built-in model on generated scenes, as `plan` prints it; answers and status are a few bytes."""
     pictures = np.stack([store.thumbnail(i) for i in range(16)])
-    table = store.layout.estimate(store.n_tokens, store.has_map, store.position_present, pictures).set_index("array")["estimated_bytes"]
+    table = estimate_sizes(store.layout, store.n_tokens, store.has_map, store.position_present, pictures).set_index("array")[
+        "estimated_bytes"
+    ]
     sizes = {
         s.name: sum((Path(store.name) / s.key(b)).stat().st_size for b in range(store.layout.blocks))
         for s in store.layout.arrays() if s.by_block

@@ -17,8 +17,9 @@ from stores import birth, block_arrays, make_store, small_layout
 
 from stratascope.cli import main
 from stratascope.errors import StoreError
-from stratascope.store import BlockWriter, claims, copy_store, create_store
-from stratascope.store.claims import CLAIMS, block_claim
+from stratascope.store import BlockWriter, copy_store, create_store
+from stratascope.store.io import claims
+from stratascope.store.io.claims import CLAIMS, block_claim
 
 LAYOUT = small_layout(5, record={"residual"})
 KNOWN = birth(LAYOUT)
@@ -59,6 +60,7 @@ def change_end_of_entry(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "spoil", "said"),
     [
@@ -155,7 +157,7 @@ def test_what_a_killed_copy_left_is_removed_by_the_next(tmp_path, source):
 
 
 def test_two_copies_to_one_folder_are_told_apart(tmp_path, source):
-    from stratascope.store import copying
+    from stratascope.store.maintenance import copy as copying
 
     seen = []
 
@@ -182,7 +184,7 @@ def no_locks(monkeypatch):
 DIE = """
 import errno, os, sys
 from pathlib import Path
-from stratascope.store import claims
+from stratascope.store.io import claims
 def refuse(*_):
     raise OSError(errno.ENOLCK, "No locks available")
 claims.fcntl.flock = refuse

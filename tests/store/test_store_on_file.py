@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from stratascope.errors import StoreError
-from stratascope.store import ResultFile, load_result, save_result
-from stratascope.store.on_file import HELD_BYTES, OnFile
+from stratascope.results.file import ResultFile
+from stratascope.results.lazy_arrays import HELD_BYTES, OnFile
+from stratascope.results.registry import load_result, save_result
 
 LAYERS = 24
 EXAMPLES = HELD_BYTES // (LAYERS * 16 * 4) * 4

@@ -22,8 +22,9 @@ from unwell import unwell
 from stratascope.addresses import without_secrets
 from stratascope.cli import INTERRUPTED, main
 from stratascope.errors import StoreError
-from stratascope.store import ActivationStore, copy_store, remote, verify
-from stratascope.store.remote import UnreachableError
+from stratascope.store import ActivationStore, copy_store, verify
+from stratascope.store.io import remote
+from stratascope.store.io.remote import UnreachableError
 
 pytest.importorskip("obstore")
 
@@ -63,6 +64,7 @@ def of_each_kind(root):
     return ["zarr.json", *metadata[-4::2], *list(one_each.values())[::3], "residual/c/0/0/1/0", "written/c/1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("illness", [500, "reset", "cut", 403])
 def test_a_file_that_a_server_does_not_send_is_not_damaged(source, hurried, illness):
     names = of_each_kind(source)
@@ -90,6 +92,7 @@ def test_other_bytes_are_damage(source):
     assert found.problems["file"].tolist() == ["residual/zarr.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [503, 429, 500])
 def test_an_overloaded_server_is_asked_again(tmp_path, source, hurried, monkeypatch, status):
     monkeypatch.setattr(remote, "PATIENCE", 60.0)
@@ -151,6 +154,7 @@ def test_what_a_stopped_copy_left_is_checked(tmp_path, source, hurried):
     assert files(tmp_path / "b.zarr") == files(source)
 
 
+@pytest.mark.slow
 def test_only_silence_times_out(source, hurried, monkeypatch):
     monkeypatch.setattr(remote, "SILENCE", 1.0)
     name = f"/a.zarr/{LAYOUT.array('residual').key(1)}"
@@ -252,7 +256,7 @@ def test_a_crash_of_the_client_library_is_one_line(no_cloud):
 
 
 def test_what_others_print_while_a_store_is_opened_is_not_lost():
-    code = "import os, sys\nfrom stratascope.store.panics import silenced_panics\nwith silenced_panics():\n    os.write(2, b'kept')\n"
+    code = "import os, sys\nfrom stratascope.store.io.remote import silenced_panics\nwith silenced_panics():\n    os.write(2, b'kept')\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stderr == "kept"
 

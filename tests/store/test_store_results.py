@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.store import ActivationStore, ResultFile, load_result, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import load_result, save_result
+from stratascope.store import ActivationStore
 
 
 def example() -> ResultFile:
@@ -61,7 +63,7 @@ def test_the_same_result_is_the_same_bytes(tmp_path):
 def test_saving_again_replaces_whole(tmp_path, monkeypatch):
     save_result(tmp_path / "a.zip", example())
     before = (tmp_path / "a.zip").read_bytes()
-    from stratascope.store import durable
+    from stratascope.store.io import durable
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -73,6 +75,7 @@ def test_saving_again_replaces_whole(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
 
 
+@pytest.mark.slow
 @given(
     numbers=st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=5),
     words=st.lists(st.one_of(st.none(), st.text(st.characters(codec="utf-8"), max_size=5)), max_size=5),
@@ -155,6 +158,7 @@ def test_a_result_says_what_it_consists_of_in_a_few_lines():
     assert said[-1] == "  attributes: seed, tasks, nested"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "dims"),
     [((3000, 6, 300), "example layer token"), ((6, 9, 20_000, 5), "layer head example part"), ((0, 3), "example part"), ((), "")],

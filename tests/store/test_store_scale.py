@@ -29,6 +29,7 @@ def test_one_example(tmp_path):
     assert verify(path).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("examples", [63, 64, 65])
 def test_the_edges_of_a_block_of_64(tmp_path, examples):
     layout = small_layout(examples, block=64)
@@ -40,6 +41,7 @@ def test_the_edges_of_a_block_of_64(tmp_path, examples):
     assert verify(path).ok
 
 
+@pytest.mark.slow
 def test_the_metadata_of_a_hundred_thousand_examples(tmp_path):
     n = 100_000
     layout = small_layout(n, block=64, tokens=64, layers=28, hidden=3584)
@@ -87,6 +89,7 @@ print(base, written, read, peak(), values.nbytes / 2**20)
 """
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_a_block(tmp_path):
     pytest.importorskip("resource")
     arguments = [sys.executable, "-c", MEMORY, str(tmp_path / "a.zarr"), str(Path(__file__).parent)]

@@ -143,7 +143,7 @@ def test_copies_are_refused_with_what_there_is(tmp_path, source):
 
 @pytest.mark.parametrize("name", ["a.zarr", "a.zip"])
 def test_a_copy_that_fails_leaves_nothing(tmp_path, source, monkeypatch, name):
-    from stratascope.store import copying
+    from stratascope.store.maintenance import copy as copying
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -165,6 +165,7 @@ def test_damage_does_not_travel(tmp_path, source):
     assert not (tmp_path / "b.zip").exists()
 
 
+@pytest.mark.slow
 def test_http_reads_what_the_folder_holds(tmp_path, source):
     pytest.importorskip("obstore")
     with serving(source.parent) as server:
@@ -191,7 +192,7 @@ def test_http_fetches_a_layer_and_hardly_more(tmp_path):
         good = store.available("residual")
         server.bytes_sent, before = 0, len(server.requests)
         store.read("residual", layer=7, position="image", examples=good)
-        from stratascope.store.shards import decode_index, index_size
+        from stratascope.store.format.shards import decode_index, index_size
 
         spec = layout.array("residual")
         needed = 0
@@ -213,6 +214,7 @@ def test_a_server_without_range_is_refused(source):
             store.read("residual", layer=1, position="final", examples=[0])
 
 
+@pytest.mark.slow
 def test_an_address_without_a_server_is_told_in_one_plain_sentence():
     pytest.importorskip("obstore")
     with socket.socket() as free:

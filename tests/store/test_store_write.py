@@ -16,8 +16,8 @@ from stores import birth, block_arrays, make_store, small_layout
 
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError, StoreError
 from stratascope.store import ActivationStore, BlockWriter, create_store, verify
-from stratascope.store import durable as durable_files
-from stratascope.store.claims import CLAIMS, block_claim
+from stratascope.store.io import durable as durable_files
+from stratascope.store.io.claims import CLAIMS, block_claim
 
 LAYOUT = small_layout()
 KNOWN = birth(LAYOUT)
@@ -87,6 +87,7 @@ def test_everything_is_flushed_before_the_marker_appears(path, monkeypatch):
         assert events[i - 1] == events[i + 1] == "flush"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", ["residual", "status", "written"])
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO])
 def test_a_disk_that_refuses_leaves_a_store_that_resumes(path, monkeypatch, failing, error):
@@ -118,7 +119,7 @@ def test_a_folder_that_may_not_be_written_is_refused(path, monkeypatch):
     def refuses(*_: object, **__: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("stratascope.store.claims.os.open", refuses)
+    monkeypatch.setattr("stratascope.store.io.claims.os.open", refuses)
     with pytest.raises(StoreError, match="can be written"):
         BlockWriter(path)
 
@@ -169,6 +170,7 @@ def _spoiled(name: str, at: tuple, value: float) -> dict[str, np.ndarray]:
     return arrays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
@@ -201,7 +203,7 @@ def test_float16_overflow_is_refused():
     arrays = block_arrays(LAYOUT, KNOWN, 0)
     arrays["residual"] = arrays["residual"].astype(np.float64)
     arrays["residual"][0, 0, 0, 0] = 1e39
-    from stratascope.store.checks import BlockFacts, checked_block
+    from stratascope.store.format.block_checks import BlockFacts, checked_block
 
     facts = BlockFacts(range(4), KNOWN["n_tokens"][:4], KNOWN["position_present"][:4], KNOWN["has_map"][:4])
     with pytest.raises(InvalidInputError, match=r"found 1e\+39, too large for float32, at layer 0"):
@@ -266,6 +268,7 @@ def _claim_and_die(path: Path) -> None:
     os._exit(9)
 
 
+@pytest.mark.slow
 def test_a_claim_dies_with_its_process(path):
     process = multiprocessing.get_context("spawn").Process(target=_claim_and_die, args=(path,))
     process.start()
@@ -276,7 +279,7 @@ def test_a_claim_dies_with_its_process(path):
 
 
 def test_without_locks_a_claim_is_a_file_that_grows_old(path, monkeypatch):
-    from stratascope.store import claims
+    from stratascope.store.io import claims
 
     monkeypatch.setattr(claims, "fcntl", None)
     with block_claim(path, 0), pytest.raises(StoreError, match="being written by process"):

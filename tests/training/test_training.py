@@ -13,13 +13,13 @@ torch = pytest.importorskip("torch")
 from PIL import Image  # noqa: E402
 
 from stratascope.datasets.scenes import render, sample_scene, sample_statement  # noqa: E402
-from stratascope.extract.sources import resolve_model  # noqa: E402
-from training.answering import hidden_states, make_batch, question_stage  # noqa: E402
+from stratascope.extract.model_files import resolve_model  # noqa: E402
 from training.batched_vision import BatchedVision, patchify  # noqa: E402
 from training.packing import NAME, Packing, verdict_question  # noqa: E402
+from training.question_stage import hidden_states, make_batch, question_stage  # noqa: E402
 from training.run import Run, Settings, scenes_for  # noqa: E402
-from training.seeing import train_vision  # noqa: E402
 from training.tiny_model import build_model, build_processor, build_tokenizer  # noqa: E402
+from training.vision_stage import train_vision  # noqa: E402
 
 SMALL = Settings(vision_steps=3, decoder_steps=3, joint_steps=2, pool=200)
 
@@ -81,6 +81,7 @@ def test_the_question_that_was_trained_is_the_default_prompt() -> None:
     assert PROMPTS["true-false"].fill(example).text == verdict_question(statement, things)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def finish(folder: Path) -> dict[str, torch.Tensor]:
         run = Run(folder, SMALL)

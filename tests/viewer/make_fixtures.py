@@ -14,7 +14,7 @@ from numcodecs import VLenUTF8
 from stratascope.analysis import rollout_packed
 from stratascope.analysis.flow import flow
 from stratascope.store import decode_maps, encode_maps
-from stratascope.store.prompt_parts import PARTS, token_parts
+from stratascope.store.format.prompt_parts import PARTS, token_parts
 from tests.viewer.viewer_stores import HOSTILE
 
 TARGET = Path(__file__).parents[2] / "viewer" / "tests" / "fixtures.json"

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from stratascope.report.viewer import ViewServer
-from stratascope.store import ActivationStore, save_result
+from stratascope.results.registry import save_result
+from stratascope.store import ActivationStore
 from tests.completed import completed
 from tests.viewer.hosts import hosting
 from tests.viewer.numbers import table
@@ -141,8 +142,8 @@ def try_the_cards(c):
     assert b.js("return document.querySelector('.probe select').value") == "truth"
     c.step(lambda: b.choose(".probe select", "relation"), task="relation")
     b.until(lambda: "probability of “left”" in b.text(".probe h2 small"))
-    c.step(lambda: b.choose(".knockouts [aria-label='Hidden from']", "later"))
-    c.step(lambda: b.choose(".knockouts [aria-label='Hidden in blocks']", "3-5"))
+    c.step(lambda: b.choose(".knockouts [aria-label='Masked for']", "later"))
+    c.step(lambda: b.choose(".knockouts [aria-label='Masked in blocks']", "3-5"))
     c.step(lambda: b.click(".knockouts .button"), measure="knockout", mode="later", window="3-5")
     c.step(lambda: b.click("[data-value=attention]"), measure=None)
 
@@ -281,6 +282,7 @@ def try_what_opens_a_store(c, golden, good):
     c.gather()
 
 
+@pytest.mark.slow
 def test_every_control_of_the_page_does_what_it_says(browser, questions, results, small, seven_billion, tmp_path):
     c = Watched(browser)
     store = ActivationStore.open(questions)

@@ -46,11 +46,13 @@ def settled(sent):
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", [0, 34, 149])
 def test_attention_on_the_page_is_the_stores(browser, small, small_server, example):
     store = ActivationStore.open(small)
     browser.open(f"{small_server.address}#example={example}")
     tokens = int(store.n_tokens[example])
+    browser.until(lambda: json.loads(numbers(browser)[0][0]["id"]) != "")
     found = numbers(browser)
     wanted = store.read("attention_mean", examples=example)[:, :tokens]
     assert sorted(found) == list(range(6))
@@ -73,6 +75,7 @@ MEASURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", MEASURES)
 def test_maps_of_heads_are_those_of_the_store(browser, small, small_server, link):
     store = ActivationStore.open(small)
@@ -83,6 +86,7 @@ def test_maps_of_heads_are_those_of_the_store(browser, small, small_server, link
     np.testing.assert_allclose(weights(found[3]), MEASURES[link](*held), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_rollout_and_the_bound_of_flow_are_those_of_the_analysis(browser, small, small_server):
     store = ActivationStore.open(small)
     tokens = int(store.n_tokens[8])
@@ -98,6 +102,7 @@ def test_rollout_and_the_bound_of_flow_are_those_of_the_analysis(browser, small,
     assert "upper bound" in browser.text(".fact")
 
 
+@pytest.mark.slow
 def test_the_grid_of_heads_holds_shares_of_the_rows(browser, small, small_server):
     store = ActivationStore.open(small)
     browser.open(f"{small_server.address}#example=2")
@@ -112,6 +117,7 @@ def test_the_grid_of_heads_holds_shares_of_the_rows(browser, small, small_server
     np.testing.assert_array_equal(weights(numbers(browser)[5]), rows[5, 3][: int(store.n_tokens[2])])
 
 
+@pytest.mark.slow
 def test_search_and_filters_find_what_the_table_holds(browser, small, small_server):
     store = ActivationStore.open(small)
     table = store.examples
@@ -129,6 +135,7 @@ def test_search_and_filters_find_what_the_table_holds(browser, small, small_serv
     assert "#77" in browser.text(".row")
 
 
+@pytest.mark.slow
 def test_a_link_shows_the_same_again(browser, small_server):
     second = "b.example=9&b.layer=1&b.measure=norm&b.heads=one&b.head=3"
     link = f"example=130&layer=2&measure=rollout&{second}&overlay=spotlight&palette=viridis&query=the"
@@ -142,6 +149,7 @@ def test_a_link_shows_the_same_again(browser, small_server):
     browser.until(lambda: browser.texts(".layer-name") == ["Layer 5"])
 
 
+@pytest.mark.slow
 def test_a_picture_is_saved(browser, small_server):
     browser.open(f"{small_server.address}#example=8&b.example=9&b.layer=1")
     with Image.open(browser.downloaded(lambda: browser.keys("p"))) as image:
@@ -149,6 +157,7 @@ def test_a_picture_is_saved(browser, small_server):
         assert image.size[0] > 1500
 
 
+@pytest.mark.slow
 def test_a_layer_step_and_a_second_look_ask_for_nothing(browser, small, monkeypatch):
     with ViewServer(str(small)) as running, counted(monkeypatch) as sent:
         browser.open(f"{running.address}#example=20&layer=0")
@@ -159,6 +168,7 @@ def test_a_layer_step_and_a_second_look_ask_for_nothing(browser, small, monkeypa
         assert sent[before:] == []
 
 
+@pytest.mark.slow
 def test_the_first_view_of_a_7b_store_asks_for_little(browser, tmp_path, seven_billion):
     (tmp_path / "run.zarr").symlink_to(seven_billion)
     export_page(tmp_path / "page", str(tmp_path / "run.zarr"))
@@ -188,6 +198,7 @@ def test_the_first_view_of_a_7b_store_asks_for_little(browser, tmp_path, seven_b
     assert browser.errors() == []
 
 
+@pytest.mark.slow
 def test_a_million_examples_do_not_freeze_it(browser, million):
     with ViewServer(str(million)) as running:
         browser.open(running.address)
@@ -233,6 +244,7 @@ def test_the_page_beside_the_store_on_a_plain_host(browser, tmp_path, small):
         assert browser.errors() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zipped", [False, True])
 def test_a_store_at_another_host_that_allows_it(browser, tmp_path, small, small_server, zipped):
     from stratascope.store import copy_store
@@ -250,6 +262,7 @@ def test_a_store_at_another_host_that_allows_it(browser, tmp_path, small, small_
         assert browser.errors() == []
 
 
+@pytest.mark.slow
 def test_the_demos_own_store(browser, store_path):
     store = ActivationStore.open(store_path)
     with ViewServer(str(store_path)) as running:
@@ -285,6 +298,7 @@ def upright_edges(browser, address):
     return found[0], found[-1]
 
 
+@pytest.mark.slow
 def test_boxes_lie_where_the_image_that_the_model_was_shown_has_them(browser, small, small_server, tmp_path):
     """The store's boxes are those of the image as it was; under the condition `mirror` it was shown flipped."""
     np.testing.assert_allclose(upright_edges(browser, small_server.address), (0.2, 0.5), atol=0.02)

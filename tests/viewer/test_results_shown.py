@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stratascope.analysis.flowed import flow_examples
+from stratascope.analysis.flow_results import flow_examples
 from stratascope.probe import layer_curve
 from stratascope.report.viewer import ViewServer, server
-from stratascope.store import ActivationStore, BlockWriter, create_store, results, save_result
+from stratascope.results import file as results
+from stratascope.results.registry import load_result, save_result
+from stratascope.store import ActivationStore, BlockWriter, create_store
 from tests.completed import completed
 from tests.viewer.numbers import numbers, table, weights
 from tests.viewer.viewer_stores import PLACES, block_of, known_of, layout_of
@@ -35,6 +37,7 @@ def probe_table(browser):
     return head[1:], {int(row[0]): row[1:] for row in rows}
 
 
+@pytest.mark.slow
 def test_the_probe_card_shows_the_result_files_numbers(browser, store, store_path, tmp_path):
     for position in ("final", "subject"):
         layer_curve(store, "truth", position).save(tmp_path / f"probe-truth-{position}.zarr.zip")
@@ -44,7 +47,7 @@ def test_the_probe_card_shows_the_result_files_numbers(browser, store, store_pat
             names, shown = probe_table(browser)
             assert sorted(names) == ["final", "subject"]
             for position in names:
-                held = results.load_result(tmp_path / f"probe-truth-{position}.zarr.zip")
+                held = load_result(tmp_path / f"probe-truth-{position}.zarr.zip")
                 examples = held.tables["examples"]
                 k = int(np.flatnonzero(examples["example"] == example)[0])
                 second = 1 / (1 + np.exp(-held.arrays["logits"][1][:, 0, k].astype(float)))
@@ -67,7 +70,7 @@ def test_of_a_task_with_many_classes_only_one_piece_is_read(browser, small, tmp_
     tables = {"examples": examples, "table": pd.DataFrame({"layer": np.arange(layers)})}
     path = tmp_path / "probe-relation-final.zarr.zip"
     save_result(path, completed("layer_curve", tables, arrays, told))
-    np.testing.assert_array_equal(results.load_result(path).arrays["logits"][1], logits)
+    np.testing.assert_array_equal(load_result(path).arrays["logits"][1], logits)
     sent = []
     plain = server._Handler._head
 
@@ -88,6 +91,7 @@ def test_of_a_task_with_many_classes_only_one_piece_is_read(browser, small, tmp_
         assert 0 < sum(sent) < path.stat().st_size / 2
 
 
+@pytest.mark.slow
 def test_what_is_said_of_a_file_in_one_great_piece_makes_it_readable(browser, small, tmp_path, monkeypatch):
     layers, classes, count = 4, 40, 95_000
     logits = np.random.default_rng(3).normal(size=(layers, classes, count)).astype(np.float32)
@@ -103,7 +107,7 @@ def test_what_is_said_of_a_file_in_one_great_piece_makes_it_readable(browser, sm
         browser.until(lambda: "too much for a page" in browser.text(".probe .missing"))
         _, _, script = shlex.split(browser.text(".probe .missing code"))
         subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
-        np.testing.assert_array_equal(results.load_result(path).arrays["logits"][1], logits)
+        np.testing.assert_array_equal(load_result(path).arrays["logits"][1], logits)
         browser.open(f"{running.address}#example=9")
         powers = np.exp(logits[:, :, 9].astype(float))
         assert [row[0] for row in probe_table(browser)[1].values()] == [percent(p) for p in powers[:, 9] / powers.sum(1)]
@@ -116,6 +120,7 @@ def _enlarged(folder: Path, shown: Collection[str] | None) -> bytes:
     return json.dumps({"files": [{**entry, "bytes": 1 << 30} for entry in index["files"]]}).encode()
 
 
+@pytest.mark.slow
 def test_exact_flow_on_the_page_is_the_analysis_flow(browser, small, tmp_path):
     store = ActivationStore.open(small)
     whole = flow_examples(store, [8, 9])
@@ -134,6 +139,7 @@ def test_exact_flow_on_the_page_is_the_analysis_flow(browser, small, tmp_path):
         assert "upper bound" in browser.text(".fact")
 
 
+@pytest.mark.slow
 def test_a_store_of_untrained_weights_says_so_and_knows_its_own_results(browser, tmp_path):
     layout = layout_of(9)
     known = known_of(layout, 5, 5)
@@ -150,6 +156,7 @@ def test_a_store_of_untrained_weights_says_so_and_knows_its_own_results(browser,
         browser.until(lambda: "exact flow" in browser.text(".fact"))
 
 
+@pytest.mark.slow
 def test_answers_of_questions_are_called_by_their_names(browser, questions):
     store = ActivationStore.open(questions)
     with ViewServer(str(questions)) as running:
@@ -170,6 +177,7 @@ def test_answers_of_questions_are_called_by_their_names(browser, questions):
         assert browser.errors() == []
 
 
+@pytest.mark.slow
 def test_other_fields_of_the_row_are_shown_as_they_are(browser, questions, small_server):
     with ViewServer(str(questions)) as running:
         for example, wanted in {9: ["<i>hard</i>", "1.28571", "yes", "9"], 10: ["–", "1.42857", "no", "10"]}.items():
@@ -181,6 +189,7 @@ def test_other_fields_of_the_row_are_shown_as_they_are(browser, questions, small
     assert browser.js("return document.querySelector('section:has(.fields)').hidden")
 
 
+@pytest.mark.slow
 def test_knockouts_are_the_stores(browser, questions):
     store = ActivationStore.open(questions)
     layout = store.layout
@@ -191,8 +200,8 @@ def test_knockouts_are_the_stores(browser, questions):
         shown = dict(zip(browser.texts(".bars th"), browser.texts(".bars td.num"), strict=True))
         k = layout.knockout_targets.index("relation")
         assert float(shown["relation"].replace("−", "-")) == pytest.approx(held[0, 0, k], rel=5e-3)
-        browser.choose(".knockouts select[aria-label='Hidden from']", "later")
-        browser.choose(".knockouts select[aria-label='Hidden in blocks']", "3-5")
+        browser.choose(".knockouts select[aria-label='Masked for']", "later")
+        browser.choose(".knockouts select[aria-label='Masked in blocks']", "3-5")
         browser.click(".knockouts .button")
         browser.until(lambda: browser.view().get("measure") == "knockout")
         assert (browser.view()["mode"], browser.view()["window"]) == ("later", "3-5")
@@ -202,11 +211,12 @@ def test_knockouts_are_the_stores(browser, questions):
             wanted = effects[f"cell_{int(row['row']) * 2 // 5}_{int(row['column']) * 3 // 5}"] if row["row"] else effects[row["part"]]
             assert float(row["weight"]) == wanted
         browser.open(f"{running.address}#example=9&measure=knockout")
-        browser.until(lambda: "knockouts of this example were not measured" in browser.text(".note"))
-        assert "Not measured" in browser.text(".knockouts")
+        browser.until(lambda: "No knockout effects of this example" in browser.text(".note"))
+        assert "No knockout effects" in browser.text(".knockouts")
         assert browser.errors() == []
 
 
+@pytest.mark.slow
 def test_estimates_by_token_and_next_tokens_are_the_stores(browser, questions):
     store = ActivationStore.open(questions)
     tokens = int(store.n_tokens[10])
@@ -222,6 +232,7 @@ def test_estimates_by_token_and_next_tokens_are_the_stores(browser, questions):
         assert browser.errors() == []
 
 
+@pytest.mark.slow
 def test_a_store_without_them_shows_none_of_these_cards(browser, small_server):
     browser.open(f"{small_server.address}#example=8")
     assert browser.js("return [...document.querySelectorAll('.knockouts, section:has(.next)')].map((e) => e.hidden)") == [True, True]

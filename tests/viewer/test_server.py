@@ -26,7 +26,9 @@ from stratascope.report.viewer.files import FolderFiles, ZipFiles, well_formed
 from stratascope.report.viewer.page import page_file
 from stratascope.report.viewer.ranges import UnsatisfiableRangeError, byte_range
 from stratascope.report.viewer.server import MOST_CONNECTIONS
-from stratascope.store import ResultFile, copy_store, save_result
+from stratascope.results.file import ResultFile
+from stratascope.results.registry import save_result
+from stratascope.store import copy_store
 from tests.store.serving import serving
 from tests.viewer.asking import ask
 
@@ -263,6 +265,7 @@ def test_an_address_is_read_by_the_page_itself():
         ViewServer("s3://bucket/run.zarr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v1.zarr", "v1.zarr/", "v1.zarr.zip"])
 def test_an_address_is_asked_before_the_page_is_shown(name, tmp_path):
     copy_store(GOLDEN, tmp_path / "v1.zarr.zip")
@@ -276,6 +279,7 @@ def test_an_address_is_asked_before_the_page_is_shown(name, tmp_path):
         check_address(f"{address}/{name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "said"), [("<html>", "found no JSON"), ("[]", "found other JSON"), ('{"attributes": {}}', "found other JSON")]
 )

@@ -87,6 +87,7 @@ def test_an_example_without_a_map(browser, small_server):
     note(browser, f"{small_server.address}#example=7&measure=rollout", ["no attention map of this example", "--maps"])
 
 
+@pytest.mark.slow
 def test_arrays_that_a_store_does_not_hold(browser, tmp_path, small):
     copy_store(small, tmp_path / "mean.zarr", arrays=["attention_mean"], examples=range(64))
     with ViewServer(str(tmp_path / "mean.zarr")) as server:
@@ -120,6 +121,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", DAMAGE)
 def test_damage_is_named_and_gives_no_number(browser, beside, what):
     end, change, link, words = DAMAGE[what]
@@ -151,6 +153,7 @@ FOREIGN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", FOREIGN)
 def test_what_is_no_store_of_this_version(browser, beside, what):
     change, words = FOREIGN[what]
@@ -158,6 +161,7 @@ def test_what_is_no_store_of_this_version(browser, beside, what):
         failure(browser, f"{host.address}page/index.html", words)
 
 
+@pytest.mark.slow
 def test_hosts_that_do_not_serve_stores(browser, beside):
     with hosting(beside, ranges=False) as host:
         note(browser, f"{host.address}page/index.html", ["ignores byte ranges", "206"])
@@ -176,6 +180,7 @@ def test_hosts_that_do_not_serve_stores(browser, beside):
         failure(browser, f"{page.address}page/index.html#store=/small.zip", ["no zip"])
 
 
+@pytest.mark.slow
 def test_without_a_store_the_page_asks_for_one(browser, beside):
     (beside / "page" / "view.json").write_text("{}")
     with hosting(beside) as host:
@@ -186,6 +191,7 @@ def test_without_a_store_the_page_asks_for_one(browser, beside):
         browser.until(lambda: browser.text("header h1") == "small.zarr")
 
 
+@pytest.mark.slow
 def test_a_folder_of_this_computer(browser, beside, tmp_path, small):
     shutil.copytree(GOLDEN, tmp_path / "v1.zarr")
     (beside / "page" / "view.json").write_text("{}")
@@ -209,6 +215,7 @@ ADDRESSES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_hostile_addresses_open_nothing(browser, small_server, address):
     browser.open(f"{small_server.address}#store={address.replace('#', '%23')}")
@@ -216,6 +223,7 @@ def test_hostile_addresses_open_nothing(browser, small_server, address):
     assert "taken" not in browser.driver.title
 
 
+@pytest.mark.slow
 def test_hostile_links_change_nothing_but_the_view(browser, small_server):
     pane = "example=1e999&layer=-7&head=99999&measure=__proto__&heads=constructor&b.example=x"
     browser.open(f"{small_server.address}#{pane}&overlay=<b>&palette=x&strength=NaN&grid=%3Cimg%20src=x%3E&query=%3Cscript%3E")
@@ -223,6 +231,7 @@ def test_hostile_links_change_nothing_but_the_view(browser, small_server):
     assert browser.js("return [document.scripts.length, document.images.length]") == [1, 0]
 
 
+@pytest.mark.slow
 def test_hostile_texts_are_texts(browser, small_server):
     browser.open(small_server.address)
     browser.until(lambda: "150 of 150" in browser.text(".count"))
@@ -242,6 +251,7 @@ def test_hostile_texts_are_texts(browser, small_server):
     assert browser.errors() == []
 
 
+@pytest.mark.slow
 def test_nothing_on_the_page_can_be_made_to_run(browser, small_server):
     browser.open(small_server.address)
     # from a timer: what a driver runs itself is exempt
@@ -262,6 +272,7 @@ GARBLED = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_garbled_links_never_break_the_page(browser, small_server):
     browser.open(f"{small_server.address}?store=javascript:document.title='taken'&%ff#example=2")
     for link in GARBLED:
@@ -274,6 +285,7 @@ def test_garbled_links_never_break_the_page(browser, small_server):
     assert browser.errors() == []
 
 
+@pytest.mark.slow
 def test_what_a_link_asks_for_in_vain_is_said(browser, small_server):
     browser.open(f"{small_server.address}#example=2&layer=3")
     assert browser.text(".notice") == ""
@@ -295,6 +307,7 @@ VIEWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*VIEWS, "failure", "help"])
 def test_axe_finds_nothing(browser, beside, small_server, name):
     link, look = VIEWS.get(name, ("", {}))
@@ -309,6 +322,7 @@ def test_axe_finds_nothing(browser, beside, small_server, name):
     assert browser.violations() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 768, 1024, 1440, 2560])
 def test_nothing_sticks_out_at_any_width(browser, small_server, width):
     browser.open(f"{small_server.address}#measure=norm&heads=one", width=width, height=844)

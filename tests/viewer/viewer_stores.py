@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from numcodecs import VLenUTF8, Zstd
 
-from stratascope.store import BlockWriter, StoreLayout, arrays, create_store, encode_maps
+from stratascope.store import BlockWriter, StoreLayout, create_store, encode_maps
+from stratascope.store.format import arrays
 
 SPANS = ("system", "image", "prompt", "caption", "subject", "relation", "object", "final")
 HOSTILE = [

@@ -10,8 +10,8 @@ import urllib.request
 from typing import Any
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.store.layout import FORMAT
-from stratascope.store.limits import MOST_METADATA, check_metadata_size
+from stratascope.store.format.layout import FORMAT
+from stratascope.store.format.limits import MOST_METADATA, check_metadata_size
 
 PATIENCE = 10.0
 """Seconds to wait for an answer."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stratascope.errors import StoreError
-from stratascope.store.access import folder_in_zip
+from stratascope.store.io.access import folder_in_zip
 
 PIECE = 1 << 20
 """Bytes that are read at once while a file is sent."""

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import urllib.parse
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.report.findings import other_store, relation_to
-from stratascope.report.found import Found
-from stratascope.report.places import ENDING
-from stratascope.store import ActivationStore, ResultFile, condition_of
-from stratascope.store.durable import make_folder, write_output
-from stratascope.store.results import result_head
+from stratascope.results.file import result_head
+from stratascope.results.locations import ENDING
+from stratascope.results.stored_result import other_store, relation_to, results_in
+from stratascope.store import ActivationStore, condition_of
+from stratascope.store.io.durable import make_folder, write_output
 
 PAGE_FILES = {
     "index.html": "text/html; charset=utf-8",
@@ -43,21 +42,6 @@ def page_config(store: str, results: str | None, note: str | None = None, unwrit
     blocks that are not written, so that the page asks no host for their markers."""
     told = {"store": store, "results": results, "note": note, "unwritten": unwritten or None}
     return json.dumps({key: value for key, value in told.items() if value is not None}).encode()
-
-
-def results_in(folder: Path) -> Iterator[Found]:
-    """Results of a folder by name, with their kind and attributes alone; files of another kind are passed over.
-
-    Raises
-    ------
-    StoreError
-        For a result whose metadata are too large or nested too deeply, or a file that is no regular one.
-    """
-    for path in sorted(folder.glob(f"*{ENDING}")):
-        head = result_head(path)
-        if head is not None:
-            attributes = head.get("attributes")
-            yield Found(path, ResultFile(str(head.get("kind")), attributes=attributes if isinstance(attributes, dict) else {}))
 
 
 def results_shown(folder: Path, store: ActivationStore, *, shared: bool = False) -> tuple[list[str], int]:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from stratascope.errors import StoreError
-from stratascope.report.places import ENDING
 from stratascope.report.viewer.address import check_page_can_ask
 from stratascope.report.viewer.files import FolderFiles, ServedFiles, Stretch, files_of
 from stratascope.report.viewer.page import PAGE_FILES, page_config, page_file, result_index
 from stratascope.report.viewer.ranges import UnsatisfiableRangeError, byte_range
+from stratascope.results.locations import ENDING
 
 HOST = "127.0.0.1"
 _CORS_NOTE = (

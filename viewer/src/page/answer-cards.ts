@@ -28,8 +28,8 @@ export class KnockoutCard {
   constructor(store: Store, change: (patch: Partial<PaneView>) => void) {
     this.#store = store;
     const { knockout_modes: modes = [], knockout_windows: windows = [] } = store.layout;
-    this.#mode = h("select", { "aria-label": "Hidden from", onchange: () => change({ mode: this.#mode.value }) }, modes.map((mode) => h("option", { value: mode }, `from ${WHO[mode] ?? mode}`)));
-    this.#window = h("select", { "aria-label": "Hidden in blocks", onchange: () => change({ window: this.#window.value }) },
+    this.#mode = h("select", { "aria-label": "Masked for", onchange: () => change({ mode: this.#mode.value }) }, modes.map((mode) => h("option", { value: mode }, `for ${WHO[mode] ?? mode}`)));
+    this.#window = h("select", { "aria-label": "Masked in blocks", onchange: () => change({ window: this.#window.value }) },
       windows.map((window, k) => h("option", { value: window }, k ? `in blocks ${window.replace("-", " to ")}` : "in all blocks")));
     this.#show.addEventListener("click", () => change({ measure: "knockout" }));
     this.element = h("section", { class: "card knockouts", hidden: !store.has("knockout") }, h("h2", {}, "Knockouts", h("small", {}, store.layout.choices.slice(0, 2).join(" over "))),
@@ -63,14 +63,14 @@ export class KnockoutCard {
   }
 
   #draw(effects: ReadonlyMap<string, number> | null, { mode, window }: Hiding): void {
-    if (!effects) return this.#say("Not measured of this example: knockouts are measured of some, evenly spread.");
+    if (!effects) return this.#say("No knockout effects of this example: the store holds them for a sample of examples.");
     this.#say("");
     const rows = [...effects].filter(([target]) => !target.startsWith("cell_"));
     const cells = [...effects].filter(([target]) => target.startsWith("cell_"));
     const strongest = cells.sort(([, p], [, q]) => Math.abs(q) - Math.abs(p))[0];
     if (strongest) rows.push(["strongest cells", strongest[1]]);
     const most = Math.max(...rows.map(([, v]) => Math.abs(v)), 1e-9);
-    this.#bars.replaceChildren(h("caption", { class: "sr" }, `Change of the logit difference with each part hidden from ${WHO[mode] ?? mode} in blocks ${window}`),
+    this.#bars.replaceChildren(h("caption", { class: "sr" }, `Change of the logit difference with each part masked for ${WHO[mode] ?? mode} in blocks ${window}`),
       ...rows.map(([target, v]) => h("tr", {}, h("th", { scope: "row" }, isPart(target) ? partName(target) : named(target)),
         h("td", { class: "bar", "aria-hidden": "true" }, h("i", { style: { left: `${v < 0 ? 50 - (50 * -v) / most : 50}%`, width: `${(50 * Math.abs(v)) / most}%`, background: css(colourOf(0.75 * Math.sign(v), "inferno", true)) } })),
         h("td", { class: "num" }, weight(v, MEASURES.knockout)))));
@@ -86,7 +86,7 @@ export class NextCard {
 
   constructor(store: Store) {
     this.#store = store;
-    this.element = h("section", { class: "card", hidden: !this.#held }, h("h2", {}, "Likeliest next tokens", h("small", {}, "logit")), this.#list);
+    this.element = h("section", { class: "card", hidden: !this.#held }, h("h2", {}, "Most likely next tokens", h("small", {}, "logit")), this.#list);
   }
 
   get #held(): boolean {

@@ -199,7 +199,7 @@ export class App {
     return (["a", "b"] as const).flatMap((which) => {
       const [pane, view] = [this.#panes[which], this.view[which]];
       const row = view && this.#captions.of(view.example);
-      return pane && view ? [{ pane, view, id: row?.id ?? String(view.example), caption: row?.caption ?? "" }] : [];
+      return pane && view ? [{ pane, view, id: row?.id ?? "", caption: row?.caption ?? "" }] : [];
     });
   }
 

@@ -8,6 +8,7 @@ import { weight } from "./numbers.ts";
 import type { Pane } from "./pane.ts";
 import type { PaneView, View } from "./view.ts";
 
+/** `id` and `caption` are empty until the list has read them. */
 export interface Named { pane: Pane; view: PaneView; id: string; caption: string }
 
 const WIDTH = 900;
@@ -63,7 +64,7 @@ function fitted(on: CanvasRenderingContext2D, text: string, width: number): stri
 
 export function describe({ measure, heads, head, layer, mode, window }: PaneView): string {
   const facts = MEASURES[measure];
-  if (!facts.layered) return measure === "knockout" && window ? `${facts.name}, blocks ${window}, hidden from the ${mode} token${mode === "later" ? "s" : ""}` : facts.name;
+  if (!facts.layered) return measure === "knockout" && window ? `${facts.name}, blocks ${window}, masked for the ${mode} token${mode === "later" ? "s" : ""}` : facts.name;
   const over = !facts.perHead ? "" : heads === "one" ? `, head ${head}` : heads === "max" ? ", largest over heads" : `, ${facts.fused.toLowerCase()} over heads`;
   return `${facts.name}, layer ${layer}${over}`;
 }

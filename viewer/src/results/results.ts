@@ -170,7 +170,7 @@ class ResultArrays {
 /** How a file of an earlier version is written as files are now: the numbers stay, but a page can read some of them. */
 function anew(name: string): string {
   const file = /^[\w][\w.-]*$/.test(name) ? name : "FILE";
-  return `Write the same numbers in pieces: in its folder run \`python -c "from stratascope.store import load_result as load, save_result as save; save('${file}', load('${file}'))"\` and reload.`;
+  return `Write the same numbers in pieces: in its folder run \`python -c "from stratascope.results import load_result as load, save_result as save; save('${file}', load('${file}'))"\` and reload.`;
 }
 
 class OneFile implements Files {

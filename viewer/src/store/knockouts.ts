@@ -47,5 +47,5 @@ export function overTokens(effects: ReadonlyMap<string, number>, prompt: Prompt,
 }
 
 export function notMeasured(): Fault {
-  return new Fault("absent-array", "The knockouts of this example were not measured.", "They are measured of some examples, evenly spread: choose another one, or extract with a larger --knockouts.");
+  return new Fault("absent-array", "No knockout effects of this example.", "The store holds them for a sample of examples: choose another one, or extract with a larger --knockouts.");
 }

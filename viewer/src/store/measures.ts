@@ -39,35 +39,35 @@ export interface MeasureFacts {
 export const MEASURES: Record<Measure, MeasureFacts> = {
   attention: {
     name: "Attention", unit: "share", signed: false, perHead: true, fused: "Mean", additive: true, layered: true, rare: false,
-    explains: "the final token's attention to each token",
+    explains: "attention of the final token to each token",
   },
   norm: {
     name: "Norm-based", unit: "norm", signed: false, perHead: true, fused: "Mean", additive: true, layered: true, rare: false,
-    explains: "attention times the norm of what the head would write (Kobayashi et al. 2020)",
+    explains: "attention times the norm of the transformed value vector (Kobayashi et al. 2020)",
   },
   attribution: {
     name: "Attribution", unit: "logit", signed: true, perHead: true, fused: "Sum", additive: true, layered: true, rare: false,
-    explains: "what each token adds to the logit of the first choice over the second, through the heads of this layer",
+    explains: "direct logit attribution: contribution of each token to the logit difference of the first two choices, through the heads of this layer",
   },
   rollout: {
     name: "Rollout", unit: "share", signed: false, perHead: false, fused: "", additive: true, layered: true, rare: false,
-    explains: "attention rollout of the final token onto what enters this layer (Abnar & Zuidema 2020)",
+    explains: "attention rollout of the final token onto the inputs of this layer (Abnar & Zuidema 2020)",
   },
   flow: {
     name: "Flow", unit: "share", signed: false, perHead: false, fused: "", additive: false, layered: true, rare: false,
-    explains: "the most that can flow to each token that enters this layer, by its certified upper bound (Abnar & Zuidema 2020)",
+    explains: "upper bound of the attention flow to each input token of this layer (Abnar & Zuidema 2020)",
   },
   knockout: {
     name: "Knockout", unit: "logit", signed: true, perHead: false, fused: "", additive: false, layered: false, rare: true,
-    explains: "how the logit of the first choice over the second moved when each part of the prompt, or group of image cells, was hidden (Geva et al. 2023)",
+    explains: "knockout effect: change of the logit difference of the first two choices when each part of the prompt, or group of image cells, is masked (Geva et al. 2023)",
   },
   hiding: {
-    name: "Hiding", unit: "logit", signed: true, perHead: false, fused: "", additive: true, layered: false, rare: true,
-    explains: "first-order estimate of what hiding each token from all later ones in all blocks does to the logit of the first choice over the second",
+    name: "Knockout estimate", unit: "logit", signed: true, perHead: false, fused: "", additive: true, layered: false, rare: true,
+    explains: "first-order estimate of the effect of masking each token for all later tokens in all blocks",
   },
   gradient: {
     name: "Gradient", unit: "logit", signed: true, perHead: false, fused: "", additive: true, layered: false, rare: true,
-    explains: "gradient of the logit of the first choice over the second by what enters the first block at each token, times it (Simonyan et al. 2013)",
+    explains: "gradient times input: gradient of the logit difference with respect to each token embedding, times the embedding (Simonyan et al. 2013)",
   },
 };
 

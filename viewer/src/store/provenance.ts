@@ -18,7 +18,7 @@ export function conditionOf(provenance: Provenance): string {
 }
 
 const PLAIN: Record<string, string> = {
-  blank: "blank images", mirror: "mirrored images", "shuffled-image": "exchanged images",
+  blank: "blank images", mirror: "mirrored images", "shuffled-image": "shuffled images",
 };
 
 /** The same in words that need no manual; empty for the trained model on untouched images. */

@@ -1,0 +1,100 @@
+"""Commands that make or download data: demo, fetch."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stratascope import demo
+from stratascope.commands import options
+from stratascope.commands.command_line import command_lines
+from stratascope.commands.output import NORMAL, QUIET, VERBOSE, print_json, print_record, verbosity_options
+from stratascope.commands.signature import default_of, options_of
+from stratascope.commands.terminal import echo
+from stratascope.datasets.fetch import FetchChoice
+
+SHOWN_FAILURES = 10
+
+
+@click.command(short_help="Full pipeline on generated scenes with the built-in model.")
+@click.option("-o", "--out", default="stratascope-demo", show_default=True, type=options.OUTPUT, help="Folder to fill.")
+@options_of(demo.run_demo, scenes="Number of scenes to generate.", seed="Seed of scenes, folds and resamples.")
+@partial(verbosity_options, verbose_help="Also name the files of the results.")
+def demo_command(out: Path, scenes: int, seed: int, as_json: bool, verbosity: int) -> None:
+    """Run the full pipeline on generated scenes with the built-in model: scenes, store, probes, attention, figures, report.
+
+    The same command continues an interrupted run and repeats only steps whose files are missing or changed.
+
+    \b
+    Example:
+      stratascope demo --out demo
+    """
+    quiet = as_json or verbosity == QUIET
+    text = demo.run_demo(
+        out,
+        scenes=scenes,
+        seed=seed,
+        progress=sys.stderr.isatty() and not quiet,
+        on_step=lambda step: None if quiet else echo(step),
+        command_line=command_lines(),
+    )
+    if as_json:
+        print_json({"folder": out, "report": out / "results" / "report.html", "summary": text})
+    elif not quiet:
+        echo(text)
+        if verbosity == VERBOSE:
+            for path in sorted((out / "results").glob("*.*")):
+                echo(f"file {path}")
+
+
+@click.command(short_help="Download published data sets.")
+@click.argument("dataset", type=click.Choice(["vsr"]))
+@click.option("-o", "--out", required=True, type=options.OUTPUT, metavar="DIR", help="Output folder; an unfinished one is completed.")
+@options_of(
+    FetchChoice,
+    split="Split by VSR's authors.",
+    parts="Parts of the split.",
+    limit="Images of only the first N rows of each part.",
+    boxes="Also download gold boxes, from COCO's annotations (241 MB, once).",
+)
+@click.option(
+    "--images/--no-images",
+    default=default_of(FetchChoice, "images"),
+    show_default=True,
+    help="Whether to download the photos from COCO, about 1 GB in all.",
+)
+@options_of(
+    FetchChoice,
+    connections="Images downloaded at a time.",
+    max_bytes="Stop after this many bytes of images.",
+    max_image="Skip images of more bytes.",
+    revision="Branch, tag or commit of the Hub repository.",
+    endpoint="URL of a mirror of the Hub; default: $HF_ENDPOINT, else the Hub.",
+    annotations="URL of COCO's annotations.",
+)
+@verbosity_options
+def fetch_command(dataset: str, out: Path, as_json: bool, verbosity: int, **chosen: Any) -> None:
+    """Download published VSR: rows from the Hub, photos from COCO. After an interruption the same command resumes.
+
+    Exit code 1 if a photo could not be downloaded; DIR/failed.json lists these with reasons.
+
+    \b
+    Example, a hundred photos of the test part (17 MB):
+      stratascope fetch vsr --parts test --limit 100 --out vsr
+    """
+    from stratascope.datasets.fetch import fetch_vsr
+
+    assert dataset == "vsr"
+    report = fetch_vsr(out, FetchChoice(**chosen), progress=sys.stderr.isatty())
+    shown = len(report.failed) if verbosity > NORMAL else SHOWN_FAILURES
+    for name, reason in list(report.failed.items())[:shown]:
+        echo(f"not fetched: {name}: {reason}", err=True)
+    if len(report.failed) > shown:
+        echo(f"... and {len(report.failed) - shown:,} more in {out / 'failed.json'}", err=True)
+    print_record({**vars(report), "summary": report.summary()}, [report.summary()], as_json=as_json, verbosity=verbosity)
+    if report.failed:
+        sys.exit(1)

@@ -1,0 +1,204 @@
+"""Commands that fill a store: demo, plan, extract."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stratascope.commands import options
+from stratascope.commands.output import QUIET, VERBOSE, print_json, verbosity_options
+from stratascope.commands.signature import options_in_errors, options_of, with_option_names
+from stratascope.commands.terminal import echo
+from stratascope.datasets.examples import describe
+from stratascope.errors import InvalidInputError
+from stratascope.extract import ExtractionPlan, ExtractionSettings, extract, plan_extraction
+from stratascope.extract.plan.images import CONDITIONS
+from stratascope.extract.plan.plan_summary import SPAN_COLOURS, plan_summary, timing_text
+from stratascope.extract.plan.settings import DTYPES, FUSIONS
+from stratascope.extract.run.extraction import estimate_time
+from stratascope.store import ActivationStore, condition_of
+
+NO_SYSTEM = click.option("--no-system", is_flag=True, help="Leave the system turn out, even one that the chat template adds.")
+
+settings_options = options_of(
+    ExtractionSettings,
+    model={"help": "Built-in model, folder, or Hub id such as Qwen/Qwen2.5-VL-7B-Instruct.", "metavar": "demo|PATH|HUB_ID"},
+    examples="JSON lines or CSV with the columns of VSR, or a list of What's Up; may be repeated.",
+    images="Folder of the images.",
+    boxes="Gold boxes in COCO's instances format.",
+    prompt={
+        "help": "true-false, yes-no, where; for What's Up's data sets also four-way, six-way and others (docs/data.md).",
+        "metavar": "NAME",
+    },
+    system="Text of the system turn; default: as the chat template has it.",
+    condition={
+        "help": "Change to the images: none, mean colour, flipped left-right, or images exchanged between examples.",
+        "type": click.Choice(CONDITIONS),
+    },
+    positions="Token positions at which the residual stream is saved: final, image, subject, relation, object, subject_box, object_box; "
+    "default: all that the examples have.",
+    record="Arrays to save besides the answer logits (docs/recording.md); also value_norms, value_logits, head_outputs, head_logits, "
+    "vision_residual, vision_output, hiding_estimate, knockout.",
+    fusion={"help": "How attention maps are aggregated over heads.", "type": click.Choice(FUSIONS)},
+    maps="Save attention maps of N evenly spaced examples; default: of all.",
+    knockouts="Measure attention knockouts of N evenly spaced examples; needs --record knockout.",
+    knockout_modes="Which queries a knockout masks: final (the final token) or later (all later tokens).",
+    knockout_window="Decoder blocks in a sliding window of knockouts, besides that of all blocks; 0: none; default: a quarter of all.",
+    thumbnail="Size of the thumbnails in the store.",
+    limit="Use the first N examples.",
+    max_pixels="Shrink larger images to this many pixels; default: the processor's limit.",
+    dtype={
+        "help": "Precision of the model; default: that of its weights on a GPU, float32 on a CPU.",
+        "type": click.Choice(DTYPES),
+    },
+    device={"help": "Device of the model: auto, cpu, cuda, cuda:1, ...", "metavar": "DEVICE"},
+    strict="Stop at unreadable images and at boxes that do not fit their image; default: leave them out.",
+    revision="Branch, tag or commit of a Hub model.",
+    untrained={
+        "help": "Random initial weights, drawn with SEED (default 0), instead of trained ones: a baseline for probes.",
+        "is_flag": False,
+        "flag_value": 0,
+        "metavar": "[SEED]",
+    },
+)
+"""The options that `plan` and `extract` share."""
+
+batch_tokens_option = options_of(
+    extract, batch_tokens={"help": "Tokens in a forward pass, at most; halve it when memory runs out.", "type": click.IntRange(min=1)}
+)
+
+
+@click.command(short_help="Cost of an extraction: disk, time, memory; writes nothing.")
+@settings_options
+@NO_SYSTEM
+@options_of(ExtractionSettings, image_size="Assume this size for every image, before they are downloaded; needs no --images.")
+@options_of(plan_summary, show="Print the tokens and spans of the first N examples.")
+@click.option(
+    "--time/--no-time",
+    "timed",
+    default=None,
+    help="Estimate the duration by running a few batches; fetches the weights of a Hub model. Default: if there is a GPU with the weights.",
+)
+@batch_tokens_option
+@click.option("--price", type=click.FloatRange(min=0), metavar="PER_HOUR", help="Price of this machine per hour: prints the total cost.")
+@partial(verbosity_options, verbose_help="Also list all examples that cannot be used.")
+@options_in_errors
+def plan_command(
+    show: int, timed: bool | None, batch_tokens: int, price: float | None, as_json: bool, verbosity: int, **chosen: Any
+) -> None:
+    """Show what an extraction would save and cost: array shapes, disk space and, on a machine with the model, time and memory.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope plan --model demo --examples demo/scenes/scenes.jsonl --images demo/scenes/images
+    """
+    begin = time.perf_counter()
+    quiet = as_json or verbosity == QUIET
+    plan = plan_extraction(_settings(chosen), progress=not quiet)
+    planning = time.perf_counter() - begin
+    summary = f"{describe(plan.examples)}\n\n{plan_summary(plan, show)}\n"
+    if not quiet:
+        echo(with_option_names(summary), colours=SPAN_COLOURS)
+        if verbosity == VERBOSE:
+            for k, reason in plan.failed.items():
+                echo(f"cannot be used: example {plan.examples[k].id}: {reason}")
+    timing = estimate_time(plan, timed=timed, batch_tokens=batch_tokens, planning=planning, progress=sys.stderr.isatty() and not quiet)
+    text = f"time       not estimated: {timing}" if isinstance(timing, str) else timing_text(timing, price)
+    if as_json:
+        print_json(_plan_record(plan) | {"time": {"unknown": timing} if isinstance(timing, str) else timing.record(price)})
+    elif not quiet:
+        echo(with_option_names(text))
+
+
+@click.command(short_help="Run every example through the model once, into a store.")
+@settings_options
+@NO_SYSTEM
+@click.option("-o", "--out", required=True, type=options.OUTPUT, metavar="STORE.zarr", help="Store to create, or to continue.")
+@batch_tokens_option
+@click.option(
+    "--shard",
+    callback=options.shard,
+    metavar="I/N",
+    help="Every N-th block, starting at the I-th; default: as torchrun or SLURM numbered this process, otherwise all.",
+)
+@partial(verbosity_options, verbose_help="Also print how often the vision tower ran and batches were halved.")
+@options_in_errors
+def extract_command(out: Path, batch_tokens: int, shard: tuple[int, int] | None, as_json: bool, verbosity: int, **chosen: Any) -> None:
+    """Run every example through the model once and save its activations to a store. The same command continues an interrupted run.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope extract --model demo --examples demo/scenes/scenes.jsonl --images demo/scenes/images --out mine.zarr
+    """
+    quiet = as_json or verbosity == QUIET
+    report = extract(
+        _settings(chosen),
+        out,
+        shard=shard,
+        batch_tokens=batch_tokens,
+        progress=sys.stderr.isatty() and not quiet,
+        command=shlex.join(["stratascope", *sys.argv[1:]]),
+        on_note=lambda text: None if quiet else echo(with_option_names(text), err=True),
+    )
+    following = next_step(ActivationStore.open(out), out) if out.exists() else None
+    if as_json:
+        print_json(asdict(report) | {"next": following})
+    elif not quiet:
+        echo(report.summary())
+        if following:
+            echo(following)
+        if verbosity == VERBOSE and report.store.exists():
+            echo(f"vision tower passes {report.tower_passes:,}, halved batches {report.halvings}")
+
+
+def next_step(store: ActivationStore, path: str | Path) -> str:
+    """The command to run next on a store, given its completeness, condition, prompt and arrays; `path` is how to name the store."""
+    from stratascope.probe.tasks.task import MINIMUM_COUNT
+
+    name, provenance = shlex.quote(str(path)), store.provenance
+    if not store.complete:
+        left = int((~store.written).sum())
+        return f"not complete: {left} of {store.layout.blocks} blocks are missing; other processes or the same command write them"
+    if "residual" not in store.layout.record or "final" not in store.layout.positions:
+        return f"next: stratascope info {name}"
+    if condition_of(provenance) != "original":
+        return f"next, as a baseline for the store of the original images: stratascope probe STORE --baseline {name}"
+    if provenance.get("data", {}).get("labels") == "choice":
+        task = "choice"
+    else:
+        # a prompt without the relation asks for it, and the relation of a false caption is not that of the image
+        stated = any(part in str(provenance["prompt"].get("text")) for part in ("{caption}", "{relation}"))
+        task = "truth" if stated else "relation --only label=1"
+        if stated and store.examples["label"].value_counts().reindex([0, 1], fill_value=0).min() < MINIMUM_COUNT:
+            return f"next: stratascope view {name}"
+    return f"next: stratascope probe {name} --tasks {task} --positions final"
+
+
+def _settings(chosen: dict[str, Any]) -> ExtractionSettings:
+    if chosen.pop("no_system"):
+        if chosen["system"] is not None:
+            raise InvalidInputError(f"expected either --system or --no-system, found both, with {chosen['system']!r}")
+        chosen["system"] = ""  # empty text: no system turn
+    return ExtractionSettings(**chosen)
+
+
+def _plan_record(plan: ExtractionPlan) -> dict[str, Any]:
+    """A plan as plain values for --json."""
+    counts, estimate = plan.token_counts, plan.estimate
+    shapes = {spec.name: dict(zip(spec.dims, spec.shape, strict=True)) for spec in plan.store.arrays()}
+    return {
+        "examples": len(plan.examples),
+        "failed": {plan.examples[k].id: reason for k, reason in plan.failed.items()},
+        "tokens": {"least": int(counts.min()), "most": int(counts.max()), "mean": float(counts.mean())},
+        "arrays": [{**row, "shape": shapes.get(row["array"])} for row in estimate.to_dict("records")],
+        "raw_bytes": int(estimate["raw_bytes"].sum()),
+        "estimated_bytes": int(estimate["estimated_bytes"].sum()),
+        "provenance": plan.provenance,
+    }

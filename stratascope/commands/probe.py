@@ -1,0 +1,171 @@
+"""Commands that train probes: probe, entanglement."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stratascope.commands import options
+from stratascope.commands.output import Output, results_output
+from stratascope.commands.signature import options_in_errors, options_of
+from stratascope.commands.terminal import echo, open_store
+from stratascope.probe.study.probe_run import run_probes
+from stratascope.probe.study.request import ProbeRequest, results_of_others
+from stratascope.probe.study.study_plan import ProbeSettings
+from stratascope.probe.tasks.value_files import read_values
+from stratascope.probe.vision_tower import entanglement
+
+if TYPE_CHECKING:
+    from stratascope.store import ActivationStore
+
+SETTINGS = tuple(field.name for field in fields(ProbeSettings) if field.name not in ("array", "only"))
+"""Fields of `ProbeSettings` that are options."""
+SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or the address of a Dask scheduler."
+
+
+@click.command(short_help="Cross-validated linear probes by layer and position.")
+@click.argument("store")
+@options_of(
+    ProbeRequest,
+    tasks="truth, relation, category, answer, choice, geometry (boxes), a column of the examples, or a NAME of --values.",
+    positions="Token or box positions; default: all of the array.",
+    layers="Layers to probe; default: all.",
+    array="Array to probe; also vision_residual, vision_output, head_logits; head_outputs: a probe for each head.",
+    controls="shuffled: labels shuffled within folds; control: a random label for each type (Hewitt & Liang 2019).",
+)
+@click.option(
+    "--baseline",
+    "baselines",
+    multiple=True,
+    metavar="[NAME=]STORE",
+    help="Store of the same examples to compare with (--condition blank, --untrained); repeatable. NAME defaults to the condition.",
+)
+@click.option("--values", multiple=True, metavar="NAME=FILE.csv", help="Custom task: a table with columns id and value.")
+@options.only
+@options_of(
+    ProbeRequest,
+    by="Also report the accuracy for each value of this column.",
+    measures="mdl: online codelength (MDL); calibration: reliability diagram.",
+    transfer="Also test the probes of each layer at all layers.",
+    transfer_to="Also test the probes of each layer at all layers of these positions or baselines (by name).",
+    metric="Metric of figures and comparisons: accuracy (default), balanced_accuracy, auroc, log_loss; r2 for boxes.",
+    margin="What an advantage must exceed for onset and offset.",
+)
+@options_of(
+    ProbeSettings,
+    split="Names of the training and the test split, such as train,test, instead of cross-validation.",
+    folds="Number of cross-validation folds; all examples of an image are in one fold.",
+    groups="Column of the groups that no fold divides; image: by content, whatever the file name.",
+    minimum="Exclude classes with fewer examples.",
+    types="Columns that define the type of an example, for --controls control.",
+    method="logistic: L2-regularised logistic regression; means: difference of the class means.",
+    strengths="Inverse regularisation C, selected by nested cross-validation; default: 1e-5 to 1e3.",
+    seed="Seed of folds, controls and resamples.",
+)
+@options_of(run_probes, scheduler=SCHEDULER_HELP)
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads or processes at once; default: one per core.")
+@results_output
+@options_in_errors
+def probe_command(
+    store: str,
+    output: Output,
+    baselines: tuple[str, ...],
+    values: tuple[str, ...],
+    scheduler: str,
+    workers: int | None,
+    **chosen: Any,
+) -> None:
+    """Train a cross-validated linear probe for each task, layer and position.
+
+    Prints the peak of each curve, and in which layers it is significantly above chance, controls, embeddings and baselines (onset,
+    offset). docs/results.md describes each file. The output folder caches finished layers: the same command resumes an interrupted run.
+
+    \b
+    Examples, after 'stratascope demo --out demo':
+      stratascope probe demo/original.zarr --tasks truth --positions final --baseline demo/blank.zarr
+      stratascope probe demo/original.zarr --tasks truth,geometry --controls shuffled --positions subject,object --transfer
+    """
+    named = dict(_named(text, "NAME=FILE.csv", "--values") for text in values)
+    settings = {name: chosen.pop(name) for name in ("only", *SETTINGS) if name in chosen}
+    request = ProbeRequest(
+        **{name: value for name, value in chosen.items() if value is not None},
+        settings={name: value for name, value in settings.items() if value is not None},
+        baselines=_baselines(baselines),
+        values={name: read_values(path) for name, path in named.items()},
+    )
+    opened = open_store(store)
+    output.note(*results_of_others(opened, request, output.folder))
+    done = run_probes(
+        opened,
+        request,
+        scheduler=scheduler,
+        workers=workers,
+        progress=_progress(output),
+        output=output.folder / "layers",
+        on_cost=lambda text: None if output.quiet else echo(text, err=True),
+    )
+    output.note(*done.lines)
+    for name, result in done.results.items():
+        output.add(result, name=name, draw=False, summary=False)
+    for name, draw in done.figures.items():
+        output.draw(draw(), name)
+    for name, table in done.tables.items():
+        output.table(table, name)
+
+
+@click.command(short_help="Probes on single image cells of the vision tower.")
+@click.argument("store")
+@options_of(
+    entanglement,
+    full_attention="Blocks with attention over the whole image, marked in the figure; default: from the store.",
+    folds="Number of cross-validation folds; all examples of an image are in one fold.",
+    seed="Seed of folds and resamples.",
+    scheduler=SCHEDULER_HELP,
+)
+@results_output
+@options_in_errors
+def entanglement_command(store: str, output: Output, **chosen: Any) -> None:
+    """Probe the image cells of each object for its own location, the other object's location and the relation, by vision block.
+
+    Blocks with attention over the whole image are marked; the others attend within windows, so that no information crosses windows there.
+    Needs a store with vision_residual and boxes; vision_output adds the merged cells that the decoder receives.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope entanglement demo/original.zarr
+    """
+    opened = open_store(store)
+    output.add(entanglement(opened, progress=_progress(output), **chosen), store=opened)
+
+
+def _progress(output: Output) -> bool:
+    """Whether a progress bar is shown."""
+    return sys.stderr.isatty() and not output.quiet
+
+
+def _baselines(texts: tuple[str, ...]) -> dict[str, ActivationStore]:
+    """Name -> store; a store without a name is named after its condition: blank, untrained, ...; else baseline."""
+    from stratascope.store import condition_of
+
+    found: dict[str, ActivationStore] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        named = bool(equals) and "/" not in name
+        store = open_store(path if named else text)
+        if not named:
+            plain = condition_of(store.provenance).replace("original", "baseline").replace(", ", "-")
+            name = next(n for n in (plain, *(f"{plain}-{k + 2}" for k in range(len(found)))) if n not in found)
+        if name in found:
+            raise click.BadParameter(f"expected a name for each baseline, found {name!r} twice", param_hint="--baseline")
+        found[name] = store
+    return found
+
+
+def _named(text: str, form: str, option: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not name or not path:
+        raise click.BadParameter(f"expected {form}, found {text!r}", param_hint=option)
+    return name, path

@@ -1,0 +1,1 @@
+"""Model families: sizes, image grids and tilings. No torch."""

@@ -1,0 +1,1 @@
+"""Planning an extraction without torch: prompts, tokens, images, sizes, cost."""

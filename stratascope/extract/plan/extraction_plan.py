@@ -1,0 +1,236 @@
+"""The plan of an extraction: all that is known before the model runs, including its cost. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stratascope.datasets.box_alignment import BoxAlignment
+from stratascope.datasets.boxes import Box, cells_in_box, grid_cells
+from stratascope.datasets.examples import Example
+from stratascope.datasets.prompts import Prompt
+from stratascope.extract.families.registry import ModelShape, check_family
+from stratascope.extract.model_files import ModelSource, resolve_model
+from stratascope.extract.plan.image_boxes import flipped, in_view, view_size
+from stratascope.extract.plan.images import ImageFacts, apply_condition, open_image, thumbnail
+from stratascope.extract.plan.knockout_plan import Knockouts, computed_tokens, masked_tokens
+from stratascope.extract.plan.settings import BOX_POSITIONS, TEXT_POSITIONS, ExtractionSettings
+from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
+from stratascope.store import StoreLayout, estimate_sizes
+
+THUMBNAIL_SAMPLE = 16
+"""Images from which the size of all thumbnails is estimated."""
+
+
+@dataclass(frozen=True, repr=False)
+class ExtractionPlan:
+    """Examples with their tokens, the layout of the store, and its provenance before the run."""
+
+    settings: ExtractionSettings
+    source: ModelSource
+    shape: ModelShape
+    tokenizer: PromptTokenizer
+    examples: list[Example]
+    shown: list[str]
+    """Image that the model sees for each example; differs from its own under `shuffled-image`."""
+    facts: Mapping[str, ImageFacts]
+    alignments: Mapping[str, BoxAlignment]
+    """Alignment of the boxes of each image; empty without boxes."""
+    layouts: list[TokenLayout]
+    has_map: np.ndarray
+    """(example,) bool."""
+    forms: dict[str, int]
+    """Answer form -> token id; empty if their logits are not saved."""
+    knockouts: Knockouts | None
+    """None without knockouts."""
+    store: StoreLayout
+    provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        arrays = ", ".join(sorted(self.store.record))
+        return f"<ExtractionPlan of {self.settings.model}: {len(self.examples):,} examples, {self.shape.layers} layers; {arrays}>"
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Example number -> why its image is unusable."""
+        return {k: self.facts[name].problem for k, name in enumerate(self.shown) if self.facts[name].problem}
+
+    @property
+    def device(self) -> str:
+        """Device of the model; provenance has only its type, so that several GPUs can fill one store."""
+        chosen, kind = self.settings.device, str(self.provenance["model"]["device"])
+        return kind if chosen == "auto" else chosen
+
+    @property
+    def prompt(self) -> Prompt:
+        """The question to the model."""
+        return self.tokenizer.prompt
+
+    @property
+    def token_counts(self) -> np.ndarray:
+        """(example,) int32."""
+        return np.array([len(layout.ids) for layout in self.layouts], np.int32)
+
+    def position_tokens(self, example: int, position: str) -> np.ndarray | None:
+        """Tokens whose mean is a position.
+
+        Parameters
+        ----------
+        example
+            Its number.
+        position
+            Such as `final` or `subject_box`.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            (k,) token indices; None if the example lacks the position.
+        """
+        layout = self.layouts[example]
+        if position == "final":
+            return np.array([len(layout.ids) - 1])
+        if position == "image":
+            return np.arange(*layout.spans["image"])
+        if position in TEXT_POSITIONS:
+            span = layout.spans.get(position)
+            return None if span is None else np.array([span[1] - 1])
+        box = self.shown_box(example, position.removesuffix("_box"))
+        if box is None:
+            return None
+        return layout.spans["image"][0] + cells_in_box(box, view_size(layout.view), layout.grid)
+
+    def file_size(self, example: int) -> tuple[int, int]:
+        """(width, height) in pixels of the image that the model sees for an example."""
+        fact = self.facts[self.shown[example]]
+        return fact.width, fact.height
+
+    def shown_box(self, example: int, name: str) -> Box | None:
+        """A gold box within the view; None if it is unknown or outside the view.
+
+        Parameters
+        ----------
+        example
+            Its number.
+        name
+            `subject` or `object`.
+        """
+        row = self.examples[example]
+        box = row.subject_box if name == "subject" else row.object_box
+        if box is None or self.shown[example] != row.image:  # the boxes do not belong to another image
+            return None
+        if self.settings.condition == "mirror":
+            box = flipped(box, self.file_size(example)[0])
+        return in_view(box, self.layouts[example].view)
+
+    def vision_cells(self, example: int) -> dict[str, np.ndarray]:
+        """Image cells whose mean is a vision position, for each position.
+
+        Parameters
+        ----------
+        example
+            Its number.
+
+        Returns
+        -------
+        dict
+            Vision position -> (k,) raster indices of cells; absent boxes are left out.
+        """
+        layout = self.layouts[example]
+        cells = {"image": np.arange(int(np.prod(layout.grid))), **grid_cells(*layout.grid)}
+        boxes = {name: tokens - layout.spans["image"][0] for name, tokens in self._box_tokens(example).items()}
+        return cells | {name: inside for name, inside in boxes.items() if name in self.store.vision_positions}
+
+    def vision_tokens(self, example: int, position: str) -> np.ndarray | None:
+        """Tokens of the image cells of a vision position.
+
+        Parameters
+        ----------
+        example
+            Its number.
+        position
+            Such as `image` or `subject_box`.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            (k,) token indices; None if the example lacks the position.
+        """
+        cells = self.vision_cells(example).get(position)
+        return None if cells is None else self.layouts[example].spans["image"][0] + cells
+
+    def masked_tokens(self, example: int) -> dict[str, np.ndarray]:
+        """Tokens that each knockout target masks.
+
+        Parameters
+        ----------
+        example
+            Its number.
+
+        Returns
+        -------
+        dict
+            Target -> (k,) indices of masked tokens; absent targets are left out.
+        """
+        return masked_tokens(self.layouts[example], self._box_tokens(example))
+
+    @cached_property
+    def knockout_passes(self) -> float:
+        """Cost of the knockouts in forward passes over an average example."""
+        if self.knockouts is None:
+            return 0.0
+        blocks, family, work = self.shape.layers, check_family(self.source), 0
+        for k in np.flatnonzero(self.knockouts.chosen):
+            length = len(self.layouts[k].ids)
+            together = None if family.causal else (0, length) if family.prefix else self.layouts[k].spans["image"]
+            work += computed_tokens(self.knockouts, blocks, length, self.masked_tokens(int(k)), together)
+        return work / blocks / float(self.token_counts.mean())
+
+    def _box_tokens(self, example: int) -> dict[str, np.ndarray]:
+        found = {name: self.position_tokens(example, name) for name in BOX_POSITIONS}
+        return {name: tokens for name, tokens in found.items() if tokens is not None}
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """(example, position) bool: positions that each example has."""
+        examples = range(len(self.examples))
+        columns = []
+        for position in self.store.positions:
+            if position in ("final", "image"):
+                columns.append([True] * len(examples))
+            elif position in TEXT_POSITIONS:
+                columns.append([position in layout.spans for layout in self.layouts])
+            else:
+                name = position.removesuffix("_box")
+                columns.append([self.shown_box(k, name) is not None for k in examples])
+        return np.array(columns, dtype=bool).T
+
+    @cached_property
+    def estimate(self) -> pd.DataFrame:
+        """Bytes by array, raw and on disk, see `StoreLayout.estimate`; thumbnails are estimated from a few images."""
+        words = self.tokenizer.tokenizer.get_vocab_size() if "top_tokens" in self.store.record else 0
+        knocked = 0.0 if self.knockouts is None else float(self.knockouts.chosen.mean())
+        return estimate_sizes(self.store, self.token_counts, self.has_map, self.present, self._sample_thumbnails(), words, knocked)
+
+    def _sample_thumbnails(self) -> np.ndarray | None:
+        if self.settings.image_size is not None or self.store.thumbnail is None:
+            return None
+        names = [name for name in dict.fromkeys(self.shown) if not self.facts[name].problem]
+        chosen = names[:: max(1, len(names) // THUMBNAIL_SAMPLE)][:THUMBNAIL_SAMPLE]
+        images = [apply_condition(open_image(self.settings.image_path(name)), self.settings.condition) for name in chosen]
+        return np.stack([thumbnail(image, self.store.thumbnail) for image in images]) if images else None
+
+    @property
+    def weights_here(self) -> bool:
+        """Whether the weights are available on this machine; untrained models need none."""
+        return self.settings.untrained is not None or self.source.weights_here
+
+    def with_weights(self) -> ExtractionPlan:
+        """The same plan after downloading the weights of a Hub model."""
+        if self.weights_here:
+            return self
+        return replace(self, source=resolve_model(self.settings.model, revision=self.source.revision, weights=True))

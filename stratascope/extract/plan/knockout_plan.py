@@ -1,0 +1,124 @@
+"""Attention knockouts: targets, masked queries, windows of blocks (Geva et al. 2023), and their cost. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stratascope.errors import InvalidInputError
+from stratascope.extract.plan.token_layout import TokenLayout
+from stratascope.store.format.prompt_parts import PARTS, grouped_cells, token_parts
+
+MODES = ("final", "later")
+"""Queries for which a target is masked: the final token, or all later tokens outside the target."""
+
+
+@dataclass(frozen=True)
+class Knockouts:
+    """The knockouts to measure: all modes, windows and targets of the chosen examples."""
+
+    chosen: np.ndarray
+    """(example,) bool."""
+    modes: tuple[str, ...]
+    windows: tuple[tuple[int, int], ...]
+    """First and last block of each window; the first window is all blocks."""
+    targets: tuple[str, ...]
+    """Targets that at least one chosen example has."""
+
+    @property
+    def window_names(self) -> tuple[str, ...]:
+        """As "first-last"."""
+        return tuple(f"{first}-{last}" for first, last in self.windows)
+
+    def provenance(self) -> dict[str, Any]:
+        """Settings that must be the same when a run is resumed."""
+        return {"examples": int(self.chosen.sum()), "modes": list(self.modes), "windows": list(self.window_names)}
+
+
+def layer_windows(blocks: int, width: int | None) -> tuple[tuple[int, int], ...]:
+    """All blocks, then windows that slide by half their width up to the last block.
+
+    Parameters
+    ----------
+    blocks
+        Number of decoder blocks.
+    width
+        Blocks in a window; None: a quarter of all; 0: only the window of all blocks.
+
+    Raises
+    ------
+    InvalidInputError
+        If a window has more blocks than the decoder.
+    """
+    whole = (0, blocks - 1)
+    width = -(-blocks // 4) if width is None else width
+    if width > blocks:
+        raise InvalidInputError(f"expected `knockout_window` of at most {blocks} blocks, as the model has, found {width}")
+    if width in (0, blocks):
+        return (whole,)
+    starts = sorted({*range(0, blocks - width + 1, -(-width // 2)), blocks - width})
+    return (whole, *((start, start + width - 1) for start in starts))
+
+
+def masked_tokens(layout: TokenLayout, boxes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Target -> ascending indices of its tokens; absent targets are left out.
+
+    The final token is never masked.
+
+    Parameters
+    ----------
+    layout
+        Tokens of one example.
+    boxes
+        `subject_box` and `object_box` -> indices of image tokens, if there are boxes.
+    """
+    length = len(layout.ids)
+    spans = {name: np.array([span]) for name, span in layout.spans.items()}
+    part = token_parts(spans, np.array([length]), length)[0]
+    targets = {name: np.flatnonzero(part == k) for k, name in enumerate(PARTS)}
+    targets |= boxes
+    targets |= {name: layout.spans["image"][0] + cells for name, cells in grouped_cells(*layout.grid).items()}
+    within = {name: tokens[tokens != length - 1] for name, tokens in targets.items()}
+    return {name: tokens for name, tokens in within.items() if len(tokens)}
+
+
+def ordered_targets(found: set[str]) -> tuple[str, ...]:
+    """Sort targets: spans, boxes, then cells row by row."""
+    cells = sorted((name for name in found if name.startswith("cell_")), key=lambda name: tuple(map(int, name.split("_")[1:])))
+    return (*(name for name in (*PARTS, "subject_box", "object_box") if name in found), *cells)
+
+
+def first_changed(tokens: np.ndarray, length: int, mode: str, together: tuple[int, int] | None = None) -> int:
+    """The first token whose residual stream may change when `tokens` are masked.
+
+    Parameters
+    ----------
+    tokens
+        Masked tokens, ascending.
+    length
+        Number of prompt tokens.
+    mode
+        One of `MODES`.
+    together
+        [start, stop) of tokens with bidirectional attention; all others are causal.
+    """
+    start, stop = together or (0, 0)
+    changed = length - 1
+    if mode == "later":
+        first = start if start <= int(tokens[0]) < stop else int(tokens[0]) + 1
+        changed = int(np.setdiff1d(np.arange(first, length), tokens)[0])
+    return start if start <= changed < stop else changed
+
+
+def computed_tokens(
+    knockouts: Knockouts, blocks: int, length: int, targets: Mapping[str, np.ndarray], together: tuple[int, int] | None = None
+) -> int:
+    """Tokens times blocks that the knockouts of one example compute, including the unmasked pass."""
+    total = length * blocks
+    for mode in knockouts.modes:
+        changed = sum(length - first_changed(tokens, length, mode, together) for tokens in targets.values())
+        total += changed * sum(blocks - first for first, _ in knockouts.windows)
+    return total

@@ -1,0 +1,262 @@
+"""Build a plan from settings: read examples, check images, tokenise prompts, choose positions and targets. No torch."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+
+from stratascope.datasets.box_alignment import BoxAlignment
+from stratascope.datasets.boxes import BoxIndex
+from stratascope.datasets.examples import Example, files_digest, load_examples
+from stratascope.datasets.progress import progress_bar
+from stratascope.datasets.prompts import PROMPTS
+from stratascope.errors import InvalidInputError
+from stratascope.extract.families.image_tokens import PatchGrid
+from stratascope.extract.families.registry import ModelShape, check_family, image_rule, logits_capped, model_shape
+from stratascope.extract.model_files import check_weight_form, quantization, resolve_model
+from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.plan.image_boxes import aligned_examples, alignment_cases, stretched_examples
+from stratascope.extract.plan.images import PLACEHOLDER_SIZE, ImageFacts, images_digest, inspect_images, shown_images, stated_images
+from stratascope.extract.plan.knockout_plan import MODES, Knockouts, layer_windows, ordered_targets
+from stratascope.extract.plan.settings import BOX_POSITIONS, GRID_POSITIONS, POSITIONS, TEXT_POSITIONS, TOP_TOKENS, ExtractionSettings
+from stratascope.extract.plan.token_layout import ANSWER_LOGITS, SPANS, TILES, PromptTokenizer, TokenLayout, answer_forms
+from stratascope.store import StoreLayout
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause garbage collection while millions of permanent objects are created."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+@_no_collection()
+def build_plan(
+    settings: ExtractionSettings, *, has_gpu: Callable[[], bool], weights: bool = False, progress: bool = False
+) -> ExtractionPlan:
+    """Tokenise every example, check every image, lay out the store; run nothing and write nothing.
+
+    Parameters
+    ----------
+    settings
+        Model, data, and what to save.
+    has_gpu
+        Whether `device="auto"` means a GPU; called once examples and images are checked, as it may import torch.
+    weights, progress
+        See `plan_extraction`.
+
+    Raises
+    ------
+    InvalidInputError
+        For anything that would make the extraction fail or mean nothing: bad rows, missing or unreadable images, an answer
+        that is not one token, a prompt longer than the model's context, a position that no example has.
+    MissingExtraError
+        If the model is on the Hub and the `extract` extra is not installed.
+    """
+    trained = settings.untrained is None
+    source = resolve_model(settings.model, revision=settings.revision, weights=weights and trained)
+    check_weight_form(source)
+    shape = model_shape(source)
+    if "vision_residual" in settings.record and not check_family(source).tower:
+        raise InvalidInputError(
+            f"expected a model of the Qwen families for vision_residual, found {source.config['model_type']!r}, whose vision tower "
+            "cannot be captured; leave vision_residual out of `record`"
+        )
+    apart = sorted({"head_logits", "value_logits"} & set(settings.record))
+    if apart and logits_capped(source):
+        raise InvalidInputError(
+            f"expected a model whose logits are linear in the outputs of heads and MLPs for {', '.join(apart)}, found "
+            f"{source.config['model_type']!r} with soft-capped logits; leave {' and '.join(apart)} out of `record`"
+        )
+    rule = image_rule(source, settings.max_pixels)
+    tokenizer = PromptTokenizer(source, PROMPTS[settings.prompt], rule, settings.system)
+    boxes = BoxIndex.from_coco(settings.boxes) if settings.boxes else None
+    asked = None if tokenizer.prompt.answers else tokenizer.prompt.choices
+    examples = load_examples(settings.examples, boxes, asked, progress=progress)[: settings.limit]
+    names = [example.image for example in examples]
+    shown = shown_images(names, settings.condition, settings.seed)
+    if settings.image_size is not None:
+        facts = stated_images(names, *settings.image_size)
+    else:
+        facts = inspect_images(settings.image_path(""), names, strict=settings.strict, progress=progress)
+    layouts = _layouts(tokenizer, examples, shown, facts, settings, progress)
+    unusable = [fact.problem for fact in facts.values() if fact.problem]
+    if len(unusable) == len(facts):
+        raise InvalidInputError(f"expected at least one readable image, found none of {len(facts):,}: {unusable[0]}")
+    alignments: dict[str, BoxAlignment] = {}
+    if boxes is not None and settings.image_size is not None:
+        examples = stretched_examples(examples, boxes, settings.image_size)
+    elif boxes is not None:
+        examples, alignments = aligned_examples(examples, boxes, facts, strict=settings.strict)
+    longest = max(range(len(layouts)), key=lambda k: len(layouts[k].ids))
+    if len(layouts[longest].ids) > shape.context:
+        fact = facts[shown[longest]]
+        raise InvalidInputError(
+            f"example {examples[longest].id}: expected at most {shape.context} tokens (the model's context), "
+            f"found {len(layouts[longest].ids)}, {_image_tokens(layouts[longest])} of them for an image of "
+            f"{fact.width} x {fact.height}; " + ("lower `max_pixels`" if isinstance(rule, PatchGrid) else "shrink the image")
+        )
+    has_map = _evenly_spaced(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
+    record = settings.held - (frozenset() if has_map.any() else {"attention_maps"})
+    forms = answer_forms(tokenizer.tokenizer) if "form_logits" in record else {}
+    record -= frozenset() if forms else {"form_logits"}
+    knocked = _evenly_spaced(len(examples), settings.knockouts) if "knockout" in record else np.zeros(len(examples), bool)
+    record -= {"knockout"}  # added below, with its targets
+    sees = bool(record & {"vision_residual", "vision_output"})
+    dtype, device = _dtype_and_device(settings, shape, has_gpu)
+    positions = _positions(settings, examples, layouts)
+    store = StoreLayout(
+        examples=len(examples),
+        layers=shape.layers,
+        hidden=shape.hidden,
+        heads=shape.heads,
+        head_dim=shape.head_dim if "head_outputs" in record else 0,
+        tokens=len(layouts[longest].ids),
+        positions=positions,
+        spans=(*SPANS, *([TILES] if any(TILES in layout.spans for layout in layouts) else [])),
+        choices=tuple(tokenizer.prompt.choices),
+        record=record,
+        vision_layers=shape.vision_layers if "vision_residual" in record else 0,
+        vision_hidden=shape.vision_hidden if "vision_residual" in record else 0,
+        vision_positions=_vision_positions(positions) if sees else (),
+        answer_forms=tuple(forms),
+        ranks=TOP_TOKENS if "top_tokens" in record else 0,
+        fusion=settings.fusion,
+        block=settings.block,
+        thumbnail=settings.thumbnail and settings.thumbnail[::-1],
+        computed_dtype=dtype,
+    )
+    provenance = {
+        "model": {
+            "name": settings.model,
+            "revision": source.revision,
+            "family": str(source.config["model_type"]),
+            "dtype": dtype,
+            "device": device.partition(":")[0],
+            "quantization": quantization(source),
+            "files": source.digests(weights=trained, progress=progress),
+            **({} if trained else {"untrained": settings.untrained}),
+        },
+        "processor": {"rule": type(rule).__name__, **rule.settings()},
+        "prompt": {
+            "name": tokenizer.prompt.name,
+            "text": tokenizer.prompt.text,
+            "system": settings.system,
+            "choices": tokenizer.choice_ids,
+            "answers": list(tokenizer.prompt.answers or examples[0].choices) or None,
+            "chat_template": source.chat_template,
+            **({"dates": sorted(tokenizer.prompt_format.dates)} if tokenizer.prompt_format.dates else {}),
+            **({"template_options": options} if (options := dict(tokenizer.prompt_format.template_options)) else {}),
+        },
+        "data": {
+            "examples": files_digest(settings.examples),
+            "boxes": files_digest([settings.boxes]) if settings.boxes else None,
+            "images": images_digest(facts),
+            "limit": settings.limit,
+            **({"labels": "choice"} if examples[0].choices else {}),
+            **({"box_alignment": cases} if (cases := alignment_cases(alignments)) else {}),
+        },
+        **({"vision": {"full_attention": list(shape.vision_whole)}} if shape.vision_layers else {}),
+        "answer_logits": dict(ANSWER_LOGITS),
+        "condition": settings.condition,
+        "seed": settings.seed,
+        "fusion": store.fusion,
+        "maps": settings.maps,
+    }
+    plan = ExtractionPlan(
+        settings, source, shape, tokenizer, examples, shown, facts, alignments, layouts, has_map, forms, None, store, provenance
+    )
+    return _with_knockouts(plan, knocked) if knocked.any() else plan
+
+
+def _layouts(
+    tokenizer: PromptTokenizer,
+    examples: Sequence[Example],
+    shown: Sequence[str],
+    facts: dict[str, ImageFacts],
+    settings: ExtractionSettings,
+    progress: bool,
+) -> list[TokenLayout]:
+    """Tokens of every example; `facts` receives the reason for images whose shape the model does not accept."""
+    layouts = []
+    sized = [(example, (facts[image].width, facts[image].height)) for example, image in zip(examples, shown, strict=True)]
+    ahead = progress_bar(tokenizer.prefetch(sized), "tokens", len(sized), unit="example", show=progress)
+    for (example, _), image in zip(ahead, shown, strict=True):
+        fact = facts[image]  # another example may have marked the image as unusable
+        try:
+            layouts.append(tokenizer.layout(example, (fact.width, fact.height)))
+        except InvalidInputError as error:
+            if settings.image_size is not None or fact.problem:
+                raise
+            layouts.append(tokenizer.layout(example, PLACEHOLDER_SIZE))  # raises if the image is not the reason
+            problem = f"{settings.image_path(image)}: {error}"
+            if settings.strict:
+                raise InvalidInputError(f"example {example.id}: {problem}") from error
+            facts[image] = replace(fact, width=PLACEHOLDER_SIZE[0], height=PLACEHOLDER_SIZE[1], problem=problem)
+    return layouts
+
+
+def _with_knockouts(plan: ExtractionPlan, chosen: np.ndarray) -> ExtractionPlan:
+    """The plan with knockouts of the chosen examples and their arrays in the store."""
+    settings = plan.settings
+    modes = tuple(mode for mode in MODES if mode in settings.knockout_modes)
+    targets = ordered_targets({name for k in np.flatnonzero(chosen) for name in plan.masked_tokens(int(k))})
+    knockouts = Knockouts(chosen, modes, layer_windows(plan.shape.layers, settings.knockout_window), targets)
+    names = {"knockout_modes": modes, "knockout_windows": knockouts.window_names, "knockout_targets": targets}
+    store = plan.store.subset(record=plan.store.record | {"knockout"}, **names)
+    return replace(plan, knockouts=knockouts, store=store, provenance={**plan.provenance, "knockouts": knockouts.provenance()})
+
+
+def _image_tokens(layout: TokenLayout) -> int:
+    return sum(b - a for name in ("image", TILES) for a, b in [layout.spans.get(name, (0, 0))])
+
+
+def _evenly_spaced(count: int, wanted: int | None) -> np.ndarray:
+    chosen = np.zeros(count, bool)
+    if wanted is None or wanted >= count:
+        chosen[:] = True
+    else:
+        chosen[(np.arange(wanted) * count) // max(wanted, 1)] = True
+    return chosen
+
+
+def _positions(settings: ExtractionSettings, examples: Sequence[Example], layouts: Sequence[TokenLayout]) -> tuple[str, ...]:
+    exists: dict[str, Callable[[], bool]] = {
+        "final": lambda: True,
+        "image": lambda: True,
+        **{name: lambda name=name: any(name in layout.spans for layout in layouts) for name in TEXT_POSITIONS},  # type: ignore[misc]
+        "subject_box": lambda: any(example.subject_box for example in examples),
+        "object_box": lambda: any(example.object_box for example in examples),
+    }
+    if settings.positions is None:
+        return tuple(name for name in POSITIONS if exists[name]())
+    for name in settings.positions:
+        if not exists[name]():
+            why = (
+                "no boxes were matched; set `boxes` to a COCO file"
+                if name in BOX_POSITIONS
+                else f"the prompt {settings.prompt!r} does not name it"
+            )
+            raise InvalidInputError(f"expected an example with position {name!r}, found none: {why}")
+    return tuple(name for name in POSITIONS if name in settings.positions)
+
+
+def _vision_positions(positions: Sequence[str]) -> tuple[str, ...]:
+    return ("image", *(name for name in BOX_POSITIONS if name in positions), *GRID_POSITIONS)
+
+
+def _dtype_and_device(settings: ExtractionSettings, shape: ModelShape, has_gpu: Callable[[], bool]) -> tuple[str, str]:
+    """The precision and the device of the extraction."""
+    device = ("cuda" if has_gpu() else "cpu") if settings.device == "auto" else settings.device
+    if settings.dtype is not None:
+        return settings.dtype, device
+    return ("float32" if device == "cpu" else shape.dtype), device

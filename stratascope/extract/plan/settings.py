@@ -1,0 +1,159 @@
+"""Settings of an extraction: model, data, what to save."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stratascope.datasets.prompts import PROMPTS
+from stratascope.errors import InvalidInputError
+from stratascope.extract.plan.images import CONDITIONS
+from stratascope.extract.plan.knockout_plan import MODES
+
+RECORDS = (
+    "residual",
+    "attention_rows",
+    "attention_maps",
+    "form_logits",
+    "top_tokens",
+    "value_norms",
+    "head_outputs",
+    "head_logits",
+    "value_logits",
+    "vision_residual",
+    "vision_output",
+    "hiding_estimate",
+    "knockout",
+)
+"""Arrays that can be saved; the answer logits always are."""
+
+DEFAULT_RECORDS = RECORDS[:5]
+
+COMPANIONS = {"head_logits": ("mlp_logits", "embedding_logits"), "top_tokens": ("top_logits",), "hiding_estimate": ("gradient_input",)}
+"""Arrays that are saved together with a requested one."""
+
+TOP_TOKENS = 5
+"""Number of most likely next tokens that are saved."""
+
+FUSIONS = ("mean", "max", "min")
+"""How attention maps are aggregated over heads."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Precisions of the model."""
+
+TEXT_POSITIONS = ("subject", "relation", "object")
+BOX_POSITIONS = ("subject_box", "object_box")
+POSITIONS = ("final", "image", *TEXT_POSITIONS, *BOX_POSITIONS)
+"""Token positions of the residual stream, in the order in which they are stored; each is one token or a mean of tokens."""
+
+GRID_POSITIONS = tuple(f"grid_{row}_{column}" for row in range(4) for column in range(4))
+"""Sixteenths of the image, for the vision tower."""
+
+DEVICES = r"auto|cpu|mps|(cuda|xpu)(:\d+)?"
+"""Valid devices, as a regular expression."""
+
+
+@dataclass(frozen=True)
+class ExtractionSettings:
+    """Settings of an extraction, validated at construction."""
+
+    model: str
+    """`demo`, a folder or a Hub id."""
+    examples: tuple[Path, ...]
+    """Files of examples."""
+    images: Path | None
+    """Folder of the images; None for a plan with `image_size`."""
+    boxes: Path | None = None
+    """Gold boxes in COCO's instances format."""
+    prompt: str = "true-false"
+    """Name of one of `datasets.PROMPTS`."""
+    system: str | None = None
+    """Text of the system turn; None: as the chat template has it; empty: no system turn."""
+    condition: str = "original"
+    """Change to the images: original (none), blank (mean colour), mirror (flipped left-right) or shuffled-image (exchanged)."""
+    positions: tuple[str, ...] | None = None
+    """Token positions to save; None: all of `POSITIONS` that the examples have."""
+    record: tuple[str, ...] = DEFAULT_RECORDS
+    """Arrays to save besides the answer logits, of `RECORDS`."""
+    fusion: str = "mean"
+    """How attention maps are aggregated over heads: mean, max or min."""
+    maps: int | None = None
+    """Number of evenly spaced examples with attention maps; None: all."""
+    knockouts: int | None = 128
+    """Number of evenly spaced examples with attention knockouts; None: all."""
+    knockout_modes: tuple[str, ...] = MODES
+    """Which queries a knockout masks: `final` (the final token) or `later` (all later tokens)."""
+    knockout_window: int | None = None
+    """Blocks in a sliding window of knockouts, besides the window of all blocks; None: a quarter of the blocks; 0: none."""
+    thumbnail: tuple[int, int] | None = (112, 112)
+    """(width, height) in pixels of the thumbnails in the store; None: no thumbnails."""
+    limit: int | None = None
+    """Use only the first examples, this many."""
+    max_pixels: int | None = None
+    """Larger images are shrunk to this many pixels; None: the processor's limit."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16; None: float32 on a CPU, that of the weights on a GPU."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    untrained: int | None = None
+    """Seed of random initial weights in the model's architecture, for a baseline; None: trained weights."""
+    block: int = 64
+    """Examples in a shard block: the unit of writing and resuming."""
+    seed: int = 0
+    """Seed of the exchange of images under `shuffled-image`."""
+    image_size: tuple[int, int] | None = field(default=None, compare=False)
+    """(width, height) to assume for every image, for planning only."""
+    strict: bool = field(default=False, compare=False)
+    """Raise an error for unreadable images and for boxes that do not fit their image, instead of leaving them out."""
+
+    def __post_init__(self) -> None:
+        if self.images is None and self.image_size is None:
+            raise InvalidInputError(
+                "expected a folder of images, found none; set `images`, or `image_size` to plan before they are downloaded"
+            )
+        _expect_among("prompt", self.prompt, PROMPTS)
+        _expect_among("condition", self.condition, CONDITIONS)
+        for name in self.record:
+            _expect_among("record", name, RECORDS)
+        for name in self.positions or ():
+            _expect_among("positions", name, POSITIONS)
+        _expect_among("fusion", self.fusion, FUSIONS)
+        if self.dtype is not None:
+            _expect_among("dtype", self.dtype, DTYPES)
+        if not re.fullmatch(DEVICES, self.device):
+            raise InvalidInputError(f"expected `device` auto, cpu, cuda, cuda:N, mps or xpu, found {self.device!r}")
+        for name, value in (("limit", self.limit), ("block", self.block), ("max_pixels", self.max_pixels)):
+            if value is not None and value < 1:
+                raise InvalidInputError(f"expected `{name}` to be at least 1, found {value}")
+        for name, value in (
+            ("maps", self.maps),
+            ("knockouts", self.knockouts),
+            ("knockout_window", self.knockout_window),
+            ("untrained", self.untrained),
+        ):
+            if value is not None and value < 0:
+                raise InvalidInputError(f"expected `{name}` to be 0 or more, found {value}")
+        for name in self.knockout_modes:
+            _expect_among("knockout_modes", name, MODES)
+        if "knockout" in self.record and not self.knockout_modes:
+            raise InvalidInputError(f"expected `knockout_modes` among {', '.join(MODES)}, found none")
+
+    def image_path(self, name: str) -> Path:
+        """Path of the image with this name."""
+        assert self.images is not None, "a plan with a stated image size opens no image"
+        return self.images / name
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Optional arrays of the store: those of `record` and their companions."""
+        return frozenset(self.record).union(*(COMPANIONS[name] for name in self.record if name in COMPANIONS))
+
+
+def _expect_among(parameter: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
+    if value not in known:
+        raise InvalidInputError(f"expected `{parameter}` to be among {', '.join(known)}, found {value!r}")

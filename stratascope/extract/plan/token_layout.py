@@ -1,0 +1,317 @@
+"""Token ids, spans and image grid of an example, from the tokenizer and the image size; answer words as tokens. No torch, no model."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate, islice
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from stratascope.datasets.boxes import Box
+from stratascope.datasets.captions import Interval
+from stratascope.datasets.examples import Example
+from stratascope.datasets.prompts import FilledPrompt, Prompt
+from stratascope.errors import InvalidInputError
+from stratascope.extract.families.image_tokens import ImageRule, ImageTokens
+from stratascope.extract.families.registry import check_family
+from stratascope.extract.model_files import ModelSource
+from stratascope.extract.plan.chat_template import ChatFormat, PrefixFormat, PromptFormat
+from stratascope.extract.plan.template_framing import Frame, frame_of, tokens_within
+
+ANSWER_FORMS = tuple(blank + word for word in ("True", "False", "Yes", "No") for blank in ("", " "))
+
+ANSWER_LOGITS = {"precision": "float32", "read_from": "final norm and unembedding of the residual stream after the last block"}
+"""How logits of answers and top tokens are computed, for the provenance. Stores without it hold the model's own logits."""
+
+_BLANKS = ("Ġ", "▁", " ")
+
+
+def answer_forms(tokenizer: Tokenizer) -> dict[str, int]:
+    """`ANSWER_FORMS` that are one token of the vocabulary -> token id.
+
+    They are looked up, not encoded, because sentencepiece adds a leading space to "True".
+    """
+    found: dict[str, int] = {}
+    for form in ANSWER_FORMS:
+        written = [blank + form[1:] for blank in _BLANKS] if form.startswith(" ") else [form]
+        ids = [tokenizer.token_to_id(text) for text in written]
+        known = [int(i) for i in ids if i is not None]
+        if known:
+            found[form] = known[0]
+    return found
+
+
+def token_texts(tokenizer: Tokenizer, used: np.ndarray | None) -> dict[int, str]:
+    """Token id -> text with its leading space, for the ids `used` or the whole vocabulary."""
+    ids = sorted(tokenizer.get_vocab(with_added_tokens=True).values()) if used is None else [int(t) for t in used]
+    texts = tokenizer.decode_batch([[t] for t in ids], skip_special_tokens=False)
+    blank = _BLANKS[1]  # of SentencePiece; decoding a single token removes it
+    raw = [tokenizer.id_to_token(t) or "" for t in ids]
+    return {t: written.replace(blank, " ") if blank in written else text for t, written, text in zip(ids, raw, texts, strict=True)}
+
+
+SPANS = ("system", "image", "prompt", "caption", "subject", "relation", "object", "final")
+"""Named half-open token intervals; the other tokens belong to the chat template."""
+
+TILES = "image_tiles"
+"""A further span: image tokens outside the grid, with the markers between them."""
+
+_CHUNK = 4096
+"""Examples that are tokenised together."""
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """The tokens of one example's prompt."""
+
+    ids: np.ndarray
+    """(token,) int32, with one image token per cell."""
+    spans: dict[str, Interval]
+    """Those of `SPANS` and `TILES` that this prompt has."""
+    grid: tuple[int, int]
+    """(rows, columns) of image cells; token k of the span `image` is cell (k // columns, k % columns)."""
+    view: Box
+    """The part of the image that the cells cover, in pixels."""
+    cut: tuple[int, ...]
+    """Tiling that the processor must report, see `ImageTokens`."""
+
+
+@dataclass(frozen=True)
+class _PromptText:
+    """Prompt text of one example, each run of image tokens as a single one."""
+
+    filled: FilledPrompt
+    image: ImageTokens
+    text: str
+    frame: Frame | None = None
+    """Frame around the filled text, if the text is tokenised separately."""
+
+
+class PromptTokenizer:
+    """Tokenise prompts for one model: chat template, tokenizer, image tokens.
+
+    Parameters
+    ----------
+    source
+        The model.
+    prompt
+        The question to the model.
+    rule
+        How the model's processor tiles images.
+    system
+        Text of the system turn; None: as the chat template has it; empty: no system turn.
+
+    Raises
+    ------
+    InvalidInputError
+        If an answer choice is not exactly one token, or the chat template has no final model turn.
+
+    Attributes
+    ----------
+    choice_ids
+        Answer choice -> token id after the prompt.
+    """
+
+    def __init__(self, source: ModelSource, prompt: Prompt, rule: ImageRule, system: str | None = None) -> None:
+        self.prompt, self.rule, self._source = prompt, rule, source
+        self.tokenizer = source.tokenizer
+        image_id = self.tokenizer.token_to_id(rule.token)
+        if image_id is None:
+            raise InvalidInputError(f"{source.name}: expected the token {rule.token} in its tokenizer, found none")
+        self.image_id = int(image_id)
+        self.prompt_format: PromptFormat = (PrefixFormat if check_family(source).prefix else ChatFormat)(source, rule.placeholder, system)
+        self._image_tokens = lru_cache(maxsize=4096)(rule.tokens)
+        self._frame = lru_cache(maxsize=4096)(self._framed)
+        self._frames_hold, self._system = True, system
+        special = {token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special}
+        self._control_begins = frozenset(text[0] for text in (*special, rule.token, rule.placeholder) if text)
+        self._control = re.compile("|".join(map(re.escape, sorted({*special, rule.token, rule.placeholder}, key=len, reverse=True))))
+        self._encoded: dict[Hashable, tuple[_PromptText, Encoding]] = {}
+        self._layouts: dict[Hashable, TokenLayout] | None = None
+        self.choice_ids = self._one_token_each()
+
+    def _one_token_each(self) -> dict[str, int]:
+        """The token that each answer adds to a prompt, at the answer position of the chat template."""
+        prompt = self.prompt_format.render("x")
+        before = self._encode(prompt).ids
+        ids: dict[str, int] = {}
+        for choice in self.prompt.choices:
+            encoded = self._encode(prompt + self.prompt_format.answer_gap + choice)
+            if len(encoded.ids) != len(before) + 1 or encoded.ids[:-1] != before:
+                common = next((k for k, (a, b) in enumerate(zip(before, encoded.ids, strict=False)) if a != b), len(before))
+                raise InvalidInputError(
+                    f"expected each answer to be one token of {self._source.name}, found {choice!r} = {encoded.tokens[common:]} after "
+                    f"{prompt[-22:]!r}; choose other answer words"
+                )
+            ids[choice] = int(encoded.ids[-1])
+        return ids
+
+    def _encode(self, text: str) -> Encoding:
+        return self.tokenizer.encode(text, add_special_tokens=self.prompt_format.adds_special)
+
+    def layout(self, example: Example, image_size: tuple[int, int]) -> TokenLayout:
+        """Tokens and spans of one example with an image of `image_size` = (width, height) pixels.
+
+        Raises
+        ------
+        InvalidInputError
+            If a word of the caption has no token of its own, or the model does not accept the shape of the image.
+        """
+        key = _key(example, image_size)
+        if self._layouts is not None and (known := self._layouts.get(key)) is not None:
+            return known
+        prompt_text, encoded = self._encoded.pop(key, (None, None))
+        if prompt_text is None or encoded is None:
+            prompt_text = self._prompt_text(example, image_size)
+            encoded = self._encode(prompt_text.text)
+        made = self._lay_out(example, prompt_text, encoded)
+        if self._layouts is not None:
+            self._layouts[key] = made
+        return made
+
+    def prefetch(self, requests: Iterable[tuple[Example, tuple[int, int]]]) -> Iterator[tuple[Example, tuple[int, int]]]:
+        """Yield the requests and prepare `layout` for each of them in this order.
+
+        Another thread tokenises the next texts, and layouts of repeated texts and sizes are reused. The layouts are the same as without
+        `prefetch`.
+        """
+        pairs = iter(requests)
+        self._layouts = {}
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                chunk, encodings = self._submit_chunk(pairs, pool)
+                while chunk:
+                    following = self._submit_chunk(pairs, pool)
+                    self._encoded = encodings.result()
+                    yield from chunk
+                    chunk, encodings = following
+        finally:
+            self._encoded, self._layouts = {}, None
+
+    def _submit_chunk(
+        self, pairs: Iterator[tuple[Example, tuple[int, int]]], pool: ThreadPoolExecutor
+    ) -> tuple[list[tuple[Example, tuple[int, int]]], Future[dict[Hashable, tuple[_PromptText, Encoding]]]]:
+        chunk = list(islice(pairs, _CHUNK))
+        fresh: dict[Hashable, _PromptText] = {}
+        for example, size in chunk:
+            key = _key(example, size)
+            if key not in fresh and key not in (self._layouts or ()):
+                with contextlib.suppress(InvalidInputError):  # `layout` raises it for this example
+                    fresh[key] = self._prompt_text(example, size)
+        return chunk, pool.submit(self._encode_all, fresh)
+
+    def _encode_all(self, texts: Mapping[Hashable, _PromptText]) -> dict[Hashable, tuple[_PromptText, Encoding]]:
+        framed = {key: one for key, one in texts.items() if one.frame is not None}
+        found = self._encode_framed(framed)
+        if found is None:  # the tokenizer does not split at its added tokens
+            self._frames_hold, found, framed = False, {}, {}
+        rest = {key: replace(one, frame=None) for key, one in texts.items() if key not in framed}
+        encoded = self._batch([one.text for one in rest.values()], self.prompt_format.adds_special)
+        return found | {key: (one, text) for (key, one), text in zip(rest.items(), encoded, strict=True)}
+
+    def _encode_framed(self, texts: Mapping[Hashable, _PromptText]) -> dict[Hashable, tuple[_PromptText, Encoding]] | None:
+        """Tokenise the texts separately; None if the first or the longest has other tokens in the full prompt."""
+        encoded = self._batch([one.frame.text(one.filled.text) for one in texts.values() if one.frame], False)
+        found = {key: (one, text) for (key, one), text in zip(texts.items(), encoded, strict=True)}
+        if found:
+            for one, text in (next(iter(found.values())), max(found.values(), key=lambda pair: len(pair[0].text))):
+                assert one.frame is not None
+                if one.frame.written(text) != self._encode(one.text).ids:
+                    return None
+        return found
+
+    def _batch(self, texts: list[str], special: bool) -> list[Encoding]:
+        if self.tokenizer.padding is None:
+            return list(self.tokenizer.encode_batch(texts, add_special_tokens=special))
+        # a batch would be padded to its longest text
+        return [self.tokenizer.encode(text, add_special_tokens=special) for text in texts]
+
+    def _framed(self, image: ImageTokens) -> Frame | None:
+        """The frame around plain texts with such an image; None if it does not separate them."""
+        around = self.prompt_format.around
+        if around is None or self.tokenizer.truncation is not None:
+            return None
+        before, after = around[0].replace(self.rule.placeholder, image.text, 1), around[1]
+        system = self.prompt_format.system_interval(f"{before}{after}")
+        if system is None and self._system:  # it would be searched in the user's text
+            return None
+        return frame_of(before, after, image, self.image_id, self.tokenizer, self._encode, system, lambda runs: _image_spans(runs, image))
+
+    def _prompt_text(self, example: Example, image_size: tuple[int, int]) -> _PromptText:
+        """The prompt text of one example; InvalidInputError as in `layout`."""
+        filled = self.prompt.fill(example)
+        if not self._control_begins.isdisjoint(filled.text) and (control := self._control.search(filled.text)):
+            raise InvalidInputError(
+                f"example {example.id}: expected plain text, found the model's control token {control[0]} in its caption"
+            )
+        image: ImageTokens = self._image_tokens(*image_size)
+        plain = self._layouts is not None and self._frames_hold and self.prompt_format.is_plain(filled.text)
+        frame = self._frame(image) if plain else None
+        return _PromptText(filled, image, self.prompt_format.render(filled.text).replace(self.rule.placeholder, image.text, 1), frame)
+
+    def _lay_out(self, example: Example, prompt_text: _PromptText, encoded: Encoding) -> TokenLayout:
+        if prompt_text.frame is not None:
+            return self._fill_frame(example, prompt_text, prompt_text.frame, encoded)
+        filled, image, text = prompt_text.filled, prompt_text.image, prompt_text.text
+        written = encoded.ids
+        runs = [k for k, token in enumerate(written) if token == self.image_id]
+        assert len(runs) == len(image.runs), "each run is written as one image token"
+        repeats = [1] * len(written)
+        for k, count in zip(runs, image.runs, strict=True):
+            repeats[k] = count
+        at = [0, *accumulate(repeats)]  # position of each token after the runs are expanded
+
+        def tokens_of(a: int, b: int, what: str) -> Interval:
+            found = tokens_within(encoded, a, b)
+            if found is None:
+                raise InvalidInputError(f"example {example.id}: {what} {text[a:b]!r}: expected at least one token of its own, found none")
+            return at[found[0]], at[found[1]]
+
+        ids = np.repeat(np.array(written, np.int32), repeats)
+        spans = {**_image_spans([(at[k], at[k + 1]) for k in runs], image), "final": (len(ids) - 1, len(ids))}
+        start = text.rindex(filled.text)
+        for name, (a, b) in {"prompt": (0, len(filled.text)), **filled.intervals}.items():
+            spans[name] = tokens_of(start + a, start + b, name)
+        system = self.prompt_format.system_interval(text)
+        if system is not None:
+            spans["system"] = tokens_of(*system, "the system turn")
+        return TokenLayout(ids, spans, image.grid, image.view, image.cut)
+
+    def _fill_frame(self, example: Example, prompt_text: _PromptText, frame: Frame, encoded: Encoding) -> TokenLayout:
+        ids = np.concatenate([frame.head, np.array(encoded.ids[1:-1], np.int32), frame.tail])
+        spans = {**frame.spans, "final": (len(ids) - 1, len(ids))}
+        for name, (a, b) in {"prompt": (0, len(prompt_text.filled.text)), **prompt_text.filled.intervals}.items():
+            found = tokens_within(encoded, len(frame.opening) + a, len(frame.opening) + b)
+            if found is None:
+                word = prompt_text.filled.text[a:b]
+                raise InvalidInputError(f"example {example.id}: {name} {word!r}: expected at least one token of its own, found none")
+            spans[name] = (len(frame.head) - 1 + found[0], len(frame.head) - 1 + found[1])
+        return TokenLayout(ids, spans, prompt_text.image.grid, prompt_text.image.view, prompt_text.image.cut)
+
+
+def _key(example: Example, image_size: tuple[int, int]) -> Hashable:
+    """Everything that a layout depends on."""
+    parts = example.parts
+    return example.caption, example.relation, parts.subject, parts.relation, parts.object, example.question, image_size
+
+
+def _image_spans(runs: Sequence[Interval], image: ImageTokens) -> dict[str, Interval]:
+    """Spans of the cells and of the other image tokens, from the `runs` of all image tokens."""
+    a, b = image.cells
+    assert b - a == image.grid[0] * image.grid[1], "there is one cell for each place of the grid"
+    if len(runs) == 1 and (a, b) == (0, runs[0][1] - runs[0][0]):
+        return {"image": runs[0]}
+    places = [place for first, last in runs for place in range(first, last)]
+    cells, others = places[a:b], places[:a] + places[b:]
+    assert cells[-1] + 1 - cells[0] == b - a, "cells are adjacent"
+    spans = {"image": (cells[0], cells[-1] + 1)}
+    if others:
+        spans[TILES] = (others[0], others[-1] + 1)
+        assert others[-1] < cells[0] or others[0] > cells[-1], "tiles are before or after the cells"
+    return spans

@@ -1,0 +1,1 @@
+"""Running an extraction: the model, capture and interventions. Needs torch."""

@@ -1,0 +1,246 @@
+"""Capture residual streams, attention rows, maps, values and head outputs in one forward pass.
+
+Rows of the final token are computed in float32 from the model's queries and keys. Hooks on the decoder blocks read the residual stream
+(never `hidden_states[-1]`, which is after the final norm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from stratascope.errors import CaptureError
+from stratascope.extract.run.attention_function import NAME, BlockAttention, fused_map, listening
+
+
+@dataclass
+class Capture:
+    """Activations of one forward pass."""
+
+    last: torch.Tensor
+    """(batch,) index of the final token."""
+    pooling: Pooling
+    want: frozenset[str] = frozenset()
+    """Optional arrays: maps, value_norms, value_logits, head_outputs; residuals and rows are always captured."""
+    fusion: str = "mean"
+    """How maps are aggregated over heads."""
+    at_entry: Pooling | None = None
+    """Further positions at the entry of the first block."""
+    entry: torch.Tensor | None = None
+    """(batch, position, hidden) float32: result of `at_entry`."""
+    toward: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """Block -> (hidden,) float32: the direction of value_logits."""
+    residual: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Layer -> (batch, position, hidden) float32."""
+    final: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Layer -> (batch, hidden) float32: the residual stream at the final token."""
+    rows: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Block -> (batch, head, token) float32."""
+    fused: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Block -> (batch, query, key) float32, aggregated over heads."""
+    value_norms: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Block -> (batch, head, token) float32: norm of the head's output if it attended to that token only."""
+    value_logits: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Block -> (batch, head, token) float32: the same output along `toward`."""
+    head_outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Block -> (batch, head, head width) float32: head outputs at the final token, before W_O."""
+
+    def pool(self, layer: int, hidden: torch.Tensor) -> None:
+        """Keep the requested positions of the residual stream `hidden`, (batch, token, hidden), at a layer."""
+        self.residual[layer] = self.pooling(hidden)
+        rows = torch.arange(len(self.last), device=hidden.device)
+        self.final[layer] = hidden[rows, self.last].float()
+        if layer == 0 and self.at_entry is not None:
+            self.entry = self.at_entry(hidden)
+
+    def on_attention(self, seen: BlockAttention) -> None:
+        """Keep the requested arrays of one block's attention."""
+        block, heads = seen.block, seen.query.shape[1]
+        self.rows[block] = seen.weights(self.last[:, None])[:, :, 0]
+        if "maps" in self.want:
+            self.fused[block] = fused_map(seen, self.fusion)
+        if "value_norms" in self.want:
+            self.value_norms[block] = value_norms(seen.value, seen.projection.weight, heads)
+        if "value_logits" in self.want:
+            self.value_logits[block] = value_logits(seen.value, seen.projection.weight, heads, self.toward[block])
+        if "head_outputs" in self.want:
+            rows = torch.arange(len(self.last), device=seen.output.device)
+            self.head_outputs[block] = seen.output[rows, self.last].float()
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """Padded token indices whose mean is each position's vector: exact copies for single tokens, float32 means otherwise."""
+
+    index: torch.Tensor
+    """(batch, position, most tokens) int64."""
+    weight: torch.Tensor
+    """(batch, position, most tokens) float32: 1 / count, 0 for padding and absent positions."""
+    counts: tuple[int, ...] = ()
+    """Largest number of tokens of each position; computed if omitted, which synchronises a GPU."""
+
+    def __post_init__(self) -> None:
+        if not self.counts:
+            counts = (self.weight > 0).sum(-1).amax(0).clamp_min(1)
+            object.__setattr__(self, "counts", tuple(int(n) for n in counts))
+
+    @classmethod
+    def of(cls, tokens: Sequence[Sequence[np.ndarray | None]]) -> Pooling:
+        """From token indices by example and position; None for an absent position."""
+        counts = tuple(max(1, *(0 if t is None else len(t) for t in column)) for column in zip(*tokens, strict=True))
+        index = np.zeros((len(tokens), len(counts), max(counts, default=1)), np.int64)
+        weight = np.zeros(index.shape, np.float32)
+        for row, given in enumerate(tokens):
+            for column, chosen in enumerate(given):
+                if chosen is not None:
+                    index[row, column, : len(chosen)] = chosen
+                    weight[row, column, : len(chosen)] = 1 / len(chosen)
+        return cls(torch.from_numpy(index), torch.from_numpy(weight), counts)
+
+    def to(self, device: torch.device) -> Pooling:
+        """The same on another device."""
+        return Pooling(self.index.to(device), self.weight.to(device), self.counts)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(batch, token, hidden) -> (batch, position, hidden) float32; a copy, so that later in-place work cannot change it."""
+        batch, positions, _ = self.index.shape
+        rows = torch.arange(batch, device=hidden.device)[:, None]
+        out = torch.empty(batch, positions, hidden.shape[-1], dtype=torch.float32, device=hidden.device)
+        for k, count in enumerate(self.counts):
+            gathered = hidden[rows, self.index[:, k, :count]].float()
+            out[:, k] = gathered[:, 0] if count == 1 else torch.einsum("btd,bt->bd", gathered, self.weight[:, k, :count])
+        return out
+
+
+def value_norms(value: torch.Tensor, output_weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Norm of W_O^h v_j for every head and token (Kobayashi et al. 2020, section 3), through each head's Gram matrix of W_O.
+
+    Parameters
+    ----------
+    value
+        (batch, key heads, token, width).
+    output_weight
+        (hidden, heads x width), the output projection.
+    heads
+        Number of query heads; heads of a group share values but not W_O.
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, heads, token) float32.
+    """
+    batch, groups, tokens, width = value.shape
+    weight = output_weight.float().view(-1, heads, width)
+    gram = torch.einsum("ohd,ohe->hde", weight, weight).view(groups, heads // groups, width, width)
+    wide = value.float()
+    # one head of every group at a time: no more is held at once than the values themselves
+    squared = [((wide @ gram[:, member]) * wide).sum(-1) for member in range(heads // groups)]
+    return torch.stack(squared, 2).clamp_min(0).sqrt().reshape(batch, heads, tokens)
+
+
+def value_logits(value: torch.Tensor, output_weight: torch.Tensor, heads: int, toward: torch.Tensor) -> torch.Tensor:
+    """<W_O^h v_j, toward> for every head and token: the direction is taken through W_O once, so that each value vector meets one of
+    its own width.
+
+    Parameters
+    ----------
+    value
+        (batch, key heads, token, width).
+    output_weight
+        (hidden, heads x width), the output projection.
+    heads
+        Number of query heads; heads of a group share values but not W_O.
+    toward
+        (hidden,) float32.
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, heads, token) float32.
+    """
+    batch, groups, tokens, width = value.shape
+    by_head = (toward @ output_weight.float()).view(groups, heads // groups, width)
+    return torch.matmul(by_head, value.float().transpose(2, 3)).reshape(batch, heads, tokens)
+
+
+@contextmanager
+def reading_residuals(blocks: Any, keep: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+    """While open, `keep(layer, hidden)` receives the residual stream at the entry of each block and at the exit of the last.
+
+    Inputs, not outputs: Qwen3-VL adds features to the residual stream between blocks.
+    """
+
+    def entering(layer: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            keep(layer, args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
+    def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        keep(len(blocks), output[0] if isinstance(output, tuple) else output)
+
+    handles = [block.register_forward_pre_hook(entering(layer), with_kwargs=True) for layer, block in enumerate(blocks)]
+    handles.append(blocks[-1].register_forward_hook(leaving))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def capturing(decoder: nn.Module, capture: Capture) -> Iterator[Capture]:
+    """While open, a forward pass through `decoder` (the text model that owns `.layers`) fills `capture`.
+
+    Residual layer k is the input of block k, and layer L the output of the last block, before the final norm.
+    """
+    with listening(capture), reading_residuals(decoder.layers, capture.pool):
+        yield capture
+
+
+def text_decoder(model: nn.Module) -> nn.Module:
+    """The text decoder of a model, which has `.layers` and `.norm`.
+
+    Raises
+    ------
+    CaptureError
+        If there is none, or its blocks have no attention with an output projection.
+    """
+    base = getattr(model, "model", model)
+    for name in ("language_model", "text_model"):
+        decoder: nn.Module | None = getattr(base, name, None)
+        blocks: Any = getattr(decoder, "layers", None)
+        if decoder is not None and blocks and hasattr(decoder, "norm") and hasattr(getattr(blocks[0], "self_attn", None), "o_proj"):
+            return decoder
+    raise CaptureError(
+        f"expected a model whose text decoder has .layers of self-attention blocks and a final .norm, found {type(model).__name__}, which "
+        "does not fit; open an issue with the model's name"
+    )
+
+
+def use_captured_attention(model: nn.Module) -> nn.Module:
+    """Set the attention function `NAME` in the text decoder, stock SDPA in the vision tower; returns the decoder.
+
+    Raises
+    ------
+    CaptureError
+        If the model does not accept another attention function.
+    """
+    decoder = text_decoder(model)
+    set_text_attention(model, NAME)
+    found = decoder.config._attn_implementation  # type: ignore[union-attr]
+    if found != NAME:
+        raise CaptureError(f"expected {type(model).__name__} to accept the attention function {NAME!r}, found it using {found!r}")
+    return decoder
+
+
+def set_text_attention(model: nn.Module, name: str) -> None:
+    """Set the attention function of the text decoder; the vision tower uses stock SDPA."""
+    stock = "sdpa" if getattr(model, "_supports_sdpa", True) else "eager"  # Gemma 2 has no stock SDPA, for its soft cap
+    model.set_attn_implementation({"": stock, "text_config": name, "vision_config": "sdpa"})  # type: ignore[operator]

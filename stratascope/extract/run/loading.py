@@ -1,0 +1,163 @@
+"""Load a model: trained weights from its files, or random initial weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
+from transformers.utils import logging as hf_logging
+
+from stratascope.errors import InvalidInputError, MissingExtraError, StratascopeError
+from stratascope.extract.model_files import ModelSource, check_weight_files
+
+LONGEST_TEXT = 400
+"""Longest text of a library's error that is shown."""
+
+
+def load_model(source: ModelSource, dtype: torch.dtype, untrained: int | None = None) -> Any:
+    """Load a model on the host, in evaluation mode.
+
+    Parameters
+    ----------
+    source
+        The model files.
+    dtype
+        Precision of the weights.
+    untrained
+        Seed of random initial weights from the architecture's own initialisation; weight files are not read and need not exist.
+        None: trained weights.
+
+    Raises
+    ------
+    InvalidInputError
+        If the weights do not fit the configuration, a file is damaged or missing.
+    MissingExtraError
+        If transformers needs a package that is not installed.
+    """
+    if untrained is None:
+        check_weight_files(source)
+    with _quiet(), _explained(source):
+        if untrained is not None:
+            return _random_weights(source, dtype, untrained)
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            source.folder, dtype=dtype, output_loading_info=True, local_files_only=True
+        )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise InvalidInputError(f"{source.name}: expected all weights, found {len(missing)} missing, the first {missing[0]!r}")
+    return model.eval()
+
+
+def load_image_processor(source: ModelSource) -> Any:
+    """The image processor of a model, with its settings.
+
+    Raises
+    ------
+    InvalidInputError
+        If the settings are missing or cannot be read.
+    MissingExtraError
+        If transformers needs a package that is not installed.
+    """
+    with _explained(source, "its image processor"):
+        return AutoImageProcessor.from_pretrained(source.folder, local_files_only=True)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device with this name, such as `cpu` or `cuda:1`.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such device.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # running out of memory and unsupported devices are RuntimeErrors
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= count:
+            found = f"{count} here" if count else "none"
+            raise InvalidInputError(f"expected a CUDA device for `device` {name}, found {found}; set `device` to cpu") from error
+        raise InvalidInputError(f"expected a device that can be used for `device` {name}, found: {one_line(error)}") from error
+    return device
+
+
+def on_device(model: Any, device: torch.device) -> Any:
+    """Move a model to a device.
+
+    Raises
+    ------
+    InvalidInputError
+        If memory does not suffice.
+    """
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise InvalidInputError(
+            f"expected memory for the model's weights on {device}, found too little ({one_line(error)}); free it, take a larger GPU or "
+            "`dtype` bfloat16"
+        ) from error
+
+
+def _random_weights(source: ModelSource, dtype: torch.dtype, seed: int) -> Any:
+    """Random initial weights, drawn on the host so that they are the same for every device; keeps the caller's random state."""
+    config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
+
+
+@contextmanager
+def _explained(source: ModelSource, what: str = "weights that fit its configuration") -> Iterator[None]:
+    """Turn errors of transformers into one line that names the model."""
+    try:
+        yield
+    except (StratascopeError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{source.name}: expected all packages that transformers needs for this model to be installed, found: {one_line(error)}"
+        ) from error
+    except Exception as error:  # unpickling, safetensors, configuration classes: they share no narrower base
+        if damaged := _unreadable_pickle(source):
+            raise damaged from error
+        raise InvalidInputError(f"{source.name}: expected {what} in {source.folder}, found: {one_line(error)}") from error
+
+
+def _unreadable_pickle(source: ModelSource) -> InvalidInputError | None:
+    """The error for the first unreadable `pytorch_model*.bin`; None if all are readable."""
+    for path in sorted(source.folder.glob("pytorch_model*.bin")):
+        try:
+            torch.load(path, map_location="meta", weights_only=True)
+        except MemoryError:
+            raise
+        except Exception as error:  # the unpickler may raise anything
+            return InvalidInputError(
+                f"{path}: expected weights that PyTorch reads with weights_only=True, found {path.stat().st_size:,} bytes that it cannot "
+                f"({one_line(error)}); fetch the file again, or take the model's safetensors"
+            )
+    return None
+
+
+def one_line(error: Exception) -> str:
+    """Text of an error in one line of bounded length."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."
+    return (
+        text if isinstance(error, OSError | ValueError | RuntimeError | ImportError) and text else f"{type(error).__name__} {text}".rstrip()
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress the progress bar of loading."""
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,280 @@
+"""A loaded model whose forward passes return captured activations."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from stratascope.extract.families.image_tokens import ImageRule
+from stratascope.extract.model_files import ModelSource
+from stratascope.extract.plan.knockout_plan import Knockouts
+from stratascope.extract.run.capture import Capture, Pooling, capturing, use_captured_attention
+from stratascope.extract.run.device_copy import HostCopy, copy_stream, to_host
+from stratascope.extract.run.gradients import TokenGradients, token_gradients
+from stratascope.extract.run.inputs import PreparedImages, forward_inputs, joined, prepare_image
+from stratascope.extract.run.knockout import check_trace, knockout_effects, tracing
+from stratascope.extract.run.loading import load_image_processor, load_model, on_device, usable_device
+from stratascope.extract.run.logits import LogitParts, Unembedding, check_attributable, directions, logit_parts
+from stratascope.extract.run.reference import Reference, run_reference
+from stratascope.extract.run.vision_features import ImageFeatures, accepts_features, feature_inputs, image_features, image_grids
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one forward pass, right-padded."""
+
+    members: tuple[int, ...]
+    """Example numbers."""
+    input_ids: torch.Tensor
+    """(batch, token) int64."""
+    lengths: torch.Tensor
+    """(batch,) int64."""
+    images: Mapping[str, torch.Tensor]
+    """Keyword of the model's forward -> tensor, of all images."""
+    pooling: Pooling
+    features: Sequence[ImageFeatures] = ()
+    """Features of each example's image, instead of pixels; empty: the model computes them from `images`."""
+    segments: Sequence[tuple[int, int]] = ()
+    """(example, segment) of the vision tower's residual stream to take from `features`; empty: it is not saved."""
+    entry: Pooling | None = None
+    """Further positions at the entry of the first block; None: none."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """Activations and logits of one batch, on the host."""
+
+    residual: np.ndarray
+    """(layer, position, example, hidden) float32."""
+    rows: np.ndarray
+    """(block, example, head, token) float32, zero beyond an example's own tokens."""
+    answer_logits: np.ndarray
+    """(example, choice), computed in float32 from the output of the last block."""
+    final: np.ndarray
+    """(example, hidden) float32: output of the last block at the final token."""
+    fused: np.ndarray | None = None
+    """(example, block, query, key) float32."""
+    value_norms: np.ndarray | None = None
+    """(block, example, head, token) float32."""
+    head_outputs: np.ndarray | None = None
+    """(block, example, head, head width) float32."""
+    vision: np.ndarray | None = None
+    """(layer, segment, vision hidden) float32."""
+    entry: np.ndarray | None = None
+    """(example, position, hidden) float32: the batch's `entry`."""
+    parts: LogitParts | None = None
+    """Terms of the logit of the first choice minus that of the second."""
+    form_logits: np.ndarray | None = None
+    """(example, form) float32."""
+    top_tokens: np.ndarray | None = None
+    """(example, rank) token ids, most likely first."""
+    top_logits: np.ndarray | None = None
+    """(example, rank) float32."""
+    model_logits: np.ndarray | None = None
+    """(example, choice): logits of the model in its own precision."""
+
+
+@dataclass(frozen=True)
+class PendingCapture:
+    """Captured activations of a batch that may still be copied to the host."""
+
+    host_copy: HostCopy
+
+    def result(self) -> Captured:
+        """Wait for the copies; any thread may call this."""
+        values = self.host_copy.result()
+        parts = {each.name: values.pop(each.name, None) for each in fields(LogitParts)}
+        made = {name: None if values is None else torch.from_numpy(values) for name, values in parts.items()}
+        return Captured(**values, parts=None if made["heads"] is None else LogitParts(**made))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class CaptureRequest:
+    """What a forward pass captures besides residuals and rows."""
+
+    choices: tuple[int, ...]
+    """Token ids of the answers."""
+    arrays: frozenset[str] = frozenset()
+    """Optional arrays: maps, value_norms, value_logits, head_outputs, head_logits."""
+    forms: tuple[int, ...] = ()
+    """Further token ids whose logits are kept."""
+    ranks: int = 0
+    """Number of most likely next tokens that are kept."""
+    known_tokens: int | None = None
+    """Size of the tokenizer's vocabulary; the unembedding may have more rows. None: all rows."""
+    fusion: str = "mean"
+    """How maps are aggregated over heads."""
+    model_logits: bool = False
+    """Whether to keep the model's own logits, to compare the float32 logits with them."""
+
+
+class CaptureModel:
+    """A vision-language model that captures activations of batches.
+
+    Parameters
+    ----------
+    untrained
+        Seed of random initial weights; None: trained weights.
+
+    Raises
+    ------
+    InvalidInputError
+        If the weights do not fit the configuration, the device does not exist or its memory does not hold them.
+    """
+
+    def __init__(self, source: ModelSource, *, device: str, dtype: str, rule: ImageRule, untrained: int | None = None) -> None:
+        self.device, self.dtype, self._rule = usable_device(device), getattr(torch, dtype), rule
+        model = load_model(source, self.dtype, untrained)
+        self.image_processor = load_image_processor(source)
+        self.model = on_device(model, self.device).requires_grad_(False)
+        self.decoder = use_captured_attention(self.model)
+        self.unembedding = Unembedding(self.model, self.decoder)
+        self.accepts_features = accepts_features(self.model)
+        """Whether a forward pass accepts precomputed image features."""
+        self._copy_stream = copy_stream(self.device)
+
+    def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
+        """Inputs of images from the family's own processor, one by one, so that an image is the same in every batch."""
+        return joined([prepare_image(self.image_processor, self._rule, image) for image in images])
+
+    @torch.inference_mode()
+    def features(self, prepared: PreparedImages, cells: Sequence[np.ndarray] = ()) -> ImageFeatures:
+        """Features of one image from the vision tower, see `image_features`."""
+        return image_features(self.model, self._on_device(prepared.tensors), prepared.tensors, cells)
+
+    def run(self, batch: Batch, request: CaptureRequest) -> Captured:
+        """One forward pass without a cache.
+
+        Raises
+        ------
+        CaptureError
+            If the request includes logit terms and the logits are not linear in the outputs of heads and MLPs.
+        """
+        return self.launch(batch, request).result()
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch, request: CaptureRequest) -> PendingCapture:
+        """Start a forward pass; its results are copied to the host while a GPU keeps computing."""
+        last, pair = (batch.lengths - 1).to(self.device), (request.choices[0], request.choices[1])
+        has_terms = bool(request.arrays & {"head_logits", "value_logits"})
+        if has_terms:
+            check_attributable(self.model, self.decoder)
+        capture = Capture(
+            last,
+            batch.pooling.to(self.device),
+            request.arrays | ({"head_outputs"} if has_terms else frozenset()),
+            request.fusion,
+            batch.entry and batch.entry.to(self.device),
+            toward=directions(self.model, self.decoder, pair) if "value_logits" in request.arrays else {},
+        )
+        keep: Any = 1
+        if request.model_logits:
+            keep, which = torch.unique(batch.lengths - 1, return_inverse=True)  # on the host: on a GPU this would synchronise
+            keep = keep.to(self.device)
+        with capturing(self.decoder, capture):
+            output = self.model(**self._inputs(batch), use_cache=False, logits_to_keep=keep)
+        own = None
+        if request.model_logits:
+            own = output.logits[torch.arange(len(last), device=self.device), which.to(self.device)][:, list(request.choices)].float()
+        output_residual = capture.final[max(capture.final)]
+        top = self.unembedding.most_likely(output_residual, request.ranks, request.known_tokens) if request.ranks else None
+        held = capture.want
+        found = {
+            "residual": _stack(capture.residual).transpose(1, 2),
+            "rows": _stack(capture.rows),
+            "answer_logits": self.unembedding.logits(output_residual, request.choices),
+            "final": output_residual,
+            "fused": _stack(capture.fused).transpose(0, 1) if "maps" in held else None,
+            "value_norms": _stack(capture.value_norms) if "value_norms" in held else None,
+            "head_outputs": _stack(capture.head_outputs) if "head_outputs" in held else None,
+            "vision": _segments(batch) if batch.segments else None,
+            "entry": capture.entry,
+            "form_logits": self.unembedding.logits(output_residual, request.forms) if request.forms else None,
+            "top_tokens": None if top is None else top[1],
+            "top_logits": None if top is None else top[0],
+            "model_logits": own,
+        }
+        if has_terms:
+            parts = logit_parts(self.model, self.decoder, capture, pair)
+            found |= {each.name: getattr(parts, each.name) for each in fields(parts)}
+        return PendingCapture(to_host({name: values for name, values in found.items() if values is not None}, self._copy_stream))
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        """Keywords of a forward pass, on the device."""
+        given = feature_inputs(batch.features) if batch.features else {}
+        images = image_grids(batch.features) if batch.features else batch.images
+        return {**self._on_device(forward_inputs(self.model, batch.input_ids, batch.lengths, images)), **given}
+
+    def _on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Move tensors to the device, floats in the model's precision; pinned memory avoids synchronising a GPU."""
+        moved = {}
+        for name, values in tensors.items():
+            given = values.pin_memory() if self.device.type == "cuda" else values
+            there = given.to(self.device, non_blocking=True)
+            moved[name] = there.to(self.dtype) if there.is_floating_point() else there
+        return moved
+
+    @torch.inference_mode()
+    def knock_out(
+        self, batch: Batch, pair: tuple[int, int], targets: Mapping[str, np.ndarray], knockouts: Knockouts, budget: int, check: float | None
+    ) -> np.ndarray:
+        """(mode, window, target) float32: knockout effects of one example on the logit of the first answer minus that of the second.
+
+        Parameters
+        ----------
+        batch
+            A batch of one example.
+        pair
+            Token ids of the two answers.
+        targets, knockouts, budget
+            See `knockout_effects`.
+        check
+            Tolerance of a rerun's residual stream relative to its norm; None: no check.
+        """
+        blocks: Any = self.decoder.layers
+        with tracing(blocks) as trace:
+            self.model(**self._inputs(batch), use_cache=False, logits_to_keep=1)
+
+        if check is not None:
+            check_trace(blocks, trace, check)
+        return knockout_effects(blocks, trace, targets, knockouts, partial(self.unembedding.difference, pair=pair), budget)
+
+    def gradients(self, batch: Batch, pair: tuple[int, int]) -> TokenGradients:
+        """Gradient attributions of the logit of the first answer minus that of the second, see `token_gradients`."""
+        given = self._inputs(batch)
+        blocks: Any = self.decoder.layers
+        with torch.no_grad():
+            difference = partial(self.unembedding.difference, pair=pair)
+            return token_gradients(lambda: self.model(**given, use_cache=False, logits_to_keep=1), blocks, difference)
+
+    def reference(self, inputs: Mapping[str, torch.Tensor], positions: Sequence[np.ndarray | None], choices: Sequence[int]) -> Reference:
+        """Run one example through the plain model, see `run_reference`; `inputs` come from its processor."""
+        known = set(inspect.signature(self.model.forward).parameters) - {"labels"}  # PaliGemma's processor returns labels, for training
+        given = self._on_device({name: values for name, values in inputs.items() if name in known})
+        return run_reference(self.model, self.decoder, given, positions, choices)
+
+    @torch.inference_mode()
+    def readout(self, residual: np.ndarray, choice_ids: Sequence[int]) -> np.ndarray:
+        """(example, hidden) output of the last block -> (example, choice) float32 logits."""
+        return _host(self.unembedding.logits(torch.from_numpy(residual).to(self.device), choice_ids))
+
+
+def _stack(by_layer: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    return torch.stack([by_layer[k].float() for k in sorted(by_layer)])
+
+
+def _segments(batch: Batch) -> torch.Tensor:
+    """(layer, segment, vision hidden) float32."""
+    kept = [batch.features[row].vision for row, _ in batch.segments]
+    return torch.stack([vision[:, segment] for vision, (_, segment) in zip(kept, batch.segments, strict=True) if vision is not None], 1)
+
+
+def _host(values: torch.Tensor) -> np.ndarray:
+    return np.asarray(values.cpu().numpy())

@@ -1,0 +1,121 @@
+"""The store that an extraction fills: created late, checked early."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from threading import Lock
+from typing import Any, Self
+
+import numpy as np
+
+from stratascope.errors import InvalidInputError, StoreError
+from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.plan.store_contents import store_contents
+from stratascope.store import BlockWriter, create_store
+from stratascope.store.io.overview import bytes_text
+
+
+class OutputStore:
+    """The store that a plan fills: an existing one is opened at once, a new one is created after the model's first batch.
+
+    A start that fails (no such device, damaged weights, a wrong capture) therefore leaves nothing behind.
+    """
+
+    def __init__(self, plan: ExtractionPlan, path: Path, provenance: dict[str, Any]) -> None:
+        self._plan, self._path, self._provenance = plan, path, provenance
+        self._writer: BlockWriter | None = None
+        self._opening = Lock()
+        if path.exists():
+            self.open()
+        else:
+            _check_writable(path)
+
+    def open(self) -> BlockWriter:
+        """The store's writer; creates the store if there is none."""
+        with self._opening:
+            if self._writer is None:
+                if not self._path.exists():
+                    self._create()
+                writer = BlockWriter(self._path)
+                try:
+                    writer.check_provenance(self._provenance)
+                    writer.check_layout(self._plan.store)
+                except StoreError:
+                    writer.close()
+                    raise
+                self._writer = writer
+            return self._writer
+
+    def _create(self) -> None:
+        try:
+            create_store(self._path, self._plan.store, **{**store_contents(self._plan), "provenance": self._provenance})
+        except StoreError:
+            if not self._path.exists():
+                raise  # otherwise another process created it: join that store, if it is the same
+
+    def pending(self, rank: int, of: int) -> list[int]:
+        """Blocks of this rank that are not written yet; those with a usable example come first."""
+        layout, failed = self._plan.store, self._plan.failed
+        blocks = self._writer.pending(rank, of) if self._writer else list(range(rank, layout.blocks, of))
+        return sorted(blocks, key=lambda block: all(k in failed for k in layout.block_examples(block)))
+
+    def block_examples(self, block: int) -> range:
+        """Numbers of the examples of a block."""
+        return self._plan.store.block_examples(block)
+
+    def write(self, block: int, arrays: dict[str, np.ndarray]) -> None:
+        """Write every array of a block."""
+        self.open().write(block, arrays)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _check_writable(out: Path) -> None:
+    """Refuse an unwritable folder before the model is loaded."""
+    place = next(folder for folder in out.absolute().parents if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        found = "one without permission to write" if place.is_dir() else "a file"
+        raise StoreError(f"{out}: expected to create the store in the folder {place}, found {found}; choose another path")
+
+
+def check_files(plan: ExtractionPlan) -> None:
+    """Check that the model's files did not change between planning and loading.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming the changed files.
+    """
+    planned = plan.provenance["model"]["files"]
+    found = plan.source.digests(weights=plan.settings.untrained is None)
+    if changed := sorted(name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name)):
+        raise InvalidInputError(
+            f"{plan.source.name}: expected the model's files to stay as they were when planning, found {', '.join(changed)} changed while "
+            "the model was loaded; run this again"
+        )
+
+
+def check_disk(plan: ExtractionPlan, out: Path) -> None:
+    """Check before the model is loaded that the store fits on the disk; existing parts of it are not counted twice.
+
+    Raises
+    ------
+    InvalidInputError
+        With the free and the required bytes.
+    """
+    needed = int(plan.estimate["estimated_bytes"].sum())
+    held = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.exists() else 0
+    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed - held > free:
+        raise InvalidInputError(
+            f"expected {bytes_text(needed - held)} free at {place} for this plan, found {bytes_text(free)}; choose another `out`, fewer "
+            "`positions` or less to `record`"
+        )

@@ -1,0 +1,131 @@
+"""Run one example through the plain model, as a reference for captured activations.
+
+The decoder uses the SDPA of transformers; attention weights of the final token come from the family's own eager attention in float32. In
+bfloat16 that code rounds scores, which destroys the weights of models whose scores reach hundreds (Qwen2.5).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask
+from transformers.models.llama import modeling_llama
+
+from stratascope.errors import CaptureError
+from stratascope.extract.run.attention_function import NAME
+from stratascope.extract.run.capture import set_text_attention
+
+REFERENCE = "stratascope_plain"
+"""Name of the attention function of reference runs."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Results of the plain model for one example, on the host, in float32."""
+
+    residual: np.ndarray
+    """(layer, position, hidden), in the order in which the blocks ran; NaN for absent positions."""
+    rows: np.ndarray
+    """(block, head, token): attention weights of the final token."""
+    logits: np.ndarray
+    """(choice,): logits of the model in its own precision."""
+    spread: float
+    """Standard deviation of the logits over the vocabulary: the unit of tolerances."""
+
+
+def run_reference(
+    model: Any, decoder: nn.Module, inputs: Mapping[str, Any], positions: Sequence[np.ndarray | None], choices: Sequence[int]
+) -> Reference:
+    """Run one example without padding and keep the inputs of its blocks.
+
+    Parameters
+    ----------
+    model, decoder
+        The model and its text decoder.
+    inputs
+        Keywords of the forward pass, as the family's processor makes them, on the model's device.
+    positions
+        Token indices whose mean is each position's vector; None where the example has no such position.
+    choices
+        Token ids of the answers.
+
+    Raises
+    ------
+    CaptureError
+        If a block does not run exactly once, or returns no attention weights.
+    """
+    residual: list[torch.Tensor] = []
+    rows: list[torch.Tensor] = []
+
+    def entering(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = (args[0] if args else kwargs["hidden_states"])[0].float()
+        absent = torch.full(hidden.shape[1:], float("nan"), device=hidden.device)
+        residual.append(torch.stack([absent if tokens is None else hidden[tokens].mean(0) for tokens in positions]).cpu())
+
+    def keep_weights(module: Any, args: Any, output: Any) -> None:
+        if output[1] is not None:
+            rows.append(output[1][0, :, -1].float().cpu())
+
+    blocks: Any = decoder.layers
+    norm: Any = decoder.norm
+    hooks = [module.register_forward_pre_hook(entering, with_kwargs=True) for module in (*blocks, norm)]
+    hooks += [block.self_attn.register_forward_hook(keep_weights) for block in blocks]
+    try:
+        with torch.inference_mode(), reference_attention(model):
+            logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(residual) != len(blocks) + 1 or len(rows) != len(blocks):
+        raise CaptureError(
+            f"expected {len(blocks)} decoder blocks that each run once and give attention weights, found {len(residual) - 1} runs and "
+            f"{len(rows)} weights in {type(model).__name__}; report this with the model's name"
+        )
+    chosen, spread = logits[list(choices)].cpu().numpy(), float(logits.std())
+    return Reference(torch.stack(residual).numpy(), torch.stack(rows).numpy(), chosen, spread)
+
+
+@contextmanager
+def reference_attention(model: Any) -> Iterator[None]:
+    """While open, the text decoder uses the attention of transformers and returns the weights of the final token."""
+    set_text_attention(model, REFERENCE)
+    try:
+        yield
+    finally:
+        set_text_attention(model, NAME)
+
+
+def _reference(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The attention output in the model's precision, and the weights of the last query, (batch, head, 1, token) float32."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", modeling_llama.eager_attention_forward)
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    capped = {} if softcap is None else {"softcap": softcap}
+    wide = [each.float() for each in (query, key, value)]
+    if softcap is None:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=factor, **options)
+    else:  # SDPA has no soft cap
+        output = eager(module, *wide, attention_mask, factor, **capped)[0].to(query.dtype)
+    weights = eager(module, wide[0][:, :, -1:], *wide[1:], attention_mask[:, :, -1:], factor, **capped)[1]
+    return output, weights
+
+
+AttentionInterface.register(REFERENCE, _reference)
+AttentionMaskInterface.register(REFERENCE, eager_mask)

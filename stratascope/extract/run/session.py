@@ -1,0 +1,210 @@
+"""A loaded model with a plan: batches, the check of the first batch, knockouts, gradients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+
+from stratascope.errors import CaptureError, InvalidInputError
+from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.run.capture import Pooling
+from stratascope.extract.run.gradients import TokenGradients
+from stratascope.extract.run.inputs import LoadedImage, PreparedImages, check_cut, joined, load_image, shown_image
+from stratascope.extract.run.model import Batch, CaptureModel, CaptureRequest, PendingCapture
+from stratascope.extract.run.self_check import CHECKED, LIMITS, check_capture, check_prompt, load_processor
+from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures
+
+
+class ExtractionSession:
+    """A model and its plan.
+
+    Parameters
+    ----------
+    plan
+        The plan of the extraction.
+    batch_tokens
+        Tokens in a forward pass, at most, padding included; halved permanently when GPU memory runs out.
+    """
+
+    def __init__(self, plan: ExtractionPlan, batch_tokens: int) -> None:
+        self.plan, self.batch_tokens = plan, batch_tokens
+        model = plan.provenance["model"]
+        self.model = CaptureModel(
+            plan.source, device=plan.device, dtype=model["dtype"], rule=plan.tokenizer.rule, untrained=plan.settings.untrained
+        )
+        self.request = CaptureRequest(
+            choices=tuple(plan.tokenizer.choice_ids.values()),
+            arrays=plan.store.record & {"value_norms", "value_logits", "head_outputs", "head_logits"},
+            forms=tuple(plan.forms.values()),
+            ranks=plan.store.ranks,
+            known_tokens=plan.tokenizer.tokenizer.get_vocab_size(),
+            fusion=plan.store.fusion,
+        )
+        self.knockout_tokens = batch_tokens
+        """Tokens of knockouts in a forward pass, at most."""
+        self.features = FeatureCache((), 0)
+        self.checked = self.knocked = False
+        self.on_checked: Callable[[], object] = lambda: None
+        """Called once, after the first batch agreed with the model."""
+        self.failed: dict[int, str] = {}
+        """Example number -> why it failed."""
+        self.halvings = 0
+        """How often a batch was halved because memory ran out."""
+
+    @property
+    def threads(self) -> tuple[int, int]:
+        """Threads that prepare images, and threads that write blocks; on a CPU the model needs the others."""
+        return (min(4, os.cpu_count() or 1), 2) if self.model.device.type == "cuda" else (1, 1)
+
+    def launch(self, batch: Batch) -> PendingCapture:
+        """Start a batch; the first one is checked against the model itself."""
+        maps = {"maps"} if self.plan.has_map[list(batch.members)].any() else frozenset()
+        first = not self.checked
+        pending = self.model.launch(batch, replace(self.request, arrays=self.request.arrays | maps, model_logits=first))
+        if first:
+            self._check(batch, pending)
+            self.checked = True
+            self.on_checked()
+        return pending
+
+    def compute_features(self, example: int, prepared: PreparedImages) -> ImageFeatures:
+        """Features of the image of an example, from the vision tower."""
+        return self.model.features(prepared, self._vision_cells[0].get(self.plan.shown[example], ()))
+
+    def knock_out(self, example: int, batch: Batch) -> np.ndarray:
+        """Knockout effects of a batch of one example; sub-batches are halved permanently when memory runs out."""
+        knockouts = self.plan.knockouts
+        assert knockouts is not None
+        targets, pair = self.plan.masked_tokens(example), (self.request.choices[0], self.request.choices[1])
+        check = None if self.knocked else LIMITS[self.plan.provenance["model"]["dtype"]].inner
+        while True:
+            try:
+                found = self.model.knock_out(batch, pair, targets, knockouts, self.knockout_tokens, check)
+            except torch.OutOfMemoryError:
+                if self.knockout_tokens == 1:
+                    raise
+            else:
+                self.knocked = True
+                return found
+            torch.cuda.empty_cache()
+            self.halvings += 1
+            self.knockout_tokens = max(1, self.knockout_tokens // 2)
+
+    def token_gradients(self, example: int, batch: Batch) -> TokenGradients:
+        """Gradient attributions of each token, for a batch of one example.
+
+        Raises
+        ------
+        InvalidInputError
+            If memory does not suffice for the backward pass of one example.
+        """
+        try:
+            return self.model.gradients(batch, (self.request.choices[0], self.request.choices[1]))
+        except torch.OutOfMemoryError as error:
+            raise InvalidInputError(
+                f"expected memory for the backward pass of one example of {batch.input_ids.shape[1]} tokens on {self.model.device}, found "
+                f"too little ({str(error).splitlines()[0]}); leave hiding_estimate out of `record`, or lower `max_pixels`"
+            ) from error
+
+    def next_batch(self, members: Sequence[int]) -> list[int]:
+        """The first of `members` (sorted by length) that fit in a padded batch within the token budget; at least one."""
+        counts, batch = self.plan.token_counts, [members[0]]
+        for example in members[1:]:
+            if (len(batch) + 1) * int(counts[example]) > self.batch_tokens:
+                break
+            batch.append(example)
+        return batch
+
+    def in_order(self, members: Sequence[int]) -> list[int]:
+        """Sort examples by length, so that batches have little padding; the same in every run."""
+        return sorted(members, key=lambda k: (self._counts[k], k))
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        return self.plan.token_counts
+
+    @cached_property
+    def _vision_cells(self) -> tuple[dict[str, list[np.ndarray]], dict[int, list[int]]]:
+        """Image -> distinct sets of cells that its examples need from the vision tower; example -> indices of its sets."""
+        sets: dict[str, list[np.ndarray]] = {}
+        chosen: dict[int, list[int]] = {}
+        known: dict[tuple[str, bytes], int] = {}
+        if "vision_residual" in self.plan.store.record:
+            for k, name in enumerate(self.plan.shown):
+                chosen[k] = []
+                for cells in self.plan.vision_cells(k).values():
+                    key = (name, np.asarray(cells, np.int64).tobytes())
+                    if key not in known:
+                        known[key] = len(sets.setdefault(name, []))
+                        sets[name].append(cells)
+                    chosen[k].append(known[key])
+        return sets, chosen
+
+    def load(self, example: int) -> LoadedImage:
+        """The image of an example; prepared for the model unless its features are cached."""
+        known = self.plan.shown[example] in self.features
+        return load_image(self.plan, example, None if known else self.prepare)
+
+    def prepare(self, image: Image.Image) -> PreparedImages:
+        """Inputs of one image, from the family's own processor."""
+        return self.model.prepare([image])
+
+    def _check(self, batch: Batch, pending: PendingCapture) -> None:
+        """Compare the first batch with single examples, prepared by the model's own processor, through the plain model."""
+        captured, processor, references = pending.result(), load_processor(self.plan), {}
+        finite = np.flatnonzero(np.isfinite(captured.final).all(1) & np.isfinite(captured.rows).all((0, 2, 3)))
+        if not len(finite):
+            raise CaptureError(
+                f"expected finite activations, found none in the first {len(batch.members)} examples in {self.model.dtype}; "
+                "set `dtype` to bfloat16 or float32"
+            )
+        for place in np.unique(np.linspace(0, len(finite) - 1, min(len(finite), CHECKED)).round().astype(int)):
+            row = int(finite[place])
+            example = batch.members[row]
+            made = check_prompt(self.plan, example, shown_image(self.plan, self.plan.shown[example]), processor)
+            tokens = [self.plan.position_tokens(example, name) for name in self._pooled]
+            references[row] = self.model.reference(made, tokens, self.request.choices)
+        check_capture(self.plan, self.model, captured, references)
+
+    @property
+    def _pooled(self) -> tuple[str, ...]:
+        """Positions of the captured residual stream; the first batch is also compared at the final and the image tokens."""
+        positions = self.plan.store.positions
+        return positions if self.checked else (*positions, *(name for name in ("final", "image") if name not in positions))
+
+    def _batch(self, members: Sequence[int], images: Sequence[Image.Image]) -> Batch:
+        """A batch with pixels of its images."""
+        each = [self.prepare(image) for image in images]
+        for k, prepared in zip(members, each, strict=True):
+            check_cut(self.plan, k, prepared)
+        return self.batch(members, joined(each).tensors)
+
+    def batch(self, members: Sequence[int], images: Mapping[str, torch.Tensor], features: Sequence[ImageFeatures] = ()) -> Batch:
+        """A batch with pixels or features of its images."""
+        plan = self.plan
+        lengths = self._counts[list(members)]
+        ids = np.zeros((len(members), int(lengths.max())), np.int64)
+        for row, k in enumerate(members):
+            ids[row, : lengths[row]] = plan.layouts[k].ids
+        segments = []
+        if "vision_residual" in plan.store.record and features:
+            segments = [(row, segment) for row, k in enumerate(members) for segment in self._vision_cells[1][k]]
+        entry = None
+        if "vision_output" in plan.store.record:
+            entry = Pooling.of([[plan.vision_tokens(k, name) for name in plan.store.vision_positions] for k in members])
+        return Batch(
+            tuple(members),
+            torch.from_numpy(ids),
+            torch.from_numpy(lengths.astype(np.int64)),
+            images,
+            Pooling.of([[plan.position_tokens(k, position) for position in self._pooled] for k in members]),
+            tuple(features),
+            segments,
+            entry,
+        )

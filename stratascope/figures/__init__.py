@@ -1,0 +1,1 @@
+"""Drawing functions: arrays and tables in, matplotlib axes out."""

@@ -1,0 +1,148 @@
+"""Layer curves in small multiples that share their axes: one panel per position, or per relation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stratascope.errors import InvalidInputError
+from stratascope.figures.drawing import draw_layer_curves, metric_label
+from stratascope.figures.style import COLOURS, GREY, paper_style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TEXT_WIDTH = 7.0
+"""Inches: both columns of a two-column page."""
+NARROW = 1.75
+"""Inches of a panel."""
+
+
+def draw_curve_panel(
+    curve: pd.DataFrame,
+    ax: Axes,
+    *,
+    others: Mapping[str, pd.DataFrame],
+    metric: str,
+    name: str = "probe",
+    chance: float | None = None,
+    events: pd.DataFrame | None = None,
+    title: str | None = None,
+    layers: str = "layer",
+) -> Axes:
+    """Layer curve with controls and baselines dashed in grey, and onset and offset of its advantage.
+
+    Parameters
+    ----------
+    curve, others
+        Tables with columns layer, metric, value, low, high; others by name.
+    ax
+        Where to draw.
+    metric
+        Which rows of the tables.
+    name
+        Of the curve, in a legend.
+    chance
+        Height of the chance line.
+    events
+        Rows of kind onset and offset with layer, low, high (-1: none): a triangle below the curves, its interval as a bar.
+    title, layers
+        Over the axes, below them.
+    """
+    draw_layer_curves({name: curve, **others}, ax, metric=metric, chance=chance, muted=list(others), title=title)
+    ax.set_xlabel(layers)
+    last = float(curve["layer"].max())
+    for row in [] if events is None else events.to_dict("records"):
+        if row["kind"] not in ("onset", "offset") or row["layer"] < 0:
+            continue
+        place: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "color": COLOURS[0], "clip_on": False}
+        low, high = (row["layer"] if row["low"] < 0 else row["low"]), (last if row["high"] < 0 else row["high"])
+        ax.plot([low, high], [0.03, 0.03], linewidth=1.4, solid_capstyle="butt", **place)
+        ax.plot([row["layer"]], [0.03], marker=">" if row["kind"] == "onset" else "<", markersize=4.5, **place)
+    return ax
+
+
+def draw_value_panel(
+    table: pd.DataFrame,
+    ax: Axes,
+    *,
+    value: str,
+    by: str = "relation",
+    overall: pd.DataFrame | None = None,
+    chance: float | None = None,
+    layers: str = "layer",
+) -> Axes:
+    """Accuracy on the examples of one value, such as a relation, and on all examples in grey.
+
+    Parameters
+    ----------
+    table
+        One row per value and layer: by, layer, examples, groups, value, low, high; a result of kind accuracy_by.
+    ax
+        Where to draw.
+    value, by
+        Which of the values, and what they are values of.
+    overall
+        Rows of all examples: layer, value.
+    chance
+        Height of the chance line.
+    layers
+        Label below the axes.
+
+    Raises
+    ------
+    InvalidInputError
+        The table has no such value.
+    """
+    rows = table[table["by"] == value].sort_values("layer")
+    if rows.empty:
+        raise InvalidInputError(f"expected a value of {', '.join(sorted(set(table['by'])))}, found {value!r}")
+    if overall is not None:
+        ax.plot(overall["layer"], overall["value"], color=GREY, linewidth=0.9, label="all examples")
+    if chance is not None:
+        ax.axhline(chance, color="black", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
+    layer = rows["layer"].to_numpy()
+    ax.fill_between(layer, rows["low"].to_numpy(float), rows["high"].to_numpy(float), color=COLOURS[0], alpha=0.2, linewidth=0)
+    ax.plot(layer, rows["value"].to_numpy(float), color=COLOURS[0], linewidth=1.3, label=f"this {by}")
+    ax.set_title(f"{value} ({int(rows['examples'].iloc[0]):,})", fontsize=7, fontweight="normal")
+    ax.set_xlabel(layers)
+    return ax
+
+
+def panel_figure(count: int, *, columns: int = 4, height: float = 1.5, titled: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels in rows that share both axes; surplus places stay empty."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(columns, count)
+    lines = -(-count // columns)
+    width = max(NARROW * columns + 0.5, 3.4)
+    with paper_style():
+        figure = Figure(figsize=(min(width, TEXT_WIDTH), height * lines + 0.55 + 0.25 * titled))
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for ax in axes[count:]:
+            ax.remove()
+        for place in range(max(count - columns, 0), count):
+            axes[place].tick_params(labelbottom=True)
+    return figure, list(axes[:count])
+
+
+def label_outside(axes: Sequence[Axes], *, metric: str, columns: int = 4) -> None:
+    """Label the score at the left panels, and layers at the lowest panel of each column."""
+    columns = min(columns, len(axes))
+    for number, ax in enumerate(axes):
+        ax.set_ylabel(metric_label(metric) if number % columns == 0 else "")
+        if number + columns < len(axes):
+            ax.set_xlabel("")
+
+
+def span_of(tables: Sequence[pd.DataFrame], metric: str, *, room: float = 0.04) -> tuple[float, float]:
+    """Limits of the score axis for all values of a metric, with room below for onset and offset."""
+    rows = pd.concat([table[table["metric"] == metric] for table in tables])
+    low, high = float(np.nanmin(rows["low"])), float(np.nanmax(rows["high"]))
+    return low - 3 * room * (high - low), high + room * (high - low)

@@ -1,0 +1,64 @@
+"""Attention shares by decoder block, stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stratascope.figures.drawing import PART_LABELS
+from stratascope.figures.style import COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+PART_COLOURS = {
+    "image": COLOURS[0],
+    "subject": COLOURS[1],
+    "relation": "#f4cd1c",
+    "object": "#0e6844",
+    "caption_rest": "#86698a",
+    "template": "#acada4",
+    "system": "#e6e7ec",
+}
+"""By part; each differs from all others for colour-blind readers too, on a page in light and dark as well, which sets the first two."""
+
+
+def draw_share_stack(values: NDArray[Any], layers: Sequence[int], parts: Sequence[str], ax: Axes, *, title: str | None = None) -> Axes:
+    """Attention share of each part of the prompt by decoder block, mean over examples and heads, stacked.
+
+    Parameters
+    ----------
+    values
+        (example, layer, head, part); sums to 1 over parts.
+    layers
+        Numbers of the blocks.
+    parts
+        Names of the last axis.
+    ax
+        Where to draw.
+    title
+        Over the axes.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    means = np.asarray(values).mean((0, 2), dtype=np.float64)  # no copy of all examples in double precision
+    order = [name for name in PART_COLOURS if name in parts] + [name for name in parts if name not in PART_COLOURS]
+    bottom = np.zeros(len(layers))
+    for name in order:
+        share = means[:, list(parts).index(name)]
+        colour = PART_COLOURS.get(name, "#777777")
+        ax.bar(layers, share, bottom=bottom, width=0.86, color=colour, label=PART_LABELS.get(name, name), linewidth=0)
+        bottom = bottom + share
+    ax.set_ylim(0, 1)
+    ax.set_xlim(min(layers) - 0.5, max(layers) + 0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("Decoder block")
+    ax.set_ylabel("Attention share (final token)")
+    handles, labels = ax.get_legend_handles_labels()
+    ax.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    if title:
+        ax.set_title(title)
+    return ax

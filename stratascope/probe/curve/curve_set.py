@@ -1,0 +1,149 @@
+"""`CurveSet`: the curves of a store, with their controls and baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import pandas as pd
+
+from stratascope.probe.curve.advantage import Advantage
+from stratascope.probe.curve.layer_curve import LayerCurve
+
+POSITIONS = ("final", "object", "relation", "subject", "image")
+TASKS = ("truth", "relation", "answer")
+"""Order of tasks and positions in a set; others follow by name."""
+
+TIDY_COLUMNS = (
+    "store", "task", "position", "layer", "fold", "target", "strength", "metric", "value",
+    "low", "high", "low_simultaneous", "high_simultaneous", "chance",
+)  # fmt: skip
+
+
+def reported_metric(curve: LayerCurve, metric: str | None = None) -> str:
+    """The metric of figures and summaries: the requested one if the curve has it, else accuracy, or R2 for a task of values."""
+    if metric is not None and metric in set(curve.table["metric"]):
+        return metric
+    return "r2" if curve.targets else "accuracy"
+
+
+class CurveLike(Protocol):
+    """What identifies a layer curve: the curve itself, or a results file that holds one."""
+
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def position(self) -> str | None: ...
+
+    @property
+    def attributes(self) -> Mapping[str, Any]: ...
+
+
+C = TypeVar("C", bound=CurveLike)
+
+
+@dataclass(frozen=True, eq=False)
+class CurveGroup(Generic[C]):
+    """Curves of one store with their controls, and curves of its baselines: which of them belong together."""
+
+    own: Sequence[C]
+    """Curves of the store itself: one per task or control, and position or head."""
+    baselines: Mapping[str, Sequence[C]] = field(default_factory=dict)
+    """Name of a baseline store -> its curves, which have no controls."""
+
+    @property
+    def plain(self) -> list[C]:
+        """Curves other than controls."""
+        return [curve for curve in self.own if ":" not in curve.task]
+
+    def sorted(self) -> list[C]:
+        """Curves other than controls: truth first, then by position, the final token first."""
+
+        def place(names: Sequence[str], name: str) -> tuple[int, str]:
+            return (names.index(name) if name in names else len(names), name)
+
+        return sorted(self.plain, key=lambda c: (*place(TASKS, c.task), *place(POSITIONS, c.position or "")))
+
+    def of_task(self, task: str) -> list[C]:
+        """The curves of a task by its full name, by position or head."""
+        return [curve for curve in self.own if curve.task == task]
+
+    def controls_of(self, curve: C) -> dict[str, C]:
+        """Name of a control -> the curve of the same position with its labels."""
+        same = [c for c in self.own if c.task.startswith(f"{curve.task}:") and c.position == curve.position]
+        return {control.task.partition(":")[2]: control for control in same}
+
+    def baselines_of(self, curve: C) -> dict[str, C]:
+        """Name of a baseline -> the curve of the same task, position and array in its store."""
+        key = (curve.task, curve.position, curve.attributes.get("array"))
+        named = ((name, curve) for name, curves in self.baselines.items() for curve in curves)
+        return {name: c for name, c in named if (c.task, c.position, c.attributes.get("array")) == key}
+
+    def beside(self, curve: C) -> dict[str, C]:
+        """A curve's controls and baselines by name."""
+        return {**self.controls_of(curve), **self.baselines_of(curve)}
+
+
+@dataclass(frozen=True, eq=False)
+class CurveSet(CurveGroup[LayerCurve]):
+    """Curves of a store, its controls and baselines, and their advantages.
+
+    Examples
+    --------
+    >>> from stratascope.probe import probe_study
+    >>> curves = CurveSet(probe_study(store, ("truth", "truth:shuffled"), ("final",), draws=200))
+    >>> advantages = curves.advantages_of(curves.plain[0])
+    >>> {name: str(advantage.onset) for name, advantage in advantages.items()}["shuffled"]
+    'onset at layer 3'
+    """
+
+    metric: str | None = None
+    """The metric of figures and comparisons; by default each curve's `reported_metric`."""
+
+    def metric_of(self, curve: LayerCurve) -> str:
+        """The metric of a curve in figures and summaries."""
+        return reported_metric(curve, self.metric)
+
+    def advantages_of(self, curve: LayerCurve) -> dict[str, Advantage]:
+        """Advantages of a curve over chance, each control, the embeddings, each baseline, and the best of these (`all`)."""
+        metric = self.metric_of(curve)
+        over: dict[str, Advantage] = {"chance": curve.difference(metric=metric)}
+        over |= {name: curve.difference(control, metric) for name, control in self.controls_of(curve).items()}
+        if curve.attributes.get("array", "residual") == "residual" and 0 in curve.layers:
+            over["embeddings"] = curve.difference_from_layer(0, metric)
+        over |= {name: curve.difference(baseline, metric) for name, baseline in self.baselines_of(curve).items()}
+        if len(over) > 1:
+            over["all"] = Advantage.over_all(list(over.values()))
+        return over
+
+
+def tidy_table(curves: Mapping[str, Sequence[LayerCurve]]) -> pd.DataFrame:
+    """All scores of curves in one long table: a row per store, task, position, layer, metric and fold.
+
+    Rows over all folds have intervals, and no fold, target or strength. Rows of one fold have no interval: its accuracy, and the loss in
+    its training examples that selected the strength (`inner_loss`), one per target in a task of values.
+
+    Parameters
+    ----------
+    curves
+        Name of a store -> its curves.
+
+    Examples
+    --------
+    >>> from stratascope.probe import layer_curve
+    >>> table = tidy_table({"original": [layer_curve(store, layers=3, draws=200)]})
+    >>> table.query("fold.isna()")["metric"].tolist()
+    ['accuracy', 'balanced_accuracy', 'log_loss', 'auroc']
+    """
+    parts = []
+    for store, some in curves.items():
+        for curve in some:
+            named = {"store": store, "task": curve.task, "position": curve.position or ""}
+            parts.append(curve.table.assign(**named))
+            kept = ["layer", "target", "fold", "strength"]
+            by_fold = curve.folds.melt(kept, ["accuracy", "inner_loss"], "metric", "value").dropna(subset="value")
+            parts.append(by_fold.assign(**named))
+    table = pd.concat(parts, ignore_index=True).reindex(columns=list(TIDY_COLUMNS))
+    return table.astype({"layer": "int64", "fold": "Int64"}).fillna({"target": ""})

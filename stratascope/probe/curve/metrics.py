@@ -1,0 +1,158 @@
+"""Scores of out-of-fold predictions, with bootstrap draws paired over layers, labellings and stores."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.probe.solver.losses import loss_for, probabilities
+from stratascope.stats.auroc import auroc
+from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.intervals import band
+
+Floats = NDArray[Any]
+
+
+def main_metric(classes: int) -> str:
+    """The metric of onset and plots, which does not depend on class frequencies."""
+    return "auroc" if classes == 2 else "balanced_accuracy"
+
+
+class _Width(TypedDict):
+    groups: int | None
+    counted: bool
+
+
+def width_of(metric: str, groups: int | None) -> _Width:
+    """Parameters of `band` for a metric: groups where it is a mean of values between 0 and 1, and whether it counts examples."""
+    counted = metric.endswith("accuracy")
+    return {"groups": groups if counted or metric == "auroc" else None, "counted": counted}
+
+
+def chance_levels(codes: NDArray[np.intp], classes: int) -> dict[str, float]:
+    """Chance level of each metric: a guess from the class frequencies alone."""
+    share = np.bincount(codes, minlength=classes) / len(codes)
+    entropy = -float((share[share > 0] * np.log(share[share > 0])).sum())
+    return {"accuracy": float(share.max()), "balanced_accuracy": 1 / classes, "auroc": 0.5, "log_loss": entropy}
+
+
+def score_layers(
+    logits: Floats,
+    codes: NDArray[np.intp],
+    folds: NDArray[np.integer],
+    classes: int,
+    bootstrap: Bootstrap,
+    noise_share: Floats | None = None,
+    decision_share: Floats | None = None,
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Values (layer,) and draws (draw, layer) of each metric.
+
+    Parameters
+    ----------
+    logits
+        (layer, output, example).
+    codes, folds
+        (example,).
+    noise_share, decision_share
+        (layer,) of `OutOfFold`; the spread of draws is multiplied by sqrt(1 + share), for accuracies with the share of the decisions
+        where given. A bootstrap of out-of-fold predictions takes examples as independent. But each of two examples of different folds
+        is in the training set of the model that tests the other. Where the logits depend on the training sample alone, this doubles the
+        variance of a score. Without signal, probes predict nearly always one class, and the training sample hardly changes that.
+    """
+    predicted = predict(logits)
+    right = (predicted == codes).T.astype(np.float64)
+    loss = np.clip(loss_for(classes).each(logits.astype(np.float64), np.broadcast_to(codes, predicted.shape)), 0, 100).T
+    present = [c for c in range(classes) if (codes == c).any()]
+    recall = [right[codes == c].mean(axis=0) for c in present]
+    # a resample without a rare class has no recall of it
+    recall_draws = np.zeros((len(bootstrap.weights), len(logits)))
+    drawn = np.zeros((len(bootstrap.weights), 1))
+    for c in present:
+        there = bootstrap.weights @ np.bincount(bootstrap.groups[codes == c], minlength=bootstrap.count).astype(np.float32) > 0
+        recall_draws += np.where(there[:, None], bootstrap.mean(right, codes == c), 0)
+        drawn += there[:, None]
+    values = {"accuracy": right.mean(axis=0), "balanced_accuracy": np.mean(recall, axis=0), "log_loss": loss.mean(axis=0)}
+    draws = {"accuracy": bootstrap.mean(right), "balanced_accuracy": recall_draws / np.maximum(drawn, 1), "log_loss": bootstrap.mean(loss)}
+    if classes == 2:
+        positive = codes == 1
+        values["auroc"] = np.array([auroc(layer[0], positive, folds) for layer in logits])
+        draws["auroc"] = np.stack([bootstrap.auroc(layer[0], positive, folds) for layer in logits], axis=1)
+    if noise_share is not None:
+        decided = noise_share if decision_share is None else decision_share
+        for metric in draws:
+            width = np.sqrt(1 + (decided if metric.endswith("accuracy") else noise_share))
+            draws[metric] = values[metric] + (draws[metric] - values[metric]) * width
+    return values, draws
+
+
+def predict(logits: Floats) -> NDArray[np.intp]:
+    """(..., example) class codes of (..., output, example) logits; a single output is the logit of class 1."""
+    if logits.shape[-2] == 1:
+        return (logits[..., 0, :] > 0).astype(np.intp)
+    return np.asarray(logits.argmax(axis=-2))
+
+
+def prediction_table(
+    logits: Floats, examples: pd.DataFrame, layers: NDArray[np.integer], classes: tuple[str, ...], targets: tuple[str, ...]
+) -> pd.DataFrame:
+    """One row per layer and example; see `LayerCurve.predictions`.
+
+    Parameters
+    ----------
+    logits
+        (layer, output, example).
+    examples
+        Columns example, id, fold, and label in a task of classes.
+    layers
+        (layer,) layer numbers.
+    classes, targets
+        Names of classes, or of the targets of a task of values.
+    """
+    if targets:
+        parts = [examples[["example", "id", "fold"]].assign(layer=layer) for layer in layers]
+        found = pd.concat(parts, ignore_index=True)
+        return found.assign(**{name: logits[:, number].ravel() for number, name in enumerate(targets)})
+    predicted, label = predict(logits), examples["label"].to_numpy()
+    names, of_label = np.asarray(classes, dtype=object), np.broadcast_to(label[:, None], (*predicted.shape, 1))
+    return pd.DataFrame(
+        {
+            "layer": np.repeat(layers, len(examples)),
+            **{name: np.tile(examples[name].to_numpy(), len(layers)) for name in ("example", "id", "fold")},
+            "label": np.tile(names[label], len(layers)),
+            "predicted": names[predicted.ravel()],
+            "right": (predicted == label).ravel(),
+            "probability": np.take_along_axis(probabilities(logits), of_label, axis=2).ravel(),
+        }
+    )
+
+
+def score_table(
+    layers: NDArray[np.integer],
+    values: dict[str, Floats],
+    draws: dict[str, Floats],
+    chance: dict[str, float],
+    groups: int,
+    level: float,
+    certain: NDArray[np.bool_] | None = None,
+) -> pd.DataFrame:
+    """Rows (metric, layer) with value, pointwise and simultaneous interval, and chance level; `certain` as in `band`."""
+    parts = []
+    for metric in values:
+        found = band(values[metric], draws[metric], level=level, **width_of(metric, groups), certain=certain)
+        bottom, top = -np.inf if metric.startswith("r2") else 0.0, np.inf if metric == "log_loss" else 1.0
+        intervals = {name: np.clip(end, bottom, top) for name, end in found.ends.items()}
+        parts.append(
+            pd.DataFrame(
+                {
+                    "layer": layers,
+                    "metric": metric,
+                    "value": values[metric],
+                    **intervals,
+                    "chance": chance[metric],
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,1 @@
+"""Studies: every layer, position and task of a store as independent tasks, cached and scheduled."""

@@ -1,0 +1,274 @@
+"""A probe run: curves of every task and position with controls and baselines, and the results derived from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stratascope.figures.drawing import METRIC_LABELS
+from stratascope.probe.curve import curve_figures
+from stratascope.probe.curve.advantage import Advantage
+from stratascope.probe.curve.breakdown import AccuracyBy, Confusion
+from stratascope.probe.curve.calibration import Calibration
+from stratascope.probe.curve.curve_set import CurveSet, tidy_table
+from stratascope.probe.curve.curve_table import curve_facts
+from stratascope.probe.curve.layer_curve import LayerCurve
+from stratascope.probe.curve.score_grid import ScoreGrid
+from stratascope.probe.study import request as checks
+from stratascope.probe.study.codelength_study import CodelengthCurve, codelength_of
+from stratascope.probe.study.request import ProbeRequest
+from stratascope.probe.study.study import SCHEDULER, Study, plan_study
+from stratascope.probe.study.study_plan import holds_heads, positions_of, task_name
+from stratascope.probe.study.transfer import Transfer, transfer_of
+from stratascope.results.locations import file_name
+from stratascope.store import column_texts
+from stratascope.store.io.example_filter import NO_VALUE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from stratascope.results.result import Result
+    from stratascope.store import ActivationStore
+
+Studies = Mapping[tuple[str, str | None], Study]
+"""(name of the baseline, "" for the store itself; position) -> study."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeRun:
+    """Results, tables and figures of a run by file name, and its summary."""
+
+    request: ProbeRequest
+    curves: CurveSet
+    lines: list[str] = field(default_factory=list)
+    """Summary: peak, onset and offset of each curve."""
+    results: dict[str, Result] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """All scores of a task as one long table (CSV)."""
+    figures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
+    """File name -> function that draws the figure."""
+
+
+def run_probes(
+    store: ActivationStore,
+    request: ProbeRequest,
+    *,
+    scheduler: str | None = SCHEDULER,
+    workers: int | None = None,
+    progress: bool = False,
+    output: str | Path | None = None,
+    on_cost: Callable[[str], object] = lambda text: None,
+) -> ProbeRun:
+    """Probe every task at every position, with controls, baselines and the requested measures.
+
+    Parameters
+    ----------
+    store
+        Of the examples.
+    request
+        Tasks, positions, baselines, measures.
+    scheduler, workers, progress, output
+        As of `probe_study`.
+    on_cost
+        Called with the number of layer tasks and their memory before they start.
+
+    Raises
+    ------
+    InvalidInputError
+        The request does not fit the stores.
+    """
+    run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress, "output": output}
+    by_head = holds_heads(store, request.array)
+    checks.check_measures(request, by_head=by_head)
+    checks.check_baselines(store, request)
+    checks.check_values(store, request)
+    checks.check_transfer(store, request)
+    studies = plan_studies(store, request)
+    checks.check_asked(store, request, studies)
+    on_cost(_cost(list(studies.values()), scheduler, workers))
+    found: dict[str, list[LayerCurve]] = {}
+    for (name, _), study in studies.items():
+        found.setdefault(name, []).extend(study.run(**run))
+    done = ProbeRun(request, CurveSet(found.pop(""), found, request.metric))
+    done.results.update({curve.file_name: curve for curve in done.curves.own})
+    done.results.update({file_name(c.file_name, name): c for name, curves in found.items() for c in curves})
+    remarks = done.curves.own[0].attributes.get("remarks", [])
+    done.lines.extend([*checks.values_elsewhere(store, request), *checks.without_values(store, request), *remarks])
+    if not by_head:
+        for curve in done.curves.plain:
+            _add_curve(done, curve, store)
+    first = done.curves.own[0].attributes
+    if "leakage_text" in first:
+        done.lines.append(f"the split is {' and '.join(request.settings['split'])}: {first['leakage_text']}")
+    for task in request.tasks:
+        _add_task(done, task_name(task, request.settings.get("only", ())), store, by_head=by_head)
+    _add_measures(done, studies, run)
+    _add_transfer(done, studies, run)
+    return done
+
+
+def plan_studies(store: ActivationStore, request: ProbeRequest) -> Studies:
+    """A study for each store and position, over the examples that all stores hold."""
+    places: Sequence[str | None] = request.positions or positions_of(store, request.array)
+    options: dict[str, Any] = {
+        "array": request.array,
+        "layers": request.layers,
+        "values": request.values,
+        "by_head": holds_heads(store, request.array),
+        **request.settings,
+    }
+    studies = {}
+    for name, which in {"": store, **request.baselines}.items():
+        for place in places:
+            shared = np.ones(store.layout.examples, dtype=bool)
+            if request.baselines:
+                shared &= np.all([s.available(request.array, place) for s in (store, *request.baselines.values())], axis=0)
+            for other in request.transfer_to:
+                if other not in request.baselines:
+                    shared &= store.available(request.array, other)
+            examples = None if shared.all() else np.flatnonzero(shared)
+            tasks = request.tasks if name else request.all_tasks
+            studies[name, place] = plan_study(which, tasks, (place,), examples=examples, **options)
+    return studies
+
+
+def peak_text(curve: LayerCurve, metric: str) -> str:
+    """Highest score with its interval and chance level, and the layers that are not significantly worse."""
+    rows = curve.rows(metric)
+    best = rows.iloc[int(rows["value"].to_numpy().argmax())]
+    where = f" at layer {int(best['layer'])}" if len(rows) > 1 else ""
+    score = f"{METRIC_LABELS.get(metric, metric)} {best['value']:.3f} [{best['low']:.3f}, {best['high']:.3f}]{where}"
+    alike = [layer for layer in curve.difference(metric=metric).peak.candidates if layer != best["layer"]]
+    rest = f", not significantly better than layer {', '.join(map(str, alike))}" if 0 < len(alike) <= 4 else ""
+    return f"{score}{rest} (chance {best['chance']:.3f})"
+
+
+def _cost(studies: Sequence[Study], scheduler: str | None, workers: int | None) -> str:
+    costs = [study.cost(scheduler=scheduler, workers=workers) for study in studies]
+    largest = max(costs, key=lambda cost: cost.bytes_each)
+    return str(replace(largest, tasks=sum(cost.tasks for cost in costs)))
+
+
+def _add_curve(done: ProbeRun, curve: LayerCurve, store: ActivationStore) -> None:
+    """Add advantages, accuracies by value, and their summary."""
+    request, over = done.request, done.curves.advantages_of(curve)
+    done.lines.append(f"{curve.task} at {curve.position or request.array}: {peak_text(curve, done.curves.metric_of(curve))}")
+    if len(curve.examples) < store.layout.examples:
+        done.lines.append(f"  from {len(curve.examples):,} of {store.layout.examples:,} examples")
+    for name, advantage in over.items():
+        if name != "chance":  # the curve's own file holds it
+            done.results[file_name("advantage", curve.task, curve.position, "over", name)] = advantage
+    by_span: dict[str, list[str]] = {}
+    for name, advantage in over.items():
+        by_span.setdefault(_span_text(advantage, request.margin), []).append("all of these" if name == "all" else name)
+    done.lines.extend(f"  above {', '.join(names)}: {span}" for span, names in by_span.items())
+    done.lines.extend(f"  note: {note}" for note in curve.notes)
+    if not curve.targets:
+        values = dict(zip(store.examples["id"], column_texts(store, request.by).fillna(NO_VALUE), strict=True))
+        accuracy = AccuracyBy.of(curve, values, request.by)
+        done.results[accuracy.file_name] = accuracy
+
+
+def _span_text(advantage: Advantage, margin: float) -> str:
+    if len(advantage.table) == 1:
+        row = advantage.table.iloc[0]
+        return f"{'yes' if row['low'] > margin else 'no'}, by {row['value']:+.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    onset, offset = advantage.onset_over(margin), advantage.offset_over(margin)
+    return str(onset) if onset.layer is None or offset.layer is None else f"{onset}, {offset}"
+
+
+def _add_task(done: ProbeRun, task: str, store: ActivationStore, *, by_head: bool) -> None:
+    """Add score grid, figures, confusion matrix and long table of a task."""
+    request, curves = done.request, done.curves
+    mine = curves.of_task(task)
+    stores = {Path(store.name).name: curves.own, **curves.baselines}
+    of_task = {place: [c for c in some if c.task == task or c.task.startswith(f"{task}:")] for place, some in stores.items()}
+    done.tables[file_name("probe", task)] = tidy_table(of_task)
+    if not mine:
+        return
+    if not by_head and len(mine[0].layers) == 1:
+        named = request.layers is not None
+        done.figures[file_name("probe", task)] = lambda: curve_figures.single_layer_figure(curves, mine, name_layer=named)
+        return
+    if len(mine) > 1 or by_head:
+        grid = ScoreGrid.of(mine, curves.metric_of(mine[0]))
+        done.results[grid.file_name] = grid
+        done.figures[grid.file_name] = grid.figure
+        if by_head:
+            done.lines.append(grid.summary())
+    if by_head:
+        return
+    done.figures[file_name("probe", task)] = lambda: curve_figures.positions_figure(curves, mine, margin=request.margin)
+    shown = next((curve for curve in mine if curve.position == "final"), mine[0])
+    if shown.targets or ":" in task:
+        return
+    if len(shown.classes) > 2:
+        confusion = Confusion.of(shown)
+        done.results[confusion.file_name] = confusion
+        done.figures[confusion.file_name] = confusion.figure
+    if request.by != task:
+        accuracy = done.results[file_name("probe", *(shown.task, shown.position, "by", request.by))]
+        assert isinstance(accuracy, AccuracyBy)
+        if accuracy.table["by"].nunique() > 1:
+            done.figures[accuracy.file_name] = lambda: _figure(curve_figures.values_figure(shown, accuracy))
+
+
+def _figure(figure: Figure | None) -> Figure:
+    assert figure is not None, "a column of several values has a figure"
+    return figure
+
+
+def _by_task(curves: Sequence[LayerCurve]) -> Iterator[tuple[str, list[LayerCurve]]]:
+    for task in dict.fromkeys(curve.task for curve in curves):
+        yield task, [curve for curve in curves if curve.task == task]
+
+
+def _add_measures(done: ProbeRun, studies: Studies, run: Mapping[str, Any]) -> None:
+    """Add calibration and codelength if requested."""
+    plain = [curve for curve in done.curves.plain if not curve.targets]
+    if plain and "calibration" in done.request.measures:
+        for task, mine in _by_task(plain):
+            found = [Calibration.of(curve) for curve in mine]
+            rows = [curve.rows(done.curves.metric_of(curve)) for curve in mine]
+            best = [int(c.layers[r["value"].to_numpy().argmax()]) for c, r in zip(mine, rows, strict=True)]
+            done.results.update({one.file_name: one for one in found})
+            done.lines.extend(
+                f"{curve.title}: expected calibration error {one.error(layer):.3f} at layer {layer}"
+                for curve, one, layer in zip(mine, found, best, strict=True)
+            )
+            done.figures[file_name("calibration", task)] = partial(curve_figures.calibration_figure, mine, found, best)
+    if plain and "mdl" in done.request.measures:
+        table = pd.concat([codelength_of(study, **run).assign(store=name) for (name, _), study in studies.items()])
+        for task, mine in _by_task(plain):
+            codes = [CodelengthCurve(_rows_of(table, curve), curve_facts(curve)) for curve in mine]
+            done.results.update({one.file_name: one for one in codes})
+            done.lines.extend(one.summary() for one in codes)
+            pairs = [(curve, one) for curve, one in zip(mine, codes, strict=True) if len(curve.layers) > 1]
+            if pairs:
+                done.figures[file_name("codelength", task)] = partial(
+                    curve_figures.codelength_figure, [curve for curve, _ in pairs], [one for _, one in pairs]
+                )
+
+
+def _rows_of(table: pd.DataFrame, curve: LayerCurve) -> pd.DataFrame:
+    """Rows of the task and position of a curve, with its controls and baselines."""
+    task = table["task"].str.partition(":")[0] == curve.task
+    return table[task & (table["position"] == (curve.position or ""))].reset_index(drop=True)
+
+
+def _add_transfer(done: ProbeRun, studies: Studies, run: Mapping[str, Any]) -> None:
+    """Add the transfer matrices of each task and position."""
+    request = done.request
+    for curve in [curve for curve in done.curves.plain if not curve.targets]:
+        for name in [*([""] if request.transfer else []), *(to for to in request.transfer_to if to != curve.position)]:
+            there: dict[str, Any] = {"to": request.baselines[name]} if name in request.baselines else {"to_position": name or None}
+            table = transfer_of(studies["", curve.position], curve.task, **there, **run)
+            transfer = Transfer(table, curve_facts(curve, **({"to": name} if name else {})))
+            done.results[transfer.file_name] = transfer
+            done.figures[transfer.file_name] = transfer.figure

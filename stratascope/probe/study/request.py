@@ -1,0 +1,164 @@
+"""`ProbeRequest`: tasks, positions, baselines and measures of a probe run, and checks against its stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+import pandas as pd
+
+from stratascope.errors import InvalidInputError
+from stratascope.probe.study.study import TASKS, Study
+from stratascope.probe.study.study_plan import positions_of
+from stratascope.results.stored_result import relation_to, results_in
+from stratascope.store import ActivationStore, column_texts
+from stratascope.store.io.example_identity import refuse_other_examples
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """Tasks, positions, baselines and further measures of one run."""
+
+    tasks: tuple[str, ...] = TASKS
+    positions: tuple[str, ...] | None = None
+    """All of the array by default."""
+    array: str = "residual"
+    layers: tuple[int, ...] | None = None
+    controls: tuple[str, ...] = ()
+    """shuffled, control: added to every task."""
+    values: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Task name -> mapping from example id to class."""
+    baselines: Mapping[str, ActivationStore] = field(default_factory=dict)
+    """Name -> store of the same examples."""
+    by: str = "relation"
+    """Column of the examples; accuracy is also reported for each of its values."""
+    measures: tuple[str, ...] = ()
+    """mdl: online codelength; calibration: reliability."""
+    transfer_to: tuple[str, ...] = ()
+    """Positions and names of baselines in which probes of each layer are also tested."""
+    transfer: bool = False
+    """Whether probes of each layer are also tested at all layers."""
+    metric: str | None = None
+    """Metric of figures and comparisons; accuracy, or R2 for values, by default."""
+    margin: float = 0.0
+    """An advantage must exceed it for onset and offset."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `ProbeSettings`."""
+
+    @property
+    def all_tasks(self) -> tuple[str, ...]:
+        """Each task followed by its controls; tasks of values have no control task."""
+        found = []
+        for task in self.tasks:
+            plain = ":" in task
+            controls = () if plain else tuple(c for c in self.controls if not (task == "geometry" and c == "control"))
+            found += [task, *(f"{task}:{control}" for control in controls)]
+        return tuple(dict.fromkeys(found))
+
+
+SHOWN_IDS = 5
+"""Ids named in a message."""
+
+
+def check_baselines(store: ActivationStore, request: ProbeRequest) -> None:
+    """Check that baselines hold the same examples in the same order: differences are paired by example.
+
+    Raises
+    ------
+    InvalidInputError
+        Ids, images, captions, relations, labels, or the columns that the tasks, groups and splits use differ.
+    """
+    settings = request.settings
+    used = (
+        *(task.partition(":")[0] for task in request.tasks),
+        settings.get("groups", "image"),
+        *(("split",) if settings.get("split") else ()),
+    )
+    for name, other in request.baselines.items():
+        refuse_other_examples(store, other, f"a baseline ({name})", used)
+
+
+def results_of_others(store: ActivationStore, request: ProbeRequest, folder: Path) -> Iterator[str]:
+    """Warning if a folder holds results of other stores."""
+    names = {PurePath(other.name).name for other in (store, *request.baselines.values())}
+    fingerprint, others = store.fingerprint(), []
+    for found in results_in(folder):
+        called = found.attributes.get("store") if "fingerprint" in found.attributes else None
+        if relation_to(found, store, fingerprint) == "other" or (found.fingerprint == fingerprint and called not in (None, *names)):
+            others.append(f"{found.name} (of {called or 'another store'})")
+    if others:
+        yield (
+            f"{folder} holds {len(others):,} results that are not of {PurePath(store.name).name} as it is now, such as "
+            f"{others[0]}; those of the same name are replaced, the others stay: give each store a folder of its own"
+        )
+
+
+def check_transfer(store: ActivationStore, request: ProbeRequest) -> None:
+    """Check that each target of a transfer is a position of the array or a baseline; InvalidInputError otherwise."""
+    known = [*(place for place in positions_of(store, request.array) if place), *request.baselines]
+    for name in request.transfer_to:
+        if name not in known:
+            raise InvalidInputError(
+                f"expected `transfer_to` with a position or the name of a baseline, found {name!r}; there are {', '.join(known)}"
+            )
+
+
+def check_asked(store: ActivationStore, request: ProbeRequest, studies: Mapping[tuple[str, str | None], Study]) -> None:
+    """Check that values, column and metric of the request are used by a task; InvalidInputError otherwise."""
+    asked = {task.partition(":")[0] for task in request.tasks}
+    if idle := [name for name in request.values if name not in asked]:
+        raise InvalidInputError(f"expected `tasks` with {idle[0]}, whose values are given, found {', '.join(request.tasks)}")
+    try:
+        column_texts(store, request.by)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"`by`: {error}") from error
+    there = {metric for study in studies.values() for plan in study.plans.values() for batch in plan for metric in batch.metrics}
+    if request.metric not in (None, *there):
+        raise InvalidInputError(f"expected `metric` of {', '.join(sorted(there))}, found {request.metric!r}")
+
+
+def check_values(store: ActivationStore, request: ProbeRequest) -> None:
+    """Check that custom values name examples of the store; InvalidInputError otherwise."""
+    for name, values in request.values.items():
+        if not set(values) & set(store.examples["id"]):
+            theirs, own = ", ".join(sorted(map(str, values))[:3]) or "none", ", ".join(store.examples["id"][:3])
+            raise InvalidInputError(
+                f"{name}: expected values of examples of {store.name} (ids such as {own}), found ids {theirs}; give its ids"
+            )
+
+
+def values_elsewhere(store: ActivationStore, request: ProbeRequest) -> Iterator[str]:
+    """Warnings: ids of custom values that are not in the store."""
+    known = set(store.examples["id"])
+    for name, values in request.values.items():
+        foreign = [str(given) for given in values if given not in known]
+        if foreign:
+            more = ", ..." if len(foreign) > SHOWN_IDS else ""
+            yield f"{name}: {len(foreign):,} of {len(values):,} ids are not in this store: {', '.join(foreign[:SHOWN_IDS])}{more}"
+
+
+def without_values(store: ActivationStore, request: ProbeRequest) -> Iterator[str]:
+    """Warnings: number of examples without a custom value."""
+    for name, values in request.values.items():
+        known = pd.Series(dict(values), dtype=object).dropna().index
+        absent = int((~store.examples["id"].isin(known)).sum())
+        if absent:
+            yield f"{name}: {absent:,} of {len(store.examples):,} examples have no value and are excluded"
+
+
+MEASURES = ("mdl", "calibration")
+
+
+def check_measures(request: ProbeRequest, *, by_head: bool) -> None:
+    """Check that measures are known, and that they and transfer apply to the array; InvalidInputError otherwise."""
+    for name in request.measures:
+        if name not in MEASURES:
+            raise InvalidInputError(f"expected `measures` among {', '.join(MEASURES)}, found {name!r}")
+    if by_head and request.measures:
+        raise InvalidInputError(
+            "expected an array of one vector a position for `measures`, found one with a vector for each head; leave `measures` out"
+        )
+    if by_head and (request.transfer or request.transfer_to):
+        raise InvalidInputError(f"expected an array of one vector a position for `transfer`, found {request.array}; leave `transfer` out")

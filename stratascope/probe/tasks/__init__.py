@@ -1,0 +1,1 @@
+"""Probe tasks: labels from the examples, control tasks, values of a table."""

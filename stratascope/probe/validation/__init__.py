@@ -1,0 +1,1 @@
+"""Cross-validation: folds, official splits, out-of-fold predictions."""

@@ -1,0 +1,240 @@
+"""Sections of a report on attribution: faithfulness, localisation, attention, logit attribution."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import pandas as pd
+
+from stratascope.analysis.knockout_targets import MODE_LABELS, TARGET_LABELS
+from stratascope.figures.drawing import PART_LABELS
+from stratascope.figures.localisation import AGAINST
+from stratascope.report.blocks import Beside, Block, Cited, Drawing, Missing, Prose, Table
+from stratascope.report.figure_registry import FIGURES
+from stratascope.report.headline import percent
+from stratascope.report.result_set import ResultSet
+
+MOST_HEADS = 8
+WIDE, HALF = 6.4, 4.1
+"""Inches of a figure over the page's width, and of one beside another."""
+
+
+def best_method(results: ResultSet) -> list[Block]:
+    """One sentence: the method that agrees best with knockouts, and whether it is significantly better than the next."""
+    found = results.of("faithfulness")
+    if not found:
+        return []
+    best = found[0].attributes["leading"]
+    source = found[0].source("attributes/leading")
+    cited = {name: Cited(f"{best[name]:.2f}", float(best[name]), source) for name in ("correlation", "low", "high")}
+    words: list[str | Cited] = [
+        "Of the attribution methods, ",
+        Cited(str(best["label"]), str(best["method"]), source),
+        f" agrees best with attention knockouts of {_setting(best)}: rank correlation ",
+        *(cited["correlation"], " [", cited["low"], ", ", cited["high"], "]"),
+    ]
+    if "second" in best:
+        significant = "" if best["ahead_low"] > 0 else " (not significant)"
+        words += [", ", Cited(f"{best['ahead']:.2f}", float(best["ahead"]), source), f" ahead of {best['second_label']}{significant}"]
+    if best["method"] == "estimate":
+        words.append(" (a first-order estimate of the same effect, so it is no independent evidence)")
+    return [Prose([*words, "."], lead=True)]
+
+
+def _setting(best: dict[str, Any]) -> str:
+    """Targets and mode of a knockout in words."""
+    return f"{TARGET_LABELS.get(best['targets'], best['targets'])} {MODE_LABELS.get(best['mode'], best['mode'])}"
+
+
+def _missing(what: str, command: str, needed: Sequence[str], recorded: Collection[str]) -> Missing:
+    """The command that computes a result, and before it the arrays that an extraction must record."""
+    if all(name in recorded for name in needed):
+        return Missing(f"No {what} yet; make it with", command)
+    return Missing(f"No {what} yet, and the store lacks arrays for it; extract with --record {','.join(needed)}, then", command)
+
+
+def faithfulness_blocks(results: ResultSet, store: str, recorded: Collection[str] = ()) -> list[Block]:
+    """Rank correlation of each method with the knockout effect, best first; `recorded` names the arrays of the store."""
+    found = results.of("faithfulness")
+    if not found:
+        needed = ("attention_rows", "attention_maps", "knockout")
+        return [_missing("comparison of attribution methods with knockouts", f"stratascope faithfulness {store}", needed, recorded)]
+    result = found[0].result
+    table, best = result.leading_rows, result.best
+    rows = [
+        [r["label"], _signed(r["correlation"]), f"{_signed(r['low'])} to {_signed(r['high'])}", _behind(r), int(r["examples"])]
+        for _, r in table.iterrows()
+    ]
+    setting = f"{_setting(best)}, blocks {best['window']}"
+    source = [found[0].source("tables/methods")]
+    blocks: list[Block] = [
+        Prose(
+            "Attention to parts of the prompt is knocked out, one part at a time, and the change of the answer's logit difference is "
+            "measured. A method is faithful if it ranks the parts as the knockout effects do."
+        ),
+        Drawing(
+            FIGURES["faithfulness"].figure(results, width=WIDE, height=0.7 + 0.24 * len(table)),
+            "rank correlation of each method with the knockout effect, with 95 % intervals",
+            f"Spearman correlation within an example, mean over examples; 95 % CI from a bootstrap over images. Knockout: {setting}.",
+            "",
+            source,
+        ),
+        Table(
+            ["method", "correlation", "95 % CI", "below the best", "examples"],
+            rows,
+            caption=f"Knockout: {setting}. Below the best: paired difference from the best method, with its 95 % CI.",
+            sources=source,
+        ),
+    ]
+    missing = result.attributes.get("missing") or {}
+    return [*blocks, *(Prose(f"Not compared: {name}; record {arrays}.") for name, arrays in missing.items())]
+
+
+def localisation_blocks(results: ResultSet, store: str) -> list[Block]:
+    """Ratio of each method's score on the named objects to its score elsewhere."""
+    found = results.of("pointing")
+    if not found:
+        return [Missing("No localisation of attribution methods yet; make it with", f"stratascope pointing {store} --boxes instances.json")]
+    result = found[0].result
+    table, beside = result.table, result.against
+    rows = [
+        [r["label"], f"{r[f'over_{beside}']:.3g}", f"{r[f'over_{beside}_low']:.3g} to {r[f'over_{beside}_high']:.3g}", f"{r['wins']:.0%}"]
+        for r in table.to_dict("records")
+    ]
+    source = [found[0].source("tables/methods")]
+    return [
+        Prose(
+            f"The ratio compares a method's score on image cells of the subject and object with its score on cells of {AGAINST[beside]}. "
+            "At 1 the method does not distinguish them."
+        ),
+        Drawing(
+            FIGURES["pointing"].figure(results, width=WIDE, height=0.7 + 0.24 * len(table)),
+            f"score of each method on cells of the named objects over that on cells of {AGAINST[beside]}, with 95 % intervals",
+            "Mean absolute score of a cell over examples; 95 % CI from a bootstrap over images. Measured: knockout effects.",
+            "",
+            source,
+        ),
+        Table(
+            ["method", f"named objects over {AGAINST[beside]}", "95 % CI", "examples above 1"],
+            rows,
+            caption=f"{int(table['examples'].max())} examples.",
+            sources=source,
+        ),
+    ]
+
+
+def attention_blocks(results: ResultSet, store: str) -> list[Block]:
+    """Attention share by part of the prompt and by head; overlap with the gold boxes by head."""
+    shares = results.of("attention_share")
+    if not shares:
+        return [Missing("No attention shares yet; make them with", f"stratascope share {store}")]
+    found = shares[0]
+    parts, layers = found.attributes["parts"], found.attributes["layers"]
+    tokens, means = found.file.arrays["token_share"][1], found.means("share").mean(1)
+    top = [int(means[:, k].argmax()) for k in range(len(parts))]
+    rows = [
+        [PART_LABELS.get(name, name), *map(percent, (tokens[:, k].mean(), means[:, k].mean(), means[top[k], k])), int(layers[top[k]])]
+        for k, name in enumerate(parts)
+    ]
+    return [
+        Beside(
+            [
+                Drawing(
+                    FIGURES["parts"].figure(results, width=HALF, height=2.6),
+                    "attention share of the final token by part of the prompt, stacked, by decoder block",
+                    "Mean over examples and heads. Attention is not information flow: see the section on faithfulness.",
+                    "Attention share by part of the prompt",
+                    [found.source("arrays/share")],
+                ),
+                Drawing(
+                    FIGURES["heads"].figure(results, width=HALF, height=2.6),
+                    "attention share of the image, heads by decoder blocks",
+                    "The mean over heads hides single heads that attend to the image alone.",
+                    "Attention share of the image by head",
+                    [found.source("arrays/share")],
+                ),
+            ]
+        ),
+        *_overlap(results),
+        Table(
+            ["part of the prompt", "share of tokens", "attention share", "highest share of a block", "block"],
+            rows,
+            caption="Means over examples and heads.",
+            sources=[
+                found.source("arrays/share", "mean over examples and heads"),
+                found.source("arrays/token_share", "mean over examples"),
+            ],
+        ),
+    ]
+
+
+def _overlap(results: ResultSet) -> list[Block]:
+    found = [f for f in results.of("box_overlap") if f.attributes["heads"] != [-1]]
+    if not found:
+        return []
+    return [
+        Drawing(
+            FIGURES["overlap"].figure(results, width=HALF, height=2.6),
+            "overlap of each head's attention on the image with the boxes of subject and object, heads by decoder blocks",
+            "Mean over the examples with known boxes.",
+            "Overlap of each head's attention with the gold boxes",
+            [found[0].source("arrays/overlap")],
+        )
+    ]
+
+
+def attribution_blocks(results: ResultSet, store: str, recorded: Collection[str] = ()) -> list[Block]:
+    """Direct logit attribution by block and head, and the heads with the largest share; `recorded` names the arrays of the store."""
+    found = results.of("logit_attribution")
+    if not found:
+        needed = ("attention_rows", "head_logits")
+        return [_missing("logit attribution", f"stratascope attribution {store}", needed, recorded)]
+    table = found[0].table("heads").sort_values("carried", ascending=False, key=abs, kind="stable").head(MOST_HEADS)
+    parts = [name for name in table.columns if name.startswith("support_")]
+    rows = []
+    for _, r in table.iterrows():
+        part = max(parts, key=lambda name: abs(r[name])).removeprefix("support_") if parts else ""
+        rows.append(
+            [
+                f"block {int(r['layer'])}, head {int(r['head'])}",
+                f"{r['carried']:+.1%}".replace("%", " %").replace("-", "−"),
+                _signed(r["support"]),
+                PART_LABELS.get(part, part) or "not recorded",
+            ]
+        )
+    first, second = found[0].attributes["choices"][:2]
+    return [
+        Beside(
+            [
+                Drawing(
+                    FIGURES["carried"].figure(results, width=HALF, height=2.6),
+                    "share of the variance of the logit difference by decoder block: heads, and the rest of the block",
+                    f"Share of the variance over examples of logit({first}) − logit({second}).",
+                    "Logit attribution by block",
+                    [found[0].source("tables/heads"), found[0].source("tables/blocks")],
+                ),
+                Drawing(
+                    FIGURES["writers"].figure(results, width=HALF, height=2.6),
+                    "share of the variance of the logit difference, heads by decoder blocks",
+                    "Orange: the head varies with the logit difference; purple: against it.",
+                    "Logit attribution by head",
+                    [found[0].source("tables/heads")],
+                ),
+            ]
+        ),
+        Table(
+            ["head", "share of variance", "logits towards the answer given", "largest part of the prompt"],
+            rows,
+            "Heads with the largest share",
+            sources=[found[0].source("tables/heads")],
+        ),
+    ]
+
+
+def _behind(row: pd.Series[Any]) -> str:
+    return "" if row["behind"] == 0 else f"{row['behind']:.2f} [{row['behind_low']:.2f}, {row['behind_high']:.2f}]"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-0.00", "0.00").replace("-", "−")

@@ -1,0 +1,1 @@
+"""Statistics shared by probes and analyses: bootstrap, simultaneous bands, AUROC, rank correlation."""

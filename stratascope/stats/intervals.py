@@ -1,0 +1,148 @@
+"""Confidence intervals: percentile and simultaneous (max-t) from bootstrap draws, Wilson's for shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[Any]
+INTERVALS = ("low", "high", "low_simultaneous", "high_simultaneous")
+INTERVAL = " ".join(INTERVALS)
+"""Columns of a table with intervals, as a schema names them."""
+NO_SPREAD = 1e-12
+"""Standard error below which a value counts as constant over draws."""
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """Intervals by layer."""
+
+    low: Floats
+    high: Floats
+    """(layer,) pointwise interval."""
+    low_simultaneous: Floats
+    high_simultaneous: Floats
+    """(layer,) simultaneous band over all layers."""
+    critical: float
+    """Standard errors on each side of the simultaneous interval."""
+
+    @property
+    def ends(self) -> dict[str, Floats]:
+        """Ends of the intervals by the names in `INTERVALS`."""
+        return {name: getattr(self, name) for name in INTERVALS}
+
+    def with_ends(self, ends: Mapping[str, Floats]) -> Band:
+        """The band with other ends of the intervals, by name."""
+        return Band(ends["low"], ends["high"], ends["low_simultaneous"], ends["high_simultaneous"], self.critical)
+
+
+def wilson(share: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval (1927) of a share among n independent trials; it has width at 0 and 1, where the bootstrap has none.
+
+    Examples
+    --------
+    >>> [round(end, 3) for end in wilson(1.0, 50)]
+    [0.929, 1.0]
+    """
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(max(share * (1 - share), 0) / n + z * z / (4 * n * n))
+    return float(max(centre - half, 0)), float(min(centre + half, 1))
+
+
+def clustered_wilson(values: Floats, groups: NDArray[Any], level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a mean of values between 0 and 1 in groups, on the effective sample size.
+
+    The variance has one residual a group. The effective sample size is that of independent trials with the same variance; without any
+    spread it is the number of groups, so that a mean of 0 or 1 does not look certain. NaN for fewer than two groups.
+
+    Parameters
+    ----------
+    values
+        (example,) between 0 and 1, such as right or wrong.
+    groups
+        (example,) names or numbers of groups, such as images.
+    level
+        Of the interval.
+    """
+    codes = np.unique(groups, return_inverse=True)[1]
+    count, mean = int(codes.max()) + 1, float(values.mean())
+    if count < 2:
+        return float("nan"), float("nan")
+    residual = np.bincount(codes, values - mean) / len(values)
+    variance = count / (count - 1) * float(np.square(residual).sum())
+    return wilson(mean, mean * (1 - mean) / variance if variance > 1e-12 else float(count), level)
+
+
+def percentiles(draws: Floats, level: float) -> tuple[Floats, Floats]:
+    """(row,) ends of the percentile interval of (row, draw) values, NaN left out; NaN for a row without values."""
+    lost = np.asarray(np.isnan(draws).all(1))
+    ends = np.nanquantile(np.where(lost[:, None], 0, draws), [0.5 - level / 2, 0.5 + level / 2], axis=1)
+    low, high = np.where(lost, np.nan, ends)
+    return low, high
+
+
+def zero_count_bound(n: int, level: float = 0.95) -> float:
+    """Upper confidence bound of a share with zero events in n independent trials: z^2 / (n + z^2).
+
+    It is the upper end of Wilson's interval (1927) for a share of 0. It is also the half-width of Tango's interval (1998) for the
+    difference of two shares of the same trials that agree in every trial.
+    """
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    return z * z / (n + z * z)
+
+
+def band(
+    value: Floats,
+    draws: Floats,
+    *,
+    level: float = 0.95,
+    groups: int | None = None,
+    counted: bool = False,
+    certain: NDArray[np.bool_] | None = None,
+) -> Band:
+    """Percentile intervals and a simultaneous band (max-t over layers).
+
+    Parameters
+    ----------
+    value
+        (layer,) the score, or the paired difference of two.
+    draws
+        (draw, layer) its bootstrap draws; a row holds the same resample for all layers.
+    groups
+        Number of groups; where given, the interval of a value without spread over draws has half-width `zero_count_bound(groups)`.
+    counted
+        Whether the value is a share of examples, as accuracies are; then no interval is narrower than that.
+    certain
+        (layer,) values that no resample can change, such as scores of constant logits: their intervals have no width.
+    """
+    tail = (1 - level) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    error = draws.std(axis=0)
+    spread = error > NO_SPREAD
+    deviation = np.abs(draws - draws.mean(axis=0))[:, spread] / error[spread]
+    critical = float(np.quantile(deviation.max(axis=1), level)) if spread.any() else 0.0
+    low_all, high_all = value - critical * error, value + critical * error
+    if groups:
+        narrow = (~spread | counted) & ~(np.zeros(len(value), bool) if certain is None else certain)
+        # Bonferroni over layers, as there may be no spread to take a maximum over
+        alone, together = zero_count_bound(groups, level), zero_count_bound(groups, 1 - (1 - level) / len(value))
+        low, high = _at_least(alone, value, low, high, narrow)
+        low_all, high_all = _at_least(together, value, low_all, high_all, narrow)
+    return Band(low=low, high=high, low_simultaneous=low_all, high_simultaneous=high_all, critical=critical)
+
+
+def _at_least(reach: float, value: Floats, low: Floats, high: Floats, narrow: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Widen the `narrow` intervals to at least `reach` on each side."""
+    return np.where(narrow, np.minimum(low, value - reach), low), np.where(narrow, np.maximum(high, value + reach), high)
+
+
+def constant_within_folds(logits: Floats, folds: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """(layer,) whether the logits (layer, output, example) are constant within each fold: no resample changes their scores."""
+    parts = [logits[..., folds == fold] for fold in np.unique(folds)]
+    return np.asarray(np.all([(part == part[..., :1]).all(axis=(1, 2)) for part in parts], axis=0))

@@ -1,0 +1,1 @@
+"""The store's format: arrays, layout, codecs, tables, provenance."""

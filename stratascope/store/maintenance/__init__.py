@@ -1,0 +1,1 @@
+"""Verify, repair, copy and compare stores."""

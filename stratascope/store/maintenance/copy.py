@@ -1,0 +1,234 @@
+"""Copy a store or a part of it to a folder or zip."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.addresses import is_address
+from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
+from stratascope.store.format.arrays import ArraySpec
+from stratascope.store.format.layout import StoreLayout
+from stratascope.store.format.provenance import digest
+from stratascope.store.format.shards import decode_file, encode_chunk, encode_file
+from stratascope.store.io.create import empty_store
+from stratascope.store.io.overview import bytes_text
+from stratascope.store.io.reader import ActivationStore
+from stratascope.store.io.recorded_examples import require_written
+from stratascope.store.io.remote import UnreachableError
+from stratascope.store.io.selection import Examples, Layers, Positions, Selection, example_numbers, listing
+from stratascope.store.maintenance.copy_target import CopyTarget, FolderTarget, ZipTarget
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+ALWAYS = ("answer_logits", "status")
+"""Arrays that every copy contains."""
+
+
+def copy_store(
+    source: str | Path | Store | ActivationStore,
+    target: str | Path,
+    *,
+    arrays: str | Sequence[str] | None = None,
+    layers: Layers = None,
+    positions: Positions = None,
+    examples: Examples = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """Copy a store, or a part of it.
+
+    The copy is a valid store with the same provenance; its attribute `taken` records which part of which store it holds. Every chunk is
+    verified; a complete copy equals its source byte for byte. The copy is read back before it gets its name. After an interruption or
+    a network failure, the same call resumes a copy to a folder.
+
+    Parameters
+    ----------
+    source
+        Folder, zip, URL, Zarr store or open store.
+    target
+        New folder, or new zip if the name ends in .zip.
+    arrays
+        Arrays besides answer_logits and status; None for all. Thumbnails are copied only if named or if `arrays` is None.
+    layers
+        Decoder layers, for residuals (0..L) and attention (0..L-1) alike; None for all.
+    positions
+        Positions; None for all.
+    examples
+        Example numbers or a mask; None for all, including blocks that are not written yet.
+    progress
+        Called with (blocks done, blocks).
+
+    Returns
+    -------
+    pandas.DataFrame
+        Contents of the copy: array, shape, bytes.
+
+    Raises
+    ------
+    StoreError
+        The target exists, cannot be written or loses files, or the source is damaged.
+    UnreachableError
+        The source's server does not answer.
+    NotRecordedError
+        The source lacks an array, layer, position or example.
+    UnwrittenBlockError
+        `examples` names examples that are not written yet.
+    InvalidInputError
+        No example is selected, or one is named twice.
+    """
+    store = source if isinstance(source, ActivationStore) else ActivationStore.open(source)
+    if is_address(target):
+        raise StoreError(f"{target}: expected a folder or a zip to write, found an address; copy to a folder and upload that")
+    path = Path(target)
+    if os.path.lexists(path):
+        raise StoreError(f"{path}: expected a new path, found an existing one; choose another or remove it")
+    numbers = example_numbers(store.layout.examples, examples)
+    if not len(numbers):
+        raise InvalidInputError("examples: expected at least one example to take, found none")
+    if len(np.unique(numbers)) != len(numbers):
+        raise InvalidInputError("examples: expected each example once, found some twice")
+    arrays, positions = (None if names is None else (names,) if isinstance(names, str) else tuple(names) for names in (arrays, positions))
+    layers = (layers,) if isinstance(layers, int | np.integer) else layers
+    layout = _taken_layout(store.layout, arrays, layers, positions, None if examples is None else len(numbers))
+    if examples is not None:
+        require_written(store, _selection(store, layout, "status", numbers))
+    taken = _taken(store, layout, numbers if examples is not None else None)
+    sizes: dict[str, int] = {}
+    whole = digest([store.fingerprint(), layout.to_json(), numbers.tolist() if examples is not None else None])
+    into: CopyTarget | None = None
+    blocks = [b for b in range(layout.blocks) if examples is not None or store.written[b]]
+    done = 0
+    try:
+        into = ZipTarget(path) if path.suffix.lower() == ".zip" else FolderTarget(path, whole)
+        born, known = _known(store, layout, numbers)
+        for key, data in empty_store(layout, born, known, store.vocabulary, store.provenance, taken).items():
+            into.put(key, [data])
+        specs = {s.name: s for s in layout.arrays()}
+        for block in blocks:
+            members = layout.block_examples(block)
+            chosen = numbers[members.start : members.stop]
+            for name, spec in specs.items():
+                if spec.by_block:
+                    key = spec.key(block)
+                    size = _kept(into, spec, key, len(members))
+                    if size is None:
+                        size = into.put(key, encode_file(spec, store.fetch(_selection(store, layout, name, chosen))))
+                    sizes[name] = sizes.get(name, 0) + size
+            into.put(f"written/c/{block}", [encode_chunk(specs["written"], np.ones(1, np.uint8))])
+            done += 1
+            if progress is not None:
+                progress(done, len(blocks))
+        into.commit()
+    except BaseException as error:
+        # a server that is out of reach, and whoever stops the copy, lose nothing
+        resumable = isinstance(error, UnreachableError) or not isinstance(error, Exception)
+        if into is not None:
+            into.discard(resumable=resumable)
+        if isinstance(error, UnreachableError) and isinstance(into, FolderTarget):
+            held = f"{done} of {len(blocks)} blocks are copied"
+            raise UnreachableError(f"{error}; {held}: the same command goes on from there ({into.partial} holds them)") from error
+        if isinstance(error, OSError):
+            raise StoreError(f"{path}: expected to write the copy, found: {error}; make room or choose another path") from error
+        raise
+    rows = [(name, specs[name].shape, size) for name, size in sizes.items()]
+    return pd.DataFrame(rows, columns=["array", "shape", "bytes"])
+
+
+def copy_summary(target: str | Path, taken: pd.DataFrame) -> str:
+    """Lines of text on what `copy_store` copied to `target`: one for each array in `taken`, and the total."""
+    lines = [
+        f"{array:<18} {' x '.join(map(str, shape)):<32} {bytes_text(int(size)):>9}"
+        for array, shape, size in zip(taken["array"], taken["shape"], taken["bytes"], strict=True)
+    ]
+    return "\n".join([*lines, f"{target}: {bytes_text(int(taken['bytes'].sum()))}"])
+
+
+def _kept(into: CopyTarget, spec: ArraySpec, key: str, examples: int) -> int | None:
+    """Size of a file that an earlier copy of the same left, where it is whole."""
+    data = into.kept(key)
+    if data is None:
+        return None
+    try:
+        decode_file(spec, data, examples)
+    except StoreError:
+        return None
+    return into.keep(key, data)
+
+
+def _taken_layout(
+    layout: StoreLayout, arrays: Sequence[str] | None, layers: Sequence[int] | None, positions: Sequence[str] | None, count: int | None
+) -> StoreLayout:
+    """The layout of the copy; `count` examples, or all."""
+    changes: dict[str, Any] = {} if count is None else {"examples": count}
+    if layers is not None:
+        odd = [k for k in layers if k not in layout.residual_layers]
+        if odd:
+            raise NotRecordedError(f"expected layers that the store holds, found {odd}; it holds {listing(layout.residual_layers)}")
+        changes["kept_layers"] = tuple(sorted(set(layers)))
+    if positions is not None:
+        known = (*layout.positions, *layout.vision_positions)
+        odd_names = [p for p in positions if p not in known]
+        if odd_names:
+            raise NotRecordedError(f"expected positions that the store holds, found {', '.join(odd_names)}; it holds {', '.join(known)}")
+        changes["positions"] = tuple(p for p in layout.positions if p in positions)
+        changes["vision_positions"] = tuple(p for p in layout.vision_positions if p in positions)
+    if arrays is not None:
+        held = [s.name for s in layout.arrays() if s.by_block]
+        unknown = [a for a in arrays if a not in held]
+        if unknown:
+            raise NotRecordedError(f"expected arrays that the store holds, found {', '.join(unknown)}; it holds {', '.join(held)}")
+        changes["record"] = frozenset(arrays) - {*ALWAYS, "thumbnail"}
+        if "thumbnail" not in arrays:
+            changes["thumbnail"] = None
+    return layout.subset(**changes)
+
+
+def _selection(store: ActivationStore, layout: StoreLayout, array: str, numbers: NDArray[np.int64]) -> Selection:
+    """Where the copy's values of an array lie in the source."""
+    spec = store.layout.array(array)
+    indices = []
+    for dim, length in zip(spec.dims, spec.shape, strict=True):
+        if dim == "example":
+            indices.append(numbers)
+        elif dim == spec.layer_dim:
+            held = store.layout.layers_of(dim)
+            indices.append(np.array([held.index(k) for k in layout.layers_of(dim)], dtype=np.int64))
+        elif dim == spec.position_dim:
+            names = store.layout.positions_of(dim)
+            indices.append(np.array([names.index(p) for p in layout.positions_of(dim)], dtype=np.int64))
+        else:
+            indices.append(np.arange(length))
+    return Selection(spec, tuple(indices), ())
+
+
+def _known(store: ActivationStore, layout: StoreLayout, numbers: NDArray[np.int64]) -> tuple[pd.DataFrame, dict[str, NDArray[Any]]]:
+    """Table of examples and arrays that the source knew before its model ran, for the examples that are taken."""
+    names = ("spans", "token_ids", "n_tokens", "grid", "has_map")
+    known = {name: store.read(name, examples=numbers) for name in names}
+    columns = [store.layout.positions.index(p) for p in layout.positions]
+    known["position_present"] = store.position_present[numbers][:, columns]
+    examples = store.examples.drop(columns="status").iloc[numbers].reset_index(drop=True)
+    return examples, known
+
+
+def _taken(store: ActivationStore, layout: StoreLayout, numbers: NDArray[np.int64] | None) -> dict[str, Any] | None:
+    """What the copy says of itself; a whole copy is its source and says what that says."""
+    if numbers is None and layout == store.layout:
+        return store.taken
+    return {
+        "from": store.fingerprint(),
+        "arrays": [s.name for s in layout.arrays() if s.by_block],
+        "layers": list(layout.residual_layers),
+        "positions": list(layout.positions),
+        "examples": layout.examples,
+        "of_examples": store.layout.examples,
+        "numbers": None if numbers is None else numbers.tolist(),
+        "before": store.taken,
+    }
