@@ -128,5 +128,5 @@ def test_boxes_in_shares_of_the_image_are_refused_or_scaled_never_taken_for_pixe
 
 @pytest.mark.parametrize("side", [0, -640, float("nan"), float("inf")])
 def test_a_size_that_is_none_is_refused(tmp_path: Path, side: float) -> None:
-    with pytest.raises(InvalidInputError, match=r"found: image a\.jpg with width|expected a finite number, found '(nan|inf)'"):
+    with pytest.raises(InvalidInputError, match=r"found: image a\.jpg with width"):
         BoxIndex.from_coco(coco(tmp_path / "a.json", (side, 480), [1, 2, 3, 4]))
