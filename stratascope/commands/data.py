@@ -12,7 +12,7 @@ import click
 from stratascope import demo
 from stratascope.commands import options
 from stratascope.commands.command_line import command_lines
-from stratascope.commands.output import NORMAL, QUIET, VERBOSE, print_json, print_record, verbosity_options
+from stratascope.commands.output import NORMAL, QUIET, print_record, verbosity_options
 from stratascope.commands.signature import default_of, options_of
 from stratascope.commands.terminal import echo
 from stratascope.datasets.fetch import FetchChoice
@@ -42,13 +42,9 @@ def demo_command(out: Path, scenes: int, seed: int, as_json: bool, verbosity: in
         on_step=lambda step: None if quiet else echo(step),
         command_line=command_lines(),
     )
-    if as_json:
-        print_json({"folder": out, "report": out / "results" / "report.html", "summary": text})
-    elif not quiet:
-        echo(text)
-        if verbosity == VERBOSE:
-            for path in sorted((out / "results").glob("*.*")):
-                echo(f"file {path}")
+    files = [f"file {path}" for path in sorted((out / "results").glob("*.*"))]
+    record = {"folder": out, "report": out / "results" / "report.html", "summary": text}
+    print_record(record, [text], as_json=as_json, verbosity=verbosity, details=files)
 
 
 @click.command(short_help="Download published data sets.")

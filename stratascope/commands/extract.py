@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from stratascope.commands import options
-from stratascope.commands.output import QUIET, VERBOSE, print_json, verbosity_options
+from stratascope.commands.output import QUIET, VERBOSE, print_json, print_record, verbosity_options
 from stratascope.commands.signature import options_in_errors, options_of, with_option_names
 from stratascope.commands.terminal import echo
 from stratascope.datasets.examples import describe
@@ -148,14 +148,9 @@ def extract_command(out: Path, batch_tokens: int, shard: tuple[int, int] | None,
         on_note=lambda text: None if quiet else echo(with_option_names(text), err=True),
     )
     following = next_step(ActivationStore.open(out), out) if out.exists() else None
-    if as_json:
-        print_json(asdict(report) | {"next": following})
-    elif not quiet:
-        echo(report.summary())
-        if following:
-            echo(following)
-        if verbosity == VERBOSE and report.store.exists():
-            echo(f"vision tower passes {report.tower_passes:,}, halved batches {report.halvings}")
+    details = [f"vision tower passes {report.tower_passes:,}, halved batches {report.halvings}"] if report.store.exists() else []
+    lines = [report.summary(), *([following] if following else [])]
+    print_record(asdict(report) | {"next": following}, lines, as_json=as_json, verbosity=verbosity, details=details)
 
 
 def next_step(store: ActivationStore, path: str | Path) -> str:

@@ -66,22 +66,20 @@ def echo(text: object, err: bool = False, colours: Mapping[str, str] | None = No
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Handle SIGTERM and SIGHUP like Ctrl-C, so that partial files are removed."""
+    """Remove partial files at SIGHUP, too; the command line does so at Ctrl-C and SIGTERM."""
+    hangup = getattr(signal, "SIGHUP", None)  # absent on Windows; ignored under nohup
+    if hangup is None or threading.current_thread() is not threading.main_thread() or signal.getsignal(hangup) != signal.SIG_DFL:
+        yield
+        return
 
     def stop(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
-    own: list[int] = []
-    if threading.current_thread() is threading.main_thread():
-        numbers = {int(signal.SIGTERM), int(getattr(signal, "SIGHUP", signal.SIGTERM))}
-        own = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # nohup ignores SIGHUP
-    for number in own:
-        signal.signal(number, stop)
+    signal.signal(hangup, stop)
     try:
         yield
     finally:
-        for number in own:
-            signal.signal(number, signal.SIG_DFL)
+        signal.signal(hangup, signal.SIG_DFL)
 
 
 @contextmanager
