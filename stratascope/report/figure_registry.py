@@ -213,7 +213,7 @@ def draw_named(
     Parameters
     ----------
     sources
-        A store, with results beside it or after it, or results alone.
+        A store, with its results in the default folder or named after it, or results alone.
     out
         Path of the figure.
     name, task, position, width, height

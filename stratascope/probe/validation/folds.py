@@ -57,7 +57,7 @@ def grouped_folds(
     class_names: tuple[str, ...] | None = None,
     by: str = "image",
 ) -> Folds:
-    """Stratified grouped folds: equal sizes and class frequencies, as far as groups allow.
+    """Stratified grouped folds: equal sizes and class frequencies, within the limits of the groups.
 
     Groups are assigned largest first, in random order among equals, each to the fold in which the sum over classes of squared
     counts, divided by the class's total, grows least.

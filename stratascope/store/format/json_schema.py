@@ -22,7 +22,7 @@ class Along:
 
 
 def each(kind: Any, names: str) -> dict[str, Any]:
-    """Attributes, names parted by spaces, that are of one type."""
+    """Attributes of one type, from space-separated names."""
     return dict.fromkeys(names.split(), kind)
 
 
@@ -128,6 +128,6 @@ def type_text(kind: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as far as a line can hold it."""
+    """A value, shortened to one line."""
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

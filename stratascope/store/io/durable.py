@@ -68,7 +68,7 @@ def _write_beside(path: Path, partial: Path, write: Callable[[BinaryIO], Written
     try:
         with open(partial, "xb") as file:
             if fcntl is not None:
-                with contextlib.suppress(OSError):  # a file system without locks: leftovers are told by their age
+                with contextlib.suppress(OSError):  # a file system without locks: leftovers are recognised by their age
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             written = write(file)
             file.flush()
