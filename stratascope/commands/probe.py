@@ -51,8 +51,9 @@ SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or t
     measures="mdl: online codelength (MDL); calibration: reliability diagram.",
     transfer="Also test the probes of each layer at all layers.",
     transfer_to="Also test the probes of each layer at all layers of these positions or baselines (by name).",
-    metric="Metric of figures and comparisons: accuracy (default), balanced_accuracy, auroc, log_loss; r2 for boxes.",
-    margin="What an advantage must exceed for onset and offset.",
+    metric="accuracy, balanced_accuracy, auroc, log_loss, r2; default: auroc for two classes, balanced_accuracy for more, r2 for boxes.",
+    margin="What an advantage must exceed to be detected.",
+    equivalence_margin="An advantage below it counts as absent; default: 0.03, or 0.01 of r2 and log_loss.",
 )
 @options_of(
     ProbeSettings,
@@ -80,8 +81,9 @@ def probe_command(
 ) -> None:
     """Train a cross-validated linear probe for each task, layer and position.
 
-    Prints the peak of each curve, and in which layers it is significantly above chance, controls, embeddings and baselines (onset,
-    offset). docs/results.md describes each file. The output folder caches finished layers: the same command resumes an interrupted run.
+    Prints the peak of each curve, and the layers in which it is significantly above chance, controls, embeddings and baselines, with one
+    simultaneous band over all curves of the run. docs/results.md describes each file. The output folder caches finished layers: the same
+    command resumes an interrupted run.
 
     \b
     Examples, after 'stratascope demo --out demo':

@@ -30,11 +30,11 @@ def draw_curve_panel(
     metric: str,
     name: str = "probe",
     chance: float | None = None,
-    events: pd.DataFrame | None = None,
+    detected: Sequence[tuple[int, int]] = (),
     title: str | None = None,
     layers: str = "layer",
 ) -> Axes:
-    """Layer curve with controls and baselines dashed in grey, and onset and offset of its advantage.
+    """Layer curve with controls and baselines dashed in grey, and the layers in which it is detected.
 
     Parameters
     ----------
@@ -48,21 +48,17 @@ def draw_curve_panel(
         Of the curve, in a legend.
     chance
         Height of the chance line.
-    events
-        Rows of kind onset and offset with layer, low, high (-1: none): a triangle below the curves, its interval as a bar.
+    detected
+        (first, last) runs of layers in which the advantage is significant: bars below the curves.
     title, layers
         Over the axes, below them.
     """
     draw_layer_curves({name: curve, **others}, ax, metric=metric, chance=chance, muted=list(others), title=title)
     ax.set_xlabel(layers)
-    last = float(curve["layer"].max())
-    for row in [] if events is None else events.to_dict("records"):
-        if row["kind"] not in ("onset", "offset") or row["layer"] < 0:
-            continue
+    for number, (first, last) in enumerate(detected):
         place: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "color": COLOURS[0], "clip_on": False}
-        low, high = (row["layer"] if row["low"] < 0 else row["low"]), (last if row["high"] < 0 else row["high"])
-        ax.plot([low, high], [0.03, 0.03], linewidth=1.4, solid_capstyle="butt", **place)
-        ax.plot([row["layer"]], [0.03], marker=">" if row["kind"] == "onset" else "<", markersize=4.5, **place)
+        label = "significant layers" if number == 0 else None
+        ax.plot([first - 0.25, last + 0.25], [0.03, 0.03], linewidth=2.6, solid_capstyle="butt", label=label, **place)
     return ax
 
 
@@ -142,7 +138,7 @@ def label_outside(axes: Sequence[Axes], *, metric: str, columns: int = 4) -> Non
 
 
 def span_of(tables: Sequence[pd.DataFrame], metric: str, *, room: float = 0.04) -> tuple[float, float]:
-    """Limits of the score axis for all values of a metric, with room below for onset and offset."""
+    """Limits of the score axis for all values of a metric, with room below for the bars of detected layers."""
     rows = pd.concat([table[table["metric"] == metric] for table in tables])
     low, high = float(np.nanmin(rows["low"])), float(np.nanmax(rows["high"]))
     return low - 3 * room * (high - low), high + room * (high - low)

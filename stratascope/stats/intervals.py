@@ -105,8 +105,10 @@ def band(
     groups: int | None = None,
     counted: bool = False,
     certain: NDArray[np.bool_] | None = None,
+    critical: float = 0.0,
+    comparisons: int | None = None,
 ) -> Band:
-    """Percentile intervals and a simultaneous band (max-t over layers).
+    """Percentile intervals and a simultaneous band (max-t over layers, or over a family of curves).
 
     Parameters
     ----------
@@ -120,21 +122,72 @@ def band(
         Whether the value is a share of examples, as accuracies are; then no interval is narrower than that.
     certain
         (layer,) values that no resample can change, such as scores of constant logits: their intervals have no width.
+    critical
+        Standard errors on each side that a family of curves needs, from `largest_deviation`; the band has at least that width.
+    comparisons
+        Number of values of that family, for the values without spread; the layers alone by default.
     """
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     error = draws.std(axis=0)
     spread = error > NO_SPREAD
-    deviation = np.abs(draws - draws.mean(axis=0))[:, spread] / error[spread]
-    critical = float(np.quantile(deviation.max(axis=1), level)) if spread.any() else 0.0
+    critical = max(critical, float(np.quantile(largest_deviation(draws), level)) if spread.any() else 0.0)
     low_all, high_all = value - critical * error, value + critical * error
     if groups:
         narrow = (~spread | counted) & ~(np.zeros(len(value), bool) if certain is None else certain)
         # Bonferroni over layers, as there may be no spread to take a maximum over
-        alone, together = zero_count_bound(groups, level), zero_count_bound(groups, 1 - (1 - level) / len(value))
+        alone, together = zero_count_bound(groups, level), zero_count_bound(groups, 1 - (1 - level) / (comparisons or len(value)))
         low, high = _at_least(alone, value, low, high, narrow)
         low_all, high_all = _at_least(together, value, low_all, high_all, narrow)
     return Band(low=low, high=high, low_simultaneous=low_all, high_simultaneous=high_all, critical=critical)
+
+
+def largest_deviation(draws: Floats) -> Floats:
+    """(draw,) largest deviation of a draw from its mean over all columns, in standard errors.
+
+    Its quantile is the critical value of a simultaneous band. The element-wise maximum over several curves with the same resamples
+    gives that of a family of curves.
+
+    Parameters
+    ----------
+    draws
+        (draw, column) bootstrap draws; columns without spread are left out.
+    """
+    error = draws.std(axis=0)
+    spread = error > NO_SPREAD
+    if not spread.any():
+        return np.zeros(len(draws))
+    kept = draws[:, spread]
+    return np.asarray((np.abs(kept - kept.mean(axis=0)) / error[spread]).max(axis=1))
+
+
+def auroc_spread(value: Floats) -> Floats:
+    """Standard error of an AUROC relative to that at .5, for classes of equal, large size (Hanley & McNeil 1982).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> auroc_spread(np.array([0.5, 0.9])).round(2)
+    array([1.  , 0.5...])
+    """
+    above = np.maximum(value, 1 - np.asarray(value))
+    variance = above / (2 - above) + 2 * above**2 / (1 + above) - 2 * above**2
+    return np.asarray(np.sqrt(np.maximum(variance, 0) * 6))
+
+
+def minimum_detectable_effect(half_width: Floats, error: Floats, *, power: float = 0.8) -> Floats:
+    """(layer,) smallest effect whose lower bound lies above 0 with the given power: half-width + z_power * standard error.
+
+    Parameters
+    ----------
+    half_width
+        (layer,) distance from the value to the lower bound.
+    error
+        (layer,) standard error.
+    power
+        Probability of detection.
+    """
+    return np.asarray(half_width + NormalDist().inv_cdf(power) * error)
 
 
 def _at_least(reach: float, value: Floats, low: Floats, high: Floats, narrow: NDArray[np.bool_]) -> tuple[Floats, Floats]:

@@ -11,12 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
+from stratascope.probe.curve.claims import LayerClaims, band_text, detectable_effect, equivalence_margin_of
 from stratascope.probe.curve.metrics import width_of
-from stratascope.probe.curve.onset_offset import EVENTS, LayerEvent, event_table, offset, onset, peak
+from stratascope.probe.curve.onset_offset import EVENTS, LayerEvent, LayerIntervals, event_table, peak
 from stratascope.results.file import ResultFile
 from stratascope.results.result import Result, new_axes
 from stratascope.results.schema import ResultSchema, columns, floats
-from stratascope.stats.intervals import INTERVAL, INTERVALS, NO_SPREAD, Band, band
+from stratascope.stats.intervals import INTERVAL, INTERVALS, Band, band, largest_deviation
 from stratascope.store.format.json_schema import each
 
 if TYPE_CHECKING:
@@ -27,9 +28,20 @@ Floats = NDArray[Any]
 
 DERIVED = {**each(str, "task"), **each(str | None, "position fingerprint")}
 """Schema of the attributes that name the curve of a derived result."""
+FAMILY = {"critical": float, "comparisons": int, "text": str}
+"""Schema of the attribute `family`: curves whose claims hold together, with the standard errors on each side of their common band, the
+number of values, and their description."""
 _BASELINE = {**each(str, "task?"), **each(str | None, "store? fingerprint? condition?"), **each(int, "layer?")}
 _SCHEMA = ResultSchema(
-    {**DERIVED, "level": float, "baseline?": {**_BASELINE, "of?": list[Any]}},
+    {
+        **DERIVED,
+        "level": float,
+        "baseline?": {**_BASELINE, "of?": list[Any]},
+        **each(float, "margin? equivalence_margin?"),
+        "chance?": float | None,
+        "examples?": int | None,
+        "family?": (FAMILY, None),
+    },
     {
         "table": columns("layer", text="metric name baseline", ints="layer", floats=f"value {INTERVAL}", keys=["layer"]),
         "events": EVENTS,
@@ -39,7 +51,7 @@ _SCHEMA = ResultSchema(
 
 
 class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
-    """A paired difference of scores by layer, with its onset, peak and offset.
+    """A paired difference of scores by layer, with the layers in which it is detected or absent.
 
     Examples
     --------
@@ -47,20 +59,26 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
     >>> value = np.array([0.0, 0.01, 0.3, 0.3])
     >>> draws = value + np.random.default_rng(0).normal(0, 0.02, (500, 4))
     >>> advantage = Advantage.of(np.arange(4), value, draws, metric="auroc", name="truth", baseline="chance")
+    >>> print(advantage.detected)
+    layers 2-3
     >>> print(advantage.onset)
-    onset at layer 2
+    onset at layer 2 (above 0.03: layers 0-2)
     >>> advantage.onset_over(0.5).layer is None
     True
+    >>> advantage.minimum_detectable_effect.round(2)
+    array([0.07, 0.07, 0.07, 0.07])
     """
 
     table: pd.DataFrame
-    """One row per layer: layer, metric, name, baseline, value, low, high, low_simultaneous, high_simultaneous."""
+    """One row per layer: layer, metric, name, baseline, value, low, high, low_simultaneous, high_simultaneous,
+    minimum_detectable_effect."""
     draws: Floats
     """(draw, layer)"""
     bands: Band
     level: float
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """task, position, fingerprint (of the store), baseline (task, store, fingerprint, condition) where known."""
+    """task, position, fingerprint (of the store), baseline (task, store, fingerprint, condition) where known; margin,
+    equivalence_margin, chance (the baseline's constant score), examples (their number), family (of curves whose claims hold together)."""
 
     @classmethod
     def of(
@@ -97,37 +115,104 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
         # log-loss is better when it is lower: an advantage is always positive
         sign = -1 if metric == "log_loss" else 1
         value, draws = sign * value, sign * draws
-        bands = band(value, draws, level=level, **width_of(metric, groups), certain=certain)
+        facts = dict(attributes or {})
+        family = facts.get("family") or {}
+        both = {"critical": family.get("critical", 0.0), "comparisons": family.get("comparisons")}
+        bands = band(value, draws, level=level, **width_of(metric, groups), certain=certain, **both)
         columns = {"layer": layers, "metric": metric, "name": name, "baseline": baseline, "value": value}
-        return cls(table=pd.DataFrame(columns | bands.ends), draws=draws, bands=bands, level=level, attributes=attributes or {})
+        table = pd.DataFrame(columns | bands.ends).assign(minimum_detectable_effect=detectable_effect(value, draws, bands, metric, facts))
+        return cls(table=table, draws=draws, bands=bands, level=level, attributes=facts)
+
+    @property
+    def margin(self) -> float:
+        """The advantage that a layer must exceed to be detected; 0 by default."""
+        return float(self.attributes.get("margin") or 0.0)
+
+    @property
+    def equivalence_margin(self) -> float:
+        """The advantage below which it counts as absent: 0.03, or 0.01 of R2, by default; at least the margin."""
+        given = self.attributes.get("equivalence_margin")
+        return max(self.margin, equivalence_margin_of(str(self.table["metric"].iloc[0])) if given is None else float(given))
+
+    @property
+    def claims(self) -> LayerClaims:
+        """Detected, absent and undecided layers, onset, offset and minimum detectable effects, which all hold together."""
+        return self.claims_over()
+
+    def claims_over(self, margin: float | None = None, equivalence_margin: float | None = None) -> LayerClaims:
+        """The claims about other margins than the advantage's own.
+
+        Parameters
+        ----------
+        margin
+            An advantage must exceed it to be detected.
+        equivalence_margin
+            An advantage below it counts as absent; at least the margin.
+
+        Raises
+        ------
+        InvalidInputError
+            A margin is negative.
+        """
+        over = self.margin if margin is None else margin
+        within = self.equivalence_margin if equivalence_margin is None else equivalence_margin
+        if over < 0 or within < 0:
+            raise InvalidInputError(f"expected margins of at least 0, found `margin` {over:g} and `equivalence_margin` {within:g}")
+        return LayerClaims.of(
+            self.table["layer"].to_numpy(),
+            self.table["value"].to_numpy(),
+            self.bands,
+            self.table["minimum_detectable_effect"].to_numpy(),
+            metric=str(self.table["metric"].iloc[0]),
+            margin=over,
+            equivalence_margin=max(over, within),
+            level=self.level,
+            chance=self.attributes.get("chance"),
+            examples=self.attributes.get("examples"),
+        )
+
+    @property
+    def detected(self) -> LayerIntervals:
+        """Layers whose simultaneous lower bound exceeds the margin."""
+        return self.claims.detected
+
+    @property
+    def absent(self) -> LayerIntervals:
+        """Layers whose simultaneous upper bound lies below the equivalence margin, and that are not detected."""
+        return self.claims.absent
+
+    @property
+    def minimum_detectable_effect(self) -> Floats:
+        """(layer,) smallest advantage that would have been detected with 80 % power."""
+        return self.claims.minimum_detectable_effect
 
     @property
     def onset(self) -> LayerEvent:
-        """First layer whose simultaneous lower bound exceeds 0, and whose successor's does too."""
-        return self.onset_over(0.0)
+        """First layer detected, with an interval of the first layer whose advantage exceeds the equivalence margin."""
+        return replace(self.claims.onset, _over=self.onset_over)
 
     @property
     def offset(self) -> LayerEvent:
-        """First layer after the last two successive layers whose simultaneous lower bound exceeds 0."""
-        return self.offset_over(0.0)
+        """First layer after the last one detected from which on the advantage is absent."""
+        return replace(self.claims.offset, _over=self.offset_over)
 
     @property
     def peak(self) -> LayerEvent:
         """The layer of the largest advantage; candidates are the layers that are not significantly worse."""
-        return peak(*self._scores, level=self.level)
+        return peak(self.table["layer"].to_numpy(), self.table["value"].to_numpy(), self.draws, level=self.level)
 
     def onset_over(self, margin: float) -> LayerEvent:
         """The onset of an advantage that exceeds a margin."""
-        return replace(onset(*self._scores, margin=margin, level=self.level), _over=self.onset_over)
+        return replace(self.claims_over(margin).onset, _over=self.onset_over)
 
     def offset_over(self, margin: float) -> LayerEvent:
         """The offset of an advantage that exceeds a margin."""
-        return replace(offset(*self._scores, margin=margin, level=self.level), _over=self.offset_over)
+        return replace(self.claims_over(margin).offset, _over=self.offset_over)
 
     @property
-    def _scores(self) -> tuple[NDArray[Any], Floats, Floats, Band]:
-        """Layers, differences, draws and band, as `onset`, `offset` and `peak` take them."""
-        return self.table["layer"].to_numpy(), self.table["value"].to_numpy(), self.draws, self.bands
+    def band_text(self) -> str:
+        """Name of the band: `95 % simultaneous band over layers`, or over a family of curves."""
+        return band_text(self.level, self.attributes.get("family"))
 
     @property
     def _heading(self) -> str:
@@ -140,10 +225,11 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
         return {name: self.attributes.get(name) for name in ("task", "position", "baseline")} | {"level": self.level}
 
     def summary(self) -> str:
-        """The largest difference with its simultaneous interval; onset and offset."""
+        """The largest difference with its simultaneous interval, the layers in which it is detected, and the band."""
         best = self.table.iloc[int(self.table["value"].to_numpy().argmax())]
         interval = f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]"
-        return f"{best['value']:+.3f} {interval} of {best['metric']} at layer {int(best['layer'])}\n{self.onset}, {self.offset}"
+        largest = f"{best['value']:+.3f} {interval} of {best['metric']} at layer {int(best['layer'])} (peak)"
+        return "\n".join([largest, self.claims.sentence, self.band_text])
 
     def to_frame(self) -> pd.DataFrame:
         """Differences with their intervals by layer."""
@@ -178,19 +264,31 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
                     f"expected advantages of one curve in one metric, found {first['name'].iloc[0]} in {first['metric'].iloc[0]} and "
                     f"{other.table['name'].iloc[0]} in {other.table['metric'].iloc[0]}"
                 )
-        value = np.min([one.table["value"] for one in advantages], axis=0)
-        draws = np.min([one.draws for one in advantages], axis=0)
-        bands = band(value, draws, level=advantages[0].level)
-        smallest = np.argmin([one.table["value"] for one in advantages], axis=0)
-        # without spread over draws, the interval is that of the smallest advantage
-        constant = draws.std(axis=0) <= NO_SPREAD
-        theirs = {k: np.choose(smallest, [one.table[k] for one in advantages]) for k in INTERVALS}
-        bands = bands.with_ends({k: np.where(constant, theirs[k], own) for k, own in bands.ends.items()})
+        level, draws = advantages[0].level, np.min([one.draws for one in advantages], axis=0)
+        # the smallest of several differences lies between the smallest lower and the smallest upper bound of a band over all of them
+        together = float(np.quantile(np.max([largest_deviation(one.draws) for one in advantages], axis=0), level))
+        wide = [one._widened(together) for one in advantages]
+        ends = {name: np.min([each.ends[name] for each in wide], axis=0) for name in INTERVALS}
+        bands = wide[0].with_ends(ends)
         table = first[["layer", "metric", "name"]].assign(baseline=" and ".join(one.table["baseline"].iloc[0] for one in advantages))
-        table = table.assign(value=value, **bands.ends)
-        facts = {key: advantages[0].attributes.get(key) for key in ("task", "position", "fingerprint")}
+        table = table.assign(value=np.min([one.table["value"] for one in advantages], axis=0), **bands.ends)
+        needed = [
+            one.table["minimum_detectable_effect"] + wider.ends["high_simultaneous"] - one.table["high_simultaneous"]
+            for one, wider in zip(advantages, wide, strict=True)
+        ]
+        table["minimum_detectable_effect"] = np.max(needed, axis=0)
+        kept = ("task", "position", "fingerprint", "margin", "equivalence_margin", "examples", "family")
+        facts = {key: advantages[0].attributes[key] for key in kept if key in advantages[0].attributes}
         facts["baseline"] = {"task": "the best of several", "of": [one.attributes.get("baseline", "chance") for one in advantages]}
-        return cls(table, draws, bands, advantages[0].level, facts)
+        return cls(table, draws, bands, level, facts)
+
+    def _widened(self, critical: float) -> Band:
+        """The band with at least `critical` standard errors on each side."""
+        if critical <= self.bands.critical:
+            return self.bands
+        value, reach = self.table["value"].to_numpy(), critical * self.draws.std(axis=0)
+        low, high = np.minimum(self.bands.low_simultaneous, value - reach), np.maximum(self.bands.high_simultaneous, value + reach)
+        return replace(self.bands, low_simultaneous=low, high_simultaneous=high, critical=critical)
 
     @classmethod
     def schema(cls) -> ResultSchema:
@@ -208,27 +306,25 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
         """The advantage whose `contents` a file holds."""
         attributes = dict(file.attributes)
         level, table, draws = float(attributes.pop("level")), file.tables["table"], file.arrays["draws"][1]
-        bands = band(table["value"].to_numpy(), draws, level=level).with_ends({k: table[k].to_numpy() for k in INTERVALS})
+        least = float((attributes.get("family") or {}).get("critical", 0.0))
+        value = table["value"].to_numpy()
+        bands = band(value, draws, level=level, critical=least).with_ends({k: table[k].to_numpy() for k in INTERVALS})
+        if "minimum_detectable_effect" not in table:  # a file of version 0.1
+            table = table.assign(minimum_detectable_effect=detectable_effect(value, draws, bands, str(table["metric"].iloc[0]), attributes))
         return cls(table, draws, bands, level, attributes)
 
 
 class Paired(Protocol):
-    """Part of a layer curve that decides whether another can be paired with it."""
+    """Part of a layer curve that decides whether another can be paired with it: layers, examples, and draws and seed of the bootstrap."""
 
     @property
-    def layers(self) -> NDArray[np.intp]:
-        """(layer,) layer numbers."""
-        ...
+    def layers(self) -> NDArray[np.intp]: ...
 
     @property
-    def examples(self) -> pd.DataFrame:
-        """Columns id, group, and digest where known."""
-        ...
+    def examples(self) -> pd.DataFrame: ...
 
     @property
-    def attributes(self) -> Mapping[str, Any]:
-        """draws and seed of the bootstrap."""
-        ...
+    def attributes(self) -> Mapping[str, Any]: ...
 
 
 def refuse_unpaired(own: Paired, other: Paired) -> None:

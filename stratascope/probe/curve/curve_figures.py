@@ -14,10 +14,9 @@ from stratascope.figures.score_grids import draw_places
 from stratascope.figures.style import paper_style
 from stratascope.probe.curve.breakdown import AccuracyBy
 from stratascope.probe.curve.calibration import Calibration
-from stratascope.probe.curve.curve_set import CurveSet, reported_metric
+from stratascope.probe.curve.curve_set import CurveSet
 from stratascope.probe.curve.curve_table import CurveTable
 from stratascope.probe.curve.layer_curve import LayerCurve
-from stratascope.probe.curve.onset_offset import event_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +33,7 @@ def layer_label(curve: LayerCurve, panels: int = 1) -> str:
 def curves_figure(curves: Mapping[str, LayerCurve], *, muted: Mapping[str, LayerCurve], title: str, metric: str | None = None) -> Figure:
     """Draw layer curves of one task with their controls in one panel."""
     first = next(iter(curves.values()))
-    metric = metric or reported_metric(first)
+    metric = metric or first.metric
     figure, (ax,) = new_figure(1, width=4.6, height=2.9)
     with paper_style():
         tables = {name: curve.table for name, curve in [*curves.items(), *muted.items()]}
@@ -44,8 +43,8 @@ def curves_figure(curves: Mapping[str, LayerCurve], *, muted: Mapping[str, Layer
     return figure
 
 
-def positions_figure(curves: CurveSet, mine: Sequence[LayerCurve], *, margin: float = 0.0) -> Figure:
-    """Draw one panel per position: the curve, its controls and baselines, and the layers above all of them.
+def positions_figure(curves: CurveSet, mine: Sequence[LayerCurve]) -> Figure:
+    """Draw one panel per position: the curve, its controls and baselines, and the layers in which it is above all of them.
 
     Parameters
     ----------
@@ -53,8 +52,6 @@ def positions_figure(curves: CurveSet, mine: Sequence[LayerCurve], *, margin: fl
         The set.
     mine
         Curves of one task, by position.
-    margin
-        An advantage must exceed it for onset and offset.
     """
     from matplotlib.lines import Line2D
 
@@ -66,11 +63,10 @@ def positions_figure(curves: CurveSet, mine: Sequence[LayerCurve], *, margin: fl
             beside = curves.beside(curve)
             tables += [curve.table, *(other.table for other in beside.values())]
             over = curves.advantages_of(curve)
-            best = over.get("all", over["chance"])
-            events = event_table(best.onset_over(margin), best.offset_over(margin))
+            detected = over.get("all", over["chance"]).detected
             draw_curve_panel(
                 curve.table, ax, others={name: other.table for name, other in beside.items()}, metric=metric, name="probe",
-                chance=float(curve.rows(metric)["chance"].iloc[0]), events=events, title=curve.position,
+                chance=float(curve.rows(metric)["chance"].iloc[0]), detected=list(detected), title=curve.position,
                 layers=layer_label(curve, len(mine)),
             )  # fmt: skip
         axes[0].set_ylim(*span_of(tables, metric))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import pandas as pd
 
+from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.advantage import Advantage
 from stratascope.probe.curve.layer_curve import LayerCurve
+from stratascope.probe.curve.metrics import score_band
+from stratascope.stats.intervals import largest_deviation
 
 POSITIONS = ("final", "object", "relation", "subject", "image")
 TASKS = ("truth", "relation", "answer")
@@ -19,13 +23,6 @@ TIDY_COLUMNS = (
     "store", "task", "position", "layer", "fold", "target", "strength", "metric", "value",
     "low", "high", "low_simultaneous", "high_simultaneous", "chance",
 )  # fmt: skip
-
-
-def reported_metric(curve: LayerCurve, metric: str | None = None) -> str:
-    """The metric of figures and summaries: the requested one if the curve has it, else accuracy, or R2 for a task of values."""
-    if metric is not None and metric in set(curve.table["metric"]):
-        return metric
-    return "r2" if curve.targets else "accuracy"
 
 
 class CurveLike(Protocol):
@@ -95,16 +92,60 @@ class CurveSet(CurveGroup[LayerCurve]):
     >>> from stratascope.probe import probe_study
     >>> curves = CurveSet(probe_study(store, ("truth", "truth:shuffled"), ("final",), draws=200))
     >>> advantages = curves.advantages_of(curves.plain[0])
-    >>> {name: str(advantage.onset) for name, advantage in advantages.items()}["shuffled"]
-    'onset at layer 3'
+    >>> {name: str(advantage.detected) for name, advantage in advantages.items()}["shuffled"]
+    'layers 3-5'
+    >>> joint = curves.with_family()
+    >>> joint.advantages_of(joint.plain[0])["shuffled"].band_text
+    '95 % simultaneous band over 6 layers'
     """
 
     metric: str | None = None
-    """The metric of figures and comparisons; by default each curve's `reported_metric`."""
+    """The metric of claims, figures and comparisons; by default each curve's own."""
 
     def metric_of(self, curve: LayerCurve) -> str:
-        """The metric of a curve in figures and summaries."""
-        return reported_metric(curve, self.metric)
+        """The metric of a curve in claims, figures and summaries: the requested one if the curve has it."""
+        return curve.metric if self.metric is None or self.metric not in set(curve.table["metric"]) else self.metric
+
+    def with_family(self, *, margin: float = 0.0, equivalence_margin: float | None = None) -> CurveSet:
+        """The same curves with one simultaneous band over all of them, so that all their claims hold together.
+
+        The family holds the scores of every curve that is no control, and their advantages over each control and baseline, in all layers.
+        Curves and their advantages then have that band, in their files too; its description is in the attribute `family`.
+
+        Parameters
+        ----------
+        margin, equivalence_margin
+            An advantage must exceed the margin to be detected; one below the equivalence margin (0.03, or 0.01 of R2, by default) counts
+            as absent.
+
+        Raises
+        ------
+        InvalidInputError
+            The curves have different numbers of bootstrap draws.
+        """
+        largest, comparisons = None, 0
+        for curve in self.plain:
+            for name, advantage in self.advantages_of(curve).items():
+                if name == "all":
+                    continue
+                found = largest_deviation(advantage.draws)
+                if largest is not None and len(largest) != len(found):
+                    raise InvalidInputError(
+                        f"expected curves with the same number of draws, found {len(largest)} and {len(found)}; give all the same `draws`"
+                    )
+                largest = found if largest is None else np.maximum(largest, found)
+                comparisons += advantage.draws.shape[1]
+        family = None
+        if largest is not None:
+            critical = float(np.quantile(largest, self.plain[0].level))
+            family = {"critical": critical, "comparisons": comparisons, "text": family_text(self.plain)}
+        facts = {"margin": margin} | ({} if equivalence_margin is None else {"equivalence_margin": equivalence_margin})
+
+        def reported(curve: LayerCurve, **more: Any) -> LayerCurve:
+            return replace(curve, attributes={**curve.attributes, "metric": self.metric_of(curve), **facts, **more})
+
+        own = [reported(c) if family is None or ":" in c.task else with_band(reported(c, family=family)) for c in self.own]
+        return replace(self, own=own, baselines={name: [reported(c) for c in some] for name, some in self.baselines.items()})
 
     def advantages_of(self, curve: LayerCurve) -> dict[str, Advantage]:
         """Advantages of a curve over chance, each control, the embeddings, each baseline, and the best of these (`all`)."""
@@ -117,6 +158,27 @@ class CurveSet(CurveGroup[LayerCurve]):
         if len(over) > 1:
             over["all"] = Advantage.over_all(list(over.values()))
         return over
+
+
+def with_band(curve: LayerCurve) -> LayerCurve:
+    """The curve with the simultaneous band of its family in the table, for its metric."""
+    rows, family = curve.table["metric"] == curve.metric, curve.attributes["family"]
+    value, draws = curve.table.loc[rows, "value"].to_numpy(), curve.draws[curve.metric].T
+    ends = score_band(value, draws, curve.metric, curve.groups, curve.level, curve.certain, family)
+    table = curve.table.copy()
+    for name in ("low_simultaneous", "high_simultaneous"):
+        table.loc[rows, name] = ends[name]
+    return replace(curve, table=table)
+
+
+def family_text(curves: Sequence[LayerCurve]) -> str:
+    """The curves of a family in words: `2 tasks x 5 positions x 7 layers`."""
+    tasks, rows = list(dict.fromkeys(c.task for c in curves)), list(dict.fromkeys(c.position for c in curves))
+    layers = max(len(c.layers) for c in curves)
+    what = "head" if all(str(row).startswith("head ") for row in rows) else "position"
+    counts = [(len(tasks), "task"), (len(rows), what)] if len(curves) == len(tasks) * len(rows) else [(len(curves), "curve")]
+    words = [f"{n} {name}s" for n, name in counts if n > 1] + [f"{layers} layers" if layers > 1 else "1 layer"]
+    return " x ".join(words)
 
 
 def tidy_table(curves: Mapping[str, Sequence[LayerCurve]]) -> pd.DataFrame:

@@ -12,10 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
+from stratascope.figures.drawing import METRIC_LABELS
 from stratascope.probe.curve.advantage import Advantage, refuse_unpaired
+from stratascope.probe.curve.claims import LayerClaims, band_text
 from stratascope.probe.curve.layer_curve_schema import SCHEMA
 from stratascope.probe.curve.metrics import main_metric, prediction_table
-from stratascope.probe.curve.onset_offset import LayerEvent, event_table
+from stratascope.probe.curve.onset_offset import LayerEvent, LayerIntervals, event_table
 from stratascope.probe.validation.out_of_fold import fit_warnings
 from stratascope.results.file import ResultFile
 from stratascope.results.result import Result, new_axes
@@ -79,8 +81,19 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
 
     @property
     def metric(self) -> str:
-        """The metric of onset and plot: AUROC for two classes, balanced accuracy for more, R2 for values."""
-        return "r2" if self.targets else main_metric(len(self.classes))
+        """The metric of claims and plot: that of the study, or AUROC for two classes, balanced accuracy for more, R2 for values."""
+        given = self.attributes.get("metric")
+        return str(given) if given else "r2" if self.targets else main_metric(len(self.classes))
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of examples, such as images."""
+        return int(self.examples["group"].nunique())
+
+    @property
+    def level(self) -> float:
+        """Level of the intervals."""
+        return float(self.attributes.get("level", 0.95))
 
     @property
     def chance(self) -> float:
@@ -141,10 +154,11 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
         value, draws = rows["value"].to_numpy(), self.draws[metric or self.metric].T
         if baseline is None:
             chance = rows["chance"].to_numpy()
-            return self._advantage(value - chance, draws - chance, metric, "chance", {}, self.certain)
+            level = {"chance": float(chance[0])}
+            return self._advantage(value - chance, draws - chance, metric, "chance", level, self.certain)
         refuse_unpaired(self, baseline)
         other = baseline.rows(metric or self.metric)["value"].to_numpy()
-        fact = {"task": baseline.task, **{key: baseline.attributes.get(key) for key in ("store", "fingerprint")}}
+        fact: dict[str, Any] = {"task": baseline.task, **{key: baseline.attributes.get(key) for key in ("store", "fingerprint")}}
         if "provenance" in baseline.attributes:
             fact["condition"] = condition_of(baseline.attributes["provenance"])
         called = str(baseline.attributes.get("store", baseline.task)) if baseline.task == self.task else baseline.task
@@ -176,28 +190,48 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
     def _advantage(
         self, value: Floats, draws: Floats, metric: str | None, baseline: str, fact: dict[str, Any], certain: NDArray[np.bool_]
     ) -> Advantage:
+        name = metric or self.metric
+        kept = ("margin", "equivalence_margin", "family") if name == self.metric else ()
+        facts = {key: self.attributes[key] for key in kept if key in self.attributes}
         return Advantage.of(
             self.layers,
             value,
             draws,
-            metric=metric or self.metric,
-            name=f"{self.task} at {self.position}",
+            metric=name,
+            name=self.title,
             baseline=baseline,
-            level=float(self.attributes.get("level", 0.95)),
-            attributes={"task": self.task, "position": self.position, "fingerprint": self.attributes.get("fingerprint"), **fact},
-            groups=self.examples["group"].nunique(),
+            level=self.level,
+            attributes={
+                "task": self.task,
+                "position": self.position,
+                "fingerprint": self.attributes.get("fingerprint"),
+                "examples": len(self.examples),
+                **facts,
+                **fact,
+            },
+            groups=self.groups,
             certain=certain,
         )
 
     @property
+    def claims(self) -> LayerClaims:
+        """Detected, absent and undecided layers over chance; `difference` takes another baseline."""
+        return self.difference().claims
+
+    @property
+    def detected(self) -> LayerIntervals:
+        """Layers in which the main metric is significantly above chance."""
+        return self.claims.detected
+
+    @property
     def onset(self) -> LayerEvent:
         """First layer at which the main metric is significantly above chance; `difference` takes another baseline."""
-        return self.onset_over(0.0)
+        return self.difference().onset
 
     @property
     def offset(self) -> LayerEvent:
-        """First layer after the last two successive layers that are significantly above chance."""
-        return self.offset_over(0.0)
+        """First layer after the last significant one from which on the score is equivalent to chance."""
+        return self.difference().offset
 
     @property
     def peak(self) -> LayerEvent:
@@ -252,14 +286,16 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
         return (self.task, self.position)
 
     def summary(self) -> str:
-        """Highest score with its interval and the chance level; onset and offset; warnings of the fit."""
+        """Highest score with its simultaneous interval and the chance level; detected layers; warnings of the fit."""
         rows = self.rows()
         best = rows.iloc[int(rows["value"].to_numpy().argmax())]
-        score = f"{self.metric} {best['value']:.3f} [{best['low']:.3f}, {best['high']:.3f}] at layer {int(best['layer'])} (peak)"
+        interval = f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]"
+        score = f"{METRIC_LABELS.get(self.metric, self.metric)} {best['value']:.3f} {interval} at layer {int(best['layer'])} (peak)"
         return "\n".join(
             [
                 f"{score}; chance level {best['chance']:.3g}",
-                f"{self.onset}, {self.offset}",
+                f"above chance: {self.claims.sentence}",
+                band_text(self.level, self.attributes.get("family")),
                 *self.notes,
                 *self.attributes.get("remarks", []),
             ]
@@ -287,7 +323,8 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
         }
         arrays |= {f"draws_{name}": (("layer", "draw"), values) for name, values in self.draws.items()}
         head = {"task": self.task, "position": self.position, "classes": list(self.classes), "targets": list(self.targets)}
-        events = event_table(self.onset, self.peak, self.offset).assign(metric=self.metric)
+        over = self.difference()
+        events = event_table(over.onset, over.peak, over.offset).assign(metric=self.metric)
         tables = {"table": self.table, "folds": self.folds, "examples": self.examples, "events": events}
         return ResultFile(self.kind, tables, arrays, head | {"settings": dict(self.attributes)})
 

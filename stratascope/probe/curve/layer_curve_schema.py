@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from stratascope.probe.curve.advantage import FAMILY
 from stratascope.probe.curve.onset_offset import EVENTS
 from stratascope.results.schema import ResultSchema, columns, floats
 from stratascope.stats.intervals import INTERVAL
@@ -35,9 +36,10 @@ SCHEMA = ResultSchema(
         **each(str | None, "position"),
         **each(list[str], "classes targets"),
         "settings": {
-            **each(str, "array? store? fingerprint? method? groups? leakage_text?"),
+            **each(str, "array? store? fingerprint? method? groups? leakage_text? metric?"),
             **each(int, "folds? seed? minimum? draws?"),
-            **each(float, "level? tolerance? leakage?"),
+            **each(float, "level? tolerance? leakage? margin? equivalence_margin?"),
+            "family?": FAMILY,
             **each(list[str], "split? only? types?"),
             "strengths?": list[float] | None,
             "directions?": bool,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import numpy as np
@@ -141,9 +142,7 @@ def score_table(
     """Rows (metric, layer) with value, pointwise and simultaneous interval, and chance level; `certain` as in `band`."""
     parts = []
     for metric in values:
-        found = band(values[metric], draws[metric], level=level, **width_of(metric, groups), certain=certain)
-        bottom, top = -np.inf if metric.startswith("r2") else 0.0, np.inf if metric == "log_loss" else 1.0
-        intervals = {name: np.clip(end, bottom, top) for name, end in found.ends.items()}
+        intervals = score_band(values[metric], draws[metric], metric, groups, level, certain)
         parts.append(
             pd.DataFrame(
                 {
@@ -156,3 +155,19 @@ def score_table(
             )
         )
     return pd.concat(parts, ignore_index=True)
+
+
+def score_band(
+    value: Floats,
+    draws: Floats,
+    metric: str,
+    groups: int,
+    level: float,
+    certain: NDArray[np.bool_] | None = None,
+    family: Mapping[str, Any] | None = None,
+) -> dict[str, Floats]:
+    """Ends of the intervals of a score by layer, within the range of its metric; `family` as of `CurveSet.with_family`."""
+    wide = {name: family[name] for name in ("critical", "comparisons")} if family else {}
+    found = band(value, draws, level=level, **width_of(metric, groups), certain=certain, **wide)
+    bottom, top = -np.inf if metric.startswith("r2") else 0.0, np.inf if metric == "log_loss" else 1.0
+    return {name: np.clip(end, bottom, top) for name, end in found.ends.items()}

@@ -1,9 +1,9 @@
-"""Onset, peak and offset of an advantage over layers, with intervals."""
+"""Layers in which an advantage is detected or absent, with onset, peak and offset."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +12,59 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.results.schema import columns
-from stratascope.stats.intervals import Band, band
+from stratascope.stats.intervals import Band, largest_deviation
 
 Floats = NDArray[Any]
 EVENTS = columns(
     text="kind candidates", flags="found", ints="layer low high", floats="margin level", keys=["kind"], values={"kind": "onset peak offset"}
 )
-"""Schema of the table that `event_table` gives."""
+"""Schema of the table that `event_table` gives; files since version 0.2 also hold equivalence_margin and decided."""
+
+
+@dataclass(frozen=True)
+class LayerIntervals:
+    """Layers as runs of consecutive recorded layers.
+
+    Examples
+    --------
+    >>> found = LayerIntervals(((2, 4), (8, 9)), (2, 3, 4, 8, 9))
+    >>> str(found), 4 in found.layers, list(found)
+    ('layers 2-4 and 8-9', True, [(2, 4), (8, 9)])
+    >>> str(LayerIntervals((), ()))
+    'no layer'
+    """
+
+    intervals: tuple[tuple[int, int], ...]
+    """(first, last) of each run, both included."""
+    layers: tuple[int, ...]
+
+    @classmethod
+    def of(cls, layers: NDArray[np.integer], chosen: NDArray[np.bool_]) -> LayerIntervals:
+        """The recorded `layers` (layer,), ascending, that are `chosen` (layer,); a single layer is a run."""
+        runs: list[tuple[int, int]] = []
+        before = False
+        for layer, now in zip(layers.tolist(), chosen.tolist(), strict=True):
+            if now:
+                runs = [*runs[:-1], (runs[-1][0], layer)] if before else [*runs, (layer, layer)]
+            before = now
+        return cls(tuple(runs), tuple(layers[chosen].tolist()))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.intervals)
+
+    def __len__(self) -> int:
+        return len(self.intervals)
+
+    @property
+    def numbers(self) -> str:
+        """Such as `2-4 and 8-9`; empty for no layer."""
+        runs = [f"{first}" if first == last else f"{first}-{last}" for first, last in self.intervals]
+        return " and ".join(filter(None, (", ".join(runs[:-1]), *runs[-1:])))
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return "no layer"
+        return f"layer {self.numbers}" if len(self.layers) == 1 else f"layers {self.numbers}"
 
 
 @dataclass(frozen=True)
@@ -28,15 +74,23 @@ class LayerEvent:
     kind: str
     """onset, peak or offset"""
     layer: int | None
-    """None: no layer is significant (onset), or the last layer still is (offset)."""
+    """Onset: the first layer detected over `margin`. Offset: the first layer after the last one detected such that the upper bound of
+    each layer from it on lies below `equivalence_margin`. None where there is no such layer."""
     low: int | None
     high: int | None
-    """Bootstrap interval of the layer at `level`, with the threshold of the simultaneous band; None stands for no layer."""
+    """Onset: simultaneous interval of the first layer whose advantage exceeds `equivalence_margin`; offset: of the layer after the last
+    such one. `low` of an onset is never later, `high` of an offset never earlier than the bounds of the band allow; None: open, no bound
+    in the recorded layers. Peak: lowest and highest candidate."""
     candidates: tuple[int, ...]
-    """Layers that the simultaneous band does not exclude: many where the curve changes slowly or has a plateau."""
+    """Layers within the interval; of a peak: the layers that are not significantly worse."""
     margin: float
-    """The advantage must exceed it."""
+    """The advantage must exceed it to be detected."""
     level: float
+    equivalence_margin: float | None = None
+    """An advantage below it counts as absent."""
+    decided: bool = True
+    """Of an offset without layer: whether an advantage is still detected in the last layer, or in no layer. False: neither detection
+    nor absence in the last layers can be claimed."""
     _over: Callable[[float], LayerEvent] | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, margin: float = 0.0) -> LayerEvent:
@@ -48,13 +102,28 @@ class LayerEvent:
 
     def __str__(self) -> str:
         if self.layer is None:
-            return "no onset" if self.kind == "onset" else "no offset"
-        span = "" if self.low == self.high == self.layer else f" ({_name(self.low)}-{_name(self.high)})"
-        return f"{self.kind} at layer {self.layer}{span}"
+            if self.kind == "offset" and not self.decided:
+                return "offset not decided"
+            return f"no {self.kind}"
+        if self.low == self.high == self.layer or self.kind == "offset":
+            return f"{self.kind} at layer {self.layer}"
+        if self.kind == "peak":
+            return f"peak at layer {self.layer} ({self.low}-{self.high})"
+        return f"onset at layer {self.layer} (above {self.equivalence_margin:g}: {self.span})"
+
+    @property
+    def span(self) -> str:
+        """The interval as text, such as `layers 3-4`, or `layer 3 or later, if at all` where it is open."""
+        if self.low is None:
+            return "no layer"
+        if self.high is None:
+            return f"layer {self.low} or later, if at all"
+        return f"layer {self.low}" if self.low == self.high else f"layers {self.low}-{self.high}"
 
 
 def event_table(*events: LayerEvent) -> pd.DataFrame:
-    """One row per event: kind, found, layer, low, high (-1 for no layer), candidates (as text), margin, level."""
+    """One row per event: kind, found, layer, low, high (-1 for no layer), candidates (as text), margin, level, equivalence_margin,
+    decided."""  # fmt: skip
     return pd.DataFrame(
         [
             {
@@ -64,81 +133,88 @@ def event_table(*events: LayerEvent) -> pd.DataFrame:
                 "candidates": ", ".join(map(str, event.candidates)),
                 "margin": event.margin,
                 "level": event.level,
+                "equivalence_margin": np.nan if event.equivalence_margin is None else event.equivalence_margin,
+                "decided": event.decided,
             }
             for event in events
         ]
     )
 
 
-def _name(layer: int | None) -> str:
-    return "none" if layer is None else str(layer)
+def onset(layers: NDArray[np.integer], bands: Band, *, margin: float = 0.0, equivalence_margin: float, level: float = 0.95) -> LayerEvent:
+    """First layer whose simultaneous lower bound exceeds the margin.
+
+    The familywise error rate is 1 - level: on pure noise, at most that share of data sets has an onset. The interval is of the first layer
+    with an advantage above `equivalence_margin` (or `margin`, if larger): no earlier than the first layer whose upper bound exceeds it, no
+    later than the first whose lower bound does. It covers that layer wherever the band covers all advantages, whatever their course.
+
+    Parameters
+    ----------
+    layers
+        (layer,) ascending.
+    bands
+        Simultaneous band of the advantage.
+    margin, equivalence_margin, level
+        As of `LayerEvent`.
+    """
+    effect = max(margin, equivalence_margin)
+    detected, certain, possible = (
+        _first(above, layers)
+        for above in (bands.low_simultaneous > margin, bands.low_simultaneous > effect, bands.high_simultaneous > effect)
+    )
+    last = int(layers[-1]) if certain is None else certain
+    candidates = () if possible is None else tuple(layers[(layers >= possible) & (layers <= last)].tolist())
+    return LayerEvent("onset", detected, possible, certain, candidates, margin, level, equivalence_margin=effect)
 
 
-def onset(
-    layers: NDArray[np.integer], value: Floats, draws: Floats, bands: Band, *, margin: float = 0.0, level: float = 0.95
-) -> LayerEvent:
-    """First layer whose simultaneous lower bound exceeds the margin, and whose successor's does too.
+def offset(layers: NDArray[np.integer], bands: Band, *, margin: float = 0.0, equivalence_margin: float, level: float = 0.95) -> LayerEvent:
+    """First layer from which on the advantage is absent: a claim by equivalence (Schuirmann 1987), not the lack of a detection.
 
-    The familywise error rate is 1 - level: on pure noise, at most that share of data sets has an onset.
+    Every layer from it on has a simultaneous upper bound below `equivalence_margin` (or `margin`, if larger), and none is detected. There
+    is no offset where no layer is detected, or the last one is; it is not decided where the last layers are neither detected nor absent.
+
+    Parameters
+    ----------
+    layers, bands, margin, equivalence_margin, level
+        As of `onset`.
+    """
+    effect, count = max(margin, equivalence_margin), len(layers)
+    detected, certain, possible = (
+        0 if (place := _first(above[::-1], np.arange(count))) is None else count - place
+        for above in (bands.low_simultaneous > margin, bands.low_simultaneous > effect, bands.high_simultaneous > effect)
+    )
+    start = max(detected, possible)
+    found = detected > 0 and start < count
+    name = (*layers.tolist(), None)
+    candidates = tuple(layers[certain : possible + 1].tolist())
+    return LayerEvent(
+        "offset", name[start] if found else None, name[certain], name[possible], candidates, margin, level,
+        equivalence_margin=effect, decided=found or detected in (0, count),
+    )  # fmt: skip
+
+
+def peak(layers: NDArray[np.integer], value: Floats, draws: Floats, *, level: float = 0.95) -> LayerEvent:
+    """The layer of the highest value; candidates are the layers that are not significantly worse.
+
+    The highest value is biased upwards, because the layer is selected on the same data: report the candidates, not the layer alone. They
+    hold the layer of the highest expected value with probability `level`, by a band over the differences of all pairs of layers.
 
     Parameters
     ----------
     layers
         (layer,) ascending.
     value, draws
-        (layer,) the advantage over the baseline, and (draw, layer) its draws.
-    """
-    threshold = margin + (value - bands.low_simultaneous)
-    found = _first(value > threshold)
-    places = np.array([_first(row) for row in draws > threshold])
-    may = bands.high_simultaneous > margin
-    # a candidate lies no later than the onset, and its band does not exclude an advantage above the margin
-    last = found if found < len(layers) else len(layers) - 1
-    candidates = tuple(int(layers[i]) for i in range(last + 1) if may[i])
-    return _event("onset", layers, found, places, candidates, margin, level)
-
-
-def offset(
-    layers: NDArray[np.integer], value: Floats, draws: Floats, bands: Band, *, margin: float = 0.0, level: float = 0.95
-) -> LayerEvent:
-    """First layer after the last two successive layers whose simultaneous lower bound exceeds the margin."""
-    threshold = margin + (value - bands.low_simultaneous)
-    count = len(layers)
-    from_top = _first((value > threshold)[::-1])
-    if from_top == count:
-        return LayerEvent("offset", None, None, None, (), margin, level)
-    found = count - from_top
-    places = np.array([count - _first(row[::-1]) for row in draws > threshold])
-    # the advantage may persist in later layers whose band does not exclude it
-    candidates = tuple(int(layers[i]) for i in range(found, count) if i == found or bands.high_simultaneous[i - 1] > margin)
-    return _event("offset", layers, found, places, candidates, margin, level)
-
-
-def peak(layers: NDArray[np.integer], value: Floats, draws: Floats, bands: Band, *, margin: float = 0.0, level: float = 0.95) -> LayerEvent:
-    """The layer of the highest value; candidates are the layers that are not significantly worse.
-
-    The highest value is biased upwards, because the layer is selected on the same data: report the candidates, not the layer alone.
+        (layer,) advantages, and (draw, layer) their draws.
+    level
+        Of the set of candidates.
     """
     best = int(np.argmax(value))
-    behind = band(value[best] - value, draws[:, [best]] - draws, level=level)
-    candidates = tuple(int(layer) for layer, low in zip(layers, behind.low_simultaneous, strict=True) if low <= 0)
-    return _event("peak", layers, best, draws.argmax(axis=1), candidates, margin, level)
+    largest = np.max([largest_deviation(draws[:, [one]] - draws) for one in range(len(layers))], axis=0)
+    error = (draws[:, [best]] - draws).std(axis=0)
+    candidates = layers[value[best] - value <= np.quantile(largest, level) * error].tolist()
+    return LayerEvent("peak", int(layers[best]), candidates[0], candidates[-1], tuple(candidates), 0.0, level)
 
 
-def _first(above: NDArray[np.bool_]) -> int:
-    """Index of the first True that is followed by a True (the last may stand alone); the length if there is none."""
-    pair = above.copy()
-    pair[:-1] &= above[1:]
-    return int(np.argmax(pair)) if pair.any() else len(above)
-
-
-def _event(
-    kind: str, layers: NDArray[np.integer], found: int, places: NDArray[np.intp], candidates: tuple[int, ...], margin: float, level: float
-) -> LayerEvent:
-    tail = (1 - level) / 2
-    low, high = np.quantile(places, [tail, 1 - tail], method="nearest")
-
-    def name(place: int) -> int | None:
-        return int(layers[place]) if place < len(layers) else None
-
-    return LayerEvent(kind, name(found), name(int(low)), name(int(high)), candidates, margin, level)
+def _first(chosen: NDArray[np.bool_], layers: NDArray[np.integer]) -> int | None:
+    """The first layer that is chosen; None if there is none."""
+    return int(layers[np.argmax(chosen)]) if chosen.any() else None

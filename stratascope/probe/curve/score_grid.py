@@ -57,7 +57,8 @@ class ScoreGrid(
         """A grid of curves of the same task.
 
         The simultaneous band takes the maximum over all cells: at a level of 95 %, at most 5 % of data sets without signal have a
-        significant cell. Pointwise intervals do not correct for the selection of the best of many cells.
+        significant cell. Pointwise intervals do not correct for the selection of the best of many cells. Curves with a `family` keep its
+        wider band.
 
         Parameters
         ----------
@@ -89,7 +90,9 @@ class ScoreGrid(
         level = float(attributes.get("level", 0.95))
         groups = min(curve.examples["group"].nunique() for curve in curves)
         certain = np.concatenate([curve.certain for curve in curves])
-        bands = band(table["value"].to_numpy(), draws, level=level, **width_of(name, groups), certain=certain)
+        family = attributes.get("family") if name == curves[0].metric else None
+        joint = {key: family[key] for key in ("critical", "comparisons")} if family else {}
+        bands = band(table["value"].to_numpy(), draws, level=level, **width_of(name, groups), certain=certain, **joint)
         table = table.assign(low_simultaneous=bands.low_simultaneous, high_simultaneous=bands.high_simultaneous)
         table["found"] = table["low_simultaneous"] > table["chance"]
         columns = ["row", "layer", "metric", "value", "low", "high", "low_simultaneous", "high_simultaneous", "chance", "found"]
@@ -126,7 +129,10 @@ class ScoreGrid(
         metric = str(self.attributes["metric"])
         name = METRIC_LABELS.get(metric, metric)
         rows, where = ("heads", "block") if self.by_head else ("cells", "layer")
-        best = [f"{row.row} of {where} {row.layer} {row.value:.3f}" for row in self.best(3).itertuples()]
+        best = [
+            f"{row.row} of {where} {row.layer} {row.value:.3f} [{row.low_simultaneous:.3f}, {row.high_simultaneous:.3f}]"
+            for row in self.best(3).itertuples()
+        ]
         count = int(self.table["found"].sum())
         return f"{self.attributes['task']:<16} {count} of {len(self.table)} {rows} above chance in {name}: {', '.join(best) or 'none'}"
 

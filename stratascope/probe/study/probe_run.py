@@ -13,9 +13,9 @@ import pandas as pd
 
 from stratascope.figures.drawing import METRIC_LABELS
 from stratascope.probe.curve import curve_figures
-from stratascope.probe.curve.advantage import Advantage
 from stratascope.probe.curve.breakdown import AccuracyBy, Confusion
 from stratascope.probe.curve.calibration import Calibration
+from stratascope.probe.curve.claims import band_text
 from stratascope.probe.curve.curve_set import CurveSet, tidy_table
 from stratascope.probe.curve.curve_table import curve_facts
 from stratascope.probe.curve.layer_curve import LayerCurve
@@ -47,7 +47,7 @@ class ProbeRun:
     request: ProbeRequest
     curves: CurveSet
     lines: list[str] = field(default_factory=list)
-    """Summary: peak, onset and offset of each curve."""
+    """Summary: peak and detected layers of each curve."""
     results: dict[str, Result] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     """All scores of a task as one long table (CSV)."""
@@ -95,7 +95,8 @@ def run_probes(
     found: dict[str, list[LayerCurve]] = {}
     for (name, _), study in studies.items():
         found.setdefault(name, []).extend(study.run(**run))
-    done = ProbeRun(request, CurveSet(found.pop(""), found, request.metric))
+    curves = CurveSet(found.pop(""), found, request.metric)
+    done = ProbeRun(request, curves.with_family(margin=request.margin, equivalence_margin=request.equivalence_margin))
     done.results.update({curve.file_name: curve for curve in done.curves.own})
     done.results.update({file_name(c.file_name, name): c for name, curves in found.items() for c in curves})
     remarks = done.curves.own[0].attributes.get("remarks", [])
@@ -103,6 +104,8 @@ def run_probes(
     if not by_head:
         for curve in done.curves.plain:
             _add_curve(done, curve, store)
+    if family := done.curves.plain and done.curves.plain[0].attributes.get("family"):
+        done.lines.append(f"intervals and layers: {band_text(done.curves.plain[0].level, family)}")
     first = done.curves.own[0].attributes
     if "leakage_text" in first:
         done.lines.append(f"the split is {' and '.join(request.settings['split'])}: {first['leakage_text']}")
@@ -138,13 +141,14 @@ def plan_studies(store: ActivationStore, request: ProbeRequest) -> Studies:
     return studies
 
 
-def peak_text(curve: LayerCurve, metric: str) -> str:
-    """Highest score with its interval and chance level, and the layers that are not significantly worse."""
-    rows = curve.rows(metric)
+def peak_text(curve: LayerCurve) -> str:
+    """Highest score with its simultaneous interval and chance level, and the layers that are not significantly worse."""
+    rows = curve.rows()
     best = rows.iloc[int(rows["value"].to_numpy().argmax())]
     where = f" at layer {int(best['layer'])}" if len(rows) > 1 else ""
-    score = f"{METRIC_LABELS.get(metric, metric)} {best['value']:.3f} [{best['low']:.3f}, {best['high']:.3f}]{where}"
-    alike = [layer for layer in curve.difference(metric=metric).peak.candidates if layer != best["layer"]]
+    name = METRIC_LABELS.get(curve.metric, curve.metric)
+    score = f"{name} {best['value']:.3f} [{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]{where}"
+    alike = [layer for layer in curve.peak.candidates if layer != best["layer"]]
     rest = f", not significantly better than layer {', '.join(map(str, alike))}" if 0 < len(alike) <= 4 else ""
     return f"{score}{rest} (chance {best['chance']:.3f})"
 
@@ -158,29 +162,23 @@ def _cost(studies: Sequence[Study], scheduler: str | None, workers: int | None) 
 def _add_curve(done: ProbeRun, curve: LayerCurve, store: ActivationStore) -> None:
     """Add advantages, accuracies by value, and their summary."""
     request, over = done.request, done.curves.advantages_of(curve)
-    done.lines.append(f"{curve.task} at {curve.position or request.array}: {peak_text(curve, done.curves.metric_of(curve))}")
+    done.lines.append(f"{curve.task} at {curve.position or request.array}: {peak_text(curve)}")
     if len(curve.examples) < store.layout.examples:
         done.lines.append(f"  from {len(curve.examples):,} of {store.layout.examples:,} examples")
     for name, advantage in over.items():
         if name != "chance":  # the curve's own file holds it
             done.results[file_name("advantage", curve.task, curve.position, "over", name)] = advantage
-    by_span: dict[str, list[str]] = {}
-    for name, advantage in over.items():
-        by_span.setdefault(_span_text(advantage, request.margin), []).append("all of these" if name == "all" else name)
-    done.lines.extend(f"  above {', '.join(names)}: {span}" for span, names in by_span.items())
+    # those over chance and over all baselines in full, the others by the layers alone
+    named = {name: a.claims.sentence if name in ("chance", "all") else a.claims.detection for name, a in over.items()}
+    by_claim: dict[str, list[str]] = {}
+    for name, claim in named.items():
+        by_claim.setdefault(claim, []).append("all of these" if name == "all" else name)
+    done.lines.extend(f"  above {', '.join(names)}: {claim}" for claim, names in by_claim.items())
     done.lines.extend(f"  note: {note}" for note in curve.notes)
     if not curve.targets:
         values = dict(zip(store.examples["id"], column_texts(store, request.by).fillna(NO_VALUE), strict=True))
         accuracy = AccuracyBy.of(curve, values, request.by)
         done.results[accuracy.file_name] = accuracy
-
-
-def _span_text(advantage: Advantage, margin: float) -> str:
-    if len(advantage.table) == 1:
-        row = advantage.table.iloc[0]
-        return f"{'yes' if row['low'] > margin else 'no'}, by {row['value']:+.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-    onset, offset = advantage.onset_over(margin), advantage.offset_over(margin)
-    return str(onset) if onset.layer is None or offset.layer is None else f"{onset}, {offset}"
 
 
 def _add_task(done: ProbeRun, task: str, store: ActivationStore, *, by_head: bool) -> None:
@@ -197,14 +195,14 @@ def _add_task(done: ProbeRun, task: str, store: ActivationStore, *, by_head: boo
         done.figures[file_name("probe", task)] = lambda: curve_figures.single_layer_figure(curves, mine, name_layer=named)
         return
     if len(mine) > 1 or by_head:
-        grid = ScoreGrid.of(mine, curves.metric_of(mine[0]))
+        grid = ScoreGrid.of(mine)
         done.results[grid.file_name] = grid
         done.figures[grid.file_name] = grid.figure
         if by_head:
             done.lines.append(grid.summary())
     if by_head:
         return
-    done.figures[file_name("probe", task)] = lambda: curve_figures.positions_figure(curves, mine, margin=request.margin)
+    done.figures[file_name("probe", task)] = lambda: curve_figures.positions_figure(curves, mine)
     shown = next((curve for curve in mine if curve.position == "final"), mine[0])
     if shown.targets or ":" in task:
         return
@@ -235,8 +233,7 @@ def _add_measures(done: ProbeRun, studies: Studies, run: Mapping[str, Any]) -> N
     if plain and "calibration" in done.request.measures:
         for task, mine in _by_task(plain):
             found = [Calibration.of(curve) for curve in mine]
-            rows = [curve.rows(done.curves.metric_of(curve)) for curve in mine]
-            best = [int(c.layers[r["value"].to_numpy().argmax()]) for c, r in zip(mine, rows, strict=True)]
+            best = [int(curve.layers[curve.rows()["value"].to_numpy().argmax()]) for curve in mine]
             done.results.update({one.file_name: one for one in found})
             done.lines.extend(
                 f"{curve.title}: expected calibration error {one.error(layer):.3f} at layer {layer}"

@@ -41,9 +41,11 @@ class ProbeRequest:
     transfer: bool = False
     """Whether probes of each layer are also tested at all layers."""
     metric: str | None = None
-    """Metric of figures and comparisons; accuracy, or R2 for values, by default."""
+    """Metric of claims, figures and comparisons; AUROC for two classes, balanced accuracy for more, R2 for values, by default."""
     margin: float = 0.0
-    """An advantage must exceed it for onset and offset."""
+    """An advantage must exceed it to be detected."""
+    equivalence_margin: float | None = None
+    """An advantage below it counts as absent; 0.03, or 0.01 of R2, by default."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `ProbeSettings`."""
 
