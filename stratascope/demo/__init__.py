@@ -17,7 +17,7 @@ from stratascope.results.locations import ENDING
 if TYPE_CHECKING:
     import pandas as pd
 
-    from stratascope.probe import LayerCurve
+    from stratascope.probe import CurveSet, LayerCurve
     from stratascope.results.result import Result
     from stratascope.store import ActivationStore
 
@@ -209,33 +209,33 @@ def _save_curves(original: ActivationStore, blank: ActivationStore, results: Pat
     from stratascope.results.locations import file_name
     from stratascope.results.output import save_with_figure
 
-    curves = _probe(original, blank, results / LAYERS, seed, progress)
+    joint = _probe(original, blank, results / LAYERS, seed, progress)
+    curves = _by_name(joint)
     for name, curve in curves.items():
         save_with_figure(curve, results, name=file_name(curve.file_name, "blank" if name.endswith("blank") else None), draw=False)
-    for name, control in (
-        ("truth-final", f"{SHUFFLED}-final"),
-        ("truth-final", "truth-final-blank"),
-        ("relation-final", "relation-final-blank"),
-    ):
-        over = "shuffled" if control.startswith(SHUFFLED) else "blank"
-        advantage = curves[name].difference(curves[control], "accuracy")
-        save_with_figure(advantage, results, name=file_name("advantage", name, "over", over), draw=False)
+    for name in ("truth-final", "relation-final"):
+        for over, advantage in joint.advantages_of(curves[name]).items():
+            if over != "chance":  # the curve's own file holds it
+                save_with_figure(advantage, results, name=file_name("advantage", name, "over", over), draw=False)
     relations = dict(zip(original.examples["id"], original.examples["relation"], strict=True))
     for position in ("final", "object", "subject"):
         save_with_figure(AccuracyBy.of(curves[f"truth-{position}"], relations, "relation"), results)
     _draw(curves, results)
 
 
-def _probe(original: ActivationStore, blank: ActivationStore, layers: Path, seed: int, progress: bool) -> dict[str, LayerCurve]:
-    """Curves by name: task-position, with `-blank` for the store with blank images; `layers` is the cache of layers."""
-    from stratascope.probe import probe_study
+def _probe(original: ActivationStore, blank: ActivationStore, layers: Path, seed: int, progress: bool) -> CurveSet:
+    """Curves of both stores with one band over all of them; `layers` is the cache of layers."""
+    from stratascope.probe import CurveSet, probe_study
 
     options: dict[str, Any] = {"seed": seed, "scheduler": "threads", "progress": progress, "output": layers}
     found = probe_study(original, ("truth", SHUFFLED, "relation"), ("final", "subject", "object"), **options)
-    curves = {f"{curve.task}-{curve.position}": curve for curve in found}
-    for curve in probe_study(blank, ("truth", "relation"), ("final",), **options):
-        curves[f"{curve.task}-{curve.position}-blank"] = curve
-    return curves
+    return CurveSet(found, {"blank": probe_study(blank, ("truth", "relation"), ("final",), **options)}).with_family()
+
+
+def _by_name(joint: CurveSet) -> dict[str, LayerCurve]:
+    """Curves by name: task-position, with `-blank` for the store with blank images."""
+    own = {f"{curve.task}-{curve.position}": curve for curve in joint.own}
+    return own | {f"{curve.task}-{curve.position}-blank": curve for curve in joint.baselines["blank"]}
 
 
 def _draw(curves: dict[str, LayerCurve], folder: Path) -> None:
@@ -260,17 +260,19 @@ def _summary(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
     """Summary of the truth curve, its controls and the model's accuracy."""
     from stratascope.analysis.answers import answers_right
 
-    truth, blank, shuffled = (curves[name].rows("accuracy") for name in SUMMARY_CURVES)
+    truth, blank, shuffled = (curves[name].rows() for name in SUMMARY_CURVES)
     right = answers_right(store, np.arange(store.layout.examples)).mean()
     start = truth["value"].iloc[0]
     best = truth.iloc[int(truth["value"].to_numpy().argmax())]
-    onset = curves["truth-final"].onset.layer
-    rises = "is never significantly above chance" if onset is None else f"is significantly above chance from layer {onset} on"
+    interval = f"[{best['low_simultaneous']:.2f}, {best['high_simultaneous']:.2f}]"
+    detected = curves["truth-final"].detected
+    rises = f"is detected in {detected}" if detected else "is not detected"
+    count = len(curves["truth-final"].examples)
     return (
-        f"At the final token, the accuracy of a linear probe for caption truth is {start:.2f} in the embeddings (chance level 0.5), "
-        f"{rises} and reaches {best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}] at layer {int(best['layer'])}; the model itself "
-        f"answers {right:.1%} of the scenes correctly. With blank images the accuracy is {_range(blank)}, "
-        f"with shuffled labels {_range(shuffled)}: the probe relies on the image.\n\n"
+        f"At the final token, the truth of the caption {rises} (n = {count:,}): the AUROC of a linear probe is {start:.2f} in the embeddings "
+        f"(chance level 0.5) and reaches {best['value']:.2f} {interval} at layer {int(best['layer'])}; the model itself answers {right:.1%} of "
+        f"the scenes correctly. With blank images the AUROC is {_range(blank)}, with shuffled labels {_range(shuffled)}: the probe relies on "
+        "the image.\n\n"
         "(The built-in model was trained to attend from a noun to its object, so this attention is not a finding.)"
     )
 

@@ -57,7 +57,7 @@ def draw_curve_panel(
     ax.set_xlabel(layers)
     for number, (first, last) in enumerate(detected):
         place: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "color": COLOURS[0], "clip_on": False}
-        label = "significant layers" if number == 0 else None
+        label = "detected above all of these" if number == 0 else None
         ax.plot([first - 0.25, last + 0.25], [0.03, 0.03], linewidth=2.6, solid_capstyle="butt", label=label, **place)
     return ax
 

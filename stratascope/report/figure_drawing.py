@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -15,6 +15,7 @@ from stratascope.figures.heatmaps import draw_grid, draw_heads
 from stratascope.figures.predictions import draw_accuracies
 from stratascope.figures.score_grids import draw_score_grid
 from stratascope.figures.stacked_bands import draw_share_stack
+from stratascope.probe.curve.metrics import main_metric
 from stratascope.report.result_set import ResultSet
 from stratascope.results.stored_result import StoredResult
 
@@ -51,13 +52,24 @@ FIRST = FigureSelection()
 
 
 def score_of(curve: StoredResult) -> str:
-    """Metric that texts and figures report: accuracy, or R² of a task of values."""
-    return "r2" if curve.attributes.get("targets") else "accuracy"
+    """Metric that texts and figures report: that of the study, or AUROC for two classes, balanced accuracy for more, R2 for values."""
+    given, facts = curve.attributes.get("metric"), curve.attributes
+    return str(given) if given else "r2" if facts.get("targets") else main_metric(len(facts["classes"]))
 
 
 def baseline_label(found: StoredResult) -> str:
     """Name of the baseline of an advantage: blank images, shuffled labels, ..."""
+    return _label(found.attributes.get("baseline") or {})
+
+
+def baseline_list(found: StoredResult) -> str:
+    """Names of all baselines of an advantage; chance for a curve."""
     over = found.attributes.get("baseline") or {}
+    names = [_label(one if isinstance(one, dict) else {}) for one in over.get("of", [over])]
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def _label(over: Mapping[str, Any]) -> str:
     if "of" in over:
         return "the best baseline"
     if "layer" in over:

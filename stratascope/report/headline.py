@@ -1,17 +1,20 @@
-"""Headline of a report: onset, peak, offset and advantages in sentences whose numbers cite a results file."""
+"""Headline of a report: detected layers, peak and advantages in sentences whose numbers cite a results file."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from stratascope.figures.drawing import METRIC_LABELS
+from stratascope.probe.curve.claims import LayerClaims, band_text
+from stratascope.probe.curve.onset_offset import LayerIntervals
 from stratascope.report.blocks import Block, Cited, Fact, Facts, Prose
-from stratascope.report.figure_drawing import baseline_label, score_of
-from stratascope.report.result_set import ResultSet
-from stratascope.results.stored_result import StoredResult
+from stratascope.report.figure_drawing import baseline_label, baseline_list, score_of
+from stratascope.report.result_set import ResultSet, in_caption_text
+from stratascope.results.stored_result import Source, StoredResult
 
 TASK_WORDS = {
     "truth": "the truth of the caption",
@@ -42,21 +45,19 @@ def task_words(task: str) -> str:
 
 
 def headline(results: ResultSet) -> list[Block]:
-    """Onset, peak and offset of the first curve, key numbers, advantages over baselines, and the accuracy of the model.
-
-    The first curve is truth at the final token where there is one, else the first by task and position.
-    """
+    """Detected layers, peak and advantages of the leading curve, the other positions, and the accuracy of the model."""
     blocks: list[Block] = []
     tiles: list[Fact] = []
     if results.curves:
-        curve = results.curves[0]
-        blocks.append(Prose([*_onset(curve), *_peak(curve), *_offset(curve)], lead=True))
-        tiles += _curve_tiles(curve)
+        curve = leading_curve(results)
+        claim = _claim(results, curve)
+        blocks.append(Prose([*_detection(curve, claim), *_peak(curve)], lead=True))
+        tiles += _curve_tiles(curve, claim)
         advantages = results.saved_advantages(curve)
-        blocks += [Prose(_advantage(curve, found, results)) for found in advantages]
         # the advantage over the best baseline is the claim; those over single baselines follow in sentences
-        claims = [found for found in advantages if "of" in (found.attributes.get("baseline") or {})]
-        tiles += [_advantage_tile(curve, found) for found in claims or advantages]
+        blocks += [Prose(_advantage(curve, found, results)) for found in advantages if found is not claim]
+        tiles += [_advantage_tile(curve, found) for found in ([claim] if claim is not curve else advantages)]
+        blocks += [Prose(words) for words in (_other_positions(results, curve), _in_caption(results)) if words]
     answers = results.of("answer_confidence")
     if answers:
         row = answers[0].table("confidence").iloc[0]
@@ -67,6 +68,21 @@ def headline(results: ResultSet) -> list[Block]:
         blocks.append(Prose([who, right, *ends, " of the examples correctly."]))
         tiles.append(Fact(right, "accuracy of the model's answers", ends))
     return [*blocks[:1], Facts(tiles), *blocks[1:]] if tiles else blocks
+
+
+def leading_curve(results: ResultSet) -> StoredResult:
+    """The curve of the headline: of the first task that does not stand in the caption text, at its best position.
+
+    The best position has the highest simultaneous lower bound of the advantage over the best baseline, where that is known, else over
+    chance.
+    """
+    candidates = [c for c in results.curves if not in_caption_text(c)] or results.curves
+
+    def strength(curve: StoredResult) -> tuple[bool, float]:
+        claim = _claim(results, curve)
+        return claim is not curve, float(_claims(claim).bands.low_simultaneous.max())
+
+    return max((c for c in candidates if c.task == candidates[0].task), key=strength)
 
 
 def peak(curve: StoredResult, metric: str | None = None) -> pd.Series[Any]:
@@ -84,7 +100,7 @@ def asked(results: ResultSet) -> str:
     """End of the title "In which layers ..."."""
     if not results.curves:
         return "a spatial relation is encoded"
-    return f"{task_words(results.curves[0].task)} is encoded"
+    return f"{task_words(leading_curve(results).task)} is encoded"
 
 
 def percent(value: float) -> str:
@@ -92,64 +108,139 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _onset(curve: StoredResult) -> list[str | Cited]:
-    what = task_words(curve.task)
-    where = POSITION_WORDS.get(curve.position, f"at {curve.position}" if curve.position else "")
-    event = curve.event("onset")
-    metric = METRIC_LABELS.get(str(event["metric"]), str(event["metric"]))
-    source = curve.source("tables/events", f"onset of {metric} over chance")
+def _claim(results: ResultSet, curve: StoredResult) -> StoredResult:
+    """The saved advantage of a curve over the best baseline; the curve itself, whose claims are over chance, where there is none."""
+    return next((f for f in results.saved_advantages(curve) if "of" in (f.attributes.get("baseline") or {})), curve)
+
+
+def _claims(found: StoredResult) -> LayerClaims:
+    claims: LayerClaims = found.result.claims
+    return claims
+
+
+def _where(curve: StoredResult) -> str:
+    return POSITION_WORDS.get(curve.position, f"at {curve.position}" if curve.position else "")
+
+
+def _detection(curve: StoredResult, claim: StoredResult) -> list[str | Cited]:
+    """Sentences on the layers in which a curve's claim is detected or absent."""
+    what, claims = task_words(curve.task), _claims(claim)
     begin = f"{what[:1].upper()}{what[1:]} "
-    if not event["found"]:
-        count = len(curve.file.tables["examples"])
-        return [
+    count, band = f"n = {len(curve.file.tables['examples']):,}", claim.result.band_text if claim is not curve else curve_band(curve)
+    over = f"above {baseline_list(claim)}, {band}"
+    if not claims.detected:
+        words: list[str | Cited] = [
             begin,
-            f"is not detected {where} in ",
-            Cited("any layer", -1, source),
-            f": no probe is significantly above chance (n = {count:,}). ",
+            "is ",
+            Cited("not detected", -1, claim.source("tables/events", "onset")),
+            f" {_where(curve)} in any layer ({count}",
         ]
-    layer = Cited(f"layer {event['layer']}", int(event["layer"]), source)
+        return [*words, *_detectable(claim, claims), f"; {over}). ", *_absent_everywhere(claim, claims)]
+    layers = _layer_words(claims.detected, claim.source("tables/table", "layers whose simultaneous lower bound exceeds the margin"))
+    margin = f" by more than {claims.onset.margin:g}" if claims.onset.margin else ""
     return [
         begin,
-        f"is decodable {where} from ",
-        layer,
-        " on",
-        *_layers(event, curve),
-        "; no earlier probe is significantly above chance. ",
+        f"is detected{margin} {_where(curve)} in ",
+        *layers,
+        f" ({count}; {over}). ",
+        *_start(claim, claims),
+        *_end(claim, claims),
     ]
 
 
-def _layers(event: pd.Series[Any], curve: StoredResult) -> list[str | Cited]:
-    low, high = int(event["low"]), int(event["high"])
-    source = curve.source("tables/events", f"interval of the {event['kind']}")
-    if low < 0 or high < 0:
+def _layer_words(found: LayerIntervals, source: Source) -> list[str | Cited]:
+    """Layers as text with each end cited, such as `layers 2-4 and 8-9`."""
+    words: list[str | Cited] = ["layer " if len(found.layers) == 1 else "layers "]
+    for number, (first, last) in enumerate(found):
+        joint = "" if number == 0 else " and " if number == len(found) - 1 else ", "
+        words += [joint] if joint else []
+        words += [Cited(str(first), first, source)]
+        words += [] if first == last else ["–", Cited(str(last), last, source)]
+    return words
+
+
+def _detectable(claim: StoredResult, claims: LayerClaims) -> list[str | Cited]:
+    """The minimum detectable effect of a null result, if its file holds it."""
+    if len(claims.absent.layers) == len(claims.layers) or not np.isfinite(claims.detectable):
         return []
-    level = f"{100 * float(event['level']):.0f} % CI"
-    if low == high:
-        return [f" ({level}: layer ", Cited(str(low), low, source), " only)"]
-    return [f" ({level}: layers ", Cited(str(low), low, source), " to ", Cited(str(high), high, source), ")"]
+    name, _, number = claims.amount(claims.detectable, "of at least ").rpartition(" ")
+    table = claim.table("events")
+    held = "minimum_detectable_effect" in table
+    source = claim.source("tables/events", "minimum detectable effect over the baseline")
+    return [f"; {name} ", Cited(number, float(claims.detectable), source) if held else number, " would have been detected with 80 % power"]
+
+
+def _absent_everywhere(claim: StoredResult, claims: LayerClaims) -> list[str | Cited]:
+    return [f"In every layer, {claims.most}. "] if len(claims.absent.layers) == len(claims.layers) else []
+
+
+def _start(claim: StoredResult, claims: LayerClaims) -> list[str | Cited]:
+    """The interval of the first layer above the equivalence margin."""
+    event, first = claims.onset, int(claims.layers[0])
+    if event.low is None or event.low == event.high == first:
+        return []
+    if event.high is None:
+        return [f"In no layer is the {claims.amount(float(event.equivalence_margin or 0), 'significantly above ')}. "]
+    source = claim.source("tables/events", "interval of the onset")
+    low, high = (Cited(str(end), end, source) for end in (event.low, event.high))
+    where: list[str | Cited] = ["at layer ", low] if event.low == event.high else ["in one of layers ", low, "–", high]
+    return [f"The {claims.amount(float(event.equivalence_margin or 0), 'is above ')} first ", *where, ". "]
+
+
+def _end(claim: StoredResult, claims: LayerClaims) -> list[str | Cited]:
+    """What holds after the last detected layer: still detected, absent, or not decided."""
+    source = claim.source("tables/events", "offset")
+    if claims.offset.layer is not None:
+        layer = Cited(f"layer {claims.offset.layer}", claims.offset.layer, source)
+        return ["From ", layer, f" on, {claims.most}. "]
+    if claims.offset.decided:
+        return ["It is still detected in the ", Cited("last layer", -1, source), ". "]
+    after = _layer_words(claims.after, claim.source("tables/table", "layers after the last one detected"))
+    return ["Whether it is still decodable in ", *after, " cannot be decided with this number of examples. "]
+
+
+def _other_positions(results: ResultSet, curve: StoredResult) -> list[str | Cited]:
+    """One clause for each other position of the task."""
+    others = [c for c in results.curves if c.task == curve.task and c is not curve and not in_caption_text(c)]
+    words: list[str | Cited] = []
+    for other in others:
+        claim = _claim(results, other)
+        claims = _claims(claim)
+        words += ["; " if words else "The same label at the other positions: ", f"{_where(other)} "]
+        if claims.detected:
+            words += ["detected in ", *_layer_words(claims.detected, claim.source("tables/table", "detected layers"))]
+        else:
+            words += ["not detected", *_detectable(claim, claims)]
+    return [*words, "."] if words else []
+
+
+def _in_caption(results: ResultSet) -> list[str | Cited]:
+    """Curves whose labels stand in the caption text, which are no finding."""
+    trivial: dict[str, list[str]] = {}
+    for curve in results.curves:
+        if in_caption_text(curve):
+            trivial.setdefault(task_words(curve.task), []).append(curve.position)
+    if not trivial:
+        return []
+    said = "; ".join(f"{words} at {', '.join(places)}" for words, places in trivial.items())
+    return [f"Not a finding, because the label stands in the caption text before the position: {said}."]
+
+
+def curve_band(curve: StoredResult) -> str:
+    """Name of the simultaneous band of a curve."""
+    return band_text(float(curve.attributes.get("level", 0.95)), curve.attributes.get("family"))
 
 
 def _peak(curve: StoredResult) -> list[str | Cited]:
     row, metric = peak(curve), score_of(curve)
     which = f"{metric} at layer {row['layer']}"
-    ends = _ends(row["low_simultaneous"], row["high_simultaneous"], curve, f"{which}, simultaneous over layers", metric)
+    ends = _ends(row["low_simultaneous"], row["high_simultaneous"], curve, f"{which}, simultaneous", metric)
     best = Cited(_score(row["value"], metric), float(row["value"]), curve.source("tables/table", which))
     layer = Cited(f"layer {row['layer']}", int(row["layer"]), curve.source("tables/table", which))
     if metric == "r2":
-        return ["The best probe, at ", layer, ", explains ", best, *ends, " of the variance (R²). "]
-    chance = Cited(percent(row["chance"]), float(row["chance"]), curve.source("tables/table", f"{which}, chance"))
-    return ["The best probe, at ", layer, ", has an accuracy of ", best, *ends, "; chance level ", chance, ". "]
-
-
-def _offset(curve: StoredResult) -> list[str | Cited]:
-    if not curve.event("onset")["found"]:
-        return []
-    event = curve.event("offset")
-    source = curve.source("tables/events", "offset")
-    if not event["found"]:
-        return ["It is still decodable in the ", Cited("last layer", -1, source), "."]
-    layer = Cited(f"layer {event['layer']}", int(event["layer"]), source)
-    return ["From ", layer, " on", *_layers(event, curve), " it is no longer detected."]
+        return ["The best probe, at ", layer, ", explains ", best, *ends, " of the variance (R²)."]
+    chance = Cited(_score(row["chance"], metric), float(row["chance"]), curve.source("tables/table", f"{which}, chance"))
+    return ["The best probe, at ", layer, f", has {_article(metric)} ", best, *ends, "; chance level ", chance, "."]
 
 
 def _advantage(curve: StoredResult, found: StoredResult, results: ResultSet) -> list[str | Cited]:
@@ -157,22 +248,11 @@ def _advantage(curve: StoredResult, found: StoredResult, results: ResultSet) -> 
     control = str(over.get("task", "")).partition(":")[2]
     metric, row = str(found.table("table")["metric"].iloc[0]), _at_peak(curve, found)
     gained = _gain(found, row, metric)
-    event = found.event("onset")
-    real: list[str | Cited] = (
-        [
-            " (significant from ",
-            Cited(f"layer {event['layer']}", int(event["layer"]), found.source("tables/events", "onset")),
-            " on)",
-        ]
-        if event["found"]
-        else [" (", Cited("in no layer", -1, found.source("tables/events", "onset")), " significantly above 0)"]
-    )
+    detected, source = _claims(found).detected, found.source("tables/table", "layers whose simultaneous lower bound exceeds the margin")
+    real = [" (detected in ", *_layer_words(detected, source), ")"] if detected else [" (", Cited("not detected", -1, source), ")"]
     if "of" in over:
-        at = f"The advantage over the best baseline of each layer is, at layer {row['layer']}, "
-        if event["found"]:
-            return [at, *gained, *real, "."]
-        none = Cited("no layer", -1, found.source("tables/events", "onset"))
-        return [at, *gained, "; it is significant in ", none, ", so there is no evidence beyond the baselines."]
+        none = "" if detected else ", so there is no evidence beyond the baselines"
+        return [f"The advantage over the best baseline of each layer is, at layer {row['layer']}, ", *gained, *real, f"{none}."]
     other = results.controls_of(curve) if control else results.baselines_of(curve)
     words: list[str | Cited] = []
     for baseline in other:
@@ -188,7 +268,7 @@ def _advantage(curve: StoredResult, found: StoredResult, results: ResultSet) -> 
     words += [f"At layer {row['layer']} the advantage over {baseline_label(found)} is ", *gained, *real]
     if control:
         return [*words, "."]
-    verdict = ": the probe uses information from the image." if event["found"] else ": an advantage from the image is not detected."
+    verdict = ": the probe uses information from the image." if detected else ": an advantage from the image is not detected."
     return [*words, verdict if over.get("condition") == "blank" else "."]
 
 
@@ -205,7 +285,7 @@ def _gain(found: StoredResult, row: pd.Series[Any], metric: str) -> list[str | C
     value, low, high = (float(row[name]) for name in ("value", "low_simultaneous", "high_simultaneous"))
     digits = 1 if points else 2
     shown = Cited(signed(f"{scale * value:+.{digits}f}{unit}"), value, found.source("tables/table", which))
-    source = found.source("tables/table", f"{which}, simultaneous over layers")
+    source = found.source("tables/table", f"{which}, simultaneous")
     return [
         shown,
         " [",
@@ -216,15 +296,19 @@ def _gain(found: StoredResult, row: pd.Series[Any], metric: str) -> list[str | C
     ]
 
 
-def _curve_tiles(curve: StoredResult) -> list[Fact]:
-    event, row, metric = curve.event("onset"), peak(curve), score_of(curve)
-    where = f"{curve.task} {POSITION_WORDS.get(curve.position, curve.position)}".strip()
-    onset = Cited(f"layer {event['layer']}" if event["found"] else "none", int(event["layer"]), curve.source("tables/events", "onset"))
+def _curve_tiles(curve: StoredResult, claim: StoredResult) -> list[Fact]:
+    detected, row, metric = _claims(claim).detected, peak(curve), score_of(curve)
+    where = f"{curve.task} {_where(curve)}".strip()
+    source = claim.source("tables/events", "onset")
+    first = Cited(f"layer {min(detected.layers)}", min(detected.layers), source) if detected else Cited("none", -1, source)
     which = f"{metric} at layer {row['layer']}"
     best = Cited(_score(row["value"], metric), float(row["value"]), curve.source("tables/table", which))
-    ends = _ends(row["low_simultaneous"], row["high_simultaneous"], curve, f"{which}, simultaneous over layers", metric)
-    name = "R² of the best probe" if metric == "r2" else "accuracy of the best probe"
-    return [Fact(onset, f"onset of {where}", _layers(event, curve)), Fact(best, f"{name}, layer {row['layer']}", ends)]
+    ends = _ends(row["low_simultaneous"], row["high_simultaneous"], curve, f"{which}, simultaneous", metric)
+    count = f"n = {len(curve.file.tables['examples']):,}"
+    return [
+        Fact(first, f"first layer detected ({count}): {where}", []),
+        Fact(best, f"{METRIC_NAMES.get(metric, metric)} of the best probe, layer {row['layer']}", ends),
+    ]
 
 
 def _advantage_tile(curve: StoredResult, found: StoredResult) -> Fact:
@@ -245,6 +329,11 @@ def _ends(
     source = found.source(table, which)
     cited = [Cited(_score(end, metric).removesuffix(" %"), float(end), source) for end in (low, high)]
     return [" [", cited[0], ", ", cited[1], "]"]
+
+
+def _article(metric: str) -> str:
+    name = METRIC_NAMES.get(metric, metric)
+    return f"{'an' if name[0] in 'aA' else 'a'} {name} of"
 
 
 def _score(value: float, metric: str) -> str:

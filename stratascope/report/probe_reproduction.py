@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from pathlib import PurePath
 from typing import Any
 
+from stratascope.probe.curve.metrics import main_metric
 from stratascope.probe.study.study_plan import ProbeSettings
 from stratascope.report.result_set import ResultSet
 from stratascope.results.stored_result import StoredResult
@@ -74,10 +75,14 @@ def _besides(store: ActivationStore, results: ResultSet, curves: list[StoredResu
     task, positions = _uncontrolled(curves[0].task), {curve.position for curve in curves}
     same = [f for f in results.own if f.task == task and f.position in positions]
     found: dict[str, Any] = {}
-    for f in [f for f in same if f.kind == "advantage"][:1]:
-        metric = str(f.table("table")["metric"].iloc[0])
-        found["metric"] = metric if metric not in ("accuracy", "r2") else None
-        found["margin"] = float(f.table("events")["margin"].iloc[0])
+    own = curves[0].attributes
+    usual = "r2" if own.get("targets") else main_metric(len(own["classes"]))
+    for f in [f for f in [*same, curves[0]] if f.kind in ("advantage", "layer_curve")][:1]:
+        events = f.table("events")
+        metric = str(f.table("table" if f.kind == "advantage" else "events")["metric"].iloc[0])
+        found["metric"] = None if metric == usual else metric
+        found["margin"] = float(events["margin"].iloc[0])
+        found["equivalence_margin"] = f.attributes.get("equivalence_margin")
     measures = (option for option, kind in (("mdl", "codelength"), ("calibration", "calibration")) if any(f.kind == kind for f in same))
     found["measures"] = tuple(measures)
     tested = [f.attributes.get("to") for f in same if f.kind == "transfer"]

@@ -8,12 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.probe.curve.curve_set import CurveGroup
 from stratascope.results.locations import ENDING, results_folders
 from stratascope.results.stored_result import StoredResult, is_baseline, other_store, relation_to, store_name
 from stratascope.store import ActivationStore
 
+_LATER = {"final", "relation", "object"}
+"""Positions at the relation of the caption or after it."""
 Progress = Callable[[int, int], object]
 """Called with the number of steps done and of all steps."""
 
@@ -89,6 +92,19 @@ class ResultSet:
         if not found:
             raise NotRecordedError(f"expected a result of kind {kind}, found none; make it with `{command}`")
         return found[0]
+
+
+def in_caption_text(curve: StoredResult) -> bool:
+    """Whether the labels of a curve stand in the text before its position, so that decoding them is trivial.
+
+    These are the relation of the caption and its category, at the relation's own tokens and later ones, where the prompt names it.
+    """
+    if curve.task.partition(" (")[0] not in ("relation", "category") or not _LATER & set(curve.position.split("+")):
+        return False
+    prompt = (curve.attributes.get("provenance") or {}).get("prompt", {})
+    known = PROMPTS.get(str(prompt.get("name")))
+    text = str(prompt.get("text") or (known.text if known else "{caption}"))
+    return "{caption}" in text or "{relation}" in text
 
 
 def gather(

@@ -10,14 +10,15 @@ import pandas as pd
 from stratascope.report.blocks import Beside, Block, Drawing, Folded, Interval, Missing, Remark, Table
 from stratascope.report.figure_drawing import FigureSelection, accuracy_by_relation, score_of
 from stratascope.report.figure_registry import FIGURES
-from stratascope.report.headline import METRIC_NAMES, peak, task_words
-from stratascope.report.result_set import ResultSet
+from stratascope.report.headline import METRIC_NAMES, curve_band, peak, task_words
+from stratascope.report.result_set import ResultSet, in_caption_text
 from stratascope.results.stored_result import StoredResult
 
 WIDE, HALF = 6.6, 4.1
 """Inches of a figure over the page's width, and of one beside another."""
 MOST_ROWS = 40
-MOST_ADVANTAGES = 4
+OPEN_ADVANTAGES = 4
+"""Figures of advantages that are open; those of further curves are folded."""
 
 
 def curve_blocks(results: ResultSet, store: str) -> list[Block]:
@@ -34,7 +35,7 @@ def curve_blocks(results: ResultSet, store: str) -> list[Block]:
                 FIGURES["curves"].figure(results, FigureSelection(task), width=WIDE, height=2.7),
                 f"{METRIC_NAMES[score_of(curves[0])]} by layer of probes for {words}, by position, with baselines and chance level",
                 f"{_folds(curves[0])}Bands: 95 % CI (pointwise), bootstrap over images. Layer k: residual stream after k decoder blocks.",
-                f"{task}: {words}",
+                f"{task}: {words}{_trivial(curves)}",
                 [c.source("tables/table") for c in shown],
             )
         )
@@ -48,13 +49,21 @@ def curve_blocks(results: ResultSet, store: str) -> list[Block]:
         Drawing(
             FIGURES["advantage"].figure(results, FigureSelection(c.task, c.position or None), width=HALF, height=2.5),
             f"difference between the probe for {c.title} and its baselines, by layer",
-            "Bands: 95 % simultaneous band over layers; a band that excludes 0 is significant.",
+            f"Bands: {curve_band(c)}; a band that excludes 0 is significant.",
             f"{c.title}: advantage over baselines",
             [a.source("tables/table") for a in results.saved_advantages(c)],
         )
-        for c in with_gain[:MOST_ADVANTAGES]
+        for c in with_gain
     ]
-    return [*blocks, Beside(pairs)] if pairs else blocks
+    blocks += [Beside(pairs[:OPEN_ADVANTAGES])] if pairs else []
+    rest = pairs[OPEN_ADVANTAGES:]
+    return [*blocks, Folded(f"Advantages over baselines of {len(rest)} further curves", [Beside(rest)])] if rest else blocks
+
+
+def _trivial(curves: list[StoredResult]) -> str:
+    """Note on the positions where the labels of a task stand in the caption text."""
+    places = [c.position for c in curves if in_caption_text(c)]
+    return f" (in the caption text at {', '.join(places)}: not a finding there)" if places else ""
 
 
 def _folds(curve: StoredResult) -> str:
@@ -88,10 +97,8 @@ def position_blocks(results: ResultSet, store: str) -> list[Block]:
             Drawing(
                 FIGURES["positions"].figure(results, FigureSelection(task), width=HALF, height=0.9 + 0.3 * len(curves)),
                 f"{METRIC_NAMES[score_of(curves[0])]} of probes for {task}, positions by layers",
-                "The word for the relation is itself a token, so decoding it at its own position is trivial; decoding truth is not."
-                if task == "relation"
-                else "Rows: token positions; columns: decoder layers. A dot marks scores significantly above chance, where known.",
-                task,
+                "Rows: token positions; columns: decoder layers. A dot marks scores significantly above chance, where known.",
+                f"{task}{_trivial(curves)}",
                 [c.source("tables/table") for c in curves],
             )
         )

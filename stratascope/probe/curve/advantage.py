@@ -66,7 +66,7 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
     >>> advantage.onset_over(0.5).layer is None
     True
     >>> advantage.minimum_detectable_effect.round(2)
-    array([0.07, 0.07, 0.07, 0.07])
+    array([0.07, 0.06, 0.07, 0.07])
     """
 
     table: pd.DataFrame
@@ -297,7 +297,7 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
 
     def contents(self) -> ResultFile:
         """Tables, arrays and attributes of the file; a table holds onset, peak and offset."""
-        tables = {"table": self.table, "events": event_table(self.onset, self.peak, self.offset)}
+        tables = {"table": self.table, "events": event_table(self.onset, self.peak, self.offset, detectable=self.claims.detectable)}
         arrays = {"draws": (("draw", "layer"), self.draws)}
         return ResultFile(self.kind, tables, arrays, {**self.attributes, "level": self.level})
 

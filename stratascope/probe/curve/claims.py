@@ -32,7 +32,7 @@ class LayerClaims:
     --------
     >>> import numpy as np
     >>> from stratascope.probe import Advantage
-    >>> value = np.array([0.0, 0.01, 0.3, 0.3])
+    >>> value = np.array([0.0, 0.0, 0.3, 0.3])
     >>> draws = value + np.random.default_rng(0).normal(0, 0.004, (500, 4))
     >>> advantage = Advantage.of(np.arange(4), value, draws, metric="auroc", name="truth", baseline="blank")
     >>> advantage.claims.sentence

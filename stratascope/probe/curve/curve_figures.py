@@ -71,7 +71,8 @@ def positions_figure(curves: CurveSet, mine: Sequence[LayerCurve]) -> Figure:
             )  # fmt: skip
         axes[0].set_ylim(*span_of(tables, metric))
         label_outside(axes, metric=metric)
-        handles, _ = axes[0].get_legend_handles_labels()
+        named = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        handles = list(named.values())
         if len(axes) > 1:  # the legend names the chance line for all
             for text in [text for ax in axes for text in ax.texts]:
                 text.remove()

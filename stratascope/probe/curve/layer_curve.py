@@ -324,7 +324,7 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
         arrays |= {f"draws_{name}": (("layer", "draw"), values) for name, values in self.draws.items()}
         head = {"task": self.task, "position": self.position, "classes": list(self.classes), "targets": list(self.targets)}
         over = self.difference()
-        events = event_table(over.onset, over.peak, over.offset).assign(metric=self.metric)
+        events = event_table(over.onset, over.peak, over.offset, detectable=over.claims.detectable).assign(metric=self.metric)
         tables = {"table": self.table, "folds": self.folds, "examples": self.examples, "events": events}
         return ResultFile(self.kind, tables, arrays, head | {"settings": dict(self.attributes)})
 

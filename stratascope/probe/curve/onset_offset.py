@@ -18,7 +18,8 @@ Floats = NDArray[Any]
 EVENTS = columns(
     text="kind candidates", flags="found", ints="layer low high", floats="margin level", keys=["kind"], values={"kind": "onset peak offset"}
 )
-"""Schema of the table that `event_table` gives; files since version 0.2 also hold equivalence_margin and decided."""
+"""Schema of the table that `event_table` gives; files since version 0.2 also hold equivalence_margin, decided and
+minimum_detectable_effect."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,11 @@ class LayerEvent:
         return f"layer {self.low}" if self.low == self.high else f"layers {self.low}-{self.high}"
 
 
-def event_table(*events: LayerEvent) -> pd.DataFrame:
-    """One row per event: kind, found, layer, low, high (-1 for no layer), candidates (as text), margin, level, equivalence_margin,
-    decided."""  # fmt: skip
+def event_table(*events: LayerEvent, detectable: float = np.nan) -> pd.DataFrame:
+    """One row per event: kind, found, layer, low, high (-1 for no layer), candidates (as text), margin, level, equivalence_margin, decided.
+
+    `detectable` is the largest minimum detectable effect of the layers that are not detected; NaN where all are.
+    """
     return pd.DataFrame(
         [
             {
@@ -135,6 +138,7 @@ def event_table(*events: LayerEvent) -> pd.DataFrame:
                 "level": event.level,
                 "equivalence_margin": np.nan if event.equivalence_margin is None else event.equivalence_margin,
                 "decided": event.decided,
+                "minimum_detectable_effect": detectable,
             }
             for event in events
         ]

@@ -78,8 +78,9 @@ def layer_curve(
     >>> curve = layer_curve(store, "truth", "final", layers=(1, 3), draws=200)
     >>> curve
     LayerCurve of truth at final: 240 examples, 2 layers
-      auroc 1.000 [0.9..., 1.000] at layer 3 (peak); chance level 0.5
-      onset at layer 3 (1-3), no offset
+      AUROC 1.000 [0.9..., 1.000] at layer 3 (peak); chance level 0.5
+      above chance: detected in layer 3; AUROC first above 0.53 in one of layers 1-3; still detected in the last layer
+      95 % simultaneous band over layers
     """
     study = plan_study(store, (task,), (position,), array=array, layers=layers, examples=examples, values=values, **options)
     return study.run(scheduler=scheduler, workers=workers, progress=progress, output=output)[0]
