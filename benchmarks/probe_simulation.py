@@ -1,10 +1,11 @@
-"""What the probes' intervals and onsets hold on simulated data whose truth is known exactly.
+"""What the probes' intervals and claims hold on simulated data whose truth is known exactly.
 
-    python benchmarks/probe_simulation.py --repeats 400      # about five minutes on one core
+    python benchmarks/probe_simulation.py --repeats 400      # about ten minutes on one core
 
-Own intervals should cover the expected score of the fitted fold models in 95 % of data sets; noise should have an onset in at
-most 5 %; an onset planted at AUROC .75 in 2,000 examples should be found within one layer. The bootstrap that takes examples
-for independent is shown beside.
+Own intervals should cover the expected score of the fitted fold models in 95 % of data sets, beside the bootstrap that takes examples
+for independent. Noise should be detected in at most 5 %. For signals that are constant, decay, rise in a step or a ramp, or peak, a layer
+is claimed before the signal starts, or absent where it exceeds the equivalence margin, in at most 5 % of data sets, and the interval of the
+first layer above that margin holds it in at least 95 %. An effect of the minimum detectable size is detected in about 80 %.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "probe"))
 
 import numpy as np
-from simulated import Simulation, TypedSimulation
+from simulated import Simulation, TypedSimulation, scored_advantage
 
 from stratascope.probe.curve.metrics import width_of
 from stratascope.stats.intervals import band
@@ -67,22 +68,82 @@ def false_onsets(repeats: int, *, n: int, d: int, layers: int, same: float) -> f
     return found / repeats
 
 
-def planted_onsets(repeats: int) -> dict[str, float]:
-    """Onset at layer 4 of 8, AUROC .75, 2,000 examples."""
-    events = []
+COURSES = {
+    "noise": np.zeros(12),
+    "constant .61": np.full(12, 0.11),
+    "decay to .52": np.concatenate([np.linspace(0.25, 0.02, 8), np.full(4, 0.02)]),
+    "decay to .50": np.concatenate([np.linspace(0.25, 0.0, 8), np.zeros(4)]),
+    "step to .65": np.repeat([0.0, 0.15], [4, 8]),
+    "ramp to .70": np.concatenate([np.zeros(4), np.linspace(0.025, 0.2, 8)]),
+    "peak .65": np.repeat([0.0, 0.15, 0.0], [5, 3, 4]),
+}
+"""Name -> expected AUROC over chance by layer."""
+
+
+def claims(name: str, repeats: int, *, n: int, same: float = 0.9) -> dict[str, float]:
+    """Shares of data sets with a false or a right claim about a course of `COURSES`."""
+    effects = COURSES[name]
+    found: dict[str, list[bool]] = {}
     for seed in range(repeats):
-        simulation = Simulation(seed, n=2000, d=16, layers=8, shift=0.478, onset=4, same=0.9)
-        events.append(simulation.advantage(simulation.answers()).onset)
-    places = np.array([-9 if event.layer is None else event.layer for event in events])
-    inside = np.mean([event.low is not None and event.low <= 4 and (event.high or 9) >= 4 for event in events])
-    return {"exact": float((places == 4).mean()), "within one": float((abs(places - 4) <= 1).mean()), "in interval": float(inside)}
+        advantage = scored_advantage(seed, effects, n=n, same=same)
+        claim = advantage.claims
+        margin = claim.onset.equivalence_margin or 0.0
+        above = np.flatnonzero(effects > margin)
+        first, last = (int(above[0]), int(above[-1])) if len(above) else (len(effects), -1)
+        low = len(effects) if claim.onset.low is None else claim.onset.low
+        high = len(effects) if claim.onset.high is None else claim.onset.high
+        held = {
+            "false detection": any(effects[layer] <= 0 for layer in claim.detected.layers),
+            "false offset": claim.offset.layer is not None and claim.offset.layer <= last,
+            "false absence": any(effects[layer] > margin for layer in claim.absent.layers),
+            "interval of the first layer": low <= first <= high,
+            "detected": bool(claim.detected),
+            "offset": claim.offset.layer is not None,
+        }
+        for key, value in held.items():
+            found.setdefault(key, []).append(value)
+    return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+def power(repeats: int, *, n: int, layers: int = 12) -> dict[str, float]:
+    """Share of data sets in which an effect of the median minimum detectable size of noise is detected at its layer."""
+    sizes = [float(np.median(scored_advantage(seed, np.zeros(layers), n=n).minimum_detectable_effect)) for seed in range(20)]
+    effects = np.zeros(layers)
+    effects[layers // 2] = np.median(sizes)
+    hits = [layers // 2 in scored_advantage(seed, effects, n=n).detected.layers for seed in range(repeats)]
+    return {"AUROC": 0.5 + float(np.median(sizes)), "power": float(np.mean(hits))}
+
+
+def probe_power(repeats: int, *, n: int, d: int) -> dict[str, float]:
+    """The same with trained probes: the expected AUROC of the fold models is that size on average."""
+    null = [Simulation(seed, n=n, d=d, layers=1, draws=DRAWS) for seed in range(10)]
+    size = float(np.median([one.advantage(one.answers()).minimum_detectable_effect[0] for one in null]))
+    hits, level = [], []
+    shift = 0.05
+    for seed in range(repeats):
+        simulation = Simulation(seed, n=n, d=d, layers=1, shift=shift, draws=DRAWS)
+        answers = simulation.answers()
+        level.append(simulation.truth(answers[0], 0)["auroc"] - 0.5)
+        hits.append(bool(simulation.advantage(answers).detected))
+        shift = max(shift + 0.02 * (1 if level[-1] < size else -1), 0.0)
+    near = np.abs(np.array(level) - size) < 0.25 * size
+    return {"AUROC": 0.5 + size, "mean AUROC": 0.5 + float(np.mean(np.array(level)[near])), "power": float(np.mean(np.array(hits)[near]))}
 
 
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=400)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--claims", action="store_true", help="only the claims about layers")
+    given = parser.parse_args()
+    repeats = given.repeats
+    if not given.claims:
+        print_intervals(repeats)
+    print_claims(repeats)
+
+
+def print_intervals(repeats: int) -> None:
+    """Coverage of intervals, and detections in noise."""
     for n, d in ((600, 16), (300, 60)):
         for shift in (0.0, 0.1, 0.3, 0.6, 1.0):
             found = coverage(shift, repeats, n=n, d=d)
@@ -95,7 +156,18 @@ def main() -> None:
             f"noise, {layers} layers alike by {same}: onset in {false_onsets(repeats, n=400, d=16, layers=layers, same=same):.3f}",
             flush=True,
         )
-    print("planted:", planted_onsets(max(repeats // 4, 20)), flush=True)
+
+
+def print_claims(repeats: int) -> None:
+    """Claims about layers, and minimum detectable effects."""
+    for n in (200, 400, 1000, 3000, 10000):
+        for name in COURSES:
+            found = claims(name, repeats if n <= 1000 else max(repeats // 2, 20), n=n)
+            print(f"{name}, n {n}: " + ", ".join(f"{key} {value:.3f}" for key, value in found.items()), flush=True)
+    for n in (40, 400, 3000):
+        print(f"minimum detectable effect, n {n}:", power(repeats, n=n), flush=True)
+    for n, d in ((60, 8), (400, 16)):
+        print(f"the same with probes, n {n} d {d}:", probe_power(repeats, n=n, d=d), flush=True)
 
 
 if __name__ == "__main__":

@@ -267,12 +267,12 @@ def _summary(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
     interval = f"[{best['low_simultaneous']:.2f}, {best['high_simultaneous']:.2f}]"
     detected = curves["truth-final"].detected
     rises = f"is detected in {detected}" if detected else "is not detected"
-    count = len(curves["truth-final"].examples)
+    count, layer = len(curves["truth-final"].examples), int(best["layer"])
     return (
-        f"At the final token, the truth of the caption {rises} (n = {count:,}): the AUROC of a linear probe is {start:.2f} in the embeddings "
-        f"(chance level 0.5) and reaches {best['value']:.2f} {interval} at layer {int(best['layer'])}; the model itself answers {right:.1%} of "
-        f"the scenes correctly. With blank images the AUROC is {_range(blank)}, with shuffled labels {_range(shuffled)}: the probe relies on "
-        "the image.\n\n"
+        f"At the final token, the truth of the caption {rises} (n = {count:,}): the AUROC of a linear probe is {start:.2f} in the "
+        f"embeddings (chance level 0.5) and reaches {best['value']:.2f} {interval} at layer {layer}; the model itself answers {right:.1%} "
+        f"of the scenes correctly. With blank images the AUROC is {_range(blank)}, with shuffled labels {_range(shuffled)}: the probe "
+        "relies on the image.\n\n"
         "(The built-in model was trained to attend from a noun to its object, so this attention is not a finding.)"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from stratascope.probe.tasks.controls import control_labels
 from stratascope.probe.validation.cross_validation import classify
 from stratascope.probe.validation.folds import Folds, grouped_folds
 from stratascope.probe.validation.out_of_fold import OutOfFold
+from stratascope.stats.auroc import Auroc
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import Band, band
 
@@ -117,3 +119,22 @@ class TypedSimulation:
             mean = (self.places @ weight)[:, None] + self.shift * weight[0] * np.array([-1, 1]) + bias
             found.append(norm.cdf((2 * wanted - 1) * mean / size).mean())
         return float(np.mean(found))
+
+
+def scored_advantage(seed: int, effects: Sequence[float], *, n: int, same: float = 0.9, draws: int = 1000) -> Advantage:
+    """AUROC over chance of normal scores with the expected AUROC .5 + effect in each layer, whose noise is correlated by `same`.
+
+    Two examples a group. No probe is trained, so that many large data sets are cheap: the draws are a multiplier bootstrap of the AUROC's
+    influence by group.
+    """
+    rng = np.random.default_rng([seed, 13])
+    labels = rng.integers(0, 2, n)
+    noise = rng.standard_normal((len(effects), n))
+    for layer in range(1, len(effects)):
+        noise[layer] = same * noise[layer - 1] + np.sqrt(1 - same**2) * noise[layer]
+    shift = np.sqrt(2) * norm.ppf(0.5 + np.asarray(effects))
+    found = Auroc.of((noise + shift[:, None] * labels).T, labels == 1, np.arange(n) // 2)
+    value, facts = found.value - 0.5, {"chance": 0.5, "examples": n}
+    spread = rng.standard_normal((draws, len(found.influence))) @ found.influence
+    layers = np.arange(len(effects))
+    return Advantage.of(layers, value, value + spread, metric="auroc", name="truth", baseline="chance", attributes=facts, groups=n // 2)
