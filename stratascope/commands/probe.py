@@ -48,7 +48,8 @@ SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or t
 @options_of(
     ProbeRequest,
     by="Also report the accuracy for each value of this column.",
-    measures="mdl: online codelength (MDL); calibration: reliability diagram.",
+    measures="mdl: online codelength (MDL); calibration: reliability diagram; sizes: detected layers by number of examples.",
+    sizes="Numbers of examples for --measures sizes; default: an eighth, a quarter, a half and all.",
     transfer="Also test the probes of each layer at all layers.",
     transfer_to="Also test the probes of each layer at all layers of these positions or baselines (by name).",
     metric="accuracy, balanced_accuracy, auroc, log_loss, r2; default: auroc for two classes, balanced_accuracy for more, r2 for boxes.",

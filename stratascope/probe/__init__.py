@@ -9,14 +9,16 @@ if TYPE_CHECKING:
     from stratascope.probe.curve.advantage import Advantage
     from stratascope.probe.curve.breakdown import accuracy_by, confusion
     from stratascope.probe.curve.calibration import calibration
+    from stratascope.probe.curve.claims import LayerClaims
     from stratascope.probe.curve.curve_set import CurveSet, tidy_table
     from stratascope.probe.curve.layer_curve import LayerCurve
-    from stratascope.probe.curve.onset_offset import LayerEvent
+    from stratascope.probe.curve.onset_offset import LayerEvent, LayerIntervals
     from stratascope.probe.curve.score_grid import ScoreGrid
     from stratascope.probe.estimator import LogisticProbe
     from stratascope.probe.study.codelength import Codelength, online_codelength
     from stratascope.probe.study.codelength_study import codelength_by_layer, codelength_of
     from stratascope.probe.study.cost import StudyCost
+    from stratascope.probe.study.detection_by_size import DetectionBySize, detection_by_size
     from stratascope.probe.study.study import Study, head_curves, layer_curve, plan_study, probe_study
     from stratascope.probe.study.study_plan import ProbeSettings
     from stratascope.probe.study.transfer import transfer_matrix, transfer_of
@@ -29,10 +31,13 @@ _MODULES = {
     "Advantage": "curve.advantage",
     "Codelength": "study.codelength",
     "CurveSet": "curve.curve_set",
+    "DetectionBySize": "study.detection_by_size",
     "Entanglement": "vision_tower",
     "Folds": "validation.folds",
+    "LayerClaims": "curve.claims",
     "LayerCurve": "curve.layer_curve",
     "LayerEvent": "curve.onset_offset",
+    "LayerIntervals": "curve.onset_offset",
     "Leakage": "validation.official_splits",
     "LogisticProbe": "estimator",
     "ProbeSettings": "study.study_plan",
@@ -45,6 +50,7 @@ _MODULES = {
     "codelength_by_layer": "study.codelength_study",
     "codelength_of": "study.codelength_study",
     "confusion": "curve.breakdown",
+    "detection_by_size": "study.detection_by_size",
     "entanglement": "vision_tower",
     "grouped_folds": "validation.folds",
     "head_curves": "study.study",
@@ -64,10 +70,13 @@ __all__ = [
     "Advantage",
     "Codelength",
     "CurveSet",
+    "DetectionBySize",
     "Entanglement",
     "Folds",
+    "LayerClaims",
     "LayerCurve",
     "LayerEvent",
+    "LayerIntervals",
     "Leakage",
     "LogisticProbe",
     "ProbeSettings",
@@ -80,6 +89,7 @@ __all__ = [
     "codelength_by_layer",
     "codelength_of",
     "confusion",
+    "detection_by_size",
     "entanglement",
     "grouped_folds",
     "head_curves",

@@ -22,6 +22,7 @@ from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.score_grid import ScoreGrid
 from stratascope.probe.study import request as checks
 from stratascope.probe.study.codelength_study import CodelengthCurve, codelength_of
+from stratascope.probe.study.detection_by_size import detection_by_size
 from stratascope.probe.study.request import ProbeRequest
 from stratascope.probe.study.study import SCHEDULER, Study, plan_study
 from stratascope.probe.study.study_plan import holds_heads, positions_of, task_name
@@ -228,7 +229,9 @@ def _by_task(curves: Sequence[LayerCurve]) -> Iterator[tuple[str, list[LayerCurv
 
 
 def _add_measures(done: ProbeRun, studies: Studies, run: Mapping[str, Any]) -> None:
-    """Add calibration and codelength if requested."""
+    """Add calibration, codelength and detection by size if requested."""
+    if "sizes" in done.request.measures:
+        _add_sizes(done, studies[next(iter(studies))], run)
     plain = [curve for curve in done.curves.plain if not curve.targets]
     if plain and "calibration" in done.request.measures:
         for task, mine in _by_task(plain):
@@ -251,6 +254,28 @@ def _add_measures(done: ProbeRun, studies: Studies, run: Mapping[str, Any]) -> N
                 done.figures[file_name("codelength", task)] = partial(
                     curve_figures.codelength_figure, [curve for curve, _ in pairs], [one for _, one in pairs]
                 )
+
+
+def _add_sizes(done: ProbeRun, study: Study, run: Mapping[str, Any]) -> None:
+    """Add the layers detected by number of examples for every curve that is no control."""
+    request = done.request
+    options: dict[str, Any] = {name: value for name, value in request.settings.items() if name != "directions"}
+    given: dict[str, Any] = {
+        "sizes": request.sizes,
+        "metric": request.metric,
+        "margin": request.margin,
+        "array": request.array,
+        "layers": request.layers,
+    }
+    tasks = {task_name(task, request.settings.get("only", ())): task for task in request.tasks}
+    for curve in done.curves.plain:
+        found = detection_by_size(
+            study.store, tasks[curve.task], curve.position, examples=curve.examples["example"].to_numpy(), values=request.values,
+            **given, **options, **run,
+        )  # fmt: skip
+        done.results[found.file_name] = found
+        done.lines.append(found.summary())
+        done.figures[found.file_name] = found.figure
 
 
 def _rows_of(table: pd.DataFrame, curve: LayerCurve) -> pd.DataFrame:

@@ -35,7 +35,9 @@ class ProbeRequest:
     by: str = "relation"
     """Column of the examples; accuracy is also reported for each of its values."""
     measures: tuple[str, ...] = ()
-    """mdl: online codelength; calibration: reliability."""
+    """mdl: online codelength; calibration: reliability; sizes: detected layers by number of examples."""
+    sizes: tuple[int, ...] = ()
+    """Numbers of examples of the measure sizes; an eighth, a quarter, a half and all by default."""
     transfer_to: tuple[str, ...] = ()
     """Positions and names of baselines in which probes of each layer are also tested."""
     transfer: bool = False
@@ -150,7 +152,7 @@ def without_values(store: ActivationStore, request: ProbeRequest) -> Iterator[st
             yield f"{name}: {absent:,} of {len(store.examples):,} examples have no value and are excluded"
 
 
-MEASURES = ("mdl", "calibration")
+MEASURES = ("mdl", "calibration", "sizes")
 
 
 def check_measures(request: ProbeRequest, *, by_head: bool) -> None:
@@ -158,6 +160,8 @@ def check_measures(request: ProbeRequest, *, by_head: bool) -> None:
     for name in request.measures:
         if name not in MEASURES:
             raise InvalidInputError(f"expected `measures` among {', '.join(MEASURES)}, found {name!r}")
+    if request.sizes and "sizes" not in request.measures:
+        raise InvalidInputError(f"expected `measures` with sizes for `sizes`, found {', '.join(request.measures) or 'none'}; add it")
     if by_head and request.measures:
         raise InvalidInputError(
             "expected an array of one vector a position for `measures`, found one with a vector for each head; leave `measures` out"
