@@ -85,7 +85,7 @@ def claims(name: str, repeats: int, *, n: int, same: float = 0.9) -> dict[str, f
     effects = COURSES[name]
     found: dict[str, list[bool]] = {}
     for seed in range(repeats):
-        advantage = scored_advantage(seed, effects, n=n, same=same)
+        advantage = scored_advantage([seed, n, list(COURSES).index(name)], effects, n=n, same=same)
         claim = advantage.claims
         margin = claim.onset.equivalence_margin or 0.0
         above = np.flatnonzero(effects > margin)
@@ -107,10 +107,10 @@ def claims(name: str, repeats: int, *, n: int, same: float = 0.9) -> dict[str, f
 
 def power(repeats: int, *, n: int, layers: int = 12) -> dict[str, float]:
     """Share of data sets in which an effect of the median minimum detectable size of noise is detected at its layer."""
-    sizes = [float(np.median(scored_advantage(seed, np.zeros(layers), n=n).minimum_detectable_effect)) for seed in range(20)]
+    sizes = [float(np.median(scored_advantage([seed, n], np.zeros(layers), n=n).minimum_detectable_effect)) for seed in range(20)]
     effects = np.zeros(layers)
     effects[layers // 2] = np.median(sizes)
-    hits = [layers // 2 in scored_advantage(seed, effects, n=n).detected.layers for seed in range(repeats)]
+    hits = [layers // 2 in scored_advantage([seed, n, 99], effects, n=n).detected.layers for seed in range(repeats)]
     return {"AUROC": 0.5 + float(np.median(sizes)), "power": float(np.mean(hits))}
 
 

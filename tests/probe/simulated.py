@@ -121,13 +121,13 @@ class TypedSimulation:
         return float(np.mean(found))
 
 
-def scored_advantage(seed: int, effects: Sequence[float], *, n: int, same: float = 0.9, draws: int = 1000) -> Advantage:
+def scored_advantage(seed: int | Sequence[int], effects: Sequence[float], *, n: int, same: float = 0.9, draws: int = 1000) -> Advantage:
     """AUROC over chance of normal scores with the expected AUROC .5 + effect in each layer, whose noise is correlated by `same`.
 
     Two examples a group. No probe is trained, so that many large data sets are cheap: the draws are a multiplier bootstrap of the AUROC's
     influence by group.
     """
-    rng = np.random.default_rng([seed, 13])
+    rng = np.random.default_rng([13, *np.atleast_1d(seed)])
     labels = rng.integers(0, 2, n)
     noise = rng.standard_normal((len(effects), n))
     for layer in range(1, len(effects)):

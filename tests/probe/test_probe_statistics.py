@@ -5,16 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.optimize import brentq
-from scipy.stats import norm
-from simulated import Simulation, TypedSimulation
+from scipy.stats import norm, studentized_range
+from simulated import Simulation, TypedSimulation, scored_advantage
 from sklearn.metrics import roc_auc_score
 
+from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.advantage import Advantage
 from stratascope.probe.curve.metrics import score_layers, score_table
+from stratascope.probe.curve.onset_offset import LayerIntervals
 from stratascope.probe.validation.out_of_fold import decision_share, noise_share
 from stratascope.stats.auroc import auroc
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import band, constant_within_folds, wilson
+from stratascope.stats.intervals import band, constant_within_folds, largest_deviation, wilson
 
 
 def test_auroc_is_scikit_learns_with_ties_and_weights():
@@ -189,54 +191,189 @@ def test_noise_has_no_onset():
     assert false <= 5
 
 
-def test_a_planted_onset_is_found_within_one_layer():
+def test_a_planted_onset_is_found_where_it_is():
     """AUROC .75 and 2,000 examples."""
     for seed in range(6):
-        simulation = Simulation(seed, n=2000, layers=6, shift=0.478, onset=3, same=0.0)
-        answers = simulation.answers(strengths=(1e-3, 1e-2))
-        advantage = simulation.advantage(answers)
+        simulation = Simulation(seed, n=2000, layers=6, shift=0.478, onset=3, same=0.9)
+        advantage = simulation.advantage(simulation.answers(strengths=(1e-3, 1e-2)))
         assert advantage.table["value"][4] == pytest.approx(0.25, abs=0.04)
         event = advantage.onset
-        assert event.layer is not None
-        assert abs(event.layer - 3) <= 1
-        assert event.low <= 3 <= event.high
+        assert (event.layer, event.high) == (3, 3)
+        assert event.low <= 3
+        assert str(advantage.detected) == "layers 3-5"
         assert advantage.offset.layer is None
+        assert advantage.offset.decided
 
 
-def _advantage(value, error=0.01, margin_seed=0):
+def _advantage(value, error=0.01, margin_seed=0, **facts):
     rng = np.random.default_rng(margin_seed)
     value = np.asarray(value, float)
     draws = value + error * rng.standard_normal((2000, len(value)))
-    return Advantage.of(np.arange(10, 10 + len(value)), value, draws, metric="auroc", name="a", baseline="b")
+    named = {"metric": "auroc", "name": "a", "baseline": "b", "attributes": facts}
+    return Advantage.of(np.arange(10, 10 + len(value)), value, draws, **named)
 
 
-def test_onset_needs_two_layers_and_offset_mirrors_it():
-    event = _advantage([0, 0, 0.2, 0, 0.2, 0.3, 0.3, 0.2, 0, 0]).onset
-    assert (event.kind, event.layer, event.low, event.high) == ("onset", 14, 14, 14)
-    event = _advantage([0, 0, 0.2, 0, 0.2, 0.3, 0.3, 0.2, 0, 0.2]).offset
-    assert event.layer == 18, "a layer that stands alone does not count"
-    assert _advantage([0, 0, 0.2, 0.2]).offset.layer is None
-    event = _advantage([0, 0, 0.2, 0, 0.2, 0.3, 0.3, 0.2, 0, 0]).offset
-    assert (event.kind, event.layer, event.low, event.high) == ("offset", 18, 18, 18)
-    assert str(event) == "offset at layer 18"
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        pytest.param(
+            [0, 0, 0, 0, 0, 0.496, 0, 0],
+            0.009,
+            "detected in layer 15; AUROC first above 0.53 at layer 15; AUROC at most 0.53 from layer 16 on",
+            id="single layer",
+        ),
+        pytest.param(
+            [0, 0, 0.2, 0.2, 0.2, 0, 0, 0, 0.2, 0.2, 0, 0],
+            0.008,
+            "detected in layers 12-14 and 18-19; AUROC first above 0.53 at layer 12; AUROC at most 0.53 from layer 20 on",
+            id="two stretches",
+        ),
+        pytest.param(
+            [0, 0, 0, 0.03, 0.06, 0.09, 0.12],
+            0.02,
+            "detected in layers 14-16; AUROC first above 0.53 in one of layers 10-15; still detected in the last layer",
+            id="ramp",
+        ),
+        pytest.param(
+            [0.25, 0.2, 0.1, 0.02, 0.02, 0.02],
+            0.02,
+            "detected in layers 10-12; whether it is still decodable in layers 13-15 cannot be decided with n = 400",
+            id="decay to .52",
+        ),
+        pytest.param([0.11] * 5, 0.025, "detected in layers 10-14; still detected in the last layer", id="constant"),
+        pytest.param(
+            [0, 0.01, -0.02, 0.0],
+            0.02,
+            "not detected (n = 400; AUROC of at least 0.57 would have been detected with 80 % power)",
+            id="noise",
+        ),
+        pytest.param([0, 0.002, -0.002], 0.008, "not detected (n = 400); AUROC at most 0.53 in every layer", id="absent"),
+        pytest.param(
+            [0.01, 0.012],
+            0.003,
+            "detected in layers 10-11; AUROC at most 0.53 throughout; still detected in the last layer",
+            id="detected but small",
+        ),
+    ],
+)
+def test_the_sentence_says_what_the_band_supports(value, error, said):
+    assert _advantage(value, error, chance=0.5, examples=400).claims.sentence == said
+
+
+def test_every_layer_is_detected_absent_or_undecided():
+    """By the ends of the band alone, whatever the course; the events follow from them."""
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        value = rng.choice([0, 0.02, 0.05, 0.2], 7)
+        claims = _advantage(value, rng.choice([0.003, 0.01, 0.03])).claims
+        low, high, layers = claims.bands.low_simultaneous, claims.bands.high_simultaneous, claims.layers
+        assert set(claims.detected.layers) == set(layers[low > 0])
+        assert set(claims.absent.layers) == set(layers[(high < 0.03) & (low <= 0)])
+        assert sorted(claims.detected.layers + claims.absent.layers + claims.undecided.layers) == layers.tolist()
+        assert claims.onset.layer == min(claims.detected.layers, default=None)
+        assert claims.onset.low == min(layers[high > 0.03], default=None)
+        assert claims.onset.high == min(layers[low > 0.03], default=None)
+        after = layers[layers > max(claims.detected.layers, default=99)]
+        if claims.offset.layer is not None:
+            assert set(range(claims.offset.layer, 17)) <= set(claims.absent.layers) & set(after)
+            assert claims.offset.layer - 1 not in set(claims.absent.layers) & set(after)
+        assert claims.offset.decided == (claims.offset.layer is not None or not claims.detected or 16 in claims.detected.layers)
+
+
+def test_runs_of_layers_follow_the_recorded_ones():
+    found = LayerIntervals.of(np.array([0, 4, 8, 12, 16]), np.array([True, True, False, False, True]))
+    assert (list(found), found.layers, str(found)) == ([(0, 4), (16, 16)], (0, 4, 16), "layers 0-4 and 16")
+    assert str(LayerIntervals(((1, 1), (3, 5), (7, 7)), (1, 3, 4, 5, 7))) == "layers 1, 3-5 and 7"
 
 
 def test_a_margin_moves_the_onset():
     slow = _advantage(np.linspace(0, 0.5, 11))
     assert slow.onset.layer < slow.onset_over(0.2).layer
+    assert slow.claims_over(0.2).onset.equivalence_margin == 0.2, "nothing below the margin counts as above it"
+    assert slow.claims_over(0.2).detection == "detected by more than 0.2 in layers 15-20"
+    assert _advantage(np.linspace(0, 0.5, 11), margin=0.2).onset == slow.onset_over(0.2)
+    with pytest.raises(InvalidInputError, match="margins of at least 0"):
+        slow.onset_over(-0.1)
 
 
-def test_slow_decay_names_many_candidates():
-    steep = _advantage([0.3] * 5 + [0] * 5).offset
-    slow = _advantage(np.concatenate([[0.3] * 4, np.linspace(0.05, 0.0, 8)]), error=0.015).offset
-    assert len(slow.candidates) > len(steep.candidates)
+def test_candidates_of_a_peak_are_those_of_tukeys_comparisons():
+    """As the critical value of all pairs of independent layers: the studentised range over sqrt(2)."""
+    value = np.array([0.1, 0.3, 0.28, 0.2, 0.29])
+    draws = value + 0.01 * np.random.default_rng(0).standard_normal((20000, 5))
+    critical = studentized_range.ppf(0.95, 5, np.inf) / np.sqrt(2)
+    reach = critical * 0.01 * np.sqrt(2)
+    event = Advantage.of(np.arange(5), value, draws, metric="auroc", name="a", baseline="b").peak
+    assert event.candidates == tuple(np.flatnonzero(value.max() - value <= reach))
+    assert (event.low, event.high) == (1, 4)
 
 
 def test_no_advantage_no_event():
-    event = _advantage(np.zeros(6)).onset
+    event = _advantage(np.zeros(6), 0.03).onset
     assert event.layer is None
     assert str(event) == "no onset"
-    assert _advantage(np.zeros(6)).offset.layer is None
+    assert _advantage(np.zeros(6), 0.03).offset.layer is None
+
+
+def test_a_family_widens_every_band_of_its_curves():
+    """Two curves of independent draws: their common band is that of all of their layers at once."""
+    rng = np.random.default_rng(0)
+    draws = 0.02 * rng.standard_normal((4000, 12))
+    critical = float(np.quantile(np.maximum(largest_deviation(draws[:, :5]), largest_deviation(draws[:, 5:])), 0.95))
+    assert critical == pytest.approx(band(np.zeros(12), draws).critical)
+    assert critical == pytest.approx(norm.ppf((1 + 0.95 ** (1 / 12)) / 2), abs=0.05), "Sidak's, as the layers are independent"
+    family = {"critical": critical, "comparisons": 12, "text": "2 curves x 6 layers"}
+    one = _advantage(np.zeros(5), family=family)
+    assert one.bands.critical == critical > _advantage(np.zeros(5)).bands.critical
+    assert one.band_text == "95 % simultaneous band over 2 curves x 6 layers"
+    best = Advantage.over_all([one, _advantage(np.full(5, 0.1), family=family)])
+    np.testing.assert_array_equal(best.bands.high_simultaneous, one.bands.high_simultaneous)
+
+
+def test_the_best_baseline_is_beaten_where_every_one_is():
+    over = [_advantage(np.array([0.1, 0.02, 0.1]), margin_seed=1), _advantage(np.array([0.02, 0.1, 0.1]), margin_seed=2)]
+    best = Advantage.over_all(over)
+    assert best.detected.layers == (12,)
+    joint = band(np.zeros(6), np.concatenate([one.draws for one in over], axis=1)).critical
+    assert best.bands.critical == pytest.approx(joint)
+    assert (best.minimum_detectable_effect >= np.max([one.minimum_detectable_effect for one in over], axis=0)).all()
+
+
+def test_minimum_detectable_effects_of_an_auroc_over_chance():
+    """From the variance of Hanley & McNeil 1982, equation 1, at the effect itself, not at the score found."""
+
+    def error(auroc: float, n: int) -> float:
+        first, second = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
+        return float(np.sqrt((auroc * (1 - auroc) + (n - 1) * (first + second - 2 * auroc**2)) / n**2))
+
+    n = 500
+    for value in (0.0, 0.15):
+        advantage = _advantage(np.full(4, value), error(0.5 + value, n), chance=0.5)
+        size = advantage.bands.critical + norm.ppf(0.8)
+        wanted = brentq(lambda effect, size=size: effect - size * error(0.5 + effect, n), 0.01, 0.4)
+        np.testing.assert_allclose(advantage.minimum_detectable_effect, wanted, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    "effects", [[0.11] * 8, np.linspace(0.25, 0.0, 8), [0, 0, 0.2, 0.2, 0, 0, 0, 0], np.linspace(-0.1, 0.2, 8).clip(0)]
+)
+@pytest.mark.parametrize("n", [200, 2000])
+def test_claims_about_simulated_courses_are_rarely_false(effects, n):
+    """Constant, decay, peak and ramp: at most 5 % are false; the larger run is in benchmarks/."""
+    effects, false, above = np.asarray(effects), [], np.flatnonzero(np.asarray(effects) > 0.03)
+    for seed in range(60):
+        claims = scored_advantage([seed, n], effects, n=n, draws=400).claims
+        low, high = (99 if end is None else end for end in (claims.onset.low, claims.onset.high))
+        late = claims.offset.layer is not None and claims.offset.layer <= above[-1]
+        early = any(effects[layer] <= 0 for layer in claims.detected.layers)
+        false.append(early or late or any(effects[layer] > 0.03 for layer in claims.absent.layers) or not low <= above[0] <= high)
+    assert np.mean(false) <= 0.1
+
+
+def test_an_effect_of_the_minimum_detectable_size_is_detected_in_four_of_five():
+    size = float(np.median(scored_advantage([0, 0], np.zeros(6), n=400).minimum_detectable_effect))
+    effects = size * (np.arange(6) == 3)
+    hits = [3 in scored_advantage([seed, 9], effects, n=400, draws=400).detected.layers for seed in range(150)]
+    assert 0.68 <= np.mean(hits) <= 0.9
 
 
 def test_log_loss_is_turned_round():

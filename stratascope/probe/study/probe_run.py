@@ -270,8 +270,8 @@ def _add_sizes(done: ProbeRun, study: Study, run: Mapping[str, Any]) -> None:
     tasks = {task_name(task, request.settings.get("only", ())): task for task in request.tasks}
     for curve in done.curves.plain:
         found = detection_by_size(
-            study.store, tasks[curve.task], curve.position, examples=curve.examples["example"].to_numpy(), values=request.values,
-            **given, **options, **run,
+            study.store, tasks[curve.task], curve.position, examples=curve.examples["example"].to_numpy(), **given, **options,
+            **run,
         )  # fmt: skip
         done.results[found.file_name] = found
         done.lines.append(found.summary())
