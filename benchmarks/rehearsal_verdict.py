@@ -37,7 +37,9 @@ def check(folder: Path) -> list[str]:
     for name, found in (("over chance", truth.difference()), ("over the blank images", over)):
         onset, offset = found.onset, found.offset
         say(_covers(onset, first), f"truth at final, {name}: planted from layer {first}, {onset}")
-        say(_covers(offset, last), f"truth at final, {name}: planted to layer {last - 1}, {offset}")
+        # absence needs more examples than detection: it may be left open, but must not be claimed too early
+        open_end = not offset.decided if offset.layer is None else offset.layer >= last
+        say(open_end, f"truth at final, {name}: planted to layer {last - 1}, {offset}")
     peak = truth.rows("auroc")["value"].max()
     say(peak > 0.6, f"truth at final: AUROC {peak:.3f} at its best")
     for name, curve in (("blank images", blank), ("shuffled labels", shuffled)):
@@ -121,6 +123,6 @@ def shape(store: ActivationStore) -> list[tuple[bool, str]]:
 
 
 def _covers(event: LayerEvent, planted: int) -> bool:
-    """Whether the layer is the planted one, or the interval holds it: with few examples an onset is found late, and says so."""
+    """Whether the interval of the first layer above the equivalence margin holds the planted one; with few examples it is long."""
     low, high = (math.inf if end is None else end for end in (event.low, event.high))
     return event.layer is not None and low <= planted <= high

@@ -1,1 +1,1 @@
-"""Layer curves and what is derived from them: onset and offset, advantages over baselines, transfer, calibration, codelength."""
+"""Layer curves and what is derived from them: detected and absent layers, advantages over baselines, transfer, calibration, codelength."""

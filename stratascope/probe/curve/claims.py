@@ -198,7 +198,10 @@ def detectable_effect(value: Floats, draws: Floats, bands: Band, metric: str, at
     near = (np.abs(value) < 0.4) & (error > 0)
     ratio = np.where(near, 1 / auroc_spread(np.where(near, 0.5 + value, 0.5)), 1.0)
     at_chance = minimum_detectable_effect(half * ratio, error * ratio)
-    effect = at_chance
-    for _ in range(20):
-        effect = at_chance * auroc_spread(0.5 + np.minimum(effect, 0.499))
-    return np.where(near, effect, effect[near].max()) if near.any() else effect
+    # the effect that is as large as its own standard error asks for: it falls with the effect, to 0 at an AUROC of 1
+    low, high = np.zeros(len(value)), np.full(len(value), 0.5)
+    for _ in range(40):
+        middle = (low + high) / 2
+        enough = middle >= at_chance * auroc_spread(0.5 + middle)
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return np.where(near, high, high[near].max()) if near.any() else high
