@@ -126,11 +126,13 @@ def test_the_best_position_leads_and_a_margin_reaches_every_file(stores, tmp_pat
     store = stores[0]
     side = store.examples["relation"].isin(("left of", "above"))
     values = {"side": dict(zip(store.examples["id"], side.map({True: "yes", False: "no"}), strict=True))}
-    done, results, text = probed(tmp_path, store, tasks=("side",), values=values, layers=(1, 3), controls=("shuffled",), margin=0.1, equivalence_margin=0.2)
+    done, results, text = probed(
+        tmp_path, store, tasks=("side",), values=values, layers=(1, 3), controls=("shuffled",), margin=0.1, equivalence_margin=0.2
+    )
     assert leading_curve(results).position == "relation"
     assert "is detected by more than 0.1 at the last token of the relation in layers" in text
     assert "at the final token not detected" in text
-    assert "above chance, shuffled, all of these: detected by more than 0.1 in layers 1-3" in "\n".join(done.lines)
+    assert "above shuffled: detected by more than 0.1 in layers 1-3" in "\n".join(done.lines)
     for name in ("probe-side-relation", "advantage-side-relation-over-all"):
         events = load_result(tmp_path / f"{name}.zarr.zip").tables["events"]
         assert set(events.loc[events["kind"] != "peak", "margin"]) == {0.1}

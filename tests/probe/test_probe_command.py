@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +43,13 @@ def test_it_says_what_it_takes_and_what_it_found(done):
     assert result.exit_code == 0, result.output
     assert "24 layer tasks of up to" in result.stderr
     said = result.stdout
-    assert "truth at final: accuracy 0." in said
+    assert re.search(r"truth at final: AUROC [01]\.\d", said)
     assert "truth:shuffled at" not in said, "controls are told by what is above them"
     block = said.partition("truth at final")[2].partition("\nrelation at")[0]
     assert "all of these" in block
     assert "blank" in block
-    assert "onset at layer 3" in block
-    assert "truth at relation: accuracy" in said
+    assert "detected in layers 3-5" in block
+    assert "truth at relation: AUROC" in said
 
 
 @pytest.mark.slow
@@ -63,9 +64,9 @@ def test_every_result_is_there_and_reads_back(done):
     assert over == {"shuffled", "control", "embeddings", "blank", "all"}
     every = Advantage.load(out / "advantage-truth-final-over-all.zarr.zip")
     each = [Advantage.load(out / f"advantage-truth-final-over-{name}.zarr.zip").table["value"] for name in over - {"all"}]
-    each.append(curve.difference(metric="accuracy").table["value"])
+    each.append(curve.difference().table["value"])
     np.testing.assert_allclose(every.table["value"], np.min(each, axis=0))
-    assert every.onset.layer in (3, 4)
+    assert every.onset.layer == 3
     grid = ScoreGrid.load(out / "positions-truth.zarr.zip")
     assert grid.matrix().shape == (2, 6)
     transfer = load_result(out / "transfer-truth-final.zarr.zip")
@@ -105,27 +106,26 @@ def test_all_scores_stand_in_one_table_for_other_programs(done):
 
 
 @pytest.mark.slow
-def test_a_figure_marks_the_onset_that_is_said(stores, tmp_path, monkeypatch):
+def test_a_figure_marks_the_layers_that_are_detected(stores, tmp_path, monkeypatch):
     marked = {}
     drawn = curve_figures.draw_curve_panel
 
     def spy(*arguments, **named):
-        marked[named["title"]] = named["events"].set_index("kind").loc["onset", ["layer", "low", "high"]].tolist()
+        marked[named["title"]] = named["detected"]
         return drawn(*arguments, **named)
 
     monkeypatch.setattr(curve_figures, "draw_curve_panel", spy)
     assert run(stores[0], "--tasks", "relation", "--positions", "final,relation", "--out", tmp_path).exit_code == 0
     assert set(marked) == {"final", "relation"}
     for position, found in marked.items():
-        onset = Advantage.load(tmp_path / f"advantage-relation-{position}-over-all.zarr.zip").onset
-        assert found == [-1 if end is None else end for end in (onset.layer, onset.low, onset.high)]
+        assert found == list(Advantage.load(tmp_path / f"advantage-relation-{position}-over-all.zarr.zip").detected)
 
 
 @pytest.mark.slow
 def test_a_probe_for_each_head(stores, tmp_path):
     result = run(stores[0], "--array", "head_outputs", "--tasks", "truth", "--out", tmp_path)
     assert result.exit_code == 0, result.output
-    assert "truth            2 of 10 heads above chance in accuracy" in result.stdout
+    assert "truth            2 of 10 heads above chance in AUROC" in result.stdout
     assert "head 1 of block" in result.stdout
     grid = ScoreGrid.load(tmp_path / "heads-truth.zarr.zip")
     assert set(grid.table[grid.table["found"]]["row"]) == {"head 1"}

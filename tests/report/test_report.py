@@ -29,6 +29,7 @@ from stratascope.probe.study.request import ProbeRequest
 from stratascope.report.attribution_sections import faithfulness_blocks
 from stratascope.report.blocks import Missing
 from stratascope.report.figure_registry import FIGURES
+from stratascope.report.headline import leading_curve
 from stratascope.report.report_file import example_cards, write_report
 from stratascope.report.reproduction import commands
 from stratascope.report.result_set import ResultSet, gather
@@ -102,16 +103,19 @@ def test_every_number_of_the_headline_stands_in_the_table_it_names(page: str, re
 
 
 @pytest.mark.slow
-def test_the_headline_is_what_the_curves_say(page: str, results: Path) -> None:
+def test_the_headline_is_what_the_curves_say(store, page: str, results: Path) -> None:
     said = Numbers(page)
-    curve = LayerCurve.load(results / "probe-truth-final.zarr.zip")
-    best = curve.rows("accuracy").sort_values("value", ascending=False, kind="stable").iloc[0]
-    values = {float(v) for section, v, source in said.found if section == "found" and "probe-truth-final.zarr.zip" in source}
+    lead = leading_curve(gather(store, [results]))
+    curve = LayerCurve.load(results / lead.name)
+    best = curve.rows().sort_values("value", ascending=False, kind="stable").iloc[0]
+    values = {float(v) for section, v, source in said.found if section == "found" and lead.name in source}
     assert {best["value"], best["low_simultaneous"], best["high_simultaneous"], best["chance"], best["layer"]} <= values
-    onset = curve.onset.layer
-    assert (f"from layer {onset}" if onset is not None else "any layer") in said.text["found"]
-    over = Advantage.load(results / "advantage-truth-final-over-baseline.zarr.zip").table.set_index("layer").loc[best["layer"]]
-    assert f"{100 * over['value']:+.1f} points" in said.text["found"]
+    every = Advantage.load(results / f"advantage-truth-{curve.position}-over-all.zarr.zip")
+    words = " ".join(said.text["found"].split())
+    assert ("is detected" in words) == bool(every.detected)
+    assert ("is not detected" in words) != bool(every.detected)
+    over = Advantage.load(results / f"advantage-truth-{curve.position}-over-baseline.zarr.zip").table.set_index("layer").loc[best["layer"]]
+    assert f"{over['value']:+.2f}".replace("-", "−") in said.text["found"]
     assert "blank images" in said.text["found"]
     assert "shuffled labels" in said.text["found"]
 

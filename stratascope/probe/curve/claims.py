@@ -135,6 +135,8 @@ class LayerClaims:
             told = f" ({count[0]})" if count else ""
             return f"not detected{beyond}{by}{told}; {self.most} in {'this' if by else 'every'} layer"
         size = self.amount(self.detectable, "of at least ")
+        if self.chance is not None and self.chance + self.detectable > 1 and self.metric != "log_loss":
+            size = f"not even {self.amount(1 - self.chance, '')}"
         told = "; ".join([*count, f"{size} would have been detected with {100 * POWER:.0f} % power"])
         return f"not detected{beyond}{by} ({told})"
 
