@@ -52,13 +52,14 @@ def run(stores, tmp_path_factory) -> tuple[ProbeRun, ResultSet, str, Path]:
     return *found, folder
 
 
+@pytest.mark.slow
 def test_command_files_and_report_agree(run):
     done, results, text, folder = run
     lines = "\n".join(done.lines)
     every = Advantage.load(folder / "advantage-truth-final-over-all.zarr.zip")
     assert str(every.detected) == "layers 3-5"
     assert "all of these: detected in layers 3-5; advantage first above 0.03 in one of layers" in lines
-    assert "The truth of the caption is detected at the final token in layers 3–5 (n = 600; above chance, shuffled labels, the embe" in text
+    assert "The truth of the caption is detected at the final token in layers 3–5 (n = 400; above chance, shuffled labels, the embe" in text
     assert "It is still detected in the last layer." in text
     band = "95 % simultaneous band over 2 tasks x 2 positions x 6 layers"
     assert f"intervals and layers: {band}" in lines
@@ -73,6 +74,7 @@ def test_command_files_and_report_agree(run):
     assert leading_curve(results).title == "truth at final"
 
 
+@pytest.mark.slow
 def test_every_number_of_the_headline_stands_in_the_table_it_names(run):
     _, results, _, folder = run
     cited: list[Cited] = []
@@ -86,6 +88,7 @@ def test_every_number_of_the_headline_stands_in_the_table_it_names(run):
         assert one.value == -1 or (numbers == float(one.value)).any(), one
 
 
+@pytest.mark.slow
 def test_the_family_is_every_score_and_advantage_of_the_run(run):
     done = run[0]
     rows, alone = [], []
@@ -116,12 +119,13 @@ def test_rare_labels_give_one_verdict(tmp_path):
     assert curve.detected
     where = str(Advantage.load(tmp_path / "advantage-rare-final-over-all.zarr.zip").detected)
     assert f"detected in {where}" in "\n".join(done.lines)
-    assert f"in {where.replace('-', '–')} (n = 600" in text
+    assert f"in {where.replace('-', '–')} (n = 400" in text
     assert {name: grid.attributes["metric"] for name, grid in done.results.items() if name.startswith("positions")} == {}
     assert "accuracy" not in text
     assert "accuracy" not in "\n".join(done.lines)
 
 
+@pytest.mark.slow
 def test_the_best_position_leads_and_a_margin_reaches_every_file(stores, tmp_path):
     store = stores[0]
     side = store.examples["relation"].isin(("left of", "above"))
@@ -162,7 +166,7 @@ def test_detection_by_size_refits_on_subsets(stores):
     small, large = (table.loc[(size, 0), "minimum_detectable_effect"].median() for size in (100, 400))
     assert small / large == pytest.approx(2, rel=0.3), "four times the examples: half the standard error"
     assert found.by_size()["first"].tolist() == [4, 4]
-    assert "n = 100: layer 4 in most of 2 subsets; n = 600: layer 4" in found.summary()
+    assert "n = 100: layer 4 in most of 2 subsets; n = 400: layer 4" in found.summary()
     again = detection_by_size(store, sizes=(100, 400), subsets=2, layers=(1, 4), **FAST)
     np.testing.assert_array_equal(found.table["value"], again.table["value"])
 
