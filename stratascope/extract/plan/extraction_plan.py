@@ -55,7 +55,7 @@ class ExtractionPlan:
         arrays = ", ".join(sorted(self.store.record))
         return f"<ExtractionPlan of {self.settings.model}: {len(self.examples):,} examples, {self.shape.layers} layers; {arrays}>"
 
-    @property
+    @cached_property
     def failed(self) -> dict[int, str]:
         """Example number -> why its image is unusable."""
         return {k: self.facts[name].problem for k, name in enumerate(self.shown) if self.facts[name].problem}
