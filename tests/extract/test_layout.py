@@ -14,7 +14,7 @@ from stratascope.cli import main
 from stratascope.datasets import PROMPTS, Example, Prompt, split_caption
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.image_tokens import PatchGrid
-from stratascope.extract.families.registry import image_rule
+from stratascope.extract.families.model_families import image_rule
 from stratascope.extract.model_files import ModelSource, resolve_model
 from stratascope.extract.plan.template_framing import tokens_within
 from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout

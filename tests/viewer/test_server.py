@@ -22,9 +22,8 @@ from stratascope.cli import main
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.report.viewer import PAGE_FILES, ViewServer, export_page, result_index
 from stratascope.report.viewer.address import check_address
-from stratascope.report.viewer.files import FolderFiles, ZipFiles, well_formed
-from stratascope.report.viewer.page import page_file
-from stratascope.report.viewer.ranges import UnsatisfiableRangeError, byte_range
+from stratascope.report.viewer.files import FolderFiles, UnsatisfiableRangeError, ZipFiles, byte_range, well_formed
+from stratascope.report.viewer.page_files import page_file
 from stratascope.report.viewer.server import MOST_CONNECTIONS
 from stratascope.results.file import ResultFile
 from stratascope.results.registry import save_result

@@ -14,7 +14,7 @@ from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import Box, cells_in_box, grid_cells
 from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import Prompt
-from stratascope.extract.families.registry import ModelShape, check_family
+from stratascope.extract.families.model_families import ModelShape, check_family
 from stratascope.extract.model_files import ModelSource, resolve_model
 from stratascope.extract.plan.image_boxes import flipped, in_view, view_size
 from stratascope.extract.plan.images import ImageFacts, apply_condition, open_image, thumbnail

@@ -16,7 +16,7 @@ from stratascope.datasets.progress import progress_bar
 from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.image_tokens import PatchGrid
-from stratascope.extract.families.registry import ModelShape, check_family, image_rule, logits_capped, model_shape
+from stratascope.extract.families.model_families import ModelShape, check_family, image_rule, logits_capped, model_shape
 from stratascope.extract.model_files import check_weight_form, quantization, resolve_model
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.image_boxes import aligned_examples, alignment_cases, stretched_examples

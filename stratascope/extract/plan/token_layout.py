@@ -20,7 +20,7 @@ from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import FilledPrompt, Prompt
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.image_tokens import ImageRule, ImageTokens
-from stratascope.extract.families.registry import check_family
+from stratascope.extract.families.model_families import check_family
 from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.chat_template import ChatFormat, PrefixFormat, PromptFormat
 from stratascope.extract.plan.template_framing import Frame, frame_of, tokens_within

@@ -16,9 +16,8 @@ from typing import Any, Self
 
 from stratascope.errors import StoreError
 from stratascope.report.viewer.address import check_page_can_ask
-from stratascope.report.viewer.files import FolderFiles, ServedFiles, Stretch, files_of
-from stratascope.report.viewer.page import PAGE_FILES, page_config, page_file, result_index
-from stratascope.report.viewer.ranges import UnsatisfiableRangeError, byte_range
+from stratascope.report.viewer.files import FolderFiles, ServedFiles, Stretch, UnsatisfiableRangeError, byte_range, files_of
+from stratascope.report.viewer.page_files import PAGE_FILES, page_config, page_file, result_index
 from stratascope.results.locations import ENDING
 
 HOST = "127.0.0.1"
