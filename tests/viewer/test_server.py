@@ -297,7 +297,7 @@ def test_an_address_of_something_else_is_refused_in_one_line(content, said, tmp_
 
 
 def test_a_port_that_is_taken(server):
-    with pytest.raises(StoreError, match="--port"):
+    with pytest.raises(StoreError, match="`port`"):
         ViewServer(str(GOLDEN), port=server.port)
 
 

@@ -292,7 +292,8 @@ class PromptTokenizer:
 def _fill_frame(prompt_text: _PromptText, frame: Frame, encoded: Encoding) -> TokenLayout:
     """The layout of a text that was tokenised between the added tokens of its frame."""
     filled, image, shift, before = prompt_text.filled, prompt_text.image, len(frame.head) - 1, len(frame.opening)
-    ids = np.frombuffer(bytearray().join((frame.head, array("i", encoded.ids[1:-1]), frame.tail)), np.int32)  # faster than numpy's own
+    # faster than converting the list with numpy
+    ids = np.frombuffer(bytearray().join((frame.head.data, array("i", encoded.ids[1:-1]), frame.tail.data)), np.int32)
     spans = {**frame.spans, "final": (len(ids) - 1, len(ids))}
     for name, (a, b) in {"prompt": (0, len(filled.text)), **filled.intervals}.items():
         found = tokens_within(encoded, before + a, before + b)

@@ -75,7 +75,7 @@ class ViewServer:
         try:
             self._server = _Server((HOST, port), handler)
         except (OSError, OverflowError) as error:
-            raise StoreError(f"expected port {port} to be free, found: {error}; choose another with --port, or leave it out") from error
+            raise StoreError(f"expected port {port} to be free, found: {error}; choose another `port`, or leave it out") from error
         self.port = self._server.server_port
         self.hosts = frozenset({f"{HOST}:{self.port}", f"localhost:{self.port}"})
         """Values of the header Host that are answered: a foreign name that was made to lead here is refused."""
