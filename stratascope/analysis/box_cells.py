@@ -36,7 +36,7 @@ def shown_boxes(store: ActivationStore) -> NDArray[np.float64]:
     needed = [f"{who}_{side}" for who in ("subject", "object") for side in SIDES]
     absent = [name for name in needed if name not in table.columns]
     if absent or not np.isfinite(numbers := _numbers(table, needed)).any():
-        raise NotRecordedError("expected gold boxes of subject and object in the store, found none; extract with `boxes` (COCO instances)")
+        raise NotRecordedError("expected gold boxes of subject and object in the store, found none; extract with --boxes instances.json")
     size = _numbers(table, ["image_width", "image_height", "image_width", "image_height"])
     boxes = numbers.reshape(-1, 2, 4) / size[:, None]
     beyond = np.flatnonzero(((boxes < -ROUNDING) | (boxes > 1 + ROUNDING)).any((1, 2)))
