@@ -23,7 +23,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from stratascope.analysis import attention_share, flow, rollout, rollout_examples, rollout_packed
-from stratascope.analysis.flow_network import UNIT, flow_capacities
+from stratascope.analysis.flow import UNIT, flow_capacities
 from stratascope.store import ActivationStore, BlockWriter, StoreLayout, create_store, encode_maps
 
 LAYERS, HEADS, TOKENS = 28, 28, 430

@@ -9,7 +9,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from importlib import import_module
 from types import TracebackType
@@ -20,7 +20,8 @@ from click.shell_completion import CompletionItem
 
 from stratascope.addresses import without_secrets
 from stratascope.commands.completion import complete_values
-from stratascope.commands.terminal import echo, visible
+from stratascope.commands.signature import with_option_names
+from stratascope.commands.terminal import STARTS_AGAIN, echo, visible
 from stratascope.errors import InvalidInputError, StratascopeError, out_of_memory
 
 SECTIONS = {
@@ -67,32 +68,39 @@ SHORT_HELP = {name: text for section in SECTIONS.values() for name, (_, text) in
 """Command -> its short help, in the order of `--help`."""
 
 FAULT = "internal error of Stratascope"
-RESUMED = frozenset({"demo", "fetch", "extract", "probe"})
+RESUMED = frozenset({"demo", "fetch", "extract", "copy", "probe"})
 """Commands that keep finished parts; the same command continues after an interruption."""
 INTERRUPTED = 130
-"""Exit code after Ctrl-C or SIGTERM."""
+"""Exit code after Ctrl-C, SIGTERM or SIGHUP."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C: partial files are removed and worker processes end."""
+    """SIGTERM or SIGHUP, handled like Ctrl-C: partial files are removed and worker processes end."""
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Raise `Terminated` at the first SIGTERM; a second one ends the process at once."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+def _signals_raise() -> Iterator[None]:
+    """Raise `Terminated` at the first SIGTERM or SIGHUP (a closed terminal); a second one ends the process at once."""
+    known = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]  # no SIGHUP on Windows
+    caught = [number for number in known if signal.getsignal(number) is signal.SIG_DFL]  # nohup ignores SIGHUP
+    if threading.current_thread() is not threading.main_thread() or signal.SIGTERM not in caught:
         yield  # an embedding program handles signals
         return
 
     def terminate(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        restore()
         raise Terminated
 
-    signal.signal(signal.SIGTERM, terminate)
+    def restore() -> None:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in caught:
+        signal.signal(number, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        restore()
 
 
 def _say(text: str) -> None:
@@ -139,18 +147,19 @@ class Commands(click.Group):
 
     def _invoke(self, ctx: click.Context, debug: bool) -> Any:
         try:
-            with _sigterm_raises():
+            with _signals_raise():
                 return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except click.UsageError as error:
             _refuse(ctx, error)
         except KeyboardInterrupt as error:
-            resumes = ctx.invoked_subcommand in RESUMED
-            _say("interrupted; run the same command to continue" if resumes else "interrupted; no results were saved")
-            if isinstance(error, Terminated):  # do not wait for threads
+            resumes = ctx.invoked_subcommand in RESUMED and not ctx.meta.get(STARTS_AGAIN)
+            with suppress(OSError):  # the terminal is closed
+                _say("interrupted; run the same command to continue" if resumes else "interrupted; no results were saved")
                 sys.stdout.flush()
                 sys.stderr.flush()
+            if isinstance(error, Terminated):  # do not wait for threads
                 os._exit(INTERRUPTED)
             ctx.exit(INTERRUPTED)
         except (StratascopeError, OSError, RecursionError) as error:
@@ -158,7 +167,7 @@ class Commands(click.Group):
                 raise
             if isinstance(error, RecursionError):
                 error = InvalidInputError("expected plain data, found lists or records nested too deeply in a file")
-            _say(error.message if isinstance(error, StratascopeError) else str(error))
+            _say(with_option_names(error.message, self._command_run(ctx)) if isinstance(error, StratascopeError) else str(error))
             ctx.exit(2)
         except Exception as error:
             if debug:
@@ -173,6 +182,9 @@ class Commands(click.Group):
                 ctx.exit(2)
             _say(f"{FAULT}: {type(error).__name__} {error}; please report it with the output of --debug")
             ctx.exit(2)
+
+    def _command_run(self, ctx: click.Context) -> click.Command:
+        return self.get_command(ctx, ctx.invoked_subcommand or "") or self
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*SHORT_HELP, *super().list_commands(ctx)]

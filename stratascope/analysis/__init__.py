@@ -1,7 +1,6 @@
 """Attention share, rollout, flow, logit attribution, overlap with boxes, faithfulness and answers of a store; no torch."""
 
 from stratascope.analysis.answer_prediction import AnswerPrediction, answer_prediction
-from stratascope.analysis.answers import AnswerConfidence, answer_confidence
 from stratascope.analysis.attention_maps import discard_weakest, fuse_heads
 from stratascope.analysis.attention_share import AttentionShare, attention_share, row_entropy
 from stratascope.analysis.attribution import LogitAttribution, carried_back, logit_attribution
@@ -13,6 +12,7 @@ from stratascope.analysis.flow_results import FlowResult, flow_examples
 from stratascope.analysis.head_agreement import head_agreement
 from stratascope.analysis.head_ranking import HeadRanking, head_ranking, rank_heads
 from stratascope.analysis.localisation import Pointing, pointing
+from stratascope.analysis.model_answers import AnswerConfidence, answer_confidence
 from stratascope.analysis.overlap import BoxOverlap, attention_overlap, box_overlap, cell_overlap
 from stratascope.analysis.rollout import RolloutResult, rollout, rollout_examples, rollout_packed, rollout_stops
 from stratascope.analysis.sinks import find_sinks

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.answers import answers_right
 from stratascope.analysis.box_cells import BOXES, box_geometry
+from stratascope.analysis.model_answers import answers_right
 from stratascope.analysis.overlap import BoxOverlap, known_boxes
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.figures.predictions import draw_prediction

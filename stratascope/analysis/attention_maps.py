@@ -101,7 +101,7 @@ def require_maps(store: ActivationStore, method: str, tower: str = "decoder") ->
     if tower == "vision":
         raise NotRecordedError(
             f"expected attention maps of the vision tower, found none: its blocks attend within windows and have no final token, so that "
-            f"{method} through the vision tower is undefined; probe its residual stream instead (extract with --record vision_residual)"
+            f"{method} through the vision tower is undefined; probe its residual stream instead (extract with vision_residual in `record`)"
         )
     if tower != "decoder":
         raise InvalidInputError(f"expected the tower decoder or vision, found {tower!r}")
@@ -109,7 +109,7 @@ def require_maps(store: ActivationStore, method: str, tower: str = "decoder") ->
     if "attention_maps" not in layout.record:
         raise NotRecordedError(
             f"expected attention maps in the store, found none: {method} needs the attention of every token, final-token rows are not "
-            "enough; extract again with --record attention_maps"
+            "enough; extract again with attention_maps in `record`"
         )
     if layout.attention_layers != tuple(range(layout.layers)):
         raise NotRecordedError(

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.answers import right_choices
 from stratascope.analysis.attribution import logit_attribution
 from stratascope.analysis.flow import flow
 from stratascope.analysis.knockout_targets import kind_of_target, target_tokens
+from stratascope.analysis.model_answers import right_choices
 from stratascope.analysis.relevance import BASELINES, few_blocks, group_scores, methods_of, token_scores
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.results.file import made_from

@@ -19,8 +19,8 @@ from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.relevance import Method, few_blocks, methods_of, token_scores
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.errors import InvalidInputError, TooFewExamplesError
+from stratascope.figures.attributions import AGAINST, draw_ratios
 from stratascope.figures.drawing import new_figure
-from stratascope.figures.localisation import AGAINST, draw_ratios
 from stratascope.figures.style import paper_style
 from stratascope.results.file import made_from
 from stratascope.results.result import Result, array_field, new_axes, table_field

@@ -342,6 +342,6 @@ def known_boxes(overlap: BoxOverlap, box: str) -> NDArray[np.bool_]:
     if not known.any():
         raise NotRecordedError(
             f"expected overlaps with the box {box!r}, found none in {len(overlap.examples)} examples; "
-            "extract with --boxes instances.json, or choose others"
+            "extract with `boxes` (COCO instances), or choose others"
         )
     return np.asarray(known)

@@ -85,7 +85,9 @@ def methods_of(store: ActivationStore, names: Sequence[str] | None = None) -> tu
     lacking = {m.name: ",".join(sorted({COMES_WITH.get(a, a) for a in set(m.needs) - held})) for m in chosen if set(m.needs) - held}
     if lacking and names is not None:
         name, arrays = next(iter(lacking.items()))
-        raise NotRecordedError(f"expected {arrays} in the store for the method {name!r}, found none; extract again with --record {arrays}")
+        raise NotRecordedError(
+            f"expected {arrays} in the store for the method {name!r}, found none; extract again with {arrays} in `record`"
+        )
     return tuple(m for m in chosen if m.name not in lacking), lacking
 
 

@@ -27,8 +27,8 @@ def require_recorded(store: ActivationStore, arrays: Sequence[str], what: str) -
     missing = [name for name in arrays if name not in held]
     if missing:
         raise NotRecordedError(
-            f"expected {' and '.join(missing)} in the store for {what}, found none; extract again with --record {','.join(missing)} "
-            "in addition to the present arrays"
+            f"expected {' and '.join(missing)} in the store for {what}, found none; extract again with {','.join(missing)} in "
+            "`record`, in addition to the present arrays"
         )
 
 

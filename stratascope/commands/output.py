@@ -65,7 +65,7 @@ class Output:
         pathlib.Path
             The results file.
         """
-        from stratascope.results.output import save_with_figure
+        from stratascope.results.saved_files import save_with_figure
 
         path, drawn = save_with_figure(result, self.folder, store=store, name=name, draw=draw)
         self._figures += [drawn] if drawn else []

@@ -129,7 +129,7 @@ def view_command(store: str, results: Path | None, port: int, no_browser: bool, 
     from stratascope.report.viewer import export_page, serve_store
     from stratascope.report.viewer.address import check_address, check_page_can_ask
     from stratascope.report.viewer.files import files_of
-    from stratascope.report.viewer.page import results_shown
+    from stratascope.report.viewer.page_files import results_shown
     from stratascope.results.locations import results_folders
 
     if is_address(store):

@@ -23,6 +23,8 @@ CALLBACKS: Mapping[Any, Callable[..., Any]] = {
     tuple[float, ...]: parsers.decimals,
     Sequence[str]: parsers.names,
 }
+_QUOTED = re.compile(r"`(\w+)`")
+_EXTRACTION = re.compile(r"\bextract (?:again )?with [^;)]*")
 
 
 def options_of(function: Callable[..., Any], /, **help_texts: str | Mapping[str, Any]) -> Callable[[Any], Any]:
@@ -105,13 +107,22 @@ def _option(name: str, hint: Any, default: Any, keywords: Mapping[str, Any]) -> 
 def with_option_names(text: str, command: click.Command | None = None) -> str:
     """Text of the library with parameters in backticks replaced by the options of the command (default: the one that runs).
 
+    Parameters after "extract with" or "extract again with" become the options of `stratascope extract`.
+
     >>> show = click.Command("show", params=[click.Option(["--max-pixels"])])
-    >>> with_option_names("lower `max_pixels`", show)
-    'lower --max-pixels'
+    >>> with_option_names("lower `max_pixels`, or extract again with `boxes`", show)
+    'lower --max-pixels, or extract again with --boxes'
     """
+    text = _EXTRACTION.sub(lambda advice: _QUOTED.sub(_extraction_option, advice[0]), text)
     command = command or click.get_current_context().command
     names = {param.name: max(param.opts, key=len) for param in command.params if isinstance(param, click.Option)}
-    return re.sub(r"`(\w+)`", lambda match: names.get(match[1], match[0]), text)
+    return _QUOTED.sub(lambda match: names.get(match[1], match[0]), text)
+
+
+def _extraction_option(match: re.Match[str]) -> str:
+    from stratascope.extract.plan.settings import ExtractionSettings
+
+    return f"--{match[1].replace('_', '-')}" if match[1] in ExtractionSettings.__dataclass_fields__ else match[0]
 
 
 def options_in_errors(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import click
 
 from stratascope.commands import options
 from stratascope.commands.output import NORMAL, print_record, verbosity_options
-from stratascope.commands.terminal import bar, open_store, stoppable
+from stratascope.commands.terminal import STARTS_AGAIN, bar, open_store
 
 
 @click.command(short_help="Contents, completeness and provenance of a store.")
@@ -90,7 +90,8 @@ def copy_command(source: str, target: Path, examples: str | None, as_json: bool,
         opened = open_store(source)
         numbers = asked_examples(opened, examples)
         lines = [ids_line(opened, numbers)]
-    with stoppable(), bar("copy", "block") as tell:
+    click.get_current_context().meta[STARTS_AGAIN] = target.suffix.lower() == ".zip"
+    with bar("copy", "block") as tell:
         taken = copy_store(source, target, progress=tell, examples=numbers, **chosen)
     record = {"target": str(target), "bytes": int(taken["bytes"].sum()), "examples": numbers, "arrays": taken.to_dict("records")}
     details = [_fingerprint(str(target))] if verbosity > NORMAL else []

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
-import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +13,9 @@ import click
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
+
+STARTS_AGAIN = "stratascope.starts_again"
+"""Key of click's context: whether the command that runs starts from the beginning after an interruption."""
 
 
 def open_store(path: str) -> ActivationStore:
@@ -62,24 +63,6 @@ def echo(text: object, err: bool = False, colours: Mapping[str, str] | None = No
     if colours:
         shown = re.sub(rf"\[({'|'.join(colours)}): [^\[\]]*\]", lambda part: click.style(part[0], fg=colours[part[1]]), shown)
     click.echo(shown, err=err)
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Remove partial files at SIGHUP, too; the command line does so at Ctrl-C and SIGTERM."""
-    hangup = getattr(signal, "SIGHUP", None)  # absent on Windows; ignored under nohup
-    if hangup is None or threading.current_thread() is not threading.main_thread() or signal.getsignal(hangup) != signal.SIG_DFL:
-        yield
-        return
-
-    def stop(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(hangup, stop)
-    try:
-        yield
-    finally:
-        signal.signal(hangup, signal.SIG_DFL)
 
 
 @contextmanager

@@ -137,7 +137,10 @@ def json_lines_table(path: Path, text: str) -> Table:
         If a line is not one JSON object, names a field twice, or holds an infinite number.
     """
     rows = list(_json_rows(path, text))
-    return Table(tuple(dict.fromkeys(name for row in rows for name in row.fields)), rows)
+    columns: dict[str, Any] = {}
+    for row in rows:
+        columns.update(row.fields)
+    return Table(tuple(columns), rows)
 
 
 def text_field(row: Row, name: str) -> str | None:
@@ -169,30 +172,34 @@ def plain_text(value: Any, source: str) -> Any:
 
 
 def _json_rows(path: Path, text: str) -> Iterator[Row]:
-    decode = json.JSONDecoder(object_pairs_hook=_unique).decode
+    decode, file = json.JSONDecoder(object_pairs_hook=_unique).decode, str(path)
     for number, line in enumerate(_LINE_END.split(text), 1):
         if not line.strip():
             continue
-        where = f"{path}, line {number}"
+        where = f"{file}, line {number}"
         try:
             row = plain_text(decode(line), line)
         except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"{where}: expected one JSON object a line, found: {error}") from error
         if not isinstance(row, dict):
             raise InvalidInputError(f"{where}: expected a JSON object, found {type(row).__name__}")
-        fields = {name.strip(): value.strip() if isinstance(value, str) else value for name, value in row.items()}
-        if len(fields) < len(row):
+        if len({name.strip() for name in row}) < len(row):
             raise InvalidInputError(
                 f"{where}: expected each field once, found names that differ in blanks alone: {', '.join(map(repr, row))}"
             )
-        for name, value in fields.items():
-            if isinstance(value, float) and math.isinf(value):
-                raise InvalidInputError(f"{where}: expected a finite number in field {name!r}, found {value}; leave it out, or use null")
-        yield Row(where, number, {name: value for name, value in fields.items() if not _is_missing(value)})
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and math.isnan(value))
+        fields: dict[str, Any] = {}
+        for name, value in row.items():
+            if isinstance(value, str):
+                if stripped := value.strip():
+                    fields[name.strip()] = stripped
+            elif isinstance(value, float) and not math.isfinite(value):
+                if math.isinf(value):
+                    raise InvalidInputError(
+                        f"{where}: expected a finite number in field {name.strip()!r}, found {value}; leave it out, or use null"
+                    )
+            elif value is not None:
+                fields[name.strip()] = value
+        yield Row(where, number, fields)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def _analyses(store: ActivationStore, out: Path, seed: int, command_line: Comman
     from stratascope.datasets.boxes import BoxIndex
     from stratascope.datasets.examples import files_digest
     from stratascope.report.report_file import write_report
-    from stratascope.results.output import save_with_figure
+    from stratascope.results.saved_files import save_with_figure
 
     results, boxes = out / "results", out / "scenes" / "instances.json"
 
@@ -190,7 +190,7 @@ def _save_overlap(store: ActivationStore, results: Path, seed: int) -> None:
     """Overlap with the boxes, prediction of right answers if there are enough wrong ones, and a figure of both."""
     from stratascope.analysis import answer_prediction, attention_overlap
     from stratascope.figures.drawing import save_figure
-    from stratascope.results.output import save_with_figure
+    from stratascope.results.saved_files import save_with_figure
 
     overlap = attention_overlap(store)
     save_with_figure(overlap, results, draw=False)
@@ -207,7 +207,7 @@ def _save_curves(original: ActivationStore, blank: ActivationStore, results: Pat
     """Curves, advantages over baselines and controls, accuracy by relation, and figures."""
     from stratascope.probe.curve.breakdown import AccuracyBy
     from stratascope.results.locations import file_name
-    from stratascope.results.output import save_with_figure
+    from stratascope.results.saved_files import save_with_figure
 
     joint = _probe(original, blank, results / LAYERS, seed, progress)
     curves = _by_name(joint)
@@ -258,7 +258,7 @@ def _draw(curves: dict[str, LayerCurve], folder: Path) -> None:
 
 def _summary(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
     """Summary of the truth curve, its controls and the model's accuracy."""
-    from stratascope.analysis.answers import answers_right
+    from stratascope.analysis.model_answers import answers_right
 
     truth, blank, shuffled = (curves[name].rows() for name in SUMMARY_CURVES)
     right = answers_right(store, np.arange(store.layout.examples)).mean()

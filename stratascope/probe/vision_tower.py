@@ -10,8 +10,8 @@ import pandas as pd
 
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 from stratascope.figures.drawing import new_figure
+from stratascope.figures.layer_profiles import draw_tower
 from stratascope.figures.style import paper_style
-from stratascope.figures.vision_tower import draw_tower
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.study.study import SCHEDULER, probe_study
 from stratascope.results.file import made_from

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from stratascope.analysis.knockout_targets import MODE_LABELS, TARGET_LABELS
+from stratascope.figures.attributions import AGAINST
 from stratascope.figures.drawing import PART_LABELS
-from stratascope.figures.localisation import AGAINST
 from stratascope.report.blocks import Beside, Block, Cited, Drawing, Missing, Prose, Table
 from stratascope.report.figure_registry import FIGURES
 from stratascope.report.headline import percent

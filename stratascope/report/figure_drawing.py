@@ -12,9 +12,9 @@ from stratascope.errors import NotRecordedError
 from stratascope.figures.column_layout import place_legend
 from stratascope.figures.drawing import LAYER_LABELS, draw_advantages, draw_layer_curves
 from stratascope.figures.heatmaps import draw_grid, draw_heads
+from stratascope.figures.layer_profiles import draw_share_stack
 from stratascope.figures.predictions import draw_accuracies
 from stratascope.figures.score_grids import draw_score_grid
-from stratascope.figures.stacked_bands import draw_share_stack
 from stratascope.probe.curve.metrics import main_metric
 from stratascope.report.result_set import ResultSet
 from stratascope.results.stored_result import StoredResult
@@ -170,7 +170,7 @@ def draw_by_relation(results: ResultSet, ax: Axes, selection: FigureSelection) -
 
 def draw_codelength(results: ResultSet, ax: Axes, selection: FigureSelection) -> Axes:
     """Online codelength of one task and position by layer."""
-    from stratascope.figures.calibration import draw_codelength
+    from stratascope.figures.reliability_diagrams import draw_codelength
 
     found = selected_result(results, "codelength", selection, "stratascope probe STORE --measures mdl")
     draw_codelength(found.table("table"), ax, task=found.task, layers=LAYER_LABELS["residual"])
@@ -181,7 +181,7 @@ def draw_codelength(results: ResultSet, ax: Axes, selection: FigureSelection) ->
 
 def draw_calibration(results: ResultSet, ax: Axes, selection: FigureSelection) -> Axes:
     """Reliability diagram of one task and position at the layer of the highest accuracy."""
-    from stratascope.figures.calibration import draw_reliability
+    from stratascope.figures.reliability_diagrams import draw_reliability
 
     found = selected_result(results, "calibration", selection, "stratascope probe STORE --measures calibration")
     table = found.table("table")

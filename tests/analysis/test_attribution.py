@@ -102,7 +102,7 @@ def test_overlap_of_attributions_is_of_what_speaks_for_the_answer_given(planted:
     ],
 )
 def test_what_is_not_recorded_is_refused_by_name(store, call, arrays: str) -> None:
-    with pytest.raises(NotRecordedError, match=f"--record {arrays}"):
+    with pytest.raises(NotRecordedError, match=f"{arrays} in `record`"):
         call(store)
 
 

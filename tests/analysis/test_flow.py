@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from stratascope.analysis import FlowResult, flow, flow_examples, minimum_cut, rollout, span_flow
-from stratascope.analysis.flow_network import UNIT, flow_capacities, group_bounds, token_bounds
+from stratascope.analysis.flow import UNIT, flow_capacities, group_bounds, token_bounds
 from stratascope.errors import InvalidInputError, NotRecordedError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

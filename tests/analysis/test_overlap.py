@@ -149,7 +149,7 @@ def test_a_store_without_boxes_says_so(settings, tmp_path: Path) -> None:
     from stratascope.extract import plan_extraction, run_extraction
 
     run_extraction(plan_extraction(dataclasses.replace(settings, boxes=None, limit=4)), tmp_path / "bare.zarr")
-    with pytest.raises(NotRecordedError, match="--boxes"):
+    with pytest.raises(NotRecordedError, match="`boxes`"):
         attention_overlap(ActivationStore.open(tmp_path / "bare.zarr"))
 
 
@@ -331,7 +331,7 @@ def test_a_prompt_without_a_right_choice_is_refused(settings, tmp_path: Path) ->
 
     plan = plan_extraction(dataclasses.replace(settings, prompt="where", limit=4, record=("attention_rows",)))
     run_extraction(plan, tmp_path / "where.zarr")
-    with pytest.raises(NotRecordedError, match="--prompt true-false"):
+    with pytest.raises(NotRecordedError, match="`prompt` true-false"):
         answer_confidence(ActivationStore.open(tmp_path / "where.zarr"))
 
 

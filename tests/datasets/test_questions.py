@@ -158,7 +158,7 @@ def test_broken_rows_are_named(tmp_path: Path, rows: Any, message: str) -> None:
 @pytest.mark.slow
 def test_a_store_of_questions_knows_which_answers_are_right(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from stratascope.analysis.answers import answer_confidence, answers_right
+    from stratascope.analysis.model_answers import answer_confidence, answers_right
     from stratascope.extract import run_extraction
     from stratascope.probe.tasks.task import find_task
     from stratascope.store import ActivationStore

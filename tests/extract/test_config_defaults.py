@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stratascope.extract.families import config_defaults as defaults
-from stratascope.extract.families.registry import FAMILIES, image_rule, model_shape
+from stratascope.extract.families.model_families import FAMILIES, image_rule, model_shape
 from stratascope.extract.model_files import ModelSource
 
 transformers = pytest.importorskip("transformers")

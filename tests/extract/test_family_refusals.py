@@ -11,7 +11,7 @@ import pytest
 from stratascope.datasets import PROMPTS, Example, split_caption
 from stratascope.errors import InvalidInputError
 from stratascope.extract import ExtractionSettings, plan_extraction
-from stratascope.extract.families.registry import FAMILIES, image_rule, model_shape
+from stratascope.extract.families.model_families import FAMILIES, image_rule, model_shape
 from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.chat_template import ChatFormat, PrefixFormat
 from stratascope.extract.plan.plan_summary import plan_summary

@@ -14,10 +14,10 @@ from stratascope.cli import main
 from stratascope.datasets import PROMPTS, Example, Prompt, split_caption
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.image_tokens import PatchGrid
-from stratascope.extract.families.registry import image_rule
+from stratascope.extract.families.model_families import image_rule
 from stratascope.extract.model_files import ModelSource, resolve_model
 from stratascope.extract.plan.template_framing import tokens_within
-from stratascope.extract.plan.token_layout import PromptTokenizer
+from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
 
 SIZES = [(168, 168), (640, 480), (480, 640), (500, 333), (50, 40), (31, 200), (1920, 1080)]
 CAPTION = "The refrigerator is at the left side of the potted plant."
@@ -131,9 +131,10 @@ def test_layouts_made_ahead_are_those_made_one_by_one(source: ModelSource, syste
     framed = tokenizer._frame(tokenizer.rule.tokens(168, 168))
     assert framed is not None
     assert (framed.opening, framed.closing) == ("<|vision_end|>", "<|im_end|>")
-    ahead = [tokenizer.layout(*pair) for pair in tokenizer.prefetch(pairs)]
+    ahead = list(tokenizer.layouts(pairs))
     assert tokenizer._frames_hold
     for expected, found in zip(alone, ahead, strict=True):
+        assert isinstance(found, TokenLayout)
         np.testing.assert_array_equal(found.ids, expected.ids)
         assert found.ids.dtype == expected.ids.dtype
         assert (found.spans, found.grid, found.view, found.cut) == (expected.spans, expected.grid, expected.view, expected.cut)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from stratascope.cli import FAULT, main
 from stratascope.datasets import PROMPTS, BoxIndex, load_examples
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families.registry import image_rule
+from stratascope.extract.families.model_families import image_rule
 from stratascope.extract.model_files import resolve_model
 from stratascope.extract.plan.token_layout import PromptTokenizer
 

@@ -10,9 +10,9 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from stratascope.figures.stacked_bands import PART_COLOURS
+from stratascope.figures.layer_profiles import PART_COLOURS
 from stratascope.figures.style import COLOURS
-from stratascope.report.viewer.page import page_file
+from stratascope.report.viewer.page_files import page_file
 
 SIGHT = {
     "normal": np.eye(3),

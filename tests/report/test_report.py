@@ -35,8 +35,8 @@ from stratascope.report.reproduction import commands
 from stratascope.report.result_set import ResultSet, gather
 from stratascope.report.store_report import report_page
 from stratascope.results.file import ResultFile
-from stratascope.results.output import save_with_figure
 from stratascope.results.registry import load_result, save_result
+from stratascope.results.saved_files import save_with_figure
 from stratascope.results.stored_result import StoredResult
 from stratascope.store import ActivationStore
 from tests.completed import completed

@@ -114,7 +114,7 @@ def test_what_is_said_of_a_file_in_one_great_piece_makes_it_readable(browser, sm
 
 
 def _enlarged(folder: Path, shown: Collection[str] | None) -> bytes:
-    from stratascope.report.viewer.page import result_index
+    from stratascope.report.viewer.page_files import result_index
 
     index = json.loads(result_index(folder, shown))
     return json.dumps({"files": [{**entry, "bytes": 1 << 30} for entry in index["files"]]}).encode()

@@ -22,9 +22,8 @@ from stratascope.cli import main
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.report.viewer import PAGE_FILES, ViewServer, export_page, result_index
 from stratascope.report.viewer.address import check_address
-from stratascope.report.viewer.files import FolderFiles, ZipFiles, well_formed
-from stratascope.report.viewer.page import page_file
-from stratascope.report.viewer.ranges import UnsatisfiableRangeError, byte_range
+from stratascope.report.viewer.files import FolderFiles, UnsatisfiableRangeError, ZipFiles, byte_range, well_formed
+from stratascope.report.viewer.page_files import page_file
 from stratascope.report.viewer.server import MOST_CONNECTIONS
 from stratascope.results.file import ResultFile
 from stratascope.results.registry import save_result
@@ -298,7 +297,7 @@ def test_an_address_of_something_else_is_refused_in_one_line(content, said, tmp_
 
 
 def test_a_port_that_is_taken(server):
-    with pytest.raises(StoreError, match="--port"):
+    with pytest.raises(StoreError, match="`port`"):
         ViewServer(str(GOLDEN), port=server.port)
 
 

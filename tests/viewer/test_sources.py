@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stratascope.report.viewer import PAGE_FILES
-from stratascope.report.viewer.page import page_file
+from stratascope.report.viewer.page_files import page_file
 from tests.viewer.make_fixtures import TARGET, fixtures
 
 SOURCES = Path(__file__).parents[2] / "viewer"

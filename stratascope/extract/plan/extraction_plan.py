@@ -14,7 +14,7 @@ from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import Box, cells_in_box, grid_cells
 from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import Prompt
-from stratascope.extract.families.registry import ModelShape, check_family
+from stratascope.extract.families.model_families import ModelShape, check_family
 from stratascope.extract.model_files import ModelSource, resolve_model
 from stratascope.extract.plan.image_boxes import flipped, in_view, view_size
 from stratascope.extract.plan.images import ImageFacts, apply_condition, open_image, thumbnail
@@ -55,7 +55,7 @@ class ExtractionPlan:
         arrays = ", ".join(sorted(self.store.record))
         return f"<ExtractionPlan of {self.settings.model}: {len(self.examples):,} examples, {self.shape.layers} layers; {arrays}>"
 
-    @property
+    @cached_property
     def failed(self) -> dict[int, str]:
         """Example number -> why its image is unusable."""
         return {k: self.facts[name].problem for k, name in enumerate(self.shown) if self.facts[name].problem}

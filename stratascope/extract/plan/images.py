@@ -254,7 +254,7 @@ def inspect_images(folder: Path, names: Iterable[str], *, strict: bool = True, p
 
 def stated_images(names: Iterable[str], width: int, height: int) -> dict[str, ImageFacts]:
     """Facts of images with a stated size, for a plan before they are downloaded."""
-    return {name: ImageFacts(width, height, "") for name in names}
+    return dict.fromkeys(names, ImageFacts(width, height, ""))
 
 
 def images_digest(facts: Mapping[str, ImageFacts]) -> str:

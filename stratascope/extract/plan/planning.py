@@ -16,7 +16,7 @@ from stratascope.datasets.progress import progress_bar
 from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.image_tokens import PatchGrid
-from stratascope.extract.families.registry import ModelShape, check_family, image_rule, logits_capped, model_shape
+from stratascope.extract.families.model_families import ModelShape, check_family, image_rule, logits_capped, model_shape
 from stratascope.extract.model_files import check_weight_form, quantization, resolve_model
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.image_boxes import aligned_examples, alignment_cases, stretched_examples
@@ -36,6 +36,9 @@ def _no_collection() -> Iterator[None]:
         yield
     finally:
         if before:
+            if not gc.get_freeze_count():  # makes the new objects old at once: the next collection would examine them all
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 
@@ -189,19 +192,21 @@ def _layouts(
     """Tokens of every example; `facts` receives the reason for images whose shape the model does not accept."""
     layouts = []
     sized = [(example, (facts[image].width, facts[image].height)) for example, image in zip(examples, shown, strict=True)]
-    ahead = progress_bar(tokenizer.prefetch(sized), "tokens", len(sized), unit="example", show=progress)
-    for (example, _), image in zip(ahead, shown, strict=True):
-        fact = facts[image]  # another example may have marked the image as unusable
-        try:
-            layouts.append(tokenizer.layout(example, (fact.width, fact.height)))
-        except InvalidInputError as error:
+    ahead = progress_bar(tokenizer.layouts(sized), "tokens", len(sized), unit="example", show=progress)
+    for (example, size), image, found in zip(sized, shown, ahead, strict=True):
+        fact = facts[image]
+        if fact.problem and size != (fact.width, fact.height):  # another example marked the image as unusable
+            found = tokenizer.layout(example, (fact.width, fact.height))
+        if isinstance(found, InvalidInputError):
             if settings.image_size is not None or fact.problem:
-                raise
-            layouts.append(tokenizer.layout(example, PLACEHOLDER_SIZE))  # raises if the image is not the reason
-            problem = f"{settings.image_path(image)}: {error}"
+                raise found
+            placeholder = tokenizer.layout(example, PLACEHOLDER_SIZE)  # raises if the image is not the reason
+            problem = f"{settings.image_path(image)}: {found}"
             if settings.strict:
-                raise InvalidInputError(f"example {example.id}: {problem}") from error
+                raise InvalidInputError(f"example {example.id}: {problem}") from found
             facts[image] = replace(fact, width=PLACEHOLDER_SIZE[0], height=PLACEHOLDER_SIZE[1], problem=problem)
+            found = placeholder
+        layouts.append(found)
     return layouts
 
 

@@ -110,14 +110,17 @@ def tokens_within(encoded: Encoding, a: int, b: int) -> Interval | None:
 
     The space before a word belongs to the token of that word. Several tokens may share one character.
     """
-    first = next((token for place in range(a, b) if (token := encoded.char_to_token(place)) is not None), None)
-    if first is None:
+    if a >= b:
         return None
-    last, count = first, len(encoded)
-    for place in range(b - 1, a - 1, -1):
-        if (token := encoded.char_to_token(place)) is not None:
-            last = token
-            break
+    token_at = encoded.char_to_token
+    first, last = token_at(a), token_at(b - 1)
+    if first is None:
+        first = next((token for place in range(a + 1, b) if (token := token_at(place)) is not None), None)
+        if first is None:
+            return None
+    if last is None:
+        last = next((token for place in range(b - 2, a - 1, -1) if (token := token_at(place)) is not None), first)
+    count = len(encoded)
     while last + 1 < count and (chars := encoded.token_to_chars(last + 1)) is not None and chars[0] < b and chars[1] > a:
         last += 1
     return first, last + 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,7 +20,7 @@ from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import FilledPrompt, Prompt
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.image_tokens import ImageRule, ImageTokens
-from stratascope.extract.families.registry import check_family
+from stratascope.extract.families.model_families import check_family
 from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.chat_template import ChatFormat, PrefixFormat, PromptFormat
 from stratascope.extract.plan.template_framing import Frame, frame_of, tokens_within
@@ -62,7 +63,7 @@ SPANS = ("system", "image", "prompt", "caption", "subject", "relation", "object"
 TILES = "image_tiles"
 """A further span: image tokens outside the grid, with the markers between them."""
 
-_CHUNK = 4096
+_CHUNK = 512
 """Examples that are tokenised together."""
 
 
@@ -82,15 +83,14 @@ class TokenLayout:
     """Tiling that the processor must report, see `ImageTokens`."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _PromptText:
-    """Prompt text of one example, each run of image tokens as a single one."""
+    """Filled prompt of one example, and the frame around it if it is tokenised separately."""
 
+    example: Example
     filled: FilledPrompt
     image: ImageTokens
-    text: str
     frame: Frame | None = None
-    """Frame around the filled text, if the text is tokenised separately."""
 
 
 class PromptTokenizer:
@@ -132,8 +132,6 @@ class PromptTokenizer:
         special = {token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special}
         self._control_begins = frozenset(text[0] for text in (*special, rule.token, rule.placeholder) if text)
         self._control = re.compile("|".join(map(re.escape, sorted({*special, rule.token, rule.placeholder}, key=len, reverse=True))))
-        self._encoded: dict[Hashable, tuple[_PromptText, Encoding]] = {}
-        self._layouts: dict[Hashable, TokenLayout] | None = None
         self.choice_ids = self._one_token_each()
 
     def _one_token_each(self) -> dict[str, int]:
@@ -163,66 +161,71 @@ class PromptTokenizer:
         InvalidInputError
             If a word of the caption has no token of its own, or the model does not accept the shape of the image.
         """
-        key = _key(example, image_size)
-        if self._layouts is not None and (known := self._layouts.get(key)) is not None:
-            return known
-        prompt_text, encoded = self._encoded.pop(key, (None, None))
-        if prompt_text is None or encoded is None:
-            prompt_text = self._prompt_text(example, image_size)
-            encoded = self._encode(prompt_text.text)
-        made = self._lay_out(example, prompt_text, encoded)
-        if self._layouts is not None:
-            self._layouts[key] = made
-        return made
+        prompt_text = self._prompt_text(example, image_size)
+        text = self._full_text(prompt_text)
+        return self._lay_out(prompt_text, text, self._encode(text))
 
-    def prefetch(self, requests: Iterable[tuple[Example, tuple[int, int]]]) -> Iterator[tuple[Example, tuple[int, int]]]:
-        """Yield the requests and prepare `layout` for each of them in this order.
+    def layouts(self, requests: Iterable[tuple[Example, tuple[int, int]]]) -> Iterator[TokenLayout | InvalidInputError]:
+        """Yield `layout` of each request in this order, or the error that it raises.
 
-        Another thread tokenises the next texts, and layouts of repeated texts and sizes are reused. The layouts are the same as without
-        `prefetch`.
+        Another thread tokenises the next texts. Repeated texts and sizes share one layout.
         """
         pairs = iter(requests)
-        self._layouts = {}
+        numbers: dict[Hashable, int] = {}
+        made: list[TokenLayout | None] = []
+        with ThreadPoolExecutor(1) as pool:
+            chunk, encoded = self._submit_chunk(pairs, numbers, pool)
+            while chunk:
+                made += [None] * (len(numbers) - len(made))
+                following = self._submit_chunk(pairs, numbers, pool)
+                for number, prompt_text, encoding in encoded.result():
+                    with contextlib.suppress(InvalidInputError):  # `_layout_or_error` returns it for each of its examples
+                        if prompt_text.frame is None:
+                            made[number] = self._lay_out(prompt_text, self._full_text(prompt_text), encoding)
+                        else:
+                            made[number] = _fill_frame(prompt_text, prompt_text.frame, encoding)
+                for number, (example, size) in chunk:
+                    yield made[number] or self._layout_or_error(example, size)
+                chunk, encoded = following
+
+    def _layout_or_error(self, example: Example, image_size: tuple[int, int]) -> TokenLayout | InvalidInputError:
         try:
-            with ThreadPoolExecutor(1) as pool:
-                chunk, encodings = self._submit_chunk(pairs, pool)
-                while chunk:
-                    following = self._submit_chunk(pairs, pool)
-                    self._encoded = encodings.result()
-                    yield from chunk
-                    chunk, encodings = following
-        finally:
-            self._encoded, self._layouts = {}, None
+            return self.layout(example, image_size)
+        except InvalidInputError as error:
+            return error
 
     def _submit_chunk(
-        self, pairs: Iterator[tuple[Example, tuple[int, int]]], pool: ThreadPoolExecutor
-    ) -> tuple[list[tuple[Example, tuple[int, int]]], Future[dict[Hashable, tuple[_PromptText, Encoding]]]]:
-        chunk = list(islice(pairs, _CHUNK))
-        fresh: dict[Hashable, _PromptText] = {}
-        for example, size in chunk:
-            key = _key(example, size)
-            if key not in fresh and key not in (self._layouts or ()):
-                with contextlib.suppress(InvalidInputError):  # `layout` raises it for this example
-                    fresh[key] = self._prompt_text(example, size)
+        self, pairs: Iterator[tuple[Example, tuple[int, int]]], numbers: dict[Hashable, int], pool: ThreadPoolExecutor
+    ) -> tuple[list[tuple[int, tuple[Example, tuple[int, int]]]], Future[list[tuple[int, _PromptText, Encoding]]]]:
+        """The next requests by number of their layout, and the encodings of those that are not in `numbers`, which receives them."""
+        chunk = []
+        fresh: list[tuple[int, _PromptText]] = []
+        for request in islice(pairs, _CHUNK):
+            following = len(numbers)
+            number = numbers.setdefault(_key(*request), following)
+            chunk.append((number, request))
+            if number == following:
+                with contextlib.suppress(InvalidInputError):  # as in `layouts`
+                    fresh.append((number, self._prompt_text(*request, framed=True)))
         return chunk, pool.submit(self._encode_all, fresh)
 
-    def _encode_all(self, texts: Mapping[Hashable, _PromptText]) -> dict[Hashable, tuple[_PromptText, Encoding]]:
-        framed = {key: one for key, one in texts.items() if one.frame is not None}
+    def _encode_all(self, texts: Sequence[tuple[int, _PromptText]]) -> list[tuple[int, _PromptText, Encoding]]:
+        framed = [(number, one) for number, one in texts if one.frame is not None]
         found = self._encode_framed(framed)
         if found is None:  # the tokenizer does not split at its added tokens
-            self._frames_hold, found, framed = False, {}, {}
-        rest = {key: replace(one, frame=None) for key, one in texts.items() if key not in framed}
-        encoded = self._batch([one.text for one in rest.values()], self.prompt_format.adds_special)
-        return found | {key: (one, text) for (key, one), text in zip(rest.items(), encoded, strict=True)}
+            self._frames_hold, found, framed = False, [], []
+        rest = [(number, replace(one, frame=None)) for number, one in texts if one.frame is None or not framed]
+        encoded = self._batch([self._full_text(one) for _, one in rest], self.prompt_format.adds_special)
+        return found + [(number, one, text) for (number, one), text in zip(rest, encoded, strict=True)]
 
-    def _encode_framed(self, texts: Mapping[Hashable, _PromptText]) -> dict[Hashable, tuple[_PromptText, Encoding]] | None:
+    def _encode_framed(self, texts: Sequence[tuple[int, _PromptText]]) -> list[tuple[int, _PromptText, Encoding]] | None:
         """Tokenise the texts separately; None if the first or the longest has other tokens in the full prompt."""
-        encoded = self._batch([one.frame.text(one.filled.text) for one in texts.values() if one.frame], False)
-        found = {key: (one, text) for (key, one), text in zip(texts.items(), encoded, strict=True)}
+        encoded = self._batch([one.frame.text(one.filled.text) for _, one in texts if one.frame], False)
+        found = [(number, one, text) for (number, one), text in zip(texts, encoded, strict=True)]
         if found:
-            for one, text in (next(iter(found.values())), max(found.values(), key=lambda pair: len(pair[0].text))):
+            for _, one, text in (found[0], max(found, key=lambda entry: len(entry[1].filled.text))):
                 assert one.frame is not None
-                if one.frame.written(text) != self._encode(one.text).ids:
+                if one.frame.written(text) != self._encode(self._full_text(one)).ids:
                     return None
         return found
 
@@ -243,22 +246,24 @@ class PromptTokenizer:
             return None
         return frame_of(before, after, image, self.image_id, self.tokenizer, self._encode, system, lambda runs: _image_spans(runs, image))
 
-    def _prompt_text(self, example: Example, image_size: tuple[int, int]) -> _PromptText:
-        """The prompt text of one example; InvalidInputError as in `layout`."""
+    def _prompt_text(self, example: Example, image_size: tuple[int, int], *, framed: bool = False) -> _PromptText:
+        """The prompt of one example, in a frame if `framed` and it fits; InvalidInputError as in `layout`."""
         filled = self.prompt.fill(example)
-        if not self._control_begins.isdisjoint(filled.text) and (control := self._control.search(filled.text)):
+        text = filled.text
+        if not self._control_begins.isdisjoint(text) and (control := self._control.search(text)):
             raise InvalidInputError(
                 f"example {example.id}: expected plain text, found the model's control token {control[0]} in its caption"
             )
         image: ImageTokens = self._image_tokens(*image_size)
-        plain = self._layouts is not None and self._frames_hold and self.prompt_format.is_plain(filled.text)
-        frame = self._frame(image) if plain else None
-        return _PromptText(filled, image, self.prompt_format.render(filled.text).replace(self.rule.placeholder, image.text, 1), frame)
+        plain = framed and self._frames_hold and self.prompt_format.is_plain(text)
+        return _PromptText(example, filled, image, self._frame(image) if plain else None)
 
-    def _lay_out(self, example: Example, prompt_text: _PromptText, encoded: Encoding) -> TokenLayout:
-        if prompt_text.frame is not None:
-            return self._fill_frame(example, prompt_text, prompt_text.frame, encoded)
-        filled, image, text = prompt_text.filled, prompt_text.image, prompt_text.text
+    def _full_text(self, prompt_text: _PromptText) -> str:
+        """The full prompt, with each run of image tokens as a single one."""
+        return self.prompt_format.render(prompt_text.filled.text).replace(self.rule.placeholder, prompt_text.image.text, 1)
+
+    def _lay_out(self, prompt_text: _PromptText, text: str, encoded: Encoding) -> TokenLayout:
+        example, filled, image = prompt_text.example, prompt_text.filled, prompt_text.image
         written = encoded.ids
         runs = [k for k, token in enumerate(written) if token == self.image_id]
         assert len(runs) == len(image.runs), "each run is written as one image token"
@@ -283,16 +288,21 @@ class PromptTokenizer:
             spans["system"] = tokens_of(*system, "the system turn")
         return TokenLayout(ids, spans, image.grid, image.view, image.cut)
 
-    def _fill_frame(self, example: Example, prompt_text: _PromptText, frame: Frame, encoded: Encoding) -> TokenLayout:
-        ids = np.concatenate([frame.head, np.array(encoded.ids[1:-1], np.int32), frame.tail])
-        spans = {**frame.spans, "final": (len(ids) - 1, len(ids))}
-        for name, (a, b) in {"prompt": (0, len(prompt_text.filled.text)), **prompt_text.filled.intervals}.items():
-            found = tokens_within(encoded, len(frame.opening) + a, len(frame.opening) + b)
-            if found is None:
-                word = prompt_text.filled.text[a:b]
-                raise InvalidInputError(f"example {example.id}: {name} {word!r}: expected at least one token of its own, found none")
-            spans[name] = (len(frame.head) - 1 + found[0], len(frame.head) - 1 + found[1])
-        return TokenLayout(ids, spans, prompt_text.image.grid, prompt_text.image.view, prompt_text.image.cut)
+
+def _fill_frame(prompt_text: _PromptText, frame: Frame, encoded: Encoding) -> TokenLayout:
+    """The layout of a text that was tokenised between the added tokens of its frame."""
+    filled, image, shift, before = prompt_text.filled, prompt_text.image, len(frame.head) - 1, len(frame.opening)
+    # faster than converting the list with numpy
+    ids = np.frombuffer(bytearray().join((frame.head.data, array("i", encoded.ids[1:-1]), frame.tail.data)), np.int32)
+    spans = {**frame.spans, "final": (len(ids) - 1, len(ids))}
+    for name, (a, b) in {"prompt": (0, len(filled.text)), **filled.intervals}.items():
+        found = tokens_within(encoded, before + a, before + b)
+        if found is None:
+            raise InvalidInputError(
+                f"example {prompt_text.example.id}: {name} {filled.text[a:b]!r}: expected at least one token of its own, found none"
+            )
+        spans[name] = (shift + found[0], shift + found[1])
+    return TokenLayout(ids, spans, image.grid, image.view, image.cut)
 
 
 def _key(example: Example, image_size: tuple[int, int]) -> Hashable:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families.registry import check_family
+from stratascope.extract.families.model_families import check_family
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.inputs import LoadedImage, first_per_image, joined, shown_image
 from stratascope.extract.run.model import Batch, Captured, PendingCapture

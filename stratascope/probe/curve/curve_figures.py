@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from stratascope.figures.calibration import draw_codelength, draw_reliability
 from stratascope.figures.drawing import LAYER_LABELS, draw_layer_curves, new_figure
 from stratascope.figures.panels import TEXT_WIDTH, draw_curve_panel, draw_value_panel, label_outside, panel_figure, span_of
+from stratascope.figures.reliability_diagrams import draw_codelength, draw_reliability
 from stratascope.figures.score_grids import draw_places
 from stratascope.figures.style import paper_style
 from stratascope.probe.curve.breakdown import AccuracyBy

@@ -1,4 +1,4 @@
-"""Files that may be served: those of one folder, or the members of one zip, and nothing beside them."""
+"""Files that may be served: those of one folder, or the members of one zip, and nothing beside them; the range of bytes asked for."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ PIECE = 1 << 20
 """Bytes that are read at once while a file is sent."""
 _KEY = re.compile(r"[^/\\\0]+(?:/[^/\\\0]+)*")
 _LOCAL_HEADER = 30
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+_RANGE_DIGITS = 19
 
 
 @dataclass(frozen=True)
@@ -119,3 +121,34 @@ def files_of(store: Path) -> FolderFiles | ZipFiles:
     if not store.exists():
         raise StoreError(f"{store}: expected a store (folder, zip or URL), found nothing; check the path")
     return ZipFiles(store)
+
+
+class UnsatisfiableRangeError(ValueError):
+    """A range that names no byte of the file: the answer is 416."""
+
+
+def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """First and last byte that the header Range asks for (RFC 9110, section 14), both inclusive.
+
+    None where all is asked for, or where the header is not one range of bytes, which a server may leave out of account.
+
+    Raises
+    ------
+    UnsatisfiableRangeError
+        Where the range begins beyond the file, or asks for its last 0 bytes.
+    """
+    found = _RANGE.fullmatch(header.strip()) if header else None
+    if found is None or max(map(len, found.groups())) > _RANGE_DIGITS:
+        return None
+    first, last = found.groups()
+    if not first:
+        if not last:
+            return None
+        if not int(last) or not size:
+            raise UnsatisfiableRangeError
+        return max(0, size - int(last)), size - 1
+    if last and int(last) < int(first):
+        return None
+    if int(first) >= size:
+        raise UnsatisfiableRangeError
+    return int(first), min(int(last), size - 1) if last else size - 1

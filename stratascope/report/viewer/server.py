@@ -16,9 +16,8 @@ from typing import Any, Self
 
 from stratascope.errors import StoreError
 from stratascope.report.viewer.address import check_page_can_ask
-from stratascope.report.viewer.files import FolderFiles, ServedFiles, Stretch, files_of
-from stratascope.report.viewer.page import PAGE_FILES, page_config, page_file, result_index
-from stratascope.report.viewer.ranges import UnsatisfiableRangeError, byte_range
+from stratascope.report.viewer.files import FolderFiles, ServedFiles, Stretch, UnsatisfiableRangeError, byte_range, files_of
+from stratascope.report.viewer.page_files import PAGE_FILES, page_config, page_file, result_index
 from stratascope.results.locations import ENDING
 
 HOST = "127.0.0.1"
@@ -76,7 +75,7 @@ class ViewServer:
         try:
             self._server = _Server((HOST, port), handler)
         except (OSError, OverflowError) as error:
-            raise StoreError(f"expected port {port} to be free, found: {error}; choose another with --port, or leave it out") from error
+            raise StoreError(f"expected port {port} to be free, found: {error}; choose another `port`, or leave it out") from error
         self.port = self._server.server_port
         self.hosts = frozenset({f"{HOST}:{self.port}", f"localhost:{self.port}"})
         """Values of the header Host that are answered: a foreign name that was made to lead here is refused."""

@@ -93,7 +93,8 @@ class Verification:
         elif self.ok:
             verdict = "every written number is what was written"
         elif self.bad_blocks:
-            verdict = f"bad blocks: {', '.join(map(str, self.bad_blocks))}; --repair unmarks them, so that extraction fills them again"
+            bad = ", ".join(map(str, self.bad_blocks))
+            verdict = f"bad blocks: {bad}; `stratascope verify --repair` unmarks them, so that extraction fills them again"
         else:
             verdict = "damaged beyond repair: fetch it from where it came, or extract again"
         return "\n".join([*lines, f"{self.name}: {state}; {verdict}"])

@@ -1,10 +1,28 @@
-/** The elements of a pane: its controls, its image, its legend and the bar of layers. */
+/** The elements of a pane: its controls, its image, its legend and the bar of layers; what it asks of the page. */
 
+import type { Answers } from "../store/answers.ts";
 import { MEASURES, offered, type Heads, type Measure } from "../store/measures.ts";
+import type { Store } from "../store/store.ts";
 import { freshId, h } from "./dom.ts";
+import type { Box } from "./image.ts";
 import { clamp } from "./numbers.ts";
-import type { PaneHost } from "./pane.ts";
 import { segmented, type Segmented } from "./segmented.ts";
+import type { PaneView, View } from "./view.ts";
+
+export interface PaneHost {
+  store: Store;
+  answers: Answers;
+  view: () => View;
+  change: (patch: Partial<PaneView>, which: "a" | "b") => void;
+  activate: (which: "a" | "b") => void;
+  play: (which: "a" | "b") => void;
+  /** The pane shows something new: its example, or only other weights. */
+  drawn: (which: "a" | "b", what: "example" | "weights") => void;
+  boxes: (example: number) => Promise<Box[]>;
+  /** Exact flow onto what enters a layer, from a results file; null where there is none. */
+  exactFlow: (example: number, layer: number) => Promise<Float64Array | null>;
+  say: (text: string) => void;
+}
 
 export type PaneParts = ReturnType<typeof layout>;
 

@@ -1,19 +1,18 @@
 /** One example at one layer: its image with the map over it, the controls that choose them, and what went wrong. */
 
 import { Fault, faultOf, isAbort } from "../fault.ts";
-import type { Answers } from "../store/answers.ts";
 import { MEASURES, allLayers, offered, unavailable, weightsOf } from "../store/measures.ts";
 import { tokenParts } from "../store/parts.ts";
-import type { Prompt, Store } from "../store/store.ts";
+import type { Prompt } from "../store/store.ts";
 import { answerChips } from "./answer-chips.ts";
 import { CellReader, type Cells } from "./cell-reader.ts";
 import { h, setText, worded } from "./dom.ts";
 import { aspect, drawPicture, drawRamp, strongest, type Box, type Picture } from "./image.ts";
 import { weight } from "./numbers.ts";
-import { layout, type PaneParts } from "./pane-layout.ts";
+import { layout, type PaneHost, type PaneParts } from "./pane-layout.ts";
 import { makeScale, type Scale } from "./scale.ts";
 import { drawSparks } from "./sparks.ts";
-import type { PaneView, View } from "./view.ts";
+import type { PaneView } from "./view.ts";
 
 export interface Shown {
   prompt: Prompt;
@@ -28,21 +27,6 @@ export interface Shown {
   layers: Float64Array[] | null;
   /** Of flow: the layer whose weights are exact, from a results file; the others' are upper bounds. */
   exact: number | null;
-}
-
-export interface PaneHost {
-  store: Store;
-  answers: Answers;
-  view: () => View;
-  change: (patch: Partial<PaneView>, which: "a" | "b") => void;
-  activate: (which: "a" | "b") => void;
-  play: (which: "a" | "b") => void;
-  /** The pane shows something new: its example, or only other weights. */
-  drawn: (which: "a" | "b", what: "example" | "weights") => void;
-  boxes: (example: number) => Promise<Box[]>;
-  /** Exact flow onto what enters a layer, from a results file; null where there is none. */
-  exactFlow: (example: number, layer: number) => Promise<Float64Array | null>;
-  say: (text: string) => void;
 }
 
 const WORK_SHOWN_AFTER = 120;

@@ -92,7 +92,7 @@ def right_choices(store: ActivationStore, examples: NDArray[np.int64]) -> NDArra
     if not answers or any(answer not in store.layout.choices for answer in answers):
         raise NotRecordedError(
             f"expected labels that name the right choice, found the choices {', '.join(store.layout.choices)} and answers "
-            f"{', '.join(answers or ()) or 'of none'}; extract with --prompt true-false, or examples that are questions with choices"
+            f"{', '.join(answers or ()) or 'of none'}; extract with `prompt` true-false, or examples that are questions with choices"
         )
     by_label = np.array([store.layout.choices.index(answer) for answer in answers])
     labels = store.examples["label"].to_numpy()[examples]
