@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stratascope.probe.study.study import Study, head_curves, layer_curve, plan_study, probe_study
     from stratascope.probe.study.study_plan import ProbeSettings
     from stratascope.probe.study.transfer import transfer_matrix, transfer_of
+    from stratascope.probe.tasks.geometry import geometry_features
     from stratascope.probe.tasks.task import Task, task_from_values
     from stratascope.probe.validation.folds import Folds, grouped_folds
     from stratascope.probe.validation.official_splits import Leakage, official_split, split_leakage
@@ -46,6 +47,7 @@ _MODULES = {
     "codelength_of": "study.codelength_study",
     "confusion": "curve.breakdown",
     "entanglement": "vision_tower",
+    "geometry_features": "tasks.geometry",
     "grouped_folds": "validation.folds",
     "head_curves": "study.study",
     "layer_curve": "study.study",
@@ -81,6 +83,7 @@ __all__ = [
     "codelength_of",
     "confusion",
     "entanglement",
+    "geometry_features",
     "grouped_folds",
     "head_curves",
     "layer_curve",

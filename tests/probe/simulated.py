@@ -79,7 +79,8 @@ class TypedSimulation:
     """One layer in which labels shift column 0, and types (of captions, say) the others: what a control task can be learned from.
 
     Types are drawn at random for each example, and their places are the same in every data set. A control task has `control_draws` draws
-    of its labels; `further` draws stand for all that could have been drawn.
+    of its labels; `further` draws stand for all that could have been drawn. `options` are
+    those of `classify`.
     """
 
     def __init__(
@@ -95,11 +96,11 @@ class TypedSimulation:
         control_draws: int = 20,
         further: int = 60,
         shuffled: bool = False,
-        strengths: tuple[float, ...] | None = None,
+        **options: Any,
     ):
         rng = np.random.default_rng([seed, 12])
         groups = np.arange(n) // 2
-        self.shift, self.seed, self.control_draws, self.shuffled, self.strengths = shift, seed, control_draws, shuffled, strengths
+        self.shift, self.seed, self.control_draws, self.shuffled, self.options = shift, seed, control_draws, shuffled, options
         self.labels, self.types = rng.integers(0, 2, n), rng.integers(0, types, n)
         self.places = apart * np.random.default_rng(0).standard_normal((types, d))
         self.places[:, 0] = 0
@@ -118,7 +119,7 @@ class TypedSimulation:
     def selectivity(self, metric: str = "auroc") -> tuple[Band, float, float]:
         """Score minus that of the control with its interval; the expected difference on fresh examples; the score of the control."""
         tasks = np.stack([self.labels, *self.controls])
-        answers = classify(Rows(self.x, self.folds.of), tasks, self.folds, classes=2, strengths=self.strengths)
+        answers = classify(Rows(self.x, self.folds.of), tasks, self.folds, classes=2, **self.options)
         scores, influences = [], []
         for labels, answer in zip(tasks[: 1 + self.control_draws], answers, strict=False):
             share, turned = (float(measured[0]) for measured in answer.shares(0, unknown=1.0))

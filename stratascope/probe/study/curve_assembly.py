@@ -21,7 +21,7 @@ from stratascope.probe.tasks.geometry import GEOMETRY, geometry_features, score_
 from stratascope.probe.validation.official_splits import split_leakage
 from stratascope.probe.validation.out_of_fold import OutOfFold
 from stratascope.results.file import written_counts
-from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.bootstrap import Bootstrap, repetition_weights
 from stratascope.stats.intervals import constant_within_folds
 from stratascope.store import ActivationStore
 from stratascope.store.io.example_identity import IMAGE, example_digests, group_labels, image_groups
@@ -197,13 +197,8 @@ def _control_draws(
 
 
 def label_draw_weights(control: str, count: int, resamples: int, seed: int) -> Floats:
-    """(resample, label draw) weights that resample the draws of a control's labels around their mean; 0 for a single draw.
-
-    Weighted sums of the draws' scores have the variance between draws over their number.
-    """
-    rng = np.random.default_rng([seed, zlib.crc32(control.encode())])
-    weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count - 1 / count
-    return np.asarray(weights * np.sqrt(count / max(count - 1, 1)))  # resampling gives (count - 1) / count of the variance
+    """`repetition_weights` of the draws of a control's labels, the same for every layer and position."""
+    return repetition_weights(count, resamples, [seed, zlib.crc32(control.encode())])
 
 
 def _spread_text(values: Floats) -> str:
