@@ -111,7 +111,7 @@ def test_a_control_task_that_the_caption_predicts_is_refused():
     """One label for each relation is predicted without activations; one for each relation and subject is not."""
     examples, codes, folds = typed_examples()
     with pytest.raises(
-        InvalidInputError, match=r"relation alone predict them with accuracy 1.00 \(base rate 0.7.*`types` relation, subject"
+        InvalidInputError, match=r"relation alone predict them with accuracy 1.00 \(base rate 0.7.*`types` relation,subject"
     ):
         control_labels(codes, examples, folds, types=("relation",), draws=20)
     labels = control_labels(codes, examples, folds, types=("relation", "subject"), draws=20)

@@ -93,7 +93,7 @@ def control_labels(
     if share < MINIMUM_RECURRING:
         raise InvalidInputError(
             f"control task: expected types that recur in other folds, found that for {share:.0%} of examples with types "
-            f"{', '.join(types)}; selectivity would mean nothing. Give coarser types, such as `types` relation, subject"
+            f"{', '.join(types)}; selectivity would mean nothing. Give coarser types, such as `types` relation,subject"
         )
     counts = np.bincount(codes[used])
     sizes = np.bincount(number[used], minlength=int(number.max()) + 1)
@@ -103,7 +103,7 @@ def control_labels(
     found, base = type_accuracy(labels, examples[list(types)], folds)
     if found - base > MOST_READABLE * (1 - base):
         finer = [column for column in TYPES if column in examples.columns and column not in types]
-        instead = f"give finer types, such as `types` {', '.join([*types, *finer[:1]])}, or shuffled" if finer else "use shuffled"
+        instead = f"give finer types, such as `types` {','.join([*types, *finer[:1]])}, or shuffled" if finer else "use shuffled"
         raise InvalidInputError(
             f"control task: expected labels that the words of the caption do not predict, found that the values of "
             f"{', '.join(types)} alone predict them with accuracy {found:.2f} (base rate {base:.2f}) without any activation: the control "

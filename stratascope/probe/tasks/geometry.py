@@ -94,8 +94,8 @@ def geometry_features(store: ActivationStore, position: str) -> Floats:
 
     Examples
     --------
-    >>> geometry_features(store, "subject_box").shape
-    (240, 4)
+    >>> geometry_features(boxed, "subject_box+object_box").shape
+    (64, 12)
     """
     boxes = [name for name in position.split("+") if name in BOXES]
     if not boxes:
