@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "probe"))
@@ -53,10 +55,11 @@ def coverage(shift: float, repeats: int, *, n: int, d: int) -> dict[str, float]:
     return {"mean auroc": float(np.mean(level))} | {name: float(np.mean(hit)) for name, hit in hits.items()}
 
 
-def selectivity_coverage(repeats: int, *, shift: float, apart: float) -> float:
-    """Share of data sets whose interval covers the difference of accuracy and that of the control task; types lie `apart`."""
-    found = [TypedSimulation(seed, shift=shift, apart=apart, draws=DRAWS).selectivity() for seed in range(repeats)]
-    return float(np.mean([interval.low[0] <= truth <= interval.high[0] for interval, truth in found]))
+def selectivity_coverage(repeats: int, *, metric: str, **options: Any) -> tuple[float, float]:
+    """Share of data sets whose interval covers the expected difference from a control, and the standard deviation of the control."""
+    found = [TypedSimulation(seed, n=400, draws=DRAWS, method="means", **options).selectivity(metric) for seed in range(repeats)]
+    covered = np.mean([interval.low[0] <= truth <= interval.high[0] for interval, truth, _ in found])
+    return float(covered), float(np.std([control for _, _, control in found]))
 
 
 def false_onsets(repeats: int, *, n: int, d: int, layers: int, same: float) -> float:
@@ -148,9 +151,12 @@ def print_intervals(repeats: int) -> None:
         for shift in (0.0, 0.1, 0.3, 0.6, 1.0):
             found = coverage(shift, repeats, n=n, d=d)
             print(f"n {n} d {d} shift {shift}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()), flush=True)
-    for shift, apart in ((0.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.5, 0.5), (1.0, 1.0)):
-        covered = selectivity_coverage(repeats, shift=shift, apart=apart)
-        print(f"selectivity, shift {shift}, types {apart} apart: covered in {covered:.3f}", flush=True)
+    for metric, shift, apart in product(METRICS, (0.0, 0.5, 1.0), (0.0, 0.5)):
+        covered, _ = selectivity_coverage(repeats, metric=metric, shift=shift, apart=apart)
+        print(f"selectivity in {metric}, shift {shift}, types {apart} apart: covered in {covered:.3f}", flush=True)
+    for count in (1, 20):
+        covered, spread = selectivity_coverage(repeats, metric="auroc", shuffled=True, control_draws=count, further=0)
+        print(f"over shuffled labels, {count} draws: covered in {covered:.3f}, control scatters by {spread:.3f}", flush=True)
     for layers, same in ((8, 0.9), (8, 0.0), (24, 0.97)):
         print(
             f"noise, {layers} layers alike by {same}: onset in {false_onsets(repeats, n=400, d=16, layers=layers, same=same):.3f}",

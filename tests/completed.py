@@ -37,7 +37,10 @@ def completed(kind: str, tables: Mapping[str, pd.DataFrame], arrays: Mapping[str
         {**tables, **whole},
         {
             **{
-                name.replace("*", "accuracy"): (axes.dims, np.zeros([sizes.get(dim, 1) for dim in axes.dims], type(EMPTY[axes.kind])))
+                name.removesuffix("?").replace("*", "accuracy"): (
+                    axes.dims,
+                    np.zeros([sizes.get(dim, 1) for dim in axes.dims], type(EMPTY[axes.kind])),
+                )
                 for name, axes in declared.arrays.items()
             },
             **arrays,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stratascope.analysis.box_cells import box_tokens, other_tokens, photo_alignments
 from stratascope.analysis.knockout_targets import MODE_LABELS, cell_groups
 from stratascope.analysis.parallel import held_examples, over_blocks
-from stratascope.analysis.relevance import Method, few_blocks, methods_of, token_scores
+from stratascope.analysis.relevance import RANDOM_DRAWS, Method, few_blocks, methods_of, random_scores, token_scores
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.figures.attributions import AGAINST, draw_ratios
@@ -25,7 +25,7 @@ from stratascope.figures.style import paper_style
 from stratascope.results.file import made_from
 from stratascope.results.result import Result, array_field, new_axes, table_field
 from stratascope.results.schema import columns
-from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.bootstrap import Bootstrap, repetition_weights
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import Along, each
 from stratascope.store.io.example_identity import image_groups
@@ -52,7 +52,7 @@ class Pointing(
     command="pointing",
     schema={
         **each(str, "store condition"),
-        **each(int, "draws seed"),
+        **each(int, "draws seed random_draws?"),
         **each(float, "level"),
         "places": Along("place", str),
         "others": bool,
@@ -85,9 +85,9 @@ class Pointing(
     examples: NDArray[np.int64] = array_field("int", "example", name="example")
     """(example,) example numbers."""
     attributes: Mapping[str, Any]
-    """store, condition, places, others (whether boxes of other objects were given), level, draws, seed, few (blocks), missing (method ->
-    arrays to record); box_alignment (number of images with scaled or turned boxes, and images with refused boxes with the reason) where
-    boxes were not used as annotated."""
+    """store, condition, places, others (whether boxes of other objects were given), level, draws, seed, random_draws (of random scores,
+    whose row is a mean over draws), few (blocks), missing (method -> arrays to record); box_alignment (number of images with scaled or
+    turned boxes, and images with refused boxes with the reason) where boxes were not used as annotated."""
 
     @property
     def against(self) -> str:
@@ -217,7 +217,18 @@ def pointing(
     )  # (example, row, token)
     values = np.moveaxis(_means(np.abs(scores), places), 1, 0)  # (row, example, place)
     rows = [(f"knockout_{mode}", MEASURED[mode]) for mode in options["modes"]] + [(m.name, m.label) for m in allowed]
-    table = pd.DataFrame(rows, columns=["method", "label"]).join(_summarised(values, images, level, draws, seed, boxes is not None))
+    over: dict[str, Any] = {
+        "bootstrap": Bootstrap(images, draws=draws, seed=seed),
+        "images": images,
+        "level": level,
+        "others": boxes is not None,
+    }
+    table = pd.DataFrame(rows, columns=["method", "label"]).join(_summarised(values, **over))
+    for row in table.index[table["method"] == "random"]:
+        several = _random_means(store, numbers, places, seed)
+        values[row] = several.mean(0)
+        for name, number in _random_summary(several, seed=seed, **over).items():
+            table.loc[row, name] = number
     order = np.lexsort((-table["over_others" if boxes is not None else "over_ground"], ~table["method"].str.startswith("knockout_")))
     attributes = {
         **made_from(store),
@@ -226,6 +237,7 @@ def pointing(
         "level": level,
         "draws": draws,
         "seed": seed,
+        "random_draws": RANDOM_DRAWS,
         "few": list(few),
         "missing": missing,
         **({"box_alignment": alignment} if alignment else {}),
@@ -274,27 +286,56 @@ def _means(sizes: Floats, places: NDArray[np.bool_]) -> Floats:
     return np.asarray(np.where(counts > 0, sums / np.maximum(counts, 1), np.nan))
 
 
-def _summarised(values: Floats, images: NDArray[Any], level: float, draws: int, seed: int, others: bool) -> pd.DataFrame:
-    count = len(values)
-    bootstrap = Bootstrap(images, draws=draws, seed=seed)
-    drawn = bootstrap.mean_of_known(np.moveaxis(values, 2, 1).reshape(3 * count, -1)).reshape(count, 3, draws)
-    known = np.isfinite(values)
-    means = np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1)
-    columns: dict[str, Any] = {place: np.where(known[..., k].any(1), means[:, k], np.nan) for k, place in enumerate(PLACES)}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for k, place in enumerate(PLACES[1:], start=1):
-            columns[f"over_{place}"] = columns["named"] / columns[place]
-            ends = np.nanquantile(_finite(drawn[:, 0] / drawn[:, k]), [0.5 - level / 2, 0.5 + level / 2], axis=1)
-            columns |= {f"over_{place}_low": ends[0], f"over_{place}_high": ends[1]}
-        against = values[..., 1 if others else 2]
-        won = np.where(values[..., 0] == against, 0.5, values[..., 0] > against)
-    both = known[..., 0] & np.isfinite(against)
-    columns["wins"] = np.where(both, won, 0).sum(1) / np.maximum(both.sum(1), 1)
+def _summarised(values: Floats, *, bootstrap: Bootstrap, images: NDArray[Any], level: float, others: bool) -> pd.DataFrame:
+    """The columns of the table from (row, example, place) means."""
+    columns, drawn = _ratios(values, bootstrap, others)
+    for name, resampled in drawn.items():
+        columns[f"{name}_low"], columns[f"{name}_high"] = np.nanquantile(resampled, [0.5 - level / 2, 0.5 + level / 2], axis=1)
+    both = np.isfinite(values[..., 0]) & np.isfinite(values[..., 1 if others else 2])
     columns["examples"] = both.sum(1)
     columns["images"] = [len(set(images[row])) for row in both]
     if not others:
         columns |= dict.fromkeys(("others", "over_others", "over_others_low", "over_others_high"), np.nan)
     return pd.DataFrame(columns)
+
+
+def _ratios(values: Floats, bootstrap: Bootstrap, others: bool) -> tuple[dict[str, Any], dict[str, Floats]]:
+    """Means at the places, their ratios and wins, (row,) each; and the (row, draw) resamples of the ratios."""
+    count = len(values)
+    drawn = bootstrap.mean_of_known(np.moveaxis(values, 2, 1).reshape(3 * count, -1)).reshape(count, 3, -1)
+    known = np.isfinite(values)
+    means = np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1)
+    columns: dict[str, Any] = {place: np.where(known[..., k].any(1), means[:, k], np.nan) for k, place in enumerate(PLACES)}
+    resampled = {}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for k, place in enumerate(PLACES[1:], start=1):
+            columns[f"over_{place}"] = columns["named"] / columns[place]
+            resampled[f"over_{place}"] = _finite(drawn[:, 0] / drawn[:, k])
+        against = values[..., 1 if others else 2]
+        won = np.where(values[..., 0] == against, 0.5, values[..., 0] > against)
+    both = known[..., 0] & np.isfinite(against)
+    columns["wins"] = np.where(both, won, 0).sum(1) / np.maximum(both.sum(1), 1)
+    return columns, resampled
+
+
+def _random_means(store: ActivationStore, numbers: NDArray[np.int64], places: NDArray[np.bool_], seed: int) -> Floats:
+    """(draw, example, place) means of random scores; the first draw is that of `token_scores`."""
+    scores = np.full((len(numbers), RANDOM_DRAWS, places.shape[2]), np.nan)
+    for k, number in enumerate(numbers):
+        tokens = int(store.n_tokens[number])
+        scores[k, :, :tokens] = random_scores((1, tokens), example=int(number), seed=seed)[:, 0]
+    return np.moveaxis(_means(scores, places), 1, 0)
+
+
+def _random_summary(values: Floats, *, bootstrap: Bootstrap, level: float, others: bool, seed: int, **_: Any) -> dict[str, float]:
+    """Means over draws of their ratios and wins; intervals include the variance between draws over their number."""
+    columns, drawn = _ratios(values, bootstrap, others)
+    weights = repetition_weights(len(values), len(bootstrap.weights), [seed, len(values)])
+    found = {"wins": float(columns["wins"].mean())}
+    for name in [name for name in drawn if others or name != "over_others"]:
+        ends = np.nanquantile(drawn[name].mean(0) + weights @ columns[name], [0.5 - level / 2, 0.5 + level / 2])
+        found |= {name: float(columns[name].mean()), f"{name}_low": float(ends[0]), f"{name}_high": float(ends[1])}
+    return found
 
 
 def _finite(ratios: Floats) -> Floats:

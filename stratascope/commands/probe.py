@@ -63,6 +63,7 @@ SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or t
     groups="Column of the groups that no fold divides; image: by content, whatever the file name.",
     minimum="Exclude classes with fewer examples.",
     types="Columns that define the type of an example, for --controls control.",
+    control_draws="Draws of the labels of each control; its score is their mean.",
     method="logistic: L2-regularised logistic regression; means: difference of the class means.",
     strengths="Inverse regularisation C, selected by nested cross-validation; default: 1e-5 to 1e3.",
     seed="Seed of folds, controls and resamples.",

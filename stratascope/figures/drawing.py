@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -79,7 +79,7 @@ def draw_layer_curves(
     from matplotlib.ticker import MaxNLocator
 
     lively = 0
-    dashes = ["--", ":", "-."]
+    dashes: list[Any] = ["--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
     for name, table in curves.items():
         rows = table[table["metric"] == metric].sort_values("layer")
         if rows.empty:

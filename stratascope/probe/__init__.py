@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stratascope.probe.study.study import Study, head_curves, layer_curve, plan_study, probe_study
     from stratascope.probe.study.study_plan import ProbeSettings
     from stratascope.probe.study.transfer import transfer_matrix, transfer_of
+    from stratascope.probe.tasks.geometry import geometry_features
     from stratascope.probe.tasks.task import Task, task_from_values
     from stratascope.probe.validation.folds import Folds, grouped_folds
     from stratascope.probe.validation.official_splits import Leakage, official_split, split_leakage
@@ -52,6 +53,7 @@ _MODULES = {
     "confusion": "curve.breakdown",
     "detection_by_size": "study.detection_by_size",
     "entanglement": "vision_tower",
+    "geometry_features": "tasks.geometry",
     "grouped_folds": "validation.folds",
     "head_curves": "study.study",
     "layer_curve": "study.study",
@@ -91,6 +93,7 @@ __all__ = [
     "confusion",
     "detection_by_size",
     "entanglement",
+    "geometry_features",
     "grouped_folds",
     "head_curves",
     "layer_curve",

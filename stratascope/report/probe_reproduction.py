@@ -10,6 +10,7 @@ from typing import Any
 
 from stratascope.probe.curve.metrics import main_metric
 from stratascope.probe.study.study_plan import ProbeSettings
+from stratascope.probe.tasks.geometry import GEOMETRY
 from stratascope.report.result_set import ResultSet
 from stratascope.results.stored_result import StoredResult
 from stratascope.store import ActivationStore
@@ -25,7 +26,7 @@ def probe_options(store: ActivationStore, results: ResultSet) -> Iterator[Mappin
 
     Every option is a parameter of `ProbeRequest` or `ProbeSettings`.
     """
-    every = results.of("layer_curve")
+    every = [curve for curve in results.of("layer_curve") if not curve.task.endswith(f":{GEOMETRY}")]  # comes with its task
     # types matter to the control task alone; a control goes with its task, so that one command makes both
     controlled = {_uncontrolled(curve.task) for curve in every if ":control" in curve.task}
     alike: dict[tuple[str, str], list[StoredResult]] = {}

@@ -86,8 +86,8 @@ class ResultSchema:
     """Name -> type; a name that ends in `?` is optional. A dict is a nested record, `Along` a list along a dimension."""
     tables: Mapping[str, TableSchema] = field(default_factory=dict)
     arrays: Mapping[str, ArraySchema] = field(default_factory=dict)
-    """Name -> schema; `*` in a name is a wildcard for at least one array. A dimension has one size in all arrays, tables and
-    attributes."""
+    """Name -> schema; `*` in a name is a wildcard for at least one array, and a name that ends in `?` is optional. A dimension has one size
+    in all arrays, tables and attributes."""
     rules: tuple[Callable[[Mapping[str, Any], Mapping[str, pd.DataFrame], Arrays], str | None], ...] = ()
     """Further checks of attributes, tables and arrays; each returns a message or None."""
 
@@ -123,8 +123,8 @@ class ResultSchema:
 
     def _array_mismatches(self, arrays: Arrays, sizes: dict[str, tuple[int, str]]) -> Iterator[str]:
         for pattern, wanted in self.arrays.items():
-            names = [name for name in arrays if fnmatchcase(name, pattern)]
-            if not names:
+            names = [name for name in arrays if fnmatchcase(name, pattern.removesuffix("?"))]
+            if not names and not pattern.endswith("?"):
                 yield f"expected an array {pattern!r}, found {', '.join(map(repr, arrays)) or 'none'}"
             for name in names:
                 dims, values = arrays.held[name]

@@ -40,6 +40,31 @@ def auroc(score: Floats, positive: NDArray[np.bool_], strata: NDArray[np.integer
     return ordered / max(pairs, 1)
 
 
+def auroc_influence(score: Floats, positive: NDArray[np.bool_], strata: NDArray[np.integer]) -> Floats:
+    """(example,) derivative of `auroc` with respect to each example's weight; they sum to 0.
+
+    The AUROC of examples with weights w is close to that of equal weights plus sum((w - 1) * influence), which spares a resampling
+    (DeLong 1988).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> auroc_influence(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True]), np.zeros(4, int)).tolist()
+    [0.125, -0.125, -0.125, 0.125]
+    """
+    from scipy.stats import rankdata
+
+    won, possible = np.zeros(len(score)), np.zeros(len(score))
+    for stratum in np.unique(strata):
+        for own in (True, False):
+            mine, others = (np.flatnonzero((strata == stratum) & (positive == side)) for side in (own, not own))
+            ranks = rankdata(score[np.concatenate([mine, others])])[: len(mine)]
+            below = ranks - rankdata(score[mine])  # pairs in which the other example has the lower score
+            won[mine], possible[mine] = below if own else len(others) - below, len(others)
+    pairs = possible[positive].sum()
+    return np.asarray((won - won[positive].sum() / max(pairs, 1) * possible) / max(pairs, 1))
+
+
 def sorted_strata(score: Floats, strata: NDArray[np.integer] | None) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp] | None]]:
     """For each stratum, the numbers of its examples by ascending score and, where scores tie, where each run of ties starts."""
     for stratum in [None] if strata is None else np.unique(strata):

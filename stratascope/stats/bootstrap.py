@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,3 +70,22 @@ class Bootstrap:
                 ordered[a : a + _CHUNK] += won
                 pairs[a : a + _CHUNK] += possible
         return ordered / np.maximum(pairs, 1)
+
+
+def repetition_weights(count: int, resamples: int, seed: int | Sequence[int]) -> Floats:
+    """(resample, repetition) weights that resample `count` repetitions, such as draws of random labels, around their mean.
+
+    Weighted sums of the repetitions' scores have their variance over their number: added to the resamples of a mean, they account for its
+    repetitions. 0 for a single one, whose variance is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scores = np.arange(20.0)
+    >>> sums = repetition_weights(20, 10_000, 0) @ scores
+    >>> bool(abs(sums.var() / (scores.var(ddof=1) / 20) - 1) < 0.05)
+    True
+    """
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count - 1 / count
+    return np.asarray(weights * np.sqrt(count / max(count - 1, 1)))  # resampling gives (count - 1) / count of the variance

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from stratascope.analysis import Pointing, carried_back, pointing, rollout
 from stratascope.analysis.box_cells import other_tokens
 from stratascope.analysis.knockout_targets import cell_groups
-from stratascope.analysis.relevance import METHODS, token_scores
+from stratascope.analysis.relevance import METHODS, RANDOM_DRAWS, random_scores, token_scores
 from stratascope.cli import main
 from stratascope.datasets.boxes import BoxIndex, cells_in_box
 from stratascope.errors import InvalidInputError, TooFewExamplesError
@@ -123,6 +123,26 @@ def test_other_things_are_found_where_the_image_was_flipped_and_not_in_another_i
 
     exchanged = Otherwise(examples=store.examples.assign(shown_image="another.png"))
     assert not other_tokens(exchanged, numbers, index).any()  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_random_scores_are_means_over_draws(measured: ActivationStore, scenes: Path) -> None:
+    found = pointing(measured, BoxIndex.from_coco(scenes / "instances.json"), methods=("random",), seed=3)
+    means = []
+    for example in found.examples:
+        named, others = named_and_others(measured, scenes, int(example))
+        start, stop = measured.spans["image"][example]
+        scores = random_scores((1, int(measured.n_tokens[example])), example=int(example), seed=3)[:, 0, start:stop]
+        assert scores.shape[0] == RANDOM_DRAWS >= 20
+        means.append([scores[:, which].mean(axis=1) for which in (named, others)])
+    sides = np.array(means)  # (example, place, draw)
+    ratios = sides[:, 0].mean(axis=0) / sides[:, 1].mean(axis=0)
+    row = found.table.set_index("method").loc["random"]
+    assert row["over_others"] == pytest.approx(ratios.mean())
+    assert row["wins"] == pytest.approx((sides[:, 0] > sides[:, 1]).mean())
+    assert row["over_others_low"] < 1 < row["over_others_high"]
+    assert row["over_others_high"] - row["over_others_low"] > 2 * 1.96 * ratios.std(ddof=1) / np.sqrt(RANDOM_DRAWS)
+    assert found.attributes["random_draws"] == RANDOM_DRAWS
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ def planted_store(
     twins: bool = False,
     changed: Mapping[str, object] | None = None,
     numbers: int | None = None,
+    positions: tuple[str, str] = POSITIONS,
 ) -> Path:
     """Two examples an image; at `final` the label lies along one direction in layers onset..offset-1; at `relation` the relation does.
 
@@ -45,6 +46,7 @@ def planted_store(
 
     `hashed` adds the hashes of images. With `twins` every photo lies under two names, each with one example, labels are tossed for each
     photo, and all that activations tell is the photo. `changed` sets columns of example 7. `numbers` is a seed of the noise alone.
+    `positions` are other names of `final` and `relation`.
     """
     rng = np.random.default_rng(seed)
     table = pd.DataFrame(
@@ -77,7 +79,7 @@ def planted_store(
     seen_by_vision = ["vision_residual", "vision_output"] if vision else []
     extra = [*(["head_outputs"] if heads else []), *seen_by_vision]
     layout = StoreLayout(
-        examples=examples, layers=layers, hidden=hidden, heads=2, tokens=6, positions=POSITIONS, spans=("image", "final"),
+        examples=examples, layers=layers, hidden=hidden, heads=2, tokens=6, positions=positions, spans=("image", "final"),
         choices=("True", "False"), record=frozenset({"residual", *extra}),
         head_dim=4 if heads else 0, vision_layers=2 if vision else 0, vision_hidden=6 if vision else 0,
         vision_positions=("image",) if vision else (), block=64, thumbnail=None, computed_dtype="float32",

@@ -10,13 +10,14 @@ import pandas as pd
 from scipy.stats import norm
 
 from stratascope.probe.curve.advantage import Advantage
-from stratascope.probe.curve.metrics import score_layers
+from stratascope.probe.curve.metrics import score_influences, score_layers, width_of
 from stratascope.probe.solver.standardised_rows import Rows
-from stratascope.probe.tasks.controls import control_labels
+from stratascope.probe.study.curve_assembly import label_draw_weights
+from stratascope.probe.tasks.controls import control_labels, shuffled_labels
 from stratascope.probe.validation.cross_validation import classify
 from stratascope.probe.validation.folds import Folds, grouped_folds
 from stratascope.probe.validation.out_of_fold import OutOfFold
-from stratascope.stats.auroc import Auroc
+from stratascope.stats.auroc import Auroc, auroc
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import Band, band
 
@@ -78,13 +79,29 @@ class Simulation:
 class TypedSimulation:
     """One layer in which labels shift column 0, and types (of captions, say) the others: what a control task can be learned from.
 
-    Types are drawn at random for each example, and their places are the same in every data set.
+    Types are drawn at random for each example, and their places are the same in every data set. A control task has `control_draws` draws
+    of its labels; `further` draws stand for all that could have been drawn. `options` are
+    those of `classify`.
     """
 
-    def __init__(self, seed: int, *, n: int = 600, d: int = 16, types: int = 20, shift: float = 0.5, apart: float = 0.5, draws: int = 400):
+    def __init__(
+        self,
+        seed: int,
+        *,
+        n: int = 600,
+        d: int = 16,
+        types: int = 49,
+        shift: float = 0.5,
+        apart: float = 0.5,
+        draws: int = 400,
+        control_draws: int = 20,
+        further: int = 60,
+        shuffled: bool = False,
+        **options: Any,
+    ):
         rng = np.random.default_rng([seed, 12])
         groups = np.arange(n) // 2
-        self.shift = shift
+        self.shift, self.seed, self.control_draws, self.shuffled, self.options = shift, seed, control_draws, shuffled, options
         self.labels, self.types = rng.integers(0, 2, n), rng.integers(0, types, n)
         self.places = apart * np.random.default_rng(0).standard_normal((types, d))
         self.places[:, 0] = 0
@@ -92,33 +109,46 @@ class TypedSimulation:
         self.x[:, 0] += shift * (2 * self.labels - 1)
         self.folds: Folds = grouped_folds(groups, self.labels, seed=seed)
         self.bootstrap = Bootstrap(groups, draws=draws, seed=seed)
-        kinds = pd.DataFrame({"relation": self.types.astype(str)})
-        self.control = control_labels(self.labels, kinds, self.folds, types=["relation"], seed=seed)
+        kinds = pd.DataFrame({"relation": self.types // 7, "subject": self.types % 7})
+        drawing = {"draws": control_draws + further, "seed": seed}
+        self.controls = (
+            shuffled_labels(self.labels, self.folds, **drawing)
+            if shuffled
+            else control_labels(self.labels, kinds, self.folds, types=["relation", "subject"], **drawing)
+        )
 
-    def selectivity(self) -> tuple[Band, float]:
-        """Accuracy minus that of the control task, with its interval, and the expected one of the same models on fresh examples."""
-        values, draws, truth = [], [], []
-        tasks = np.stack([self.labels, self.control])
-        answers = classify(Rows(self.x, self.folds.of), tasks, self.folds, classes=2)
-        for labels, answer, control in zip(tasks, answers, (False, True), strict=True):
-            shares = [np.array([getattr(answer, name).mean()]) for name in ("noise_share", "decision_share")]
-            value, drawn = score_layers(answer.logits[None], labels, self.folds.of, 2, self.bootstrap, *shares)
-            values.append(value["accuracy"])
-            draws.append(drawn["accuracy"])
-            truth.append(self._expected(answer, control=control))
-        return band(values[0] - values[1], draws[0] - draws[1], groups=self.bootstrap.count, counted=True), truth[0] - truth[1]
+    def selectivity(self, metric: str = "auroc") -> tuple[Band, float, float]:
+        """Score minus that of the control with its interval; the expected difference on fresh examples; the score of the control."""
+        tasks = np.stack([self.labels, *self.controls])
+        answers = classify(Rows(self.x, self.folds.of), tasks, self.folds, classes=2, **self.options)
+        scores, influences = [], []
+        for labels, answer in zip(tasks[: 1 + self.control_draws], answers, strict=False):
+            share, turned = (float(measured[0]) for measured in answer.shares(0, unknown=1.0))
+            score, influence = score_influences(answer.logits, labels, self.folds.of, 2, share, turned)[metric]
+            scores.append(score)
+            influences.append(np.bincount(self.bootstrap.groups, influence))
+        control, resamples = np.array(scores[1:]), self.bootstrap.weights
+        between = label_draw_weights("truth:control", len(control), len(resamples), self.seed) @ control
+        value = scores[0] - control.mean()
+        draws = value + resamples @ (influences[0] - np.mean(influences[1:], axis=0)) - between
+        found = band(np.array([value]), draws[:, None], **width_of(metric, self.bootstrap.count))
+        others = range(len(tasks) - (len(tasks) - 1 - self.control_draws or self.control_draws), len(tasks))
+        limit = 0.5 if self.shuffled else np.mean([self._expected(answers[k], metric, tasks[k]) for k in others])
+        return found, self._expected(answers[0], metric) - float(limit), float(control.mean())
 
-    def _expected(self, answer: OutOfFold, *, control: bool) -> float:
-        # (type, label of the truth) what the models should say of such an example
-        wanted = np.tile([0, 1], (len(self.places), 1))
-        if control:
-            wanted[self.types] = self.control[:, None]
-        found = []
-        for weight, bias in zip(answer.fold_directions[:, 0], answer.fold_intercepts[:, 0], strict=True):
-            size = max(float(np.linalg.norm(weight)), 1e-12)
-            mean = (self.places @ weight)[:, None] + self.shift * weight[0] * np.array([-1, 1]) + bias
-            found.append(norm.cdf((2 * wanted - 1) * mean / size).mean())
-        return float(np.mean(found))
+    def _expected(self, answer: OutOfFold, metric: str, control: Any = None) -> float:
+        """Mean score of the fold models on 4,000 fresh examples, of the truth or of a control."""
+        rng = np.random.default_rng([self.seed, 13])
+        types, labels = rng.integers(0, len(self.places), 4000), rng.integers(0, 2, 4000)
+        x = rng.standard_normal((4000, self.x.shape[1])) + self.places[types]
+        x[:, 0] += self.shift * (2 * labels - 1)
+        if control is not None:
+            of_type = np.zeros(len(self.places), int)
+            of_type[self.types] = control
+            labels = of_type[types]
+        found = x @ answer.fold_directions[:, 0].T + answer.fold_intercepts[:, 0]
+        each = [auroc(row, labels == 1) if metric == "auroc" else ((row > 0) == labels).mean() for row in found.T]
+        return float(np.mean(each))
 
 
 def scored_advantage(seed: int | Sequence[int], effects: Sequence[float], *, n: int, same: float = 0.9, draws: int = 1000) -> Advantage:

@@ -30,7 +30,8 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     )
     file = folder / "probe-truth-final.zarr.zip"
     layer_curve(store, layers=(1, 2, 3), draws=200).save(file)
-    return {"store": store, "curve_file": file}
+    boxed = ActivationStore.open(planted_store(folder / "b.zarr", examples=64, boxes=True))
+    return {"store": store, "boxed": boxed, "curve_file": file}
 
 
 @pytest.mark.slow

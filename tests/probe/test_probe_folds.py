@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import OneHotEncoder
 
 from stratascope.errors import InvalidInputError, TooFewExamplesError
-from stratascope.probe import grouped_folds, official_split, split_leakage
-from stratascope.probe.tasks.controls import control_labels, recurring_share, shuffled_labels
+from stratascope.probe import Folds, grouped_folds, official_split, split_leakage
+from stratascope.probe.tasks.controls import control_labels, recurring_share, shuffled_labels, type_accuracy
 from stratascope.probe.tasks.task import Task
 from stratascope.probe.validation.fold_design import design_for
 
@@ -72,20 +74,60 @@ def test_shuffling_keeps_folds_and_groups_alike_and_destroys_the_labels():
     groups = np.repeat(np.arange(300), 3)
     codes = np.repeat(rng.integers(0, 2, 300), 3)
     folds = grouped_folds(groups, codes)
-    shuffled = shuffled_labels(codes, folds, seed=1)
+    shuffled, other = shuffled_labels(codes, folds, draws=2, seed=1)
+    np.testing.assert_array_equal(shuffled, shuffled_labels(codes, folds, seed=1)[0])
+    assert (shuffled != other).any()
     for fold in range(5):
         assert shuffled[folds.of == fold].sum() == codes[folds.of == fold].sum()
     assert (shuffled.reshape(-1, 3).std(axis=1) == 0).all(), "labels of an image stay alike"
     assert abs(np.corrcoef(shuffled, codes)[0, 1]) < 0.2
 
 
-def test_a_control_task_gives_every_type_one_label():
-    rng = np.random.default_rng(0)
-    examples = pd.DataFrame({"relation": rng.choice(list("abcdefgh"), 400), "subject": "cat", "object": "bed"})
-    folds = grouped_folds(np.arange(400), np.arange(400) % 2)
-    labels = control_labels(np.arange(400) % 2, examples, folds, seed=3)
-    assert (examples.assign(label=labels).groupby("relation")["label"].nunique() == 1).all()
-    assert set(labels) == {0, 1}
+def typed_examples(count: int = 600, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray, Folds]:
+    """Examples of 8 relations and 9 subjects of unequal frequency, labels of 30 % True, and folds."""
+    rng = np.random.default_rng(seed)
+    subject = rng.choice([f"s{k}" for k in range(9)], count, p=np.arange(1, 10) / 45)
+    examples = pd.DataFrame(
+        {"relation": rng.choice(list("abcdefgh"), count), "subject": subject, "object": rng.choice(["bed", "box"], count)}
+    )
+    codes = (rng.random(count) < 0.3).astype(np.intp)
+    return examples, codes, grouped_folds(np.arange(count), codes)
+
+
+def test_a_control_task_gives_every_type_one_label_with_the_base_rates_of_the_task():
+    examples, codes, folds = typed_examples()
+    for types in (("relation", "subject"), ("relation", "subject", "object")):
+        drawn = control_labels(codes, examples, folds, types=types, draws=20, seed=3)
+        assert drawn.shape == (20, 600)
+        for labels in drawn:
+            assert (examples.assign(label=labels).groupby(list(types))["label"].nunique() == 1).all()
+        np.testing.assert_allclose(drawn.mean(axis=1), codes.mean(), atol=2 / 600)
+        assert len(np.unique(drawn, axis=0)) == 20
+        share = np.array([examples.assign(label=drawn.mean(axis=0)).groupby(list(types))["label"].first()])
+        assert share.std() < 0.2, "no type has a class of its own over draws"
+
+
+def test_a_control_task_that_the_caption_predicts_is_refused():
+    """One label for each relation is predicted without activations; one for each relation and subject is not."""
+    examples, codes, folds = typed_examples()
+    with pytest.raises(
+        InvalidInputError, match=r"relation alone predict them with accuracy 1.00 \(base rate 0.7.*`types` relation,subject"
+    ):
+        control_labels(codes, examples, folds, types=("relation",), draws=20)
+    labels = control_labels(codes, examples, folds, types=("relation", "subject"), draws=20)
+    accuracy, base = type_accuracy(labels, examples[["relation", "subject"]], folds)
+    right = []
+    for row in labels:  # the same classifier by scikit-learn
+        for fold in range(5):
+            train, test = folds.of != fold, folds.of == fold
+            values = OneHotEncoder().fit(examples[["relation", "subject"]])
+            x = values.transform(examples[["relation", "subject"]]).toarray()
+            y = row[train] - row[train].mean()
+            fitted = Ridge(alpha=1.0, fit_intercept=False).fit(x[train], y)
+            right.append((fitted.predict(x[test]) + row[train].mean() > 0.5) == row[test])
+    assert accuracy == pytest.approx(np.concatenate(right).mean(), abs=1e-6)
+    assert base == pytest.approx(1 - codes.mean(), abs=2 / 600)
+    assert accuracy - base < 0.5 * (1 - base)
 
 
 def test_a_control_task_whose_types_are_groups_is_refused():

@@ -26,7 +26,8 @@ ODD = {
         "--tasks relation --positions relation --only label=1 --baseline b.zarr",
     ],
     "all of it": [
-        "--tasks truth --controls shuffled,control --types relation --layers 0,2-4 --folds 4 --seed 3 --strengths 0.001,0.1 --metric auroc "
+        "--tasks truth --controls shuffled,control --types subject,relation,object --control-draws 3 --layers 0,2-4 --folds 4 "
+        "--seed 3 --strengths 0.001,0.1 --metric auroc "
         "--margin 0.01 --by label --measures mdl,calibration --transfer --transfer-to relation --positions final,relation --baseline b.zarr"
     ],
     "heads by means": ["--tasks truth --array head_outputs --method means --controls shuffled --groups id"],

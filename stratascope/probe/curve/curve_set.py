@@ -14,6 +14,7 @@ from stratascope.probe.curve.advantage import Advantage
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.metrics import score_band
 from stratascope.stats.intervals import largest_deviation
+from stratascope.probe.tasks.geometry import GEOMETRY, reads_boxes, reads_image
 
 POSITIONS = ("final", "object", "relation", "subject", "image")
 TASKS = ("truth", "relation", "answer")
@@ -79,8 +80,9 @@ class CurveGroup(Generic[C]):
         return {name: c for name, c in named if (c.task, c.position, c.attributes.get("array")) == key}
 
     def beside(self, curve: C) -> dict[str, C]:
-        """A curve's controls and baselines by name."""
-        return {**self.controls_of(curve), **self.baselines_of(curve)}
+        """A curve's controls and baselines by name; the geometry of boxes last, because only positions in boxes have it."""
+        beside = {**self.controls_of(curve), **self.baselines_of(curve)}
+        return {name: beside[name] for name in sorted(beside, key=lambda name: name == GEOMETRY)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,16 +150,28 @@ class CurveSet(CurveGroup[LayerCurve]):
         return replace(self, own=own, baselines={name: [reported(c) for c in some] for name, some in self.baselines.items()})
 
     def advantages_of(self, curve: LayerCurve) -> dict[str, Advantage]:
-        """Advantages of a curve over chance, each control, the embeddings, each baseline, and the best of these (`all`)."""
+        """Advantages of a curve over chance, each control, the embeddings, each baseline, and the best of these (`all`).
+
+        Embeddings (layer 0) are a baseline at text positions alone: at image positions layer 0 is the output of the vision tower.
+        """
         metric = self.metric_of(curve)
         over: dict[str, Advantage] = {"chance": curve.difference(metric=metric)}
         over |= {name: curve.difference(control, metric) for name, control in self.controls_of(curve).items()}
-        if curve.attributes.get("array", "residual") == "residual" and 0 in curve.layers:
+        if curve.attributes.get("array", "residual") == "residual" and 0 in curve.layers and not reads_image(curve.position):
             over["embeddings"] = curve.difference_from_layer(0, metric)
         over |= {name: curve.difference(baseline, metric) for name, baseline in self.baselines_of(curve).items()}
         if len(over) > 1:
             over["all"] = Advantage.over_all(list(over.values()))
         return over
+
+    def notes_of(self, curve: LayerCurve) -> list[str]:
+        """What the baselines of a curve can and cannot say: a position in a gold box depends on where the box is."""
+        if not reads_boxes(curve.position) or not self.baselines_of(curve):
+            return []
+        return [
+            f"a gold box selects the image tokens of {curve.position}, so that they encode where the box is even without the photo: "
+            f"exceed {GEOMETRY}, because {', '.join(self.baselines_of(curve))} is no text-only baseline here"
+        ]
 
 
 def with_band(curve: LayerCurve) -> LayerCurve:

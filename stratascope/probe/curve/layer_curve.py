@@ -68,6 +68,9 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
     """Settings, provenance and fingerprint of the store."""
     targets: tuple[str, ...] = ()
     """Target names of a task of values; `classes` is then empty and logits are predictions."""
+    controls: Mapping[str, Floats] = field(default_factory=dict)
+    """Metric -> (layer, control draw) scores of each draw of a control's labels. Values of the table are their means; logits, labels and
+    weights are those of the first draw. Empty for a task, and for a control of one draw."""
 
     @property
     def layers(self) -> NDArray[np.intp]:
@@ -322,6 +325,7 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
             "intercepts": (("layer", "output"), self.intercepts),
         }
         arrays |= {f"draws_{name}": (("layer", "draw"), values) for name, values in self.draws.items()}
+        arrays |= {f"controls_{name}": (("layer", "control_draw"), values) for name, values in self.controls.items()}
         head = {"task": self.task, "position": self.position, "classes": list(self.classes), "targets": list(self.targets)}
         over = self.difference()
         events = event_table(over.onset, over.peak, over.offset, detectable=over.claims.detectable).assign(metric=self.metric)
@@ -345,4 +349,5 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
             intercepts=arrays["intercepts"],
             attributes=file.attributes["settings"],
             targets=tuple(file.attributes["targets"]),
+            controls={name.removeprefix("controls_"): values for name, values in arrays.items() if name.startswith("controls_")},
         )

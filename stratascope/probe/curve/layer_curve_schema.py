@@ -37,7 +37,7 @@ SCHEMA = ResultSchema(
         **each(list[str], "classes targets"),
         "settings": {
             **each(str, "array? store? fingerprint? method? groups? leakage_text? metric?"),
-            **each(int, "folds? seed? minimum? draws?"),
+            **each(int, "folds? seed? minimum? draws? control_draws?"),
             **each(float, "level? tolerance? leakage? margin? equivalence_margin?"),
             "family?": FAMILY,
             **each(list[str], "split? only? types?"),
@@ -62,6 +62,7 @@ SCHEMA = ResultSchema(
     {
         "logits": floats("layer output example"),
         "draws_*": floats("layer draw"),
+        "controls_*?": floats("layer control_draw"),
         "directions": floats("layer output column"),
         "intercepts": floats("layer output"),
     },

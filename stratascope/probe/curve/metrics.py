@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.probe.solver.losses import loss_for, probabilities
-from stratascope.stats.auroc import auroc
+from stratascope.stats.auroc import auroc, auroc_influence
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import band
 
@@ -87,6 +87,40 @@ def score_layers(
             width = np.sqrt(1 + (decided if metric.endswith("accuracy") else noise_share))
             draws[metric] = values[metric] + (draws[metric] - values[metric]) * width
     return values, draws
+
+
+def score_influences(
+    logits: Floats, codes: NDArray[np.intp], folds: NDArray[np.integer], classes: int, noise_share: float, decision_share: float
+) -> dict[str, tuple[float, Floats]]:
+    """Metric -> its value, and the influence (example,) of each example on it.
+
+    A resample that draws examples w times scores the value plus sum((w - 1) * influence), to first order. Influences are widened as the
+    draws of `score_layers` are.
+
+    Parameters
+    ----------
+    logits
+        (output, example).
+    codes, folds
+        (example,).
+    """
+    predicted = predict(logits)
+    right = (predicted == codes).astype(np.float64)
+    loss = np.clip(loss_for(classes).each(logits[None].astype(np.float64), codes[None])[0], 0, 100)
+    recall_influence, recalls, n = np.zeros(len(codes)), [], len(codes)
+    for c in np.unique(codes):
+        member = codes == c
+        recalls.append(right[member].mean())
+        recall_influence[member] = (right[member] - recalls[-1]) / member.sum()
+    found = {
+        "accuracy": (float(right.mean()), (right - right.mean()) / n),
+        "balanced_accuracy": (float(np.mean(recalls)), recall_influence / len(recalls)),
+        "log_loss": (float(loss.mean()), (loss - loss.mean()) / n),
+    }
+    if classes == 2:
+        found["auroc"] = (auroc(logits[0], codes == 1, folds), auroc_influence(logits[0], codes == 1, folds))
+    width = {metric: np.sqrt(1 + (decision_share if metric.endswith("accuracy") else noise_share)) for metric in found}
+    return {metric: (value, influence * width[metric]) for metric, (value, influence) in found.items()}
 
 
 def predict(logits: Floats) -> NDArray[np.intp]:

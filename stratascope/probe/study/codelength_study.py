@@ -17,6 +17,7 @@ from stratascope.probe.curve.curve_table import CurveTable
 from stratascope.probe.solver.blas_threads import one_blas_thread
 from stratascope.probe.solver.standardised_rows import Rows
 from stratascope.probe.study.codelength import FRACTIONS, Codelength, portions, send
+from stratascope.probe.study.curve_assembly import label_draw_weights
 from stratascope.probe.study.layer_cache import Finished
 from stratascope.probe.study.layer_task import LayerTask, digest_of, read_layer
 from stratascope.probe.study.study import SCHEDULER, Study, plan_study
@@ -145,8 +146,12 @@ def codelength_of(
         for k, batch in enumerate(plan):
             bootstrap = Bootstrap(groups[batch.used], draws=settings.draws, seed=settings.seed)
             for labelling, task in enumerate(batch.tasks):
-                codes = [layer.codes[k][labelling] for layer in of_place]
-                draws = np.log2(len(batch.classes)) / bootstrap.mean(np.stack([code.each for code in codes], axis=1))
+                drawn = [[layer.codes[k][number] for number in batch.draws_of(labelling)] for layer in of_place]
+                codes = [Codelength(np.mean([code.each for code in several], axis=0), several[0].classes) for several in drawn]
+                each = bootstrap.mean(np.stack([code.each for code in codes], axis=1))
+                between = label_draw_weights(task, len(drawn[0]), len(each), settings.seed)
+                each = each + between @ np.array([[code.each.mean() for code in several] for several in drawn]).T
+                draws = np.log2(len(batch.classes)) / each
                 tail = (1 - settings.level) / 2
                 low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
                 rows += [

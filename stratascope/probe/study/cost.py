@@ -14,6 +14,9 @@ from stratascope.probe.validation.cross_validation import RIDGE_STRENGTHS, STREN
 from stratascope.probe.validation.fold_design import design_for
 from stratascope.store.io.overview import bytes_text
 
+AT_ONCE = 1024
+"""Weight vectors of one batch that are solved together; many draws of controls with many classes are solved one part after another."""
+
 
 @dataclass(frozen=True)
 class StudyCost:
@@ -81,9 +84,17 @@ def ridge_bytes(examples: int, columns: int, problems: int, training: NDArray[np
     return 8 * examples * columns + max(standardising, kept + at_a_time + 16 * problems * columns)
 
 
+def labellings_at_once(batch: Batch, settings: ProbeSettings) -> int:
+    """Labellings of a batch that are solved together: all of values; of classes as many as `AT_ONCE` weight vectors allow."""
+    if batch.targets:
+        return len(batch.labels)
+    each = len(_training(batch, settings)) * batch_outputs(batch)
+    return min(len(batch.labels), max(len(batch.tasks), AT_ONCE // each))
+
+
 def batch_problems(batch: Batch, settings: ProbeSettings) -> int:
     """Weight vectors of a batch that are solved together."""
-    return len(batch.tasks) * len(_training(batch, settings)) * batch_outputs(batch)
+    return labellings_at_once(batch, settings) * len(_training(batch, settings)) * batch_outputs(batch)
 
 
 def batch_outputs(batch: Batch) -> int:

@@ -110,6 +110,7 @@ def _own(kind: str, **dimensions: int) -> dict[str, ArraySchema]:
 
 _LABELLING = {
     **_own("float", logits=2, strength=1, inner_loss=2, gap=1, certificate=1, noise_share=1, decision_share=1),
+    **_own("float", control_values=2, control_influence=2),
     **_own("float", fold_directions=3, fold_intercepts=2, direction=2, intercept=1, direction_strength=1),
     **_own("int", iterations=1),
     **_own("bool", absent=2, at_edge=1),

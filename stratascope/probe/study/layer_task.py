@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stratascope.probe.curve.metrics import score_influences
 from stratascope.probe.solver.blas_threads import one_blas_thread
 from stratascope.probe.solver.standardised_rows import Eigenbasis, Rows, suited_dtype
+from stratascope.probe.study.cost import labellings_at_once
 from stratascope.probe.study.study_plan import Batch, ProbeSettings
+from stratascope.probe.tasks.geometry import value_influences
 from stratascope.probe.validation.cross_validation import classify, regress
 from stratascope.probe.validation.out_of_fold import OutOfFold
 from stratascope.store import ActivationStore
@@ -81,34 +84,84 @@ def digest_of(x: Floats, used: NDArray[np.intp]) -> str:
     return digest.hexdigest()
 
 
+def solve_features(task: LayerTask, x: Floats, used: NDArray[np.intp]) -> LayerAnswer:
+    """Answer a task from features (example, column) of the examples `used` instead of activations."""
+    with one_blas_thread():
+        return LayerAnswer(task.layer, task.position, _solve(task, x, used), 0.0)
+
+
 def _solve(task: LayerTask, x: Floats, used: NDArray[np.intp]) -> list[list[OutOfFold]]:
-    settings = task.settings
     basis: Eigenbasis | None = None
     answers = []
     for batch in task.batches:
         rows = Rows(x, batch.folds.of[used], dtype=suited_dtype(x))
-        if batch.targets:
-            found = regress(rows, batch.labels[:, used], batch.folds, strengths=settings.strengths)
-        else:
-            if basis is None and settings.method == "logistic":
-                # one basis serves all batches, because it only speeds up the solver
-                basis = rows.eigenbasis()
-            found = classify(
-                rows,
-                batch.labels[:, used],
-                batch.folds,
-                classes=len(batch.classes),
-                strengths=settings.strengths,
-                basis=basis,
-                tolerance=settings.tolerance,
-                method=settings.method,
-            )
-        answers.append([_spread(answer, used, len(batch.used)) for answer in found])
+        if not batch.targets and basis is None and task.settings.method == "logistic":
+            # one basis serves all batches, because it only speeds up the solver
+            basis = rows.eigenbasis()
+        found: list[OutOfFold] = []
+        scored: dict[int, tuple[Floats, Floats]] = {}
+        step = labellings_at_once(batch, task.settings)
+        for start in range(0, len(batch.labels), step):
+            part = replace(batch, labels=batch.labels[start : start + step])
+            for number, answer in enumerate(_solve_rows(task, part, rows, used, basis), start):
+                # of further draws only the scores are kept: logits and weights of many classes would not fit in memory
+                if number < len(batch.tasks):
+                    found.append(answer)
+                if number >= len(batch.tasks) or number in batch.further:
+                    scored[number] = _scored(answer, batch.labels[number, used], batch, used)
+        answers.append([_spread(_with_draws(one, batch, k, scored), used, len(batch.used)) for k, one in enumerate(found)])
     return answers
 
 
+def _solve_rows(task: LayerTask, batch: Batch, rows: Rows, used: NDArray[np.intp], basis: Eigenbasis | None) -> list[OutOfFold]:
+    settings, labels = task.settings, batch.labels[:, used]
+    if batch.targets:
+        return regress(rows, labels, batch.folds, strengths=settings.strengths)
+    return classify(
+        rows,
+        labels,
+        batch.folds,
+        classes=len(batch.classes),
+        strengths=settings.strengths,
+        basis=basis,
+        tolerance=settings.tolerance,
+        method=settings.method,
+    )
+
+
+def _scored(answer: OutOfFold, labels: NDArray[Any], batch: Batch, used: NDArray[np.intp]) -> tuple[Floats, Floats]:
+    """(metric,) scores of one labelling, and (metric, example) influences of its tested examples."""
+    tested = batch.folds.tested[used]
+    share, turned = answer.shares(len(batch.targets), unknown=unmeasured_share(batch))
+    logits, labels, folds = answer.logits[:, tested], labels[tested], batch.folds.of[used][tested]
+    scores = (
+        value_influences(logits, labels, batch.targets, share)
+        if batch.targets
+        else score_influences(logits, labels, folds, len(batch.classes), float(share[0]), float(turned[0]))
+    )
+    influence = np.zeros((len(batch.metrics), len(used)))
+    influence[:, tested] = [scores[metric][1] for metric in batch.metrics]
+    return np.array([scores[metric][0] for metric in batch.metrics]), influence
+
+
+def unmeasured_share(batch: Batch) -> float:
+    """Share of noise where a fold did not measure it: 0 for a fixed test set, in which no model trains; else 1, the upper limit."""
+    return 0.0 if batch.folds.test is not None else 1.0
+
+
+def _with_draws(answer: OutOfFold, batch: Batch, task: int, scored: Mapping[int, tuple[Floats, Floats]]) -> OutOfFold:
+    """The answer of a task, with the scores of all draws of a control."""
+    if task not in scored:
+        return answer
+    values, influences = zip(*(scored[number] for number in batch.draws_of(task)), strict=True)
+    return replace(answer, control_values=np.stack(values, axis=1), control_influence=np.mean(influences, axis=0))
+
+
 def _spread(answer: OutOfFold, used: NDArray[np.intp], count: int) -> OutOfFold:
-    """Logits over all examples of the store, NaN for the unused."""
+    """Logits and influences over all examples of the store, NaN and 0 for the unused."""
     logits = np.full((len(answer.logits), count), np.nan, np.float32)
     logits[:, used] = answer.logits
-    return replace(answer, logits=logits)
+    influence = np.zeros((len(answer.control_influence), count))
+    if influence.size:
+        influence[:, used] = answer.control_influence
+    return replace(answer, logits=logits, control_influence=influence)

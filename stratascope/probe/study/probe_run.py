@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from stratascope.errors import NotRecordedError
 from stratascope.figures.drawing import METRIC_LABELS
 from stratascope.probe.curve import curve_figures
 from stratascope.probe.curve.breakdown import AccuracyBy, Confusion
@@ -27,6 +28,7 @@ from stratascope.probe.study.request import ProbeRequest
 from stratascope.probe.study.study import SCHEDULER, Study, plan_study
 from stratascope.probe.study.study_plan import holds_heads, positions_of, task_name
 from stratascope.probe.study.transfer import Transfer, transfer_of
+from stratascope.probe.tasks.geometry import reads_boxes
 from stratascope.results.locations import file_name
 from stratascope.store import column_texts
 from stratascope.store.io.example_filter import NO_VALUE
@@ -94,14 +96,20 @@ def run_probes(
     checks.check_asked(store, request, studies)
     on_cost(_cost(list(studies.values()), scheduler, workers))
     found: dict[str, list[LayerCurve]] = {}
-    for (name, _), study in studies.items():
+    unboxed: list[str] = []
+    for (name, place), study in studies.items():
         found.setdefault(name, []).extend(study.run(**run))
+        if not name and reads_boxes(place) and not by_head:
+            try:
+                found[name].extend(study.geometry_baseline(str(place)))
+            except NotRecordedError as error:
+                unboxed.append(f"no baseline of box geometry: {error}")
     curves = CurveSet(found.pop(""), found, request.metric)
     done = ProbeRun(request, curves.with_family(margin=request.margin, equivalence_margin=request.equivalence_margin))
     done.results.update({curve.file_name: curve for curve in done.curves.own})
     done.results.update({file_name(c.file_name, name): c for name, curves in found.items() for c in curves})
     remarks = done.curves.own[0].attributes.get("remarks", [])
-    done.lines.extend([*checks.values_elsewhere(store, request), *checks.without_values(store, request), *remarks])
+    done.lines.extend([*checks.values_elsewhere(store, request), *checks.without_values(store, request), *remarks, *unboxed])
     if not by_head:
         for curve in done.curves.plain:
             _add_curve(done, curve, store)
@@ -175,7 +183,8 @@ def _add_curve(done: ProbeRun, curve: LayerCurve, store: ActivationStore) -> Non
     for name, claim in named.items():
         by_claim.setdefault(claim, []).append("all of these" if name == "all" else name)
     done.lines.extend(f"  above {', '.join(names)}: {claim}" for claim, names in by_claim.items())
-    done.lines.extend(f"  note: {note}" for note in curve.notes)
+    notes = (f"  note: {note}" for note in (*curve.notes, *done.curves.notes_of(curve)))
+    done.lines.extend(note for note in notes if note not in done.lines)
     if not curve.targets:
         values = dict(zip(store.examples["id"], column_texts(store, request.by).fillna(NO_VALUE), strict=True))
         accuracy = AccuracyBy.of(curve, values, request.by)

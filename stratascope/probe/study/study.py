@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.study.cost import StudyCost, largest_task
-from stratascope.probe.study.curve_assembly import assemble
+from stratascope.probe.study.curve_assembly import assemble, geometry_baseline
 from stratascope.probe.study.layer_cache import Answer, Finished, FinishedLayers, run_unfinished
 from stratascope.probe.study.layer_task import LayerAnswer, LayerTask, run_layer
 from stratascope.probe.study.study_plan import (
@@ -291,6 +291,10 @@ class Study:
                 named = {c.task: c for c in assemble(self.store, f"head {head}" if self.by_head else place, plan, mine, self.settings)}
                 curves += [named[name] for name in self.tasks]
         return curves
+
+    def geometry_baseline(self, position: str) -> list[LayerCurve]:
+        """Curves of probes on the coordinates of the gold boxes of a position: `curve_assembly.geometry_baseline`."""
+        return geometry_baseline(self.store, position, self.plans[position], self.layers, self.settings)
 
 
 @shows_probe_options

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, UnwrittenBlockError
-from stratascope.probe.tasks.controls import TYPES, control_labels, shuffled_labels
+from stratascope.probe.tasks.controls import CONTROL_DRAWS, TYPES, control_labels, shuffled_labels
 from stratascope.probe.tasks.task import MINIMUM_COUNT, Task, find_task
 from stratascope.probe.validation.cross_validation import METHODS, TOLERANCE
 from stratascope.probe.validation.folds import Folds, grouped_folds
@@ -45,6 +45,8 @@ class ProbeSettings:
     """COLUMN=VALUE: only examples with one of the values of each column; task names state the selection."""
     types: tuple[str, ...] = TYPES
     """Columns that define the type of an example in a control task."""
+    control_draws: int = CONTROL_DRAWS
+    """Draws of the labels of each control; its score is their mean, and its interval includes the variance between them."""
     tolerance: float = TOLERANCE
     """Tolerance of the solver, relative to the objective."""
     draws: int = 2000
@@ -76,6 +78,11 @@ class ProbeSettings:
             raise InvalidInputError(f"expected a level between 0 and 1, found {self.level}; give 0.95")
         if self.draws < 100:
             raise InvalidInputError(f"expected at least 100 draws, found {self.draws}; 2000 give stable intervals")
+        if self.control_draws < 1:
+            raise InvalidInputError(
+                f"expected at least 1 draw of the labels of a control, found {self.control_draws}; {CONTROL_DRAWS} give stable "
+                "controls (`control_draws`)"
+            )
         if not 0 < self.tolerance <= 1e-3:
             raise InvalidInputError(f"expected a tolerance up to 1e-3, found {self.tolerance}; 1e-6 is exact enough for any figure")
 
@@ -92,6 +99,7 @@ class ProbeOptions(TypedDict, total=False):
     minimum: int
     only: tuple[str, ...]
     types: tuple[str, ...]
+    control_draws: int
     tolerance: float
     draws: int
     level: float
@@ -120,8 +128,15 @@ class Batch:
     folds: Folds
     """Over all examples of the store."""
     labels: NDArray[Any]
-    """(labelling, example) class codes, -1 for excluded examples; (labelling, example, target) of a task of values."""
+    """(labelling, example) class codes, -1 for excluded examples; (labelling, example, target) of a task of values. One labelling for
+    each task, then further draws of the controls."""
     targets: tuple[str, ...] = ()
+    further: tuple[int, ...] = ()
+    """(further labelling,) the number of its task in `tasks`."""
+
+    def draws_of(self, task: int) -> list[int]:
+        """Labellings of a task, by its number in `tasks`: several for a control."""
+        return [task, *(len(self.tasks) + k for k, owner in enumerate(self.further) if owner == task)]
 
     @property
     def used(self) -> NDArray[np.bool_]:
@@ -182,7 +197,14 @@ def plan_position(
         task, folds = tasks_of[found.name], folds_of[found.name]
         names[task.name].append(f"{task.name}:{control}" if control else task.name)
         labels[task.name].append(_labels(store, task, control, folds, settings))
-    return [Batch(tuple(names[n]), t.classes, folds_of[n], np.stack(labels[n]), t.targets) for n, t in tasks_of.items()]
+    return [_batch(names[n], t, folds_of[n], labels[n]) for n, t in tasks_of.items()]
+
+
+def _batch(names: Sequence[str], task: Task, folds: Folds, drawn: Sequence[NDArray[Any]]) -> Batch:
+    """The batch of a task and its controls from the (draw, example, ...) labels of each."""
+    labels = np.concatenate([np.stack([of_task[0] for of_task in drawn]), *(of_task[1:] for of_task in drawn)])
+    further = tuple(number for number, of_task in enumerate(drawn) for _ in range(len(of_task) - 1))
+    return Batch(tuple(names), task.classes, folds, labels, task.targets, further)
 
 
 def task_name(task: str, only: Sequence[str]) -> str:
@@ -210,15 +232,17 @@ def _folds(store: ActivationStore, task: Task, groups: NDArray[Any], settings: P
 
 
 def _labels(store: ActivationStore, task: Task, control: str | None, folds: Folds, settings: ProbeSettings) -> NDArray[Any]:
+    """(draw, example, ...) labels of a task (one draw) or of a control."""
+    plain = task.codes if task.values is None else task.values
+    drawing: dict[str, int] = {"draws": settings.control_draws, "seed": settings.seed}
     if control == "shuffled":
-        place = shuffled_labels(np.where(folds.of >= 0, np.arange(len(folds.of)), -1), folds, seed=settings.seed)
-        moved = (task.codes if task.values is None else task.values)[place]
-        return moved if task.values is not None else np.where(folds.of >= 0, moved, -1)
+        place = shuffled_labels(np.where(folds.of >= 0, np.arange(len(folds.of)), -1), folds, **drawing)
+        return plain[place] if task.values is not None else np.where(folds.of >= 0, plain[place], -1)
     if control == "control":
         if task.values is not None:
             raise InvalidInputError(f"task {task.name!r}: expected classes for a control task, found values; use {task.name}:shuffled")
-        return control_labels(task.codes, store.examples, folds, types=settings.types, seed=settings.seed)
-    return task.codes if task.values is None else task.values
+        return control_labels(task.codes, store.examples, folds, types=settings.types, **drawing)
+    return plain[None]
 
 
 def wanted_examples(store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None, only: Sequence[str] = ()) -> NDArray[np.bool_]:

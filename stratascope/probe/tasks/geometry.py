@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.errors import NotRecordedError
+from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.stats.bootstrap import Bootstrap
 
+if TYPE_CHECKING:
+    from stratascope.store import ActivationStore
+
 Floats = NDArray[Any]
+GEOMETRY = "box geometry"
+"""Name of the baseline that reads box coordinates instead of activations."""
+BOXES = {"subject_box": "subject", "object_box": "object"}
+"""Position -> whose gold box selects its image tokens."""
 TARGETS = ("subject_x", "subject_y", "object_x", "object_y", "offset_x", "offset_y")
 
 
@@ -32,23 +39,70 @@ def geometry_targets(examples: pd.DataFrame, *, mirrored: bool = False) -> Float
     NotRecordedError
         The store has no boxes.
     """
+    corners = _corners(examples, mirrored=mirrored)
+    subject, object_ = ((corners[who][:, :2] + corners[who][:, 2:]) / 2 for who in BOXES)
+    return np.concatenate([subject, object_, subject - object_], axis=1)
+
+
+def _corners(examples: pd.DataFrame, *, mirrored: bool) -> dict[str, Floats]:
+    """Name of a box position -> (example, 4) x0, y0, x1, y1 as fractions of the image's width and height."""
     needed = [f"{who}_{side}" for who in ("subject", "object") for side in ("x0", "y0", "x1", "y1")]
     needed += ["image_width", "image_height"]
     absent = [name for name in needed if name not in examples.columns]
     if absent:
         raise NotRecordedError(
-            f"task geometry: expected columns {', '.join(needed)}, found no {', '.join(absent)}; extract with --boxes instances.json"
+            f"box coordinates: expected columns {', '.join(needed)}, found no {', '.join(absent)}; extract with --boxes instances.json"
         )
     column = {name: pd.to_numeric(examples[name], errors="coerce").to_numpy(float) for name in needed}
-    centres = {
-        who: [
-            (column[f"{who}_{axis}0"] + column[f"{who}_{axis}1"]) / 2 / column[f"image_{size}"]
-            for axis, size in (("x", "width"), ("y", "height"))
-        ]
-        for who in ("subject", "object")
-    }
-    subject, object_ = ([1 - x, y] if mirrored else [x, y] for x, y in centres.values())
-    return np.stack([*subject, *object_, *(s - o for s, o in zip(subject, object_, strict=True))], axis=1)
+    size = np.stack([column["image_width"], column["image_height"]] * 2, axis=1)
+    corners = {}
+    for position, who in BOXES.items():
+        found = np.stack([column[f"{who}_{side}"] for side in ("x0", "y0", "x1", "y1")], axis=1) / size
+        corners[position] = np.stack([1 - found[:, 2], found[:, 1], 1 - found[:, 0], found[:, 3]], axis=1) if mirrored else found
+    return corners
+
+
+def reads_image(position: str | None) -> bool:
+    """Whether a position, or one of a pair (`subject_box+object_box`), consists of image tokens."""
+    return any(name == "image" or name.startswith("image_") or name in BOXES for name in (position or "").split("+"))
+
+
+def reads_boxes(position: str | None) -> bool:
+    """Whether a position, or one of a pair, is selected by a gold box, so that it depends on where the box is."""
+    return any(name in BOXES for name in (position or "").split("+"))
+
+
+def geometry_features(store: ActivationStore, position: str) -> Floats:
+    """(example, feature) coordinates of the gold boxes that select a position, NaN where a box is not known.
+
+    Of one box x0, y0, x1, y1 as fractions of the image's width and height; of a pair of boxes those of both, then the subject's minus
+    the object's. Under the condition `mirror` the coordinates are those in the flipped image.
+
+    Parameters
+    ----------
+    store
+        Its table has the boxes.
+    position
+        `subject_box`, `object_box`, or a pair with at least one of them, such as `subject_box+object_box`.
+
+    Raises
+    ------
+    NotRecordedError
+        The store has no boxes.
+    InvalidInputError
+        No gold box selects the position.
+
+    Examples
+    --------
+    >>> geometry_features(boxed, "subject_box+object_box").shape
+    (64, 12)
+    """
+    boxes = [name for name in position.split("+") if name in BOXES]
+    if not boxes:
+        raise InvalidInputError(f"expected a position of a box ({', '.join(BOXES)}) or a pair with one, found {position!r}; give another")
+    corners = _corners(store.examples, mirrored=store.provenance.get("condition") == "mirror")
+    parts = [corners[name] for name in boxes]
+    return np.concatenate([*parts, corners["subject_box"] - corners["object_box"]] if len(parts) > 1 else parts, axis=1)
 
 
 def score_values(
@@ -80,3 +134,27 @@ def score_values(
         {"r2": np.mean(list(scores.values()), axis=0), **scores},
         {"r2": np.mean(list(draws.values()), axis=0), **draws},
     )
+
+
+def value_influences(predicted: Floats, values: Floats, targets: tuple[str, ...], noise_share: Floats) -> dict[str, tuple[float, Floats]]:
+    """Metric -> its value, and the influence (example,) of each example on it, as `metrics.score_influences` of classes.
+
+    Parameters
+    ----------
+    predicted
+        (target, example).
+    values
+        (example, target).
+    noise_share
+        (target,).
+    """
+    found = {}
+    for number, target in enumerate(targets):
+        squared = (predicted[number] - values[:, number]).astype(np.float64) ** 2
+        deviation = (values[:, number] - values[:, number].mean()) ** 2
+        variance = max(float(deviation.mean()), 1e-300)
+        error = float(squared.mean())
+        influence = (error / variance * (deviation - deviation.mean()) - (squared - error)) / variance / len(values)
+        found[f"r2_{target}"] = (1 - error / variance, influence * np.sqrt(1 + noise_share[number]))
+    mean = (float(np.mean([value for value, _ in found.values()])), np.mean([influence for _, influence in found.values()], axis=0))
+    return {"r2": mean, **found}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,17 @@ class OutOfFold:
     """(1,), or (target,) in a task of values."""
     at_edge: NDArray[np.bool_]
     """(fold,) whether the loss still fell at the largest strength, so that the optimum lies beyond the grid."""
+    control_values: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    """(metric, draw) scores of every draw of a control's labels, whose first the other fields describe; empty for a single labelling."""
+    control_influence: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    """(metric, example) influence of each example on the mean score over draws."""
+
+    def shares(self, targets: int, *, unknown: float) -> tuple[Floats, Floats]:
+        """(target,) shares of noise and of decisions, means over folds; `unknown` where a fold did not measure them."""
+        noise, turned = (
+            np.nan_to_num(by_fold, nan=unknown).reshape(max(targets, 1), -1).mean(1) for by_fold in (self.noise_share, self.decision_share)
+        )
+        return noise, turned
 
 
 def noise_share(logits: Floats, smaller: Floats, without_signal: float) -> float:
