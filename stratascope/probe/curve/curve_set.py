@@ -13,8 +13,8 @@ from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.advantage import Advantage
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.metrics import score_band
-from stratascope.stats.intervals import largest_deviation
 from stratascope.probe.tasks.geometry import GEOMETRY, reads_boxes, reads_image
+from stratascope.stats.intervals import largest_deviation
 
 POSITIONS = ("final", "object", "relation", "subject", "image")
 TASKS = ("truth", "relation", "answer")
