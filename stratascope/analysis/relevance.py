@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,10 @@ class Method:
     """Arrays that it needs in a store."""
     signed: bool = False
     """Whether scores have a sign: above 0 in favour of the first choice."""
+    role: Literal["method", "reference", "baseline"] = "method"
+    """A reference estimates the knockout effect itself: its agreement with knockouts is no independent evidence."""
+    blocks: Literal["window", "all", "none"] = "window"
+    """Blocks that the scores are of: those of a window, all whatever the window, or none."""
 
 
 _ROWS, _MAPS = ("attention_rows",), ("attention_maps",)
@@ -44,17 +48,19 @@ METHODS = (
     Method("norm", "norm-based attention, mean over heads", (*_ROWS, "value_norms")),
     Method("attribution", "token attribution", (*_ROWS, "value_logits"), signed=True),
     Method("carried", "token attribution with rollout", (*_ROWS, *_PARTS, *_MAPS), signed=True),
-    Method("estimate", "estimated knockout effect", ("hiding_estimate",), signed=True),
-    Method("gradient", "gradient times input", ("gradient_input",), signed=True),
-    Method("rollout", "rollout, all blocks", _MAPS),
+    Method("estimate", "estimated knockout effect", ("hiding_estimate",), signed=True, role="reference", blocks="all"),
+    Method("gradient", "gradient times input", ("gradient_input",), signed=True, blocks="all"),
+    Method("rollout", "rollout, all blocks", _MAPS, blocks="all"),
     Method("rollout_window", "rollout, few blocks", _MAPS),
-    Method("flow", "flow, all blocks", _MAPS),
+    Method("flow", "flow, all blocks", _MAPS, blocks="all"),
     Method("flow_window", "flow, few blocks", _MAPS),
-    Method("position", "token position, earliest first", ()),
-    Method("random", "random scores", ()),
+    Method("position", "token position, earliest first", (), role="baseline", blocks="none"),
+    Method("random", "random scores", (), role="baseline", blocks="none"),
 )
 """In the order of a report; the last two are baselines."""
 BASELINES = ("position", "random")
+RANDOM_DRAWS = 20
+"""Draws of the random baseline."""
 COMES_WITH = {"mlp_logits": "head_logits", "embedding_logits": "head_logits", "gradient_input": "hiding_estimate"}
 """Array -> array whose name in `--record` also records it."""
 
@@ -159,8 +165,13 @@ def group_scores(
         middle = (members * np.arange(tokens)).sum(1) / np.maximum(members.sum(1), 1)
         out["position"] = np.broadcast_to(-middle, shape)
     if "random" in wanted:
-        out["random"] = np.random.default_rng([seed, example]).random(shape)
+        out["random"] = random_scores(shape, example=example, draws=1, seed=seed)[0]
     return {name: np.where(known, out[name], np.nan) for name in (m.name for m in methods)}
+
+
+def random_scores(shape: tuple[int, ...], *, example: int, draws: int = RANDOM_DRAWS, seed: int = 0) -> Floats:
+    """(draw, *shape) uniform random scores of one example; more draws begin with the same ones."""
+    return np.random.default_rng([seed, example]).random((draws, *shape))
 
 
 def token_scores(
