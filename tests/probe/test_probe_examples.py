@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from planted import planted_store
+from planted_cells import planted_cells
 
 import stratascope.probe
 import stratascope.stats
@@ -30,7 +31,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     )
     file = folder / "probe-truth-final.zarr.zip"
     layer_curve(store, layers=(1, 2, 3), draws=200).save(file)
-    return {"store": store, "curve_file": file}
+    return {"store": store, "curve_file": file, "patched": ActivationStore.open(planted_cells(folder / "p.zarr", examples=30))}
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Parts of the prompt, roles of text tokens and groups of image cells, for positions, attention shares, attributions and knockouts."""
+"""Parts of the prompt, roles of text tokens, groups of image cells and gold boxes, for positions, attention shares and knockouts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store.format.layout import StoreLayout
 
 PARTS = ("system", "image", "subject", "relation", "object", "caption_rest", "template")
@@ -30,6 +32,9 @@ TOKEN_POSITION = re.compile(rf"({'|'.join(ROLES)})_(\d+)")
 """Name of the position of one text token, such as `subject_0` or `after_caption_2`."""
 CELL_POSITION = re.compile(r"cell_(\d+)_(\d+)")
 """Name of the position of a group of image cells, see `grouped_cells`."""
+
+BOX_ROUNDING = 1e-6
+"""Share of the image's side by which a box may reach outside."""
 
 MOST_GROUPS = 6
 """Most rows, and most columns, of groups of image cells."""
@@ -148,3 +153,48 @@ def grouped_cells(rows: int, columns: int) -> Mapping[str, NDArray[np.intp]]:
     down, across = min(rows, MOST_GROUPS), min(columns, MOST_GROUPS)
     group = row * down // rows * across + column * across // columns
     return {f"cell_{k // across}_{k % across}": np.flatnonzero(group == k) for k in range(down * across)}
+
+
+class BoxedExamples(Protocol):
+    """The examples of a store: what `shown_boxes` needs of an `ActivationStore`."""
+
+    provenance: dict[str, Any]
+
+    @property
+    def examples(self) -> pd.DataFrame: ...
+
+
+def shown_boxes(store: BoxedExamples) -> NDArray[np.float64]:
+    """(example, subject or object, side) gold boxes as shares of width and height; NaN where unknown.
+
+    With the condition `mirror` boxes are flipped like the image.
+
+    Raises
+    ------
+    NotRecordedError
+        If the store holds no boxes.
+    InvalidInputError
+        If a box reaches outside its image, as with annotations of another image size; names the example.
+    """
+    table = store.examples
+    needed = [f"{who}_{side}" for who in ("subject", "object") for side in ("x0", "y0", "x1", "y1")]
+    absent = [name for name in needed if name not in table.columns]
+    if absent or not np.isfinite(numbers := _numbers(table, needed)).any():
+        raise NotRecordedError("expected gold boxes of subject and object in the store, found none; extract with --boxes instances.json")
+    size = _numbers(table, ["image_width", "image_height", "image_width", "image_height"])
+    boxes = numbers.reshape(-1, 2, 4) / size[:, None]
+    beyond = np.flatnonzero(((boxes < -BOX_ROUNDING) | (boxes > 1 + BOX_ROUNDING)).any((1, 2)))
+    if len(beyond):
+        row = table.iloc[beyond[0]]
+        raise InvalidInputError(
+            f"expected boxes within their images, found {len(beyond):,} examples with a box outside, first {row['id']} with "
+            f"{row['image']} of {size[beyond[0], 0]:g} x {size[beyond[0], 1]:g} pixels: boxes were annotated on images of another size; "
+            "extract again"
+        )
+    if store.provenance.get("condition") == "mirror":
+        boxes = np.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], -1)
+    return np.asarray(boxes)
+
+
+def _numbers(table: pd.DataFrame, columns: list[str]) -> NDArray[np.float64]:
+    return np.stack([pd.to_numeric(table[name], errors="coerce").to_numpy(float) for name in columns], -1)
