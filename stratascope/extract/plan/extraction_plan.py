@@ -226,8 +226,12 @@ class ExtractionPlan:
                 columns.append([True] * len(examples))
             elif position in TEXT_POSITIONS:
                 columns.append([position in layout.spans for layout in self.layouts])
+            elif position.endswith("_mean"):
+                columns.append([position.removesuffix("_mean") in layout.spans for layout in self.layouts])
+            elif position.startswith("cell_"):
+                columns.append([position in grouped_cells(*layout.grid) for layout in self.layouts])
             elif position not in BOX_POSITIONS:
-                columns.append([self.position_tokens(k, position) is not None for k in examples])
+                columns.append([position in layout.roles for layout in self.layouts])
             else:
                 name = position.removesuffix("_box")
                 columns.append([self.shown_box(k, name) is not None for k in examples])
