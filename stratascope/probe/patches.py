@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
+from stratascope.errors import InvalidInputError, NotRecordedError, StoreError, TooFewExamplesError
 from stratascope.figures.drawing import draw_layer_curves, new_figure
 from stratascope.figures.style import paper_style
 from stratascope.probe.curve.metrics import main_metric, score_layers, score_table
@@ -288,7 +288,9 @@ def solve_layer(work: PatchLayer) -> list[OutOfFold]:
         gathered = [np.empty((len(work.examples), work.store.layout.hidden), np.float32) for _ in wanted]
         for number in np.unique(work.examples):  # one image at a time: all tokens of all images may not fit into memory
             mine = np.flatnonzero(work.examples == number)
-            tokens = work.store.read("patch_residual", layer=work.layer, examples=int(number))
+            tokens, count = work.store.read("patch_residual", layer=work.layer, examples=int(number)), int(work.store.patch_counts[number])
+            if len(tokens) < count or not np.isfinite(tokens[:count]).all():
+                raise StoreError(f"expected numbers in the {count} image cells of example {number}, found fewer; run `stratascope verify`")
             for cells, out in zip(wanted, gathered, strict=True):
                 out[mine] = tokens[cells[mine]]
         found = {id(cells): out for cells, out in zip(wanted, gathered, strict=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from stratascope.cli import main
-from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
+from stratascope.errors import InvalidInputError, NotRecordedError, StoreError, TooFewExamplesError
 from stratascope.probe import PatchProbes, patch_probes
 from stratascope.probe.patches import PatchLayer, solve_layer
 from stratascope.probe.tasks.image_cells import DIRECTIONS, CellSample
@@ -125,6 +126,10 @@ def test_what_cannot_be_probed_is_refused(cells: ActivationStore, store: Activat
     few = ActivationStore.open(planted_cells(tmp_path / "few.zarr", examples=15))
     with pytest.raises(TooFewExamplesError, match="expected image tokens of at least 20 images for intervals over images, found 13"):
         patch_probes(few)
+    sample = CellSample(cells, 4, 5, 0)
+    damaged = SimpleNamespace(layout=cells.layout, patch_counts=cells.patch_counts, read=lambda *_, **__: np.full((36, 10), np.nan))
+    with pytest.raises(StoreError, match="expected numbers in the 36 image cells of example 0, found fewer; run `stratascope verify`"):
+        solve_layer(PatchLayer(damaged, 0, sample.examples, (sample.task("coordinates"),)))
     found = CliRunner().invoke(main, ["probe", cells.name, "--array", "patch_residual", "--tasks", "label"])
     assert found.exit_code == 2
     assert "stratascope patches" in found.stderr

@@ -132,7 +132,7 @@ class ExtractionSettings:
         for name in self.positions or ():
             if not is_position(name):
                 raise InvalidInputError(
-                    f"expected `positions` among {', '.join((*POSITIONS, *GROUPS))}, or one such as caption_mean, subject_0, "
+                    f"expected `positions` to be among {', '.join((*POSITIONS, *GROUPS))}, or one such as caption_mean, subject_0, "
                     f"after_caption_0 or cell_0_0, found {name!r}"
                 )
         _expect_among("fusion", self.fusion, FUSIONS)
