@@ -43,6 +43,7 @@ SECTIONS = {
     "Probe": {
         "probe": ("probe", "Cross-validated linear probes by layer and position."),
         "entanglement": ("probe", "Probes on single image cells of the vision tower."),
+        "patches": ("probe", "Probes on single image tokens of the decoder."),
     },
     "Attention": {
         "share": ("attention", "Attention of the final token by part of the prompt."),

@@ -62,6 +62,8 @@ def test_names_are_completed_from_the_store_on_the_line(store_path: Path) -> Non
     assert completions("probe", store, "--positions", "subject") == ["subject", "subject_box"]
     assert "attention_rows" in completions("copy", store, "small.zarr", "--arrays", "att")
     assert "residual,value_norms" in completions("extract", "--record", "residual,value")
+    assert completions("extract", "--positions", "final,t") == ["final,tokens"]
+    assert completions("patches", store, "--tasks", "on_s") == ["on_subject"]
     assert completions("figure", "curv") == ["curves"]
     assert "--weighing" in completions("share", store, "--we")
 

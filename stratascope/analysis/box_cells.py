@@ -10,46 +10,11 @@ from numpy.typing import NDArray
 
 from stratascope.datasets.box_alignment import BoxAlignment, align_image
 from stratascope.datasets.boxes import BoxIndex, cells_in_box
-from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore
+from stratascope.store.format.prompt_parts import shown_boxes
 
-ROUNDING = 1e-6
-"""Share of the image's side by which a box may reach outside."""
-SIDES = ("x0", "y0", "x1", "y1")
 BOXES = ("subject", "object", "both")
 """`both` is the union, where subject and object both have a box."""
-
-
-def shown_boxes(store: ActivationStore) -> NDArray[np.float64]:
-    """(example, subject or object, side) gold boxes as shares of width and height; NaN where unknown.
-
-    With the condition `mirror` boxes are flipped like the image.
-
-    Raises
-    ------
-    NotRecordedError
-        If the store holds no boxes.
-    InvalidInputError
-        If a box reaches outside its image, as with annotations of another image size; names the example.
-    """
-    table = store.examples
-    needed = [f"{who}_{side}" for who in ("subject", "object") for side in SIDES]
-    absent = [name for name in needed if name not in table.columns]
-    if absent or not np.isfinite(numbers := _numbers(table, needed)).any():
-        raise NotRecordedError("expected gold boxes of subject and object in the store, found none; extract with --boxes instances.json")
-    size = _numbers(table, ["image_width", "image_height", "image_width", "image_height"])
-    boxes = numbers.reshape(-1, 2, 4) / size[:, None]
-    beyond = np.flatnonzero(((boxes < -ROUNDING) | (boxes > 1 + ROUNDING)).any((1, 2)))
-    if len(beyond):
-        row = table.iloc[beyond[0]]
-        raise InvalidInputError(
-            f"expected boxes within their images, found {len(beyond):,} examples with a box outside, first {row['id']} with "
-            f"{row['image']} of {size[beyond[0], 0]:g} x {size[beyond[0], 1]:g} pixels: boxes were annotated on images of another size; "
-            "extract again"
-        )
-    if store.provenance.get("condition") == "mirror":
-        boxes = np.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], -1)
-    return np.asarray(boxes)
 
 
 def other_tokens(store: ActivationStore, examples: NDArray[np.int64], index: BoxIndex) -> NDArray[np.bool_]:
@@ -155,7 +120,3 @@ def box_geometry(store: ActivationStore) -> pd.DataFrame:
     columns |= {"offset_x": offset[:, 0], "offset_y": offset[:, 1], "distance": np.hypot(offset[:, 0], offset[:, 1])}
     columns |= {"smaller_area": area.min(1), "overlap": common / np.where(union > 0, union, np.nan), "covered": union}
     return pd.DataFrame(columns)
-
-
-def _numbers(table: pd.DataFrame, columns: list[str]) -> NDArray[np.float64]:
-    return np.stack([pd.to_numeric(table[name], errors="coerce").to_numpy(float) for name in columns], -1)

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.box_cells import shown_boxes
 from stratascope.errors import NotRecordedError
 from stratascope.results.schema import columns
+from stratascope.store.format.prompt_parts import shown_boxes
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore

@@ -120,12 +120,20 @@ def _of_curves(ctx: click.Context, field: str) -> set[str]:
 def _tasks(ctx: click.Context) -> Iterable[str]:
     if ctx.info_name == "figure":
         return _of_curves(ctx, "task")
+    if ctx.info_name == "patches":
+        from stratascope.probe.tasks.image_cells import CELL_TASKS
+
+        return CELL_TASKS
     return {name for store in _stores(ctx) for name in (*TASKS, *store.examples.columns) if name not in NO_TASKS}
 
 
 def _positions(ctx: click.Context) -> Iterable[str]:
     if ctx.info_name == "figure":
         return _of_curves(ctx, "position")
+    if ctx.info_name in ("plan", "extract"):
+        from stratascope.extract.plan.settings import GROUPS, POSITIONS
+
+        return {*GROUPS, *POSITIONS}
     return {name for store in _stores(ctx) for name in store.layout.positions}
 
 

@@ -42,12 +42,15 @@ settings_options = options_of(
         "help": "Change to the images: none, mean colour, flipped left-right, or images exchanged between examples.",
         "type": click.Choice(CONDITIONS),
     },
-    positions="Token positions at which the residual stream is saved: final, image, subject, relation, object, subject_box, object_box; "
-    "default: all that the examples have.",
+    positions="Positions at which the residual stream is saved: final, image, subject, relation, object, subject_box, object_box (default: "
+    "those that the examples have), names such as caption_mean, subject_0, after_caption_0, cell_0_0, and the groups default, means, "
+    "tokens (every text token by its role) and cells (groups of image cells); see docs/recording.md.",
     record="Arrays to save besides the answer logits (docs/recording.md); also value_norms, value_logits, head_outputs, head_logits, "
     "vision_residual, vision_output, hiding_estimate, knockout.",
     fusion={"help": "How attention maps are aggregated over heads.", "type": click.Choice(FUSIONS)},
     maps="Save attention maps of N evenly spaced examples; default: of all.",
+    patches="Save the residual stream at every image token of N evenly spaced examples.",
+    patch_layers="Layers at which image tokens are saved; default: five, evenly spaced.",
     knockouts="Measure attention knockouts of N evenly spaced examples; needs --record knockout.",
     knockout_modes="Which queries a knockout masks: final (the final token) or later (all later tokens).",
     knockout_window="Decoder blocks in a sliding window of knockouts, besides that of all blocks; 0: none; default: a quarter of all.",

@@ -1,4 +1,4 @@
-"""Commands that train probes: probe, entanglement."""
+"""Commands that train probes: probe, entanglement, patches."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from stratascope.commands import options
 from stratascope.commands.output import Output, results_output
 from stratascope.commands.signature import options_in_errors, options_of
 from stratascope.commands.terminal import echo, open_store
+from stratascope.probe.patches import patch_probes
 from stratascope.probe.study.probe_run import run_probes
 from stratascope.probe.study.request import ProbeRequest, results_of_others
 from stratascope.probe.study.study_plan import ProbeSettings
@@ -143,6 +144,36 @@ def entanglement_command(store: str, output: Output, **chosen: Any) -> None:
     """
     opened = open_store(store)
     output.add(entanglement(opened, progress=_progress(output), **chosen), store=opened)
+
+
+@click.command(short_help="Probes on single image tokens of the decoder.")
+@click.argument("store")
+@options_of(
+    patch_probes,
+    tasks="on_subject, on_object (gold boxes), coordinates, direction (of one cell from another).",
+    layers="Layers to probe; default: all whose image tokens are saved.",
+    cells="Cells of an example, and pairs of cells, that are drawn at random, at most.",
+    folds="Number of cross-validation folds; all cells of an image are in one fold.",
+    seed="Seed of cells, folds and resamples.",
+    draws="Bootstrap resamples of images.",
+    level="Level of the intervals.",
+    scheduler=SCHEDULER_HELP,
+)
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads or processes at once; default: one per core.")
+@results_output
+@options_in_errors
+def patches_command(store: str, output: Output, **chosen: Any) -> None:
+    """Probe single image tokens: is the cell on the subject or the object, where is it, in which direction does it lie from another?
+
+    Prints the highest score of each task with its simultaneous band, and the layers at which it is significantly above a probe on the
+    position of the cell alone, or above chance. Needs a store that was extracted with --patches, and boxes for the first two tasks.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope patches demo/original.zarr
+    """
+    opened = open_store(store)
+    output.add(patch_probes(opened, progress=_progress(output), **chosen), store=opened)
 
 
 def _progress(output: Output) -> bool:

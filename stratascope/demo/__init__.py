@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SHUFFLED = "truth:shuffled"
 KNOCKOUTS = 32
 """Scenes whose knockouts are measured; each costs about twenty forward passes."""
+PATCHES = 64
+"""Scenes whose residual stream is saved at every image token."""
 FEWEST_SCENES = 160
 CONDITIONS = ("original", "blank")
 SUMMARY_CURVES = ("truth-final", "truth-final-blank", "truth-shuffled-final")
@@ -148,6 +150,7 @@ def _extracted(
         # all arrays, so that every command can run on the store
         record=RECORDS if condition == "original" else ("residual",),
         knockouts=KNOCKOUTS,
+        patches=PATCHES if condition == "original" else 0,
     )
     run_extraction(plan_extraction(settings), path, progress=progress, command=command)
     store = ActivationStore.open(path)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stratascope.probe.curve.onset_offset import LayerEvent, LayerIntervals
     from stratascope.probe.curve.score_grid import ScoreGrid
     from stratascope.probe.estimator import LogisticProbe
+    from stratascope.probe.patches import PatchProbes, patch_probes
     from stratascope.probe.study.codelength import Codelength, online_codelength
     from stratascope.probe.study.codelength_study import codelength_by_layer, codelength_of
     from stratascope.probe.study.cost import StudyCost
@@ -41,6 +42,7 @@ _MODULES = {
     "LayerIntervals": "curve.onset_offset",
     "Leakage": "validation.official_splits",
     "LogisticProbe": "estimator",
+    "PatchProbes": "patches",
     "ProbeSettings": "study.study_plan",
     "ScoreGrid": "curve.score_grid",
     "Study": "study.study",
@@ -59,6 +61,7 @@ _MODULES = {
     "layer_curve": "study.study",
     "official_split": "validation.official_splits",
     "online_codelength": "study.codelength",
+    "patch_probes": "patches",
     "plan_study": "study.study",
     "probe_study": "study.study",
     "split_leakage": "validation.official_splits",
@@ -81,6 +84,7 @@ __all__ = [
     "LayerIntervals",
     "Leakage",
     "LogisticProbe",
+    "PatchProbes",
     "ProbeSettings",
     "ScoreGrid",
     "Study",
@@ -99,6 +103,7 @@ __all__ = [
     "layer_curve",
     "official_split",
     "online_codelength",
+    "patch_probes",
     "plan_study",
     "probe_study",
     "split_leakage",

@@ -124,6 +124,7 @@ FIGURES: dict[str, NamedFigure] = {
             "entanglement", "probes on the image cells of an object, by block of the vision tower", "entanglement",
             "stratascope entanglement STORE", drawing.draw_entanglement, 2.6,
         ),
+        NamedFigure("patches", "probes on single image tokens, by decoder layer", "patch_probes", "stratascope patches STORE"),
         NamedFigure("overlap", "overlap of attention with the boxes, head by block", "box_overlap", _OVERLAP, drawing.draw_overlap_heads),
         NamedFigure(
             "prediction", "AUROC of attention on the boxes for a right answer", "answer_prediction", _OVERLAP,

@@ -27,11 +27,12 @@ from stratascope.analysis import (
     cell_overlap,
     rollout_examples,
 )
-from stratascope.analysis.box_cells import box_tokens, shown_boxes
+from stratascope.analysis.box_cells import box_tokens
 from stratascope.cli import main
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 from stratascope.stats.auroc import Auroc
 from stratascope.store import ActivationStore
+from stratascope.store.format.prompt_parts import shown_boxes
 
 
 @pytest.fixture(scope="module")

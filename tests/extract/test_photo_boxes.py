@@ -16,7 +16,6 @@ from PIL import Image
 pytest.importorskip("torch")
 
 from stratascope.analysis import attention_overlap, pointing
-from stratascope.analysis.box_cells import shown_boxes
 from stratascope.cli import main
 from stratascope.datasets import BoxIndex, write_scenes
 from stratascope.errors import InvalidInputError
@@ -24,6 +23,7 @@ from stratascope.extract import ExtractionSettings, plan_extraction, run_extract
 from stratascope.extract.plan.plan_summary import plan_summary
 from stratascope.extract.run.inputs import load_image, shown_image
 from stratascope.store import STATUS_CODES, ActivationStore, verify
+from stratascope.store.format.prompt_parts import shown_boxes
 
 COUNT = 12
 RECORD = ("residual", "attention_rows")

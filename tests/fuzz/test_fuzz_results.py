@@ -41,6 +41,7 @@ ALL = (
     ["faithfulness"],
     ["pointing"],
     ["entanglement"],
+    ["patches", "--cells", "8", "--draws", "100"],
     ["explain", "0"],
 )
 """What makes a result of nearly every kind."""
@@ -52,7 +53,7 @@ def made(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch")
     path = tmp_path_factory.mktemp("made") / "s.zarr"
     files = ["--examples", str(scenes / "scenes.jsonl"), "--images", str(scenes / "images"), "--boxes", str(scenes / "instances.json")]
-    few = ["--limit", "64", "--knockouts", "12", "--knockout-window", "6", "--record", RECORDED]
+    few = ["--limit", "64", "--knockouts", "12", "--knockout-window", "6", "--patches", "24", "--record", RECORDED]
     assert result_of("extract", "--model", "demo", *files, *few, "--out", str(path)).exit_code == 0
     for command, *words in ALL:
         out = ["-o", str(path.with_name("r") / "page.html")] if command == "explain" else ["--out", str(path.with_name("r"))]

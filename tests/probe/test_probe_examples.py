@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from planted import planted_store
+from planted_cells import planted_cells
 
 import stratascope.probe
 import stratascope.stats
@@ -31,7 +32,8 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     file = folder / "probe-truth-final.zarr.zip"
     layer_curve(store, layers=(1, 2, 3), draws=200).save(file)
     boxed = ActivationStore.open(planted_store(folder / "b.zarr", examples=64, boxes=True))
-    return {"store": store, "boxed": boxed, "curve_file": file}
+    patched = ActivationStore.open(planted_cells(folder / "p.zarr", examples=30))
+    return {"store": store, "boxed": boxed, "curve_file": file, "patched": patched}
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,9 +22,15 @@ from stratascope.extract.plan.knockout_plan import Knockouts, computed_tokens, m
 from stratascope.extract.plan.settings import BOX_POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
 from stratascope.store import StoreLayout, estimate_sizes
+from stratascope.store.format.prompt_parts import grouped_cells
 
 THUMBNAIL_SAMPLE = 16
 """Images from which the size of all thumbnails is estimated."""
+
+
+def patch_counts(layouts: Sequence[TokenLayout], has_patches: np.ndarray) -> np.ndarray:
+    """(example,) int32: image cells of the examples of a mask (example,), 0 for the others."""
+    return np.where(has_patches, [layout.grid[0] * layout.grid[1] for layout in layouts], 0).astype(np.int32)
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,6 +50,8 @@ class ExtractionPlan:
     layouts: list[TokenLayout]
     has_map: np.ndarray
     """(example,) bool."""
+    has_patches: np.ndarray
+    """(example,) bool: examples whose residual stream is saved at every image token."""
     forms: dict[str, int]
     """Answer form -> token id; empty if their logits are not saved."""
     knockouts: Knockouts | None
@@ -76,6 +84,11 @@ class ExtractionPlan:
         """(example,) int32."""
         return np.array([len(layout.ids) for layout in self.layouts], np.int32)
 
+    @property
+    def patch_counts(self) -> np.ndarray:
+        """(example,) int32: image tokens of each example in patch_residual, 0 for examples without."""
+        return patch_counts(self.layouts, self.has_patches)
+
     def position_tokens(self, example: int, position: str) -> np.ndarray | None:
         """Tokens whose mean is a position.
 
@@ -84,7 +97,7 @@ class ExtractionPlan:
         example
             Its number.
         position
-            Such as `final` or `subject_box`.
+            Such as `final`, `subject_box`, `caption_mean`, `cell_0_0` or `after_caption_0`.
 
         Returns
         -------
@@ -99,6 +112,15 @@ class ExtractionPlan:
         if position in TEXT_POSITIONS:
             span = layout.spans.get(position)
             return None if span is None else np.array([span[1] - 1])
+        if position.endswith("_mean"):
+            span = layout.spans.get(position.removesuffix("_mean"))
+            return None if span is None else np.arange(*span)
+        if position.startswith("cell_"):
+            cells = grouped_cells(*layout.grid).get(position)
+            return None if cells is None else layout.spans["image"][0] + cells
+        if position not in BOX_POSITIONS:
+            token = layout.roles.get(position)
+            return None if token is None else np.array([token])
         box = self.shown_box(example, position.removesuffix("_box"))
         if box is None:
             return None
@@ -204,6 +226,12 @@ class ExtractionPlan:
                 columns.append([True] * len(examples))
             elif position in TEXT_POSITIONS:
                 columns.append([position in layout.spans for layout in self.layouts])
+            elif position.endswith("_mean"):
+                columns.append([position.removesuffix("_mean") in layout.spans for layout in self.layouts])
+            elif position.startswith("cell_"):
+                columns.append([position in grouped_cells(*layout.grid) for layout in self.layouts])
+            elif position not in BOX_POSITIONS:
+                columns.append([position in layout.roles for layout in self.layouts])
             else:
                 name = position.removesuffix("_box")
                 columns.append([self.shown_box(k, name) is not None for k in examples])
@@ -214,7 +242,9 @@ class ExtractionPlan:
         """Bytes by array, raw and on disk, see `StoreLayout.estimate`; thumbnails are estimated from a few images."""
         words = self.tokenizer.tokenizer.get_vocab_size() if "top_tokens" in self.store.record else 0
         knocked = 0.0 if self.knockouts is None else float(self.knockouts.chosen.mean())
-        return estimate_sizes(self.store, self.token_counts, self.has_map, self.present, self._sample_thumbnails(), words, knocked)
+        return estimate_sizes(
+            self.store, self.token_counts, self.has_map, self.present, self._sample_thumbnails(), words, knocked, self.patch_counts
+        )
 
     def _sample_thumbnails(self) -> np.ndarray | None:
         if self.settings.image_size is not None or self.store.thumbnail is None:

@@ -51,6 +51,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         f"shards     {layout.blocks} of {layout.block} examples",
         *_knockouts(plan),
         *_estimates(plan),
+        *_patches(plan),
         "",
         f"{'array':<18} {'shape':<58} {'raw':>9} {'on disk':>9}",
     ]
@@ -164,6 +165,17 @@ def _estimates(plan: ExtractionPlan) -> list[str]:
         return []
     return [
         f"estimates  {len(plan.examples):,} forward and backward passes, one example at a time, each the work of {GRADIENT_PASSES} passes"
+    ]
+
+
+def _patches(plan: ExtractionPlan) -> list[str]:
+    """Examples and layers whose image tokens are saved."""
+    counts, layers = plan.patch_counts, plan.store.patch_layers
+    if not counts.any():
+        return []
+    return [
+        f"patches    {counts.sum():,} image tokens of {(counts > 0).sum():,} examples at layers {', '.join(map(str, layers))}: "
+        f"{bytes_text(int(counts.sum()) * len(layers) * plan.shape.hidden * 4)} before compression (fewer with `patches`, `patch_layers`)"
     ]
 
 

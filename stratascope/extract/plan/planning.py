@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -18,13 +18,25 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract.families.image_tokens import PatchGrid
 from stratascope.extract.families.model_families import ModelShape, check_family, image_rule, logits_capped, model_shape
 from stratascope.extract.model_files import check_weight_form, quantization, resolve_model
-from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.plan.extraction_plan import ExtractionPlan, patch_counts
 from stratascope.extract.plan.image_boxes import aligned_examples, alignment_cases, stretched_examples
 from stratascope.extract.plan.images import PLACEHOLDER_SIZE, ImageFacts, images_digest, inspect_images, shown_images, stated_images
 from stratascope.extract.plan.knockout_plan import MODES, Knockouts, layer_windows, ordered_targets
-from stratascope.extract.plan.settings import BOX_POSITIONS, GRID_POSITIONS, POSITIONS, TEXT_POSITIONS, TOP_TOKENS, ExtractionSettings
+from stratascope.extract.plan.settings import (
+    BOX_POSITIONS,
+    GRID_POSITIONS,
+    GROUPS,
+    POSITIONS,
+    TEXT_POSITIONS,
+    TOP_TOKENS,
+    ExtractionSettings,
+)
 from stratascope.extract.plan.token_layout import ANSWER_LOGITS, SPANS, TILES, PromptTokenizer, TokenLayout, answer_forms
 from stratascope.store import StoreLayout
+from stratascope.store.format.prompt_parts import MEANS, ROLES, TOKEN_POSITION, grouped_cells
+
+DEFAULT_PATCH_LAYERS = 5
+"""Evenly spaced layers at which image tokens are saved by default."""
 
 
 @contextmanager
@@ -114,6 +126,8 @@ def build_plan(
     record -= frozenset() if forms else {"form_logits"}
     knocked = _evenly_spaced(len(examples), settings.knockouts) if "knockout" in record else np.zeros(len(examples), bool)
     record -= {"knockout"}  # added below, with its targets
+    patched = _evenly_spaced(len(examples), settings.patches)
+    record -= frozenset() if patched.any() else {"patch_residual"}
     sees = bool(record & {"vision_residual", "vision_output"})
     dtype, device = _dtype_and_device(settings, shape, has_gpu)
     positions = _positions(settings, examples, layouts)
@@ -133,6 +147,8 @@ def build_plan(
         vision_positions=_vision_positions(positions) if sees else (),
         answer_forms=tuple(forms),
         ranks=TOP_TOKENS if "top_tokens" in record else 0,
+        patches=int(patch_counts(layouts, patched).max()),
+        patch_layers=_patch_layers(settings, shape.layers) if patched.any() else (),
         fusion=settings.fusion,
         block=settings.block,
         thumbnail=settings.thumbnail and settings.thumbnail[::-1],
@@ -174,9 +190,10 @@ def build_plan(
         "seed": settings.seed,
         "fusion": store.fusion,
         "maps": settings.maps,
+        **({"patches": settings.patches} if patched.any() else {}),
     }
     plan = ExtractionPlan(
-        settings, source, shape, tokenizer, examples, shown, facts, alignments, layouts, has_map, forms, None, store, provenance
+        settings, source, shape, tokenizer, examples, shown, facts, alignments, layouts, has_map, patched, forms, None, store, provenance
     )
     return _with_knockouts(plan, knocked) if knocked.any() else plan
 
@@ -234,7 +251,60 @@ def _evenly_spaced(count: int, wanted: int | None) -> np.ndarray:
     return chosen
 
 
+def _patch_layers(settings: ExtractionSettings, blocks: int) -> tuple[int, ...]:
+    """The layers of `patch_residual`, ascending; InvalidInputError for a layer that the model does not have."""
+    if settings.patch_layers is None:
+        return tuple(sorted({round(layer) for layer in np.linspace(0, blocks, DEFAULT_PATCH_LAYERS)}))
+    beyond = [layer for layer in settings.patch_layers if not 0 <= layer <= blocks]
+    if beyond:
+        raise InvalidInputError(
+            f"expected `patch_layers` within 0 to {blocks}, as the model has {blocks} decoder blocks, found {beyond[0]}"
+        )
+    return tuple(sorted(set(settings.patch_layers)))
+
+
 def _positions(settings: ExtractionSettings, examples: Sequence[Example], layouts: Sequence[TokenLayout]) -> tuple[str, ...]:
+    """Names of the positions to save: the default ones, means, text tokens by role, then groups of image cells."""
+    asked = set(("default",) if settings.positions is None else settings.positions)
+    roles = _roles(layouts)
+    cells = sorted({name for grid in {layout.grid for layout in layouts} for name in grouped_cells(*grid)}, key=_cell)
+    means = [f"{name}_mean" for name in MEANS if any(name in layout.spans for layout in layouts)]
+    others = [*means, *roles, *cells]
+    absent = sorted(asked - {*POSITIONS, *GROUPS, *others})
+    if absent:
+        raise InvalidInputError(
+            f"expected an example with position {absent[0]!r}, found none; the text tokens are {', '.join(roles)}; the groups of image "
+            f"cells are {cells[0]} to {cells[-1]}"
+        )
+    kept = {name for name in others if name in asked or _group(name, roles) in asked}
+    return (*_default_positions(settings, asked, examples, layouts), *(name for name in others if name in kept))
+
+
+def _group(name: str, roles: Mapping[str, bool]) -> str:
+    """The group that saves a position: none for text tokens that are the same in every example."""
+    if name.startswith("cell_"):
+        return "cells"
+    return ("tokens" if roles[name] else "") if name in roles else "means"
+
+
+def _roles(layouts: Sequence[TokenLayout]) -> dict[str, bool]:
+    """Role of a text token -> whether it follows the image or is of the prompt in some example, ordered by `ROLES`."""
+    found: dict[str, bool] = {}
+    for layout in {id(layout): layout for layout in layouts}.values():
+        seen = layout.seen
+        for role, token in layout.roles.items():
+            found[role] = found.get(role, False) or token >= seen
+    parts = {role: TOKEN_POSITION.fullmatch(role) for role in found}
+    return {role: found[role] for role in sorted(found, key=lambda role: (ROLES.index(parts[role][1]), int(parts[role][2])))}  # type: ignore[index]
+
+
+def _cell(name: str) -> tuple[int, ...]:
+    return tuple(map(int, name.split("_")[1:]))
+
+
+def _default_positions(
+    settings: ExtractionSettings, asked: set[str], examples: Sequence[Example], layouts: Sequence[TokenLayout]
+) -> tuple[str, ...]:
     exists: dict[str, Callable[[], bool]] = {
         "final": lambda: True,
         "image": lambda: True,
@@ -242,9 +312,9 @@ def _positions(settings: ExtractionSettings, examples: Sequence[Example], layout
         "subject_box": lambda: any(example.subject_box for example in examples),
         "object_box": lambda: any(example.object_box for example in examples),
     }
-    if settings.positions is None:
-        return tuple(name for name in POSITIONS if exists[name]())
-    for name in settings.positions:
+    if "tokens" in asked:
+        asked = asked | {"final"}
+    for name in asked & set(POSITIONS):
         if not exists[name]():
             why = (
                 "no boxes were matched; set `boxes` to a COCO file"
@@ -252,7 +322,7 @@ def _positions(settings: ExtractionSettings, examples: Sequence[Example], layout
                 else f"the prompt {settings.prompt!r} does not name it"
             )
             raise InvalidInputError(f"expected an example with position {name!r}, found none: {why}")
-    return tuple(name for name in POSITIONS if name in settings.positions)
+    return tuple(name for name in POSITIONS if name in asked or ("default" in asked and exists[name]()))
 
 
 def _vision_positions(positions: Sequence[str]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.images import CONDITIONS
 from stratascope.extract.plan.knockout_plan import MODES
+from stratascope.store.format.prompt_parts import CELL_POSITION, MEANS, TOKEN_POSITION
 
 RECORDS = (
     "residual",
@@ -47,7 +48,11 @@ DTYPES = ("float32", "bfloat16", "float16")
 TEXT_POSITIONS = ("subject", "relation", "object")
 BOX_POSITIONS = ("subject_box", "object_box")
 POSITIONS = ("final", "image", *TEXT_POSITIONS, *BOX_POSITIONS)
-"""Token positions of the residual stream, in the order in which they are stored; each is one token or a mean of tokens."""
+"""Positions that are saved by default, in the order in which they are stored; each is one token or a mean of tokens."""
+
+GROUPS = ("default", "means", "tokens", "cells")
+"""Groups of positions: `POSITIONS`; means over the spans of `MEANS`; every text token from image or prompt on, by its role; groups of image
+cells."""
 
 GRID_POSITIONS = tuple(f"grid_{row}_{column}" for row in range(4) for column in range(4))
 """Sixteenths of the image, for the vision tower."""
@@ -75,13 +80,17 @@ class ExtractionSettings:
     condition: str = "original"
     """Change to the images: original (none), blank (mean colour), mirror (flipped left-right) or shuffled-image (exchanged)."""
     positions: tuple[str, ...] | None = None
-    """Token positions to save; None: all of `POSITIONS` that the examples have."""
+    """Positions to save: names, and names of `GROUPS`; None: all of `POSITIONS` that the examples have."""
     record: tuple[str, ...] = DEFAULT_RECORDS
     """Arrays to save besides the answer logits, of `RECORDS`."""
     fusion: str = "mean"
     """How attention maps are aggregated over heads: mean, max or min."""
     maps: int | None = None
     """Number of evenly spaced examples with attention maps; None: all."""
+    patches: int = 0
+    """Number of evenly spaced examples whose residual stream is saved at every image token."""
+    patch_layers: tuple[int, ...] | None = None
+    """Layers at which it is saved, of 0 (what enters the first block) to L; None: five, evenly spaced from 0 to L."""
     knockouts: int | None = 128
     """Number of evenly spaced examples with attention knockouts; None: all."""
     knockout_modes: tuple[str, ...] = MODES
@@ -121,7 +130,11 @@ class ExtractionSettings:
         for name in self.record:
             _expect_among("record", name, RECORDS)
         for name in self.positions or ():
-            _expect_among("positions", name, POSITIONS)
+            if not is_position(name):
+                raise InvalidInputError(
+                    f"expected `positions` to be among {', '.join((*POSITIONS, *GROUPS))}, or one such as caption_mean, subject_0, "
+                    f"after_caption_0 or cell_0_0, found {name!r}"
+                )
         _expect_among("fusion", self.fusion, FUSIONS)
         if self.dtype is not None:
             _expect_among("dtype", self.dtype, DTYPES)
@@ -132,12 +145,15 @@ class ExtractionSettings:
                 raise InvalidInputError(f"expected `{name}` to be at least 1, found {value}")
         for name, value in (
             ("maps", self.maps),
+            ("patches", self.patches),
             ("knockouts", self.knockouts),
             ("knockout_window", self.knockout_window),
             ("untrained", self.untrained),
         ):
             if value is not None and value < 0:
                 raise InvalidInputError(f"expected `{name}` to be 0 or more, found {value}")
+        if self.patch_layers is not None and not (self.patches and self.patch_layers):
+            raise InvalidInputError("expected `patches` and at least one layer in `patch_layers`, found one without the other; set both")
         for name in self.knockout_modes:
             _expect_among("knockout_modes", name, MODES)
         if "knockout" in self.record and not self.knockout_modes:
@@ -151,7 +167,14 @@ class ExtractionSettings:
     @property
     def held(self) -> frozenset[str]:
         """Optional arrays of the store: those of `record` and their companions."""
-        return frozenset(self.record).union(*(COMPANIONS[name] for name in self.record if name in COMPANIONS))
+        patches = {"patch_residual"} if self.patches else set()
+        return frozenset(self.record).union(patches, *(COMPANIONS[name] for name in self.record if name in COMPANIONS))
+
+
+def is_position(name: str) -> bool:
+    """Whether a prompt can have a position of this name, or it names a group of positions."""
+    mean = name.endswith("_mean") and name.removesuffix("_mean") in MEANS
+    return name in POSITIONS or name in GROUPS or mean or bool(TOKEN_POSITION.fullmatch(name) or CELL_POSITION.fullmatch(name))
 
 
 def _expect_among(parameter: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:

@@ -37,6 +37,7 @@ def store_contents(plan: ExtractionPlan) -> dict[str, Any]:
         "grid": np.array([layout.grid for layout in plan.layouts], np.int32),
         "position_present": plan.present,
         "has_map": plan.has_map,
+        "has_patches": plan.has_patches,
         "provenance": plan.provenance,
     }
 

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate, islice
 
 import numpy as np
@@ -24,6 +24,7 @@ from stratascope.extract.families.model_families import check_family
 from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.chat_template import ChatFormat, PrefixFormat, PromptFormat
 from stratascope.extract.plan.template_framing import Frame, frame_of, tokens_within
+from stratascope.store.format.prompt_parts import token_roles
 
 ANSWER_FORMS = tuple(blank + word for word in ("True", "False", "Yes", "No") for blank in ("", " "))
 
@@ -81,6 +82,16 @@ class TokenLayout:
     """The part of the image that the cells cover, in pixels."""
     cut: tuple[int, ...]
     """Tiling that the processor must report, see `ImageTokens`."""
+
+    @cached_property
+    def roles(self) -> Mapping[str, int]:
+        """Role -> index of each text token, see `token_roles`."""
+        return token_roles(self.spans, len(self.ids))
+
+    @property
+    def seen(self) -> int:
+        """Index of the first token of image or prompt: those before it are the same in every example."""
+        return min(self.spans[name][0] for name in ("image", "prompt") if name in self.spans)
 
 
 @dataclass(slots=True)

@@ -36,6 +36,10 @@ class Capture:
     """(batch, position, hidden) float32: result of `at_entry`."""
     toward: Mapping[int, torch.Tensor] = field(default_factory=dict)
     """Block -> (hidden,) float32: the direction of value_logits."""
+    patches: PatchTokens | None = None
+    """Examples whose residual stream is kept at every image token."""
+    patch_residual: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Layer -> (row of `patches`, patch, hidden) float32."""
     residual: dict[int, torch.Tensor] = field(default_factory=dict)
     """Layer -> (batch, position, hidden) float32."""
     final: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -56,6 +60,8 @@ class Capture:
         self.residual[layer] = self.pooling(hidden)
         rows = torch.arange(len(self.last), device=hidden.device)
         self.final[layer] = hidden[rows, self.last].float()
+        if self.patches is not None and layer in self.patches.layers:
+            self.patch_residual[layer] = hidden[self.patches.rows[:, None], self.patches.index].float()
         if layer == 0 and self.at_entry is not None:
             self.entry = self.at_entry(hidden)
 
@@ -112,10 +118,37 @@ class Pooling:
         batch, positions, _ = self.index.shape
         rows = torch.arange(batch, device=hidden.device)[:, None]
         out = torch.empty(batch, positions, hidden.shape[-1], dtype=torch.float32, device=hidden.device)
+        single = [k for k, count in enumerate(self.counts) if count == 1]
+        out[:, single] = hidden[rows, self.index[:, single, 0]].float()
         for k, count in enumerate(self.counts):
-            gathered = hidden[rows, self.index[:, k, :count]].float()
-            out[:, k] = gathered[:, 0] if count == 1 else torch.einsum("btd,bt->bd", gathered, self.weight[:, k, :count])
+            if count > 1:
+                gathered = hidden[rows, self.index[:, k, :count]].float()
+                out[:, k] = torch.einsum("btd,bt->bd", gathered, self.weight[:, k, :count])
         return out
+
+
+@dataclass(frozen=True)
+class PatchTokens:
+    """Image tokens of the examples of a batch whose residual stream is kept at each of them."""
+
+    rows: torch.Tensor
+    """(example,) int64: rows of the batch."""
+    index: torch.Tensor
+    """(example, patch) int64: tokens of the cells in raster order, the last one repeated as padding."""
+    layers: frozenset[int]
+
+    @classmethod
+    def of(cls, tokens: Mapping[int, np.ndarray], layers: Sequence[int]) -> PatchTokens | None:
+        """From row of the batch -> image tokens; None without any."""
+        if not tokens:
+            return None
+        longest = max(len(each) for each in tokens.values())
+        index = np.stack([np.pad(each, (0, longest - len(each)), mode="edge") for each in tokens.values()])
+        return cls(torch.tensor(list(tokens)), torch.from_numpy(index.astype(np.int64)), frozenset(layers))
+
+    def to(self, device: torch.device) -> PatchTokens:
+        """The same on another device."""
+        return PatchTokens(self.rows.to(device), self.index.to(device), self.layers)
 
 
 def value_norms(value: torch.Tensor, output_weight: torch.Tensor, heads: int) -> torch.Tensor:

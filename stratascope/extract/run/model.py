@@ -15,7 +15,7 @@ from PIL import Image
 from stratascope.extract.families.image_tokens import ImageRule
 from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.knockout_plan import Knockouts
-from stratascope.extract.run.capture import Capture, Pooling, capturing, use_captured_attention
+from stratascope.extract.run.capture import Capture, PatchTokens, Pooling, capturing, use_captured_attention
 from stratascope.extract.run.device_copy import HostCopy, copy_stream, to_host
 from stratascope.extract.run.gradients import TokenGradients, token_gradients
 from stratascope.extract.run.inputs import PreparedImages, forward_inputs, joined, prepare_image
@@ -45,6 +45,8 @@ class Batch:
     """(example, segment) of the vision tower's residual stream to take from `features`; empty: it is not saved."""
     entry: Pooling | None = None
     """Further positions at the entry of the first block; None: none."""
+    patches: PatchTokens | None = None
+    """Image tokens that are kept one by one; None: none."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Captured:
     """(layer, segment, vision hidden) float32."""
     entry: np.ndarray | None = None
     """(example, position, hidden) float32: the batch's `entry`."""
+    patches: np.ndarray | None = None
+    """(layer, row of the batch's `patches`, patch, hidden) float32: the residual stream at image tokens."""
     parts: LogitParts | None = None
     """Terms of the logit of the first choice minus that of the second."""
     form_logits: np.ndarray | None = None
@@ -172,6 +176,7 @@ class CaptureModel:
             request.arrays | ({"head_outputs"} if has_terms else frozenset()),
             request.fusion,
             batch.entry and batch.entry.to(self.device),
+            patches=batch.patches and batch.patches.to(self.device),
             toward=directions(self.model, self.decoder, pair) if "value_logits" in request.arrays else {},
         )
         keep: Any = 1
@@ -196,6 +201,7 @@ class CaptureModel:
             "head_outputs": _stack(capture.head_outputs) if "head_outputs" in held else None,
             "vision": _segments(batch) if batch.segments else None,
             "entry": capture.entry,
+            "patches": _stack(capture.patch_residual) if capture.patch_residual else None,
             "form_logits": self.unembedding.logits(output_residual, request.forms) if request.forms else None,
             "top_tokens": None if top is None else top[1],
             "top_logits": None if top is None else top[0],

@@ -168,6 +168,39 @@ def check_capture(plan: ExtractionPlan, model: CaptureModel, captured: Captured,
             )
 
 
+def check_patches(plan: ExtractionPlan, members: Sequence[int], captured: Captured, image: int) -> None:
+    """Refuse captured image tokens whose mean is not the captured position `image`.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    members
+        Example numbers of the batch.
+    captured
+        The batch.
+    image
+        Index of the position `image` in its residual stream.
+
+    Raises
+    ------
+    CaptureError
+        If they differ by more than rounding.
+    """
+    if captured.patches is None:
+        return
+    rows = [row for row, k in enumerate(members) if plan.has_patches[k]]
+    for tokens, row in zip(captured.patches.swapaxes(0, 1), rows, strict=True):
+        mean = tokens[:, : int(plan.patch_counts[members[row]])].mean(1, dtype=np.float64)
+        expected = captured.residual[list(plan.store.patch_layers), image, row]
+        apart = np.linalg.norm(mean - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+        if not (apart <= LIMITS["float32"].inner).all():
+            raise CaptureError(
+                f"expected the image tokens of example {plan.examples[members[row]].id} to have the mean of the position image, found "
+                f"{apart.max():.3g} apart; report this with the model's name"
+            )
+
+
 def logit_scale(reference: Reference) -> float:
     """Unit of the tolerance for logits of an example."""
     return max(float(np.abs(reference.logits).max()), 2 * reference.spread)

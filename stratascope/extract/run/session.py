@@ -13,11 +13,11 @@ from PIL import Image
 
 from stratascope.errors import CaptureError, InvalidInputError
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
-from stratascope.extract.run.capture import Pooling
+from stratascope.extract.run.capture import PatchTokens, Pooling
 from stratascope.extract.run.gradients import TokenGradients
 from stratascope.extract.run.inputs import LoadedImage, PreparedImages, check_cut, joined, load_image, shown_image
 from stratascope.extract.run.model import Batch, CaptureModel, CaptureRequest, PendingCapture
-from stratascope.extract.run.self_check import CHECKED, LIMITS, check_capture, check_prompt, load_processor
+from stratascope.extract.run.self_check import CHECKED, LIMITS, check_capture, check_patches, check_prompt, load_processor
 from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures
 
 
@@ -171,12 +171,17 @@ class ExtractionSession:
             tokens = [self.plan.position_tokens(example, name) for name in self._pooled]
             references[row] = self.model.reference(made, tokens, self.request.choices)
         check_capture(self.plan, self.model, captured, references)
+        check_patches(self.plan, batch.members, captured, self._pooled.index("image"))
 
     @property
     def _pooled(self) -> tuple[str, ...]:
         """Positions of the captured residual stream; the first batch is also compared at the final and the image tokens."""
         positions = self.plan.store.positions
         return positions if self.checked else (*positions, *(name for name in ("final", "image") if name not in positions))
+
+    def _image_tokens(self, members: Sequence[int]) -> dict[int, np.ndarray]:
+        """Row of a batch -> image tokens, of the examples whose residual stream is saved at each of them."""
+        return {row: np.arange(*self.plan.layouts[k].spans["image"]) for row, k in enumerate(members) if self.plan.has_patches[k]}
 
     def _batch(self, members: Sequence[int], images: Sequence[Image.Image]) -> Batch:
         """A batch with pixels of its images."""
@@ -207,4 +212,5 @@ class ExtractionSession:
             tuple(features),
             segments,
             entry,
+            PatchTokens.of(self._image_tokens(members), plan.store.patch_layers),
         )

@@ -22,13 +22,16 @@ from stratascope.store import RECORDED, STATUS_CODES, StoreLayout, encode_maps
 from stratascope.store.format.block_checks import BlockFacts, unstorable_examples
 
 
-def empty_arrays(layout: StoreLayout, count: int) -> dict[str, np.ndarray]:
-    """Arrays of a block with `count` examples and fill values, status `recorded`; floats as float32."""
+def empty_arrays(layout: StoreLayout, count: int, patched: int = 0) -> dict[str, np.ndarray]:
+    """Arrays of a block with `count` examples and fill values, status `recorded`; floats as float32.
+
+    Arrays with a mask have the `patched` examples of the block alone.
+    """
     arrays = {}
     for spec in layout.arrays():
         if spec.when == "block":
             dtype = np.float32 if spec.dtype.startswith("float") else spec.dtype
-            arrays[spec.name] = np.full(spec.block_shape(count), spec.fill, dtype)
+            arrays[spec.name] = np.full(spec.block_shape(patched if spec.mask else count), spec.fill, dtype)
     arrays["status"][:] = RECORDED
     return arrays
 
@@ -82,6 +85,7 @@ def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: n
         for row, k in enumerate(members):
             arrays["residual"][:, ~plan.present[k], at[row]] = np.nan
     _fill_vision(plan, members, captured, at, arrays)
+    _fill_patches(plan, members, captured, int(members[0] - at[0]), arrays)
     failed, causal = {}, check_family(plan.source).causal
     for row, k in enumerate(members):
         tokens = len(plan.layouts[k].ids)
@@ -117,13 +121,24 @@ def leave_out_unstorable(plan: ExtractionPlan, first: int, arrays: dict[str, np.
     """
     members = range(first, first + len(arrays["status"]))
     part = slice(members.start, members.stop)
-    facts = BlockFacts(members, plan.token_counts[part].astype(np.int32), plan.present[part], plan.has_map[part])
+    tokens = plan.token_counts[part].astype(np.int32)
+    facts = BlockFacts(members, tokens, plan.present[part], plan.has_map[part], plan.patch_counts[part])
     reasons = unstorable_examples(plan.store, facts, arrays)
     for place in reasons:
         arrays["status"][place] = STATUS_CODES["non_finite"]
         if "attention_maps" in arrays:
             arrays["attention_maps"][place] = 0
     return {first + place: reason for place, reason in reasons.items()}
+
+
+def _fill_patches(plan: ExtractionPlan, members: Sequence[int], captured: Captured, first: int, arrays: dict[str, np.ndarray]) -> None:
+    """Copy image tokens; `first` is the number of the block's first example."""
+    if captured.patches is None or "patch_residual" not in arrays:
+        return
+    patched = [k for k in members if plan.has_patches[k]]
+    for row, k in enumerate(patched):
+        count, place = int(np.prod(plan.layouts[k].grid)), int(plan.has_patches[first:k].sum())
+        arrays["patch_residual"][:, place, :count] = captured.patches[:, row, :count]
 
 
 def _fill_vision(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
@@ -230,7 +245,7 @@ class ShardBlock:
         self._session, self._first, self._images, self._filling, self._bar = session, first, images, filling, bar
         self._loaded: dict[str, LoadedImage] = {}
         self._features: dict[int, ImageFeatures] = {}
-        self.arrays = empty_arrays(session.plan.store, count)
+        self.arrays = empty_arrays(session.plan.store, count, int(session.plan.has_patches[first : first + count].sum()))
         """All arrays of the block; complete once all `batches` are done."""
         self.batches: list[Future[Any]] = []
 

@@ -157,9 +157,13 @@ class _Run:
         work = ShardBlock(session, place.start, len(place), images, ImmediateQueue(session), NoBar())
         work.run(members)
         seconds = session.clock() - begin - sum(map(sum, session.spent.values()))
-        axes = {spec.name: spec.dims.index("example") for spec in plan.store.arrays() if spec.name in work.arrays}
-        at = np.array(members) - place.start
-        return {name: values.take(at, axes[name]) for name, values in work.arrays.items()}, seconds
+        at, found = np.array(members) - place.start, {}
+        held = plan.has_patches[place.start : place.stop]
+        for spec in plan.store.arrays():
+            if spec.name in work.arrays:
+                rows = np.array([int(held[:k].sum()) for k in at if held[k]], np.intp) if spec.mask else at
+                found[spec.name] = work.arrays[spec.name].take(rows, spec.example_axis)
+        return found, seconds
 
     def _time(self, members: Sequence[int]) -> dict[str, np.ndarray]:
         """Run a batch and note its times; returns its arrays."""
@@ -182,6 +186,7 @@ class _Run:
             shown=[plan.shown[k] for k in members],
             layouts=[plan.layouts[k] for k in members],
             has_map=plan.has_map[list(members)],
+            has_patches=plan.has_patches[list(members)],
             store=plan.store.subset(examples=len(members), block=len(members)),
         )
         create_store(path, part.store, **store_contents(part))
@@ -248,7 +253,7 @@ class _Run:
         return [each[turn] for turn in range(count) for each in spread if turn < len(each)]
 
     def _mapped(self, batch: Sequence[int]) -> bool:
-        return bool(self._plan.has_map[list(batch)].any())
+        return bool((self._plan.has_map | self._plan.has_patches)[list(batch)].any())
 
     def _tokens(self, batch: Sequence[int]) -> float:
         """Tokens of a batch, padding included."""

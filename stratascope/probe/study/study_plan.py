@@ -296,6 +296,10 @@ def layers_of(store: ActivationStore, array: str, layers: int | Sequence[int] | 
         The array lacks one of the layers.
     """
     spec = store.layout.array(array)
+    if "patch" in spec.dims:
+        raise InvalidInputError(
+            f"{array}: expected an array of one vector an example, found one vector an image token; run stratascope patches"
+        )
     if "example" not in spec.dims or len(set(spec.dims) - {"example", spec.layer_dim, spec.position_dim}) == 0:
         found = " by ".join(spec.dims)
         raise InvalidInputError(

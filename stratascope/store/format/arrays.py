@@ -12,8 +12,8 @@ import numpy as np
 Codec = Literal["floats", "zstd", "text", "marker"]
 When = Literal["creation", "block", "derived", "marker"]
 
-LAYER_DIMS = ("layer", "attention_layer", "vision_layer")
-"""Dimensions that `layer=` selects on: residual stream, attention, vision tower."""
+LAYER_DIMS = ("layer", "attention_layer", "vision_layer", "patch_layer")
+"""Dimensions that `layer=` selects on: residual stream at positions, attention, vision tower, residual stream at image tokens."""
 POSITION_DIMS = ("position", "vision_position")
 
 
@@ -37,6 +37,8 @@ class ArraySpec:
     description: str
     gaps: bool = False
     """Whether recorded examples may have NaN."""
+    mask: str = ""
+    """Array that says which examples have values; others are neither passed to the writer nor returned. Empty: all examples."""
 
     @property
     def by_block(self) -> bool:
@@ -93,6 +95,8 @@ class ArrayKind:
     """In the store only if `record` names one of these arrays, whose axis it labels."""
     gaps: bool = False
     """Whether a recorded example may have NaN."""
+    mask: str = ""
+    """Array that says which examples have values; all if empty."""
 
     def shaped(self, sizes: Mapping[str, int], block: int) -> ArraySpec:
         """The array with a length for every dimension and its chunks."""
@@ -103,7 +107,7 @@ class ArrayKind:
         shape = tuple(sizes[d] for d in self.dims)
         shard = file if by_block and file != chunk else None
         return ArraySpec(
-            self.name, self.dims, shape, self.dtype, self.fill, chunk, shard, self.codec, self.when, self.description, self.gaps
+            self.name, self.dims, shape, self.dtype, self.fill, chunk, shard, self.codec, self.when, self.description, self.gaps, self.mask
         )
 
 
@@ -117,6 +121,12 @@ TABLE = (
         "residual", ("layer", "position", "example", "hidden"), "float32", _NAN,
         {"layer": 1, "position": 1, "example": 32}, "floats", "block",
         "residual stream after `layer` decoder blocks, before the final norm; NaN where the position is absent", True,
+    ),
+    ArrayKind(
+        "patch_residual", ("patch_layer", "example", "patch", "hidden"), "float32", _NAN,
+        {"patch_layer": 1, "example": 1}, "zstd", "block",
+        "residual stream of every image token, in raster order, of the examples in has_patches; NaN beyond an example's image tokens",
+        True, mask="has_patches",
     ),
     ArrayKind(
         "vision_residual", ("vision_layer", "vision_position", "example", "vision_hidden"), "float32", _NAN,
@@ -198,10 +208,18 @@ TABLE = (
     ArrayKind("spans", ("example", "span", "bound"), "int32", -1, _PAGE, "zstd", "creation", "token interval [start, stop); -1: absent"),
     ArrayKind("position_present", ("example", "position"), "bool", False, _PAGE, "zstd", "creation", "whether the position exists"),
     ArrayKind("has_map", ("example",), "bool", False, _PAGE, "zstd", "creation", "whether attention_maps holds the example"),
+    ArrayKind(
+        "has_patches", ("example",), "bool", False, _PAGE, "zstd", "creation", "whether patch_residual holds the example",
+        beside=("patch_residual",),
+    ),
     ArrayKind("layer", ("layer",), "int32", -1, {}, "zstd", "creation", "decoder blocks passed: 0 is what enters the first"),
     ArrayKind("attention_layer", ("attention_layer",), "int32", -1, {}, "zstd", "creation", "index of the decoder block"),
     ArrayKind(
         "vision_layer", ("vision_layer",), "int32", -1, {}, "zstd", "creation", "vision blocks passed", beside=("vision_residual",)
+    ),
+    ArrayKind(
+        "patch_layer", ("patch_layer",), "int32", -1, {}, "zstd", "creation", "decoder blocks passed: 0 is what enters the first",
+        beside=("patch_residual",),
     ),
     ArrayKind("position", ("position",), "str", "", {}, "text", "creation", "names of positions"),
     ArrayKind(

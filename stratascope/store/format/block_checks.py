@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,19 +21,38 @@ ROW_TOLERANCE = 2e-3
 class BlockFacts:
     """Facts about the n examples of a shard block that are known before the model runs."""
 
-    examples: range
+    examples: Sequence[int]
     n_tokens: NDArray[np.int32]
     """(n,)"""
     position_present: NDArray[np.bool_]
     """(n, position)"""
     has_map: NDArray[np.bool_]
     """(n,)"""
+    patches: NDArray[np.integer] | None = None
+    """(n,) image tokens in patch_residual, 0 for examples that it does not hold; None for a store without it."""
+
+    def held(self, spec: ArraySpec) -> NDArray[np.bool_]:
+        """(n,) whether an array holds each example: all, or those of its mask."""
+        if not spec.mask:
+            return np.ones(len(self.examples), bool)
+        return np.zeros(len(self.examples), bool) if self.patches is None else np.asarray(self.patches > 0)
+
+    def only(self, kept: NDArray[np.bool_]) -> BlockFacts:
+        """The facts about the examples that a mask (n,) keeps."""
+        return BlockFacts(
+            [example for example, keep in zip(self.examples, kept, strict=True) if keep],
+            self.n_tokens[kept],
+            self.position_present[kept],
+            self.has_map[kept],
+            None if self.patches is None else self.patches[kept],
+        )
 
 
 def checked_block(layout: StoreLayout, facts: BlockFacts, arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """Check the arrays of a shard block, convert them to stored types, and derive the rest.
 
-    What is not recorded (an absent position, an example whose status is not `recorded`) becomes fill, whatever was passed.
+    What is not recorded (an absent position, an example whose status is not `recorded`) becomes fill, whatever was passed. An array with
+    a mask is passed and returned with the examples of its mask alone.
 
     Raises
     ------
@@ -58,8 +77,9 @@ def checked_block(layout: StoreLayout, facts: BlockFacts, arrays: Mapping[str, A
     out: dict[str, NDArray[Any]] = {}
     for name, spec in specs.items():
         values = status if name == "status" else np.asarray(arrays[name])
-        if values.shape != spec.block_shape(n):
-            raise InvalidInputError(f"{name}: expected shape {spec.block_shape(n)} {spec.dims}, found {values.shape}")
+        kept = facts.held(spec)
+        if values.shape != (shape := spec.block_shape(int(kept.sum()))):
+            raise InvalidInputError(f"{name}: expected shape {shape} {spec.dims}, found {values.shape}")
         if name == "attention_maps":
             out[name] = _maps(values, facts, recorded)
         elif np.dtype(spec.dtype).kind == "u":
@@ -67,7 +87,7 @@ def checked_block(layout: StoreLayout, facts: BlockFacts, arrays: Mapping[str, A
         elif np.dtype(spec.dtype).kind == "i":
             out[name] = _integers(spec, values, recorded)
         else:
-            out[name] = _floats(layout, spec, values, facts, recorded)
+            out[name] = _floats(layout, spec, values, facts.only(kept) if spec.mask else facts, recorded[kept])
     if "attention_rows" in out:
         _check_rows(layout, out["attention_rows"], facts, recorded)
         # (layer, example, head, token) -> (example, layer, token)
@@ -98,13 +118,14 @@ def unstorable_examples(layout: StoreLayout, facts: BlockFacts, arrays: Mapping[
     for spec in layout.arrays():
         if spec.when != "block" or np.dtype(spec.dtype).kind != "f":
             continue
-        values = np.asarray(arrays[spec.name])
-        _, bad = _stored(layout, spec, values, facts, recorded)
+        values, kept = np.asarray(arrays[spec.name]), facts.held(spec)
+        places, own = np.flatnonzero(kept), facts.only(kept) if spec.mask else facts
+        _, bad = _stored(layout, spec, values, own, recorded[kept])
         around = tuple(k for k in range(bad.ndim) if k != spec.example_axis)
-        for place in np.flatnonzero(bad.any(around)):
-            if int(place) not in reasons:
-                at = np.argwhere(bad & (np.arange(bad.shape[spec.example_axis]) == place).reshape(_example_shape(spec)))[0]
-                reasons[int(place)] = _unstored(layout, spec, values, at, facts)
+        for row in np.flatnonzero(bad.any(around)):
+            if int(places[row]) not in reasons:
+                at = np.argwhere(bad & (np.arange(bad.shape[spec.example_axis]) == row).reshape(_example_shape(spec)))[0]
+                reasons[int(places[row])] = _unstored(layout, spec, values, at, own)
     return reasons
 
 
@@ -160,8 +181,10 @@ def _floats(layout: StoreLayout, spec: ArraySpec, values: NDArray[Any], facts: B
             f"{reason}; record the example with status {STATUS_CODES['non_finite']} (non_finite), or compute in float32"
         )
     wanted, finite = _wanted(layout, spec, facts, recorded), np.isfinite(stored)
-    if "token" in spec.dims and (finite & _along_examples(spec, recorded) & ~_within(spec, facts)).any():
-        raise InvalidInputError(f"{spec.name}: expected NaN beyond each prompt's n_tokens, found numbers; pad on the right with NaN")
+    within = _within(spec, facts)
+    if within is not None and (finite & _along_examples(spec, recorded) & ~within).any():
+        own = "prompt's n_tokens" if "token" in spec.dims else "example's image tokens"
+        raise InvalidInputError(f"{spec.name}: expected NaN beyond each {own}, found numbers; pad on the right with NaN")
     if np.broadcast_to(wanted, stored.shape).all():
         return stored
     return np.where(wanted, stored, np.asarray(np.nan, dtype=spec.dtype))
@@ -193,9 +216,8 @@ def _wanted(layout: StoreLayout, spec: ArraySpec, facts: BlockFacts, recorded: N
         # (position, example) at the axes of this array, which follow each other
         before = spec.dims.index(spec.position_dim)
         wanted = wanted & present.reshape([1] * before + [*present.shape] + [1] * (len(spec.dims) - before - 2))
-    if "token" in spec.dims:
-        wanted = wanted & _within(spec, facts)
-    return wanted
+    within = _within(spec, facts)
+    return wanted if within is None else wanted & within
 
 
 def _along_examples(spec: ArraySpec, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -207,11 +229,16 @@ def _example_shape(spec: ArraySpec) -> list[int]:
     return [-1 if i == spec.example_axis else 1 for i in range(len(spec.dims))]
 
 
-def _within(spec: ArraySpec, facts: BlockFacts) -> NDArray[np.bool_]:
-    """Whether a token lies within its prompt, broadcastable to an array with examples and, last, tokens."""
-    inside = np.arange(spec.shape[-1]) < facts.n_tokens[:, None]
+def _within(spec: ArraySpec, facts: BlockFacts) -> NDArray[np.bool_] | None:
+    """Whether a token lies within its prompt or image, broadcastable to an array that pads tokens after its examples; else None."""
+    padded = next((dim for dim in ("token", "patch") if dim in spec.dims), None)
+    lengths = facts.n_tokens if padded == "token" else facts.patches
+    if padded is None or lengths is None:
+        return None
+    axis = spec.dims.index(padded)
+    inside = np.arange(spec.shape[axis]) < lengths[:, None]
     shape = [1] * len(spec.dims)
-    shape[spec.example_axis], shape[-1] = inside.shape
+    shape[spec.example_axis], shape[axis] = inside.shape
     return inside.reshape(shape)
 
 

@@ -30,7 +30,10 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "top_tokens": ("ranks",),
     "top_logits": ("ranks",),
     "knockout": KNOCKOUT_AXES,
+    "patch_residual": ("patches", "patch_layers"),
 }
+_UNSAID = ("patches", "patch_layers")
+"""Fields of later releases, which a layout leaves out where they are empty: earlier ones refuse unknown fields."""
 """Array -> fields that it requires."""
 
 
@@ -82,6 +85,10 @@ class StoreLayout:
     knockout_windows: tuple[str, ...] = ()
     """Windows of decoder blocks as "first-last"; the first one covers all blocks."""
     knockout_targets: tuple[str, ...] = ()
+    patches: int = 0
+    """Most image tokens of an example in `patch_residual`: its padded axis `patch`."""
+    patch_layers: tuple[int, ...] = ()
+    """Layers of `patch_residual`."""
     kept_layers: tuple[int, ...] | None = None
     """Layers in a copy of some layers; None for all."""
 
@@ -94,7 +101,7 @@ class StoreLayout:
                 raise InvalidInputError(f"{name}: expected at least one name, found none")
         for name in ("examples", "layers", "hidden", "heads", "tokens", "block"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("head_dim", "vision_layers", "vision_hidden", "ranks"):
+        for name in ("head_dim", "vision_layers", "vision_hidden", "ranks", "patches"):
             _at_least(name, getattr(self, name), 0)
         check_layout_sizes(vars(self), self.blocks)
         unknown = self.record - set(RECORDABLE)
@@ -110,11 +117,9 @@ class StoreLayout:
             object.__setattr__(self, "thumbnail", tuple(self.thumbnail))
             if len(self.thumbnail) != 2 or min(self.thumbnail) < 1 or max(self.thumbnail) > MOST_SIDE:
                 raise InvalidInputError(f"thumbnail: expected height and width in pixels, or None, found {self.thumbnail}")
+        object.__setattr__(self, "patch_layers", _rising("patch_layers", self.patch_layers, self.layers))
         if self.kept_layers is not None:
-            kept = tuple(int(k) for k in self.kept_layers)
-            object.__setattr__(self, "kept_layers", kept)
-            if list(kept) != sorted(set(kept)) or not kept or kept[0] < 0 or kept[-1] > self.layers:
-                raise InvalidInputError(f"kept_layers: expected rising numbers within 0..{self.layers}, found {kept}")
+            object.__setattr__(self, "kept_layers", _rising("kept_layers", self.kept_layers, self.layers, least=1))
 
     @property
     def blocks(self) -> int:
@@ -134,7 +139,10 @@ class StoreLayout:
     def layers_of(self, dim: str) -> tuple[int, ...]:
         """Layer numbers along `dim`, one of LAYER_DIMS."""
         vision = tuple(range(self.vision_layers + 1))
-        return {"layer": self.residual_layers, "attention_layer": self.attention_layers, "vision_layer": vision}[dim]
+        patches = tuple(k for k in self.patch_layers if k in self.residual_layers)
+        return {"layer": self.residual_layers, "attention_layer": self.attention_layers, "vision_layer": vision, "patch_layer": patches}[
+            dim
+        ]
 
     def positions_of(self, dim: str) -> tuple[str, ...]:
         """Position names along `dim`, one of POSITION_DIMS."""
@@ -161,6 +169,7 @@ class StoreLayout:
             "vision_position": len(self.vision_positions), "vision_hidden": self.vision_hidden,
             "answer_form": len(self.answer_forms), "rank": self.ranks, "knockout_mode": len(self.knockout_modes),
             "knockout_window": len(self.knockout_windows), "knockout_target": len(self.knockout_targets),
+            "patch": self.patches, "patch_layer": len(self.layers_of("patch_layer")),
         }  # fmt: skip
 
     def arrays(self) -> tuple[ArraySpec, ...]:
@@ -211,7 +220,7 @@ class StoreLayout:
         """All fields as plain JSON; `from_json` reads it."""
         values = asdict(self)
         values["record"] = sorted(self.record)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v or k not in _UNSAID}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StoreLayout:
@@ -248,6 +257,8 @@ class StoreLayout:
             return False
         if "attention_layer" in row.dims and not self.attention_layers:
             return False
+        if ("patch_layer" in row.dims or "patch_residual" in row.beside) and not self.layers_of("patch_layer"):
+            return False
         return not row.beside or bool(self.record.intersection(row.beside))
 
 
@@ -255,6 +266,17 @@ def _distinct_names(field: str, names: Sequence[str]) -> tuple[str, ...]:
     found = tuple(names)
     if isinstance(names, str) or len(set(found)) != len(found) or not all(isinstance(n, str) and n for n in found):
         raise InvalidInputError(f"{field}: expected distinct, non-empty names, found {names!r}")
+    return found
+
+
+def _rising(field: str, numbers: Sequence[int], most: int, least: int = 0) -> tuple[int, ...]:
+    """Layer numbers within 0..most, ascending, at least `least` of them."""
+    found = tuple(numbers)
+    if any(isinstance(k, bool) or not isinstance(k, int | np.integer) for k in found):
+        raise InvalidInputError(f"{field}: expected whole numbers, found {found}")
+    found = tuple(int(k) for k in found)
+    if list(found) != sorted(set(found)) or len(found) < least or (found and (found[0] < 0 or found[-1] > most)):
+        raise InvalidInputError(f"{field}: expected rising numbers within 0..{most}, found {found}")
     return found
 
 

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 
@@ -30,19 +31,21 @@ ABSENT = np.uint64(2**64 - 1)
 """Offset and length of an absent chunk in an index."""
 
 
-def encode_file(spec: ArraySpec, values: NDArray[Any]) -> Iterator[bytes]:
+def encode_file(spec: ArraySpec, values: NDArray[Any], held: NDArray[np.bool_] | None = None) -> Iterator[bytes]:
     """Encode a file: every chunk in row-major order, then the index.
 
-    `values` has the array's dimensions with the block's examples along the example axis; chunks that reach beyond are padded
-    with fill. The same values always give the same bytes.
+    `values` has the array's dimensions with the block's examples along the example axis, of an array with a mask those that are `held`
+    (example,); the chunks of the others, and what reaches beyond the examples, are fill. The same values always give the same bytes.
     """
     counts = chunk_counts(spec)
+    shape = values.shape if held is None else spec.block_shape(len(held))
     index = np.full((*counts, 2), ABSENT, dtype="<u8")
     offset = 0
     with _one_thread_per_chunk():
         for at in itertools.product(*map(range, counts)):
-            if _overlaps(at, spec.chunk, values.shape):
-                data = encode_chunk(spec, _cut(spec, values, at))
+            if _overlaps(at, spec.chunk, shape):
+                own = _place_among(spec, at, held)
+                data = _fill_chunk(spec) if own is None else encode_chunk(spec, _cut(spec, values, own))
                 index[at] = (offset, len(data))
                 offset += len(data)
                 yield data
@@ -99,8 +102,8 @@ def decode_index(spec: ArraySpec, data: bytes | memoryview) -> NDArray[np.uint64
     return np.frombuffer(_without_checksum(data, "the index"), dtype="<u8").reshape(*chunk_counts(spec), 2)
 
 
-def decode_file(spec: ArraySpec, data: bytes, examples: int) -> NDArray[Any]:
-    """Decode all values of a file with `examples` examples, checking it strictly.
+def decode_file(spec: ArraySpec, data: bytes, examples: int, held: NDArray[np.bool_] | None = None) -> NDArray[Any]:
+    """Decode all values of a file with `examples` examples, of an array with a mask those that are `held` (example,), checking it strictly.
 
     Raises
     ------
@@ -111,7 +114,7 @@ def decode_file(spec: ArraySpec, data: bytes, examples: int) -> NDArray[Any]:
     if spec.shard is None:
         return decode_chunk(spec, data, "the chunk")[tuple(map(slice, shape))]
     index = decode_index(spec, data[-index_size(spec) :])
-    out = np.empty(shape, dtype=spec.dtype)
+    out = np.empty(shape if held is None else spec.block_shape(int(held.sum())), dtype=spec.dtype)
     end = 0
     for at in itertools.product(*map(range, chunk_counts(spec))):
         start, length = (int(v) for v in index[at])
@@ -123,12 +126,34 @@ def decode_file(spec: ArraySpec, data: bytes, examples: int) -> NDArray[Any]:
             found = "none" if start == int(ABSENT) else f"it at byte {start}"
             raise StoreError(f"expected chunk {at} at byte {end}, chunks in row-major order, found {found}")
         end = start + length
+        own = _place_among(spec, at, held)
+        if own is None and data[start:end] == _fill_chunk(spec):
+            continue
         chunk = decode_chunk(spec, memoryview(data)[start:end], f"chunk {at}")
-        part = out[tuple(slice(i * c, (i + 1) * c) for i, c in zip(at, spec.chunk, strict=True))]
+        if own is None:
+            if not np.array_equal(chunk, np.full(spec.chunk, spec.fill, spec.dtype), equal_nan=True):
+                raise StoreError(f"expected fill in chunk {at}, an example that {spec.mask} leaves out, found values")
+            continue
+        part = out[tuple(slice(i * c, (i + 1) * c) for i, c in zip(own, spec.chunk, strict=True))]
         part[...] = chunk[tuple(map(slice, part.shape))]
     if end + index_size(spec) != len(data):
         raise StoreError(f"expected {end + index_size(spec)} bytes, found {len(data)}")
     return out
+
+
+def _place_among(spec: ArraySpec, at: tuple[int, ...], held: NDArray[np.bool_] | None) -> tuple[int, ...] | None:
+    """Index of a chunk among those of the held examples; None for an example that is not held."""
+    if held is None:
+        return at
+    axis = spec.example_axis
+    assert spec.chunk[axis] == 1, "a chunk of an array with a mask holds one example"
+    return (*at[:axis], int(held[: at[axis]].sum()), *at[axis + 1 :]) if held[at[axis]] else None
+
+
+@lru_cache(maxsize=8)
+def _fill_chunk(spec: ArraySpec) -> bytes:
+    """A chunk of nothing but fill."""
+    return encode_chunk(spec, np.full(spec.chunk, spec.fill, dtype=spec.dtype))
 
 
 def _with_checksum(data: bytes) -> bytes:

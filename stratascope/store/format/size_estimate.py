@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.layout import StoreLayout
+from stratascope.store.format.prompt_parts import is_mean
 from stratascope.store.format.shards import encode_chunk, index_size
 
-MEAN_POSITIONS = ("image", "subject_box", "object_box")
-"""Positions that are means over tokens: float32 numbers, even where the model computes in bfloat16."""
-
 _FLOATS = {"float32": 0.91, "float16": 0.51, "bfloat16": 0.415}
-"""Compression ratio of float32 numbers, by the model's dtype."""
+"""Compression ratio of float32 numbers, by the model's dtype; means over tokens are float32 numbers even if that is bfloat16."""
+_PATCHES = {"float32": 0.94, "float16": 0.61, "bfloat16": 0.48}
+"""The same with zstd, which leaves next to nothing of examples without patches."""
 _LOGITS = {"float32": 1.0, "float16": 0.7, "bfloat16": 0.6}
 _SAME_TOKEN, _FEW_WORDS = 0.04, 0.35
 """Layer 0 holds embeddings: the final token is the same in every example, words recur. Share of what other layers take."""
+_WORDS = ("subject", "relation", "object")
 _EFFECTS = 0.75
 """Knockouts of one target in windows where it is not seen are zero to the last bit, or nearly."""
 _TOKEN_IDS = 0.3
@@ -45,6 +46,7 @@ def estimate_sizes(
     thumbnails: NDArray[np.uint8] | None = None,
     words: int = 0,
     knocked: float = 1.0,
+    patches: NDArray[Any] | None = None,
 ) -> pd.DataFrame:
     """Estimate the size on disk of every array, before a model is run.
 
@@ -64,6 +66,8 @@ def estimate_sizes(
         Token texts in the store's vocabulary.
     knocked
         Share of the examples whose knockouts are measured.
+    patches
+        (example,) image tokens of each example in patch_residual, 0 for examples without; None: all have the most.
 
     Returns
     -------
@@ -97,6 +101,8 @@ def estimate_sizes(
         filled = _filled_bytes(spec, lengths, mapped, share)
         if spec.name == "attention_maps":
             values = _maps(layout, spec, lengths, mapped)
+        elif spec.name == "patch_residual":
+            values = _patches(layout, spec, patches)
         elif spec.name in ("gradient_input", "hiding_estimate"):
             values = filled * _LOGITS["float32"]
         elif "token" in spec.dims:
@@ -127,13 +133,21 @@ def _residuals(layout: StoreLayout, spec: ArraySpec, present: dict[str, float]) 
     whole = spec.raw_bytes / len(layers) / len(layout.positions_of(dim))
     total = 0.0
     for position in layout.positions_of(dim):
-        averaged = position in MEAN_POSITIONS
+        averaged = is_mean(position)
         share = _FLOATS["float32" if averaged else layout.computed_dtype]
         for layer in layers:
             embedding = layer == 0 and spec.name == "residual" and not averaged
-            recurring = (_SAME_TOKEN if position == "final" else _FEW_WORDS) if embedding else 1.0
+            recurring = (_FEW_WORDS if position.split("_")[0] in _WORDS else _SAME_TOKEN) if embedding else 1.0
             total += whole * share * recurring * present.get(position, 1.0)
     return total
+
+
+def _patches(layout: StoreLayout, spec: ArraySpec, patches: NDArray[Any] | None) -> float:
+    counts = np.full(layout.examples, layout.patches) if patches is None else np.asarray(patches)
+    if counts.shape != (layout.examples,):
+        raise InvalidInputError(f"patches: expected {layout.examples} values, one an example, found shape {counts.shape}")
+    vector = spec.raw_bytes / layout.examples / max(layout.patches, 1)  # of one image token, at all layers
+    return float(counts.sum() * vector * _PATCHES[layout.computed_dtype] + spec.raw_bytes / layout.examples * (counts == 0).sum() * 1e-4)
 
 
 def _spread(layout: StoreLayout) -> float:

@@ -20,7 +20,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from stratascope.errors import InvalidInputError, StoreError
-from stratascope.store.format.arrays import NUMBER_ROWS, SHOWN_ROWS, TABLE_ROWS, WORD_ROWS, ArraySpec, paged
+from stratascope.store.format.arrays import LAYER_DIMS, NUMBER_ROWS, SHOWN_ROWS, TABLE_ROWS, WORD_ROWS, ArraySpec, paged
 from stratascope.store.format.layout import STATUS_CODES, StoreLayout
 from stratascope.store.format.provenance import store_attributes
 from stratascope.store.format.shards import ZSTD_LEVEL
@@ -43,6 +43,7 @@ def create_store(
     grid: NDArray[Any],
     position_present: NDArray[Any],
     has_map: NDArray[Any],
+    has_patches: NDArray[Any] | None = None,
     provenance: Mapping[str, Any],
 ) -> None:
     """Create a store without any written block.
@@ -68,6 +69,8 @@ def create_store(
         (example, position) whether the position exists in the example.
     has_map
         (example,) whether attention_maps will hold the example.
+    has_patches
+        (example,) whether patch_residual will hold the example; needed where the layout records it.
     provenance
         Plain JSON: model, processor, data hashes, versions, ...
 
@@ -81,6 +84,7 @@ def create_store(
     known = {
         "spans": spans, "token_ids": token_ids, "n_tokens": n_tokens, "grid": grid,
         "position_present": position_present, "has_map": has_map,
+        **({} if has_patches is None else {"has_patches": has_patches}),
     }  # fmt: skip
     target = Path(path)
     if os.path.lexists(target):
@@ -174,7 +178,7 @@ def _attributes(layout: StoreLayout, spec: ArraySpec) -> dict[str, Any]:
 
 
 def _coordinates(layout: StoreLayout) -> dict[str, NDArray[Any]]:
-    numbers = {d: np.array(layout.layers_of(d), dtype=np.int32) for d in ("layer", "attention_layer", "vision_layer")}
+    numbers = {d: np.array(layout.layers_of(d), dtype=np.int32) for d in LAYER_DIMS}
     named = {s.name: layout.names_of(s.name) for s in layout.arrays() if s.codec == "text"}
     return {**numbers, **{name: np.array(names, dtype=object) for name, names in named.items() if names is not None}}
 
@@ -202,12 +206,15 @@ def _check_examples(layout: StoreLayout, examples: pd.DataFrame, provenance: Map
 
 def _check_known(layout: StoreLayout, values: Mapping[str, NDArray[Any]], vocabulary: NDArray[np.int32]) -> None:
     for spec in layout.arrays():
-        if spec.when == "creation" and np.shape(values[spec.name]) != spec.shape:
-            wanted = f"shape {spec.shape} {spec.dims}"
-            raise InvalidInputError(f"{spec.name}: expected {wanted}, as the layout says, found {np.shape(values[spec.name])}")
+        if spec.when == "creation" and (found := np.shape(values.get(spec.name, np.array(None)))) != spec.shape:
+            raise InvalidInputError(f"{spec.name}: expected shape {spec.shape} {spec.dims}, as the layout says, found {found}")
     lengths = np.asarray(values["n_tokens"])
     if lengths.min() < 1 or lengths.max() > layout.tokens:
         raise InvalidInputError(f"n_tokens: expected 1 to {layout.tokens} tokens, found {lengths.min()} to {lengths.max()}")
+    if "has_patches" in values:
+        most = int((np.asarray(values["grid"]).prod(1) * np.asarray(values["has_patches"])).max())
+        if most > layout.patches:
+            raise InvalidInputError(f"patches: expected the most image cells of an example with patches, {most}, found {layout.patches}")
     ids = np.asarray(values["token_ids"])
     inside = np.arange(layout.tokens) < lengths[:, None]
     if (ids[inside] < 0).any() or (ids[~inside] != -1).any():

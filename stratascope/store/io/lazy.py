@@ -19,7 +19,7 @@ Store = TypeVar("Store", bound=ReadableStore)
 
 
 def lazy_array(store: ReadableStore, array: str, layer: Layers, position: Positions, examples: Examples) -> Any:
-    """A selection as a Dask array with one chunk per layer, position and shard block.
+    """A selection as a Dask array with one chunk per layer, position and shard block, of patches per layer and example.
 
     Tasks carry the store's address, never values: a worker opens the store itself. What is unwritten or not recorded raises here,
     before anything is computed.
@@ -121,7 +121,9 @@ def _assembled(source: _Source) -> Any:
     chunks = []
     for axis, dim in enumerate(spec.dims):
         indices = selection.indices[axis]
-        if dim == "example":
+        if dim == "example" and spec.mask:
+            chunks.append((1,) * len(indices) or (0,))
+        elif dim == "example":
             block = source.store.layout.block
             bounds = np.flatnonzero(np.diff(indices // block)) + 1
             chunks.append(tuple(np.diff([0, *bounds, len(indices)]).tolist()) if len(indices) else (0,))

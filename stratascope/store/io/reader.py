@@ -134,6 +134,11 @@ class ActivationStore:
         return self.read("has_map")
 
     @cached_property
+    def patch_counts(self) -> NDArray[np.integer]:
+        """(example,) image tokens of each example in patch_residual; 0 for an example that it does not hold."""
+        return self.grid.prod(1) * self.read("has_patches") if "has_patches" in self._arrays else np.zeros(len(self), np.int64)
+
+    @cached_property
     def vocabulary(self) -> dict[int, str]:
         """Token id -> text, for the ids that the prompts use."""
         words = get_table(self.group["vocabulary"])  # type: ignore[arg-type]
@@ -235,7 +240,7 @@ class ActivationStore:
         numpy.ndarray
             The array's dimensions less those that were dropped: residual (layer, position, example, hidden), attention_rows (layer,
             example, head, token), attention_mean (example, layer, token), attention_maps (example, layer, query, key) packed, ...
-            Attention rows are NaN beyond `n_tokens`, knockout where it was not measured.
+            Attention rows are NaN beyond `n_tokens`, patch_residual beyond `patch_counts`, knockout where it was not measured.
 
         Raises
         ------
@@ -252,7 +257,8 @@ class ActivationStore:
             require_recorded(self, selection)
         values = self.fetch(selection)
         filled = selection.spec.by_block and not selection.spec.gaps
-        first = values if selection.spec.dims[-1] == "example" else values[..., 0]  # of rows, which are NaN beyond n_tokens
+        first = values if selection.spec.dims[-1] == "example" else values[..., 0]
+        first = first[..., 0] if "patch" in selection.spec.dims else first  # tokens beyond those that an example has are NaN
         if filled and values.dtype.kind == "f" and values.size and np.isnan(first).any():
             raise StoreError(f"{self.name}: expected numbers in {array}, found chunks that were never filled; run `stratascope verify`")
         return values

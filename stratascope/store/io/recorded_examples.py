@@ -32,6 +32,9 @@ class ReadableStore(Protocol):
     def has_map(self) -> NDArray[np.bool_]: ...
 
     @property
+    def patch_counts(self) -> NDArray[np.integer]: ...
+
+    @property
     def position_present(self) -> NDArray[np.bool_]: ...
 
     @property
@@ -62,6 +65,8 @@ def held_examples(store: ReadableStore, selection: Selection) -> NDArray[np.bool
     mask = written_examples(store) & (store.status == RECORDED)
     if spec.name == "attention_maps":
         mask &= store.has_map
+    if spec.mask:
+        mask &= store.patch_counts > 0
     if spec.position_dim is not None:
         names = [store.layout.positions_of(spec.position_dim)[i] for i in selection.along(spec.position_dim)]
         columns = [store.layout.positions.index(n) for n in names if n in store.layout.positions]
@@ -90,8 +95,9 @@ def require_recorded(store: ReadableStore, selection: Selection) -> None:
     name = selection.spec.name
     lacking = np.unique(numbers[~mask[numbers]]).tolist()
     place = "" if selection.spec.position_dim is None else ", position"
+    kept = "no patches" if selection.spec.mask else "no map"
     raise NotRecordedError(
-        f"{store.name}: expected examples that {name} holds, found {len(lacking)} that failed, lack a position or have no map: "
+        f"{store.name}: expected examples that {name} holds, found {len(lacking)} that failed, lack a position or have {kept}: "
         f"{listing(lacking)}; it holds {int(mask.sum())} of {len(mask)}; select from those",
         in_python=f"examples=store.available({name!r}{place})",
     )

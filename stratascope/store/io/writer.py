@@ -59,6 +59,7 @@ class BlockWriter:
         self._n_tokens = as_numpy(root["n_tokens"])
         self._present = as_numpy(root["position_present"])
         self._has_map = as_numpy(root["has_map"])
+        self._patches = as_numpy(root["has_patches"]) * as_numpy(root["grid"]).prod(1) if "has_patches" in self._specs else None
         try:
             self._presence = WriterPresence(self.path)
             if self._presence.alone:
@@ -127,7 +128,8 @@ class BlockWriter:
         arrays
             All arrays that the layout writes by block, n examples each: residual (layer + 1, position, n, hidden),
             attention_rows (layer, n, head, token) with NaN beyond n_tokens, attention_maps (n, layer, token, token) uint8 as of
-            `encode_maps`, answer_logits (n, choice), status (n,) codes, thumbnail (n, height, width, 3) uint8, ...
+            `encode_maps`, answer_logits (n, choice), status (n,) codes, thumbnail (n, height, width, 3) uint8, ...; patch_residual
+            (layer, held, patch, hidden) with the examples of has_patches alone, NaN beyond the cells of each image.
             Absent positions and examples whose status is not `recorded` become NaN, whatever is passed.
 
         Raises
@@ -140,7 +142,13 @@ class BlockWriter:
         """
         members = self.layout.block_examples(block)
         part = slice(members.start, members.stop)
-        facts = BlockFacts(members, self._n_tokens[part], self._present[part], self._has_map[part])
+        facts = BlockFacts(
+            members,
+            self._n_tokens[part],
+            self._present[part],
+            self._has_map[part],
+            None if self._patches is None else self._patches[part],
+        )
         values = checked_block(self.layout, facts, arrays)
         try:
             with block_claim(self.path, block):
@@ -152,7 +160,8 @@ class BlockWriter:
                     )
                 for name, array in values.items():
                     spec = self._specs[name]
-                    write_file(own_path(self.path, spec.key(block)), encode_file(spec, array))
+                    held = facts.held(spec) if spec.mask else None
+                    write_file(own_path(self.path, spec.key(block)), encode_file(spec, array, held))
                 write_file(self._marker(block), [encode_chunk(self._specs["written"], np.ones(1, np.uint8))])
         except OSError as error:
             raise StoreError(

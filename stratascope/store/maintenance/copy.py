@@ -117,9 +117,11 @@ def copy_store(
             for name, spec in specs.items():
                 if spec.by_block:
                     key = spec.key(block)
-                    size = _kept(into, spec, key, len(members))
+                    held = store.patch_counts[chosen] > 0 if spec.mask else None
+                    size = _kept(into, spec, key, len(members), held)
                     if size is None:
-                        size = into.put(key, encode_file(spec, store.fetch(_selection(store, layout, name, chosen))))
+                        values = store.fetch(_selection(store, layout, name, chosen if held is None else chosen[held]))
+                        size = into.put(key, encode_file(spec, values, held))
                     sizes[name] = sizes.get(name, 0) + size
             into.put(f"written/c/{block}", [encode_chunk(specs["written"], np.ones(1, np.uint8))])
             done += 1
@@ -132,8 +134,8 @@ def copy_store(
         if into is not None:
             into.discard(resumable=resumable)
         if isinstance(error, UnreachableError) and isinstance(into, FolderTarget):
-            held = f"{done} of {len(blocks)} blocks are copied"
-            raise UnreachableError(f"{error}; {held}: the same command goes on from there ({into.partial} holds them)") from error
+            copied = f"{done} of {len(blocks)} blocks are copied"
+            raise UnreachableError(f"{error}; {copied}: the same command goes on from there ({into.partial} holds them)") from error
         if isinstance(error, OSError):
             raise StoreError(f"{path}: expected to write the copy, found: {error}; make room or choose another path") from error
         raise
@@ -150,13 +152,13 @@ def copy_summary(target: str | Path, taken: pd.DataFrame) -> str:
     return "\n".join([*lines, f"{target}: {bytes_text(int(taken['bytes'].sum()))}"])
 
 
-def _kept(into: CopyTarget, spec: ArraySpec, key: str, examples: int) -> int | None:
+def _kept(into: CopyTarget, spec: ArraySpec, key: str, examples: int, held: NDArray[np.bool_] | None) -> int | None:
     """Size of a file that an earlier copy of the same left, where it is whole."""
     data = into.kept(key)
     if data is None:
         return None
     try:
-        decode_file(spec, data, examples)
+        decode_file(spec, data, examples, held)
     except StoreError:
         return None
     return into.keep(key, data)
@@ -212,6 +214,8 @@ def _known(store: ActivationStore, layout: StoreLayout, numbers: NDArray[np.int6
     """Table of examples and arrays that the source knew before its model ran, for the examples that are taken."""
     names = ("spans", "token_ids", "n_tokens", "grid", "has_map")
     known = {name: store.read(name, examples=numbers) for name in names}
+    if "has_patches" in {s.name for s in layout.arrays()}:
+        known["has_patches"] = store.patch_counts[numbers] > 0
     columns = [store.layout.positions.index(p) for p in layout.positions]
     known["position_present"] = store.position_present[numbers][:, columns]
     examples = store.examples.drop(columns="status").iloc[numbers].reset_index(drop=True)

@@ -20,7 +20,7 @@ from stratascope.store.io.selection import Selection
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
-_CREATED = ("token_ids", "n_tokens", "grid", "position_present", "has_map")
+_CREATED = ("token_ids", "n_tokens", "grid", "position_present", "has_map", "has_patches")
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,8 @@ def _compare(left: ActivationStore, right: ActivationStore, name: str, pairs: ND
     if a.by_block:
         there = left.written[pairs[:, 0] // left.layout.block] & right.written[pairs[:, 1] // right.layout.block]
         pairs = pairs[there]
+    if a.mask:  # fill elsewhere
+        pairs = pairs[(left.patch_counts[pairs[:, 0]] > 0) & (right.patch_counts[pairs[:, 1]] > 0)]
     axes = _common_axes(left, right, name)
     values = different = 0
     largest, at = 0.0, ""

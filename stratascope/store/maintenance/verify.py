@@ -214,7 +214,8 @@ class _Check:
         """What is known of all examples, None where it cannot be read."""
         store = self.store
         try:
-            return BlockFacts(range(store.layout.examples), store.n_tokens, store.position_present, store.has_map)
+            patches = store.patch_counts if "has_patches" in store else None
+            return BlockFacts(range(store.layout.examples), store.n_tokens, store.position_present, store.has_map, patches)
         except UnreadError:
             raise
         except Exception as error:  # reported by `creation`
@@ -242,17 +243,21 @@ class _Check:
     def block(self, block: int, facts: BlockFacts | None) -> None:
         """Every file of a marked block: checksums, shapes, and what the writer demands of values."""
         members = self.store.layout.block_examples(block)
+        part = slice(members.start, members.stop)
         before = len(self.problems)
         values: dict[str, NDArray[Any]] = {}
         for spec in self.specs:
             if spec.by_block:
-                found = self._file(spec, block, len(members))
+                if spec.mask and facts is None:  # of which nothing is known: reported by `creation`
+                    continue
+                held = None if facts is None or facts.patches is None or not spec.mask else facts.patches[part] > 0
+                found = self._file(spec, block, len(members), held)
                 if found is not None:
                     values[spec.name] = found
         if facts is None or len(self.problems) > before:
             return
-        part = slice(members.start, members.stop)
-        own = BlockFacts(members, facts.n_tokens[part], facts.position_present[part], facts.has_map[part])
+        patches = None if facts.patches is None else facts.patches[part]
+        own = BlockFacts(members, facts.n_tokens[part], facts.position_present[part], facts.has_map[part], patches)
         mean = values.pop("attention_mean", None)
         alone = mean is not None and "attention_rows" not in values
         try:
@@ -292,10 +297,10 @@ class _Check:
             if total != whole:
                 self._problem(-1, "images", str(folder), "expected the images that were recorded, found others (their joint hash differs)")
 
-    def _file(self, spec: ArraySpec, block: int, examples: int) -> NDArray[Any] | None:
+    def _file(self, spec: ArraySpec, block: int, examples: int, held: NDArray[np.bool_] | None) -> NDArray[Any] | None:
         key = spec.key(block)
         try:
-            return decode_file(spec, self._bytes(spec.name, key), examples)
+            return decode_file(spec, self._bytes(spec.name, key), examples, held)
         except UnreadError:
             raise
         except StoreError as error:
