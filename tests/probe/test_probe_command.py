@@ -322,7 +322,7 @@ def test_codelengths_and_calibration_are_said_saved_and_drawn(stores, tmp_path):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (("--measures", "mdl,entropy"), "expected --measures among mdl, calibration, found 'entropy'"),
+    (("--measures", "mdl,entropy"), "expected --measures among mdl, calibration, sizes, found 'entropy'"),
     (("--metric", "f1"), "expected --metric of accuracy, auroc, balanced_accuracy, log_loss, found 'f1'"),
     (("--measures", "mdl", "--array", "head_outputs"), "leave --measures out"),
 ])  # fmt: skip

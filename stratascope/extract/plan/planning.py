@@ -266,6 +266,8 @@ def _patch_layers(settings: ExtractionSettings, blocks: int) -> tuple[int, ...]:
 def _positions(settings: ExtractionSettings, examples: Sequence[Example], layouts: Sequence[TokenLayout]) -> tuple[str, ...]:
     """Names of the positions to save: the default ones, means, text tokens by role, then groups of image cells."""
     asked = set(("default",) if settings.positions is None else settings.positions)
+    if asked <= {"default", *POSITIONS}:
+        return _default_positions(settings, asked, examples, layouts)
     roles = _roles(layouts)
     cells = sorted({name for grid in {layout.grid for layout in layouts} for name in grouped_cells(*grid)}, key=_cell)
     means = [f"{name}_mean" for name in MEANS if any(name in layout.spans for layout in layouts)]
