@@ -192,6 +192,13 @@ def draw_calibration(results: ResultSet, ax: Axes, selection: FigureSelection) -
     return ax
 
 
+def draw_sizes(results: ResultSet, ax: Axes, selection: FigureSelection) -> Axes:
+    """Share of subsets in which each layer is detected, by number of examples, of one task and position."""
+    found = selected_result(results, "detection_by_size", selection, "stratascope probe STORE --measures sizes")
+    drawn: Axes = found.result.plot(ax)
+    return drawn
+
+
 def draw_answers(results: ResultSet, ax: Axes, selection: FigureSelection) -> Axes:
     """Accuracy of the model's answers by relation, with intervals."""
     table = results.one("answer_confidence", "stratascope answers STORE").table("confidence")

@@ -95,6 +95,10 @@ FIGURES: dict[str, NamedFigure] = {
             "calibration", "reliability diagram of a probe", "calibration", f"{_PROBE} --measures calibration", drawing.draw_calibration
         ),
         NamedFigure(
+            "sizes", "detected layers of a probe by number of examples", "detection_by_size", f"{_PROBE} --measures sizes",
+            drawing.draw_sizes, 2.6,
+        ),
+        NamedFigure(
             "answers", "accuracy of the model's answers, by relation", "answer_confidence", "stratascope answers STORE",
             drawing.draw_answers, 3.0,
         ),

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from stratascope.probe.curve.metrics import main_metric
+from stratascope.probe.study.detection_by_size import usual_sizes
 from stratascope.probe.study.study_plan import ProbeSettings
 from stratascope.probe.tasks.geometry import GEOMETRY
 from stratascope.report.result_set import ResultSet
@@ -84,8 +85,10 @@ def _besides(store: ActivationStore, results: ResultSet, curves: list[StoredResu
         found["metric"] = None if metric == usual else metric
         found["margin"] = float(events["margin"].iloc[0])
         found["equivalence_margin"] = f.attributes.get("equivalence_margin")
-    measures = (option for option, kind in (("mdl", "codelength"), ("calibration", "calibration")) if any(f.kind == kind for f in same))
-    found["measures"] = tuple(measures)
+    kinds = {"mdl": "codelength", "calibration": "calibration", "sizes": "detection_by_size"}
+    found["measures"] = tuple(option for option, kind in kinds.items() if any(f.kind == kind for f in same))
+    sizes = [sorted({*f.table("table")["size"].tolist()}) for f in same if f.kind == "detection_by_size"]
+    found["sizes"] = () if not sizes or sizes[0] == usual_sizes(sizes[0][-1]) else tuple(sizes[0])
     tested = [f.attributes.get("to") for f in same if f.kind == "transfer"]
     found["transfer"] = None in tested
     found["transfer_to"] = tuple(sorted({str(place) for place in tested if place is not None}))

@@ -56,8 +56,19 @@ def curve_blocks(results: ResultSet, store: str) -> list[Block]:
         for c in with_gain
     ]
     blocks += [Beside(pairs[:OPEN_ADVANTAGES])] if pairs else []
-    rest = pairs[OPEN_ADVANTAGES:]
-    return [*blocks, Folded(f"Advantages over baselines of {len(rest)} further curves", [Beside(rest)])] if rest else blocks
+    if rest := pairs[OPEN_ADVANTAGES:]:
+        blocks.append(Folded(f"Advantages over baselines of {len(rest)} further curves", [Beside(rest)]))
+    sizes = [
+        Drawing(
+            FIGURES["sizes"].figure(results, FigureSelection(f.task, f.position or None), width=HALF, height=2.6),
+            f"share of random subsets in which each layer of the probe for {f.title} is detected, by number of examples",
+            f"Detected over chance by a {100 * float(f.attributes['level']):g} % simultaneous band over the layers of each subset.",
+            f"{f.title}: detected layers by number of examples",
+            [f.source("tables/table")],
+        )
+        for f in results.of("detection_by_size")
+    ]
+    return [*blocks, Beside(sizes)] if sizes else blocks
 
 
 def _trivial(curves: list[StoredResult]) -> str:

@@ -59,10 +59,8 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
     >>> value = np.array([0.0, 0.01, 0.3, 0.3])
     >>> draws = value + np.random.default_rng(0).normal(0, 0.02, (500, 4))
     >>> advantage = Advantage.of(np.arange(4), value, draws, metric="auroc", name="truth", baseline="chance")
-    >>> print(advantage.detected)
-    layers 2-3
-    >>> print(advantage.onset)
-    onset at layer 2 (above 0.03: layers 0-2)
+    >>> print(advantage.detected, advantage.onset, sep="; ")
+    layers 2-3; onset at layer 2 (above 0.03: layers 0-2)
     >>> advantage.onset_over(0.5).layer is None
     True
     >>> advantage.minimum_detectable_effect.round(2)
@@ -144,10 +142,8 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
 
         Parameters
         ----------
-        margin
-            An advantage must exceed it to be detected.
-        equivalence_margin
-            An advantage below it counts as absent; at least the margin.
+        margin, equivalence_margin
+            As of `LayerClaims.of`.
 
         Raises
         ------

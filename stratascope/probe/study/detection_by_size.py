@@ -160,7 +160,7 @@ def detection_by_size(
     whole = layer_curve(opened, task, position, examples=examples, **given)
     numbers, groups = whole.examples["example"].to_numpy(), whole.examples["group"].to_numpy()
     count = len(numbers)
-    wanted = sorted({*sizes}) if sizes else sorted({n for n in (count // 8, count // 4, count // 2) if n >= FEWEST} | {count})
+    wanted = sorted({*sizes}) if sizes else usual_sizes(count)
     if wanted[-1] > count or wanted[0] < 1:
         raise InvalidInputError(f"expected `sizes` of 1 to {count:,} examples, found {', '.join(map(str, wanted))}")
     names, code = np.unique(groups, return_inverse=True)
@@ -182,6 +182,11 @@ def detection_by_size(
         pd.concat(parts, ignore_index=True),
         curve_facts(whole, metric=_metric(whole, metric), margin=margin, level=whole.level, array=array),
     )
+
+
+def usual_sizes(count: int) -> list[int]:
+    """The default sizes of a number of examples, ascending."""
+    return [*(n for n in (count // 8, count // 4, count // 2) if n >= FEWEST), count]
 
 
 def _metric(curve: LayerCurve, metric: str | None) -> str:
