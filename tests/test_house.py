@@ -33,6 +33,7 @@ def test_no_unit_loads_torch_at_import(unit: str) -> None:
     assert not loaded_by(f"import stratascope.{unit}") & {"torch", "transformers"}
 
 
+@pytest.mark.slow
 def test_no_commands_help_loads_what_only_its_work_needs() -> None:
     """All of them in one process; options come from the signatures of functions, which need NumPy, pandas and zarr."""
     code = (

@@ -39,6 +39,7 @@ def leftovers(folder: Path) -> list[Path]:
     return sorted(folder.rglob(f"*{PARTIAL}"))
 
 
+@pytest.mark.slow
 def test_an_export_to_a_full_disk_leaves_the_old_page(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_bytes(OLD)
     done = limited(16, "view", str(GOLDEN), "--export", str(tmp_path))

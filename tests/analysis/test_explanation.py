@@ -43,11 +43,13 @@ def test_every_method_says_of_each_token_what_it_says_elsewhere(planted: Activat
     assert len(found.tokens) == TOKENS
 
 
+@pytest.mark.slow
 def test_components_add_up_to_the_answer(found: ExampleExplanation) -> None:
     assert found.components["value"].sum() == pytest.approx(found.attributes["difference"], abs=1e-4)
     assert found.answers["probability"].sum() == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_effects_are_laid_over_the_cells_that_were_hidden(planted: ActivationStore, found: ExampleExplanation) -> None:
     effects = planted.read("knockout", examples=5)
     names = list(planted.layout.knockout_targets)
@@ -59,6 +61,7 @@ def test_effects_are_laid_over_the_cells_that_were_hidden(planted: ActivationSto
     assert cells["norm"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_an_explanation_loads_back(found: ExampleExplanation, tmp_path: Path) -> None:
     found.save(tmp_path / "e.zarr.zip")
     again = ExampleExplanation.load(tmp_path / "e.zarr.zip")
@@ -107,6 +110,7 @@ def test_where_no_effects_were_measured_nothing_is_said_of_them(planted: Activat
     assert np.isnan(found.effects_on_image("final")).all()
 
 
+@pytest.mark.slow
 def test_examples_outside_the_store_are_refused(planted: ActivationStore, found: ExampleExplanation, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="from 0 to 11, found 12"):
         explain_example(planted, 12)

@@ -158,6 +158,7 @@ def test_targets_are_the_tokens_that_they_name(planted: ActivationStore) -> None
     assert members[:, -1].sum() == 0
 
 
+@pytest.mark.slow
 def test_cells_of_larger_images_are_grouped_evenly(store) -> None:
     members = target_tokens(store, 0, [f"cell_{r}_{c}" for r in range(6) for c in range(6)])
     assert (members.sum(1) == store.grid[0].prod() / 36).all()

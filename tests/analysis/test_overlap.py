@@ -185,6 +185,7 @@ def test_the_error_of_auroc_and_of_a_difference_is_that_of_drawing_images_anew()
     assert (Auroc.of(scores, positive, np.arange(400)).error < 0.85 * found.error).all()
 
 
+@pytest.mark.slow
 def test_the_simultaneous_band_of_noise_holds_all_scores_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     positive = np.arange(150) % 2 == 0

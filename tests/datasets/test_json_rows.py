@@ -22,14 +22,14 @@ def all_rows(value: dict) -> list:
     return [(name, row) for name, inner in value.items() for row in (inner if isinstance(inner, list) else [inner])]
 
 
-@settings(max_examples=120, derandomize=True, deadline=None)
+@settings(max_examples=40, derandomize=True, deadline=None)
 @given(st.dictionaries(st.text(max_size=4), VALUES, max_size=4), st.integers(1, 30), st.sampled_from([None, 1]))
 def test_rows_are_those_of_json_loads_whatever_the_size_of_the_pieces(value: dict, chunk: int, indent: int | None) -> None:
     text = json.dumps(value, indent=indent)
     assert list(json_rows(io.StringIO(f" {text}\n"), chunk)) == all_rows(value)
 
 
-@settings(max_examples=120, derandomize=True, deadline=None)
+@settings(max_examples=40, derandomize=True, deadline=None)
 @given(st.dictionaries(st.text(max_size=4), VALUES, max_size=4), st.data())
 def test_a_cut_text_is_refused(value: dict, data: st.DataObject) -> None:
     text = json.dumps(value)

@@ -173,6 +173,7 @@ def test_probe_rollout_and_share_need_no_torch(store_path: Path, tmp_path: Path)
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_without_the_extra_the_pip_command_is_named(scenes: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"

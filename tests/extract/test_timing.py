@@ -204,6 +204,7 @@ def test_a_plan_stands_without_its_time(scenes: Path, more: tuple[str, ...], why
     assert result.output.splitlines()[-1].startswith(f"time       not estimated: {why}")
 
 
+@pytest.mark.slow
 def test_a_plan_stands_where_not_even_one_example_fits(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short_of_memory(monkeypatch, 10)
     result = planned(scenes, "--time")

@@ -75,6 +75,7 @@ def test_the_same_tokens_and_positions_are_recorded_and_the_store_says_what_it_i
     assert np.ptp(drawn.read("answer_logits"), axis=0).max() < np.ptp(store.read("answer_logits"), axis=0).min()
 
 
+@pytest.mark.slow
 def test_seeds_and_trained_weights_are_never_mixed_in_one_store(settings, untrained: Path, store_path: Path) -> None:
     trained, other = replace(settings, record=RESIDUAL), replace(settings, record=RESIDUAL, untrained=4)
     for chosen in (trained, other):

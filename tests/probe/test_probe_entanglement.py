@@ -49,6 +49,7 @@ def test_a_things_place_is_in_its_cells_after_the_block_that_sees_the_whole_imag
     assert (tmp_path / "entanglement.png").exists()
 
 
+@pytest.mark.slow
 def test_a_store_says_which_blocks_see_the_whole_image_and_of_older_ones_the_family_does(seen: ActivationStore) -> None:
     assert seen.provenance["vision"] == {"full_attention": [2]}
     older = {"model": {"family": "qwen2_5_vl"}}

@@ -18,18 +18,25 @@ from stratascope.store import ActivationStore
 from tests.viewer.asking import ask
 
 
-@pytest.fixture
-def two_stores(tmp_path):
-    """Two stores of the same ids and other numbers, results of each, and of the second as a baseline of the first."""
+@pytest.fixture(scope="module")
+def probed_stores(tmp_path_factory):
+    """Two stores of the same ids and other numbers, a third with blank images, and results of each."""
+    folder = tmp_path_factory.mktemp("probed")
     quick = {"layers": (0, 1), "strengths": (1e-2,), "draws": 100}
     paths = [
-        planted_store(tmp_path / "a.zarr", examples=200, layers=1, onset=1),
-        planted_store(tmp_path / "b.zarr", examples=200, layers=1, onset=1, seed=1),
-        planted_store(tmp_path / "c.zarr", examples=200, layers=1, onset=1, condition="blank"),
+        planted_store(folder / "a.zarr", examples=200, layers=1, onset=1),
+        planted_store(folder / "b.zarr", examples=200, layers=1, onset=1, seed=1),
+        planted_store(folder / "c.zarr", examples=200, layers=1, onset=1, condition="blank"),
     ]
     for path, name in zip(paths, ("own", "theirs", "blank"), strict=True):
-        layer_curve(path, **quick).save(tmp_path / name / f"probe-{name}.zarr.zip")
-    return tmp_path
+        layer_curve(path, **quick).save(folder / name / f"probe-{name}.zarr.zip")
+    return folder
+
+
+@pytest.fixture
+def two_stores(probed_stores, tmp_path):
+    """A copy of them, beside which a test may write."""
+    return shutil.copytree(probed_stores, tmp_path, dirs_exist_ok=True)
 
 
 def test_results_of_another_store_are_refused(two_stores):

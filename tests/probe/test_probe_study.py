@@ -64,6 +64,7 @@ def test_planted_truth_is_found_where_it_is(curves):
     assert (curve.folds["gap"] < 1e-5).all()
 
 
+@pytest.mark.slow
 def test_controls_sit_at_chance(curves):
     for name in ("truth:shuffled", "relation:shuffled"):
         for position in ("final", "relation"):
@@ -73,6 +74,7 @@ def test_controls_sit_at_chance(curves):
     assert curves["truth", "relation"].onset.layer is None
 
 
+@pytest.mark.slow
 def test_a_control_task_is_learned_where_its_types_are(curves):
     """The relation is in the vectors at `relation`, so a random label a relation can be read there, and not at `final`."""
     assert curves["truth:control", "relation"].onset.layer == 0
@@ -81,6 +83,7 @@ def test_a_control_task_is_learned_where_its_types_are(curves):
     assert selectivity.table["baseline"].iloc[0] == "truth:control"
 
 
+@pytest.mark.slow
 def test_relation_and_answer(curves):
     relation = curves["relation", "relation"]
     assert relation.classes == ("above", "below", "left of", "right of")
@@ -112,6 +115,7 @@ def test_blank_images_are_a_paired_baseline(store, blank, tmp_path):
         curve.difference(layer_curve(blank, draws=500, layers=(0, 1)))
 
 
+@pytest.mark.slow
 def test_tables_are_tidy_and_predictions_out_of_fold(curves):
     curve = curves["truth", "final"]
     assert list(curve.table) == [
@@ -128,6 +132,7 @@ def test_tables_are_tidy_and_predictions_out_of_fold(curves):
     assert (bands["low_simultaneous"] <= bands["low"] + 0.01).all()
 
 
+@pytest.mark.slow
 def test_curves_survive_saving(curves, tmp_path):
     for key in (("truth", "final"), ("relation", "relation")):
         curve = curves[key]
@@ -145,6 +150,7 @@ def test_curves_survive_saving(curves, tmp_path):
         LayerCurve.load(tmp_path / "other.zip")
 
 
+@pytest.mark.slow
 def test_an_optimum_at_the_edge_of_the_grid_is_noted(store, curves):
     assert curves["truth", "final"].notes == []
     low = layer_curve(store, strengths=(1e-6, 1e-5), layers=(1, 4), draws=200)
@@ -171,6 +177,7 @@ def test_the_default_grid_goes_on_while_the_loss_falls():
     assert short.at_edge.all()
 
 
+@pytest.mark.slow
 def test_directions_read_activations_as_recorded(store, curves):
     curve = curves["truth", "final"]
     x = store.read("residual", layer=4, position="final").astype(np.float64)
@@ -179,6 +186,7 @@ def test_directions_read_activations_as_recorded(store, curves):
     assert right.mean() > 0.8
 
 
+@pytest.mark.slow
 def test_a_plot_shows_curve_and_baselines(curves):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
@@ -227,6 +235,7 @@ def test_finished_layers_are_not_solved_again(store, tmp_path, monkeypatch):
     assert calls == [2], "what another version of the solver left is not read"
 
 
+@pytest.mark.slow
 def test_finished_codelengths_are_not_computed_again(store, tmp_path, monkeypatch):
     import stratascope.probe.study.codelength_study as of_study
     from stratascope.probe.study import layer_cache as finished
@@ -311,6 +320,7 @@ def test_transfer_works_where_the_direction_is_the_same(store, blank):
     assert transfer_matrix(store, layers=(4,), to=blank, to_layers=(4,))["value"].iloc[0] < 0.6
 
 
+@pytest.mark.slow
 def test_codelength_and_calibration(store, curves):
     table = codelength_by_layer(store, layers=(1, 4)).set_index("layer")
     assert table.loc[1, "value"] == pytest.approx(1, abs=0.05)

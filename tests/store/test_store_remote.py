@@ -245,6 +245,7 @@ def test_settings_that_are_wrong_are_named(no_cloud, monkeypatch, address, varia
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_crash_of_the_client_library_is_one_line(no_cloud):
     """In a process of its own: what the library prints goes past Python."""
     crash = {"AWS_ENDPOINT_URL": "http://[", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "RUST_BACKTRACE": "full"}
@@ -255,6 +256,7 @@ def test_a_crash_of_the_client_library_is_one_line(no_cloud):
     assert "fault of Stratascope" not in done.stderr
 
 
+@pytest.mark.slow
 def test_what_others_print_while_a_store_is_opened_is_not_lost():
     code = "import os, sys\nfrom stratascope.store.io.remote import silenced_panics\nwith silenced_panics():\n    os.write(2, b'kept')\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
