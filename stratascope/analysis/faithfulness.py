@@ -10,9 +10,20 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.attention_maps import parse_window
-from stratascope.analysis.knockout_targets import MODE_LABELS, TARGET_LABELS, kind_of_target, target_tokens
+from stratascope.analysis.faithfulness_table import (
+    LEADING_NUMBERS,
+    LEADING_TEXTS,
+    ROLES,
+    SETTING,
+    compare,
+    highest,
+    in_order,
+    leading_record,
+    with_intervals,
+)
+from stratascope.analysis.knockout_targets import MODE_LABELS, TARGET_LABELS, setting_text, target_tokens
 from stratascope.analysis.parallel import held_examples, over_blocks
-from stratascope.analysis.relevance import BASELINES, Method, few_blocks, group_scores, methods_of
+from stratascope.analysis.relevance import RANDOM_DRAWS, Method, few_blocks, group_scores, methods_of, random_scores
 from stratascope.analysis.weighting import require_recorded
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.figures.correlations import draw_correlations
@@ -20,16 +31,12 @@ from stratascope.figures.style import paper_style
 from stratascope.results.file import made_from
 from stratascope.results.result import Result, array_field, new_axes, table_field
 from stratascope.results.schema import columns
-from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import percentiles
-from stratascope.stats.rank_correlation import FEWEST_TARGETS, rank_correlations
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
 from stratascope.store.io.example_identity import image_groups
 
 PIECE = 4
-TARGETS = ("cells", "spans")
-SETTING = ["targets", "mode", "window"]
+REMARKS = {"baseline": " (baseline)", "reference": " (reference, not ranked: first-order estimate of the knockout effect)"}
 
 Floats = NDArray[np.float64]
 
@@ -38,10 +45,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LEADING = {
-    **each(str, "targets mode window method label second? second_label?"),
-    **each(float, "correlation low high ahead? ahead_low? ahead_high?"),
-}
+_LEADING = {**each(str, LEADING_TEXTS), **each(float, LEADING_NUMBERS)}
 
 
 class Faithfulness(
@@ -50,7 +54,7 @@ class Faithfulness(
     command="faithfulness",
     schema={
         **each(str, "store condition"),
-        **each(int, "draws seed"),
+        **each(int, "draws seed random_draws"),
         **each(float, "level"),
         "choices": list[str],
         "few": dict[str, tuple[int, int]],
@@ -65,34 +69,39 @@ class Faithfulness(
     table: pd.DataFrame = table_field(
         columns(
             "row",
-            text="targets mode window effect method label",
+            text="targets mode window effect method label role blocks",
             ints="examples images",
-            floats="effect_size correlation low high behind behind_low behind_high",
+            floats="effect_size correlation low high low_simultaneous high_simultaneous behind behind_low behind_high",
             keys=["targets mode window effect method", "targets mode window effect label"],
+            values={"role": " ".join(ROLES)},
         ),
         name="methods",
     )
-    """targets (cells or spans), mode (masked queries: `final`, the final token, or `later`, every later token), window (of blocks),
-    effect, method, label, correlation (mean over examples of Spearman's), low, high (cluster bootstrap by image), behind (mean of the
-    best method minus this one's), behind_low, behind_high (paired), examples, images, effect_size (mean absolute knockout effect of one
-    target, in logits; small effects are hard to rank). `effect`: `size` compares absolute values; `signed`, for methods with a sign,
-    signed values."""
+    """targets (cells or spans), mode (masked queries: `final`, the final token, or `later`, every later token), window (of blocks, of the
+    knockout), effect, method, label, role (method; baseline; reference: the first-order estimate of the knockout effect, not ranked),
+    blocks (those that the scores are of: the window, or all for a method without scores by block; empty for baselines), correlation (mean
+    over examples of Spearman's), low, high (cluster bootstrap by image), low_simultaneous, high_simultaneous (over the methods of the
+    setting, so that choosing the highest is allowed for), behind (mean of the highest method minus this one's), behind_low, behind_high
+    (paired; simultaneous over all pairs of the setting), examples, images, effect_size (mean absolute knockout effect of one target, in
+    logits; small effects are hard to rank). `effect`: `size` compares absolute values; `signed`, for methods with a sign, signed values."""
     correlations: Floats = array_field("float", "row example", name="correlation")
-    """(row of the table, example); NaN without a knockout effect, or with too few targets."""
+    """(row of the table, example); NaN without a knockout effect, or with too few targets. Of the random baseline: mean over its draws."""
     examples: NDArray[np.int64] = array_field("int", "example", name="example")
     """(example,) example numbers."""
     attributes: Mapping[str, Any]
-    """store, condition, choices, level, draws, seed, few (blocks of `rollout_window` and `flow_window` by window), missing (method ->
-    arrays to record), leading (best method in the main setting, the mode with the largest effect of masking cells in all blocks: targets,
-    mode, window, method, label, correlation, low, high; second, second_label and, paired, ahead, ahead_low, ahead_high)."""
+    """store, condition, choices, level, draws, seed, random_draws, few (blocks of `rollout_window` and `flow_window` by window), missing
+    (method -> arrays to record), leading: the highest method in the leading setting, which is fixed beforehand: spans, masked for all later
+    tokens in all blocks (targets, mode, window, method, label, correlation; low, high: simultaneous over methods; second, second_label and,
+    paired, ahead, ahead_low, ahead_high; the higher baseline: baseline, baseline_label, over_baseline, over_baseline_low,
+    over_baseline_high)."""
 
     @property
     def best(self) -> dict[str, Any]:
-        """The most faithful method in the main setting."""
+        """The most faithful method in the leading setting."""
         return dict(self.attributes["leading"])
 
     def rows(self, targets: str = "cells", mode: str = "final", window: str | None = None, effect: str = "size") -> pd.DataFrame:
-        """Rows of one setting, best first.
+        """Rows of one setting: methods and baselines, highest first, then the reference.
 
         Parameters
         ----------
@@ -111,12 +120,24 @@ class Faithfulness(
         found = table[(table["targets"] == targets) & (table["mode"] == mode) & (table["window"] == window) & (table["effect"] == effect)]
         if found.empty:
             raise InvalidInputError(f"expected a setting of the table, found {targets}, {mode}, {window}, {effect}")
-        return found.sort_values("correlation", ascending=False, kind="stable").reset_index(drop=True)
+        return in_order(found).reset_index(drop=True)
 
     @property
     def leading_rows(self) -> pd.DataFrame:
-        """Rows of the main setting, most faithful first."""
+        """Rows of the leading setting, most faithful first."""
         return self.rows(self.best["targets"], self.best["mode"], self.best["window"])
+
+    @property
+    def by_setting(self) -> pd.DataFrame:
+        """One row per setting, the leading one first: the highest method.
+
+        Columns targets, mode, window, effect_size, method, label, correlation, low, high (simultaneous over methods), second_label, ahead,
+        ahead_low, ahead_high (of the next; simultaneous over all pairs), reference, reference_low, reference_high (NaN if not compared).
+        """
+        table = self.table[self.table["effect"] == "size"]
+        found = [highest(part) for _, part in table.groupby(SETTING, sort=False)]
+        leads = [all(row[name] == self.best[name] for name in SETTING) for row in found]
+        return pd.DataFrame([found[k] for k in np.argsort(~np.array(leads), kind="stable")])
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -128,49 +149,60 @@ class Faithfulness(
         return self.table
 
     def summary(self) -> str:
-        """Methods of every setting by correlation, the most faithful one, and the arrays that the missing methods need."""
-        best = self.best
-        lines = []
-        modes = [best["mode"], *(m for m in dict.fromkeys(self.table["mode"]) if m != best["mode"])]
-        for targets in dict.fromkeys([best["targets"], *self.table["targets"]]):
-            for mode in modes:
-                rows = self.rows(targets, mode, best["window"])
-                lines.append(
-                    f"rank correlation with the knockout effect of {TARGET_LABELS[targets]} {MODE_LABELS.get(mode, mode)} in blocks "
-                    f"{best['window']}; mean effect {rows['effect_size'].iloc[0]:.3f} logits, {int(rows['examples'].max())} examples on "
-                    f"{int(rows['images'].max())} images"
-                )
-                lines += [
-                    f"  {row['correlation']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]  {row['label']}"
-                    for row in rows.to_dict("records")
-                ]
-        if "second" in best:
-            about = f"{TARGET_LABELS[best['targets']]} {MODE_LABELS.get(best['mode'], best['mode'])}"
-            significant = "" if best["ahead_low"] > 0 else " (not significant)"
-            ahead = f"{best['ahead']:.2f} [{best['ahead_low']:.2f}, {best['ahead_high']:.2f}] ahead of the next{significant}"
-            lines.append(f"best for {about}: {best['label']}, {ahead}")
+        """Methods of the leading setting by correlation, the highest method of every other setting, and arrays that methods lack."""
+        best, rows = self.best, self.leading_rows
+        lines = [
+            f"rank correlation with the knockout effect of {setting_text(best)}; mean effect {rows['effect_size'].iloc[0]:.3f} logits, "
+            f"{int(rows['examples'].max())} examples on {int(rows['images'].max())} images"
+        ]
+        lines += [
+            f"  {row['correlation']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]  {row['label']}{REMARKS.get(row['role'], '')}"
+            for row in rows.to_dict("records")
+        ]
+        sure = f"[{best['low']:+.2f}, {best['high']:+.2f}], {self.attributes['level']:.0%} simultaneous over methods"
+        lines.append(f"highest in this setting, which is fixed beforehand: {best['label']} {best['correlation']:+.2f} {sure}")
+        for name, other in (("ahead", best.get("second_label")), ("over_baseline", best.get("baseline_label"))):
+            if other:
+                significant = "" if best[f"{name}_low"] > 0 else " (not significant)"
+                ends = f"[{best[f'{name}_low']:+.2f}, {best[f'{name}_high']:+.2f}]"
+                lines.append(f"  {best[name]:+.2f} {ends} above {other}{significant}")
+        others = self.by_setting.iloc[1:].to_dict("records")
+        whole = [row for row in others if row["window"] == best["window"]]
+        lines += ["highest in the other settings:"] if whole else []
+        for row in whole:
+            ends = f"[{row['low']:+.2f}, {row['high']:+.2f}]"
+            clear = "" if row["ahead_low"] > 0 else " (not significantly above the next)"
+            known = f"; reference {row['reference']:+.2f}" if np.isfinite(row["reference"]) else ""
+            lines.append(
+                f"  {row['correlation']:+.2f} {ends}  {row['label']}{clear}: {setting_text(row)}, mean effect "
+                f"{row['effect_size']:.3f} logits{known}"
+            )
+        if len(others) > len(whole):
+            lines.append(f"{len(others) - len(whole)} settings with knockouts in windows of blocks: in the report and in the results file")
         lines += [f"not available: {name}; record {arrays}" for name, arrays in self.attributes["missing"].items()]
         return "\n".join(lines)
 
     def plot(self, ax: Axes | None = None, *, targets: str = "", window: str = "") -> Axes:
-        """Draw the correlation of each method with its interval, for all modes of the knockout.
+        """Draw the correlation of each method with its interval, for all modes of the knockout; the reference stands apart, below.
 
         Parameters
         ----------
         ax
             Axes to draw on; a new figure's by default.
         targets, window
-            As in the table; those of the main setting by default.
+            As in the table; those of the leading setting by default.
         """
         best, table = self.best, self.table
         targets, window = targets or best["targets"], window or best["window"]
         rows = table[(table["targets"] == targets) & (table["window"] == window) & (table["effect"] == "size")]
         modes = {MODE_LABELS.get(mode, mode): rows[rows["mode"] == mode] for mode in dict.fromkeys(rows["mode"])}
-        return draw_correlations(modes, self.leading_rows["label"].tolist(), new_axes(ax), title=TARGET_LABELS[targets])
+        shown = self.leading_rows if window == best["window"] else in_order(rows[rows["mode"] == rows["mode"].iloc[0]])
+        apart = shown.loc[shown["role"] == "reference", "label"].tolist()
+        return draw_correlations(modes, shown["label"].tolist(), new_axes(ax), title=TARGET_LABELS[targets], apart=apart)
 
     def figure(self, store: ActivationStore | None = None) -> Figure:
-        """One panel for groups of image cells and one for spans, with the knockout in all blocks."""
-        kinds = list(dict.fromkeys(self.table["targets"]))
+        """One panel for spans and one for groups of image cells, with the knockout in all blocks."""
+        kinds = list(dict.fromkeys([self.best["targets"], *self.table["targets"]]))
         window = str(self.table["window"].iloc[0])
         from matplotlib.figure import Figure
 
@@ -200,6 +232,12 @@ def faithfulness(
     The knockout effect is the change of the logit difference when a target is masked. Within an example, targets are ranked by the
     absolute effect and by the absolute score of the same tokens in the same blocks; signed methods are also ranked with their sign. Means
     are over examples, intervals by cluster bootstrap over images.
+
+    The leading setting is fixed beforehand, whatever the results: spans, masked for all later tokens, in all blocks. An attribution claims
+    how much the answer depends on a token. Masked for all later tokens, a target is cut off on every path, direct or through other tokens,
+    and the spans cover the whole prompt. Masked for the final token alone, only the direct path is cut. Where the store lacks one of these,
+    cells take the place of spans, and `final` that of `later`. The estimated knockout effect is a reference: it approximates the measured
+    quantity itself, and is not ranked. The random baseline is the mean over 20 draws in every example.
 
     Parameters
     ----------
@@ -236,18 +274,20 @@ def faithfulness(
     options: dict[str, Any] = {"targets": targets, "methods": allowed, "windows": blocks, "few": few, "seed": seed}
     parts = over_blocks(_scores, store, chosen, at_most=PIECE, scheduler=scheduler, progress=progress, label="faithfulness", **options)
     scores = np.concatenate(parts)
-    rows, correlations = _compare(effects, scores, allowed, modes, windows, targets)
+    random = np.stack([random_scores(scores.shape[2:], example=int(number), seed=seed) for number in chosen], axis=1)
+    rows, correlations = compare(effects, scores, random, allowed, modes, windows, targets)
     images = image_groups(store.examples).labels[chosen]
-    table = _summarised(pd.DataFrame(rows), correlations, images, level, draws, seed)
+    table = with_intervals(rows, correlations, images, level, draws, seed)
     attributes = {
         **made_from(store),
         "choices": list(layout.choices[:2]),
         "level": level,
         "draws": draws,
         "seed": seed,
+        "random_draws": RANDOM_DRAWS,
         "few": {name: list(window) for name, window in zip(windows, few, strict=True)},
         "missing": missing,
-        "leading": _leading(table, correlations, images, level, draws, seed),
+        "leading": leading_record(table),
     }
     return Faithfulness(table, correlations, chosen, attributes)
 
@@ -261,73 +301,3 @@ def _scores(
         found = group_scores(store, int(number), target_tokens(store, int(number), targets), methods, **options)
         out.append(np.stack([found[method.name] for method in methods]))
     return np.stack(out)
-
-
-def _compare(
-    effects: Floats, scores: Floats, methods: Sequence[Method], modes: Sequence[str], windows: Sequence[str], targets: Sequence[str]
-) -> tuple[list[dict[str, Any]], Floats]:
-    kinds = np.array([kind_of_target(name) for name in targets])
-    rows, correlations = [], []
-    for kind in (k for k in TARGETS if (kinds == k).sum() >= FEWEST_TARGETS):
-        for m, mode in enumerate(modes):
-            for w, window in enumerate(windows):
-                effect = effects[:, m, w][:, kinds == kind]
-                setting = {"targets": kind, "mode": mode, "window": window, "effect_size": _mean_size(effect)}
-                for k, method in enumerate(methods):
-                    score = scores[:, k, w][:, kinds == kind]
-                    about = {"method": method.name, "label": method.label}
-                    plain = method.name in BASELINES
-                    rows.append({**setting, "effect": "size", **about})
-                    correlations.append(rank_correlations(score if plain else np.abs(score), np.abs(effect)))
-                    if method.signed:
-                        # a knockout removes the contribution of the tokens
-                        rows.append({**setting, "effect": "signed", **about})
-                        correlations.append(rank_correlations(score, -effect))
-    if not rows:
-        raise TooFewExamplesError(f"expected at least {FEWEST_TARGETS} targets of a kind, found {', '.join(targets)}")
-    return rows, np.stack(correlations)
-
-
-def _mean_size(effects: Floats) -> float:
-    known = np.isfinite(effects)
-    return float(np.abs(effects[known]).mean()) if known.any() else float("nan")
-
-
-def _summarised(rows: pd.DataFrame, correlations: Floats, images: NDArray[Any], level: float, draws: int, seed: int) -> pd.DataFrame:
-    known = np.isfinite(correlations)
-    if not known.any() or len(np.unique(images[known.any(0)])) < 2:
-        raise TooFewExamplesError("expected knockout effects in at least two images, found fewer; measure more examples")
-    count = known.sum(1)
-    rows["correlation"] = np.where(count > 0, np.where(known, correlations, 0).sum(1) / np.maximum(count, 1), np.nan)
-    drawn = Bootstrap(images, draws=draws, seed=seed).mean_of_known(correlations)
-    rows["low"], rows["high"] = percentiles(drawn, level)
-    behind = np.full((len(rows), 3), np.nan)
-    for _, part in rows.groupby([*SETTING, "effect"], sort=False):
-        places = part.index.to_numpy()
-        best = places[int(np.nan_to_num(part["correlation"].to_numpy(), nan=-2).argmax())]
-        low, high = percentiles(drawn[best] - drawn[places], level)
-        behind[places] = np.stack([part["correlation"].loc[best] - part["correlation"].to_numpy(), low, high], 1)
-    rows["behind"], rows["behind_low"], rows["behind_high"] = behind.T
-    rows["examples"] = count
-    rows["images"] = [len(np.unique(images[row])) for row in known]
-    return rows
-
-
-def _leading(table: pd.DataFrame, correlations: Floats, images: NDArray[Any], level: float, draws: int, seed: int) -> dict[str, Any]:
-    """Best method for image cells (spans without cells) masked in all blocks, in the mode with the largest effect."""
-    sized = table[(table["effect"] == "size") & (table["window"] == table["window"].iloc[0])]
-    wanted = sized[sized["targets"] == "cells"]
-    wanted = wanted if len(wanted) else sized
-    first = wanted.loc[wanted["effect_size"].idxmax()]
-    same = np.logical_and.reduce([sized[name].to_numpy() == first[name] for name in SETTING])
-    rows = sized.iloc[np.flatnonzero(same)].sort_values("correlation", ascending=False, kind="stable")
-    best = rows.iloc[0]
-    found = {
-        **{name: str(best[name]) for name in (*SETTING, "method", "label")},
-        **{n: float(best[n]) for n in ("correlation", "low", "high")},
-    }
-    if len(rows) > 1:
-        second = rows.iloc[1]
-        found |= {"second": str(second["method"]), "second_label": str(second["label"])}
-        found |= {f"ahead{end}": float(second[f"behind{end}"]) for end in ("", "_low", "_high")}
-    return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,18 @@ TARGET_LABELS = {"cells": "groups of image cells", "spans": "parts of the prompt
 """Kind of target -> its label in figures and texts."""
 MODE_LABELS = {"final": "masked for the final token", "later": "masked for all later tokens"}
 """Mode of a knockout -> its label: for which queries the target is masked."""
+
+
+def setting_text(setting: Mapping[Any, Any]) -> str:
+    """Targets, mode and window of a knockout in words.
+
+    Examples
+    --------
+    >>> setting_text({"targets": "spans", "mode": "later", "window": "0-5"})
+    'parts of the prompt masked for all later tokens in blocks 0-5'
+    """
+    targets, mode = TARGET_LABELS.get(setting["targets"], setting["targets"]), MODE_LABELS.get(setting["mode"], setting["mode"])
+    return f"{targets} {mode} in blocks {setting['window']}"
 
 
 def kind_of_target(name: str) -> str:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw_correlations(tables: Mapping[str, pd.DataFrame], order: Sequence[str], ax: Axes, *, title: str | None = None) -> Axes:
+def draw_correlations(
+    tables: Mapping[str, pd.DataFrame], order: Sequence[str], ax: Axes, *, title: str | None = None, apart: Sequence[str] = ()
+) -> Axes:
     """One row per method, with a mark and a 95 % interval for each table.
 
     Parameters
@@ -25,6 +27,8 @@ def draw_correlations(tables: Mapping[str, pd.DataFrame], order: Sequence[str], 
         Name -> table with columns label, correlation, low, high.
     order
         Labels from top to bottom.
+    apart
+        Labels at the end of `order` that are references: drawn hollow, below a line.
 
     Raises
     ------
@@ -40,9 +44,13 @@ def draw_correlations(tables: Mapping[str, pd.DataFrame], order: Sequence[str], 
         place = np.arange(len(order)) + 0.22 * (k - (len(tables) - 1) / 2)
         colour = COLOURS[k % len(COLOURS)]
         ax.hlines(place, rows["low"], rows["high"], color=colour, linewidth=2, alpha=0.45)
-        ax.plot(rows["correlation"], place, MARKERS[k % len(MARKERS)], color=colour, label=name)
+        ranked, marker = ~rows.index.isin(list(apart)), MARKERS[k % len(MARKERS)]
+        ax.plot(rows["correlation"][ranked], place[ranked], marker, color=colour, label=name)
+        ax.plot(rows["correlation"][~ranked], place[~ranked], marker, color=colour, markerfacecolor="white")
     ax.axvline(0, color=GREY, linewidth=0.6, zorder=0)
-    name_rows(ax, list(order), "Spearman correlation with knockout effect")
+    if apart:
+        ax.axhline(len(order) - len(apart) - 0.5, color=GREY, linewidth=0.6, linestyle=":")
+    name_rows(ax, [f"reference: {label}" if label in apart else label for label in order], "Spearman correlation with knockout effect")
     if title:
         ax.set_title(title)
     return ax

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
-import pandas as pd
-
-from stratascope.analysis.knockout_targets import MODE_LABELS, TARGET_LABELS
+from stratascope.analysis.knockout_targets import TARGET_LABELS, setting_text
 from stratascope.figures.attributions import AGAINST
 from stratascope.figures.drawing import PART_LABELS
 from stratascope.report.blocks import Beside, Block, Cited, Drawing, Missing, Prose, Table
@@ -16,12 +14,13 @@ from stratascope.report.headline import percent
 from stratascope.report.result_set import ResultSet
 
 MOST_HEADS = 8
+NOT_RANKED = {"baseline": " (baseline)", "reference": " (reference)"}
 WIDE, HALF = 6.4, 4.1
 """Inches of a figure over the page's width, and of one beside another."""
 
 
 def best_method(results: ResultSet) -> list[Block]:
-    """One sentence: the method that agrees best with knockouts, and whether it is significantly better than the next."""
+    """One sentence: the method that agrees best with knockouts in the setting fixed beforehand, beside the next and the baselines."""
     found = results.of("faithfulness")
     if not found:
         return []
@@ -31,20 +30,14 @@ def best_method(results: ResultSet) -> list[Block]:
     words: list[str | Cited] = [
         "Of the attribution methods, ",
         Cited(str(best["label"]), str(best["method"]), source),
-        f" agrees best with attention knockouts of {_setting(best)}: rank correlation ",
+        f" agrees best with attention knockouts of {setting_text(best)}, the setting fixed beforehand: rank correlation ",
         *(cited["correlation"], " [", cited["low"], ", ", cited["high"], "]"),
     ]
-    if "second" in best:
-        significant = "" if best["ahead_low"] > 0 else " (not significant)"
-        words += [", ", Cited(f"{best['ahead']:.2f}", float(best["ahead"]), source), f" ahead of {best['second_label']}{significant}"]
-    if best["method"] == "estimate":
-        words.append(" (a first-order estimate of the same effect, so it is no independent evidence)")
+    for name, other in (("ahead", best.get("second_label")), ("over_baseline", best.get("baseline_label"))):
+        if other:
+            significant = "" if best[f"{name}_low"] > 0 else " (not significant)"
+            words += [", ", Cited(f"{best[name]:.2f}", float(best[name]), source), f" more than {other}{significant}"]
     return [Prose([*words, "."], lead=True)]
-
-
-def _setting(best: dict[str, Any]) -> str:
-    """Targets and mode of a knockout in words."""
-    return f"{TARGET_LABELS.get(best['targets'], best['targets'])} {MODE_LABELS.get(best['mode'], best['mode'])}"
 
 
 def _missing(what: str, command: str, needed: Sequence[str], recorded: Collection[str]) -> Missing:
@@ -55,35 +48,65 @@ def _missing(what: str, command: str, needed: Sequence[str], recorded: Collectio
 
 
 def faithfulness_blocks(results: ResultSet, store: str, recorded: Collection[str] = ()) -> list[Block]:
-    """Rank correlation of each method with the knockout effect, best first; `recorded` names the arrays of the store."""
+    """Rank correlation of each method with the knockout effect in the leading setting, and the highest method of every setting.
+
+    `recorded` names the arrays of the store.
+    """
     found = results.of("faithfulness")
     if not found:
         needed = ("attention_rows", "attention_maps", "knockout")
         return [_missing("comparison of attribution methods with knockouts", f"stratascope faithfulness {store}", needed, recorded)]
     result = found[0].result
-    table, best = result.leading_rows, result.best
+    table, best, level = result.leading_rows, result.best, f"{result.attributes['level']:.0%}"
     rows = [
-        [r["label"], _signed(r["correlation"]), f"{_signed(r['low'])} to {_signed(r['high'])}", _behind(r), int(r["examples"])]
-        for _, r in table.iterrows()
+        [
+            f"{r['label']}{NOT_RANKED.get(r['role'], '')}",
+            _signed(r["correlation"]),
+            f"{_signed(r['low'])} to {_signed(r['high'])}",
+            _behind(r) if r["role"] != "reference" else "not ranked",
+            int(r["examples"]),
+        ]
+        for r in table.to_dict("records")
     ]
-    setting = f"{_setting(best)}, blocks {best['window']}"
+    settings = [
+        [
+            setting_text(r),
+            f"{r['effect_size']:.3f}",
+            r["label"],
+            f"{_signed(r['correlation'])} ({_signed(r['low'])} to {_signed(r['high'])})",
+            f"{_signed(r['ahead'])} ({_signed(r['ahead_low'])} to {_signed(r['ahead_high'])})" if r["second_label"] else "",
+            _signed(r["reference"]) if r["reference"] == r["reference"] else "",
+        ]
+        for r in result.by_setting.to_dict("records")
+    ]
     source = [found[0].source("tables/methods")]
     blocks: list[Block] = [
         Prose(
             "Attention to parts of the prompt is knocked out, one part at a time, and the change of the answer's logit difference is "
-            "measured. A method is faithful if it ranks the parts as the knockout effects do."
+            "measured. A method is faithful if it ranks the parts as the knockout effects do. The leading setting is fixed beforehand: "
+            f"{setting_text(best)}. The estimated knockout effect approximates the measured quantity itself; it is a reference and not "
+            "ranked."
         ),
         Drawing(
             FIGURES["faithfulness"].figure(results, width=WIDE, height=0.7 + 0.24 * len(table)),
             "rank correlation of each method with the knockout effect, with 95 % intervals",
-            f"Spearman correlation within an example, mean over examples; 95 % CI from a bootstrap over images. Knockout: {setting}.",
+            f"Spearman correlation within an example, mean over examples; {level} CI from a bootstrap over images. Knockout: "
+            f"{TARGET_LABELS[best['targets']]} in blocks {best['window']}. Hollow marks: the reference.",
             "",
             source,
         ),
         Table(
-            ["method", "correlation", "95 % CI", "below the best", "examples"],
+            ["method", "correlation", f"{level} CI", "below the highest", "examples"],
             rows,
-            caption=f"Knockout: {setting}. Below the best: paired difference from the best method, with its 95 % CI.",
+            caption=f"Knockout: {setting_text(best)}. CI: pointwise. Below the highest: paired difference, {level} CI "
+            "simultaneous over all pairs.",
+            sources=source,
+        ),
+        Table(
+            ["knockout", "mean effect (logits)", "highest method", "correlation", "above the next", "reference"],
+            settings,
+            caption=f"Highest method of every setting, the leading one first; {level} CI, simultaneous over the methods of a setting. A "
+            "method without scores by block is marked “all blocks” where the knockout is in a window.",
             sources=source,
         ),
     ]
@@ -232,7 +255,7 @@ def attribution_blocks(results: ResultSet, store: str, recorded: Collection[str]
     ]
 
 
-def _behind(row: pd.Series[Any]) -> str:
+def _behind(row: Mapping[Hashable, Any]) -> str:
     return "" if row["behind"] == 0 else f"{row['behind']:.2f} [{row['behind_low']:.2f}, {row['behind_high']:.2f}]"
 
 

@@ -33,15 +33,23 @@ def rank_correlation(scores: Floats, truth: Floats) -> float:
 
 
 def rank_correlations(scores: Floats, effects: Floats) -> Floats:
-    """(example,) Spearman correlation of (example, target) scores with effects, over the targets where both are finite.
+    """(..., example) Spearman correlation of (..., example, target) scores with (example, target) effects, over finite targets.
 
-    0 where all scores are equal; NaN where all effects are equal, and for fewer than four targets.
+    Leading axes of the scores, such as draws, share the targets that are finite in all of them. 0 where all scores are equal; NaN where
+    all effects are equal, and for fewer than four targets.
     """
-    out = np.full(len(scores), np.nan)
-    for k, (score, effect) in enumerate(zip(scores, effects, strict=True)):
-        both = np.isfinite(score) & np.isfinite(effect)
-        if both.sum() >= FEWEST_TARGETS:
-            out[k] = rank_correlation(score[both], effect[both])
+    from scipy.stats import rankdata
+
+    out = np.full(scores.shape[:-1], np.nan)
+    for k, effect in enumerate(effects):
+        score = scores[..., k, :]
+        both = np.isfinite(score).all(tuple(range(score.ndim - 1))) & np.isfinite(effect)
+        if both.sum() < FEWEST_TARGETS or np.ptp(effect[both]) == 0:
+            continue
+        ranks = [rankdata(values[..., both], axis=-1) for values in (score, effect)]
+        centred = [rank - (both.sum() + 1) / 2 for rank in ranks]
+        size = np.sqrt(np.square(centred[0]).sum(-1) * np.square(centred[1]).sum())
+        out[..., k] = np.where(size > 0, centred[0] @ centred[1] / np.where(size > 0, size, 1), 0.0)
     return out
 
 

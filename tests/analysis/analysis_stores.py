@@ -117,7 +117,9 @@ HIDDEN = ("system", "image", "subject", "relation", "object", "caption_rest", "t
 CELLS = tuple(f"cell_{r}_{c}" for r in range(GRID[0]) for c in range(GRID[1]))
 
 
-def attributed_store(path: Path, *, examples: int = 96, noise: float = 0.0, measured: int | None = None, seed: int = 0) -> ActivationStore:
+def attributed_store(
+    path: Path, *, examples: int = 96, noise: float = 0.0, measured: int | None = None, seed: int = 0, estimated: bool = False
+) -> ActivationStore:
     """A store of everything that methods are computed from, in which hiding a token takes away exactly what it adds.
 
     Heads are sums of their tokens' attributions; with the blocks' and the embedding's parts they make the logits. Norms are the sizes
@@ -130,6 +132,8 @@ def attributed_store(path: Path, *, examples: int = 96, noise: float = 0.0, meas
         Of the effects of hiding, in their own standard deviations.
     measured
         Examples whose effects were measured, from the first; all by default.
+    estimated
+        Whether the store holds an estimate of the effects, which is exact but for the noise, and gradients drawn at random.
     """
     rng = np.random.default_rng(seed)
     layout = StoreLayout(
@@ -137,6 +141,7 @@ def attributed_store(path: Path, *, examples: int = 96, noise: float = 0.0, meas
         spans=("system", "image", "caption", "subject", "relation", "object", "final"), choices=("True", "False"), thumbnail=(8, 8),
         block=64, record=frozenset({
             "attention_rows", "attention_maps", "value_norms", "value_logits", "head_logits", "mlp_logits", "embedding_logits", "knockout",
+            *(("hiding_estimate", "gradient_input") if estimated else ()),
         }), knockout_modes=("final", "later"), knockout_windows=WINDOWS, knockout_targets=(*HIDDEN, *CELLS),
     )  # fmt: skip
     spans = np.array([(0, 2), IMAGE, CAPTION, SUBJECT, (26, 27), OBJECT, (TOKENS - 1, TOKENS)], np.int32)
@@ -186,6 +191,9 @@ def attributed_store(path: Path, *, examples: int = 96, noise: float = 0.0, meas
                 "thumbnail": np.full((len(numbers), 8, 8, 3), 128, np.uint8),
                 "status": np.ones(len(numbers), np.uint8),
             }
+            if estimated:
+                arrays["hiding_estimate"] = -added[:, numbers].sum((0, 2)).astype(np.float32)
+                arrays["gradient_input"] = np.random.default_rng(block).normal(size=(len(numbers), TOKENS)).astype(np.float32)
             writer.write(block, arrays)
     return ActivationStore.open(path)
 

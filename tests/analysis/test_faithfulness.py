@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from analysis_stores import CELLS, GRID, HIDDEN, attributed_store, hidden
 from scipy.stats import spearmanr
 
 from stratascope.analysis import Faithfulness, faithfulness, weighted_rows
 from stratascope.analysis.attention_maps import parse_window
-from stratascope.analysis.knockout_targets import target_tokens
+from stratascope.analysis.faithfulness_table import leading_record, with_intervals
+from stratascope.analysis.knockout_targets import kind_of_target, target_tokens
 from stratascope.analysis.relevance import METHODS, few_blocks
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 from stratascope.stats.bootstrap import Bootstrap
@@ -21,7 +24,7 @@ from stratascope.store import ActivationStore
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
-    return attributed_store(tmp_path_factory.mktemp("hidden") / "a.zarr", noise=0.1, measured=40)
+    return attributed_store(tmp_path_factory.mktemp("hidden") / "a.zarr", noise=0.1, measured=40, estimated=True)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +45,68 @@ def test_the_planted_method_leads_and_chance_is_chance(found: Faithfulness) -> N
     assert set(rows["examples"]) == {40}
     assert set(rows["images"]) == {20}
     signed = found.rows("cells", "final", effect="signed")
-    assert set(signed["method"]) == {"attribution", "carried"}
+    assert set(signed["method"]) == {"attribution", "carried", "estimate", "gradient"}
     assert signed["correlation"][0] > 0.7
-    assert set(rows.index) == {method.name for method in METHODS} - {"estimate", "gradient"}
-    assert found.attributes["missing"] == {"estimate": "hiding_estimate", "gradient": "hiding_estimate"}
+    assert set(rows.index) == {method.name for method in METHODS}
+
+
+def test_the_estimate_of_the_measured_effect_is_a_reference_and_never_ranked(found: Faithfulness) -> None:
+    table = found.table
+    assert set(table.loc[table["role"] == "reference", "method"]) == {"estimate"}
+    estimates = table[(table["method"] == "estimate") & (table["effect"] == "size") & (table["window"] == "0-2")]
+    assert estimates["correlation"].min() >= found.rows("cells", "final")["correlation"].iloc[0]  # it would lead
+    assert estimates["behind"].isna().all()
+    assert (found.by_setting["method"] != "estimate").all()
+    assert found.by_setting["reference"].notna().all()
+    assert found.leading_rows["role"].iloc[-1] == "reference"
+    before = found.summary().split("highest in this setting")[0].splitlines()
+    assert before[-1].endswith("estimated knockout effect (reference, not ranked: first-order estimate of the knockout effect)")
+
+
+def test_the_leading_setting_is_fixed_beforehand_and_every_setting_is_listed(found: Faithfulness) -> None:
+    assert [found.best[name] for name in ("targets", "mode", "window")] == ["spans", "later", "0-2"]
+    settings = found.by_setting[["targets", "mode", "window"]].apply(tuple, axis=1).tolist()
+    assert settings[0] == ("spans", "later", "0-2")
+    assert sorted(settings) == sorted(product(("cells", "spans"), ("final", "later"), ("0-2", "0-0", "1-2")))
+    table = found.table[(found.table["targets"] == "cells") & (found.table["mode"] == "final")]
+    lead = leading_record(table)  # without spans and later tokens: the next in order, whatever the results
+    assert (lead["targets"], lead["mode"], lead["window"]) == ("cells", "final", "0-2")
+
+
+def test_a_method_without_scores_by_block_is_marked_in_windows(found: Faithfulness) -> None:
+    rows = found.rows("spans", "later", "1-2").set_index("method")
+    assert rows["blocks"].to_dict() == {method.name: {"window": "1-2", "all": "0-2", "none": ""}[method.blocks] for method in METHODS}
+    assert {"rollout, all blocks", "flow, all blocks", "gradient times input, all blocks", "rollout", "flow"} <= set(rows["label"])
+    whole = found.table[(found.table["window"] == "0-2") & (found.table["role"] != "baseline")]
+    assert set(whole["blocks"]) == {"0-2"}
+
+
+def test_the_random_baseline_is_the_mean_of_twenty_draws(planted: ActivationStore, found: Faithfulness) -> None:
+    place = found.table.query("targets == 'spans' and mode == 'later' and window == '0-2' and method == 'random'").index[0]
+    names = list(planted.layout.knockout_targets)
+    spans = [k for k, name in enumerate(names) if kind_of_target(name) == "spans"]
+    for k in (0, 39):
+        effect = np.abs(planted.read("knockout", examples=k)[1, 0, spans])
+        drawn = np.random.default_rng([0, k]).random((20, 3, len(names)))[:, 0, spans]
+        assert found.correlations[place, k] == pytest.approx(np.mean([spearmanr(one, effect).statistic for one in drawn]))
+    row = found.table.loc[place]
+    assert row["low"] < 0 < row["high"]
+    assert found.attributes["random_draws"] == 20
+
+
+def test_the_distance_from_the_highest_holds_for_all_pairs_at_once() -> None:
+    """With equal methods, choosing the highest by result calls it better in no more than 5 % of the studies."""
+    rng, wrong, pointwise = np.random.default_rng(0), 0, 0
+    rows = pd.DataFrame({"targets": "cells", "mode": "final", "window": "0-1", "effect": "size", "role": "method"}, index=range(8))
+    for seed in range(200):
+        values = rng.normal(size=(8, 60))
+        table = with_intervals(rows.copy(), values, np.arange(60), 0.95, 500, seed)
+        wrong += bool((table["behind_low"] > 0).any())
+        best, last = table["correlation"].idxmax(), table["correlation"].idxmin()
+        difference = values[best] - values[last]
+        pointwise += difference.mean() / (difference.std() / np.sqrt(60)) > 1.96
+    assert wrong <= 19  # 5 % and three standard errors
+    assert pointwise > 60
 
 
 @pytest.mark.slow
@@ -55,6 +116,7 @@ def test_without_noise_the_planted_method_is_perfect_in_every_setting(tmp_path: 
     # halves round: two groups may change places
     assert right["correlation"].min() > 0.99
     assert len(right) == 2 * 2 * 3 * 2
+    assert found.attributes["missing"] == {}
     assert found.table.loc[found.table["method"] == "attention", "correlation"].max() < 0.9
 
 
@@ -140,5 +202,6 @@ def test_the_command_names_the_best_method_first(planted: ActivationStore, tmp_p
     lines = done.output.splitlines()
     assert "40 examples on 20 images" in lines[0]
     assert lines[1].endswith("token attribution")
-    assert any(line.startswith("best for groups of image cells") and "token attribution" in line for line in lines)
+    assert any(line.startswith("highest in this setting, which is fixed beforehand: token attribution") for line in lines)
+    assert "8 settings with knockouts in windows of blocks" in done.output
     assert {p.name for p in tmp_path.iterdir()} == {"faithfulness.zarr.zip", "faithfulness.png"}

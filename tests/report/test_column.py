@@ -27,7 +27,8 @@ def findings(store, tmp_path_factory: pytest.TempPathFactory) -> ResultSet:
     facts = {"store": store.fingerprint()}
     value = rng.uniform(0.05, 0.95, len(METHODS))
     own = pd.DataFrame({"method": [f"m{k}" for k in range(len(METHODS))], "label": METHODS})
-    methods = own.assign(correlation=value, low=value - 0.1, high=value + 0.1, behind=0.0, targets="cells", window="0-5", effect="size")
+    methods = own.assign(correlation=value, low=value - 0.1, high=value + 0.1, behind=0.0, targets="cells", window="0-5", effect="size",
+                         role=["method"] * 7 + ["reference"])  # fmt: skip
     methods = pd.concat([methods.assign(mode=mode) for mode in ("final", "later")], ignore_index=True)
     leading = {"targets": "cells", "mode": "later", "window": "0-5"}
     save_result(folder / "faithfulness.zarr.zip", completed("faithfulness", {"methods": methods}, {}, facts | {"leading": leading}))

@@ -419,13 +419,18 @@ def test_it_prints_on_a4_with_nothing_beyond_the_margin(page: str, tmp_path: Pat
 def test_the_method_to_believe_leads_and_all_are_listed(store, results: Path, tmp_path: Path) -> None:
     import pandas as pd
 
-    rows = [("norm", "norm-based attention", 0.4, 0.3, 0.5, 0.0), ("random", "drawn at random", 0.01, -0.1, 0.1, 0.39)]
-    table = pd.DataFrame(rows, columns=["method", "label", "correlation", "low", "high", "behind"])
+    rows = [
+        ("norm", "norm-based attention", 0.4, 0.3, 0.5, 0.0, "method"),
+        ("random", "drawn at random", 0.01, -0.1, 0.1, 0.39, "baseline"),
+        ("estimate", "estimated knockout effect", 0.9, 0.8, 0.95, np.nan, "reference"),
+    ]
+    table = pd.DataFrame(rows, columns=["method", "label", "correlation", "low", "high", "behind", "role"])
     table = table.assign(
         targets="cells", mode="final", window="0-5", effect="size", behind_low=0.3, behind_high=0.45, examples=96, images=96
     )
     leading = {"targets": "cells", "mode": "final", "window": "0-5", "method": "norm", "label": "norm-based attention"}
-    leading |= {"correlation": 0.4, "low": 0.3, "high": 0.5, "second_label": "drawn at random", "ahead": 0.39, "ahead_low": 0.3}
+    leading |= {"correlation": 0.4, "low": 0.3, "high": 0.5, "baseline_label": "drawn at random", "over_baseline": 0.39}
+    leading |= {"over_baseline_low": 0.3}
     facts = {"store": store.fingerprint(), "leading": leading, "missing": {"flow": "attention_maps"}}
     save_result(tmp_path / "faithfulness.zarr.zip", completed("faithfulness", {"methods": table}, {}, facts))
     heads = pd.DataFrame(
@@ -435,10 +440,16 @@ def test_the_method_to_believe_leads_and_all_are_listed(store, results: Path, tm
     tables = {"heads": heads, "blocks": pd.DataFrame({"layer": [0, 1], "carried": [0.5, 0.3]})}
     save_result(tmp_path / "attribution.zarr.zip", completed("logit_attribution", tables, {}, facts))
     said = Numbers(report_page(store, gather(store, [tmp_path]), command_name="my.zarr").html())
-    sentence = "norm-based attention agrees best with attention knockouts of groups of image cells masked for the final token: "
-    sentence += "rank correlation 0.40"
+    sentence = "norm-based attention agrees best with attention knockouts of groups of image cells masked for the final token in blocks "
+    sentence += "0-5, the setting fixed beforehand: rank correlation 0.40"
     assert f"{sentence} [0.30, 0.50]" in said.text["found"].replace("\n", " ")
-    for label in ("norm-based attention", "drawn at random", "Not compared: flow; record attention_maps"):
+    for label in (
+        "norm-based attention",
+        "drawn at random",
+        "estimated knockout effect (reference)",
+        "not ranked",
+        "Not compared: flow; record attention_maps",
+    ):
         assert label in said.text["faithfulness"]
     assert said.text["attribution"].index("block 1, head 0") < said.text["attribution"].index("block 0, head 1")
     for name in ("faithfulness", "carried", "writers"):

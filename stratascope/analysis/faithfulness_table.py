@@ -1,0 +1,186 @@
+"""Table of faithfulness: correlation of every method with the knockout effect in every setting, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.analysis.knockout_targets import kind_of_target
+from stratascope.analysis.relevance import Method
+from stratascope.errors import TooFewExamplesError
+from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.intervals import band, percentiles
+from stratascope.stats.rank_correlation import FEWEST_TARGETS, rank_correlations
+
+TARGETS = ("spans", "cells")
+MODES = ("later", "final")
+"""In this order the leading setting takes the first that the store holds, whatever the results."""
+SETTING = ["targets", "mode", "window"]
+ROLES = ("method", "baseline", "reference")
+LEADING_TEXTS = "targets mode window method label second? second_label? baseline? baseline_label?"
+LEADING_NUMBERS = "correlation low high ahead? ahead_low? ahead_high? over_baseline? over_baseline_low? over_baseline_high?"
+"""Names in the record of the leading setting; `?` marks those that only some records hold."""
+
+Floats = NDArray[np.float64]
+
+
+def compare(
+    effects: Floats,
+    scores: Floats,
+    random: Floats,
+    methods: Sequence[Method],
+    modes: Sequence[str],
+    windows: Sequence[str],
+    targets: Sequence[str],
+) -> tuple[pd.DataFrame, Floats]:
+    """Rows of the table and (row, example) correlations.
+
+    Parameters
+    ----------
+    effects
+        (example, mode, window, target) knockout effects; NaN where not measured.
+    scores
+        (example, method, window, target).
+    random
+        (draw, example, window, target) random scores, which replace those of the method `random`.
+    methods, modes, windows, targets
+        Names along the axes; the first window is all blocks.
+
+    Raises
+    ------
+    TooFewExamplesError
+        If there are too few targets of each kind to rank.
+    """
+    kinds = np.array([kind_of_target(name) for name in targets])
+    rows, correlations = [], []
+    for kind in (k for k in TARGETS if (kinds == k).sum() >= FEWEST_TARGETS):
+        for m, mode in enumerate(modes):
+            for w, window in enumerate(windows):
+                effect = effects[:, m, w][:, kinds == kind]
+                setting = {"targets": kind, "mode": mode, "window": window, "effect_size": _mean_size(effect)}
+                for k, method in enumerate(methods):
+                    score = scores[:, k, w][:, kinds == kind]
+                    about = {"method": method.name, "role": method.role, **_blocks_of(method, window, windows[0])}
+                    plain = method.role == "baseline"
+                    rows.append({**setting, "effect": "size", **about})
+                    if method.name == "random":
+                        drawn = np.where(np.isfinite(score), random[:, :, w][..., kinds == kind], np.nan)
+                        correlations.append(rank_correlations(drawn, np.abs(effect)).mean(0))
+                    else:
+                        correlations.append(rank_correlations(score if plain else np.abs(score), np.abs(effect)))
+                    if method.signed:
+                        # a knockout removes the contribution of the tokens
+                        rows.append({**setting, "effect": "signed", **about})
+                        correlations.append(rank_correlations(score, -effect))
+    if not rows:
+        raise TooFewExamplesError(f"expected at least {FEWEST_TARGETS} targets of a kind, found {', '.join(targets)}")
+    return pd.DataFrame(rows), np.stack(correlations)
+
+
+def _blocks_of(method: Method, window: str, whole: str) -> dict[str, str]:
+    """Blocks that the scores of a method are of where the knockout is in a window, and its label there."""
+    if window == whole or method.blocks == "none":
+        return {"blocks": whole if method.blocks != "none" else "", "label": method.label}
+    if method.blocks == "all":
+        return {"blocks": whole, "label": f"{method.label.removesuffix(', all blocks')}, all blocks"}
+    return {"blocks": window, "label": method.label.removesuffix(", few blocks")}
+
+
+def _mean_size(effects: Floats) -> float:
+    known = np.isfinite(effects)
+    return float(np.abs(effects[known]).mean()) if known.any() else float("nan")
+
+
+def with_intervals(rows: pd.DataFrame, correlations: Floats, images: NDArray[Any], level: float, draws: int, seed: int) -> pd.DataFrame:
+    """The table: rows of `compare` with means over examples, intervals, and paired differences from the highest method.
+
+    Raises
+    ------
+    TooFewExamplesError
+        If fewer than two images have a correlation.
+    """
+    known = np.isfinite(correlations)
+    if not known.any() or len(np.unique(images[known.any(0)])) < 2:
+        raise TooFewExamplesError("expected knockout effects in at least two images, found fewer; measure more examples")
+    count = known.sum(1)
+    rows["correlation"] = mean = np.where(count > 0, np.where(known, correlations, 0).sum(1) / np.maximum(count, 1), np.nan)
+    drawn = Bootstrap(images, draws=draws, seed=seed).mean_of_known(correlations)
+    rows["low"], rows["high"] = percentiles(drawn, level)
+    role, clusters = rows["role"].to_numpy(), len(np.unique(images[known.any(0)]))
+    together, behind = np.full((2, len(rows)), np.nan), np.full((3, len(rows)), np.nan)
+    for _, part in rows.groupby([*SETTING, "effect"], sort=False):
+        places = part.index[count[part.index] > 0].to_numpy()
+        kept = np.isfinite(drawn[places]).all(0)
+        if not kept.any():
+            continue
+        ranked = places[role[places] != "reference"]
+        for family in (ranked, places[role[places] == "reference"]):
+            if len(family):
+                reach = _critical(drawn[family][:, kept], level, clusters) * drawn[family][:, kept].std(1)
+                together[:, family] = mean[family] - reach, mean[family] + reach
+        methods = np.flatnonzero(role[ranked] == "method")
+        if len(methods):
+            best = int(methods[mean[ranked][methods].argmax()])
+            behind[:, ranked] = _behind(mean[ranked], drawn[ranked][:, kept], best, level, clusters)
+    rows["low_simultaneous"], rows["high_simultaneous"] = together
+    rows["behind"], rows["behind_low"], rows["behind_high"] = behind
+    rows["examples"] = count
+    rows["images"] = [len(np.unique(images[row])) for row in known]
+    return rows
+
+
+def _behind(mean: Floats, drawn: Floats, best: int, level: float, clusters: int) -> Floats:
+    """(3, row) paired difference of the row `best` minus each row, with ends that hold at once for all pairs of rows."""
+    first, second = np.triu_indices(len(mean), 1)
+    difference = mean[best] - mean
+    reach = _critical(drawn[first] - drawn[second], level, clusters) * (drawn[best] - drawn).std(1)
+    return np.stack([difference, difference - reach, difference + reach])
+
+
+def _critical(drawn: Floats, level: float, clusters: int) -> float:
+    """Standard errors that the deviations of all (row, draw) values stay within, in `level` of the draws.
+
+    The quantile of a normal distribution is exchanged for that of Student's t with `clusters` - 1 degrees of freedom.
+    """
+    from scipy.stats import norm, t
+
+    critical = band(drawn.mean(1), drawn.T, level=level).critical if len(drawn) else 0.0
+    return float(t.isf(norm.sf(critical), clusters - 1) * np.sqrt(clusters / (clusters - 1)))
+
+
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Methods and baselines, highest first, then the reference."""
+    place = np.lexsort((-rows["correlation"].fillna(-2).to_numpy(), (rows["role"] == "reference").to_numpy()))
+    return rows.iloc[place]
+
+
+def highest(rows: pd.DataFrame) -> dict[str, Any]:
+    """The highest method of a setting, its distance from the next and from the baselines, and the reference."""
+    rows = in_order(rows)
+    methods, baselines, references = (rows[rows["role"] == role] for role in ROLES)
+    if methods.empty:
+        methods, baselines = baselines, baselines.iloc[:0]
+    best = methods.iloc[0]
+    found = {name: best[name] for name in (*SETTING, "effect_size", "method", "label", "correlation")}
+    found |= {"low": best["low_simultaneous"], "high": best["high_simultaneous"]}
+    for rest, name, prefix in ((methods.iloc[1:], "second", "ahead"), (baselines, "baseline", "over_baseline")):
+        other = rest.iloc[0] if len(rest) else None
+        found |= {name: "" if other is None else other["method"], f"{name}_label": "" if other is None else other["label"]}
+        found |= {f"{prefix}{end}": np.nan if other is None else other[f"behind{end}"] for end in ("", "_low", "_high")}
+    known = references.iloc[0] if len(references) else dict.fromkeys(("correlation", "low", "high"), np.nan)
+    return found | {"reference": known["correlation"], "reference_low": known["low"], "reference_high": known["high"]}
+
+
+def leading_record(table: pd.DataFrame) -> dict[str, Any]:
+    """The highest method for the first of `TARGETS` and of `MODES` that the store holds, masked in all blocks."""
+    wanted = table[(table["effect"] == "size") & (table["window"] == table["window"].iloc[0])]
+    for name, order in (("targets", TARGETS), ("mode", MODES)):
+        wanted = wanted[wanted[name] == min(wanted[name].unique(), key=order.index)]
+    found = highest(wanted)
+    record: dict[str, Any] = {name.rstrip("?"): str(found[name.rstrip("?")]) for name in LEADING_TEXTS.split()}
+    record |= {name.rstrip("?"): float(found[name.rstrip("?")]) for name in LEADING_NUMBERS.split()}
+    return {name: value for name, value in record.items() if value == value and value != ""}
