@@ -34,6 +34,7 @@ def planted_store(
     vision: bool = False,
     hashed: bool = False,
     twins: bool = False,
+    near: bool = False,
     changed: Mapping[str, object] | None = None,
     numbers: int | None = None,
     positions: tuple[str, str] = POSITIONS,
@@ -45,8 +46,8 @@ def planted_store(
     not depend on the condition; a `blank` store has no label to read.
 
     `hashed` adds the hashes of images. With `twins` every photo lies under two names, each with one example, labels are tossed for each
-    photo, and all that activations tell is the photo. `changed` sets columns of example 7. `numbers` is a seed of the noise alone.
-    `positions` are other names of `final` and `relation`.
+    photo, and all that activations tell is the photo; with `near` its two files differ, and their perceptual hashes in a few bits.
+    `changed` sets columns of example 7. `numbers` is a seed of the noise alone. `positions` are other names of `final` and `relation`.
     """
     rng = np.random.default_rng(seed)
     table = pd.DataFrame(
@@ -69,6 +70,11 @@ def planted_store(
         table = table.assign(image=names, label=np.repeat(rng.integers(0, 2, examples // 2), 2))
     if hashed or twins:
         table["image_sha256"] = [f"{i // 2:064x}" for i in range(examples)]
+    if near:
+        table["image_sha256"] = [f"{i:064x}" for i in range(examples)]
+        hashes = np.repeat(rng.integers(0, 256, (examples // 2, 72), np.uint8), 2, 0)
+        hashes[::2, 1:5] ^= 0b1111  # 16 of 575 bits
+        table["image_phash"] = [one.tobytes().hex() for one in hashes]
     for column, value in (changed or {}).items():
         table.loc[7, column] = value
     if boxes:

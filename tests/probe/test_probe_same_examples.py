@@ -50,6 +50,17 @@ def test_the_same_photo_under_two_names_is_in_one_fold(twins, tmp_path):
     assert by_name.value(1) > 0.7 > curve.value(1) + 0.1, "what a leak looks like"
 
 
+def test_near_duplicates_are_in_one_fold(tmp_path):
+    near = planted_store(tmp_path / "n.zarr", layers=1, hidden=128, onset=9, twins=True, near=True)
+    said = run(near, *QUICK, "--out", tmp_path)
+    assert "near-duplicate images: 400 images differ from another only by" in said.stdout
+    assert "they form 200 groups, each in one fold" in said.stdout
+    curve = LayerCurve.load(tmp_path / "probe-truth-final.zarr.zip")
+    assert curve.examples.groupby(curve.examples["example"] // 2)["fold"].nunique().max() == 1
+    assert curve.examples["group"].nunique() == 200
+    assert layer_curve(near, layers=(1,), strengths=(1e-2,), draws=200, groups="id").value(1) > 0.7 > curve.value(1) + 0.1
+
+
 def test_codelengths_send_a_photo_as_a_whole(twins):
     by_content, by_name = (
         codelength_by_layer(twins, layers=(1,), strengths=(1e-2,), draws=100, groups=groups)["value"].item() for groups in ("image", "id")
@@ -63,6 +74,14 @@ def test_duplicates_are_counted_and_names_say_which_image_it_is():
     assert groups.labels.tolist() == ["a", "a", "c", "a", "a"]
     assert (groups.shared, groups.shared_names, groups.extra_names, groups.by) == (1, 3, 2, "image content")
     assert groups.lines() == ["duplicate images: 1 of 2 images occur under 3 names; all examples of an image stay in one fold"]
+
+
+def test_captions_that_always_have_one_label_are_counted():
+    table = pd.DataFrame(
+        {"image": list("abcdeff"), "caption": ["x", "x", "y", "y", "z", "w", "w"], "label": [1, 1, 0, 1, 0, 1, 0]}
+    )  # x twice true, y true and false, w of one image
+    assert image_groups(table).captions == (2, 1, 2)
+    assert "1 of them always with the same label (2 of 7 examples)" in image_groups(table).lines()[0]
 
 
 def test_images_without_hashes_are_grouped_by_name_and_it_is_said(tmp_path):

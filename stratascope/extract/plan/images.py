@@ -18,6 +18,7 @@ from stratascope.datasets.boxes import Box
 from stratascope.datasets.image_files import read_image_file
 from stratascope.datasets.progress import progress_bar
 from stratascope.errors import InvalidInputError
+from stratascope.store.io.example_identity import HASHED_SIDE, perceptual_hash
 
 FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
@@ -150,6 +151,8 @@ class ImageFacts:
     """Pillow's name of the file's pixel format."""
     transparent: bool = False
     """Whether it has transparency, which becomes white."""
+    phash: str = ""
+    """Perceptual hash, see `example_identity.perceptual_hash`."""
 
 
 class ImageChangedError(InvalidInputError):
@@ -234,7 +237,9 @@ def inspect_images(folder: Path, names: Iterable[str], *, strict: bool = True, p
         except InvalidInputError as error:
             known = error.sha256 if isinstance(error, UndecodableImageError) else ""
             return str(error) if strict else ImageFacts(*PLACEHOLDER_SIZE, known, str(error))
-        return ImageFacts(*found.image.size, sha256, "", found.orientation, found.mode, found.transparent)
+        grey = found.image.convert("L").resize((HASHED_SIDE, HASHED_SIDE), Image.Resampling.LANCZOS)
+        phash = perceptual_hash(np.asarray(grey))
+        return ImageFacts(*found.image.size, sha256, "", found.orientation, found.mode, found.transparent, phash)
 
     with warnings.catch_warnings(), ThreadPoolExecutor(4) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # larger images are refused by name

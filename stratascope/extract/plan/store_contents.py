@@ -60,6 +60,7 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
             "image": example.image,
             "shown_image": shown,
             "image_sha256": plan.facts[example.image].sha256,
+            "image_phash": plan.facts[example.image].phash,
             "caption": example.caption,
             "relation": example.relation,
             "label": int(example.label),

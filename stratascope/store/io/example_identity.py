@@ -1,4 +1,4 @@
-"""Identity of examples and images: by content, or by name in stores without image hashes."""
+"""Identity of examples and images: by content and perceptual hash, or by name in stores without image hashes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,19 +18,28 @@ from stratascope.errors import InvalidInputError
 if TYPE_CHECKING:
     from stratascope.store.io.reader import ActivationStore
 
-IMAGE, IMAGE_HASH = "image", "image_sha256"
+IMAGE, IMAGE_HASH, PERCEPTUAL_HASH = "image", "image_sha256", "image_phash"
 COMPARED = (IMAGE, IMAGE_HASH, "caption", "relation", "label")
 """Columns that must agree in two stores of the same examples, besides ids and order."""
+HASHED_SIDE = 64
+"""Pixels of a side of the grey picture that is hashed."""
+_FREQUENCIES = 24
+HASH_BITS = _FREQUENCIES**2
+NEAR_BITS = 36
+"""Most bits in which the hashes of near-duplicates differ, of 575."""
+_CHUNK = 1024
+_FEWEST_GREYS = 2.0
+"""Standard deviation of the grey levels below which a picture is too plain to hash."""
 _SHOWN = 60
 """Most characters of a value in a message."""
 
 
 @dataclass(frozen=True)
 class ImageGroups:
-    """Examples of the same image, by the hash of the image file."""
+    """Examples of the same image, by the hash of the image file, and of near-duplicates, by perceptual hash."""
 
     labels: NDArray[np.str_]
-    """(example,) the first name, in sorted order, of all names that hold the example's image."""
+    """(example,) the first name, in sorted order, of all names that hold the example's image or a near-duplicate."""
     names: int
     """Distinct image names."""
     unhashed: int
@@ -38,6 +48,12 @@ class ImageGroups:
     """Images that occur under more than one name."""
     shared_names: int
     """Names of those images."""
+    near: int = 0
+    """Images, different in content, that have a near-duplicate."""
+    near_groups: int = 0
+    """Groups that these form."""
+    captions: tuple[int, int, int] = (0, 0, 0)
+    """Captions that occur with several images, those of them that always have the same label, and examples of the latter."""
 
     @property
     def extra_names(self) -> int:
@@ -57,6 +73,18 @@ class ImageGroups:
                 f"duplicate images: {self.shared:,} of {self.names - self.extra_names:,} images occur under {self.shared_names:,} names; "
                 "all examples of an image stay in one fold"
             )
+        if self.near:
+            found.append(
+                f"near-duplicate images: {self.near:,} images differ from another only by compression, size, brightness or mirroring "
+                f"(perceptual hashes differ in at most {NEAR_BITS} of {HASH_BITS - 1} bits); they form {self.near_groups:,} "
+                f"group{'s' if self.near_groups > 1 else ''}, each in one fold"
+            )
+        repeated, alike, examples = self.captions
+        if alike:
+            found.append(
+                f"repeated captions: {repeated:,} captions occur with several images, {alike:,} of them always with the same label "
+                f"({examples:,} of {len(self.labels):,} examples), which a probe can learn from the text; group by caption to exclude that"
+            )
         if self.unhashed == self.names:
             found.append("images are grouped by name: the store holds no hashes of its images, so that duplicates are not detected")
         elif self.unhashed:
@@ -65,26 +93,100 @@ class ImageGroups:
 
 
 def image_groups(examples: pd.DataFrame) -> ImageGroups:
-    """Group examples by the content of their images.
+    """Group examples by the content of their images; near-duplicates are in one group.
 
     Parameters
     ----------
     examples
-        Table with the column `image` and, where the store holds hashes, `image_sha256`.
+        Table with the column `image` and, where the store holds hashes, `image_sha256` and `image_phash`.
     """
     names = examples[IMAGE].astype(str)
-    hashes = examples[IMAGE_HASH].fillna("").astype(str) if IMAGE_HASH in examples.columns else pd.Series("", index=examples.index)
+    hashes, perceptual = (
+        examples[column].fillna("").astype(str) if column in examples.columns else pd.Series("", index=examples.index)
+        for column in (IMAGE_HASH, PERCEPTUAL_HASH)
+    )
     # no hash contains a slash, so that a name never coincides with one
     content = hashes.where(hashes != "", "name/" + names)
     by_content = names.groupby(content, sort=False)
     counts = by_content.nunique()
+    labels = by_content.transform("min")
+    images = pd.DataFrame({"label": labels, "phash": perceptual}).drop_duplicates("label")
+    group = pd.Series(near_duplicates(tuple(images["phash"])), index=images["label"])
+    sizes = group.value_counts()
+    together = labels.groupby(labels.map(group), sort=False).transform("min")
     return ImageGroups(
-        labels=by_content.transform("min").to_numpy(dtype=str),
+        labels=together.to_numpy(dtype=str),
         names=names.nunique(),
         unhashed=names[hashes == ""].nunique(),
         shared=int((counts > 1).sum()),
         shared_names=int(counts[counts > 1].sum()),
+        near=int(sizes[sizes > 1].sum()),
+        near_groups=int((sizes > 1).sum()),
+        captions=_repeated_captions(examples, together),
     )
+
+
+def _repeated_captions(examples: pd.DataFrame, images: pd.Series[str]) -> tuple[int, int, int]:
+    if not {"caption", "label"} <= set(examples.columns):
+        return 0, 0, 0
+    by_caption = pd.DataFrame({"image": images, "label": examples["label"]}).groupby(examples["caption"].astype(str))
+    several = by_caption["image"].nunique() > 1
+    alike = several & (by_caption["label"].nunique() == 1)
+    return int(several.sum()), int(alike.sum()), int(by_caption.size()[alike].sum())
+
+
+def perceptual_hash(grey: NDArray[Any]) -> str:
+    """Signs of the lowest frequencies of a picture's discrete cosine transform, as 144 hexadecimal digits; empty for a plain picture.
+
+    Copies of an image that differ in compression, size, brightness or slight noise have nearly the same hash; the hash of a mirrored
+    copy has the bits of odd horizontal frequencies inverted. A crop changes it.
+
+    Parameters
+    ----------
+    grey
+        (64, 64) grey levels from 0 to 255 of the picture, stretched to a square.
+    """
+    if np.std(grey) < _FEWEST_GREYS:
+        return ""
+    basis = _cosines()
+    return np.packbits((basis @ np.asarray(grey, np.float64) @ basis.T > 0).ravel()).tobytes().hex()
+
+
+@cache
+def _cosines() -> NDArray[np.float64]:
+    """(frequency, pixel) type II, without scale."""
+    return np.cos(np.pi / HASHED_SIDE * np.outer(np.arange(_FREQUENCIES), np.arange(HASHED_SIDE) + 0.5))
+
+
+@lru_cache(maxsize=8)
+def near_duplicates(hashes: tuple[str, ...]) -> tuple[int, ...]:
+    """Group number of each image: images whose perceptual hashes, or one's and that of the other's mirror image, are close.
+
+    A third of the bits is compared first: two hashes that differ in more than `NEAR_BITS` of these do so in all.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    known = np.array([k for k, text in enumerate(hashes) if len(text) == HASH_BITS // 4], np.intp)
+    pairs = [np.zeros((0, 2), np.intp)]
+    if len(known):
+        packed = np.frombuffer(bytes.fromhex("".join(hashes[k] for k in known)), np.uint8).reshape(len(known), -1)
+        signs = np.unpackbits(packed, axis=1)[:, 1:] * np.float32(2) - 1  # without the mean
+        mirrored = signs * np.where(np.arange(1, HASH_BITS) % _FREQUENCIES % 2, -1, 1).astype(np.float32)
+        some = slice(None, None, 3)
+        width = signs[:, some].shape[1]
+        for start in range(0, len(known), _CHUNK):
+            part = signs[start : start + _CHUNK]
+            for other in (signs[start:], mirrored[start:]):
+                first, second = np.nonzero(part[:, some] @ other[:, some].T >= width - 2 * NEAR_BITS)
+                first, second = first[first < second], second[first < second]
+                for at in range(0, len(first), _CHUNK):
+                    here = slice(at, at + _CHUNK)
+                    close = (part[first[here]] * other[second[here]]).sum(1) >= HASH_BITS - 1 - 2 * NEAR_BITS
+                    pairs.append(start + np.stack([first[here], second[here]], 1)[close])
+    found = known[np.concatenate(pairs)]
+    graph = coo_array((np.ones(len(found)), (found[:, 0], found[:, 1])), (len(hashes), len(hashes)))
+    return tuple(connected_components(graph, directed=False)[1].tolist())
 
 
 def group_labels(examples: pd.DataFrame, column: str = IMAGE) -> NDArray[np.str_]:
