@@ -28,6 +28,7 @@ SECTIONS = {
     "Data": {
         "demo": ("data", "Full pipeline on generated scenes with the built-in model."),
         "fetch": ("data", "Download published data sets."),
+        "pairs": ("data", "Minimal pairs: subject and object exchanged, image mirrored."),
     },
     "Extract": {
         "plan": ("extract", "Cost of an extraction: disk, time, memory; writes nothing."),

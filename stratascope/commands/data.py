@@ -1,4 +1,4 @@
-"""Commands that make or download data: demo, fetch."""
+"""Commands that make or download data: demo, fetch, pairs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from stratascope import demo
 from stratascope.commands import options
 from stratascope.commands.command_line import command_lines
 from stratascope.commands.output import NORMAL, QUIET, print_record, verbosity_options
-from stratascope.commands.signature import default_of, options_of
+from stratascope.commands.signature import default_of, options_in_errors, options_of
 from stratascope.commands.terminal import echo
 from stratascope.datasets.fetch import FetchChoice
+from stratascope.datasets.pairs import minimal_pairs
 
 SHOWN_FAILURES = 10
 
@@ -94,3 +95,34 @@ def fetch_command(dataset: str, out: Path, as_json: bool, verbosity: int, **chos
     print_record({**vars(report), "summary": report.summary()}, [report.summary()], as_json=as_json, verbosity=verbosity)
     if report.failed:
         sys.exit(1)
+
+
+@click.command(short_help="Minimal pairs: subject and object exchanged, image mirrored.")
+@click.argument("examples", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of the images.")
+@click.option("-o", "--out", required=True, type=options.OUTPUT, metavar="DIR", help="Output folder.")
+@click.option("--boxes", type=click.Path(path_type=Path), help="Gold boxes in COCO's instances format; they are mirrored with the images.")
+@options_of(
+    minimal_pairs,
+    variants="swapped: subject and object exchanged; mirrored: the image mirrored; inverse: both exchanged, and the relation replaced by "
+    "its inverse.",
+)
+@verbosity_options
+@options_in_errors
+def pairs_command(examples: tuple[Path, ...], images: Path, out: Path, as_json: bool, verbosity: int, **chosen: Any) -> None:
+    """Write minimal pairs of examples as a data set for 'extract'.
+
+    For every example with a true or false caption: the caption with subject and object exchanged, and the mirrored image. Labels follow
+    from the meaning of the relation; where they do not, the variant is left out and counted. The rows in DIR/pairs.jsonl have the columns
+    pair and variant.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope pairs demo/scenes/scenes.jsonl --images demo/scenes/images --boxes demo/scenes/instances.json --out demo/pairs
+      stratascope extract --model demo --examples demo/pairs/pairs.jsonl --images demo/pairs/images --out demo/pairs.zarr
+    """
+    quiet = as_json or verbosity == QUIET
+    report = minimal_pairs(list(examples), images, out, progress=sys.stderr.isatty() and not quiet, **chosen)
+    text = report.summary()
+    files = [f"file {path}" for path in sorted(out.glob("*.json*"))]
+    print_record({**vars(report), "summary": text}, [text], as_json=as_json, verbosity=verbosity, details=files)

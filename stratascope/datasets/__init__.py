@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from stratascope.datasets.example import Example
     from stratascope.datasets.examples import load_examples
     from stratascope.datasets.fetch import FetchChoice, FetchReport, fetch_vsr
+    from stratascope.datasets.pairs import PairReport, minimal_pairs
     from stratascope.datasets.prompts import PROMPTS, FilledPrompt, Prompt
+    from stratascope.datasets.relations import RELATIONS, Relation
     from stratascope.datasets.scenes import write_scenes
 
 _MODULES = {
@@ -22,26 +24,34 @@ _MODULES = {
     "FetchReport": "fetch",
     "FilledPrompt": "prompts",
     "PROMPTS": "prompts",
+    "PairReport": "pairs",
     "Prompt": "prompts",
+    "RELATIONS": "relations",
+    "Relation": "relations",
     "cells_in_box": "boxes",
     "fetch_vsr": "fetch",
     "load_examples": "examples",
+    "minimal_pairs": "pairs",
     "split_caption": "captions",
     "write_scenes": "scenes",
 }
 
 __all__ = [
     "PROMPTS",
+    "RELATIONS",
     "BoxIndex",
     "CaptionParts",
     "Example",
     "FetchChoice",
     "FetchReport",
     "FilledPrompt",
+    "PairReport",
     "Prompt",
+    "Relation",
     "cells_in_box",
     "fetch_vsr",
     "load_examples",
+    "minimal_pairs",
     "split_caption",
     "write_scenes",
 ]

@@ -114,18 +114,19 @@ class BoxIndex:
     def _file(self, image: str) -> str | None:
         return self._names.find(image) if self._file_of is None else self._file_of.get(image)
 
-    def _by_category(self, image: str) -> Mapping[str, list[Box]]:
+    def by_category(self, image: str) -> Mapping[str, list[Box]]:
+        """Category name -> boxes of all its instances in `image`."""
         file = self._file(image)
         return {} if file is None else self._boxes[file]
 
     def instances(self, image: str, noun: str) -> list[Box]:
         """The boxes of all instances of `noun` in `image`."""
-        return self._by_category(image).get(noun.strip().lower(), [])
+        return self.by_category(image).get(noun.strip().lower(), [])
 
     def others(self, image: str, nouns: Collection[str]) -> list[Box]:
         """Boxes of all objects in `image` except those named by `nouns`."""
         named = {noun.strip().lower() for noun in nouns}
-        return [box for name, boxes in self._by_category(image).items() if name not in named for box in boxes]
+        return [box for name, boxes in self.by_category(image).items() if name not in named for box in boxes]
 
     def annotated_size(self, image: str) -> tuple[float, float] | None:
         """(width, height) in pixels of the annotated image; None if unknown."""
