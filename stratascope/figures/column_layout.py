@@ -21,9 +21,11 @@ def is_narrow(ax: Axes) -> bool:
     return figure is not None and figure.get_figwidth() <= WIDE
 
 
-def place_legend(ax: Axes, *, columns: int = 2, inside: Literal["lower right"] | None = None) -> None:
-    """Above the axes in a column, else at the right, or `inside` at a corner that is known to be free: never over the data."""
-    if is_narrow(ax):
+def place_legend(ax: Axes, *, columns: int = 2, inside: Literal["lower right"] | None = None, above: bool = False) -> None:
+    """Above the axes in a column, else at the right, `above`, or `inside` at a corner that is known to be free: never over the data."""
+    if above and not is_narrow(ax):
+        ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns)
+    elif is_narrow(ax):
         ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns, fontsize=6, columnspacing=1.0, handlelength=1.6)
     elif inside is not None:
         ax.legend(loc=inside)

@@ -14,6 +14,7 @@ from stratascope.report.headline import percent
 from stratascope.report.result_set import ResultSet
 
 MOST_HEADS = 8
+KINDS = {"spans": "parts", "cells": "cells"}
 NOT_RANKED = {"baseline": " (baseline)", "reference": " (reference)"}
 WIDE, HALF = 6.4, 4.1
 """Inches of a figure over the page's width, and of one beside another."""
@@ -70,11 +71,13 @@ def faithfulness_blocks(results: ResultSet, store: str, recorded: Collection[str
     ]
     settings = [
         [
-            setting_text(r),
+            KINDS.get(r["targets"], r["targets"]),
+            r["mode"],
+            r["window"],
             f"{r['effect_size']:.3f}",
             r["label"],
-            f"{_signed(r['correlation'])} ({_signed(r['low'])} to {_signed(r['high'])})",
-            f"{_signed(r['ahead'])} ({_signed(r['ahead_low'])} to {_signed(r['ahead_high'])})" if r["second_label"] else "",
+            f"{r['correlation']:.2f} [{r['low']:.2f}, {r['high']:.2f}]",
+            f"{r['ahead']:.2f} [{r['ahead_low']:.2f}, {r['ahead_high']:.2f}]" if r["second_label"] else "",
             _signed(r["reference"]) if r["reference"] == r["reference"] else "",
         ]
         for r in result.by_setting.to_dict("records")
@@ -103,10 +106,11 @@ def faithfulness_blocks(results: ResultSet, store: str, recorded: Collection[str
             sources=source,
         ),
         Table(
-            ["knockout", "mean effect (logits)", "highest method", "correlation", "above the next", "reference"],
+            ["targets", "masked for", "blocks", "effect (logits)", "highest method", "correlation", "above the next", "reference"],
             settings,
-            caption=f"Highest method of every setting, the leading one first; {level} CI, simultaneous over the methods of a setting. A "
-            "method without scores by block is marked “all blocks” where the knockout is in a window.",
+            caption="Highest method of every setting, the leading one first: parts of the prompt or image cells, masked for the final "
+            f"or for all later tokens. Effect: mean magnitude for one target. Intervals: {level} CI, simultaneous over the methods of a "
+            "setting. A method without scores by block is marked “all blocks” where the knockout is in a window.",
             sources=source,
         ),
     ]

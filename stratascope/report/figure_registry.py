@@ -71,7 +71,7 @@ class NamedFigure:
             else:
                 stored.result.plot(ax).set_title("")
                 if ax.get_legend_handles_labels()[0]:
-                    place_legend(ax, columns=1 if self.height > 3 else 2, inside="lower right" if self.height > 3 else None)
+                    place_legend(ax, columns=1 if self.height > 3 else 2, above=self.height > 3)
         return figure
 
 
