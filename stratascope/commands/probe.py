@@ -60,7 +60,7 @@ SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or t
     ProbeSettings,
     split="Names of the training and the test split, such as train,test, instead of cross-validation.",
     folds="Number of cross-validation folds; all examples of an image are in one fold.",
-    groups="Column of the groups that no fold divides; image: by content, whatever the file name.",
+    groups="Column of the groups that no fold divides; image: by content, near-duplicates together; caption: by the same text.",
     minimum="Exclude classes with fewer examples.",
     types="Columns that define the type of an example, for --controls control.",
     control_draws="Draws of the labels of each control; its score is their mean.",
