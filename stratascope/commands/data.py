@@ -113,13 +113,12 @@ def pairs_command(examples: tuple[Path, ...], images: Path, out: Path, as_json: 
     """Write minimal pairs of examples as a data set for 'extract'.
 
     For every example with a true or false caption: the caption with subject and object exchanged, and the mirrored image. Labels follow
-    from the meaning of the relation; where they do not, the variant is left out and counted. The rows in DIR/pairs.jsonl have the columns
-    pair and variant.
+    from the meaning of the relation; where they do not, the variant is left out and counted. 'extract' then takes
+    --examples DIR/pairs.jsonl --images DIR/images; the rows have the columns pair and variant.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope pairs demo/scenes/scenes.jsonl --images demo/scenes/images --boxes demo/scenes/instances.json --out demo/pairs
-      stratascope extract --model demo --examples demo/pairs/pairs.jsonl --images demo/pairs/images --out demo/pairs.zarr
     """
     quiet = as_json or verbosity == QUIET
     report = minimal_pairs(list(examples), images, out, progress=sys.stderr.isatty() and not quiet, **chosen)
