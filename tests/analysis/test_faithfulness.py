@@ -176,7 +176,7 @@ def test_faithfulness_loads_back_and_every_scheduler_gives_the_same(planted: Act
 
 
 def test_what_cannot_be_compared_is_refused(store, planted: ActivationStore, tmp_path: Path) -> None:
-    with pytest.raises(NotRecordedError, match="--record knockout"):
+    with pytest.raises(NotRecordedError, match="again with knockout in `record`"):
         faithfulness(store)
     with pytest.raises(InvalidInputError, match="methods of attention"):
         faithfulness(planted, methods=["chefer"])
