@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import fields
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,7 +34,7 @@ SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or t
 @options_of(
     ProbeRequest,
     tasks="truth, relation, category, answer, choice, geometry (boxes), a column of the examples, or a NAME of --values.",
-    positions="Token or box positions; default: all of the array.",
+    positions="Token or box positions, or pairs such as subject_box+object_box; default: all single ones of the array.",
     layers="Layers to probe; default: all.",
     array="Array to probe; also vision_residual, vision_output, head_logits; head_outputs: a probe for each head.",
     controls="shuffled: labels shuffled within folds; control: a random label for each type (Hewitt & Liang 2019).",
@@ -57,6 +59,13 @@ SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or t
     margin="What an advantage must exceed to be detected.",
     equivalence_margin="An advantage below it counts as absent; default: 0.03, or 0.01 of r2 and log_loss.",
 )
+@click.option(
+    "--test-on",
+    multiple=True,
+    metavar="[NAME=]STORE",
+    help="Store of other examples, such as another data set, on which the probes of each layer are tested; repeatable. NAME defaults to "
+    "that of its folder; with --transfer at all layers.",
+)
 @options_of(
     ProbeSettings,
     split="Names of the training and the test split, such as train,test, instead of cross-validation.",
@@ -65,7 +74,9 @@ SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or t
     minimum="Exclude classes with fewer examples.",
     types="Columns that define the type of an example, for --controls control.",
     control_draws="Draws of the labels of each control; its score is their mean.",
-    method="logistic: L2-regularised logistic regression; means: difference of the class means.",
+    method="logistic: L2-regularised logistic regression; means: difference of the class means; mlp: a network with one hidden layer.",
+    pair="Form of a pair of positions: both vectors, their difference, or a low-rank bilinear form (both vectors and products).",
+    rank="Principal components of each vector in a bilinear form.",
     strengths="Inverse regularisation C, selected by nested cross-validation; default: 1e-5 to 1e3.",
     seed="Seed of folds, controls and resamples.",
 )
@@ -78,6 +89,7 @@ def probe_command(
     output: Output,
     baselines: tuple[str, ...],
     values: tuple[str, ...],
+    test_on: tuple[str, ...],
     scheduler: str,
     workers: int | None,
     **chosen: Any,
@@ -99,6 +111,7 @@ def probe_command(
         **{name: value for name, value in chosen.items() if value is not None},
         settings={name: value for name, value in settings.items() if value is not None},
         baselines=_baselines(baselines),
+        test_on=_named_stores(test_on, "--test-on", lambda opened: PurePath(opened.name.rstrip("/")).stem),
         values={name: read_values(path) for name, path in named.items()},
     )
     opened = open_store(store)
@@ -185,16 +198,24 @@ def _baselines(texts: tuple[str, ...]) -> dict[str, ActivationStore]:
     """Name -> store; a store without a name is named after its condition: blank, untrained, ...; else baseline."""
     from stratascope.store import condition_of
 
+    return _named_stores(
+        texts, "--baseline", lambda store: condition_of(store.provenance).replace("original", "baseline").replace(", ", "-")
+    )
+
+
+def _named_stores(texts: tuple[str, ...], option: str, usual: Callable[[ActivationStore], str]) -> dict[str, ActivationStore]:
+    """Name -> store; `usual` names a store without a name, numbered where the name is taken."""
     found: dict[str, ActivationStore] = {}
     for text in texts:
         name, equals, path = text.partition("=")
         named = bool(equals) and "/" not in name
         store = open_store(path if named else text)
         if not named:
-            plain = condition_of(store.provenance).replace("original", "baseline").replace(", ", "-")
+            plain = usual(store)
             name = next(n for n in (plain, *(f"{plain}-{k + 2}" for k in range(len(found)))) if n not in found)
         if name in found:
-            raise click.BadParameter(f"expected a name for each baseline, found {name!r} twice", param_hint="--baseline")
+            what = "baseline" if option == "--baseline" else "store"
+            raise click.BadParameter(f"expected a name for each {what}, found {name!r} twice", param_hint=option)
         found[name] = store
     return found
 

@@ -73,7 +73,7 @@ def default_of(function: Callable[..., Any], name: str) -> Any:
 
 def _option(name: str, hint: Any, default: Any, keywords: Mapping[str, Any]) -> Any:
     flag = f"--{name.replace('_', '-')}"
-    union = isinstance(hint, types.UnionType)
+    union = get_origin(hint) in (types.UnionType, typing.Union)
     inner = [one for one in get_args(hint) if one is not type(None)] if union else [hint]
     hint = inner[0]
     given: dict[str, Any] = {"default": default, "show_default": default not in (None, (), "") and default is not False}

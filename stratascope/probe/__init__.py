@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from stratascope.probe.curve.layer_curve import LayerCurve
     from stratascope.probe.curve.onset_offset import LayerEvent, LayerIntervals
     from stratascope.probe.curve.score_grid import ScoreGrid
-    from stratascope.probe.estimator import LogisticProbe
+    from stratascope.probe.estimator import BilinearFeatures, LogisticProbe
     from stratascope.probe.patches import PatchProbes, patch_probes
     from stratascope.probe.study.codelength import Codelength, online_codelength
     from stratascope.probe.study.codelength_study import codelength_by_layer, codelength_of
     from stratascope.probe.study.cost import StudyCost
+    from stratascope.probe.study.cross_transfer import CrossTransfer, cross_transfer
     from stratascope.probe.study.detection_by_size import DetectionBySize, detection_by_size
     from stratascope.probe.study.study import Study, head_curves, layer_curve, plan_study, probe_study
     from stratascope.probe.study.study_plan import ProbeSettings
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Advantage": "curve.advantage",
+    "BilinearFeatures": "estimator",
     "Codelength": "study.codelength",
+    "CrossTransfer": "study.cross_transfer",
     "CurveSet": "curve.curve_set",
     "DetectionBySize": "study.detection_by_size",
     "Entanglement": "vision_tower",
@@ -53,6 +56,7 @@ _MODULES = {
     "codelength_by_layer": "study.codelength_study",
     "codelength_of": "study.codelength_study",
     "confusion": "curve.breakdown",
+    "cross_transfer": "study.cross_transfer",
     "detection_by_size": "study.detection_by_size",
     "entanglement": "vision_tower",
     "geometry_features": "tasks.geometry",
@@ -73,7 +77,9 @@ _MODULES = {
 
 __all__ = [
     "Advantage",
+    "BilinearFeatures",
     "Codelength",
+    "CrossTransfer",
     "CurveSet",
     "DetectionBySize",
     "Entanglement",
@@ -95,6 +101,7 @@ __all__ = [
     "codelength_by_layer",
     "codelength_of",
     "confusion",
+    "cross_transfer",
     "detection_by_size",
     "entanglement",
     "geometry_features",

@@ -1,4 +1,4 @@
-"""The solver as a scikit-learn estimator."""
+"""Scikit-learn estimators: the solver as a classifier, and the features of a low-rank bilinear form."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -136,3 +136,63 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """(example,) the most likely class of X (example, column)."""
         logits = self.decision_function(X)
         return np.asarray(self.classes_[(logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(axis=1)])
+
+
+class BilinearFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Features of a low-rank bilinear form of two vectors: both vectors, and all products of their leading principal components.
+
+    X holds the vectors a and b side by side. Each side's columns are standardised and projected on the `rank` leading principal
+    components of the rows that `fit` sees: p = P (a - mean) / scale, and q of b likewise. The features are [a, b, p_1 q_1, p_1 q_2, ...],
+    so that a linear classifier on them has logits u'a + v'b + p'Wq + c. L2-regularised logistic regression on their standardised columns
+    is a bilinear probe of rank at most `rank`; with all products' weights 0 it is the probe on the concatenation.
+
+    Parameters
+    ----------
+    rank
+        Principal components of each side, at most its columns.
+    seed
+        Of the randomised decomposition, which scikit-learn's `PCA` uses for large matrices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sides = np.random.default_rng(0).choice([-1.0, 1.0], (400, 2))
+    >>> features = BilinearFeatures(rank=1).fit_transform(sides)
+    >>> features.shape, bool((np.abs(features[:, 2]) > 0.5).all())
+    ((400, 3), True)
+    """
+
+    def __init__(self, rank: int = 16, *, seed: int = 0) -> None:
+        self.rank = rank
+        self.seed = seed
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Estimate means, deviations and principal components of both sides from X (example, 2 x column); y is ignored.
+
+        Raises
+        ------
+        InvalidInputError
+            The number of columns is odd, or the rank is not above 0.
+        """
+        from sklearn.decomposition import PCA
+        from sklearn.preprocessing import StandardScaler
+
+        X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        if X.shape[1] % 2:
+            raise InvalidInputError(f"expected two vectors of the same size side by side, found {X.shape[1]} columns")
+        if not self.rank > 0:
+            raise InvalidInputError(f"expected a rank above 0, found {self.rank!r}; give a larger one (`rank`)")
+        self.scaler_ = StandardScaler().fit(X)
+        z = self.scaler_.transform(X)
+        components = min(self.rank, X.shape[1] // 2, len(X))
+        self.projections_ = tuple(PCA(components, random_state=self.seed).fit(side) for side in np.split(z, 2, axis=1))
+        return self
+
+    def transform(self, X: Any) -> Floats:
+        """(example, 2 x column + rank x rank) both vectors of X (example, 2 x column), and the products."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        sides = np.split(self.scaler_.transform(X), 2, axis=1)
+        first, second = (pca.transform(side) for pca, side in zip(self.projections_, sides, strict=True))
+        products = (first[:, :, None] * second[:, None, :]).reshape(len(X), -1)
+        return np.concatenate([X, products.astype(X.dtype)], axis=1)

@@ -12,6 +12,8 @@ from stratascope.probe.curve.metrics import main_metric
 from stratascope.probe.study.detection_by_size import usual_sizes
 from stratascope.probe.study.study_plan import ProbeSettings
 from stratascope.probe.tasks.geometry import GEOMETRY
+from stratascope.probe.validation.cross_validation import METHODS
+from stratascope.probe.validation.estimators import NAMED
 from stratascope.report.result_set import ResultSet
 from stratascope.results.stored_result import StoredResult
 from stratascope.store import ActivationStore
@@ -50,7 +52,10 @@ def probe_options(store: ActivationStore, results: ResultSet) -> Iterator[Mappin
 def python_settings(curve: StoredResult, options: frozenset[str]) -> dict[str, Any]:
     """Settings of a curve that are not their defaults and not among a command's `options`."""
     own = curve.attributes
-    return {name: own[name] for name, usual in _SETTINGS.items() if name in own and name not in options and own[name] != usual}
+    lacking = {name for name in _SETTINGS if name in own and name not in options}
+    if own.get("method") not in (None, *METHODS, *NAMED):
+        lacking.add("method")  # an estimator
+    return {name: own[name] for name, usual in _SETTINGS.items() if name in lacking and own[name] != usual}
 
 
 def _tasks(tasks: list[str]) -> dict[str, tuple[str, ...]]:
@@ -66,6 +71,8 @@ def _tasks(tasks: list[str]) -> dict[str, tuple[str, ...]]:
 
 def _settings(store: ActivationStore, curve: StoredResult, *, typed: bool) -> dict[str, Any]:
     own = {name: value for name, value in curve.attributes.items() if name in _SETTINGS and (name != "types" or typed)}
+    if own.get("method") not in (*METHODS, *NAMED):
+        own.pop("method", None)
     dim = store.layout.array(curve.attributes.get("array", "residual")).layer_dim
     held = sorted({int(layer) for layer in curve.table("table")["layer"]})
     layers = None if dim is None or held == sorted(store.layout.layers_of(dim)) else tuple(held)
@@ -92,6 +99,8 @@ def _besides(store: ActivationStore, results: ResultSet, curves: list[StoredResu
     tested = [f.attributes.get("to") for f in same if f.kind == "transfer"]
     found["transfer"] = None in tested
     found["transfer_to"] = tuple(sorted({str(place) for place in tested if place is not None}))
+    elsewhere = [f.attributes for f in same if f.kind == "cross_transfer"]
+    found["test_on"] = tuple(sorted({f"{told['to']}={told['tested']['store']}" for told in elsewhere}))
     name = _bare(task)
     found["values"] = () if name in (*_TASKS, *store.examples.columns) else (f"{name}=FILE.csv",)
     stores = {PurePath(str(f.attributes.get("store"))).name for f in results.beside if f.task == task and f.position in positions}

@@ -117,6 +117,20 @@ def position_blocks(results: ResultSet, store: str) -> list[Block]:
     return [Beside(blocks)] if blocks else [Missing("No task with probes at two positions yet; make the curves with", command)]
 
 
+def transfer_blocks(results: ResultSet) -> list[Block]:
+    """Probes tested on the examples of other stores: one figure and its summary each; empty without any."""
+    blocks: list[Block] = []
+    for found in results.of("cross_transfer"):
+        result = found.result
+        title = f"{found.title}, tested on {found.attributes['to']}"
+        figure = result.figure()
+        alt = f"{METRIC_NAMES.get(result.metric, result.metric)} by layer of probes for {title}, with the score in the store of training"
+        words = [line.strip() for line in result.summary().splitlines()]
+        caption = ". ".join([*words, "Bands: 95 % CI (pointwise), bootstrap over the test images."])
+        blocks.append(Drawing(figure, alt, caption, title, [found.source("tables/table")]))
+    return blocks
+
+
 def relation_blocks(results: ResultSet, store: str) -> list[Block]:
     """Number of examples, accuracy of the model, and accuracy of the probe at its best layer, by relation."""
     answers = results.of("answer_confidence")
@@ -163,6 +177,12 @@ def remark_blocks(results: ResultSet) -> list[Block]:
         "Interpret a curve only against its controls: the same probe without the image, on shuffled labels, on embeddings (layer 0).",
         "A decodable relation need not be used by the model; a knockout or an intervention tests that.",
     ]
+    nonlinear = [c.title for c in results.curves if c.attributes.get("nonlinear")]
+    if nonlinear:
+        words.append(
+            f"The probe for {', '.join(nonlinear[:4])} is not linear: it can find more than the model can read linearly. Compare it with a "
+            "linear probe and with its own controls."
+        )
     incomplete = [c.name for c in results.curves if bool(c.table("folds")["at_edge"].any())]
     if incomplete:
         words.append(

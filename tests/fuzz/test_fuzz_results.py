@@ -55,7 +55,12 @@ def made(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = ["--examples", str(scenes / "scenes.jsonl"), "--images", str(scenes / "images"), "--boxes", str(scenes / "instances.json")]
     few = ["--limit", "64", "--knockouts", "12", "--knockout-window", "6", "--patches", "24", "--record", RECORDED]
     assert result_of("extract", "--model", "demo", *files, *few, "--out", str(path)).exit_code == 0
-    for command, *words in ALL:
+    rest = path.with_name("rest.jsonl")
+    rest.write_text("\n".join((scenes / "scenes.jsonl").read_text().splitlines()[64:]))
+    other = ["--examples", str(rest), *files[2:], "--record", "residual", "--out", str(path.with_name("other.zarr"))]
+    assert result_of("extract", "--model", "demo", *other).exit_code == 0
+    tested = [*PROBE, "3", "--tasks", "truth", "--positions", "subject", "--test-on", str(path.with_name("other.zarr")), "--transfer"]
+    for command, *words in (*ALL, tested):
         out = ["-o", str(path.with_name("r") / "page.html")] if command == "explain" else ["--out", str(path.with_name("r"))]
         found = result_of(command, str(path), *words, *out)
         assert found.exit_code == 0, (command, found.stderr)

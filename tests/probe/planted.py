@@ -35,6 +35,9 @@ def planted_store(
     hashed: bool = False,
     twins: bool = False,
     near: bool = False,
+    pair: bool = False,
+    images_from: int = 0,
+    relations: tuple[str, ...] = RELATIONS,
     changed: Mapping[str, object] | None = None,
     numbers: int | None = None,
     positions: tuple[str, str] = POSITIONS,
@@ -53,9 +56,9 @@ def planted_store(
     table = pd.DataFrame(
         {
             "id": [f"e{i:05d}" for i in range(examples)],
-            "image": [f"{i // 2:05d}.png" for i in range(examples)],
+            "image": [f"{images_from + i // 2:05d}.png" for i in range(examples)],
             "caption": "The cat is somewhere.",
-            "relation": rng.choice(RELATIONS, examples),
+            "relation": rng.choice(relations, examples),
             "label": rng.integers(0, 2, examples),
             "subject": rng.choice(["cat", "dog", "cup"], examples),
             "object": rng.choice(["bed", "box"], examples),
@@ -69,7 +72,7 @@ def planted_store(
         names = [f"{'ab'[i % 2]}/{i // 2:05d}.png" for i in range(examples)]
         table = table.assign(image=names, label=np.repeat(rng.integers(0, 2, examples // 2), 2))
     if hashed or twins:
-        table["image_sha256"] = [f"{i // 2:064x}" for i in range(examples)]
+        table["image_sha256"] = [f"{images_from + i // 2:064x}" for i in range(examples)]
     if near:
         table["image_sha256"] = [f"{i:064x}" for i in range(examples)]
         hashes = np.repeat(rng.integers(0, 256, (examples // 2, 72), np.uint8), 2, 0)
@@ -113,11 +116,17 @@ def planted_store(
     direction = np.ones(hidden) / np.sqrt(hidden)
     sign = 2.0 * table["label"].to_numpy() - 1
     last = layers + 1 if offset is None else offset
-    if condition == "original":
+    if pair:
+        toss = 2.0 * noise.integers(0, 2, examples) - 1
+        residual[onset:last, 0] += (strength * toss[:, None] * direction).astype(np.float32)
+        residual[onset:last, 1] += (strength * (toss * sign)[:, None] * np.where(np.arange(hidden) % 2, direction, -direction)).astype(
+            np.float32
+        )
+    elif condition == "original":
         residual[onset:last, 0] += (strength * sign[:, None] * direction).astype(np.float32)
     if boxes:
         residual[2:, 0, :, 5] += 3 * ((table["subject_x0"] - 13) / 13).to_numpy(np.float32)
-    code = table["relation"].map({r: i for i, r in enumerate(RELATIONS)}).to_numpy()
+    code = table["relation"].map({r: i for i, r in enumerate(relations)}).to_numpy()
     residual[:, 1, np.arange(examples), 2 + code] += 4
     residual[:, ~present.T] = np.nan
     logits = np.stack([sign, -sign], axis=1) + noise.normal(size=(examples, 2))

@@ -29,11 +29,18 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     store = ActivationStore.open(
         planted_store(folder / "a.zarr", examples=240, hidden=8, strength=3.0, hashed=True, heads=True, split=True)
     )
+    other = planted_store(folder / "b.zarr", examples=240, hidden=8, strength=3.0, hashed=True, images_from=500, seed=1)
     file = folder / "probe-truth-final.zarr.zip"
     layer_curve(store, layers=(1, 2, 3), draws=200).save(file)
-    boxed = ActivationStore.open(planted_store(folder / "b.zarr", examples=64, boxes=True))
+    boxed = ActivationStore.open(planted_store(folder / "c.zarr", examples=64, boxes=True))
     patched = ActivationStore.open(planted_cells(folder / "p.zarr", examples=30))
-    return {"store": store, "boxed": boxed, "curve_file": file, "patched": patched}
+    return {
+        "store": store,
+        "other_store": ActivationStore.open(other),
+        "boxed": boxed,
+        "curve_file": file,
+        "patched": patched,
+    }
 
 
 @pytest.mark.slow

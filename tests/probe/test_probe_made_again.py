@@ -31,6 +31,7 @@ ODD = {
         "--margin 0.01 --by label --measures mdl,calibration --transfer --transfer-to relation --positions final,relation --baseline b.zarr"
     ],
     "heads by means": ["--tasks truth --array head_outputs --method means --controls shuffled --groups id"],
+    "a pair, and other data": ["--tasks truth --positions final+relation --pair difference --test-on other=c.zarr --transfer"],
     "own split": ["--tasks truth --split train,test --positions final"],
 }
 
@@ -41,6 +42,7 @@ def test_printed_commands_make_the_results_again(asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, condition in (("a.zarr", "original"), ("b.zarr", "blank")):
         planted_store(Path(name), examples=240, hidden=8, condition=condition, heads=True, split=True)
+    planted_store(Path("c.zarr"), examples=240, hidden=8, heads=True, seed=1, images_from=500)
     for words in asked:
         _run(["probe", "a.zarr", *shlex.split(words), "--out", "first"])
     store = ActivationStore.open("a.zarr")

@@ -20,10 +20,11 @@ from stratascope.probe.study.codelength import FRACTIONS, Codelength, portions, 
 from stratascope.probe.study.curve_assembly import label_draw_weights
 from stratascope.probe.study.layer_cache import Finished
 from stratascope.probe.study.layer_task import LayerTask, digest_of, read_layer
+from stratascope.probe.study.positions import Position, is_pair
 from stratascope.probe.study.study import SCHEDULER, Study, plan_study
 from stratascope.probe.study.study_plan import ProbeOptions, shows_probe_options
 from stratascope.probe.tasks.task import Task
-from stratascope.probe.validation.cross_validation import STRENGTHS
+from stratascope.probe.validation.cross_validation import METHODS, STRENGTHS
 from stratascope.results.file import ResultFile
 from stratascope.results.result import table_field
 from stratascope.results.schema import ResultSchema, columns, floats
@@ -133,6 +134,10 @@ def codelength_of(
     >>> table.loc[table["value"].idxmax(), "layer"].item()
     3
     """
+    if study.settings.method not in METHODS or (study.settings.pair == "bilinear" and any(map(is_pair, study.plans))):
+        raise InvalidInputError(
+            "expected a linear probe for a codelength, found another `method` or a bilinear pair; leave the codelength out (`measures`)"
+        )
     plans = {place: [batch for batch in plan if not batch.targets] for place, plan in study.plans.items()}
     if study.by_head or not any(plans.values()):
         what = f"a probe for each head of {study.settings.array}" if study.by_head else f"tasks of values: {', '.join(study.tasks)}"
@@ -193,7 +198,7 @@ def _send_layer(task: LayerTask) -> LayerCodes:
 def codelength_by_layer(
     store: ActivationStore | str | Path,
     task: str | Task = "truth",
-    position: str | None = "final",
+    position: Position = "final",
     *,
     array: str = "residual",
     layers: int | Sequence[int] | None = None,

@@ -117,4 +117,5 @@ def _batch_bytes(batch: Batch, columns: int, settings: ProbeSettings) -> int:
 def _training(batch: Batch, settings: ProbeSettings) -> NDArray[np.bool_]:
     """(model, block) of the inner and outer folds, and of all examples."""
     grid = settings.strengths or (RIDGE_STRENGTHS if batch.targets else STRENGTHS)
-    return design_for(batch.folds, 1 if settings.method == "means" else len(grid)).training
+    selected = settings.method == "logistic" or (settings.method == "means" and bool(batch.targets))
+    return design_for(batch.folds, len(grid) if selected else 1).training

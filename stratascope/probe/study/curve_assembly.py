@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -16,8 +16,10 @@ from stratascope.errors import NotRecordedError
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.metrics import chance_levels, main_metric, predict, score_layers, score_table
 from stratascope.probe.study.layer_task import LayerAnswer, LayerTask, solve_features, unmeasured_share
+from stratascope.probe.study.positions import is_pair
 from stratascope.probe.study.study_plan import Batch, ProbeSettings
 from stratascope.probe.tasks.geometry import GEOMETRY, geometry_features, score_values
+from stratascope.probe.validation.estimators import nonlinear_remark
 from stratascope.probe.validation.official_splits import split_leakage
 from stratascope.probe.validation.out_of_fold import OutOfFold
 from stratascope.results.file import written_counts
@@ -33,7 +35,9 @@ def assemble(
     store: ActivationStore, position: str | None, batches: Sequence[Batch], answers: Sequence[LayerAnswer], settings: ProbeSettings
 ) -> list[LayerCurve]:
     """Curves of all labellings at a position, from answers in ascending layers."""
-    attributes = asdict(settings) | {
+    bilinear = is_pair(position) and settings.pair == "bilinear"
+    remark = nonlinear_remark(settings.method, bilinear=bilinear)
+    attributes = settings.attributes | {
         "store": store.name.rstrip("/").rsplit("/", 1)[-1],  # not its path: the same result has the same bytes anywhere
         "fingerprint": store.fingerprint(),
         "provenance": store.provenance,
@@ -42,6 +46,8 @@ def assemble(
     images = image_groups(store.examples)
     attributes["grouped_by"] = images.by if settings.groups == IMAGE else settings.groups
     attributes |= {"duplicate_images": images.extra_names, "remarks": images.lines() if settings.groups == IMAGE else []}
+    if remark is not None:
+        attributes |= {"nonlinear": True, "remarks": [*attributes["remarks"], remark]}
     if settings.split:
         train, test = settings.split
         leakage = split_leakage(store.examples, train=(train,), test=(test,), groups=settings.groups)
@@ -92,6 +98,10 @@ def geometry_baseline(
             f"box geometry at {position}: expected boxes of all {len(used)} examples, found none of {len(unknown)}, first of id "
             f"{str(store.examples['id'].iloc[unknown[0]])!r}; extract again with their boxes, or leave these examples out (`only`)"
         )
+    if settings.pair == "bilinear":
+        # a bilinear probe of two boxes reads products of their coordinates; differences are sums that every form has
+        of_two = features.shape[1] > 8
+        features, settings = features[:, :8], replace(settings, pair="bilinear" if of_two else "concatenation")
     answer = solve_features(LayerTask(store, layers[0], position, plain, settings), features[used], used)
     return assemble(store, position, plain, [replace(answer, layer=layer) for layer in layers], settings)
 

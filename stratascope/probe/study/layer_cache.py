@@ -16,6 +16,8 @@ import pandas as pd
 
 from stratascope.errors import StoreError
 from stratascope.probe.study.layer_task import LayerAnswer, LayerTask, content_digest
+from stratascope.probe.study.positions import is_pair
+from stratascope.probe.validation.estimators import method_text
 from stratascope.probe.validation.out_of_fold import OutOfFold
 from stratascope.results.file import ResultFile, read_file, write_file
 from stratascope.results.schema import ArraySchema, ResultSchema
@@ -72,7 +74,15 @@ class Finished(ABC, Generic[Answer]):
             "layer": task.layer,
             "position": task.position,
             "by_head": task.by_head,
-            "settings": [settings.array, settings.strengths, settings.tolerance, settings.method, settings.groups, settings.seed],
+            "settings": [
+                settings.array,
+                settings.strengths,
+                settings.tolerance,
+                method_text(settings.method),
+                settings.groups,
+                settings.seed,
+            ],
+            "pair": [settings.pair, settings.rank if settings.pair == "bilinear" else 0] if is_pair(task.position) else [],
         }
         digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
         for batch in task.batches:

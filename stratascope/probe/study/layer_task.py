@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from stratascope.probe.curve.metrics import score_influences
 from stratascope.probe.solver.blas_threads import one_blas_thread
 from stratascope.probe.solver.standardised_rows import Eigenbasis, Rows, suited_dtype
 from stratascope.probe.study.cost import labellings_at_once
+from stratascope.probe.study.positions import is_pair, read_at
 from stratascope.probe.study.study_plan import Batch, ProbeSettings
 from stratascope.probe.tasks.geometry import value_influences
-from stratascope.probe.validation.cross_validation import classify, regress
+from stratascope.probe.validation.cross_validation import METHODS, by_fold, classify, regress
+from stratascope.probe.validation.estimators import estimator_of, fit_out_of_fold
 from stratascope.probe.validation.out_of_fold import OutOfFold
 from stratascope.store import ActivationStore
 
@@ -64,11 +67,11 @@ def run_layer(task: LayerTask) -> LayerAnswer:
 
 
 def read_layer(task: LayerTask) -> tuple[Floats, NDArray[np.intp]]:
-    """(example, ...) activations of a task, and the numbers of its examples in the store."""
+    """(example, ...) activations of a task as of `read_at`, and the numbers of its examples in the store."""
     used = np.flatnonzero(np.any([batch.used for batch in task.batches], axis=0))
     name = task.settings.array
     layer = task.layer if task.store.layout.array(name).layer_dim else None
-    return task.store.read(name, layer=layer, position=task.position, examples=used), used
+    return read_at(task.store, name, task.position, layer=layer, examples=used, pair=task.settings.pair), used
 
 
 def content_digest(task: LayerTask) -> str:
@@ -92,18 +95,26 @@ def solve_features(task: LayerTask, x: Floats, used: NDArray[np.intp]) -> LayerA
 
 def _solve(task: LayerTask, x: Floats, used: NDArray[np.intp]) -> list[list[OutOfFold]]:
     basis: Eigenbasis | None = None
+    solve: Callable[[Batch], list[OutOfFold]]
+    bilinear = is_pair(task.position) and task.settings.pair == "bilinear"
     answers = []
     for batch in task.batches:
-        rows = Rows(x, batch.folds.of[used], dtype=suited_dtype(x))
-        if not batch.targets and basis is None and task.settings.method == "logistic":
-            # one basis serves all batches, because it only speeds up the solver
-            basis = rows.eigenbasis()
+        if task.settings.method not in METHODS:
+            solve = partial(_fit, task, x=x, used=used, bilinear=bilinear)
+        elif bilinear:
+            solve = partial(_solve_bilinear, task, x=x, used=used)
+        else:
+            rows = Rows(x, batch.folds.of[used], dtype=suited_dtype(x))
+            if not batch.targets and basis is None and task.settings.method == "logistic":
+                # one basis serves all batches, because it only speeds up the solver
+                basis = rows.eigenbasis()
+            solve = partial(_solve_rows, task, rows=rows, used=used, basis=basis)
         found: list[OutOfFold] = []
         scored: dict[int, tuple[Floats, Floats]] = {}
         step = labellings_at_once(batch, task.settings)
         for start in range(0, len(batch.labels), step):
             part = replace(batch, labels=batch.labels[start : start + step])
-            for number, answer in enumerate(_solve_rows(task, part, rows, used, basis), start):
+            for number, answer in enumerate(solve(part), start):
                 # of further draws only the scores are kept: logits and weights of many classes would not fit in memory
                 if number < len(batch.tasks):
                     found.append(answer)
@@ -113,10 +124,12 @@ def _solve(task: LayerTask, x: Floats, used: NDArray[np.intp]) -> list[list[OutO
     return answers
 
 
-def _solve_rows(task: LayerTask, batch: Batch, rows: Rows, used: NDArray[np.intp], basis: Eigenbasis | None) -> list[OutOfFold]:
+def _solve_rows(
+    task: LayerTask, batch: Batch, rows: Rows, used: NDArray[np.intp], basis: Eigenbasis | None, fold: int | None = None
+) -> list[OutOfFold]:
     settings, labels = task.settings, batch.labels[:, used]
     if batch.targets:
-        return regress(rows, labels, batch.folds, strengths=settings.strengths)
+        return regress(rows, labels, batch.folds, strengths=settings.strengths, fold=fold)
     return classify(
         rows,
         labels,
@@ -125,8 +138,36 @@ def _solve_rows(task: LayerTask, batch: Batch, rows: Rows, used: NDArray[np.intp
         strengths=settings.strengths,
         basis=basis,
         tolerance=settings.tolerance,
-        method=settings.method,
+        method=str(settings.method),
+        fold=fold,
     )
+
+
+def _solve_bilinear(task: LayerTask, batch: Batch, x: Floats, used: NDArray[np.intp]) -> list[OutOfFold]:
+    """Solve a bilinear pair probe: principal components are those of each fold's training examples."""
+    from stratascope.probe.estimator import BilinearFeatures
+
+    def features(training: NDArray[np.bool_]) -> Callable[[Floats], Floats]:
+        return BilinearFeatures(task.settings.rank, seed=task.settings.seed).fit(x[training]).transform
+
+    def solve(rows: Rows, fold: int) -> list[OutOfFold]:
+        basis = None if batch.targets or task.settings.method != "logistic" else rows.eigenbasis()
+        return _solve_rows(task, batch, rows, used, basis, fold)
+
+    return by_fold(x, batch.folds.of[used], batch.folds, features, solve, dtype=suited_dtype(x))
+
+
+def _fit(task: LayerTask, batch: Batch, x: Floats, used: NDArray[np.intp], *, bilinear: bool) -> list[OutOfFold]:
+    """Fit an estimator of scikit-learn."""
+    settings = task.settings
+    estimator = estimator_of(settings.method, values=bool(batch.targets), seed=settings.seed)
+    if bilinear:
+        from sklearn.pipeline import make_pipeline
+
+        from stratascope.probe.estimator import BilinearFeatures
+
+        estimator = make_pipeline(BilinearFeatures(settings.rank, seed=settings.seed), estimator)
+    return fit_out_of_fold(estimator, x, batch.labels[:, used], batch.folds.of[used], batch.folds, classes=len(batch.classes))
 
 
 def _scored(answer: OutOfFold, labels: NDArray[Any], batch: Batch, used: NDArray[np.intp]) -> tuple[Floats, Floats]:

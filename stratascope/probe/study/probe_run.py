@@ -23,7 +23,9 @@ from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.score_grid import ScoreGrid
 from stratascope.probe.study import request as checks
 from stratascope.probe.study.codelength_study import CodelengthCurve, codelength_of
+from stratascope.probe.study.cross_transfer import cross_transfer
 from stratascope.probe.study.detection_by_size import detection_by_size
+from stratascope.probe.study.positions import available_at, position_text
 from stratascope.probe.study.request import ProbeRequest
 from stratascope.probe.study.study import SCHEDULER, Study, plan_study
 from stratascope.probe.study.study_plan import holds_heads, positions_of, task_name
@@ -92,6 +94,7 @@ def run_probes(
     checks.check_baselines(store, request)
     checks.check_values(store, request)
     checks.check_transfer(store, request)
+    checks.check_pairs(request)
     studies = plan_studies(store, request)
     checks.check_asked(store, request, studies)
     on_cost(_cost(list(studies.values()), scheduler, workers))
@@ -108,7 +111,8 @@ def run_probes(
     done = ProbeRun(request, curves.with_family(margin=request.margin, equivalence_margin=request.equivalence_margin))
     done.results.update({curve.file_name: curve for curve in done.curves.own})
     done.results.update({file_name(c.file_name, name): c for name, curves in found.items() for c in curves})
-    remarks = done.curves.own[0].attributes.get("remarks", [])
+    named = done.curves.plain or done.curves.own[:1]
+    remarks = dict.fromkeys(remark for curve in named for remark in curve.attributes.get("remarks", []))
     done.lines.extend([*checks.values_elsewhere(store, request), *checks.without_values(store, request), *remarks, *unboxed])
     if not by_head:
         for curve in done.curves.plain:
@@ -122,12 +126,13 @@ def run_probes(
         _add_task(done, task_name(task, request.settings.get("only", ())), store, by_head=by_head)
     _add_measures(done, studies, run)
     _add_transfer(done, studies, run)
+    _add_test_on(done, store, run)
     return done
 
 
 def plan_studies(store: ActivationStore, request: ProbeRequest) -> Studies:
     """A study for each store and position, over the examples that all stores hold."""
-    places: Sequence[str | None] = request.positions or positions_of(store, request.array)
+    places = [position_text(place) for place in request.positions or positions_of(store, request.array)]
     options: dict[str, Any] = {
         "array": request.array,
         "layers": request.layers,
@@ -140,10 +145,10 @@ def plan_studies(store: ActivationStore, request: ProbeRequest) -> Studies:
         for place in places:
             shared = np.ones(store.layout.examples, dtype=bool)
             if request.baselines:
-                shared &= np.all([s.available(request.array, place) for s in (store, *request.baselines.values())], axis=0)
+                shared &= np.all([available_at(s, request.array, place) for s in (store, *request.baselines.values())], axis=0)
             for other in request.transfer_to:
                 if other not in request.baselines:
-                    shared &= store.available(request.array, other)
+                    shared &= available_at(store, request.array, other)
             examples = None if shared.all() else np.flatnonzero(shared)
             tasks = request.tasks if name else request.all_tasks
             studies[name, place] = plan_study(which, tasks, (place,), examples=examples, **options)
@@ -303,3 +308,19 @@ def _add_transfer(done: ProbeRun, studies: Studies, run: Mapping[str, Any]) -> N
             transfer = Transfer(table, curve_facts(curve, **({"to": name} if name else {})))
             done.results[transfer.file_name] = transfer
             done.figures[transfer.file_name] = transfer.figure
+
+
+def _add_test_on(done: ProbeRun, store: ActivationStore, run: Mapping[str, Any]) -> None:
+    """Add the scores of each task and position on the examples of other stores."""
+    request = done.request
+    named = {task_name(task, request.settings.get("only", ())): task for task in request.tasks}
+    options: dict[str, Any] = {"array": request.array, "layers": request.layers, "values": request.values, **request.settings, **run}
+    for curve in done.curves.plain:
+        for name, other in request.test_on.items():
+            metric = done.curves.metric_of(curve)
+            found = cross_transfer(
+                store, other, named[curve.task], curve.position, name=name, metric=metric, matrix=request.transfer, **options
+            )
+            done.results[found.file_name] = found
+            done.figures[found.file_name] = found.figure
+            done.lines.append(found.summary())

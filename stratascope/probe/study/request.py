@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
+from stratascope.probe.study.positions import is_pair, position_names
 from stratascope.probe.study.study import TASKS, Study
-from stratascope.probe.study.study_plan import positions_of
+from stratascope.probe.study.study_plan import ProbeSettings, positions_of
 from stratascope.results.stored_result import relation_to, results_in
 from stratascope.store import ActivationStore, column_texts
 from stratascope.store.io.example_identity import refuse_other_examples
@@ -42,6 +43,8 @@ class ProbeRequest:
     """Positions and names of baselines in which probes of each layer are also tested."""
     transfer: bool = False
     """Whether probes of each layer are also tested at all layers."""
+    test_on: Mapping[str, ActivationStore] = field(default_factory=dict)
+    """Name -> store of other examples on which the probes of each layer are tested."""
     metric: str | None = None
     """Metric of claims, figures and comparisons; AUROC for two classes, balanced accuracy for more, R2 for values, by default."""
     margin: float = 0.0
@@ -103,10 +106,20 @@ def check_transfer(store: ActivationStore, request: ProbeRequest) -> None:
     """Check that each target of a transfer is a position of the array or a baseline; InvalidInputError otherwise."""
     known = [*(place for place in positions_of(store, request.array) if place), *request.baselines]
     for name in request.transfer_to:
-        if name not in known:
+        if name not in known and not (is_pair(name) and set(position_names(name)) <= set(known)):
             raise InvalidInputError(
                 f"expected `transfer_to` with a position or the name of a baseline, found {name!r}; there are {', '.join(known)}"
             )
+
+
+def check_pairs(request: ProbeRequest) -> None:
+    """Check that a form of pairs goes with a pair of positions; InvalidInputError otherwise."""
+    asked = [name for name in ("pair", "rank") if request.settings.get(name) not in (None, getattr(ProbeSettings, name))]
+    if asked and not any(is_pair(place) for place in request.positions or ()):
+        raise InvalidInputError(
+            f"expected a pair among `positions` for `{asked[0]}`, such as subject_box+object_box, found "
+            f"{', '.join(request.positions or ()) or 'none'}"
+        )
 
 
 def check_asked(store: ActivationStore, request: ProbeRequest, studies: Mapping[tuple[str, str | None], Study]) -> None:
@@ -166,5 +179,6 @@ def check_measures(request: ProbeRequest, *, by_head: bool) -> None:
         raise InvalidInputError(
             "expected an array of one vector a position for `measures`, found one with a vector for each head; leave `measures` out"
         )
-    if by_head and (request.transfer or request.transfer_to):
-        raise InvalidInputError(f"expected an array of one vector a position for `transfer`, found {request.array}; leave `transfer` out")
+    if by_head and (request.transfer or request.transfer_to or request.test_on):
+        named = "test_on" if request.test_on else "transfer"
+        raise InvalidInputError(f"expected an array of one vector a position for `{named}`, found {request.array}; leave `{named}` out")

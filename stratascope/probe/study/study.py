@@ -16,6 +16,7 @@ from stratascope.probe.study.cost import StudyCost, largest_task
 from stratascope.probe.study.curve_assembly import assemble, geometry_baseline
 from stratascope.probe.study.layer_cache import Answer, Finished, FinishedLayers, run_unfinished
 from stratascope.probe.study.layer_task import LayerAnswer, LayerTask, run_layer
+from stratascope.probe.study.positions import Position, columns_at, position_text
 from stratascope.probe.study.study_plan import (
     Batch,
     ProbeOptions,
@@ -41,7 +42,7 @@ SCHEDULER = "threads"
 def layer_curve(
     store: ActivationStore | str | Path,
     task: str | Task = "truth",
-    position: str | None = "final",
+    position: Position = "final",
     *,
     array: str = "residual",
     layers: int | Sequence[int] | None = None,
@@ -90,7 +91,7 @@ def layer_curve(
 def probe_study(
     store: ActivationStore | str | Path,
     tasks: Sequence[str | Task] = TASKS,
-    positions: Sequence[str | None] | None = None,
+    positions: Sequence[Position] | None = None,
     *,
     array: str = "residual",
     layers: int | Sequence[int] | None = None,
@@ -148,7 +149,7 @@ def probe_study(
 def plan_study(
     store: ActivationStore | str | Path,
     tasks: Sequence[str | Task] = TASKS,
-    positions: Sequence[str | None] | None = None,
+    positions: Sequence[Position] | None = None,
     *,
     array: str = "residual",
     layers: int | Sequence[int] | None = None,
@@ -167,7 +168,8 @@ def plan_study(
         `truth`, `choice` (the right one of several answers), `relation`, `category`, `answer`, `geometry`, a column of the examples, a
         `Task`, or a name in `values`; with `:shuffled` or `:control` for its controls, which are solved together with it.
     positions
-        All of the array by default.
+        All of the array by default. A pair of positions, as text (`"subject_box+object_box"`) or tuple, is one probe on both vectors, over
+        the examples that have both; `pair` is its form.
     array
         Any recorded array with one vector per example, by layer and position where it has them; else there is one layer, 0.
     layers
@@ -204,7 +206,7 @@ def plan_study(
         raise InvalidInputError("expected at least one task, found none; give one, such as truth (`tasks`)")
     if by_head:
         refuse_without_heads(opened, array)
-    places = positions_of(opened, array) if positions is None else tuple(positions)
+    places = positions_of(opened, array) if positions is None else tuple(position_text(position) for position in positions)
     plans = {place: plan_position(opened, tasks, place, settings, examples=examples, values=values) for place in places}
     names = tuple(dict.fromkeys(task_name(task.name if isinstance(task, Task) else task, settings.only) for task in tasks))
     return Study(opened, names, tuple(layers_of(opened, array, layers)), plans, settings, by_head)
@@ -236,7 +238,10 @@ class Study:
         spec = self.store.layout.array(self.settings.array)
         apart = {"example", spec.layer_dim, spec.position_dim, *(("head",) if self.by_head else ())}
         columns = math.prod(n for dim, n in zip(spec.dims, spec.shape, strict=True) if dim not in apart)
-        each = max(largest_task(batches, columns, self.settings) for batches in self.plans.values())
+        pair, rank = self.settings.pair, self.settings.rank
+        each = max(
+            largest_task(batches, columns_at(columns, place, pair=pair, rank=rank), self.settings) for place, batches in self.plans.items()
+        )
         return StudyCost(len(self.plans) * len(self.layers), each, workers_of(scheduler, workers))
 
     def answers(
@@ -288,9 +293,13 @@ class Study:
             heads = len(found[0].answers) // len(plan)
             for head in range(heads):
                 mine = [replace(layer, answers=layer.answers[head * len(plan) : (head + 1) * len(plan)]) for layer in found]
-                named = {c.task: c for c in assemble(self.store, f"head {head}" if self.by_head else place, plan, mine, self.settings)}
-                curves += [named[name] for name in self.tasks]
+                curves += self.curves_of(place, mine, f"head {head}" if self.by_head else place)
         return curves
+
+    def curves_of(self, place: str | None, answers: Sequence[LayerAnswer], called: str | None = None) -> list[LayerCurve]:
+        """Curves of the tasks at a position (`place`), from its answers by layer; `called` names it in the curves, itself by default."""
+        named = {c.task: c for c in assemble(self.store, called or place, self.plans[place], answers, self.settings)}
+        return [named[name] for name in self.tasks]
 
     def geometry_baseline(self, position: str) -> list[LayerCurve]:
         """Curves of probes on the coordinates of the gold boxes of a position: `curve_assembly.geometry_baseline`."""

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, UnwrittenBlockError
+from stratascope.probe.study.positions import PAIR_FORMS, PairForm, available_at
 from stratascope.probe.tasks.controls import CONTROL_DRAWS, TYPES, control_labels, shuffled_labels
 from stratascope.probe.tasks.task import MINIMUM_COUNT, Task, find_task
 from stratascope.probe.validation.cross_validation import METHODS, TOLERANCE
+from stratascope.probe.validation.estimators import Estimator, checked_method, method_text, refuse_unfit
 from stratascope.probe.validation.folds import Folds, grouped_folds
 from stratascope.probe.validation.official_splits import official_split
 from stratascope.store import ActivationStore, checked_choice, chosen_examples
@@ -33,8 +35,15 @@ class ProbeSettings:
     strengths: tuple[float, ...] | None = None
     """Inverse regularisation C, selected by nested cross-validation. None: 1e-5 .. 100, and 1e3 where the loss still falls; for ridge
     regression 1e-6 .. 100."""
-    method: Literal["logistic", "means"] = "logistic"
-    """logistic: L2-regularised logistic regression; means: difference of class means. Tasks of values use ridge regression."""
+    method: Literal["logistic", "means", "mlp"] | Estimator = "logistic"
+    """logistic: L2-regularised logistic regression; means: difference of class means; tasks of values use ridge regression with both. mlp:
+    a network with one hidden layer. Or a scikit-learn classifier (regressor for values), which receives activations as recorded and has no
+    directions."""
+    pair: PairForm = "concatenation"
+    """Form of a pair of positions. concatenation: both vectors, the weights of the first position first; difference: first minus second;
+    bilinear: both vectors and the products of their principal components (`BilinearFeatures`), without directions."""
+    rank: int = 16
+    """Principal components of each vector in a bilinear pair probe."""
     split: tuple[str, ...] = ()
     """Names of the training and the test split, such as ("train", "test"), instead of cross-validation."""
     groups: str = "image"
@@ -56,6 +65,11 @@ class ProbeSettings:
     directions: bool = True
     """Whether the weights of a probe trained on all examples are kept."""
 
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The fields as plain values: an estimator as its text."""
+        return {one.name: getattr(self, one.name) for one in fields(self)} | {"method": method_text(self.method)}
+
     def __post_init__(self) -> None:
         if self.strengths is not None:
             object.__setattr__(self, "strengths", tuple(sorted(float(c) for c in self.strengths)))
@@ -67,8 +81,16 @@ class ProbeSettings:
         object.__setattr__(self, "types", tuple(self.types))
         object.__setattr__(self, "only", checked_choice(self.only))
         object.__setattr__(self, "split", tuple(self.split))
-        if self.method not in METHODS:
-            raise InvalidInputError(f"expected a method of {', '.join(METHODS)}, found {self.method!r}")
+        checked_method(self.method)
+        if self.strengths is not None and self.method not in METHODS:
+            raise InvalidInputError(
+                "expected `strengths` with method logistic or means alone, found them with another; leave them out, or set the "
+                "estimator's own parameters"
+            )
+        if self.pair not in PAIR_FORMS:
+            raise InvalidInputError(f"expected a form of pairs (`pair`) of {', '.join(PAIR_FORMS)}, found {self.pair!r}")
+        if self.rank < 1:
+            raise InvalidInputError(f"expected a `rank` above 0, found {self.rank}; give 16")
         if len(self.split) not in (0, 2):
             raise InvalidInputError(
                 f"expected the names of a training and a test split, found {', '.join(self.split)}; "
@@ -93,7 +115,9 @@ class ProbeOptions(TypedDict, total=False):
     folds: int
     seed: int
     strengths: tuple[float, ...] | None
-    method: Literal["logistic", "means"]
+    method: Literal["logistic", "means", "mlp"] | Estimator
+    pair: PairForm
+    rank: int
     split: tuple[str, ...]
     groups: str
     minimum: int
@@ -170,7 +194,7 @@ def plan_position(
         The examples have no column to group by.
     """
     wanted = wanted_examples(store, examples, settings.only)
-    usable = wanted & store.available(settings.array, position)
+    usable = wanted & available_at(store, settings.array, position)
     if not usable.any():
         raise NotRecordedError(
             f"expected examples with {settings.array} at position {position!r}, found none recorded; "
@@ -194,6 +218,7 @@ def plan_position(
             kept = found.among(usable, settings.minimum, 0 if settings.split else settings.folds)
             tasks_of[found.name], folds_of[found.name] = kept, _folds(store, kept, groups, settings)
             names[found.name], labels[found.name] = [], []
+            refuse_unfit(settings.method, values=kept.values is not None, task=found.name)
         task, folds = tasks_of[found.name], folds_of[found.name]
         names[task.name].append(f"{task.name}:{control}" if control else task.name)
         labels[task.name].append(_labels(store, task, control, folds, settings))

@@ -17,9 +17,11 @@ from stratascope.figures.style import paper_style
 from stratascope.probe.curve.advantage import DERIVED
 from stratascope.probe.curve.curve_table import CurveTable
 from stratascope.probe.curve.metrics import chance_levels, main_metric, score_layers, score_table
+from stratascope.probe.study.positions import Position, available_at, is_pair, position_text, read_at
 from stratascope.probe.study.study import SCHEDULER, Study, plan_study
 from stratascope.probe.study.study_plan import Batch, ProbeOptions, ProbeSettings, layers_of, shows_probe_options
 from stratascope.probe.tasks.task import Task
+from stratascope.probe.validation.cross_validation import METHODS
 from stratascope.results.result import new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap
@@ -65,11 +67,11 @@ class Transfer(CurveTable, kind="transfer", command="probe", prefix="transfer", 
 def transfer_matrix(
     store: ActivationStore | str | Path,
     task: str | Task = "truth",
-    position: str | None = "final",
+    position: Position = "final",
     *,
     array: str = "residual",
     to: ActivationStore | str | Path | None = None,
-    to_position: str | None = None,
+    to_position: Position = None,
     layers: int | Sequence[int] | None = None,
     to_layers: int | Sequence[int] | None = None,
     examples: Sequence[int] | NDArray[Any] | None = None,
@@ -119,10 +121,10 @@ def transfer_matrix(
     refuse_other_examples(source, target, "a second store")
     wanted = np.zeros(source.layout.examples, dtype=bool)
     wanted[slice(None) if examples is None else np.asarray(examples)] = True
-    there = np.flatnonzero(wanted & target.available(array, to_position or position))
+    there = np.flatnonzero(wanted & available_at(target, array, position_text(to_position or position)))
     study = plan_study(source, (task,), (position,), array=array, layers=layers, examples=there, values=values, **options)
     run: dict[str, Any] = {"scheduler": scheduler, "workers": workers, "progress": progress, "output": output}
-    return transfer_of(study, to=target, to_position=to_position, to_layers=to_layers, **run)
+    return transfer_of(study, to=target, to_position=position_text(to_position), to_layers=to_layers, **run)
 
 
 def transfer_of(
@@ -153,7 +155,7 @@ def transfer_of(
     Raises
     ------
     InvalidInputError
-        The task has values, each head is a probe of its own, or the other store holds other examples.
+        The task has values, each head is a probe of its own, the probe is not linear, or the other store holds other examples.
     """
     (position, batches), *_ = study.plans.items()
     name = task or study.tasks[0]
@@ -164,6 +166,7 @@ def transfer_of(
         raise InvalidInputError(f"expected a task of classes and one vector a position, found {name!r}, which has values or heads")
     target, settings = to or study.store, study.settings
     refuse_other_examples(study.store, target, "a second store")
+    refuse_without_directions(settings, position)
     found = study.answers(scheduler=scheduler, workers=workers, progress=progress, output=output)[position]
     answers = [answer.answers[number][place] for answer in found]
     weights = np.stack([answer.fold_directions for answer in answers])
@@ -174,6 +177,33 @@ def transfer_of(
         table = _test(target, alone, layer, to_position or position, weights, biases, np.asarray(study.layers), settings)
         parts.append(table[table["metric"] == main_metric(len(batch.classes))].assign(to_layer=layer))
     return pd.concat(parts, ignore_index=True)
+
+
+def refuse_without_directions(settings: ProbeSettings, position: str | None) -> None:
+    """Raise InvalidInputError where a probe has no weights on activations."""
+    if settings.method not in METHODS or (settings.pair == "bilinear" and is_pair(position)):
+        raise InvalidInputError(
+            "expected a linear probe, whose weights can be applied to other activations, found another `method` or a bilinear `pair`; "
+            "give method logistic, and concatenation or difference for a pair"
+        )
+
+
+def apply_probes(weights: NDArray[Any], biases: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
+    """Logits (probe, output, row) of probes with weights (probe, output, column) and biases (probe, output) on x (row, column).
+
+    Raises
+    ------
+    InvalidInputError
+        The rows have another number of columns.
+    """
+    if x.shape[1] != weights.shape[-1]:
+        raise InvalidInputError(
+            f"expected vectors of {weights.shape[-1]} numbers as in training, found {x.shape[1]}; probes cannot be moved there"
+        )
+    # centre first: outlier channels of 1e4 would drown a float32 sum
+    centre = x.mean(axis=0, dtype=np.float64)
+    offset = weights @ centre + biases
+    return np.asarray(weights @ (x - centre).astype(np.float32).T + offset[:, :, None], np.float32)
 
 
 def _test(
@@ -188,19 +218,12 @@ def _test(
 ) -> pd.DataFrame:
     used = np.flatnonzero(batch.folds.tested)
     held = store.layout.array(settings.array).layer_dim
-    x = store.read(settings.array, layer=layer if held else None, position=position, examples=used).reshape(len(used), -1)
-    if x.shape[1] != weights.shape[-1]:
-        raise InvalidInputError(
-            f"expected vectors of {weights.shape[-1]} numbers as in training, found {x.shape[1]}; probes cannot be moved there"
-        )
+    x = read_at(store, settings.array, position, layer=layer if held else None, examples=used, pair=settings.pair).reshape(len(used), -1)
     folds = batch.folds.of[used]
     logits = np.zeros((len(trained), weights.shape[2], len(used)), np.float32)
     for number, fold in enumerate(np.unique(folds)):
         index = np.flatnonzero(folds == fold)
-        # centre first: outlier channels of 1e4 would drown a float32 sum
-        centre = x[index].mean(axis=0, dtype=np.float64)
-        offset = weights[:, number] @ centre + biases[:, number]
-        logits[:, :, index] = weights[:, number] @ (x[index] - centre).astype(np.float32).T + offset[:, :, None]
+        logits[:, :, index] = apply_probes(weights[:, number], biases[:, number], x[index])
     codes = batch.labels[0, used]
     groups = group_labels(store.examples, settings.groups)[used]
     bootstrap = Bootstrap(groups, draws=settings.draws, seed=settings.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from stratascope.probe.solver.convergence import Report
 from stratascope.probe.solver.logistic import BatchSolver
 from stratascope.probe.solver.ridge import RidgeSolver
 from stratascope.probe.solver.standardised_rows import Eigenbasis, Rows
-from stratascope.probe.validation.fold_design import Design, Outer, design_for
+from stratascope.probe.validation.fold_design import Design, Outer, design_for, design_for_fold
 from stratascope.probe.validation.folds import Folds
 from stratascope.probe.validation.mean_difference import MeansSolver
 from stratascope.probe.validation.out_of_fold import OutOfFold, decision_share, noise_share
@@ -75,6 +75,7 @@ def classify(
     basis: Eigenbasis | None = None,
     tolerance: float = TOLERANCE,
     method: str = "logistic",
+    fold: int | None = None,
 ) -> list[OutOfFold]:
     """Solve all folds, strengths and labellings of one layer together.
 
@@ -89,6 +90,8 @@ def classify(
         the loss still falls.
     method
         Logistic, or means (difference in means, which has no strength).
+    fold
+        The only fold that is tested; all by default.
 
     Raises
     ------
@@ -99,7 +102,7 @@ def classify(
     """
     labels = np.atleast_2d(labels)
     path = (1.0,) if method == "means" else tuple(sorted(strengths or STRENGTHS))
-    design = design_for(folds, len(path))
+    design = design_for(folds, len(path)) if fold is None else design_for_fold(folds, fold, len(path))
     training = np.tile(design.training, (len(labels), 1))
     which = np.repeat(np.arange(len(labels)), len(design.training))
     allowed = np.where(np.arange(len(design.training)) < design.inner, max(INNER_TOLERANCE, tolerance), tolerance)
@@ -115,19 +118,90 @@ def classify(
     return _follow(fitter, design, rows, labels.shape, path, beyond=() if strengths or method == "means" else BEYOND)
 
 
-def regress(rows: Rows, values: Floats, folds: Folds, *, strengths: Sequence[float] | None = None) -> list[OutOfFold]:
+def regress(
+    rows: Rows, values: Floats, folds: Folds, *, strengths: Sequence[float] | None = None, fold: int | None = None
+) -> list[OutOfFold]:
     """Ridge regression of values (labelling, example, target), as `classify`; logits are the predicted targets.
 
     Each target is given its own strength: one that cannot be read would drag the others' down with it.
     """
     labellings, examples, targets = values.shape
     path = tuple(sorted(strengths or RIDGE_STRENGTHS))
-    design = design_for(folds, len(path))
+    design = design_for(folds, len(path)) if fold is None else design_for_fold(folds, fold, len(path))
     single = values.transpose(0, 2, 1).reshape(labellings * targets, examples, 1)
     training = np.tile(design.training, (len(single), 1))
     which = np.repeat(np.arange(len(single)), len(design.training))
     found = _follow(RidgeSolver(rows, single, training, which=which), design, rows, single.shape[:2], path)
     return [_together(found[k : k + targets]) for k in range(0, len(found), targets)]
+
+
+def by_fold(
+    x: Floats,
+    blocks: NDArray[np.integer],
+    folds: Folds,
+    features: Callable[[NDArray[np.bool_]], Callable[[Floats], Floats]],
+    solve: Callable[[Rows, int], list[OutOfFold]],
+    *,
+    dtype: Any = None,
+) -> list[OutOfFold]:
+    """Solve each fold on features that its training examples alone determine, such as principal components.
+
+    Parameters
+    ----------
+    x
+        (example, column).
+    blocks
+        (example,) folds of the examples, -1 for examples left out.
+    folds
+        Of the same examples.
+    features
+        Mask of training examples -> function of rows (example, column) that returns their features (example, feature).
+    solve
+        Rows and the number of a fold -> the answers of all labellings in this fold: `classify` or `regress`.
+    dtype
+        Of `Rows`.
+
+    Returns
+    -------
+    list of OutOfFold
+        By labelling. A fold's features are its own, so there are no weights on x: directions are empty, and intercepts NaN.
+    """
+    tested = range(folds.count) if folds.test is None else (folds.test,)
+    found = [
+        solve(Rows(features((blocks >= 0) & (blocks != fold))(x), blocks, dtype=dtype), fold)  # rows are freed before the next fold
+        for fold in tested
+    ]
+    return [_over_folds(parts) for parts in zip(*found, strict=True)]
+
+
+def _over_folds(parts: tuple[OutOfFold, ...]) -> OutOfFold:
+    """The answers of single folds as one; by target first, then by fold, as of `regress`."""
+    logits = np.stack([part.logits for part in parts])
+    outputs, single = logits.shape[1], parts[0].direction_strength
+
+    def stacked(name: str) -> Any:
+        values = np.stack([getattr(part, name) for part in parts], axis=-1)
+        return values.reshape(*values.shape[:-2], -1)
+
+    by_fold_names = ("strength", "inner_loss", "gap", "certificate", "iterations", "noise_share", "decision_share", "at_edge")
+    return OutOfFold(
+        # an example is tested in one fold
+        logits=np.where(np.isnan(logits).all(axis=0), np.nan, np.nansum(logits, axis=0)).astype(np.float32),
+        absent=np.concatenate([part.absent for part in parts]),
+        **without_directions(outputs, len(parts) * len(single), len(single)),
+        **{name: stacked(name) for name in by_fold_names},
+    )
+
+
+def without_directions(outputs: int, models: int, strengths: int) -> dict[str, Any]:
+    """Fields of `OutOfFold` of a probe without weights on x: no columns, and NaN for intercepts and strengths."""
+    return {
+        "fold_directions": np.zeros((models, outputs, 0), np.float32),
+        "fold_intercepts": np.full((models, outputs), np.nan),
+        "direction": np.zeros((outputs, 0)),
+        "intercept": np.full(outputs, np.nan),
+        "direction_strength": np.full(strengths, np.nan),
+    }
 
 
 _BY_OUTPUT = {"logits": 0, "fold_directions": 1, "fold_intercepts": 1, "direction": 0, "intercept": 0, "direction_strength": 0}

@@ -51,11 +51,7 @@ def design_for(folds: Folds, strengths: int) -> Design:
         A choice among several strengths is asked for with too few folds.
     """
     count = folds.count
-    if strengths > 1 and count < 3:
-        raise InvalidInputError(
-            f"expected at least 3 folds to choose among {strengths} strengths inside the training folds, found {count}; "
-            "give 3 folds or more, or a single strength"
-        )
+    _refuse_too_few(count, strengths)
     everyone = np.ones((1, count), dtype=bool)
     if folds.test is not None:
         everyone[0, folds.test] = False
@@ -75,3 +71,33 @@ def design_for(folds: Folds, strengths: int) -> Design:
         outers.append(Outer(len(pairs) + f, f, tuple(mine), tuple(row for row, _ in mine), correlation))
     training = np.concatenate([lacking, ~np.eye(count, dtype=bool), everyone])
     return Design(training, tuple(outers), len(training) - 1, len(pairs))
+
+
+def design_for_fold(folds: Folds, fold: int, strengths: int) -> Design:
+    """The models of `design_for` that serve the test of one fold, where each fold has rows of its own.
+
+    Raises
+    ------
+    InvalidInputError
+        As of `design_for`.
+    """
+    count = folds.count
+    _refuse_too_few(count, strengths)
+    learned = [b for b in range(count) if b != fold]
+    pairs = learned if len(learned) > 1 else []
+    training = np.ones((len(pairs) + 1, count), dtype=bool)
+    training[:, fold] = False
+    training[np.arange(len(pairs)), pairs] = False
+    fixed = folds.test is not None
+    smaller = () if fixed else tuple(range(len(pairs)))
+    correlation = 1.0 if fixed else float(np.sqrt((count - 2) / (count - 1)))
+    outer = Outer(len(pairs), fold, tuple(enumerate(pairs)), smaller, correlation)
+    return Design(training, (outer,), len(pairs), len(pairs))
+
+
+def _refuse_too_few(count: int, strengths: int) -> None:
+    if strengths > 1 and count < 3:
+        raise InvalidInputError(
+            f"expected at least 3 folds to choose among {strengths} strengths inside the training folds, found {count}; "
+            "give 3 folds or more, or a single strength"
+        )
