@@ -10,12 +10,26 @@ from pathlib import Path
 import pytest
 from planted import planted_store
 
+import stratascope.preregistration
 import stratascope.probe
 import stratascope.stats
+from stratascope.preregistration import parse_plan
 from stratascope.probe import layer_curve
 from stratascope.store import ActivationStore
 
-UNITS = (stratascope.probe, stratascope.stats)
+UNITS = (stratascope.probe, stratascope.stats, stratascope.preregistration)
+PLAN = """
+title = "Planted"
+question = "Where is truth?"
+metric = "auroc"
+equivalence_margin = 0.1
+draws = 200
+extraction = { prompt = "true-false" }
+stores = [{ name = "original", role = "original" }]
+tasks = [{ task = "truth" }]
+probes = [{ positions = ["final"] }]
+primary = { task = "truth", position = "final" }
+"""
 MODULES = [
     "stratascope.commands.signature",
     *sorted(module.name for unit in UNITS for module in pkgutil.walk_packages(unit.__path__, f"{unit.__name__}.")),
@@ -31,7 +45,8 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     file = folder / "probe-truth-final.zarr.zip"
     layer_curve(store, layers=(1, 2, 3), draws=200).save(file)
     boxed = ActivationStore.open(planted_store(folder / "b.zarr", examples=64, boxes=True))
-    return {"store": store, "boxed": boxed, "curve_file": file}
+    study = {"study_plan": parse_plan(PLAN), "study_stores": {"original": store}}
+    return {"store": store, "boxed": boxed, "curve_file": file, **study}
 
 
 @pytest.mark.slow
