@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.advantage import Advantage
+from stratascope.probe.curve.claims import detectable_effect
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.metrics import width_of
 from stratascope.stats.intervals import NO_SPREAD, Band, band
 
 ALL = "all"
 """Name of the rows over every baseline at once."""
-POWER = 0.8
-"""With which the minimum detectable effect would have been detected."""
 VERDICTS = ("detected", "absent", "undecided")
 
 
@@ -96,7 +94,7 @@ def family_table(
     parts: list[pd.DataFrame] = []
     for (curve, name, one), own in zip(flat, bands, strict=True):
         error = one.draws.std(axis=0)
-        least = margin + (own.critical + NormalDist().inv_cdf(POWER)) * error
+        least = margin + detectable_effect(one.table["value"].to_numpy(), one.draws, own, str(one.table["metric"].iloc[0]), one.attributes)
         parts.append(
             pd.DataFrame(
                 {
@@ -123,22 +121,3 @@ INTERVAL_COLUMNS = ("value", "low", "high", "low_simultaneous", "high_simultaneo
 
 def _key(curve: LayerCurve) -> dict[str, str]:
     return {"task": curve.task, "array": str(curve.attributes.get("array", "residual")), "position": curve.position or ""}
-
-
-def layers_text(layers: Sequence[int], recorded: Sequence[int]) -> str:
-    """Runs of consecutive recorded layers.
-
-    >>> layers_text([2, 3, 4, 8], range(10)), layers_text([], range(10)), layers_text([5], range(10))
-    ('layers 2-4 and 8', 'no layer', 'layer 5')
-    """
-    known, runs = list(recorded), list[list[int]]()
-    for layer in sorted(layers):
-        if runs and known.index(layer) == known.index(runs[-1][-1]) + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    if not runs:
-        return "no layer"
-    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    joined = texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
-    return f"layer{'s' if len(layers) > 1 else ''} {joined}"

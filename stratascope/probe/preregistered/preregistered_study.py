@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from stratascope.probe.preregistered.study_stores import available_at, check_sto
 from stratascope.probe.study.probe_run import ProbeRun, run_probes
 from stratascope.probe.study.request import ProbeRequest
 from stratascope.probe.study.study import SCHEDULER, plan_study
-from stratascope.probe.study.study_plan import ProbeSettings, task_name
+from stratascope.probe.study.study_plan import task_name
 from stratascope.probe.study.transfer import transfer_of
 from stratascope.results.locations import file_name
 from stratascope.store import ActivationStore, chosen_examples
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 STUDY = "study"
 """Attribute of every result of a study: the digest of its plan."""
 _TRANSFERS = ("task", "array", "position", "store", "metric", "layer", "value", "low", "high", "chance")
-
-
-_DRAWN = any(one.name == "control_draws" for one in fields(ProbeSettings))
-"""Whether controls are drawn several times."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +92,7 @@ def preregistered_study(
     over: list[Mapping[str, Advantage]] = []
     results: dict[str, Result] = {}
     transfers: list[pd.DataFrame] = []
-    drawn = [f"each control has 1 labelling instead of {plan.control_draws}"] if plan.control_draws > 1 and not _DRAWN else []
-    deviations = [*drawn, *(f"no example has the position {name}: its curves are missing" for name in missing)]
+    deviations = [f"no example has the position {name}: its curves are missing" for name in missing]
     for request in _requests(plan, opened, missing):
         done = run_probes(own, request, on_cost=on_cost, **run)
         for curve in done.curves.plain:
@@ -157,14 +152,14 @@ def _requests(plan: StudyPlan, stores: Mapping[str, ActivationStore], missing: S
                 baselines=baselines,
                 metric=plan.metric,
                 margin=plan.margin,
+                equivalence_margin=plan.equivalence_margin,
                 settings=_settings(plan, only),
             )
 
 
 def _settings(plan: StudyPlan, only: tuple[str, ...]) -> dict[str, Any]:
     names = ("folds", "seed", "minimum", "draws", "level", "control_draws")
-    known = {one.name for one in fields(ProbeSettings)}
-    return {"only": only, **{name: getattr(plan, name) for name in names if name in known}}
+    return {"only": only, **{name: getattr(plan, name) for name in names}}
 
 
 def _marked(result: Result, digest: str) -> Result:

@@ -10,7 +10,9 @@ import pandas as pd
 
 from stratascope.figures.drawing import LAYER_LABELS, METRIC_LABELS, new_figure
 from stratascope.figures.style import paper_style
-from stratascope.probe.curve.family import ALL, POWER, VERDICTS, layers_text
+from stratascope.probe.curve.claims import POWER
+from stratascope.probe.curve.family import ALL, VERDICTS
+from stratascope.probe.curve.onset_offset import LayerIntervals
 from stratascope.results.lazy_arrays import Arrays
 from stratascope.results.result import Result, new_axes, table_field
 from stratascope.results.schema import columns
@@ -70,7 +72,7 @@ class StudyResult(Result, kind="study", prefix="study", schema=_SCHEMA, rules=(_
     >>> from stratascope.probe import preregistered_study
     >>> result = preregistered_study(study_plan, study_stores).result
     >>> result.primary["detected"], result.deviations
-    ('layers 3-5', [...])
+    ('layers 3-5', [])
     """
 
     claims: pd.DataFrame = table_field(
@@ -254,9 +256,9 @@ class StudyResult(Result, kind="study", prefix="study", schema=_SCHEMA, rules=(_
 
 def _claim(key: Sequence[str], baseline: str, rows: pd.DataFrame, size: tuple[int, int, float]) -> dict[str, Any]:
     """Row of `claims` of one curve and baseline."""
-    layers = rows["layer"].tolist()
+    layers = rows["layer"].to_numpy()
     best = rows.iloc[int(rows["value"].to_numpy().argmax())]
-    found = {verdict: layers_text(rows.loc[rows["verdict"] == verdict, "layer"].tolist(), layers) for verdict in VERDICTS}
+    found = {verdict: str(LayerIntervals.of(layers, rows["verdict"].to_numpy() == verdict)) for verdict in VERDICTS}
     least = rows["minimum_detectable_effect"].to_numpy(float)
     known = least[np.isfinite(least) & (rows["verdict"].to_numpy() != "detected")]
     examples, images, chance = size
