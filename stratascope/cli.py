@@ -44,6 +44,7 @@ SECTIONS = {
         "probe": ("probe", "Cross-validated linear probes by layer and position."),
         "entanglement": ("probe", "Probes on single image cells of the vision tower."),
         "patches": ("probe", "Probes on single image tokens of the decoder."),
+        "study": ("study", "Run a pre-registered study; one sentence with its limits."),
     },
     "Attention": {
         "share": ("attention", "Attention of the final token by part of the prompt."),
@@ -70,7 +71,7 @@ SHORT_HELP = {name: text for section in SECTIONS.values() for name, (_, text) in
 """Command -> its short help, in the order of `--help`."""
 
 FAULT = "internal error of Stratascope"
-RESUMED = frozenset({"demo", "fetch", "extract", "copy", "probe"})
+RESUMED = frozenset({"demo", "fetch", "extract", "copy", "probe", "study"})
 """Commands that keep finished parts; the same command continues after an interruption."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, SIGTERM or SIGHUP."""

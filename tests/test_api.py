@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 UNITS = [name for name in stratascope.__all__ if name.islower()]
 
 
-BELOW = {"report": ("results", "figures"), "probe": ("results",), "analysis": ("results",), "store": ("results",)}
+BELOW = {"report": ("results", "figures"), "probe": ("results", "preregistration"), "analysis": ("results",), "store": ("results",)}
 """Unit -> units without a page of their own whose names it lists."""
 
 

@@ -35,11 +35,11 @@ class CommandLines:
         command
             Name of the command.
         store
-            Its first argument.
+            Its first argument; empty for a command without one.
         options
             Parameter -> value; names that the command lacks are ignored.
         """
-        words = ["stratascope", command, store]
+        words = ["stratascope", command, *([store] if store else [])]
         found = self._command_of(command)
         with click.Context(found, info_name=command) as context:
             for parameter in found.params:

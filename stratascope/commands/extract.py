@@ -13,17 +13,22 @@ from typing import Any
 import click
 
 from stratascope.commands import options
+from stratascope.commands.command_line import command_lines
 from stratascope.commands.output import QUIET, VERBOSE, print_json, print_record, verbosity_options
 from stratascope.commands.signature import options_in_errors, options_of, with_option_names
 from stratascope.commands.terminal import echo
 from stratascope.datasets.examples import describe
 from stratascope.errors import InvalidInputError
 from stratascope.extract import ExtractionPlan, ExtractionSettings, extract, plan_extraction
+from stratascope.extract.plan.duration import ExtractionTiming
 from stratascope.extract.plan.images import CONDITIONS
-from stratascope.extract.plan.plan_summary import SPAN_COLOURS, plan_summary, timing_text
-from stratascope.extract.plan.settings import DTYPES, FUSIONS
-from stratascope.extract.run.extraction import estimate_time
+from stratascope.extract.plan.plan_summary import SPAN_COLOURS, number_text, plan_summary, span_text, timing_text
+from stratascope.extract.plan.settings import BOX_POSITIONS, DTYPES, FUSIONS
+from stratascope.extract.run.extraction import ExtractionReport, estimate_time
+from stratascope.preregistration import StudyPlan, read_plan
+from stratascope.preregistration.study_plan import PAIR
 from stratascope.store import ActivationStore, condition_of
+from stratascope.store.io.overview import bytes_text
 
 NO_SYSTEM = click.option("--no-system", is_flag=True, help="Leave the system turn out, even one that the chat template adds.")
 
@@ -73,6 +78,15 @@ settings_options = options_of(
 )
 """The options that `plan` and `extract` share."""
 
+for_option = click.option(
+    "--for",
+    "study",
+    metavar="PLAN.toml|PRESET",
+    help="All stores of a pre-registered study (docs/study.md), which fixes --prompt, --record, --positions, --condition and --untrained.",
+)
+FIXED = ("prompt", "record", "positions", "condition", "untrained")
+"""Options that the plan of a study fixes."""
+
 batch_tokens_option = options_of(
     extract, batch_tokens={"help": "Tokens in a forward pass, at most; halve it when memory runs out.", "type": click.IntRange(min=1)}
 )
@@ -81,6 +95,7 @@ batch_tokens_option = options_of(
 @click.command(short_help="Cost of an extraction: disk, time, memory; writes nothing.")
 @settings_options
 @NO_SYSTEM
+@for_option
 @options_of(ExtractionSettings, image_size="Assume this size for every image, before they are downloaded; needs no --images.")
 @options_of(plan_summary, show="Print the tokens and spans of the first N examples.")
 @click.option(
@@ -94,7 +109,14 @@ batch_tokens_option = options_of(
 @partial(verbosity_options, verbose_help="Also list all examples that cannot be used.")
 @options_in_errors
 def plan_command(
-    show: int, timed: bool | None, batch_tokens: int, price: float | None, as_json: bool, verbosity: int, **chosen: Any
+    show: int,
+    timed: bool | None,
+    batch_tokens: int,
+    price: float | None,
+    as_json: bool,
+    verbosity: int,
+    study: str | None,
+    **chosen: Any,
 ) -> None:
     """Show what an extraction would save and cost: array shapes, disk space and, on a machine with the model, time and memory.
 
@@ -104,18 +126,27 @@ def plan_command(
     """
     begin = time.perf_counter()
     quiet = as_json or verbosity == QUIET
-    plan = plan_extraction(_settings(chosen), progress=not quiet)
-    planning = time.perf_counter() - begin
+    wanted = {"": _settings(chosen)} if study is None else _study_settings(read_plan(study), chosen)
+    plans = {name: plan_extraction(settings, progress=not quiet) for name, settings in wanted.items()}
+    plan = next(iter(plans.values()))
+    planning = (time.perf_counter() - begin) / len(plans)
     summary = f"{describe(plan.examples)}\n\n{plan_summary(plan, show)}\n"
     if not quiet:
         echo(with_option_names(summary), colours=SPAN_COLOURS)
         if verbosity == VERBOSE:
             for k, reason in plan.failed.items():
                 echo(f"cannot be used: example {plan.examples[k].id}: {reason}")
+        for line in _study_lines(plans) if study is not None else ():
+            echo(line)
     timing = estimate_time(plan, timed=timed, batch_tokens=batch_tokens, planning=planning, progress=sys.stderr.isatty() and not quiet)
-    text = f"time       not estimated: {timing}" if isinstance(timing, str) else timing_text(timing, price)
+    text = f"time       not estimated: {timing}" if isinstance(timing, str) else timing_text(timing, price if study is None else None)
+    if study is not None and not isinstance(timing, str):
+        text += f"\n{_study_time(timing, len(plans), price)}"
     if as_json:
-        print_json(_plan_record(plan) | {"time": {"unknown": timing} if isinstance(timing, str) else timing.record(price)})
+        record = _plan_record(plan) | {"time": {"unknown": timing} if isinstance(timing, str) else timing.record(price)}
+        print_json(
+            record if study is None else {"stores": {name: _plan_record(one) for name, one in plans.items()}, "time": record["time"]}
+        )
     elif not quiet:
         echo(with_option_names(text))
 
@@ -123,7 +154,10 @@ def plan_command(
 @click.command(short_help="Run every example through the model once, into a store.")
 @settings_options
 @NO_SYSTEM
-@click.option("-o", "--out", required=True, type=options.OUTPUT, metavar="STORE.zarr", help="Store to create, or to continue.")
+@for_option
+@click.option(
+    "-o", "--out", required=True, type=options.OUTPUT, metavar="STORE.zarr", help="Store to create, or to continue; with --for a folder."
+)
 @batch_tokens_option
 @click.option(
     "--shard",
@@ -133,7 +167,9 @@ def plan_command(
 )
 @partial(verbosity_options, verbose_help="Also print how often the vision tower ran and batches were halved.")
 @options_in_errors
-def extract_command(out: Path, batch_tokens: int, shard: tuple[int, int] | None, as_json: bool, verbosity: int, **chosen: Any) -> None:
+def extract_command(
+    out: Path, batch_tokens: int, shard: tuple[int, int] | None, as_json: bool, verbosity: int, study: str | None, **chosen: Any
+) -> None:
     """Run every example through the model once and save its activations to a store. The same command continues an interrupted run.
 
     \b
@@ -141,15 +177,40 @@ def extract_command(out: Path, batch_tokens: int, shard: tuple[int, int] | None,
       stratascope extract --model demo --examples demo/scenes/scenes.jsonl --images demo/scenes/images --out mine.zarr
     """
     quiet = as_json or verbosity == QUIET
-    report = extract(
-        _settings(chosen),
-        out,
-        shard=shard,
-        batch_tokens=batch_tokens,
-        progress=sys.stderr.isatty() and not quiet,
-        command=shlex.join(["stratascope", *sys.argv[1:]]),
-        on_note=lambda text: None if quiet else echo(with_option_names(text), err=True),
-    )
+
+    told: set[str] = set()
+
+    def note(text: str) -> None:
+        if not quiet and text not in told:  # once for all stores of a study
+            echo(with_option_names(text), err=True)
+        told.add(text)
+
+    def run(settings: ExtractionSettings, store: Path, command: str) -> ExtractionReport:
+        return extract(
+            settings,
+            store,
+            shard=shard,
+            batch_tokens=batch_tokens,
+            progress=sys.stderr.isatty() and not quiet,
+            command=command,
+            on_note=note,
+        )
+
+    if study is not None:
+        reports = {}
+        for name, settings in _study_settings(read_plan(study), chosen).items():
+            store = out / f"{name}.zarr"
+            reports[name] = run(settings, store, _command(settings, chosen, store))
+            if not quiet:
+                echo(reports[name].summary())
+        print_record(
+            {"stores": {name: asdict(report) for name, report in reports.items()}},
+            [f"next: stratascope study {shlex.quote(study)} {shlex.quote(str(out))}"],
+            as_json=as_json,
+            verbosity=verbosity,
+        )
+        return
+    report = run(_settings(chosen), out, shlex.join(["stratascope", *sys.argv[1:]]))
     following = next_step(ActivationStore.open(out), out) if out.exists() else None
     details = [f"vision tower passes {report.tower_passes:,}, halved batches {report.halvings}"] if report.store.exists() else []
     lines = [report.summary(), *([following] if following else [])]
@@ -185,6 +246,50 @@ def _settings(chosen: dict[str, Any]) -> ExtractionSettings:
             raise InvalidInputError(f"expected either --system or --no-system, found both, with {chosen['system']!r}")
         chosen["system"] = ""  # empty text: no system turn
     return ExtractionSettings(**chosen)
+
+
+def _study_settings(plan: StudyPlan, chosen: dict[str, Any]) -> dict[str, ExtractionSettings]:
+    """Name of each store of a study -> the settings of its extraction; box positions that no example has are left out."""
+    context = click.get_current_context()
+    for name in FIXED:
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"expected --{name} in the plan of the study alone, found it beside --for; leave it out")
+    boxes = [name for name in BOX_POSITIONS if name in plan.token_positions]
+    without = boxes if chosen["boxes"] is None else []
+    if any(part in without for part in plan.primary.position.split(PAIR)):
+        raise InvalidInputError(f"expected boxes for the primary outcome at {plan.primary.position}, found none; set `boxes`")
+    if without:
+        echo(f"no boxes given: {' and '.join(without)} are left out, a deviation from the plan (--boxes)", err=True)
+    found = {}
+    for store in plan.stores:
+        fixed = plan.extraction_options(store)
+        fixed["positions"] = tuple(name for name in fixed["positions"] if name not in without)
+        found[store.name] = _settings({**chosen, **fixed})
+    return found
+
+
+def _study_lines(plans: dict[str, ExtractionPlan]) -> list[str]:
+    """Bytes of each store of a study and of all together."""
+    sizes = {name: int(plan.estimate["estimated_bytes"].sum()) for name, plan in plans.items()}
+    conditions = {name: condition_of(plan.provenance) for name, plan in plans.items()}
+    rows = [f"{name:<18} {conditions[name]:<16} {bytes_text(sizes[name]):>9}" for name in plans]
+    return [f"{'store of the study':<18} {'condition':<16} {'on disk':>9}", *rows, f"{'all':<35} {bytes_text(sum(sizes.values())):>9}", ""]
+
+
+def _study_time(timing: ExtractionTiming, count: int, price: float | None) -> str:
+    """Duration and cost of all stores of a study, from those of one."""
+    text = f"study      {span_text(count * timing.low, count * timing.high)} for {count} stores, one after another"
+    if price is None:
+        return text
+    cheap, dear = timing.cost(price)
+    cost = f"{number_text(count * cheap)} to {number_text(count * dear)}"
+    return f"{text}\ncost       {cost} at {price:g} per hour, without downloading the model"
+
+
+def _command(settings: ExtractionSettings, chosen: dict[str, Any], store: Path) -> str:
+    """The `extract` command that makes one store of a study by itself."""
+    fixed = {name: getattr(settings, name) for name in FIXED}
+    return command_lines()("extract", "", {**chosen, **fixed, "out": store})
 
 
 def _plan_record(plan: ExtractionPlan) -> dict[str, Any]:

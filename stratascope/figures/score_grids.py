@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
-from stratascope.figures.drawing import metric_label
+from stratascope.figures.drawing import METRIC_LABELS, metric_label
 from stratascope.figures.heatmaps import DARK, LIGHT, short
-from stratascope.figures.style import COLOURS, GREY, SEQUENTIAL
+from stratascope.figures.style import COLOURS, DIVERGING, GREY, SEQUENTIAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,6 +101,48 @@ def draw_places(
     ax.set_xticks(range(len(places)), places, rotation=0 if len(places) <= 4 else 60, ha="center" if len(places) <= 4 else "right")
     ax.set_xlim(-0.6, len(places) - 0.4)
     ax.set_ylabel(metric_label(metric))
+    return _finish(ax, title)
+
+
+def draw_verdicts(table: pd.DataFrame, ax: Axes, *, metric: str, title: str | None = None, layers: str = "layer") -> Axes:
+    """Advantages by curve and layer, with what can be claimed of each cell: detected (dot), absent (cross) or undecided (no mark).
+
+    Parameters
+    ----------
+    table
+        One row per cell: row, layer, value, verdict; rows in their order.
+    ax
+        Where to draw; a colour bar and a legend take a part of its room.
+    metric
+        Of the advantages.
+    title
+        Over the axes.
+    layers
+        Label of the layer axis.
+    """
+    names = list(dict.fromkeys(table["row"]))
+    value = table.pivot(index="row", columns="layer", values="value").loc[names]
+    verdict = table.pivot(index="row", columns="layer", values="verdict").loc[names].to_numpy()
+    size = np.abs(value.to_numpy(float))
+    reach = float(size[np.isfinite(size)].max(initial=1e-6))
+    image = ax.imshow(value.to_numpy(float), cmap=DIVERGING, vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")
+    ink = np.where(size > 0.6 * reach, LIGHT, DARK)
+    roomy = len(value.columns) <= ROOMY and len(names) <= DENSE
+    if roomy:
+        for (row, column), score in np.ndenumerate(value.to_numpy(float)):
+            told = f"{score:+.2f}".replace("-0.00", "+0.00") if np.isfinite(score) else ""
+            ax.text(column - 0.08, row, told, ha="center", va="center", fontsize=6, color=ink[row, column])
+    beside = 0.36 if roomy else 0.0
+    for name, marker in (("detected", "o"), ("absent", "x")):
+        y, x = np.nonzero(verdict == name)
+        ax.scatter(x + beside, y, s=9, marker=marker, c=ink[y, x], linewidths=0.8)
+        ax.scatter([], [], s=12, marker=marker, c=GREY, linewidths=0.8, label=name)
+    ax.scatter([], [], s=12, marker="none", label="no mark: undecided")
+    ax.legend(loc="upper right", bbox_to_anchor=(1.0, -0.12 - 0.5 / max(len(names), 1)), ncols=3)
+    _name_axes(ax, names, list(value.columns), "", layers)
+    bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
+    bar.outline.set_visible(False)
+    bar.set_label(f"Advantage in {METRIC_LABELS.get(metric, metric)}")
     return _finish(ax, title)
 
 

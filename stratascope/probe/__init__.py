@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stratascope.preregistration import StudyPlan, read_plan
     from stratascope.probe.curve.advantage import Advantage
     from stratascope.probe.curve.breakdown import accuracy_by, confusion
     from stratascope.probe.curve.calibration import calibration
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from stratascope.probe.curve.score_grid import ScoreGrid
     from stratascope.probe.estimator import BilinearFeatures, LogisticProbe
     from stratascope.probe.patches import PatchProbes, patch_probes
+    from stratascope.probe.preregistered.preregistered_study import StudyRun, preregistered_study
+    from stratascope.probe.preregistered.study_result import StudyResult
     from stratascope.probe.study.codelength import Codelength, online_codelength
     from stratascope.probe.study.codelength_study import codelength_by_layer, codelength_of
     from stratascope.probe.study.cost import StudyCost
@@ -50,6 +53,9 @@ _MODULES = {
     "ScoreGrid": "curve.score_grid",
     "Study": "study.study",
     "StudyCost": "study.cost",
+    "StudyPlan": "stratascope.preregistration",
+    "StudyResult": "preregistered.study_result",
+    "StudyRun": "preregistered.preregistered_study",
     "Task": "tasks.task",
     "accuracy_by": "curve.breakdown",
     "calibration": "curve.calibration",
@@ -67,7 +73,9 @@ _MODULES = {
     "online_codelength": "study.codelength",
     "patch_probes": "patches",
     "plan_study": "study.study",
+    "preregistered_study": "preregistered.preregistered_study",
     "probe_study": "study.study",
+    "read_plan": "stratascope.preregistration",
     "split_leakage": "validation.official_splits",
     "task_from_values": "tasks.task",
     "tidy_table": "curve.curve_set",
@@ -95,6 +103,9 @@ __all__ = [
     "ScoreGrid",
     "Study",
     "StudyCost",
+    "StudyPlan",
+    "StudyResult",
+    "StudyRun",
     "Task",
     "accuracy_by",
     "calibration",
@@ -112,7 +123,9 @@ __all__ = [
     "online_codelength",
     "patch_probes",
     "plan_study",
+    "preregistered_study",
     "probe_study",
+    "read_plan",
     "split_leakage",
     "task_from_values",
     "tidy_table",
@@ -125,4 +138,4 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = _MODULES[name]
-    return getattr(import_module(f"{__name__}.{module}"), name)
+    return getattr(import_module(module if module.startswith("stratascope.") else f"{__name__}.{module}"), name)

@@ -19,6 +19,7 @@ from stratascope.report.page import Page
 from stratascope.report.reproduction import provenance
 from stratascope.report.result_set import ResultSet
 from stratascope.report.sections import curve_blocks, position_blocks, relation_blocks, remark_blocks, transfer_blocks
+from stratascope.report.study_page import study_blocks
 from stratascope.store import ActivationStore, condition_of
 from stratascope.store.io.recorded_examples import written_examples
 
@@ -60,6 +61,7 @@ def report_page(
     examples: list[Block] = [Prose(RULE), Cards(cards)] if cards else [answers]
     sections = [
         Section("Summary", [*headline(results), *best_method(results), *remark_blocks(results)], "found"),
+        *([Section("Pre-registered study", study, "study")] if (study := study_blocks(results)) else []),
         Section("Probe accuracy by layer", curve_blocks(results, command_name), "curves"),
         Section("Probe accuracy by position and layer", position_blocks(results, command_name), "positions"),
         *([Section("Transfer to other data sets", transfers, "transfer")] if (transfers := transfer_blocks(results)) else []),

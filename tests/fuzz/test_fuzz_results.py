@@ -80,7 +80,7 @@ def finished(made: Path) -> list[Path]:
 
 @pytest.mark.slow
 def test_results_hold_what_their_kinds_declare(files: list[Path], finished: list[Path]) -> None:
-    assert {load_result(path).kind for path in files} == set(result_kinds()) - {"answer_prediction"}
+    assert {load_result(path).kind for path in files} == set(result_kinds()) - {"answer_prediction", "study"}
     assert {read_file(path).kind for path in finished} == set(CACHES)
 
 

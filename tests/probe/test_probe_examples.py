@@ -11,12 +11,26 @@ import pytest
 from planted import planted_store
 from planted_cells import planted_cells
 
+import stratascope.preregistration
 import stratascope.probe
 import stratascope.stats
+from stratascope.preregistration import parse_plan
 from stratascope.probe import layer_curve
 from stratascope.store import ActivationStore
 
-UNITS = (stratascope.probe, stratascope.stats)
+UNITS = (stratascope.probe, stratascope.stats, stratascope.preregistration)
+PLAN = """
+title = "Planted"
+question = "Where is truth?"
+metric = "auroc"
+equivalence_margin = 0.1
+draws = 200
+extraction = { prompt = "true-false" }
+stores = [{ name = "original", role = "original" }]
+tasks = [{ task = "truth" }]
+probes = [{ positions = ["final"] }]
+primary = { task = "truth", position = "final" }
+"""
 MODULES = [
     "stratascope.commands.signature",
     *sorted(module.name for unit in UNITS for module in pkgutil.walk_packages(unit.__path__, f"{unit.__name__}.")),
@@ -40,6 +54,8 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         "boxed": boxed,
         "curve_file": file,
         "patched": patched,
+        "study_plan": parse_plan(PLAN),
+        "study_stores": {"original": store},
     }
 
 
