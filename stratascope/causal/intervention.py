@@ -76,8 +76,9 @@ class Intervention(
     command="intervene",
     schema={
         **each(str, "store condition concept"),
-        **each(list[str], "classes choices positions kinds methods control_kinds"),
+        **each(list[str], "classes choices positions kinds methods control_kinds sources"),
         "factors": list[float],
+        "layers": list[int],
         **each(int, "window controls draws seed"),
         **each(float, "level margin"),
     },
@@ -202,6 +203,8 @@ class Intervention(
             "classes": list(labels.classes),
             "choices": list(store.layout.choices),
             **{name: list(given[name]) if isinstance(given[name], tuple) else given[name] for name in names},
+            "layers": [first for first, _ in design.windows],
+            "sources": [source.name for source in sources],
             "level": level,
             "draws": draws,
             "margin": margin,
@@ -213,9 +216,9 @@ class Intervention(
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """Parameters of the design."""
-        names = ("positions", "kinds", "methods", "control_kinds", "factors", "window", "controls", "seed")
-        return {"task": self.attributes["concept"], **{name: self.attributes[name] for name in names}}
+        """Parameters of the design, and the names of the sources of patching."""
+        names = ("positions", "layers", "kinds", "methods", "control_kinds", "factors", "window", "controls", "seed", "margin", "sources")
+        return {"task": self.attributes["concept"], "examples": len(self.examples), **{name: self.attributes[name] for name in names}}
 
     @property
     def name_parts(self) -> tuple[str | None, ...]:

@@ -175,8 +175,8 @@ def default_name(settings: InterventionSettings) -> str:
     return file_name("intervene", settings.task, f"window-{settings.window}" if settings.window > 1 else None)
 
 
-def stored_results(paths: Sequence[Path]) -> list[StoredResult]:
-    """Results of folders and files, of the kinds that interventions need.
+def stored_results(paths: Sequence[Path], kinds: Sequence[str] = ("layer_curve", "intervention")) -> list[StoredResult]:
+    """Results of folders and files, of some kinds.
 
     Raises
     ------
@@ -188,7 +188,7 @@ def stored_results(paths: Sequence[Path]) -> list[StoredResult]:
         if not path.exists():
             raise NotRecordedError(f"expected results at {path}, found nothing there; check the path")
         heads = results_in(path) if path.is_dir() else [StoredResult.load(path)]
-        found += [StoredResult.load(one.path) for one in heads if one.kind in ("layer_curve", "intervention")]
+        found += [StoredResult.load(one.path) for one in heads if one.kind in kinds]
     return found
 
 

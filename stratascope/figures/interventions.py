@@ -156,9 +156,10 @@ def encoding_use_figure(panels: Mapping[str, tuple[pd.DataFrame, Series]], conce
             draw_flips(series, bottom)
             patched = [(label, rows) for label, (rows, _) in series.items() if label.startswith("patch")]
             for k, (label, rows) in enumerate(patched):
-                bottom.plot(
-                    rows["layer"], rows["flipped"], color=COLOURS[-2 - k % 3], marker="x", linestyle="-.", label=f"{label} (restored)"
-                )
+                colour = COLOURS[-2 - k % 3]
+                ends = [rows[f"flipped_{end}_simultaneous"].to_numpy(float) for end in ("low", "high")]
+                bottom.fill_between(rows["layer"].to_numpy(), *ends, color=colour, alpha=0.15, linewidth=0)
+                bottom.plot(rows["layer"], rows["flipped"], color=colour, marker="x", linestyle="-.", label=f"{label} (restored)")
             if patched and all(rows.startswith("patch") for rows in series):
                 bottom.set_ylabel("Share restored")
             elif patched:
@@ -167,6 +168,8 @@ def encoding_use_figure(panels: Mapping[str, tuple[pd.DataFrame, Series]], conce
             for ax, name, colour in ((top, "encoded", "black"), (bottom, "used", COLOURS[0])):
                 on = layer[table[name].to_numpy(bool)]
                 place = ax.get_xaxis_transform()
+                if not len(on):
+                    continue
                 ax.plot(on, np.full(len(on), 0.02), "s", color=colour, markersize=4, transform=place, clip_on=False)
                 ax.text(1.01, 0.02, name, transform=ax.transAxes, fontsize=6.5, va="center", color=colour)
             bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
