@@ -345,8 +345,8 @@ class InterventionDesign:
                 edits["erase", method, "", -1] = _projection(along, whitening.centre)
             middle = np.mean([x[codes == code].mean(0) for code in np.unique(codes)], axis=0)
             for draw in range(-1, chosen.controls):
-                away = delta if draw < 0 else drawn["covariance"][draw][:, 0]
-                edits["reflect", "means", "" if draw < 0 else "covariance", draw] = _reflection(delta, away, middle)
+                along, centre = (delta, middle) if draw < 0 else (drawn["covariance"][draw][:, 0], whitening.centre)
+                edits["reflect", "means", "" if draw < 0 else "covariance", draw] = _reflection(along, centre)
         made = []
         for kind, method, control, factor, draw, _ in self.slots.itertuples(index=False):
             if kind == "steer":
@@ -376,6 +376,7 @@ def _projection(along: Floats, centre: Floats) -> Erasure:
     return Erasure(unit, unit, centre)
 
 
-def _reflection(delta: Floats, away: Floats, middle: Floats) -> Erasure:
-    """x + 2 (t - p(x)) a, with the projection p on delta, its midpoint t, and the unit vector a: delta's own, or another's."""
-    return Erasure(2 * _scaled(away, 1.0)[:, None], _scaled(delta, 1.0)[:, None], middle)
+def _reflection(along: Floats, centre: Floats) -> Erasure:
+    """x + 2 (t - p(x)) a, with the unit vector a, the projection p on it, and t that of the centre."""
+    unit = _scaled(along, 1.0)[:, None]
+    return Erasure(2 * unit, unit, centre)

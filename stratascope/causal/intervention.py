@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 Floats = NDArray[Any]
-MARGIN = 0.05
+MARGIN = 0.1
 """An effect counts as use if it exceeds that of random directions by this share of the mean size of the logit difference."""
 
 
