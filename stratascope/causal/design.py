@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from stratascope.causal.directions import (
     logistic_direction,
 )
 from stratascope.causal.erasure import Erasure, Whitening, mean_projection, orthonormal
+from stratascope.causal.labels import FoldLabels
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 
 if TYPE_CHECKING:
@@ -80,67 +81,6 @@ class InterventionSettings:
     def control_factor(self) -> float:
         """The factor of random directions."""
         return min(self.factors, key=lambda factor: (abs(factor - CONTROL_FACTOR), factor))
-
-
-@dataclass(frozen=True, eq=False)
-class FoldLabels:
-    """Examples of a task with their folds and labels, as saved probe results hold them."""
-
-    task: str
-    examples: NDArray[np.int64]
-    """(n,) example numbers, ascending."""
-    folds: NDArray[np.int64]
-    """(n,)"""
-    groups: NDArray[np.str_]
-    """(n,) image of each example."""
-    labels: Floats
-    """(n,) class codes, or (n, target) numbers."""
-    classes: tuple[str, ...]
-    """Names of the classes; empty for numbers."""
-
-    @property
-    def numeric(self) -> bool:
-        """Whether labels are numbers."""
-        return not self.classes
-
-    @classmethod
-    def of_curves(cls, task: str, curves: Sequence[tuple[str, pd.DataFrame, Mapping[str, Any]]]) -> FoldLabels:
-        """From the tables of examples of saved layer curves of one task.
-
-        Parameters
-        ----------
-        task
-            Their task.
-        curves
-            (file name, table of examples, attributes) of each curve.
-
-        Raises
-        ------
-        InvalidInputError
-            If two curves put an example into different folds or classes.
-        """
-        head = curves[0][2]
-        targets, classes = list(head["targets"]), tuple(head["classes"])
-        columns = ["example", "group", "fold", *(targets or ["label"])]
-        for name, _, other in curves:
-            if (list(other["targets"]), tuple(other["classes"])) != (targets, classes):
-                raise InvalidInputError(f"expected curves of the same classes, found {name} with others than {curves[0][0]}; probe again")
-        rows = pd.concat([table[columns] for _, table, _ in curves]).drop_duplicates().sort_values("example")
-        twice = rows["example"].duplicated()
-        if twice.any():
-            raise InvalidInputError(
-                f"expected saved curves of {task} with the same folds, found example {int(rows['example'][twice].iloc[0])} in two folds or "
-                "classes; name the file of one curve as RESULTS, or probe all positions again with one seed"
-            )
-        labels = rows[targets].to_numpy(float) if targets else rows["label"].to_numpy(np.int64)
-        return cls(
-            task,
-            rows["example"].to_numpy(np.int64),
-            rows["fold"].to_numpy(np.int64),
-            rows["group"].to_numpy(np.str_),
-            labels,
-            classes,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,7 +222,13 @@ class InterventionDesign:
 
     @cached_property
     def tested(self) -> NDArray[np.intp]:
-        """Places in `labels` of the examples that are changed: evenly spaced, with at least one of the positions."""
+        """(n tested,) places in `labels` of the examples that are changed: evenly spaced, with at least one of the positions.
+
+        Raises
+        ------
+        TooFewExamplesError
+            If no example of the task has one of the positions.
+        """
         present = self.store.position_present
         names = list(self.store.layout.positions)
         has = np.stack([present[:, [names.index(name) for name in part]].all(1) for part in self.parts]).any(0)
@@ -296,13 +242,13 @@ class InterventionDesign:
         return places
 
     def folds(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Each fold with its tested examples' numbers."""
+        """Each fold with the (n,) numbers of its tested examples."""
         for fold in np.unique(self.labels.folds[self.tested]):
             mine = self.tested[self.labels.folds[self.tested] == fold]
             yield int(fold), self.labels.examples[mine]
 
     def stacks(self, fold: int) -> dict[tuple[str, int], EditStack]:
-        """(position, layer) -> edits fitted on all folds but one."""
+        """(position, layer) -> edits fitted on all folds but `fold`."""
         if not self.edited:
             return {}
         layers = sorted({layer for first, last in self.windows for layer in range(first, last + 1)})
@@ -313,7 +259,7 @@ class InterventionDesign:
         }
 
     def fit(self, position: str, layer: int, fold: int) -> EditStack:
-        """Edits of a position and layer, fitted on the examples of other folds that have the position."""
+        """Edits of a position and layer, fitted on the examples that have the position and are not in `fold`."""
         labels, chosen = self.labels, self.settings
         present = np.asarray(self.store.available("residual", position))[labels.examples]
         training = (labels.folds >= 0) & (labels.folds != fold) & present

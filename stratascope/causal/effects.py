@@ -112,7 +112,7 @@ def restored(
     if not paired.any():
         return found
     least = least_difference(gap[paired])
-    kept = paired & (np.abs(gap) >= least)
+    kept = paired & (np.abs(gap) >= least) & (gap != 0)
     found |= {"pairs": int(kept.sum()), "excluded": int((paired & ~kept).sum())}
     if not kept.any():
         return found

@@ -78,12 +78,12 @@ class EncodingUse(
         return (str(self.attributes["concept"]),)
 
     def layers(self, position: str, column: str) -> list[int]:
-        """Layers of a position at which `encoded` or `used` holds."""
+        """Layers of a `position` at which a `column`, encoded or used, holds."""
         rows = self.table[self.table["position"] == position]
         return [int(layer) for layer in rows["layer"][rows[column].to_numpy(bool)]]
 
     def statement(self, position: str) -> str:
-        """One sentence: where the concept is encoded and where it is used."""
+        """One sentence: where the concept is encoded at a `position`, and where it is used."""
         rows = self.table[self.table["position"] == position]
         known = rows["layer"].tolist()
         encoded, used = self.layers(position, "encoded"), self.layers(position, "used")

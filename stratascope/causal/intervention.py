@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stratascope.causal.answers import Answers
 from stratascope.causal.design import InterventionDesign
 from stratascope.causal.directions import FAIR
 from stratascope.causal.effects import control_method, effect_table, fewest_draws, use_events, use_table
@@ -34,40 +35,6 @@ MARGIN = 0.1
 
 def _bands(*names: str) -> str:
     return " ".join(f"{name} {' '.join(f'{name}_{end}' for end in INTERVALS)}" for name in names)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Difference of the answer logits, and the answers, from logits with and without edits."""
-
-    difference: Floats
-    """(example,) logit of the first answer minus that of the second; of the model's own answer minus the largest other for more."""
-    change: Floats
-    """(variant, example) the same with an edit, minus that without."""
-    flipped: Floats
-    """(variant, example) 1 where the answer is another, 0 where not, NaN where not measured."""
-    answer: NDArray[np.int64]
-    """(example,) index of the answer without an edit."""
-
-    @classmethod
-    def of(cls, logits: Floats, change: Floats) -> Answers:
-        """From logits without an edit, (example, choice), and their changes, (example, variant, choice)."""
-        answer = logits.argmax(-1)
-        edited = logits[:, None] + change
-        if logits.shape[-1] == 2:
-            difference, moved = logits[:, 0] - logits[:, 1], change[..., 0] - change[..., 1]
-        else:
-            difference = _margin(logits, answer)
-            moved = _margin(edited, np.broadcast_to(answer[:, None], edited.shape[:2])) - difference[:, None]
-        flipped = np.where(np.isfinite(moved), (edited.argmax(-1) != answer[:, None]).astype(float), np.nan)
-        return cls(difference, moved.T, flipped.T, answer)
-
-
-def _margin(logits: Floats, answer: NDArray[np.int64]) -> Floats:
-    own = np.take_along_axis(logits, answer[..., None], -1)
-    others = logits.copy()
-    np.put_along_axis(others, answer[..., None], -np.inf, -1)
-    return np.asarray(own[..., 0] - others.max(-1))
 
 
 class Intervention(
@@ -171,7 +138,7 @@ class Intervention(
         place = np.searchsorted(labels.examples, examples)
         groups = labels.groups[place]
         bootstrap = Bootstrap(groups, draws=draws, seed=settings.seed)
-        of_sources = {source.name: _source_difference(source.answer_logits(examples), answers) for source in sources}
+        of_sources = {source.name: answers.source_difference(source.answer_logits(examples)) for source in sources}
         table = pd.DataFrame(
             {
                 "example": examples,
@@ -276,6 +243,8 @@ class Intervention(
         position, kind = str(event["position"]), str(event["kind"])
         if kind == "patch":
             rows = self.series(position, kind, source=str(event["source"]))
+            if not rows["pairs"].max():
+                return f"no pair differs ({int(rows['excluded'].max())} excluded)"
             best = rows.iloc[int(np.nan_to_num(rows["restored"].to_numpy(), nan=-np.inf).argmax())]
             interval = f"[{best['restored_low_simultaneous']:.2f}, {best['restored_high_simultaneous']:.2f}]"
             return (
@@ -324,7 +293,7 @@ class Intervention(
         )
 
     def dose_response(self, position: str) -> pd.DataFrame:
-        """Mean signed change of steering by layer (rows) and signed factor (columns), in units of the mean logit difference."""
+        """Mean signed change of steering at a `position` by layer (rows) and signed factor (columns); 1 is the mean logit difference."""
         table = self.effects[(self.effects["position"] == position) & (self.effects["kind"] == "steer") & (self.effects["control"] == "")]
         scale = float(self.examples["difference"].abs().mean())
         return table.pivot_table(index="layer", columns="factor", values="change", sort=True) / scale
@@ -376,10 +345,3 @@ def layer_text(layers: Sequence[int], known: Sequence[int]) -> str:
             runs.append([layer])
     text = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
     return f"layer {text}" if len(layers) == 1 else f"layers {text}"
-
-
-def _source_difference(logits: Floats, answers: Answers) -> Floats:
-    """(example,) difference of the answer logits of sources; for more than two choices, of the target's own answer."""
-    if logits.shape[-1] == 2:
-        return np.asarray(logits[:, 0] - logits[:, 1])
-    return _margin(logits, answers.answer)

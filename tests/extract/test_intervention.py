@@ -10,9 +10,10 @@ torch = pytest.importorskip("torch")
 from stratascope.causal.design import EditStack  # noqa: E402
 from stratascope.causal.erasure import Erasure  # noqa: E402
 from stratascope.extract.run.capture import text_decoder, use_captured_attention  # noqa: E402
-from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner, Interventions, segments  # noqa: E402
+from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner, Interventions  # noqa: E402
 from stratascope.extract.run.knockout import tracing  # noqa: E402
 from stratascope.extract.run.logits import Unembedding  # noqa: E402
+from stratascope.extract.run.tail_pass import segments  # noqa: E402
 from tests.extract.families import FAMILIES, IMAGE, build, example, left_padded  # noqa: E402
 
 PAIR = (30, 40)

@@ -255,7 +255,13 @@ def residual_of(output: Any) -> torch.Tensor:
 
 
 def tail_arguments(arguments: Mapping[str, Any], start: int, length: int, copies: int = 1) -> dict[str, Any]:
-    """Keywords of a block for the tokens from `start` on, `copies` times in a row; `overriding_attention` provides the mask."""
+    """Keywords of a block for the tokens from `start` on, `copies` times in a row; `overriding_attention` provides the mask.
+
+    Raises
+    ------
+    CaptureError
+        If the positions of the tokens are not rotary embeddings.
+    """
     made = dict(arguments)
     rotary = made.get("position_embeddings")
     if rotary is None or any(part.shape[-2] != length for part in rotary):
