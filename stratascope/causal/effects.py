@@ -22,6 +22,10 @@ LEAST_DIFFERENCE = 0.2
 """A pair is used for patching if its logit differences differ by at least this share of their root mean square over all pairs."""
 
 
+FEWEST_PAIRS = 10
+"""Pairs below which patching decides nothing."""
+
+
 def series(variants: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """Each series with its variants, by layer and draw; the index is the number of the variant."""
     for names, rows in variants.groupby(SERIES, sort=False, dropna=False):
@@ -235,7 +239,7 @@ def use_table(
                         **{f"excess_{end}": own[f"restored_{end}"].to_numpy() for end in INTERVALS},
                         "score": np.nan,
                         "threshold": np.nan,
-                        "used": low > margin,
+                        "used": (low > margin) & (own["pairs"].to_numpy() >= FEWEST_PAIRS),
                     }
                 )
             )

@@ -266,10 +266,13 @@ class Intervention(
         return self.effects
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the share of flipped answers by layer at the first position, with bands, and random directions dashed."""
-        from stratascope.figures.interventions import draw_flips
+        """Draw the share of flipped answers by layer at the first position, with bands and random directions; of patching its heat map."""
+        from stratascope.figures.interventions import draw_flips, draw_patches
 
-        position = str(self.attributes["positions"][0])
+        position, patches = str(self.attributes["positions"][0]), self.patch_grids()
+        if patches and set(self.attributes["kinds"]) == {"patch"}:
+            source, grid = next(iter(patches.items()))
+            return draw_patches(grid, new_axes(ax), title=f"{self.attributes['concept']}, patch from {source}")
         return draw_flips(self.flip_series(position), new_axes(ax), title=f"{self.attributes['concept']} at {position}")
 
     def flip_series(self, position: str) -> dict[str, tuple[pd.DataFrame, pd.DataFrame | None]]:
@@ -304,6 +307,7 @@ class Intervention(
         return {
             str(source): rows.pivot(index="position", columns="layer", values="restored").loc[list(dict.fromkeys(rows["position"]))]
             for source, rows in table.groupby("source", sort=False)
+            if rows["restored"].notna().any()
         }
 
 

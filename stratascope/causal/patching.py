@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stratascope.causal.effects import FEWEST_PAIRS
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 ONE_TOKEN = ("final", "subject", "relation", "object")
 """Positions that are one token; the store holds only the mean over the tokens of the others, which cannot be patched."""
-FEWEST_PAIRS = 10
 
 
 @dataclass(frozen=True, eq=False)

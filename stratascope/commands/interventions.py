@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     methods="What erase removes: leace, means (span of the class means), pattern (Haufe), logistic.",
     factors="Steering in distances of the class means; both signs are run.",
     controls="Draws of each kind of random direction; use is decided with 19 or more fair ones (covariance, shuffled).",
-    control_kinds="Random directions: covariance (drawn from Cov(x)), shuffled (of shuffled labels), isotropic, orthogonal.",
-    examples="Change N evenly spaced examples; directions are fitted on all.",
+    control_kinds="Random directions: covariance (drawn from that within classes), shuffled (of shuffled labels), isotropic, orthogonal.",
+    examples="Change N evenly spaced examples, 0: all; directions are fitted on all.",
     seed="Seed of random directions and resamples.",
 )
 @click.option("--source", "sources", multiple=True, metavar="[NAME=]STORE", help="Patch from this store of the same ids; repeatable.")

@@ -91,7 +91,26 @@ def draw_dose_response(table: pd.DataFrame, ax: Axes, *, title: str | None = Non
     return ax
 
 
-def intervention_figure(series: Series, doses: pd.DataFrame, patches: Mapping[str, pd.DataFrame], title: str) -> Figure:
+def draw_patches(grid: pd.DataFrame, ax: Axes, *, title: str | None = None) -> Axes:
+    """Heat map of the share of the logit difference that patching restores.
+
+    Parameters
+    ----------
+    grid
+        Position (rows) by layer (columns).
+    ax
+        Where to draw.
+    title
+        Over the axes.
+    """
+    rows, columns = [str(row) for row in grid.index], grid.columns.tolist()
+    label, below = "Share of the logit difference restored", LAYER_LABELS["residual"]
+    return draw_grid(
+        grid.to_numpy(float), ax, rows=rows, columns=columns, label=label, column_label=below, diverging=True, title=title
+    )  # fmt: skip
+
+
+def intervention_figure(series: Series, doses: pd.DataFrame, patches: Mapping[str, pd.DataFrame], title: str) -> Figure | None:
     """Panels of what was run: flipped answers, dose-response, and the restored share of patching by position and layer.
 
     Parameters
@@ -106,7 +125,9 @@ def intervention_figure(series: Series, doses: pd.DataFrame, patches: Mapping[st
         Of the first panel.
     """
     flips = any(not label.startswith("patch") for label in series)
-    count = max(1, int(flips) + int(len(doses) > 0) + len(patches))
+    count = int(flips) + int(len(doses) > 0) + len(patches)
+    if not count:
+        return None
     figure, axes = new_figure(count, width=3.5 * count, height=3.0)
     left = list(axes)
     with paper_style():
@@ -117,11 +138,7 @@ def intervention_figure(series: Series, doses: pd.DataFrame, patches: Mapping[st
             ax = draw_dose_response(doses, left.pop(0), title="Dose-response")
             ax.legend(loc="upper left", fontsize=6) if ax.get_legend_handles_labels()[0] else None
         for source, grid in patches.items():
-            draw_grid(
-                grid.to_numpy(float), left.pop(0), rows=[str(row) for row in grid.index], columns=grid.columns.tolist(),
-                label="Share of the logit difference restored", column_label=LAYER_LABELS["residual"], diverging=True,
-                title=f"patch from {source}",
-            )  # fmt: skip
+            draw_patches(grid, left.pop(0), title=f"patch from {source}")
     return figure
 
 

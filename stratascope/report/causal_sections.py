@@ -71,9 +71,8 @@ def causal_blocks(results: ResultSet, store: str) -> list[Block]:
         blocks += _joined(found)
     for found in run:
         result: Intervention = found.result
-        if result.patch_grids() or not joined:
-            figure = result.figure()
-            assert figure is not None
+        figure = result.figure() if result.patch_grids() or not joined else None
+        if figure is not None:
             blocks.append(
                 Drawing(
                     figure,
