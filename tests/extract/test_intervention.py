@@ -148,3 +148,28 @@ def test_passes_hold_every_variant_once_and_its_unedited_row() -> None:
         for batch in made:
             places = [row for s in batch for row in (s.row, *range(s.edited.start, s.edited.stop))]
             assert places == list(range(len(places)))
+
+
+def test_the_plan_counts_the_tokens_that_are_computed(plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens times blocks of all reruns of an example with the built-in model, where no variant needs a second pass."""
+    from stratascope.extract.plan.intervention_plan import bare_passes
+    from stratascope.extract.run.session import ExtractionSession
+    from stratascope.extract.run.tail_pass import TailPass
+
+    session, computed = ExtractionSession(plan, batch_tokens=8192), []
+    inner = TailPass._block
+
+    def counted(self, block: int, hidden: torch.Tensor) -> torch.Tensor:
+        computed.append(hidden.shape[0] * hidden.shape[1])
+        return inner(self, block, hidden)
+
+    monkeypatch.setattr(TailPass, "_block", counted)
+    parts, windows, length = (("final",), ("object", "final")), ((0, 0), (3, 4), (5, 5)), len(plan.layouts[3].ids)
+    stack = DeviceEdits.of(drawn_edits(4, plan.shape.hidden, 0, 0.1), torch.device("cpu"))
+    chosen = Interventions(parts, windows, {(name, layer): stack for name in ("final", "object") for layer in range(7)})
+    runner = InterventionRunner(session.model, session.request.choices, tokens=8192)
+    image = session.load(3).prepared
+    assert image is not None
+    trace = runner.trace(session.batch([3], image.tensors))
+    runner.measure(trace, {name: plan.position_tokens(3, name) for name in ("final", "object")}, chosen, None, 1e-3)
+    assert 1 + sum(computed) / length / plan.shape.layers == pytest.approx(bare_passes(plan, [3], parts, windows, 4))
