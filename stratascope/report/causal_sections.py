@@ -15,24 +15,23 @@ EVIDENCE = {
     "erase": "erasing it changes the answer",
     "reflect": "reflecting it changes the answer",
     "steer": "steering along it changes the answer",
-    "patch": "patching it moves the answer to that of the source",
+    "patch": "patching the whole residual stream moves the answer to that of the source",
 }
 """Kind of intervention -> what use means."""
 
 
 def causal_sentence(results: ResultSet) -> list[Block]:
     """For the summary: where the first concept is encoded and where it is used; [] without interventions."""
-    found = _first(results)
-    return [] if found is None else [Prose(_words(found, str(found.attributes["positions"][0])), lead=True)]
+    found = _ordered(results)[:1]
+    return [Prose(_words(one, str(one.attributes["positions"][0])), lead=True) for one in found]
 
 
-def _first(results: ResultSet) -> StoredResult | None:
-    """The join with interventions on truth, where there is one; those with erasure first."""
-    order = {"truth": 0}
-    found = sorted(
-        results.of("encoding_use"), key=lambda f: (order.get(f.attributes["concept"], 1), f.attributes["evidence"] != "erase", f.name)
+def _ordered(results: ResultSet) -> list[StoredResult]:
+    """Joins of probes with interventions: truth first, and those with erasure first."""
+    return sorted(
+        results.of("encoding_use"),
+        key=lambda f: (f.attributes["concept"] != "truth", f.attributes["concept"], f.attributes["evidence"] != "erase", f.name),
     )
-    return found[0] if found else None
 
 
 def _words(found: StoredResult, position: str) -> list[str | Cited]:
@@ -57,7 +56,7 @@ def _words(found: StoredResult, position: str) -> list[str | Cited]:
 
 def causal_blocks(results: ResultSet, store: str) -> list[Block]:
     """Probe scores and effects by layer; heat maps of patching; tables of numbers."""
-    joined, run = results.of("encoding_use"), results.of("intervention")
+    joined, run = _ordered(results), results.of("intervention")
     if not joined and not run:
         return [Missing("No interventions yet; run the model again with", f"stratascope intervene {store} RESULTS")]
     blocks: list[Block] = [
