@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError
-from stratascope.extract.families.registry import check_family
+from stratascope.extract.families.model_families import check_family
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.settings import ExtractionSettings
 from stratascope.store import ActivationStore
