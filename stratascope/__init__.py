@@ -9,15 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stratascope import analysis, datasets, errors, extract, probe, report, results, store
+    from stratascope import analysis, causal, datasets, errors, extract, probe, report, results, store
     from stratascope.store import ActivationStore
 
 __version__ = "0.1.0"
 
-_UNITS = ("analysis", "datasets", "errors", "extract", "probe", "report", "results", "store")
+_UNITS = ("analysis", "causal", "datasets", "errors", "extract", "probe", "report", "results", "store")
 _NAMES = {"ActivationStore": "stratascope.store"}
 
-__all__ = ["ActivationStore", "analysis", "datasets", "errors", "extract", "probe", "report", "results", "store"]
+__all__ = ["ActivationStore", "analysis", "causal", "datasets", "errors", "extract", "probe", "report", "results", "store"]
 
 
 def __getattr__(name: str) -> Any:

@@ -54,6 +54,8 @@ SECTIONS = {
         "pointing": ("attention", "Localisation of each attribution method on the named objects."),
     },
     "Causal": {
+        "intervene": ("interventions", "Erase, steer and patch what probes read; measure the answers."),
+        "causal": ("interventions", "Layers that encode a concept, use it, both, or neither."),
         "answers": ("answers", "Accuracy and confidence of the model's answers."),
         "attribution": ("answers", "Direct logit attribution by head, block and part of the prompt."),
         "heads": ("answers", "Rank heads by attribution, overlap and probe."),
@@ -71,7 +73,7 @@ SHORT_HELP = {name: text for section in SECTIONS.values() for name, (_, text) in
 """Command -> its short help, in the order of `--help`."""
 
 FAULT = "internal error of Stratascope"
-RESUMED = frozenset({"demo", "fetch", "extract", "copy", "probe", "study"})
+RESUMED = frozenset({"demo", "fetch", "extract", "copy", "probe", "study", "intervene"})
 """Commands that keep finished parts; the same command continues after an interruption."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, SIGTERM or SIGHUP."""

@@ -14,11 +14,11 @@ ORDER: dict[str, list[str]] = {
     "": ["index.md", "tour.md", "commands.md"],
     "Guides": ["data.md", "study.md", "recording.md", "gpu.md", "families.md", "remote.md", "viewer.md"],
     "Reference": [
-        "methods.md", "results.md", "findings-demo.md", "format.md", "benchmarks.md", "architecture.md",
+        "methods.md", "interventions.md", "results.md", "findings-demo.md", "format.md", "benchmarks.md", "architecture.md",
     ],
     "Python": [
-        "api.md", "api/store.md", "api/probe.md", "api/analysis.md", "api/results.md", "api/report.md", "api/datasets.md", "api/extract.md",
-        "api/errors.md",
+        "api.md", "api/store.md", "api/probe.md", "api/analysis.md", "api/causal.md", "api/results.md", "api/report.md", "api/datasets.md",
+        "api/extract.md", "api/errors.md",
     ],
 }  # fmt: skip
 """Pages by section; those that are not there are left out, so that a page can be written at any time."""

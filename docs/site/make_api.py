@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).resolve().parents[1] / "api.md"
-UNITS = ("store", "probe", "analysis", "results", "report", "datasets", "extract", "errors")
+UNITS = ("store", "probe", "analysis", "causal", "results", "report", "datasets", "extract", "errors")
 
 HEAD = """# Python names
 

@@ -59,11 +59,21 @@ def commands(store: ActivationStore, results: ResultSet, command_line: CommandLi
     for command, options in _computed(results):
         if command == "pointing":
             lines += _boxes_comment(store, options)
-        if command == "explain":
+        if command == "causal":
+            continue  # below, after the interventions
+        if command == "intervene":
+            sources = list(options.pop("sources", ()))
+            lines += [f"# {name}: the store that was patched from; give its path" for name in sources]
+            options["out"] = PurePath(folder, options["out"])
+            options |= {"results": folder or ".", "sources": [f"{name}={name}.zarr" for name in sources]}
+            lines.append(command_line(command, path.name, options))
+        elif command == "explain":
             out_of_page = {"out": PurePath(folder if named else "", f"{options.pop('file')}.html")}
             lines.append(command_line(command, path.name, {**options, **out_of_page}))
         else:
             lines.append(command_line(command, path.name, {**options, **out}))
+    if any(found.kind == "encoding_use" for found in results.own):
+        lines.append(f"stratascope causal {shlex.quote(folder or '.')}")
     given = f" {shlex.quote(folder)}" if named else ""
     return [*lines, f"stratascope report {shlex.quote(path.name)}{given} -o report.html"]
 
@@ -102,7 +112,9 @@ def _computed(results: ResultSet) -> Iterator[tuple[str, dict[str, Any]]]:
             options |= {"example": stored.attributes["id"], "file": stored.path.name.partition(".")[0]}
         if stored.kind == "pointing":
             options["others"] = stored.attributes["others"]
-        once = (stored.name,) if kind.selects_examples and not result.name_parts else result.name_parts
+        if stored.kind == "intervention":
+            options["out"] = stored.path.name
+        once = (stored.name,) if stored.kind == "intervention" or (kind.selects_examples and not result.name_parts) else result.name_parts
         found.setdefault((kind.command, tuple(once)), {}).update(options)
     for (command, _), options in found.items():
         yield command, options

@@ -13,6 +13,7 @@ from stratascope.report.attribution_sections import (
     localisation_blocks,
 )
 from stratascope.report.blocks import Block, Card, Cards, CommandLine, Missing, Prose, Section
+from stratascope.report.causal_sections import causal_blocks, causal_sentence
 from stratascope.report.example_subsets import selection_blocks
 from stratascope.report.headline import asked, headline
 from stratascope.report.page import Page
@@ -60,11 +61,12 @@ def report_page(
     )
     examples: list[Block] = [Prose(RULE), Cards(cards)] if cards else [answers]
     sections = [
-        Section("Summary", [*headline(results), *best_method(results), *remark_blocks(results)], "found"),
+        Section("Summary", [*headline(results), *causal_sentence(results), *best_method(results), *remark_blocks(results)], "found"),
         *([Section("Pre-registered study", study, "study")] if (study := study_blocks(results)) else []),
         Section("Probe accuracy by layer", curve_blocks(results, command_name), "curves"),
         Section("Probe accuracy by position and layer", position_blocks(results, command_name), "positions"),
         *([Section("Transfer to other data sets", transfers, "transfer")] if (transfers := transfer_blocks(results)) else []),
+        Section("Encoded and used: interventions", causal_blocks(results, command_name), "causal"),
         Section(
             "Faithfulness: which attribution methods agree with knockouts",
             faithfulness_blocks(results, command_name, layout.record),

@@ -13,7 +13,7 @@ from stratascope.results.file import ResultFile, check_schema, read_file, write_
 from stratascope.results.result import KINDS, Result
 from stratascope.results.schema import ResultSchema
 
-UNITS = ("stratascope.analysis", "stratascope.probe")
+UNITS = ("stratascope.analysis", "stratascope.causal", "stratascope.probe")
 """Packages whose modules define results. A module of theirs that defines a subclass of `Result` is found by itself."""
 
 

@@ -62,6 +62,11 @@ class Trace:
             others = torch.ones(self.length, dtype=torch.bool, device=seen.device)
             others[tokens] = False
             changed = int(torch.nonzero(seen[:, tokens].any(1) & others)[0])
+        return self.first_reached(changed)
+
+    def first_reached(self, changed: int) -> int:
+        """The first token that changes when the residual stream of the token `changed` does: an earlier one if it sees later tokens."""
+        seen = torch.stack(list(self.visible.values())).any(0)
         while (earlier := int(torch.nonzero(seen[:, changed:].any(1))[0])) < changed:
             changed = earlier
         return changed
@@ -85,7 +90,7 @@ def tracing(blocks: Any) -> Iterator[Trace]:
 
     def leaving(block: int) -> Any:
         def hook(module: Any, args: tuple[Any, ...], output: Any) -> None:
-            left[block + 1] = _stream(output)
+            left[block + 1] = residual_of(output)
 
         return hook
 
@@ -178,7 +183,7 @@ def rerun(blocks: Any, trace: Trace, batch: Sequence[Variant], mode: str, window
 
     with overriding_attention(with_cache):
         for block in range(first, len(blocks)):
-            hidden = _stream(blocks[block](hidden, **_from(trace.arguments[block], start, length)))
+            hidden = residual_of(blocks[block](hidden, **tail_arguments(trace.arguments[block], start, length)))
             if block + 1 in trace.added:
                 hidden = hidden + trace.added[block + 1][:, start:]
     return hidden[:, -1]
@@ -243,20 +248,27 @@ def check_trace(blocks: Any, trace: Trace, tolerance: float) -> None:
             )
 
 
-def _stream(output: Any) -> torch.Tensor:
+def residual_of(output: Any) -> torch.Tensor:
+    """The residual stream in the output of a block."""
     hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
 
 
-def _from(arguments: Mapping[str, Any], start: int, length: int) -> dict[str, Any]:
-    """Keywords of a block for the tokens from `start` on; `overriding_attention` provides the mask."""
+def tail_arguments(arguments: Mapping[str, Any], start: int, length: int, copies: int = 1) -> dict[str, Any]:
+    """Keywords of a block for the tokens from `start` on, `copies` times in a row; `overriding_attention` provides the mask.
+
+    Raises
+    ------
+    CaptureError
+        If the positions of the tokens are not rotary embeddings.
+    """
     made = dict(arguments)
     rotary = made.get("position_embeddings")
     if rotary is None or any(part.shape[-2] != length for part in rotary):
         raise CaptureError("expected decoder blocks with rotary embeddings of all tokens, found others; leave knockout out of `record`")
-    made["position_embeddings"] = tuple(part[..., start:, :] for part in rotary)
+    made["position_embeddings"] = tuple(part[..., start:, :].repeat(*[1] * (part.ndim - 2), copies, 1) for part in rotary)
     for name in ("position_ids", "cache_position"):
         if isinstance(made.get(name), torch.Tensor):
-            made[name] = made[name][..., start:]
+            made[name] = made[name][..., start:].repeat(*[1] * (made[name].ndim - 1), copies)
     made |= {name: None for name in ("attention_mask", "past_key_values") if name in made}
     return made

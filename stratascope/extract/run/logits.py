@@ -50,6 +50,11 @@ class Unembedding:
         logits = self.logits(residual, pair)
         return logits[:, 0] - logits[:, 1]
 
+    def all_logits(self, residual: torch.Tensor) -> torch.Tensor:
+        """(n, hidden) output of the last block -> (n, vocabulary) float32 logits of all tokens."""
+        normed, count = self._norm(residual.float()), self._head.weight.shape[0]
+        return torch.cat([self._unembed(normed, slice(start, start + ROWS)) for start in range(0, count, ROWS)], 1)
+
     def most_likely(self, residual: torch.Tensor, ranks: int, known: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, hidden) output of the last block -> (n, rank) float32 logits and token ids, most likely first.
 

@@ -184,7 +184,7 @@ class CaptureModel:
             keep, which = torch.unique(batch.lengths - 1, return_inverse=True)  # on the host: on a GPU this would synchronise
             keep = keep.to(self.device)
         with capturing(self.decoder, capture):
-            output = self.model(**self._inputs(batch), use_cache=False, logits_to_keep=keep)
+            output = self.model(**self.inputs(batch), use_cache=False, logits_to_keep=keep)
         own = None
         if request.model_logits:
             own = output.logits[torch.arange(len(last), device=self.device), which.to(self.device)][:, list(request.choices)].float()
@@ -212,7 +212,7 @@ class CaptureModel:
             found |= {each.name: getattr(parts, each.name) for each in fields(parts)}
         return PendingCapture(to_host({name: values for name, values in found.items() if values is not None}, self._copy_stream))
 
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
+    def inputs(self, batch: Batch) -> dict[str, Any]:
         """Keywords of a forward pass, on the device."""
         given = feature_inputs(batch.features) if batch.features else {}
         images = image_grids(batch.features) if batch.features else batch.images
@@ -246,7 +246,7 @@ class CaptureModel:
         """
         blocks: Any = self.decoder.layers
         with tracing(blocks) as trace:
-            self.model(**self._inputs(batch), use_cache=False, logits_to_keep=1)
+            self.model(**self.inputs(batch), use_cache=False, logits_to_keep=1)
 
         if check is not None:
             check_trace(blocks, trace, check)
@@ -254,7 +254,7 @@ class CaptureModel:
 
     def gradients(self, batch: Batch, pair: tuple[int, int]) -> TokenGradients:
         """Gradient attributions of the logit of the first answer minus that of the second, see `token_gradients`."""
-        given = self._inputs(batch)
+        given = self.inputs(batch)
         blocks: Any = self.decoder.layers
         with torch.no_grad():
             difference = partial(self.unembedding.difference, pair=pair)

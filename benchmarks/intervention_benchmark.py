@@ -1,0 +1,141 @@
+"""Cost of interventions at the final token, in bare forward passes of an example, beside plain hooks and nnsight.
+
+`python benchmarks/intervention_benchmark.py` prints a markdown table. Variants: 3 kinds x 5 factors and 20 random directions at each
+layer. Plain hooks and nnsight run one pass a variant; the time of a few is multiplied by their number. The model is the random one of
+`extraction_benchmark.py`, the prompt has 400 tokens; all are timed in the same run, by processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from extraction_benchmark import build
+
+from stratascope.causal.design import EditStack
+from stratascope.causal.erasure import Erasure
+from stratascope.extract.run.capture import use_captured_attention
+from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner, Interventions
+from stratascope.extract.run.knockout import tracing
+from stratascope.extract.run.logits import Unembedding
+
+LENGTH, BLOCKS, KINDS, FACTORS, RANDOM = 400, 12, 3, 5, 20
+SLOTS = KINDS * FACTORS + RANDOM
+PAIR = (30, 40)
+SAMPLE = 6
+"""Passes of which plain hooks and nnsight are timed."""
+
+
+class Bare:
+    """What the runner needs of a `CaptureModel`."""
+
+    def __init__(self, model: Any, decoder: Any) -> None:
+        self.model, self.decoder, self.unembedding = model, decoder, Unembedding(model, decoder)
+
+
+def edits(d: int) -> EditStack:
+    rng = np.random.default_rng(0)
+
+    def one() -> tuple[Erasure, np.ndarray]:
+        write, read = (rng.normal(size=(d, 1)) / d**0.5 for _ in range(2))
+        return Erasure(write, read, rng.normal(size=d)), 0.1 * rng.normal(size=d)
+
+    return EditStack.of([one() for _ in range(SLOTS)])
+
+
+def seconds(run: Callable[[], object], rounds: int) -> float:
+    """Median processor time."""
+    taken = []
+    for _ in range(rounds):
+        start = time.process_time()
+        run()
+        taken.append(time.process_time() - start)
+    return statistics.median(taken)
+
+
+def hooked(model: Any, decoder: Any, inputs: dict[str, Any], stack: DeviceEdits, layer: int) -> torch.Tensor:
+    """One variant by a plain hook on a whole pass, with the logits of all tokens of the vocabulary."""
+
+    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        hidden[:, -1] = stack(hidden[:, -1:], slice(0, 1))[:, 0]
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    handle = decoder.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        return model(**inputs).logits[:, -1]
+    finally:
+        handle.remove()
+
+
+def traced(model: Any, inputs: dict[str, Any], stack: DeviceEdits) -> Callable[[int], object] | None:
+    """The same by nnsight; None if it is not installed or does not run this model."""
+    try:
+        from nnsight import NNsight
+    except ImportError as error:
+        print(f"nnsight is left out: {error}")
+        return None
+    wrapped = NNsight(model)
+
+    def run(layer: int) -> object:
+        with wrapped.trace(**inputs):
+            block = wrapped.model.language_model.layers[layer]
+            block.input[:, -1] = stack(block.input[:, -1:], slice(0, 1))[:, 0]
+            kept: Any = wrapped.lm_head.output.save()  # the name that nnsight fills
+        return kept
+
+    try:
+        run(1)
+    except Exception as error:  # whatever version is there
+        print(f"nnsight is left out: {type(error).__name__} {str(error).splitlines()[-1:]}")
+        return None
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    ids = torch.randint(10, 900, (1, LENGTH), generator=torch.Generator().manual_seed(1))
+    inputs = {"input_ids": ids, "position_ids": torch.arange(LENGTH).expand(3, 1, -1), "use_cache": False, "logits_to_keep": 1}
+    bare, ours = build(False), build(False)
+    decoder = use_captured_attention(ours)
+    hidden = decoder.config.hidden_size
+    stack = DeviceEdits.of(edits(hidden), torch.device("cpu"))
+    windows = tuple((layer, layer) for layer in range(BLOCKS + 1))
+    chosen = Interventions((("final",),), windows, {("final", layer): stack for layer in range(BLOCKS + 1)})
+    runner = InterventionRunner(Bare(ours, decoder), PAIR, tokens=8192)  # type: ignore[arg-type]
+
+    def all_variants() -> object:
+        with torch.inference_mode(), tracing(decoder.layers) as trace:
+            ours(**inputs)
+        return runner.measure(trace, {"final": np.array([LENGTH - 1])}, chosen, None, 1e-2)
+
+    plain = seconds(lambda: bare(**inputs), 3 * given.rounds)
+    count = SLOTS * len(windows)
+    rows = [("stratascope", seconds(all_variants, given.rounds) / plain)]
+    bare_decoder = bare.model.language_model
+    layers = np.linspace(0, BLOCKS - 1, SAMPLE).round().astype(int)
+    each = statistics.mean(
+        seconds(lambda layer=layer: hooked(bare, bare_decoder, inputs, stack, int(layer)), given.rounds) for layer in layers
+    )
+    rows.append(("plain hooks", count * each / plain))
+    if (run := traced(bare, inputs, stack)) is not None:
+        each = statistics.mean(seconds(lambda layer=layer: run(int(layer)), given.rounds) for layer in layers)
+        rows.append(("nnsight", count * each / plain))
+    planned = 1 + sum(BLOCKS - layer for layer, _ in windows) * (SLOTS + 1) / (LENGTH * BLOCKS)
+    print(f"{count} variants of an example, {LENGTH} tokens, {BLOCKS} blocks; by the plan {planned:.1f} bare passes\n")
+    print("| | bare passes an example | times ours |\n|---|---|---|")
+    for name, passes in rows:
+        print(f"| {name} | {passes:.1f} | {passes / rows[0][1]:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+"""`Intervention`: what edits of the residual stream did to a model's answers, with controls and bands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stratascope.causal.answers import Answers
+from stratascope.causal.design import InterventionDesign
+from stratascope.causal.directions import FAIR
+from stratascope.causal.effects import control_method, effect_table, fewest_draws, use_events, use_table
+from stratascope.causal.patching import PatchSource
+from stratascope.results.file import made_from
+from stratascope.results.result import Result, array_field, new_axes, table_field
+from stratascope.results.schema import columns
+from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.intervals import INTERVALS
+from stratascope.store.format.json_schema import each
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from stratascope.store import ActivationStore
+
+Floats = NDArray[Any]
+MARGIN = 0.1
+"""An effect counts as use if it exceeds that of random directions by this share of the mean size of the logit difference."""
+
+
+def _bands(*names: str) -> str:
+    return " ".join(f"{name} {' '.join(f'{name}_{end}' for end in INTERVALS)}" for name in names)
+
+
+class Intervention(
+    Result,
+    kind="intervention",
+    command="intervene",
+    schema={
+        **each(str, "store condition concept"),
+        **each(list[str], "classes choices positions kinds methods control_kinds sources"),
+        "factors": list[float],
+        "layers": list[int],
+        **each(int, "window controls draws seed"),
+        **each(float, "level margin"),
+    },
+):
+    """Changes of the answers by edits of the residual stream: erasure, reflection, steering, patching, and random controls."""
+
+    variants: pd.DataFrame = table_field(
+        columns("variant", text="position kind method control source", ints="layer last draw", floats="factor")
+    )
+    """One row per variant: position, layer and last (of the window), kind, method, control (empty for the concept itself), factor
+    (signed, of steering), draw (-1 for the concept), source (of patching)."""
+    examples: pd.DataFrame = table_field(
+        columns("example", text="id group answer", ints="example fold", floats="difference", keys=["example"])
+    )
+    """One row per example: example, id, group (image), fold (whose examples its directions were not fitted on), answer and difference
+    of the answer logits without an edit; difference_NAME of each source of patching."""
+    change: Floats = array_field("float", "variant example")
+    """Difference of the answer logits with an edit, minus that without; NaN where not measured."""
+    flipped: Floats = array_field("share", "variant example")
+    """1 where the answer is another than without an edit."""
+    collateral: Floats = array_field("float", "variant example")
+    """Norm of the edit relative to that of the residual stream."""
+    divergence: Floats = array_field("float", "variant example")
+    """KL divergence of the next-token distribution from that without an edit, in nats."""
+    others: Floats = array_field("float", "variant example")
+    """The same among all tokens but the answers: damage to what is not asked for."""
+    effects: pd.DataFrame = table_field(
+        columns(
+            text="position kind method control source",
+            ints="layer last examples pairs excluded",
+            floats=f"factor {_bands('flipped', 'effect', 'restored')} restored_median change collateral divergence others",
+        )
+    )
+    """One row per series and layer, means over examples and draws: flipped (share of answers), effect (mean size of the change in units
+    of the mean size of the logit difference), change (signed), restored (of patching), each with intervals."""
+    use: pd.DataFrame = table_field(
+        columns(
+            text="position kind method source",
+            ints="layer last",
+            floats=f"effect control {_bands('excess')} score threshold",
+            flags="used",
+        )
+    )
+    """One row per kind and layer: excess (effect minus that of fair random directions), score and threshold of `effects.above_draws`,
+    used."""
+    events: pd.DataFrame = table_field(columns(text="position kind method source", ints="used_onset used_offset"))
+    """First layer used and first layer after the last one used, of each position and kind; -1 for none."""
+    attributes: Mapping[str, Any]
+    """store, condition, concept (task), classes, choices, settings of the design, level, draws, margin."""
+
+    @classmethod
+    def of(
+        cls,
+        design: InterventionDesign,
+        examples: NDArray[np.int64],
+        logits: Floats,
+        change: Floats,
+        *,
+        collateral: Floats,
+        divergence: Floats,
+        others: Floats,
+        sources: Sequence[PatchSource] = (),
+        level: float = 0.95,
+        draws: int = 2000,
+        margin: float = MARGIN,
+    ) -> Intervention:
+        """From what running a design measured.
+
+        Parameters
+        ----------
+        design
+            Its variants.
+        examples
+            (example,) numbers, ascending.
+        logits
+            (example, choice) without an edit.
+        change
+            (example, variant, choice) logits minus those without an edit; NaN where not measured.
+        collateral, divergence, others
+            (example, variant)
+        sources
+            Of patching.
+        level, draws
+            Of the intervals.
+        margin
+            What an effect must exceed to count as use, as a share of the mean size of the logit difference.
+        """
+        store, labels, settings = design.store, design.labels, design.settings
+        answers = Answers.of(np.asarray(logits, np.float64), np.asarray(change, np.float64))
+        place = np.searchsorted(labels.examples, examples)
+        groups = labels.groups[place]
+        bootstrap = Bootstrap(groups, draws=draws, seed=settings.seed)
+        of_sources = {source.name: answers.source_difference(source.answer_logits(examples)) for source in sources}
+        table = pd.DataFrame(
+            {
+                "example": examples,
+                "id": store.examples["id"].to_numpy(object)[examples],
+                "group": groups.astype(object),
+                "fold": labels.folds[place],
+                "answer": np.asarray(store.layout.choices, object)[answers.answer],
+                "difference": answers.difference,
+                **{f"difference_{name}": values for name, values in of_sources.items()},
+            }
+        )
+        arrays = {
+            "change": answers.change,
+            "flipped": answers.flipped,
+            "collateral": np.asarray(collateral, np.float64).T,
+            "divergence": np.asarray(divergence, np.float64).T,
+            "others": np.asarray(others, np.float64).T,
+        }
+        effects = effect_table(design.variants, arrays, answers.difference, bootstrap, of_sources, level=level)
+        use = use_table(
+            design.variants, answers.change, effects, answers.difference, bootstrap,
+            level=level, margin=margin, control_factor=settings.control_factor,
+        )  # fmt: skip
+        given = asdict(settings)
+        names = ("positions", "kinds", "methods", "control_kinds", "factors", "window", "controls", "seed")
+        attributes = {
+            **made_from(store),
+            "concept": labels.task,
+            "classes": list(labels.classes),
+            "choices": list(store.layout.choices),
+            **{name: list(given[name]) if isinstance(given[name], tuple) else given[name] for name in names},
+            "layers": [first for first, _ in design.windows],
+            "sources": [source.name for source in sources],
+            "level": level,
+            "draws": draws,
+            "margin": margin,
+        }
+        single = {name: values.astype(np.float32) for name, values in arrays.items()}
+        return cls(
+            variants=design.variants, examples=table, effects=effects, use=use, events=use_events(use), attributes=attributes, **single
+        )
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Parameters of the design, and the names of the sources of patching."""
+        names = ("positions", "layers", "kinds", "methods", "control_kinds", "factors", "window", "controls", "seed", "margin", "sources")
+        return {"task": self.attributes["concept"], "examples": len(self.examples), **{name: self.attributes[name] for name in names}}
+
+    @property
+    def name_parts(self) -> tuple[str | None, ...]:
+        """The task, and the window if it is wider than a layer."""
+        window = int(self.attributes["window"])
+        return (str(self.attributes["concept"]), f"window-{window}" if window > 1 else None)
+
+    @property
+    def example_count(self) -> int:
+        """Number of examples that were changed."""
+        return len(self.examples)
+
+    def series(
+        self, position: str, kind: str, *, method: str = "", control: str = "", factor: float = 0.0, source: str = ""
+    ) -> pd.DataFrame:
+        """Rows of `effects` of one series, by layer; empty if it was not run.
+
+        Parameters
+        ----------
+        position, kind
+            Such as final and erase.
+        method, control, factor, source
+            As in `variants`; the first method by default.
+        """
+        table = self.effects
+        rows = table[(table["position"] == position) & (table["kind"] == kind) & (table["control"] == control)]
+        rows = rows[(rows["factor"] == factor) & ((rows["source"] == source) | (source == ""))]
+        if len(rows) and kind != "patch":
+            rows = rows[rows["method"] == (method or rows["method"].iloc[0])]
+        return rows.sort_values("layer").reset_index(drop=True)
+
+    @property
+    def control_factor(self) -> float:
+        """Factor of the random directions of steering; NaN without steering."""
+        steered = self.variants[(self.variants["kind"] == "steer") & (self.variants["control"] != "")]
+        factors = steered["factor"] if len(steered) else self.variants["factor"][self.variants["kind"] == "steer"].abs()
+        return float(factors.min()) if len(factors) else float("nan")
+
+    def summary(self) -> str:
+        """Number of examples and images; for each position and kind the layers used, and the largest share of flipped answers."""
+        sizes = f"{len(self.examples):,} examples of {self.examples['group'].nunique():,} images"
+        lines = [f"{self.attributes['concept']}: {len(self.variants):,} variants of each of {sizes}, directions from other folds"]
+        for event in records(self.events):
+            lines.append(f"{event_title(event)}: {use_text(event, self.use)}; {self._largest(event)}")
+        fair = int(self.attributes["controls"]) * len(set(FAIR) & set(self.attributes["control_kinds"]))
+        level = float(self.attributes["level"])
+        if set(self.attributes["kinds"]) - {"patch"} and fair < fewest_draws(level):
+            lines.append(
+                f"use cannot be decided: {fair} fair random directions; {fewest_draws(level)} are the fewest for a family-wise error of "
+                f"{1 - level:.2g}"
+            )
+        return "\n".join(lines)
+
+    def _largest(self, event: Mapping[str, Any]) -> str:
+        position, kind = str(event["position"]), str(event["kind"])
+        if kind == "patch":
+            rows = self.series(position, kind, source=str(event["source"]))
+            if not rows["pairs"].max():
+                return f"no pair differs ({int(rows['excluded'].max())} excluded)"
+            best = rows.iloc[int(np.nan_to_num(rows["restored"].to_numpy(), nan=-np.inf).argmax())]
+            interval = f"[{best['restored_low_simultaneous']:.2f}, {best['restored_high_simultaneous']:.2f}]"
+            return (
+                f"restores {best['restored']:.2f} {interval} at layer {int(best['layer'])} ({int(best['pairs'])} pairs, "
+                f"{int(best['excluded'])} excluded for a small difference)"
+            )
+        factor = self.control_factor if kind == "steer" else 0.0
+        rows = self.series(position, kind, method=str(event["method"]), factor=factor)
+        best = rows.iloc[int(np.nan_to_num(rows["flipped"].to_numpy(), nan=-1).argmax())]
+        interval = f"[{best['flipped_low_simultaneous']:.1%}, {best['flipped_high_simultaneous']:.1%}]"
+        method = control_method(kind, str(event["method"]))
+        random = self.series(position, kind, method=method, control="covariance", factor=factor)
+        beside = random[random["layer"] == best["layer"]]
+        text = f"flips {best['flipped']:.1%} {interval} of the answers at layer {int(best['layer'])}"
+        return f"{text} (random directions {float(beside['flipped'].iloc[0]):.1%})" if len(beside) else text
+
+    def to_frame(self) -> pd.DataFrame:
+        """The table of effects."""
+        return self.effects
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the share of flipped answers by layer at the first position, with bands and random directions; of patching its heat map."""
+        from stratascope.figures.interventions import draw_flips, draw_patches
+
+        position, patches = str(self.attributes["positions"][0]), self.patch_grids()
+        if patches and set(self.attributes["kinds"]) == {"patch"}:
+            source, grid = next(iter(patches.items()))
+            return draw_patches(grid, new_axes(ax), title=f"{self.attributes['concept']}, patch from {source}")
+        return draw_flips(self.flip_series(position), new_axes(ax), title=f"{self.attributes['concept']} at {position}")
+
+    def flip_series(self, position: str) -> dict[str, tuple[pd.DataFrame, pd.DataFrame | None]]:
+        """Label -> rows of `effects` of each kind at a position, and those of the random directions that it is compared with."""
+        found: dict[str, tuple[pd.DataFrame, pd.DataFrame | None]] = {}
+        for event in records(self.events[self.events["position"] == position]):
+            kind, method, source = str(event["kind"]), str(event["method"]), str(event["source"])
+            factor = self.control_factor if kind == "steer" else 0.0
+            random = self.series(position, kind, method=control_method(kind, method), control="covariance", factor=factor)
+            rows = self.series(position, kind, method=method, factor=factor, source=source)
+            found[event_label(event)] = rows, random if len(random) else None
+        return found
+
+    def figure(self, store: ActivationStore | None = None) -> Figure | None:
+        """Flipped answers by layer, dose-response of steering, and the heat map of patching, for those that were run."""
+        from stratascope.figures.interventions import intervention_figure
+
+        position = str(self.attributes["positions"][0])
+        return intervention_figure(
+            self.flip_series(position), self.dose_response(position), self.patch_grids(), f"{self.attributes['concept']} at {position}"
+        )
+
+    def dose_response(self, position: str) -> pd.DataFrame:
+        """Mean signed change of steering at a `position` by layer (rows) and signed factor (columns); 1 is the mean logit difference."""
+        table = self.effects[(self.effects["position"] == position) & (self.effects["kind"] == "steer") & (self.effects["control"] == "")]
+        scale = float(self.examples["difference"].abs().mean())
+        return table.pivot_table(index="layer", columns="factor", values="change", sort=True) / scale
+
+    def patch_grids(self) -> dict[str, pd.DataFrame]:
+        """Source -> share of the logit difference that patching restores, position (rows) by layer (columns)."""
+        table = self.effects[self.effects["kind"] == "patch"]
+        return {
+            str(source): rows.pivot(index="position", columns="layer", values="restored").loc[list(dict.fromkeys(rows["position"]))]
+            for source, rows in table.groupby("source", sort=False)
+            if rows["restored"].notna().any()
+        }
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a table by column name."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def event_title(event: Mapping[str, Any]) -> str:
+    """Position and label of a row of `events`."""
+    return f"{event['position']}, {event_label(event)}"
+
+
+def event_label(event: Mapping[str, Any]) -> str:
+    """Kind of a row of `events` or `use`, with its method or source."""
+    kind = str(event["kind"])
+    if kind == "patch":
+        return f"patch from {event['source']}"
+    return f"erase ({'LEACE' if event['method'] == 'leace' else event['method']})" if kind == "erase" else kind
+
+
+def use_text(event: Mapping[str, Any], use: pd.DataFrame) -> str:
+    """The layers used by a row of `events`, as text."""
+    rows = use
+    for name in ("position", "kind", "method", "source"):
+        rows = rows[rows[name] == event[name]]
+    layers = rows["layer"].to_numpy()[rows["used"].to_numpy(bool)].tolist()
+    return f"used at {layer_text(layers, rows['layer'].tolist())}" if layers else "use not detected at any layer"
+
+
+def layer_text(layers: Sequence[int], known: Sequence[int]) -> str:
+    """Layers as ranges of successive known ones: `layer 6`, `layers 0-3, 5`."""
+    runs: list[list[int]] = []
+    order = {layer: k for k, layer in enumerate(sorted(known))}
+    for layer in sorted(layers):
+        if runs and order[layer] == order[runs[-1][-1]] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    text = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"layer {text}" if len(layers) == 1 else f"layers {text}"

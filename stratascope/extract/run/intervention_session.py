@@ -1,0 +1,278 @@
+"""Run interventions on the examples of a store: blocks of examples, a cache of finished ones, and checks against the store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from stratascope.errors import InvalidInputError, ProvenanceMismatchError, StoreError
+from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.plan.intervention_plan import check_same_extraction, settings_of_store, with_stored_pixels
+from stratascope.extract.run.extraction import BATCH_TOKENS, plan_extraction, require_extract_extra
+from stratascope.store import ActivationStore
+from stratascope.store.io.durable import write_output
+
+if TYPE_CHECKING:
+    from stratascope.extract.run.intervention import Edits, Interventions, Measured
+
+BLOCK = 16
+"""Examples whose results are cached together."""
+ARRAYS = ("logits", "change", "collateral", "divergence", "others")
+"""Arrays of `MeasuredExamples` and of the cache."""
+
+
+class Design(Protocol):
+    """Which variants to run on which examples."""
+
+    @property
+    def parts(self) -> tuple[tuple[str, ...], ...]: ...
+    @property
+    def windows(self) -> Sequence[tuple[int, int]]: ...
+    @property
+    def sources(self) -> Sequence[str]: ...
+    def folds(self) -> Iterator[tuple[int, np.ndarray]]: ...
+    def stacks(self, fold: int) -> Mapping[tuple[str, int], Edits]: ...
+
+
+SourceVectors = Callable[[int, Sequence[str], Sequence[int]], np.ndarray]
+"""(example, positions, layers) -> (position, layer, source, d) residual streams to patch in."""
+
+
+@dataclass(frozen=True)
+class MeasuredExamples:
+    """Results of all variants, in the order position, window, slot."""
+
+    examples: np.ndarray
+    """(example,) their numbers, ascending."""
+    logits: np.ndarray
+    """(example, choice) float32, without an edit."""
+    change: np.ndarray
+    """(example, variant, choice) float32: logits minus those of the unedited rerun."""
+    collateral: np.ndarray
+    """(example, variant) float32: norm of the edit relative to that of the residual stream."""
+    divergence: np.ndarray
+    """(example, variant) float32: KL divergence of the next-token distribution, in nats."""
+    others: np.ndarray
+    """(example, variant) float32: the same among all tokens but the answers."""
+
+
+def plan_of_store(store: ActivationStore, where: Path | None = None, **given: Any) -> ExtractionPlan:
+    """The plan of the extraction that made a store.
+
+    Parameters
+    ----------
+    store
+        The store.
+    where
+        Its path.
+    given
+        Where data and model are, as of `settings_of_store`.
+
+    Raises
+    ------
+    ProvenanceMismatchError
+        If model, prompt or data are not those of the store; names what differs.
+    InvalidInputError
+        If the data cannot be found.
+    MissingExtraError
+        If the `extract` extra is not installed.
+    """
+    require_extract_extra()
+    settings = settings_of_store(store, where, **given)
+    plan = plan_extraction(settings, weights=True)
+    if (again := with_stored_pixels(settings, plan, store)) is not None:
+        plan = plan_extraction(again, weights=True)
+    check_same_extraction(plan, store)
+    return plan
+
+
+def run_interventions(
+    plan: ExtractionPlan,
+    store: ActivationStore,
+    design: Design,
+    *,
+    cache: Path,
+    key: str,
+    source_vectors: SourceVectors | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: bool = False,
+) -> MeasuredExamples:
+    """Run all variants of the chosen examples; continue an interrupted run.
+
+    Parameters
+    ----------
+    plan
+        From `plan_of_store`.
+    store
+        The store; answers and residual streams of the run must be those that it holds.
+    design
+        Variants and examples.
+    cache
+        Folder of finished blocks of examples.
+    key
+        Digest of everything that decides the numbers; a cache with another one is refused.
+    source_vectors
+        Residual streams to patch in, where the design has sources.
+    batch_tokens
+        Tokens of variants in a forward pass, at most.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    StoreError
+        If the cache is of other settings, or damaged.
+    ProvenanceMismatchError
+        If the model does not give the store's answers or residual streams.
+    CaptureError
+        If an unedited rerun does not reproduce the pass.
+    """
+    _check_cache(cache, key)
+    work = [
+        (fold, block, numbers[start : start + BLOCK])
+        for fold, numbers in design.folds()
+        for block, start in enumerate(range(0, len(numbers), BLOCK))
+    ]
+    paths = {(fold, block): cache / f"fold-{fold}-block-{block}.npz" for fold, block, _ in work}
+    pending = [item for item in work if not paths[item[:2]].exists()]
+    if pending:
+        _fill(plan, store, design, pending, paths, source_vectors, batch_tokens, progress, sum(len(n) for *_, n in work))
+    found: dict[str, list[np.ndarray]] = {name: [] for name in ARRAYS}
+    for fold, block, numbers in work:
+        arrays = _read(paths[fold, block], len(numbers))
+        for name in ARRAYS:
+            found[name].append(arrays[name])
+    numbers = np.concatenate([numbers for *_, numbers in work])
+    order = np.argsort(numbers)
+    return MeasuredExamples(numbers[order], **{name: np.concatenate(parts)[order] for name, parts in found.items()})
+
+
+def _fill(
+    plan: ExtractionPlan,
+    store: ActivationStore,
+    design: Design,
+    pending: Sequence[tuple[int, int, np.ndarray]],
+    paths: Mapping[tuple[int, int], Path],
+    source_vectors: SourceVectors | None,
+    batch_tokens: int,
+    progress: bool,
+    total: int,
+) -> None:
+    from stratascope.extract.run.inputs import check_cut, shown_image
+    from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner, Interventions
+    from stratascope.extract.run.self_check import LIMITS
+    from stratascope.extract.run.session import ExtractionSession
+    from stratascope.extract.run.vision_features import FeatureCache, feature_budget
+
+    session = ExtractionSession(plan, batch_tokens)
+    model, limits = session.model, LIMITS[str(plan.provenance["model"]["dtype"])]
+    runner = InterventionRunner(model, session.request.choices, tokens=batch_tokens)
+    order = [int(k) for *_, numbers in pending for k in numbers]
+    session.features = FeatureCache([plan.shown[k] for k in order], feature_budget(model.device))
+    names = list(dict.fromkeys(name for part in design.parts for name in part))
+
+    def batch_of(example: int) -> Any:
+        name = plan.shown[example]
+
+        def prepared() -> Any:
+            made = session.prepare(shown_image(plan, name))
+            check_cut(plan, example, made)
+            return made
+
+        if model.accepts_features:
+            return session.batch([example], {}, [session.features.obtain(name, lambda: session.compute_features(example, prepared()))])
+        return session.batch([example], prepared().tensors)
+
+    ready: tuple[int, Interventions] | None = None
+    with tqdm(total=total, initial=total - len(order), desc="intervene", unit="example", disable=not progress) as bar:
+        for fold, block, numbers in pending:
+            if ready is None or ready[0] != fold:
+                ready = None  # the edits of one fold at a time fill the memory
+                edits = {place: DeviceEdits.of(stack, model.device) for place, stack in design.stacks(fold).items()}
+                ready = fold, Interventions(tuple(design.parts), tuple(design.windows), edits, len(design.sources))
+            chosen, results = ready[1], []
+            for place, k in enumerate(map(int, numbers)):
+                tokens = {name: plan.position_tokens(k, name) for name in names}
+                sources = None if source_vectors is None else source_vectors(k, names, chosen.layers)
+                trace = runner.trace(batch_of(k))
+                if place == 0:
+                    _check_residual(store, k, trace, tokens, limits.inner)
+                results.append(runner.measure(trace, tokens, chosen, sources, limits.inner))
+                _check_answers(store, k, results[-1].logits, limits.logits)
+                bar.update(1)
+            _write(paths[fold, block], results)
+
+
+def _check_answers(store: ActivationStore, example: int, logits: np.ndarray, tolerance: float) -> None:
+    stored = store.read("answer_logits", examples=example)
+    gap = float(np.abs(logits - stored).max())
+    if not gap <= tolerance * max(1.0, float(np.abs(stored).max())):
+        raise ProvenanceMismatchError(
+            f"example {store.examples['id'].iloc[example]}: expected the answer logits of {store.name} ({_numbers(stored)}), found "
+            f"{_numbers(logits)}; run on the kind of device and with the versions of the extraction (`stratascope info` prints them)"
+        )
+
+
+def _check_residual(store: ActivationStore, example: int, trace: Any, tokens: Mapping[str, np.ndarray | None], tolerance: float) -> None:
+    for name, found in tokens.items():
+        if found is None or not len(found) or not store.available("residual", name)[example]:
+            continue
+        stored = store.read("residual", position=name, examples=example)
+        for row, layer in zip(stored, store.layers, strict=True):
+            own = trace.inputs[layer][0, list(found)].float().mean(0).cpu().numpy()
+            gap = float(np.linalg.norm(own - row) / max(float(np.linalg.norm(row)), 1e-30))
+            if not gap <= tolerance:
+                raise ProvenanceMismatchError(
+                    f"example {store.examples['id'].iloc[example]}: expected the residual stream of {store.name} at {name}, layer {layer}, "
+                    f"found another ({gap:.3g} of its norm off); run with the device and the versions of the extraction"
+                )
+
+
+def _numbers(values: np.ndarray) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _check_cache(cache: Path, key: str) -> None:
+    path = cache / "settings.json"
+    if path.exists():
+        try:
+            known = json.loads(path.read_text("utf-8")).get("key")
+        except (OSError, ValueError, AttributeError) as error:
+            raise StoreError(f"{path}: expected settings of unfinished interventions, found: {error}; remove the folder") from error
+        if known != key:
+            raise InvalidInputError(
+                f"{cache}: expected unfinished interventions of the same store, probes and settings, found others; give another `out`, "
+                "or remove the folder"
+            )
+        return
+    if cache.exists() and any(cache.iterdir()):
+        raise InvalidInputError(f"{cache}: expected a folder of unfinished interventions, found other files; give another `out`")
+    text = json.dumps({"key": key}).encode()
+    write_output(path, lambda file: file.write(text))
+
+
+def _write(path: Path, results: Sequence[Measured]) -> None:
+    count = len(results)
+    arrays = {
+        "logits": np.stack([r.logits for r in results]),
+        "change": np.stack([r.change for r in results]).reshape(count, -1, results[0].change.shape[-1]),
+        **{name: np.stack([getattr(r, name) for r in results]).reshape(count, -1) for name in ("collateral", "divergence", "others")},
+    }
+    write_output(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+
+
+def _read(path: Path, count: int) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ARRAYS}
+    except Exception as error:
+        raise StoreError(f"{path}: expected a finished block of interventions, found: {error}; remove the file and run again") from error
+    if any(len(values) != count for values in arrays.values()):
+        raise StoreError(f"{path}: expected {count} examples, found others; remove the file and run again")
+    return arrays

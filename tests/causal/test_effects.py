@@ -1,0 +1,133 @@
+"""Statistics of interventions: false claims of use, what is found, restored shares."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stratascope.causal.answers import Answers
+from stratascope.causal.effects import SERIES, above_draws, banded, fewest_draws, restored, use_events, use_table
+from stratascope.causal.intervention import layer_text
+from stratascope.stats.bootstrap import Bootstrap
+
+LAYERS, DRAWS = 7, 20
+
+
+def simulated(rng: np.random.Generator, *, used: tuple[int, ...] = (), strength: float = 1.0, images: int = 40):
+    """Variants of erasure and their changes: random directions differ in effect, layers are dependent, images have two examples.
+
+    The concept's own direction is drawn as the random ones are; at the layers `used` it has an effect of its own.
+    """
+    rows = [("final", "erase", "leace", "", 0.0, "", layer, layer, -1) for layer in range(LAYERS)]
+    rows += [("final", "erase", "leace", "covariance", 0.0, "", layer, layer, d) for d in range(DRAWS) for layer in range(LAYERS)]
+    variants = pd.DataFrame(rows, columns=[*SERIES, "layer", "last", "draw"])
+    # each direction has a size by layer with heavy tails, common to all examples, and shared between neighbouring layers
+    shared = rng.normal(size=(DRAWS + 1, 1)) + 0.7 * rng.normal(size=(DRAWS + 1, LAYERS)).cumsum(1)
+    size = 0.1 * np.exp(0.3 * shared) * np.linspace(0.2, 1, LAYERS)
+    image = rng.normal(size=images).repeat(2)
+    change = np.stack(
+        [
+            size[draw + 1, layer] * (0.5 + image + rng.normal(size=2 * images))
+            for draw, layer in zip(variants["draw"], variants["layer"], strict=True)
+        ]
+    )
+    for layer in used:
+        change[layer] += strength * rng.choice([-1, 1], 2 * images)
+    difference = rng.choice([-1.0, 1.0], 2 * images)
+    return variants, change, difference, Bootstrap(np.arange(images).repeat(2), draws=200, seed=1)
+
+
+def use(variants, change, difference, bootstrap, margin: float = 0.0) -> pd.DataFrame:
+    return use_table(variants, change, pd.DataFrame(), difference, bootstrap, level=0.95, margin=margin, control_factor=1.0)
+
+
+@pytest.mark.slow
+def test_use_is_claimed_falsely_in_at_most_5_percent() -> None:
+    """The concept's direction has an effect, as random directions have: 300 studies; the band over images alone would claim it in most."""
+    found = alone = 0
+    for seed in range(300):
+        table = use(*simulated(np.random.default_rng(seed)))
+        found += bool(table["used"].any())
+        alone += bool((table["excess_low_simultaneous"] > 0).any())
+    assert found <= 300 * 0.05 + 1.645 * (300 * 0.05 * 0.95) ** 0.5
+    assert alone > 0.2 * 300, "this simulation would else not tell the two rules apart"
+
+
+def test_layers_used_are_found_and_no_others() -> None:
+    rights = []
+    for seed in range(40):
+        table = use(*simulated(np.random.default_rng(seed), used=(4, 5), strength=1.0))
+        rights.append(table["layer"][table["used"]].tolist() == [4, 5])
+    assert np.mean(rights) > 0.8
+    events = use_events(table)
+    assert events[["used_onset", "used_offset"]].to_numpy().tolist() == [[4, 6]]
+
+
+def test_an_effect_below_the_margin_is_no_use() -> None:
+    made = simulated(np.random.default_rng(0), used=(5,), strength=1.0)
+    assert use(*made, margin=0.5)["used"].any()
+    assert not use(*made, margin=2.0)["used"].any()
+
+
+def test_fewer_draws_than_the_level_needs_decide_nothing() -> None:
+    assert fewest_draws(0.95) == 19
+    assert fewest_draws(0.99) == 99
+    own, draws = np.full(3, 100.0), np.random.default_rng(0).normal(size=(18, 3))
+    assert above_draws(own, draws, level=0.95)[1] == np.inf
+    score, threshold = above_draws(own, np.concatenate([draws, draws[:1] + 0.1]), level=0.95)
+    assert (score > threshold).all()
+
+
+def test_bands_of_values_without_a_position_leave_those_out() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(1, 1, size=(3, 200))
+    values[1, :50] = np.nan
+    values[2] = np.nan
+    found = banded("effect", values, Bootstrap(np.arange(200), draws=500, seed=0), level=0.95)
+    assert found["effect"][:2] == pytest.approx([values[0].mean(), values[1, 50:].mean()])
+    assert np.isnan(found["effect"][2])
+    assert np.isnan(found["effect_low"][2])
+    # the standard error of a mean, against the normal interval
+    assert (found["effect_high"] - found["effect_low"])[:2] == pytest.approx(2 * 1.96 / np.sqrt([200, 150]), rel=0.15)
+
+
+def test_the_restored_share_is_the_ratio_of_means_over_pairs_that_differ() -> None:
+    """Both directions of a pair count; pairs whose source hardly differs are excluded and counted."""
+    rng = np.random.default_rng(0)
+    difference = rng.choice([-4.0, 4.0], 300)
+    source = np.where(np.arange(300) < 200, -difference, difference + 0.1)
+    source[:20] = np.nan
+    gap = source - difference
+    change = np.stack([0.0 * gap, 0.5 * gap, gap])
+    found = restored(
+        change + rng.normal(0, 0.01, change.shape), difference, source, Bootstrap(np.arange(300), draws=300, seed=0), level=0.95
+    )
+    assert (found["pairs"], found["excluded"]) == (180, 100)
+    assert found["restored"] == pytest.approx([0, 0.5, 1], abs=1e-2)
+    assert found["restored_median"] == pytest.approx([0, 0.5, 1], abs=1e-2)
+    assert (found["restored_low"] <= found["restored"]).all()
+    assert (found["restored_high"] - found["restored_low"]).max() < 0.01
+    none = restored(change, difference, None, Bootstrap(np.arange(300), draws=10, seed=0), level=0.95)
+    assert np.isnan(none["restored"]).all()
+
+
+def test_answers_flip_where_another_choice_becomes_the_largest() -> None:
+    logits = np.array([[2.0, 1.0], [0.0, 3.0]])
+    change = np.array([[[-2.0, 0.0], [1.0, 1.0]], [[0.0, -2.0], [np.nan, np.nan]]])
+    found = Answers.of(logits, change)
+    assert found.difference.tolist() == [1.0, -3.0]
+    assert found.change[:, 0].tolist() == [-2.0, 0.0]
+    assert found.flipped[:, 0].tolist() == [1.0, 0.0]
+    assert found.flipped[0, 1] == 0
+    assert np.isnan(found.flipped[1, 1])
+    several = Answers.of(np.array([[5.0, 1.0, 3.0]]), np.array([[[-1.0, 4.0, 0.0], [0.0, 0.0, 1.0]]]))
+    assert several.difference.tolist() == [2.0]
+    assert several.change[:, 0].tolist() == [-3.0, -1.0]
+    assert several.flipped[:, 0].tolist() == [1.0, 0.0]
+
+
+def test_layers_are_written_as_ranges_of_recorded_ones() -> None:
+    assert layer_text([6], range(7)) == "layer 6"
+    assert layer_text([0, 1, 2, 5], range(7)) == "layers 0-2, 5"
+    assert layer_text([0, 8, 16], [0, 8, 16, 24]) == "layers 0-16"
