@@ -126,6 +126,8 @@ def test_what_cannot_be_probed_is_refused(cells: ActivationStore, store: Activat
     few = ActivationStore.open(planted_cells(tmp_path / "few.zarr", examples=15))
     with pytest.raises(TooFewExamplesError, match="expected image tokens of at least 20 images for intervals over images, found 13"):
         patch_probes(few)
+    with pytest.raises(TooFewExamplesError, match="task direction: expected cells of the class 'above' in at least 25 images, one a fold"):
+        patch_probes(cells, tasks=("direction",), cells=2, folds=25)
     sample = CellSample(cells, 4, 5, 0)
     damaged = SimpleNamespace(layout=cells.layout, patch_counts=cells.patch_counts, read=lambda *_, **__: np.full((36, 10), np.nan))
     with pytest.raises(StoreError, match="expected numbers in the 36 image cells of example 0, found fewer; run `stratascope verify`"):
