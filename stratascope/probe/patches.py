@@ -282,7 +282,7 @@ def patch_probes(
 
 
 def solve_layer(work: PatchLayer) -> list[OutOfFold]:
-    """Read the image tokens of one layer and solve its tasks, with one BLAS thread."""
+    """Read the image tokens of one layer and solve its tasks, with one BLAS thread; StoreError where some are no numbers."""
     with one_blas_thread():
         wanted = list({id(cells): cells for task in work.tasks for cells in task.cells}.values())
         gathered = [np.empty((len(work.examples), work.store.layout.hidden), np.float32) for _ in wanted]

@@ -41,7 +41,7 @@ ALL = (
     ["faithfulness"],
     ["pointing"],
     ["entanglement"],
-    ["patches", "--cells", "8", "--draws", "100"],
+    ["patches", "--cells", "36", "--draws", "100"],
     ["explain", "0"],
 )
 """What makes a result of nearly every kind."""

@@ -18,6 +18,7 @@ from stratascope.cli import main
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError, TooFewExamplesError
 from stratascope.probe import PatchProbes, patch_probes
 from stratascope.probe.patches import PatchLayer, solve_layer
+from stratascope.probe.tasks.geometry import reads_image
 from stratascope.probe.tasks.image_cells import DIRECTIONS, CellSample
 from stratascope.store import ActivationStore
 
@@ -30,6 +31,12 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
 @pytest.fixture(scope="module")
 def sample(cells: ActivationStore) -> CellSample:
     return CellSample(cells, 20, 5, 0)
+
+
+def test_groups_of_cells_are_image_positions_and_text_after_the_image_is_not() -> None:
+    assert reads_image("cell_0_3")
+    assert reads_image("subject+cell_0_3")
+    assert not reads_image("after_image_0+subject_0")
 
 
 def test_labels_are_those_of_pixels(cells: ActivationStore, sample: CellSample) -> None:
@@ -126,6 +133,8 @@ def test_what_cannot_be_probed_is_refused(cells: ActivationStore, store: Activat
     few = ActivationStore.open(planted_cells(tmp_path / "few.zarr", examples=15))
     with pytest.raises(TooFewExamplesError, match="expected image tokens of at least 20 images for intervals over images, found 13"):
         patch_probes(few)
+    with pytest.raises(TooFewExamplesError, match="task direction: expected cells of the class 'above' in at least 25 images, one a fold"):
+        patch_probes(cells, tasks=("direction",), cells=2, folds=25)
     sample = CellSample(cells, 4, 5, 0)
     damaged = SimpleNamespace(layout=cells.layout, patch_counts=cells.patch_counts, read=lambda *_, **__: np.full((36, 10), np.nan))
     with pytest.raises(StoreError, match="expected numbers in the 36 image cells of example 0, found fewer; run `stratascope verify`"):

@@ -64,7 +64,7 @@ def _corners(examples: pd.DataFrame, *, mirrored: bool) -> dict[str, Floats]:
 
 def reads_image(position: str | None) -> bool:
     """Whether a position, or one of a pair (`subject_box+object_box`), consists of image tokens."""
-    return any(name == "image" or name.startswith("image_") or name in BOXES for name in (position or "").split("+"))
+    return any(name == "image" or name.startswith("cell_") or name in BOXES for name in (position or "").split("+"))
 
 
 def reads_boxes(position: str | None) -> bool:

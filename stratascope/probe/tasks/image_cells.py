@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.datasets.boxes import cells_in_box
-from stratascope.errors import NotRecordedError
+from stratascope.errors import NotRecordedError, TooFewExamplesError
 from stratascope.probe.validation.folds import Folds, grouped_folds
 from stratascope.store.format.prompt_parts import grouped_cells, shown_boxes
 from stratascope.store.io.example_identity import group_labels
@@ -92,6 +92,12 @@ class CellSample:
     def _task(
         self, name: str, cells: tuple[NDArray[np.intp], ...], labels: NDArray[Any], classes: tuple[str, ...], position: Floats | None = None
     ) -> CellTask:
+        for code, what in enumerate(classes):
+            if (images := len(np.unique(self.groups[labels == code]))) < self._folds:
+                raise TooFewExamplesError(
+                    f"task {name}: expected cells of the class {what!r} in at least {self._folds} images, one a fold, found {images}; draw "
+                    "more `cells`, save the image tokens of more examples, or give fewer `folds`"
+                )
         folds = grouped_folds(
             self.groups, labels if classes else None, folds=self._folds, seed=self._seed, class_names=classes or None, by="image"
         )
