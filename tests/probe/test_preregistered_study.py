@@ -287,7 +287,8 @@ def test_from_generated_scenes_to_the_sentence(tmp_path: Path) -> None:
     for row, k in zip(rows, mixed, strict=True):
         row["permuted"] = rows[k]["relation"]
     (tmp_path / "scenes.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    text = PRESET.replace('"final", "subject", "object", "image", "subject_box", "object_box"', '"object"')
+    first, last = PRESET.index("positions = ["), PRESET.index("[primary]")
+    text = PRESET[:first] + 'positions = ["object"]\n\n' + PRESET[last:]
     text = text.replace('position = "final"', 'position = "object"').replace("draws = 2000", "draws = 500")
     text = text.replace("[[tasks]]", '[[tasks]]\ntask = "permuted"\n\n[[tasks]]', 1)
     (tmp_path / "plan.toml").write_text(text)
