@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from stratascope.causal.effects import control_method
-from stratascope.causal.intervention import Intervention, event_label, layer_text, records
+from stratascope.causal.intervention import Intervention
+from stratascope.causal.use_text import event_label, layer_text, records
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.results.result import Result, new_axes, table_field
 from stratascope.results.schema import columns

@@ -15,6 +15,7 @@ from stratascope.causal.design import InterventionDesign
 from stratascope.causal.directions import FAIR
 from stratascope.causal.effects import control_method, effect_table, fewest_draws, use_events, use_table
 from stratascope.causal.patching import PatchSource
+from stratascope.causal.use_text import event_label, event_title, records, use_text
 from stratascope.results.file import made_from
 from stratascope.results.result import Result, array_field, new_axes, table_field
 from stratascope.results.schema import columns
@@ -309,43 +310,3 @@ class Intervention(
             for source, rows in table.groupby("source", sort=False)
             if rows["restored"].notna().any()
         }
-
-
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of a table by column name."""
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
-def event_title(event: Mapping[str, Any]) -> str:
-    """Position and label of a row of `events`."""
-    return f"{event['position']}, {event_label(event)}"
-
-
-def event_label(event: Mapping[str, Any]) -> str:
-    """Kind of a row of `events` or `use`, with its method or source."""
-    kind = str(event["kind"])
-    if kind == "patch":
-        return f"patch from {event['source']}"
-    return f"erase ({'LEACE' if event['method'] == 'leace' else event['method']})" if kind == "erase" else kind
-
-
-def use_text(event: Mapping[str, Any], use: pd.DataFrame) -> str:
-    """The layers used by a row of `events`, as text."""
-    rows = use
-    for name in ("position", "kind", "method", "source"):
-        rows = rows[rows[name] == event[name]]
-    layers = rows["layer"].to_numpy()[rows["used"].to_numpy(bool)].tolist()
-    return f"used at {layer_text(layers, rows['layer'].tolist())}" if layers else "use not detected at any layer"
-
-
-def layer_text(layers: Sequence[int], known: Sequence[int]) -> str:
-    """Layers as ranges of successive known ones: `layer 6`, `layers 0-3, 5`."""
-    runs: list[list[int]] = []
-    order = {layer: k for k, layer in enumerate(sorted(known))}
-    for layer in sorted(layers):
-        if runs and order[layer] == order[runs[-1][-1]] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    text = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return f"layer {text}" if len(layers) == 1 else f"layers {text}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stratascope.causal import EncodingUse, Intervention
-from stratascope.causal.intervention import layer_text
+from stratascope.causal.use_text import layer_text
 from stratascope.report.blocks import Block, Cited, Drawing, Folded, Missing, Prose, Table
 from stratascope.report.headline import POSITION_WORDS, task_words
 from stratascope.report.result_set import ResultSet

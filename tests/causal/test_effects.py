@@ -8,7 +8,7 @@ import pytest
 
 from stratascope.causal.answers import Answers
 from stratascope.causal.effects import SERIES, above_draws, banded, fewest_draws, restored, use_events, use_table
-from stratascope.causal.intervention import layer_text
+from stratascope.causal.use_text import layer_text
 from stratascope.stats.bootstrap import Bootstrap
 
 LAYERS, DRAWS = 7, 20
