@@ -50,7 +50,7 @@ class Output:
         Parameters
         ----------
         result
-            See `results.output.save_with_figure`.
+            See `results.saved_files.save_with_figure`.
         store
             What it was computed from, for figures that show images.
         name

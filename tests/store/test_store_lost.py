@@ -18,8 +18,8 @@ from stores import birth, block_arrays, make_store, small_layout
 from stratascope.cli import main
 from stratascope.errors import StoreError
 from stratascope.store import BlockWriter, copy_store, create_store
-from stratascope.store.io import claims
-from stratascope.store.io.claims import CLAIMS, block_claim
+from stratascope.store.io import writer_locks
+from stratascope.store.io.writer_locks import CLAIMS, block_claim
 
 LAYOUT = small_layout(5, record={"residual"})
 KNOWN = birth(LAYOUT)
@@ -178,17 +178,17 @@ def no_locks(monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(claims.fcntl, "flock", refuse)
+    monkeypatch.setattr(writer_locks.fcntl, "flock", refuse)
 
 
 DIE = """
 import errno, os, sys
 from pathlib import Path
-from stratascope.store.io import claims
+from stratascope.store.io import writer_locks
 def refuse(*_):
     raise OSError(errno.ENOLCK, "No locks available")
-claims.fcntl.flock = refuse
-claim = claims.block_claim(Path(sys.argv[1]), 0)
+writer_locks.fcntl.flock = refuse
+claim = writer_locks.block_claim(Path(sys.argv[1]), 0)
 claim.__enter__()
 os._exit(9)
 """
@@ -206,7 +206,7 @@ def test_without_locks_the_claim_of_a_dead_process_is_taken_over_at_once(tmp_pat
 def test_without_locks_the_claim_of_another_machine_says_what_to_remove(tmp_path, no_locks, monkeypatch):
     path = make_store(tmp_path / "a.zarr", LAYOUT, blocks=[])
     with monkeypatch.context() as patch:
-        patch.setattr(claims, "_processes", lambda: "another machine")
+        patch.setattr(writer_locks, "_processes", lambda: "another machine")
         other = block_claim(path, 0)
         other.__enter__()
     with BlockWriter(path) as writer, pytest.raises(StoreError) as refused:

@@ -17,7 +17,7 @@ from stores import birth, block_arrays, make_store, small_layout
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError, StoreError
 from stratascope.store import ActivationStore, BlockWriter, create_store, verify
 from stratascope.store.io import durable as durable_files
-from stratascope.store.io.claims import CLAIMS, block_claim
+from stratascope.store.io.writer_locks import CLAIMS, block_claim
 
 LAYOUT = small_layout()
 KNOWN = birth(LAYOUT)
@@ -119,7 +119,7 @@ def test_a_folder_that_may_not_be_written_is_refused(path, monkeypatch):
     def refuses(*_: object, **__: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("stratascope.store.io.claims.os.open", refuses)
+    monkeypatch.setattr("stratascope.store.io.writer_locks.os.open", refuses)
     with pytest.raises(StoreError, match="can be written"):
         BlockWriter(path)
 
@@ -279,9 +279,9 @@ def test_a_claim_dies_with_its_process(path):
 
 
 def test_without_locks_a_claim_is_a_file_that_grows_old(path, monkeypatch):
-    from stratascope.store.io import claims
+    from stratascope.store.io import writer_locks
 
-    monkeypatch.setattr(claims, "fcntl", None)
+    monkeypatch.setattr(writer_locks, "fcntl", None)
     with block_claim(path, 0), pytest.raises(StoreError, match="being written by process"):
         BlockWriter(path).write(0, block_arrays(LAYOUT, KNOWN, 0))
     held = path / CLAIMS / "0.holder"

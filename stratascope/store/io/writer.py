@@ -19,9 +19,9 @@ from stratascope.store.format.provenance import check_agreement, check_attribute
 from stratascope.store.format.shards import encode_chunk, encode_file
 from stratascope.store.format.tables import as_numpy
 from stratascope.store.io.access import GuardedStore, open_root
-from stratascope.store.io.claims import WriterPresence, block_claim
 from stratascope.store.io.durable import sweep, write_file
 from stratascope.store.io.links import own_path
+from stratascope.store.io.writer_locks import WriterPresence, block_claim
 
 
 class BlockWriter:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from stratascope.errors import StoreError
-from stratascope.store.io.claims import file_claim
 from stratascope.store.io.durable import PARTIAL, flush_folder, lost_files, make_folder, move_folder, write_file, zip_entry
+from stratascope.store.io.writer_locks import file_claim
 
 try:
     import fcntl

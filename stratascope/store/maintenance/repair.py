@@ -6,10 +6,10 @@ import contextlib
 from pathlib import Path
 
 from stratascope.errors import StoreError
-from stratascope.store.io.claims import block_claim
 from stratascope.store.io.durable import flush_folder
 from stratascope.store.io.links import check_no_links, own_path
 from stratascope.store.io.reader import ActivationStore
+from stratascope.store.io.writer_locks import block_claim
 from stratascope.store.maintenance.verify import Verification, verify
 
 
