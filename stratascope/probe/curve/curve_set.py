@@ -178,7 +178,8 @@ def with_band(curve: LayerCurve) -> LayerCurve:
     """The curve with the simultaneous band of its family in the table, for its metric."""
     rows, family = curve.table["metric"] == curve.metric, curve.attributes["family"]
     value, draws = curve.table.loc[rows, "value"].to_numpy(), curve.draws[curve.metric].T
-    ends = score_band(value, draws, curve.metric, curve.groups, curve.level, curve.certain, family)
+    groups = int(curve.examples["group"].nunique())
+    ends = score_band(value, draws, curve.metric, groups, curve.level, curve.certain, family)
     table = curve.table.copy()
     for name in ("low_simultaneous", "high_simultaneous"):
         table.loc[rows, name] = ends[name]

@@ -89,11 +89,6 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
         return str(given) if given else "r2" if self.targets else main_metric(len(self.classes))
 
     @property
-    def groups(self) -> int:
-        """Number of groups of examples, such as images."""
-        return int(self.examples["group"].nunique())
-
-    @property
     def level(self) -> float:
         """Level of the intervals."""
         return float(self.attributes.get("level", 0.95))
@@ -212,7 +207,7 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
                 **facts,
                 **fact,
             },
-            groups=self.groups,
+            groups=int(self.examples["group"].nunique()),
             certain=certain,
         )
 
