@@ -117,6 +117,13 @@ def test_images_are_compared_by_content_and_without_hashes_by_name(stores, tmp_p
     assert shared_images(stores[0], plain).sum() == 20, "images 140-149 by name"
     renamed = ActivationStore.open(planted_store(tmp_path / "d.zarr", twins=True, **{**OTHER, "hashed": False}))
     assert shared_images(stores[0], renamed).all(), "other names, the same content"
+    near = planted_store(tmp_path / "e.zarr", near=True, **{**OTHER, "hashed": False})
+    # the same perceptual hashes as of e, of other content and under other names
+    again = ActivationStore.open(planted_store(tmp_path / "f.zarr", near=True, images_from=700, **{**OTHER, "hashed": False}))
+    again.examples["image_sha256"] = [f"{10_000 + i:064x}" for i in range(len(again))]
+    assert shared_images(ActivationStore.open(near), again).all(), "near-duplicates"
+    again.examples["image_phash"] = ""
+    assert not shared_images(ActivationStore.open(near), again).any()
 
 
 def test_other_models_and_shared_examples_are_refused(stores, tmp_path):

@@ -14,7 +14,7 @@ from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.probe.tasks.task import Task, find_task
 from stratascope.store import ActivationStore
 from stratascope.store.format.provenance import same_model_files
-from stratascope.store.io.example_identity import IMAGE, IMAGE_HASH
+from stratascope.store.io.example_identity import IMAGE, IMAGE_HASH, PERCEPTUAL_HASH, group_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,18 +60,18 @@ def refuse_other_model(source: ActivationStore, target: ActivationStore, array: 
 
 
 def shared_images(source: ActivationStore, target: ActivationStore) -> NDArray[np.bool_]:
-    """(example of the target,) whether its image is in the source: by content where both know it, else by name."""
-
-    def keys(store: ActivationStore) -> tuple[pd.Series, pd.Series]:
-        table = store.examples
-        hashes = table[IMAGE_HASH].fillna("").astype(str) if IMAGE_HASH in table.columns else pd.Series("", index=table.index)
-        return table[IMAGE].astype(str), hashes
-
-    (names, hashes), (other_names, other_hashes) = keys(source), keys(target)
-    known = other_hashes != ""
-    by_content = known & other_hashes.isin(hashes[hashes != ""])
-    # a name says something only where one of the two images has no hash
-    by_name = other_names.isin(names[hashes == ""]) | (~known & other_names.isin(names))
+    """(example of the target,) whether its image, or a near-duplicate, is in the source: by content where both know it, else by name."""
+    tables = [
+        store.examples.reindex(columns=[IMAGE, IMAGE_HASH, PERCEPTUAL_HASH]).astype(object).fillna("").astype(str)
+        for store in (source, target)
+    ]
+    # names of different stores say nothing about images with a hash
+    apart = [table.assign(**{IMAGE: f"{number}/" + table[IMAGE]}) for number, table in enumerate(tables)]
+    labels = group_labels(pd.concat(apart, ignore_index=True))
+    by_content = np.isin(labels[len(tables[0]) :], labels[: len(tables[0])])
+    unknown, other_unknown = (table[IMAGE_HASH] == "" for table in tables)
+    names, other_names = (table[IMAGE] for table in tables)
+    by_name = other_names.isin(names[unknown]) | (other_unknown & other_names.isin(names))
     return np.asarray(by_content | by_name, bool)
 
 
