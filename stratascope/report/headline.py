@@ -319,7 +319,7 @@ def _advantage_tile(curve: StoredResult, found: StoredResult) -> Fact:
     first = replace(first, text=first.text.removesuffix(" points"))
     over = found.attributes.get("baseline") or {}
     unit = "percentage points" if metric in ("accuracy", "balanced_accuracy") else METRIC_LABELS.get(metric, metric)
-    selective = "selectivity: " if ":" in str(over.get("task", "")) else ""
+    selective = "selectivity: " if str(over.get("task", "")).endswith((":control", ":shuffled")) else ""
     return Fact(first, f"{selective}{unit} over {baseline_label(found)}", gained[1:])
 
 
