@@ -143,7 +143,7 @@ def test_positions_and_patches_are_the_hidden_states_of_transformers(sized: Extr
     batch = session._batch([4, 5, 6], images)
     captured = session.model.run(batch, session.request)
     with torch.inference_mode():
-        states = session.model.model(**session.model._inputs(batch), output_hidden_states=True, use_cache=False).hidden_states
+        states = session.model.model(**session.model.inputs(batch), output_hidden_states=True, use_cache=False).hidden_states
     for row, k in ((0, 4), (2, 6)):
         start, stop = plan.layouts[k].spans["image"]
         np.testing.assert_array_equal(captured.patches[1, row // 2, : stop - start], states[2][row, start:stop].numpy())
