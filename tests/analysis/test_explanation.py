@@ -70,6 +70,7 @@ def test_an_explanation_loads_back(found: ExampleExplanation, tmp_path: Path) ->
     assert again.attributes == found.attributes
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_that_shows_all_methods(planted: ActivationStore, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["explain", planted.name, "e5", "-o", str(tmp_path / "e.html")])
     assert done.exit_code == 0, done.output

@@ -107,6 +107,7 @@ def test_the_family_is_every_score_and_advantage_of_the_run(run):
     assert critical > max(alone)
 
 
+@pytest.mark.slow
 def test_rare_labels_give_one_verdict(tmp_path):
     """Nine of ten examples are of one class: accuracy cannot exceed its chance level where the AUROC is far above."""
     store = ActivationStore.open(planted_store(tmp_path / "a.zarr", strength=3))
@@ -156,6 +157,7 @@ def test_a_null_result_gives_its_number_and_the_detectable_effect(tmp_path):
     assert re.search(r"above chance: not detected, by [+-]0\.\d{3} \[-0\.\d{3}, 0\.\d{3}\] \(n = 60; AUROC of at", "\n".join(one.lines))
 
 
+@pytest.mark.slow
 def test_detection_by_size_refits_on_subsets(stores):
     store = stores[0]
     found = detection_by_size(store, sizes=(100, 400), subsets=2, layers=(1, 4), scheduler="synchronous", **FAST)

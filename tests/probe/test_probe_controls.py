@@ -71,6 +71,7 @@ def test_influences_of_values_are_derivatives_of_scikit_learns_r2():
         assert found["r2"][1][example] == pytest.approx((ends[0] - ends[1]) / 2 / STEP, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_control_is_the_mean_over_draws_with_the_variance_between_them(store, tmp_path, monkeypatch):
     options = {"layers": (0, 3), "strengths": (1e-2,), "draws": 2000, "control_draws": 6}
     curve = layer_curve(store, "truth:shuffled", **options)
@@ -157,6 +158,7 @@ def boxed(tmp_path_factory) -> tuple[ActivationStore, ActivationStore]:
     return ActivationStore.open(paths[0]), ActivationStore.open(paths[1])
 
 
+@pytest.mark.slow
 def test_a_position_in_a_box_is_compared_with_the_geometry_of_the_box(boxed):
     """The same folds, labels and models as scikit-learn on the coordinates of the box; no embeddings in the image."""
     store = boxed[0]
@@ -194,6 +196,7 @@ def test_the_geometry_of_a_mirrored_image_is_mirrored(boxed, tmp_path):
     np.testing.assert_allclose(found, np.stack([1 - given[:, 2], given[:, 1], 1 - given[:, 0], given[:, 3]], axis=1))
 
 
+@pytest.mark.slow
 def test_the_command_says_that_blank_images_are_no_text_at_a_box(boxed, tmp_path):
     command = ["probe", boxed[0].name, "--tasks", "truth", "--positions", "subject_box", "--baseline", f"blank={boxed[1].name}"]
     result = CliRunner().invoke(main, [*command, "--strengths", "1e-2", "--out", str(tmp_path)])
