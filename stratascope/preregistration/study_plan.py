@@ -88,7 +88,7 @@ class ProbedArray:
     """Positions and layers of one array that are probed."""
 
     positions: tuple[str, ...]
-    """Single positions, and pairs such as `subject_box+object_box`."""
+    """Single positions, pairs such as `subject_box+object_box`, and the groups `cells` and `tokens`."""
     array: str = "residual"
     layers: tuple[int, ...] | None = None
     """All recorded ones by default."""

@@ -19,6 +19,7 @@ from stratascope.errors import InvalidInputError, NotRecordedError, UnwrittenBlo
 from stratascope.preregistration import StudyPlan, StudyStore, parse_plan, presets, read_plan
 from stratascope.probe import Advantage, StudyResult, layer_curve, preregistered_study
 from stratascope.probe.curve.family import family_bands
+from stratascope.probe.preregistered.study_stores import expanded_positions
 from stratascope.store import ActivationStore
 from stratascope.store.maintenance.difference import diff_stores
 
@@ -273,6 +274,13 @@ def test_the_command_writes_results_figure_and_report_of_the_plan(folder: Path, 
         refused = CliRunner().invoke(main, words)
         assert refused.exit_code == 2
         assert message in refused.stderr
+
+
+def test_groups_of_positions_are_those_that_the_store_holds() -> None:
+    store = SimpleNamespace(layout=SimpleNamespace(positions=("final", "subject_0", "cell_0_0", "cell_0_1", "object_box")))
+    assert expanded_positions(store, ("cells", "final", "cells")) == ("cell_0_0", "cell_0_1", "final")
+    assert expanded_positions(store, ("tokens",)) == ("subject_0",)
+    assert expanded_positions(SimpleNamespace(layout=SimpleNamespace(positions=("final",))), ("cells",)) == ("cells",)
 
 
 @pytest.mark.slow

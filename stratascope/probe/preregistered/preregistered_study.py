@@ -16,7 +16,7 @@ from stratascope.probe.curve.advantage import Advantage
 from stratascope.probe.curve.family import ALL, family_table
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.preregistered.study_result import StudyResult
-from stratascope.probe.preregistered.study_stores import available_at, check_stores, missing_positions, study_stores
+from stratascope.probe.preregistered.study_stores import available_at, check_stores, expanded_positions, missing_positions, study_stores
 from stratascope.probe.study.probe_run import ProbeRun, run_probes
 from stratascope.probe.study.request import ProbeRequest
 from stratascope.probe.study.study import SCHEDULER, plan_study
@@ -141,7 +141,8 @@ def _requests(plan: StudyPlan, stores: Mapping[str, ActivationStore], missing: S
     baselines = {store.name: stores[store.name] for store in _of_role(plan, "baseline")}
     selections = dict.fromkeys(task.only for task in plan.tasks)
     for probed in plan.probes:
-        positions = tuple(position for position in probed.positions if position not in missing)
+        every = expanded_positions(stores[plan.original.name], probed.positions)
+        positions = tuple(position for position in every if position not in missing)
         for only in selections if positions else ():
             yield ProbeRequest(
                 tasks=tuple(task.task for task in plan.tasks if task.only == only),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError, NotRecordedError, UnwrittenBlockError
 from stratascope.preregistration.study_plan import ORIGINAL, PAIR, StudyPlan, StudyStore
 from stratascope.store import ActivationStore
+from stratascope.store.format.prompt_parts import CELL_POSITION, TOKEN_POSITION
 from stratascope.store.format.provenance import same_model_files
 from stratascope.store.io.example_identity import refuse_other_examples
 
@@ -114,6 +115,17 @@ def available_at(store: ActivationStore, array: str, position: str) -> NDArray[n
     return np.asarray(np.all([store.available(array, part) if part in held else nowhere for part in position.split(PAIR)], axis=0))
 
 
+def expanded_positions(store: ActivationStore, positions: Iterable[str]) -> tuple[str, ...]:
+    """Positions of a plan, with the groups `cells` and `tokens` replaced by those of their positions that a store holds."""
+    names = {"cells": CELL_POSITION, "tokens": TOKEN_POSITION}
+    found = dict[str, None]()
+    for position in positions:
+        rule = names.get(position)
+        held = [name for name in store.layout.positions if rule.fullmatch(name)] if rule is not None else []
+        found.update(dict.fromkeys(held or [position]))
+    return tuple(found)
+
+
 def missing_positions(plan: StudyPlan, stores: Mapping[str, ActivationStore]) -> list[str]:
     """Positions that no example has, in any store.
 
@@ -124,7 +136,7 @@ def missing_positions(plan: StudyPlan, stores: Mapping[str, ActivationStore]) ->
     """
     found = []
     for probed in plan.probes:
-        for position in probed.positions:
+        for position in expanded_positions(stores[plan.original.name], probed.positions):
             lacking = [name for name, store in stores.items() if not available_at(store, probed.array, position).any()]
             if not lacking:
                 continue
