@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.results.schema import columns
-from stratascope.stats.intervals import Band, largest_deviation
+from stratascope.stats.intervals import NO_SPREAD, Band
 
 Floats = NDArray[Any]
 EVENTS = columns(
@@ -213,8 +213,13 @@ def peak(layers: NDArray[np.integer], value: Floats, draws: Floats, *, level: fl
         Of the set of candidates.
     """
     best = int(np.argmax(value))
-    largest = np.max([largest_deviation(draws[:, [one]] - draws) for one in range(len(layers))], axis=0)
-    error = (draws[:, [best]] - draws).std(axis=0)
+    centred = draws.astype(np.float64) - draws.mean(axis=0, dtype=np.float64)
+    largest = np.zeros(len(draws))
+    for one in range(len(layers) - 1):
+        apart = np.abs(centred[:, [one]] - centred[:, one + 1 :])
+        spread = np.sqrt(np.square(apart).mean(axis=0))
+        np.maximum(largest, (apart / np.where(spread > NO_SPREAD, spread, np.inf)).max(axis=1), out=largest)
+    error = (centred[:, [best]] - centred).std(axis=0)
     candidates = layers[value[best] - value <= np.quantile(largest, level) * error].tolist()
     return LayerEvent("peak", int(layers[best]), candidates[0], candidates[-1], tuple(candidates), 0.0, level)
 
