@@ -81,8 +81,8 @@ _PROBE = "stratascope probe STORE"
 FIGURES: dict[str, NamedFigure] = {
     figure.name: figure
     for figure in (
-        NamedFigure("curves", "probe accuracy by layer, with controls and baselines", "layer_curve", _PROBE, drawing.draw_curves),
-        NamedFigure("positions", "probe accuracy, position by layer", "layer_curve", _PROBE, drawing.draw_positions, 1.9),
+        NamedFigure("curves", "probe score by layer, with controls and baselines", "layer_curve", _PROBE, drawing.draw_curves),
+        NamedFigure("positions", "probe score, position by layer", "layer_curve", _PROBE, drawing.draw_positions, 1.9),
         NamedFigure(
             "advantage", "advantage of a probe over its baselines, by layer", "advantage", f"{_PROBE} --baseline BLANK",
             drawing.draw_selected_advantages,
