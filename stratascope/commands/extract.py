@@ -57,7 +57,8 @@ settings_options = options_of(
     patches="Save the residual stream at every image token of N evenly spaced examples.",
     patch_layers="Layers at which image tokens are saved; default: five, evenly spaced.",
     knockouts="Measure attention knockouts of N evenly spaced examples; needs --record knockout.",
-    knockout_modes="Which queries a knockout masks: final (the final token) or later (all later tokens).",
+    knockout_modes="Tokens that cannot attend to the target of a knockout: final (the final token), later (all later tokens), or a group: "
+    "system, image, subject, relation, object, caption_rest, template, caption, prompt; see docs/recording.md.",
     knockout_window="Decoder blocks in a sliding window of knockouts, besides that of all blocks; 0: none; default: a quarter of all.",
     thumbnail="Size of the thumbnails in the store.",
     limit="Use the first N examples.",

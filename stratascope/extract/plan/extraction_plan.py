@@ -18,7 +18,7 @@ from stratascope.extract.families.model_families import ModelShape, check_family
 from stratascope.extract.model_files import ModelSource, resolve_model
 from stratascope.extract.plan.image_boxes import flipped, in_view, view_size
 from stratascope.extract.plan.images import ImageFacts, apply_condition, open_image, thumbnail
-from stratascope.extract.plan.knockout_plan import Knockouts, computed_tokens, masked_tokens
+from stratascope.extract.plan.knockout_plan import MODES, Knockouts, computed_tokens, masked_tokens
 from stratascope.extract.plan.settings import BOX_POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
 from stratascope.store import StoreLayout, estimate_sizes
@@ -196,9 +196,11 @@ class ExtractionPlan:
         Returns
         -------
         dict
-            Target -> (k,) indices of masked tokens; absent targets are left out.
+            Target -> (k,) indices of masked tokens; absent targets are left out. The spans `caption` and `prompt` are targets where the
+            knockouts have a group of reading tokens.
         """
-        return masked_tokens(self.layouts[example], self._box_tokens(example))
+        joined = any(mode not in MODES for mode in self.settings.knockout_modes)
+        return masked_tokens(self.layouts[example], self._box_tokens(example), joined=joined)
 
     @cached_property
     def knockout_passes(self) -> float:

@@ -21,7 +21,7 @@ from stratascope.extract.model_files import check_weight_form, quantization, res
 from stratascope.extract.plan.extraction_plan import ExtractionPlan, patch_counts
 from stratascope.extract.plan.image_boxes import aligned_examples, alignment_cases, stretched_examples
 from stratascope.extract.plan.images import PLACEHOLDER_SIZE, ImageFacts, images_digest, inspect_images, shown_images, stated_images
-from stratascope.extract.plan.knockout_plan import MODES, Knockouts, layer_windows, ordered_targets
+from stratascope.extract.plan.knockout_plan import ALL_MODES, Knockouts, layer_windows, ordered_targets
 from stratascope.extract.plan.settings import (
     BOX_POSITIONS,
     GRID_POSITIONS,
@@ -230,7 +230,7 @@ def _layouts(
 def _with_knockouts(plan: ExtractionPlan, chosen: np.ndarray) -> ExtractionPlan:
     """The plan with knockouts of the chosen examples and their arrays in the store."""
     settings = plan.settings
-    modes = tuple(mode for mode in MODES if mode in settings.knockout_modes)
+    modes = tuple(mode for mode in ALL_MODES if mode in settings.knockout_modes)
     targets = ordered_targets({name for k in np.flatnonzero(chosen) for name in plan.masked_tokens(int(k))})
     knockouts = Knockouts(chosen, modes, layer_windows(plan.shape.layers, settings.knockout_window), targets)
     names = {"knockout_modes": modes, "knockout_windows": knockouts.window_names, "knockout_targets": targets}

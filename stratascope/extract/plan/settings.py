@@ -11,7 +11,7 @@ from typing import Any
 from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.images import CONDITIONS
-from stratascope.extract.plan.knockout_plan import MODES
+from stratascope.extract.plan.knockout_plan import ALL_MODES, MODES
 from stratascope.store.format.prompt_parts import CELL_POSITION, MEANS, TOKEN_POSITION
 
 RECORDS = (
@@ -94,7 +94,8 @@ class ExtractionSettings:
     knockouts: int | None = 128
     """Number of evenly spaced examples with attention knockouts; None: all."""
     knockout_modes: tuple[str, ...] = MODES
-    """Which queries a knockout masks: `final` (the final token) or `later` (all later tokens)."""
+    """Which tokens cannot attend to the target: `final` (the final token), `later` (all later tokens), or a group of tokens: a part of the
+    prompt of `PARTS`, `caption` or `prompt`."""
     knockout_window: int | None = None
     """Blocks in a sliding window of knockouts, besides the window of all blocks; None: a quarter of the blocks; 0: none."""
     thumbnail: tuple[int, int] | None = (112, 112)
@@ -155,9 +156,9 @@ class ExtractionSettings:
         if self.patch_layers is not None and not (self.patches and self.patch_layers):
             raise InvalidInputError("expected `patches` and at least one layer in `patch_layers`, found one without the other; set both")
         for name in self.knockout_modes:
-            _expect_among("knockout_modes", name, MODES)
+            _expect_among("knockout_modes", name, ALL_MODES)
         if "knockout" in self.record and not self.knockout_modes:
-            raise InvalidInputError(f"expected `knockout_modes` among {', '.join(MODES)}, found none")
+            raise InvalidInputError(f"expected `knockout_modes` among {', '.join(ALL_MODES)}, found none")
 
     def image_path(self, name: str) -> Path:
         """Path of the image with this name."""
