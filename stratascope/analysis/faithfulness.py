@@ -267,7 +267,7 @@ def faithfulness(
     kept = [m for m, mode in enumerate(modes) if mode in MODE_LABELS]
     if not kept:
         raise NotRecordedError(
-            f"expected knockouts in the mode {' or '.join(MODE_LABELS)}, found {', '.join(modes)}: attribution is of the final token's answer; "
+            f"expected knockouts in the mode {' or '.join(MODE_LABELS)}, found {', '.join(modes)}; "
             "extract with --knockout-modes final,later"
         )
     modes, effects = tuple(modes[m] for m in kept), effects[:, kept]

@@ -19,8 +19,8 @@ CELL = re.compile(r"cell_(\d+)_(\d+)")
 TARGET_LABELS = {"cells": "groups of image cells", "spans": "parts of the prompt"}
 """Kind of target -> its label in figures and texts."""
 MODE_LABELS = {"final": "masked for the final token", "later": "masked for all later tokens"}
-"""Mode of a knockout -> its label: for which tokens the target is masked. Attribution methods are compared with these modes; in the others a
-group of tokens cannot attend to the target."""
+"""Mode of a knockout -> its label: for which tokens the target is masked. Attribution methods are compared with these modes; in the
+others a group of tokens cannot attend to the target."""
 
 
 def setting_text(setting: Mapping[Any, Any]) -> str:
@@ -52,7 +52,9 @@ def kind_of_target(name: str) -> str:
         return "spans"
     if name in JOINED:
         return "joined"
-    raise InvalidInputError(f"expected a target of {', '.join((*PARTS, *JOINED))}, subject_box, object_box or cell_ROW_COLUMN, found {name!r}")
+    raise InvalidInputError(
+        f"expected a target of {', '.join((*PARTS, *JOINED))}, subject_box, object_box or cell_ROW_COLUMN, found {name!r}"
+    )
 
 
 def target_tokens(store: ActivationStore, example: int, targets: Sequence[str]) -> NDArray[np.bool_]:
