@@ -44,7 +44,8 @@ settings_options = options_of(
     },
     system="Text of the system turn; default: as the chat template has it.",
     condition={
-        "help": "Change to the images: none, mean colour, flipped left-right, or images exchanged between examples.",
+        "help": "Change to the images: none, mean colour, flipped left-right, images exchanged between examples, or image tokens permuted "
+        "before the decoder.",
         "type": click.Choice(CONDITIONS),
     },
     positions="Positions at which the residual stream is saved: final, image, subject, relation, object, subject_box, object_box (default: "

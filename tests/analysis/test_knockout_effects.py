@@ -31,9 +31,7 @@ def test_effects_are_towards_the_answer_with_intervals_over_images(planted: Acti
         own = logits.argmax(1)
         masked = logits + np.stack([change / 2, -change / 2], 1)
         pairs = zip(logits, masked, own, strict=True)
-        gained = np.array(
-            [after[k] - after[1 - k] - (before[k] - before[1 - k]) for before, after, k in zip(logits, masked, own, strict=True)]
-        )
+        gained = np.array([after[k] - after[1 - k] - (before[k] - before[1 - k]) for before, after, k in pairs])
         assert row["effect"] == pytest.approx(gained.mean(), abs=1e-9)
         assert row["flipped"] == pytest.approx((masked.argmax(1) != own).mean())
         if row["window"] == "1-2" and row["target"] == "image":

@@ -145,6 +145,8 @@ class ExtractionPlan:
         box = row.subject_box if name == "subject" else row.object_box
         if box is None or self.shown[example] != row.image:  # the boxes do not belong to another image
             return None
+        if self.settings.condition == "patch-shuffle":  # its cells are anywhere among the image tokens
+            return None
         if self.settings.condition == "mirror":
             box = flipped(box, self.file_size(example)[0])
         return in_view(box, self.layouts[example].view)
@@ -197,10 +199,12 @@ class ExtractionPlan:
         -------
         dict
             Target -> (k,) indices of masked tokens; absent targets are left out. The spans `caption` and `prompt` are targets where the
-            knockouts have a group of reading tokens.
+            knockouts have a group of reading tokens; groups of cells are none under `patch-shuffle`.
         """
         joined = any(mode not in MODES for mode in self.settings.knockout_modes)
-        return masked_tokens(self.layouts[example], self._box_tokens(example), joined=joined)
+        found = masked_tokens(self.layouts[example], self._box_tokens(example), joined=joined)
+        placed = self.settings.condition != "patch-shuffle"
+        return {name: tokens for name, tokens in found.items() if placed or not name.startswith("cell_")}
 
     @cached_property
     def knockout_passes(self) -> float:

@@ -151,7 +151,7 @@ def build_plan(
         patch_layers=_patch_layers(settings, shape.layers) if patched.any() else (),
         fusion=settings.fusion,
         block=settings.block,
-        thumbnail=settings.thumbnail and settings.thumbnail[::-1],
+        thumbnail=None if settings.condition == "patch-shuffle" else settings.thumbnail and settings.thumbnail[::-1],
         computed_dtype=dtype,
     )
     provenance = {
@@ -307,12 +307,13 @@ def _cell(name: str) -> tuple[int, ...]:
 def _default_positions(
     settings: ExtractionSettings, asked: set[str], examples: Sequence[Example], layouts: Sequence[TokenLayout]
 ) -> tuple[str, ...]:
+    placed = settings.condition != "patch-shuffle"
     exists: dict[str, Callable[[], bool]] = {
         "final": lambda: True,
         "image": lambda: True,
         **{name: lambda name=name: any(name in layout.spans for layout in layouts) for name in TEXT_POSITIONS},  # type: ignore[misc]
-        "subject_box": lambda: any(example.subject_box for example in examples),
-        "object_box": lambda: any(example.object_box for example in examples),
+        "subject_box": lambda: placed and any(example.subject_box for example in examples),
+        "object_box": lambda: placed and any(example.object_box for example in examples),
     }
     if "tokens" in asked:
         asked = asked | {"final"}
