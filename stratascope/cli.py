@@ -59,6 +59,7 @@ SECTIONS = {
         "answers": ("answers", "Accuracy and confidence of the model's answers."),
         "attribution": ("answers", "Direct logit attribution by head, block and part of the prompt."),
         "heads": ("answers", "Rank heads by attribution, overlap and probe."),
+        "knockouts": ("answers", "Effect of attention knockouts by reading tokens and window."),
         "faithfulness": ("answers", "Agreement of attribution methods with attention knockouts."),
         "explain": ("answers", "One page for one example, all methods side by side."),
     },

@@ -11,6 +11,7 @@ from stratascope.analysis.flow import Flow, MinimumCut, flow, minimum_cut, span_
 from stratascope.analysis.flow_results import FlowResult, flow_examples
 from stratascope.analysis.head_agreement import head_agreement
 from stratascope.analysis.head_ranking import HeadRanking, head_ranking, rank_heads
+from stratascope.analysis.knockout_effects import KnockoutEffects, knockout_effects
 from stratascope.analysis.localisation import Pointing, pointing
 from stratascope.analysis.model_answers import AnswerConfidence, answer_confidence
 from stratascope.analysis.overlap import BoxOverlap, attention_overlap, box_overlap, cell_overlap
@@ -28,6 +29,7 @@ __all__ = [
     "Flow",
     "FlowResult",
     "HeadRanking",
+    "KnockoutEffects",
     "LogitAttribution",
     "MinimumCut",
     "Pointing",
@@ -49,6 +51,7 @@ __all__ = [
     "fuse_heads",
     "head_agreement",
     "head_ranking",
+    "knockout_effects",
     "logit_attribution",
     "minimum_cut",
     "norm_attention",

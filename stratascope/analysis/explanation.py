@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stratascope.analysis.attribution import logit_attribution
 from stratascope.analysis.flow import flow
-from stratascope.analysis.knockout_targets import kind_of_target, target_tokens
+from stratascope.analysis.knockout_targets import MODE_LABELS, kind_of_target, target_tokens
 from stratascope.analysis.model_answers import right_choices
 from stratascope.analysis.relevance import BASELINES, few_blocks, group_scores, methods_of, token_scores
 from stratascope.errors import InvalidInputError, NotRecordedError
@@ -230,7 +230,7 @@ def _knockout(store: ActivationStore, example: int) -> pd.DataFrame:
         effects = store.read("knockout", examples=example)
         for (m, w, t), effect in np.ndenumerate(effects):
             name = layout.knockout_targets[t]
-            if np.isfinite(effect):
+            if np.isfinite(effect) and layout.knockout_modes[m] in MODE_LABELS and kind_of_target(name) != "joined":
                 rows.append((name, kind_of_target(name), layout.knockout_modes[m], layout.knockout_windows[w], float(effect)))
     return pd.DataFrame(rows, columns=columns).astype({"effect": float})
 

@@ -25,7 +25,7 @@ from stratascope.analysis.knockout_targets import MODE_LABELS, TARGET_LABELS, se
 from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.relevance import RANDOM_DRAWS, Method, few_blocks, group_scores, methods_of, random_scores
 from stratascope.analysis.weighting import require_recorded
-from stratascope.errors import InvalidInputError, TooFewExamplesError
+from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 from stratascope.figures.correlations import draw_correlations
 from stratascope.figures.style import paper_style
 from stratascope.results.file import made_from
@@ -263,7 +263,14 @@ def faithfulness(
     layout = store.layout
     modes, windows, targets = layout.knockout_modes, layout.knockout_windows, layout.knockout_targets
     chosen = held_examples(store, "knockout", examples)
-    effects = np.asarray(store.read("knockout", examples=chosen), np.float64) if len(chosen) else np.zeros((0, 1, 1, 1))
+    effects = np.asarray(store.read("knockout", examples=chosen), np.float64) if len(chosen) else np.zeros((0, len(modes), 1, 1))
+    kept = [m for m, mode in enumerate(modes) if mode in MODE_LABELS]
+    if not kept:
+        raise NotRecordedError(
+            f"expected knockouts in the mode {' or '.join(MODE_LABELS)}, found {', '.join(modes)}; "
+            "extract with --knockout-modes final,later"
+        )
+    modes, effects = tuple(modes[m] for m in kept), effects[:, kept]
     measured = np.isfinite(effects).any((1, 2, 3))
     if not measured.any():
         raise TooFewExamplesError("expected examples with measured knockouts, found none; extract with --record knockout --knockouts N")

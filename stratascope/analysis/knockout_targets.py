@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from stratascope.analysis.box_cells import box_tokens
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.store import ActivationStore
-from stratascope.store.format.prompt_parts import PARTS, grouped_cells, parts_of
+from stratascope.store.format.prompt_parts import JOINED, PARTS, grouped_cells, parts_of
 
 CELL = re.compile(r"cell_(\d+)_(\d+)")
 
 TARGET_LABELS = {"cells": "groups of image cells", "spans": "parts of the prompt"}
 """Kind of target -> its label in figures and texts."""
 MODE_LABELS = {"final": "masked for the final token", "later": "masked for all later tokens"}
-"""Mode of a knockout -> its label: for which queries the target is masked."""
+"""Mode of a knockout -> its label: for which tokens the target is masked. Attribution methods are compared with these modes; in the
+others a group of tokens cannot attend to the target."""
 
 
 def setting_text(setting: Mapping[Any, Any]) -> str:
@@ -35,7 +36,8 @@ def setting_text(setting: Mapping[Any, Any]) -> str:
 
 
 def kind_of_target(name: str) -> str:
-    """Kind of a target: `cells` (group of image cells), `boxes` (gold box) or `spans` (part of the prompt).
+    """Kind of a target: `cells` (group of image cells), `boxes` (gold box) `spans` (part of the prompt) or
+    `joined` (whole span that takes in several parts).
 
     Raises
     ------
@@ -48,7 +50,11 @@ def kind_of_target(name: str) -> str:
         return "boxes"
     if name in PARTS:
         return "spans"
-    raise InvalidInputError(f"expected a target of {', '.join(PARTS)}, subject_box, object_box or cell_ROW_COLUMN, found {name!r}")
+    if name in JOINED:
+        return "joined"
+    raise InvalidInputError(
+        f"expected a target of {', '.join((*PARTS, *JOINED))}, subject_box, object_box or cell_ROW_COLUMN, found {name!r}"
+    )
 
 
 def target_tokens(store: ActivationStore, example: int, targets: Sequence[str]) -> NDArray[np.bool_]:
@@ -66,6 +72,9 @@ def target_tokens(store: ActivationStore, example: int, targets: Sequence[str]) 
         kind = kind_of_target(name)
         if kind == "spans":
             out[k] = parts == PARTS.index(name)
+        elif kind == "joined":
+            start, stop = store.spans[name][example] if name in store.spans else (0, 0)
+            out[k] = (np.arange(tokens) >= start) & (np.arange(tokens) < stop)
         elif kind == "boxes":
             out[k] = boxes[("subject_box", "object_box").index(name)]
         else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from stratascope.analysis import answer_confidence, explain_example, faithfulness, logit_attribution
+from stratascope.analysis import answer_confidence, explain_example, faithfulness, knockout_effects, logit_attribution
 from stratascope.analysis.head_ranking import rank_heads_of
 from stratascope.commands import options
 from stratascope.commands.example_selection import example_number
@@ -69,6 +69,25 @@ def heads_command(store: str, output: Output, probe: Path | None, **chosen: Any)
     ranking, missing = rank_heads_of(opened, probe or output.folder, progress=not output.quiet, **chosen)
     output.add(ranking, store=opened)
     output.note(*missing)
+
+
+@click.command()
+@click.argument("store")
+@options_of(knockout_effects)
+@options.only
+@results_output
+def knockouts_command(store: str, output: Output, **chosen: Any) -> None:
+    """Effect of attention knockouts on the answer, by reading tokens, target and window of blocks.
+
+    Needs knockouts (--record knockout). --knockout-modes of 'extract' chooses the tokens that cannot attend to a target: final, later, or
+    groups such as image, caption and prompt.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope knockouts demo/original.zarr
+    """
+    opened = open_store(store)
+    output.add(knockout_effects(opened, **chosen), store=opened)
 
 
 @click.command()

@@ -44,7 +44,8 @@ settings_options = options_of(
     },
     system="Text of the system turn; default: as the chat template has it.",
     condition={
-        "help": "Change to the images: none, mean colour, flipped left-right, or images exchanged between examples.",
+        "help": "Change to the images: none, mean colour, flipped left-right, images exchanged between examples, or image tokens permuted "
+        "before the decoder.",
         "type": click.Choice(CONDITIONS),
     },
     positions="Positions at which the residual stream is saved: final, image, subject, relation, object, subject_box, object_box (default: "
@@ -57,7 +58,8 @@ settings_options = options_of(
     patches="Save the residual stream at every image token of N evenly spaced examples.",
     patch_layers="Layers at which image tokens are saved; default: five, evenly spaced.",
     knockouts="Measure attention knockouts of N evenly spaced examples; needs --record knockout.",
-    knockout_modes="Which queries a knockout masks: final (the final token) or later (all later tokens).",
+    knockout_modes="Tokens that cannot attend to the target of a knockout: final (the final token), later (all later tokens), or a group: "
+    "system, image, subject, relation, object, caption_rest, template, caption, prompt; see docs/recording.md.",
     knockout_window="Decoder blocks in a sliding window of knockouts, besides that of all blocks; 0: none; default: a quarter of all.",
     thumbnail="Size of the thumbnails in the store.",
     limit="Use the first N examples.",

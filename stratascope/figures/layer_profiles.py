@@ -1,4 +1,4 @@
-"""Attention shares by decoder block, stacked; scores by block of the vision tower."""
+"""Attention shares by decoder block, stacked; knockout effects by window of blocks; scores by block of the vision tower."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from stratascope.figures.drawing import PART_LABELS
-from stratascope.figures.style import COLOURS, GREY, MARKERS
+from stratascope.figures.style import COLOURS, GREY, MARKERS, paper_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 PART_COLOURS = {
@@ -63,6 +64,68 @@ def draw_share_stack(values: NDArray[Any], layers: Sequence[int], parts: Sequenc
     if title:
         ax.set_title(title)
     return ax
+
+
+TARGET_LINES = {
+    **{name: (COLOURS[k], "-") for k, name in enumerate(("image", "subject", "relation", "object", "caption_rest"))},
+    "template": (GREY, "-"), "system": ("#b4b5ad", "-"), "caption": (COLOURS[6], "--"), "prompt": (COLOURS[5], "--"),
+    "subject_box": (COLOURS[1], ":"), "object_box": (COLOURS[3], ":"),
+}  # fmt: skip
+"""Target of a knockout -> colour and line: solid for parts of the prompt, dashed for whole spans, dotted for boxes."""
+
+
+def draw_window_effects(table: pd.DataFrame, ax: Axes, *, title: str | None = None) -> Axes:
+    """Knockout effect by the centre of the window of blocks, one line per target, with simultaneous bands.
+
+    Parameters
+    ----------
+    table
+        Columns target, first, last, effect, low_simultaneous, high_simultaneous.
+    ax
+        Where to draw.
+    title
+        Over the axes.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    for target, (colour, line) in TARGET_LINES.items():
+        rows = table[table["target"] == target]
+        if rows.empty:
+            continue
+        centre = (rows["first"].to_numpy(float) + rows["last"].to_numpy(float)) / 2
+        low, high = (rows[f"{end}_simultaneous"].to_numpy(float) for end in ("low", "high"))
+        label = PART_LABELS.get(target, target.replace("_", " "))
+        if len(rows) == 1:
+            ax.vlines(centre, low, high, color=colour, alpha=0.3)
+        ax.fill_between(centre, low, high, color=colour, alpha=0.13, linewidth=0)
+        ax.plot(centre, rows["effect"], color=colour, linestyle=line, marker="o", markersize=2.5, label=label)
+    ax.axhline(0, color=GREY, linewidth=0.7, zorder=0)
+    ax.set_xlabel("Centre of the window of blocks")
+    ax.set_ylabel("Change of the logit difference\ntowards the answer")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if title:
+        ax.set_title(title)
+    return ax
+
+
+def window_effects_figure(panels: Mapping[str, pd.DataFrame]) -> Figure:
+    """Panels of `draw_window_effects` by title, on one scale, with one legend."""
+    from matplotlib.figure import Figure
+
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    with paper_style():
+        figure = Figure(figsize=(1.5 + 2.1 * columns, 0.5 + 1.8 * rows))
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
+        named: dict[str, Any] = {}
+        for ax, (title, table) in zip(axes, panels.items(), strict=False):
+            draw_window_effects(table, ax, title=title)
+            named |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+            ax.label_outer()
+        for ax in axes[len(panels) :]:
+            ax.remove()
+        figure.legend(list(named.values()), list(named), loc="outside right upper")
+    return figure
 
 
 def draw_tower(curves: Mapping[str, pd.DataFrame], ax: Axes, *, full_attention: Sequence[int] = (), title: str | None = None) -> Axes:

@@ -1,4 +1,4 @@
-"""Sections of a report on attribution: faithfulness, localisation, attention, logit attribution."""
+"""Sections of a report on attribution: knockout effects, faithfulness, localisation, attention, logit attribution."""
 
 from __future__ import annotations
 
@@ -46,6 +46,28 @@ def _missing(what: str, command: str, needed: Sequence[str], recorded: Collectio
     if all(name in recorded for name in needed):
         return Missing(f"No {what} yet; make it with", command)
     return Missing(f"No {what} yet, and the store lacks arrays for it; extract with --record {','.join(needed)}, then", command)
+
+
+def knockout_blocks(results: ResultSet) -> list[Block]:
+    """Knockout effect by reading tokens, target and window of blocks; empty without such a result."""
+    found = results.of("knockout_effects")
+    if not found:
+        return []
+    result, level = found[0].result, f"{found[0].attributes['level']:.0%}"
+    return [
+        Prose(
+            "A target is masked for one group of reading tokens in a window of blocks, and the change of the logit difference towards the "
+            f"model's answer is measured (mean size without masking: {result.attributes['difference']:.2f})."
+        ),
+        Drawing(
+            result.figure(),
+            "change of the logit difference by window of blocks, one panel per group of reading tokens",
+            f"Mean over {len(result.examples)} examples; {level} bands from a bootstrap over images, simultaneous over all pairs and "
+            "windows. Below 0: the target supports the answer through these tokens and blocks.",
+            "",
+            [found[0].source("tables/table")],
+        ),
+    ]
 
 
 def faithfulness_blocks(results: ResultSet, store: str, recorded: Collection[str] = ()) -> list[Block]:

@@ -28,6 +28,7 @@ CONDITION_LABELS = {
     "blank": "blank images",
     "mirror": "mirrored images",
     "shuffled-image": "shuffled images",
+    "patch-shuffle": "permuted image tokens",
     "untrained": "untrained weights",
 }
 MOST_ROWS = 24

@@ -113,6 +113,9 @@ FIGURES: dict[str, NamedFigure] = {
             "heads", "attention share of the image, head by block", "attention_share", "stratascope share STORE", drawing.draw_image_heads
         ),
         NamedFigure(
+            "knockouts", "knockout effects by window of blocks, first reading tokens", "knockout_effects", "stratascope knockouts STORE",
+        ),
+        NamedFigure(
             "faithfulness", "rank correlation of attribution methods with knockout effects", "faithfulness",
             "stratascope faithfulness STORE", height=3.2,
         ),

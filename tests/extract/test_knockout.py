@@ -17,7 +17,14 @@ from stratascope.datasets.boxes import cells_in_box  # noqa: E402
 from stratascope.errors import CaptureError, InvalidInputError  # noqa: E402
 from stratascope.extract import plan_extraction, run_extraction  # noqa: E402
 from stratascope.extract.plan.images import open_image  # noqa: E402
-from stratascope.extract.plan.knockout_plan import Knockouts, first_changed, layer_windows, masked_tokens, ordered_targets  # noqa: E402
+from stratascope.extract.plan.knockout_plan import (  # noqa: E402
+    Knockouts,
+    first_changed,
+    layer_windows,
+    masked_tokens,
+    ordered_targets,
+    reading_tokens,
+)
 from stratascope.extract.plan.plan_summary import plan_summary  # noqa: E402
 from stratascope.extract.run.capture import text_decoder, use_captured_attention  # noqa: E402
 from stratascope.extract.run.knockout import Trace, batches, check_trace, knockout_effects, tracing, variants  # noqa: E402
@@ -32,13 +39,17 @@ WINDOWS = ((0, 3), (1, 2), (3, 3))
 
 def eager_difference(model, batch, tokens, mode: str, window: tuple[int, int], pair: tuple[int, int] = PAIR) -> float:
     """The logits' difference of the stock model when its additive masks are edited in a window of blocks."""
+    return edited_difference(model, batch, tokens, range(-1, 0) if mode == "final" else None, window, pair)
+
+
+def edited_difference(model, batch, tokens, readers, window: tuple[int, int], pair: tuple[int, int] = PAIR) -> float:
+    """The same with the tokens hidden from `readers`, all others by default."""
 
     def edit(module, args, kwargs):
         mask = kwargs["attention_mask"].clone()
-        queries = torch.ones(mask.shape[2], dtype=torch.bool)
+        queries = torch.zeros(mask.shape[2], dtype=torch.bool)
+        queries[list(range(mask.shape[2]) if readers is None else readers)] = True
         queries[tokens] = False
-        if mode == "final":
-            queries[:-1] = False
         mask[:, :, queries.nonzero(), tokens] = torch.finfo(mask.dtype).min
         return args, {**kwargs, "attention_mask": mask}
 
@@ -78,21 +89,28 @@ def test_effects_equal_the_stock_models_with_its_masks_edited(name: str) -> None
     decoder = use_captured_attention(ours)
     batch = {key: v.double() if v.is_floating_point() else v for key, v in left_padded(name, [example(name, eager, 9, 0)]).items()}
     targets = targets_of(batch["input_ids"][0])
-    knockouts = Knockouts(np.array([True]), ("final", "later"), WINDOWS, ("absent", *targets))
+    knockouts = Knockouts(np.array([True]), ("final", "later", "image", "question"), WINDOWS, ("absent", *targets))
+    ids = batch["input_ids"][0].numpy()
+    groups = {"image": targets["image"], "question": np.flatnonzero(ids != IMAGE)[-6:-1]}
     with torch.inference_mode():
         with tracing(decoder.layers) as trace:
             ours(**batch, use_cache=False, logits_to_keep=1)
         check_trace(decoder.layers, trace, 1e-6)
-        found = knockout_effects(decoder.layers, trace, targets, knockouts, difference_of(ours, decoder), budget=100)
+        found = knockout_effects(decoder.layers, trace, groups | targets, knockouts, difference_of(ours, decoder), budget=100)
     assert np.isnan(found[..., 0]).all()
     untouched = eager_difference(eager, batch, torch.zeros(0, dtype=torch.long), "later", (0, 0))
     largest = 0.0
     for m, mode in enumerate(knockouts.modes):
         for w, window in enumerate(WINDOWS):
             for t, tokens in enumerate(targets.values()):
-                expected = eager_difference(eager, batch, torch.from_numpy(tokens), mode, window) - untouched
+                hidden, seen = torch.from_numpy(tokens), groups.get(mode, [-1] if mode == "final" else None)
+                expected = edited_difference(eager, batch, hidden, seen, window) - untouched
+                if np.isnan(found[m, w, 1 + t]):
+                    assert (mode in groups, expected) == (True, 0), "only what no token of the group may see is left out"
+                    continue
                 assert found[m, w, 1 + t] == pytest.approx(expected, abs=5e-5), (mode, window, list(targets)[t])
                 largest = max(largest, abs(expected))
+        assert np.nanmax(np.abs(found[m])) > 1e-4, mode
     assert largest > 0.05, "a test in which nothing moves would show little"
 
 
@@ -103,21 +121,28 @@ def test_only_what_can_change_is_run_again() -> None:
     trace.inputs[0] = torch.zeros(1, length, 4)
     trace.visible[0] = torch.ones(length, length, dtype=torch.bool).tril()
     targets = {"word": np.array([25]), "image": np.arange(3, 20), "corner": np.array([3, 4, 9, 10])}
-    starts = {variant.name: variant.start for variant in variants(trace, targets, "later")}
+    starts = {variant.name: variant.start for variant in variants(trace, targets, "later", {})}
     assert starts == {"word": 26, "image": 20, "corner": 5}
-    assert {variant.start for variant in variants(trace, targets, "final")} == {29}
+    assert {variant.start for variant in variants(trace, targets, "final", {})} == {29}
     for budget in (8, 1000):
-        found = [[variant.name for variant in batch] for batch in batches(variants(trace, targets, "later"), length, budget)]
+        found = [[variant.name for variant in batch] for batch in batches(variants(trace, targets, "later", {}), length, budget)]
         assert found == [["word"], ["image"], ["corner"]], "what changes few tokens is not run with what changes many"
-    assert [len(batch) for batch in batches(variants(trace, targets, "final"), length, 1000)] == [3]
-    assert [len(batch) for batch in batches(variants(trace, targets, "final"), length, 14)] == [2, 1]
+    assert [len(batch) for batch in batches(variants(trace, targets, "final", {}), length, 1000)] == [3]
+    assert [len(batch) for batch in batches(variants(trace, targets, "final", {}), length, 14)] == [2, 1]
     for name, tokens in targets.items():
-        assert first_changed(tokens, length, "later") == starts[name], "the plan's price knows the same"
+        assert first_changed(tokens, reading_tokens("later", tokens, length, {}), length) == starts[name], "the plan's price knows the same"
+    groups = {"words": np.arange(20, 25)}
+    assert {v.name: (v.start, v.readers.tolist()) for v in variants(trace, targets, "words", groups)} == {
+        "image": (20, [20, 21, 22, 23, 24]), "corner": (20, [20, 21, 22, 23, 24]),
+    }, "no token of the group may see the later word"  # fmt: skip
+    assert first_changed(targets["word"], groups["words"], length) == length
     for together, starts in (((3, 20), [3, 3, 26, 29]), ((0, length), [0, 0, 0, 0])):
         trace.visible[0][slice(*together), slice(*together)] = True  # image tokens, or a whole prompt, that see each other
         cases = [([9], "later"), ([4, 5], "later"), ([25], "later"), ([9], "final")]
-        assert [trace.first_changed(torch.tensor(tokens), mode) for tokens, mode in cases] == starts
-        assert [first_changed(np.array(tokens), length, mode, together) for tokens, mode in cases] == starts
+        for (tokens, mode), start in zip(cases, starts, strict=True):
+            readers = reading_tokens(mode, np.array(tokens), length, {})
+            assert trace.first_changed(torch.tensor(tokens), torch.from_numpy(readers)) == start
+            assert first_changed(np.array(tokens), readers, length, together) == start
 
 
 def test_a_trace_that_does_not_give_the_pass_again_is_refused() -> None:

@@ -18,7 +18,7 @@ from stratascope.extract.families.model_families import ModelShape, check_family
 from stratascope.extract.model_files import ModelSource, resolve_model
 from stratascope.extract.plan.image_boxes import flipped, in_view, view_size
 from stratascope.extract.plan.images import ImageFacts, apply_condition, open_image, thumbnail
-from stratascope.extract.plan.knockout_plan import Knockouts, computed_tokens, masked_tokens
+from stratascope.extract.plan.knockout_plan import MODES, Knockouts, computed_tokens, masked_tokens
 from stratascope.extract.plan.settings import BOX_POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
 from stratascope.store import StoreLayout, estimate_sizes
@@ -145,6 +145,8 @@ class ExtractionPlan:
         box = row.subject_box if name == "subject" else row.object_box
         if box is None or self.shown[example] != row.image:  # the boxes do not belong to another image
             return None
+        if self.settings.condition == "patch-shuffle":  # its cells are anywhere among the image tokens
+            return None
         if self.settings.condition == "mirror":
             box = flipped(box, self.file_size(example)[0])
         return in_view(box, self.layouts[example].view)
@@ -196,9 +198,13 @@ class ExtractionPlan:
         Returns
         -------
         dict
-            Target -> (k,) indices of masked tokens; absent targets are left out.
+            Target -> (k,) indices of masked tokens; absent targets are left out. The spans `caption` and `prompt` are targets where the
+            knockouts have a group of reading tokens; groups of cells are none under `patch-shuffle`.
         """
-        return masked_tokens(self.layouts[example], self._box_tokens(example))
+        joined = any(mode not in MODES for mode in self.settings.knockout_modes)
+        found = masked_tokens(self.layouts[example], self._box_tokens(example), joined=joined)
+        placed = self.settings.condition != "patch-shuffle"
+        return {name: tokens for name, tokens in found.items() if placed or not name.startswith("cell_")}
 
     @cached_property
     def knockout_passes(self) -> float:

@@ -127,8 +127,8 @@ def _unknown_format(data: bytes) -> str:
     return f"not an image of a format that is read ({', '.join(FORMATS)})"
 
 
-CONDITIONS = ("original", "blank", "mirror", "shuffled-image")
-"""Changes to images: none, mean colour, flipped left-right, exchanged between examples."""
+CONDITIONS = ("original", "blank", "mirror", "shuffled-image", "patch-shuffle")
+"""Changes to images: none, mean colour, flipped left-right, exchanged between examples, image tokens permuted before the decoder."""
 
 PLACEHOLDER_SIZE = (56, 56)
 """Assumed width and height of an unreadable image, whose examples are saved as failed."""
@@ -290,9 +290,22 @@ def shown_images(names: Sequence[str], condition: str, seed: int) -> list[str]:
     return [following[name] for name in names]
 
 
+def image_token_order(count: int, seed: int, example: int) -> np.ndarray:
+    """(count,) order in which the decoder receives the image tokens of an example under `patch-shuffle`.
+
+    Slot k receives token `order[k]`; the order is uniform, and depends on the seed and the number of the example alone.
+
+    Examples
+    --------
+    >>> image_token_order(6, seed=0, example=3).tolist()
+    [1, 3, 0, 5, 2, 4]
+    """
+    return np.random.default_rng([seed, example]).permutation(count)
+
+
 def apply_condition(image: Image.Image, condition: str) -> Image.Image:
     """The image as the model sees it; InvalidInputError for an unknown condition."""
-    if condition in ("original", "shuffled-image"):  # exchanged by `shown_images`
+    if condition in ("original", "shuffled-image", "patch-shuffle"):  # exchanged by `shown_images`, or permuted after the vision tower
         return image
     if condition == "mirror":
         return ImageOps.mirror(image)

@@ -1,4 +1,4 @@
-"""Attention knockouts: targets, masked queries, windows of blocks (Geva et al. 2023), and their cost. No torch."""
+"""Attention knockouts: targets, reading tokens, windows of blocks (Geva et al. 2023), and their cost. No torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import numpy as np
 
 from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.token_layout import TokenLayout
-from stratascope.store.format.prompt_parts import PARTS, grouped_cells, token_parts
+from stratascope.store.format.prompt_parts import JOINED, PARTS, READERS, grouped_cells, token_parts
 
 MODES = ("final", "later")
-"""Queries for which a target is masked: the final token, or all later tokens outside the target."""
+"""Modes that are measured by default: a target is masked for the final token, or for all later tokens outside the target."""
+ALL_MODES = (*MODES, *READERS)
+"""All modes: also the groups of tokens for which a target is masked, without its own tokens and the final token."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class Knockouts:
     """First and last block of each window; the first window is all blocks."""
     targets: tuple[str, ...]
     """Targets that at least one chosen example has."""
+
+    def targets_of(self, mode: str) -> tuple[str, ...]:
+        """Targets that are masked in a mode: all for `final` and `later`, parts of the prompt and boxes for a group of tokens."""
+        return self.targets if mode in MODES else tuple(name for name in self.targets if not name.startswith("cell_"))
 
     @property
     def window_names(self) -> tuple[str, ...]:
@@ -63,10 +69,10 @@ def layer_windows(blocks: int, width: int | None) -> tuple[tuple[int, int], ...]
     return (whole, *((start, start + width - 1) for start in starts))
 
 
-def masked_tokens(layout: TokenLayout, boxes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def masked_tokens(layout: TokenLayout, boxes: Mapping[str, np.ndarray], *, joined: bool = False) -> dict[str, np.ndarray]:
     """Target -> ascending indices of its tokens; absent targets are left out.
 
-    The final token is never masked.
+    The final token is in no target.
 
     Parameters
     ----------
@@ -74,11 +80,15 @@ def masked_tokens(layout: TokenLayout, boxes: Mapping[str, np.ndarray]) -> dict[
         Tokens of one example.
     boxes
         `subject_box` and `object_box` -> indices of image tokens, if there are boxes.
+    joined
+        Whether the whole spans of `JOINED` are targets, too.
     """
     length = len(layout.ids)
     spans = {name: np.array([span]) for name, span in layout.spans.items()}
     part = token_parts(spans, np.array([length]), length)[0]
     targets = {name: np.flatnonzero(part == k) for k, name in enumerate(PARTS)}
+    if joined:
+        targets |= {name: np.arange(*layout.spans[name]) for name in JOINED if name in layout.spans}
     targets |= boxes
     targets |= {name: layout.spans["image"][0] + cells for name, cells in grouped_cells(*layout.grid).items()}
     within = {name: tokens[tokens != length - 1] for name, tokens in targets.items()}
@@ -86,30 +96,51 @@ def masked_tokens(layout: TokenLayout, boxes: Mapping[str, np.ndarray]) -> dict[
 
 
 def ordered_targets(found: set[str]) -> tuple[str, ...]:
-    """Sort targets: spans, boxes, then cells row by row."""
+    """Sort targets: parts, whole spans, boxes, then cells row by row."""
     cells = sorted((name for name in found if name.startswith("cell_")), key=lambda name: tuple(map(int, name.split("_")[1:])))
-    return (*(name for name in (*PARTS, "subject_box", "object_box") if name in found), *cells)
+    return (*(name for name in (*PARTS, *JOINED, "subject_box", "object_box") if name in found), *cells)
 
 
-def first_changed(tokens: np.ndarray, length: int, mode: str, together: tuple[int, int] | None = None) -> int:
-    """The first token whose residual stream may change when `tokens` are masked.
+def reading_tokens(mode: str, target: np.ndarray, length: int, groups: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Ascending indices of the tokens for which a target is masked.
+
+    Parameters
+    ----------
+    mode
+        One of `ALL_MODES`.
+    target
+        Indices of its tokens.
+    length
+        Number of prompt tokens.
+    groups
+        Name -> indices of the tokens of a group, from `masked_tokens`.
+    """
+    if mode == "final":
+        return np.array([length - 1])
+    return np.setdiff1d(np.arange(length) if mode == "later" else groups.get(mode, np.zeros(0, int)), target)
+
+
+def first_changed(tokens: np.ndarray, readers: np.ndarray, length: int, together: tuple[int, int] | None = None) -> int:
+    """The first token whose residual stream may change when `tokens` are masked for `readers`; `length` if none can attend to them.
 
     Parameters
     ----------
     tokens
         Masked tokens, ascending.
+    readers
+        Tokens for which they are masked, ascending.
     length
         Number of prompt tokens.
-    mode
-        One of `MODES`.
     together
         [start, stop) of tokens with bidirectional attention; all others are causal.
     """
     start, stop = together or (0, 0)
-    changed = length - 1
-    if mode == "later":
-        first = start if start <= int(tokens[0]) < stop else int(tokens[0]) + 1
-        changed = int(np.setdiff1d(np.arange(first, length), tokens)[0])
+    seeing = readers > tokens[0]
+    if ((start <= tokens) & (tokens < stop)).any():
+        seeing |= (start <= readers) & (readers < stop)
+    if not seeing.any():
+        return length
+    changed = int(readers[seeing][0])
     return start if start <= changed < stop else changed
 
 
@@ -119,6 +150,8 @@ def computed_tokens(
     """Tokens times blocks that the knockouts of one example compute, including the unmasked pass."""
     total = length * blocks
     for mode in knockouts.modes:
-        changed = sum(length - first_changed(tokens, length, mode, together) for tokens in targets.values())
+        masked = [targets[name] for name in knockouts.targets_of(mode) if name in targets]
+        readers = [reading_tokens(mode, tokens, length, targets) for tokens in masked]
+        changed = sum(length - first_changed(tokens, seen, length, together) for tokens, seen in zip(masked, readers, strict=True))
         total += changed * sum(blocks - first for first, _ in knockouts.windows)
     return total

@@ -21,7 +21,7 @@ from stratascope.extract.model_files import check_weight_form, quantization, res
 from stratascope.extract.plan.extraction_plan import ExtractionPlan, patch_counts
 from stratascope.extract.plan.image_boxes import aligned_examples, alignment_cases, stretched_examples
 from stratascope.extract.plan.images import PLACEHOLDER_SIZE, ImageFacts, images_digest, inspect_images, shown_images, stated_images
-from stratascope.extract.plan.knockout_plan import MODES, Knockouts, layer_windows, ordered_targets
+from stratascope.extract.plan.knockout_plan import ALL_MODES, Knockouts, layer_windows, ordered_targets
 from stratascope.extract.plan.settings import (
     BOX_POSITIONS,
     GRID_POSITIONS,
@@ -151,7 +151,7 @@ def build_plan(
         patch_layers=_patch_layers(settings, shape.layers) if patched.any() else (),
         fusion=settings.fusion,
         block=settings.block,
-        thumbnail=settings.thumbnail and settings.thumbnail[::-1],
+        thumbnail=None if settings.condition == "patch-shuffle" else settings.thumbnail and settings.thumbnail[::-1],
         computed_dtype=dtype,
     )
     provenance = {
@@ -230,7 +230,7 @@ def _layouts(
 def _with_knockouts(plan: ExtractionPlan, chosen: np.ndarray) -> ExtractionPlan:
     """The plan with knockouts of the chosen examples and their arrays in the store."""
     settings = plan.settings
-    modes = tuple(mode for mode in MODES if mode in settings.knockout_modes)
+    modes = tuple(mode for mode in ALL_MODES if mode in settings.knockout_modes)
     targets = ordered_targets({name for k in np.flatnonzero(chosen) for name in plan.masked_tokens(int(k))})
     knockouts = Knockouts(chosen, modes, layer_windows(plan.shape.layers, settings.knockout_window), targets)
     names = {"knockout_modes": modes, "knockout_windows": knockouts.window_names, "knockout_targets": targets}
@@ -307,12 +307,13 @@ def _cell(name: str) -> tuple[int, ...]:
 def _default_positions(
     settings: ExtractionSettings, asked: set[str], examples: Sequence[Example], layouts: Sequence[TokenLayout]
 ) -> tuple[str, ...]:
+    placed = settings.condition != "patch-shuffle"
     exists: dict[str, Callable[[], bool]] = {
         "final": lambda: True,
         "image": lambda: True,
         **{name: lambda name=name: any(name in layout.spans for layout in layouts) for name in TEXT_POSITIONS},  # type: ignore[misc]
-        "subject_box": lambda: any(example.subject_box for example in examples),
-        "object_box": lambda: any(example.object_box for example in examples),
+        "subject_box": lambda: placed and any(example.subject_box for example in examples),
+        "object_box": lambda: placed and any(example.object_box for example in examples),
     }
     if "tokens" in asked:
         asked = asked | {"final"}

@@ -11,7 +11,7 @@ from typing import Any
 from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.images import CONDITIONS
-from stratascope.extract.plan.knockout_plan import MODES
+from stratascope.extract.plan.knockout_plan import ALL_MODES, MODES
 from stratascope.store.format.prompt_parts import CELL_POSITION, MEANS, TOKEN_POSITION
 
 RECORDS = (
@@ -78,7 +78,8 @@ class ExtractionSettings:
     system: str | None = None
     """Text of the system turn; None: as the chat template has it; empty: no system turn."""
     condition: str = "original"
-    """Change to the images: original (none), blank (mean colour), mirror (flipped left-right) or shuffled-image (exchanged)."""
+    """Change to the images: original (none), blank (mean colour), mirror (flipped left-right), shuffled-image (exchanged) or patch-shuffle
+    (image tokens permuted before the decoder, by example)."""
     positions: tuple[str, ...] | None = None
     """Positions to save: names, and names of `GROUPS`; None: all of `POSITIONS` that the examples have."""
     record: tuple[str, ...] = DEFAULT_RECORDS
@@ -94,7 +95,8 @@ class ExtractionSettings:
     knockouts: int | None = 128
     """Number of evenly spaced examples with attention knockouts; None: all."""
     knockout_modes: tuple[str, ...] = MODES
-    """Which queries a knockout masks: `final` (the final token) or `later` (all later tokens)."""
+    """Which tokens cannot attend to the target: `final` (the final token), `later` (all later tokens), or a group of tokens: a part of the
+    prompt of `PARTS`, `caption` or `prompt`."""
     knockout_window: int | None = None
     """Blocks in a sliding window of knockouts, besides the window of all blocks; None: a quarter of the blocks; 0: none."""
     thumbnail: tuple[int, int] | None = (112, 112)
@@ -114,7 +116,7 @@ class ExtractionSettings:
     block: int = 64
     """Examples in a shard block: the unit of writing and resuming."""
     seed: int = 0
-    """Seed of the exchange of images under `shuffled-image`."""
+    """Seed of the exchange of images under `shuffled-image`, and of the order of image tokens under `patch-shuffle`."""
     image_size: tuple[int, int] | None = field(default=None, compare=False)
     """(width, height) to assume for every image, for planning only."""
     strict: bool = field(default=False, compare=False)
@@ -135,6 +137,8 @@ class ExtractionSettings:
                     f"expected `positions` to be among {', '.join((*POSITIONS, *GROUPS))}, or one such as caption_mean, subject_0, "
                     f"after_caption_0 or cell_0_0, found {name!r}"
                 )
+        if self.condition == "patch-shuffle":
+            self._expect_no_cells()
         _expect_among("fusion", self.fusion, FUSIONS)
         if self.dtype is not None:
             _expect_among("dtype", self.dtype, DTYPES)
@@ -155,9 +159,23 @@ class ExtractionSettings:
         if self.patch_layers is not None and not (self.patches and self.patch_layers):
             raise InvalidInputError("expected `patches` and at least one layer in `patch_layers`, found one without the other; set both")
         for name in self.knockout_modes:
-            _expect_among("knockout_modes", name, MODES)
+            _expect_among("knockout_modes", name, ALL_MODES)
         if "knockout" in self.record and not self.knockout_modes:
-            raise InvalidInputError(f"expected `knockout_modes` among {', '.join(MODES)}, found none")
+            raise InvalidInputError(f"expected `knockout_modes` among {', '.join(ALL_MODES)}, found none")
+
+    def _expect_no_cells(self) -> None:
+        """Refuse what has a place in the image, which permuted image tokens do not have."""
+        placed = [name for name in self.positions or () if name in ("cells", *BOX_POSITIONS) or name.startswith("cell_")]
+        for parameter, found in (
+            ("positions", placed),
+            ("record", [name for name in self.record if name == "vision_output"]),
+            ("patches", [str(self.patches)] if self.patches else []),
+        ):
+            if found:
+                raise InvalidInputError(
+                    f"expected `{parameter}` without places in the image for `condition` patch-shuffle (permuted image tokens), found "
+                    f"{', '.join(found)}; leave {'it' if len(found) == 1 else 'them'} out"
+                )
 
     def image_path(self, name: str) -> Path:
         """Path of the image with this name."""

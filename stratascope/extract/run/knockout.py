@@ -1,7 +1,7 @@
 """Attention knockouts: change of the difference of two answer logits when attention is masked in a window of blocks (Geva et al. 2023).
 
 One unmasked pass is kept (`Trace`). Each variant is rerun from the first block and the first token that it changes, with cached keys and
-values of all earlier tokens; for mode `final` that is a single token through the blocks.
+values of all earlier tokens; where the target is masked for the final token alone, that is a single token through the blocks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from stratascope.errors import CaptureError
-from stratascope.extract.plan.knockout_plan import Knockouts
+from stratascope.extract.plan.knockout_plan import Knockouts, reading_tokens
 from stratascope.extract.run.attention_function import BlockAttention, KeysValuesMask, listening, overriding_attention
 
 
@@ -51,18 +51,15 @@ class Trace:
             visible = given if given.dtype == torch.bool else given > torch.finfo(given.dtype).min / 2
         self.visible[seen.block] = visible
 
-    def first_changed(self, tokens: torch.Tensor, mode: str) -> int:
-        """The first token whose residual stream may change when `tokens` are masked, directly or through another token.
+    def first_changed(self, tokens: torch.Tensor, readers: torch.Tensor) -> int | None:
+        """The first token whose residual stream may change when `tokens` are masked for `readers`, directly or through another token.
 
-        In PaliGemma, with bidirectional attention over the prompt, that is the first token, even for mode `final`.
+        None if no reader may see them. In PaliGemma, with bidirectional attention over the prompt, it is the first token, even where the
+        final token is the only reader.
         """
         seen = torch.stack(list(self.visible.values())).any(0)
-        changed = self.length - 1
-        if mode == "later":
-            others = torch.ones(self.length, dtype=torch.bool, device=seen.device)
-            others[tokens] = False
-            changed = int(torch.nonzero(seen[:, tokens].any(1) & others)[0])
-        return self.first_reached(changed)
+        changed = readers[seen[readers][:, tokens].any(1)]
+        return self.first_reached(int(changed.min())) if len(changed) else None
 
     def first_reached(self, changed: int) -> int:
         """The first token that changes when the residual stream of the token `changed` does: an earlier one if it sees later tokens."""
@@ -114,16 +111,24 @@ class Variant:
     name: str
     tokens: torch.Tensor
     """Indices of the masked tokens."""
+    readers: torch.Tensor
+    """Indices of the tokens for which they are masked."""
     start: int
     """The first token whose residual stream changes."""
 
 
-def variants(trace: Trace, targets: Mapping[str, np.ndarray], mode: str) -> list[Variant]:
-    """The targets of one mode, sorted by the number of tokens that they change."""
+def variants(trace: Trace, targets: Mapping[str, np.ndarray], mode: str, groups: Mapping[str, np.ndarray]) -> list[Variant]:
+    """The targets of one mode, sorted by the number of tokens that they change; left out where no reading token may see the target.
+
+    `groups` are those of `reading_tokens`.
+    """
     made = []
     for name, tokens in targets.items():
-        target = torch.from_numpy(np.asarray(tokens)).to(trace.inputs[0].device)
-        made.append(Variant(name, target, trace.first_changed(target, mode)))
+        chosen = (np.asarray(tokens), reading_tokens(mode, tokens, trace.length, groups))
+        target, readers = (torch.from_numpy(each).to(trace.inputs[0].device) for each in chosen)
+        start = trace.first_changed(target, readers)
+        if start is not None:
+            made.append(Variant(name, target, readers, start))
     return sorted(made, key=lambda variant: -variant.start)
 
 
@@ -143,7 +148,7 @@ def batches(made: Sequence[Variant], length: int, budget: int) -> Iterator[list[
         yield batch
 
 
-def rerun(blocks: Any, trace: Trace, batch: Sequence[Variant], mode: str, window: tuple[int, int]) -> torch.Tensor:
+def rerun(blocks: Any, trace: Trace, batch: Sequence[Variant], window: tuple[int, int]) -> torch.Tensor:
     """Output of the last block at the final token, with the tokens of each variant masked in a window of blocks.
 
     Parameters
@@ -153,9 +158,7 @@ def rerun(blocks: Any, trace: Trace, batch: Sequence[Variant], mode: str, window
     trace
         The unmasked pass.
     batch
-        Variants of one mode.
-    mode
-        `final`: masked for the final token; `later`: masked for all tokens except themselves.
+        The variants.
     window
         First and last block of the mask.
 
@@ -168,11 +171,7 @@ def rerun(blocks: Any, trace: Trace, batch: Sequence[Variant], mode: str, window
     start, length = min(variant.start for variant in batch), trace.length
     masked = torch.zeros(len(batch), length - start, length, dtype=torch.bool, device=trace.inputs[0].device)
     for row, variant in enumerate(batch):
-        queries = torch.ones(length, dtype=torch.bool, device=masked.device)
-        queries[variant.tokens] = False
-        if mode == "final":
-            queries[:-1] = False
-        masked[row][queries[start:].nonzero(), variant.tokens] = True
+        masked[row][(variant.readers[variant.readers >= start] - start)[:, None], variant.tokens] = True
     hidden = trace.inputs[first][:, start:].expand(len(batch), -1, -1)
 
     def with_cache(block: int, key: torch.Tensor, value: torch.Tensor) -> KeysValuesMask:
@@ -204,9 +203,9 @@ def knockout_effects(
     blocks, trace
         The decoder blocks, and the unmasked pass.
     targets
-        Name -> token indices in this example.
+        Name -> token indices in this example, of targets and of groups of reading tokens.
     knockouts
-        The knockouts to measure; targets that are absent from `targets` stay NaN.
+        The knockouts to measure; a target that is absent, or that no reading token may see, stays NaN.
     difference
         (n, hidden) output of the last block -> (n,) logit of the first answer minus that of the second.
     budget
@@ -220,10 +219,10 @@ def knockout_effects(
     found = np.full((len(knockouts.modes), len(knockouts.windows), len(knockouts.targets)), np.nan, np.float32)
     unmasked = difference(trace.inputs[len(blocks)][:, -1])
     for m, mode in enumerate(knockouts.modes):
-        made = variants(trace, {name: targets[name] for name in knockouts.targets if name in targets}, mode)
+        made = variants(trace, {name: targets[name] for name in knockouts.targets_of(mode) if name in targets}, mode, targets)
         for w, window in enumerate(knockouts.windows):
             for batch in batches(made, trace.length, budget):
-                changed = difference(rerun(blocks, trace, batch, mode, window)) - unmasked
+                changed = difference(rerun(blocks, trace, batch, window)) - unmasked
                 found[m, w, [knockouts.targets.index(variant.name) for variant in batch]] = changed.cpu().numpy()
     return found
 
@@ -239,7 +238,7 @@ def check_trace(blocks: Any, trace: Trace, tolerance: float) -> None:
     none = torch.zeros(0, dtype=torch.long, device=trace.inputs[0].device)
     left = trace.inputs[len(blocks)][:, -1].double()
     for start in (0, trace.length // 2, trace.length - 1):
-        again = rerun(blocks, trace, [Variant("none", none, start)], "later", (0, len(blocks) - 1))
+        again = rerun(blocks, trace, [Variant("none", none, none, start)], (0, len(blocks) - 1))
         gap = float((again.double() - left).norm() / left.norm())
         if not gap <= tolerance:
             raise CaptureError(

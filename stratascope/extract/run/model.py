@@ -260,11 +260,17 @@ class CaptureModel:
             difference = partial(self.unembedding.difference, pair=pair)
             return token_gradients(lambda: self.model(**given, use_cache=False, logits_to_keep=1), blocks, difference)
 
-    def reference(self, inputs: Mapping[str, torch.Tensor], positions: Sequence[np.ndarray | None], choices: Sequence[int]) -> Reference:
+    def reference(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        positions: Sequence[np.ndarray | None],
+        choices: Sequence[int],
+        order: np.ndarray | None = None,
+    ) -> Reference:
         """Run one example through the plain model, see `run_reference`; `inputs` come from its processor."""
         known = set(inspect.signature(self.model.forward).parameters) - {"labels"}  # PaliGemma's processor returns labels, for training
         given = self._on_device({name: values for name, values in inputs.items() if name in known})
-        return run_reference(self.model, self.decoder, given, positions, choices)
+        return run_reference(self.model, self.decoder, given, positions, choices, order)
 
     @torch.inference_mode()
     def readout(self, residual: np.ndarray, choice_ids: Sequence[int]) -> np.ndarray:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,12 @@ class Reference:
 
 
 def run_reference(
-    model: Any, decoder: nn.Module, inputs: Mapping[str, Any], positions: Sequence[np.ndarray | None], choices: Sequence[int]
+    model: Any,
+    decoder: nn.Module,
+    inputs: Mapping[str, Any],
+    positions: Sequence[np.ndarray | None],
+    choices: Sequence[int],
+    order: np.ndarray | None = None,
 ) -> Reference:
     """Run one example without padding and keep the inputs of its blocks.
 
@@ -57,6 +63,8 @@ def run_reference(
         Token indices whose mean is each position's vector; None where the example has no such position.
     choices
         Token ids of the answers.
+    order
+        Image token that each slot receives before the decoder; None: as they are.
 
     Raises
     ------
@@ -79,6 +87,8 @@ def run_reference(
     norm: Any = decoder.norm
     hooks = [module.register_forward_pre_hook(entering, with_kwargs=True) for module in (*blocks, norm)]
     hooks += [block.self_attn.register_forward_hook(keep_weights) for block in blocks]
+    if order is not None:
+        hooks.append(decoder.register_forward_pre_hook(partial(_reorder, model, inputs["input_ids"], order), with_kwargs=True))
     try:
         with torch.inference_mode(), reference_attention(model):
             logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float()
@@ -92,6 +102,19 @@ def run_reference(
         )
     chosen, spread = logits[list(choices)].cpu().numpy(), float(logits.std())
     return Reference(torch.stack(residual).numpy(), torch.stack(rows).numpy(), chosen, spread)
+
+
+def _reorder(
+    model: Any, ids: torch.Tensor, order: np.ndarray, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Permute the image tokens of one example in what the decoder receives, with what Qwen3-VL adds to them after its first blocks."""
+    slots, index = (ids[0] == model.config.image_token_id).nonzero()[:, 0], torch.from_numpy(order).to(ids.device)
+    embeddings = kwargs["inputs_embeds"].clone()
+    embeddings[0, slots] = embeddings[0, slots[index]]
+    kwargs = {**kwargs, "inputs_embeds": embeddings}
+    if kwargs.get("deepstack_visual_embeds"):
+        kwargs["deepstack_visual_embeds"] = [level[index] for level in kwargs["deepstack_visual_embeds"]]
+    return args, kwargs
 
 
 @contextmanager

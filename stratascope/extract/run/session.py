@@ -13,6 +13,7 @@ from PIL import Image
 
 from stratascope.errors import CaptureError, InvalidInputError
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.plan.images import image_token_order
 from stratascope.extract.run.capture import PatchTokens, Pooling
 from stratascope.extract.run.gradients import TokenGradients
 from stratascope.extract.run.inputs import LoadedImage, PreparedImages, check_cut, joined, load_image, shown_image
@@ -169,9 +170,15 @@ class ExtractionSession:
             example = batch.members[row]
             made = check_prompt(self.plan, example, shown_image(self.plan, self.plan.shown[example]), processor)
             tokens = [self.plan.position_tokens(example, name) for name in self._pooled]
-            references[row] = self.model.reference(made, tokens, self.request.choices)
+            order = None
+            if self.plan.settings.condition == "patch-shuffle":
+                order = self._order(example, int((made["input_ids"] == self.model.model.config.image_token_id).sum()))
+            references[row] = self.model.reference(made, tokens, self.request.choices, order)
         check_capture(self.plan, self.model, captured, references)
         check_patches(self.plan, batch.members, captured, self._pooled.index("image"))
+
+    def _order(self, example: int, count: int) -> np.ndarray:
+        return image_token_order(count, self.plan.settings.seed, example)
 
     @property
     def _pooled(self) -> tuple[str, ...]:
@@ -193,6 +200,13 @@ class ExtractionSession:
     def batch(self, members: Sequence[int], images: Mapping[str, torch.Tensor], features: Sequence[ImageFeatures] = ()) -> Batch:
         """A batch with pixels or features of its images."""
         plan = self.plan
+        if plan.settings.condition == "patch-shuffle":
+            if not features:
+                raise InvalidInputError(
+                    "expected a model that accepts precomputed image features for `condition` patch-shuffle, found another; choose "
+                    "another model or condition"
+                )
+            features = [each.reordered(self._order(k, each.tokens)) for k, each in zip(members, features, strict=True)]
         lengths = self._counts[list(members)]
         ids = np.zeros((len(members), int(lengths.max())), np.int64)
         for row, k in enumerate(members):

@@ -10,7 +10,7 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,17 @@ class ImageFeatures:
         """Memory of the features in bytes."""
         held = [self.pooled, *self.deep, *([] if self.vision is None else [self.vision])]
         return sum(values.numel() * values.element_size() for values in held)
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens."""
+        return self.pooled.numel() // self.pooled.shape[-1]
+
+    def reordered(self, order: np.ndarray) -> ImageFeatures:
+        """The features with image token `order[k]` in slot k."""
+        index = torch.from_numpy(order).to(self.pooled.device)
+        pooled = self.pooled.reshape(self.tokens, -1)[index].view(self.pooled.shape)
+        return replace(self, pooled=pooled, deep=tuple(level[index] for level in self.deep))
 
 
 def accepts_features(model: Any) -> bool:

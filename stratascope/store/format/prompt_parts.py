@@ -19,6 +19,12 @@ PARTS = ("system", "image", "subject", "relation", "object", "caption_rest", "te
 """A partition of the tokens: `image` takes in `image_tiles`, the caption without its three parts is `caption_rest`, what is in no span is
 `template`."""
 
+JOINED = ("caption", "prompt")
+"""Whole spans, which take in several of `PARTS`."""
+
+READERS = (*PARTS, *JOINED)
+"""Groups of tokens for which a knockout can mask a target."""
+
 MEANS = ("subject", "relation", "object", "caption", "prompt")
 """Spans whose mean is a position, such as `caption_mean`."""
 
