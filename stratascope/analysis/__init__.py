@@ -12,6 +12,7 @@ from stratascope.analysis.flow_results import FlowResult, flow_examples
 from stratascope.analysis.head_agreement import head_agreement
 from stratascope.analysis.head_ranking import HeadRanking, head_ranking, rank_heads
 from stratascope.analysis.localisation import Pointing, pointing
+from stratascope.analysis.logit_lens import LogitLens, logit_lens
 from stratascope.analysis.model_answers import AnswerConfidence, answer_confidence
 from stratascope.analysis.overlap import BoxOverlap, attention_overlap, box_overlap, cell_overlap
 from stratascope.analysis.rollout import RolloutResult, rollout, rollout_examples, rollout_packed, rollout_stops
@@ -29,6 +30,7 @@ __all__ = [
     "FlowResult",
     "HeadRanking",
     "LogitAttribution",
+    "LogitLens",
     "MinimumCut",
     "Pointing",
     "RolloutResult",
@@ -50,6 +52,7 @@ __all__ = [
     "head_agreement",
     "head_ranking",
     "logit_attribution",
+    "logit_lens",
     "minimum_cut",
     "norm_attention",
     "pointing",

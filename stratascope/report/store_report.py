@@ -10,6 +10,7 @@ from stratascope.report.attribution_sections import (
     attribution_blocks,
     best_method,
     faithfulness_blocks,
+    lens_blocks,
     localisation_blocks,
 )
 from stratascope.report.blocks import Block, Card, Cards, CommandLine, Missing, Prose, Section
@@ -67,6 +68,7 @@ def report_page(
         Section("Probe accuracy by position and layer", position_blocks(results, command_name), "positions"),
         *([Section("Transfer to other data sets", transfers, "transfer")] if (transfers := transfer_blocks(results)) else []),
         Section("Encoded and used: interventions", causal_blocks(results, command_name), "causal"),
+        *([Section("Logit lens", lens, "lens")] if (lens := lens_blocks(results)) else []),
         Section(
             "Faithfulness: which attribution methods agree with knockouts",
             faithfulness_blocks(results, command_name, layout.record),
