@@ -83,12 +83,18 @@ class LogitLens(
         return {"positions": tuple(own["positions"]), "only": self.only, **{name: own[name] for name in ("level", "draws", "seed")}}
 
     def rows(self, position: str, measure: str) -> pd.DataFrame:
-        """Rows of a position and measure by layer; none where the measure does not apply."""
+        """Rows of a position and measure (`answer`, `relation`) by layer; none where the measure does not apply."""
         table = self.table
         return table[(table["position"] == position) & (table["measure"] == measure)].sort_values("layer").reset_index(drop=True)
 
     def decoded(self, position: str, measure: str = "answer") -> list[int]:
-        """Layers at which the share is significantly above the baseline: it lies below the lower end of the simultaneous band."""
+        """Layers at which the share is significantly above the baseline: the simultaneous band excludes it.
+
+        Parameters
+        ----------
+        position, measure
+            As of `rows`.
+        """
         rows = self.rows(position, measure)
         return [int(k) for k in rows["layer"][rows["low_simultaneous"] > rows["baseline"]]]
 
@@ -147,7 +153,7 @@ class LogitLens(
         return draw_lens(kept, beside, new_axes(ax), title=titled("logit lens", self.only))
 
     def word_grid(self, position: str) -> pd.DataFrame:
-        """Relation (rows, the likeliest first) by layer: share of examples whose likeliest relation word it is; at most `MOST_WORDS`."""
+        """Relation (rows) by layer: share of examples at a `position` whose likeliest word it is; at most `MOST_WORDS` relations."""
         grid = self.words[self.words["position"] == position].pivot(index="relation", columns="layer", values="share")
         order = grid.max(axis=1).sort_values(ascending=False, kind="stable").index
         return grid.loc[order[:MOST_WORDS]]

@@ -159,8 +159,7 @@ class _Check:
     def creation(self) -> None:
         """Metadata of every array and chunks written at creation."""
         root = parse_json(self.source.get("zarr.json") or b"{}", f"{self.store.name}: zarr.json")
-        nested = "consolidated_metadata"  # of a group within: only the root's counts
-        held = root.get("consolidated_metadata")
+        held = root.get(nested := "consolidated_metadata")  # of a group within: only the root's counts
         metadata = held.get("metadata") if isinstance(held, dict) else None
         if not isinstance(metadata, dict) or not metadata:
             self._problem(-1, "store", "zarr.json", "expected the consolidated metadata of all arrays, found none")
@@ -216,12 +215,12 @@ class _Check:
         """Final norm and unembedding rows."""
         try:
             if read_readout(self.source, self.store.name) is not None:
-                files = stored_files(self.source, self.store.name)
-                self.seen[LENS] = [len(files), sum(map(len, files.values()))]
-        except UnreadError:
-            raise
+                sizes = [len(data) for data in stored_files(self.source, self.store.name).values()]
+                self.seen[LENS] = [len(sizes), sum(sizes)]
         except StoreError as error:
-            self._problem(-1, LENS, f"{LENS}/zarr.json", str(error))
+            if isinstance(error, UnreadError):
+                raise
+            self._problem(-1, LENS, LENS, str(error))
 
     def facts(self) -> BlockFacts | None:
         """What is known of all examples, None where it cannot be read."""
