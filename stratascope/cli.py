@@ -57,6 +57,7 @@ SECTIONS = {
         "intervene": ("interventions", "Erase, steer and patch what probes read; measure the answers."),
         "causal": ("interventions", "Layers that encode a concept, use it, both, or neither."),
         "answers": ("answers", "Accuracy and confidence of the model's answers."),
+        "lens": ("answers", "Logit lens: the model's own readout at every layer."),
         "attribution": ("answers", "Direct logit attribution by head, block and part of the prompt."),
         "heads": ("answers", "Rank heads by attribution, overlap and probe."),
         "knockouts": ("answers", "Effect of attention knockouts by reading tokens and window."),

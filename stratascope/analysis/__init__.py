@@ -13,6 +13,7 @@ from stratascope.analysis.head_agreement import head_agreement
 from stratascope.analysis.head_ranking import HeadRanking, head_ranking, rank_heads
 from stratascope.analysis.knockout_effects import KnockoutEffects, knockout_effects
 from stratascope.analysis.localisation import Pointing, pointing
+from stratascope.analysis.logit_lens import LogitLens, logit_lens
 from stratascope.analysis.model_answers import AnswerConfidence, answer_confidence
 from stratascope.analysis.overlap import BoxOverlap, attention_overlap, box_overlap, cell_overlap
 from stratascope.analysis.rollout import RolloutResult, rollout, rollout_examples, rollout_packed, rollout_stops
@@ -31,6 +32,7 @@ __all__ = [
     "HeadRanking",
     "KnockoutEffects",
     "LogitAttribution",
+    "LogitLens",
     "MinimumCut",
     "Pointing",
     "RolloutResult",
@@ -53,6 +55,7 @@ __all__ = [
     "head_ranking",
     "knockout_effects",
     "logit_attribution",
+    "logit_lens",
     "minimum_cut",
     "norm_attention",
     "pointing",

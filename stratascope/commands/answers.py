@@ -1,4 +1,4 @@
-"""Commands on answers and their causes: answers, attribution, heads, faithfulness, explain."""
+"""Commands on answers and their causes: answers, lens, attribution, heads, faithfulness, explain."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Any
 
 import click
 
-from stratascope.analysis import answer_confidence, explain_example, faithfulness, knockout_effects, logit_attribution
+from stratascope.analysis import answer_confidence, explain_example, faithfulness, knockout_effects, logit_attribution, logit_lens
 from stratascope.analysis.head_ranking import rank_heads_of
+from stratascope.analysis.logit_lens import ANSWER_TASKS
 from stratascope.commands import options
 from stratascope.commands.example_selection import example_number
 from stratascope.commands.output import Output, results_output, verbosity_options
 from stratascope.commands.signature import options_of
 from stratascope.commands.terminal import open_store
+from stratascope.errors import NotRecordedError
+from stratascope.results.stored_result import StoredResult, results_in
 
 
 @click.command()
@@ -29,6 +32,36 @@ def answers_command(store: str, output: Output, only: tuple[str, ...]) -> None:
     """
     opened = open_store(store)
     output.add(answer_confidence(opened, only=only), store=opened)
+
+
+@click.command(short_help="Logit lens: the model's own readout at every layer.")
+@click.argument("store")
+@options_of(logit_lens, positions="Positions of the residual stream; default: final.", seed="Seed of the bootstrap over images.")
+@click.option(
+    "--probe",
+    type=click.Path(path_type=Path),
+    help="Results of probes for the right answer, to show beside the readout; default: those in the folder of results.",
+)
+@options.only
+@results_output
+def lens_command(store: str, output: Output, probe: Path | None, positions: tuple[str, ...] | None, **chosen: Any) -> None:
+    """Logit lens: decode the residual stream of every layer by the model's own final norm and unembedding.
+
+    Prints the share of examples whose right answer has the highest logit of the choices, and the share whose likeliest relation word is
+    the true one, by layer, beside the accuracy of saved probes. Needs no model: the store holds the final norm and the unembedding rows
+    of answers and relations. Older stores get them by 'stratascope extract --add lens --out STORE'.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope lens demo/original.zarr
+    """
+    opened = open_store(store)
+    if probe is not None and not probe.exists():
+        raise NotRecordedError(f"expected results at {probe}, found nothing there; check the path")
+    folder = probe or output.folder
+    heads = results_in(folder) if folder.is_dir() else [StoredResult.load(folder)] if folder.exists() else []
+    probes = [StoredResult.load(one.path) for one in heads if one.kind == "layer_curve" and one.task in ANSWER_TASKS]
+    output.add(logit_lens(opened, positions=positions or (), probes=probes, **chosen), store=opened)
 
 
 @click.command()

@@ -25,17 +25,25 @@ from stratascope.extract.plan.images import CONDITIONS
 from stratascope.extract.plan.plan_summary import SPAN_COLOURS, number_text, plan_summary, span_text, timing_text
 from stratascope.extract.plan.settings import BOX_POSITIONS, DTYPES, FUSIONS
 from stratascope.extract.run.extraction import ExtractionReport, estimate_time
+from stratascope.extract.run.readout import add_lens
 from stratascope.preregistration import StudyPlan, read_plan
 from stratascope.preregistration.study_plan import PAIR
 from stratascope.store import ActivationStore, condition_of
-from stratascope.store.io.overview import bytes_text
+from stratascope.store.io.overview import LENS, bytes_text
 
 NO_SYSTEM = click.option("--no-system", is_flag=True, help="Leave the system turn out, even one that the chat template adds.")
 
 settings_options = options_of(
     ExtractionSettings,
-    model={"help": "Built-in model, folder, or Hub id such as Qwen/Qwen2.5-VL-7B-Instruct.", "metavar": "demo|PATH|HUB_ID"},
-    examples="JSON lines or CSV with the columns of VSR, or a list of What's Up; may be repeated.",
+    model={
+        "help": "Built-in model, folder, or Hub id such as Qwen/Qwen2.5-VL-7B-Instruct.",
+        "metavar": "demo|PATH|HUB_ID",
+        "cls": options.NotForAdding,
+    },
+    examples={
+        "help": "JSON lines or CSV with the columns of VSR, or a list of What's Up; may be repeated.",
+        "cls": options.NotForAdding,
+    },
     images="Folder of the images.",
     boxes="Gold boxes in COCO's instances format.",
     prompt={
@@ -160,6 +168,13 @@ def plan_command(
 @click.option(
     "-o", "--out", required=True, type=options.OUTPUT, metavar="STORE.zarr", help="Store to create, or to continue; with --for a folder."
 )
+@click.option(
+    "--add",
+    type=click.Choice([LENS]),
+    is_eager=True,
+    help="Add to the existing store --out: lens, the final norm and unembedding rows for 'stratascope lens', from its model and without "
+    "running the examples. Needs no other option; --model, if the model lies elsewhere now.",
+)
 @batch_tokens_option
 @click.option(
     "--shard",
@@ -170,7 +185,14 @@ def plan_command(
 @partial(verbosity_options, verbose_help="Also print how often the vision tower ran and batches were halved.")
 @options_in_errors
 def extract_command(
-    out: Path, batch_tokens: int, shard: tuple[int, int] | None, as_json: bool, verbosity: int, study: str | None, **chosen: Any
+    out: Path,
+    add: str | None,
+    batch_tokens: int,
+    shard: tuple[int, int] | None,
+    as_json: bool,
+    verbosity: int,
+    study: str | None,
+    **chosen: Any,
 ) -> None:
     """Run every example through the model once and save its activations to a store. The same command continues an interrupted run.
 
@@ -178,6 +200,9 @@ def extract_command(
     Example, after 'stratascope demo --out demo':
       stratascope extract --model demo --examples demo/scenes/scenes.jsonl --images demo/scenes/images --out mine.zarr
     """
+    if add is not None:
+        _add_lens(out, as_json, verbosity)
+        return
     quiet = as_json or verbosity == QUIET
 
     told: set[str] = set()
@@ -217,6 +242,22 @@ def extract_command(
     details = [f"vision tower passes {report.tower_passes:,}, halved batches {report.halvings}"] if report.store.exists() else []
     lines = [report.summary(), *([following] if following else [])]
     print_record(asdict(report) | {"next": following}, lines, as_json=as_json, verbosity=verbosity, details=details)
+
+
+def _add_lens(out: Path, as_json: bool, verbosity: int) -> None:
+    """`extract --add lens`: of the other options it takes --model and those of the output alone."""
+    context = click.get_current_context()
+    known = {"add", "out", "model", "as_json", "quiet", "verbose"}
+    default = click.core.ParameterSource.DEFAULT
+    given = [p.opts[0] for p in context.command.params if p.name not in known and context.get_parameter_source(str(p.name)) is not default]
+    if given:
+        raise click.UsageError(f"expected --add with --out and --model alone, found {', '.join(given)}; leave them out")
+    readout = add_lens(out, model=context.params.get("model"))
+    counts = readout.words["kind"].value_counts()
+    words = ", ".join(f"{counts.get(kind, 0)} {kind}s" for kind in ("choice", "relation"))
+    record = {"store": str(out), "words": readout.words.to_dict("records")}
+    lines = [f"{out}: holds the final norm and unembedding rows of {words}", f"next: stratascope lens {shlex.quote(str(out))}"]
+    print_record(record, lines, as_json=as_json, verbosity=verbosity)
 
 
 def next_step(store: ActivationStore, path: str | Path) -> str:

@@ -32,6 +32,15 @@ class OutputPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class NotForAdding(click.Option):
+    """A required option that `extract --add` does without."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        if isinstance(ctx.params.get("add"), str) and self.value_is_missing(value):
+            return None
+        return super().process_value(ctx, value)
+
+
 OUTPUT = OutputPath()
 """Of every option and argument that names what is written."""
 

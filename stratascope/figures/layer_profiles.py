@@ -1,14 +1,15 @@
-"""Attention shares by decoder block, stacked; knockout effects by window of blocks; scores by block of the vision tower."""
+"""Attention shares by decoder block, stacked; knockout effects by window; scores by block of the vision tower; logit lens by layer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from stratascope.figures.drawing import PART_LABELS
+from stratascope.figures.drawing import LAYER_LABELS, PART_LABELS, new_figure
+from stratascope.figures.heatmaps import draw_grid
 from stratascope.figures.style import COLOURS, GREY, MARKERS, paper_style
 
 if TYPE_CHECKING:
@@ -157,3 +158,61 @@ def draw_tower(curves: Mapping[str, pd.DataFrame], ax: Axes, *, full_attention: 
     if title:
         ax.set_title(title)
     return ax
+
+
+def draw_lens(series: Mapping[str, pd.DataFrame], probes: Mapping[str, pd.DataFrame], ax: Axes, *, title: str | None = None) -> Axes:
+    """Shares of examples that the logit lens decodes, by layer, with simultaneous bands; accuracies of probes dashed.
+
+    Parameters
+    ----------
+    series
+        Name -> table with columns layer, value, low_simultaneous, high_simultaneous and baseline (drawn dotted).
+    probes
+        Name -> table with columns layer and value.
+    ax
+        Where to draw.
+    title
+        Over the axes.
+    """
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    for k, (name, table) in enumerate(series.items()):
+        colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
+        layer, value, low, high = (table[column].to_numpy(float) for column in ("layer", "value", "low_simultaneous", "high_simultaneous"))
+        ax.fill_between(layer, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.plot(layer, value, color=colour, marker=marker, label=name)
+        ax.hlines(table["baseline"].iloc[0], layer.min(), layer.max(), color=colour, linestyle=":", linewidth=0.8)
+    for k, (name, table) in enumerate(probes.items()):
+        dashes = ("--", "-.", (0, (1, 1)))[k % 3]
+        ax.plot(table["layer"], table["value"], color=GREY, linestyle=dashes, label=name)
+    ax.plot([], [], color=GREY, linestyle=":", linewidth=0.8, label="most frequent")
+    ax.set_xlabel(LAYER_LABELS["residual"])
+    ax.set_ylabel("Accuracy of the readout")
+    ax.set_ylim(-0.03, 1.03)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if title:
+        ax.set_title(title)
+    return ax
+
+
+def draw_lens_and_words(draw: Callable[[Axes], Axes], grid: pd.DataFrame, *, title: str) -> Figure:
+    """A figure of two: shares that the logit lens decodes, and a heat map of the likeliest words.
+
+    Parameters
+    ----------
+    draw
+        Draws the shares.
+    grid
+        Word (rows) by layer (columns), share of examples; without rows there is no heat map.
+    title
+        Over the heat map.
+    """
+    with paper_style():
+        figure, axes = new_figure(2 if len(grid) else 1, width=7.6 if len(grid) else 4.6, height=max(3.2, 1.2 + 0.2 * len(grid)))
+        draw(axes[0]).legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2, columnspacing=1.0)
+        if len(grid):
+            rows, columns, below = [str(name) for name in grid.index], grid.columns.tolist(), LAYER_LABELS["residual"]
+            label = "Share of examples"
+            draw_grid(grid.to_numpy(float), axes[1], rows=rows, columns=columns, label=label, column_label=below, title=title)
+    return figure

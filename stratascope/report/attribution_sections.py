@@ -6,9 +6,10 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 from stratascope.analysis.knockout_targets import TARGET_LABELS, setting_text
+from stratascope.analysis.logit_lens import MEASURES
 from stratascope.figures.attributions import AGAINST
 from stratascope.figures.drawing import PART_LABELS
-from stratascope.report.blocks import Beside, Block, Cited, Drawing, Missing, Prose, Table
+from stratascope.report.blocks import Beside, Block, Cited, Drawing, Folded, Interval, Missing, Prose, Table
 from stratascope.report.figure_registry import FIGURES
 from stratascope.report.headline import percent
 from stratascope.report.result_set import ResultSet
@@ -287,3 +288,36 @@ def _behind(row: Mapping[Hashable, Any]) -> str:
 
 def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-0.00", "0.00").replace("-", "−")
+
+
+def lens_blocks(results: ResultSet) -> list[Block]:
+    """Logit lens: the figure of each result, its numbers by layer folded; empty without any."""
+    blocks: list[Block] = []
+    for found in results.of("logit_lens"):
+        result = found.result
+        rows = [
+            [row["position"], MEASURES[row["measure"]], int(row["layer"]), Interval(row["value"], row["low"], row["high"]), row["baseline"]]
+            for row in result.table.to_dict("records")
+        ]
+        level = f"{result.attributes['level']:.0%}"
+        blocks += [
+            Prose("The residual stream of each layer, decoded by the model's own final norm and unembedding as if it were the last."),
+            Drawing(
+                result.figure(),
+                "share of examples that the logit lens decodes rightly by layer, beside the probe; likeliest relation word by layer",
+                f"{'. '.join(result.summary().splitlines())}. Bands: {level} simultaneous over layers, bootstrap over images.",
+                "",
+                [found.source("tables/table")],
+            ),
+            Folded(
+                "Logit lens: table",
+                [
+                    Table(
+                        ["position", "measure", "layer", f"share, {level} CI", "most frequent"],
+                        rows,
+                        sources=[found.source("tables/table")],
+                    )
+                ],
+            ),
+        ]
+    return blocks

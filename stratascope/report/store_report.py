@@ -11,6 +11,7 @@ from stratascope.report.attribution_sections import (
     best_method,
     faithfulness_blocks,
     knockout_blocks,
+    lens_blocks,
     localisation_blocks,
 )
 from stratascope.report.blocks import Block, Card, Cards, CommandLine, Missing, Prose, Section
@@ -69,6 +70,7 @@ def report_page(
         *([Section("Transfer to other data sets", transfers, "transfer")] if (transfers := transfer_blocks(results)) else []),
         Section("Encoded and used: interventions", causal_blocks(results, command_name), "causal"),
         *([Section("Knockouts: which tokens read which", knocked, "knockouts")] if (knocked := knockout_blocks(results)) else []),
+        *([Section("Logit lens", lens, "lens")] if (lens := lens_blocks(results)) else []),
         Section(
             "Faithfulness: which attribution methods agree with knockouts",
             faithfulness_blocks(results, command_name, layout.record),

@@ -13,6 +13,7 @@ from stratascope.store.io.create import create_store
 from stratascope.store.io.example_filter import checked_choice, choice_of, choice_options, choice_text, chosen_examples, column_texts
 from stratascope.store.io.overview import describe
 from stratascope.store.io.reader import ActivationStore
+from stratascope.store.io.readout import Readout, stored_readout
 from stratascope.store.io.writer import BlockWriter
 from stratascope.store.maintenance.copy import copy_store, copy_summary
 from stratascope.store.maintenance.difference import StoreDifference, diff_stores
@@ -26,6 +27,7 @@ __all__ = [
     "ActivationStore",
     "ArraySpec",
     "BlockWriter",
+    "Readout",
     "StoreDifference",
     "StoreLayout",
     "Verification",
@@ -45,6 +47,7 @@ __all__ = [
     "encode_maps",
     "estimate_sizes",
     "repair",
+    "stored_readout",
     "verify",
 ]
 

@@ -19,6 +19,7 @@ from stratascope.extract.model_files import ModelSource, resolve_model
 from stratascope.extract.plan.image_boxes import flipped, in_view, view_size
 from stratascope.extract.plan.images import ImageFacts, apply_condition, open_image, thumbnail
 from stratascope.extract.plan.knockout_plan import MODES, Knockouts, computed_tokens, masked_tokens
+from stratascope.extract.plan.readout_words import readout_words
 from stratascope.extract.plan.settings import BOX_POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
 from stratascope.store import StoreLayout, estimate_sizes
@@ -244,12 +245,26 @@ class ExtractionPlan:
         return np.array(columns, dtype=bool).T
 
     @cached_property
+    def readout_words(self) -> pd.DataFrame:
+        """Words whose rows of the unembedding the store keeps, as `Readout.words`; none without the residual stream."""
+        words = readout_words(self.tokenizer.tokenizer, self.tokenizer.choice_ids, (example.relation for example in self.examples))
+        return words if "residual" in self.store.record else words.iloc[:0]
+
+    @cached_property
     def estimate(self) -> pd.DataFrame:
         """Bytes by array, raw and on disk, see `StoreLayout.estimate`; thumbnails are estimated from a few images."""
         words = self.tokenizer.tokenizer.get_vocab_size() if "top_tokens" in self.store.record else 0
         knocked = 0.0 if self.knockouts is None else float(self.knockouts.chosen.mean())
         return estimate_sizes(
-            self.store, self.token_counts, self.has_map, self.present, self._sample_thumbnails(), words, knocked, self.patch_counts
+            self.store,
+            self.token_counts,
+            self.has_map,
+            self.present,
+            self._sample_thumbnails(),
+            words,
+            knocked,
+            self.patch_counts,
+            len(self.readout_words),
         )
 
     def _sample_thumbnails(self) -> np.ndarray | None:

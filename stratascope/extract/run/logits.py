@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
 from stratascope.errors import CaptureError
 from stratascope.extract.run.capture import Capture
+from stratascope.store import Readout
 
 ROWS = 16_384
 """Rows of the unembedding that are held in float32 at once while ranking the vocabulary."""
@@ -35,15 +38,51 @@ class Unembedding:
 
     def __init__(self, model: Any, decoder: Any) -> None:
         self._head = model.lm_head
-        self._norm: nn.Module = copy.deepcopy(decoder.norm).float()
-        self._cap: float | None = getattr(decoder.config, "final_logit_softcapping", None) or None
+        self.norm: nn.Module = copy.deepcopy(decoder.norm).float()
+        """The final norm in float32."""
+        self.cap: float | None = getattr(decoder.config, "final_logit_softcapping", None) or None
+        """Soft cap of the logits; None for none."""
+
+    @torch.inference_mode()
+    def readout(self, words: pd.DataFrame) -> Readout:
+        """The final norm and the rows of words, as a store keeps them.
+
+        Parameters
+        ----------
+        words
+            As `Readout.words`.
+
+        Raises
+        ------
+        CaptureError
+            If the final norm is neither a root-mean-square norm nor a layer norm.
+        """
+        norm: Any = self.norm
+        tokens, layer = words["token"].tolist(), isinstance(norm, nn.LayerNorm)
+        gain: torch.Tensor = norm.weight if layer else norm_gain(norm)
+        bias, added = getattr(self._head, "bias", None), getattr(norm, "bias", None) if layer else None
+        found = Readout(
+            norm="layer" if layer else "rms",
+            epsilon=norm_epsilon(norm),
+            gain=_host(gain),
+            shift=_host(torch.zeros_like(gain) if added is None else added),
+            rows=_host(self._head.weight[tokens]),
+            bias=np.zeros(len(tokens), np.float32) if bias is None else _host(bias[tokens]),
+            words=words,
+            cap=self.cap,
+        )
+        x = 3 * torch.randn(4, len(gain), generator=torch.Generator().manual_seed(0))
+        own = _host(self.logits(x.to(gain.device), tokens))
+        if not np.allclose(found.logits(x.numpy()), own, rtol=0, atol=1e-5 * float(np.abs(own).max(initial=1))):
+            raise CaptureError(f"expected a root-mean-square norm or a layer norm before the logits, found {type(norm).__name__}")
+        return found
 
     def logits(self, residual: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
         """(n, hidden) output of the last block -> (n, token) float32 logits of given tokens.
 
         Sums run in float64, so that the logit of a token does not depend on the other tokens.
         """
-        return self._unembed(self._norm(residual.float()).double(), list(tokens))
+        return self._unembed(self.norm(residual.float()).double(), list(tokens))
 
     def difference(self, residual: torch.Tensor, pair: tuple[int, int]) -> torch.Tensor:
         """(n, hidden) output of the last block -> (n,) float32: logit of the first token minus that of the second."""
@@ -52,7 +91,7 @@ class Unembedding:
 
     def all_logits(self, residual: torch.Tensor) -> torch.Tensor:
         """(n, hidden) output of the last block -> (n, vocabulary) float32 logits of all tokens."""
-        normed, count = self._norm(residual.float()), self._head.weight.shape[0]
+        normed, count = self.norm(residual.float()), self._head.weight.shape[0]
         return torch.cat([self._unembed(normed, slice(start, start + ROWS)) for start in range(0, count, ROWS)], 1)
 
     def most_likely(self, residual: torch.Tensor, ranks: int, known: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,7 +106,7 @@ class Unembedding:
         known
             Use only this many first tokens of the vocabulary; None: all.
         """
-        normed = self._norm(residual.float())
+        normed = self.norm(residual.float())
         count = self._head.weight.shape[0] if known is None else min(known, self._head.weight.shape[0])
         best = normed.new_empty(len(normed), 0)
         ids = torch.empty(len(normed), 0, dtype=torch.long, device=normed.device)
@@ -87,8 +126,8 @@ class Unembedding:
         if getattr(self._head, "bias", None) is not None:
             bias = self._head.bias[rows].to(normed.dtype)
             logits = logits + (bias[..., None, :] if bias.ndim > 1 else bias)
-        if self._cap is not None:
-            logits = torch.tanh(logits / self._cap) * self._cap
+        if self.cap is not None:
+            logits = torch.tanh(logits / self.cap) * self.cap
         result: torch.Tensor = logits.float()
         return result
 
@@ -140,7 +179,7 @@ def directions(model: nn.Module, decoder: nn.Module, choices: tuple[int, int]) -
     Includes the gain of a norm after the heads (Gemma 3)."""
     through = _through_head(model, decoder, choices)
     blocks: Any = decoder.layers
-    return {k: through * _gain(after) if (after := _norm_after(block)) is not None else through for k, block in enumerate(blocks)}
+    return {k: through * norm_gain(after) if (after := _norm_after(block)) is not None else through for k, block in enumerate(blocks)}
 
 
 def logit_parts(model: nn.Module, decoder: nn.Module, capture: Capture, choices: tuple[int, int]) -> LogitParts:
@@ -191,7 +230,7 @@ def _through_head(model: nn.Module, decoder: nn.Module, choices: tuple[int, int]
     """(hidden,) float32: difference of the unembedding rows of both answers, times the gain of the final norm."""
     weight: Any = model.lm_head.weight  # type: ignore[union-attr]
     apart: torch.Tensor = weight[choices[0]].float() - weight[choices[1]].float()
-    return apart * _gain(decoder.norm)
+    return apart * norm_gain(decoder.norm)
 
 
 def _norm_after(block: Any) -> Any | None:
@@ -199,18 +238,22 @@ def _norm_after(block: Any) -> Any | None:
     return block.post_attention_layernorm if hasattr(block, "pre_feedforward_layernorm") else None
 
 
-def _epsilon(norm: Any) -> float:
+def norm_epsilon(norm: Any) -> float:
     return float(next(getattr(norm, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(norm, name)))
 
 
-def _gain(norm: Any) -> torch.Tensor:
+def norm_gain(norm: Any) -> torch.Tensor:
     """(hidden,) float32 gain, measured by calling the norm: some families store the gain, others the gain minus one."""
     ones = torch.ones(1, len(norm.weight), device=norm.weight.device)
     gain: torch.Tensor = norm(ones).float()[0]
-    return gain * math.sqrt(1 + _epsilon(norm))
+    return gain * math.sqrt(1 + norm_epsilon(norm))
 
 
 def _inverse_rms(norm: Any, x: torch.Tensor) -> torch.Tensor:
     """(example, 1) float32: factor of a root-mean-square norm for x, without its gain."""
-    scale: torch.Tensor = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + _epsilon(norm))
+    scale: torch.Tensor = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + norm_epsilon(norm))
     return scale
+
+
+def _host(values: torch.Tensor) -> np.ndarray:
+    return np.asarray(values.float().cpu().numpy())

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from typing import Any, Self
 
 import numpy as np
 
-from stratascope.errors import InvalidInputError, StoreError
+from stratascope.errors import CaptureError, InvalidInputError, StoreError
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.store_contents import store_contents
-from stratascope.store import BlockWriter, create_store
-from stratascope.store.io.overview import bytes_text
+from stratascope.store import BlockWriter, Readout, create_store
+from stratascope.store.io.overview import LENS, bytes_text
+from stratascope.store.io.readout import add_readout
 
 
 class OutputStore:
@@ -54,6 +57,12 @@ class OutputStore:
         except StoreError:
             if not self._path.exists():
                 raise  # otherwise another process created it: join that store, if it is the same
+
+    def add_readout(self, readout: Callable[[], Readout]) -> None:
+        """Add the final norm and unembedding rows, unless the store has them or holds no residual stream."""
+        if "residual" in self._plan.store.record and not (self._path / LENS).exists():
+            with contextlib.suppress(CaptureError):  # a norm of another form: the store goes without
+                add_readout(self._path, readout())
 
     def pending(self, rank: int, of: int) -> list[int]:
         """Blocks of this rank that are not written yet; those with a usable example come first."""

@@ -38,6 +38,10 @@ _CREATED_PER_EXAMPLE, _CREATED_PER_ARRAY, _CREATED_PER_WORD, _CREATED = 150, 1_3
 """Bytes of tables, tokens and spans by example; of metadata by array, and of the table of examples; of the vocabulary by word."""
 
 
+_LENS_METADATA = 14_000
+"""Bytes of the metadata and words of the group `lens`."""
+
+
 def estimate_sizes(
     layout: StoreLayout,
     n_tokens: NDArray[Any] | None = None,
@@ -47,6 +51,7 @@ def estimate_sizes(
     words: int = 0,
     knocked: float = 1.0,
     patches: NDArray[Any] | None = None,
+    readout_words: int = 0,
 ) -> pd.DataFrame:
     """Estimate the size on disk of every array, before a model is run.
 
@@ -68,12 +73,14 @@ def estimate_sizes(
         Share of the examples whose knockouts are measured.
     patches
         (example,) image tokens of each example in patch_residual, 0 for examples without; None: all have the most.
+    readout_words
+        Rows of the unembedding in the group `lens`; 0: it is not written.
 
     Returns
     -------
     pandas.DataFrame
         array, shape, raw_bytes, estimated_bytes (on disk): one row for each array that is filled by block, and the row "created" for all
-        that is written at creation.
+        that is written at creation; with `readout_words` also "lens".
 
     Raises
     ------
@@ -123,6 +130,9 @@ def estimate_sizes(
     created = [s.raw_bytes for s in layout.arrays() if s.when == "creation"]
     metadata = _CREATED + _CREATED_PER_ARRAY * len(layout.arrays())
     rows.append(("created", (), sum(created), metadata + _CREATED_PER_EXAMPLE * layout.examples + _CREATED_PER_WORD * words))
+    if readout_words:
+        raw = 4 * layout.hidden * (readout_words + 2)
+        rows.append(("lens", (readout_words, layout.hidden), raw, round(raw * _PATCHES[layout.computed_dtype]) + _LENS_METADATA))
     return pd.DataFrame(rows, columns=["array", "shape", "raw_bytes", "estimated_bytes"])
 
 

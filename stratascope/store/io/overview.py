@@ -14,6 +14,8 @@ from zarr.storage import LocalStore, ZipStore
 from stratascope.store.format.layout import STATUS_CODES
 from stratascope.store.io.recorded_examples import ReadableStore
 
+LENS = "lens"
+"""Group of the final norm and some rows of the unembedding."""
 LONGEST_VALUE = 100
 """Characters of a value of provenance that are shown."""
 
@@ -58,6 +60,8 @@ def as_text(store: ReadableStore) -> str:
     for row in table.itertuples():
         size = "" if row.disk_bytes is pd.NA else f", {bytes_text(row.disk_bytes)} on disk"  # type: ignore[arg-type]
         lines.append(f"  {row.array:<16} ({row.dimensions}) {row.shape} {row.type}{size}")
+    if added := (disk_sizes(store) or {}).get(LENS):
+        lines.append(f"  {LENS:<16} final norm and unembedding rows, {bytes_text(added)} on disk")
     return "\n".join(lines)
 
 

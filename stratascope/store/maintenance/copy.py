@@ -18,11 +18,13 @@ from stratascope.store.format.layout import StoreLayout
 from stratascope.store.format.provenance import digest
 from stratascope.store.format.shards import decode_file, encode_chunk, encode_file
 from stratascope.store.io.create import empty_store
-from stratascope.store.io.overview import bytes_text
+from stratascope.store.io.overview import LENS, bytes_text
 from stratascope.store.io.reader import ActivationStore
+from stratascope.store.io.readout import stored_files
 from stratascope.store.io.recorded_examples import require_written
 from stratascope.store.io.remote import UnreachableError
 from stratascope.store.io.selection import Examples, Layers, Positions, Selection, example_numbers, listing
+from stratascope.store.io.shard_reader import byte_source
 from stratascope.store.maintenance.copy_target import CopyTarget, FolderTarget, ZipTarget
 
 if TYPE_CHECKING:
@@ -127,6 +129,9 @@ def copy_store(
             done += 1
             if progress is not None:
                 progress(done, len(blocks))
+        if "residual" in layout.record:
+            for key, data in stored_files(byte_source(store.files_of), store.name).items():
+                sizes[LENS] = sizes.get(LENS, 0) + into.put(key, [data])
         into.commit()
     except BaseException as error:
         # a server that is out of reach, and whoever stops the copy, lose nothing
@@ -139,7 +144,7 @@ def copy_store(
         if isinstance(error, OSError):
             raise StoreError(f"{path}: expected to write the copy, found: {error}; make room or choose another path") from error
         raise
-    rows = [(name, specs[name].shape, size) for name, size in sizes.items()]
+    rows = [(name, specs[name].shape if name in specs else (), size) for name, size in sizes.items()]
     return pd.DataFrame(rows, columns=["array", "shape", "bytes"])
 
 

@@ -13,9 +13,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.store.format.provenance import differences
-from stratascope.store.io.overview import LONGEST_VALUE, shortened
+from stratascope.store.io.overview import LENS, LONGEST_VALUE, shortened
 from stratascope.store.io.reader import ActivationStore
+from stratascope.store.io.readout import read_readout
 from stratascope.store.io.selection import Selection
+from stratascope.store.io.shard_reader import byte_source
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -111,6 +113,7 @@ def diff_stores(
         rows.append(_compare(left, right, name, pairs))
         if progress is not None:
             progress(done + 1, len(names))
+    rows += _compare_readouts(left, right)
     columns = ["array", "examples", "values", "different", "largest", "at"]
     return StoreDifference((left.name, right.name), provenance, layout, examples, pd.DataFrame(rows, columns=columns))
 
@@ -163,6 +166,30 @@ def _compare(left: ActivationStore, right: ActivationStore, name: str, pairs: ND
                 held = [int(k) if dim == "example" else int(axis[0][k]) for dim, axis, k in zip(a.dims, axes, place, strict=True)]
                 at = left.layout.place_text(name, held, ids)
     return name, len(pairs), values, different, largest, at
+
+
+def _compare_readouts(left: ActivationStore, right: ActivationStore) -> list[tuple[Any, ...]]:
+    """The row of the final norm and the unembedding rows of common words; none where a store lacks them."""
+    a, b = (read_readout(byte_source(store.files_of), store.name) for store in (left, right))
+    if a is None or b is None:
+        return []
+    words = [list(zip(r.words["kind"], r.words["name"], strict=True)) for r in (a, b)]
+    common = [(i, words[1].index(word)) for i, word in enumerate(words[0]) if word in words[1]]
+    mine, theirs = np.array(common, np.int64).reshape(-1, 2).T
+    pairs = {
+        "norm": (np.array([a.epsilon, a.cap or 0.0, a.norm == "rms"]), np.array([b.epsilon, b.cap or 0.0, b.norm == "rms"])),
+        "gain": (a.gain, b.gain),
+        "shift": (a.shift, b.shift),
+        "rows": (a.rows[mine], b.rows[theirs]),
+        "bias": (a.bias[mine], b.bias[theirs]),
+    }
+    unlike = [name for name, (x, y) in pairs.items() if x.shape != y.shape]
+    gaps = {name: np.abs(x.astype(np.float64) - y) for name, (x, y) in pairs.items() if name not in unlike}
+    largest = max(gaps, key=lambda name: float(gaps[name].max(initial=0)))
+    different = sum(int((gap > 0).sum()) for gap in gaps.values()) + sum(pairs[name][0].size for name in unlike)
+    values = sum(x.size for x, _ in pairs.values())
+    most = np.inf if unlike else float(gaps[largest].max(initial=0))
+    return [(LENS, 0, values, different, most, (unlike or [largest])[0] if different else "")]
 
 
 def _common_axes(left: ActivationStore, right: ActivationStore, name: str) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:

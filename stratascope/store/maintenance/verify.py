@@ -22,8 +22,9 @@ from stratascope.store.format.limits import parse_json
 from stratascope.store.format.shards import decode_chunk, decode_file
 from stratascope.store.format.tables import MOST_CHUNKS, as_numpy
 from stratascope.store.io.create import known_digest
-from stratascope.store.io.overview import bytes_text
+from stratascope.store.io.overview import LENS, bytes_text
 from stratascope.store.io.reader import ActivationStore
+from stratascope.store.io.readout import read_readout, stored_files
 from stratascope.store.io.shard_reader import ByteSource, byte_source
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def verify(
     store = ActivationStore.open(target)
     check = _Check(store, byte_source(store.files_of))
     check.creation()
+    check.lens()
     there = check.source.names("written/c")
     written = [b for b in range(store.layout.blocks) if (there is None or str(b) in there) and check.marker(b)]
     facts = check.facts() if written else None
@@ -157,8 +159,7 @@ class _Check:
     def creation(self) -> None:
         """Metadata of every array and chunks written at creation."""
         root = parse_json(self.source.get("zarr.json") or b"{}", f"{self.store.name}: zarr.json")
-        nested = "consolidated_metadata"  # of a group within: only the root's counts
-        held = root.get("consolidated_metadata")
+        held = root.get(nested := "consolidated_metadata")  # of a group within: only the root's counts
         metadata = held.get("metadata") if isinstance(held, dict) else None
         if not isinstance(metadata, dict) or not metadata:
             self._problem(-1, "store", "zarr.json", "expected the consolidated metadata of all arrays, found none")
@@ -209,6 +210,17 @@ class _Check:
                 self._problem(-1, "store", path, f"expected values that decode, found: {error}")
         if not self.problems and known_digest(files) != self.store.known:
             self._problem(-1, "store", "zarr.json", "expected what was written at creation, found other values: something was rewritten")
+
+    def lens(self) -> None:
+        """Final norm and unembedding rows."""
+        try:
+            if read_readout(self.source, self.store.name) is not None:
+                sizes = [len(data) for data in stored_files(self.source, self.store.name).values()]
+                self.seen[LENS] = [len(sizes), sum(sizes)]
+        except StoreError as error:
+            if isinstance(error, UnreadError):
+                raise
+            self._problem(-1, LENS, LENS, str(error))
 
     def facts(self) -> BlockFacts | None:
         """What is known of all examples, None where it cannot be read."""
