@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
-from stratascope.figures.drawing import METRIC_LABELS, metric_label
+from stratascope.figures.drawing import metric_label, metric_name
 from stratascope.figures.heatmaps import DARK, LIGHT, short
 from stratascope.figures.style import COLOURS, DIVERGING, GREY, SEQUENTIAL
 
@@ -142,7 +142,7 @@ def draw_verdicts(table: pd.DataFrame, ax: Axes, *, metric: str, title: str | No
     _name_axes(ax, names, list(value.columns), "", layers)
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
     bar.outline.set_visible(False)
-    bar.set_label(f"Advantage in {METRIC_LABELS.get(metric, metric)}")
+    bar.set_label(f"Advantage in {metric_name(metric)}")
     return _finish(ax, title)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stratascope.figures.drawing import METRIC_LABELS
+from stratascope.figures.drawing import metric_name
 from stratascope.probe.curve.claims import LayerClaims, band_text
-from stratascope.probe.curve.onset_offset import LayerIntervals
 from stratascope.report.blocks import Block, Cited, Fact, Facts, Prose
 from stratascope.report.figure_drawing import baseline_label, baseline_list, score_of
 from stratascope.report.result_set import ResultSet, in_caption_text
+from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.stored_result import Source, StoredResult
 
 TASK_WORDS = {
@@ -33,8 +33,6 @@ POSITION_WORDS = {
     "subject_box": "in the image tokens within the subject box",
     "object_box": "in the image tokens within the object box",
 }
-METRIC_NAMES = {name: label if label.isupper() else label.lower() for name, label in METRIC_LABELS.items()}
-"""Metric -> its name within a sentence."""
 
 
 def task_words(task: str) -> str:
@@ -307,7 +305,7 @@ def _curve_tiles(curve: StoredResult, claim: StoredResult) -> list[Fact]:
     count = f"n = {len(curve.file.tables['examples']):,}"
     return [
         Fact(first, f"first layer detected ({count}): {where}", []),
-        Fact(best, f"{METRIC_NAMES.get(metric, metric)} of the best probe, layer {row['layer']}", ends),
+        Fact(best, f"{metric_name(metric)} of the best probe, layer {row['layer']}", ends),
     ]
 
 
@@ -318,7 +316,7 @@ def _advantage_tile(curve: StoredResult, found: StoredResult) -> Fact:
     assert isinstance(first, Cited)
     first = replace(first, text=first.text.removesuffix(" points"))
     over = found.attributes.get("baseline") or {}
-    unit = "percentage points" if metric in ("accuracy", "balanced_accuracy") else METRIC_LABELS.get(metric, metric)
+    unit = "percentage points" if metric in ("accuracy", "balanced_accuracy") else metric_name(metric)
     selective = "selectivity: " if str(over.get("task", "")).endswith((":control", ":shuffled")) else ""
     return Fact(first, f"{selective}{unit} over {baseline_label(found)}", gained[1:])
 
@@ -332,7 +330,7 @@ def _ends(
 
 
 def _article(metric: str) -> str:
-    name = METRIC_NAMES.get(metric, metric)
+    name = metric_name(metric)
     return f"{'an' if name[0] in 'aA' else 'a'} {name} of"
 
 

@@ -12,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.advantage import Advantage
 from stratascope.probe.curve.metrics import score_layers, score_table
-from stratascope.probe.curve.onset_offset import LayerIntervals
 from stratascope.probe.validation.out_of_fold import decision_share, noise_share
+from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.stats.auroc import auroc
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import band, constant_within_folds, largest_deviation, wilson

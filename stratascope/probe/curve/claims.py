@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stratascope.figures.drawing import METRIC_LABELS
-from stratascope.probe.curve.onset_offset import LayerEvent, LayerIntervals, offset, onset
+from stratascope.figures.drawing import metric_name
+from stratascope.probe.curve.onset_offset import LayerEvent, offset, onset
+from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.stats.intervals import Band, auroc_spread, minimum_detectable_effect
 
 Floats = NDArray[Any]
@@ -156,7 +157,7 @@ class LayerClaims:
         if self.chance is None:
             return f"advantage {how}{effect:.2g}"
         score = self.chance + (-effect if self.metric == "log_loss" else effect)
-        return f"{METRIC_LABELS.get(self.metric, self.metric.replace('_', ' '))} {how}{score:.2f}"
+        return f"{metric_name(self.metric)} {how}{score:.2f}"
 
     @property
     def _effect(self) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
-from stratascope.figures.drawing import LAYER_LABELS, METRIC_LABELS, new_figure
+from stratascope.figures.drawing import LAYER_LABELS, metric_name, new_figure
 from stratascope.figures.style import paper_style
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.metrics import width_of
@@ -127,7 +127,7 @@ class ScoreGrid(
     def summary(self) -> str:
         """Number of cells significantly above chance by the simultaneous band, and the highest ones."""
         metric = str(self.attributes["metric"])
-        name = METRIC_LABELS.get(metric, metric)
+        name = metric_name(metric)
         rows, where = ("heads", "block") if self.by_head else ("cells", "layer")
         best = [
             f"{row.row} of {where} {row.layer} {row.value:.3f} [{row.low_simultaneous:.3f}, {row.high_simultaneous:.3f}]"

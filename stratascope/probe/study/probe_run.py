@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import NotRecordedError
-from stratascope.figures.drawing import METRIC_LABELS
+from stratascope.figures.drawing import metric_name
 from stratascope.probe.curve import curve_figures
 from stratascope.probe.curve.breakdown import AccuracyBy, Confusion
 from stratascope.probe.curve.calibration import Calibration
@@ -160,7 +160,7 @@ def peak_text(curve: LayerCurve) -> str:
     rows = curve.rows()
     best = rows.iloc[int(rows["value"].to_numpy().argmax())]
     where = f" at layer {int(best['layer'])}" if len(rows) > 1 else ""
-    name = METRIC_LABELS.get(curve.metric, curve.metric)
+    name = metric_name(curve.metric)
     score = f"{name} {best['value']:.3f} [{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]{where}"
     alike = [layer for layer in curve.peak.candidates if layer != best["layer"]]
     rest = f", not significantly better than layer {', '.join(map(str, alike))}" if 0 < len(alike) <= 4 else ""
