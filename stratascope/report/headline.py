@@ -10,6 +10,7 @@ import pandas as pd
 
 from stratascope.figures.drawing import metric_name
 from stratascope.probe.curve.claims import LayerClaims, band_text
+from stratascope.probe.curve.metrics import best_row
 from stratascope.report.blocks import Block, Cited, Fact, Facts, Prose
 from stratascope.report.figure_drawing import baseline_label, baseline_list, score_of
 from stratascope.report.result_set import ResultSet, in_caption_text
@@ -85,8 +86,8 @@ def leading_curve(results: ResultSet) -> StoredResult:
 
 def peak(curve: StoredResult, metric: str | None = None) -> pd.Series[Any]:
     """Row of a curve's best layer; the first of equal ones."""
-    rows = curve.rows(metric or score_of(curve))
-    return rows.iloc[int(rows["value"].to_numpy().argmax())]
+    metric = metric or score_of(curve)
+    return best_row(curve.rows(metric), metric)
 
 
 def signed(number: str) -> str:

@@ -95,7 +95,9 @@ def _curve_table(curve: StoredResult) -> Table:
 
 
 def _cell(row: pd.Series[Any], score: str) -> Interval | float:
-    return float(row["value"]) if score == "r2" else Interval(float(row["value"]), float(row["low"]), float(row["high"]))
+    if score in ("r2", "log_loss"):  # not between 0 and 1
+        return float(row["value"])
+    return Interval(float(row["value"]), float(row["low"]), float(row["high"]), percent=score.endswith("accuracy"))
 
 
 def position_blocks(results: ResultSet, store: str) -> list[Block]:

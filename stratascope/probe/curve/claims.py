@@ -20,6 +20,11 @@ POWER = 0.8
 """Power at which a minimum detectable effect is given."""
 
 
+_TURNED = {"at most ": "at least ", "of at least ": "of at most ", "significantly above ": "significantly below "}
+_TURNED |= {"first above ": "first below ", "is above ": "is below "}
+"""Comparisons of a score for which higher is better -> those of the log loss."""
+
+
 def equivalence_margin_of(metric: str) -> float:
     """The advantage below which a metric counts as at the baseline: 0.03, or 0.01 of R2 and of log-loss (nats)."""
     return 0.01 if metric.startswith("r2") or metric == "log_loss" else 0.03
@@ -136,8 +141,8 @@ class LayerClaims:
             told = f" ({count[0]})" if count else ""
             return f"not detected{beyond}{by}{told}; {self.most} in {'this' if by else 'every'} layer"
         size = self.amount(self.detectable, "of at least ")
-        if self.chance is not None and self.chance + self.detectable > 1 and self.metric != "log_loss":
-            size = f"not even {self.amount(1 - self.chance, '')}"
+        if self.chance is not None and self.detectable > (best := self.chance if self.metric == "log_loss" else 1 - self.chance):
+            size = f"not even {self.amount(best, '')}"
         told = "; ".join([*count, f"{size} would have been detected with {100 * POWER:.0f} % power"])
         return f"not detected{beyond}{by} ({told})"
 
@@ -156,7 +161,9 @@ class LayerClaims:
         """An advantage as text: as a score where the baseline is a constant, such as `AUROC above 0.53`."""
         if self.chance is None:
             return f"advantage {how}{effect:.2g}"
-        score = self.chance + (-effect if self.metric == "log_loss" else effect)
+        score = self.chance + effect
+        if self.metric == "log_loss":  # lower is better
+            score, how = self.chance - effect, _TURNED.get(how, how)
         return f"{metric_name(self.metric)} {how}{score:.2f}"
 
     @property

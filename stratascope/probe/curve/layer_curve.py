@@ -16,7 +16,7 @@ from stratascope.figures.drawing import metric_name
 from stratascope.probe.curve.advantage import Advantage, refuse_unpaired
 from stratascope.probe.curve.claims import LayerClaims, band_text
 from stratascope.probe.curve.layer_curve_schema import SCHEMA
-from stratascope.probe.curve.metrics import main_metric, prediction_table
+from stratascope.probe.curve.metrics import best_row, main_metric, prediction_table
 from stratascope.probe.curve.onset_offset import LayerEvent, event_table
 from stratascope.probe.validation.out_of_fold import fit_warnings
 from stratascope.results.file import ResultFile
@@ -287,7 +287,7 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
     def summary(self) -> str:
         """Highest score with its simultaneous interval and the chance level; detected layers; warnings of the fit."""
         rows = self.rows()
-        best = rows.iloc[int(rows["value"].to_numpy().argmax())]
+        best = best_row(rows, self.metric)
         interval = f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]"
         score = f"{metric_name(self.metric)} {best['value']:.3f} {interval} at layer {int(best['layer'])} (peak)"
         return "\n".join(

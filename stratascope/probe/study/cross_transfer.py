@@ -16,7 +16,7 @@ from stratascope.figures.drawing import draw_layer_curves, metric_name, new_figu
 from stratascope.figures.style import paper_style
 from stratascope.probe.curve.advantage import DERIVED
 from stratascope.probe.curve.curve_table import CurveTable
-from stratascope.probe.curve.metrics import chance_levels, main_metric, score_layers, score_table
+from stratascope.probe.curve.metrics import best_row, better_than_chance, chance_levels, main_metric, score_layers, score_table
 from stratascope.probe.study.positions import Position, available_at, position_text, read_at
 from stratascope.probe.study.study import SCHEDULER, plan_study
 from stratascope.probe.study.study_plan import ProbeOptions, ProbeSettings, layers_of, shows_probe_options, wanted_examples
@@ -98,10 +98,10 @@ class CrossTransfer(CurveTable, kind="cross_transfer", command="probe", prefix="
     def summary(self) -> str:
         """Highest score with its simultaneous interval, the layers above chance, and what was left out."""
         rows, (trained, tested) = self.rows(), (self.attributes[name] for name in ("trained", "tested"))
-        best = rows.iloc[int(rows["value"].to_numpy().argmax())]
+        best = best_row(rows, self.metric)
         ends = f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]"
         score = f"{metric_name(self.metric)} {best['value']:.3f} {ends} at layer {int(best['layer'])}"
-        above = LayerIntervals.of(rows["layer"], rows["low_simultaneous"] > rows["chance"])
+        above = LayerIntervals.of(rows["layer"], better_than_chance(rows, self.metric))
         where = f"above chance in {above}" if above else f"not detected (n = {tested['examples']:,})"
         lines = [
             f"{self.title}, trained on {trained['store']} ({trained['examples']:,} examples), tested on {self.attributes['to']} "

@@ -93,8 +93,8 @@ def _text(value: Any, name: str) -> str:
         return f"{{{', '.join(f'{_text(key, name)}: {_text(one, name)}' for key, one in value.items())}}}"
     if isinstance(value, np.random.RandomState | np.random.Generator):
         raise InvalidInputError(
-            f"expected {name} to be a number or None, found a generator, whose state changes with every fit; give a number: None is the "
-            "study's seed"
+            f"expected a number as {name}, found a generator, whose state changes with every fit; give a number, or leave it out: it is "
+            "then the study's seed"
         )
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
