@@ -123,7 +123,7 @@ class EncodingUse(
                 lines.append(
                     "  ".join([f"{row['layer']:>5}", f"{row['score']:>8.3f}", *(f"{cell:>15}" for cell in cells), str(row["verdict"])])
                 )
-        lines.append("share of flipped answers (patch: share of the logit difference restored); * above random directions, simultaneously")
+        lines.append("share of flipped answers (patch: share of the logit difference restored); * used at this layer")
         return "\n".join(lines)
 
     def to_frame(self) -> pd.DataFrame:

@@ -130,8 +130,8 @@ def draw_verdicts(table: pd.DataFrame, ax: Axes, *, metric: str, title: str | No
     roomy = len(value.columns) <= ROOMY and len(names) <= DENSE
     if roomy:
         for (row, column), score in np.ndenumerate(value.to_numpy(float)):
-            told = f"{score:+.2f}".replace("-0.00", "+0.00") if np.isfinite(score) else ""
-            ax.text(column - 0.08, row, told, ha="center", va="center", fontsize=6, color=ink[row, column])
+            text = f"{score:+.2f}".replace("-0.00", "+0.00") if np.isfinite(score) else ""
+            ax.text(column - 0.08, row, text, ha="center", va="center", fontsize=6, color=ink[row, column])
     beside = 0.36 if roomy else 0.0
     for name, marker in (("detected", "o"), ("absent", "x")):
         y, x = np.nonzero(verdict == name)

@@ -70,7 +70,7 @@ def headline(results: ResultSet) -> list[Block]:
 
 
 def leading_curve(results: ResultSet) -> StoredResult:
-    """The curve of the headline: of the first task that does not stand in the caption text, at its best position.
+    """The curve of the headline: of the first task whose labels the caption does not state, at its best position.
 
     The best position has the highest simultaneous lower bound of the advantage over the best baseline, where that is known, else over
     chance.
@@ -183,7 +183,7 @@ def _start(claim: StoredResult, claims: LayerClaims) -> list[str | Cited]:
     source = claim.source("tables/events", "interval of the onset")
     low, high = (Cited(str(end), end, source) for end in (event.low, event.high))
     where: list[str | Cited] = ["at layer ", low] if event.low == event.high else ["in one of layers ", low, "–", high]
-    return [f"The {claims.amount(float(event.equivalence_margin or 0), 'is above ')} first ", *where, ". "]
+    return [f"The {claims.amount(float(event.equivalence_margin or 0), 'is first above ')} ", *where, ". "]
 
 
 def _end(claim: StoredResult, claims: LayerClaims) -> list[str | Cited]:
@@ -214,15 +214,15 @@ def _other_positions(results: ResultSet, curve: StoredResult) -> list[str | Cite
 
 
 def _in_caption(results: ResultSet) -> list[str | Cited]:
-    """Curves whose labels stand in the caption text, which are no finding."""
+    """Curves whose labels the caption states, which are not findings."""
     trivial: dict[str, list[str]] = {}
     for curve in results.curves:
         if in_caption_text(curve):
             trivial.setdefault(task_words(curve.task), []).append(curve.position)
     if not trivial:
         return []
-    said = "; ".join(f"{words} at {', '.join(places)}" for words, places in trivial.items())
-    return [f"Not a finding, because the label stands in the caption text before the position: {said}."]
+    listed = "; ".join(f"{words} at {', '.join(places)}" for words, places in trivial.items())
+    return [f"Not a finding, because the caption states the label before the position: {listed}."]
 
 
 def curve_band(curve: StoredResult) -> str:

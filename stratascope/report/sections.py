@@ -73,9 +73,9 @@ def curve_blocks(results: ResultSet, store: str) -> list[Block]:
 
 
 def _trivial(curves: list[StoredResult]) -> str:
-    """Note on the positions where the labels of a task stand in the caption text."""
+    """Note on the positions where the caption states the labels of a task."""
     places = [c.position for c in curves if in_caption_text(c)]
-    return f" (in the caption text at {', '.join(places)}: not a finding there)" if places else ""
+    return f" (stated by the caption at {', '.join(places)}: not a finding there)" if places else ""
 
 
 def _folds(curve: StoredResult) -> str:

@@ -63,8 +63,8 @@ def report_page(
     sections = [
         Section("Summary", [*headline(results), *causal_sentence(results), *best_method(results), *remark_blocks(results)], "found"),
         *([Section("Pre-registered study", study, "study")] if (study := study_blocks(results)) else []),
-        Section("Probe accuracy by layer", curve_blocks(results, command_name), "curves"),
-        Section("Probe accuracy by position and layer", position_blocks(results, command_name), "positions"),
+        Section("Probe scores by layer", curve_blocks(results, command_name), "curves"),
+        Section("Probe scores by position and layer", position_blocks(results, command_name), "positions"),
         *([Section("Transfer to other data sets", transfers, "transfer")] if (transfers := transfer_blocks(results)) else []),
         Section("Encoded and used: interventions", causal_blocks(results, command_name), "causal"),
         Section(

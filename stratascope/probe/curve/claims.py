@@ -21,12 +21,12 @@ POWER = 0.8
 
 
 _TURNED = {"at most ": "at least ", "of at least ": "of at most ", "significantly above ": "significantly below "}
-_TURNED |= {"first above ": "first below ", "is above ": "is below "}
+_TURNED |= {"first above ": "first below ", "is first above ": "is first below "}
 """Comparisons of a score for which higher is better -> those of the log loss."""
 
 
 def equivalence_margin_of(metric: str) -> float:
-    """The advantage below which a metric counts as at the baseline: 0.03, or 0.01 of R2 and of log-loss (nats)."""
+    """The advantage below which a metric counts as equal to the baseline: 0.03, or 0.01 of R2 and of log-loss (nats)."""
     return 0.01 if metric.startswith("r2") or metric == "log_loss" else 0.03
 
 
@@ -138,13 +138,13 @@ class LayerClaims:
         if self.detected:
             return f"detected{beyond}{by}" if by else f"detected{beyond} in {self.detected}"
         if len(self.absent.layers) == len(self.layers):
-            told = f" ({count[0]})" if count else ""
-            return f"not detected{beyond}{by}{told}; {self.most} in {'this' if by else 'every'} layer"
+            sample = f" ({count[0]})" if count else ""
+            return f"not detected{beyond}{by}{sample}; {self.most} in {'this' if by else 'every'} layer"
         size = self.amount(self.detectable, "of at least ")
         if self.chance is not None and self.detectable > (best := self.chance if self.metric == "log_loss" else 1 - self.chance):
             size = f"not even {self.amount(best, '')}"
-        told = "; ".join([*count, f"{size} would have been detected with {100 * POWER:.0f} % power"])
-        return f"not detected{beyond}{by} ({told})"
+        limits = "; ".join([*count, f"{size} would have been detected with {100 * POWER:.0f} % power"])
+        return f"not detected{beyond}{by} ({limits})"
 
     @property
     def most(self) -> str:

@@ -192,8 +192,8 @@ class StudyResult(Result, kind="study", prefix="study", schema=_SCHEMA, rules=(_
         lines = ["secondary, over every baseline:", *(f"  {line}" for line in found)] if found else []
         for store in dict.fromkeys(self.transfers["store"]):
             lines += [f"probes of the original images tested on {store} (labels unchanged): {text}" for text in self._transferred(store)]
-        told = [f"  {text}" for text in self.deviations] or ["  none"]
-        return [*lines, "deviations from the plan:", *told]
+        deviations = [f"  {text}" for text in self.deviations] or ["  none"]
+        return [*lines, "deviations from the plan:", *deviations]
 
     def summary(self) -> str:
         """The question, the sentence and its limits, and the digest of the plan."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEWEST = 40
-"""Examples below which no default size lies."""
+"""Fewest examples of a default size."""
 
 
 class DetectionBySize(

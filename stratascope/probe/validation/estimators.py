@@ -47,7 +47,7 @@ def checked_method(method: Any) -> Any:
     Raises
     ------
     InvalidInputError
-        There is no such method, or an estimator cannot be told from another by its parameters.
+        There is no such method, or an estimator cannot be distinguished from another by its parameters.
     """
     if isinstance(method, str):
         if method not in (*METHODS, *NAMED):
@@ -68,7 +68,7 @@ def method_text(method: Method) -> str:
     Raises
     ------
     InvalidInputError
-        A parameter has no text that tells it from others, such as a function.
+        A parameter has no text that identifies it, such as a function.
 
     Examples
     --------
@@ -101,8 +101,8 @@ def _text(value: Any, name: str) -> str:
     text = repr(value)
     if " at 0x" in text:
         raise InvalidInputError(
-            f"expected parameters that a text tells apart, found {name} = {text}: its finished layers could not be told from those of "
-            "another estimator; give a value with a repr of its content"
+            f"expected parameters whose repr shows their content, found {name} = {text}: layers cached for it could not be distinguished "
+            "from those of another estimator; give a value with such a repr"
         )
     return text
 
