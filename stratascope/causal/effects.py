@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.causal.directions import FAIR
+from stratascope.causal.directions import MATCHED
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import INTERVALS, band
 
@@ -199,7 +199,7 @@ def use_table(
     margin: float,
     control_factor: float,
 ) -> pd.DataFrame:
-    """Layers at which each kind of intervention acts more than the fair random directions do.
+    """Layers at which each kind of intervention acts more than the matched random directions do.
 
     The effect is the mean size of the change, in units of the mean size of the logit difference. A layer is used if (a) its effect minus
     the mean of the draws exceeds `margin` by the lower end of the simultaneous band over layers (bootstrap over images), and (b) it
@@ -252,13 +252,13 @@ def use_table(
         drawn_method = control_method(kind, method)
         drawn = [
             by_layer(groups[key], np.abs(change) / scale)[2]
-            for fair in FAIR
-            if (key := (position, kind, drawn_method, fair, factor, source)) in groups
+            for drawn_kind in MATCHED
+            if (key := (position, kind, drawn_method, drawn_kind, factor, source)) in groups
         ]
-        fair = np.concatenate(drawn, 1) if drawn else np.full((len(first), 0, values.shape[-1]), np.nan)  # (layer, draw, example)
-        baseline = fair.mean(1) if fair.shape[1] else np.zeros_like(own_size)
+        matched = np.concatenate(drawn, 1) if drawn else np.full((len(first), 0, values.shape[-1]), np.nan)  # (layer, draw, example)
+        baseline = matched.mean(1) if matched.shape[1] else np.zeros_like(own_size)
         excess = banded("excess", own_size - baseline, bootstrap, level=level)
-        score, threshold = above_draws(_known_mean(own_size), _known_mean(fair).T, level=level)
+        score, threshold = above_draws(_known_mean(own_size), _known_mean(matched).T, level=level)
         tables.append(
             pd.DataFrame(
                 {
@@ -266,7 +266,7 @@ def use_table(
                     "layer": first,
                     "last": last,
                     "effect": _known_mean(own_size),
-                    "control": _known_mean(baseline) if fair.shape[1] else np.nan,
+                    "control": _known_mean(baseline) if matched.shape[1] else np.nan,
                     **excess,
                     "score": score,
                     "threshold": threshold,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from stratascope.causal.effects import control_method
-from stratascope.causal.intervention import Intervention
-from stratascope.causal.use_text import event_label, layer_text, records
+from stratascope.causal.intervention import Intervention, event_label
 from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.result import Result, new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.results.stored_result import StoredResult
@@ -78,23 +78,28 @@ class EncodingUse(
         """The concept."""
         return (str(self.attributes["concept"]),)
 
-    def layers(self, position: str, column: str) -> list[int]:
-        """Layers of a `position` at which a `column`, encoded or used, holds."""
+    def encoded(self, position: str) -> LayerIntervals:
+        """Layers that encode the concept at a `position`."""
+        return self._layers(position, "encoded and used", "encoded only")
+
+    def used(self, position: str) -> LayerIntervals:
+        """Layers that use the concept at a `position`."""
+        return self._layers(position, "encoded and used", "used only")
+
+    def encoded_only(self, position: str) -> LayerIntervals:
+        """Layers that encode the concept at a `position`, and in which its use is not detected."""
+        return self._layers(position, "encoded only")
+
+    def _layers(self, position: str, *verdicts: str) -> LayerIntervals:
         rows = self.table[self.table["position"] == position]
-        return [int(layer) for layer in rows["layer"][rows[column].to_numpy(bool)]]
+        return LayerIntervals.of(rows["layer"], rows["verdict"].isin(verdicts))
 
     def statement(self, position: str) -> str:
         """One sentence: where the concept is encoded at a `position`, and where it is used."""
-        rows = self.table[self.table["position"] == position]
-        known = rows["layer"].tolist()
-        encoded, used = self.layers(position, "encoded"), self.layers(position, "used")
-        parts = [
-            f"encoded at {layer_text(encoded, known)}" if encoded else "not detected by the probe",
-            f"used at {layer_text(used, known)}" if used else "use not detected",
-        ]
-        apart = sorted(set(encoded) - set(used))
-        rest = f"; encoded without detected use at {layer_text(apart, known)}" if used and apart else ""
-        return f"{self.attributes['concept']} at {position}: {parts[0]}, {parts[1]} ({self.attributes['evidence']}){rest}"
+        encoded, used, unused = self.encoded(position), self.used(position), self.encoded_only(position)
+        parts = [f"encoded at {encoded}" if encoded else "not detected by the probe", f"used at {used}" if used else "use not detected"]
+        limit = f"; encoded without detected use at {unused}" if used and unused else ""
+        return f"{self.attributes['concept']} at {position}: {parts[0]}, {parts[1]} ({self.attributes['evidence']}){limit}"
 
     def summary(self) -> str:
         """A sentence and a table by layer for each position."""
@@ -108,7 +113,7 @@ class EncodingUse(
             labels = list(dict.fromkeys(effects["label"]))
             metric = str(rows["metric"].iloc[0])
             lines.append("  ".join([f"{'layer':>5}", f"{metric:>8}", *(f"{label:>15}" for label in labels), "verdict"]))
-            for row in records(rows):
+            for row in rows.to_dict("records"):
                 cells = []
                 for label in labels:
                     found = effects[(effects["label"] == label) & (effects["layer"] == row["layer"])]
@@ -118,7 +123,7 @@ class EncodingUse(
                 lines.append(
                     "  ".join([f"{row['layer']:>5}", f"{row['score']:>8.3f}", *(f"{cell:>15}" for cell in cells), str(row["verdict"])])
                 )
-        lines.append("share of flipped answers (patch: share of the logit difference restored); * above random directions, simultaneously")
+        lines.append("share of flipped answers (patch: share of the logit difference restored); * used at this layer")
         return "\n".join(lines)
 
     def to_frame(self) -> pd.DataFrame:
@@ -190,7 +195,7 @@ def encoding_use(curves: Sequence[StoredResult], intervention: Intervention, *, 
             and c.fingerprint == intervention.attributes["store"]
         ]
         found = events[events["position"] == position]
-        for event in records(found):
+        for event in found.to_dict("records"):
             found_events.append({"position": position, "label": event_label(event), **{k: event[k] for k in ("used_onset", "used_offset")}})
             effects.append(_effect_rows(intervention, event))
         if mine:
@@ -239,7 +244,7 @@ def _layer_rows(curve: StoredResult, use: pd.DataFrame, event: pd.Series[Any]) -
     )
 
 
-def _effect_rows(intervention: Intervention, event: Mapping[str, Any]) -> pd.DataFrame:
+def _effect_rows(intervention: Intervention, event: Mapping[Hashable, Any]) -> pd.DataFrame:
     position, kind, method, source = (str(event[name]) for name in ("position", "kind", "method", "source"))
     factor = intervention.control_factor if kind == "steer" else 0.0
     rows = intervention.series(position, kind, method=method, factor=factor, source=source)

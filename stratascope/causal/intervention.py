@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from stratascope.causal.answers import Answers
 from stratascope.causal.design import InterventionDesign
-from stratascope.causal.directions import FAIR
+from stratascope.causal.directions import MATCHED
 from stratascope.causal.effects import control_method, effect_table, fewest_draws, use_events, use_table
 from stratascope.causal.patching import PatchSource
-from stratascope.causal.use_text import event_label, event_title, records, use_text
 from stratascope.results.file import made_from
+from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.result import Result, array_field, new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap
@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 Floats = NDArray[Any]
 MARGIN = 0.1
 """An effect counts as use if it exceeds that of random directions by this share of the mean size of the logit difference."""
+
+
+def event_label(event: Mapping[Hashable, Any]) -> str:
+    """Kind of a row of `events` or `use`, with its method or source."""
+    kind = str(event["kind"])
+    if kind == "patch":
+        return f"patch from {event['source']}"
+    return f"erase ({'LEACE' if event['method'] == 'leace' else event['method']})" if kind == "erase" else kind
 
 
 def _bands(*names: str) -> str:
@@ -90,7 +98,7 @@ class Intervention(
             flags="used",
         )
     )
-    """One row per kind and layer: excess (effect minus that of fair random directions), score and threshold of `effects.above_draws`,
+    """One row per kind and layer: excess (effect minus that of matched random directions), score and threshold of `effects.above_draws`,
     used."""
     events: pd.DataFrame = table_field(columns(text="position kind method source", ints="used_onset used_offset"))
     """First layer used and first layer after the last one used, of each position and kind; -1 for none."""
@@ -229,18 +237,25 @@ class Intervention(
         """Number of examples and images; for each position and kind the layers used, and the largest share of flipped answers."""
         sizes = f"{len(self.examples):,} examples of {self.examples['group'].nunique():,} images"
         lines = [f"{self.attributes['concept']}: {len(self.variants):,} variants of each of {sizes}, directions from other folds"]
-        for event in records(self.events):
-            lines.append(f"{event_title(event)}: {use_text(event, self.use)}; {self._largest(event)}")
-        fair = int(self.attributes["controls"]) * len(set(FAIR) & set(self.attributes["control_kinds"]))
+        for event in self.events.to_dict("records"):
+            lines.append(f"{event['position']}, {event_label(event)}: {self._use(event)}; {self._largest(event)}")
+        matched = int(self.attributes["controls"]) * len(set(MATCHED) & set(self.attributes["control_kinds"]))
         level = float(self.attributes["level"])
-        if set(self.attributes["kinds"]) - {"patch"} and fair < fewest_draws(level):
+        if set(self.attributes["kinds"]) - {"patch"} and matched < fewest_draws(level):
             lines.append(
-                f"use cannot be decided: {fair} fair random directions; {fewest_draws(level)} are the fewest for a family-wise error of "
-                f"{1 - level:.2g}"
+                f"use cannot be decided: {matched} random directions of the kinds {' and '.join(MATCHED)}; a family-wise error of "
+                f"{1 - level:.2g} needs at least {fewest_draws(level)}"
             )
         return "\n".join(lines)
 
-    def _largest(self, event: Mapping[str, Any]) -> str:
+    def _use(self, event: Mapping[Hashable, Any]) -> str:
+        rows = self.use
+        for name in ("position", "kind", "method", "source"):
+            rows = rows[rows[name] == event[name]]
+        layers = LayerIntervals.of(rows["layer"], rows["used"])
+        return f"used at {layers}" if layers else "use not detected at any layer"
+
+    def _largest(self, event: Mapping[Hashable, Any]) -> str:
         position, kind = str(event["position"]), str(event["kind"])
         if kind == "patch":
             rows = self.series(position, kind, source=str(event["source"]))
@@ -279,7 +294,7 @@ class Intervention(
     def flip_series(self, position: str) -> dict[str, tuple[pd.DataFrame, pd.DataFrame | None]]:
         """Label -> rows of `effects` of each kind at a position, and those of the random directions that it is compared with."""
         found: dict[str, tuple[pd.DataFrame, pd.DataFrame | None]] = {}
-        for event in records(self.events[self.events["position"] == position]):
+        for event in self.events[self.events["position"] == position].to_dict("records"):
             kind, method, source = str(event["kind"]), str(event["method"]), str(event["source"])
             factor = self.control_factor if kind == "steer" else 0.0
             random = self.series(position, kind, method=control_method(kind, method), control="covariance", factor=factor)

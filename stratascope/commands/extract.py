@@ -205,12 +205,12 @@ def extract_command(
         return
     quiet = as_json or verbosity == QUIET
 
-    told: set[str] = set()
+    shown: set[str] = set()
 
     def note(text: str) -> None:
-        if not quiet and text not in told:  # once for all stores of a study
+        if not quiet and text not in shown:  # once for all stores of a study
             echo(with_option_names(text), err=True)
-        told.add(text)
+        shown.add(text)
 
     def run(settings: ExtractionSettings, store: Path, command: str) -> ExtractionReport:
         return extract(

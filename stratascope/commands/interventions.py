@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from stratascope.commands.terminal import echo, open_store
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.extract.plan.intervention_plan import bare_passes, settings_of_store
 from stratascope.extract.run.intervention_session import plan_of_store, run_interventions
-from stratascope.results.locations import ENDING
+from stratascope.results.locations import ENDING, file_name
 from stratascope.results.stored_result import StoredResult, results_in
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     kinds="erase, reflect, steer (along the difference of the class means), patch (needs --source or --pairs).",
     methods="What erase removes: leace, means (span of the class means), pattern (Haufe), logistic.",
     factors="Steering in distances of the class means; both signs are run.",
-    controls="Draws of each kind of random direction; use is decided with 19 or more fair ones (covariance, shuffled).",
+    controls="Draws of each kind of random direction; deciding use needs at least 19 of covariance and shuffled together.",
     control_kinds="Random directions: covariance (drawn from that within classes), shuffled (of shuffled labels), isotropic, orthogonal.",
     examples="Change N evenly spaced examples, 0: all; directions are fitted on all.",
     seed="Seed of random directions and resamples.",
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     data={"help": "Files of the examples; default: where the extraction read them.", "type": click.Path(path_type=Path), "multiple": True},
     images="Folder of the images; default: as --data.",
     boxes="Gold boxes; default: as --data.",
-    model={"help": "Folder or Hub id of the model, if it lies elsewhere now.", "metavar": "PATH|HUB_ID"},
+    model={"help": "Folder or Hub id of the model, if it has moved.", "metavar": "PATH|HUB_ID"},
     device={"help": "Device of the model: auto, cpu, cuda, cuda:1, ...", "metavar": "DEVICE"},
 )
 @options_of(run_interventions, batch_tokens={"help": "Tokens in a forward pass, at most.", "type": click.IntRange(min=1)})
@@ -83,8 +83,8 @@ def intervene_command(
     """Erase, steer and patch what saved probes read, and measure how the model's answers change.
 
     RESULTS is a folder of results of `probe`, or one file. The model, prompt and data must be those of the store. Directions are fitted on
-    the folds of the probe that do not hold the example's image. An interrupted run continues: finished examples lie in a folder beside
-    --out. Needs torch.
+    the folds of the probe that do not hold the example's image. An interrupted run continues: finished examples are cached in a
+    folder beside --out. Needs torch.
 
     \b
     Example, after 'stratascope demo --out demo':
@@ -97,7 +97,7 @@ def intervene_command(
     if patches:
         patch_refusals(settings.positions)
     if patches and "patch" not in settings.kinds and click.get_current_context().get_parameter_source("kinds").name == "DEFAULT":  # type: ignore[union-attr]
-        settings = InterventionSettings(**{**asdict(settings), "kinds": (*settings.kinds, "patch")})
+        settings = replace(settings, kinds=(*settings.kinds, "patch"))
     design = InterventionDesign(opened, labels, settings, [source.name for source in patches])
     file = out or (results if results.is_dir() else results.parent) / f"{default_name(settings)}{ENDING}"
     if not file.name.endswith(ENDING):
@@ -170,8 +170,6 @@ def causal_command(results: tuple[Path, ...], evidence: str | None, out: Path | 
 
 def default_name(settings: InterventionSettings) -> str:
     """Name of the results file: that of the result."""
-    from stratascope.results.locations import file_name
-
     return file_name("intervene", settings.task, f"window-{settings.window}" if settings.window > 1 else None)
 
 

@@ -46,7 +46,7 @@ OUTPUT = OutputPath()
 
 
 def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """Names parted by commas."""
+    """Comma-separated names."""
     return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
 
 
@@ -71,7 +71,7 @@ def shard(_ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 
 
 def numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """Numbers and ranges parted by commas."""
+    """Comma-separated numbers and ranges."""
     if value is None:
         return None
     try:
@@ -87,7 +87,7 @@ def blocks(context: click.Context, param: click.Parameter, value: str | None) ->
 
 
 def decimals(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    """Numbers such as 1e-3 parted by commas."""
+    """Comma-separated numbers such as 1e-3."""
     if value is None:
         return None
     try:
@@ -111,6 +111,8 @@ def seed(said: str) -> Callable[[Any], Any]:
     return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help=said)
 
 
+SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or the address of a Dask scheduler."
+workers = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads or processes at once; default: one per core.")
 only = click.option(
     "--only",
     multiple=True,

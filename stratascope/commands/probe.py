@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 SETTINGS = tuple(field.name for field in fields(ProbeSettings) if field.name not in ("array", "only"))
 """Fields of `ProbeSettings` that are options."""
-SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or the address of a Dask scheduler."
 
 
 @click.command(short_help="Cross-validated linear probes by layer and position.")
@@ -70,7 +69,7 @@ SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or t
     ProbeSettings,
     split="Names of the training and the test split, such as train,test, instead of cross-validation.",
     folds="Number of cross-validation folds; all examples of an image are in one fold.",
-    groups="Column of the groups that no fold divides; image: by content, near-duplicates together; caption: by the same text.",
+    groups="Column whose groups are kept in one fold; image: by content, with near-duplicates; caption: by text.",
     minimum="Exclude classes with fewer examples.",
     types="Columns that define the type of an example, for --controls control.",
     control_draws="Draws of the labels of each control; its score is their mean.",
@@ -80,8 +79,8 @@ SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or t
     strengths="Inverse regularisation C, selected by nested cross-validation; default: 1e-5 to 1e3.",
     seed="Seed of folds, controls and resamples.",
 )
-@options_of(run_probes, scheduler=SCHEDULER_HELP)
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads or processes at once; default: one per core.")
+@options_of(run_probes, scheduler=options.SCHEDULER_HELP)
+@options.workers
 @results_output
 @options_in_errors
 def probe_command(
@@ -141,7 +140,7 @@ def probe_command(
     full_attention="Blocks with attention over the whole image, marked in the figure; default: from the store.",
     folds="Number of cross-validation folds; all examples of an image are in one fold.",
     seed="Seed of folds and resamples.",
-    scheduler=SCHEDULER_HELP,
+    scheduler=options.SCHEDULER_HELP,
 )
 @results_output
 @options_in_errors
@@ -165,18 +164,18 @@ def entanglement_command(store: str, output: Output, **chosen: Any) -> None:
     patch_probes,
     tasks="on_subject, on_object (gold boxes), coordinates, direction (of one cell from another).",
     layers="Layers to probe; default: all whose image tokens are saved.",
-    cells="Cells of an example, and pairs of cells, that are drawn at random, at most.",
+    cells="Most cells, and most pairs of cells, drawn at random from an example.",
     folds="Number of cross-validation folds; all cells of an image are in one fold.",
     seed="Seed of cells, folds and resamples.",
     draws="Bootstrap resamples of images.",
     level="Level of the intervals.",
-    scheduler=SCHEDULER_HELP,
+    scheduler=options.SCHEDULER_HELP,
 )
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads or processes at once; default: one per core.")
+@options.workers
 @results_output
 @options_in_errors
 def patches_command(store: str, output: Output, **chosen: Any) -> None:
-    """Probe single image tokens: is the cell on the subject or the object, where is it, in which direction does it lie from another?
+    """Probe single image tokens: is the cell on the subject or the object, where is it, and in which direction is it from another?
 
     Prints the highest score of each task with its simultaneous band, and the layers at which it is significantly above a probe on the
     position of the cell alone, or above chance. Needs a store that was extracted with --patches, and boxes for the first two tasks.

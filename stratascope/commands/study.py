@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 
 import click
@@ -18,17 +17,15 @@ from stratascope.preregistration import presets, read_plan
 from stratascope.probe.preregistered.preregistered_study import preregistered_study
 from stratascope.probe.preregistered.study_stores import study_stores
 
-SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or the address of a Dask scheduler."
-
 
 @click.command(short_help="Run a pre-registered study; one sentence with its limits.")
 @click.argument("paths", nargs=-1, metavar="[PLAN.toml] DIR")
 @click.option("--preset", type=click.Choice(list(presets())), help="A built-in plan instead of PLAN.toml.")
-@click.option("--write", "target", type=options.OUTPUT, metavar="PLAN.toml", help="Save the plan to edit it, and do nothing else.")
-@options_of(preregistered_study, scheduler=SCHEDULER_HELP)
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads or processes at once; default: one per core.")
+@click.option("--write", "target", type=options.OUTPUT, metavar="PLAN.toml", help="Only save the plan, for editing.")
+@options_of(preregistered_study, scheduler=options.SCHEDULER_HELP)
+@options.workers
 @click.option("-o", "--out", type=options.OUTPUT, help="Folder of results, figure and report; default: DIR/results.")
-@partial(verbosity_options)
+@verbosity_options
 @options_in_errors
 def study_command(
     paths: tuple[str, ...],
@@ -40,7 +37,7 @@ def study_command(
     as_json: bool,
     verbosity: int,
 ) -> None:
-    """Run a study as its plan says: check the stores in DIR, train all probes, state the primary outcome in one sentence.
+    """Run a study according to its plan: check the stores in DIR, train all probes, state the primary outcome in one sentence.
 
     DIR is the folder that `extract --for PLAN.toml` filled. The plan fixes tasks, positions, baselines, metric, margins and the primary
     outcome beforehand; its digest is in every result and in the report DIR/results/study.html. docs/study.md describes the plan. The

@@ -132,7 +132,9 @@ def minimal_pairs(
         raise InvalidInputError(f"expected `variants` of {', '.join(VARIANTS)}, found {', '.join(unknown) or 'none'}")
     source, folder = Path(images), Path(out)
     if folder.resolve() == source.resolve() or (folder / IMAGES).resolve() == source.resolve():
-        raise InvalidInputError(f"expected `out` away from the folder of images, found {folder}; the originals would be overwritten")
+        raise InvalidInputError(
+            f"expected `out` to be another folder than that of the images, found {folder}; the originals would be overwritten"
+        )
     index = None if boxes is None else BoxIndex.from_coco(boxes)
     found = load_examples(files, progress=progress)
     if index is not None:

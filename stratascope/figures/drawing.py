@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-METRIC_LABELS = {
+METRIC_NAMES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
@@ -103,9 +103,14 @@ def draw_layer_curves(
     return ax
 
 
+def metric_name(metric: str) -> str:
+    """Name of a metric within a sentence, such as `balanced accuracy`."""
+    return METRIC_NAMES.get(metric, metric.replace("_", " "))
+
+
 def metric_label(metric: str) -> str:
     """Name of a metric as the label of an axis."""
-    name = METRIC_LABELS.get(metric, metric.replace("_", " "))
+    name = metric_name(metric)
     return name[:1].upper() + name[1:]
 
 
@@ -133,7 +138,7 @@ def draw_advantages(advantages: Mapping[str, pd.DataFrame], ax: Axes, *, title: 
         ax.plot(layer, rows["value"].to_numpy(float), color=colour, marker=marker, label=name)
     ax.axhline(0, color=GREY, linewidth=0.7)
     ax.set_xlabel(LAYER_LABELS["residual"])
-    ax.set_ylabel(f"Difference in {METRIC_LABELS.get(metric, metric)}")
+    ax.set_ylabel(f"Difference in {metric_name(metric)}")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if title:
         ax.set_title(title)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
-from stratascope.figures.drawing import METRIC_LABELS, metric_label
+from stratascope.figures.drawing import metric_label, metric_name
 from stratascope.figures.heatmaps import DARK, LIGHT, short
 from stratascope.figures.style import COLOURS, DIVERGING, GREY, SEQUENTIAL
 
@@ -130,8 +130,8 @@ def draw_verdicts(table: pd.DataFrame, ax: Axes, *, metric: str, title: str | No
     roomy = len(value.columns) <= ROOMY and len(names) <= DENSE
     if roomy:
         for (row, column), score in np.ndenumerate(value.to_numpy(float)):
-            told = f"{score:+.2f}".replace("-0.00", "+0.00") if np.isfinite(score) else ""
-            ax.text(column - 0.08, row, told, ha="center", va="center", fontsize=6, color=ink[row, column])
+            text = f"{score:+.2f}".replace("-0.00", "+0.00") if np.isfinite(score) else ""
+            ax.text(column - 0.08, row, text, ha="center", va="center", fontsize=6, color=ink[row, column])
     beside = 0.36 if roomy else 0.0
     for name, marker in (("detected", "o"), ("absent", "x")):
         y, x = np.nonzero(verdict == name)
@@ -142,7 +142,7 @@ def draw_verdicts(table: pd.DataFrame, ax: Axes, *, metric: str, title: str | No
     _name_axes(ax, names, list(value.columns), "", layers)
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
     bar.outline.set_visible(False)
-    bar.set_label(f"Advantage in {METRIC_LABELS.get(metric, metric)}")
+    bar.set_label(f"Advantage in {metric_name(metric)}")
     return _finish(ax, title)
 
 

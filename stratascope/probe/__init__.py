@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stratascope.probe.curve.claims import LayerClaims
     from stratascope.probe.curve.curve_set import CurveSet, tidy_table
     from stratascope.probe.curve.layer_curve import LayerCurve
-    from stratascope.probe.curve.onset_offset import LayerEvent, LayerIntervals
+    from stratascope.probe.curve.onset_offset import LayerEvent
     from stratascope.probe.curve.score_grid import ScoreGrid
     from stratascope.probe.estimator import BilinearFeatures, LogisticProbe
     from stratascope.probe.patches import PatchProbes, patch_probes
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from stratascope.probe.validation.folds import Folds, grouped_folds
     from stratascope.probe.validation.official_splits import Leakage, official_split, split_leakage
     from stratascope.probe.vision_tower import Entanglement, entanglement
+    from stratascope.results.layer_intervals import LayerIntervals
+
 
 _MODULES = {
     "Advantage": "curve.advantage",
@@ -45,7 +47,7 @@ _MODULES = {
     "LayerClaims": "curve.claims",
     "LayerCurve": "curve.layer_curve",
     "LayerEvent": "curve.onset_offset",
-    "LayerIntervals": "curve.onset_offset",
+    "LayerIntervals": "stratascope.results.layer_intervals",
     "Leakage": "validation.official_splits",
     "LogisticProbe": "estimator",
     "PatchProbes": "patches",

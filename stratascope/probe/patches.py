@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError, TooFewExamplesError
-from stratascope.figures.drawing import draw_layer_curves, new_figure
+from stratascope.figures.drawing import draw_layer_curves, metric_name, new_figure
 from stratascope.figures.style import paper_style
 from stratascope.probe.curve.metrics import main_metric, score_layers, score_table
 from stratascope.probe.solver.blas_threads import one_blas_thread
@@ -22,6 +22,7 @@ from stratascope.probe.tasks.image_cells import CELL_TASKS, CellSample, CellTask
 from stratascope.probe.validation.cross_validation import classify, regress
 from stratascope.probe.validation.out_of_fold import OutOfFold
 from stratascope.results.file import made_from
+from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.result import Result, new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.scheduling import run_all
@@ -157,19 +158,18 @@ class PatchProbes(
 
 LABELS = {"on_subject": "on the subject", "on_object": "on the object", "row": "row", "column": "column", "direction": "direction"}
 TITLES = {"auroc": "Cell in the gold box", "r2": "Coordinates of the cell", "balanced_accuracy": "Direction between two cells"}
-METRICS = {"auroc": "AUROC", "r2": "R2", "balanced_accuracy": "balanced accuracy"}
 
 
 def _curve_text(rows: pd.DataFrame) -> str:
     best = rows.iloc[int(rows["value"].to_numpy().argmax())]
     interval = f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]"
-    text = f"{best['curve']:<10} {METRICS[best['metric']]} {best['value']:.3f} {interval} at layer {int(best['layer'])}, the highest; "
+    text = f"{best['curve']:<10} {metric_name(best['metric'])} {best['value']:.3f} {interval} at layer {int(best['layer'])}, the highest; "
     over, what = rows["low_simultaneous"] > rows["chance"], f"chance ({best['chance']:g})"
     if np.isfinite(best["baseline"]):
         text += f"position alone {best['baseline']:.3f}; "
         over, what = over & (rows["advantage_low"] > 0), "position alone"
-    layers = rows.loc[over, "layer"].tolist()
-    return text + (f"significantly above {what} at layers {listing(layers)}" if layers else f"not detected above {what} at any layer")
+    layers = LayerIntervals.of(rows["layer"], over)
+    return text + (f"significantly above {what} in {layers}" if layers else f"not detected above {what} in any layer")
 
 
 @dataclass(frozen=True, eq=False)

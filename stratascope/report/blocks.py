@@ -90,12 +90,23 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Interval:
-    """Table cell with a share (0 to 1) and its interval, as text and as a bar."""
+    """Table cell with a value between 0 and 1 and its interval, as text and as a bar."""
 
     value: float
     low: float
     high: float
-    digits: int = 1
+    percent: bool = True
+    """Whether the text is a percentage, as of an accuracy, or a number, as of an AUROC."""
+
+    @property
+    def text(self) -> str:
+        """The value."""
+        return f"{100 * self.value:.1f} %" if self.percent else f"{self.value:.3f}"
+
+    @property
+    def ends(self) -> str:
+        """The interval."""
+        return f"{100 * self.low:.1f} to {100 * self.high:.1f}" if self.percent else f"{self.low:.3f} to {self.high:.3f}"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stratascope.causal import EncodingUse, Intervention
-from stratascope.causal.use_text import layer_text
 from stratascope.report.blocks import Block, Cited, Drawing, Folded, Missing, Prose, Table
 from stratascope.report.headline import POSITION_WORDS, task_words
 from stratascope.report.result_set import ResultSet
@@ -37,21 +36,19 @@ def _ordered(results: ResultSet) -> list[StoredResult]:
 def _words(found: StoredResult, position: str) -> list[str | Cited]:
     result: EncodingUse = found.result
     concept = task_words(str(found.attributes["concept"]))
-    known = result.table["layer"][result.table["position"] == position].tolist()
-    encoded, used = result.layers(position, "encoded"), result.layers(position, "used")
+    used, unused = result.used(position), result.encoded_only(position)
     source = found.source("tables/table", f"layers used {POSITION_WORDS.get(position, position)}")
     where = POSITION_WORDS.get(position, f"at {position}")
     what = EVIDENCE[str(found.attributes["evidence"])]
     begin = f"{concept[:1].upper()}{concept[1:]} {where} is "
     if not used:
-        return [begin, "used at ", Cited("no layer", -1, source), f" as far as detected: at none does {what} beyond random directions."]
-    text: list[str | Cited] = [begin, "used at ", Cited(layer_text(used, known), used[0], source), f": there {what}"]
+        return [begin, Cited("not detected", -1, source), " as used at any layer."]
+    text: list[str | Cited] = [begin, "used at ", Cited(str(used), used.layers[0], source), f": there {what}"]
     ending = "" if found.attributes["evidence"] == "patch" else " more than random directions do"
-    apart = sorted(set(encoded) - set(used))
-    if not apart:
+    if not unused:
         return [*text, f"{ending}."]
     other = found.source("tables/table", "layers encoded, not used")
-    return [*text, f"{ending}. At ", Cited(layer_text(apart, known), apart[0], other), " it is encoded, and use is not detected."]
+    return [*text, f"{ending}. At ", Cited(str(unused), unused.layers[0], other), " it is encoded, and its use is not detected."]
 
 
 def causal_blocks(results: ResultSet, store: str) -> list[Block]:
@@ -61,7 +58,7 @@ def causal_blocks(results: ResultSet, store: str) -> list[Block]:
         return [Missing("No interventions yet; run the model again with", f"stratascope intervene {store} RESULTS")]
     blocks: list[Block] = [
         Prose(
-            "A probe shows what can be read, not what the model uses. Here the model is run again with the concept erased, reflected, "
+            "A probe shows what can be decoded, not what the model uses. Here the model is run again with the concept erased, reflected, "
             "steered or patched at one layer; directions come from other images. Dashed: random directions that vary as the "
             "activations do."
         )

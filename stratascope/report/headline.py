@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stratascope.figures.drawing import METRIC_LABELS
+from stratascope.figures.drawing import metric_name
 from stratascope.probe.curve.claims import LayerClaims, band_text
-from stratascope.probe.curve.onset_offset import LayerIntervals
+from stratascope.probe.curve.metrics import best_row
 from stratascope.report.blocks import Block, Cited, Fact, Facts, Prose
 from stratascope.report.figure_drawing import baseline_label, baseline_list, score_of
 from stratascope.report.result_set import ResultSet, in_caption_text
+from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.stored_result import Source, StoredResult
 
 TASK_WORDS = {
@@ -33,8 +34,6 @@ POSITION_WORDS = {
     "subject_box": "in the image tokens within the subject box",
     "object_box": "in the image tokens within the object box",
 }
-METRIC_NAMES = {name: label if label.isupper() else label.lower() for name, label in METRIC_LABELS.items()}
-"""Metric -> its name within a sentence."""
 
 
 def task_words(task: str) -> str:
@@ -71,7 +70,7 @@ def headline(results: ResultSet) -> list[Block]:
 
 
 def leading_curve(results: ResultSet) -> StoredResult:
-    """The curve of the headline: of the first task that does not stand in the caption text, at its best position.
+    """The curve of the headline: of the first task whose labels the caption does not state, at its best position.
 
     The best position has the highest simultaneous lower bound of the advantage over the best baseline, where that is known, else over
     chance.
@@ -87,8 +86,8 @@ def leading_curve(results: ResultSet) -> StoredResult:
 
 def peak(curve: StoredResult, metric: str | None = None) -> pd.Series[Any]:
     """Row of a curve's best layer; the first of equal ones."""
-    rows = curve.rows(metric or score_of(curve))
-    return rows.iloc[int(rows["value"].to_numpy().argmax())]
+    metric = metric or score_of(curve)
+    return best_row(curve.rows(metric), metric)
 
 
 def signed(number: str) -> str:
@@ -184,7 +183,7 @@ def _start(claim: StoredResult, claims: LayerClaims) -> list[str | Cited]:
     source = claim.source("tables/events", "interval of the onset")
     low, high = (Cited(str(end), end, source) for end in (event.low, event.high))
     where: list[str | Cited] = ["at layer ", low] if event.low == event.high else ["in one of layers ", low, "–", high]
-    return [f"The {claims.amount(float(event.equivalence_margin or 0), 'is above ')} first ", *where, ". "]
+    return [f"The {claims.amount(float(event.equivalence_margin or 0), 'is first above ')} ", *where, ". "]
 
 
 def _end(claim: StoredResult, claims: LayerClaims) -> list[str | Cited]:
@@ -215,15 +214,15 @@ def _other_positions(results: ResultSet, curve: StoredResult) -> list[str | Cite
 
 
 def _in_caption(results: ResultSet) -> list[str | Cited]:
-    """Curves whose labels stand in the caption text, which are no finding."""
+    """Curves whose labels the caption states, which are not findings."""
     trivial: dict[str, list[str]] = {}
     for curve in results.curves:
         if in_caption_text(curve):
             trivial.setdefault(task_words(curve.task), []).append(curve.position)
     if not trivial:
         return []
-    said = "; ".join(f"{words} at {', '.join(places)}" for words, places in trivial.items())
-    return [f"Not a finding, because the label stands in the caption text before the position: {said}."]
+    listed = "; ".join(f"{words} at {', '.join(places)}" for words, places in trivial.items())
+    return [f"Not a finding, because the caption states the label before the position: {listed}."]
 
 
 def curve_band(curve: StoredResult) -> str:
@@ -307,7 +306,7 @@ def _curve_tiles(curve: StoredResult, claim: StoredResult) -> list[Fact]:
     count = f"n = {len(curve.file.tables['examples']):,}"
     return [
         Fact(first, f"first layer detected ({count}): {where}", []),
-        Fact(best, f"{METRIC_NAMES.get(metric, metric)} of the best probe, layer {row['layer']}", ends),
+        Fact(best, f"{metric_name(metric)} of the best probe, layer {row['layer']}", ends),
     ]
 
 
@@ -318,7 +317,7 @@ def _advantage_tile(curve: StoredResult, found: StoredResult) -> Fact:
     assert isinstance(first, Cited)
     first = replace(first, text=first.text.removesuffix(" points"))
     over = found.attributes.get("baseline") or {}
-    unit = "percentage points" if metric in ("accuracy", "balanced_accuracy") else METRIC_LABELS.get(metric, metric)
+    unit = "percentage points" if metric in ("accuracy", "balanced_accuracy") else metric_name(metric)
     selective = "selectivity: " if str(over.get("task", "")).endswith((":control", ":shuffled")) else ""
     return Fact(first, f"{selective}{unit} over {baseline_label(found)}", gained[1:])
 
@@ -332,7 +331,7 @@ def _ends(
 
 
 def _article(metric: str) -> str:
-    name = METRIC_NAMES.get(metric, metric)
+    name = metric_name(metric)
     return f"{'an' if name[0] in 'aA' else 'a'} {name} of"
 
 

@@ -95,7 +95,7 @@ class ResultSet:
 
 
 def in_caption_text(curve: StoredResult) -> bool:
-    """Whether the labels of a curve stand in the text before its position, so that decoding them is trivial.
+    """Whether the text before the position of a curve states its labels, so that decoding them is trivial.
 
     These are the relation of the caption and its category, at the relation's own tokens and later ones, where the prompt names it.
     """

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stratascope.figures.drawing import metric_name
 from stratascope.report.blocks import Beside, Block, Drawing, Folded, Interval, Missing, Remark, Table
 from stratascope.report.figure_drawing import FigureSelection, accuracy_by_relation, score_of
 from stratascope.report.figure_registry import FIGURES
-from stratascope.report.headline import METRIC_NAMES, curve_band, peak, task_words
+from stratascope.report.headline import curve_band, peak, task_words
 from stratascope.report.result_set import ResultSet, in_caption_text
 from stratascope.results.stored_result import StoredResult
 
@@ -33,7 +34,7 @@ def curve_blocks(results: ResultSet, store: str) -> list[Block]:
         blocks.append(
             Drawing(
                 FIGURES["curves"].figure(results, FigureSelection(task), width=WIDE, height=2.7),
-                f"{METRIC_NAMES[score_of(curves[0])]} by layer of probes for {words}, by position, with baselines and chance level",
+                f"{metric_name(score_of(curves[0]))} by layer of probes for {words}, by position, with baselines and chance level",
                 f"{_folds(curves[0])}Bands: 95 % CI (pointwise), bootstrap over images. Layer k: residual stream after k decoder blocks.",
                 f"{task}: {words}{_trivial(curves)}",
                 [c.source("tables/table") for c in shown],
@@ -72,9 +73,9 @@ def curve_blocks(results: ResultSet, store: str) -> list[Block]:
 
 
 def _trivial(curves: list[StoredResult]) -> str:
-    """Note on the positions where the labels of a task stand in the caption text."""
+    """Note on the positions where the caption states the labels of a task."""
     places = [c.position for c in curves if in_caption_text(c)]
-    return f" (in the caption text at {', '.join(places)}: not a finding there)" if places else ""
+    return f" (stated by the caption at {', '.join(places)}: not a finding there)" if places else ""
 
 
 def _folds(curve: StoredResult) -> str:
@@ -89,12 +90,14 @@ def _curve_table(curve: StoredResult) -> Table:
     rows = curve.rows(score)
     others = {m: curve.rows(m).set_index("layer")["value"] for m in metrics}
     cells = [[int(row["layer"]), _cell(row, score), *(float(others[m][row["layer"]]) for m in metrics)] for _, row in rows.iterrows()]
-    names = [METRIC_NAMES.get(m, m.replace("_", " ")) for m in (score, *metrics)]
+    names = [metric_name(m) for m in (score, *metrics)]
     return Table(["layer", *names], cells, curve.title, sources=[curve.source("tables/table")])
 
 
 def _cell(row: pd.Series[Any], score: str) -> Interval | float:
-    return float(row["value"]) if score == "r2" else Interval(float(row["value"]), float(row["low"]), float(row["high"]))
+    if score in ("r2", "log_loss"):  # not between 0 and 1
+        return float(row["value"])
+    return Interval(float(row["value"]), float(row["low"]), float(row["high"]), percent=score.endswith("accuracy"))
 
 
 def position_blocks(results: ResultSet, store: str) -> list[Block]:
@@ -107,7 +110,7 @@ def position_blocks(results: ResultSet, store: str) -> list[Block]:
         blocks.append(
             Drawing(
                 FIGURES["positions"].figure(results, FigureSelection(task), width=HALF, height=0.9 + 0.3 * len(curves)),
-                f"{METRIC_NAMES[score_of(curves[0])]} of probes for {task}, positions by layers",
+                f"{metric_name(score_of(curves[0]))} of probes for {task}, positions by layers",
                 "Rows: token positions; columns: decoder layers. A dot marks scores significantly above chance, where known.",
                 f"{task}{_trivial(curves)}",
                 [c.source("tables/table") for c in curves],
@@ -124,7 +127,7 @@ def transfer_blocks(results: ResultSet) -> list[Block]:
         result = found.result
         title = f"{found.title}, tested on {found.attributes['to']}"
         figure = result.figure()
-        alt = f"{METRIC_NAMES.get(result.metric, result.metric)} by layer of probes for {title}, with the score in the store of training"
+        alt = f"{metric_name(result.metric)} by layer of probes for {title}, with the score in the store of training"
         words = [line.strip() for line in result.summary().splitlines()]
         caption = ". ".join([*words, "Bands: 95 % CI (pointwise), bootstrap over the test images."])
         blocks.append(Drawing(figure, alt, caption, title, [found.source("tables/table")]))

@@ -217,7 +217,7 @@ def _causal_blocks(result: StudyResult, causal: Sequence[StoredResult]) -> Itera
             yield Drawing(figure, f"figure of {found.name}", title=found.name, sources=[found.source()])
     plan = parse_plan(result.attributes["plan"])
     if plan.causal is not None and not causal:
-        yield Missing("The plan has interventions, of which the folder holds no result yet; make them with", _intervene(plan, result))
+        yield Missing("The plan has interventions without results in the folder yet; run them with", _intervene(plan, result))
 
 
 def _intervene(plan: StudyPlan, result: StudyResult) -> str:

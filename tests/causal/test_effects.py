@@ -8,7 +8,6 @@ import pytest
 
 from stratascope.causal.answers import Answers
 from stratascope.causal.effects import SERIES, above_draws, banded, fewest_draws, restored, use_events, use_table
-from stratascope.causal.use_text import layer_text
 from stratascope.stats.bootstrap import Bootstrap
 
 LAYERS, DRAWS = 7, 20
@@ -125,9 +124,3 @@ def test_answers_flip_where_another_choice_becomes_the_largest() -> None:
     assert several.difference.tolist() == [2.0]
     assert several.change[:, 0].tolist() == [-3.0, -1.0]
     assert several.flipped[:, 0].tolist() == [1.0, 0.0]
-
-
-def test_layers_are_written_as_ranges_of_recorded_ones() -> None:
-    assert layer_text([6], range(7)) == "layer 6"
-    assert layer_text([0, 1, 2, 5], range(7)) == "layers 0-2, 5"
-    assert layer_text([0, 8, 16], [0, 8, 16, 24]) == "layers 0-16"

@@ -120,8 +120,8 @@ def test_a_concept_readable_at_one_layer_and_used_at_a_later_one_is_told_so(plan
     assert ((logits[:, 0] > logits[:, 1]) == np.arange(COUNT) % 2).all(), "the circuit answers rightly"
     text = run("causal", results)
     joined = EncodingUse.load(results / "causal-truth.zarr.zip")
-    assert joined.layers("final", "encoded") == [1, 2, 3, 4]
-    assert joined.layers("final", "used") == [3, 4]
+    assert joined.encoded("final").layers == (1, 2, 3, 4)
+    assert joined.used("final").layers == (3, 4)
     assert "encoded at layers 1-4, used at layers 3-4 (erase); encoded without detected use at layers 1-2" in text
     made = Intervention.load(results / "intervene-truth.zarr.zip")
     assert made.events.set_index(["kind", "method"])["used_onset"].to_dict() == {

@@ -252,5 +252,5 @@ def test_the_command_writes_a_data_set_and_counts_what_it_leaves_out(written: tu
 
 
 def test_originals_are_never_overwritten(written: tuple[Path, Path]) -> None:
-    with pytest.raises(InvalidInputError, match="away from the folder of images"):
+    with pytest.raises(InvalidInputError, match="another folder than that of the images"):
         minimal_pairs(written[0] / "scenes.jsonl", written[0] / "images", written[0])

@@ -70,7 +70,7 @@ def test_command_files_and_report_agree(run):
     assert f"truth at final: AUROC {best['value']:.3f} [{ends[0]:.3f}, {ends[1]:.3f}] at layer {best['layer']}" in lines
     assert f"an AUROC of {best['value']:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]" in text
     assert "at the last token of the relation not detected; advantage of at least 0." in text
-    assert "the label stands in the caption text before the position: the relation in the caption at final, relation" in text
+    assert "the caption states the label before the position: the relation in the caption at final, relation" in text
     assert leading_curve(results).title == "truth at final"
 
 

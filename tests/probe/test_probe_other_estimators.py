@@ -140,7 +140,7 @@ def test_what_is_no_estimator_is_refused(store):
     for method in ("svm", SVC, 3):
         with pytest.raises(InvalidInputError, match="expected a method of logistic, means, mlp"):
             layer_curve(store, method=method)
-    with pytest.raises(InvalidInputError, match="expected parameters that a text tells apart, found kernel = <function"):
+    with pytest.raises(InvalidInputError, match="expected parameters whose repr shows their content, found kernel = <function"):
         layer_curve(store, method=SVC(kernel=lambda a, b: a @ b.T))
     with pytest.raises(InvalidInputError, match="found a generator, whose state changes"):
         layer_curve(store, method=RandomForestClassifier(random_state=np.random.RandomState(0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm, studentized_range
@@ -11,9 +12,9 @@ from sklearn.metrics import roc_auc_score
 
 from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.advantage import Advantage
-from stratascope.probe.curve.metrics import score_layers, score_table
-from stratascope.probe.curve.onset_offset import LayerIntervals
+from stratascope.probe.curve.metrics import best_row, better_than_chance, score_layers, score_table
 from stratascope.probe.validation.out_of_fold import decision_share, noise_share
+from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.stats.auroc import auroc
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import band, constant_within_folds, largest_deviation, wilson
@@ -373,6 +374,19 @@ def test_log_loss_is_turned_round():
     found = Advantage.of(np.arange(3), np.full(3, -0.2), draws, metric="log_loss", name="a", baseline="b")
     assert (found.table["value"] == 0.2).all()
     assert found.onset.layer == 0
+
+
+def test_a_lower_log_loss_is_the_better_one():
+    """Chance 0.693: layer 2 lowers the log loss, layer 1 raises it."""
+    value = np.array([0.71, 0.9, 0.3])
+    rows = pd.DataFrame({"value": value, "low_simultaneous": value - 0.02, "high_simultaneous": value + 0.02, "chance": 0.693})
+    assert best_row(rows, "log_loss").name == 2
+    assert better_than_chance(rows, "log_loss").tolist() == [False, False, True]
+    assert better_than_chance(rows, "auroc").tolist() == [False, True, False]
+    draws = value - 0.693 + np.random.default_rng(0).normal(0, 0.003, (500, 3))
+    facts = {"chance": 0.693, "examples": 400}
+    found = Advantage.of(np.arange(3), value - 0.693, draws, metric="log_loss", name="a", baseline="chance", attributes=facts)
+    assert found.claims.sentence == "detected in layer 2; log loss first below 0.68 at layer 2; still detected in the last layer"
 
 
 def test_an_onset_is_a_property_and_may_still_be_called():

@@ -127,7 +127,7 @@ def test_pauses_grow_and_end(source, hurried, monkeypatch):
 def test_a_copy_goes_on_where_the_server_left_it(tmp_path, source, hurried):
     last = f"/a.zarr/{LAYOUT.array('residual').key(2)}"
     with unwell(source.parent, lambda path, _: "reset" if path == last else None) as host:
-        with pytest.raises(UnreachableError, match=r"2 of 3 blocks are copied: the same command goes on from there"):
+        with pytest.raises(UnreachableError, match=r"2 of 3 blocks are copied: run the same command to continue from there"):
             copy_store(f"{host.address}/a.zarr", tmp_path / "b.zarr")
         assert not (tmp_path / "b.zarr").exists()
         host.ill = lambda *_: None

@@ -44,7 +44,7 @@ def settings_of_store(
     data, images, boxes
         Files of examples, folder of images, gold boxes.
     model
-        Folder or Hub id, if the model lies elsewhere now.
+        Folder or Hub id, if the model has moved.
     device
         Device of the model.
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.claims import LayerClaims, band_text, detectable_effect, equivalence_margin_of
 from stratascope.probe.curve.metrics import width_of
-from stratascope.probe.curve.onset_offset import EVENTS, LayerEvent, LayerIntervals, event_table, peak
+from stratascope.probe.curve.onset_offset import EVENTS, LayerEvent, event_table, peak
 from stratascope.results.file import ResultFile
+from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.result import Result, new_axes
 from stratascope.results.schema import ResultSchema, columns, floats
 from stratascope.stats.intervals import INTERVAL, INTERVALS, Band, band, largest_deviation

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stratascope.figures.drawing import METRIC_LABELS
-from stratascope.probe.curve.onset_offset import LayerEvent, LayerIntervals, offset, onset
+from stratascope.figures.drawing import metric_name
+from stratascope.probe.curve.onset_offset import LayerEvent, offset, onset
+from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.stats.intervals import Band, auroc_spread, minimum_detectable_effect
 
 Floats = NDArray[Any]
@@ -19,8 +20,13 @@ POWER = 0.8
 """Power at which a minimum detectable effect is given."""
 
 
+_TURNED = {"at most ": "at least ", "of at least ": "of at most ", "significantly above ": "significantly below "}
+_TURNED |= {"first above ": "first below ", "is first above ": "is first below "}
+"""Comparisons of a score for which higher is better -> those of the log loss."""
+
+
 def equivalence_margin_of(metric: str) -> float:
-    """The advantage below which a metric counts as at the baseline: 0.03, or 0.01 of R2 and of log-loss (nats)."""
+    """The advantage below which a metric counts as equal to the baseline: 0.03, or 0.01 of R2 and of log-loss (nats)."""
     return 0.01 if metric.startswith("r2") or metric == "log_loss" else 0.03
 
 
@@ -132,13 +138,13 @@ class LayerClaims:
         if self.detected:
             return f"detected{beyond}{by}" if by else f"detected{beyond} in {self.detected}"
         if len(self.absent.layers) == len(self.layers):
-            told = f" ({count[0]})" if count else ""
-            return f"not detected{beyond}{by}{told}; {self.most} in {'this' if by else 'every'} layer"
+            sample = f" ({count[0]})" if count else ""
+            return f"not detected{beyond}{by}{sample}; {self.most} in {'this' if by else 'every'} layer"
         size = self.amount(self.detectable, "of at least ")
-        if self.chance is not None and self.chance + self.detectable > 1 and self.metric != "log_loss":
-            size = f"not even {self.amount(1 - self.chance, '')}"
-        told = "; ".join([*count, f"{size} would have been detected with {100 * POWER:.0f} % power"])
-        return f"not detected{beyond}{by} ({told})"
+        if self.chance is not None and self.detectable > (best := self.chance if self.metric == "log_loss" else 1 - self.chance):
+            size = f"not even {self.amount(best, '')}"
+        limits = "; ".join([*count, f"{size} would have been detected with {100 * POWER:.0f} % power"])
+        return f"not detected{beyond}{by} ({limits})"
 
     @property
     def most(self) -> str:
@@ -155,8 +161,10 @@ class LayerClaims:
         """An advantage as text: as a score where the baseline is a constant, such as `AUROC above 0.53`."""
         if self.chance is None:
             return f"advantage {how}{effect:.2g}"
-        score = self.chance + (-effect if self.metric == "log_loss" else effect)
-        return f"{METRIC_LABELS.get(self.metric, self.metric.replace('_', ' '))} {how}{score:.2f}"
+        score = self.chance + effect
+        if self.metric == "log_loss":  # lower is better
+            score, how = self.chance - effect, _TURNED.get(how, how)
+        return f"{metric_name(self.metric)} {how}{score:.2f}"
 
     @property
     def _effect(self) -> float:

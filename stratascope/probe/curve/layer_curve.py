@@ -12,14 +12,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
-from stratascope.figures.drawing import METRIC_LABELS
+from stratascope.figures.drawing import metric_name
 from stratascope.probe.curve.advantage import Advantage, refuse_unpaired
 from stratascope.probe.curve.claims import LayerClaims, band_text
 from stratascope.probe.curve.layer_curve_schema import SCHEMA
-from stratascope.probe.curve.metrics import main_metric, prediction_table
-from stratascope.probe.curve.onset_offset import LayerEvent, LayerIntervals, event_table
+from stratascope.probe.curve.metrics import best_row, main_metric, prediction_table
+from stratascope.probe.curve.onset_offset import LayerEvent, event_table
 from stratascope.probe.validation.out_of_fold import fit_warnings
 from stratascope.results.file import ResultFile
+from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.result import Result, new_axes
 from stratascope.results.schema import ResultSchema
 from stratascope.stats.intervals import constant_within_folds
@@ -286,9 +287,9 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
     def summary(self) -> str:
         """Highest score with its simultaneous interval and the chance level; detected layers; warnings of the fit."""
         rows = self.rows()
-        best = rows.iloc[int(rows["value"].to_numpy().argmax())]
+        best = best_row(rows, self.metric)
         interval = f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]"
-        score = f"{METRIC_LABELS.get(self.metric, self.metric)} {best['value']:.3f} {interval} at layer {int(best['layer'])} (peak)"
+        score = f"{metric_name(self.metric)} {best['value']:.3f} {interval} at layer {int(best['layer'])} (peak)"
         return "\n".join(
             [
                 f"{score}; chance level {best['chance']:.3g}",

@@ -22,6 +22,19 @@ def main_metric(classes: int) -> str:
     return "auroc" if classes == 2 else "balanced_accuracy"
 
 
+def best_row(rows: pd.DataFrame, metric: str) -> pd.Series[Any]:
+    """Row of the best value, the first of equal ones: the lowest log loss, the highest of other metrics."""
+    value = rows["value"].to_numpy()
+    return rows.iloc[int(value.argmin() if metric == "log_loss" else value.argmax())]
+
+
+def better_than_chance(rows: pd.DataFrame, metric: str) -> NDArray[np.bool_]:
+    """(row,) whether the simultaneous interval excludes chance on the better side: below it for the log loss."""
+    if metric == "log_loss":
+        return (rows["high_simultaneous"] < rows["chance"]).to_numpy()
+    return (rows["low_simultaneous"] > rows["chance"]).to_numpy()
+
+
 class _Width(TypedDict):
     groups: int | None
     counted: bool

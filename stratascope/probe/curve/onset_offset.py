@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,52 +20,6 @@ EVENTS = columns(
 )
 """Schema of the table that `event_table` gives; files since version 0.2 also hold equivalence_margin, decided and
 minimum_detectable_effect."""
-
-
-@dataclass(frozen=True)
-class LayerIntervals:
-    """Layers as runs of consecutive recorded layers.
-
-    Examples
-    --------
-    >>> found = LayerIntervals(((2, 4), (8, 9)), (2, 3, 4, 8, 9))
-    >>> str(found), 4 in found.layers, list(found)
-    ('layers 2-4 and 8-9', True, [(2, 4), (8, 9)])
-    >>> str(LayerIntervals((), ()))
-    'no layer'
-    """
-
-    intervals: tuple[tuple[int, int], ...]
-    """(first, last) of each run, both included."""
-    layers: tuple[int, ...]
-
-    @classmethod
-    def of(cls, layers: NDArray[np.integer], chosen: NDArray[np.bool_]) -> LayerIntervals:
-        """The recorded `layers` (layer,), ascending, that are `chosen` (layer,); a single layer is a run."""
-        runs: list[tuple[int, int]] = []
-        before = False
-        for layer, now in zip(layers.tolist(), chosen.tolist(), strict=True):
-            if now:
-                runs = [*runs[:-1], (runs[-1][0], layer)] if before else [*runs, (layer, layer)]
-            before = now
-        return cls(tuple(runs), tuple(layers[chosen].tolist()))
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(self.intervals)
-
-    def __len__(self) -> int:
-        return len(self.intervals)
-
-    @property
-    def numbers(self) -> str:
-        """Such as `2-4 and 8-9`; empty for no layer."""
-        runs = [f"{first}" if first == last else f"{first}-{last}" for first, last in self.intervals]
-        return " and ".join(filter(None, (", ".join(runs[:-1]), *runs[-1:])))
-
-    def __str__(self) -> str:
-        if not self.layers:
-            return "no layer"
-        return f"layer {self.numbers}" if len(self.layers) == 1 else f"layers {self.numbers}"
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
-from stratascope.figures.drawing import LAYER_LABELS, METRIC_LABELS, new_figure
+from stratascope.figures.drawing import LAYER_LABELS, metric_name, new_figure
 from stratascope.figures.style import paper_style
 from stratascope.probe.curve.layer_curve import LayerCurve
-from stratascope.probe.curve.metrics import width_of
+from stratascope.probe.curve.metrics import better_than_chance, width_of
 from stratascope.results.locations import file_name
 from stratascope.results.result import CHOICE, Result, new_axes, table_field
 from stratascope.results.schema import columns
@@ -94,7 +94,7 @@ class ScoreGrid(
         joint = {key: family[key] for key in ("critical", "comparisons")} if family else {}
         bands = band(table["value"].to_numpy(), draws, level=level, **width_of(name, groups), certain=certain, **joint)
         table = table.assign(low_simultaneous=bands.low_simultaneous, high_simultaneous=bands.high_simultaneous)
-        table["found"] = table["low_simultaneous"] > table["chance"]
+        table["found"] = better_than_chance(table, name)
         columns = ["row", "layer", "metric", "value", "low", "high", "low_simultaneous", "high_simultaneous", "chance", "found"]
         facts = {"task": tasks[0], "metric": name, "level": level, "critical": bands.critical}
         facts |= {key: attributes.get(key) for key in ("array", "fingerprint", "store", "provenance")}
@@ -106,8 +106,9 @@ class ScoreGrid(
         return self.table.pivot(index="row", columns="layer", values=column).loc[list(dict.fromkeys(self.table["row"]))]
 
     def best(self, count: int = 5) -> pd.DataFrame:
-        """The `count` highest significant cells, highest first."""
-        return self.table[self.table["found"]].nlargest(count, "value").reset_index(drop=True)
+        """The `count` best significant cells, best first: with the lowest log loss, or the highest of another metric."""
+        found = self.table[self.table["found"]].sort_values("value", ascending=self.attributes["metric"] == "log_loss", kind="stable")
+        return found.head(count).reset_index(drop=True)
 
     @property
     def by_head(self) -> bool:
@@ -127,7 +128,7 @@ class ScoreGrid(
     def summary(self) -> str:
         """Number of cells significantly above chance by the simultaneous band, and the highest ones."""
         metric = str(self.attributes["metric"])
-        name = METRIC_LABELS.get(metric, metric)
+        name = metric_name(metric)
         rows, where = ("heads", "block") if self.by_head else ("cells", "layer")
         best = [
             f"{row.row} of {where} {row.layer} {row.value:.3f} [{row.low_simultaneous:.3f}, {row.high_simultaneous:.3f}]"

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stratascope.figures.drawing import LAYER_LABELS, METRIC_LABELS, new_figure
+from stratascope.figures.drawing import LAYER_LABELS, metric_name, new_figure
 from stratascope.figures.style import paper_style
 from stratascope.probe.curve.claims import POWER
 from stratascope.probe.curve.family import ALL, VERDICTS
-from stratascope.probe.curve.onset_offset import LayerIntervals
+from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.lazy_arrays import Arrays
 from stratascope.results.result import Result, new_axes, table_field
 from stratascope.results.schema import columns
@@ -163,7 +163,7 @@ class StudyResult(Result, kind="study", prefix="study", schema=_SCHEMA, rules=(_
     def sentence(self) -> str:
         """The primary outcome in one sentence, with its limits."""
         row, own = self.primary, self.attributes
-        metric = METRIC_LABELS.get(own["metric"], own["metric"])
+        metric = metric_name(own["metric"])
         what = f"{row['task'][:1].upper()}{row['task'][1:]} at {row['position']}"
         size = f"n = {row['examples']:,} examples of {row['images']:,} images"
         over = f"every baseline ({', '.join(self.baselines)})" if row["baseline"] == ALL else f"the baseline {row['baseline']}"
@@ -192,8 +192,8 @@ class StudyResult(Result, kind="study", prefix="study", schema=_SCHEMA, rules=(_
         lines = ["secondary, over every baseline:", *(f"  {line}" for line in found)] if found else []
         for store in dict.fromkeys(self.transfers["store"]):
             lines += [f"probes of the original images tested on {store} (labels unchanged): {text}" for text in self._transferred(store)]
-        told = [f"  {text}" for text in self.deviations] or ["  none"]
-        return [*lines, "deviations from the plan:", *told]
+        deviations = [f"  {text}" for text in self.deviations] or ["  none"]
+        return [*lines, "deviations from the plan:", *deviations]
 
     def summary(self) -> str:
         """The question, the sentence and its limits, and the digest of the plan."""
@@ -226,7 +226,7 @@ class StudyResult(Result, kind="study", prefix="study", schema=_SCHEMA, rules=(_
             where = f"{row['task']} at {_place(row)}, layer {row['peak_layer']}"
             ends = f"[{there['low']:.3f}, {there['high']:.3f}]"
             beside = f", on the original {score:.3f}" if there["metric"] == metric else ""
-            name = METRIC_LABELS.get(there["metric"], there["metric"])
+            name = metric_name(there["metric"])
             yield f"{where}: {name} {there['value']:.3f} {ends}{beside}, chance {there['chance']:.3f}"
 
     def plot(self, ax: Axes | None = None) -> Axes:

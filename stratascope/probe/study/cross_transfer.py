@@ -12,11 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
-from stratascope.figures.drawing import METRIC_LABELS, draw_layer_curves, new_figure
+from stratascope.figures.drawing import draw_layer_curves, metric_name, new_figure
 from stratascope.figures.style import paper_style
 from stratascope.probe.curve.advantage import DERIVED
 from stratascope.probe.curve.curve_table import CurveTable
-from stratascope.probe.curve.metrics import chance_levels, main_metric, score_layers, score_table
+from stratascope.probe.curve.metrics import best_row, better_than_chance, chance_levels, main_metric, score_layers, score_table
 from stratascope.probe.study.positions import Position, available_at, position_text, read_at
 from stratascope.probe.study.study import SCHEDULER, plan_study
 from stratascope.probe.study.study_plan import ProbeOptions, ProbeSettings, layers_of, shows_probe_options, wanted_examples
@@ -24,13 +24,13 @@ from stratascope.probe.study.transfer import apply_probes, refuse_without_direct
 from stratascope.probe.tasks.geometry import score_values
 from stratascope.probe.tasks.matched_tasks import match_tasks, refuse_other_model, store_label
 from stratascope.probe.tasks.task import Task
+from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.result import new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import INTERVAL
 from stratascope.store import ActivationStore, condition_of
 from stratascope.store.io.example_identity import group_labels
-from stratascope.store.io.selection import stretches
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,11 +98,11 @@ class CrossTransfer(CurveTable, kind="cross_transfer", command="probe", prefix="
     def summary(self) -> str:
         """Highest score with its simultaneous interval, the layers above chance, and what was left out."""
         rows, (trained, tested) = self.rows(), (self.attributes[name] for name in ("trained", "tested"))
-        best = rows.iloc[int(rows["value"].to_numpy().argmax())]
+        best = best_row(rows, self.metric)
         ends = f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]"
-        score = f"{METRIC_LABELS.get(self.metric, self.metric)} {best['value']:.3f} {ends} at layer {int(best['layer'])}"
-        above = rows.loc[rows["low_simultaneous"] > rows["chance"], "layer"].tolist()
-        where = f"above chance in layers {', '.join(stretches(above, '-'))}" if above else f"not detected (n = {tested['examples']:,})"
+        score = f"{metric_name(self.metric)} {best['value']:.3f} {ends} at layer {int(best['layer'])}"
+        above = LayerIntervals.of(rows["layer"], better_than_chance(rows, self.metric))
+        where = f"above chance in {above}" if above else f"not detected (n = {tested['examples']:,})"
         lines = [
             f"{self.title}, trained on {trained['store']} ({trained['examples']:,} examples), tested on {self.attributes['to']} "
             f"({tested['examples']:,} examples, {tested['images']:,} images): {score} (chance {best['chance']:.3f}); {where} "
@@ -115,15 +115,15 @@ class CrossTransfer(CurveTable, kind="cross_transfer", command="probe", prefix="
     @property
     def remarks(self) -> list[str]:
         """What was left out of training and test, and how the stores differ."""
-        told = self.attributes
-        trained, tested = told["trained"], told["tested"]
+        facts = self.attributes
+        trained, tested = facts["trained"], facts["tested"]
         lines = []
-        if told["shared_images"]:
-            lines.append(f"left out: {told['shared_images']:,} examples of {told['to']} whose image is also in {trained['store']}")
-        for name, store in (("unmatched", told["to"]), ("unmatched_trained", trained["store"])):
-            if told[name]:
-                each = ", ".join(f"{label} {count:,}" for label, count in told[name].items())
-                lines.append(f"left out: {sum(told[name].values()):,} examples of {store} of classes that only it has: {each}")
+        if facts["shared_images"]:
+            lines.append(f"left out: {facts['shared_images']:,} examples of {facts['to']} whose image is also in {trained['store']}")
+        for name, store in (("unmatched", facts["to"]), ("unmatched_trained", trained["store"])):
+            if facts[name]:
+                each = ", ".join(f"{label} {count:,}" for label, count in facts[name].items())
+                lines.append(f"left out: {sum(facts[name].values()):,} examples of {store} of classes that only it has: {each}")
         lines += [
             f"the {what} differs: {trained[what]} in training, {tested[what]} in the test"
             for what in ("condition", "prompt")

@@ -16,10 +16,10 @@ from stratascope.figures.style import paper_style
 from stratascope.probe.curve.advantage import DERIVED
 from stratascope.probe.curve.curve_table import CurveTable, curve_facts
 from stratascope.probe.curve.layer_curve import LayerCurve
-from stratascope.probe.curve.onset_offset import LayerIntervals
 from stratascope.probe.study.study import SCHEDULER, layer_curve
 from stratascope.probe.study.study_plan import ProbeOptions, shows_probe_options
 from stratascope.probe.tasks.task import Task
+from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.result import new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.store import ActivationStore
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEWEST = 40
-"""Examples below which no default size lies."""
+"""Fewest examples of a default size."""
 
 
 class DetectionBySize(

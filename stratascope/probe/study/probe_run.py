@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stratascope.errors import NotRecordedError
-from stratascope.figures.drawing import METRIC_LABELS
+from stratascope.figures.drawing import metric_name
 from stratascope.probe.curve import curve_figures
 from stratascope.probe.curve.breakdown import AccuracyBy, Confusion
 from stratascope.probe.curve.calibration import Calibration
@@ -20,6 +20,7 @@ from stratascope.probe.curve.claims import band_text
 from stratascope.probe.curve.curve_set import CurveSet, tidy_table
 from stratascope.probe.curve.curve_table import curve_facts
 from stratascope.probe.curve.layer_curve import LayerCurve
+from stratascope.probe.curve.metrics import best_row
 from stratascope.probe.curve.score_grid import ScoreGrid
 from stratascope.probe.study import request as checks
 from stratascope.probe.study.codelength_study import CodelengthCurve, codelength_of
@@ -158,9 +159,9 @@ def plan_studies(store: ActivationStore, request: ProbeRequest) -> Studies:
 def peak_text(curve: LayerCurve) -> str:
     """Highest score with its simultaneous interval and chance level, and the layers that are not significantly worse."""
     rows = curve.rows()
-    best = rows.iloc[int(rows["value"].to_numpy().argmax())]
+    best = best_row(rows, curve.metric)
     where = f" at layer {int(best['layer'])}" if len(rows) > 1 else ""
-    name = METRIC_LABELS.get(curve.metric, curve.metric)
+    name = metric_name(curve.metric)
     score = f"{name} {best['value']:.3f} [{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]{where}"
     alike = [layer for layer in curve.peak.candidates if layer != best["layer"]]
     rest = f", not significantly better than layer {', '.join(map(str, alike))}" if 0 < len(alike) <= 4 else ""
@@ -250,7 +251,7 @@ def _add_measures(done: ProbeRun, studies: Studies, run: Mapping[str, Any]) -> N
     if plain and "calibration" in done.request.measures:
         for task, mine in _by_task(plain):
             found = [Calibration.of(curve) for curve in mine]
-            best = [int(curve.layers[curve.rows()["value"].to_numpy().argmax()]) for curve in mine]
+            best = [int(best_row(curve.rows(), curve.metric)["layer"]) for curve in mine]
             done.results.update({one.file_name: one for one in found})
             done.lines.extend(
                 f"{curve.title}: expected calibration error {one.error(layer):.3f} at layer {layer}"

@@ -198,7 +198,7 @@ def apply_probes(weights: NDArray[Any], biases: NDArray[Any], x: NDArray[Any]) -
     """
     if x.shape[1] != weights.shape[-1]:
         raise InvalidInputError(
-            f"expected vectors of {weights.shape[-1]} numbers as in training, found {x.shape[1]}; probes cannot be moved there"
+            f"expected vectors of {weights.shape[-1]} numbers as in training, found {x.shape[1]}; probes cannot be applied there"
         )
     # centre first: outlier channels of 1e4 would drown a float32 sum
     centre = x.mean(axis=0, dtype=np.float64)

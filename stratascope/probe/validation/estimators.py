@@ -47,7 +47,7 @@ def checked_method(method: Any) -> Any:
     Raises
     ------
     InvalidInputError
-        There is no such method, or an estimator cannot be told from another by its parameters.
+        There is no such method, or an estimator cannot be distinguished from another by its parameters.
     """
     if isinstance(method, str):
         if method not in (*METHODS, *NAMED):
@@ -68,7 +68,7 @@ def method_text(method: Method) -> str:
     Raises
     ------
     InvalidInputError
-        A parameter has no text that tells it from others, such as a function.
+        A parameter has no text that identifies it, such as a function.
 
     Examples
     --------
@@ -93,16 +93,16 @@ def _text(value: Any, name: str) -> str:
         return f"{{{', '.join(f'{_text(key, name)}: {_text(one, name)}' for key, one in value.items())}}}"
     if isinstance(value, np.random.RandomState | np.random.Generator):
         raise InvalidInputError(
-            f"expected {name} to be a number or None, found a generator, whose state changes with every fit; give a number: None is the "
-            "study's seed"
+            f"expected a number as {name}, found a generator, whose state changes with every fit; give a number, or leave it out: it is "
+            "then the study's seed"
         )
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     text = repr(value)
     if " at 0x" in text:
         raise InvalidInputError(
-            f"expected parameters that a text tells apart, found {name} = {text}: its finished layers could not be told from those of "
-            "another estimator; give a value with a repr of its content"
+            f"expected parameters whose repr shows their content, found {name} = {text}: layers cached for it could not be distinguished "
+            "from those of another estimator; give a value with such a repr"
         )
     return text
 

@@ -140,7 +140,7 @@ def copy_store(
             into.discard(resumable=resumable)
         if isinstance(error, UnreachableError) and isinstance(into, FolderTarget):
             copied = f"{done} of {len(blocks)} blocks are copied"
-            raise UnreachableError(f"{error}; {copied}: the same command goes on from there ({into.partial} holds them)") from error
+            raise UnreachableError(f"{error}; {copied}: run the same command to continue from there ({into.partial} holds them)") from error
         if isinstance(error, OSError):
             raise StoreError(f"{path}: expected to write the copy, found: {error}; make room or choose another path") from error
         raise
