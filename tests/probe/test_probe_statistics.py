@@ -331,6 +331,15 @@ def test_the_best_baseline_is_beaten_where_every_one_is():
     assert (best.minimum_detectable_effect >= np.max([one.minimum_detectable_effect for one in over], axis=0)).all()
 
 
+def test_constant_predictions_have_no_advantage():
+    """Their accuracies differ by the class frequencies of folds, in every resample alike."""
+    value = np.array([0.002, 0.3])
+    draws = value + np.random.default_rng(0).normal(0, [0.0001, 0.02], (500, 2))
+    certain = np.array([True, False])
+    found = Advantage.of(np.arange(2), value, draws, metric="accuracy", name="a", baseline="b", groups=100, certain=certain)
+    assert found.detected.layers == (1,)
+
+
 def test_minimum_detectable_effects_of_an_auroc_over_chance():
     """From the variance of Hanley & McNeil 1982, equation 1, at the effect itself, not at the score found."""
 

@@ -114,6 +114,8 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
         # log-loss is better when it is lower: an advantage is always positive
         sign = -1 if metric == "log_loss" else 1
         value, draws = sign * value, sign * draws
+        if certain is not None:  # constant predictions differ by the class frequencies of folds alone: no advantage
+            value, draws = np.where(certain, np.minimum(value, 0), value), np.where(certain, np.minimum(draws, 0), draws)
         facts = dict(attributes or {})
         family = facts.get("family") or {}
         both = {"critical": family.get("critical", 0.0), "comparisons": family.get("comparisons")}
