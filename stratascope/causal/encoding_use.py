@@ -11,6 +11,7 @@ import pandas as pd
 from stratascope.causal.effects import control_method
 from stratascope.causal.intervention import Intervention, event_label
 from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.figures.drawing import metric_name
 from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.result import Result, new_axes, table_field
 from stratascope.results.schema import columns
@@ -111,8 +112,9 @@ class EncodingUse(
             lines.append(self.statement(position))
             effects = self.effects[self.effects["position"] == position]
             labels = list(dict.fromkeys(effects["label"]))
-            metric = str(rows["metric"].iloc[0])
-            lines.append("  ".join([f"{'layer':>5}", f"{metric:>8}", *(f"{label:>15}" for label in labels), "verdict"]))
+            metric = metric_name(str(rows["metric"].iloc[0]))
+            width = max(8, len(metric))
+            lines.append("  ".join([f"{'layer':>5}", f"{metric:>{width}}", *(f"{label:>15}" for label in labels), "verdict"]))
             for row in rows.to_dict("records"):
                 cells = []
                 for label in labels:
@@ -121,7 +123,9 @@ class EncodingUse(
                     text = "-" if np.isnan(value) else f"{value:.2f}" if label.startswith("patch") else f"{value:.1%}"
                     cells.append(f"{text}{'*' if len(found) and found['used'].iloc[0] else ' '}")
                 lines.append(
-                    "  ".join([f"{row['layer']:>5}", f"{row['score']:>8.3f}", *(f"{cell:>15}" for cell in cells), str(row["verdict"])])
+                    "  ".join(
+                        [f"{row['layer']:>5}", f"{row['score']:>{width}.3f}", *(f"{cell:>15}" for cell in cells), str(row["verdict"])]
+                    )
                 )
         lines.append("share of flipped answers (patch: share of the logit difference restored); * used at this layer")
         return "\n".join(lines)

@@ -143,7 +143,7 @@ def intervention_figure(series: Series, doses: pd.DataFrame, patches: Mapping[st
 
 
 def encoding_use_figure(panels: Mapping[str, tuple[pd.DataFrame, Series]], concept: str) -> Figure:
-    """Probe score above effects by layer, a column of two panels for each position; bars mark the layers encoded and used.
+    """Probe score above effects by layer, a column of two panels for each position; squares mark the layers encoded and used.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def encoding_use_figure(panels: Mapping[str, tuple[pd.DataFrame, Series]], conce
             top.axhline(float(table["chance"].iloc[0]), color=GREY, linewidth=0.8, linestyle="--", label="chance")
             top.set_ylabel(metric_label(metric))
             top.set_title(f"{concept} at {position}")
-            top.legend(loc="upper left", fontsize=6.5)
+            top.legend(loc="best", fontsize=6.5)
             draw_flips(series, bottom)
             patched = [(label, rows) for label, (rows, _) in series.items() if label.startswith("patch")]
             for k, (label, rows) in enumerate(patched):
@@ -181,7 +181,7 @@ def encoding_use_figure(panels: Mapping[str, tuple[pd.DataFrame, Series]], conce
                 bottom.set_ylabel("Share restored")
             elif patched:
                 bottom.set_ylabel("Flipped answers; share restored")
-            bottom.legend(loc="upper left", fontsize=6.5)
+            bottom.legend(loc="best", fontsize=6.5)
             for ax, name, colour in ((top, "encoded", "black"), (bottom, "used", COLOURS[0])):
                 on = layer[table[name].to_numpy(bool)]
                 place = ax.get_xaxis_transform()
