@@ -133,7 +133,7 @@ class LogitAttribution(
             self.carried_by_blocks,
             self.attributes["layers"],
             new_axes(ax),
-            label="share of the variance",
+            label="Share of the variance",
             title=titled(f"logit({first}) - logit({second})", self.only),
         )
 

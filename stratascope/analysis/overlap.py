@@ -88,9 +88,9 @@ def _pairs_won(weights: NDArray[np.float64], inside: NDArray[np.bool_]) -> NDArr
 
 
 MEASURE_LABELS = {
-    "share": "share in both boxes",
-    "lift": "lift in both boxes",
-    "cosine": "cosine with both boxes",
+    "share": "Share in both boxes",
+    "lift": "Lift in both boxes",
+    "cosine": "Cosine with both boxes",
     "auc": "AUROC of both boxes",
 }
 EVEN = {"lift": 1.0, "auc": 0.5}

@@ -232,7 +232,7 @@ def extract_command(
                 echo(reports[name].summary())
         print_record(
             {"stores": {name: asdict(report) for name, report in reports.items()}},
-            [f"next: stratascope study {shlex.quote(study)} {shlex.quote(str(out))}"],
+            [f"next: stratascope study {'' if Path(study).exists() else '--preset '}{shlex.quote(study)} {shlex.quote(str(out))}"],
             as_json=as_json,
             verbosity=verbosity,
         )

@@ -51,7 +51,7 @@ SETTINGS = tuple(field.name for field in fields(ProbeSettings) if field.name not
     ProbeRequest,
     by="Also report the accuracy for each value of this column.",
     measures="mdl: online codelength (MDL); calibration: reliability diagram; sizes: detected layers by number of examples.",
-    sizes="Numbers of examples for --measures sizes; default: an eighth, a quarter, a half and all.",
+    sizes="Numbers of examples for --measures sizes; default: an eighth, a quarter, a half and all that suffice for the classes.",
     transfer="Also test the probes of each layer at all layers.",
     transfer_to="Also test the probes of each layer at all layers of these positions or baselines (by name).",
     metric="accuracy, balanced_accuracy, auroc, log_loss, r2; default: auroc for two classes, balanced_accuracy for more, r2 for boxes.",

@@ -100,7 +100,7 @@ def draw_value_panel(
     if overall is not None:
         ax.plot(overall["layer"], overall["value"], color=GREY, linewidth=0.9, label="all examples")
     if chance is not None:
-        ax.axhline(chance, color="black", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
+        ax.axhline(chance, color="black", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0, label="chance level of all examples")
     layer = rows["layer"].to_numpy()
     ax.fill_between(layer, rows["low"].to_numpy(float), rows["high"].to_numpy(float), color=COLOURS[0], alpha=0.2, linewidth=0)
     ax.plot(layer, rows["value"].to_numpy(float), color=COLOURS[0], linewidth=1.3, label=f"this {by}")

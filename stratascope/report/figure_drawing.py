@@ -129,7 +129,7 @@ def draw_curves(results: ResultSet, ax: Axes, selection: FigureSelection) -> Axe
 
 
 def draw_positions(results: ResultSet, ax: Axes, selection: FigureSelection) -> Axes:
-    """Score of one task by position and layer; dots for significant cells where the probes ran together."""
+    """Score of one task by position and layer; dots for significant cells where one simultaneous band covers all positions."""
     first = selected_curve(results, selection)
     metric = score_of(first)
     curves = [c for c in results.curves if c.task == first.task]
@@ -137,7 +137,10 @@ def draw_positions(results: ResultSet, ax: Axes, selection: FigureSelection) -> 
     positions = [c.position for c in curves]
     table = next((grid for grid in grids if set(grid["row"]) == set(positions)), None)
     if table is None:
-        table = pd.concat([c.rows(metric).assign(row=c.position, found=False) for c in curves], ignore_index=True)
+        table = pd.concat([c.rows(metric).assign(row=c.position) for c in curves], ignore_index=True)
+        family = first.attributes.get("family")
+        joint = family is not None and all(c.attributes.get("family") == family for c in curves) and metric != "log_loss"
+        table["found"] = joint & (table["low_simultaneous"] > table["chance"])
     else:
         table = table.set_index("row").loc[positions].reset_index()
     table = table.assign(row=table["row"].map(lambda name: POSITION_LABELS.get(name, name)))

@@ -35,7 +35,8 @@ def curve_blocks(results: ResultSet, store: str) -> list[Block]:
             Drawing(
                 FIGURES["curves"].figure(results, FigureSelection(task), width=WIDE, height=2.7),
                 f"{metric_name(score_of(curves[0]))} by layer of probes for {words}, by position, with baselines and chance level",
-                f"{_folds(curves[0])}Bands: 95 % CI (pointwise), bootstrap over images. Layer k: residual stream after k decoder blocks.",
+                f"{_folds(curves[0])}Bands: 95 % CI (pointwise), bootstrap over images; "
+                "detection uses the wider simultaneous bands. Layer k: residual stream after k decoder blocks.",
                 f"{task}: {words}{_trivial(curves)}",
                 [c.source("tables/table") for c in shown],
             )
@@ -111,7 +112,8 @@ def position_blocks(results: ResultSet, store: str) -> list[Block]:
             Drawing(
                 FIGURES["positions"].figure(results, FigureSelection(task), width=HALF, height=0.9 + 0.3 * len(curves)),
                 f"{metric_name(score_of(curves[0]))} of probes for {task}, positions by layers",
-                "Rows: token positions; columns: decoder layers. A dot marks scores significantly above chance, where known.",
+                "Rows: token positions; columns: decoder layers. "
+                "A dot marks scores significantly above chance, if the probes of all positions ran together.",
                 f"{task}{_trivial(curves)}",
                 [c.source("tables/table") for c in curves],
             )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from planted import planted_store
 
-from stratascope.errors import InvalidInputError
+from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.probe import Advantage, CurveSet, LayerCurve, probe_study
 from stratascope.probe.study.detection_by_size import detection_by_size
 from stratascope.probe.study.probe_run import ProbeRun, run_probes
@@ -201,6 +201,13 @@ def test_detection_by_size_refits_on_subsets(stores):
     assert "n = 100: layer 4 in most of 2 subsets; n = 400: layer 4" in found.summary()
     again = detection_by_size(store, sizes=(100, 400), subsets=2, layers=(1, 4), **FAST)
     np.testing.assert_array_equal(found.table["value"], again.table["value"])
+
+
+def test_default_sizes_leave_out_those_with_too_few_examples_of_a_class(stores):
+    given = {"layers": (1,), "subsets": 2, "minimum": 60, "scheduler": "synchronous", **FAST}
+    with pytest.raises(TooFewExamplesError, match=r"100 examples: .*leave this size out"):
+        detection_by_size(stores[0], sizes=(100, 400), **given)
+    assert sorted(set(detection_by_size(stores[0], **given).table["size"])) == [200, 400]
 
 
 def test_old_files_without_claims_are_read(stores, tmp_path):

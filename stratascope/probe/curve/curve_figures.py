@@ -27,7 +27,8 @@ MOST_PANELS = 12
 
 def layer_label(curve: LayerCurve, panels: int = 1) -> str:
     """Label of the layer axis; short for three panels or more."""
-    return LAYER_LABELS.get(str(curve.attributes.get("array", "residual")), "layer") if panels < 3 else "after k blocks"
+    label = LAYER_LABELS.get(str(curve.attributes.get("array", "residual")), "Layer")
+    return label if panels < 3 else label.partition(" (")[0]
 
 
 def curves_figure(curves: Mapping[str, LayerCurve], *, muted: Mapping[str, LayerCurve], title: str, metric: str | None = None) -> Figure:
@@ -106,14 +107,14 @@ def values_figure(curve: LayerCurve, accuracy: AccuracyBy) -> Figure | None:
     if len(shown) < 2:
         return None
     overall = curve.rows("accuracy")
-    layers = "after k blocks" if curve.attributes.get("array", "residual") == "residual" else "layer"
     figure, axes = panel_figure(len(shown), height=1.15, titled=True)
+    layers = layer_label(curve, len(shown))
     with paper_style():
         for value, ax in zip(shown, axes, strict=True):
             draw_value_panel(table, ax, value=value, by=column, overall=overall, chance=float(overall["chance"].iloc[0]), layers=layers)
         axes[0].set_ylim(0, 1.04)
         label_outside(axes, metric="accuracy")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         rest = f", the {len(shown)} most frequent of {len(size)}" if len(size) > len(shown) else ""
         figure.suptitle(f"{curve.title}, by {column}{rest}", x=0.01, ha="left", fontsize=8.5, fontweight="bold")
     return figure

@@ -131,7 +131,8 @@ def detection_by_size(
     store, task, position, array, layers, examples, values, scheduler, workers, progress, output
         As of `layer_curve`.
     sizes
-        Numbers of examples; by default an eighth, a quarter, a half and all of the examples of the task, but none below 40.
+        Numbers of examples; by default an eighth, a quarter, a half and all of the examples of the task, without those below 40 and those
+        in which a subset has too few examples of its classes for the folds.
     subsets
         Random subsets of each size below that of all examples.
     metric, margin
@@ -144,7 +145,7 @@ def detection_by_size(
     InvalidInputError
         A size exceeds the number of examples, or `subsets` is below 1.
     TooFewExamplesError
-        A subset has too few examples or classes for the folds.
+        A subset of one of `sizes` has too few examples or classes for the folds.
 
     Examples
     --------
@@ -167,6 +168,7 @@ def detection_by_size(
     rng = np.random.default_rng([int(whole.attributes.get("seed", 0)), 17])
     parts = []
     for size in wanted:
+        rows = []
         for subset in range(subsets if size < count else 1):
             curve = whole
             if size < count:
@@ -176,8 +178,12 @@ def detection_by_size(
                 try:
                     curve = layer_curve(opened, task, position, examples=np.sort(numbers[np.isin(code, kept)]), **given)
                 except TooFewExamplesError as error:
+                    if not sizes:
+                        rows = []
+                        break
                     raise TooFewExamplesError(f"`sizes`, {size} examples: {error}; leave this size out") from error
-            parts.append(_rows(curve, size, subset, metric, margin))
+            rows.append(_rows(curve, size, subset, metric, margin))
+        parts += rows
     return DetectionBySize(
         pd.concat(parts, ignore_index=True),
         curve_facts(whole, metric=_metric(whole, metric), margin=margin, level=whole.level, array=array),
