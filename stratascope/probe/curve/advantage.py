@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Floats = NDArray[Any]
 
-
 DERIVED = {**each(str, "task"), **each(str | None, "position fingerprint")}
 """Schema of the attributes that name the curve of a derived result."""
 FAMILY = {"critical": float, "comparisons": int, "text": str}
@@ -77,7 +76,7 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
     level: float
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """task, position, fingerprint (of the store), baseline (task, store, fingerprint, condition) where known; margin,
-    equivalence_margin, chance (the baseline's constant score), largest (possible advantage), examples, family (claims that hold together)."""
+    equivalence_margin, chance (the baseline's constant score), largest (possible advantage), examples, family (joint claims)."""
 
     @classmethod
     def of(
@@ -111,12 +110,11 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
         groups, certain
             Number of groups, and (layer,) whether a difference is constant over resamples: as of `intervals.band`.
         """
-        # log-loss is better when it is lower: an advantage is always positive
         sign = -1 if metric == "log_loss" else 1
         value, draws = sign * value, sign * draws
         if certain is not None:  # constant predictions differ by the class frequencies of folds alone: no advantage
             value, draws = np.where(certain, np.minimum(value, 0), value), np.where(certain, np.minimum(draws, 0), draws)
-        facts = dict(attributes or {})
+        facts: dict[str, Any] = dict(attributes or {})
         family = facts.get("family") or {}
         both = {"critical": family.get("critical", 0.0), "comparisons": family.get("comparisons")}
         bands = band(value, draws, level=level, **width_of(metric, groups), certain=certain, **both)
