@@ -198,7 +198,13 @@ class ExtractionSession:
         return self.batch(members, joined(each).tensors)
 
     def batch(self, members: Sequence[int], images: Mapping[str, torch.Tensor], features: Sequence[ImageFeatures] = ()) -> Batch:
-        """A batch with pixels or features of its images; InvalidInputError where patch-shuffle has no features to permute."""
+        """A batch with pixels or features of its images.
+
+        Raises
+        ------
+        InvalidInputError
+            If image tokens are to be permuted and the model takes pixels alone.
+        """
         plan = self.plan
         if plan.settings.condition == "patch-shuffle":
             if not features:
