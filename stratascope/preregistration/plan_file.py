@@ -44,7 +44,7 @@ def read_plan(source: str | Path) -> StudyPlan:
     if str(source) in built_in and not Path(source).exists():
         return parse_plan(built_in[str(source)], str(source))
     try:
-        text = Path(source).read_text("utf-8")
+        text = Path(source).read_text("utf-8-sig")  # some editors begin a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(
             f"expected a plan file in TOML or a preset among {', '.join(built_in)}, found {str(source)!r}: "

@@ -100,6 +100,9 @@ class ProbedArray:
                 raise InvalidInputError(
                     f"expected a position or a pair of two positions such as subject_box+object_box, found {position!r}"
                 )
+        if self.layers is not None and (not self.layers or min(self.layers) < 0 or len(set(self.layers)) < len(self.layers)):
+            found = ", ".join(map(str, self.layers)) or "none"
+            raise InvalidInputError(f"expected layers from 0, each once, found {found}; correct 'layers', or leave it out for all")
         if not self.positions or len(set(self.positions)) < len(self.positions):
             raise InvalidInputError(f"expected positions, each once, found {', '.join(self.positions) or 'none'}; correct 'positions'")
 
@@ -199,7 +202,12 @@ class StudyPlan:
                 "expected a 'margin' from 0, an 'equivalence_margin' above 0 and a 'level' from 0.5, each below 1, found "
                 f"{self.margin}, {self.equivalence_margin} and {self.level}"
             )
-        for name, least in (("control_draws", 1), ("folds", 2), ("minimum", 1), ("draws", 100), ("seed", 0)):
+        if self.margin > self.equivalence_margin:
+            raise InvalidInputError(
+                f"expected an 'equivalence_margin' of at least the 'margin', found {self.equivalence_margin} and {self.margin}: an "
+                "advantage between them would be neither detected nor absent"
+            )
+        for name, least in (("control_draws", 2), ("folds", 2), ("minimum", 1), ("draws", 100), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InvalidInputError(f"expected '{name}' of at least {least}, found {getattr(self, name)}")
         for control in self.controls:

@@ -110,10 +110,8 @@ def family_table(
     largest = worst["minimum_detectable_effect"].max()
     joined = smallest.assign(minimum_detectable_effect=largest).reset_index().assign(baseline=ALL)
     table = pd.concat([joined, every], ignore_index=True)[[*of_curve, "baseline", "layer", *INTERVAL_COLUMNS]]
-    verdict = np.where(
-        table["low_simultaneous"] > margin, "detected", np.where(table["high_simultaneous"] < equivalence_margin, "absent", "undecided")
-    )
-    return table.assign(verdict=verdict)
+    found, absent = table["low_simultaneous"] > margin, table["high_simultaneous"] < max(margin, equivalence_margin)
+    return table.assign(verdict=np.where(found, "detected", np.where(absent, "absent", "undecided")))
 
 
 INTERVAL_COLUMNS = ("value", "low", "high", "low_simultaneous", "high_simultaneous", "minimum_detectable_effect")

@@ -17,7 +17,7 @@ from stratascope.probe.curve.family import ALL, family_table
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.preregistered.study_result import StudyResult
 from stratascope.probe.preregistered.study_stores import available_at, check_stores, expanded_positions, missing_positions, study_stores
-from stratascope.probe.study.probe_run import ProbeRun, run_probes
+from stratascope.probe.study.probe_run import ProbeRun, plan_studies, run_probes
 from stratascope.probe.study.request import ProbeRequest
 from stratascope.probe.study.study import SCHEDULER, plan_study
 from stratascope.probe.study.study_plan import task_name
@@ -93,7 +93,10 @@ def preregistered_study(
     results: dict[str, Result] = {}
     transfers: list[pd.DataFrame] = []
     deviations = [f"no example has the position {name}: its curves are missing" for name in missing]
-    for request in _requests(plan, opened, missing):
+    requests = list(_requests(plan, opened, missing))
+    for request in requests:
+        _check_metric(plan, own, request)
+    for request in requests:
         done = run_probes(own, request, on_cost=on_cost, **run)
         for curve in done.curves.plain:
             curves.append(curve)
@@ -156,6 +159,17 @@ def _requests(plan: StudyPlan, stores: Mapping[str, ActivationStore], missing: S
                 equivalence_margin=plan.equivalence_margin,
                 settings=_settings(plan, only),
             )
+
+
+def _check_metric(plan: StudyPlan, store: ActivationStore, request: ProbeRequest) -> None:
+    """Refuse, before any probe is trained, a task that lacks the metric of the plan."""
+    for study in plan_studies(store, request).values():
+        for batch in (batch for batches in study.plans.values() for batch in batches):
+            if plan.metric not in batch.metrics:
+                raise InvalidInputError(
+                    f"task {batch.tasks[0]!r}: expected a metric that every task of the plan has, found {plan.metric!r}; it has "
+                    f"{', '.join(batch.metrics)}: correct 'metric', or give the task a plan of its own"
+                )
 
 
 def _settings(plan: StudyPlan, only: tuple[str, ...]) -> dict[str, Any]:
