@@ -162,6 +162,8 @@ def _detectable(claim: StoredResult, claims: LayerClaims) -> list[str | Cited]:
     """The minimum detectable effect of a null result, if its file holds it."""
     if len(claims.absent.layers) == len(claims.layers) or not np.isfinite(claims.detectable):
         return []
+    if claims.power.startswith("not even"):
+        return [f"; {claims.power} would have been detected with 80 % power"]
     name, _, number = claims.amount(claims.detectable, "of at least ").rpartition(" ")
     table = claim.table("events")
     held = "minimum_detectable_effect" in table

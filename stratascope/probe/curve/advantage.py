@@ -38,7 +38,7 @@ _SCHEMA = ResultSchema(
         **DERIVED,
         "level": float,
         "baseline?": {**_BASELINE, "of?": list[Any]},
-        **each(float, "margin? equivalence_margin?"),
+        **each(float, "margin? equivalence_margin? largest?"),
         "chance?": float | None,
         "examples?": int | None,
         "family?": (FAMILY, None),
@@ -77,7 +77,7 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
     level: float
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """task, position, fingerprint (of the store), baseline (task, store, fingerprint, condition) where known; margin,
-    equivalence_margin, chance (the baseline's constant score), examples (their number), family (of curves whose claims hold together)."""
+    equivalence_margin, chance (the baseline's constant score), largest (possible advantage), examples, family (with joint claims)."""
 
     @classmethod
     def of(
@@ -166,6 +166,7 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
             level=self.level,
             chance=self.attributes.get("chance"),
             examples=self.attributes.get("examples"),
+            largest=self.attributes.get("largest"),
         )
 
     @property
@@ -276,6 +277,7 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
         table["minimum_detectable_effect"] = np.max(needed, axis=0)
         kept = ("task", "position", "fingerprint", "margin", "equivalence_margin", "examples", "family")
         facts = {key: advantages[0].attributes[key] for key in kept if key in advantages[0].attributes}
+        facts |= {"largest": min(known)} if (known := [v for one in advantages if (v := one.attributes.get("largest")) is not None]) else {}
         facts["baseline"] = {"task": "the best of several", "of": [one.attributes.get("baseline", "chance") for one in advantages]}
         return cls(table, draws, bands, level, facts)
 

@@ -64,6 +64,8 @@ class LayerClaims:
     chance: float | None = None
     """The score of the baseline, if it is a constant."""
     examples: int | None = None
+    largest: float | None = None
+    """The largest advantage that a score can have over the baseline, where known."""
 
     @classmethod
     def of(
@@ -79,6 +81,7 @@ class LayerClaims:
         level: float,
         chance: float | None = None,
         examples: int | None = None,
+        largest: float | None = None,
     ) -> LayerClaims:
         """From a simultaneous band.
 
@@ -88,8 +91,8 @@ class LayerClaims:
             Ascending layers, the advantage and its band.
         detectable
             (layer,) minimum detectable effect over a margin of 0.
-        metric, chance, examples
-            Name of the score, the constant score of the baseline, and the number of examples, for sentences.
+        metric, chance, examples, largest
+            Name of the score, the constant score of the baseline, the number of examples and the largest possible advantage, for sentences.
         margin
             An advantage must exceed it.
         equivalence_margin
@@ -113,6 +116,7 @@ class LayerClaims:
             metric,
             chance,
             examples,
+            largest,
         )
 
     @property
@@ -140,11 +144,18 @@ class LayerClaims:
         if len(self.absent.layers) == len(self.layers):
             sample = f" ({count[0]})" if count else ""
             return f"not detected{beyond}{by}{sample}; {self.most} in {'this' if by else 'every'} layer"
-        size = self.amount(self.detectable, "of at least ")
-        if self.chance is not None and self.detectable > (best := self.chance if self.metric == "log_loss" else 1 - self.chance):
-            size = f"not even {self.amount(best, '')}"
-        limits = "; ".join([*count, f"{size} would have been detected with {100 * POWER:.0f} % power"])
+        limits = "; ".join([*count, f"{self.power} would have been detected with {100 * POWER:.0f} % power"])
         return f"not detected{beyond}{by} ({limits})"
+
+    @property
+    def power(self) -> str:
+        """The minimum detectable effect as text, or that not even the largest possible advantage would have been detected."""
+        largest = self.largest
+        if largest is None and self.chance is not None:
+            largest = self.chance if self.metric == "log_loss" else 1 - self.chance
+        if largest is None or self.detectable <= largest:
+            return self.amount(self.detectable, "of at least ")
+        return f"not even the best possible {self.amount(largest, 'of ')}"
 
     @property
     def most(self) -> str:

@@ -165,7 +165,12 @@ class CurveSet(CurveGroup[LayerCurve]):
         return over
 
     def notes_of(self, curve: LayerCurve) -> list[str]:
-        """What the baselines of a curve can and cannot say: a position in a gold box depends on where the box is."""
+        """What the controls and baselines of a curve can and cannot say: one draw of labels, a position that depends on a gold box."""
+        once = [name for name, control in self.controls_of(curve).items() if name != GEOMETRY and not control.controls]
+        drawn = [f"intervals over {', '.join(once)} leave out the variance between draws of the labels: give several `control_draws`"]
+        return [*(drawn if once else []), *self._box_notes(curve)]
+
+    def _box_notes(self, curve: LayerCurve) -> list[str]:
         if not reads_boxes(curve.position) or not self.baselines_of(curve):
             return []
         return [

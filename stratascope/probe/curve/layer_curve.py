@@ -205,6 +205,7 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
                 "position": self.position,
                 "fingerprint": self.attributes.get("fingerprint"),
                 "examples": len(self.examples),
+                "largest": float(np.abs((name != "log_loss") + value - self.rows(name)["value"].to_numpy()).max()),
                 **facts,
                 **fact,
             },

@@ -28,9 +28,9 @@ def best_row(rows: pd.DataFrame, metric: str) -> pd.Series[Any]:
     return rows.iloc[int(value.argmin() if metric == "log_loss" else value.argmax())]
 
 
-def better_than_chance(rows: pd.DataFrame, metric: str) -> NDArray[np.bool_]:
-    """(row,) whether the simultaneous interval excludes chance on the better side: below it for the log loss."""
-    if metric == "log_loss":
+def better_than_chance(rows: pd.DataFrame, metric: str, *, worse: bool = False) -> NDArray[np.bool_]:
+    """(row,) whether the simultaneous interval excludes chance on the better side, below it for the log loss; or on the worse side."""
+    if (metric == "log_loss") != worse:
         return (rows["high_simultaneous"] < rows["chance"]).to_numpy()
     return (rows["low_simultaneous"] > rows["chance"]).to_numpy()
 

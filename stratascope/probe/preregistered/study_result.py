@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from stratascope.store import ActivationStore
 
+EMBEDDINGS = "embeddings"
+"""Baseline that is layer 0 of the curve itself."""
 CURVE = ["task", "array", "position"]
 """Columns that name a curve."""
 _SCHEMA = {
@@ -170,7 +172,7 @@ class StudyResult(Result, kind="study", prefix="study", schema=_SCHEMA, rules=(_
         more = f" by more than {own['margin']:g}" if own["margin"] else ""
         detected = row["detected"] != "no layer"
         least = row["minimum_detectable_effect"]
-        power = "" if np.isnan(least) else f"an advantage of {least:.2f} would have been detected with {100 * POWER:g} % power"
+        power = "" if np.isnan(least) else _power(row)
         limit = "; ".join([size, *([power] if power else [])])
         words = [
             f"{what} is decodable in {row['detected']} ({size}): its {metric} exceeds {over}{more}"
@@ -178,8 +180,14 @@ class StudyResult(Result, kind="study", prefix="study", schema=_SCHEMA, rules=(_
             else f"{what} is not detected in any layer ({limit}): its {metric} is not significantly above {over}{more}",
             f"largest advantage {row['peak']:+.3f} [{row['peak_low']:.3f}, {row['peak_high']:.3f}] at layer {row['peak_layer']}",
         ]
-        if row["absent"] != "no layer":
-            words.append(f"an advantage of {own['equivalence_margin']:g} or more is excluded in {row['absent']}")
+        mine = of_curve(self.layers, row[CURVE]).query("baseline == @row.baseline")
+        layers, absent = mine["layer"].to_numpy(), mine["verdict"].to_numpy() == "absent"
+        # the advantage of a layer over itself is 0, whatever the data
+        itself = (layers == 0) & (EMBEDDINGS in self.baselines and row["baseline"] in (ALL, EMBEDDINGS))
+        if excluded := LayerIntervals.of(layers, absent & ~itself):
+            words.append(f"an advantage of {own['equivalence_margin']:g} or more is excluded in {excluded}")
+        if itself.any():
+            words.append("layer 0 is the baseline embeddings itself")
         if row["undecided"] != "no layer":
             more = f" ({power})" if detected and power else ""
             words.append(f"{row['undecided']} cannot be decided with this n{more}")
@@ -277,6 +285,15 @@ def _claim(key: Sequence[str], baseline: str, rows: pd.DataFrame, size: tuple[in
     }
 
 
+def _power(row: pd.Series[Any]) -> str:
+    """The minimum detectable effect of a claim, or that not even the largest advantage over chance would have been detected."""
+    least, most = float(row["minimum_detectable_effect"]), 1 - float(row["chance"])
+    with_power = f"have been detected with {100 * POWER:g} % power"
+    if row["baseline"] in (ALL, "chance") and least > most:
+        return f"not even the largest possible advantage, {most:.2f}, would {with_power}"
+    return f"an advantage of {least:.2f} would {with_power}"
+
+
 def _place(row: pd.Series[Any]) -> str:
     return str(row["position"]) if row["array"] == "residual" else f"{row['position']} of {row['array']}"
 
@@ -286,5 +303,5 @@ def _layers_of(row: pd.Series[Any]) -> str:
     if row["detected"] != "no layer":
         return f"detected in {row['detected']}; {best}"
     least = row["minimum_detectable_effect"]
-    power = "" if np.isnan(least) else f"; {least:.2f} would have been detected with {100 * POWER:g} % power"
+    power = "" if np.isnan(least) else f"; {_power(row)}"
     return f"not detected (n = {row['examples']:,}{power}); {best}"
