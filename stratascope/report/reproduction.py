@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -18,7 +18,7 @@ from stratascope.store import ActivationStore
 def provenance(store: ActivationStore, results: ResultSet, command_line: CommandLine | None = None) -> list[Block]:
     """Facts on the store and its results, and the commands that reproduce them."""
     held = store.provenance
-    model, prompt, libraries = (dict(held.get(name) or {}) for name in ("model", "prompt", "libraries"))
+    model, prompt, libraries = (_facts(held.get(name)) for name in ("model", "prompt", "libraries"))
     seed = model.get("untrained")
     drawn = None if seed is None else f"untrained, weights drawn with seed {seed}"
     facts = [
@@ -29,7 +29,7 @@ def provenance(store: ActivationStore, results: ResultSet, command_line: Command
         ("prompt", _joined(prompt.get("name"), prompt.get("text"))),
         ("condition", str(held.get("condition"))),
         ("examples", f"{store.layout.examples:,} on {store.examples['image'].nunique():,} images"),
-        ("data", _joined(*(f"{name} ({digest[:12]})" for name, digest in (held.get("data", {}).get("examples") or {}).items()))),
+        ("data", _joined(*(f"{name} ({digest[:12]})" for name, digest in _facts(_facts(held.get("data")).get("examples")).items()))),
         ("libraries", _joined(*(f"{name} {version}" for name, version in libraries.items()))),
     ]
     blocks: list[Block] = [Table(["item", "value"], [[name, str(value)] for name, value in facts if value])]
@@ -44,6 +44,11 @@ def provenance(store: ActivationStore, results: ResultSet, command_line: Command
     left = f" Left out: {results.others} files of other stores in the same folder." if results.others else ""
     blocks.append(Folded(f"{len(files)} results files", [Table(["file", "kind", "condition", "store"], files, caption=left)]))
     return blocks
+
+
+def _facts(recorded: Any) -> dict[str, Any]:
+    """Recorded facts by name; of another writer's plain text, its name."""
+    return dict(recorded) if isinstance(recorded, Mapping) else {"name": recorded} if isinstance(recorded, str) else {}
 
 
 def commands(store: ActivationStore, results: ResultSet, command_line: CommandLine) -> list[str]:

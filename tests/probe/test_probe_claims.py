@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from planted import planted_store
 
+from stratascope.errors import InvalidInputError
 from stratascope.probe import Advantage, CurveSet, LayerCurve, probe_study
 from stratascope.probe.study.detection_by_size import detection_by_size
 from stratascope.probe.study.probe_run import ProbeRun, run_probes
 from stratascope.probe.study.request import ProbeRequest
-from stratascope.report.blocks import Cited, Facts, Prose
+from stratascope.report.blocks import Cited, Facts, Prose, Table
 from stratascope.report.headline import headline, leading_curve
+from stratascope.report.reproduction import provenance
 from stratascope.report.result_set import ResultSet, gather_results
 from stratascope.results.file import write_file
 from stratascope.results.registry import load_result
@@ -146,15 +148,43 @@ def test_the_best_position_leads_and_a_margin_reaches_every_file(stores, tmp_pat
 
 def test_a_null_result_gives_its_number_and_the_detectable_effect(tmp_path):
     store = ActivationStore.open(planted_store(tmp_path / "a.zarr", examples=60, onset=9, layers=2))
-    done, _, text = probed(tmp_path, store, tasks=("truth",), positions=("final",))
+    done, results, text = probed(tmp_path, store, tasks=("truth",), positions=("final",))
+    facts = next(block for block in provenance(store, results) if isinstance(block, Table))
+    assert ["model", "planted"] in facts.rows, "a writer of its own may record the model as text"
     found = re.search(
         r"not detected \(n = 60; AUROC of at least (0\.\d\d) would have been detected with 80 % power\)", "\n".join(done.lines)
     )
     assert found, done.lines
     assert 0.7 < float(found[1]) < 0.95
-    assert "is not detected at the final token in any layer (n = 60; advantage of at least 0." in text
+    assert "any layer (n = 60; not even the best possible advantage of 0.5 would have been detected with 80 % power; above chance" in text
     one, _, _ = probed(tmp_path, store, tasks=("truth",), positions=("final",), layers=(1,))
     assert re.search(r"above chance: not detected, by [+-]0\.\d{3} \[-0\.\d{3}, 0\.\d{3}\] \(n = 60; AUROC of at", "\n".join(one.lines))
+
+
+def test_the_lowest_log_loss_is_the_best(tmp_path):
+    """With rare labels and little regularisation the first layers lose more than chance, the layers with the signal less."""
+    store = ActivationStore.open(planted_store(tmp_path / "a.zarr", strength=2.0))
+    done, _, text = probed(tmp_path, store, tasks=("truth",), positions=("final",), metric="log_loss")
+    values = done.curves.plain[0].rows("log_loss").set_index("layer")["value"]
+    best = int(values.idxmin())
+    assert best != int(values.idxmax())
+    lines = "\n".join(done.lines)
+    assert f"truth at final: log loss {values[best]:.3f} [" in lines
+    assert f"at layer {best}" in done.lines[1]
+    assert re.search(r"above chance: detected in layers 3-5; log loss first below 0\.68", lines)
+    assert f"The best probe, at layer {best}, has a log loss of {values[best]:.2f}" in text
+
+
+@pytest.mark.parametrize(("margin", "within"), [(np.nan, None), (-0.1, None), (2.0, None), (0.1, 0.05), (0.0, np.inf)])
+def test_margins_without_meaning_are_refused_before_any_probe_is_trained(margin, within):
+    with pytest.raises(InvalidInputError, match="expected a `margin` of at least 0, below 1, and an `equivalence_margin` that is not"):
+        ProbeRequest(margin=margin, equivalence_margin=within)
+
+
+def test_one_draw_of_a_control_is_noted(stores):
+    few = {**FAST, "control_draws": 1, "draws": 100}
+    done = run_probes(stores[0], ProbeRequest(tasks=("truth",), positions=("final",), controls=("shuffled",), layers=(1, 3), settings=few))
+    assert any("note: intervals over shuffled leave out the variance between draws of the labels" in line for line in done.lines)
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -106,6 +108,13 @@ def test_the_matrix_agrees_with_the_curve(stores, tmp_path):
     assert back.file_name == "test-truth-final-on-other"
     assert back.summary() == found.summary()
     assert len(back.figure().axes) == 3, "curve, matrix and its colour bar"
+    worse = replace(found, table=found.table.assign(low_simultaneous=0.1, high_simultaneous=0.2))
+    last = int(found.table["layer"].max())
+    assert (
+        f"not detected (n = {found.attributes['tested']['examples']}); significantly below chance in layers 0-{last} (" in worse.summary()
+    )
+    less = replace(worse, attributes={**found.attributes, "metric": "log_loss"})
+    assert f"; above chance in layers 0-{last} (95% simultaneous band)" in less.summary()
     alone = cross_transfer(*stores, **QUICK)
     alone.save(tmp_path / "alone.zarr.zip")
     assert len(CrossTransfer.load(tmp_path / "alone.zarr.zip").matrix) == 0

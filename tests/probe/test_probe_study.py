@@ -155,7 +155,7 @@ def test_an_optimum_at_the_edge_of_the_grid_is_noted(store, curves):
     assert curves["truth", "final"].notes == []
     low = layer_curve(store, strengths=(1e-6, 1e-5), layers=(1, 4), draws=200)
     assert len(low.notes) == 1
-    assert "at layers" in low.notes[0]
+    assert "at layer" in low.notes[0]
     assert "4 the best inverse regularisation is the largest tried, C = 1e-05" in low.notes[0]
     assert low.rows().set_index("layer").loc[4, "at_edge"], "figures draw it hollow"
 

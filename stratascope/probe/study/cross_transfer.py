@@ -101,8 +101,9 @@ class CrossTransfer(CurveTable, kind="cross_transfer", command="probe", prefix="
         best = best_row(rows, self.metric)
         ends = f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]"
         score = f"{metric_name(self.metric)} {best['value']:.3f} {ends} at layer {int(best['layer'])}"
-        above = LayerIntervals.of(rows["layer"], better_than_chance(rows, self.metric))
+        above, below = (LayerIntervals.of(rows["layer"], better_than_chance(rows, self.metric, worse=worse)) for worse in (False, True))
         where = f"above chance in {above}" if above else f"not detected (n = {tested['examples']:,})"
+        where += f"; significantly below chance in {below}" if below else ""
         lines = [
             f"{self.title}, trained on {trained['store']} ({trained['examples']:,} examples), tested on {self.attributes['to']} "
             f"({tested['examples']:,} examples, {tested['images']:,} images): {score} (chance {best['chance']:.3f}); {where} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -53,6 +54,17 @@ class ProbeRequest:
     """An advantage below it counts as absent; 0.03, or 0.01 of R2, by default."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `ProbeSettings`."""
+
+    def __post_init__(self) -> None:
+        # no score but log-loss, in nats, has an advantage of 1 or more
+        below = math.inf if self.metric == "log_loss" else 1.0
+        within = self.margin if self.equivalence_margin is None else self.equivalence_margin
+        if not 0 <= self.margin <= within < below:
+            limit = "" if below == math.inf else ", below 1"
+            raise InvalidInputError(
+                f"expected a `margin` of at least 0{limit}, and an `equivalence_margin` that is not smaller, found {self.margin:g} and "
+                f"{within:g}; correct one of them"
+            )
 
     @property
     def all_tasks(self) -> tuple[str, ...]:
