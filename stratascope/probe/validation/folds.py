@@ -124,21 +124,21 @@ def grouped_folds(
     return Folds(of=np.where(used, place[number], -1), groups=number, seed=seed)
 
 
-def _fewer(folds: int) -> str:
-    return f" (`folds` {folds})" if folds >= FEWEST_FOLDS else ""
+def _or_fewer(folds: int) -> str:
+    return f", or give fewer folds (`folds` {folds})" if folds >= FEWEST_FOLDS else ""
 
 
 def _refuse_too_few(number: NDArray[np.intp], codes: NDArray[np.intp], folds: int, names: tuple[str, ...], by: str) -> None:
     if len(codes) < MINIMUM_PER_FOLD * folds:
         raise TooFewExamplesError(
             f"expected at least {MINIMUM_PER_FOLD * folds} examples for {folds} folds ({MINIMUM_PER_FOLD} a fold), found {len(codes)}; "
-            f"extract more examples, or give fewer folds{_fewer(len(codes) // MINIMUM_PER_FOLD)}"
+            f"extract more examples{_or_fewer(len(codes) // MINIMUM_PER_FOLD)}"
         )
     more = "extract more images" if by == "image" else "group by another column (`groups`)"
     if len(np.unique(number)) < folds:
         raise TooFewExamplesError(
             f"expected at least {folds} groups for {folds} folds, found {len(np.unique(number))}: examples of one {by} stay together; "
-            f"{more}, or give fewer folds{_fewer(len(np.unique(number)))}"
+            f"{more}{_or_fewer(len(np.unique(number)))}"
         )
     present = np.unique(codes)
     if len(present) < 2 and len(names) > 1:

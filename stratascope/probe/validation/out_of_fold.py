@@ -103,7 +103,7 @@ def fit_warnings(folds: pd.DataFrame) -> list[str]:
     top = folds[folds["at_edge"]]
     if len(top):
         found.append(
-            f"at layers {_listed(top['layer'])} the best inverse regularisation is the largest tried, C = {top['strength'].max():g}, and "
+            f"at {_listed(top['layer'])} the best inverse regularisation is the largest tried, C = {top['strength'].max():g}, and "
             "the loss still fell there: a larger one may score better; give larger strengths"
         )
     absent = folds[folds["absent_classes"] != ""]
@@ -112,9 +112,10 @@ def fit_warnings(folds: pd.DataFrame) -> list[str]:
         found.append(f"classes {', '.join(names)} are missing from a training fold and never predicted there; raise `minimum`")
     rough = folds[folds["gap"] > _LARGE_GAP]
     if len(rough):
-        found.append(f"at layers {_listed(rough['layer'])} the objective is up to {rough['gap'].max():.0e} above its minimum (relative)")
+        found.append(f"at {_listed(rough['layer'])} the objective is up to {rough['gap'].max():.0e} above its minimum (relative)")
     return found
 
 
 def _listed(layers: pd.Series) -> str:
-    return ", ".join(str(layer) for layer in sorted(set(layers)))
+    held = sorted(set(layers))
+    return f"layer{'s' if len(held) > 1 else ''} {', '.join(map(str, held))}"
