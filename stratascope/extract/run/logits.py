@@ -239,6 +239,7 @@ def _norm_after(block: Any) -> Any | None:
 
 
 def norm_epsilon(norm: Any) -> float:
+    """Constant that a norm adds to the variance; its attribute has several names in transformers."""
     return float(next(getattr(norm, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(norm, name)))
 
 
