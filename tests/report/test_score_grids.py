@@ -61,14 +61,12 @@ def test_confusion_rows_sum_to_one() -> None:
     assert ax.get_yticklabels()[0].get_text() == "a (40)"
 
 
-def test_a_panel_marks_where_the_advantage_begins() -> None:
+def test_a_panel_marks_the_layers_detected() -> None:
     _, (ax,) = new_figure()
-    events = pd.DataFrame({"kind": ["onset", "offset"], "layer": [2, -1], "low": [1, -1], "high": [2, -1]})
-    draw_curve_panel(CURVE, ax, others={"blank": CURVE.assign(value=0.5)}, metric="accuracy", events=events)
-    marks = [line for line in ax.lines if line.get_marker() == ">"]
-    assert len(marks) == 1
-    assert marks[0].get_xdata() == [2]
-    assert not [line for line in ax.lines if line.get_marker() == "<"], "there is no offset"
+    draw_curve_panel(CURVE, ax, others={"blank": CURVE.assign(value=0.5)}, metric="accuracy", detected=((0, 0), (2, 3)))
+    bars = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
+    assert [list(bar.get_xdata()) for bar in bars] == [[-0.25, 0.25], [1.75, 3.25]]
+    assert [text for text in ax.get_legend_handles_labels()[1] if "detected" in text] == ["detected above all of these"]
 
 
 def test_values_stand_beside_all_examples() -> None:
