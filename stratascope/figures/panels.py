@@ -94,6 +94,8 @@ def draw_value_panel(
     InvalidInputError
         The table has no such value.
     """
+    from matplotlib.ticker import MaxNLocator
+
     rows = table[table["by"] == value].sort_values("layer")
     if rows.empty:
         raise InvalidInputError(f"expected a value of {', '.join(sorted(set(table['by'])))}, found {value!r}")
@@ -106,6 +108,7 @@ def draw_value_panel(
     ax.plot(layer, rows["value"].to_numpy(float), color=COLOURS[0], linewidth=1.3, label=f"this {by}")
     ax.set_title(f"{value} ({int(rows['examples'].iloc[0]):,})", fontsize=7, fontweight="normal")
     ax.set_xlabel(layers)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax
 
 
