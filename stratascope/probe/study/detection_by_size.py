@@ -168,7 +168,7 @@ def detection_by_size(
     rng = np.random.default_rng([int(whole.attributes.get("seed", 0)), 17])
     parts = []
     for size in wanted:
-        rows = []
+        rows: list[pd.DataFrame] = []
         for subset in range(subsets if size < count else 1):
             curve = whole
             if size < count:
