@@ -13,6 +13,7 @@ from stratascope.analysis.model_answers import right_choices
 from stratascope.analysis.parallel import held_examples
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.results.file import made_from
+from stratascope.results.lazy_arrays import Arrays
 from stratascope.results.result import CHOICE, Result, array_field, new_axes, table_field, titled
 from stratascope.results.schema import columns
 from stratascope.results.stored_result import StoredResult
@@ -34,6 +35,10 @@ MOST_WORDS = 12
 """Rows of the heat map of words."""
 
 
+def _named_positions(attributes: Mapping[str, Any], _: Mapping[str, pd.DataFrame], __: Arrays) -> str | None:
+    return None if attributes["positions"] else "expected at least one position, found none"
+
+
 class LogitLens(
     Result,
     kind="logit_lens",
@@ -49,6 +54,7 @@ class LogitLens(
         "without_word": list[str],
         "cap": float | None,
     },
+    rules=(_named_positions,),
 ):
     """Share of examples that the model's own final norm and unembedding decode rightly at each layer and position."""
 
@@ -155,8 +161,7 @@ class LogitLens(
     def word_grid(self, position: str) -> pd.DataFrame:
         """Relation (rows) by layer: share of examples at a `position` whose likeliest word it is; at most `MOST_WORDS` relations."""
         grid = self.words[self.words["position"] == position].pivot(index="relation", columns="layer", values="share")
-        order = grid.max(axis=1).sort_values(ascending=False, kind="stable").index
-        return grid.loc[order[:MOST_WORDS]]
+        return grid.loc[grid.max(axis=1).sort_values(ascending=False, kind="stable").index[:MOST_WORDS]]
 
     def figure(self, store: ActivationStore | None = None) -> Figure:
         """Shares by layer, and the likeliest relation words by layer of the first position."""
@@ -325,8 +330,7 @@ def _intervals(correct: NDArray[np.bool_], bootstrap: Bootstrap, level: float) -
 
 def _probe_rows(store: ActivationStore, probes: Sequence[StoredResult], positions: Sequence[str]) -> pd.DataFrame:
     """Accuracies of the saved probes of a store for the right answer; one curve for each position."""
-    names = ["position", "task", "metric", "layer", "value", "low", "high"]
-    fingerprint, found = store.fingerprint(), []
+    names, fingerprint, found = ["position", "task", "metric", "layer", "value", "low", "high"], store.fingerprint(), []
     for position in positions:
         for one in probes:
             mine = one.kind == "layer_curve" and one.fingerprint == fingerprint and one.position == position
