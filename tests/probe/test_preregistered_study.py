@@ -186,6 +186,9 @@ def test_a_planted_signal_is_claimed_in_its_layers_and_nowhere_else(done, folder
     assert sentence.endswith("; 95 % simultaneous band over 48 comparisons: 2 curves, each with its baselines and layers.")
     secondary = result.claims.query("position == 'relation' and baseline == 'all'").iloc[0]
     assert secondary["detected"] == "no layer"
+    claims = result.claims.copy()
+    claims.loc[~claims["primary"], ["absent", "undecided"]] = ["layers 0-5", "no layer"]
+    assert any("truth at relation: absent in layers 0-5 (n = 199); " in line for line in replace(result, claims=claims).limits)
     assert result.deviations == ["truth at relation: 1 of 200 selected examples are excluded (1 without residual there)"]
     assert result.claims["position"].iloc[0] == "final", "the primary curve is first, whatever the order of the plan"
     # the same scores as a probe by itself, on the same folds

@@ -182,8 +182,9 @@ def _marked(result: Result, digest: str) -> Result:
 
 
 def _excluded(store: ActivationStore, request: ProbeRequest, done: ProbeRun) -> Iterator[str]:
-    """Selected examples that a curve does not hold, with the reason."""
+    """Selected examples that curves do not hold, with the reason; curves that lack the same number for the same reason together."""
     only = request.settings["only"]
+    titles: dict[str, list[str]] = {}
     chosen = chosen_examples(store, only) if only else np.ones(store.layout.examples, bool)
     for curve in done.curves.plain:
         there = chosen.copy()
@@ -197,7 +198,9 @@ def _excluded(store: ActivationStore, request: ProbeRequest, done: ProbeRun) -> 
             lost = f" ({', '.join(sorted(values - set(curve.classes)))})" if values - set(curve.classes) else ""
             reasons.append(f"{rare:,} of classes with fewer than {request.settings['minimum']} examples{lost}, or without a label")
         if reasons:
-            yield f"{curve.title}: {absent + rare:,} of {int(chosen.sum()):,} selected examples are excluded ({'; '.join(reasons)})"
+            text = f"{absent + rare:,} of {int(chosen.sum()):,} selected examples are excluded ({'; '.join(reasons)})"
+            titles.setdefault(text, []).append(curve.title)
+    yield from (f"{', '.join(curves)}: {text}" for text, curves in titles.items())
 
 
 def _transferred(own: ActivationStore, other: ActivationStore, name: str, done: ProbeRun, run: Mapping[str, Any]) -> Iterator[pd.DataFrame]:

@@ -302,6 +302,8 @@ def _layers_of(row: pd.Series[Any]) -> str:
     best = f"{row['peak']:+.3f} [{row['peak_low']:.3f}, {row['peak_high']:.3f}] at layer {row['peak_layer']}"
     if row["detected"] != "no layer":
         return f"detected in {row['detected']}; {best}"
+    if row["undecided"] == "no layer":
+        return f"absent in {row['absent']} (n = {row['examples']:,}); {best}"
     least = row["minimum_detectable_effect"]
     power = "" if np.isnan(least) else f"; {_power(row)}"
     return f"not detected (n = {row['examples']:,}{power}); {best}"
