@@ -33,7 +33,7 @@ class StudyStore:
     role: Literal["original", "baseline", "transfer"] = "baseline"
     """original: the store that is probed; baseline: the same probes on this store must score lower; transfer: the probes of the original
     store are also tested on this store, without a claim."""
-    condition: Literal["original", "blank", "mirror", "shuffled-image"] = "original"
+    condition: Literal["original", "blank", "mirror", "shuffled-image", "patch-shuffle"] = "original"
     """Change to the images, as `extract --condition`."""
     untrained: int | None = None
     """Seed of random initial weights instead of trained ones."""
