@@ -125,6 +125,7 @@ def _detection(curve: StoredResult, claim: StoredResult) -> list[str | Cited]:
     """Sentences on the layers in which a curve's claim is detected or absent."""
     what, claims = task_words(curve.task), _claims(claim)
     begin = f"{what[:1].upper()}{what[1:]} "
+    by = " by a nonlinear probe" if curve.attributes.get("nonlinear") else ""
     count, band = f"n = {len(curve.file.tables['examples']):,}", claim.result.band_text if claim is not curve else curve_band(curve)
     over = f"above {baseline_list(claim)}, {band}"
     if not claims.detected:
@@ -132,14 +133,17 @@ def _detection(curve: StoredResult, claim: StoredResult) -> list[str | Cited]:
             begin,
             "is ",
             Cited("not detected", -1, claim.source("tables/events", "onset")),
-            f" {_where(curve)} in any layer ({count}",
+            f"{by} {_where(curve)} in any layer ({count}",
         ]
-        return [*words, *_detectable(claim, claims), f"; {over}). ", *_absent_everywhere(claim, claims)]
+        chance = _claims(curve).detected
+        source = curve.source("tables/table", "layers above chance")
+        alone = ["Above chance alone it is detected in ", *_layer_words(chance, source), ". "] if claim is not curve and chance else []
+        return [*words, *_detectable(claim, claims), f"; {over}). ", *alone, *_absent_everywhere(claim, claims)]
     layers = _layer_words(claims.detected, claim.source("tables/table", "layers whose simultaneous lower bound exceeds the margin"))
     margin = f" by more than {claims.onset.margin:g}" if claims.onset.margin else ""
     return [
         begin,
-        f"is detected{margin} {_where(curve)} in ",
+        f"is detected{margin}{by} {_where(curve)} in ",
         *layers,
         f" ({count}; {over}). ",
         *_start(claim, claims),

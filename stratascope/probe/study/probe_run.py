@@ -179,7 +179,9 @@ def _add_curve(done: ProbeRun, curve: LayerCurve, store: ActivationStore) -> Non
     request, over = done.request, done.curves.advantages_of(curve)
     done.lines.append(f"{curve.task} at {curve.position or request.array}: {peak_text(curve)}")
     if len(curve.examples) < store.layout.examples:
-        done.lines.append(f"  from {len(curve.examples):,} of {store.layout.examples:,} examples")
+        done.lines.append(
+            f"  from {len(curve.examples):,} of {store.layout.examples:,} examples{checks.rare_classes(store, request, curve)}"
+        )
     for name, advantage in over.items():
         if name != "chance":  # the curve's own file holds it
             done.results[file_name("advantage", curve.task, curve.position, "over", name)] = advantage

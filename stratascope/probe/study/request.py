@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from stratascope.errors import InvalidInputError
-from stratascope.probe.study.positions import is_pair, position_names
+from stratascope.probe.curve.layer_curve import LayerCurve
+from stratascope.probe.study.positions import available_at, is_pair, position_names
 from stratascope.probe.study.study import TASKS, Study
-from stratascope.probe.study.study_plan import ProbeSettings, positions_of
+from stratascope.probe.study.study_plan import ProbeSettings, positions_of, task_name
+from stratascope.probe.tasks.task import find_task
 from stratascope.results.stored_result import relation_to, results_in
-from stratascope.store import ActivationStore, column_texts
+from stratascope.store import ActivationStore, chosen_examples, column_texts
 from stratascope.store.io.example_identity import refuse_other_examples
 
 
@@ -78,7 +81,7 @@ class ProbeRequest:
 
 
 SHOWN_IDS = 5
-"""Ids named in a message."""
+"""Ids or classes named in a message."""
 
 
 def check_baselines(store: ActivationStore, request: ProbeRequest) -> None:
@@ -175,6 +178,29 @@ def without_values(store: ActivationStore, request: ProbeRequest) -> Iterator[st
         absent = int((~store.examples["id"].isin(known)).sum())
         if absent:
             yield f"{name}: {absent:,} of {len(store.examples):,} examples have no value and are excluded"
+
+
+def rare_classes(store: ActivationStore, request: ProbeRequest, curve: LayerCurve) -> str:
+    """Classes that a curve lacks because they have too few examples, with their numbers, as the end of a line; empty without any."""
+    if curve.targets:
+        return ""
+    settings = ProbeSettings(array=request.array, **request.settings)
+    wanted = chosen_examples(store, settings.only) if settings.only else np.ones(store.layout.examples, dtype=bool)
+    for one in (store, *request.baselines.values()):
+        wanted &= available_at(one, request.array, curve.position)
+    for other in request.transfer_to:
+        if other not in request.baselines:
+            wanted &= available_at(store, request.array, other)
+    specs = {task_name(task, settings.only): task for task in request.tasks}
+    task, _ = find_task(store, specs[curve.task], wanted, request.values)
+    counts = np.bincount(task.codes[wanted & (task.codes >= 0)], minlength=len(task.classes))
+    lost = [(int(count), name) for name, count in zip(task.classes, counts, strict=True) if count and name not in curve.classes]
+    if not lost:
+        return ""
+    lost.sort(key=lambda one: (-one[0], one[1]))
+    more = f" and {len(lost) - SHOWN_IDS:,} others" if len(lost) > SHOWN_IDS else ""
+    named = ", ".join(f"{name} {count:,}" for count, name in lost[:SHOWN_IDS])
+    return f"; excluded because they have fewer than {settings.minimum} examples: {named}{more}"
 
 
 MEASURES = ("mdl", "calibration", "sizes")
