@@ -190,7 +190,7 @@ def entanglement(
         )
     positions = [name for name in PLACES if name in layout.vision_positions]
     if not positions:
-        raise NotRecordedError("expected cells of the gold boxes in the store, found none; extract with --boxes instances.json")
+        raise NotRecordedError("expected cells of the gold boxes in the store, found none; extract with `boxes` (COCO instances)")
     options: dict[str, Any] = {"folds": folds, "seed": seed, "level": level, "scheduler": scheduler, "progress": progress}
     true = np.flatnonzero((store.examples["label"] == 1).to_numpy() & store.available("answer_logits"))
     parts: list[pd.DataFrame] = []

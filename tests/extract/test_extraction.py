@@ -164,9 +164,18 @@ def test_the_plan_writes_nothing_and_needs_no_torch(scenes: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_probe_rollout_and_share_need_no_torch(store_path: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\nfrom stratascope.cli import main\nmain(sys.argv[1:])"
-    )
+    code = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from stratascope.cli import main
+main(sys.argv[1:])
+"""
     for command in (["probe", "--tasks", "truth", "--positions", "final"], ["rollout", "--examples", "1"], ["share"], ["info"]):
         where = [] if command == ["info"] else ["--out", str(tmp_path)]
         done = subprocess.run([sys.executable, "-c", code, *command, str(store_path), *where], capture_output=True, text=True)

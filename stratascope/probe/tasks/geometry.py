@@ -51,7 +51,7 @@ def _corners(examples: pd.DataFrame, *, mirrored: bool) -> dict[str, Floats]:
     absent = [name for name in needed if name not in examples.columns]
     if absent:
         raise NotRecordedError(
-            f"box coordinates: expected columns {', '.join(needed)}, found no {', '.join(absent)}; extract with --boxes instances.json"
+            f"box coordinates: expected columns {', '.join(needed)}, found no {', '.join(absent)}; extract with `boxes` (COCO instances)"
         )
     column = {name: pd.to_numeric(examples[name], errors="coerce").to_numpy(float) for name in needed}
     size = np.stack([column["image_width"], column["image_height"]] * 2, axis=1)

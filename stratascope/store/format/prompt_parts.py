@@ -186,7 +186,7 @@ def shown_boxes(store: BoxedExamples) -> NDArray[np.float64]:
     needed = [f"{who}_{side}" for who in ("subject", "object") for side in ("x0", "y0", "x1", "y1")]
     absent = [name for name in needed if name not in table.columns]
     if absent or not np.isfinite(numbers := _numbers(table, needed)).any():
-        raise NotRecordedError("expected gold boxes of subject and object in the store, found none; extract with --boxes instances.json")
+        raise NotRecordedError("expected gold boxes of subject and object in the store, found none; extract with `boxes` (COCO instances)")
     size = _numbers(table, ["image_width", "image_height", "image_width", "image_height"])
     boxes = numbers.reshape(-1, 2, 4) / size[:, None]
     beyond = np.flatnonzero(((boxes < -BOX_ROUNDING) | (boxes > 1 + BOX_ROUNDING)).any((1, 2)))
