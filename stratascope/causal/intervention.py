@@ -234,26 +234,34 @@ class Intervention(
         return float(factors.min()) if len(factors) else float("nan")
 
     def summary(self) -> str:
-        """Number of examples and images; for each position and kind the layers used, and the largest share of flipped answers."""
+        """Examples and images; for each position and kind the layers at which answers change, and the largest share of flipped answers."""
         sizes = f"{len(self.examples):,} examples of {self.examples['group'].nunique():,} images"
         lines = [f"{self.attributes['concept']}: {len(self.variants):,} variants of each of {sizes}, directions from other folds"]
         for event in self.events.to_dict("records"):
-            lines.append(f"{event['position']}, {event_label(event)}: {self._use(event)}; {self._largest(event)}")
+            lines.append(f"{event['position']}, {event_label(event)}: {self._layers_of_change(event)}; {self._largest(event)}")
         matched = int(self.attributes["controls"]) * len(set(MATCHED) & set(self.attributes["control_kinds"]))
         level = float(self.attributes["level"])
         if set(self.attributes["kinds"]) - {"patch"} and matched < fewest_draws(level):
             lines.append(
-                f"use cannot be decided: {matched} random directions of the kinds {' and '.join(MATCHED)}; a family-wise error of "
-                f"{1 - level:.2g} needs at least {fewest_draws(level)}"
+                f"changes cannot be compared with {matched} random directions of the kinds {' and '.join(MATCHED)}; a family-wise error "
+                f"of {1 - level:.2g} needs at least {fewest_draws(level)}"
             )
         return "\n".join(lines)
 
-    def _use(self, event: Mapping[Hashable, Any]) -> str:
+    def _layers_of_change(self, event: Mapping[Hashable, Any]) -> str:
+        """What was tested of an event: whether the concept is used, `EncodingUse` says, which knows where it is encoded."""
         rows = self.use
         for name in ("position", "kind", "method", "source"):
             rows = rows[rows[name] == event[name]]
         layers = LayerIntervals.of(rows["layer"], rows["used"])
-        return f"used at {layers}" if layers else "use not detected at any layer"
+        if event["kind"] == "patch":
+            moved = f"restores more than {self.attributes['margin']:g} of the difference"
+            return f"{moved} at {layers}" if layers else f"not detected at any layer that it {moved}"
+        if np.isinf(rows["threshold"]).all():
+            return "not compared with random directions"
+        return (
+            f"changes answers beyond random directions at {layers}" if layers else "no change of answers beyond random directions detected"
+        )
 
     def _largest(self, event: Mapping[Hashable, Any]) -> str:
         position, kind = str(event["position"]), str(event["kind"])

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
+from stratascope.causal import Intervention, InterventionDesign, InterventionSettings, leace  # noqa: E402
 from stratascope.causal.design import EditStack  # noqa: E402
 from stratascope.causal.erasure import Erasure  # noqa: E402
+from stratascope.causal.patching import pair_sources  # noqa: E402
+from stratascope.cli import main  # noqa: E402
+from stratascope.commands.interventions import saved_labels  # noqa: E402
+from stratascope.datasets import write_scenes  # noqa: E402
 from stratascope.extract.run.capture import text_decoder, use_captured_attention  # noqa: E402
 from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner, Interventions  # noqa: E402
+from stratascope.extract.run.intervention_session import plan_of_store, run_interventions  # noqa: E402
 from stratascope.extract.run.knockout import tracing  # noqa: E402
 from stratascope.extract.run.logits import Unembedding  # noqa: E402
+from stratascope.extract.run.session import ExtractionSession  # noqa: E402
 from stratascope.extract.run.tail_pass import segments  # noqa: E402
+from stratascope.store import ActivationStore  # noqa: E402
 from tests.extract.families import FAMILIES, IMAGE, build, example, left_padded  # noqa: E402
 
 PAIR = (30, 40)
@@ -134,6 +149,9 @@ def test_patching_an_example_with_itself_changes_no_bit() -> None:
         assert not values.any()
     other = runner.measure(trace, places, chosen, own * 1.01, 0.1)
     assert np.abs(other.change).max() > 0
+    beside = runner.measure(trace, places, replace(chosen, sources=2), np.concatenate([own * np.nan, own * 1.01], 2), 0.1)
+    assert np.isnan(beside.change[:, :, 0]).all(), "an example without that source"
+    assert beside.change[:, :, 1] == pytest.approx(other.change[:, :, 0], abs=0.1)
     absent = runner.measure(trace, {**places, "word": None}, chosen, own, 0.1)
     assert np.isnan(absent.change[1]).all()
     assert not np.isnan(absent.change[0]).any()
@@ -173,3 +191,142 @@ def test_the_plan_counts_the_tokens_that_are_computed(plan, monkeypatch: pytest.
     trace = runner.trace(session.batch([3], image.tensors))
     runner.measure(trace, {name: plan.position_tokens(3, name) for name in ("final", "object")}, chosen, None, 1e-3)
     assert 1 + sum(computed) / length / plan.shape.layers == pytest.approx(bare_passes(plan, [3], parts, windows, 4))
+
+
+def data(folder: Path) -> dict[str, Path]:
+    return {"data": folder / "pairs" / "pairs.jsonl", "images": folder / "pairs" / "images", "boxes": folder / "pairs" / "instances.json"}
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a store of minimal pairs of 24 scenes by the built-in model, and its probes, all by the commands."""
+    folder = tmp_path_factory.mktemp("paired")
+    write_scenes(folder / "scenes", 24, seed=7)
+    scenes, pairs = folder / "scenes", folder / "pairs"
+    given = ("--images", scenes / "images", "--boxes", scenes / "instances.json", "--variants", "swapped,mirrored,inverse")
+    run("pairs", scenes / "scenes.jsonl", *given, "--out", pairs)
+    given = ("--images", pairs / "images", "--boxes", pairs / "instances.json", "--record", "residual")
+    run("extract", "--model", "demo", "--device", "cpu", "--examples", pairs / "pairs.jsonl", *given, "--out", folder / "pairs.zarr")
+    run("probe", folder / "pairs.zarr", "--positions", "final", "--tasks", "truth", "-o", folder / "results")
+    return folder
+
+
+def run(*words: object) -> str:
+    result = CliRunner().invoke(main, list(map(str, words)))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def partner(table: pd.DataFrame, k: int, variant: str) -> int | None:
+    """Example number of another variant of the pair of example k."""
+    if table["variant"][k] == variant:
+        return None
+    found = table.index[(table["pair"] == table["pair"][k]) & (table["variant"] == variant)]
+    return int(found[0]) if len(found) else None
+
+
+@pytest.mark.slow
+def test_pairs_are_made_extracted_and_patched_by_the_commands(paired: Path) -> None:
+    """The last layer's final token decides the answer: patched there, an example answers as its partner, and nothing else is measured."""
+    store = ActivationStore.open(paired / "pairs.zarr")
+    words = ("--pairs", "--kinds", "patch", "--positions", "final,object", "--examples", 0, "--device", "cpu")
+    given = [word for name, path in data(paired).items() for word in (f"--{name}", path)]
+    text = run("intervene", paired / "pairs.zarr", paired / "results", *words, *given)
+    made = Intervention.load(paired / "results" / "intervene-truth.zarr.zip")
+    table, logits = store.examples, store.read("answer_logits").astype(float)
+    assert made.attributes["sources"] == ["original", "swapped", "mirrored", "inverse"] == table["variant"].drop_duplicates().tolist()
+    places = made.examples["example"].tolist()
+    assert places == list(range(len(table)))
+    answer = logits[:, 0] - logits[:, 1]
+    moved = 0
+    for source in made.attributes["sources"]:
+        partners = [partner(table, k, source) for k in places]
+        has = np.array([p is not None for p in partners])
+        gap = np.array([np.nan if p is None else answer[p] - answer[k] for k, p in zip(places, partners, strict=True)])
+        for position in ("final", "object"):
+            rows = made.variants.query("position == @position and source == @source")
+            change = made.change[rows.index]
+            assert (np.isnan(change) == ~has).all(), "measured exactly where the pair has that variant"
+            if position == "final":
+                assert change[rows["layer"] == rows["layer"].max()][0] == pytest.approx(gap, abs=1e-3, nan_ok=True)
+                assert np.abs(change[rows["layer"] == 0][0][has]).max() == 0, "the same token is embedded alike"
+            else:
+                assert np.abs(change[rows["layer"] == rows["layer"].max()][0][has]).max() == 0, "which no token reads"
+                moved += int((np.abs(change[0][has]) > 0.1).sum())
+        assert f"final, patch from {source}: restores more than 0.1 of the difference at layers" in text
+    assert moved > 20
+    assert "encoded at layer" in run("causal", paired / "results")
+
+
+@pytest.mark.slow
+def test_changes_of_the_built_in_model_equal_those_of_plain_hooks(paired: Path, tmp_path: Path) -> None:
+    """Edits as defined, from the class means of other folds; patches from a hooked pass over a partner with another number of tokens."""
+    store = ActivationStore.open(paired / "pairs.zarr")
+    labels, sources = saved_labels(store, paired / "results", "truth"), pair_sources(store)
+    positions, kinds = ("final", "object"), ("erase", "reflect", "steer", "patch")
+    settings = InterventionSettings(positions=positions, kinds=kinds, factors=(1.0,), controls=0, examples=5)
+    design = InterventionDesign(store, labels, settings, [source.name for source in sources])
+    plan = plan_of_store(store, paired / "pairs.zarr", **{**data(paired), "data": (data(paired)["data"],)}, device="cpu")
+
+    def vectors(example: int, names, layers) -> np.ndarray:
+        return np.stack([source.vectors(example, names, layers) for source in sources], 2)
+
+    measured = run_interventions(plan, store, design, cache=tmp_path / "cache", key="", source_vectors=vectors)
+    stock = transformers.AutoModelForImageTextToText.from_pretrained(plan.source.folder, attn_implementation="eager", dtype=torch.float32)
+    stock, session = stock.eval(), ExtractionSession(plan, 8192)
+    folds = dict(zip(labels.examples.tolist(), labels.folds.tolist(), strict=True))
+    answers = list(session.request.choices)
+
+    @functools.cache
+    def inputs(k: int):
+        return session.model.inputs(session.batch([k], session.load(k).prepared.tensors))
+
+    def hooked(k: int, tokens, edit, layer: int) -> torch.Tensor:
+        return hooked_logits(stock, inputs(k), {"here": tokens}, {("here", layer): edit}, (layer, layer))[answers]
+
+    largest, lengths = 0.0, 0
+    for row, k in enumerate(measured.examples.tolist()):
+        untouched = hooked_logits(stock, inputs(k), {}, {}, (0, -1))[answers]
+        for v, variant in enumerate(design.variants.itertuples()):
+            tokens = plan.position_tokens(k, variant.position)
+            if variant.kind == "patch":
+                other = partner(store.examples, k, variant.source)
+                if other is None:
+                    assert np.isnan(measured.change[row, v]).all()
+                    continue
+                kept: list[torch.Tensor] = []
+                hooked(
+                    other, plan.position_tokens(other, variant.position), lambda x, kept=kept: kept.append(x.clone()) or x, variant.layer
+                )
+                lengths += len(plan.layouts[other].ids) != len(plan.layouts[k].ids)
+
+                def edit(x: torch.Tensor, kept=kept) -> torch.Tensor:
+                    return kept[0]
+            else:
+                training = labels.examples[
+                    (labels.folds != folds[k]) & np.isin(labels.examples, np.flatnonzero(store.available("residual", variant.position)))
+                ]
+                edit = defined_edit(variant, store, labels, training)
+            expected = (hooked(k, tokens, edit, variant.layer) - untouched).numpy()
+            assert measured.change[row, v] == pytest.approx(expected, abs=1e-4), (k, variant)
+            largest = max(largest, float(np.abs(expected).max()))
+    assert largest > 1
+    assert lengths, "no pair differs in its number of tokens"
+
+
+def defined_edit(variant, store: ActivationStore, labels, training: np.ndarray):
+    """The edit of a variant from its definition, in float64."""
+    x = store.read("residual", layer=variant.layer, position=variant.position, examples=training).astype(np.float64)
+    y = labels.labels[np.isin(labels.examples, training)]
+    false, true = (x[y == code].mean(0) for code in (0, 1))
+    delta, size = true - false, np.linalg.norm(true - false)
+    unit = delta / size if np.ptp(x, 0).max() > 0 else 0 * delta
+    erase = leace(x, np.eye(2)[y])
+    named = {
+        "leace": erase,
+        "means": lambda v: v - np.outer((v - (false + true) / 2) @ unit, unit),
+        "reflect": lambda v: v - 2 * np.outer((v - (false + true) / 2) @ unit, unit),
+        "steer": lambda v: v + variant.factor * size * unit,
+    }
+    chosen = named[variant.method if variant.kind == "erase" else variant.kind]
+    return lambda v: torch.from_numpy(chosen(v.double().numpy())).to(v.dtype)

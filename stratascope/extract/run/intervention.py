@@ -243,8 +243,9 @@ def edited(x: torch.Tensor, slots: slice, chosen: Interventions, key: tuple[str,
         parts.append(chosen.edits[key](x[: own.stop - own.start].float(), own).to(x.dtype))
     if slots.stop > count:
         assert patch is not None
-        new = patch[max(slots.start, count) - count : slots.stop - count]
-        parts.append(new[:, None].to(x.dtype).expand(-1, x.shape[1], -1))
+        new = patch[max(slots.start, count) - count : slots.stop - count][:, None].to(x.dtype)
+        # a missing source changes nothing: NaN would reach the other copies, whose attention to it is 0 times NaN
+        parts.append(torch.where(new.isnan(), x[-len(new) :], new))
     return torch.cat(parts)
 
 
