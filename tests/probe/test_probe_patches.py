@@ -116,8 +116,8 @@ def test_planted_layers_are_found_and_no_others(cells: ActivationStore, tmp_path
         assert (rows["low_simultaneous"] > rows["chance"]).tolist() == [False, True, True, True]
     assert "on_subject AUROC" in done.output
     assert "significantly above position alone in layer 2\n" in done.output
-    assert "not detected above position alone at any layer\n" in done.output
-    assert "above chance (0.25) at layers 1..3\n" in done.output
+    assert "not detected above position alone in any layer\n" in done.output
+    assert "above chance (0.25) in layers 1-3\n" in done.output
     assert (tmp_path / "patches.png").exists()
     again = patch_probes(cells, **{**found.options, "layers": (2,), "tasks": ("on_subject",)})
     assert again.rows("on_subject")["value"].item() == subject["value"].iloc[2], "a layer does not depend on the others"
