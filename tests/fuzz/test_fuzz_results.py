@@ -32,6 +32,7 @@ ALL = (
     ["heads"],
     [*PROBE, "3", "--tasks", "truth", "--array", "head_outputs"],
     [*PROBE, "2", "--tasks", "relation", "--positions", "final", "--strengths", "0.01", "--minimum", "8", "--measures", "mdl"],
+    [*PROBE, "3", "--tasks", "truth", "--positions", "object", "--measures", "sizes", "--sizes", "64"],
     ["answers"],
     ["share"],
     ["rollout", "--examples", "0,1"],
@@ -39,6 +40,8 @@ ALL = (
     ["overlap"],
     ["attribution"],
     ["faithfulness"],
+    ["knockouts"],
+    ["lens"],
     ["pointing"],
     ["entanglement"],
     ["patches", "--cells", "36", "--draws", "100"],
@@ -80,7 +83,12 @@ def finished(made: Path) -> list[Path]:
 
 @pytest.mark.slow
 def test_results_hold_what_their_kinds_declare(files: list[Path], finished: list[Path]) -> None:
-    assert {load_result(path).kind for path in files} == set(result_kinds()) - {"answer_prediction", "study"}
+    assert {load_result(path).kind for path in files} == set(result_kinds()) - {
+        "answer_prediction",
+        "study",
+        "intervention",
+        "encoding_use",
+    }
     assert {read_file(path).kind for path in finished} == set(CACHES)
 
 
