@@ -35,6 +35,8 @@ NOT_RUN = {
     "stratascope fetch": "it needs the network; tests/datasets/test_fetch.py runs it on a server of its own",
     "stratascope info https://host.example/": "nobody serves this address; tests/store/test_store_remote.py serves one",
     "stratascope copy s3://bucket/": "nobody serves this address; tests/store/test_store_remote.py serves one",
+    "stratascope study --preset relation study": "a preset needs more examples than there are here; test_preregistered_study.py runs studies",
+    "stratascope study plan.toml": "a preset needs more examples than there are here; test_preregistered_study.py runs studies",
     "stratascope view": "it does not end; test_view_prints_its_address_and_ends_with_130 runs it",
     "python3 -m venv": "it makes the environment that these tests already run in; so does .ci/package, an empty one",
     ". ": "it changes the shell that it is typed in",
