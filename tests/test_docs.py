@@ -35,8 +35,12 @@ NOT_RUN = {
     "stratascope fetch": "it needs the network; tests/datasets/test_fetch.py runs it on a server of its own",
     "stratascope info https://host.example/": "nobody serves this address; tests/store/test_store_remote.py serves one",
     "stratascope copy s3://bucket/": "nobody serves this address; tests/store/test_store_remote.py serves one",
-    "stratascope study --preset relation study": "a preset needs more examples than there are here; test_preregistered_study.py runs studies",
-    "stratascope study plan.toml": "a preset needs more examples than there are here; test_preregistered_study.py runs studies",
+    "stratascope study --preset relation study": "too few examples here; test_preregistered_study.py runs it",
+    "stratascope study plan.toml": "too few examples here; test_preregistered_study.py runs it",
+    "stratascope extract --for plan.toml": "too few examples here; test_preregistered_study.py runs it",
+    "stratascope extract --model demo --examples demo/minimal-pairs": "tests/causal runs the same on fewer scenes",
+    "stratascope probe demo/minimal-pairs": "tests/causal runs the same on fewer scenes",
+    "stratascope intervene demo/minimal-pairs": "tests/causal runs the same on fewer scenes",
     "stratascope view": "it does not end; test_view_prints_its_address_and_ends_with_130 runs it",
     "python3 -m venv": "it makes the environment that these tests already run in; so does .ci/package, an empty one",
     ". ": "it changes the shell that it is typed in",
@@ -269,7 +273,7 @@ def test_the_page_of_results_names_all_that_the_results_hold(folder: Path) -> No
         kinds.add(result.kind)
         words = sections[result.kind] | every_kind
         named = {*result.tables, *result.attributes, *result.arrays, *(dim for dims, _ in result.arrays.values() for dim in dims)}
-        lacking = {name for name in named if name not in words and not name.startswith("draws_")}
+        lacking = {name for name in named if name not in words and not name.startswith(("draws_", "controls_"))}
         columns = {str(column) for table in result.tables.values() for column in table.columns}
         lacking |= {name for name in columns if not {name, re.sub(r"_(low|high|rank)$", "", name)} & everywhere and "support_" not in name}
         assert not lacking, f"{path.name} ({result.kind})"
