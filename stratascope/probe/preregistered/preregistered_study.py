@@ -16,7 +16,8 @@ from stratascope.probe.curve.advantage import Advantage
 from stratascope.probe.curve.family import ALL, family_table
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.preregistered.study_result import StudyResult
-from stratascope.probe.preregistered.study_stores import available_at, check_stores, expanded_positions, missing_positions, study_stores
+from stratascope.probe.preregistered.study_stores import check_stores, expanded_positions, missing_positions, study_stores
+from stratascope.probe.study.positions import available_at
 from stratascope.probe.study.probe_run import ProbeRun, plan_studies, run_probes
 from stratascope.probe.study.request import ProbeRequest
 from stratascope.probe.study.study import SCHEDULER, plan_study
@@ -189,7 +190,7 @@ def _excluded(store: ActivationStore, request: ProbeRequest, done: ProbeRun) -> 
     for curve in done.curves.plain:
         there = chosen.copy()
         for one in (store, *request.baselines.values()):
-            there &= available_at(one, request.array, curve.position or "")
+            there &= available_at(one, request.array, curve.position)
         absent, rare = int((chosen & ~there).sum()), int(there.sum()) - len(curve.examples)
         reasons = [f"{absent:,} without {request.array} there"] if absent else []
         if rare:
@@ -208,9 +209,7 @@ def _transferred(own: ActivationStore, other: ActivationStore, name: str, done: 
     request = done.request
     options: dict[str, Any] = {"array": request.array, "layers": request.layers, **request.settings}
     for curve in [curve for curve in done.curves.plain if not curve.targets]:
-        shared = np.all(
-            [available_at(one, request.array, curve.position or "") for one in (own, other, *request.baselines.values())], axis=0
-        )
+        shared = np.all([available_at(one, request.array, curve.position) for one in (own, other, *request.baselines.values())], axis=0)
         # the same tasks and examples as in the run, so that the cache holds their layers
         examples = None if shared.all() else np.flatnonzero(shared)
         study = plan_study(own, request.all_tasks, (curve.position,), examples=examples, **options)

@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from stratascope.errors import InvalidInputError, NotRecordedError, UnwrittenBlockError
-from stratascope.preregistration.study_plan import ORIGINAL, PAIR, StudyPlan, StudyStore
+from stratascope.preregistration.study_plan import ORIGINAL, StudyPlan, StudyStore
+from stratascope.probe.study.positions import available_at, position_names
 from stratascope.store import ActivationStore
 from stratascope.store.format.prompt_parts import CELL_POSITION, TOKEN_POSITION
 from stratascope.store.format.provenance import same_model_files
@@ -107,12 +105,11 @@ def _part(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {"name": found} if found else {}
 
 
-def available_at(store: ActivationStore, array: str, position: str) -> NDArray[np.bool_]:
-    """(example,) whether an array is recorded at a position, or at both of a pair; False where the store lacks the position."""
+def _recorded(store: ActivationStore, array: str, position: str) -> bool:
+    """Whether an example has the array at a position, or at both of a pair; False where the store lacks the position."""
     dim = store.layout.array(array).position_dim
     held = () if dim is None else store.layout.positions_of(dim)
-    nowhere = np.zeros(store.layout.examples, bool)
-    return np.asarray(np.all([store.available(array, part) if part in held else nowhere for part in position.split(PAIR)], axis=0))
+    return set(position_names(position)) <= set(held) and bool(available_at(store, array, position).any())
 
 
 def expanded_positions(store: ActivationStore, positions: Iterable[str]) -> tuple[str, ...]:
@@ -137,7 +134,7 @@ def missing_positions(plan: StudyPlan, stores: Mapping[str, ActivationStore]) ->
     found = []
     for probed in plan.probes:
         for position in expanded_positions(stores[plan.original.name], probed.positions):
-            lacking = [name for name, store in stores.items() if not available_at(store, probed.array, position).any()]
+            lacking = [name for name, store in stores.items() if not _recorded(store, probed.array, position)]
             if not lacking:
                 continue
             primary = (plan.primary.array, plan.primary.position) == (probed.array, position)
