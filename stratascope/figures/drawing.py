@@ -114,6 +114,20 @@ def metric_label(metric: str) -> str:
     return name[:1].upper() + name[1:]
 
 
+def label_shares(ax: Axes, label: str, title: str | None = None) -> Axes:
+    """Label axes of shares by decoder layer: 0 to 100 % upwards, whole layers across."""
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    ax.set_xlabel(LAYER_LABELS["residual"])
+    ax.set_ylabel(label)
+    ax.set_ylim(-0.03, 1.03)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if title:
+        ax.set_title(title)
+    return ax
+
+
 def draw_advantages(advantages: Mapping[str, pd.DataFrame], ax: Axes, *, title: str | None = None) -> Axes:
     """Differences of scores by layer, with 95 % simultaneous bands; a band that excludes 0 is significant.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stratascope.figures.drawing import LAYER_LABELS, metric_label, new_figure
+from stratascope.figures.drawing import LAYER_LABELS, label_shares, metric_label, new_figure
 from stratascope.figures.heatmaps import draw_grid
 from stratascope.figures.style import COLOURS, GREY, MARKERS, SEQUENTIAL, paper_style
 
@@ -32,8 +32,6 @@ def draw_flips(series: Series, ax: Axes, *, title: str | None = None) -> Axes:
     title
         Over the axes.
     """
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
     shown = [(label, *rows) for label, rows in series.items() if not label.startswith("patch")]
     for k, (label, rows, random) in enumerate(shown):
         layer, value = rows["layer"].to_numpy(), rows["flipped"].to_numpy(float)
@@ -45,14 +43,7 @@ def draw_flips(series: Series, ax: Axes, *, title: str | None = None) -> Axes:
             ax.plot(random["layer"].to_numpy(), random["flipped"].to_numpy(float), color=colour, linestyle="--", linewidth=0.9)
     if any(random is not None for *_, random in shown):
         ax.plot([], [], color=GREY, linestyle="--", linewidth=0.9, label="random directions")
-    ax.set_xlabel(LAYER_LABELS["residual"])
-    ax.set_ylabel("Flipped answers")
-    ax.set_ylim(-0.03, 1.03)
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if title:
-        ax.set_title(title)
-    return ax
+    return label_shares(ax, "Flipped answers", title)
 
 
 def draw_dose_response(table: pd.DataFrame, ax: Axes, *, title: str | None = None) -> Axes:

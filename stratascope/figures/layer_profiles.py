@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stratascope.figures.drawing import LAYER_LABELS, PART_LABELS, new_figure
+from stratascope.figures.drawing import LAYER_LABELS, PART_LABELS, label_shares, new_figure
 from stratascope.figures.heatmaps import draw_grid
 from stratascope.figures.style import COLOURS, GREY, MARKERS, paper_style
 
@@ -174,8 +174,6 @@ def draw_lens(series: Mapping[str, pd.DataFrame], probes: Mapping[str, pd.DataFr
     title
         Over the axes.
     """
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
     for k, (name, table) in enumerate(series.items()):
         colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
         layer, value, low, high = (table[column].to_numpy(float) for column in ("layer", "value", "low_simultaneous", "high_simultaneous"))
@@ -186,14 +184,7 @@ def draw_lens(series: Mapping[str, pd.DataFrame], probes: Mapping[str, pd.DataFr
         dashes = ("--", "-.", (0, (1, 1)))[k % 3]
         ax.plot(table["layer"], table["value"], color=GREY, linestyle=dashes, label=name)
     ax.plot([], [], color=GREY, linestyle=":", linewidth=0.8, label="most frequent")
-    ax.set_xlabel(LAYER_LABELS["residual"])
-    ax.set_ylabel("Accuracy of the readout")
-    ax.set_ylim(-0.03, 1.03)
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if title:
-        ax.set_title(title)
-    return ax
+    return label_shares(ax, "Accuracy of the readout", title)
 
 
 def draw_lens_and_words(draw: Callable[[Axes], Axes], grid: pd.DataFrame, *, title: str) -> Figure:
