@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stratascope.causal.erasure import Whitening, one_hot
+from stratascope.causal.erasure import Whitening, one_hot, orthonormal
 from stratascope.errors import InvalidInputError, TooFewExamplesError
+from stratascope.stats.bootstrap import random_order
 
 Floats = NDArray[np.float64]
 
@@ -87,11 +88,8 @@ def shuffled(z: Floats, folds: NDArray[np.integer], groups: NDArray[np.integer],
     result = z.copy()
     for fold in np.unique(folds):
         index = np.flatnonzero(folds == fold)
-        orders = []
-        for _ in range(2):
-            rank = rng.permutation(int(groups.max()) + 1)
-            orders.append(index[np.lexsort([rng.random(len(index)), rank[groups[index]]])])
-        result[orders[0]] = z[orders[1]]
+        places = random_order(index, groups, rng)
+        result[places] = z[random_order(index, groups, rng)]
     return result
 
 
@@ -152,8 +150,6 @@ class RandomConcepts:
             return [whitening.covariance_with(self._within(g, training)) for g in self.gaussian]
         made = [whitening.covariance_with(g[training]) for g in self.gaussian]
         if kind == "orthogonal":
-            from stratascope.causal.erasure import orthonormal
-
             basis = orthonormal(concept)
             made = [v - basis @ (basis.T @ v) for v in made]
         return made

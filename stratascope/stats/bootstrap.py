@@ -89,3 +89,9 @@ def repetition_weights(count: int, resamples: int, seed: int | Sequence[int]) ->
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count - 1 / count
     return np.asarray(weights * np.sqrt(count / max(count - 1, 1)))  # resampling gives (count - 1) / count of the variance
+
+
+def random_order(index: NDArray[np.intp], groups: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.intp]:
+    """The examples `index` with their groups, of (example,) numbers, in random order, and in random order within a group."""
+    rank = rng.permutation(int(groups.max()) + 1)
+    return index[np.lexsort([rng.random(len(index)), rank[groups[index]]])]

@@ -210,5 +210,5 @@ def test_the_command_says_that_blank_images_are_no_text_at_a_box(boxed, tmp_path
 def test_boxes_that_are_unknown_are_named(boxed, tmp_path):
     store = ActivationStore.open(planted_store(tmp_path / "n.zarr", layers=2, positions=("final", "subject_box")))
     study = plan_study(store, ("truth",), ("subject_box",), layers=0)
-    with pytest.raises(NotRecordedError, match=r"--boxes instances\.json"):
+    with pytest.raises(NotRecordedError, match=r"extract with `boxes` \(COCO instances\)"):
         study.geometry_baseline("subject_box")

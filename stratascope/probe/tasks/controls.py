@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
 from stratascope.probe.validation.folds import Folds
+from stratascope.stats.bootstrap import random_order
 
 TYPES = ("relation", "subject", "object")
 """Columns that make the type of an example in a control task."""
@@ -38,19 +39,13 @@ def _shuffled(codes: NDArray[np.intp], folds: Folds, rng: np.random.Generator) -
     result = codes.copy()
     for fold in range(folds.count):
         index = np.flatnonzero(folds.of == fold)
-        result[_by_group(index, folds, rng)] = codes[_by_group(index, folds, rng)]
+        result[random_order(index, folds.groups, rng)] = codes[random_order(index, folds.groups, rng)]
     return result
 
 
 def _generators(seed: int, draws: int) -> list[np.random.Generator]:
     """A generator for each draw; the first does not depend on their number."""
     return [np.random.default_rng(seed if draw == 0 else [seed, draw]) for draw in range(draws)]
-
-
-def _by_group(index: NDArray[np.intp], folds: Folds, rng: np.random.Generator) -> NDArray[np.intp]:
-    """The examples, groups in random order and random order within a group."""
-    rank = rng.permutation(int(folds.groups.max()) + 1)
-    return index[np.lexsort([rng.random(len(index)), rank[folds.groups[index]]])]
 
 
 def control_labels(
