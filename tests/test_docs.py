@@ -37,10 +37,8 @@ NOT_RUN = {
     "stratascope copy s3://bucket/": "nobody serves this address; tests/store/test_store_remote.py serves one",
     "stratascope study --preset relation study": "too few examples here; test_preregistered_study.py runs it",
     "stratascope study plan.toml": "too few examples here; test_preregistered_study.py runs it",
-    "stratascope extract --for plan.toml": "too few examples here; test_preregistered_study.py runs it",
-    "stratascope extract --model demo --examples demo/minimal-pairs": "tests/causal runs the same on fewer scenes",
-    "stratascope probe demo/minimal-pairs": "tests/causal runs the same on fewer scenes",
-    "stratascope intervene demo/minimal-pairs": "tests/causal runs the same on fewer scenes",
+    "stratascope intervene demo/minimal-pairs": "it finds the data by the extraction's command line, which is that of these tests; "
+    "tests/extract/test_intervention.py runs it with --data",
     "stratascope view": "it does not end; test_view_prints_its_address_and_ends_with_130 runs it",
     "python3 -m venv": "it makes the environment that these tests already run in; so does .ci/package, an empty one",
     ". ": "it changes the shell that it is typed in",
