@@ -268,7 +268,7 @@ def faithfulness(
     if not kept:
         raise NotRecordedError(
             f"expected knockouts in the mode {' or '.join(MODE_LABELS)}, found {', '.join(modes)}; "
-            "extract with --knockout-modes final,later"
+            "extract with `knockout_modes` final,later"
         )
     modes, effects = tuple(modes[m] for m in kept), effects[:, kept]
     measured = np.isfinite(effects).any((1, 2, 3))

@@ -189,8 +189,8 @@ def knockout_effects(
     images = image_groups(store.examples).labels[chosen]
     if len(np.unique(images)) < 2:
         raise TooFewExamplesError(
-            f"expected measured knockouts in at least two images, found {len(np.unique(images))}; extract with --record knockout and a "
-            "larger --knockouts"
+            f"expected measured knockouts in at least two images, found {len(np.unique(images))}; extract with knockout in `record` and "
+            "a larger `knockouts`"
         )
     logits = np.asarray(store.read("answer_logits", examples=chosen), np.float64)
     difference = logits[:, 0] - logits[:, 1]
@@ -212,7 +212,9 @@ def knockout_effects(
     drawn = Bootstrap(images, draws=draws, seed=seed).mean_of_known(np.stack(values)) if values else np.full((0, 0), np.nan)
     drawn = drawn[:, np.isfinite(drawn).all(0)]
     if not drawn.size:
-        raise TooFewExamplesError("expected two images or more with each pair of reader and target, found too few; enlarge --knockouts")
+        raise TooFewExamplesError(
+            "expected two images or more with each pair of reader and target, found too few; extract with a larger `knockouts`"
+        )
     means = np.nanmean(np.stack(values), axis=1)
     ends = band(means, drawn.T, level=level).ends
     table = pd.DataFrame(rows).assign(effect=means, **{name: ends[name] for name in INTERVALS}, flipped=turned)
