@@ -28,7 +28,7 @@ LENGTH, BLOCKS, KINDS, FACTORS, RANDOM = 400, 12, 3, 5, 20
 SLOTS = KINDS * FACTORS + RANDOM
 PAIR = (30, 40)
 SAMPLE = 6
-"""Passes of which plain hooks and nnsight are timed."""
+"""Number of passes timed for plain hooks and for nnsight."""
 
 
 class Bare:

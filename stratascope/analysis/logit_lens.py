@@ -72,8 +72,8 @@ class LogitLens(
     the right one; `relation`: share of the examples with a true caption whose relation word with the highest logit is that of their
     relation. baseline: share of the most frequent right answer or relation."""
     words: pd.DataFrame = table_field(columns(text="position relation", ints="layer", shares="share true", empty=True))
-    """One row per position, layer and relation: share of the examples of the measure `relation` whose likeliest relation word is that of
-    the relation, and share of them of which that is true."""
+    """One row per position, layer and relation: `share` of the examples of the measure `relation` for which the relation's word is the
+    likeliest, and `true`, the share of the examples that have this relation."""
     probe: pd.DataFrame = table_field(columns(text="position task metric", ints="layer", shares="value low high", empty=True))
     """Scores of saved probes for the right answer, one row per position and layer; empty without any."""
     examples: NDArray[np.int64] = array_field("int", "example", name="example")

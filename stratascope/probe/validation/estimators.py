@@ -121,7 +121,7 @@ def is_nonlinear(method: Method) -> bool:
 
 
 def nonlinear_remark(method: Method, *, bilinear: bool) -> str | None:
-    """Sentence that a nonlinear probe needs beside its scores; None for a linear one."""
+    """Warning to print with the scores of a nonlinear probe; None for a linear one."""
     if not bilinear and not is_nonlinear(method):
         return None
     name = method if isinstance(method, str) else type(method).__name__

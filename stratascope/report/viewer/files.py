@@ -1,4 +1,4 @@
-"""Files that may be served: those of one folder, or the members of one zip, and nothing beside them; the range of bytes asked for."""
+"""Files that may be served: those of one folder, or the members of one zip, and no others; the requested range of bytes."""
 
 from __future__ import annotations
 

@@ -260,7 +260,7 @@ class _Check:
         values: dict[str, NDArray[Any]] = {}
         for spec in self.specs:
             if spec.by_block:
-                if spec.mask and facts is None:  # of which nothing is known: reported by `creation`
+                if spec.mask and facts is None:  # no facts about it: `creation` reports that
                     continue
                 held = None if facts is None or facts.patches is None or not spec.mask else facts.patches[part] > 0
                 found = self._file(spec, block, len(members), held)
