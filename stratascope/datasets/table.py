@@ -173,6 +173,7 @@ def plain_text(value: Any, source: str) -> Any:
 
 def _json_rows(path: Path, text: str) -> Iterator[Row]:
     decode, file = json.JSONDecoder(object_pairs_hook=_unique).decode, str(path)
+    named: dict[tuple[str, ...], list[str]] = {}  # names of a row -> the same without blanks at their ends
     for number, line in enumerate(_LINE_END.split(text), 1):
         if not line.strip():
             continue
@@ -183,22 +184,25 @@ def _json_rows(path: Path, text: str) -> Iterator[Row]:
             raise InvalidInputError(f"{where}: expected one JSON object a line, found: {error}") from error
         if not isinstance(row, dict):
             raise InvalidInputError(f"{where}: expected a JSON object, found {type(row).__name__}")
-        if len({name.strip() for name in row}) < len(row):
-            raise InvalidInputError(
-                f"{where}: expected each field once, found names that differ in blanks alone: {', '.join(map(repr, row))}"
-            )
+        names = named.get(tuple(row))
+        if names is None:
+            names = named[tuple(row)] = [name.strip() for name in row]
+            if len(set(names)) < len(row):
+                raise InvalidInputError(
+                    f"{where}: expected each field once, found names that differ in blanks alone: {', '.join(map(repr, row))}"
+                )
         fields: dict[str, Any] = {}
-        for name, value in row.items():
+        for name, value in zip(names, row.values(), strict=True):
             if isinstance(value, str):
                 if stripped := value.strip():
-                    fields[name.strip()] = stripped
+                    fields[name] = stripped
             elif isinstance(value, float) and not math.isfinite(value):
                 if math.isinf(value):
                     raise InvalidInputError(
-                        f"{where}: expected a finite number in field {name.strip()!r}, found {value}; leave it out, or use null"
+                        f"{where}: expected a finite number in field {name!r}, found {value}; leave it out, or use null"
                     )
             elif value is not None:
-                fields[name.strip()] = value
+                fields[name] = value
         yield Row(where, number, fields)
 
 

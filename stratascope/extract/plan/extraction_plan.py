@@ -31,7 +31,10 @@ THUMBNAIL_SAMPLE = 16
 
 def patch_counts(layouts: Sequence[TokenLayout], has_patches: np.ndarray) -> np.ndarray:
     """(example,) int32: image cells of the examples of a mask (example,), 0 for the others."""
-    return np.where(has_patches, [layout.grid[0] * layout.grid[1] for layout in layouts], 0).astype(np.int32)
+    counts = np.zeros(len(layouts), np.int32)
+    for k in np.flatnonzero(has_patches):
+        counts[k] = layouts[k].grid[0] * layouts[k].grid[1]
+    return counts
 
 
 @dataclass(frozen=True, repr=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from array import array
+from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -64,8 +65,11 @@ SPANS = ("system", "image", "prompt", "caption", "subject", "relation", "object"
 TILES = "image_tiles"
 """A further span: image tokens outside the grid, with the markers between them."""
 
-_CHUNK = 512
+_CHUNK = 128
 """Examples that are tokenised together."""
+
+_THREADS = 2
+"""Chunks that are tokenised at the same time; more would wait for the thread that makes layouts."""
 
 
 @dataclass(frozen=True)
@@ -179,16 +183,18 @@ class PromptTokenizer:
     def layouts(self, requests: Iterable[tuple[Example, tuple[int, int]]]) -> Iterator[TokenLayout | InvalidInputError]:
         """Yield `layout` of each request in this order, or the error that it raises.
 
-        Another thread tokenises the next texts. Repeated texts and sizes share one layout.
+        Other threads tokenise the next texts. Repeated texts and sizes share one layout.
         """
         pairs = iter(requests)
         numbers: dict[Hashable, int] = {}
         made: list[TokenLayout | None] = []
-        with ThreadPoolExecutor(1) as pool:
-            chunk, encoded = self._submit_chunk(pairs, numbers, pool)
-            while chunk:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            ahead = deque(self._submit_chunk(pairs, numbers, pool) for _ in range(_THREADS))
+            while ahead:
+                chunk, encoded = ahead.popleft()
+                if chunk:
+                    ahead.append(self._submit_chunk(pairs, numbers, pool))
                 made += [None] * (len(numbers) - len(made))
-                following = self._submit_chunk(pairs, numbers, pool)
                 for number, prompt_text, encoding in encoded.result():
                     with contextlib.suppress(InvalidInputError):  # `_layout_or_error` returns it for each of its examples
                         if prompt_text.frame is None:
@@ -197,7 +203,6 @@ class PromptTokenizer:
                             made[number] = _fill_frame(prompt_text, prompt_text.frame, encoding)
                 for number, (example, size) in chunk:
                     yield made[number] or self._layout_or_error(example, size)
-                chunk, encoded = following
 
     def _layout_or_error(self, example: Example, image_size: tuple[int, int]) -> TokenLayout | InvalidInputError:
         try:
