@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -323,7 +324,8 @@ def test_from_generated_scenes_to_the_sentence(tmp_path: Path) -> None:
     assert (diff_stores(made, by_hand).numbers["different"] == 0).all()
     shown = ran("study", tmp_path / "plan.toml", stores)
     assert "Relation (label=1) at object is decodable in layers" in shown
-    assert "permuted at object: not detected (n = 157" in shown
+    # chance decides whether this n excludes the equivalence margin in every layer; a detected layer would be a false claim
+    assert re.search(r"permuted at object: (not detected|absent in layers 0-6) \(n = 157", shown)
     assert "tested on mirror (labels unchanged): relation (label=1) at object" in shown
     ran("report", stores / "original.zarr", "-o", tmp_path / "report.html")
     assert "Pre-registered study" in (tmp_path / "report.html").read_text()

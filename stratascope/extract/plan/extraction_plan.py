@@ -32,7 +32,7 @@ THUMBNAIL_SAMPLE = 16
 def patch_counts(layouts: Sequence[TokenLayout], has_patches: np.ndarray) -> np.ndarray:
     """(example,) int32: image cells of the examples of a mask (example,), 0 for the others."""
     counts = np.zeros(len(layouts), np.int32)
-    for k in np.flatnonzero(has_patches):
+    for k in np.flatnonzero(has_patches).tolist():
         counts[k] = layouts[k].grid[0] * layouts[k].grid[1]
     return counts
 
