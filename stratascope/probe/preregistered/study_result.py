@@ -196,12 +196,24 @@ class StudyResult(Result, kind="study", prefix="study", schema=_SCHEMA, rules=(_
     @property
     def limits(self) -> list[str]:
         """What the sentence does not say: secondary curves, transfers, deviations."""
-        found = [f"{row['task']} at {_place(row)}: {_layers_of(row)}" for row in self._over_all() if not row["primary"]]
+        found = [f"{row['task']} at {_place(row)}: {self._verdict(row)}" for row in self._over_all() if not row["primary"]]
         lines = ["secondary, over every baseline:", *(f"  {line}" for line in found)] if found else []
         for store in dict.fromkeys(self.transfers["store"]):
             lines += [f"probes of the original images tested on {store} (labels unchanged): {text}" for text in self._transferred(store)]
         deviations = [f"  {text}" for text in self.deviations] or ["  none"]
         return [*lines, "deviations from the plan:", *deviations]
+
+    def _verdict(self, row: pd.Series[Any]) -> str:
+        """What a secondary curve shows."""
+        best = f"{row['peak']:+.3f} [{row['peak_low']:.3f}, {row['peak_high']:.3f}] at layer {row['peak_layer']}"
+        if row["detected"] != "no layer":
+            return f"detected in {row['detected']}; {best}"
+        if row["undecided"] == "no layer":
+            excluded = f"an advantage of {self.attributes['equivalence_margin']:g} or more is excluded in {row['absent']}"
+            return f"{excluded} (n = {row['examples']:,}); {best}"
+        least = row["minimum_detectable_effect"]
+        power = "" if np.isnan(least) else f"; {_power(row)}"
+        return f"not detected (n = {row['examples']:,}{power}); {best}"
 
     def summary(self) -> str:
         """The question, the sentence and its limits, and the digest of the plan."""
@@ -296,14 +308,3 @@ def _power(row: pd.Series[Any]) -> str:
 
 def _place(row: pd.Series[Any]) -> str:
     return str(row["position"]) if row["array"] == "residual" else f"{row['position']} of {row['array']}"
-
-
-def _layers_of(row: pd.Series[Any]) -> str:
-    best = f"{row['peak']:+.3f} [{row['peak_low']:.3f}, {row['peak_high']:.3f}] at layer {row['peak_layer']}"
-    if row["detected"] != "no layer":
-        return f"detected in {row['detected']}; {best}"
-    if row["undecided"] == "no layer":
-        return f"absent in {row['absent']} (n = {row['examples']:,}); {best}"
-    least = row["minimum_detectable_effect"]
-    power = "" if np.isnan(least) else f"; {_power(row)}"
-    return f"not detected (n = {row['examples']:,}{power}); {best}"
