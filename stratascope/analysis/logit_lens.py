@@ -18,7 +18,7 @@ from stratascope.results.result import CHOICE, Result, array_field, new_axes, ta
 from stratascope.results.schema import columns
 from stratascope.results.stored_result import StoredResult
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import INTERVALS, band
+from stratascope.stats.intervals import band
 from stratascope.store import ActivationStore, Readout, stored_readout
 from stratascope.store.format.json_schema import each as attributes_of
 from stratascope.store.io.example_identity import image_groups
@@ -323,9 +323,8 @@ class _Decoder:
 def _intervals(correct: NDArray[np.bool_], bootstrap: Bootstrap, level: float) -> pd.DataFrame:
     """value, images and intervals by layer of (layer, example) truth values."""
     values = correct.astype(np.float64)
-    bands = band(values.mean(1), bootstrap.mean(values.T), level=level, groups=bootstrap.count, counted=True)
-    ends = {end: np.clip(bands.ends[end], 0, 1) for end in INTERVALS}
-    return pd.DataFrame({"value": values.mean(1), **ends, "images": bootstrap.count})
+    bands = band(values.mean(1), bootstrap.mean(values.T), level=level, groups=bootstrap.count, counted=True).within((0, 1))
+    return pd.DataFrame({"value": values.mean(1), **bands.ends, "images": bootstrap.count})
 
 
 def _probe_rows(store: ActivationStore, probes: Sequence[StoredResult], positions: Sequence[str]) -> pd.DataFrame:

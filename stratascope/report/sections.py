@@ -11,8 +11,9 @@ from stratascope.figures.drawing import metric_name
 from stratascope.report.blocks import Beside, Block, Drawing, Folded, Interval, Missing, Remark, Table
 from stratascope.report.figure_drawing import FigureSelection, accuracy_by_relation, score_of
 from stratascope.report.figure_registry import FIGURES
-from stratascope.report.headline import curve_band, peak, task_words
+from stratascope.report.headline import curve_band, peak
 from stratascope.report.result_set import ResultSet, in_caption_text
+from stratascope.report.task_words import task_words
 from stratascope.results.stored_result import StoredResult
 
 WIDE, HALF = 6.6, 4.1

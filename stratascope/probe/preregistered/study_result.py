@@ -174,14 +174,16 @@ class StudyResult(Result, kind="study", prefix="study", schema=_SCHEMA, rules=(_
         least = row["minimum_detectable_effect"]
         power = "" if np.isnan(least) else _power(row)
         limit = "; ".join([size, *([power] if power else [])])
+        mine = of_curve(self.layers, row[CURVE]).query("baseline == @row.baseline")
+        layers, absent = mine["layer"].to_numpy(), mine["verdict"].to_numpy() == "absent"
+        anywhere = "any layer" if len(layers) > 1 else f"layer {layers[0]}"
         words = [
             f"{what} is decodable in {row['detected']} ({size}): its {metric} exceeds {over}{more}"
             if detected
-            else f"{what} is not detected in any layer ({limit}): its {metric} is not significantly above {over}{more}",
-            f"largest advantage {row['peak']:+.3f} [{row['peak_low']:.3f}, {row['peak_high']:.3f}] at layer {row['peak_layer']}",
+            else f"{what} is not detected in {anywhere} ({limit}): its {metric} is not significantly above {over}{more}",
+            f"{'largest ' if len(layers) > 1 else ''}advantage {row['peak']:+.3f} [{row['peak_low']:.3f}, {row['peak_high']:.3f}] at "
+            f"layer {row['peak_layer']}",
         ]
-        mine = of_curve(self.layers, row[CURVE]).query("baseline == @row.baseline")
-        layers, absent = mine["layer"].to_numpy(), mine["verdict"].to_numpy() == "absent"
         # the advantage of a layer over itself is 0, whatever the data
         itself = (layers == 0) & (EMBEDDINGS in self.baselines and row["baseline"] in (ALL, EMBEDDINGS))
         if excluded := LayerIntervals.of(layers, absent & ~itself):
