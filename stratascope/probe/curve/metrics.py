@@ -216,5 +216,6 @@ def score_band(
     """Ends of the intervals of a score by layer, within the range of its metric; `family` as of `CurveSet.with_family`."""
     wide = {name: family[name] for name in ("critical", "comparisons")} if family else {}
     found = band(value, draws, level=level, **width_of(metric, groups), certain=certain, **wide)
-    bottom, top = -np.inf if metric.startswith("r2") else 0.0, np.inf if metric == "log_loss" else 1.0
+    bottom = -np.inf if metric.startswith("r2") else -1.0 if metric.startswith("spearman") else 0.0
+    top = np.inf if metric == "log_loss" else 1.0
     return {name: np.clip(end, bottom, top) for name, end in found.ends.items()}
