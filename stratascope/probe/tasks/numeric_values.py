@@ -56,7 +56,7 @@ class ColumnTypes:
         --------
         >>> ColumnTypes().is_quantity("metres", pd.Series([0.5, 2.0, 1.25]))
         True
-        >>> ColumnTypes().is_quantity("level", pd.Series([1, 2, 3])), ColumnTypes(numeric=("level",)).is_quantity("level", pd.Series([1, 2]))
+        >>> ColumnTypes().is_quantity("level", pd.Series([1, 2, 3])), ColumnTypes(("level",)).is_quantity("level", pd.Series([1, 2]))
         (False, True)
         """
         there = values.dropna()

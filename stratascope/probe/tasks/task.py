@@ -14,6 +14,7 @@ from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExampl
 from stratascope.probe.tasks.geometry import TARGETS, geometry_targets
 from stratascope.probe.tasks.numeric_values import TARGET, ColumnTypes, quantity
 from stratascope.probe.validation.folds import FEWEST_FOLDS, MINIMUM_PER_FOLD
+from stratascope.store.format.provenance import label_kind
 from stratascope.store.io.example_filter import category_of
 
 if TYPE_CHECKING:
@@ -214,7 +215,12 @@ def find_task(
             )
         found = task_from_values(name, own, wanted & there, types)
     elif name in ("truth", "choice"):
-        questions = store.provenance.get("data", {}).get("labels") == "choice"
+        if label_kind(store.provenance) == "none":
+            raise NotRecordedError(
+                f"task {name!r}: expected a store of labelled examples, found none with a label; give every row a label and extract "
+                "again, or probe another column"
+            )
+        questions = label_kind(store.provenance) == "choice"
         if questions != (name == "choice"):
             kind, other = ("right choices", "choice") if questions else ("the captions' truth", "truth")
             raise NotRecordedError(f"task {name!r}: expected a store labelled so, found labels that are {kind}; probe the task {other!r}")
