@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stratascope.errors import NotRecordedError
 from stratascope.results.schema import columns
 from stratascope.store.format.prompt_parts import shown_boxes
+from stratascope.store.format.provenance import label_kind
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -68,9 +69,11 @@ def answer_text(store: ActivationStore, example: int) -> str:
 
 
 def label_text(store: ActivationStore, example: int) -> str:
-    """Label as text: true, false, or the right answer of a question."""
+    """Label as text: true, false, the right answer of a question, or unknown."""
     label = int(store.examples["label"].iloc[example])
-    if store.provenance.get("data", {}).get("labels") == "choice":
+    if (kind := label_kind(store.provenance)) == "none":
+        return "unknown"
+    if kind == "choice":
         answers = store.provenance.get("prompt", {}).get("answers") or store.layout.choices
         return f"right: {answers[label] if label < len(answers) else label}"
     return "true" if label else "false"

@@ -19,7 +19,7 @@ from stratascope.results.schema import columns
 from stratascope.results.stored_result import StoredResult
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import band
-from stratascope.store import ActivationStore, Readout, stored_readout
+from stratascope.store import ActivationStore, Readout, label_kind, stored_readout
 from stratascope.store.format.json_schema import each as attributes_of
 from stratascope.store.io.example_identity import image_groups
 
@@ -276,7 +276,7 @@ class _Decoder:
         self._names = readout.numbers("relation")
         place = {name: k for k, name in enumerate(self.relations)}
         table = store.examples
-        true = np.ones(len(table), bool) if store.provenance.get("data", {}).get("labels") == "choice" else table["label"].to_numpy() == 1
+        true = np.ones(len(table), bool) if label_kind(store.provenance) == "choice" else table["label"].to_numpy() == 1
         found = np.array([place.get(name, -1) for name in table["relation"]], np.int64)
         self._relation = np.where(true, found, -1)
         """(example,) index of the relation that is true of the image; -1 where unknown or without a word."""

@@ -14,6 +14,7 @@ import click
 
 from stratascope.commands import options
 from stratascope.commands.command_line import command_lines
+from stratascope.commands.next_step import next_step
 from stratascope.commands.output import QUIET, VERBOSE, print_json, print_record, verbosity_options
 from stratascope.commands.signature import options_in_errors, options_of, with_option_names
 from stratascope.commands.terminal import echo
@@ -258,29 +259,6 @@ def _add_lens(out: Path, as_json: bool, verbosity: int) -> None:
     record = {"store": str(out), "words": readout.words.to_dict("records")}
     lines = [f"{out}: holds the final norm and unembedding rows of {words}", f"next: stratascope lens {shlex.quote(str(out))}"]
     print_record(record, lines, as_json=as_json, verbosity=verbosity)
-
-
-def next_step(store: ActivationStore, path: str | Path) -> str:
-    """The command to run next on a store, given its completeness, condition, prompt and arrays; `path` is how to name the store."""
-    from stratascope.probe.tasks.task import MINIMUM_COUNT
-
-    name, provenance = shlex.quote(str(path)), store.provenance
-    if not store.complete:
-        left = int((~store.written).sum())
-        return f"not complete: {left} of {store.layout.blocks} blocks are missing; other processes or the same command write them"
-    if "residual" not in store.layout.record or "final" not in store.layout.positions:
-        return f"next: stratascope info {name}"
-    if condition_of(provenance) != "original":
-        return f"next, as a baseline for the store of the original images: stratascope probe STORE --baseline {name}"
-    if provenance.get("data", {}).get("labels") == "choice":
-        task = "choice"
-    else:
-        # a prompt without the relation asks for it, and the relation of a false caption is not that of the image
-        stated = any(part in str(provenance["prompt"].get("text")) for part in ("{caption}", "{relation}"))
-        task = "truth" if stated else "relation --only label=1"
-        if stated and store.examples["label"].value_counts().reindex([0, 1], fill_value=0).min() < MINIMUM_COUNT:
-            return f"next: stratascope view {name}"
-    return f"next: stratascope probe {name} --tasks {task} --positions final"
 
 
 def _settings(chosen: dict[str, Any]) -> ExtractionSettings:

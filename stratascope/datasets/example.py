@@ -30,8 +30,8 @@ class Example:
     """File name within the folder of images."""
     caption: str
     relation: str
-    label: int
-    """1 for a true and 0 for a false caption; with `choices`, the number of the right one."""
+    label: int | None
+    """1 for a true and 0 for a false caption; with `choices`, the number of the right one; None where the file has no labels."""
     split: str
     """The row's own `split`, or the stem of its file."""
     parts: CaptionParts

@@ -14,10 +14,10 @@ from stratascope.errors import InvalidInputError, NotRecordedError, StoreError, 
 from stratascope.figures.drawing import draw_layer_curves, metric_name, new_figure
 from stratascope.figures.style import paper_style
 from stratascope.probe.curve.metrics import advantage_range, main_metric, score_layers, score_table
+from stratascope.probe.curve.value_metrics import score_values
 from stratascope.probe.solver.blas_threads import one_blas_thread
 from stratascope.probe.solver.standardised_rows import Rows, suited_dtype
 from stratascope.probe.study.study import SCHEDULER
-from stratascope.probe.tasks.geometry import score_values
 from stratascope.probe.tasks.image_cells import CELL_TASKS, CellSample, CellTask
 from stratascope.probe.validation.cross_validation import classify, regress
 from stratascope.probe.validation.out_of_fold import OutOfFold

@@ -18,11 +18,12 @@ from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.probe import LayerCurve, ProbeSettings, codelength_of, layer_curve, plan_study, probe_study
 from stratascope.probe.curve.curve_set import CurveSet
 from stratascope.probe.curve.metrics import score_influences
+from stratascope.probe.curve.value_metrics import value_influences
 from stratascope.probe.solver.standardised_rows import Rows
 from stratascope.probe.study import cost
 from stratascope.probe.study.curve_assembly import label_draw_weights
 from stratascope.probe.tasks.controls import shuffled_labels
-from stratascope.probe.tasks.geometry import geometry_features, value_influences
+from stratascope.probe.tasks.geometry import geometry_features
 from stratascope.probe.validation.cross_validation import classify
 from stratascope.results.registry import load_result, save_result
 from stratascope.store import ActivationStore

@@ -181,7 +181,7 @@ def build_plan(
             "boxes": files_digest([settings.boxes]) if settings.boxes else None,
             "images": images_digest(facts),
             "limit": settings.limit,
-            **({"labels": "choice"} if examples[0].choices else {}),
+            **({"labels": "choice"} if examples[0].choices else {"labels": "none"} if examples[0].label is None else {}),
             **({"box_alignment": cases} if (cases := alignment_cases(alignments)) else {}),
         },
         **({"vision": {"full_attention": list(shape.vision_whole)}} if shape.vision_layers else {}),

@@ -64,7 +64,7 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
             "image_phash": plan.facts[example.image].phash,
             "caption": example.caption,
             "relation": example.relation,
-            "label": int(example.label),
+            "label": -1 if example.label is None else int(example.label),
             "subject": example.subject,
             "object": example.object,
             "split": example.split,

@@ -48,7 +48,8 @@ def width_of(metric: str, groups: int | None) -> _Width:
 
 def score_range(metric: str) -> tuple[float, float]:
     """Lowest and highest possible score of a metric."""
-    return -np.inf if metric.startswith("r2") else 0.0, np.inf if metric == "log_loss" else 1.0
+    bottom = -np.inf if metric.startswith("r2") else -1.0 if metric.startswith("spearman") else 0.0
+    return bottom, np.inf if metric == "log_loss" else 1.0
 
 
 def advantage_range(metric: str, chance: float | None = None) -> tuple[float, float]:

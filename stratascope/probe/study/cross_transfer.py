@@ -18,11 +18,11 @@ from stratascope.probe.curve.advantage import DERIVED, Advantage
 from stratascope.probe.curve.claims import LayerClaims, equivalence_margin_of
 from stratascope.probe.curve.curve_table import CurveTable
 from stratascope.probe.curve.metrics import best_row, better_than_chance, chance_levels, main_metric, score_layers, score_table
+from stratascope.probe.curve.value_metrics import score_values
 from stratascope.probe.study.positions import Position, available_at, position_text, read_at
 from stratascope.probe.study.study import SCHEDULER, plan_study
 from stratascope.probe.study.study_plan import ProbeOptions, ProbeSettings, layers_of, shows_probe_options, wanted_examples
 from stratascope.probe.study.transfer import apply_probes, refuse_without_directions
-from stratascope.probe.tasks.geometry import score_values
 from stratascope.probe.tasks.matched_tasks import match_tasks, refuse_other_model, store_label
 from stratascope.probe.tasks.task import Task
 from stratascope.results.layer_intervals import LayerIntervals
@@ -247,7 +247,9 @@ def cross_transfer(
     refuse_without_directions(settings, place)
     refuse_other_model(source, target, array)
     usable = [wanted_examples(one, None, settings.only) & available_at(one, array, place) for one in (source, target)]
-    matched = match_tasks(source, target, task, usable, minimum=settings.minimum, folds=settings.folds, values=values)
+    matched = match_tasks(
+        source, target, task, usable, minimum=settings.minimum, folds=settings.folds, values=values, types=settings.column_types
+    )
     study = plan_study(source, (matched.source,), (place,), array=array, layers=layers, **options)
     held = layers_of(target, array, list(study.layers) if source.layout.array(array).layer_dim else None)
     answers = study.answers(scheduler=scheduler, workers=workers, progress=progress, output=output)[place]

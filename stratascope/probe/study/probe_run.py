@@ -165,7 +165,15 @@ def peak_text(curve: LayerCurve) -> str:
     score = f"{name} {best['value']:.3f} [{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]{where}"
     alike = [layer for layer in curve.peak.candidates if layer != best["layer"]]
     rest = f", not significantly better than layer {', '.join(map(str, alike))}" if 0 < len(alike) <= 4 else ""
-    return f"{score}{rest} (chance {best['chance']:.3f})"
+    return f"{score}{rest} (chance {best['chance']:.3f}){_ranked(curve, int(best['layer']))}"
+
+
+def _ranked(curve: LayerCurve, layer: int) -> str:
+    """The Spearman correlation beside another metric of a task of values, at a layer; empty for classes."""
+    if not curve.targets or curve.metric != "r2":
+        return ""
+    row = curve.rows("spearman").set_index("layer").loc[layer]
+    return f"; {metric_name('spearman')} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def _cost(studies: Sequence[Study], scheduler: str | None, workers: int | None) -> str:

@@ -34,7 +34,7 @@ class ProbeRequest:
     controls: tuple[str, ...] = ()
     """shuffled, control: added to every task."""
     values: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    """Task name -> mapping from example id to class."""
+    """Task name -> mapping from example id to class or number."""
     baselines: Mapping[str, ActivationStore] = field(default_factory=dict)
     """Name -> store of the same examples."""
     by: str = "relation"
@@ -142,6 +142,9 @@ def check_asked(store: ActivationStore, request: ProbeRequest, studies: Mapping[
     asked = {task.partition(":")[0] for task in request.tasks}
     if idle := [name for name in request.values if name not in asked]:
         raise InvalidInputError(f"expected `tasks` with {idle[0]}, whose values are given, found {', '.join(request.tasks)}")
+    for option in ("numeric", "categorical"):
+        if idle := [name for name in request.settings.get(option, ()) if name not in asked]:
+            raise InvalidInputError(f"expected `tasks` with {idle[0]}, which `{option}` names, found {', '.join(request.tasks)}")
     try:
         column_texts(store, request.by)
     except InvalidInputError as error:
@@ -192,7 +195,7 @@ def rare_classes(store: ActivationStore, request: ProbeRequest, curve: LayerCurv
         if other not in request.baselines:
             wanted &= available_at(store, request.array, other)
     specs = {task_name(task, settings.only): task for task in request.tasks}
-    task, _ = find_task(store, specs[curve.task], wanted, request.values)
+    task, _ = find_task(store, specs[curve.task], wanted, request.values, settings.column_types)
     counts = np.bincount(task.codes[wanted & (task.codes >= 0)], minlength=len(task.classes))
     lost = [(int(count), name) for name, count in zip(task.classes, counts, strict=True) if count and name not in curve.classes]
     if not lost:

@@ -22,7 +22,7 @@ from zarr.storage import MemoryStore
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.store.format.arrays import LAYER_DIMS, NUMBER_ROWS, SHOWN_ROWS, TABLE_ROWS, WORD_ROWS, ArraySpec, paged
 from stratascope.store.format.layout import STATUS_CODES, StoreLayout
-from stratascope.store.format.provenance import store_attributes
+from stratascope.store.format.provenance import label_kind, store_attributes
 from stratascope.store.format.shards import ZSTD_LEVEL
 from stratascope.store.format.tables import put_array, put_table
 from stratascope.store.io.durable import PARTIAL, move_folder, write_file
@@ -196,11 +196,11 @@ def _check_examples(layout: StoreLayout, examples: pd.DataFrame, provenance: Map
     twice = examples["id"][examples["id"].duplicated()]
     if len(twice):
         raise InvalidInputError(f"examples: expected unique ids, found {twice.iloc[0]!r} more than once")
-    # a caption's truth, or the number of the right one of the choices where the provenance says so
-    labels = len(layout.choices) if provenance.get("data", {}).get("labels") == "choice" else 2
-    odd = [v for v in examples["label"] if v not in range(labels)]
+    kind = label_kind(provenance)
+    known = range(len(layout.choices)) if kind == "choice" else range(-1, 0) if kind == "none" else range(2)
+    odd = [v for v in examples["label"] if v not in known]
     if odd:
-        expected = "0 or 1" if labels == 2 else f"0 to {labels - 1}"
+        expected = "0 or 1" if known == range(2) else "-1" if kind == "none" else f"0 to {len(known) - 1}"
         raise InvalidInputError(f"examples: expected label {expected}, found {odd[0]!r}")
 
 
