@@ -115,6 +115,11 @@ def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(image, root / where)
     rows = [[k, "A photo of a star above a moon", "A photo of a star below a moon"] for k in range(4)]
     (root / "coco_qa_two_obj.json").write_text(json.dumps(rows))
+    (root / "val2014").mkdir()
+    asked_of = f"COCO_val2014_{1:012d}.jpg"
+    shutil.copy(images[0], root / "val2014" / asked_of)
+    question = {"question_id": 1, "image": asked_of, "text": "Is there a star in the image?", "label": "yes"}
+    (root / "coco_pope_random.json").write_text(json.dumps(question) + "\n")
     options = [[relations[k], *(r for r in relations if r != relations[k])] for k in range(4)]
     captions = [
         {"image_path": f"data/controlled_images/{k}.jpeg", "caption_options": [f"A star {r} a moon" for r in options[k]]} for k in range(4)

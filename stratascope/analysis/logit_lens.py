@@ -19,7 +19,7 @@ from stratascope.results.schema import columns
 from stratascope.results.stored_result import StoredResult
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import band
-from stratascope.store import ActivationStore, Readout, label_kind, stored_readout
+from stratascope.store import ActivationStore, Readout, label_kind, offered_logits, stored_readout
 from stratascope.store.format.json_schema import each as attributes_of
 from stratascope.store.io.example_identity import image_groups
 
@@ -293,7 +293,7 @@ class _Decoder:
         for layer in store.layers:
             x = store.read("residual", layer=layer, position=position, examples=numbers)
             if right is not None:
-                answers.append(self._readout.logits(x, self._choices).argmax(-1) == right)
+                answers.append(offered_logits(store, self._readout.logits(x, self._choices), numbers).argmax(-1) == right)
             if len(related):
                 guesses.append(self._readout.logits(x[related], self._names).argmax(-1))
         found: dict[str, tuple[NDArray[np.int64], NDArray[np.bool_], float]] = {}

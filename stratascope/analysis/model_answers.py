@@ -15,7 +15,7 @@ from stratascope.results.file import made_from
 from stratascope.results.result import CHOICE, Result, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.intervals import clustered_wilson
-from stratascope.store import ActivationStore
+from stratascope.store import ActivationStore, offered_logits
 from stratascope.store.format.json_schema import each
 from stratascope.store.format.provenance import label_kind
 from stratascope.store.io.example_identity import image_groups
@@ -43,7 +43,9 @@ class AnswerConfidence(
     """relation ("" for all), examples, images, accuracy, confidence, of_right, of_wrong, right_choice, margin; `accuracy` and
     `confidence` with _low and _high. confidence: mean probability of the answer, over the choices; of_right, of_wrong: the same over right
     and wrong answers (NaN without any); right_choice: mean probability of the right choice; margin: mean of its logit minus the largest
-    other. Sorted by number of examples."""
+    other. Sorted by number of examples. For questions answered by yes or no also precision, recall and f1 of yes, and said_yes: share of
+    these answers; NaN where undefined. For questions whose likeliest next tokens are recorded, first_token: share of examples whose
+    likeliest next token is the answer, so that the text that the model generates begins with it."""
     answers: pd.DataFrame = table_field(
         columns(text="id relation answer", ints="example label", shares="confidence", floats="margin", flags="right", keys=["example"])
     )
@@ -65,6 +67,14 @@ class AnswerConfidence(
             f"{row['accuracy_high']:.1%}], confidence {row['confidence']:.2f}, {row['examples']:,} examples"
             for row in shown
         ]
+        whole = self.table.iloc[0]
+        if "f1" in self.table:
+            lines.append(
+                f"{'yes':<16} precision {whole['precision']:6.1%}, recall {whole['recall']:.1%}, F1 {whole['f1']:.1%}, "
+                f"{whole['said_yes']:.1%} of the answers"
+            )
+        if "first_token" in self.table:
+            lines.append(f"{'next token':<16} the likeliest one is the answer in {whole['first_token']:.1%} of the examples")
         if str(self.attributes["condition"]).startswith("untrained"):
             lines.insert(0, "answers of untrained weights, not of the model:")
         return "\n".join(lines)
@@ -108,7 +118,8 @@ def right_choices(store: ActivationStore, examples: NDArray[np.int64]) -> NDArra
 
 def answers_right(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(example,) whether the choice with the highest logit is right; raises as `right_choices`."""
-    return np.asarray(store.read("answer_logits", examples=examples).argmax(-1) == right_choices(store, examples))
+    logits = offered_logits(store, store.read("answer_logits", examples=examples), examples)
+    return np.asarray(logits.argmax(-1) == right_choices(store, examples))
 
 
 def answer_confidence(
@@ -135,7 +146,7 @@ def answer_confidence(
     chosen = held_examples(store, "answer_logits", examples, only)
     if not len(chosen):
         raise InvalidInputError("expected at least one recorded example, found none")
-    logits = store.read("answer_logits", examples=chosen).astype(np.float64)
+    logits = offered_logits(store, store.read("answer_logits", examples=chosen).astype(np.float64), chosen)
     right, each = right_choices(store, chosen), np.arange(len(chosen))
     shares = np.exp(logits - logits.max(-1, keepdims=True))
     shares /= shares.sum(-1, keepdims=True)
@@ -152,6 +163,8 @@ def answer_confidence(
             "margin": logits[each, right] - others.max(-1),
         }
     )
+    if store.provenance.get("data", {}).get("questions"):
+        scores = scores.assign(**_question_scores(store, chosen, logits.argmax(-1)))
     rows = [_summary("", scores, level)]
     by_relation = [_summary(str(name), group, level) for name, group in scores.groupby("relation", sort=True)]
     rows += sorted(by_relation, key=lambda row: -int(row["examples"]))
@@ -184,4 +197,26 @@ def _summary(relation: str, rows: pd.DataFrame, level: float) -> dict[str, Any]:
         out |= {name: float(rows[name].mean()), f"{name}_low": low, f"{name}_high": high}
     right = rows["accuracy"] == 1
     out |= {"of_right": float(rows["confidence"][right].mean()), "of_wrong": float(rows["confidence"][~right].mean())}
-    return out | {name: float(rows[name].mean()) for name in ("right_choice", "margin")}
+    out |= {name: float(rows[name].mean()) for name in ("right_choice", "margin")}
+    if "yes" in rows:
+        said, true = rows["said_yes"].to_numpy(), rows["yes"].to_numpy()
+        hits, errors = int((said & true).sum()), int((said != true).sum())
+        found = {"precision": (hits, said.sum()), "recall": (hits, true.sum()), "f1": (2 * hits, 2 * hits + errors)}
+        out |= {name: float(part / whole) if whole else np.nan for name, (part, whole) in found.items()}
+        out["said_yes"] = float(said.mean())
+    if "first_token" in rows:
+        out["first_token"] = float(rows["first_token"].mean())
+    return out
+
+
+def _question_scores(store: ActivationStore, examples: NDArray[np.int64], answers: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    """By example: whether yes is right and whether it is the answer; whether the likeliest next token is the answer."""
+    found: dict[str, NDArray[np.bool_]] = {}
+    if store.provenance["data"].get("labels") != "choice":
+        yes = store.layout.choices.index(store.provenance["prompt"]["answers"][1])
+        found = {"yes": store.examples["label"].to_numpy()[examples] == 1, "said_yes": answers == yes}
+    if "top_tokens" in store.arrays:
+        words = [store.vocabulary[int(token)].strip().casefold() for token in store.read("top_tokens", examples=examples)[:, 0]]
+        wanted = [store.layout.choices[k].strip().casefold() for k in answers]
+        found["first_token"] = np.array(words) == np.array(wanted)
+    return found

@@ -22,6 +22,7 @@ from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import INTERVALS
 from stratascope.store.format.json_schema import each
+from stratascope.store.io.offered_choices import offered_logits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,7 +144,8 @@ class Intervention(
             What an effect must exceed to count as use, as a share of the mean size of the logit difference.
         """
         store, labels, settings = design.store, design.labels, design.settings
-        answers = Answers.of(np.asarray(logits, np.float64), np.asarray(change, np.float64))
+        offered = offered_logits(store, np.asarray(logits, np.float64), examples)
+        answers = Answers.of(offered, np.asarray(change, np.float64))
         place = np.searchsorted(labels.examples, examples)
         groups = labels.groups[place]
         bootstrap = Bootstrap(groups, draws=draws, seed=settings.seed)

@@ -15,6 +15,7 @@ from stratascope.datasets.captions import split_caption
 from stratascope.datasets.example import Example
 from stratascope.datasets.image_files import image_path
 from stratascope.datasets.progress import progress_bar
+from stratascope.datasets.question_rows import are_question_rows, question_example
 from stratascope.datasets.questions import add_questions, are_questions, load_captions
 from stratascope.datasets.table import Row, csv_table, is_csv, json_lines_table, read_text, text_field
 from stratascope.errors import InvalidInputError
@@ -42,8 +43,9 @@ def load_examples(
 
     Rows hold `image`, `caption` and `relation`; all of them or none hold a `label` (0/1 or true/false); they may hold `id` and `split`.
     The published VSR files and those of `write_scenes` have this form. Other scalar fields are kept unchanged. A file that ends in .csv
-    is a table with these columns (see `stratascope.datasets.table`). A JSON list is read as one of What's Up's data sets, and a file of
-    questions after it sets their wording (see `stratascope.datasets.questions`).
+    is a table with these columns (see `stratascope.datasets.table`). JSON lines with `image`, `question` and `answer` hold questions (see
+    `stratascope.datasets.question_rows`). A JSON list is read as one of What's Up's data sets, and a file of questions after it sets their
+    wording (see `stratascope.datasets.questions`).
 
     Parameters
     ----------
@@ -51,7 +53,8 @@ def load_examples(
         Gold boxes, matched with images by file name and with subjects and objects by name.
     choices
         Answer choices of a multiple-choice prompt: each row of What's Up's data sets then becomes one example, labelled by
-        the index of the right choice. By default each caption becomes one example, true or false.
+        the index of the right choice; for questions with options, their letters. By default each caption becomes one example, true or
+        false, and questions are those answered by yes or no.
     progress
         Whether to show a progress bar.
 
@@ -81,6 +84,8 @@ def load_examples(
             examples.append(example)
     if not examples:
         raise InvalidInputError(f"expected at least one row, found none in {', '.join(map(str, paths))}")
+    if len({example.is_question for example in examples}) > 1:
+        raise InvalidInputError("expected captions or questions, found both; load them apart")
     if len({bool(example.choices) for example in examples}) > 1:
         raise InvalidInputError("expected labels of one kind, found true or false captions beside questions with choices; load them apart")
     unlabelled = [example for example in examples if example.label is None]
@@ -130,7 +135,8 @@ def describe(examples: Sequence[Example]) -> str:
     labels = f"{sum(known) / len(known):.1%} true" if known else "no labels"
     if examples[0].choices:
         right = Counter(e.choices[label] for e, label in zip(examples, known, strict=True))
-        labels = "right answers " + ", ".join(f"{choice} {right[choice]:,}" for choice in examples[0].choices)
+        offered = dict.fromkeys(choice for e in examples for choice in e.choices)
+        labels = "right answers " + ", ".join(f"{choice} {right[choice]:,}" for choice in offered)
     lines = [f"{len(examples):,} examples on {images:,} images, {relations} relations; {labels}"]
     if any(e.subject_instances is not None for e in examples):
         listed = {e.image for e in examples if e.subject_instances is not None}
@@ -165,6 +171,8 @@ def _of_file(path: Path, choices: Sequence[str] | None, before: Sequence[Example
         found = add_questions(path, rows, [example for example in before if example.split == last], choices)
         return [(f"{path}, row {k}", example) for k, example in enumerate(found)]
     shown = progress_bar(rows, "examples", unit="row", show=progress)
+    if rows and are_question_rows(rows[0]):
+        return [(row.where, _question(row, f"{stem}-{row.line:06d}", stem, choices)) for row in shown]
     return [(row.where, _example(row, f"{stem}-{row.line:06d}", stem)) for row in shown]
 
 
@@ -182,6 +190,15 @@ def _check_name(image: str) -> None:
     """Refuse the name of an image that leads out of the folder of images."""
     if not _PLAIN_NAME.fullmatch(image):
         image_path(Path(), image)
+
+
+def _question(row: Row, default_id: str, stem: str, choices: Sequence[str] | None) -> Example:
+    example = question_example(row, default_id, stem, choices)
+    try:
+        _check_name(example.image)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{row.where}: {error}") from error
+    return example
 
 
 def _example(row: Row, default_id: str, default_split: str) -> Example:

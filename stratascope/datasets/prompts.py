@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
+from string import ascii_uppercase
 
 from stratascope.datasets.captions import Interval
 from stratascope.datasets.example import Example
 from stratascope.errors import InvalidInputError
 
-_FIELD = re.compile(r"\{(caption|subject|relation|object)\}")
+_FIELD = re.compile(r"\{(caption|subject|relation|object|question|full_question|options|letters)\}")
+_ASKED = ("question", "full_question")
+"""Fields that a question fills, and no caption."""
+LETTERS = tuple(ascii_uppercase)
+"""Letters of options, in their order."""
+_MOST_OPTIONS = 10
+"""Most lettered options of a question."""
 
 
 @dataclass(frozen=True)
 class Prompt:
     """Template of the user's turn after the image.
 
-    The fields {caption}, {subject}, {relation} and {object} are filled from the example.
+    The fields {caption}, {subject}, {relation} and {object} are filled from the example's caption. A template for questions has {question}
+    or, for those published together with their options, {full_question}; {options} are the options, one a line, and {letters} their
+    letters: "A, B, C".
     """
 
     name: str
     text: str
     choices: tuple[str, ...]
-    """Answers whose logits are recorded at the final token; each must be one token."""
+    """Answers whose logits are recorded at the final token; each must be one token. Letters A, B, ... for questions with options."""
     answers: tuple[str, str] | None = None
     """Right choices for a false and a true caption; None if the prompt asks for one of the choices."""
+    option: str = "{letter}. {text}"
+    """Form of one of the options."""
+    most_letters: int = _MOST_OPTIONS
+    """{letters} names at most this many."""
 
     def __post_init__(self) -> None:
         if not _FIELD.search(self.text):
@@ -33,19 +47,38 @@ class Prompt:
         if len(self.choices) < 2 or len(set(self.choices)) != len(self.choices):
             raise InvalidInputError(f"expected at least two different answer choices, found {self.choices!r}")
 
+    @cached_property
+    def asks_question(self) -> bool:
+        """Whether the template shows a question instead of parts of a caption."""
+        return any(f"{{{name}}}" in self.text for name in _ASKED)
+
+    def for_examples(self, examples: Iterable[Example]) -> Prompt:
+        """The prompt with no more letters than the examples have options.
+
+        >>> from stratascope.datasets import CaptionParts, Example
+        >>> example = Example("1", "a.png", "Which?", "depth", 0, "test", CaptionParts(None, None, None), options=("left", "right"))
+        >>> PROMPTS["letters"].for_examples([example]).choices
+        ('A', 'B')
+        """
+        most = max((len(example.options) for example in examples), default=0)
+        return replace(self, choices=self.choices[:most]) if most else self
+
     def fill(self, example: Example) -> FilledPrompt:
         """Fill the template for one example, or use the example's published question.
 
         Raises
         ------
         InvalidInputError
-            If the prompt asks for the relation to an object that the example's caption does not have.
+            If the prompt asks for the relation to an object that the example's caption does not have; a question is given to a prompt for
+            captions, or a caption to one for questions; or the template shows options that the question does not have.
         """
-        if example.question is not None and self.answers is None:
+        if self.asks_question or example.is_question:
+            self._check_question(example)
+        elif example.question is not None and self.answers is None:
             asked = example.question
             stated = {"subject": asked.subject, "object": asked.object}
             return FilledPrompt(asked.text, {name: interval for name, interval in stated.items() if interval})
-        if "{object}" in self.text and example.parts.object is None:
+        elif "{object}" in self.text and example.parts.object is None:
             raise InvalidInputError(
                 f"example {example.id}: expected a caption about two objects for the prompt {self.name}, found {example.caption!r}; choose "
                 "four-way-photo, six-way-photo or true-false"
@@ -54,17 +87,46 @@ class Prompt:
         intervals: dict[str, Interval] = {}
         length = 0
         for fixed, name in self._fields[0]:
-            value: str = getattr(example, name)
+            value = self._value(example, name)
             start = length + len(fixed)
-            intervals[name] = (start, start + len(value))
-            if name == "caption":
-                said = example.parts
-                for part, interval in (("subject", said.subject), ("relation", said.relation), ("object", said.object)):
-                    if interval is not None:
-                        intervals[part] = (start + interval[0], start + interval[1])
+            intervals |= _intervals(example, name, value, start)
             pieces += (fixed, value)
             length = start + len(value)
         return FilledPrompt("".join([*pieces, self._fields[1]]), intervals)
+
+    def _check_question(self, example: Example) -> None:
+        """Refuse an example that does not have what the template shows."""
+        if not self.asks_question:
+            raise InvalidInputError(
+                f"example {example.id}: expected a caption for the prompt {self.name}, found the question {example.caption!r}; choose "
+                f"{_named(prompt for prompt in PROMPTS.values() if prompt.asks_question)}"
+            )
+        if not example.is_question:
+            raise InvalidInputError(
+                f"example {example.id}: expected a question for the prompt {self.name}, found the caption {example.caption!r}; choose "
+                f"{_named(prompt for prompt in PROMPTS.values() if not prompt.asks_question)}"
+            )
+        if bool(example.options) == bool(self.answers):
+            wanted = f"without options for the prompt {self.name}" if self.answers else f"with options for the prompt {self.name}"
+            fitting = (prompt for prompt in PROMPTS.values() if prompt.asks_question and bool(prompt.answers) != bool(self.answers))
+            raise InvalidInputError(
+                f"example {example.id}: expected a question {wanted}, found {len(example.options)} options; choose {_named(fitting)}"
+            )
+        if "{full_question}" in self.text and example.full_question is None:
+            raise InvalidInputError(
+                f"example {example.id}: expected the field full_question for the prompt {self.name}, found none; choose letters, which "
+                "shows the question and its options"
+            )
+
+    def _value(self, example: Example, name: str) -> str:
+        if name == "question":
+            return example.caption
+        if name == "options":
+            pairs = zip(LETTERS, example.options, strict=False)
+            return "\n".join(self.option.replace("{letter}", letter).replace("{text}", text) for letter, text in pairs)
+        if name == "letters":
+            return ", ".join(LETTERS[: min(len(example.options), self.most_letters)])
+        return str(getattr(example, name))
 
     @cached_property
     def _fields(self) -> tuple[list[tuple[str, str]], str]:
@@ -78,15 +140,39 @@ class Prompt:
 
 @dataclass(frozen=True)
 class FilledPrompt:
-    """Text of the user's turn, with the character intervals of caption, subject, relation and object."""
+    """Text of the user's turn, with the character intervals of caption (or question), subject, relation and object."""
 
     text: str
     intervals: dict[str, Interval]
 
 
+def _intervals(example: Example, name: str, value: str, start: int) -> dict[str, Interval]:
+    """Intervals of a field whose value begins at `start`, and of the parts of the caption or question in it."""
+    if name in ("options", "letters"):
+        return {}
+    if name in ("subject", "relation", "object"):
+        return {name: (start, start + len(value))}
+    where = value.find(example.caption)
+    if where < 0:  # a published question that is worded otherwise together with its options
+        return {"caption": (start, start + len(value))}
+    start += where
+    said = example.parts
+    parts = {"subject": said.subject, "relation": said.relation, "object": said.object}
+    found = {part: (start + interval[0], start + interval[1]) for part, interval in parts.items() if interval is not None}
+    return {"caption": (start, start + len(example.caption)), **found}
+
+
+def _named(prompts: Iterable[Prompt]) -> str:
+    *names, last = (prompt.name for prompt in prompts)
+    return f"{', '.join(names)} or {last}" if names else last
+
+
 def _question(name: str, where: str, choices: str) -> Prompt:
     return Prompt(name, f"Where is the {{subject}} {where}? Answer with {choices}.", tuple(choices.replace(" or ", ", ").split(", ")))
 
+
+_OPTIONS = LETTERS[:_MOST_OPTIONS]
+_NOTE = "Note: You only need to respond with {letters} without providing any additional information.\n"
 
 PROMPTS: dict[str, Prompt] = {
     prompt.name: prompt
@@ -104,7 +190,14 @@ PROMPTS: dict[str, Prompt] = {
         _question("six-way", "in relation to the {object}", "left, right, front, behind, above or below"),
         _question("four-way-photo", "in the photo", "left, right, top or bottom"),
         _question("six-way-photo", "in the photo", "left, right, front, behind, top or bottom"),
+        Prompt("pope", "{question}\nAnswer the question using a single word or phrase.", ("Yes", "No"), ("No", "Yes")),
+        Prompt("letters", "{question}\n{options}\nAnswer with the option's letter from the given choices directly.", _OPTIONS),
+        Prompt("embspatial", _NOTE + "{question}\n{options}", _OPTIONS, option="{letter}) {text}"),
+        Prompt("blink", _NOTE + "{full_question}", _OPTIONS, most_letters=5),
+        Prompt("cv-bench", _NOTE + "\n{full_question}", _OPTIONS, most_letters=5),
     )
 }
 """The built-in prompts by name. `true-false` is the default; `where` and those after it do not name the relation. The four-way and
-six-way ones are AdaptVis's for the data sets of What's Up: COCO-two, controlled_images, controlled_clevr, VG-two, COCO-one, VG-one."""
+six-way ones are AdaptVis's for the data sets of What's Up: COCO-two, controlled_images, controlled_clevr, VG-two, COCO-one, VG-one. Those
+from `pope` on show questions instead of captions: `pope` those answered by yes or no, the others those with lettered options; `pope`,
+`embspatial`, `blink` and `cv-bench` have lmms-eval's wording."""

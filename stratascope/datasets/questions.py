@@ -76,6 +76,7 @@ def parse_caption(caption: str) -> tuple[CaptionParts, str, tuple[str, ...]]:
             parts = split_caption(caption, relation)
         except InvalidInputError:
             continue
+        assert parts.subject is not None
         if start < parts.subject[1]:
             return replace(parts, subject=(start, parts.subject[1])), relation, answers
     raise InvalidInputError(

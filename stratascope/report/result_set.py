@@ -104,7 +104,7 @@ def in_caption_text(curve: StoredResult) -> bool:
     prompt = (curve.attributes.get("provenance") or {}).get("prompt", {})
     known = PROMPTS.get(str(prompt.get("name")))
     text = str(prompt.get("text") or (known.text if known else "{caption}"))
-    return "{caption}" in text or "{relation}" in text
+    return any(f"{field}}}" in text for field in ("{caption", "{relation", "question"))
 
 
 def gather(

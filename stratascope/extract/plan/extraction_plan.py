@@ -250,7 +250,8 @@ class ExtractionPlan:
     @cached_property
     def readout_words(self) -> pd.DataFrame:
         """Words whose rows of the unembedding the store keeps, as `Readout.words`; none without the residual stream."""
-        words = readout_words(self.tokenizer.tokenizer, self.tokenizer.choice_ids, (example.relation for example in self.examples))
+        relations = (example.relation for example in self.examples if not example.is_question)
+        words = readout_words(self.tokenizer.tokenizer, self.tokenizer.choice_ids, relations)
         return words if "residual" in self.store.record else words.iloc[:0]
 
     @cached_property

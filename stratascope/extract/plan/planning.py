@@ -34,6 +34,7 @@ from stratascope.extract.plan.settings import (
 from stratascope.extract.plan.token_layout import ANSWER_LOGITS, SPANS, TILES, PromptTokenizer, TokenLayout, answer_forms
 from stratascope.store import StoreLayout
 from stratascope.store.format.prompt_parts import MEANS, ROLES, TOKEN_POSITION, grouped_cells
+from stratascope.store.io.offered_choices import OPTIONS
 
 DEFAULT_PATCH_LAYERS = 5
 """Evenly spaced layers at which image tokens are saved by default."""
@@ -93,10 +94,11 @@ def build_plan(
             f"{source.config['model_type']!r} with soft-capped logits; leave {' and '.join(apart)} out of `record`"
         )
     rule = image_rule(source, settings.max_pixels)
-    tokenizer = PromptTokenizer(source, PROMPTS[settings.prompt], rule, settings.system)
+    prompt = PROMPTS[settings.prompt]
     boxes = BoxIndex.from_coco(settings.boxes) if settings.boxes else None
-    asked = None if tokenizer.prompt.answers else tokenizer.prompt.choices
+    asked = None if prompt.answers else prompt.choices
     examples = load_examples(settings.examples, boxes, asked, progress=progress)[: settings.limit]
+    tokenizer = PromptTokenizer(source, prompt.for_examples(examples), rule, settings.system)
     names = [example.image for example in examples]
     shown = shown_images(names, settings.condition, settings.seed)
     if settings.image_size is not None:
@@ -171,7 +173,7 @@ def build_plan(
             "text": tokenizer.prompt.text,
             "system": settings.system,
             "choices": tokenizer.choice_ids,
-            "answers": list(tokenizer.prompt.answers or examples[0].choices) or None,
+            "answers": list(tokenizer.prompt.answers or (tokenizer.prompt.choices if examples[0].choices else ())) or None,
             "chat_template": source.chat_template,
             **({"dates": sorted(tokenizer.prompt_format.dates)} if tokenizer.prompt_format.dates else {}),
             **({"template_options": options} if (options := dict(tokenizer.prompt_format.template_options)) else {}),
@@ -182,6 +184,8 @@ def build_plan(
             "images": images_digest(facts),
             "limit": settings.limit,
             **({"labels": "choice"} if examples[0].choices else {"labels": "none"} if examples[0].label is None else {}),
+            **({"questions": True} if examples[0].is_question else {}),
+            **({OPTIONS: True} if examples[0].options else {}),
             **({"box_alignment": cases} if (cases := alignment_cases(alignments)) else {}),
         },
         **({"vision": {"full_attention": list(shape.vision_whole)}} if shape.vision_layers else {}),

@@ -324,7 +324,8 @@ def _fill_frame(prompt_text: _PromptText, frame: Frame, encoded: Encoding) -> To
 def _key(example: Example, image_size: tuple[int, int]) -> Hashable:
     """Everything that a layout depends on."""
     parts = example.parts
-    return example.caption, example.relation, parts.subject, parts.relation, parts.object, example.question, image_size
+    asked = example.question, example.options, example.full_question
+    return example.caption, example.relation, parts.subject, parts.relation, parts.object, asked, image_size
 
 
 def _image_spans(runs: Sequence[Interval], image: ImageTokens) -> dict[str, Interval]:

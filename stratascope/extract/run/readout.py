@@ -82,7 +82,8 @@ def _readout_of(store: ActivationStore, name: str | None) -> Readout:
             "`model` to the folder or Hub id that was extracted"
         )
     loaded = load_model(source, getattr(torch, str(held.get("dtype") or "float32")), untrained)
-    words = readout_words(source.tokenizer, choices, store.examples["relation"])
+    relations = () if store.provenance.get("data", {}).get("questions") else store.examples["relation"]
+    words = readout_words(source.tokenizer, choices, relations)
     return Unembedding(loaded, text_decoder(loaded)).readout(words)
 
 

@@ -16,6 +16,7 @@ from stratascope.probe.tasks.numeric_values import TARGET, ColumnTypes, quantity
 from stratascope.probe.validation.folds import FEWEST_FOLDS, MINIMUM_PER_FOLD
 from stratascope.store.format.provenance import label_kind
 from stratascope.store.io.example_filter import category_of
+from stratascope.store.io.offered_choices import offered_logits
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -250,5 +251,5 @@ def find_task(
 def _answers(store: ActivationStore, wanted: NDArray[np.bool_]) -> Task:
     codes = np.full(len(wanted), -1, dtype=np.intp)
     index = np.flatnonzero(wanted)
-    codes[index] = store.read("answer_logits", examples=index).argmax(axis=1)
+    codes[index] = offered_logits(store, store.read("answer_logits", examples=index), index).argmax(axis=1)
     return Task("answer", codes, tuple(store.layout.choices))
