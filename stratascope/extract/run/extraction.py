@@ -289,9 +289,10 @@ def run_provenance(plan: ExtractionPlan, command: str | None) -> dict[str, Any]:
     import torch
 
     model = plan.provenance["model"]
-    hardware = torch.cuda.get_device_name(plan.device) if plan.device.startswith("cuda") and torch.cuda.is_available() else "cpu"
+    cuda = plan.device.startswith("cuda")
+    hardware = torch.cuda.get_device_name(plan.device) if cuda and torch.cuda.is_available() else "cpu"
     return {
-        "model": {**model, "hardware": hardware, "attention": "sdpa"},
+        "model": {**model, "hardware": hardware, "attention": "sdpa", **({"tf32": False} if cuda else {})},
         "libraries": library_versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
