@@ -41,7 +41,7 @@ class ExtractionReport:
     failed: dict[str, str]
     """Id of each example that failed in this run -> the reason."""
     halvings: int
-    """How often a batch was halved because GPU memory ran out."""
+    """How often a batch was halved because memory ran out."""
     tower_passes: int = 0
     """How often the vision tower ran: once per image when its features are kept for all its captions."""
     shard: tuple[int, int] = (0, 1)
@@ -202,7 +202,7 @@ def extract(
     for example, reason in report.failed.items():
         on_note(f"failed: example {example}: {reason}")
     if report.halvings:
-        on_note(f"GPU memory ran out {report.halvings} times and batches were halved; lower `batch_tokens` to save time")
+        on_note(f"memory ran out {report.halvings} times and batches were halved; lower `batch_tokens` to save time")
     return report
 
 
@@ -260,7 +260,7 @@ def run_extraction(
     out = Path(out)
     check_disk(plan, out)
     provenance = {**plan.provenance, **run_provenance(plan, command)}
-    with OutputStore(plan, out, provenance) as store:
+    with OutputStore(plan, out, provenance, rank, of) as store:
         pending = store.pending(rank, of)
         failed: dict[str, str] = {}
         halvings = passes = 0
@@ -270,6 +270,7 @@ def run_extraction(
             from stratascope.extract.run.shard_block import fill_blocks
 
             session = ExtractionSession(plan, batch_tokens)
+            session.kept = store.halvings
             check_files(plan)
 
             def checked() -> None:
@@ -288,9 +289,10 @@ def run_provenance(plan: ExtractionPlan, command: str | None) -> dict[str, Any]:
     import torch
 
     model = plan.provenance["model"]
-    hardware = torch.cuda.get_device_name(plan.device) if plan.device.startswith("cuda") and torch.cuda.is_available() else "cpu"
+    cuda = plan.device.startswith("cuda")
+    hardware = torch.cuda.get_device_name(plan.device) if cuda and torch.cuda.is_available() else "cpu"
     return {
-        "model": {**model, "hardware": hardware, "attention": "sdpa"},
+        "model": {**model, "hardware": hardware, "attention": "sdpa", **({"tf32": False} if cuda else {})},
         "libraries": library_versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,

@@ -17,6 +17,7 @@ from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.knockout_plan import Knockouts
 from stratascope.extract.run.capture import Capture, PatchTokens, Pooling, capturing, use_captured_attention
 from stratascope.extract.run.device_copy import HostCopy, copy_stream, to_host
+from stratascope.extract.run.float32 import full_float32
 from stratascope.extract.run.gradients import TokenGradients, token_gradients
 from stratascope.extract.run.inputs import PreparedImages, forward_inputs, joined, prepare_image
 from stratascope.extract.run.knockout import check_trace, knockout_effects, tracing
@@ -148,6 +149,7 @@ class CaptureModel:
         """Inputs of images from the family's own processor, one by one, so that an image is the same in every batch."""
         return joined([prepare_image(self.image_processor, self._rule, image) for image in images])
 
+    @full_float32()
     @torch.inference_mode()
     def features(self, prepared: PreparedImages, cells: Sequence[np.ndarray] = ()) -> ImageFeatures:
         """Features of one image from the vision tower, see `image_features`."""
@@ -163,6 +165,7 @@ class CaptureModel:
         """
         return self.launch(batch, request).result()
 
+    @full_float32()
     @torch.inference_mode()
     def launch(self, batch: Batch, request: CaptureRequest) -> PendingCapture:
         """Start a forward pass; its results are copied to the host while a GPU keeps computing."""
@@ -227,6 +230,7 @@ class CaptureModel:
             moved[name] = there.to(self.dtype) if there.is_floating_point() else there
         return moved
 
+    @full_float32()
     @torch.inference_mode()
     def knock_out(
         self, batch: Batch, pair: tuple[int, int], targets: Mapping[str, np.ndarray], knockouts: Knockouts, budget: int, check: float | None
@@ -252,6 +256,7 @@ class CaptureModel:
             check_trace(blocks, trace, check)
         return knockout_effects(blocks, trace, targets, knockouts, partial(self.unembedding.difference, pair=pair), budget)
 
+    @full_float32()
     def gradients(self, batch: Batch, pair: tuple[int, int]) -> TokenGradients:
         """Gradient attributions of the logit of the first answer minus that of the second, see `token_gradients`."""
         given = self.inputs(batch)
@@ -260,6 +265,7 @@ class CaptureModel:
             difference = partial(self.unembedding.difference, pair=pair)
             return token_gradients(lambda: self.model(**given, use_cache=False, logits_to_keep=1), blocks, difference)
 
+    @full_float32()
     def reference(
         self,
         inputs: Mapping[str, torch.Tensor],
@@ -272,6 +278,7 @@ class CaptureModel:
         given = self._on_device({name: values for name, values in inputs.items() if name in known})
         return run_reference(self.model, self.decoder, given, positions, choices, order)
 
+    @full_float32()
     @torch.inference_mode()
     def readout(self, residual: np.ndarray, choice_ids: Sequence[int]) -> np.ndarray:
         """(example, hidden) output of the last block -> (example, choice) float32 logits."""

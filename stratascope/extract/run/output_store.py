@@ -15,6 +15,7 @@ import numpy as np
 from stratascope.errors import CaptureError, InvalidInputError, StoreError
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.store_contents import store_contents
+from stratascope.extract.run.halvings import Halvings
 from stratascope.store import BlockWriter, Readout, create_store
 from stratascope.store.io.overview import LENS, bytes_text
 from stratascope.store.io.readout import add_readout
@@ -26,8 +27,10 @@ class OutputStore:
     A start that fails (no such device, damaged weights, a wrong capture) therefore leaves nothing behind.
     """
 
-    def __init__(self, plan: ExtractionPlan, path: Path, provenance: dict[str, Any]) -> None:
+    def __init__(self, plan: ExtractionPlan, path: Path, provenance: dict[str, Any], rank: int = 0, of: int = 1) -> None:
         self._plan, self._path, self._provenance = plan, path, provenance
+        self.halvings = Halvings(rank, of)
+        """Where batches were halved, in this run and in earlier ones."""
         self._writer: BlockWriter | None = None
         self._opening = Lock()
         if path.exists():
@@ -45,6 +48,7 @@ class OutputStore:
                 try:
                     writer.check_provenance(self._provenance)
                     writer.check_layout(self._plan.store)
+                    self.halvings.keep_in(self._path)
                 except StoreError:
                     writer.close()
                     raise
