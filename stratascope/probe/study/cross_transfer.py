@@ -267,7 +267,7 @@ def cross_transfer(
     own = curve.table.set_index(["metric", "layer"])[["value", "low", "high"]].add_prefix("own_")
     return CrossTransfer(
         table=table.join(own, on=["metric", "layer"]),
-        matrix=test.matrix(held, weights, biases, chosen) if matrix else _no_matrix(table),
+        matrix=test.matrix(held, weights, biases, chosen) if matrix else table.iloc[:0].assign(to_layer=np.zeros(0, np.int64)),
         attributes={
             "task": study.tasks[0],
             "position": place,
@@ -339,10 +339,6 @@ class _Test:
         trained, tested = np.tile(layers, len(layers)), np.repeat(layers, len(layers))
         table = score_table(trained, value, draws, parts[0][2], self.bootstrap.count, self.settings.level)
         return table.assign(to_layer=tested)
-
-
-def _no_matrix(table: pd.DataFrame) -> pd.DataFrame:
-    return table.iloc[:0].assign(to_layer=np.zeros(0, np.int64))
 
 
 def _facts(store: ActivationStore) -> dict[str, Any]:
