@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -268,7 +269,9 @@ def test_a_copy_whose_terminal_closes_leaves_no_half_zip(tmp_path, source):
     name = f"/a.zarr/{LAYOUT.array('residual').key(1)}"
     with unwell(source.parent, lambda path, _: "silent" if path == name else None) as host:
         command = [sys.executable, "-m", "stratascope", "copy", f"{host.address}/a.zarr", str(tmp_path / "b.zip")]
-        running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        # a test run under nohup ignores the signal, and so would its children
+        restored = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+        running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=restored)
         while name not in host.asked and running.poll() is None:
             time.sleep(0.02)
         assert [p.suffix for p in tmp_path.iterdir()] == [".partial"]
