@@ -46,6 +46,7 @@ def report_command(store: str, results: tuple[Path, ...], out: Path | None, titl
         )
     files = [str(found.path) for found in (*report.results.own, *report.results.beside)]
     record = {"page": report.path, "results": files, "results_of_other_stores": report.results.others}
+    record["results_of_earlier_runs"] = [found.name for found in report.results.earlier]
     print_record(record, [report.summary()], as_json=as_json, verbosity=verbosity, details=[f"results file {name}" for name in files])
 
 
@@ -92,9 +93,9 @@ def figure_command(
             "expected the name of a figure and a store or results, such as: stratascope figure curves demo/original.zarr"
         )
     position = None if position == "all" else position
-    path, others = draw_named(name, results, out or Path(f"{name}.pdf"), task=task, position=position, width=width, height=height)
-    left_out = [f"left out: {others} results files of other stores in the same folder"] if others else []
-    record = {"figure": path, "results_of_other_stores": others}
+    path, drawn = draw_named(name, results, out or Path(f"{name}.pdf"), task=task, position=position, width=width, height=height)
+    left_out = [f"left out: {line}" for line in drawn.left_out]
+    record = {"figure": path, "results_of_other_stores": drawn.others, "results_of_earlier_runs": [f.name for f in drawn.earlier]}
     print_record(record, [*left_out, f"figure {path}"], as_json=as_json, verbosity=verbosity)
 
 

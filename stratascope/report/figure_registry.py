@@ -216,7 +216,7 @@ def draw_named(
     position: str | None = None,
     width: float | None = None,
     height: float | None = None,
-) -> tuple[Path, int]:
+) -> tuple[Path, ResultSet]:
     """Draw and save a figure.
 
     Parameters
@@ -231,11 +231,11 @@ def draw_named(
     Returns
     -------
     tuple
-        Path of the figure, and the number of results files left out because they are of other stores.
+        Path of the figure, and the results that it was drawn from.
     """
     first = sources[0]
     is_results = first.endswith(ENDING) or (Path(first).is_dir() and not (Path(first) / "zarr.json").exists())
     store = None if is_results else ActivationStore.open(first)
     results = gather_results(sources) if store is None else gather(store, sources[1:], where=first)
     figure = figure_of(name, results, FigureSelection(task, position), store=store, width=width, height=height)
-    return save_figure(figure, out), results.others
+    return save_figure(figure, out), results

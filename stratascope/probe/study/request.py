@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from stratascope.probe.study.positions import available_at, is_pair, position_na
 from stratascope.probe.study.study import TASKS, Study
 from stratascope.probe.study.study_plan import ProbeSettings, positions_of, task_name
 from stratascope.probe.tasks.task import find_task
+from stratascope.results.probe_runs import earlier_text, split_earlier
 from stratascope.results.stored_result import relation_to, results_in
 from stratascope.store import ActivationStore, chosen_examples, column_texts
 from stratascope.store.io.example_identity import refuse_other_examples
@@ -79,6 +82,17 @@ class ProbeRequest:
             found += [task, *(f"{task}:{control}" for control in controls)]
         return tuple(dict.fromkeys(found))
 
+    @property
+    def run(self) -> str:
+        """Name of a run: a digest of all that its curves, controls and comparisons depend on, the same for the same command."""
+        values = {name: sorted((str(key), str(value)) for key, value in table.items()) for name, table in self.values.items()}
+        known = [
+            [self.tasks, self.positions, self.array, self.layers, self.controls, values],
+            sorted((name, store.fingerprint()) for name, store in self.baselines.items()),
+            [self.metric, self.margin, self.equivalence_margin, sorted(self.settings.items())],
+        ]
+        return hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()[:8]
+
 
 SHOWN_IDS = 5
 """Ids or classes named in a message."""
@@ -115,6 +129,15 @@ def results_of_others(store: ActivationStore, request: ProbeRequest, folder: Pat
             f"{folder} holds {len(others):,} results that are not of {PurePath(store.name).name} as it is now, such as "
             f"{others[0]}; those of the same name are replaced, the others stay: give each store a folder of its own"
         )
+
+
+def results_of_earlier_runs(store: ActivationStore, folder: Path) -> Iterator[str]:
+    """Warning if a folder holds results of the store whose curve another run of `probe` replaced."""
+    fingerprint = store.fingerprint()
+    held = [found for found in results_in(folder) if found.task and relation_to(found, store, fingerprint) != "other"]
+    _, earlier = split_earlier(held, [found for found in held if found.fingerprint == fingerprint])
+    if earlier:
+        yield f"{folder} also holds {earlier_text(earlier)}: report and figures leave them out"
 
 
 def check_transfer(store: ActivationStore, request: ProbeRequest) -> None:
