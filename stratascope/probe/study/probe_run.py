@@ -128,7 +128,8 @@ def run_probes(
     _add_measures(done, studies, run)
     _add_transfer(done, studies, run)
     _add_test_on(done, store, run)
-    done.results.update({name: _of_run(result, request.run) for name, result in done.results.items()})
+    run_name = done.curves.digest
+    done.results.update({name: _of_run(result, run_name) for name, result in done.results.items()})
     return done
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -81,17 +79,6 @@ class ProbeRequest:
             controls = () if plain else tuple(c for c in self.controls if not (task == "geometry" and c == "control"))
             found += [task, *(f"{task}:{control}" for control in controls)]
         return tuple(dict.fromkeys(found))
-
-    @property
-    def run(self) -> str:
-        """Name of a run: a digest of all that its curves, controls and comparisons depend on, the same for the same command."""
-        values = {name: sorted((str(key), str(value)) for key, value in table.items()) for name, table in self.values.items()}
-        known = [
-            [self.tasks, self.positions, self.array, self.layers, self.controls, values],
-            sorted((name, store.fingerprint()) for name, store in self.baselines.items()),
-            [self.metric, self.margin, self.equivalence_margin, sorted(self.settings.items())],
-        ]
-        return hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()[:8]
 
 
 SHOWN_IDS = 5
