@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from planted import planted_store
 
 from stratascope.cli import main
+from stratascope.probe import layer_curve
 from stratascope.report import gather
+from stratascope.report.figure_drawing import FigureSelection
 from stratascope.store import ActivationStore
 
 
@@ -26,6 +29,26 @@ def probe(stores: Path, out: Path, *options: str) -> str:
     done = CliRunner().invoke(main, ["probe", str(stores / "original.zarr"), "--out", str(out), "--layers", "0,3", *options])
     assert done.exit_code == 0, done.output
     return done.output
+
+
+def test_a_figure_of_a_task_shows_the_selection_that_was_asked_for(stores: Path, tmp_path: Path) -> None:
+    store = ActivationStore.open(stores / "original.zarr")
+    fast: dict[str, Any] = {"layers": (0, 3), "draws": 200, "strengths": (1e-2,)}
+    for only in ((), ("label=1",)):
+        curve = layer_curve(store, "relation", "relation", only=only, minimum=5, **fast)
+        curve.save(tmp_path / f"{curve.file_name}.zarr.zip")
+    curve = layer_curve(store, "truth", "final", **fast)
+    curve.save(tmp_path / f"{curve.file_name}.zarr.zip")
+    results = gather(store, [tmp_path])
+    assert results.tasks == ["truth", "relation", "relation (label=1)"]
+    # the caption states every label of the task on all examples
+    assert FigureSelection("relation").resolved(results).task == "relation (label=1)"
+    assert FigureSelection("truth").resolved(results).task == "truth"
+    out = ["-o", str(tmp_path / "c.svg")]
+    done = CliRunner().invoke(main, ["figure", "curves", str(tmp_path), "--task", "relation", *out])
+    assert "task: relation (label=1); of all examples: stratascope figure probe-relation" in done.output
+    for name in ("probe-relation", "probe-relation-relation.zarr.zip", str(tmp_path / "probe-relation.png")):
+        assert CliRunner().invoke(main, ["figure", name, str(tmp_path), *out]).exit_code == 0, name
 
 
 @pytest.mark.slow
