@@ -16,7 +16,7 @@ from stratascope.commands.signature import options_in_errors, options_of
 from stratascope.commands.terminal import echo, open_store
 from stratascope.probe.patches import patch_probes
 from stratascope.probe.study.probe_run import run_probes
-from stratascope.probe.study.request import ProbeRequest, results_of_others
+from stratascope.probe.study.request import ProbeRequest, results_of_earlier_runs, results_of_others
 from stratascope.probe.study.study_plan import ProbeSettings
 from stratascope.probe.tasks.value_files import read_values
 from stratascope.probe.vision_tower import entanglement
@@ -130,6 +130,7 @@ def probe_command(
     output.note(*done.lines)
     for name, result in done.results.items():
         output.add(result, name=name, draw=False, summary=False)
+    output.note(*results_of_earlier_runs(opened, output.folder))
     for name, draw in done.figures.items():
         output.draw(draw(), name)
     for name, table in done.tables.items():

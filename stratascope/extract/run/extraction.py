@@ -190,13 +190,14 @@ def extract(
         As `plan_extraction` and `run_extraction`.
     """
     from stratascope.extract.plan.plan_summary import image_notes, unanswered
+    from stratascope.extract.plan.unknown_words import vocabulary_notes
 
     require_extract_extra(load=False)
     (rank, of), settings, note = assigned_shard(os.environ, shard, settings)
     if note:
         on_note(note)
     plan = plan_extraction(settings, weights=True, progress=progress)
-    for line in filter(None, [unanswered(plan), *image_notes(plan)]):
+    for line in filter(None, [unanswered(plan), *vocabulary_notes(plan), *image_notes(plan)]):
         on_note(line)
     report = run_extraction(plan, out, rank=rank, of=of, batch_tokens=batch_tokens, progress=progress, command=command)
     for example, reason in report.failed.items():

@@ -272,7 +272,7 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
     @property
     def options(self) -> Mapping[str, Any]:
         """Parameters of `layer_curve`: task, position, layers, and the settings of the study."""
-        held = {name: value for name, value in self.attributes.items() if name not in ("store", "fingerprint", "provenance")}
+        held = {name: value for name, value in self.attributes.items() if name not in ("store", "fingerprint", "provenance", "run")}
         return {"task": self.task, "position": self.position, "layers": self.layers.tolist(), **held}
 
     @property

@@ -128,7 +128,15 @@ def run_probes(
     _add_measures(done, studies, run)
     _add_transfer(done, studies, run)
     _add_test_on(done, store, run)
+    run_name = done.curves.digest
+    done.results.update({name: _of_run(result, run_name) for name, result in done.results.items()})
     return done
+
+
+def _of_run(result: Result, run: str) -> Result:
+    """The result with the name of its run, so that results of several runs in one folder are told apart."""
+    with_run: Result = replace(result, attributes={**result.attributes, "run": run})  # type: ignore[type-var]
+    return with_run
 
 
 def plan_studies(store: ActivationStore, request: ProbeRequest) -> Studies:

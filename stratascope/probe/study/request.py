@@ -17,6 +17,7 @@ from stratascope.probe.study.positions import available_at, is_pair, position_na
 from stratascope.probe.study.study import TASKS, Study
 from stratascope.probe.study.study_plan import ProbeSettings, positions_of, task_name
 from stratascope.probe.tasks.task import find_task
+from stratascope.results.probe_runs import earlier_text, split_earlier
 from stratascope.results.stored_result import relation_to, results_in
 from stratascope.store import ActivationStore, chosen_examples, column_texts
 from stratascope.store.io.example_identity import refuse_other_examples
@@ -115,6 +116,15 @@ def results_of_others(store: ActivationStore, request: ProbeRequest, folder: Pat
             f"{folder} holds {len(others):,} results that are not of {PurePath(store.name).name} as it is now, such as "
             f"{others[0]}; those of the same name are replaced, the others stay: give each store a folder of its own"
         )
+
+
+def results_of_earlier_runs(store: ActivationStore, folder: Path) -> Iterator[str]:
+    """Warning if a folder holds results of the store whose curve another run of `probe` replaced."""
+    fingerprint = store.fingerprint()
+    held = [found for found in results_in(folder) if found.task and relation_to(found, store, fingerprint) != "other"]
+    _, earlier = split_earlier(held, [found for found in held if found.fingerprint == fingerprint])
+    if earlier:
+        yield f"{folder} also holds {earlier_text(earlier)}: report and figures leave them out"
 
 
 def check_transfer(store: ActivationStore, request: ProbeRequest) -> None:
