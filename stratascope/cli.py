@@ -28,6 +28,7 @@ SECTIONS = {
     "Data": {
         "demo": ("data", "Full pipeline on generated scenes with the built-in model."),
         "fetch": ("data", "Download published data sets."),
+        "convert": ("data", "Unpack a published benchmark into rows and images."),
         "pairs": ("data", "Minimal pairs: subject and object exchanged, image mirrored."),
     },
     "Extract": {

@@ -101,6 +101,7 @@ def help_examples() -> list[str]:
 def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with demo/, vsr/ and What's Up's files, all made of generated scenes."""
     from stratascope.datasets import write_scenes
+    from tests.datasets.published import CV_BENCH_2D, CV_BENCH_3D, parquet
 
     root = tmp_path_factory.mktemp("docs")
     shutil.copytree(demo, root / "demo")
@@ -115,6 +116,8 @@ def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(image, root / where)
     rows = [[k, "A photo of a star above a moon", "A photo of a star below a moon"] for k in range(4)]
     (root / "coco_qa_two_obj.json").write_text(json.dumps(rows))
+    parquet(root / "test_2d.parquet", CV_BENCH_2D)
+    parquet(root / "test_3d.parquet", CV_BENCH_3D)
     (root / "val2014").mkdir()
     asked_of = f"COCO_val2014_{1:012d}.jpg"
     shutil.copy(images[0], root / "val2014" / asked_of)

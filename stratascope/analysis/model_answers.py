@@ -15,7 +15,7 @@ from stratascope.results.file import made_from
 from stratascope.results.result import CHOICE, Result, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.intervals import clustered_wilson
-from stratascope.store import ActivationStore, offered_logits
+from stratascope.store import ActivationStore, column_texts, offered_logits
 from stratascope.store.format.json_schema import each
 from stratascope.store.format.provenance import label_kind
 from stratascope.store.io.example_identity import image_groups
@@ -26,7 +26,7 @@ class AnswerConfidence(
     Result,
     kind="answer_confidence",
     command="answers",
-    schema={**each(str, "store condition"), **each(float, "level"), **CHOICE, "choices": list[str]},
+    schema={**each(str, "store condition"), **each(float, "level"), **CHOICE, "choices": list[str], "together?": str},
 ):
     """Accuracy and confidence of the model's answers, over all examples and by relation (AdaptVis, figure c)."""
 
@@ -45,18 +45,26 @@ class AnswerConfidence(
     and wrong answers (NaN without any); right_choice: mean probability of the right choice; margin: mean of its logit minus the largest
     other. Sorted by number of examples. For questions answered by yes or no also precision, recall and f1 of yes, and said_yes: share of
     these answers; NaN where undefined. For questions whose likeliest next tokens are recorded, first_token: share of examples whose
-    likeliest next token is the answer, so that the text that the model generates begins with it."""
+    likeliest next token is the answer, so that the text that the model generates begins with it. With `together`: groups, their number, and
+    all_right, the share of groups whose answers are all right."""
     answers: pd.DataFrame = table_field(
         columns(text="id relation answer", ints="example label", shares="confidence", floats="margin", flags="right", keys=["example"])
     )
     """One row per example: example (number), id, relation, label, answer (choice with the highest logit), right, confidence, margin."""
     attributes: Mapping[str, Any]
-    """store, condition, choices, only, level."""
+    """store, condition, choices, only, level; together: the column of the groups, if any."""
 
     @property
     def options(self) -> Mapping[str, Any]:
         """Parameters of `answer_confidence`."""
-        return {"only": self.only, "level": self.attributes["level"]}
+        together = self.attributes.get("together")
+        return {"only": self.only, "level": self.attributes["level"], **({"together": together} if together else {})}
+
+    @property
+    def name_parts(self) -> tuple[str | None, ...]:
+        """The selection of examples, and the column of groups."""
+        together = self.attributes.get("together")
+        return (*super().name_parts, *(("together", together) if together else ()))
 
     def summary(self) -> str:
         """Accuracy and confidence: all relations, the best and the worst relation."""
@@ -75,6 +83,9 @@ class AnswerConfidence(
             )
         if "first_token" in self.table:
             lines.append(f"{'next token':<16} the likeliest one is the answer in {whole['first_token']:.1%} of the examples")
+        if "all_right" in self.table:
+            name = self.attributes["together"]
+            lines.append(f"{'all right':<16} {whole['all_right']:6.1%} of {int(whole['groups']):,} groups with the same {name}")
         if str(self.attributes["condition"]).startswith("untrained"):
             lines.insert(0, "answers of untrained weights, not of the model:")
         return "\n".join(lines)
@@ -123,7 +134,12 @@ def answers_right(store: ActivationStore, examples: NDArray[np.int64]) -> NDArra
 
 
 def answer_confidence(
-    store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None = None, *, only: Sequence[str] = (), level: float = 0.95
+    store: ActivationStore,
+    examples: Sequence[int] | NDArray[Any] | None = None,
+    *,
+    only: Sequence[str] = (),
+    together: str | None = None,
+    level: float = 0.95,
 ) -> AnswerConfidence:
     """Accuracy and confidence of the answers, by relation, with intervals clustered by image.
 
@@ -133,6 +149,9 @@ def answer_confidence(
         Example numbers or a mask; all recorded ones by default.
     only
         COLUMN=VALUE: keep the examples with one of the given values of each column; see `store.chosen_examples`.
+    together
+        Column whose equal values group examples that count as one: a group is right if all its answers are, such as a question that is
+        asked with its options in every order.
     level
         Level of the Wilson intervals; NaN for a relation with fewer than two images.
 
@@ -141,7 +160,7 @@ def answer_confidence(
     NotRecordedError
         If labels name no choice, see `right_choices`.
     InvalidInputError
-        If no examples are left.
+        If no examples are left, or `together` is no column or has no value for one of them.
     """
     chosen = held_examples(store, "answer_logits", examples, only)
     if not len(chosen):
@@ -165,6 +184,12 @@ def answer_confidence(
     )
     if store.provenance.get("data", {}).get("questions"):
         scores = scores.assign(**_question_scores(store, chosen, logits.argmax(-1)))
+    if together is not None:
+        groups = column_texts(store, together).iloc[chosen]
+        if groups.isna().any():
+            missing = facts["id"].iloc[int(groups.isna().to_numpy().argmax())]
+            raise InvalidInputError(f"expected a value of {together} (`together`) for each example, found none for {missing!r}")
+        scores = scores.assign(group=groups.to_numpy(object))
     rows = [_summary("", scores, level)]
     by_relation = [_summary(str(name), group, level) for name, group in scores.groupby("relation", sort=True)]
     rows += sorted(by_relation, key=lambda row: -int(row["examples"]))
@@ -173,6 +198,7 @@ def answer_confidence(
         "choices": list(store.layout.choices),
         "only": list(only),
         "level": level,
+        **({"together": together} if together is not None else {}),
     }
     answers = pd.DataFrame(
         {
@@ -206,6 +232,9 @@ def _summary(relation: str, rows: pd.DataFrame, level: float) -> dict[str, Any]:
         out["said_yes"] = float(said.mean())
     if "first_token" in rows:
         out["first_token"] = float(rows["first_token"].mean())
+    if "group" in rows:
+        all_right = rows.groupby("group")["accuracy"].min()
+        out |= {"groups": len(all_right), "all_right": float(all_right.mean())}
     return out
 
 

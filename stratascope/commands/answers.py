@@ -21,17 +21,20 @@ from stratascope.results.stored_result import StoredResult, results_in
 
 @click.command()
 @click.argument("store")
+@options_of(answer_confidence, together="Column of groups of examples: also print the share of groups whose answers are all right.")
 @options.only
 @results_output
-def answers_command(store: str, output: Output, only: tuple[str, ...]) -> None:
+def answers_command(store: str, output: Output, only: tuple[str, ...], together: str | None) -> None:
     """Accuracy and confidence of the model's answers, by relation, and the answer to each example.
+
+    For questions answered by yes or no also precision, recall and F1.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope answers demo/original.zarr
     """
     opened = open_store(store)
-    output.add(answer_confidence(opened, only=only), store=opened)
+    output.add(answer_confidence(opened, only=only, together=together), store=opened)
 
 
 @click.command(short_help="Logit lens: the model's own readout at every layer.")

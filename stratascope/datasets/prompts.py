@@ -192,6 +192,11 @@ PROMPTS: dict[str, Prompt] = {
         _question("six-way-photo", "in the photo", "left, right, front, behind, top or bottom"),
         Prompt("pope", "{question}\nAnswer the question using a single word or phrase.", ("Yes", "No"), ("No", "Yes")),
         Prompt("letters", "{question}\n{options}\nAnswer with the option's letter from the given choices directly.", _OPTIONS),
+        Prompt(
+            "vlmevalkit",
+            "Question: {question}\nOptions:\n{options}\nPlease select the correct answer from the options above. \n",
+            _OPTIONS,
+        ),
         Prompt("embspatial", _NOTE + "{question}\n{options}", _OPTIONS, option="{letter}) {text}"),
         Prompt("blink", _NOTE + "{full_question}", _OPTIONS, most_letters=5),
         Prompt("cv-bench", _NOTE + "\n{full_question}", _OPTIONS, most_letters=5),
@@ -200,4 +205,4 @@ PROMPTS: dict[str, Prompt] = {
 """The built-in prompts by name. `true-false` is the default; `where` and those after it do not name the relation. The four-way and
 six-way ones are AdaptVis's for the data sets of What's Up: COCO-two, controlled_images, controlled_clevr, VG-two, COCO-one, VG-one. Those
 from `pope` on show questions instead of captions: `pope` those answered by yes or no, the others those with lettered options; `pope`,
-`embspatial`, `blink` and `cv-bench` have lmms-eval's wording."""
+`embspatial`, `blink` and `cv-bench` have lmms-eval's wording, `vlmevalkit` has VLMEvalKit's."""

@@ -240,6 +240,13 @@ def test_only_offered_letters_are_answers(tmp_path: Path) -> None:
     shares = [np.exp(row[: 2 + k % 5] - row[: 2 + k % 5].max()) for k, row in enumerate(logits.astype(float))]
     np.testing.assert_allclose(result.answers["confidence"], [(share / share.sum()).max() for share in shares], rtol=1e-5)
     assert np.isfinite(result.answers["margin"]).all()
+    grouped = answer_confidence(store, together="image")
+    assert (grouped.table["groups"].iloc[0], grouped.file_name) == (4, "answers-together-image")
+    assert grouped.table["all_right"].iloc[0] == (answers == right).reshape(3, 4).all(0).mean()
+    assert "of 4 groups with the same image" in grouped.summary()
+    assert grouped.options["together"] == "image"
+    with pytest.raises(InvalidInputError, match="expected a column of the examples, found 'circle'"):
+        answer_confidence(store, together="circle")
     task, _ = find_task(store, "answer", np.ones(12, bool))
     np.testing.assert_array_equal(task.codes, answers)
     last = logit_lens(store).table

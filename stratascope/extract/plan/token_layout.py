@@ -296,8 +296,9 @@ class PromptTokenizer:
 
         ids = np.repeat(np.array(written, np.int32), repeats)
         spans = {**_image_spans([(at[k], at[k + 1]) for k in runs], image), "final": (len(ids) - 1, len(ids))}
-        start = text.rindex(filled.text)
-        for name, (a, b) in {"prompt": (0, len(filled.text)), **filled.intervals}.items():
+        shown = filled.text if filled.text in text else filled.text.rstrip()  # some templates trim it
+        start = text.rindex(shown)
+        for name, (a, b) in {"prompt": (0, len(shown)), **filled.intervals}.items():
             spans[name] = tokens_of(start + a, start + b, name)
         system = self.prompt_format.system_interval(text)
         if system is not None:
