@@ -37,7 +37,7 @@ SECTIONS = {
     "Store": {
         "info": ("stores", "Contents, completeness and provenance of a store."),
         "verify": ("stores", "Check every stored number against its checksum."),
-        "copy": ("stores", "Copy a store or a part of it to a folder or zip."),
+        "copy": ("stores", "Copy a store or a part of it to a folder, zip or bucket."),
         "diff": ("stores", "Compare two stores."),
     },
     "Probe": {

@@ -32,6 +32,22 @@ class OutputPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class StorePath(OutputPath):
+    """A store to write: a path on this machine, or an address in a bucket, which stays text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not is_address(value):
+            return super().convert(value, param, ctx)
+        from stratascope.errors import InvalidInputError
+        from stratascope.store.io.remote import refuse_unwritable
+
+        try:
+            refuse_unwritable(str(value))
+        except InvalidInputError as error:
+            self.fail(error.message, param, ctx)
+        return str(value)
+
+
 class NotForAdding(click.Option):
     """A required option that `extract --add` does without."""
 
@@ -43,6 +59,8 @@ class NotForAdding(click.Option):
 
 OUTPUT = OutputPath()
 """Of every option and argument that names what is written."""
+STORE_OUTPUT = StorePath()
+"""The same for stores."""
 
 
 def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
