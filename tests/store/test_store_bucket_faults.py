@@ -80,7 +80,7 @@ def outcome(result: object) -> str:
         assert secret not in lines[0]
     assert "s3://bucket/" in lines[0]
     assert FILE in lines[0]
-    said = re.search(r"found(?:: | )([^,;:(]*?)(?: for \d+ s)?\s*(?:\((?!http)(\w+)\))?", lines[0])
+    said = re.search(r"found(?:: | )([^,;:(]*?)(?: for \d+ s)? ?(?:\((?!http)(\w+)\) ?)?(?:[,;(]|$)", lines[0])
     assert said is not None, lines[0]
     return f'exit 2, "{said[1].strip()}{f" ({said[2]})" if said[2] else ""}"'
 

@@ -30,6 +30,8 @@ class Bucket:
     ----------
     url
         Address of the store, such as s3://bucket/run.zarr.
+    named
+        Whether a bucket without a name in it is refused.
 
     Raises
     ------
@@ -39,10 +41,10 @@ class Bucket:
         For an address without a name in the bucket, and for credentials that are missing or cannot be used.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, named: bool = True) -> None:
         scheme, _, rest = url.partition("://")
         refuse_unwritable(url)
-        if scheme in ("s3", "gs", "az") and not rest.rstrip("/").partition("/")[2]:
+        if named and scheme in ("s3", "gs", "az") and not rest.rstrip("/").partition("/")[2]:
             raise StoreError(
                 f"{without_secrets(url)}: expected a bucket and a name in it, such as {scheme}://bucket/run.zarr, found no name"
             )
