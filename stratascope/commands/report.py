@@ -18,7 +18,7 @@ from stratascope.errors import InvalidInputError
 
 @click.command(short_help="Write all results of a store to one HTML page.")
 @click.argument("store")
-@click.argument("results", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("results", nargs=-1, type=options.RESULTS_INPUT)
 @click.option("-o", "--out", type=options.OUTPUT, help="HTML file to write; default: STORE-report.html beside the store.")
 @click.option("--title", default="", help="Title of the page; default: from the model and the first task.")
 @verbosity_options
@@ -111,7 +111,7 @@ def figure_command(
 @click.argument("store")
 @click.option(
     "--results",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=options.ResultPath(exists=True, file_okay=False),
     help="Folder of results; default: STORE-results, or the folder `results` beside the store.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Local port; default: any free one.")

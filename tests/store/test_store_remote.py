@@ -25,7 +25,7 @@ from stratascope.cli import INTERRUPTED, main
 from stratascope.errors import StoreError
 from stratascope.store import ActivationStore, copy_store, verify
 from stratascope.store.io import remote
-from stratascope.store.io.remote import UnreachableError
+from stratascope.store.io.remote_errors import UnreachableError
 
 pytest.importorskip("obstore")
 
@@ -259,7 +259,7 @@ def test_a_crash_of_the_client_library_is_one_line(no_cloud):
 
 @pytest.mark.slow
 def test_what_others_print_while_a_store_is_opened_is_not_lost():
-    code = "import os, sys\nfrom stratascope.store.io.remote import silenced_panics\nwith silenced_panics():\n    os.write(2, b'kept')\n"
+    code = "import os\nfrom stratascope.store.io.remote_errors import silenced_panics\nwith silenced_panics():\n    os.write(2, b'kept')\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stderr == "kept"
 

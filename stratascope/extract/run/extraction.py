@@ -23,6 +23,7 @@ from stratascope.extract.plan.planning import build_plan
 from stratascope.extract.plan.settings import ExtractionSettings
 from stratascope.extract.run.distributed import assigned_shard, visible_gpus
 from stratascope.extract.run.output_store import OutputStore, check_disk, check_files
+from stratascope.store.io.store_files import check_writable, place_of, store_exists
 
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "qwen-vl-utils", "numpy", "pillow", "zarr", "numcodecs", "stratascope")
 
@@ -34,7 +35,7 @@ BATCH_TOKENS = 8192
 class ExtractionReport:
     """What one run of an extraction wrote."""
 
-    store: Path
+    store: str | Path
     written_blocks: int
     written_examples: int
     blocks: int
@@ -49,7 +50,7 @@ class ExtractionReport:
 
     def summary(self) -> str:
         """One line: examples and blocks written in this run."""
-        if not self.store.exists():  # the process that owns the first block creates it
+        if not store_exists(self.store):  # the process that owns the first block creates it
             shard = "/".join(map(str, self.shard))
             return f"{self.store}: nothing to do for shard {shard}: the store has {self.blocks} blocks, none of them its own"
         if not self.written_blocks:
@@ -193,13 +194,16 @@ def extract(
     from stratascope.extract.plan.unknown_words import vocabulary_notes
 
     require_extract_extra(load=False)
+    place = place_of(out)
+    if isinstance(place, str) and not store_exists(place):  # before planning, which reads every image
+        check_writable(place)
     (rank, of), settings, note = assigned_shard(os.environ, shard, settings)
     if note:
         on_note(note)
     plan = plan_extraction(settings, weights=True, progress=progress)
     for line in filter(None, [unanswered(plan), *vocabulary_notes(plan), *image_notes(plan)]):
         on_note(line)
-    report = run_extraction(plan, out, rank=rank, of=of, batch_tokens=batch_tokens, progress=progress, command=command)
+    report = run_extraction(plan, place, rank=rank, of=of, batch_tokens=batch_tokens, progress=progress, command=command)
     for example, reason in report.failed.items():
         on_note(f"failed: example {example}: {reason}")
     if report.halvings:
@@ -224,7 +228,8 @@ def run_extraction(
     plan
         From `plan_extraction`.
     out
-        Folder of the store. A new one is created after the model's first batch; an existing one is continued if its provenance is the same.
+        Folder of the store, or its address in a bucket (s3, gs, az). A new one is created after the model's first batch; an existing one
+        is continued if its provenance is the same.
     rank, of
         This process takes the blocks b with b % of == rank.
     batch_tokens
@@ -244,7 +249,9 @@ def run_extraction(
     ProvenanceMismatchError
         If the store was made with other settings, data or model; the differing fields are named.
     StoreError
-        If `out` is something else than a store, or the disk is not writable.
+        If `out` is something else than a store, or cannot be written.
+    UnreachableError
+        If the server of `out` refuses or does not answer.
     CaptureError
         If the activations captured from the first batch do not agree with the model's own outputs.
     MissingExtraError
@@ -258,7 +265,7 @@ def run_extraction(
         raise InvalidInputError("expected real images for an extraction, found a plan with a stated image size; leave out `image_size`")
     if not 0 <= rank < of:
         raise InvalidInputError(f"expected a shard I/N with 0 <= I < N, found {rank}/{of}")
-    out = Path(out)
+    out = place_of(out)
     check_disk(plan, out)
     provenance = {**plan.provenance, **run_provenance(plan, command)}
     with OutputStore(plan, out, provenance, rank, of) as store:

@@ -9,8 +9,7 @@ from typing import Literal
 
 from stratascope.errors import StoreError
 from stratascope.store.format.json_schema import record_mismatch
-from stratascope.store.io.durable import write_file
-from stratascope.store.io.links import own_path
+from stratascope.store.io.store_files import inside, store_files
 
 FOLDER = "written/halvings"
 """Where they lie: inside an array's folder, where no Zarr reader looks for groups."""
@@ -51,8 +50,8 @@ class Halvings:
     of: int = 1
     by_shard: dict[tuple[int, int], list[Halving]] = field(default_factory=dict)
     """(rank, of) -> halvings of that process, in the order in which they happened."""
-    path: Path | None = None
-    """Folder of the store; None: not on disk yet."""
+    path: str | Path | None = None
+    """Folder or address of the store; None: not created yet."""
 
     def limit(self, work: Work, block: int, place: int, tokens: int) -> int:
         """Tokens in a forward pass, at most, for an example of a block: `tokens`, or less where memory ran out before."""
@@ -66,11 +65,11 @@ class Halvings:
         return min([tokens, *kept])
 
     def add(self, halving: Halving) -> None:
-        """Note a halving of this process; on disk before its next forward pass, if the store exists."""
+        """Note a halving of this process; written before its next forward pass, if the store exists."""
         self.by_shard.setdefault((self.rank, self.of), []).append(halving)
         self._write()
 
-    def keep_in(self, store: Path) -> None:
+    def keep_in(self, store: str | Path) -> None:
         """Write them into a store that now exists, before its first block, and read those of other processes."""
         if self.path is None:
             self.path = store
@@ -81,34 +80,37 @@ class Halvings:
         own = self.by_shard.get((self.rank, self.of))
         if self.path is not None and own:
             text = json.dumps([asdict(each) for each in own], separators=(",", ":"))
-            write_file(own_path(self.path, f"{FOLDER}/{self.rank}-of-{self.of}.json"), [text.encode()])
+            store_files(self.path).put_all({f"{FOLDER}/{self.rank}-of-{self.of}.json": lambda: [text.encode()]})
 
 
-def read_halvings(store: Path) -> dict[tuple[int, int], list[Halving]]:
+def read_halvings(store: str | Path) -> dict[tuple[int, int], list[Halving]]:
     """(rank, of) -> halvings that a store keeps.
 
     Parameters
     ----------
     store
-        Folder of the store.
+        Folder or address of the store.
 
     Raises
     ------
     StoreError
         If a file is damaged.
     """
-    found = {}
-    for path in sorted(own_path(store, FOLDER).glob("*-of-*.json")):
+    found, files = {}, store_files(store)
+    for name, data in files.files_in(FOLDER).items():
+        if not name.endswith(".json"):
+            continue
         try:
-            rank, _, of = path.stem.partition("-of-")
-            rows = json.loads(path.read_text("utf-8"))
+            rank, _, of = name.removesuffix(".json").partition("-of-")
+            rows = json.loads(data.decode("utf-8"))
             schema = {"work": Literal["capture", "knockouts"], "block": int, "place": int, "tokens": int}
             if not isinstance(rows, list) or any(record_mismatch(row, schema, "halving") for row in rows):
                 raise TypeError("other fields")
             found[int(rank), int(of)] = [Halving(**row) for row in rows]
-        except (OSError, ValueError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise StoreError(
-                f"{path}: expected where an earlier run halved its batches, found a file that says something else ({error}); remove it: "
-                "the numbers of the remaining blocks may then differ in their last digits from those of an uninterrupted run"
+                f"{inside(store, FOLDER)}/{name}: expected where an earlier run halved its batches, found a file that says something else "
+                f"({error}); remove it: the numbers of the remaining blocks may then differ in their last digits from those of an "
+                "uninterrupted run"
             ) from error
     return found

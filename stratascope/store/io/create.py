@@ -26,6 +26,7 @@ from stratascope.store.format.provenance import label_kind, store_attributes
 from stratascope.store.format.shards import ZSTD_LEVEL
 from stratascope.store.format.tables import put_array, put_table
 from stratascope.store.io.durable import PARTIAL, move_folder, write_file
+from stratascope.store.io.store_files import create_in_bucket, place_of
 
 ROOT_COLUMNS = {"id": "example", "relation": "relation", "label": "label"}
 """Columns of the table of examples that are arrays of the root group, for xarray's coordinates."""
@@ -51,7 +52,7 @@ def create_store(
     Parameters
     ----------
     path
-        Folder to create. It appears whole or not at all.
+        Folder to create, or an address in a bucket (s3, gs, az). It appears whole or not at all.
     examples
         One row an example: id (text, unique), relation (text), label (0 or 1; with several answers the number of the right one),
         and any further columns of numbers or text.
@@ -80,13 +81,19 @@ def create_store(
         An argument does not fit the layout; the message names it.
     StoreError
         `path` exists or cannot be written.
+    UnreachableError
+        A server refuses or does not answer.
     """
     known = {
         "spans": spans, "token_ids": token_ids, "n_tokens": n_tokens, "grid": grid,
         "position_present": position_present, "has_map": has_map,
         **({} if has_patches is None else {"has_patches": has_patches}),
     }  # fmt: skip
-    target = Path(path)
+    place = place_of(path)
+    if isinstance(place, str):
+        create_in_bucket(place, empty_store(layout, examples, known, vocabulary, provenance))
+        return
+    target = place
     if os.path.lexists(target):
         raise StoreError(f"{target}: expected a new path, found an existing one; choose another, resume extraction into it, or remove it")
     files = empty_store(layout, examples, known, vocabulary, provenance)
