@@ -1,18 +1,18 @@
-"""Model types without a rule of their own: image tokens as the model's own processor makes them, sizes from its configuration class. No torch.
+"""Model types without a rule of their own: image tokens as their processor makes them, sizes from their configuration class. No torch.
 
 `extract.run` fills these classes, as it may import transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from stratascope.datasets.captions import Interval
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.image_tokens import ImageRule, ImageTokens
-from stratascope.extract.families.model_families import FAMILIES, ModelShape
+from stratascope.extract.families.model_families import FAMILIES, Family, ModelShape
 from stratascope.extract.model_files import ModelSource
 
 NO_GRID = (0, 0)
@@ -59,10 +59,17 @@ REFUSED = {
 """Types that cannot be captured -> why."""
 
 
+BIDIRECTIONAL = frozenset({"gemma4_unified", "molmo2", "shieldgemma2"})
+"""Types whose image tokens attend to later image tokens unless their configuration says otherwise, so that maps are not causal."""
+
+
 class ImageProbe(Protocol):
     """Asks a processor for the tokens of an image with a given size."""
 
     def __call__(self, width: int, height: int) -> ImageTokens: ...
+
+    def prepare(self, image: Any) -> Any:
+        """Inputs of the model that belong to an image."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,17 @@ def is_general(source: ModelSource) -> bool:
     return found not in FAMILIES
 
 
+def family_of(source: ModelSource) -> Family:
+    """The model's family; for a type without one, what planning and running need of it."""
+    kind, text = str(source.config.get("model_type")), source.config.get("text_config") or {}
+    together = text.get("use_bidirectional_attention", "vision" if kind in BIDIRECTIONAL else None)  # a field of Gemma 4
+    return FAMILIES.get(kind) or Family(_no_rule, -1, causal=not together)
+
+
+def _no_rule(source: ModelSource, family: Family) -> ImageRule:
+    raise InvalidInputError(f"{source.name}: expected a family with a rule for image tokens, found {source.config.get('model_type')!r}")
+
+
 def tokens_in_grid(shape: tuple[int, int] | None, runs: tuple[int, ...]) -> tuple[Interval, tuple[int, int]]:
     """Cells and grid of an image with these runs of tokens: no grid unless one run fills it.
 
@@ -139,6 +157,53 @@ def tokens_in_grid(shape: tuple[int, int] | None, runs: tuple[int, ...]) -> tupl
     return (0, total), shape if shape is not None and fits else NO_GRID
 
 
-def refused_requests(record: tuple[str, ...], requests: Mapping[str, Any]) -> list[str]:
-    """Names of settings that a model without a grid cannot have: arrays, then parameters with a value."""
-    return [*(name for name in record if name == "vision_output"), *(name for name, value in requests.items() if value)]
+def check_records(source: ModelSource, shape: ModelShape, record: Sequence[str], max_pixels: int | None) -> None:
+    """Refuse settings that need a family's own rule.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming them.
+    """
+    kind = source.config.get("model_type")
+    beyond = [name for name in record if name not in (*RECORDS, "vision_output")]
+    if beyond:
+        raise InvalidInputError(
+            f"expected `record` among {', '.join((*RECORDS, 'vision_output'))} for a model of the type {kind}, which has no family of its "
+            f"own, found {', '.join(beyond)}; leave {'it' if len(beyond) == 1 else 'them'} out"
+        )
+    softmax = len(shape.attention or ())
+    mixed = [name for name in record if name == "knockout" or (not softmax and name.startswith("attention"))]
+    if mixed and softmax < shape.layers:
+        raise InvalidInputError(
+            f"expected `record` without {' and '.join(mixed)} for a model of the type {kind}, {shape.layers - softmax} of whose "
+            f"{shape.layers} blocks have no softmax attention, found it; leave it out"
+        )
+    if max_pixels is not None:
+        raise InvalidInputError(
+            f"expected no `max_pixels` for a model of the type {kind}, whose processor decides the size of images, found {max_pixels}; set "
+            "the limit in its preprocessor_config.json"
+        )
+
+
+def check_cells(source: ModelSource, requests: Mapping[str, Sequence[str]]) -> None:
+    """Refuse settings that need the place of each image token, for a model without a grid.
+
+    Parameters
+    ----------
+    source
+        The model.
+    requests
+        Parameter -> its values that need a grid; empty if it has none.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming the parameters and values.
+    """
+    for parameter, found in requests.items():
+        if found:
+            raise InvalidInputError(
+                f"expected no places in the image for a model of the type {source.config.get('model_type')}, whose image tokens have no "
+                f"known place, found `{parameter}` with {', '.join(found)}; leave {'it' if len(found) == 1 else 'them'} out"
+            )

@@ -192,7 +192,7 @@ def _attention(
     if options.get("s_aux") is not None or options.get("position_bias") is not None:
         raise CaptureError(f"expected attention that is a softmax of scaled scores, found {type(module).__name__} with sinks or a bias")
     if block is None or key.shape[2] != query.shape[2]:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)[0], None
     override, listener = _override.get(), _listener.get()
     if override is not None:
         key, value, attention_mask = override(block, key, value)

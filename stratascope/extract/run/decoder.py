@@ -56,7 +56,9 @@ def find_decoder(model: Any) -> Any:
         norm = next((found for name in _NORMS if isinstance(found := getattr(owner, name, None), nn.Module)), None)
         if blocks is None or norm is None or isinstance(norm, nn.ModuleList):
             continue
-        return owner if getattr(owner, "layers", None) is blocks and getattr(owner, "norm", None) is norm else DecoderView(owner, blocks, norm)
+        return (
+            owner if getattr(owner, "layers", None) is blocks and getattr(owner, "norm", None) is norm else DecoderView(owner, blocks, norm)
+        )
     raise CaptureError(
         f"expected a model whose text decoder has .layers of self-attention blocks and a final .norm, found {type(model).__name__}, which "
         "does not fit; open an issue with the model's name"
@@ -78,7 +80,7 @@ def _owners(model: Any) -> list[Any]:
 
 
 def attention_blocks(config: Any) -> tuple[int, ...]:
-    """Blocks with softmax self-attention, from a text configuration: those that are not linear attention, convolution or cross-attention."""
+    """Blocks with softmax self-attention, from a text configuration: not those of linear attention, convolution or cross-attention."""
     kinds = getattr(config, "layer_types", None) or ["attention"] * int(config.num_hidden_layers)
     crossed = set(getattr(config, "cross_attention_layers", None) or ())
     return tuple(k for k, kind in enumerate(kinds) if kind in SOFTMAX and k not in crossed)
@@ -154,16 +156,18 @@ class LogitScale:
 def logit_scale(model: Any, config: Any) -> LogitScale:
     """The scale of a model's logits: that of its configuration, if the model applies it.
 
-    Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma 2 has a soft cap; models that embed such a decoder do
-    this or leave it out. A pass over three tokens decides.
+    Cohere multiplies by `logit_scale`, Muse by `output_multiplier`, Granite divides by `logits_scaling`, Gemma 2 has a soft cap; models
+    that embed such a decoder do this or leave it out. A pass over three tokens decides.
 
     Raises
     ------
     CaptureError
         If the model's logits are none of these functions of the output of its unembedding.
     """
-    times, divided = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
-    factor = float(1 if times is None else times) / float(1 if divided is None else divided)
+    factor = 1.0
+    for name in ("logit_scale", "output_multiplier"):
+        factor *= float(found) if (found := getattr(config, name, None)) is not None else 1.0
+    factor /= float(found) if (found := getattr(config, "logits_scaling", None)) is not None else 1.0
     cap = next((float(found) for name in _CAPS if (found := getattr(config, name, None))), None)
     if factor == 1 and cap is None:
         return LogitScale()

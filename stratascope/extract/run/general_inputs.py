@@ -10,7 +10,9 @@ import torch
 
 from stratascope.errors import InvalidInputError
 
-BY_TOKEN = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "position_ids", "special_tokens_mask"})
+BY_TOKEN = frozenset(
+    {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "position_ids", "special_tokens_mask"}
+)
 """Outputs of processors by token, which a batch of prompts makes anew; all others belong to the images."""
 _IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id", "media_placeholder_token_id")
 

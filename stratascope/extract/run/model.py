@@ -26,7 +26,14 @@ from stratascope.extract.run.knockout import check_trace, knockout_effects, trac
 from stratascope.extract.run.loading import load_image_processor, load_model, on_device, usable_device
 from stratascope.extract.run.logits import LogitParts, Unembedding, check_attributable, directions, logit_parts
 from stratascope.extract.run.reference import Reference, run_reference
-from stratascope.extract.run.vision_features import ImageFeatures, accepts_features, feature_inputs, image_features, image_grids, image_sizes
+from stratascope.extract.run.vision_features import (
+    ImageFeatures,
+    accepts_features,
+    feature_inputs,
+    image_features,
+    image_grids,
+    image_sizes,
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ class CaptureModel:
     def of(cls, model: Any, rule: ImageRule) -> CaptureModel:
         """Around a model in memory on the host, for images that are already prepared."""
         made = cls.__new__(cls)
-        made._use(model, rule, torch.device("cpu"), torch.float32)
+        made._use(model, rule, torch.device("cpu"), model.dtype)
         return made
 
     def _use(self, model: Any, rule: ImageRule, device: torch.device, dtype: torch.dtype) -> None:

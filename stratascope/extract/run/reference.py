@@ -150,7 +150,7 @@ def _reference(
     """The attention output in the model's precision; `_rows` receives the weights of the last query of self-attention in a block."""
     block = block_of(module)
     if block is None or key.shape[2] != query.shape[2]:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)[0], None
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", modeling_llama.eager_attention_forward)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     capped = {} if softcap is None else {"softcap": softcap}

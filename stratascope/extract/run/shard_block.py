@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families.model_families import check_family
+from stratascope.extract.families.general_family import family_of
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.inputs import LoadedImage, first_per_image, joined, shown_image
 from stratascope.extract.run.model import Batch, Captured, PendingCapture
@@ -86,7 +86,7 @@ def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: n
             arrays["residual"][:, ~plan.present[k], at[row]] = np.nan
     _fill_vision(plan, members, captured, at, arrays)
     _fill_patches(plan, members, captured, int(members[0] - at[0]), arrays)
-    failed, causal = {}, check_family(plan.source).causal
+    failed, causal = {}, family_of(plan.source).causal
     for row, k in enumerate(members):
         tokens = len(plan.layouts[k].ids)
         for name, values in by_token.items():

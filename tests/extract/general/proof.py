@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stratascope.extract.families.general_family import NO_GRID, ProcessorRule
+from stratascope.extract.families.general_family import ProcessorRule
 from stratascope.extract.families.image_tokens import ImageTokens
 from stratascope.extract.run.capture import Capture, Pooling, capturing
 from stratascope.extract.run.decoder import attention_blocks, find_decoder
@@ -58,9 +58,11 @@ def prove(name: str, tiny: Tiny, *, rows: bool = True) -> Proved:
     ours = CaptureModel.of(model, ProcessorRule("", "", "", _no_probe))
     attending, count = attention_blocks(ours.decoder.config), len(ours.decoder.layers)
     alone = [_captured(ours, [case]) for case in cases]
-    batches = [*((each, [k]) for k, each in enumerate(alone)), (_captured(ours, cases), [0, 1])] if ours.accepts_features else [
-        (each, [k]) for k, each in enumerate(alone)
-    ]
+    batches = (
+        [*((each, [k]) for k, each in enumerate(alone)), (_captured(ours, cases), [0, 1])]
+        if ours.accepts_features
+        else [(each, [k]) for k, each in enumerate(alone)]
+    )
     causal = True
     for found, members in batches:
         for row, k in enumerate(members):
@@ -113,7 +115,8 @@ def _eager(model: Any, case: Case) -> Expected:
     ids = torch.tensor([case.ids])
     try:
         with torch.inference_mode():
-            inputs = general_inputs(model, ids, torch.tensor([ids.shape[1]]), case.image)
+            image = {name: values.to(model.dtype) if values.is_floating_point() else values for name, values in case.image.items()}
+            inputs = general_inputs(model, ids, torch.tensor([ids.shape[1]]), image)
             output = model(**inputs, use_cache=False, output_attentions=True)
     finally:
         for hook in hooks:

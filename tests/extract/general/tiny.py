@@ -32,6 +32,19 @@ SMALL = {
     "head_dim": 16,
     "out_hidden_size": 64,
     "image_size": 56,
+    "projector_hidden_size": 64,
+    "n_group": 1,
+    "topk_group": 1,
+    "text_hidden_size": 64,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "index_head_dim": 16,
+    "index_n_heads": 2,
+    "projection_hidden_size": 64,
+    "projection_dim": 64,
     "sliding_window": 12,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -56,8 +69,6 @@ class Tiny:
     """Class of the image processor, where transformers names none."""
     features: int | None = None
     """Image tokens of an image; None: those that the vision tower returns."""
-    before: int = 2
-    """Words before the image."""
 
 
 def config_of(name: str, tiny: Tiny) -> Any:
@@ -80,6 +91,8 @@ def _shrink(config: Any, ids: dict[str, int]) -> None:
     for name, value in SMALL.items():
         if isinstance(_plain(config, name), int):
             setattr(config, name, value)
+    if isinstance(_plain(config, "qk_rope_head_dim"), int):  # multi-head latent attention
+        config.head_dim, config.num_key_value_heads = 8, SMALL["num_attention_heads"]
     for name in dir(config):
         if name.endswith(("_token_id", "_token_index", "_patch_id")) and name not in SMALL and isinstance(_plain(config, name), int):
             setattr(config, name, ids.setdefault(name.replace("_index", "_id"), FIRST_ID + len(ids)))
@@ -113,6 +126,8 @@ def build(name: str, tiny: Tiny, attention: str = "eager") -> Any:
                 weight.copy_(drawn if "embed_tokens" in path else drawn * 1.2 / weight[0].numel() ** 0.5)
             elif path.endswith("bias"):
                 weight.copy_(0.1 * drawn)
+            elif path.endswith(("q_norm.weight", "k_norm.weight")):
+                weight.sub_(0.5)  # scores of hundreds would round the weights of two kernels apart by more than 1e-5
             elif path.endswith(("norm.weight", "norm1.weight", "norm2.weight")):
                 weight.add_(0.3 * drawn.abs())
     return model
