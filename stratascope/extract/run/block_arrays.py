@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stratascope.extract.families.model_families import check_family
+from stratascope.extract.families.general_family import family_of
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.model import Captured
 from stratascope.store import RECORDED, STATUS_CODES, StoreLayout, encode_maps
@@ -77,7 +77,7 @@ def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: n
             arrays["residual"][:, ~plan.present[k], at[row]] = np.nan
     _fill_vision(plan, members, captured, at, arrays)
     _fill_patches(plan, members, captured, int(members[0] - at[0]), arrays)
-    failed, causal = {}, check_family(plan.source).causal
+    failed, causal = {}, family_of(plan.source).causal
     for row, k in enumerate(members):
         tokens = len(plan.layouts[k].ids)
         for name, values in by_token.items():

@@ -16,7 +16,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from stratascope.errors import InvalidInputError, StratascopeError
-from stratascope.extract.model_files import missing_extra
+from stratascope.extract.families.general_family import GeneralModel
+from stratascope.extract.model_files import ModelSource, missing_extra
 from stratascope.extract.plan.duration import ExtractionTiming
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.planning import build_plan
@@ -115,7 +116,17 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     >>> plan_extraction(ExtractionSettings("demo", (folder / "scenes.jsonl",), folder / "images", record=("residual",), device="cpu"))
     <ExtractionPlan of demo: 4 examples, 6 layers; residual>
     """
-    return build_plan(settings, has_gpu=lambda: visible_gpus() != 0, weights=weights, progress=progress)
+    return build_plan(settings, has_gpu=lambda: visible_gpus() != 0, load_general=_load_general, weights=weights, progress=progress)
+
+
+def _load_general(source: ModelSource, system: str | None) -> GeneralModel:
+    """See `general_model`; imports torch and transformers."""
+    require_extract_extra()
+    from stratascope.extract.run.general_model import check_official, general_model
+
+    found = general_model(source, system)
+    check_official(source, found.rule, system)
+    return found
 
 
 def estimate_time(

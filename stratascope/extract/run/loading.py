@@ -40,7 +40,7 @@ def load_model(source: ModelSource, dtype: torch.dtype, untrained: int | None = 
     """
     if untrained is None:
         check_weight_files(source)
-    with _quiet(), _explained(source):
+    with _quiet(), explained(source):
         if untrained is not None:
             return _random_weights(source, dtype, untrained)
         model, info = AutoModelForImageTextToText.from_pretrained(
@@ -62,7 +62,7 @@ def load_image_processor(source: ModelSource) -> Any:
     MissingExtraError
         If transformers needs a package that is not installed.
     """
-    with _explained(source, "its image processor"):
+    with explained(source, "its image processor"):
         return AutoImageProcessor.from_pretrained(source.folder, local_files_only=True)
 
 
@@ -112,8 +112,16 @@ def _random_weights(source: ModelSource, dtype: torch.dtype, seed: int) -> Any:
 
 
 @contextmanager
-def _explained(source: ModelSource, what: str = "weights that fit its configuration") -> Iterator[None]:
-    """Turn errors of transformers into one line that names the model."""
+def explained(source: ModelSource, what: str = "weights that fit its configuration") -> Iterator[None]:
+    """Turn errors of transformers into one line that names the model.
+
+    Raises
+    ------
+    MissingExtraError
+        If transformers lacks a package.
+    InvalidInputError
+        For other errors.
+    """
     try:
         yield
     except (StratascopeError, MemoryError, torch.OutOfMemoryError):

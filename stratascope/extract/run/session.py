@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from stratascope.errors import CaptureError, InvalidInputError
+from stratascope.extract.families.general_family import ProcessorRule
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.images import image_token_order
 from stratascope.extract.run.capture import PatchTokens, Pooling
@@ -146,7 +147,12 @@ class ExtractionSession:
         )
 
     def next_batch(self, members: Sequence[int]) -> list[int]:
-        """The first of `members` (sorted by length) that fit in a padded batch within the token budget; at least one."""
+        """The first of `members` (sorted by length) that fit in a padded batch within the token budget; at least one.
+
+        Pixels of unknown processors are not joined: without precomputed features such a model runs one example at a time.
+        """
+        if isinstance(self.plan.tokenizer.rule, ProcessorRule) and not self.model.accepts_features:
+            return [members[0]]
         counts, batch = self.plan.token_counts, [members[0]]
         for example in members[1:]:
             if (len(batch) + 1) * int(counts[example]) > self.batch_tokens:
