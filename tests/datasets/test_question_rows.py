@@ -249,7 +249,9 @@ def test_only_offered_letters_are_answers(tmp_path: Path) -> None:
         answer_confidence(store, together="circle")
     task, _ = find_task(store, "answer", np.ones(12, bool))
     np.testing.assert_array_equal(task.codes, answers)
-    last = logit_lens(store).table
+    lens = logit_lens(store)
+    assert (lens.attributes["relations"], lens.attributes["without_word"]) == ([], [])
+    last = lens.table
     assert last[last["measure"] == "answer"]["value"].iloc[-1] == pytest.approx((answers == right).mean())
     explained = explain_example(store, 0)
     assert explained.answers["choice"].tolist() == ["A", "B"]
