@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stratascope.datasets.prompts import LETTERS
-from stratascope.datasets.question_rows import pope_question
+from stratascope.datasets.question_rows import FIELDS, pope_question
 from stratascope.errors import InvalidInputError
 
 Fields = Mapping[str, Any]
@@ -73,7 +73,9 @@ def _answer_in_parentheses(fields: Fields, options: list[str]) -> str:
 
 
 def _plain(fields: Fields, *left_out: str) -> dict[str, Any]:
-    return {k: v for k, v in fields.items() if isinstance(v, str | int | float | bool) and k not in left_out}
+    """Plain columns whose names have no meaning in rows of captions or questions."""
+    taken = {*left_out, *FIELDS, "caption", "text", "label"}
+    return {k: v for k, v in fields.items() if isinstance(v, str | int | float | bool) and k not in taken}
 
 
 def _cv_bench(fields: Fields) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def question_example(row: Row, default_id: str, default_split: str, choices: Seq
         If a field is missing or of another kind; the question has no options for letters, more options than letters, or options for a
         prompt that asks for yes or no; or the answer is none of its options, or ambiguous.
     """
-    fields = pope_question(row.fields) if row.fields.keys() >= _POPE else row.fields
+    fields = pope_question(row.fields) if "question" not in row.fields and row.fields.keys() >= _POPE else row.fields
     row = replace(row, fields=dict(fields))
     question, options = _text(row, "question"), _options(row)
     _check_choices(row, options, choices)

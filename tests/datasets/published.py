@@ -60,7 +60,7 @@ BLINK = [
 EMBSPATIAL = [
     {
         "question_id": f"mp3d_{k}", "question": "How are the chair and the lamp positioned in relation to each other in the image?",
-        "data_source": "mp3d", "relation": relation, "image": held(20),
+        "data_source": "mp3d", "relation": relation, "image": held(20), "caption": "a room", "subject": "sofa",
         "answer_options": [f"The chair is {text} the lamp." for text in ("left of", "right of", "above", "under")], "answer": k,
     }
     for k, relation in enumerate(("left", "right"))

@@ -56,6 +56,7 @@ def test_embspatial_bench(tmp_path: Path) -> None:
     examples = unpacked(tmp_path / "out", "embspatial", parquet(tmp_path / "test-00000-of-00001.parquet", EMBSPATIAL))
     assert [example.label for example in examples] == [0, 1]
     assert [example.relation for example in examples] == ["left", "right"]
+    assert examples[0].extra == {"data_source": "mp3d"}, "columns with names of other fields are left out"
     assert len({example.image for example in examples}) == 1
     assert PROMPTS["embspatial"].fill(examples[0]).text == NOTE.format("A, B, C, D") + (
         "How are the chair and the lamp positioned in relation to each other in the image?\nA) The chair is left of the lamp.\n"

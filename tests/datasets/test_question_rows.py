@@ -136,6 +136,11 @@ def test_prompts_refuse_examples_that_they_cannot_show(tmp_path: Path) -> None:
         minimal_pairs([both[1]], tmp_path, tmp_path / "pairs")
 
 
+def test_a_question_may_have_the_columns_of_pope(tmp_path: Path) -> None:
+    example = one(tmp_path, text="a page", label="yes")
+    assert (example.caption, example.label, example.extra) == (MINE["question"], 1, {"text": "a page", "label": "yes"})
+
+
 def test_a_caption_may_have_a_column_question(tmp_path: Path) -> None:
     row = {"image": "a.png", "caption": "The cup is near the key.", "relation": "near", "label": 1, "question": "Is it?"}
     (example,) = load_examples(written(tmp_path, [row]))
