@@ -24,6 +24,7 @@ import pytest
 from click.testing import CliRunner
 
 from stratascope.cli import all_commands, main
+from tests.store.buckets import environment, s3_server
 from tests.test_docs_pages import CHECKS, EXAMPLES, MADE
 
 pytest.importorskip("torch")
@@ -60,6 +61,9 @@ LARGE = {r"--model [\w.-]+/[\w.-]+": "--model demo", r"--revision COMMIT ": "", 
 
 HOUR = "gpu.md"
 """The page whose bash blocks are run in their order, with what stands in; those of others are the examples of --help."""
+
+BUCKET = "remote.md"
+"""The page whose commands write to a bucket: an S3 server stands in."""
 
 DOTS = "--model demo --examples vsr/test.jsonl --images vsr/images --boxes vsr/instances.json"
 """What `...` stands for: the options above it."""
@@ -171,7 +175,14 @@ def run(line: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=lambda page: page.name)
-def test_the_commands_of_a_page_work(page: Path, inside: Path) -> None:
+def test_the_commands_of_a_page_work(page: Path, inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if page.name == BUCKET:
+        with s3_server() as address:
+            for name, value in environment(address).items():
+                monkeypatch.setenv(name, value)
+            for line in commands_of(page):
+                run(line)
+        return
     for source in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE) if page.name in PROGRAMS else []:
         exec(compile(source, page.name, "exec"), {})
     for line in commands_of(page):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stratascope.errors import NotRecordedError
 from stratascope.results.schema import columns
 from stratascope.store.format.prompt_parts import shown_boxes
+from stratascope.store.format.provenance import label_kind
 from stratascope.store.io.offered_choices import OPTIONS, offered_logits
 
 if TYPE_CHECKING:
@@ -69,9 +70,11 @@ def answer_text(store: ActivationStore, example: int) -> str:
 
 
 def label_text(store: ActivationStore, example: int) -> str:
-    """Label as text: true, false, or the right answer of a question."""
+    """Label as text: true, false, the right answer of a question, or unknown."""
     label = int(store.examples["label"].iloc[example])
-    if store.provenance.get("data", {}).get("labels") == "choice":
+    if (kind := label_kind(store.provenance)) == "none":
+        return "unknown"
+    if kind == "choice":
         answers = store.provenance.get("prompt", {}).get("answers") or store.layout.choices
         options = store.provenance.get("data", {}).get(OPTIONS)
         text = f" ({store.examples['right_option'].iloc[example]})" if options else ""

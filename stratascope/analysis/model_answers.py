@@ -17,6 +17,7 @@ from stratascope.results.schema import columns
 from stratascope.stats.intervals import clustered_wilson
 from stratascope.store import ActivationStore, column_texts, offered_logits
 from stratascope.store.format.json_schema import each
+from stratascope.store.format.provenance import label_kind
 from stratascope.store.io.example_identity import image_groups
 from stratascope.store.io.selection import listing
 
@@ -109,6 +110,10 @@ def right_choices(store: ActivationStore, examples: NDArray[np.int64]) -> NDArra
     InvalidInputError
         If a label is none of the choices.
     """
+    if label_kind(store.provenance) == "none":
+        raise NotRecordedError(
+            "expected labels that name the right choice, found examples without labels; give every row a label and extract again"
+        )
     answers = store.provenance.get("prompt", {}).get("answers")
     if not answers or any(answer not in store.layout.choices for answer in answers):
         raise NotRecordedError(

@@ -42,7 +42,7 @@ def answers_command(store: str, output: Output, only: tuple[str, ...], together:
 @options_of(logit_lens, positions="Positions of the residual stream; default: final.", seed="Seed of the bootstrap over images.")
 @click.option(
     "--probe",
-    type=click.Path(path_type=Path),
+    type=options.RESULTS_INPUT,
     help="Results of probes for the right answer, to show beside the readout; default: those in the folder of results.",
 )
 @options.only
@@ -88,9 +88,7 @@ def attribution_command(store: str, output: Output, **chosen: Any) -> None:
 
 @click.command()
 @click.argument("store")
-@click.option(
-    "--probe", type=click.Path(path_type=Path), help="Results file of a probe by head; default: the first in the folder of results."
-)
+@click.option("--probe", type=options.RESULTS_INPUT, help="Results file of a probe by head; default: the first in the folder of results.")
 @options.only
 @options.scheduler
 @results_output

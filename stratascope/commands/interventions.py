@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Erase, steer and patch what probes read; measure the answers.")
 @click.argument("store")
-@click.argument("results", type=click.Path(path_type=Path))
+@click.argument("results", type=options.RESULTS_INPUT)
 @options_of(
     InterventionSettings,
     task="Task of saved probe results: their folds and labels give the directions.",
@@ -136,7 +136,7 @@ def intervene_command(
 
 
 @click.command(short_help="Layers that encode a concept, use it, both, or neither.")
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("results", nargs=-1, required=True, type=options.RESULTS_INPUT)
 @click.option(
     "--evidence",
     type=click.Choice(["erase", "reflect", "steer", "patch"]),

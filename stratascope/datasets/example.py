@@ -32,8 +32,8 @@ class Example:
     """Caption or, where `parts` has no relation, a question."""
     relation: str
     """Relation that the caption states; of a question, the group by which answers are reported."""
-    label: int
-    """1 for a true and 0 for a false caption; with `choices`, the number of the right one."""
+    label: int | None
+    """1 for a true and 0 for a false caption; with `choices`, the number of the right one; None where the file has no labels."""
     split: str
     """The row's own `split`, or the stem of its file."""
     parts: CaptionParts

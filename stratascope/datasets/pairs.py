@@ -176,6 +176,8 @@ def variant_of(example: Example, name: str) -> Variant:
     name
         One of `VARIANTS`.
     """
+    if example.label is None:
+        return Variant(None, "the caption has no label")
     relation = relation_of(example.relation)
     if relation is None:
         return Variant(None, f"the relation {example.relation!r} is not in the table of relations")

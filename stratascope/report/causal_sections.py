@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from stratascope.causal import EncodingUse, Intervention
 from stratascope.report.blocks import Block, Cited, Drawing, Folded, Missing, Prose, Table
-from stratascope.report.headline import POSITION_WORDS, task_words
 from stratascope.report.result_set import ResultSet
+from stratascope.report.task_words import POSITION_WORDS, task_words
 from stratascope.results.stored_result import StoredResult
 
 EVIDENCE = {

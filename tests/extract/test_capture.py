@@ -14,8 +14,7 @@ from PIL import Image  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLConfig  # noqa: E402
 
 from stratascope.extract.plan.images import apply_condition, open_image  # noqa: E402
-from stratascope.extract.run.attention_function import NAME  # noqa: E402
-from stratascope.extract.run.capture import Capture, Pooling, capturing  # noqa: E402
+from stratascope.extract.run.capture import Capture, Pooling, capturing, use_captured_attention  # noqa: E402
 from stratascope.extract.run.session import ExtractionSession  # noqa: E402
 
 
@@ -124,7 +123,7 @@ def test_rows_of_a_random_model_with_sharp_attention(heads: tuple[int, int]) -> 
     )
     torch.manual_seed(0)
     ours = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
-    ours.set_attn_implementation({"text_config": NAME, "vision_config": "sdpa"})
+    use_captured_attention(ours)
     with torch.no_grad():
         for name, weight in ours.named_parameters():
             if weight.ndim == 2 and ".layers." in name:

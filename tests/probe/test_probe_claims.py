@@ -157,8 +157,21 @@ def test_a_null_result_gives_its_number_and_the_detectable_effect(tmp_path):
     assert found, done.lines
     assert 0.7 < float(found[1]) < 0.95
     assert "any layer (n = 60; not even the best possible advantage of 0.5 would have been detected with 80 % power; above chance" in text
-    one, _, _ = probed(tmp_path, store, tasks=("truth",), positions=("final",), layers=(1,))
+    one, _, text = probed(tmp_path / "one", store, tasks=("truth",), positions=("final",), layers=(1,))
+    assert "is not detected at the final token in layer 1, the only one probed, (n = 60; " in text
     assert re.search(r"above chance: not detected, by [+-]0\.\d{3} \[-0\.\d{3}, 0\.\d{3}\] \(n = 60; AUROC of at", "\n".join(one.lines))
+
+
+def test_a_study_of_one_layer_says_nothing_about_others(stores, tmp_path):
+    _, results, text = probed(tmp_path, stores[0], tasks=("truth",), positions=("final",), layers=(4,), controls=("shuffled",))
+    assert re.match(
+        r"The truth of the caption is detected at the final token in layer 4 \(n = 400; [^)]*\)\. The probe, at layer 4, has an AUROC", text
+    )
+    assert re.search(r"With shuffled labels the same probe scores 0\.\d\d\. At layer 4 the advantage", text)
+    for other in ("last layer", "first above", "best probe", "all layers", "each layer", "any layer"):
+        assert other not in text, other
+    facts = next(block for block in headline(results) if isinstance(block, Facts))
+    assert [fact.label for fact in facts.facts[:2]] == ["layer detected (n = 400): truth at the final token", "AUROC of the probe, layer 4"]
 
 
 def test_the_lowest_log_loss_is_the_best(tmp_path):

@@ -38,6 +38,8 @@ class ModelShape:
     """Precision of the stored weights."""
     vision_whole: tuple[int, ...] = ()
     """Blocks of the vision tower with full attention, counted from 0; the others use windows."""
+    attention: tuple[int, ...] | None = None
+    """Decoder blocks with softmax attention; None: all."""
 
 
 @dataclass(frozen=True)

@@ -84,13 +84,13 @@ class PrefixFormat(PromptFormat):
     def __init__(self, source: ModelSource, placeholder: str, system: str | None) -> None:
         if system:
             raise InvalidInputError(f"expected no `system` for {source.name}, whose prompts are a prefix without turns, found {system!r}")
-        self._placeholder, self._begin = placeholder, source.named_token("bos_token", "<bos>")
+        self.placeholder, self._begin = placeholder, source.named_token("bos_token", "<bos>")
 
     def render(self, text: str) -> str:
-        return f"{self._placeholder}{self._begin}{text}\n"
+        return f"{self.placeholder}{self._begin}{text}\n"
 
     def processor_text(self, text: str) -> str:
-        return f"{self._placeholder}{text}"
+        return f"{self.placeholder}{text}"
 
     def is_plain(self, text: str) -> bool:
         return False
@@ -107,7 +107,7 @@ class ChatFormat(PromptFormat):
     source
         The model.
     placeholder
-        Image placeholder of the chat template.
+        Image placeholder of the chat template; None: what the template writes for an image.
     system
         Text of the system turn; None leaves it to the template, and an empty text leaves it out.
 
@@ -118,13 +118,28 @@ class ChatFormat(PromptFormat):
         turned off.
     """
 
-    def __init__(self, source: ModelSource, placeholder: str, system: str | None) -> None:
-        self._source, self._placeholder, self._system = source, placeholder, system
+    def __init__(self, source: ModelSource, placeholder: str | None, system: str | None) -> None:
+        self._source, self._system = source, system
         self.dates = frozenset()
         self.template_options = self._without_thinking()
+        self.placeholder = self._written_image() if placeholder is None else placeholder
         self.answer_gap = self._examined_gap()
         begin = source.named_token("bos_token")
         self.adds_special = not (begin and self.render("x").startswith(begin))
+
+    def _written_image(self) -> str:
+        """What the template adds for the image of a conversation."""
+        user = self.conversation(_ASKED)
+        bare = [*user[:-1], {**user[-1], "content": user[-1]["content"][1:]}]
+        with_image, without = self._apply_template(user, True), self._apply_template(bare, True)
+        start = next((k for k, (a, b) in enumerate(zip(with_image, without, strict=False)) if a != b), len(without))
+        stop = len(with_image) - (len(without) - start)
+        if stop <= start or with_image[:start] + with_image[stop:] != without:
+            raise InvalidInputError(
+                f"{self._source.name}: expected a chat template that writes an image of the user's turn in one place, found {with_image!r} "
+                f"with and {without!r} without it; use a model whose template takes images"
+            )
+        return with_image[start:stop]
 
     def _without_thinking(self) -> Mapping[str, bool]:
         """Options that turn reasoning off, so that the answer follows the prompt; empty for templates without reasoning."""
@@ -192,10 +207,10 @@ class ChatFormat(PromptFormat):
 
     def _rendered(self, text: str) -> str:
         rendered = self._apply_template(self.conversation(text), True)
-        if rendered.count(self._placeholder) != 1:
+        if rendered.count(self.placeholder) != 1:
             raise InvalidInputError(
-                f"{self._source.name}: expected its chat template to place one {self._placeholder}, found "
-                f"{rendered.count(self._placeholder)} in {rendered!r}"
+                f"{self._source.name}: expected its chat template to place one {self.placeholder}, found "
+                f"{rendered.count(self.placeholder)} in {rendered!r}"
             )
         return rendered
 

@@ -14,7 +14,8 @@ from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import Box, cells_in_box, grid_cells
 from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import Prompt
-from stratascope.extract.families.model_families import ModelShape, check_family
+from stratascope.extract.families.general_family import family_of
+from stratascope.extract.families.model_families import ModelShape
 from stratascope.extract.model_files import ModelSource, resolve_model
 from stratascope.extract.plan.image_boxes import flipped, in_view, view_size
 from stratascope.extract.plan.images import ImageFacts, apply_condition, open_image, thumbnail
@@ -215,7 +216,7 @@ class ExtractionPlan:
         """Cost of the knockouts in forward passes over an average example."""
         if self.knockouts is None:
             return 0.0
-        blocks, family, work = self.shape.layers, check_family(self.source), 0
+        blocks, family, work = self.shape.layers, family_of(self.source), 0
         for k in np.flatnonzero(self.knockouts.chosen):
             length = len(self.layouts[k].ids)
             together = None if family.causal else (0, length) if family.prefix else self.layouts[k].spans["image"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError
-from stratascope.extract.families.model_families import check_family
+from stratascope.extract.families.general_family import family_of
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.settings import ExtractionSettings
 from stratascope.store import ActivationStore
@@ -163,7 +163,7 @@ def tail_length(plan: ExtractionPlan, example: int, positions: Sequence[str]) ->
     tokens = [plan.position_tokens(example, name) for name in positions]
     if any(found is None or not len(found) for found in tokens):
         return None
-    layout, family = plan.layouts[example], check_family(plan.source)
+    layout, family = plan.layouts[example], family_of(plan.source)
     length, first = len(layout.ids), min(int(found.min()) for found in tokens if found is not None)
     start, stop = (0, 0) if family.causal else (0, length) if family.prefix else layout.spans["image"]
     return length - (start if start <= first < stop else first)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,25 +15,26 @@ from stratascope.datasets.examples import Example, files_digest, load_examples
 from stratascope.datasets.progress import progress_bar
 from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families.image_tokens import PatchGrid
-from stratascope.extract.families.model_families import ModelShape, check_family, image_rule, logits_capped, model_shape
-from stratascope.extract.model_files import check_weight_form, quantization, resolve_model
+from stratascope.extract.families.general_family import (
+    NO_GRID,
+    GeneralLoader,
+    GeneralModel,
+    check_cells,
+    check_records,
+    family_of,
+    is_general,
+)
+from stratascope.extract.families.image_tokens import ImageRule, PatchGrid
+from stratascope.extract.families.model_families import ModelShape, image_rule, logits_capped, model_shape
+from stratascope.extract.model_files import ModelSource, check_weight_form, quantization, resolve_model
 from stratascope.extract.plan.extraction_plan import ExtractionPlan, patch_counts
 from stratascope.extract.plan.image_boxes import aligned_examples, alignment_cases, stretched_examples
 from stratascope.extract.plan.images import PLACEHOLDER_SIZE, ImageFacts, images_digest, inspect_images, shown_images, stated_images
 from stratascope.extract.plan.knockout_plan import ALL_MODES, Knockouts, layer_windows, ordered_targets
-from stratascope.extract.plan.settings import (
-    BOX_POSITIONS,
-    GRID_POSITIONS,
-    GROUPS,
-    POSITIONS,
-    TEXT_POSITIONS,
-    TOP_TOKENS,
-    ExtractionSettings,
-)
+from stratascope.extract.plan.positions import saved_positions, vision_positions
+from stratascope.extract.plan.settings import BOX_POSITIONS, TOP_TOKENS, ExtractionSettings
 from stratascope.extract.plan.token_layout import ANSWER_LOGITS, SPANS, TILES, PromptTokenizer, TokenLayout, answer_forms
 from stratascope.store import StoreLayout
-from stratascope.store.format.prompt_parts import MEANS, ROLES, TOKEN_POSITION, grouped_cells
 from stratascope.store.io.offered_choices import OPTIONS
 
 DEFAULT_PATCH_LAYERS = 5
@@ -57,7 +58,12 @@ def _no_collection() -> Iterator[None]:
 
 @_no_collection()
 def build_plan(
-    settings: ExtractionSettings, *, has_gpu: Callable[[], bool], weights: bool = False, progress: bool = False
+    settings: ExtractionSettings,
+    *,
+    has_gpu: Callable[[], bool],
+    load_general: GeneralLoader,
+    weights: bool = False,
+    progress: bool = False,
 ) -> ExtractionPlan:
     """Tokenise every example, check every image, lay out the store; run nothing and write nothing.
 
@@ -67,6 +73,8 @@ def build_plan(
         Model, data, and what to save.
     has_gpu
         Whether `device="auto"` means a GPU; called once examples and images are checked, as it may import torch.
+    load_general
+        Reads a model whose type has no family of its own; imports torch.
     weights, progress
         See `plan_extraction`.
 
@@ -81,19 +89,8 @@ def build_plan(
     trained = settings.untrained is None
     source = resolve_model(settings.model, revision=settings.revision, weights=weights and trained)
     check_weight_form(source)
-    shape = model_shape(source)
-    if "vision_residual" in settings.record and not check_family(source).tower:
-        raise InvalidInputError(
-            f"expected a model of the Qwen families for vision_residual, found {source.config['model_type']!r}, whose vision tower "
-            "cannot be captured; leave vision_residual out of `record`"
-        )
-    apart = sorted({"head_logits", "value_logits"} & set(settings.record))
-    if apart and logits_capped(source):
-        raise InvalidInputError(
-            f"expected a model whose logits are linear in the outputs of heads and MLPs for {', '.join(apart)}, found "
-            f"{source.config['model_type']!r} with soft-capped logits; leave {' and '.join(apart)} out of `record`"
-        )
-    rule = image_rule(source, settings.max_pixels)
+    general = load_general(source, settings.system) if is_general(source) else None
+    shape, rule = _shape_and_rule(source, settings, general)
     prompt = PROMPTS[settings.prompt]
     boxes = BoxIndex.from_coco(settings.boxes) if settings.boxes else None
     asked = None if prompt.answers else prompt.choices
@@ -106,6 +103,8 @@ def build_plan(
     else:
         facts = inspect_images(settings.image_path(""), names, strict=settings.strict, progress=progress)
     layouts = _layouts(tokenizer, examples, shown, facts, settings, progress)
+    if any(layout.grid == NO_GRID for layout in layouts):
+        check_cells(source, _requests_of_cells(settings))
     unusable = [fact.problem for fact in facts.values() if fact.problem]
     if len(unusable) == len(facts):
         raise InvalidInputError(f"expected at least one readable image, found none of {len(facts):,}: {unusable[0]}")
@@ -132,7 +131,7 @@ def build_plan(
     record -= frozenset() if patched.any() else {"patch_residual"}
     sees = bool(record & {"vision_residual", "vision_output"})
     dtype, device = _dtype_and_device(settings, shape, has_gpu)
-    positions = _positions(settings, examples, layouts)
+    positions = saved_positions(settings, examples, layouts)
     store = StoreLayout(
         examples=len(examples),
         layers=shape.layers,
@@ -146,12 +145,13 @@ def build_plan(
         record=record,
         vision_layers=shape.vision_layers if "vision_residual" in record else 0,
         vision_hidden=shape.vision_hidden if "vision_residual" in record else 0,
-        vision_positions=_vision_positions(positions) if sees else (),
+        vision_positions=vision_positions(positions) if sees else (),
         answer_forms=tuple(forms),
         ranks=TOP_TOKENS if "top_tokens" in record else 0,
         patches=int(patch_counts(layouts, patched).max()),
         patch_layers=_patch_layers(settings, shape.layers) if patched.any() else (),
         fusion=settings.fusion,
+        softmax_layers=shape.attention if shape.attention and len(shape.attention) < shape.layers else (),
         block=settings.block,
         thumbnail=None if settings.condition == "patch-shuffle" else settings.thumbnail and settings.thumbnail[::-1],
         computed_dtype=dtype,
@@ -183,7 +183,7 @@ def build_plan(
             "boxes": files_digest([settings.boxes]) if settings.boxes else None,
             "images": images_digest(facts),
             "limit": settings.limit,
-            **({"labels": "choice"} if examples[0].choices else {}),
+            **({"labels": "choice"} if examples[0].choices else {"labels": "none"} if examples[0].label is None else {}),
             **({"questions": True} if examples[0].is_question else {}),
             **({OPTIONS: True} if examples[0].options else {}),
             **({"box_alignment": cases} if (cases := alignment_cases(alignments)) else {}),
@@ -200,6 +200,37 @@ def build_plan(
         settings, source, shape, tokenizer, examples, shown, facts, alignments, layouts, has_map, patched, forms, None, store, provenance
     )
     return _with_knockouts(plan, knocked) if knocked.any() else plan
+
+
+def _shape_and_rule(source: ModelSource, settings: ExtractionSettings, general: GeneralModel | None) -> tuple[ModelShape, ImageRule]:
+    """The model's sizes and how it writes images; InvalidInputError for records that it does not have."""
+    shape = model_shape(source) if general is None else general.shape
+    if "vision_residual" in settings.record and not family_of(source).tower:
+        raise InvalidInputError(
+            f"expected a model of the Qwen families for vision_residual, found {source.config['model_type']!r}, whose vision tower "
+            "cannot be captured; leave vision_residual out of `record`"
+        )
+    apart = sorted({"head_logits", "value_logits"} & set(settings.record))
+    if apart and general is None and logits_capped(source):
+        raise InvalidInputError(
+            f"expected a model whose logits are linear in the outputs of heads and MLPs for {', '.join(apart)}, found "
+            f"{source.config['model_type']!r} with soft-capped logits; leave {' and '.join(apart)} out of `record`"
+        )
+    if general is None:
+        return shape, image_rule(source, settings.max_pixels)
+    check_records(source, shape, settings.record, settings.max_pixels)
+    return shape, general.rule
+
+
+def _requests_of_cells(settings: ExtractionSettings) -> dict[str, list[str]]:
+    """Parameter -> its values that need the place of each image token."""
+    placed = [name for name in settings.positions or () if name in ("cells", *BOX_POSITIONS) or name.startswith("cell_")]
+    return {
+        "boxes": [str(settings.boxes)] if settings.boxes else [],
+        "positions": placed,
+        "record": [name for name in settings.record if name == "vision_output"],
+        "patches": [str(settings.patches)] if settings.patches else [],
+    }
 
 
 def _layouts(
@@ -265,75 +296,6 @@ def _patch_layers(settings: ExtractionSettings, blocks: int) -> tuple[int, ...]:
             f"expected `patch_layers` within 0 to {blocks}, as the model has {blocks} decoder blocks, found {beyond[0]}"
         )
     return tuple(sorted(set(settings.patch_layers)))
-
-
-def _positions(settings: ExtractionSettings, examples: Sequence[Example], layouts: Sequence[TokenLayout]) -> tuple[str, ...]:
-    """Names of the positions to save: the default ones, means, text tokens by role, then groups of image cells."""
-    asked = set(("default",) if settings.positions is None else settings.positions)
-    if asked <= {"default", *POSITIONS}:
-        return _default_positions(settings, asked, examples, layouts)
-    roles = _roles(layouts)
-    cells = sorted({name for grid in {layout.grid for layout in layouts} for name in grouped_cells(*grid)}, key=_cell)
-    means = [f"{name}_mean" for name in MEANS if any(name in layout.spans for layout in layouts)]
-    others = [*means, *roles, *cells]
-    absent = sorted(asked - {*POSITIONS, *GROUPS, *others})
-    if absent:
-        raise InvalidInputError(
-            f"expected an example with position {absent[0]!r}, found none; the text tokens are {', '.join(roles)}; the groups of image "
-            f"cells are {cells[0]} to {cells[-1]}"
-        )
-    kept = {name for name in others if name in asked or _group(name, roles) in asked}
-    return (*_default_positions(settings, asked, examples, layouts), *(name for name in others if name in kept))
-
-
-def _group(name: str, roles: Mapping[str, bool]) -> str:
-    """The group that saves a position: none for text tokens that are the same in every example."""
-    if name.startswith("cell_"):
-        return "cells"
-    return ("tokens" if roles[name] else "") if name in roles else "means"
-
-
-def _roles(layouts: Sequence[TokenLayout]) -> dict[str, bool]:
-    """Role of a text token -> whether it follows the image or is of the prompt in some example, ordered by `ROLES`."""
-    found: dict[str, bool] = {}
-    for layout in {id(layout): layout for layout in layouts}.values():
-        seen = layout.seen
-        for role, token in layout.roles.items():
-            found[role] = found.get(role, False) or token >= seen
-    parts = {role: TOKEN_POSITION.fullmatch(role) for role in found}
-    return {role: found[role] for role in sorted(found, key=lambda role: (ROLES.index(parts[role][1]), int(parts[role][2])))}  # type: ignore[index]
-
-
-def _cell(name: str) -> tuple[int, ...]:
-    return tuple(map(int, name.split("_")[1:]))
-
-
-def _default_positions(
-    settings: ExtractionSettings, asked: set[str], examples: Sequence[Example], layouts: Sequence[TokenLayout]
-) -> tuple[str, ...]:
-    placed = settings.condition != "patch-shuffle"
-    exists: dict[str, Callable[[], bool]] = {
-        "final": lambda: True,
-        "image": lambda: True,
-        **{name: lambda name=name: any(name in layout.spans for layout in layouts) for name in TEXT_POSITIONS},  # type: ignore[misc]
-        "subject_box": lambda: placed and any(example.subject_box for example in examples),
-        "object_box": lambda: placed and any(example.object_box for example in examples),
-    }
-    if "tokens" in asked:
-        asked = asked | {"final"}
-    for name in asked & set(POSITIONS):
-        if not exists[name]():
-            why = (
-                "no boxes were matched; set `boxes` to a COCO file"
-                if name in BOX_POSITIONS
-                else f"the prompt {settings.prompt!r} does not name it"
-            )
-            raise InvalidInputError(f"expected an example with position {name!r}, found none: {why}")
-    return tuple(name for name in POSITIONS if name in asked or ("default" in asked and exists[name]()))
-
-
-def _vision_positions(positions: Sequence[str]) -> tuple[str, ...]:
-    return ("image", *(name for name in BOX_POSITIONS if name in positions), *GRID_POSITIONS)
 
 
 def _dtype_and_device(settings: ExtractionSettings, shape: ModelShape, has_gpu: Callable[[], bool]) -> tuple[str, str]:

@@ -66,14 +66,14 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
             "image_phash": plan.facts[example.image].phash,
             "caption": example.caption,
             "relation": example.relation,
-            "label": int(example.label),
+            "label": -1 if example.label is None else int(example.label),
             "subject": example.subject,
             "object": example.object,
             "split": example.split,
             "image_width": size[0],
             "image_height": size[1],
         }
-        if example.options:
+        if example.options and example.label is not None:  # a question always has its answer
             row |= {OPTIONS: len(example.options), "right_option": example.options[example.label]}
         if turned:
             row["exif_orientation"] = plan.facts[example.image].orientation

@@ -20,8 +20,8 @@ from stratascope.datasets.captions import Interval
 from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import FilledPrompt, Prompt
 from stratascope.errors import InvalidInputError
+from stratascope.extract.families.general_family import NO_GRID, family_of
 from stratascope.extract.families.image_tokens import ImageRule, ImageTokens
-from stratascope.extract.families.model_families import check_family
 from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.chat_template import ChatFormat, PrefixFormat, PromptFormat
 from stratascope.extract.plan.template_framing import Frame, frame_of, tokens_within
@@ -140,7 +140,7 @@ class PromptTokenizer:
         if image_id is None:
             raise InvalidInputError(f"{source.name}: expected the token {rule.token} in its tokenizer, found none")
         self.image_id = int(image_id)
-        self.prompt_format: PromptFormat = (PrefixFormat if check_family(source).prefix else ChatFormat)(source, rule.placeholder, system)
+        self.prompt_format: PromptFormat = (PrefixFormat if family_of(source).prefix else ChatFormat)(source, rule.placeholder, system)
         self._image_tokens = lru_cache(maxsize=4096)(rule.tokens)
         self._frame = lru_cache(maxsize=4096)(self._framed)
         self._frames_hold, self._system = True, system
@@ -332,6 +332,8 @@ def _key(example: Example, image_size: tuple[int, int]) -> Hashable:
 def _image_spans(runs: Sequence[Interval], image: ImageTokens) -> dict[str, Interval]:
     """Spans of the cells and of the other image tokens, from the `runs` of all image tokens."""
     a, b = image.cells
+    if image.grid == NO_GRID:
+        return {"image": (runs[0][0], runs[-1][1])}
     assert b - a == image.grid[0] * image.grid[1], "there is one cell for each place of the grid"
     if len(runs) == 1 and (a, b) == (0, runs[0][1] - runs[0][0]):
         return {"image": runs[0]}

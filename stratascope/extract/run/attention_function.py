@@ -6,7 +6,7 @@ transformers silently builds no mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,6 +17,9 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from stratascope.errors import CaptureError
+from stratascope.extract.run.decoder import block_of, output_projection
 
 NAME = "stratascope_rows"
 """Name of the attention function; it must not contain sdpa, flash or flex, which transformers matches by pattern."""
@@ -30,8 +33,8 @@ class BlockAttention:
     """Inputs and output of self-attention in one decoder block."""
 
     block: int
-    projection: Any
-    """W_O, as a module."""
+    module: nn.Module
+    """The attention module."""
     query: torch.Tensor
     """(batch, head, token, width), after rotary embedding."""
     key: torch.Tensor
@@ -43,6 +46,11 @@ class BlockAttention:
     softcap: float | None
     output: torch.Tensor
     """(batch, token, head, width), before W_O."""
+
+    @property
+    def projection(self) -> Any:
+        """W_O, as a module."""
+        return output_projection(self.module)
 
     def weights(self, positions: torch.Tensor) -> torch.Tensor:
         """Attention rows of selected queries, see `attention_weights`."""
@@ -176,8 +184,15 @@ def _attention(
     softcap: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Stock SDPA; the listener receives inputs and output."""
-    block = int(module.layer_idx)  # type: ignore[arg-type]
+    """Stock SDPA; the listener receives inputs and output of self-attention in decoder blocks.
+
+    Attention of other modules (a vision tower that shares the configuration) and over other states (cross-attention) is stock SDPA alone.
+    """
+    block = block_of(module)
+    if options.get("s_aux") is not None or options.get("position_bias") is not None:
+        raise CaptureError(f"expected attention that is a softmax of scaled scores, found {type(module).__name__} with sinks or a bias")
+    if block is None or key.shape[2] != query.shape[2]:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)[0], None
     override, listener = _override.get(), _listener.get()
     if override is not None:
         key, value, attention_mask = override(block, key, value)
@@ -187,8 +202,16 @@ def _attention(
     else:
         output = _softcapped(query, key, value, attention_mask, factor, softcap)
     if listener is not None:
-        listener.on_attention(BlockAttention(block, module.o_proj, query, key, value, attention_mask, factor, softcap, output))
+        if attention_mask is None and not _is_causal(module, options):
+            attention_mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+        listener.on_attention(BlockAttention(block, module, query, key, value, attention_mask, factor, softcap, output))
     return output, None
+
+
+def _is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:
+    """Whether stock SDPA is causal without a mask."""
+    given = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if given is None else given)
 
 
 AttentionInterface.register(NAME, _attention)

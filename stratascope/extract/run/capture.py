@@ -7,7 +7,7 @@ Rows of the final token are computed in float32 from the model's queries and key
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from stratascope.errors import CaptureError
 from stratascope.extract.run.attention_function import NAME, BlockAttention, fused_map, listening
+from stratascope.extract.run.decoder import find_decoder, mark_blocks
 
 
 @dataclass
@@ -66,8 +67,10 @@ class Capture:
             self.entry = self.at_entry(hidden)
 
     def on_attention(self, seen: BlockAttention) -> None:
-        """Keep the requested arrays of one block's attention."""
+        """Keep the requested arrays of one block's attention; CaptureError if the block attends twice."""
         block, heads = seen.block, seen.query.shape[1]
+        if block in self.rows:
+            raise CaptureError(f"expected one self-attention in decoder block {block}, found two; open an issue with the model's name")
         self.rows[block] = seen.weights(self.last[:, None])[:, :, 0]
         if "maps" in self.want:
             self.fused[block] = fused_map(seen, self.fusion)
@@ -237,27 +240,18 @@ def capturing(decoder: nn.Module, capture: Capture) -> Iterator[Capture]:
         yield capture
 
 
-def text_decoder(model: nn.Module) -> nn.Module:
-    """The text decoder of a model, which has `.layers` and `.norm`.
+def text_decoder(model: nn.Module) -> Any:
+    """The text decoder of a model, which has `.layers` and `.norm`, see `find_decoder`.
 
     Raises
     ------
     CaptureError
-        If there is none, or its blocks have no attention with an output projection.
+        If there is none.
     """
-    base = getattr(model, "model", model)
-    for name in ("language_model", "text_model"):
-        decoder: nn.Module | None = getattr(base, name, None)
-        blocks: Any = getattr(decoder, "layers", None)
-        if decoder is not None and blocks and hasattr(decoder, "norm") and hasattr(getattr(blocks[0], "self_attn", None), "o_proj"):
-            return decoder
-    raise CaptureError(
-        f"expected a model whose text decoder has .layers of self-attention blocks and a final .norm, found {type(model).__name__}, which "
-        "does not fit; open an issue with the model's name"
-    )
+    return find_decoder(model)
 
 
-def use_captured_attention(model: nn.Module) -> nn.Module:
+def use_captured_attention(model: nn.Module) -> Any:
     """Set the attention function `NAME` in the text decoder, stock SDPA in the vision tower; returns the decoder.
 
     Raises
@@ -266,14 +260,18 @@ def use_captured_attention(model: nn.Module) -> nn.Module:
         If the model does not accept another attention function.
     """
     decoder = text_decoder(model)
+    mark_blocks(decoder)
     set_text_attention(model, NAME)
-    found = decoder.config._attn_implementation  # type: ignore[union-attr]
+    found = decoder.config._attn_implementation
     if found != NAME:
         raise CaptureError(f"expected {type(model).__name__} to accept the attention function {NAME!r}, found it using {found!r}")
     return decoder
 
 
-def set_text_attention(model: nn.Module, name: str) -> None:
+def set_text_attention(model: Any, name: str) -> None:
     """Set the attention function of the text decoder; the vision tower uses stock SDPA."""
     stock = "sdpa" if getattr(model, "_supports_sdpa", True) else "eager"  # Gemma 2 has no stock SDPA, for its soft cap
-    model.set_attn_implementation({"": stock, "text_config": name, "vision_config": "sdpa"})  # type: ignore[operator]
+    with suppress(ValueError):  # a part without SDPA keeps the attention with which it was loaded
+        model.set_attn_implementation({"": stock, "text_config": name, "vision_config": "sdpa"})
+    for config in {id(found): found for module in text_decoder(model).modules() if (found := getattr(module, "config", None))}.values():
+        config._attn_implementation = name  # also where the text model's configuration has another name

@@ -12,6 +12,7 @@ from PIL import Image
 from qwen_vl_utils import fetch_image
 
 from stratascope.errors import CaptureError, InvalidInputError
+from stratascope.extract.families.general_family import ProcessorRule
 from stratascope.extract.families.image_tokens import CanvasTiles, ImageRule, PatchGrid, SplitTiles
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.images import ImageChangedError, apply_condition, decoded_file, thumbnail
@@ -32,6 +33,9 @@ class PreparedImages:
 
 def prepare_image(processor: Any, rule: ImageRule, image: Image.Image) -> PreparedImages:
     """Process one image with the family's processor; images for Qwen are resized by qwen_vl_utils first."""
+    if isinstance(rule, ProcessorRule):
+        prepared: PreparedImages = rule.probe.prepare(image)
+        return prepared
     if isinstance(rule, PatchGrid):
         width, height = rule.resize(*image.size)
         size = {"resized_width": width, "resized_height": height}

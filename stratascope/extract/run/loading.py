@@ -12,6 +12,7 @@ from transformers.utils import logging as hf_logging
 
 from stratascope.errors import InvalidInputError, MissingExtraError, StratascopeError
 from stratascope.extract.model_files import ModelSource, check_weight_files
+from stratascope.extract.run.device_memory import OutOfMemory, attempt
 
 LONGEST_TEXT = 400
 """Longest text of a library's error that is shown."""
@@ -39,7 +40,7 @@ def load_model(source: ModelSource, dtype: torch.dtype, untrained: int | None = 
     """
     if untrained is None:
         check_weight_files(source)
-    with _quiet(), _explained(source):
+    with _quiet(), explained(source):
         if untrained is not None:
             return _random_weights(source, dtype, untrained)
         model, info = AutoModelForImageTextToText.from_pretrained(
@@ -61,7 +62,7 @@ def load_image_processor(source: ModelSource) -> Any:
     MissingExtraError
         If transformers needs a package that is not installed.
     """
-    with _explained(source, "its image processor"):
+    with explained(source, "its image processor"):
         return AutoImageProcessor.from_pretrained(source.folder, local_files_only=True)
 
 
@@ -93,13 +94,13 @@ def on_device(model: Any, device: torch.device) -> Any:
     InvalidInputError
         If memory does not suffice.
     """
-    try:
-        return model.to(device)
-    except torch.OutOfMemoryError as error:
+    moved = attempt(lambda: model.to(device))
+    if isinstance(moved, OutOfMemory):
         raise InvalidInputError(
-            f"expected memory for the model's weights on {device}, found too little ({one_line(error)}); free it, take a larger GPU or "
+            f"expected memory for the model's weights on {device}, found too little ({moved.reason}); free it, take a larger GPU or "
             "`dtype` bfloat16"
-        ) from error
+        )
+    return moved
 
 
 def _random_weights(source: ModelSource, dtype: torch.dtype, seed: int) -> Any:
@@ -111,8 +112,16 @@ def _random_weights(source: ModelSource, dtype: torch.dtype, seed: int) -> Any:
 
 
 @contextmanager
-def _explained(source: ModelSource, what: str = "weights that fit its configuration") -> Iterator[None]:
-    """Turn errors of transformers into one line that names the model."""
+def explained(source: ModelSource, what: str = "weights that fit its configuration") -> Iterator[None]:
+    """Turn errors of transformers into one line that names the model.
+
+    Raises
+    ------
+    MissingExtraError
+        If transformers lacks a package.
+    InvalidInputError
+        For other errors.
+    """
     try:
         yield
     except (StratascopeError, MemoryError, torch.OutOfMemoryError):

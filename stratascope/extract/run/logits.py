@@ -19,6 +19,7 @@ from torch import nn
 
 from stratascope.errors import CaptureError
 from stratascope.extract.run.capture import Capture
+from stratascope.extract.run.decoder import logit_scale, unembedding_of
 from stratascope.store import Readout
 
 ROWS = 16_384
@@ -37,10 +38,11 @@ class Unembedding:
     """
 
     def __init__(self, model: Any, decoder: Any) -> None:
-        self._head = model.lm_head
+        self._head = unembedding_of(model)
+        self._scale = logit_scale(model, decoder.config)
         self.norm: nn.Module = copy.deepcopy(decoder.norm).float()
         """The final norm in float32."""
-        self.cap: float | None = getattr(decoder.config, "final_logit_softcapping", None) or None
+        self.cap = self._scale.cap
         """Soft cap of the logits; None for none."""
 
     @torch.inference_mode()
@@ -66,8 +68,8 @@ class Unembedding:
             epsilon=norm_epsilon(norm),
             gain=_host(gain),
             shift=_host(torch.zeros_like(gain) if added is None else added),
-            rows=_host(self._head.weight[tokens]),
-            bias=np.zeros(len(tokens), np.float32) if bias is None else _host(bias[tokens]),
+            rows=_host(self._head.weight[tokens]) * np.float32(self._scale.factor),
+            bias=np.zeros(len(tokens), np.float32) if bias is None else _host(bias[tokens]) * np.float32(self._scale.factor),
             words=words,
             cap=self.cap,
         )
@@ -126,10 +128,7 @@ class Unembedding:
         if getattr(self._head, "bias", None) is not None:
             bias = self._head.bias[rows].to(normed.dtype)
             logits = logits + (bias[..., None, :] if bias.ndim > 1 else bias)
-        if self.cap is not None:
-            logits = torch.tanh(logits / self.cap) * self.cap
-        result: torch.Tensor = logits.float()
-        return result
+        return self._scale(logits).float()
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ class LogitParts:
         return self.heads.sum((0, 2)) + self.rest.sum(0) + self.embedding
 
 
-def check_attributable(model: nn.Module, decoder: nn.Module) -> None:
+def check_attributable(model: nn.Module, decoder: Any) -> None:
     """Refuse a model whose logits are not linear in the outputs of heads and MLPs for fixed norm scales.
 
     Raises
@@ -164,7 +163,10 @@ def check_attributable(model: nn.Module, decoder: nn.Module) -> None:
     CaptureError
         If the logits are capped (Gemma 2), or the final norm subtracts a mean.
     """
-    if getattr(decoder.config, "final_logit_softcapping", None):
+    scale = logit_scale(model, decoder.config)
+    if scale.factor != 1:
+        raise CaptureError("expected unscaled logits, found scaled ones: leave out head_logits and value_logits")
+    if scale.cap is not None:
         raise CaptureError(
             f"expected logits that are linear in the residual stream, found soft-capped ones in {type(model).__name__}; leave "
             "head_logits and value_logits out of `record`"
@@ -173,7 +175,7 @@ def check_attributable(model: nn.Module, decoder: nn.Module) -> None:
         raise CaptureError("expected a norm that only scales, found one that subtracts a mean: leave out head_logits and value_logits")
 
 
-def directions(model: nn.Module, decoder: nn.Module, choices: tuple[int, int]) -> dict[int, torch.Tensor]:
+def directions(model: nn.Module, decoder: Any, choices: tuple[int, int]) -> dict[int, torch.Tensor]:
     """Block -> (hidden,) float32: direction of the logit difference for head outputs, without the norm scale of a pass.
 
     Includes the gain of a norm after the heads (Gemma 3)."""
@@ -182,7 +184,7 @@ def directions(model: nn.Module, decoder: nn.Module, choices: tuple[int, int]) -
     return {k: through * norm_gain(after) if (after := _norm_after(block)) is not None else through for k, block in enumerate(blocks)}
 
 
-def logit_parts(model: nn.Module, decoder: nn.Module, capture: Capture, choices: tuple[int, int]) -> LogitParts:
+def logit_parts(model: nn.Module, decoder: Any, capture: Capture, choices: tuple[int, int]) -> LogitParts:
     """Direct contributions at the final token: <W_O^h o^h, gamma * (W_U[a] - W_U[b])> / rms(x) for every head.
 
     Norm scales are fixed at their actual values (Elhage et al. 2021). The rest of a block is computed from the difference of the residual
@@ -197,7 +199,7 @@ def logit_parts(model: nn.Module, decoder: nn.Module, capture: Capture, choices:
     choices
         Token ids of the two answers.
     """
-    head: Any = model.lm_head
+    head: Any = unembedding_of(model)
     layers = sorted(capture.final)
     final_scale = _inverse_rms(decoder.norm, capture.final[layers[-1]])
     toward = _through_head(model, decoder, choices) * final_scale
@@ -226,9 +228,9 @@ def logit_parts(model: nn.Module, decoder: nn.Module, capture: Capture, choices:
     return LogitParts(torch.stack(heads), torch.stack(rest), embedding, torch.stack(tokens) if tokens else None)
 
 
-def _through_head(model: nn.Module, decoder: nn.Module, choices: tuple[int, int]) -> torch.Tensor:
+def _through_head(model: nn.Module, decoder: Any, choices: tuple[int, int]) -> torch.Tensor:
     """(hidden,) float32: difference of the unembedding rows of both answers, times the gain of the final norm."""
-    weight: Any = model.lm_head.weight  # type: ignore[union-attr]
+    weight: Any = unembedding_of(model).weight
     apart: torch.Tensor = weight[choices[0]].float() - weight[choices[1]].float()
     return apart * norm_gain(decoder.norm)
 

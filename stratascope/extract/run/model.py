@@ -12,18 +12,29 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stratascope.extract.families.general_family import ProcessorRule
 from stratascope.extract.families.image_tokens import ImageRule
 from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.knockout_plan import Knockouts
 from stratascope.extract.run.capture import Capture, PatchTokens, Pooling, capturing, use_captured_attention
+from stratascope.extract.run.decoder import kept_logits, takes
 from stratascope.extract.run.device_copy import HostCopy, copy_stream, to_host
+from stratascope.extract.run.float32 import full_float32
+from stratascope.extract.run.general_inputs import general_inputs
 from stratascope.extract.run.gradients import TokenGradients, token_gradients
 from stratascope.extract.run.inputs import PreparedImages, forward_inputs, joined, prepare_image
 from stratascope.extract.run.knockout import check_trace, knockout_effects, tracing
 from stratascope.extract.run.loading import load_image_processor, load_model, on_device, usable_device
 from stratascope.extract.run.logits import LogitParts, Unembedding, check_attributable, directions, logit_parts
 from stratascope.extract.run.reference import Reference, run_reference
-from stratascope.extract.run.vision_features import ImageFeatures, accepts_features, feature_inputs, image_features, image_grids
+from stratascope.extract.run.vision_features import (
+    ImageFeatures,
+    accepts_features,
+    feature_inputs,
+    image_features,
+    image_grids,
+    image_sizes,
+)
 
 
 @dataclass(frozen=True)
@@ -134,9 +145,19 @@ class CaptureModel:
     """
 
     def __init__(self, source: ModelSource, *, device: str, dtype: str, rule: ImageRule, untrained: int | None = None) -> None:
-        self.device, self.dtype, self._rule = usable_device(device), getattr(torch, dtype), rule
-        model = load_model(source, self.dtype, untrained)
-        self.image_processor = load_image_processor(source)
+        place, precision = usable_device(device), getattr(torch, dtype)
+        self._use(load_model(source, precision, untrained), rule, place, precision)
+        self.image_processor = None if isinstance(rule, ProcessorRule) else load_image_processor(source)
+
+    @classmethod
+    def of(cls, model: Any, rule: ImageRule) -> CaptureModel:
+        """Around a model in memory on the host, for images that are already prepared."""
+        made = cls.__new__(cls)
+        made._use(model, rule, torch.device("cpu"), model.dtype)
+        return made
+
+    def _use(self, model: Any, rule: ImageRule, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype, self._rule = device, dtype, rule
         self.model = on_device(model, self.device).requires_grad_(False)
         self.decoder = use_captured_attention(self.model)
         self.unembedding = Unembedding(self.model, self.decoder)
@@ -148,6 +169,7 @@ class CaptureModel:
         """Inputs of images from the family's own processor, one by one, so that an image is the same in every batch."""
         return joined([prepare_image(self.image_processor, self._rule, image) for image in images])
 
+    @full_float32()
     @torch.inference_mode()
     def features(self, prepared: PreparedImages, cells: Sequence[np.ndarray] = ()) -> ImageFeatures:
         """Features of one image from the vision tower, see `image_features`."""
@@ -163,6 +185,7 @@ class CaptureModel:
         """
         return self.launch(batch, request).result()
 
+    @full_float32()
     @torch.inference_mode()
     def launch(self, batch: Batch, request: CaptureRequest) -> PendingCapture:
         """Start a forward pass; its results are copied to the host while a GPU keeps computing."""
@@ -180,14 +203,13 @@ class CaptureModel:
             toward=directions(self.model, self.decoder, pair) if "value_logits" in request.arrays else {},
         )
         keep: Any = 1
-        if request.model_logits:
-            keep, which = torch.unique(batch.lengths - 1, return_inverse=True)  # on the host: on a GPU this would synchronise
-            keep = keep.to(self.device)
+        rows, which = torch.arange(len(last), device=self.device), last
+        if request.model_logits and takes(self.model, "logits_to_keep"):
+            keep, index = torch.unique(batch.lengths - 1, return_inverse=True)  # on the host: on a GPU this would synchronise
+            keep, which = keep.to(self.device), index.to(self.device)
         with capturing(self.decoder, capture):
-            output = self.model(**self.inputs(batch), use_cache=False, logits_to_keep=keep)
-        own = None
-        if request.model_logits:
-            own = output.logits[torch.arange(len(last), device=self.device), which.to(self.device)][:, list(request.choices)].float()
+            output = self.model(**self.inputs(batch), use_cache=False, **kept_logits(self.model, keep))
+        own = output.logits[rows, which][:, list(request.choices)].float() if request.model_logits else None
         output_residual = capture.final[max(capture.final)]
         top = self.unembedding.most_likely(output_residual, request.ranks, request.known_tokens) if request.ranks else None
         held = capture.want
@@ -215,8 +237,11 @@ class CaptureModel:
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Keywords of a forward pass, on the device."""
         given = feature_inputs(batch.features) if batch.features else {}
-        images = image_grids(batch.features) if batch.features else batch.images
-        return {**self._on_device(forward_inputs(self.model, batch.input_ids, batch.lengths, images)), **given}
+        general = isinstance(self._rule, ProcessorRule)
+        sizes = image_sizes if general else image_grids
+        images = sizes(batch.features) if batch.features else batch.images
+        made = (general_inputs if general else forward_inputs)(self.model, batch.input_ids, batch.lengths, images)
+        return {**self._on_device(made), **given}
 
     def _on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Move tensors to the device, floats in the model's precision; pinned memory avoids synchronising a GPU."""
@@ -227,6 +252,7 @@ class CaptureModel:
             moved[name] = there.to(self.dtype) if there.is_floating_point() else there
         return moved
 
+    @full_float32()
     @torch.inference_mode()
     def knock_out(
         self, batch: Batch, pair: tuple[int, int], targets: Mapping[str, np.ndarray], knockouts: Knockouts, budget: int, check: float | None
@@ -246,20 +272,22 @@ class CaptureModel:
         """
         blocks: Any = self.decoder.layers
         with tracing(blocks) as trace:
-            self.model(**self.inputs(batch), use_cache=False, logits_to_keep=1)
+            self.model(**self.inputs(batch), use_cache=False, **kept_logits(self.model, 1))
 
         if check is not None:
             check_trace(blocks, trace, check)
         return knockout_effects(blocks, trace, targets, knockouts, partial(self.unembedding.difference, pair=pair), budget)
 
+    @full_float32()
     def gradients(self, batch: Batch, pair: tuple[int, int]) -> TokenGradients:
         """Gradient attributions of the logit of the first answer minus that of the second, see `token_gradients`."""
         given = self.inputs(batch)
         blocks: Any = self.decoder.layers
         with torch.no_grad():
             difference = partial(self.unembedding.difference, pair=pair)
-            return token_gradients(lambda: self.model(**given, use_cache=False, logits_to_keep=1), blocks, difference)
+            return token_gradients(lambda: self.model(**given, use_cache=False, **kept_logits(self.model, 1)), blocks, difference)
 
+    @full_float32()
     def reference(
         self,
         inputs: Mapping[str, torch.Tensor],
@@ -272,6 +300,7 @@ class CaptureModel:
         given = self._on_device({name: values for name, values in inputs.items() if name in known})
         return run_reference(self.model, self.decoder, given, positions, choices, order)
 
+    @full_float32()
     @torch.inference_mode()
     def readout(self, residual: np.ndarray, choice_ids: Sequence[int]) -> np.ndarray:
         """(example, hidden) output of the last block -> (example, choice) float32 logits."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from transformers.models.llama import modeling_llama
 from stratascope.errors import CaptureError
 from stratascope.extract.run.attention_function import NAME
 from stratascope.extract.run.capture import set_text_attention
+from stratascope.extract.run.decoder import attention_blocks, block_of, kept_logits
 
 REFERENCE = "stratascope_plain"
 """Name of the attention function of reference runs."""
@@ -45,7 +47,7 @@ class Reference:
 
 def run_reference(
     model: Any,
-    decoder: nn.Module,
+    decoder: Any,
     inputs: Mapping[str, Any],
     positions: Sequence[np.ndarray | None],
     choices: Sequence[int],
@@ -72,36 +74,31 @@ def run_reference(
         If a block does not run exactly once, or returns no attention weights.
     """
     residual: list[torch.Tensor] = []
-    rows: list[torch.Tensor] = []
+    rows: dict[int, torch.Tensor] = {}
 
     def entering(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = (args[0] if args else kwargs["hidden_states"])[0].float()
         absent = torch.full(hidden.shape[1:], float("nan"), device=hidden.device)
         residual.append(torch.stack([absent if tokens is None else hidden[tokens].mean(0) for tokens in positions]).cpu())
 
-    def keep_weights(module: Any, args: Any, output: Any) -> None:
-        if output[1] is not None:
-            rows.append(output[1][0, :, -1].float().cpu())
-
     blocks: Any = decoder.layers
-    norm: Any = decoder.norm
+    norm, attending = decoder.norm, attention_blocks(decoder.config)
     hooks = [module.register_forward_pre_hook(entering, with_kwargs=True) for module in (*blocks, norm)]
-    hooks += [block.self_attn.register_forward_hook(keep_weights) for block in blocks]
     if order is not None:
         hooks.append(decoder.register_forward_pre_hook(partial(_reorder, model, inputs["input_ids"], order), with_kwargs=True))
     try:
-        with torch.inference_mode(), reference_attention(model):
-            logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float()
+        with torch.inference_mode(), reference_attention(model), collecting(rows):
+            logits = model(**inputs, use_cache=False, **kept_logits(model, 1)).logits[0, -1].float()
     finally:
         for hook in hooks:
             hook.remove()
-    if len(residual) != len(blocks) + 1 or len(rows) != len(blocks):
+    if len(residual) != len(blocks) + 1 or sorted(rows) != list(attending):
         raise CaptureError(
-            f"expected {len(blocks)} decoder blocks that each run once and give attention weights, found {len(residual) - 1} runs and "
-            f"{len(rows)} weights in {type(model).__name__}; report this with the model's name"
+            f"expected {len(blocks)} decoder blocks that each run once, and attention weights of {len(attending)}, found "
+            f"{len(residual) - 1} runs and weights of {len(rows)} in {type(model).__name__}; report this with the model's name"
         )
     chosen, spread = logits[list(choices)].cpu().numpy(), float(logits.std())
-    return Reference(torch.stack(residual).numpy(), torch.stack(rows).numpy(), chosen, spread)
+    return Reference(torch.stack(residual).numpy(), torch.stack([rows[k] for k in sorted(rows)]).numpy(), chosen, spread)
 
 
 def _reorder(
@@ -117,9 +114,22 @@ def _reorder(
     return args, kwargs
 
 
+_rows: ContextVar[dict[int, torch.Tensor]] = ContextVar("stratascope_reference_rows")
+
+
+@contextmanager
+def collecting(rows: dict[int, torch.Tensor]) -> Iterator[None]:
+    """While open, `rows` receives the attention weights of the final token, (head, token) float32 on the host, by block."""
+    token = _rows.set(rows)
+    try:
+        yield
+    finally:
+        _rows.reset(token)
+
+
 @contextmanager
 def reference_attention(model: Any) -> Iterator[None]:
-    """While open, the text decoder uses the attention of transformers and returns the weights of the final token."""
+    """While open, the text decoder uses the attention of transformers, for `collecting`."""
     set_text_attention(model, REFERENCE)
     try:
         yield
@@ -132,12 +142,15 @@ def _reference(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
     **options: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The attention output in the model's precision, and the weights of the last query, (batch, head, 1, token) float32."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The attention output in the model's precision; `_rows` receives the weights of the last query of self-attention in a block."""
+    block = block_of(module)
+    if block is None or key.shape[2] != query.shape[2]:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)[0], None
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", modeling_llama.eager_attention_forward)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     capped = {} if softcap is None else {"softcap": softcap}
@@ -146,8 +159,9 @@ def _reference(
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=factor, **options)
     else:  # SDPA has no soft cap
         output = eager(module, *wide, attention_mask, factor, **capped)[0].to(query.dtype)
-    weights = eager(module, wide[0][:, :, -1:], *wide[1:], attention_mask[:, :, -1:], factor, **capped)[1]
-    return output, weights
+    last = None if attention_mask is None else attention_mask[:, :, -1:]
+    _rows.get()[block] = eager(module, wide[0][:, :, -1:], *wide[1:], last, factor, **capped)[1][0, :, -1].float().cpu()
+    return output, None
 
 
 AttentionInterface.register(REFERENCE, _reference)

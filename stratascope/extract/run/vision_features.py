@@ -106,6 +106,10 @@ class ImageFeatures:
     """Output class of the family."""
     listed: bool
     """Whether that output holds a list of images or one tensor."""
+    output: str = "pooler_output"
+    """Field of the output class with the features."""
+    sizes: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """On the host: all whole numbers that the processor made of the image, such as its patch grid and size."""
 
     @property
     def bytes(self) -> int:
@@ -127,7 +131,12 @@ class ImageFeatures:
 
 def accepts_features(model: Any) -> bool:
     """Whether the forward pass of a family accepts precomputed image features."""
-    return "mm_encoder_outputs" in inspect.signature(model.forward).parameters and hasattr(model, "get_image_features")
+    return "mm_encoder_outputs" in inspect.signature(model.forward).parameters and bool(_feature_owners(model))
+
+
+def _feature_owners(model: Any) -> list[Any]:
+    """The outer and the inner model, where they compute image features."""
+    return [owner for owner in (model, getattr(model, "model", None)) if hasattr(owner, "get_image_features")]
 
 
 def image_features(
@@ -146,27 +155,43 @@ def image_features(
     cells
         Raster indices of the cells over which the residual stream is averaged; only for the tower of Qwen.
     """
-    known = inspect.signature(model.get_image_features).parameters
-    tower: Any = getattr(model.model, "visual", None)
+    known = _feature_parameters(model)
+    tower: Any = getattr(getattr(model, "model", None), "visual", None)
     seen = vision_capture(tower, image["image_grid_thw"], [(0, each) for each in cells]) if cells else None
     with capturing_vision(tower, seen) if seen else nullcontext():
-        output = model.get_image_features(**{name: values for name, values in image.items() if name in known}, return_dict=True)
-    listed = isinstance(output.pooler_output, list | tuple)
+        output = _feature_owners(model)[0].get_image_features(
+            **{name: values for name, values in image.items() if name in known}, return_dict=True
+        )
+    name = "pooler_output" if getattr(output, "pooler_output", None) is not None else "last_hidden_state"
+    pooled = output[name]
+    listed = isinstance(pooled, list | tuple)
     deep = getattr(output, "deepstack_features", None) or ()
     return ImageFeatures(
-        _only(output.pooler_output) if listed else output.pooler_output,
+        torch.cat([each.reshape(-1, each.shape[-1]) for each in pooled]) if listed else pooled,
         tuple(_only(level) for level in deep),
         torch.stack([seen.residual[layer] for layer in sorted(seen.residual)]) if seen else None,
         on_host.get("image_grid_thw"),
         type(output),
         listed,
+        name,
+        {key: values for key, values in on_host.items() if not values.is_floating_point()},
     )
+
+
+def _feature_parameters(model: Any) -> set[str]:
+    """Parameters of the model's image features; the outer model may hand them on to the inner one."""
+    return {name for owner in _feature_owners(model) for name in inspect.signature(owner.get_image_features).parameters}
 
 
 def feature_inputs(features: Sequence[ImageFeatures]) -> dict[str, Any]:
     """Keyword of the forward pass that replaces the pixels of a batch."""
     pooled = tuple(each.pooled for each in features)
-    output = features[0].kind(pooler_output=pooled if features[0].listed else torch.cat(pooled))
+    if not features[0].listed and len({each.shape[1:] for each in pooled}) > 1:  # images with different numbers of tokens
+        pooled = tuple(each.reshape(1, -1, each.shape[-1]) for each in pooled)
+        joined = torch.cat(pooled, 1)
+    else:
+        joined = torch.cat(pooled)
+    output = features[0].kind(**{features[0].output: pooled if features[0].listed else joined})
     if features[0].deep:
         output.deepstack_features = [tuple(each.deep[level] for each in features) for level in range(len(features[0].deep))]
     return {"mm_encoder_outputs": {"image": output}}
@@ -176,6 +201,12 @@ def image_grids(features: Sequence[ImageFeatures]) -> dict[str, torch.Tensor]:
     """Keyword of the forward pass with the patch grids of the images."""
     grids = [each.grid for each in features if each.grid is not None]
     return {"image_grid_thw": torch.cat(grids)} if grids else {}
+
+
+def image_sizes(features: Sequence[ImageFeatures]) -> dict[str, torch.Tensor]:
+    """Keywords of the forward pass with the whole numbers that belong to the images, where they can be joined."""
+    shapes = {name: {each.sizes[name].shape[1:] for each in features} for name in features[0].sizes if features[0].sizes[name].ndim}
+    return {name: torch.cat([each.sizes[name] for each in features]) for name, found in shapes.items() if len(found) == 1}
 
 
 class FeatureCache:

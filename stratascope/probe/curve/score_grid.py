@@ -13,7 +13,7 @@ from stratascope.errors import InvalidInputError
 from stratascope.figures.drawing import LAYER_LABELS, metric_name, new_figure
 from stratascope.figures.style import paper_style
 from stratascope.probe.curve.layer_curve import LayerCurve
-from stratascope.probe.curve.metrics import better_than_chance, width_of
+from stratascope.probe.curve.metrics import better_than_chance, score_range, width_of
 from stratascope.results.locations import file_name
 from stratascope.results.result import CHOICE, Result, new_axes, table_field
 from stratascope.results.schema import columns
@@ -92,7 +92,9 @@ class ScoreGrid(
         certain = np.concatenate([curve.certain for curve in curves])
         family = attributes.get("family") if name == curves[0].metric else None
         joint = {key: family[key] for key in ("critical", "comparisons")} if family else {}
-        bands = band(table["value"].to_numpy(), draws, level=level, **width_of(name, groups), certain=certain, **joint)
+        bands = band(table["value"].to_numpy(), draws, level=level, **width_of(name, groups), certain=certain, **joint).within(
+            score_range(name)
+        )
         table = table.assign(low_simultaneous=bands.low_simultaneous, high_simultaneous=bands.high_simultaneous)
         table["found"] = better_than_chance(table, name)
         columns = ["row", "layer", "metric", "value", "low", "high", "low_simultaneous", "high_simultaneous", "chance", "found"]

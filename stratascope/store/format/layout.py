@@ -32,7 +32,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "knockout": KNOCKOUT_AXES,
     "patch_residual": ("patches", "patch_layers"),
 }
-_UNSAID = ("patches", "patch_layers")
+_UNSAID = ("patches", "patch_layers", "softmax_layers")
 """Fields of later releases, which a layout leaves out where they are empty: earlier ones refuse unknown fields."""
 """Array -> fields that it requires."""
 
@@ -91,6 +91,8 @@ class StoreLayout:
     """Layers of `patch_residual`."""
     kept_layers: tuple[int, ...] | None = None
     """Layers in a copy of some layers; None for all."""
+    softmax_layers: tuple[int, ...] = ()
+    """Blocks with softmax attention, whose rows and maps the store holds; empty for all."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "record", frozenset(self.record))
@@ -118,6 +120,7 @@ class StoreLayout:
             if len(self.thumbnail) != 2 or min(self.thumbnail) < 1 or max(self.thumbnail) > MOST_SIDE:
                 raise InvalidInputError(f"thumbnail: expected height and width in pixels, or None, found {self.thumbnail}")
         object.__setattr__(self, "patch_layers", _rising("patch_layers", self.patch_layers, self.layers))
+        object.__setattr__(self, "softmax_layers", _rising("softmax_layers", self.softmax_layers, self.layers - 1))
         if self.kept_layers is not None:
             object.__setattr__(self, "kept_layers", _rising("kept_layers", self.kept_layers, self.layers, least=1))
 
@@ -133,8 +136,9 @@ class StoreLayout:
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
-        """Layers of attention: 0..L-1, or those in a partial copy."""
-        return tuple(k for k in self.residual_layers if k < self.layers)
+        """Layers of attention: 0..L-1, or those in a partial copy, of the blocks with softmax attention."""
+        softmax = self.softmax_layers or range(self.layers)
+        return tuple(k for k in self.residual_layers if k in softmax)
 
     def layers_of(self, dim: str) -> tuple[int, ...]:
         """Layer numbers along `dim`, one of LAYER_DIMS."""

@@ -1,0 +1,209 @@
+"""Model types without a rule of their own: image tokens as their processor makes them, sizes from their configuration class. No torch.
+
+`extract.run` fills these classes, as it may import transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from stratascope.datasets.captions import Interval
+from stratascope.errors import InvalidInputError
+from stratascope.extract.families.image_tokens import ImageRule, ImageTokens
+from stratascope.extract.families.model_families import FAMILIES, Family, ModelShape
+from stratascope.extract.model_files import ModelSource
+
+NO_GRID = (0, 0)
+"""Grid of an image whose tokens have no known place in it."""
+
+RECORDS = ("residual", "attention_rows", "attention_maps", "form_logits", "top_tokens", "knockout")
+"""Arrays that can be saved for such types."""
+
+RASTER = {
+    "cosmos3_edge": "grid_thw",
+    "exaone4_5": "grid_thw",
+    "glm46v": "grid_thw",
+    "glm4v": "grid_thw",
+    "glm4v_moe": "grid_thw",
+    "glm_ocr": "grid_thw",
+    "glmga": "grid_thw",
+    "hyperclovax_vision_v2": "grid_thw",
+    "lfm3_vl": "grid_thw",
+    "muse_glimmer": "grid_thw",
+    "paddleocr_vl": "grid_thw",
+    "qwen3_5": "grid_thw",
+    "qwen3_5_moe": "grid_thw",
+    "qwen3_vl_moe": "grid_thw",
+    "video_llama_3": "grid_thw",
+}
+"""Types whose image tokens are the cells of one grid over the whole image, in raster order -> where the grid is in the processor's output.
+
+`tests/extract/general` changes one cell of an image and looks for the token that changes. The other types have no grid.
+"""
+
+REFUSED = {
+    "blip": "its decoder attends to the image by cross-attention in every block",
+    "evolla": "its inputs are proteins",
+    "florence2": "it is an encoder-decoder model: the prompt is in the encoder",
+    "git": "it has no registered attention function",
+    "idefics": "its images enter by cross-attention between the blocks",
+    "instructblipvideo": "its inputs are videos",
+    "pix2struct": "it is an encoder-decoder model: the prompt is drawn into the image",
+    "pp_formulanet": "it is an encoder-decoder model that reads formulas",
+    "t5gemma2": "it is an encoder-decoder model: the prompt is in the encoder",
+    "udop": "it is an encoder-decoder model",
+    "vision-encoder-decoder": "it is an encoder-decoder model: it has no prompt",
+}
+"""Types that cannot be captured -> why."""
+
+
+BIDIRECTIONAL = frozenset({"gemma4_unified", "molmo2", "shieldgemma2"})
+"""Types whose image tokens attend to later image tokens unless their configuration says otherwise, so that maps are not causal."""
+
+
+class ImageProbe(Protocol):
+    """Asks a processor for the tokens of an image with a given size."""
+
+    def __call__(self, width: int, height: int) -> ImageTokens: ...
+
+    def prepare(self, image: Any) -> Any:
+        """Inputs of the model that belong to an image."""
+
+
+@dataclass(frozen=True)
+class ProcessorRule(ImageRule):
+    """Image tokens as the model's own processor makes them, asked once for every size of image."""
+
+    written: str
+    """Placeholder of the chat template."""
+    processor: str
+    """Class of the processor."""
+    probe: ImageProbe = field(repr=False, compare=False)
+
+    @property
+    def placeholder(self) -> str:
+        return self.written
+
+    def tokens(self, width: int, height: int) -> ImageTokens:
+        """Tokens of an image with this size; InvalidInputError if the processor does not accept it."""
+        return self.probe(width, height)
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of the rule, for the provenance."""
+        return {"token": self.token, "placeholder": self.written, "processor": self.processor}
+
+
+@dataclass(frozen=True)
+class GeneralModel:
+    """What planning needs to know of a model without a family of its own."""
+
+    shape: ModelShape
+    rule: ProcessorRule
+    capped: bool
+    """Whether the logits are soft-capped."""
+
+
+GeneralLoader = Callable[[ModelSource, str | None], GeneralModel]
+"""(model, system text) -> the model's sizes and rule; reads its processor."""
+
+
+def is_general(source: ModelSource) -> bool:
+    """Whether the model's type has no family of its own.
+
+    Raises
+    ------
+    InvalidInputError
+        If the type cannot be captured, with the reason.
+    """
+    found = str(source.config.get("model_type"))
+    if found in REFUSED:
+        raise InvalidInputError(
+            f"{source.name}: expected a model whose decoder reads image and prompt by self-attention, found model_type {found!r}: "
+            f"{REFUSED[found]}; use another model"
+        )
+    return found not in FAMILIES
+
+
+def family_of(source: ModelSource) -> Family:
+    """The model's family; for a type without one, what planning and running need of it."""
+    kind, text = str(source.config.get("model_type")), source.config.get("text_config") or {}
+    together = text.get("use_bidirectional_attention", "vision" if kind in BIDIRECTIONAL else None)  # a field of Gemma 4
+    return FAMILIES.get(kind) or Family(_no_rule, -1, causal=not together)
+
+
+def _no_rule(source: ModelSource, family: Family) -> ImageRule:
+    raise InvalidInputError(f"{source.name}: expected a family with a rule for image tokens, found {source.config.get('model_type')!r}")
+
+
+def tokens_in_grid(shape: tuple[int, int] | None, runs: tuple[int, ...]) -> tuple[Interval, tuple[int, int]]:
+    """Cells and grid of an image with these runs of tokens: no grid unless one run fills it.
+
+    Parameters
+    ----------
+    shape
+        (rows, columns) of cells; None if unknown.
+    runs
+        Number of image tokens in each run.
+
+    Examples
+    --------
+    >>> tokens_in_grid((3, 4), (12,)), tokens_in_grid((3, 4), (4, 4, 4))
+    (((0, 12), (3, 4)), ((0, 12), (0, 0)))
+    """
+    total = sum(runs)
+    fits = shape is not None and len(runs) == 1 and shape[0] * shape[1] == total
+    return (0, total), shape if shape is not None and fits else NO_GRID
+
+
+def check_records(source: ModelSource, shape: ModelShape, record: Sequence[str], max_pixels: int | None) -> None:
+    """Refuse settings that need a family's own rule.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming them.
+    """
+    kind = source.config.get("model_type")
+    beyond = [name for name in record if name not in (*RECORDS, "vision_output")]
+    if beyond:
+        raise InvalidInputError(
+            f"expected `record` among {', '.join((*RECORDS, 'vision_output'))} for a model of the type {kind}, which has no family of its "
+            f"own, found {', '.join(beyond)}; leave {'it' if len(beyond) == 1 else 'them'} out"
+        )
+    softmax = len(shape.attention or ())
+    mixed = [name for name in record if name == "knockout" or (not softmax and name.startswith("attention"))]
+    if mixed and softmax < shape.layers:
+        raise InvalidInputError(
+            f"expected `record` without {' and '.join(mixed)} for a model of the type {kind}, {shape.layers - softmax} of whose "
+            f"{shape.layers} blocks have no softmax attention, found it; leave it out"
+        )
+    if max_pixels is not None:
+        raise InvalidInputError(
+            f"expected no `max_pixels` for a model of the type {kind}, whose processor decides the size of images, found {max_pixels}; set "
+            "the limit in its preprocessor_config.json"
+        )
+
+
+def check_cells(source: ModelSource, requests: Mapping[str, Sequence[str]]) -> None:
+    """Refuse settings that need the place of each image token, for a model without a grid.
+
+    Parameters
+    ----------
+    source
+        The model.
+    requests
+        Parameter -> its values that need a grid; empty if it has none.
+
+    Raises
+    ------
+    InvalidInputError
+        Naming the parameters and values.
+    """
+    for parameter, found in requests.items():
+        if found:
+            raise InvalidInputError(
+                f"expected no places in the image for a model of the type {source.config.get('model_type')}, whose image tokens have no "
+                f"known place, found `{parameter}` with {', '.join(found)}; leave {'it' if len(found) == 1 else 'them'} out"
+            )

@@ -1,0 +1,278 @@
+"""Sizes and image tokens of a type without a family of its own, from its configuration class and its own processor."""
+
+from __future__ import annotations
+
+import copy
+import re
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from stratascope.errors import CaptureError, InvalidInputError
+from stratascope.extract.families.general_family import RASTER, GeneralModel, ProcessorRule, tokens_in_grid
+from stratascope.extract.families.image_tokens import ImageTokens, whole
+from stratascope.extract.families.model_families import FAMILIES, ModelShape
+from stratascope.extract.model_files import ModelSource
+from stratascope.extract.plan.chat_template import ChatFormat
+from stratascope.extract.run.decoder import attention_blocks
+from stratascope.extract.run.general_inputs import image_tensors, image_token_id
+from stratascope.extract.run.inputs import PreparedImages
+from stratascope.extract.run.loading import explained
+
+_ASKED = "WHETHER"
+"""The user's text while the processor is asked for an image's tokens."""
+_GREY = (128, 128, 128)
+
+
+def general_model(source: ModelSource, system: str | None) -> GeneralModel:
+    """Read a model's sizes and how its processor writes images.
+
+    Parameters
+    ----------
+    source
+        The model.
+    system
+        Text of the system turn, see `ChatFormat`.
+
+    Raises
+    ------
+    InvalidInputError
+        If transformers has no such image-text-to-text type, or its processor writes images in a way that cannot be followed.
+    MissingExtraError
+        If transformers needs a package that is not installed.
+    """
+    kind = str(source.config.get("model_type"))
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise InvalidInputError(
+            f"{source.name}: expected a model of the families {', '.join(FAMILIES)}, or another image-text-to-text type of transformers, "
+            f"found model_type {kind!r}; use one that transformers itself loads (for InternVL those named -hf)"
+        )
+    with explained(source, "a configuration"):
+        config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
+    asked = AskedProcessor(source, image_token_id(config))
+    template = _template(source, asked.processor, system)
+    rule = ProcessorRule(
+        token=source.token_text(asked.image_id),
+        written=template.placeholder,
+        processor=type(asked.processor).__name__,
+        probe=_Probe(asked, template, RASTER.get(kind)),
+    )
+    return GeneralModel(_shape(config, source), rule, _capped(config))
+
+
+def _template(source: ModelSource, processor: Any, system: str | None) -> ChatFormat:
+    """The chat template with the placeholder that it writes for an image, or one of the processor's names that it writes once."""
+    try:
+        return ChatFormat(source, None, system)
+    except InvalidInputError as error:
+        for name in ("image_token", "boi_token", "image_placeholder"):
+            if isinstance(found := getattr(processor, name, None), str):
+                with suppress(InvalidInputError):
+                    return ChatFormat(source, found, system)
+        raise error
+
+
+def _shape(config: Any, source: ModelSource) -> ModelShape:
+    text = config.get_text_config(decoder=True)
+    try:
+        heads, hidden = int(text.num_attention_heads), int(text.hidden_size)
+        context = getattr(text, "max_position_embeddings", None) or source.tokenizer_settings.get("model_max_length") or 1 << 20
+        return ModelShape(
+            layers=int(text.num_hidden_layers),
+            hidden=hidden,
+            heads=heads,
+            head_dim=int(getattr(text, "head_dim", None) or hidden // heads),
+            context=int(context),
+            vision_layers=0,
+            vision_hidden=0,
+            dtype=str(config.dtype or text.dtype or "float32").removeprefix("torch."),
+            attention=attention_blocks(text),
+        )
+    except Exception as error:  # fields that are missing, or differ by layer
+        raise InvalidInputError(
+            f"{source.name}: expected one number of layers, heads and hidden channels in its text configuration, found: {error}; use "
+            "another model"
+        ) from error
+
+
+def _capped(config: Any) -> bool:
+    return any(getattr(config.get_text_config(decoder=True), name, None) for name in ("final_logit_softcapping", "final_logit_softcap"))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A processor's answer for one prompt and image."""
+
+    text: str
+    """What it gave its tokenizer."""
+    ids: list[int]
+    made: Mapping[str, Any]
+    """Its output."""
+
+
+class AskedProcessor:
+    """A model's own processor, which also tells the text that it gives its tokenizer.
+
+    Raises
+    ------
+    InvalidInputError
+        If the model's files do not make a processor with a tokenizer.
+    """
+
+    def __init__(self, source: ModelSource, image_id: int) -> None:
+        self.source, self.image_id = source, image_id
+        with explained(source, "its processor"):
+            self.processor = AutoProcessor.from_pretrained(source.folder, local_files_only=True)
+        tokenizer = getattr(self.processor, "tokenizer", None)
+        if tokenizer is None or not hasattr(self.processor, "image_processor"):
+            raise InvalidInputError(f"{source.name}: expected a processor of images and text, found {type(self.processor).__name__}")
+        self._given: list[str] = []
+        self._copies = threading.local()
+        tokenizer.__class__ = _telling(type(tokenizer), self._given)
+
+    def __call__(self, text: str, image: Image.Image, *, special: bool) -> Asked:
+        """Process one prompt and image.
+
+        Parameters
+        ----------
+        text
+            The rendered chat template.
+        image
+            The image.
+        special
+            Whether the tokenizer adds its initial special tokens.
+
+        Raises
+        ------
+        InvalidInputError
+            If the processor does not accept them.
+        """
+        self._given.clear()
+        with explained(self.source, f"a processor that accepts an image of {image.width} x {image.height}"):
+            made = self.processor(text=[text], images=[image], return_tensors="pt", add_special_tokens=special)
+        return Asked(self._given[-1] if self._given else "", [int(k) for k in made["input_ids"][0]], made)
+
+    def prepare(self, text: str, image: Image.Image, *, special: bool) -> PreparedImages:
+        """Inputs of the model that belong to the image, and the runs of its tokens; each thread has its own copy of the processor."""
+        if not hasattr(self._copies, "processor"):
+            self._copies.processor = copy.deepcopy(self.processor)
+        with explained(self.source, f"a processor that accepts an image of {image.width} x {image.height}"):
+            made = self._copies.processor(text=[text], images=[image], return_tensors="pt", add_special_tokens=special)
+        return PreparedImages(image_tensors(made), (runs_of([int(k) for k in made["input_ids"][0]], self.image_id)[1],))
+
+
+def _telling(kind: type, given: list[str]) -> type:
+    """The same class of tokenizer, which puts the text of each call into `given`."""
+
+    def called(self: Any, text: Any = None, *args: Any, **options: Any) -> Any:
+        given.extend([text] if isinstance(text, str) else [each for each in text or () if isinstance(each, str)])
+        return kind.__call__(self, text, *args, **options)
+
+    return type(kind.__name__, (kind,), {"__call__": called})
+
+
+def runs_of(ids: list[int], image_id: int) -> tuple[list[int], tuple[int, ...]]:
+    """Token ids with each run of image tokens as a single one, and the length of each run.
+
+    Examples
+    --------
+    >>> runs_of([1, 5, 5, 5, 2, 5, 3], 5)
+    ([1, 5, 2, 5, 3], (3, 1))
+    """
+    short: list[int] = []
+    runs: list[int] = []
+    for k, token in enumerate(ids):
+        if token == image_id and k and ids[k - 1] == image_id:
+            runs[-1] += 1
+            continue
+        short.append(token)
+        if token == image_id:
+            runs.append(1)
+    return short, tuple(runs)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Asks the processor for the tokens of a grey image of each size, within the rendered chat template."""
+
+    asked: AskedProcessor
+    template: ChatFormat
+    raster: str | None
+    """Where the processor's output has the grid of cells; None: nowhere."""
+
+    @cached_property
+    def _rendered(self) -> str:
+        return self.template.render(_ASKED)
+
+    def __call__(self, width: int, height: int) -> ImageTokens:
+        source, rendered, placeholder = self.asked.source, self._rendered, self.template.placeholder
+        found = self.asked(rendered, Image.new("RGB", (width, height), _GREY), special=self.template.adds_special)
+        token = source.token_text(self.asked.image_id)
+        start = rendered.index(placeholder)
+        before, after = rendered[:start], rendered[start + len(placeholder) :]
+        inner = found.text[len(before) : len(found.text) - len(after)]
+        short, runs = runs_of(found.ids, self.asked.image_id)
+        text = re.sub(f"(?:{re.escape(token)})+", token.replace("\\", "\\\\"), inner)
+        follows = found.text.startswith(before) and found.text.endswith(after) and text.count(token) == len(runs) > 0
+        own = source.tokenizer.encode(f"{before}{text}{after}", add_special_tokens=self.template.adds_special).ids
+        if not follows or own != short:
+            raise InvalidInputError(
+                f"{source.name}: expected a processor that writes the image between the words of the chat template as {token}, found "
+                f"{type(self.asked.processor).__name__}, which writes {found.text[:120]!r}; the type needs a rule of its own"
+            )
+        cells, grid = tokens_in_grid(self._grid(found.made), runs)
+        return ImageTokens(text, runs, cells, grid, whole(width, height), runs)
+
+    def prepare(self, image: Image.Image) -> PreparedImages:
+        """Inputs of the model that belong to an image."""
+        return self.asked.prepare(self._rendered, image, special=self.template.adds_special)
+
+    def _grid(self, made: Mapping[str, Any]) -> tuple[int, int] | None:
+        if self.raster is None:
+            return None
+        values = made.get(f"image_{self.raster}")
+        if not isinstance(values, torch.Tensor) or values.shape != (1, 3) or int(values[0, 0]) != 1:
+            return None
+        images = self.asked.processor.image_processor
+        merge = int(getattr(images, "merge_size", None) or 1)
+        sizes = made.get("image_merge_sizes")
+        merge = int(sizes[0]) if isinstance(sizes, torch.Tensor) and sizes.numel() == 1 else merge
+        return int(values[0, 1]) // merge, int(values[0, 2]) // merge
+
+
+def check_official(source: ModelSource, rule: ProcessorRule, system: str | None) -> None:
+    """Refuse a prompt whose token ids are not those of the processor's own `apply_chat_template`.
+
+    Parameters
+    ----------
+    source, rule, system
+        The model, its rule and the text of the system turn; nothing is compared where the system turn is removed.
+
+    Raises
+    ------
+    CaptureError
+        Naming the first token that differs.
+    """
+    probe = rule.probe
+    if not isinstance(probe, _Probe) or system == "":
+        return
+    image, template = Image.new("RGB", (64, 48), _GREY), probe.template
+    turns = template.conversation(_ASKED)
+    turns[-1]["content"][0] = {"type": "image", "image": image}
+    with explained(source, "a processor with a chat template"):
+        made = probe.asked.processor.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **template.template_options
+        )
+    own = [int(k) for k in made["input_ids"][0]]
+    planned = probe.asked(template.render(_ASKED), image, special=template.adds_special).ids
+    if own != planned:
+        at = next((k for k, (a, b) in enumerate(zip(own, planned, strict=False)) if a != b), min(len(own), len(planned)))
+        raise CaptureError(f"{source.name}: expected the token ids of its own chat template, found them to differ at token {at}")

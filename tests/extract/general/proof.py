@@ -1,0 +1,186 @@
+"""Proofs that a type is captured rightly: against eager attention, the model's own logits, single examples and padding on the left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from stratascope.extract.families.general_family import ProcessorRule
+from stratascope.extract.families.image_tokens import ImageTokens
+from stratascope.extract.run.capture import Capture, Pooling, capturing
+from stratascope.extract.run.decoder import attention_blocks, find_decoder
+from stratascope.extract.run.general_inputs import general_inputs, image_tensors, image_token_id
+from stratascope.extract.run.inputs import PreparedImages
+from stratascope.extract.run.model import Batch, Captured, CaptureModel, CaptureRequest
+from tests.extract.general.tiny import Tiny, build, image_processor, photo, words
+
+ROWS, INNER = 1e-5, 2e-4
+"""Differences of attention weights; of residual streams and logits, relative to their size."""
+PAIR = (300, 301)
+LENGTHS = ((9, 3), (4, 7))
+"""Words before and after the image, of each example."""
+
+
+@dataclass
+class Proved:
+    """What holds for a type."""
+
+    blocks: int
+    attending: tuple[int, ...]
+    causal: bool
+
+
+@dataclass
+class Case:
+    """One prompt and its image."""
+
+    ids: list[int]
+    image: dict[str, torch.Tensor]
+
+
+def prove(name: str, tiny: Tiny, *, rows: bool = True) -> Proved:
+    """Check a type with a tiny random model; AssertionError or any error of the model if something differs.
+
+    Parameters
+    ----------
+    name, tiny
+        The type and how its tiny model is made.
+    rows
+        Whether its attention rows are compared; False: residuals and answers alone.
+    """
+    model = build(name, tiny)
+    cases = [_case(model, name, tiny, seed, *lengths) for seed, lengths in enumerate(LENGTHS)]
+    expected = [_eager(model, case) for case in cases]
+    ours = CaptureModel.of(model, ProcessorRule("", "", "", _no_probe))
+    attending, count = attention_blocks(ours.decoder.config), len(ours.decoder.layers)
+    alone = [_captured(ours, [case]) for case in cases]
+    batches = (
+        [*((each, [k]) for k, each in enumerate(alone)), (_captured(ours, cases), [0, 1])]
+        if ours.accepts_features
+        else [(each, [k]) for k, each in enumerate(alone)]
+    )
+    causal = True
+    for found, members in batches:
+        for row, k in enumerate(members):
+            _compare(found, row, expected[k], rows=rows, tokens=len(cases[k].ids))
+            causal &= not np.triu(found.fused[row], 1).any() if found.fused is not None else True
+    if ours.accepts_features:
+        _left_padded(ours, cases, expected, rows=rows)
+    return Proved(count, attending, causal)
+
+
+def _no_probe(width: int, height: int) -> ImageTokens:
+    raise AssertionError("images are prepared already")
+
+
+def _case(model: Any, name: str, tiny: Tiny, seed: int, before: int, after: int) -> Case:
+    made = image_processor(name, tiny)(images=[photo(seed)], return_tensors="pt")
+    image = image_tensors(made)
+    count = tiny.features or _features(model, image)
+    text = words(before + after, seed)
+    return Case([1, *text[:before], *[image_token_id(model.config)] * count, *text[before:]], image)
+
+
+def _features(model: Any, image: Mapping[str, torch.Tensor]) -> int:
+    ours = CaptureModel.of(model, ProcessorRule("", "", "", _no_probe))
+    return ours.features(PreparedImages(dict(image), ((),))).tokens
+
+
+@dataclass
+class Expected:
+    """The plain model with eager attention."""
+
+    residual: np.ndarray
+    """(layer, hidden) of the final token, in the order in which the blocks ran."""
+    middle: np.ndarray
+    """(layer, hidden): mean over all tokens."""
+    rows: list[np.ndarray]
+    """(head, token) of each block with attention weights."""
+    logits: np.ndarray
+    """(vocabulary,) of the final token."""
+
+
+def _eager(model: Any, case: Case) -> Expected:
+    model.set_attn_implementation("eager")
+    decoder, seen = find_decoder(model), []
+
+    def keep(module: Any, args: Any, kwargs: Any) -> None:
+        seen.append((args[0] if args else kwargs["hidden_states"])[0].clone())
+
+    hooks = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in (*decoder.layers, decoder.norm)]
+    ids = torch.tensor([case.ids])
+    try:
+        with torch.inference_mode():
+            image = {name: values.to(model.dtype) if values.is_floating_point() else values for name, values in case.image.items()}
+            inputs = general_inputs(model, ids, torch.tensor([ids.shape[1]]), image)
+            output = model(**inputs, use_cache=False, output_attentions=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    weights = [each[0, :, -1].numpy() for each in output.attentions or () if each is not None]
+    return Expected(
+        torch.stack([each[-1] for each in seen]).numpy(),
+        torch.stack([each.mean(0) for each in seen]).numpy(),
+        weights,
+        output.logits[0, -1].numpy(),
+    )
+
+
+def _pooling(cases: list[Case]) -> Pooling:
+    return Pooling.of([[np.array([len(case.ids) - 1]), np.arange(len(case.ids))] for case in cases])
+
+
+def _captured(ours: CaptureModel, cases: list[Case]) -> Captured:
+    lengths = torch.tensor([len(case.ids) for case in cases])
+    ids = torch.zeros(len(cases), int(lengths.max()), dtype=torch.long)
+    for row, case in enumerate(cases):
+        ids[row, : len(case.ids)] = torch.tensor(case.ids)
+    features = [ours.features(PreparedImages(case.image, ((),))) for case in cases] if ours.accepts_features else []
+    images = {} if features else cases[0].image
+    batch = Batch(tuple(range(len(cases))), ids, lengths, images, _pooling(cases), features)
+    return ours.run(batch, CaptureRequest(PAIR, frozenset({"maps"}), model_logits=True))
+
+
+def _close(found: np.ndarray, expected: np.ndarray, tolerance: float, what: str) -> None:
+    gap = np.abs(found - expected).max() / max(1.0, np.abs(expected).max())
+    assert gap <= tolerance, f"{what}: {gap:.3g} apart"
+
+
+def _compare(found: Captured, row: int, expected: Expected, *, rows: bool, tokens: int) -> None:
+    _close(found.residual[:, 0, row], expected.residual, INNER, "residual stream of the final token")
+    _close(found.residual[:, 1, row], expected.middle, INNER, "residual stream over all tokens")
+    pair = expected.logits[list(PAIR)]
+    assert found.model_logits is not None
+    _close(found.model_logits[row], pair, INNER, "the model's own logits")
+    _close(found.answer_logits[row], pair, INNER, "last residual stream through norm and unembedding")
+    assert np.abs(expected.logits[list(PAIR)]).max() > 1e-4
+    if rows:
+        assert len(found.rows) == len(expected.rows), f"{len(found.rows)} blocks with rows, {len(expected.rows)} with eager weights"
+        for k, own in enumerate(expected.rows):
+            _close(found.rows[k, row, :, :tokens], own, ROWS, f"rows of attention block {k}")
+        assert not found.rows[:, row, :, tokens:].any()
+
+
+def _left_padded(ours: CaptureModel, cases: list[Case], expected: list[Expected], *, rows: bool) -> None:
+    longest = max(len(case.ids) for case in cases)
+    ids, mask = torch.zeros(len(cases), longest, dtype=torch.long), torch.zeros(len(cases), longest, dtype=torch.long)
+    for row, case in enumerate(cases):
+        ids[row, longest - len(case.ids) :], mask[row, longest - len(case.ids) :] = torch.tensor(case.ids), 1
+    features = [ours.features(PreparedImages(case.image, ((),))) for case in cases]
+    batch = Batch((0, 1), ids, torch.full((len(cases),), longest), {}, _pooling(cases), features)
+    inputs = {**ours.inputs(batch), "attention_mask": mask}
+    last = torch.full((len(cases),), longest - 1)
+    capture = Capture(last, Pooling(last[:, None, None], torch.ones(len(cases), 1, 1)))
+    with torch.inference_mode(), capturing(ours.decoder, capture):
+        ours.model(**inputs, use_cache=False)
+    for row, case in enumerate(cases):
+        for layer, own in enumerate(expected[row].residual):
+            _close(capture.residual[layer][row, 0].numpy(), own, INNER, f"residual stream of layer {layer} with padding on the left")
+        if rows:
+            for block, own in zip(sorted(capture.rows), expected[row].rows, strict=True):
+                held = capture.rows[block][row, :, longest - len(case.ids) :].numpy()
+                _close(held, own, ROWS, f"rows of block {block} with padding on the left")

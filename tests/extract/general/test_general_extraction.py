@@ -1,0 +1,198 @@
+"""Types without a family of their own, planned and extracted with their own processor."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from stratascope.errors import InvalidInputError  # noqa: E402
+from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
+from stratascope.extract.model_files import ModelSource  # noqa: E402
+from stratascope.extract.plan.images import open_image  # noqa: E402
+from stratascope.extract.plan.token_layout import TILES, PromptTokenizer  # noqa: E402
+from stratascope.extract.run.decoder import find_decoder  # noqa: E402
+from stratascope.extract.run.general_model import general_model  # noqa: E402
+from stratascope.store import ActivationStore, StoreLayout, verify  # noqa: E402
+from tests.extract import saved  # noqa: E402
+from tests.extract.general.folders import save  # noqa: E402
+from tests.extract.general.processors import FILES  # noqa: E402
+from tests.extract.general.tiny import photo  # noqa: E402
+from tests.extract.general.types import TYPES  # noqa: E402
+
+SIZES = [(120, 80), (80, 120), (97, 61), (200, 60)]
+CAPTIONS = [
+    ("The cat is at the left side of the refrigerator.", "at the left side of"),
+    ("The potted plant is below the car.", "below"),
+    ("The cat is on the car.", "on"),
+    ("The refrigerator is under the potted plant.", "under"),
+]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rows = tmp_path_factory.mktemp("photos"), []
+    for k, ((width, height), (caption, relation)) in enumerate(zip(SIZES, CAPTIONS, strict=True)):
+        photo(k, width, height).save(folder / f"{k}.png")
+        rows.append({"image": f"{k}.png", "caption": caption, "relation": relation, "label": k % 2, "split": "test"})
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.fixture(scope="module", params=sorted(FILES))
+def extracted(request: pytest.FixtureRequest, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
+    """Name, folder and plan of a type whose store is in the folder."""
+    name = request.param
+    folder = save(name, TYPES[name], FILES[name], tmp_path_factory.mktemp(name))
+    plan = plan_extraction(_settings(folder, photos))
+    report = run_extraction(plan, folder / "store.zarr")  # its first batch is compared with the model's own processor
+    assert not report.failed
+    return name, folder, plan
+
+
+def _settings(folder: Path, photos: Path, **more: Any) -> ExtractionSettings:
+    return ExtractionSettings(model=str(folder), examples=(photos / "rows.jsonl",), images=photos, device="cpu", **more)
+
+
+def _official(folder: Path, plan: Any, k: int) -> Any:
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    image = open_image(plan.settings.images / plan.shown[k])
+    turn = {
+        "role": "user",
+        "content": [{"type": "image", "image": image}, {"type": "text", "text": plan.prompt.fill(plan.examples[k]).text}],
+    }
+    return processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+
+
+def test_tokens_are_those_of_the_chat_template(extracted: tuple[str, Path, Any]) -> None:
+    _, folder, plan = extracted
+    for k, layout in enumerate(plan.layouts):
+        assert layout.ids.tolist() == _official(folder, plan, k)["input_ids"][0].tolist()
+        words = {name: plan.tokenizer.tokenizer.decode(layout.ids[a:b].tolist()).strip() for name, (a, b) in layout.spans.items()}
+        assert words["caption"] == plan.examples[k].caption
+        assert words["subject"] == plan.examples[k].subject
+        start, stop = layout.spans["image"]
+        own = np.flatnonzero(layout.ids == plan.tokenizer.image_id)
+        assert (own[0], own[-1]) == (start, stop - 1)
+
+
+def test_a_store_holds_the_residual_stream_and_rows_of_the_plain_model(extracted: tuple[str, Path, Any]) -> None:
+    name, folder, plan = extracted
+    verify(folder / "store.zarr")
+    store = ActivationStore.open(folder / "store.zarr")
+    attending = (3,) if name == "qwen3_5" else (0, 1, 2, 3)
+    assert store.layout.attention_layers == attending
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    decoder = find_decoder(model)
+    for k in range(len(plan.examples)):
+        seen: list[torch.Tensor] = []
+        hooks = [
+            module.register_forward_pre_hook(
+                lambda m, args, kwargs, seen=seen: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+            )
+            for module in (*decoder.layers, decoder.norm)
+        ]
+        with torch.inference_mode():
+            output = model(**_official(folder, plan, k), output_attentions=True)
+        for hook in hooks:
+            hook.remove()
+        weights = [each for each in output.attentions if each is not None]
+        assert len(weights) == len(attending)
+        for place, block in enumerate(attending):
+            rows = store.read("attention_rows", layer=block, examples=[k])[0]
+            np.testing.assert_allclose(rows[:, : len(plan.layouts[k].ids)], weights[place][0, :, -1], atol=6e-4)  # stored as float16
+        for layer, hidden in enumerate(seen):
+            held = store.read("residual", layer=layer, position="final", examples=[k])[0]
+            np.testing.assert_allclose(held, hidden[0, -1], rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(
+            store.read("answer_logits", examples=[k])[0], output.logits[0, -1, list(plan.tokenizer.choice_ids.values())], atol=2e-3
+        )
+
+
+def test_the_grid_is_known_where_one_run_of_tokens_fills_it(extracted: tuple[str, Path, Any]) -> None:
+    name, _, plan = extracted
+    grids = [layout.grid for layout in plan.layouts]
+    if name.startswith("qwen"):
+        assert all(
+            rows * columns == b - a for (rows, columns), (a, b) in zip(grids, [each.spans["image"] for each in plan.layouts], strict=True)
+        )
+    else:
+        assert set(grids) == {(0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        ({"positions": ("default", "cells")}, "`positions` with cells"),
+        ({"patches": 2}, "`patches` with 2"),
+        ({"record": ("residual", "vision_output")}, "`record` with vision_output"),
+        ({"record": ("residual", "head_logits")}, "found head_logits"),
+        ({"max_pixels": 10_000}, "no `max_pixels`"),
+    ],
+)
+def test_places_in_the_image_are_refused_by_name_without_a_grid(
+    extracted: tuple[str, Path, Any], photos: Path, more: Any, found: str
+) -> None:
+    name, folder, _ = extracted
+    if name.startswith("qwen") and "places" in _reason(more):
+        assert plan_extraction(_settings(folder, photos, **more))
+        return
+    with pytest.raises(InvalidInputError, match=found):
+        plan_extraction(_settings(folder, photos, **more))
+
+
+def _reason(more: dict[str, Any]) -> str:
+    return "places" if {"positions", "patches"} & set(more) or more.get("record") == ("residual", "vision_output") else "family"
+
+
+def test_knockouts_are_refused_for_blocks_without_softmax_attention(extracted: tuple[str, Path, Any], photos: Path) -> None:
+    name, folder, _ = extracted
+    asked = _settings(folder, photos, record=("residual", "knockout"), knockouts=1)
+    if name == "qwen3_5":
+        with pytest.raises(InvalidInputError, match="3 of whose 4 blocks have no softmax attention"):
+            plan_extraction(asked)
+        return
+    plan = plan_extraction(replace(asked, limit=1))
+    run_extraction(plan, folder / "knocked.zarr")
+    effects = ActivationStore.open(folder / "knocked.zarr").read("knockout")
+    assert np.isfinite(effects).any()
+    assert np.abs(effects[np.isfinite(effects)]).max() > 1e-4
+    cells = [target for target in plan.store.knockout_targets if target.startswith("cell_")]
+    assert bool(cells) == name.startswith("qwen")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in saved.SPECIAL if name not in ("qwen", "paligemma")] + ["qwen2_5_vl", "qwen3_vl", "llava_next"]
+)
+def test_families_of_their_own_agree_token_for_token_with_the_general_way(name: str, photos: Path, tmp_path: Path) -> None:
+    saved.save_files(name, tmp_path)
+    plan = plan_extraction(_settings(tmp_path, photos, untrained=0))
+    source = ModelSource(name, tmp_path)
+    found = general_model(source, None)
+    assert (found.shape.layers, found.shape.hidden, found.shape.heads) == (plan.shape.layers, plan.shape.hidden, plan.shape.heads)
+    tokenizer = PromptTokenizer(source, plan.prompt, found.rule)
+    for k, layout in enumerate(plan.layouts):
+        general = tokenizer.layout(plan.examples[k], plan.file_size(k))
+        assert general.ids.tolist() == layout.ids.tolist()
+        assert {span: general.spans[span] for span in general.spans if span != "image"} == {
+            span: layout.spans[span] for span in layout.spans if span not in ("image", TILES)
+        }
+        if TILES not in layout.spans:
+            assert general.spans["image"] == layout.spans["image"]
+
+
+def test_a_layout_without_softmax_layers_is_as_earlier_releases_wrote_it() -> None:
+    layout = StoreLayout(4, 4, 8, 2, 5, ("final",), ("final",), ("a", "b"))
+    assert "softmax_layers" not in layout.to_json()
+    mixed = layout.subset(softmax_layers=(1, 3))
+    assert StoreLayout.from_json(mixed.to_json()).attention_layers == (1, 3)
+    assert mixed.subset(kept_layers=(0, 3, 4)).attention_layers == (3,)
+    with pytest.raises(InvalidInputError, match=r"softmax_layers: expected rising numbers within 0\.\.3"):
+        layout.subset(softmax_layers=(4,))
