@@ -105,7 +105,7 @@ def help_examples() -> list[str]:
 def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with demo/, vsr/ and What's Up's files, all made of generated scenes."""
     from stratascope.datasets import write_scenes
-    from tests.datasets.published import CV_BENCH_2D, CV_BENCH_3D, parquet
+    from tests.datasets.published import CV_BENCH_2D, CV_BENCH_3D, SPHERE, parquet
 
     root = tmp_path_factory.mktemp("docs")
     shutil.copytree(demo, root / "demo")
@@ -122,6 +122,10 @@ def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "coco_qa_two_obj.json").write_text(json.dumps(rows))
     parquet(root / "test_2d.parquet", CV_BENCH_2D)
     parquet(root / "test_3d.parquet", CV_BENCH_3D)
+    (root / "position_only.json").write_text(json.dumps(SPHERE))
+    (root / "test2017").mkdir()
+    for k in (63, 69):
+        shutil.copy(images[0], root / "test2017" / f"{k:012d}.jpg")
     (root / "val2014").mkdir()
     asked_of = f"COCO_val2014_{1:012d}.jpg"
     shutil.copy(images[0], root / "val2014" / asked_of)

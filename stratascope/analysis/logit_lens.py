@@ -243,7 +243,8 @@ def logit_lens(
             f"{store.name}: expected labels that name the right choice, or true captions with relations, found neither; nothing can be "
             "compared with the readout"
         )
-    relations = sorted({name for name in store.examples["relation"] if name.strip()})
+    questions = store.provenance.get("data", {}).get("questions")
+    relations = [] if questions else sorted({name for name in store.examples["relation"] if name.strip()})
     attributes = {
         **made_from(store),
         "positions": list(chosen),

@@ -53,7 +53,7 @@ def demo_command(out: Path, scenes: int, seed: int, as_json: bool, verbosity: in
 
 
 @click.command(short_help="Download published data sets.")
-@click.argument("dataset", type=click.Choice(["vsr", *BENCHMARKS]))
+@click.argument("dataset", type=click.Choice(["vsr", *(name for name, one in BENCHMARKS.items() if one.files)]))
 @click.option("-o", "--out", required=True, type=options.OUTPUT, metavar="DIR", help="Output folder; an unfinished one is completed.")
 @options_of(
     FetchChoice,
@@ -88,8 +88,8 @@ def fetch_command(dataset: str, out: Path, as_json: bool, verbosity: int, **chos
     Example, a hundred photos of the test part (17 MB):
       stratascope fetch vsr --parts test --limit 100 --out vsr
     """
+    from stratascope.datasets.benchmark_download import fetch_benchmark
     from stratascope.datasets.fetch import fetch_vsr
-    from stratascope.datasets.fetch_benchmark import fetch_benchmark
 
     if dataset != "vsr":
         _refuse_options_of_vsr(dataset)
@@ -130,7 +130,7 @@ def _print_conversion(report: ConversionReport, *, as_json: bool, verbosity: int
 @verbosity_options
 @options_in_errors
 def convert_command(benchmark: str, files: tuple[Path, ...], out: Path, as_json: bool, verbosity: int) -> None:
-    """Unpack a published benchmark whose files hold its images (Parquet, TSV): DIR/rows.jsonl and DIR/images.
+    """Unpack a published benchmark (Parquet, TSV, JSON): DIR/rows.jsonl and, where its files hold the images, DIR/images.
 
     'fetch' downloads the files as well. 'plan' and 'extract' then take --examples DIR/rows.jsonl --images DIR/images and the prompt that
     the command prints.

@@ -47,7 +47,8 @@ settings_options = options_of(
     images="Folder of the images.",
     boxes="Gold boxes in COCO's instances format.",
     prompt={
-        "help": "true-false, yes-no, where; for What's Up's data sets also four-way, six-way and others (docs/data.md).",
+        "help": "true-false, yes-no, where; for What's Up's data sets also four-way, six-way and others (docs/data.md); for questions "
+        "pope, letters and others (docs/question-sets.md).",
         "metavar": "NAME",
     },
     system="Text of the system turn; default: as the chat template has it.",

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stratascope.datasets.benchmark_download import fetch_benchmark
     from stratascope.datasets.benchmarks import BENCHMARKS, Benchmark
     from stratascope.datasets.boxes import BoxIndex, cells_in_box
     from stratascope.datasets.captions import CaptionParts, split_caption
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from stratascope.datasets.example import Example
     from stratascope.datasets.examples import load_examples
     from stratascope.datasets.fetch import FetchChoice, FetchReport, fetch_vsr
-    from stratascope.datasets.fetch_benchmark import fetch_benchmark
     from stratascope.datasets.pairs import PairReport, minimal_pairs
     from stratascope.datasets.prompts import PROMPTS, FilledPrompt, Prompt
     from stratascope.datasets.relations import RELATIONS, Relation
@@ -36,7 +36,7 @@ _MODULES = {
     "Relation": "relations",
     "cells_in_box": "boxes",
     "convert_benchmark": "conversion",
-    "fetch_benchmark": "fetch_benchmark",
+    "fetch_benchmark": "benchmark_download",
     "fetch_vsr": "fetch",
     "load_examples": "examples",
     "minimal_pairs": "pairs",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stratascope.datasets.prompts import LETTERS
-from stratascope.datasets.question_rows import pope_question
+from stratascope.datasets.question_rows import FIELDS, pope_question
 from stratascope.errors import InvalidInputError
 
 Fields = Mapping[str, Any]
@@ -27,15 +27,18 @@ class Benchmark:
     prompt: str
     """Name of the prompt with which it is published or scored."""
     repository: str
-    """Dataset of the Hub."""
+    """Dataset of the Hub; empty for files from elsewhere."""
     files: tuple[str, ...]
     """Files of the repository that `fetch` downloads."""
     needs: tuple[str, ...]
     """Columns that its files have."""
-    read: Callable[[Fields], dict[str, Any]]
-    """Fields of a published row -> fields of a question, see `question_rows`; ValueError where they are not of the published form."""
+    read: Callable[[Fields], dict[str, Any] | None]
+    """Fields of a published row -> fields of a question, see `question_rows`; None for one whose answer is a number. ValueError where they
+    are not of the published form."""
     image: str = "image"
-    """Column with the image."""
+    """Column with the image; empty if the files name images that are published elsewhere."""
+    folder: str = "images"
+    """Folder of these images, as they are published."""
 
 
 def _text(fields: Fields, name: str) -> str:
@@ -70,7 +73,9 @@ def _answer_in_parentheses(fields: Fields, options: list[str]) -> str:
 
 
 def _plain(fields: Fields, *left_out: str) -> dict[str, Any]:
-    return {k: v for k, v in fields.items() if isinstance(v, str | int | float | bool) and k not in left_out}
+    """Plain columns whose names have no meaning in rows of captions or questions."""
+    taken = {*left_out, *FIELDS, "caption", "text", "label"}
+    return {k: v for k, v in fields.items() if isinstance(v, str | int | float | bool) and k not in taken}
 
 
 def _cv_bench(fields: Fields) -> dict[str, Any]:
@@ -145,6 +150,28 @@ def _three_d_sr(fields: Fields) -> dict[str, Any]:
     }
 
 
+def _sphere(fields: Fields) -> dict[str, Any] | None:
+    about = fields.get("metadata")
+    if not isinstance(about, Mapping):
+        raise ValueError(f"expected an object in field 'metadata', found {_shown(about)}")
+    if _text(about, "format") == "num":
+        return None
+    options, answer, source = _texts(fields, "option"), _text(fields, "answer"), _text(about, "source_img_id")
+    if options.count(answer) != 1:
+        raise ValueError(f"expected the answer among the options once, found {_shown(answer)} and {_shown(options)}")
+    if not source.isdecimal():
+        raise ValueError(f"expected the number of a COCO photo in 'source_img_id', found {_shown(source)}")
+    return {
+        "id": _text(fields, "question_id"),
+        "image": f"{source.zfill(12)}.jpg",
+        "question": _text(fields, "question"),
+        "options": options,
+        "answer": f"({LETTERS[options.index(answer)]})",
+        "viewpoint": _text(about, "viewpoint"),
+        "format": _text(about, "format"),
+    }
+
+
 def _shown(value: Any) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False, default=lambda other: type(other).__name__)[:120]
 
@@ -198,9 +225,20 @@ BENCHMARKS: dict[str, Benchmark] = {
             ("index", "qid", "question", "A", "B", "C", "D", "answer", "category", "image"),
             _three_d_sr,
         ),
+        Benchmark(
+            "sphere",
+            "SPHERE, on photos of COCO test2017 (Zhang et al. 2025)",
+            "letters",
+            "",
+            (),
+            ("question_id", "question", "option", "answer", "metadata"),
+            _sphere,
+            image="",
+            folder="test2017",
+        ),
     )
 }
-"""Benchmarks by name, whose files hold their images, as `convert` and `fetch` take them."""
+"""Benchmarks by name, as `convert` takes them, and `fetch` those with a repository."""
 
 
 def benchmark_of(name: str) -> Benchmark:

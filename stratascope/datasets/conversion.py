@@ -22,6 +22,7 @@ from PIL import Image
 
 from stratascope.datasets.benchmarks import Benchmark, benchmark_of
 from stratascope.datasets.progress import progress_bar
+from stratascope.datasets.table import read_text
 from stratascope.errors import InvalidInputError, MissingExtraError
 
 ROWS, IMAGES = "rows.jsonl", "images"
@@ -50,16 +51,19 @@ class ConversionReport:
     """Different images; several questions may share one."""
     groups: dict[str, int]
     """Group (column `relation`) -> number of questions."""
+    left_out: int
+    """Questions whose answer is a number, without options."""
+    image_folder: str
+    """Folder of the images."""
 
     def summary(self) -> str:
         """Lines of text: questions, images, and the plan command for them."""
         groups = ", ".join(f"{name} {count:,}" for name, count in self.groups.items())
-        return "\n".join(
-            [
-                f"{self.folder}: {self.rows:,} questions on {self.images:,} images; {groups}",
-                f"next: stratascope plan --model Qwen/Qwen2.5-VL-7B-Instruct --examples {self.folder / ROWS} "
-                f"--images {self.folder / IMAGES} --prompt {self.prompt}",
-            ]
+        out = f"; {self.left_out:,} without options left out, whose answer is a number" if self.left_out else ""
+        return (
+            f"{self.folder}: {self.rows:,} questions on {self.images:,} images; {groups}{out}\n"
+            f"next: stratascope plan --model Qwen/Qwen2.5-VL-7B-Instruct --examples {self.folder / ROWS} --images {self.image_folder} "
+            f"--prompt {self.prompt}"
         )
 
 
@@ -68,14 +72,14 @@ def convert_benchmark(
 ) -> ConversionReport:
     """Write the questions of published files as rows that `load_examples` reads, and their images as files.
 
-    `folder` then holds `rows.jsonl` and `images/`; images are written byte for byte, equal ones once.
+    `folder` then holds `rows.jsonl` and, if the files hold images, `images/`; images are written byte for byte, equal ones once.
 
     Parameters
     ----------
     benchmark
         Name of one of `BENCHMARKS`.
     files
-        Its files as published, Parquet or TSV.
+        Its files as published: Parquet, TSV, or for SPHERE JSON.
     folder
         Output folder; created if it does not exist.
     progress
@@ -97,37 +101,49 @@ def convert_benchmark(
         if (out / name).exists():
             raise InvalidInputError(f"expected no {out / name} yet, found one; choose another folder, or remove it")
     out.mkdir(parents=True, exist_ok=True)
-    images, groups = _Images(out / IMAGES), Counter[str]()
+    images, groups, left_out = _Images(out / IMAGES), Counter[str](), 0
     partial = out / f"{ROWS}.part"
     try:
         with partial.open("w", encoding="utf-8") as file:
             for row in _questions(chosen, paths, images, progress):
+                if row is None:
+                    left_out += 1
+                    continue
                 groups[row["relation"]] += 1
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not groups:
-            raise InvalidInputError(f"expected at least one row, found none in {', '.join(map(str, paths))}")
+            what = f"{left_out:,} without options alone" if left_out else "none"
+            raise InvalidInputError(f"expected at least one question, found {what} in {', '.join(map(str, paths))}")
         partial.replace(out / ROWS)
     except BaseException:
         partial.unlink(missing_ok=True)
         shutil.rmtree(out / IMAGES, ignore_errors=True)
         raise
-    return ConversionReport(out, chosen.name, chosen.prompt, groups.total(), images.count, dict(groups))
+    where = str(out / IMAGES) if chosen.image else chosen.folder
+    return ConversionReport(out, chosen.name, chosen.prompt, groups.total(), images.count, dict(groups), left_out, where)
 
 
-def _questions(chosen: Benchmark, paths: Sequence[Path], images: _Images, progress: bool) -> Iterator[dict[str, Any]]:
-    """The rows of all files as questions; their images are written."""
+def _questions(chosen: Benchmark, paths: Sequence[Path], images: _Images, progress: bool) -> Iterator[dict[str, Any] | None]:
+    """The rows of all files as questions, None for those without options; their images are written."""
     seen = dict[str, str]()
     rows = ((path, *found) for path in paths for found in _rows(path, chosen))
     for path, where, fields in progress_bar(rows, chosen.name, unit="row", show=progress):
         try:
-            question = {name: value for name, value in chosen.read(fields).items() if value is not None}
+            found = chosen.read(fields)
+            if found is None:
+                yield None
+                continue
+            question = {name: value for name, value in found.items() if value is not None}
+            if not chosen.image:
+                question = {"relation": path.stem, **question, "id": f"{path.stem}-{question['id']}"}
             if question["id"] in seen:
                 raise ValueError(f"expected a new id, found {question['id']!r} again (first in {seen[question['id']]})")
             seen[question["id"]] = where
-            image = images.write(path, fields, chosen, str(question.get("image_source") or question["id"]))
+            name = str(question.get("image_source") or question["id"])
+            image = images.write(path, fields, chosen, name) if chosen.image else images.named(question["image"])
         except ValueError as error:
             raise InvalidInputError(f"{where}: {error}; give the files of {chosen.title} as they are published") from error
-        yield {"image": image, **question, "split": _SHARD.sub("", path.stem)}
+        yield {**question, "image": image, "split": _SHARD.sub("", path.stem)}
 
 
 class _Images:
@@ -138,11 +154,17 @@ class _Images:
         self._by_content: dict[bytes, str] = {}
         self._by_index: dict[tuple[Path, str], str] = {}
         self._names: set[str] = set()
+        self._published: set[str] = set()
 
     @property
     def count(self) -> int:
         """Number of different images."""
-        return len(self._by_content)
+        return len(self._by_content) + len(self._published)
+
+    def named(self, name: str) -> str:
+        """Count an image that is published elsewhere; its name."""
+        self._published.add(name)
+        return name
 
     def write(self, path: Path, fields: Mapping[str, Any], benchmark: Benchmark, name: str) -> str:
         """Write the image of a row; its file name. ValueError if it is no image."""
@@ -193,7 +215,11 @@ def _rows(path: Path, benchmark: Benchmark) -> Iterator[tuple[str, Mapping[str, 
         return _parquet_rows(path, benchmark)
     if kind == ".tsv":
         return _tsv_rows(path, benchmark)
-    raise InvalidInputError(f"{path}: expected a file of {benchmark.title} that ends in .parquet or .tsv, found {kind or 'no ending'}")
+    if kind == ".json":
+        return _json_rows(path, benchmark)
+    raise InvalidInputError(
+        f"{path}: expected a file of {benchmark.title} that ends in .parquet, .tsv or .json, found {kind or 'no ending'}"
+    )
 
 
 def _parquet_rows(path: Path, benchmark: Benchmark) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -229,6 +255,18 @@ def _tsv_rows(path: Path, benchmark: Benchmark) -> Iterator[tuple[str, Mapping[s
                     number += 1
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InvalidInputError(f"{path}: expected a readable table separated by tabs, found: {error}; check the path") from error
+
+
+def _json_rows(path: Path, benchmark: Benchmark) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        rows = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{path}: expected a JSON list of questions, found: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InvalidInputError(f"{path}: expected a JSON list of questions, found {type(rows).__name__}")
+    for number, fields in enumerate(rows):
+        _check_columns(path, benchmark, list(fields))
+        yield f"{path}, row {number}", fields
 
 
 def _check_columns(path: Path, benchmark: Benchmark, columns: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ from stratascope.datasets.captions import split_caption
 from stratascope.datasets.example import Example
 from stratascope.datasets.image_files import image_path
 from stratascope.datasets.progress import progress_bar
-from stratascope.datasets.question_rows import are_question_rows, question_example
+from stratascope.datasets.prompts import LETTERS
+from stratascope.datasets.question_rows import FIELDS, are_question_rows, question_example
 from stratascope.datasets.questions import add_questions, are_questions, load_captions
 from stratascope.datasets.table import Row, csv_table, is_csv, json_lines_table, read_text, text_field
 from stratascope.errors import InvalidInputError
@@ -156,6 +157,9 @@ def _of_file(path: Path, choices: Sequence[str] | None, before: Sequence[Example
     text, stem = read_text(path), path.stem
     if is_csv(path):
         table = csv_table(path, text, as_text=("id", "split", "label", *_NEEDED))
+        if table.rows and are_question_rows(table.rows[0]):
+            table = csv_table(path, text, as_text=(*FIELDS, *LETTERS))
+            return [(row.where, _question(row, f"{stem}-{k:06d}", stem, choices)) for k, row in enumerate(table.rows, 1)]
         if not set(_NEEDED) <= set(table.columns):
             raise InvalidInputError(
                 f"{path}: expected a table with each of the columns image, caption and relation once, found "

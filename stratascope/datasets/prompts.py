@@ -180,6 +180,12 @@ PROMPTS: dict[str, Prompt] = {
         Prompt("true-false", "True or false: {caption} Answer True or False.", ("True", "False"), ("False", "True")),
         Prompt("yes-no", "Does this caption describe the image? {caption} Answer Yes or No.", ("Yes", "No"), ("No", "Yes")),
         Prompt(
+            "adaptvis-yes-no",
+            "Determine whether the description about the spatial relationship is correct or not. Answer with yes or no: {caption}",
+            ("Yes", "No"),
+            ("No", "Yes"),
+        ),
+        Prompt(
             "where",
             "Where is the {subject} in relation to the {object}?",
             ("left", "right", "above", "below", "inside"),
@@ -202,7 +208,7 @@ PROMPTS: dict[str, Prompt] = {
         Prompt("cv-bench", _NOTE + "\n{full_question}", _OPTIONS, most_letters=5),
     )
 }
-"""The built-in prompts by name. `true-false` is the default; `where` and those after it do not name the relation. The four-way and
-six-way ones are AdaptVis's for the data sets of What's Up: COCO-two, controlled_images, controlled_clevr, VG-two, COCO-one, VG-one. Those
-from `pope` on show questions instead of captions: `pope` those answered by yes or no, the others those with lettered options; `pope`,
-`embspatial`, `blink` and `cv-bench` have lmms-eval's wording, `vlmevalkit` has VLMEvalKit's."""
+"""The built-in prompts by name. `true-false` is the default; `adaptvis-yes-no` is AdaptVis's for VSR; `where` and those after it do not
+name the relation. The four-way and six-way ones are AdaptVis's for the data sets of What's Up: COCO-two, controlled_images,
+controlled_clevr, VG-two, COCO-one, VG-one. Those from `pope` on show questions instead of captions: `pope` those answered by yes or no, the
+others those with lettered options; `pope`, `embspatial`, `blink` and `cv-bench` have lmms-eval's wording, `vlmevalkit` has VLMEvalKit's."""

@@ -1,7 +1,7 @@
-"""Questions in JSON lines: answered by yes or no, or by the letter of one of their options.
+"""Questions in JSON lines or CSV: answered by yes or no, or by the letter of one of their options.
 
-A row holds `image`, `question` and `answer`; with `options`, a list of texts, the answer is the letter of the right one ("B" or "(B)") or
-its text. POPE's published rows, with `text` and `label` instead, are read as they are.
+A row holds `image`, `question` and `answer`; with `options`, a list of texts, or texts in the fields `A`, `B`, ..., the answer is the
+letter of the right one ("B" or "(B)") or its text. POPE's published rows, with `text` and `label` instead, are read as they are.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def question_example(row: Row, default_id: str, default_split: str, choices: Seq
         If a field is missing or of another kind; the question has no options for letters, more options than letters, or options for a
         prompt that asks for yes or no; or the answer is none of its options, or ambiguous.
     """
-    fields = pope_question(row.fields) if row.fields.keys() >= _POPE else row.fields
+    fields = pope_question(row.fields) if "question" not in row.fields and row.fields.keys() >= _POPE else row.fields
     row = replace(row, fields=dict(fields))
     question, options = _text(row, "question"), _options(row)
     _check_choices(row, options, choices)
@@ -72,7 +72,7 @@ def question_example(row: Row, default_id: str, default_split: str, choices: Seq
         choices=tuple(choices or ())[: len(options)],
         options=options,
         full_question=whole,
-        extra={k: v for k, v in fields.items() if k not in FIELDS and isinstance(v, str | int | float | bool)},
+        extra={k: v for k, v in fields.items() if k not in (*FIELDS, *_lettered(row)) and isinstance(v, str | int | float | bool)},
     )
 
 
@@ -98,12 +98,20 @@ def _text(row: Row, name: str) -> str:
     return value
 
 
+def _lettered(row: Row) -> list[str]:
+    """Fields A, B, ... that hold the options."""
+    return [] if "options" in row.fields else [letter for letter in LETTERS if letter in row.fields]
+
+
 def _options(row: Row) -> tuple[str, ...]:
-    value = row.fields.get("options")
-    if value is None:
+    value, letters = row.fields.get("options"), _lettered(row)
+    if value is None and not letters:
         return ()
+    if letters != list(LETTERS[: len(letters)]):
+        raise InvalidInputError(f"{row.where}: expected options in the fields A, B, ... without a gap, found {', '.join(letters)}")
+    value = [row.fields[letter] for letter in letters] if letters else value
     if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
-        raise InvalidInputError(f"{row.where}: expected a list of texts in field 'options', found {_shown(value)}")
+        raise InvalidInputError(f"{row.where}: expected texts as options, found {_shown(value)}")
     if len(value) < 2:
         raise InvalidInputError(f"{row.where}: expected at least two options, found {_shown(value)}")
     return tuple(value)

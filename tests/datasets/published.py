@@ -60,7 +60,7 @@ BLINK = [
 EMBSPATIAL = [
     {
         "question_id": f"mp3d_{k}", "question": "How are the chair and the lamp positioned in relation to each other in the image?",
-        "data_source": "mp3d", "relation": relation, "image": held(20),
+        "data_source": "mp3d", "relation": relation, "image": held(20), "caption": "a room", "subject": "sofa",
         "answer_options": [f"The chair is {text} the lamp." for text in ("left of", "right of", "above", "under")], "answer": k,
     }
     for k, relation in enumerate(("left", "right"))
@@ -92,6 +92,24 @@ def circular(index: int, qid: str, options: Sequence[str], right: int) -> list[d
 
 
 THREE_D_SR = [*circular(0, "Q7AB", ("cup", "key"), 1), *circular(1, "Q7AB-1", ("cup", "key"), 0), *circular(2, "Z9", tuple("pqrs"), 2)]
+
+
+SPHERE = [
+    {
+        "question_id": "1.a", "question": "If you are the man in the image, where is the girl relative to your position?",
+        "option": ["left", "right"], "answer": "left",
+        "metadata": {"viewpoint": "ego", "format": "pos", "source_dataset": "coco_test2017", "source_img_id": "63"},
+    },
+    {
+        "question_id": "1.1", "question": "How many buses are visible behind the railing?", "option": None, "answer": "0",
+        "metadata": {"viewpoint": "allo", "format": "num", "source_dataset": "coco_test2017", "source_img_id": "1"},
+    },
+    {
+        "question_id": "2.b", "question": "From the perspective of the viewer, where is the man relative to the group of people?",
+        "option": ["behind", "in front"], "answer": "in front",
+        "metadata": {"viewpoint": "allo", "format": "pos", "source_dataset": "coco_test2017", "source_img_id": "69"},
+    },
+]  # fmt: skip
 
 
 def parquet(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from published import BLINK, CV_BENCH_2D, CV_BENCH_3D, EMBSPATIAL, POPE, THREE_D_SR, parquet, photo, tsv
+from published import BLINK, CV_BENCH_2D, CV_BENCH_3D, EMBSPATIAL, POPE, SPHERE, THREE_D_SR, parquet, photo, tsv
 
 from stratascope.cli import main
-from stratascope.datasets import BENCHMARKS, PROMPTS, Example, convert_benchmark, load_examples
+from stratascope.datasets import BENCHMARKS, PROMPTS, Example, convert_benchmark, fetch_benchmark, load_examples
 from stratascope.errors import InvalidInputError, MissingExtraError
 
 pytest.importorskip("pyarrow")
@@ -56,6 +56,7 @@ def test_embspatial_bench(tmp_path: Path) -> None:
     examples = unpacked(tmp_path / "out", "embspatial", parquet(tmp_path / "test-00000-of-00001.parquet", EMBSPATIAL))
     assert [example.label for example in examples] == [0, 1]
     assert [example.relation for example in examples] == ["left", "right"]
+    assert examples[0].extra == {"data_source": "mp3d"}, "columns with names of other fields are left out"
     assert len({example.image for example in examples}) == 1
     assert PROMPTS["embspatial"].fill(examples[0]).text == NOTE.format("A, B, C, D") + (
         "How are the chair and the lamp positioned in relation to each other in the image?\nA) The chair is left of the lamp.\n"
@@ -81,6 +82,32 @@ def test_3dsrbench(tmp_path: Path) -> None:
     assert PROMPTS["vlmevalkit"].fill(examples[0]).text == (
         "Question: Which is closer to the camera?\nOptions:\nA. cup\nB. key\nPlease select the correct answer from the options above. \n"
     )
+
+
+def test_sphere(tmp_path: Path) -> None:
+    file = tmp_path / "position_only.json"
+    file.write_text(json.dumps(SPHERE))
+    report = convert_benchmark("sphere", file, tmp_path / "out")
+    assert (report.rows, report.images, report.left_out, report.groups) == (2, 2, 1, {"position_only": 2})
+    assert "1 without options left out, whose answer is a number\nnext: " in report.summary()
+    assert "--images test2017 --prompt letters" in report.summary()
+    assert not (tmp_path / "out" / "images").exists()
+    examples = load_examples(tmp_path / "out" / "rows.jsonl", choices=PROMPTS["letters"].choices)
+    assert [example.id for example in examples] == ["position_only-1.a", "position_only-2.b"]
+    assert [example.image for example in examples] == ["000000000063.jpg", "000000000069.jpg"]
+    assert [example.options[example.label] for example in examples] == ["left", "in front"]
+    assert [example.extra["viewpoint"] for example in examples] == ["ego", "allo"]
+    for rows, message in (
+        ([{**SPHERE[0], "answer": "up"}], "row 0: expected the answer among the options once"),
+        ([SPHERE[1]], "found 1 without options alone"),
+        ([{"question_id": "1"}], "found none of name question, option, answer, metadata"),
+        ({}, "expected a JSON list of questions, found dict"),
+    ):
+        file.write_text(json.dumps(rows))
+        with pytest.raises(InvalidInputError, match=message):
+            convert_benchmark("sphere", file, tmp_path / "other")
+    with pytest.raises(InvalidInputError, match=r"found sphere[;:] use `convert_benchmark`"):
+        fetch_benchmark("sphere", tmp_path / "fetched")
 
 
 def test_an_image_may_be_that_of_another_row(tmp_path: Path) -> None:
@@ -133,7 +160,7 @@ def test_files_of_another_form_are_refused(tmp_path: Path, monkeypatch: pytest.M
         ("blink", tmp_path / "b.parquet", "expected a readable Parquet file"),
         ("blink", tmp_path / "c.parquet", "expected a readable Parquet file"),
         ("3dsrbench", tmp_path / "c.tsv", "expected a readable table separated by tabs"),
-        ("blink", tmp_path / "d.json", "ends in .parquet or .tsv, found .json"),
+        ("blink", tmp_path / "d.txt", "found .txt"),
         ("vsr", file, "expected a benchmark among cv-bench"),
     ):
         with pytest.raises(InvalidInputError, match=message):
@@ -162,4 +189,4 @@ def test_the_command_prints_what_comes_next(tmp_path: Path) -> None:
 def test_every_benchmark_has_a_prompt_for_its_questions() -> None:
     for benchmark in BENCHMARKS.values():
         assert PROMPTS[benchmark.prompt].asks_question
-        assert benchmark.image in benchmark.needs
+        assert not benchmark.image or benchmark.image in benchmark.needs

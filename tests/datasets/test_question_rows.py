@@ -98,7 +98,9 @@ def test_answers_are_letters_or_texts(tmp_path: Path, options: list[str], answer
         ({"options": ["B", "A"], "answer": "A"}, "which is several"),
         ({"options": ["key", "key"], "answer": "key"}, "which is several"),
         ({"options": ["key"]}, "at least two options"),
-        ({"options": "cup, key"}, "list of texts"),
+        ({"options": "cup, key"}, "expected texts as options"),
+        ({"options": None, "A": "cup", "C": "key"}, "fields A, B, ... without a gap, found A, C"),
+        ({"options": None, "A": "cup", "B": 7}, "expected texts as options"),
         ({"options": [f"{k}" for k in range(11)]}, "at most 10 options"),
         ({"options": None}, "found one without options; choose a prompt for yes or no, such as pope"),
         ({"options": None, "answer": "maybe", "choices": None}, "expected the answer yes or no"),
@@ -134,6 +136,28 @@ def test_prompts_refuse_examples_that_they_cannot_show(tmp_path: Path) -> None:
         load_examples(both)
     with pytest.raises(InvalidInputError, match="found the question"):
         minimal_pairs([both[1]], tmp_path, tmp_path / "pairs")
+
+
+def test_options_may_be_in_columns(tmp_path: Path) -> None:
+    table = tmp_path / "mine.csv"
+    table.write_text("image,question,A,B,C,answer,relation,level\n0.png,Which?,01,2,,2,depth,1\n1.png,Who?,cup,key,moon,C,near,2\n")
+    first, second = load_examples(table, choices=LETTERS)
+    assert (first.id, first.options, first.label, first.choices) == ("mine-000001", ("01", "2"), 1, ("A", "B"))
+    assert (second.options, second.label, second.relation) == (("cup", "key", "moon"), 2, "near")
+    assert (first.extra, second.extra) == ({"level": 1}, {"level": 2})
+    rows = written(tmp_path, [{"image": "a.png", "question": "Which?", "A": "cup", "B": "key", "answer": "key"}])
+    assert load_examples(rows, choices=LETTERS)[0].options == ("cup", "key")
+    captions = tmp_path / "captions.csv"
+    captions.write_text("image,caption,relation,label,A,answer\na.png,A cup on a plate,on,1,3,4\n")
+    assert load_examples(captions)[0].extra == {"A": 3, "answer": 4}
+    yes = tmp_path / "yes.csv"
+    yes.write_text("image,question,answer\n0.png,Is it?,Yes\n1.png,Was it?,no\n")
+    assert [example.label for example in load_examples(yes)] == [1, 0]
+
+
+def test_a_question_may_have_the_columns_of_pope(tmp_path: Path) -> None:
+    example = one(tmp_path, text="a page", label="yes")
+    assert (example.caption, example.label, example.extra) == (MINE["question"], 1, {"text": "a page", "label": "yes"})
 
 
 def test_a_caption_may_have_a_column_question(tmp_path: Path) -> None:
@@ -249,7 +273,9 @@ def test_only_offered_letters_are_answers(tmp_path: Path) -> None:
         answer_confidence(store, together="circle")
     task, _ = find_task(store, "answer", np.ones(12, bool))
     np.testing.assert_array_equal(task.codes, answers)
-    last = logit_lens(store).table
+    lens = logit_lens(store)
+    assert (lens.attributes["relations"], lens.attributes["without_word"]) == ([], [])
+    last = lens.table
     assert last[last["measure"] == "answer"]["value"].iloc[-1] == pytest.approx((answers == right).mean())
     explained = explain_example(store, 0)
     assert explained.answers["choice"].tolist() == ["A", "B"]

@@ -44,6 +44,10 @@ def fetch_benchmark(
         If a file cannot be fetched.
     """
     chosen, out = benchmark_of(benchmark), Path(folder)
+    if not chosen.files:
+        raise InvalidInputError(
+            f"expected a benchmark that can be fetched, found {benchmark}: use `convert_benchmark` on its published files"
+        )
     if (out / RECORD).exists():
         raise InvalidInputError(f"expected a folder without data, found {out / RECORD} from an earlier fetch; choose another folder")
     record: dict[str, Any] = {"repository": chosen.repository, "revision": None, "files": {}}
