@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from stratascope.errors import CaptureError  # noqa: E402
-from stratascope.extract.run.attention_function import BlockAttention, fused_map  # noqa: E402
+from stratascope.extract.run.attention_function import BlockAttention  # noqa: E402
 from stratascope.extract.run.capture import (  # noqa: E402
     Capture,
     Pooling,
@@ -19,7 +19,7 @@ from stratascope.extract.run.capture import (  # noqa: E402
 )
 from stratascope.extract.run.logits import check_attributable, directions, logit_parts  # noqa: E402
 from tests.extract.families import FAMILIES, build, example, left_padded  # noqa: E402
-from tests.extract.unpacked import Unpacked  # noqa: E402
+from tests.extract.unpacked import Unpacked, fused_map  # noqa: E402
 
 WANT = frozenset({"maps", "value_norms", "value_logits", "head_outputs"})
 PAIR = (30, 40)

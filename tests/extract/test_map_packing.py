@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from stratascope.errors import InvalidInputError  # noqa: E402
 from stratascope.extract.run import attention_function  # noqa: E402
-from stratascope.extract.run.attention_function import BlockAttention, fused_map  # noqa: E402
+from stratascope.extract.run.attention_function import BlockAttention  # noqa: E402
 from stratascope.extract.run.map_packing import HostMaps, packed_map  # noqa: E402
 from stratascope.extract.run.shard_block import writing_room  # noqa: E402
 from stratascope.store import encode_maps  # noqa: E402
+from tests.extract.unpacked import fused_map  # noqa: E402
 
 LENGTHS = torch.tensor([50, 37, 1])
 

@@ -6,8 +6,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from stratascope.extract.run.attention_function import BlockAttention, fused_map
+from stratascope.extract.run.attention_function import BlockAttention, fused_chunks
 from stratascope.extract.run.capture import Capture
+
+
+def fused_map(seen: BlockAttention, fusion: str = "mean") -> torch.Tensor:
+    """The attention map of a block aggregated over heads, (batch, query, key) float32, see `fused_chunks`."""
+    tokens = seen.query.shape[2]
+    return torch.cat([torch.nn.functional.pad(chunk, (0, tokens - chunk.shape[2])) for _, chunk in fused_chunks(seen, fusion)], 1)
 
 
 @dataclass

@@ -132,12 +132,6 @@ def _query_chunks(tokens: int, like: torch.Tensor) -> Iterator[torch.Tensor]:
         yield torch.arange(start, min(start + QUERY_CHUNK, tokens), device=like.device).expand(like.shape[0], -1)
 
 
-def fused_map(seen: BlockAttention, fusion: str = "mean") -> torch.Tensor:
-    """The attention map of a block aggregated over heads, (batch, query, key) float32, see `fused_chunks`."""
-    tokens = seen.query.shape[2]
-    return torch.cat([torch.nn.functional.pad(chunk, (0, tokens - chunk.shape[2])) for _, chunk in fused_chunks(seen, fusion)], 1)
-
-
 def fused_chunks(seen: BlockAttention, fusion: str = "mean") -> Iterator[tuple[int, torch.Tensor]]:
     """First query, and (batch, n, key) float32 attention aggregated over heads, of successive chunks of queries.
 

@@ -20,6 +20,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from stratascope.errors import CaptureError
 from stratascope.extract.run.capture import reading_residuals
+from stratascope.extract.run.window_attention import windows_in_one_call
 
 
 @dataclass
@@ -149,7 +150,7 @@ def image_features(
     known = inspect.signature(model.get_image_features).parameters
     tower: Any = getattr(model.model, "visual", None)
     seen = vision_capture(tower, image["image_grid_thw"], [(0, each) for each in cells]) if cells else None
-    with capturing_vision(tower, seen) if seen else nullcontext():
+    with windows_in_one_call(tower), capturing_vision(tower, seen) if seen else nullcontext():
         output = model.get_image_features(**{name: values for name, values in image.items() if name in known}, return_dict=True)
     listed = isinstance(output.pooler_output, list | tuple)
     deep = getattr(output, "deepstack_features", None) or ()
