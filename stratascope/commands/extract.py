@@ -47,9 +47,11 @@ settings_options = options_of(
     images="Folder of the images.",
     boxes="Gold boxes in COCO's instances format.",
     prompt={
-        "help": "true-false, yes-no, where; for What's Up's data sets also four-way, six-way and others (docs/data.md).",
-        "metavar": "NAME",
+        "help": "true-false, yes-no, where; for What's Up's data sets also four-way, six-way and others; or a text with fields such as "
+        "{caption} and {COLUMN}, or a file (docs/data.md).",
+        "metavar": "NAME|TEXT|FILE.toml",
     },
+    answers="Answers to a prompt given as text: to a true caption, then to a false one.",
     system="Text of the system turn; default: as the chat template has it.",
     condition={
         "help": "Change to the images: none, mean colour, flipped left-right, images exchanged between examples, or image tokens permuted "
@@ -94,7 +96,7 @@ for_option = click.option(
     metavar="PLAN.toml|PRESET",
     help="All stores of a pre-registered study (docs/study.md), which fixes --prompt, --record, --positions, --condition and --untrained.",
 )
-FIXED = ("prompt", "record", "positions", "condition", "untrained")
+FIXED = ("prompt", "answers", "record", "positions", "condition", "untrained")
 """Options that the plan of a study fixes."""
 
 batch_tokens_option = options_of(

@@ -13,7 +13,6 @@ from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.examples import Example, files_digest, load_examples
 from stratascope.datasets.progress import progress_bar
-from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.general_family import (
     NO_GRID,
@@ -88,9 +87,10 @@ def build_plan(
     trained = settings.untrained is None
     source = resolve_model(settings.model, revision=settings.revision, weights=weights and trained)
     check_weight_form(source)
-    general = load_general(source, settings.system) if is_general(source) else None
+    system = settings.asked.system if settings.system is None else settings.system
+    general = load_general(source, system) if is_general(source) else None
     shape, rule = _shape_and_rule(source, settings, general)
-    tokenizer = PromptTokenizer(source, PROMPTS[settings.prompt], rule, settings.system)
+    tokenizer = PromptTokenizer(source, settings.asked, rule, system)
     boxes = BoxIndex.from_coco(settings.boxes) if settings.boxes else None
     asked = None if tokenizer.prompt.answers else tokenizer.prompt.choices
     examples = load_examples(settings.examples, boxes, asked, progress=progress)[: settings.limit]
@@ -169,7 +169,8 @@ def build_plan(
         "prompt": {
             "name": tokenizer.prompt.name,
             "text": tokenizer.prompt.text,
-            "system": settings.system,
+            "system": system,
+            **tokenizer.prompt.provenance(),
             "choices": tokenizer.choice_ids,
             "answers": list(tokenizer.prompt.answers or examples[0].choices) or None,
             "chat_template": source.chat_template,
