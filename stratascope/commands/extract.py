@@ -74,10 +74,7 @@ settings_options = options_of(
     thumbnail="Size of the thumbnails in the store.",
     limit="Use the first N examples.",
     max_pixels="Shrink larger images to this many pixels; default: the processor's limit.",
-    dtype={
-        "help": "Precision of the model; default: that of its weights on a GPU, float32 on a CPU.",
-        "type": click.Choice(DTYPES),
-    },
+    dtype={"help": "Precision of the model; default: that of its weights on a GPU, float32 on a CPU.", "type": click.Choice(DTYPES)},
     device={"help": "Device of the model: auto, cpu, cuda, cuda:1, ...", "metavar": "DEVICE"},
     strict="Stop at unreadable images and at boxes that do not fit their image; default: leave them out.",
     revision="Branch, tag or commit of a Hub model.",

@@ -12,7 +12,13 @@ from stratascope.store.format.prompt_parts import MEANS, ROLES, TOKEN_POSITION, 
 
 
 def saved_positions(settings: ExtractionSettings, examples: Sequence[Example], layouts: Sequence[TokenLayout]) -> tuple[str, ...]:
-    """Names of the positions to save: the default ones, means, text tokens by role, then groups of image cells."""
+    """Names of the positions to save: the default ones, means, text tokens by role, then groups of image cells.
+
+    Raises
+    ------
+    InvalidInputError
+        If no example has a position that is asked for.
+    """
     asked = set(("default",) if settings.positions is None else settings.positions)
     if asked <= {"default", *POSITIONS}:
         return _default_positions(settings, asked, examples, layouts)

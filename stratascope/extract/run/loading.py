@@ -112,7 +112,15 @@ def _random_weights(source: ModelSource, dtype: torch.dtype, seed: int) -> Any:
 
 @contextmanager
 def explained(source: ModelSource, what: str = "weights that fit its configuration") -> Iterator[None]:
-    """Turn errors of transformers into one line that names the model."""
+    """Turn errors of transformers into one line that names the model.
+
+    Raises
+    ------
+    InvalidInputError
+        For an error within, with `what` was expected.
+    MissingExtraError
+        If transformers needs a package that is not installed.
+    """
     try:
         yield
     except (StratascopeError, MemoryError, torch.OutOfMemoryError):
