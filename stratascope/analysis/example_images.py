@@ -97,8 +97,3 @@ def on_image(examples: pd.DataFrame, values: NDArray[Any], k: int) -> NDArray[An
     row = examples.iloc[k]
     cells = values[k, int(row["image_start"]) : int(row["image_stop"])]
     return cells.reshape((int(row["rows"]), int(row["columns"])) if row["rows"] else (1, -1))
-
-
-def has_places(examples: pd.DataFrame) -> bool:
-    """Whether the image tokens of all examples of an `example_table` have a known place."""
-    return bool((examples["rows"] > 0).all())

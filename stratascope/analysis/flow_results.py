@@ -17,7 +17,6 @@ from stratascope.analysis.example_images import (
     MOST_EXAMPLES,
     ON_IMAGE,
     example_table,
-    has_places,
     label_text,
     on_image,
     picture,
@@ -123,7 +122,7 @@ class FlowResult(
     def figure(self, store: ActivationStore | None = None) -> Figure | None:
         """Up to eight examples: flow to each image cell and its minimum cut; None without the store, or where
         image tokens have no known place."""
-        if store is None or not has_places(self.examples):
+        if store is None or not self.examples["rows"].all():
             return None
         numbers = [int(number) for number in self.examples["example"].iloc[:MOST_EXAMPLES]]
         tiles = []

@@ -46,9 +46,7 @@ def test_fields_are_columns_and_spans_are_fields() -> None:
     assert filled.text[slice(*filled.intervals["subject"])] == "red mug"
     assert set(filled.intervals) == {"subject"}
     assert prompt.values(example) == (3, "red mug")
-    with pytest.raises(
-        InvalidInputError, match=r"expected a column 'count' for the field \{count\} of the prompt, found caption, subject"
-    ):
+    with pytest.raises(InvalidInputError, match=r"expected a column 'count' for the field \{count\} of the prompt, found caption, subject"):
         prompt.fill(EXAMPLE)
 
 

@@ -42,7 +42,9 @@ def test_every_type_of_transformers_is_in_the_table() -> None:
     assert sum(map(len, known)) == len(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 
 
-@pytest.mark.parametrize("name", sorted(RASTER))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name.startswith(("muse", "paddle")) else []) for name in sorted(RASTER)]
+)
 def test_a_cell_of_the_grid_is_its_place_in_the_image(name: str) -> None:
     assert not misplaced_cells(name, TYPES[name])
 
