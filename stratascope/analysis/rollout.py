@@ -245,8 +245,8 @@ class RolloutResult(
         )
 
     def figure(self, store: ActivationStore | None = None) -> Figure | None:
-        """Up to eight examples: rollout on the image cells, boxes, caption, label and answer; None without the store."""
-        if store is None:
+        """Up to eight examples: rollout on the image cells, caption, label, answer; None without the store or a grid of cells."""
+        if store is None or not self.examples["rows"].all():
             return None
         numbers = [int(number) for number in self.examples["example"].iloc[:MOST_EXAMPLES]]
         tiles = []

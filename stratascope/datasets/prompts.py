@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from string import ascii_uppercase
+from typing import Any
 
 from stratascope.datasets.captions import Interval
 from stratascope.datasets.example import Example
 from stratascope.errors import InvalidInputError
 
-_FIELD = re.compile(r"\{(caption|subject|relation|object|question|full_question|options|letters)\}")
+_FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
+PARTS = ("caption", "subject", "relation", "object")
+"""Fields of every example with a caption."""
 _ASKED = ("question", "full_question")
 """Fields that a question fills, and no caption."""
+_OF_QUESTIONS = (*_ASKED, "options", "letters")
+"""Fields of questions; those that are in none of these lists are columns of the examples' file."""
 LETTERS = tuple(ascii_uppercase)
 """Letters of options, in their order."""
 _MOST_OPTIONS = 10
 """Most lettered options of a question."""
+
+
+def has_field(text: str) -> bool:
+    """Whether a text has a field such as {caption}."""
+    return bool(_FIELD.search(text))
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class Prompt:
 
     The fields {caption}, {subject}, {relation} and {object} are filled from the example's caption. A template for questions has {question}
     or, for those published together with their options, {full_question}; {options} are the options, one a line, and {letters} their
-    letters: "A, B, C".
+    letters: "A, B, C". Other fields are filled from the column of that name.
     """
 
     name: str
@@ -40,10 +50,21 @@ class Prompt:
     """Form of one of the options."""
     most_letters: int = _MOST_OPTIONS
     """{letters} names at most this many."""
+    spans: Mapping[str, str] = field(default_factory=dict)
+    """Span (`caption`, `subject`, `relation` or `object`) -> the field that is this span."""
+    system: str | None = None
+    """Text of the system turn, unless the settings have one; None: as the chat template has it."""
+    image_after: bool = False
+    """Whether the image follows the text in the user's turn."""
 
     def __post_init__(self) -> None:
-        if not _FIELD.search(self.text):
+        if not has_field(self.text):
             raise InvalidInputError(f"expected a field such as {{caption}} in the prompt, found {self.text!r}")
+        for span, column in self.spans.items():
+            if span not in PARTS or column not in self.columns:
+                raise InvalidInputError(
+                    f"expected spans of the prompt among {', '.join(PARTS)}, each with a field of its text, found {span} = {column!r}"
+                )
         if len(self.choices) < 2 or len(set(self.choices)) != len(self.choices):
             raise InvalidInputError(f"expected at least two different answer choices, found {self.choices!r}")
 
@@ -69,8 +90,9 @@ class Prompt:
         Raises
         ------
         InvalidInputError
-            If the prompt asks for the relation to an object that the example's caption does not have; a question is given to a prompt for
-            captions, or a caption to one for questions; or the template shows options that the question does not have.
+            If the prompt asks for the relation to an object that the example's caption does not have, or for a column that its row lacks; a
+            question is given to a prompt for captions, or a caption to one for questions; or the template shows options that the question
+            does not have.
         """
         if self.asks_question or example.is_question:
             self._check_question(example)
@@ -90,6 +112,7 @@ class Prompt:
             value = self._value(example, name)
             start = length + len(fixed)
             intervals |= _intervals(example, name, value, start)
+            intervals |= {span: (start, start + len(value)) for span, column in self.spans.items() if column == name}
             pieces += (fixed, value)
             length = start + len(value)
         return FilledPrompt("".join([*pieces, self._fields[1]]), intervals)
@@ -126,7 +149,20 @@ class Prompt:
             return "\n".join(self.option.replace("{letter}", letter).replace("{text}", text) for letter, text in pairs)
         if name == "letters":
             return ", ".join(LETTERS[: min(len(example.options), self.most_letters)])
-        return str(getattr(example, name))
+        return str(getattr(example, name)) if name in (*PARTS, *_OF_QUESTIONS) else _column(example, name)
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the fields, in their order."""
+        return tuple(name for _, name in self._fields[0])
+
+    def values(self, example: Example) -> tuple[Any, ...]:
+        """What an example has in the columns that the prompt reads besides caption, question and options."""
+        return tuple(example.extra.get(name) for name in self.columns if name not in (*PARTS, *_OF_QUESTIONS))
+
+    def provenance(self) -> dict[str, Any]:
+        """What a store keeps of the prompt besides name, text and answers; empty for the built-in ones."""
+        return {**({"spans": dict(self.spans)} if self.spans else {}), **({"image": "after"} if self.image_after else {})}
 
     @cached_property
     def _fields(self) -> tuple[list[tuple[str, str]], str]:
@@ -136,6 +172,16 @@ class Prompt:
             found.append((self.text[end : match.start()], match[1]))
             end = match.end()
         return found, self.text[end:]
+
+
+def _column(example: Example, name: str) -> str:
+    found = example.extra.get(name)
+    if found is None or (isinstance(found, float) and found != found):
+        raise InvalidInputError(
+            f"example {example.id}: expected a column {name!r} for the field {{{name}}} of the prompt, found "
+            f"{', '.join((*PARTS, *example.extra))}; name one of these"
+        )
+    return str(found)
 
 
 @dataclass(frozen=True)
@@ -148,10 +194,10 @@ class FilledPrompt:
 
 def _intervals(example: Example, name: str, value: str, start: int) -> dict[str, Interval]:
     """Intervals of a field whose value begins at `start`, and of the parts of the caption or question in it."""
-    if name in ("options", "letters"):
-        return {}
     if name in ("subject", "relation", "object"):
         return {name: (start, start + len(value))}
+    if name not in ("caption", *_ASKED):
+        return {}
     where = value.find(example.caption)
     if where < 0:  # a published question that is worded otherwise together with its options
         return {"caption": (start, start + len(value))}

@@ -117,10 +117,10 @@ def explained(source: ModelSource, what: str = "weights that fit its configurati
 
     Raises
     ------
-    MissingExtraError
-        If transformers lacks a package.
     InvalidInputError
-        For other errors.
+        For an error within, with `what` was expected.
+    MissingExtraError
+        If transformers needs a package that is not installed.
     """
     try:
         yield

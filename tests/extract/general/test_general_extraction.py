@@ -13,7 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from stratascope.errors import InvalidInputError  # noqa: E402
+from stratascope.analysis.rollout import rollout_examples  # noqa: E402
+from stratascope.analysis.sinks import PLACES, places_of  # noqa: E402
+from stratascope.errors import InvalidInputError, NotRecordedError  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
 from stratascope.extract.model_files import ModelSource  # noqa: E402
 from stratascope.extract.plan.images import open_image  # noqa: E402
@@ -46,7 +48,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=sorted(FILES))
+FEW = ("mistral3", "qwen3_5")
+"""Without a grid; with one, and with linear attention."""
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in sorted(FILES)])
 def extracted(request: pytest.FixtureRequest, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
     """Name, folder and plan of a type whose store is in the folder."""
     name = request.param
@@ -196,3 +202,19 @@ def test_a_layout_without_softmax_layers_is_as_earlier_releases_wrote_it() -> No
     assert mixed.subset(kept_layers=(0, 3, 4)).attention_layers == (3,)
     with pytest.raises(InvalidInputError, match=r"softmax_layers: expected rising numbers within 0\.\.3"):
         layout.subset(softmax_layers=(4,))
+
+
+def test_analyses_of_a_store_say_what_it_has_no_place_or_softmax_for(extracted: tuple[str, Path, Any]) -> None:
+    name, folder, _ = extracted
+    store = ActivationStore.open(folder / "store.zarr")
+    if name == "qwen3_5":
+        with pytest.raises(NotRecordedError, match="expected softmax attention in all 4 blocks, found it in 3"):
+            rollout_examples(store)
+        return
+    found = rollout_examples(store)
+    start, stop = store.spans["image"][0]
+    np.testing.assert_array_equal(found.onto_image(0).ravel(), found.values[0, 0, start:stop])
+    assert (found.figure(store) is None) == (name != "qwen3_vl_moe")
+    places = places_of(store, np.arange(len(store)))
+    assert (places == PLACES.index("image_edge")).any() == (name == "qwen3_vl_moe")
+    assert (places == PLACES.index("image_inside")).any() or name == "qwen3_vl_moe"
