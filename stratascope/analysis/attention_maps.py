@@ -111,6 +111,11 @@ def require_maps(store: ActivationStore, method: str, tower: str = "decoder") ->
             f"expected attention maps in the store, found none: {method} needs the attention of every token, final-token rows are not "
             "enough; extract again with attention_maps in `record`"
         )
+    if layout.softmax_layers:
+        raise NotRecordedError(
+            f"expected softmax attention in all {layout.layers} blocks, found it in {listing(layout.softmax_layers)}: {method} through the "
+            "others is undefined"
+        )
     if layout.attention_layers != tuple(range(layout.layers)):
         raise NotRecordedError(
             f"expected the maps of all {layout.layers} blocks, found those of {listing(layout.attention_layers)}: {method} needs every "

@@ -99,7 +99,12 @@ def example_table(store: ActivationStore, chosen: NDArray[np.int64]) -> pd.DataF
 
 
 def on_image(examples: pd.DataFrame, values: NDArray[Any], k: int) -> NDArray[Any]:
-    """(rows, columns) values (example, token) of the k-th example on its image cells."""
+    """(rows, columns) values (example, token) of the k-th example on its image cells; (1, token) if the tokens have no known place."""
     row = examples.iloc[k]
     cells = values[k, int(row["image_start"]) : int(row["image_stop"])]
-    return cells.reshape(int(row["rows"]), int(row["columns"]))
+    return cells.reshape((int(row["rows"]), int(row["columns"])) if row["rows"] else (1, -1))
+
+
+def has_places(examples: pd.DataFrame) -> bool:
+    """Whether the image tokens of all examples of an `example_table` have a known place."""
+    return bool((examples["rows"] > 0).all())

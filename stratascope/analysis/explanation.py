@@ -66,7 +66,15 @@ class ExampleExplanation(
         return tuple(name for name in self.attributes["methods"] if name not in BASELINES)
 
     def on_image(self, method: str) -> NDArray[np.float64]:
-        """(row, column) scores of the image cells by one method; InvalidInputError for a method that the tables lack."""
+        """(row, column) scores of the image cells by one method.
+
+        Raises
+        ------
+        InvalidInputError
+            For a method that the tables lack, or image tokens whose place is unknown.
+        """
+        if not self.attributes["grid"][0]:
+            raise InvalidInputError("expected a grid of image cells, found image tokens whose place is unknown; read `tokens` instead")
         if method not in self.tokens.columns:
             raise InvalidInputError(f"expected a method of {', '.join(self.methods)}, found {method!r}")
         start, stop = self.attributes["image"]

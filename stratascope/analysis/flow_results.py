@@ -17,6 +17,7 @@ from stratascope.analysis.example_images import (
     MOST_EXAMPLES,
     ON_IMAGE,
     example_table,
+    has_places,
     label_text,
     on_image,
     picture,
@@ -120,8 +121,9 @@ class FlowResult(
         return "\n".join(lines)
 
     def figure(self, store: ActivationStore | None = None) -> Figure | None:
-        """Up to eight examples: flow to each image cell and its minimum cut; None without the store."""
-        if store is None:
+        """Up to eight examples: flow to each image cell and its minimum cut; None without the store, or where
+        image tokens have no known place."""
+        if store is None or not has_places(self.examples):
             return None
         numbers = [int(number) for number in self.examples["example"].iloc[:MOST_EXAMPLES]]
         tiles = []

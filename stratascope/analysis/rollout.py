@@ -11,7 +11,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.analysis.attention_maps import Window, check_layer, checked_window, discard_weakest, require_maps, shaped_maps
-from stratascope.analysis.example_images import MOST_EXAMPLES, ON_IMAGE, answer_text, example_table, on_image, picture, relative_boxes
+from stratascope.analysis.example_images import (
+    MOST_EXAMPLES,
+    ON_IMAGE,
+    answer_text,
+    example_table,
+    has_places,
+    on_image,
+    picture,
+    relative_boxes,
+)
 from stratascope.analysis.parallel import held_examples, over_blocks
 from stratascope.analysis.sinks import places_of, sinks_of_maps
 from stratascope.errors import InvalidInputError
@@ -245,8 +254,9 @@ class RolloutResult(
         )
 
     def figure(self, store: ActivationStore | None = None) -> Figure | None:
-        """Up to eight examples: rollout on the image cells, boxes, caption, label and answer; None without the store."""
-        if store is None:
+        """Up to eight examples: rollout on the image cells, boxes, caption, label and answer; None without the store, or where
+        image tokens have no known place."""
+        if store is None or not has_places(self.examples):
             return None
         numbers = [int(number) for number in self.examples["example"].iloc[:MOST_EXAMPLES]]
         tiles = []

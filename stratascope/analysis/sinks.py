@@ -40,7 +40,7 @@ def token_places(
     image
         (example, 2) span of the image tokens, -1 where absent.
     grid
-        (example, 2) rows and columns of cells.
+        (example, 2) rows and columns of cells; 0, 0 where the place of the image tokens is unknown: all count as inside the image.
     caption
         (example, 2) span of the caption, -1 where absent.
     longest
@@ -63,7 +63,7 @@ def token_places(
     inside = (token >= image[:, :1]) & (token < image[:, 1:])
     edge = (row == 0) | (row == grid[:, :1] - 1) | (column == 0) | (column == grid[:, 1:] - 1)
     places[inside] = PLACES.index("image_inside")
-    places[inside & edge] = PLACES.index("image_edge")
+    places[inside & edge & (grid[:, :1] > 0)] = PLACES.index("image_edge")
     places[:, 0] = PLACES.index("first_token")
     places[token >= n_tokens[:, None] - 1] = -1
     return places

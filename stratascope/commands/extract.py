@@ -47,10 +47,11 @@ settings_options = options_of(
     images="Folder of the images.",
     boxes="Gold boxes in COCO's instances format.",
     prompt={
-        "help": "true-false, yes-no, where; for What's Up's data sets also four-way, six-way and others (docs/data.md); for questions "
-        "pope, letters and others (docs/question-sets.md).",
-        "metavar": "NAME",
+        "help": "true-false, yes-no, where; for What's Up's data sets also four-way, six-way and others; for questions pope, letters and "
+        "others (docs/question-sets.md); or a text with fields such as {caption} and {COLUMN}, or a file (docs/data.md).",
+        "metavar": "NAME|TEXT|FILE.toml",
     },
+    answers="Answers to a prompt given as text: to a true caption, then to a false one.",
     system="Text of the system turn; default: as the chat template has it.",
     condition={
         "help": "Change to the images: none, mean colour, flipped left-right, images exchanged between examples, or image tokens permuted "
@@ -73,10 +74,7 @@ settings_options = options_of(
     thumbnail="Size of the thumbnails in the store.",
     limit="Use the first N examples.",
     max_pixels="Shrink larger images to this many pixels; default: the processor's limit.",
-    dtype={
-        "help": "Precision of the model; default: that of its weights on a GPU, float32 on a CPU.",
-        "type": click.Choice(DTYPES),
-    },
+    dtype={"help": "Precision of the model; default: that of its weights on a GPU, float32 on a CPU.", "type": click.Choice(DTYPES)},
     device={"help": "Device of the model: auto, cpu, cuda, cuda:1, ...", "metavar": "DEVICE"},
     strict="Stop at unreadable images and at boxes that do not fit their image; default: leave them out.",
     revision="Branch, tag or commit of a Hub model.",

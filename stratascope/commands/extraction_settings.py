@@ -19,7 +19,7 @@ from stratascope.preregistration.study_plan import PAIR
 from stratascope.store import condition_of
 from stratascope.store.io.overview import bytes_text
 
-FIXED = ("prompt", "record", "positions", "condition", "untrained")
+FIXED = ("prompt", "answers", "record", "positions", "condition", "untrained")
 """Options that the plan of a study fixes."""
 
 

@@ -91,7 +91,7 @@ def _methods(found: ExampleExplanation, image: NDArray[np.uint8], boxes: Mapping
     cards = []
     agreement = found.agreement[found.agreement["kind"] == "cells"].set_index(["method", "mode"])["correlation"]
     for mode in (m for m in MODES if m in set(found.knockout["mode"])):
-        effects = np.abs(np.nan_to_num(found.effects_on_image(mode)))
+        effects = np.abs(np.nan_to_num(found.effects_on_image(mode))) if own["grid"][0] else None
         largest = found.knockout[(found.knockout["kind"] == "cells") & (found.knockout["mode"] == mode)]["effect"].abs().max()
         caption = f"change of the logit difference when a cell is {MODES[mode]}, all blocks; largest {largest:.2f}"
         shown = Picture(image, f"knockout effect of each cell, {MODES[mode]}", effects, boxes, caption=caption)
@@ -99,7 +99,7 @@ def _methods(found: ExampleExplanation, image: NDArray[np.uint8], boxes: Mapping
     first, last = own["few"]
     for method in found.methods:
         label = own["methods"][method].replace("few blocks", f"blocks {first} to {last - 1}")
-        cells = found.on_image(method) if own["image"][0] >= 0 else None
+        cells = found.on_image(method) if own["image"][0] >= 0 and own["grid"][0] else None
         scores = found.tokens[method].to_numpy(float).copy()
         scores[-1] = np.nan  # what the final token gives itself would outshine the text
         note = ""

@@ -128,7 +128,7 @@ def _card(
         weights = store.read("attention_mean", layer=block, examples=number)[: int(store.n_tokens[number])]
         start, stop = (int(k) for k in store.spans["image"][number])
         rows, columns = (int(k) for k in store.grid[number])
-        cells = weights[start:stop].reshape(rows, columns) if start >= 0 else None
+        cells = weights[start:stop].reshape(rows, columns) if start >= 0 and rows else None
         first, last = (int(k) for k in store.spans["caption"][number])
         share = float(weights[start:stop].sum()) if start >= 0 else 0.0
         source = Source(PurePath(store.name).name, "attention_mean", f"block {block}, example {number}, tokens of the image")

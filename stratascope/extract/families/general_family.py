@@ -21,35 +21,30 @@ NO_GRID = (0, 0)
 RECORDS = ("residual", "attention_rows", "attention_maps", "form_logits", "top_tokens", "knockout")
 """Arrays that can be saved for such types."""
 
-RASTER = {
-    "cosmos3_edge": "grid_thw",
-    "exaone4_5": "grid_thw",
-    "glm46v": "grid_thw",
-    "glm4v": "grid_thw",
-    "glm4v_moe": "grid_thw",
-    "glm_ocr": "grid_thw",
-    "glmga": "grid_thw",
-    "hyperclovax_vision_v2": "grid_thw",
-    "lfm3_vl": "grid_thw",
-    "muse_glimmer": "grid_thw",
-    "paddleocr_vl": "grid_thw",
-    "qwen3_5": "grid_thw",
-    "qwen3_5_moe": "grid_thw",
-    "qwen3_vl_moe": "grid_thw",
-    "video_llama_3": "grid_thw",
-}
-"""Types whose image tokens are the cells of one grid over the whole image, in raster order -> where the grid is in the processor's output.
+RASTER = frozenset({
+    "cohere_compass", "cosmos3_edge", "cosmos3_omni", "ernie4_5_vl_moe", "exaone4_5", "glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga",
+    "hyperclovax_vision_v2", "minimax_m3_vl", "muse_glimmer", "muse_spark", "paddleocr_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl_moe",
+    "video_llama_3",
+})  # fmt: skip
+"""Types whose image tokens are the cells of one grid over the whole image, in raster order; `image_grid_thw` of the processor has its size.
 
-`tests/extract/general` changes one cell of an image and looks for the token that changes. The other types have no grid.
+`tests/extract/general` changes single cells of an image and looks for the tokens that change. The other types have no grid.
 """
 
 REFUSED = {
     "blip": "its decoder attends to the image by cross-attention in every block",
+    "diffusion_gemma": "it denoises blocks of tokens: there is no next token",
     "evolla": "its inputs are proteins",
     "florence2": "it is an encoder-decoder model: the prompt is in the encoder",
+    "gemma3n": "it has several residual streams",
     "git": "it has no registered attention function",
+    "glm5_next": "it has several residual streams",
+    "hy_v4_vl": "its attention has sinks, so that rows do not sum to 1",
     "idefics": "its images enter by cross-attention between the blocks",
     "instructblipvideo": "its inputs are videos",
+    "mistral4": "it takes no images",
+    "mllama": "images enter by cross-attention in blocks of their own",
+    "pi0": "it predicts actions and has no unembedding",
     "pix2struct": "it is an encoder-decoder model: the prompt is drawn into the image",
     "pp_formulanet": "it is an encoder-decoder model that reads formulas",
     "t5gemma2": "it is an encoder-decoder model: the prompt is in the encoder",
@@ -120,8 +115,8 @@ def is_general(source: ModelSource) -> bool:
     found = str(source.config.get("model_type"))
     if found in REFUSED:
         raise InvalidInputError(
-            f"{source.name}: expected a model whose decoder reads image and prompt by self-attention, found model_type {found!r}: "
-            f"{REFUSED[found]}; use another model"
+            f"{source.name}: expected a model with one residual stream that reads image and prompt by self-attention, found model_type "
+            f"{found!r}: {REFUSED[found]}; use another model"
         )
     return found not in FAMILIES
 

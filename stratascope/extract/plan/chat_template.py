@@ -16,6 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stratascope.datasets.captions import Interval
 from stratascope.errors import InvalidInputError
+from stratascope.extract.families.general_family import family_of
 from stratascope.extract.model_files import ModelSource
 
 _ASKED, _ANSWER = "WHETHER", "STRATASCOPE"
@@ -110,6 +111,8 @@ class ChatFormat(PromptFormat):
         Image placeholder of the chat template; None: what the template writes for an image.
     system
         Text of the system turn; None leaves it to the template, and an empty text leaves it out.
+    image_after
+        Whether the image follows the text in the user's turn.
 
     Raises
     ------
@@ -118,8 +121,8 @@ class ChatFormat(PromptFormat):
         turned off.
     """
 
-    def __init__(self, source: ModelSource, placeholder: str | None, system: str | None) -> None:
-        self._source, self._system = source, system
+    def __init__(self, source: ModelSource, placeholder: str | None, system: str | None, *, image_after: bool = False) -> None:
+        self._source, self._system, self._image_after = source, system, image_after
         self.dates = frozenset()
         self.template_options = self._without_thinking()
         self.placeholder = self._written_image() if placeholder is None else placeholder
@@ -130,7 +133,7 @@ class ChatFormat(PromptFormat):
     def _written_image(self) -> str:
         """What the template adds for the image of a conversation."""
         user = self.conversation(_ASKED)
-        bare = [*user[:-1], {**user[-1], "content": user[-1]["content"][1:]}]
+        bare = [*user[:-1], {**user[-1], "content": [part for part in user[-1]["content"] if part["type"] != "image"]}]
         with_image, without = self._apply_template(user, True), self._apply_template(bare, True)
         start = next((k for k, (a, b) in enumerate(zip(with_image, without, strict=False)) if a != b), len(without))
         stop = len(with_image) - (len(without) - start)
@@ -191,7 +194,8 @@ class ChatFormat(PromptFormat):
 
     def conversation(self, text: str) -> list[dict[str, Any]]:
         """Messages of the chat template."""
-        user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+        content: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": text}]
+        user = {"role": "user", "content": content[::-1] if self._image_after else content}
         if not self._system:
             return [user]
         return [{"role": "system", "content": [{"type": "text", "text": self._system}]}, user]
@@ -256,6 +260,28 @@ class ChatFormat(PromptFormat):
         if not self._system or (start := rendered.find(self._system.strip())) < 0:
             return None
         return start, start + len(self._system.strip())
+
+
+def prompt_format(source: ModelSource, placeholder: str, system: str | None, *, image_after: bool = False) -> PromptFormat:
+    """The format of a model's prompts.
+
+    Parameters
+    ----------
+    source, placeholder, system
+        See `ChatFormat`.
+    image_after
+        Whether the image follows the text.
+
+    Raises
+    ------
+    InvalidInputError
+        See `ChatFormat`; or for an image after the text in a prompt without turns.
+    """
+    if not family_of(source).prefix:
+        return ChatFormat(source, placeholder, system, image_after=image_after)
+    if image_after:
+        raise InvalidInputError(f"expected the image before the text for {source.name}, whose prompts begin with it, found it after")
+    return PrefixFormat(source, placeholder, system)
 
 
 class _Generation(Extension):

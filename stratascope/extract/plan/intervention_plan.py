@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stratascope.datasets.own_prompts import stored_prompt
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError
 from stratascope.extract.families.general_family import family_of
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
@@ -73,7 +74,7 @@ def settings_of_store(
         examples=data,
         images=images,
         boxes=boxes,
-        prompt=str(prompt.get("name")),
+        **({"stored_prompt": own} if (own := stored_prompt(prompt)) else {"prompt": str(prompt.get("name"))}),
         system=prompt.get("system"),
         condition=str(provenance.get("condition") or "original"),
         positions=store.layout.positions or None,

@@ -13,7 +13,6 @@ from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.examples import Example, files_digest, load_examples
 from stratascope.datasets.progress import progress_bar
-from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.general_family import (
     NO_GRID,
@@ -89,13 +88,14 @@ def build_plan(
     trained = settings.untrained is None
     source = resolve_model(settings.model, revision=settings.revision, weights=weights and trained)
     check_weight_form(source)
-    general = load_general(source, settings.system) if is_general(source) else None
+    system = settings.asked.system if settings.system is None else settings.system
+    general = load_general(source, system) if is_general(source) else None
     shape, rule = _shape_and_rule(source, settings, general)
-    prompt = PROMPTS[settings.prompt]
+    prompt = settings.asked
     boxes = BoxIndex.from_coco(settings.boxes) if settings.boxes else None
     asked = None if prompt.answers else prompt.choices
     examples = load_examples(settings.examples, boxes, asked, progress=progress)[: settings.limit]
-    tokenizer = PromptTokenizer(source, prompt.for_examples(examples), rule, settings.system)
+    tokenizer = PromptTokenizer(source, prompt.for_examples(examples), rule, system)
     names = [example.image for example in examples]
     shown = shown_images(names, settings.condition, settings.seed)
     if settings.image_size is not None:
@@ -171,7 +171,8 @@ def build_plan(
         "prompt": {
             "name": tokenizer.prompt.name,
             "text": tokenizer.prompt.text,
-            "system": settings.system,
+            "system": system,
+            **tokenizer.prompt.provenance(),
             "choices": tokenizer.choice_ids,
             "answers": list(tokenizer.prompt.answers or (tokenizer.prompt.choices if examples[0].choices else ())) or None,
             "chat_template": source.chat_template,

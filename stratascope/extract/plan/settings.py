@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stratascope.datasets.prompts import PROMPTS
+from stratascope.datasets.own_prompts import find_prompt
+from stratascope.datasets.prompts import Prompt
 from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.images import CONDITIONS
 from stratascope.extract.plan.knockout_plan import ALL_MODES, MODES
@@ -74,7 +76,9 @@ class ExtractionSettings:
     boxes: Path | None = None
     """Gold boxes in COCO's instances format."""
     prompt: str = "true-false"
-    """Name of one of `datasets.PROMPTS`."""
+    """Name of one of `datasets.PROMPTS`, a file that ends in .toml, or a text with fields such as {caption}."""
+    answers: tuple[str, ...] | None = None
+    """Answers of a prompt that is a text: to a true caption, then to a false one."""
     system: str | None = None
     """Text of the system turn; None: as the chat template has it; empty: no system turn."""
     condition: str = "original"
@@ -119,6 +123,8 @@ class ExtractionSettings:
     """Seed of the exchange of images under `shuffled-image`, and of the order of image tokens under `patch-shuffle`."""
     image_size: tuple[int, int] | None = field(default=None, compare=False)
     """(width, height) to assume for every image, for planning only."""
+    stored_prompt: Prompt | None = field(default=None, compare=False)
+    """Prompt of an existing store, instead of `prompt`."""
     strict: bool = field(default=False, compare=False)
     """Raise an error for unreadable images and for boxes that do not fit their image, instead of leaving them out."""
 
@@ -127,7 +133,7 @@ class ExtractionSettings:
             raise InvalidInputError(
                 "expected a folder of images, found none; set `images`, or `image_size` to plan before they are downloaded"
             )
-        _expect_among("prompt", self.prompt, PROMPTS)
+        self.asked  # noqa: B018  # raises its own error
         _expect_among("condition", self.condition, CONDITIONS)
         for name in self.record:
             _expect_among("record", name, RECORDS)
@@ -176,6 +182,11 @@ class ExtractionSettings:
                     f"expected `{parameter}` without places in the image for `condition` patch-shuffle (permuted image tokens), found "
                     f"{', '.join(found)}; leave {'it' if len(found) == 1 else 'them'} out"
                 )
+
+    @cached_property
+    def asked(self) -> Prompt:
+        """The question to the model."""
+        return find_prompt(self.prompt, self.answers) if self.stored_prompt is None else self.stored_prompt
 
     def image_path(self, name: str) -> Path:
         """Path of the image with this name."""

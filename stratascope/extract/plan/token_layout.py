@@ -20,10 +20,10 @@ from stratascope.datasets.captions import Interval
 from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import FilledPrompt, Prompt
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families.general_family import NO_GRID, family_of
+from stratascope.extract.families.general_family import NO_GRID
 from stratascope.extract.families.image_tokens import ImageRule, ImageTokens
 from stratascope.extract.model_files import ModelSource
-from stratascope.extract.plan.chat_template import ChatFormat, PrefixFormat, PromptFormat
+from stratascope.extract.plan.chat_template import PromptFormat, prompt_format
 from stratascope.extract.plan.template_framing import Frame, frame_of, tokens_within
 from stratascope.store.format.prompt_parts import token_roles
 
@@ -140,7 +140,7 @@ class PromptTokenizer:
         if image_id is None:
             raise InvalidInputError(f"{source.name}: expected the token {rule.token} in its tokenizer, found none")
         self.image_id = int(image_id)
-        self.prompt_format: PromptFormat = (PrefixFormat if family_of(source).prefix else ChatFormat)(source, rule.placeholder, system)
+        self.prompt_format: PromptFormat = prompt_format(source, rule.placeholder, system, image_after=prompt.image_after)
         self._image_tokens = lru_cache(maxsize=4096)(rule.tokens)
         self._frame = lru_cache(maxsize=4096)(self._framed)
         self._frames_hold, self._system = True, system
@@ -218,7 +218,7 @@ class PromptTokenizer:
         fresh: list[tuple[int, _PromptText]] = []
         for request in islice(pairs, _CHUNK):
             following = len(numbers)
-            number = numbers.setdefault(_key(*request), following)
+            number = numbers.setdefault((_key(*request), self.prompt.values(request[0])), following)
             chunk.append((number, request))
             if number == following:
                 with contextlib.suppress(InvalidInputError):  # as in `layouts`
@@ -323,7 +323,7 @@ def _fill_frame(prompt_text: _PromptText, frame: Frame, encoded: Encoding) -> To
 
 
 def _key(example: Example, image_size: tuple[int, int]) -> Hashable:
-    """Everything that a layout depends on."""
+    """Everything that a layout depends on, except further columns."""
     parts = example.parts
     asked = example.question, example.options, example.full_question
     return example.caption, example.relation, parts.subject, parts.relation, parts.object, asked, image_size

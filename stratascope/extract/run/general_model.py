@@ -63,7 +63,7 @@ def general_model(source: ModelSource, system: str | None) -> GeneralModel:
         token=source.token_text(asked.image_id),
         written=template.placeholder,
         processor=type(asked.processor).__name__,
-        probe=_Probe(asked, template, RASTER.get(kind)),
+        probe=_Probe(asked, template, kind in RASTER),
     )
     return GeneralModel(_shape(config, source), rule, _capped(config))
 
@@ -205,8 +205,8 @@ class _Probe:
 
     asked: AskedProcessor
     template: ChatFormat
-    raster: str | None
-    """Where the processor's output has the grid of cells; None: nowhere."""
+    raster: bool
+    """Whether the image tokens are cells of a grid, whose size is in the processor's output."""
 
     @cached_property
     def _rendered(self) -> str:
@@ -236,10 +236,8 @@ class _Probe:
         return self.asked.prepare(self._rendered, image, special=self.template.adds_special)
 
     def _grid(self, made: Mapping[str, Any]) -> tuple[int, int] | None:
-        if self.raster is None:
-            return None
-        values = made.get(f"image_{self.raster}")
-        if not isinstance(values, torch.Tensor) or values.shape != (1, 3) or int(values[0, 0]) != 1:
+        values = made.get("image_grid_thw")
+        if not self.raster or not isinstance(values, torch.Tensor) or values.shape != (1, 3) or int(values[0, 0]) != 1:
             return None
         images = self.asked.processor.image_processor
         merge = int(getattr(images, "merge_size", None) or 1)

@@ -147,6 +147,8 @@ def _facts(store: ReadableStore) -> list[str]:
     failed = Counter(names[int(s)] for s in store.status if names[int(s)] not in ("unwritten", "recorded"))
     if failed:
         lines.append("not recorded: " + ", ".join(f"{n} {name}" for name, n in sorted(failed.items())))
+    if layout.softmax_layers:
+        lines.append(f"blocks with softmax attention: {', '.join(map(str, layout.softmax_layers))}")
     if layout.kept_layers is not None:
         lines.append(f"layers taken: {', '.join(map(str, layout.kept_layers))}")
     model = store.provenance.get("model")

@@ -21,6 +21,8 @@ from tests.extract.general.tiny import Tiny, build, image_processor, photo, word
 ROWS, INNER = 1e-5, 2e-4
 """Differences of attention weights; of residual streams and logits, relative to their size."""
 PAIR = (300, 301)
+PROJECTIONS = ("attn.proj", "attn.o_proj", "attn.out_proj", "attention.o_proj", "attn.wo", "attention.proj")
+"""Output projections of attention in vision towers."""
 LENGTHS = ((9, 3), (4, 7))
 """Words before and after the image, of each example."""
 
@@ -184,3 +186,31 @@ def _left_padded(ours: CaptureModel, cases: list[Case], expected: list[Expected]
             for block, own in zip(sorted(capture.rows), expected[row].rows, strict=True):
                 held = capture.rows[block][row, :, longest - len(case.ids) :].numpy()
                 _close(held, own, ROWS, f"rows of block {block} with padding on the left")
+
+
+def misplaced_cells(name: str, tiny: Tiny) -> list[str]:
+    """Cells of an image whose token is not the only one that a change in their centre changes, with the tower's attention removed."""
+    model, asked = build(name, tiny), image_processor(name, tiny)
+    decoder = set(find_decoder(model).modules())
+    for path, module in model.named_modules():
+        if module not in decoder and path.endswith(PROJECTIONS):
+            module.weight.data.zero_()
+    ours = CaptureModel.of(model, ProcessorRule("", "", "", _no_probe))
+    image = photo(0, 256, 192)
+    grid = asked(images=[image], return_tensors="pt")["image_grid_thw"][0].tolist()
+    merge = int(getattr(asked, "merge_size", 1))
+    rows, columns = grid[1] // merge, grid[2] // merge
+    before, wrong = _tokens_of(ours, asked, image), []
+    for row, column in ((0, 0), (1, 2), (rows - 2, 1), (rows - 1, columns - 1), (2, columns - 1)):
+        other = image.copy()
+        x, y = (int((column + 0.5) * 256 / columns), int((row + 0.5) * 192 / rows))
+        other.paste((255, 0, 255), (x - 2, y - 2, x + 3, y + 3))
+        changed = torch.nonzero((_tokens_of(ours, asked, other) - before).abs().amax(-1) > 1e-5)[:, 0].tolist()
+        if changed != [row * columns + column]:
+            wrong.append(f"cell {row}, {column} of {rows} x {columns} changes {changed}")
+    return wrong
+
+
+def _tokens_of(ours: CaptureModel, asked: Any, image: Any) -> torch.Tensor:
+    features = ours.features(PreparedImages(image_tensors(asked(images=[image], return_tensors="pt")), ((),)))
+    return features.pooled.reshape(features.tokens, -1)

@@ -8,6 +8,7 @@ _ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 _GLM = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
 _PINPOINTS = [[56, 56], [56, 112], [112, 56]]
 _IDEFICS = {"vision_config.patch_size": 14, "vision_config.image_size": 56}
+_VISION_TOKENS = {"vision_start_token_id": 9, "vision_end_token_id": 10}
 _MINI = {"image_token_id": 5}
 _GEMMA4 = {"hidden_size_per_layer_input": 0, "num_hidden_layers": 4, "head_dim": 16, "global_head_dim": 32}
 _SQUARE = {"height": 56, "width": 56}
@@ -67,10 +68,15 @@ TYPES: dict[str, Tiny] = {
     "paligemma": Tiny(),
     "pp_chart2table": Tiny(),
     "qianfan_ocr": Tiny({"vision_config.image_size": [56, 56]}, images={"size": _SQUARE}),
+    "qwen2_5_omni_thinker": Tiny({"text_config.rope_parameters": _ROPE, **_VISION_TOKENS}, processor="Qwen2VLImageProcessor"),
     "qwen2_5_vl": Tiny({"text_config.rope_parameters": _ROPE}),
     "qwen2_vl": Tiny({"text_config.rope_parameters": _ROPE}),
     "qwen3_5": Tiny(),
     "qwen3_5_moe": Tiny(),
+    "qwen3_omni_moe_thinker": Tiny(
+        {"text_config.rope_parameters": _ROPE, "vision_config.deepstack_visual_indexes": [0, 1], **_VISION_TOKENS},
+        processor="Qwen2VLImageProcessor",
+    ),
     "qwen3_vl": Tiny({"vision_config.deepstack_visual_indexes": [0, 1]}),
     "qwen3_vl_moe": Tiny({"vision_config.deepstack_visual_indexes": [0, 1]}, processor="Qwen2VLImageProcessor"),
     "shieldgemma2": Tiny({"mm_tokens_per_image": 4}),
@@ -81,3 +87,31 @@ TYPES: dict[str, Tiny] = {
     "vipllava": Tiny({"vision_feature_layers": [-1, -2]}),
 }
 """Types whose residual stream, attention rows, answers and padding are proved."""
+
+RESIDUALS: dict[str, Tiny] = {"mistral_large4": Tiny()}
+"""Types whose residual stream and answers are proved, and whose attention is another than a softmax over all tokens."""
+
+UNPROVED: dict[str, str] = {
+    "apertus1p5": "images become tokens of the vocabulary",
+    "blip-2": "its configuration does not name the image token",
+    "chameleon": "images become tokens of the vocabulary",
+    "deepseek_ocr2": "not checked: its configuration class has no defaults to build a small model from",
+    "dots3_note": "not checked: attention over an index of tokens",
+    "emu3": "images become tokens of the vocabulary",
+    "fast_vlm": "not checked: it needs the package timm",
+    "fuyu": "image patches enter without an image token",
+    "granite4_vision": "not checked: its image features enter at several blocks",
+    "hunyuan_vl": "a batch differs from single examples",
+    "inkling2": "not checked: no registered attention function",
+    "inkling2_loop": "not checked: no registered attention function",
+    "inkling_mm_model": "not checked: no registered attention function",
+    "instructblip": "its image features depend on the prompt",
+    "kosmos-2": "its configuration does not name the image token",
+    "kosmos-2.5": "its configuration does not name the image token",
+    "llama4": "its forward pass with images fails in transformers 5.24",
+    "nemotron_h_omni": "not checked: blocks of one kind each, most without attention",
+    "perception_lm": "not checked: it needs the package timm",
+    "qwen4_exp": "not checked: attention over an index of tokens",
+    "unlimited_ocr": "not checked: its vision tower cannot be made small",
+}
+"""Types that are tried like any other, and why no proof is in the table."""
