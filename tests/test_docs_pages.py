@@ -106,3 +106,34 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     for page in ("index.html", "commands/index.html", "tour/index.html", "api/probe/index.html"):
         assert (tmp_path / "site" / page).stat().st_size > 10_000
+
+
+def test_the_page_of_questions_names_commands_and_options_that_exist() -> None:
+    text = (ROOT / "docs" / "questions.md").read_text("utf-8")
+    named = [words for words in re.findall(r"`(stratascope [^`]+)`", text) if " COMMAND" not in words]
+    assert len(named) > 25
+    commands = all_commands()
+    for words in named:
+        name = words.split()[1]
+        known = {option for param in commands[name].params for option in param.opts}
+        assert not set(re.findall(r"--[\w-]+", words)) - known, words
+    told = {words.split()[1] for words in named}
+    assert set(commands) - told <= {"demo", "fetch", "pairs", "extract", "info", "copy", "report"}
+
+
+REPOSITORY = load("repository")
+
+
+def test_links_lead_to_the_repository_or_are_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "![a [b]](docs/images/x.png) [doc](docs/y.md#z) [up](../training/README.md) [out](https://e.org) [here](#there)"
+    assert REPOSITORY.absolute_links(page, "https://e.org/r", "docs") == (
+        "![a [b]](https://e.org/r/raw/main/docs/docs/images/x.png) [doc](https://e.org/r/blob/main/docs/docs/y.md#z) "
+        "[up](https://e.org/r/blob/main/training/README.md) [out](https://e.org) [here](#there)"
+    )
+    assert REPOSITORY.absolute_links(page, "") == " doc up [out](https://e.org) [here](#there)"
+    monkeypatch.setenv(REPOSITORY.VARIABLE, "https://e.org/r/")
+    assert REPOSITORY.repository_url() == "https://e.org/r"
+    readme = REPOSITORY.absolute_links((ROOT / "README.md").read_text("utf-8"), "https://e.org/r")
+    targets = re.findall(r"\]\(([^)]+)\)", readme)
+    assert targets
+    assert all(target.startswith(("https://", "#")) for target in targets)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+import sys
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+sys.path.insert(0, str(Path(__file__).parent))
+from repository import absolute_links, repository_url
+
 ROOT = Path(__file__).resolve().parents[2]
 ORDER: dict[str, list[str]] = {
-    "": ["index.md", "tour.md", "commands.md"],
+    "": ["index.md", "questions.md", "tour.md", "commands.md"],
     "Guides": ["data.md", "question-sets.md", "study.md", "recording.md", "gpu.md", "families.md", "remote.md", "viewer.md"],
     "Reference": [
         "methods.md", "interventions.md", "results.md", "findings-demo.md", "format.md", "benchmarks.md", "architecture.md",
+        "glossary.md",
     ],
     "Python": [
         "api.md", "api/store.md", "api/probe.md", "api/analysis.md", "api/causal.md", "api/results.md", "api/report.md", "api/datasets.md",
@@ -26,7 +31,8 @@ MADE_FROM = {"tour.md": ROOT / "docs" / "tour.ipynb"}
 
 
 def on_config(config: Any) -> Any:
-    """The order of pages."""
+    """The order of pages, and the address of the repository."""
+    config["repo_url"] = repository_url() or None
     there = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")} | {"index.md"}
     there |= {name for name, source in MADE_FROM.items() if source.exists()}
     nav: list[Any] = []
@@ -50,16 +56,16 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Links out of docs/ lead to the repository."""
-    base = f"{config['repo_url']}/blob/main"
-    text = re.sub(r"\]\(\.\./([^)]+)\)", rf"]({base}/\1)", markdown)
-    if page.file.src_uri == "index.md":
-        there = {file.src_uri for file in files}
-        text = re.sub(
-            r"\]\((?!https?://|#)([^)#]+)(#[^)]*)?\)",
-            lambda m: m.group() if m.group(1) in there else f"]({base}/{m.group(1)}{m.group(2) or ''})",
-            text,
-        )
-    return text
+    url, there = str(config["repo_url"] or ""), {file.src_uri for file in files}
+    first = page.file.src_uri == "index.md"
+    folder = "" if first else str(PurePosixPath("docs") / PurePosixPath(page.file.src_uri).parent)
+
+    def outside(match: re.Match[str]) -> str:
+        target = match.group(1)
+        stays = target in there if first else not target.startswith("../") or target.removeprefix("../") in there
+        return match.group() if stays else absolute_links(match.group(), url, folder)
+
+    return re.sub(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\((?!https?://|#)([^)#\s]+)(?:#[^)\s]*)?\)", outside, markdown)
 
 
 def notebook_text(notebook: dict[str, Any]) -> str:

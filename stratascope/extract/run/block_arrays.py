@@ -9,7 +9,7 @@ import numpy as np
 from stratascope.extract.families.general_family import family_of
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.model import Captured
-from stratascope.store import RECORDED, STATUS_CODES, StoreLayout, encode_maps
+from stratascope.store import RECORDED, STATUS_CODES, StoreLayout
 from stratascope.store.format.block_checks import BlockFacts, unstorable_examples
 
 
@@ -22,7 +22,9 @@ def empty_arrays(layout: StoreLayout, count: int, patched: int = 0) -> dict[str,
     for spec in layout.arrays():
         if spec.when == "block":
             dtype = np.float32 if spec.dtype.startswith("float") else spec.dtype
-            arrays[spec.name] = np.full(spec.block_shape(patched if spec.mask else count), spec.fill, dtype)
+            shape = spec.block_shape(patched if spec.mask else count)
+            # zeros take no memory before they are written: maps of other examples
+            arrays[spec.name] = np.full(shape, spec.fill, dtype) if spec.fill else np.zeros(shape, dtype)
     arrays["status"][:] = RECORDED
     return arrays
 
@@ -83,13 +85,13 @@ def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: n
         for name, values in by_token.items():
             if name in arrays and values is not None:
                 arrays[name][:, at[row], :, :tokens] = values[:, row, :, :tokens]
-        fused = None if captured.fused is None or not plan.has_map[k] else captured.fused[row, :, :tokens, :tokens]
-        computed = (captured.final[row], captured.rows[:, row], *([] if fused is None else [fused]))
-        if not all(np.isfinite(values).all() for values in computed):
+        maps = captured.maps if plan.has_map[k] else None
+        finite = all(np.isfinite(values).all() for values in (captured.final[row], captured.rows[:, row]))
+        if not finite or (maps is not None and not maps.check(row, causal=causal)):
             arrays["status"][at[row]] = STATUS_CODES["non_finite"]
             failed[k] = f"the model returned a value that is not finite in {plan.provenance['model']['dtype']}"
-        elif "attention_maps" in arrays and fused is not None:
-            arrays["attention_maps"][at[row], :, :tokens, :tokens] = encode_maps(fused, causal=causal)
+        elif "attention_maps" in arrays and maps is not None:
+            maps.copy_into(row, arrays["attention_maps"][at[row], :, :tokens, :tokens])
     return failed
 
 

@@ -26,6 +26,7 @@ from stratascope.extract.run.inputs import PreparedImages, forward_inputs, joine
 from stratascope.extract.run.knockout import check_trace, knockout_effects, tracing
 from stratascope.extract.run.loading import load_image_processor, load_model, on_device, usable_device
 from stratascope.extract.run.logits import LogitParts, Unembedding, check_attributable, directions, logit_parts
+from stratascope.extract.run.map_packing import HostMaps
 from stratascope.extract.run.reference import Reference, run_reference
 from stratascope.extract.run.vision_features import (
     ImageFeatures,
@@ -72,8 +73,8 @@ class Captured:
     """(example, choice), computed in float32 from the output of the last block."""
     final: np.ndarray
     """(example, hidden) float32: output of the last block at the final token."""
-    fused: np.ndarray | None = None
-    """(example, block, query, key) float32."""
+    maps: HostMaps | None = None
+    """Packed attention maps."""
     value_norms: np.ndarray | None = None
     """(block, example, head, token) float32."""
     head_outputs: np.ndarray | None = None
@@ -101,13 +102,16 @@ class PendingCapture:
     """Captured activations of a batch that may still be copied to the host."""
 
     host_copy: HostCopy
+    maps: Sequence[HostCopy] = ()
+    """Of the packed maps of each block."""
 
     def result(self) -> Captured:
         """Wait for the copies; any thread may call this."""
         values = self.host_copy.result()
         parts = {each.name: values.pop(each.name, None) for each in fields(LogitParts)}
         made = {name: None if values is None else torch.from_numpy(values) for name, values in parts.items()}
-        return Captured(**values, parts=None if made["heads"] is None else LogitParts(**made))  # type: ignore[arg-type]
+        maps = HostMaps(tuple(each.result() for each in self.maps)) if self.maps else None
+        return Captured(**values, maps=maps, parts=None if made["heads"] is None else LogitParts(**made))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,7 @@ class CaptureModel:
             request.fusion,
             batch.entry and batch.entry.to(self.device),
             patches=batch.patches and batch.patches.to(self.device),
+            send=partial(to_host, stream=self._copy_stream),
             toward=directions(self.model, self.decoder, pair) if "value_logits" in request.arrays else {},
         )
         keep: Any = 1
@@ -218,7 +223,6 @@ class CaptureModel:
             "rows": _stack(capture.rows),
             "answer_logits": self.unembedding.logits(output_residual, request.choices),
             "final": output_residual,
-            "fused": _stack(capture.fused).transpose(0, 1) if "maps" in held else None,
             "value_norms": _stack(capture.value_norms) if "value_norms" in held else None,
             "head_outputs": _stack(capture.head_outputs) if "head_outputs" in held else None,
             "vision": _segments(batch) if batch.segments else None,
@@ -232,7 +236,8 @@ class CaptureModel:
         if has_terms:
             parts = logit_parts(self.model, self.decoder, capture, pair)
             found |= {each.name: getattr(parts, each.name) for each in fields(parts)}
-        return PendingCapture(to_host({name: values for name, values in found.items() if values is not None}, self._copy_stream))
+        coming = to_host({name: values for name, values in found.items() if values is not None}, self._copy_stream)
+        return PendingCapture(coming, [capture.maps[block] for block in sorted(capture.maps)])
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Keywords of a forward pass, on the device."""

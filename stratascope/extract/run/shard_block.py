@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -18,7 +19,7 @@ from stratascope.extract.run.model import Batch, PendingCapture
 from stratascope.extract.run.pipeline import BackgroundQueue, prefetch
 from stratascope.extract.run.session import ExtractionSession
 from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures, feature_budget
-from stratascope.store import STATUS_CODES
+from stratascope.store import STATUS_CODES, StoreLayout
 
 IMAGES_AHEAD = 32
 """Images that are prepared before the model needs them; one of 640 x 480 takes 7 MB for Qwen."""
@@ -28,6 +29,19 @@ BATCHES_WAITING = 1
 
 BLOCKS_WAITING = 1
 """Blocks that wait to be written, besides those that are being written."""
+
+
+BYTES_WAITING = 8 << 30
+"""Bytes of filled blocks that are written or wait to be, at most, unless it is a single block."""
+
+
+def writing_room(layout: StoreLayout, writers: int) -> tuple[int, int]:
+    """Threads that write blocks, and blocks that may wait for one: fewer where a block's arrays are large (maps of long prompts)."""
+    size = sum(
+        math.prod(spec.block_shape(layout.block)) * np.dtype(spec.dtype).itemsize for spec in layout.arrays() if spec.when == "block"
+    )
+    held = max(1, min(writers + BLOCKS_WAITING, BYTES_WAITING // max(size, 1)))
+    return min(writers, held), held - min(writers, held)
 
 
 class BlockStore(Protocol):
@@ -61,13 +75,14 @@ def fill_blocks(
     """
     session.on_checked = on_checked
     readers, writers = session.threads
+    writing_threads, waiting = writing_room(session.plan.store, writers)
     members = {block: session.in_order(store.block_examples(block)) for block in blocks}
     session.features = FeatureCache(
         (session.plan.shown[k] for each in members.values() for k in each), feature_budget(session.model.device)
     )
     wanted = (k for block in blocks for k in first_per_image(session.plan, members[block]))
     with (
-        BackgroundQueue("write", threads=writers, waiting=BLOCKS_WAITING) as writing,
+        BackgroundQueue("write", threads=writing_threads, waiting=waiting) as writing,
         BackgroundQueue("fill", waiting=BATCHES_WAITING) as filling,
         ThreadPoolExecutor(readers, "read") as pool,
     ):
