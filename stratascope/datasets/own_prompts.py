@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stratascope.datasets.prompts import PROMPTS, Prompt, has_field
+from stratascope.datasets.prompts import FIELD, PROMPTS, Prompt
 from stratascope.errors import InvalidInputError
 
 OWN = "own"
@@ -45,7 +45,7 @@ def find_prompt(prompt: str, answers: Sequence[str] | None = None) -> Prompt:
         if answers:
             raise InvalidInputError(_DUPLICATE.format(prompt, given))
         return _read_prompt(prompt)
-    if not has_field(prompt):
+    if not FIELD.search(prompt):
         raise InvalidInputError(
             f"expected `prompt` to be among {', '.join(PROMPTS)}, a file that ends in .toml, or a text with a field such as {{caption}}, "
             f"found {prompt!r}"

@@ -13,31 +13,26 @@ from stratascope.datasets.captions import Interval
 from stratascope.datasets.example import Example
 from stratascope.errors import InvalidInputError
 
-_FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
+FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
+"""A field of a template."""
 PARTS = ("caption", "subject", "relation", "object")
-"""Fields of every example with a caption."""
+"""Fields of every example; other fields are those of questions, or columns of the example's file."""
+_OF_QUESTIONS = ("question", "full_question", "options", "letters")
 _ASKED = ("question", "full_question")
 """Fields that a question fills, and no caption."""
-_OF_QUESTIONS = (*_ASKED, "options", "letters")
-"""Fields of questions; those that are in none of these lists are columns of the examples' file."""
 LETTERS = tuple(ascii_uppercase)
 """Letters of options, in their order."""
 _MOST_OPTIONS = 10
 """Most lettered options of a question."""
 
 
-def has_field(text: str) -> bool:
-    """Whether a text has a field such as {caption}."""
-    return bool(_FIELD.search(text))
-
-
 @dataclass(frozen=True)
 class Prompt:
     """Template of the user's turn after the image.
 
-    The fields {caption}, {subject}, {relation} and {object} are filled from the example's caption. A template for questions has {question}
-    or, for those published together with their options, {full_question}; {options} are the options, one a line, and {letters} their
-    letters: "A, B, C". Other fields are filled from the column of that name.
+    The fields {caption}, {subject}, {relation} and {object} are filled from the example's caption, other fields from the column of that
+    name. A template for questions has {question} or, for those published together with their options, {full_question}; {options} are the
+    options, one a line, and {letters} their letters: "A, B, C".
     """
 
     name: str
@@ -46,19 +41,19 @@ class Prompt:
     """Answers whose logits are recorded at the final token; each must be one token. Letters A, B, ... for questions with options."""
     answers: tuple[str, str] | None = None
     """Right choices for a false and a true caption; None if the prompt asks for one of the choices."""
-    option: str = "{letter}. {text}"
-    """Form of one of the options."""
-    most_letters: int = _MOST_OPTIONS
-    """{letters} names at most this many."""
     spans: Mapping[str, str] = field(default_factory=dict)
     """Span (`caption`, `subject`, `relation` or `object`) -> the field that is this span."""
     system: str | None = None
     """Text of the system turn, unless the settings have one; None: as the chat template has it."""
     image_after: bool = False
     """Whether the image follows the text in the user's turn."""
+    option: str = "{letter}. {text}"
+    """Form of one of the options."""
+    most_letters: int = _MOST_OPTIONS
+    """{letters} names at most this many."""
 
     def __post_init__(self) -> None:
-        if not has_field(self.text):
+        if not FIELD.search(self.text):
             raise InvalidInputError(f"expected a field such as {{caption}} in the prompt, found {self.text!r}")
         for span, column in self.spans.items():
             if span not in PARTS or column not in self.columns:
@@ -90,11 +85,11 @@ class Prompt:
         Raises
         ------
         InvalidInputError
-            If the prompt asks for the relation to an object that the example's caption does not have, or for a column that its row lacks; a
-            question is given to a prompt for captions, or a caption to one for questions; or the template shows options that the question
-            does not have.
+            If the prompt asks for the relation to an object that the example's caption does not have; a question is given to a prompt for
+            captions, or a caption to one for questions; the template shows options that the question does not have, or a column that
+            the example's row lacks.
         """
-        if self.asks_question or example.is_question:
+        if example.is_question or (self.asks_question and not any(name in example.extra for name in _ASKED)):
             self._check_question(example)
         elif example.question is not None and self.answers is None:
             asked = example.question
@@ -141,7 +136,22 @@ class Prompt:
                 "shows the question and its options"
             )
 
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the fields, in their order."""
+        return tuple(name for _, name in self._fields[0])
+
+    def values(self, example: Example) -> tuple[Any, ...]:
+        """What an example has in the columns that the prompt reads besides `PARTS`."""
+        return tuple(example.extra.get(name) for name in self.columns if name not in PARTS)
+
+    def provenance(self) -> dict[str, Any]:
+        """What a store keeps of the prompt besides name, text and answers; empty for the built-in ones."""
+        return {**({"spans": dict(self.spans)} if self.spans else {}), **({"image": "after"} if self.image_after else {})}
+
     def _value(self, example: Example, name: str) -> str:
+        if name not in PARTS and not (example.is_question and name in _OF_QUESTIONS):
+            return _column(example, name)
         if name == "question":
             return example.caption
         if name == "options":
@@ -149,39 +159,16 @@ class Prompt:
             return "\n".join(self.option.replace("{letter}", letter).replace("{text}", text) for letter, text in pairs)
         if name == "letters":
             return ", ".join(LETTERS[: min(len(example.options), self.most_letters)])
-        return str(getattr(example, name)) if name in (*PARTS, *_OF_QUESTIONS) else _column(example, name)
-
-    @cached_property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the fields, in their order."""
-        return tuple(name for _, name in self._fields[0])
-
-    def values(self, example: Example) -> tuple[Any, ...]:
-        """What an example has in the columns that the prompt reads besides caption, question and options."""
-        return tuple(example.extra.get(name) for name in self.columns if name not in (*PARTS, *_OF_QUESTIONS))
-
-    def provenance(self) -> dict[str, Any]:
-        """What a store keeps of the prompt besides name, text and answers; empty for the built-in ones."""
-        return {**({"spans": dict(self.spans)} if self.spans else {}), **({"image": "after"} if self.image_after else {})}
+        return str(getattr(example, name))
 
     @cached_property
     def _fields(self) -> tuple[list[tuple[str, str]], str]:
         """The text before each field with the field's name, and the text after the last one."""
         found, end = [], 0
-        for match in _FIELD.finditer(self.text):
+        for match in FIELD.finditer(self.text):
             found.append((self.text[end : match.start()], match[1]))
             end = match.end()
         return found, self.text[end:]
-
-
-def _column(example: Example, name: str) -> str:
-    found = example.extra.get(name)
-    if found is None or (isinstance(found, float) and found != found):
-        raise InvalidInputError(
-            f"example {example.id}: expected a column {name!r} for the field {{{name}}} of the prompt, found "
-            f"{', '.join((*PARTS, *example.extra))}; name one of these"
-        )
-    return str(found)
 
 
 @dataclass(frozen=True)
@@ -192,12 +179,23 @@ class FilledPrompt:
     intervals: dict[str, Interval]
 
 
+def _column(example: Example, name: str) -> str:
+    """Text of a column for a field of that name."""
+    found = example.extra.get(name)
+    if found is None or (isinstance(found, float) and found != found):
+        raise InvalidInputError(
+            f"example {example.id}: expected a column {name!r} for the field {{{name}}} of the prompt, found "
+            f"{', '.join((*PARTS, *example.extra))}; name one of these"
+        )
+    return str(found)
+
+
 def _intervals(example: Example, name: str, value: str, start: int) -> dict[str, Interval]:
     """Intervals of a field whose value begins at `start`, and of the parts of the caption or question in it."""
+    if name not in (*PARTS, *_ASKED) or (name in _ASKED and not example.is_question):
+        return {}
     if name in ("subject", "relation", "object"):
         return {name: (start, start + len(value))}
-    if name not in ("caption", *_ASKED):
-        return {}
     where = value.find(example.caption)
     if where < 0:  # a published question that is worded otherwise together with its options
         return {"caption": (start, start + len(value))}

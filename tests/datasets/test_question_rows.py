@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from stratascope.datasets import PROMPTS, BoxIndex, Example, load_examples, minimal_pairs
+from stratascope.datasets.own_prompts import find_prompt
 from stratascope.errors import InvalidInputError
 
 LETTERS = PROMPTS["letters"].choices
@@ -158,6 +159,24 @@ def test_options_may_be_in_columns(tmp_path: Path) -> None:
 def test_a_question_may_have_the_columns_of_pope(tmp_path: Path) -> None:
     example = one(tmp_path, text="a page", label="yes")
     assert (example.caption, example.label, example.extra) == (MINE["question"], 1, {"text": "a page", "label": "yes"})
+
+
+def test_prompts_of_ones_own_ask_questions(tmp_path: Path) -> None:
+    asking = find_prompt("Look. {question} Say yes or no.", ("Yes", "No"))
+    pope = load_examples(written(tmp_path, POPE))[0]
+    filled = asking.fill(pope)
+    assert filled.text == "Look. Is there a snowboard in the image? Say yes or no."
+    assert filled.text[slice(*filled.intervals["subject"])] == "snowboard"
+    lettered = find_prompt("{question} {options}", ("A", "B", "C")).for_examples([one(tmp_path)])
+    assert lettered.choices == ("A", "B")
+    assert lettered.fill(one(tmp_path)).text == f"{MINE['question']} A. cup\nB. key"
+    with pytest.raises(InvalidInputError, match="expected a caption for the prompt own, found the question"):
+        find_prompt("{relation}?", ("Yes", "No")).fill(pope)
+    with pytest.raises(InvalidInputError, match="expected a column 'level'"):
+        find_prompt("{question} {level}", ("Yes", "No")).fill(pope)
+    row = {"image": "a.png", "caption": "The cup is near the key.", "relation": "near", "label": 1, "question": "Is it?"}
+    (stated,) = load_examples(written(tmp_path, [row]))
+    assert asking.fill(stated).text == "Look. Is it? Say yes or no."
 
 
 def test_a_caption_may_have_a_column_question(tmp_path: Path) -> None:
