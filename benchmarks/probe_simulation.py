@@ -55,11 +55,14 @@ def coverage(shift: float, repeats: int, *, n: int, d: int) -> dict[str, float]:
     return {"mean auroc": float(np.mean(level))} | {name: float(np.mean(hit)) for name, hit in hits.items()}
 
 
-def selectivity_coverage(repeats: int, *, metric: str, **options: Any) -> tuple[float, float]:
-    """Share of data sets whose interval covers the expected difference from a control, and the standard deviation of the control."""
-    found = [TypedSimulation(seed, n=400, draws=DRAWS, method="means", **options).selectivity(metric) for seed in range(repeats)]
-    covered = np.mean([interval.low[0] <= truth <= interval.high[0] for interval, truth, _ in found])
-    return float(covered), float(np.std([control for _, _, control in found]))
+def selectivity_coverage(repeats: int, **options: Any) -> dict[str, tuple[float, float]]:
+    """Metric -> share of data sets whose interval covers the expected difference from a control, and deviation of the control's score."""
+    found = [TypedSimulation(seed, n=400, draws=DRAWS, method="means", **options).selectivity(METRICS) for seed in range(repeats)]
+    shares = {}
+    for metric in METRICS:
+        covered = [interval.low[0] <= truth <= interval.high[0] for interval, truth, _ in (one[metric] for one in found)]
+        shares[metric] = float(np.mean(covered)), float(np.std([one[metric][2] for one in found]))
+    return shares
 
 
 def false_onsets(repeats: int, *, n: int, d: int, layers: int, same: float) -> float:
@@ -138,8 +141,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=400)
     parser.add_argument("--claims", action="store_true", help="only the claims about layers")
+    parser.add_argument("--selectivity", action="store_true", help="only the differences from controls")
     given = parser.parse_args()
     repeats = given.repeats
+    if given.selectivity:
+        print_selectivity(repeats)
+        return
     if not given.claims:
         print_intervals(repeats)
     print_claims(repeats)
@@ -151,17 +158,23 @@ def print_intervals(repeats: int) -> None:
         for shift in (0.0, 0.1, 0.3, 0.6, 1.0):
             found = coverage(shift, repeats, n=n, d=d)
             print(f"n {n} d {d} shift {shift}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()), flush=True)
-    for metric, shift, apart in product(METRICS, (0.0, 0.5, 1.0), (0.0, 0.5)):
-        covered, _ = selectivity_coverage(repeats, metric=metric, shift=shift, apart=apart)
-        print(f"selectivity in {metric}, shift {shift}, types {apart} apart: covered in {covered:.3f}", flush=True)
-    for count in (1, 20):
-        covered, spread = selectivity_coverage(repeats, metric="auroc", shuffled=True, control_draws=count, further=0)
-        print(f"over shuffled labels, {count} draws: covered in {covered:.3f}, control scatters by {spread:.3f}", flush=True)
+    print_selectivity(repeats)
     for layers, same in ((8, 0.9), (8, 0.0), (24, 0.97)):
         print(
             f"noise, {layers} layers alike by {same}: onset in {false_onsets(repeats, n=400, d=16, layers=layers, same=same):.3f}",
             flush=True,
         )
+
+
+def print_selectivity(repeats: int) -> None:
+    """Coverage of the difference from a control."""
+    for shift, apart in product((0.0, 0.5, 1.0), (0.0, 0.5)):
+        found = selectivity_coverage(repeats, shift=shift, apart=apart)
+        said = ", ".join(f"{metric} covered in {covered:.3f}" for metric, (covered, _) in found.items())
+        print(f"selectivity, shift {shift}, types {apart} apart: {said}", flush=True)
+    for count in (1, 20):
+        covered, spread = selectivity_coverage(repeats, shuffled=True, control_draws=count, further=0)["auroc"]
+        print(f"over shuffled labels, {count} draws: AUROC covered in {covered:.3f}, control scatters by {spread:.3f}", flush=True)
 
 
 def print_claims(repeats: int) -> None:

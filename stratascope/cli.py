@@ -28,6 +28,7 @@ SECTIONS = {
     "Data": {
         "demo": ("data", "Full pipeline on generated scenes with the built-in model."),
         "fetch": ("data", "Download published data sets."),
+        "convert": ("data", "Unpack a published benchmark into rows and images."),
         "pairs": ("data", "Minimal pairs: subject and object exchanged, image mirrored."),
     },
     "Extract": {
@@ -37,7 +38,7 @@ SECTIONS = {
     "Store": {
         "info": ("stores", "Contents, completeness and provenance of a store."),
         "verify": ("stores", "Check every stored number against its checksum."),
-        "copy": ("stores", "Copy a store or a part of it to a folder or zip."),
+        "copy": ("stores", "Copy a store or a part of it to a folder, zip or bucket."),
         "diff": ("stores", "Compare two stores."),
     },
     "Probe": {
@@ -231,7 +232,7 @@ def main(debug: bool) -> None:
     Begin with 'stratascope demo --out demo'. The example in the --help of each command then works on it.
 
     STORE is the output of `extract`: a folder, a zip of it, or an address (http, https, s3, gs, az). Results go to STORE-results next to
-    it; --out names another folder.
+    it; --out names another folder, or an address in a bucket.
 
     \b
     Shell completion of commands, options, tasks, positions, arrays and figures:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -74,13 +76,26 @@ def store(store_path: Path):
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `stratascope demo` makes of 512 scenes; to be left as it is."""
+    """What `stratascope demo` makes of 512 scenes, once for all processes; to be left as it is."""
     pytest.importorskip("torch")
     from stratascope.demo import run_demo
 
-    out = tmp_path_factory.mktemp("demo")
-    steps: list[str] = []
-    text = run_demo(out, scenes=512, on_step=steps.append)
-    assert len(steps) == 5
-    assert str(out) in text
-    return out
+    def make(out: Path) -> None:
+        steps: list[str] = []
+        text = run_demo(out, scenes=512, on_step=steps.append)
+        assert len(steps) == 5
+        assert str(out) in text
+
+    return made_once("demo", make, tmp_path_factory)
+
+
+def made_once(name: str, make: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that `make` fills in the first test process that asks for it; others wait."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    done = folder.with_suffix(".done")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder

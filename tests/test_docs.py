@@ -24,6 +24,7 @@ import pytest
 from click.testing import CliRunner
 
 from stratascope.cli import all_commands, main
+from tests.store.buckets import environment, s3_server
 from tests.test_docs_pages import CHECKS, EXAMPLES, MADE
 
 pytest.importorskip("torch")
@@ -60,6 +61,9 @@ LARGE = {r"--model [\w.-]+/[\w.-]+": "--model demo", r"--revision COMMIT ": "", 
 
 HOUR = "gpu.md"
 """The page whose bash blocks are run in their order, with what stands in; those of others are the examples of --help."""
+
+BUCKET = "remote.md"
+"""The page whose commands write to a bucket: an S3 server stands in."""
 
 DOTS = "--model demo --examples vsr/test.jsonl --images vsr/images --boxes vsr/instances.json"
 """What `...` stands for: the options above it."""
@@ -101,6 +105,7 @@ def help_examples() -> list[str]:
 def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with demo/, vsr/ and What's Up's files, all made of generated scenes."""
     from stratascope.datasets import write_scenes
+    from tests.datasets.published import CV_BENCH_2D, CV_BENCH_3D, SPHERE, parquet
 
     root = tmp_path_factory.mktemp("docs")
     shutil.copytree(demo, root / "demo")
@@ -115,6 +120,17 @@ def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(image, root / where)
     rows = [[k, "A photo of a star above a moon", "A photo of a star below a moon"] for k in range(4)]
     (root / "coco_qa_two_obj.json").write_text(json.dumps(rows))
+    parquet(root / "test_2d.parquet", CV_BENCH_2D)
+    parquet(root / "test_3d.parquet", CV_BENCH_3D)
+    (root / "position_only.json").write_text(json.dumps(SPHERE))
+    (root / "test2017").mkdir()
+    for k in (63, 69):
+        shutil.copy(images[0], root / "test2017" / f"{k:012d}.jpg")
+    (root / "val2014").mkdir()
+    asked_of = f"COCO_val2014_{1:012d}.jpg"
+    shutil.copy(images[0], root / "val2014" / asked_of)
+    question = {"question_id": 1, "image": asked_of, "text": "Is there a star in the image?", "label": "yes"}
+    (root / "coco_pope_random.json").write_text(json.dumps(question) + "\n")
     options = [[relations[k], *(r for r in relations if r != relations[k])] for k in range(4)]
     captions = [
         {"image_path": f"data/controlled_images/{k}.jpeg", "caption_options": [f"A star {r} a moon" for r in options[k]]} for k in range(4)
@@ -159,7 +175,14 @@ def run(line: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page)], ids=lambda page: page.name)
-def test_the_commands_of_a_page_work(page: Path, inside: Path) -> None:
+def test_the_commands_of_a_page_work(page: Path, inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if page.name == BUCKET:
+        with s3_server() as address:
+            for name, value in environment(address).items():
+                monkeypatch.setenv(name, value)
+            for line in commands_of(page):
+                run(line)
+        return
     for source in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE) if page.name in PROGRAMS else []:
         exec(compile(source, page.name, "exec"), {})
     for line in commands_of(page):

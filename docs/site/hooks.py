@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 ORDER: dict[str, list[str]] = {
     "": ["index.md", "tour.md", "commands.md"],
-    "Guides": ["data.md", "study.md", "recording.md", "gpu.md", "families.md", "remote.md", "viewer.md"],
+    "Guides": ["data.md", "question-sets.md", "study.md", "recording.md", "gpu.md", "families.md", "remote.md", "viewer.md"],
     "Reference": [
         "methods.md", "interventions.md", "results.md", "findings-demo.md", "format.md", "benchmarks.md", "architecture.md",
     ],

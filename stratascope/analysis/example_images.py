@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from stratascope.errors import NotRecordedError
 from stratascope.results.schema import columns
 from stratascope.store.format.prompt_parts import shown_boxes
+from stratascope.store.format.provenance import label_kind
+from stratascope.store.io.offered_choices import OPTIONS, offered_logits
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -61,18 +63,22 @@ def answer_text(store: ActivationStore, example: int) -> str:
     label = label_text(store, example)
     label = label if label.startswith("right") else f"label {label}"
     try:
-        logits = store.read("answer_logits", examples=[example])[0]
+        logits = offered_logits(store, store.read("answer_logits", examples=[example]), [example])[0]
     except NotRecordedError:
         return label
     return f"{label}, model says {store.layout.choices[int(logits.argmax())].strip().lower()}"
 
 
 def label_text(store: ActivationStore, example: int) -> str:
-    """Label as text: true, false, or the right answer of a question."""
+    """Label as text: true, false, the right answer of a question, or unknown."""
     label = int(store.examples["label"].iloc[example])
-    if store.provenance.get("data", {}).get("labels") == "choice":
+    if (kind := label_kind(store.provenance)) == "none":
+        return "unknown"
+    if kind == "choice":
         answers = store.provenance.get("prompt", {}).get("answers") or store.layout.choices
-        return f"right: {answers[label] if label < len(answers) else label}"
+        options = store.provenance.get("data", {}).get(OPTIONS)
+        text = f" ({store.examples['right_option'].iloc[example]})" if options else ""
+        return f"right: {answers[label] if label < len(answers) else label}{text}"
     return "true" if label else "false"
 
 

@@ -19,7 +19,7 @@ from stratascope.results.file import made_from
 from stratascope.results.result import Result, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.rank_correlation import rank_correlations
-from stratascope.store import ActivationStore
+from stratascope.store import ActivationStore, offered_logits
 from stratascope.store.format.json_schema import each
 from stratascope.store.format.prompt_parts import PARTS, parts_of
 
@@ -163,9 +163,11 @@ def explain_example(store: ActivationStore, example: int, *, window: Sequence[in
         whole = group_scores(store, example, members, methods, windows=[options["window"]], few=[few], seed=seed)
         spans = spans.assign(**{name: values[0] for name, values in whole.items()})
     knockout = _knockout(store, example)
-    logits = store.read("answer_logits", examples=example).astype(np.float64)
-    shares = np.exp(logits - logits.max())
-    answers = pd.DataFrame({"choice": list(layout.choices), "logit": logits, "probability": shares / shares.sum()})
+    logits = offered_logits(store, store.read("answer_logits", examples=[example]), [example])[0].astype(np.float64)
+    offered = np.isfinite(logits)
+    shares = np.exp(logits[offered] - logits.max())
+    named = [choice for choice, there in zip(layout.choices, offered, strict=True) if there]
+    answers = pd.DataFrame({"choice": named, "logit": logits[offered], "probability": shares / shares.sum()})
     return ExampleExplanation(
         tokens,
         spans[spans["tokens"] > 0].reset_index(drop=True),

@@ -18,8 +18,8 @@ from stratascope.results.result import CHOICE, Result, array_field, new_axes, ta
 from stratascope.results.schema import columns
 from stratascope.results.stored_result import StoredResult
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import INTERVALS, band
-from stratascope.store import ActivationStore, Readout, stored_readout
+from stratascope.stats.intervals import band
+from stratascope.store import ActivationStore, Readout, label_kind, offered_logits, stored_readout
 from stratascope.store.format.json_schema import each as attributes_of
 from stratascope.store.io.example_identity import image_groups
 
@@ -243,7 +243,8 @@ def logit_lens(
             f"{store.name}: expected labels that name the right choice, or true captions with relations, found neither; nothing can be "
             "compared with the readout"
         )
-    relations = sorted({name for name in store.examples["relation"] if name.strip()})
+    questions = store.provenance.get("data", {}).get("questions")
+    relations = [] if questions else sorted({name for name in store.examples["relation"] if name.strip()})
     attributes = {
         **made_from(store),
         "positions": list(chosen),
@@ -276,7 +277,7 @@ class _Decoder:
         self._names = readout.numbers("relation")
         place = {name: k for k, name in enumerate(self.relations)}
         table = store.examples
-        true = np.ones(len(table), bool) if store.provenance.get("data", {}).get("labels") == "choice" else table["label"].to_numpy() == 1
+        true = np.ones(len(table), bool) if label_kind(store.provenance) == "choice" else table["label"].to_numpy() == 1
         found = np.array([place.get(name, -1) for name in table["relation"]], np.int64)
         self._relation = np.where(true, found, -1)
         """(example,) index of the relation that is true of the image; -1 where unknown or without a word."""
@@ -293,7 +294,7 @@ class _Decoder:
         for layer in store.layers:
             x = store.read("residual", layer=layer, position=position, examples=numbers)
             if right is not None:
-                answers.append(self._readout.logits(x, self._choices).argmax(-1) == right)
+                answers.append(offered_logits(store, self._readout.logits(x, self._choices), numbers).argmax(-1) == right)
             if len(related):
                 guesses.append(self._readout.logits(x[related], self._names).argmax(-1))
         found: dict[str, tuple[NDArray[np.int64], NDArray[np.bool_], float]] = {}
@@ -323,9 +324,8 @@ class _Decoder:
 def _intervals(correct: NDArray[np.bool_], bootstrap: Bootstrap, level: float) -> pd.DataFrame:
     """value, images and intervals by layer of (layer, example) truth values."""
     values = correct.astype(np.float64)
-    bands = band(values.mean(1), bootstrap.mean(values.T), level=level, groups=bootstrap.count, counted=True)
-    ends = {end: np.clip(bands.ends[end], 0, 1) for end in INTERVALS}
-    return pd.DataFrame({"value": values.mean(1), **ends, "images": bootstrap.count})
+    bands = band(values.mean(1), bootstrap.mean(values.T), level=level, groups=bootstrap.count, counted=True).within((0, 1))
+    return pd.DataFrame({"value": values.mean(1), **bands.ends, "images": bootstrap.count})
 
 
 def _probe_rows(store: ActivationStore, probes: Sequence[StoredResult], positions: Sequence[str]) -> pd.DataFrame:

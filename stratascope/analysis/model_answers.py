@@ -15,8 +15,9 @@ from stratascope.results.file import made_from
 from stratascope.results.result import CHOICE, Result, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.intervals import clustered_wilson
-from stratascope.store import ActivationStore
+from stratascope.store import ActivationStore, column_texts, offered_logits
 from stratascope.store.format.json_schema import each
+from stratascope.store.format.provenance import label_kind
 from stratascope.store.io.example_identity import image_groups
 from stratascope.store.io.selection import listing
 
@@ -25,7 +26,7 @@ class AnswerConfidence(
     Result,
     kind="answer_confidence",
     command="answers",
-    schema={**each(str, "store condition"), **each(float, "level"), **CHOICE, "choices": list[str]},
+    schema={**each(str, "store condition"), **each(float, "level"), **CHOICE, "choices": list[str], "together?": str},
 ):
     """Accuracy and confidence of the model's answers, over all examples and by relation (AdaptVis, figure c)."""
 
@@ -42,18 +43,28 @@ class AnswerConfidence(
     """relation ("" for all), examples, images, accuracy, confidence, of_right, of_wrong, right_choice, margin; `accuracy` and
     `confidence` with _low and _high. confidence: mean probability of the answer, over the choices; of_right, of_wrong: the same over right
     and wrong answers (NaN without any); right_choice: mean probability of the right choice; margin: mean of its logit minus the largest
-    other. Sorted by number of examples."""
+    other. Sorted by number of examples. For questions answered by yes or no also precision, recall and f1 of yes, and said_yes: share of
+    these answers; NaN where undefined. For questions whose likeliest next tokens are recorded, first_token: share of examples whose
+    likeliest next token is the answer, so that the text that the model generates begins with it. With `together`: groups, their number, and
+    all_right, the share of groups whose answers are all right."""
     answers: pd.DataFrame = table_field(
         columns(text="id relation answer", ints="example label", shares="confidence", floats="margin", flags="right", keys=["example"])
     )
     """One row per example: example (number), id, relation, label, answer (choice with the highest logit), right, confidence, margin."""
     attributes: Mapping[str, Any]
-    """store, condition, choices, only, level."""
+    """store, condition, choices, only, level; together: the column of the groups, if any."""
 
     @property
     def options(self) -> Mapping[str, Any]:
         """Parameters of `answer_confidence`."""
-        return {"only": self.only, "level": self.attributes["level"]}
+        together = self.attributes.get("together")
+        return {"only": self.only, "level": self.attributes["level"], **({"together": together} if together else {})}
+
+    @property
+    def name_parts(self) -> tuple[str | None, ...]:
+        """The selection of examples, and the column of groups."""
+        together = self.attributes.get("together")
+        return (*super().name_parts, *(("together", together) if together else ()))
 
     def summary(self) -> str:
         """Accuracy and confidence: all relations, the best and the worst relation."""
@@ -64,6 +75,17 @@ class AnswerConfidence(
             f"{row['accuracy_high']:.1%}], confidence {row['confidence']:.2f}, {row['examples']:,} examples"
             for row in shown
         ]
+        whole = self.table.iloc[0]
+        if "f1" in self.table:
+            lines.append(
+                f"{'yes':<16} precision {whole['precision']:6.1%}, recall {whole['recall']:.1%}, F1 {whole['f1']:.1%}, "
+                f"{whole['said_yes']:.1%} of the answers"
+            )
+        if "first_token" in self.table:
+            lines.append(f"{'next token':<16} the likeliest one is the answer in {whole['first_token']:.1%} of the examples")
+        if "all_right" in self.table:
+            name = self.attributes["together"]
+            lines.append(f"{'all right':<16} {whole['all_right']:6.1%} of {int(whole['groups']):,} groups with the same {name}")
         if str(self.attributes["condition"]).startswith("untrained"):
             lines.insert(0, "answers of untrained weights, not of the model:")
         return "\n".join(lines)
@@ -88,6 +110,10 @@ def right_choices(store: ActivationStore, examples: NDArray[np.int64]) -> NDArra
     InvalidInputError
         If a label is none of the choices.
     """
+    if label_kind(store.provenance) == "none":
+        raise NotRecordedError(
+            "expected labels that name the right choice, found examples without labels; give every row a label and extract again"
+        )
     answers = store.provenance.get("prompt", {}).get("answers")
     if not answers or any(answer not in store.layout.choices for answer in answers):
         raise NotRecordedError(
@@ -103,11 +129,17 @@ def right_choices(store: ActivationStore, examples: NDArray[np.int64]) -> NDArra
 
 def answers_right(store: ActivationStore, examples: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(example,) whether the choice with the highest logit is right; raises as `right_choices`."""
-    return np.asarray(store.read("answer_logits", examples=examples).argmax(-1) == right_choices(store, examples))
+    logits = offered_logits(store, store.read("answer_logits", examples=examples), examples)
+    return np.asarray(logits.argmax(-1) == right_choices(store, examples))
 
 
 def answer_confidence(
-    store: ActivationStore, examples: Sequence[int] | NDArray[Any] | None = None, *, only: Sequence[str] = (), level: float = 0.95
+    store: ActivationStore,
+    examples: Sequence[int] | NDArray[Any] | None = None,
+    *,
+    only: Sequence[str] = (),
+    together: str | None = None,
+    level: float = 0.95,
 ) -> AnswerConfidence:
     """Accuracy and confidence of the answers, by relation, with intervals clustered by image.
 
@@ -117,6 +149,9 @@ def answer_confidence(
         Example numbers or a mask; all recorded ones by default.
     only
         COLUMN=VALUE: keep the examples with one of the given values of each column; see `store.chosen_examples`.
+    together
+        Column whose equal values group examples that count as one: a group is right if all its answers are, such as a question that is
+        asked with its options in every order.
     level
         Level of the Wilson intervals; NaN for a relation with fewer than two images.
 
@@ -125,12 +160,12 @@ def answer_confidence(
     NotRecordedError
         If labels name no choice, see `right_choices`.
     InvalidInputError
-        If no examples are left.
+        If no examples are left, or `together` is no column or has no value for one of them.
     """
     chosen = held_examples(store, "answer_logits", examples, only)
     if not len(chosen):
         raise InvalidInputError("expected at least one recorded example, found none")
-    logits = store.read("answer_logits", examples=chosen).astype(np.float64)
+    logits = offered_logits(store, store.read("answer_logits", examples=chosen).astype(np.float64), chosen)
     right, each = right_choices(store, chosen), np.arange(len(chosen))
     shares = np.exp(logits - logits.max(-1, keepdims=True))
     shares /= shares.sum(-1, keepdims=True)
@@ -147,6 +182,14 @@ def answer_confidence(
             "margin": logits[each, right] - others.max(-1),
         }
     )
+    if store.provenance.get("data", {}).get("questions"):
+        scores = scores.assign(**_question_scores(store, chosen, logits.argmax(-1)))
+    if together is not None:
+        groups = column_texts(store, together).iloc[chosen]
+        if groups.isna().any():
+            missing = facts["id"].iloc[int(groups.isna().to_numpy().argmax())]
+            raise InvalidInputError(f"expected a value of {together} (`together`) for each example, found none for {missing!r}")
+        scores = scores.assign(group=groups.to_numpy(object))
     rows = [_summary("", scores, level)]
     by_relation = [_summary(str(name), group, level) for name, group in scores.groupby("relation", sort=True)]
     rows += sorted(by_relation, key=lambda row: -int(row["examples"]))
@@ -155,6 +198,7 @@ def answer_confidence(
         "choices": list(store.layout.choices),
         "only": list(only),
         "level": level,
+        **({"together": together} if together is not None else {}),
     }
     answers = pd.DataFrame(
         {
@@ -179,4 +223,29 @@ def _summary(relation: str, rows: pd.DataFrame, level: float) -> dict[str, Any]:
         out |= {name: float(rows[name].mean()), f"{name}_low": low, f"{name}_high": high}
     right = rows["accuracy"] == 1
     out |= {"of_right": float(rows["confidence"][right].mean()), "of_wrong": float(rows["confidence"][~right].mean())}
-    return out | {name: float(rows[name].mean()) for name in ("right_choice", "margin")}
+    out |= {name: float(rows[name].mean()) for name in ("right_choice", "margin")}
+    if "yes" in rows:
+        said, true = rows["said_yes"].to_numpy(), rows["yes"].to_numpy()
+        hits, errors = int((said & true).sum()), int((said != true).sum())
+        found = {"precision": (hits, said.sum()), "recall": (hits, true.sum()), "f1": (2 * hits, 2 * hits + errors)}
+        out |= {name: float(part / whole) if whole else np.nan for name, (part, whole) in found.items()}
+        out["said_yes"] = float(said.mean())
+    if "first_token" in rows:
+        out["first_token"] = float(rows["first_token"].mean())
+    if "group" in rows:
+        all_right = rows.groupby("group")["accuracy"].min()
+        out |= {"groups": len(all_right), "all_right": float(all_right.mean())}
+    return out
+
+
+def _question_scores(store: ActivationStore, examples: NDArray[np.int64], answers: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    """By example: whether yes is right and whether it is the answer; whether the likeliest next token is the answer."""
+    found: dict[str, NDArray[np.bool_]] = {}
+    if store.provenance["data"].get("labels") != "choice":
+        yes = store.layout.choices.index(store.provenance["prompt"]["answers"][1])
+        found = {"yes": store.examples["label"].to_numpy()[examples] == 1, "said_yes": answers == yes}
+    if "top_tokens" in store.arrays:
+        words = [store.vocabulary[int(token)].strip().casefold() for token in store.read("top_tokens", examples=examples)[:, 0]]
+        wanted = [store.layout.choices[k].strip().casefold() for k in answers]
+        found["first_token"] = np.array(words) == np.array(wanted)
+    return found

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from stratascope.causal.effects import control_method
-from stratascope.causal.intervention import Intervention, event_label
+from stratascope.causal.intervention import Intervention
+from stratascope.causal.intervention_summary import event_label, null_limits, sample_size, too_few_pairs
+from stratascope.causal.use import control_method
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.figures.drawing import metric_name
 from stratascope.results.layer_intervals import LayerIntervals
@@ -25,6 +27,21 @@ if TYPE_CHECKING:
 
     from stratascope.store import ActivationStore
 
+
+class ClaimedCurve(Protocol):
+    """What is read of a layer curve."""
+
+    @property
+    def metric(self) -> str: ...
+    @property
+    def layers(self) -> NDArray[np.intp]: ...
+    @property
+    def examples(self) -> pd.DataFrame: ...
+    @property
+    def claims(self) -> Any: ...
+    def rows(self) -> pd.DataFrame: ...
+
+
 VERDICTS = {
     (True, True): "encoded and used",
     (True, False): "encoded only",
@@ -32,8 +49,6 @@ VERDICTS = {
     (False, False): "neither detected",
 }
 """(encoded, used) -> verdict."""
-_METRICS = ("auroc", "balanced_accuracy", "r2")
-"""Metrics of a curve's verdict: two classes, more, numbers."""
 
 
 class EncodingUse(
@@ -46,14 +61,16 @@ class EncodingUse(
 
     table: pd.DataFrame = table_field(
         columns(
-            text="position metric verdict",
-            ints="layer",
-            floats=f"score {' '.join(f'score_{end}' for end in INTERVALS)} chance",
+            text="position metric verdict undecided",
+            ints="layer examples changed",
+            floats=f"score {' '.join(f'score_{end}' for end in INTERVALS)} chance detectable_score detectable_use",
             flags="encoded used",
         )
     )
-    """One row per position and layer: score of the probe with intervals and chance, encoded (the simultaneous lower bound exceeds
-    chance), used (by the intervention `evidence`), verdict."""
+    """One row per position and layer: score of the probe in its metric with intervals and chance, encoded (the advantage over chance is
+    detected), used (by the intervention `evidence`), verdict; examples (of the probe), changed (examples, or pairs, of the
+    intervention), detectable_score and detectable_use (what would have been detected with 80 % power; NaN where unknown),
+    undecided (why the intervention decides nothing; empty if it does)."""
     effects: pd.DataFrame = table_field(
         columns(
             text="position label",
@@ -95,12 +112,26 @@ class EncodingUse(
         rows = self.table[self.table["position"] == position]
         return LayerIntervals.of(rows["layer"], rows["verdict"].isin(verdicts))
 
+    def undecided(self, position: str) -> bool:
+        """Whether the intervention cannot decide on use at a `position`: too few pairs or random directions."""
+        return bool((self.table.loc[self.table["position"] == position, "undecided"] != "").any())
+
+    def use_limits(self, position: str) -> str:
+        """What limits a null result at a `position`: why it is undecided, or n and the effect that would have been detected."""
+        rows = self.table[self.table["position"] == position]
+        if self.undecided(position):
+            return str(rows["undecided"].iloc[0])
+        return null_limits(str(self.attributes["evidence"]), int(rows["changed"].max()), float(rows["detectable_use"].max()))
+
     def statement(self, position: str) -> str:
         """One sentence: where the concept is encoded at a `position`, and where it is used."""
         encoded, used, unused = self.encoded(position), self.used(position), self.encoded_only(position)
-        parts = [f"encoded at {encoded}" if encoded else "not detected by the probe", f"used at {used}" if used else "use not detected"]
+        rows, evidence = self.table[self.table["position"] == position], str(self.attributes["evidence"])
+        probe = f"encoded at {encoded}" if encoded else f"not detected by the probe ({_probe_limits(rows)})"
+        verdict = "not decided" if self.undecided(position) else "not detected"
+        causal = f"used at {used} ({evidence})" if used else f"use {verdict} ({evidence}; {self.use_limits(position)})"
         limit = f"; encoded without detected use at {unused}" if used and unused else ""
-        return f"{self.attributes['concept']} at {position}: {parts[0]}, {parts[1]} ({self.attributes['evidence']}){limit}"
+        return f"{self.attributes['concept']} at {position}: {probe}, {causal}{limit}"
 
     def summary(self) -> str:
         """A sentence and a table by layer for each position."""
@@ -203,8 +234,8 @@ def encoding_use(curves: Sequence[StoredResult], intervention: Intervention, *, 
             found_events.append({"position": position, "label": event_label(event), **{k: event[k] for k in ("used_onset", "used_offset")}})
             effects.append(_effect_rows(intervention, event))
         if mine:
-            first = found[found["kind"] == chosen].iloc[0]
-            tables.append(_layer_rows(mine[0], intervention.use, first))
+            first = found[found["kind"] == chosen].iloc[0].to_dict()
+            tables.append(_layer_rows(mine[0].result, intervention, first))
     if not tables:
         positions = ", ".join(dict.fromkeys(intervention.variants["position"]))
         raise NotRecordedError(
@@ -222,30 +253,46 @@ def encoding_use(curves: Sequence[StoredResult], intervention: Intervention, *, 
     return EncodingUse(pd.concat(tables, ignore_index=True), pd.concat(effects, ignore_index=True), pd.DataFrame(found_events), attributes)
 
 
-def _layer_rows(curve: StoredResult, use: pd.DataFrame, event: pd.Series[Any]) -> pd.DataFrame:
-    table = curve.table("table")
-    metric = next(name for name in _METRICS if (table["metric"] == name).any())
-    rows = curve.rows(metric)
-    kept = use
-    for name in ("position", "kind", "method", "source"):
-        kept = kept[kept[name] == event[name]]
-    used = dict(zip(kept["layer"].tolist(), kept["used"].tolist(), strict=True))
-    rows = rows[rows["layer"].isin(list(used))].reset_index(drop=True)
-    encoded = (rows["low_simultaneous"] > rows["chance"]).to_numpy(bool)
-    is_used = np.array([bool(used[layer]) for layer in rows["layer"]])
+def _layer_rows(curve: ClaimedCurve, made: Intervention, event: Mapping[Hashable, Any]) -> pd.DataFrame:
+    kept, claims = made.use_of(event), curve.claims
+    rows = curve.rows().assign(encoded=np.isin(curve.layers, claims.detected.layers), least=claims.minimum_detectable_effect)
+    rows = rows[rows["layer"].isin(kept["layer"])].reset_index(drop=True)
+    use = kept.set_index("layer").loc[rows["layer"]]
+    used = use["used"].to_numpy(bool)
+    if event["kind"] == "patch":
+        undecided = too_few_pairs(made, event)
+    else:
+        undecided = "too few random directions" if np.isinf(use["threshold"]).all() else ""
     return pd.DataFrame(
         {
             "position": event["position"],
             "layer": rows["layer"],
-            "metric": metric,
+            "metric": curve.metric,
             "score": rows["value"],
             **{f"score_{end}": rows[end] for end in INTERVALS},
             "chance": rows["chance"],
-            "encoded": encoded,
-            "used": is_used,
-            "verdict": [VERDICTS[bool(e), bool(u)] for e, u in zip(encoded, is_used, strict=True)],
+            "encoded": rows["encoded"],
+            "used": used,
+            "verdict": [VERDICTS[bool(e), bool(u)] for e, u in zip(rows["encoded"], used, strict=True)],
+            "examples": len(curve.examples),
+            "changed": sample_size(made, event),
+            "detectable_score": rows["least"],
+            "detectable_use": use["minimum_detectable_effect"].to_numpy(),
+            "undecided": undecided,
         }
     )
+
+
+def _probe_limits(rows: pd.DataFrame) -> str:
+    """Number of examples of a probe, and the score that it would have been detected with in every layer."""
+    metric, chance, least = str(rows["metric"].iloc[0]), float(rows["chance"].iloc[0]), float(rows["detectable_score"].max())
+    size, best = f"n = {int(rows['examples'].iloc[0]):,}", chance if metric == "log_loss" else 1 - chance
+    if np.isnan(least):
+        return size
+    lower = metric == "log_loss"
+    words = f"{'at most' if lower else 'at least'} {chance - least if lower else chance + least:.2f}"
+    what = f"{metric_name(metric)} of {words}" if least <= best else f"not even the best possible {metric_name(metric)}"
+    return f"{size}; {what} would have been detected with 80 % power"
 
 
 def _effect_rows(intervention: Intervention, event: Mapping[Hashable, Any]) -> pd.DataFrame:
@@ -255,9 +302,6 @@ def _effect_rows(intervention: Intervention, event: Mapping[Hashable, Any]) -> p
     value = "restored" if kind == "patch" else "flipped"
     random = intervention.series(position, kind, method=control_method(kind, method), control="covariance", factor=factor)
     control = random["flipped"].to_numpy() if len(random) else np.full(len(rows), np.nan)
-    use = intervention.use
-    for name in ("position", "kind", "method", "source"):
-        use = use[use[name] == event[name]]
     return pd.DataFrame(
         {
             "position": position,
@@ -266,6 +310,6 @@ def _effect_rows(intervention: Intervention, event: Mapping[Hashable, Any]) -> p
             "value": rows[value],
             **{f"value_{end}": rows[f"{value}_{end}"] for end in INTERVALS},
             "control": control,
-            "used": use.sort_values("layer")["used"].to_numpy(bool),
+            "used": intervention.use_of(event)["used"].to_numpy(bool),
         }
     )

@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 
 from stratascope.causal.answers import Answers
 from stratascope.causal.design import InterventionDesign
-from stratascope.causal.directions import MATCHED
-from stratascope.causal.effects import control_method, effect_table, fewest_draws, use_events, use_table
+from stratascope.causal.effects import effect_table
+from stratascope.causal.intervention_summary import event_label, summary_of
 from stratascope.causal.patching import PatchSource
+from stratascope.causal.use import control_method, use_events, use_table
 from stratascope.results.file import made_from
-from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.result import Result, array_field, new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import INTERVALS
 from stratascope.store.format.json_schema import each
+from stratascope.store.io.offered_choices import offered_logits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,14 +33,6 @@ if TYPE_CHECKING:
 Floats = NDArray[Any]
 MARGIN = 0.1
 """An effect counts as use if it exceeds that of random directions by this share of the mean size of the logit difference."""
-
-
-def event_label(event: Mapping[Hashable, Any]) -> str:
-    """Kind of a row of `events` or `use`, with its method or source."""
-    kind = str(event["kind"])
-    if kind == "patch":
-        return f"patch from {event['source']}"
-    return f"erase ({'LEACE' if event['method'] == 'leace' else event['method']})" if kind == "erase" else kind
 
 
 def _bands(*names: str) -> str:
@@ -85,21 +78,23 @@ class Intervention(
         columns(
             text="position kind method control source",
             ints="layer last examples pairs excluded",
-            floats=f"factor {_bands('flipped', 'effect', 'restored')} restored_median change collateral divergence others",
+            floats=f"factor {_bands('flipped', 'effect', 'restored')} effect_error restored_error restored_median change collateral "
+            "divergence others",
         )
     )
     """One row per series and layer, means over examples and draws: flipped (share of answers), effect (mean size of the change in units
-    of the mean size of the logit difference), change (signed), restored (of patching), each with intervals."""
+    of the mean size of the logit difference), change (signed), restored (of patching), with intervals; effect_error, restored_error
+    (standard errors)."""
     use: pd.DataFrame = table_field(
         columns(
             text="position kind method source",
             ints="layer last",
-            floats=f"effect control {_bands('excess')} score threshold",
+            floats=f"effect control {_bands('excess')} excess_error score threshold minimum_detectable_effect",
             flags="used",
         )
     )
-    """One row per kind and layer: excess (effect minus that of matched random directions), score and threshold of `effects.above_draws`,
-    used."""
+    """One row per kind and layer: excess (effect minus that of matched random directions), score and threshold of `use.above_draws`,
+    minimum_detectable_effect (the excess that would have been called used with 80 % power), used."""
     events: pd.DataFrame = table_field(columns(text="position kind method source", ints="used_onset used_offset"))
     """First layer used and first layer after the last one used, of each position and kind; -1 for none."""
     attributes: Mapping[str, Any]
@@ -143,7 +138,8 @@ class Intervention(
             What an effect must exceed to count as use, as a share of the mean size of the logit difference.
         """
         store, labels, settings = design.store, design.labels, design.settings
-        answers = Answers.of(np.asarray(logits, np.float64), np.asarray(change, np.float64))
+        offered = offered_logits(store, np.asarray(logits, np.float64), examples)
+        answers = Answers.of(offered, np.asarray(change, np.float64))
         place = np.searchsorted(labels.examples, examples)
         groups = labels.groups[place]
         bootstrap = Bootstrap(groups, draws=draws, seed=settings.seed)
@@ -199,8 +195,12 @@ class Intervention(
     @property
     def name_parts(self) -> tuple[str | None, ...]:
         """The task, and the window if it is wider than a layer."""
-        window = int(self.attributes["window"])
-        return (str(self.attributes["concept"]), f"window-{window}" if window > 1 else None)
+        return self.name_parts_of(str(self.attributes["concept"]), int(self.attributes["window"]))
+
+    @staticmethod
+    def name_parts_of(task: str, window: int) -> tuple[str | None, ...]:
+        """`name_parts` of interventions on a `task` in a `window` of layers, before they are run."""
+        return (task, f"window-{window}" if window > 1 else None)
 
     @property
     def example_count(self) -> int:
@@ -233,57 +233,16 @@ class Intervention(
         factors = steered["factor"] if len(steered) else self.variants["factor"][self.variants["kind"] == "steer"].abs()
         return float(factors.min()) if len(factors) else float("nan")
 
-    def summary(self) -> str:
-        """Examples and images; for each position and kind the layers at which answers change, and the largest share of flipped answers."""
-        sizes = f"{len(self.examples):,} examples of {self.examples['group'].nunique():,} images"
-        lines = [f"{self.attributes['concept']}: {len(self.variants):,} variants of each of {sizes}, directions from other folds"]
-        for event in self.events.to_dict("records"):
-            lines.append(f"{event['position']}, {event_label(event)}: {self._layers_of_change(event)}; {self._largest(event)}")
-        matched = int(self.attributes["controls"]) * len(set(MATCHED) & set(self.attributes["control_kinds"]))
-        level = float(self.attributes["level"])
-        if set(self.attributes["kinds"]) - {"patch"} and matched < fewest_draws(level):
-            lines.append(
-                f"changes cannot be compared with {matched} random directions of the kinds {' and '.join(MATCHED)}; a family-wise error "
-                f"of {1 - level:.2g} needs at least {fewest_draws(level)}"
-            )
-        return "\n".join(lines)
-
-    def _layers_of_change(self, event: Mapping[Hashable, Any]) -> str:
-        """What was tested of an event: whether the concept is used, `EncodingUse` says, which knows where it is encoded."""
+    def use_of(self, event: Mapping[Hashable, Any]) -> pd.DataFrame:
+        """Rows of `use` of an `event`, a row of `events`, by layer."""
         rows = self.use
         for name in ("position", "kind", "method", "source"):
             rows = rows[rows[name] == event[name]]
-        layers = LayerIntervals.of(rows["layer"], rows["used"])
-        if event["kind"] == "patch":
-            moved = f"restores more than {self.attributes['margin']:g} of the difference"
-            return f"{moved} at {layers}" if layers else f"not detected at any layer that it {moved}"
-        if np.isinf(rows["threshold"]).all():
-            return "not compared with random directions"
-        return (
-            f"changes answers beyond random directions at {layers}" if layers else "no change of answers beyond random directions detected"
-        )
+        return rows.sort_values("layer")
 
-    def _largest(self, event: Mapping[Hashable, Any]) -> str:
-        position, kind = str(event["position"]), str(event["kind"])
-        if kind == "patch":
-            rows = self.series(position, kind, source=str(event["source"]))
-            if not rows["pairs"].max():
-                return f"no pair differs ({int(rows['excluded'].max())} excluded)"
-            best = rows.iloc[int(np.nan_to_num(rows["restored"].to_numpy(), nan=-np.inf).argmax())]
-            interval = f"[{best['restored_low_simultaneous']:.2f}, {best['restored_high_simultaneous']:.2f}]"
-            return (
-                f"restores {best['restored']:.2f} {interval} at layer {int(best['layer'])} ({int(best['pairs'])} pairs, "
-                f"{int(best['excluded'])} excluded for a small difference)"
-            )
-        factor = self.control_factor if kind == "steer" else 0.0
-        rows = self.series(position, kind, method=str(event["method"]), factor=factor)
-        best = rows.iloc[int(np.nan_to_num(rows["flipped"].to_numpy(), nan=-1).argmax())]
-        interval = f"[{best['flipped_low_simultaneous']:.1%}, {best['flipped_high_simultaneous']:.1%}]"
-        method = control_method(kind, str(event["method"]))
-        random = self.series(position, kind, method=method, control="covariance", factor=factor)
-        beside = random[random["layer"] == best["layer"]]
-        text = f"flips {best['flipped']:.1%} {interval} of the answers at layer {int(best['layer'])}"
-        return f"{text} (random directions {float(beside['flipped'].iloc[0]):.1%})" if len(beside) else text
+    def summary(self) -> str:
+        """Examples and images; for each position and kind the layers at which answers change, and the largest share of flipped answers."""
+        return summary_of(self)
 
     def to_frame(self) -> pd.DataFrame:
         """The table of effects."""

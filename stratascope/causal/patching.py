@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stratascope.causal.effects import FEWEST_PAIRS
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
+from stratascope.store.io.offered_choices import offered_logits
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -42,7 +43,8 @@ class PatchSource:
         """(example, choice) logits of the sources of examples; NaN without a source."""
         places = self.of[examples]
         found = np.full((len(places), len(self.store.layout.choices)), np.nan)
-        found[places >= 0] = self.store.read("answer_logits", examples=places[places >= 0])
+        there = places[places >= 0]
+        found[places >= 0] = offered_logits(self.store, self.store.read("answer_logits", examples=there), there)
         return found
 
 

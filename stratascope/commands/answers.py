@@ -21,17 +21,20 @@ from stratascope.results.stored_result import StoredResult, results_in
 
 @click.command()
 @click.argument("store")
+@options_of(answer_confidence, together="Column of groups of examples: also print the share of groups whose answers are all right.")
 @options.only
 @results_output
-def answers_command(store: str, output: Output, only: tuple[str, ...]) -> None:
+def answers_command(store: str, output: Output, only: tuple[str, ...], together: str | None) -> None:
     """Accuracy and confidence of the model's answers, by relation, and the answer to each example.
+
+    For questions answered by yes or no also precision, recall and F1.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope answers demo/original.zarr
     """
     opened = open_store(store)
-    output.add(answer_confidence(opened, only=only), store=opened)
+    output.add(answer_confidence(opened, only=only, together=together), store=opened)
 
 
 @click.command(short_help="Logit lens: the model's own readout at every layer.")
@@ -39,7 +42,7 @@ def answers_command(store: str, output: Output, only: tuple[str, ...]) -> None:
 @options_of(logit_lens, positions="Positions of the residual stream; default: final.", seed="Seed of the bootstrap over images.")
 @click.option(
     "--probe",
-    type=click.Path(path_type=Path),
+    type=options.RESULTS_INPUT,
     help="Results of probes for the right answer, to show beside the readout; default: those in the folder of results.",
 )
 @options.only
@@ -85,9 +88,7 @@ def attribution_command(store: str, output: Output, **chosen: Any) -> None:
 
 @click.command()
 @click.argument("store")
-@click.option(
-    "--probe", type=click.Path(path_type=Path), help="Results file of a probe by head; default: the first in the folder of results."
-)
+@click.option("--probe", type=options.RESULTS_INPUT, help="Results file of a probe by head; default: the first in the folder of results.")
 @options.only
 @options.scheduler
 @results_output

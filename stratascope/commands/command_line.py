@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from stratascope.commands.bucket_outputs import TEXT_ONLY
 from stratascope.store.io.selection import stretches
 
 
@@ -42,6 +43,7 @@ class CommandLines:
         words = ["stratascope", command, *([store] if store else [])]
         found = self._command_of(command)
         with click.Context(found, info_name=command) as context:
+            context.meta[TEXT_ONLY] = True
             for parameter in found.params:
                 if parameter.name in options and not _is_default(context, parameter, options[parameter.name]):
                     words += _words(context, parameter, options[parameter.name])

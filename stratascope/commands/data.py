@@ -1,4 +1,4 @@
-"""Commands that make or download data: demo, fetch, pairs."""
+"""Commands that make or download data: demo, fetch, convert, pairs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from stratascope import demo
 from stratascope.commands import options
@@ -15,8 +16,11 @@ from stratascope.commands.command_line import command_lines
 from stratascope.commands.output import NORMAL, QUIET, print_record, verbosity_options
 from stratascope.commands.signature import default_of, options_in_errors, options_of
 from stratascope.commands.terminal import echo
+from stratascope.datasets.benchmarks import BENCHMARKS
+from stratascope.datasets.conversion import ConversionReport, convert_benchmark
 from stratascope.datasets.fetch import FetchChoice
 from stratascope.datasets.pairs import minimal_pairs
+from stratascope.errors import InvalidInputError
 
 SHOWN_FAILURES = 10
 
@@ -49,7 +53,7 @@ def demo_command(out: Path, scenes: int, seed: int, as_json: bool, verbosity: in
 
 
 @click.command(short_help="Download published data sets.")
-@click.argument("dataset", type=click.Choice(["vsr"]))
+@click.argument("dataset", type=click.Choice(["vsr", *(name for name, one in BENCHMARKS.items() if one.files)]))
 @click.option("-o", "--out", required=True, type=options.OUTPUT, metavar="DIR", help="Output folder; an unfinished one is completed.")
 @options_of(
     FetchChoice,
@@ -75,17 +79,25 @@ def demo_command(out: Path, scenes: int, seed: int, as_json: bool, verbosity: in
 )
 @verbosity_options
 def fetch_command(dataset: str, out: Path, as_json: bool, verbosity: int, **chosen: Any) -> None:
-    """Download published VSR: rows from the Hub, photos from COCO. After an interruption the same command resumes.
+    """Download published VSR (rows from the Hub, photos from COCO), or a benchmark of questions from the Hub, which is unpacked.
 
-    Exit code 1 if a photo could not be downloaded; DIR/failed.json lists these with reasons.
+    After an interruption the same command resumes. Benchmarks take only the options --revision and --endpoint. Exit code 1 if a photo could
+    not be downloaded; DIR/failed.json lists these with reasons.
 
     \b
     Example, a hundred photos of the test part (17 MB):
       stratascope fetch vsr --parts test --limit 100 --out vsr
     """
+    from stratascope.datasets.benchmark_download import fetch_benchmark
     from stratascope.datasets.fetch import fetch_vsr
 
-    assert dataset == "vsr"
+    if dataset != "vsr":
+        _refuse_options_of_vsr(dataset)
+        places = {name: chosen[name] for name in ("revision", "endpoint")}
+        quiet = as_json or verbosity == QUIET
+        found = fetch_benchmark(dataset, out, progress=sys.stderr.isatty() and not quiet, **places)
+        _print_conversion(found, as_json=as_json, verbosity=verbosity)
+        return
     report = fetch_vsr(out, FetchChoice(**chosen), progress=sys.stderr.isatty())
     shown = len(report.failed) if verbosity > NORMAL else SHOWN_FAILURES
     for name, reason in list(report.failed.items())[:shown]:
@@ -95,6 +107,41 @@ def fetch_command(dataset: str, out: Path, as_json: bool, verbosity: int, **chos
     print_record({**vars(report), "summary": report.summary()}, [report.summary()], as_json=as_json, verbosity=verbosity)
     if report.failed:
         sys.exit(1)
+
+
+def _refuse_options_of_vsr(dataset: str) -> None:
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+        if given and parameter.name not in ("dataset", "out", "revision", "endpoint", "as_json", "quiet", "verbose"):
+            raise InvalidInputError(f"expected no {parameter.opts[0]} for {dataset}, found it; it is an option of fetch vsr, leave it out")
+
+
+def _print_conversion(report: ConversionReport, *, as_json: bool, verbosity: int) -> None:
+    text = report.summary()
+    files = [f"file {path}" for path in sorted(report.folder.glob("*.json*"))]
+    print_record({**vars(report), "summary": text}, [text], as_json=as_json, verbosity=verbosity, details=files)
+
+
+@click.command(short_help="Unpack a published benchmark into rows and images.")
+@click.argument("benchmark", type=click.Choice(list(BENCHMARKS)))
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, type=options.OUTPUT, metavar="DIR", help="Output folder.")
+@verbosity_options
+@options_in_errors
+def convert_command(benchmark: str, files: tuple[Path, ...], out: Path, as_json: bool, verbosity: int) -> None:
+    """Unpack a published benchmark (Parquet, TSV, JSON): DIR/rows.jsonl and, where its files hold the images, DIR/images.
+
+    'fetch' downloads the files as well. 'plan' and 'extract' then take --examples DIR/rows.jsonl --images DIR/images and the prompt that
+    the command prints.
+
+    \b
+    Example, with the files of the Hub's nyu-visionx/CV-Bench:
+      stratascope convert cv-bench test_2d.parquet test_3d.parquet --out cv-bench
+    """
+    quiet = as_json or verbosity == QUIET
+    report = convert_benchmark(benchmark, list(files), out, progress=sys.stderr.isatty() and not quiet)
+    _print_conversion(report, as_json=as_json, verbosity=verbosity)
 
 
 @click.command(short_help="Minimal pairs: subject and object exchanged, image mirrored.")

@@ -12,24 +12,24 @@ from typing import Any
 
 import click
 
+from stratascope.addresses import without_secrets
 from stratascope.commands import options
-from stratascope.commands.command_line import command_lines
+from stratascope.commands.extraction_settings import extract_line, settings_of, study_lines, study_settings, study_time
+from stratascope.commands.next_step import next_step
 from stratascope.commands.output import QUIET, VERBOSE, print_json, print_record, verbosity_options
 from stratascope.commands.signature import options_in_errors, options_of, with_option_names
 from stratascope.commands.terminal import echo
 from stratascope.datasets.examples import describe
-from stratascope.errors import InvalidInputError
 from stratascope.extract import ExtractionPlan, ExtractionSettings, extract, plan_extraction
-from stratascope.extract.plan.duration import ExtractionTiming
 from stratascope.extract.plan.images import CONDITIONS
-from stratascope.extract.plan.plan_summary import SPAN_COLOURS, number_text, plan_summary, span_text, timing_text
-from stratascope.extract.plan.settings import BOX_POSITIONS, DTYPES, FUSIONS
+from stratascope.extract.plan.plan_summary import SPAN_COLOURS, plan_summary, timing_text
+from stratascope.extract.plan.settings import DTYPES, FUSIONS
 from stratascope.extract.run.extraction import ExtractionReport, estimate_time
 from stratascope.extract.run.readout import add_lens
-from stratascope.preregistration import StudyPlan, read_plan
-from stratascope.preregistration.study_plan import PAIR
-from stratascope.store import ActivationStore, condition_of
-from stratascope.store.io.overview import LENS, bytes_text
+from stratascope.preregistration import read_plan
+from stratascope.store import ActivationStore
+from stratascope.store.io.overview import LENS
+from stratascope.store.io.store_files import inside, store_exists
 
 NO_SYSTEM = click.option("--no-system", is_flag=True, help="Leave the system turn out, even one that the chat template adds.")
 
@@ -47,8 +47,8 @@ settings_options = options_of(
     images="Folder of the images.",
     boxes="Gold boxes in COCO's instances format.",
     prompt={
-        "help": "true-false, yes-no, where; for What's Up's data sets also four-way, six-way and others; or a text with fields such as "
-        "{caption} and {COLUMN}, or a file (docs/data.md).",
+        "help": "true-false, yes-no, where; for What's Up's data sets also four-way, six-way and others; for questions pope, letters and "
+        "others (docs/question-sets.md); or a text with fields such as {caption} and {COLUMN}, or a file (docs/data.md).",
         "metavar": "NAME|TEXT|FILE.toml",
     },
     answers="Answers to a prompt given as text: to a true caption, then to a false one.",
@@ -93,9 +93,6 @@ for_option = click.option(
     metavar="PLAN.toml|PRESET",
     help="All stores of a pre-registered study (docs/study.md), which fixes --prompt, --record, --positions, --condition and --untrained.",
 )
-FIXED = ("prompt", "answers", "record", "positions", "condition", "untrained")
-"""Options that the plan of a study fixes."""
-
 batch_tokens_option = options_of(
     extract, batch_tokens={"help": "Tokens in a forward pass, at most; halve it when memory runs out.", "type": click.IntRange(min=1)}
 )
@@ -135,7 +132,7 @@ def plan_command(
     """
     begin = time.perf_counter()
     quiet = as_json or verbosity == QUIET
-    wanted = {"": _settings(chosen)} if study is None else _study_settings(read_plan(study), chosen)
+    wanted = {"": settings_of(chosen)} if study is None else study_settings(read_plan(study), chosen)
     plans = {name: plan_extraction(settings, progress=not quiet) for name, settings in wanted.items()}
     plan = next(iter(plans.values()))
     planning = (time.perf_counter() - begin) / len(plans)
@@ -145,12 +142,12 @@ def plan_command(
         if verbosity == VERBOSE:
             for k, reason in plan.failed.items():
                 echo(f"cannot be used: example {plan.examples[k].id}: {reason}")
-        for line in _study_lines(plans) if study is not None else ():
+        for line in study_lines(plans) if study is not None else ():
             echo(line)
     timing = estimate_time(plan, timed=timed, batch_tokens=batch_tokens, planning=planning, progress=sys.stderr.isatty() and not quiet)
     text = f"time       not estimated: {timing}" if isinstance(timing, str) else timing_text(timing, price if study is None else None)
     if study is not None and not isinstance(timing, str):
-        text += f"\n{_study_time(timing, len(plans), price)}"
+        text += f"\n{study_time(timing, len(plans), price)}"
     if as_json:
         record = _plan_record(plan) | {"time": {"unknown": timing} if isinstance(timing, str) else timing.record(price)}
         print_json(
@@ -165,7 +162,12 @@ def plan_command(
 @NO_SYSTEM
 @for_option
 @click.option(
-    "-o", "--out", required=True, type=options.OUTPUT, metavar="STORE.zarr", help="Store to create, or to continue; with --for a folder."
+    "-o",
+    "--out",
+    required=True,
+    type=options.STORE_OUTPUT,
+    metavar="STORE.zarr",
+    help="Store to create, or to continue: a folder, or an address in a bucket (s3, gs, az); with --for what holds all stores.",
 )
 @click.option(
     "--add",
@@ -184,7 +186,7 @@ def plan_command(
 @partial(verbosity_options, verbose_help="Also print how often the vision tower ran and batches were halved.")
 @options_in_errors
 def extract_command(
-    out: Path,
+    out: str | Path,
     add: str | None,
     batch_tokens: int,
     shard: tuple[int, int] | None,
@@ -211,7 +213,7 @@ def extract_command(
             echo(with_option_names(text), err=True)
         shown.add(text)
 
-    def run(settings: ExtractionSettings, store: Path, command: str) -> ExtractionReport:
+    def run(settings: ExtractionSettings, store: str | Path, command: str) -> ExtractionReport:
         return extract(
             settings,
             store,
@@ -224,9 +226,9 @@ def extract_command(
 
     if study is not None:
         reports = {}
-        for name, settings in _study_settings(read_plan(study), chosen).items():
-            store = out / f"{name}.zarr"
-            reports[name] = run(settings, store, _command(settings, chosen, store))
+        for name, settings in study_settings(read_plan(study), chosen).items():
+            store = inside(out, f"{name}.zarr")
+            reports[name] = run(settings, store, extract_line(settings, chosen, store))
             if not quiet:
                 echo(reports[name].summary())
         print_record(
@@ -236,14 +238,15 @@ def extract_command(
             verbosity=verbosity,
         )
         return
-    report = run(_settings(chosen), out, shlex.join(["stratascope", *sys.argv[1:]]))
-    following = next_step(ActivationStore.open(out), out) if out.exists() else None
-    details = [f"vision tower passes {report.tower_passes:,}, halved batches {report.halvings}"] if report.store.exists() else []
+    report = run(settings_of(chosen), out, without_secrets(shlex.join(["stratascope", *sys.argv[1:]])))
+    exists = store_exists(out)
+    following = next_step(ActivationStore.open(out), out) if exists else None
+    details = [f"vision tower passes {report.tower_passes:,}, halved batches {report.halvings}"] if exists else []
     lines = [report.summary(), *([following] if following else [])]
     print_record(asdict(report) | {"next": following}, lines, as_json=as_json, verbosity=verbosity, details=details)
 
 
-def _add_lens(out: Path, as_json: bool, verbosity: int) -> None:
+def _add_lens(out: str | Path, as_json: bool, verbosity: int) -> None:
     """`extract --add lens`: of the other options it takes --model and those of the output alone."""
     context = click.get_current_context()
     known = {"add", "out", "model", "as_json", "quiet", "verbose"}
@@ -257,81 +260,6 @@ def _add_lens(out: Path, as_json: bool, verbosity: int) -> None:
     record = {"store": str(out), "words": readout.words.to_dict("records")}
     lines = [f"{out}: holds the final norm and unembedding rows of {words}", f"next: stratascope lens {shlex.quote(str(out))}"]
     print_record(record, lines, as_json=as_json, verbosity=verbosity)
-
-
-def next_step(store: ActivationStore, path: str | Path) -> str:
-    """The command to run next on a store, given its completeness, condition, prompt and arrays; `path` is how to name the store."""
-    from stratascope.probe.tasks.task import MINIMUM_COUNT
-
-    name, provenance = shlex.quote(str(path)), store.provenance
-    if not store.complete:
-        left = int((~store.written).sum())
-        return f"not complete: {left} of {store.layout.blocks} blocks are missing; other processes or the same command write them"
-    if "residual" not in store.layout.record or "final" not in store.layout.positions:
-        return f"next: stratascope info {name}"
-    if condition_of(provenance) != "original":
-        return f"next, as a baseline for the store of the original images: stratascope probe STORE --baseline {name}"
-    if provenance.get("data", {}).get("labels") == "choice":
-        task = "choice"
-    else:
-        # a prompt without the relation asks for it, and the relation of a false caption is not that of the image
-        stated = any(part in str(provenance["prompt"].get("text")) for part in ("{caption}", "{relation}"))
-        task = "truth" if stated else "relation --only label=1"
-        if stated and store.examples["label"].value_counts().reindex([0, 1], fill_value=0).min() < MINIMUM_COUNT:
-            return f"next: stratascope view {name}"
-    return f"next: stratascope probe {name} --tasks {task} --positions final"
-
-
-def _settings(chosen: dict[str, Any]) -> ExtractionSettings:
-    if chosen.pop("no_system"):
-        if chosen["system"] is not None:
-            raise InvalidInputError(f"expected either --system or --no-system, found both, with {chosen['system']!r}")
-        chosen["system"] = ""  # empty text: no system turn
-    return ExtractionSettings(**chosen)
-
-
-def _study_settings(plan: StudyPlan, chosen: dict[str, Any]) -> dict[str, ExtractionSettings]:
-    """Name of each store of a study -> the settings of its extraction; box positions that no example has are left out."""
-    context = click.get_current_context()
-    for name in FIXED:
-        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            raise click.UsageError(f"expected --{name} in the plan of the study alone, found it beside --for; leave it out")
-    boxes = [name for name in BOX_POSITIONS if name in plan.token_positions]
-    without = boxes if chosen["boxes"] is None else []
-    if any(part in without for part in plan.primary.position.split(PAIR)):
-        raise InvalidInputError(f"expected boxes for the primary outcome at {plan.primary.position}, found none; set `boxes`")
-    if without:
-        echo(f"no boxes given: {' and '.join(without)} are left out, a deviation from the plan (--boxes)", err=True)
-    found = {}
-    for store in plan.stores:
-        fixed = plan.extraction_options(store)
-        fixed["positions"] = tuple(name for name in fixed["positions"] if name not in without)
-        found[store.name] = _settings({**chosen, **fixed})
-    return found
-
-
-def _study_lines(plans: dict[str, ExtractionPlan]) -> list[str]:
-    """Bytes of each store of a study and of all together."""
-    sizes = {name: int(plan.estimate["estimated_bytes"].sum()) for name, plan in plans.items()}
-    conditions = {name: condition_of(plan.provenance) for name, plan in plans.items()}
-    rows = [f"{name:<18} {conditions[name]:<16} {bytes_text(sizes[name]):>9}" for name in plans]
-    return [f"{'store of the study':<18} {'condition':<16} {'on disk':>9}", *rows, f"{'all':<35} {bytes_text(sum(sizes.values())):>9}", ""]
-
-
-def _study_time(timing: ExtractionTiming, count: int, price: float | None) -> str:
-    """Duration and cost of all stores of a study, from those of one."""
-    text = f"study      {span_text(count * timing.low, count * timing.high)} for {count} stores, one after another"
-    if price is None:
-        return text
-    cheap, dear = timing.cost(price)
-    cost = f"{number_text(count * cheap)} to {number_text(count * dear)}"
-    return f"{text}\ncost       {cost} at {price:g} per hour, without downloading the model"
-
-
-def _command(settings: ExtractionSettings, chosen: dict[str, Any], store: Path) -> str:
-    """The `extract` command that makes one store of a study by itself."""
-    fixed = {name: getattr(settings, name) for name in FIXED}
-    return command_lines()("extract", "", {**chosen, **fixed, "out": store})
 
 
 def _plan_record(plan: ExtractionPlan) -> dict[str, Any]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Erase, steer and patch what probes read; measure the answers.")
 @click.argument("store")
-@click.argument("results", type=click.Path(path_type=Path))
+@click.argument("results", type=options.RESULTS_INPUT)
 @options_of(
     InterventionSettings,
     task="Task of saved probe results: their folds and labels give the directions.",
@@ -99,7 +99,8 @@ def intervene_command(
     if patches and "patch" not in settings.kinds and click.get_current_context().get_parameter_source("kinds").name == "DEFAULT":  # type: ignore[union-attr]
         settings = replace(settings, kinds=(*settings.kinds, "patch"))
     design = InterventionDesign(opened, labels, settings, [source.name for source in patches])
-    file = out or (results if results.is_dir() else results.parent) / f"{default_name(settings)}{ENDING}"
+    name = file_name(Intervention.file_prefix, *Intervention.name_parts_of(settings.task, settings.window))
+    file = out or (results if results.is_dir() else results.parent) / f"{name}{ENDING}"
     if not file.name.endswith(ENDING):
         raise InvalidInputError(f"expected a results file that ends in {ENDING}, found {file}; give another `out`")
     plan = plan_of_store(opened, Path(store), data=data, images=images, boxes=boxes, model=model, device=device)
@@ -136,7 +137,7 @@ def intervene_command(
 
 
 @click.command(short_help="Layers that encode a concept, use it, both, or neither.")
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("results", nargs=-1, required=True, type=options.RESULTS_INPUT)
 @click.option(
     "--evidence",
     type=click.Choice(["erase", "reflect", "steer", "patch"]),
@@ -148,8 +149,8 @@ def intervene_command(
 def causal_command(results: tuple[Path, ...], evidence: str | None, out: Path | None, as_json: bool, verbosity: int) -> None:
     """Join probes and interventions: in which layers a concept is encoded, used, both, or neither.
 
-    RESULTS are folders or files with results of `probe` and `intervene`. A layer is encoded if the probe's score exceeds chance by the
-    lower end of its simultaneous band; it is used if the intervention changes the answer more than random directions do.
+    RESULTS are folders or files with results of `probe` and `intervene`. A layer is encoded if the probe detects it: its
+    simultaneous lower bound exceeds chance. It is used if the intervention changes the answer more than random directions do.
 
     \b
     Example, after 'stratascope demo --out demo' and the example of intervene:
@@ -164,13 +165,8 @@ def causal_command(results: tuple[Path, ...], evidence: str | None, out: Path | 
     output = Output(out or (results[0] if results[0].is_dir() else results[0].parent), as_json, verbosity)
     for one in interventions:
         made: EncodingUse = encoding_use(found, one.result, evidence=evidence)
-        output.add(made, name=f"causal-{one.name.removesuffix(ENDING).removeprefix('intervene-')}")
+        output.add(made, name=f"causal-{one.name.removesuffix(ENDING).removeprefix(f'{Intervention.file_prefix}-')}")
     output.finish()
-
-
-def default_name(settings: InterventionSettings) -> str:
-    """Name of the results file: that of the result."""
-    return file_name("intervene", settings.task, f"window-{settings.window}" if settings.window > 1 else None)
 
 
 def stored_results(paths: Sequence[Path], kinds: Sequence[str] = ("layer_curve", "intervention")) -> list[StoredResult]:

@@ -17,19 +17,49 @@ _DIGITS = re.compile("[0-9]{1,18}")
 
 
 class OutputPath(click.Path):
-    """A path to write to, on this machine: addresses are refused before anything runs."""
+    """A path to write to. An address in a bucket becomes a path on this machine, whose files are sent there; others are refused."""
 
     def __init__(self, *, file_okay: bool = True) -> None:
         super().__init__(path_type=Path, file_okay=file_okay)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if is_address(value) or was_address(Path(value)):
-            self.fail(
-                f"expected a path on this machine, found the address {value}; write to a folder and upload that (docs/remote.md)",
-                param,
-                ctx,
-            )
+        if is_address(value):
+            from stratascope.commands.bucket_outputs import converted
+
+            return converted(value, param, ctx, self, writing=True)
+        if was_address(Path(value)):
+            self.fail(f"expected a path on this machine, found the address {value}; write it with two slashes", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class ResultPath(click.Path):
+    """A results file or folder to read: a path, or an address in a bucket, from which it is fetched."""
+
+    def __init__(self, *, exists: bool = False, file_okay: bool = True) -> None:
+        super().__init__(path_type=Path, exists=exists, file_okay=file_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if is_address(value):
+            from stratascope.commands.bucket_outputs import converted
+
+            value = converted(value, param, ctx, self, writing=False)
+        return super().convert(value, param, ctx)
+
+
+class StorePath(OutputPath):
+    """A store to write: a path on this machine, or an address in a bucket, which stays text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not is_address(value):
+            return super().convert(value, param, ctx)
+        from stratascope.errors import InvalidInputError
+        from stratascope.store.io.remote import refuse_unwritable
+
+        try:
+            refuse_unwritable(str(value))
+        except InvalidInputError as error:
+            self.fail(error.message, param, ctx)
+        return str(value)
 
 
 class NotForAdding(click.Option):
@@ -43,6 +73,10 @@ class NotForAdding(click.Option):
 
 OUTPUT = OutputPath()
 """Of every option and argument that names what is written."""
+RESULTS_INPUT = ResultPath()
+"""Of every option and argument that names results to read."""
+STORE_OUTPUT = StorePath()
+"""Of every option and argument that names a store to write."""
 
 
 def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...] | None:

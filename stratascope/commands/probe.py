@@ -16,7 +16,7 @@ from stratascope.commands.signature import options_in_errors, options_of
 from stratascope.commands.terminal import echo, open_store
 from stratascope.probe.patches import patch_probes
 from stratascope.probe.study.probe_run import run_probes
-from stratascope.probe.study.request import ProbeRequest, results_of_others
+from stratascope.probe.study.request import ProbeRequest, results_of_earlier_runs, results_of_others
 from stratascope.probe.study.study_plan import ProbeSettings
 from stratascope.probe.tasks.value_files import read_values
 from stratascope.probe.vision_tower import entanglement
@@ -32,7 +32,7 @@ SETTINGS = tuple(field.name for field in fields(ProbeSettings) if field.name not
 @click.argument("store")
 @options_of(
     ProbeRequest,
-    tasks="truth, relation, category, answer, choice, geometry (boxes), a column of the examples, or a NAME of --values.",
+    tasks="truth, relation, category, answer, choice, geometry (boxes), a column of classes or numbers, or a NAME of --values.",
     positions="Token or box positions, or pairs such as subject_box+object_box; default: all single ones of the array.",
     layers="Layers to probe; default: all.",
     array="Array to probe; also vision_residual, vision_output, head_logits; head_outputs: a probe for each head.",
@@ -54,7 +54,8 @@ SETTINGS = tuple(field.name for field in fields(ProbeSettings) if field.name not
     sizes="Numbers of examples for --measures sizes; default: an eighth, a quarter, a half and all that suffice for the classes.",
     transfer="Also test the probes of each layer at all layers.",
     transfer_to="Also test the probes of each layer at all layers of these positions or baselines (by name).",
-    metric="accuracy, balanced_accuracy, auroc, log_loss, r2; default: auroc for two classes, balanced_accuracy for more, r2 for boxes.",
+    metric="accuracy, balanced_accuracy, auroc, log_loss, r2, spearman; default: auroc for two classes, balanced_accuracy for more, r2 for "
+    "numbers.",
     margin="What an advantage must exceed to be detected.",
     equivalence_margin="An advantage below it counts as absent; default: 0.03, or 0.01 of r2 and log_loss.",
 )
@@ -71,6 +72,8 @@ SETTINGS = tuple(field.name for field in fields(ProbeSettings) if field.name not
     folds="Number of cross-validation folds; all examples of an image are in one fold.",
     groups="Column whose groups are kept in one fold; image: by content, with near-duplicates; caption: by text.",
     minimum="Exclude classes with fewer examples.",
+    numeric="Columns of few whole numbers to predict by ridge regression, as columns with fractions or more than ten numbers are.",
+    categorical="Columns of many whole numbers that name classes.",
     types="Columns that define the type of an example, for --controls control.",
     control_draws="Draws of the labels of each control; its score is their mean.",
     method="logistic: L2-regularised logistic regression; means: difference of the class means; mlp: a network with one hidden layer.",
@@ -127,6 +130,7 @@ def probe_command(
     output.note(*done.lines)
     for name, result in done.results.items():
         output.add(result, name=name, draw=False, summary=False)
+    output.note(*results_of_earlier_runs(opened, output.folder))
     for name, draw in done.figures.items():
         output.draw(draw(), name)
     for name, table in done.tables.items():

@@ -18,7 +18,7 @@ from stratascope.errors import InvalidInputError
 
 @click.command(short_help="Write all results of a store to one HTML page.")
 @click.argument("store")
-@click.argument("results", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("results", nargs=-1, type=options.RESULTS_INPUT)
 @click.option("-o", "--out", type=options.OUTPUT, help="HTML file to write; default: STORE-report.html beside the store.")
 @click.option("--title", default="", help="Title of the page; default: from the model and the first task.")
 @verbosity_options
@@ -46,6 +46,7 @@ def report_command(store: str, results: tuple[Path, ...], out: Path | None, titl
         )
     files = [str(found.path) for found in (*report.results.own, *report.results.beside)]
     record = {"page": report.path, "results": files, "results_of_other_stores": report.results.others}
+    record["results_of_earlier_runs"] = [found.name for found in report.results.earlier]
     print_record(record, [report.summary()], as_json=as_json, verbosity=verbosity, details=[f"results file {name}" for name in files])
 
 
@@ -73,13 +74,15 @@ def figure_command(
 ) -> None:
     """Draw one figure from the results of a store, or from results files and folders.
 
-    NAME is one of --list, or the name of a file that a command writes, such as rollout or probe-truth.
+    NAME is one of --list, or a file that a command wrote, such as rollout, probe-truth or demo/results/share.png.
 
     \b
     Example, after 'stratascope demo --out demo':
       stratascope figure curves demo/original.zarr -o curves.pdf
     """
+    from stratascope.report.figure_drawing import FigureSelection
     from stratascope.report.figure_registry import FIGURES, draw_named
+    from stratascope.results.locations import ENDING, file_name
 
     if listed:
         wide = max(map(len, FIGURES))
@@ -92,9 +95,15 @@ def figure_command(
             "expected the name of a figure and a store or results, such as: stratascope figure curves demo/original.zarr"
         )
     position = None if position == "all" else position
-    path, others = draw_named(name, results, out or Path(f"{name}.pdf"), task=task, position=position, width=width, height=height)
-    left_out = [f"left out: {others} results files of other stores in the same folder"] if others else []
-    record = {"figure": path, "results_of_other_stores": others}
+    file = Path(name).name
+    for ending in (ENDING, ".png", ".csv"):
+        file = file.removesuffix(ending)
+    path, drawn = draw_named(name, results, out or Path(f"{file}.pdf"), task=task, position=position, width=width, height=height)
+    left_out = [f"left out: {line}" for line in drawn.left_out]
+    if (found := FigureSelection(task, position).resolved(drawn).task) != task:
+        other = f"; of all examples: stratascope figure {file_name('probe', task)}" if task in drawn.tasks else ""
+        left_out.append(f"task: {found}{other}")
+    record = {"figure": path, "results_of_other_stores": drawn.others, "results_of_earlier_runs": [f.name for f in drawn.earlier]}
     print_record(record, [*left_out, f"figure {path}"], as_json=as_json, verbosity=verbosity)
 
 
@@ -102,7 +111,7 @@ def figure_command(
 @click.argument("store")
 @click.option(
     "--results",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=options.ResultPath(exists=True, file_okay=False),
     help="Folder of results; default: STORE-results, or the folder `results` beside the store.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Local port; default: any free one.")

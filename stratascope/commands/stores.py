@@ -64,19 +64,19 @@ def verify_command(store: str, images: Path | None, repair: bool, as_json: bool,
         sys.exit(1)
 
 
-@click.command(short_help="Copy a store or a part of it to a folder or zip.")
+@click.command(short_help="Copy a store or a part of it to a folder, zip or bucket.")
 @click.argument("source")
-@click.argument("target", type=options.OUTPUT)
+@click.argument("target", type=options.STORE_OUTPUT)
 @click.option("--arrays", callback=options.names, metavar="NAME,NAME", help="Arrays, such as residual,attention_rows; default: all.")
 @click.option("--layers", callback=options.numbers, metavar="N,M-K", help="Layers; default: all.")
 @click.option("--positions", callback=options.names, metavar="NAME,NAME", help="Positions; default: all.")
 @click.option("--examples", metavar="ID,N,M-K", help="Ids or numbers of examples, an id first; default: all.")
 @partial(verbosity_options, verbose_help="Also print the fingerprint of the copy.")
-def copy_command(source: str, target: Path, examples: str | None, as_json: bool, verbosity: int, **chosen: Any) -> None:
-    """Copy a store from a folder, zip or URL to a new folder or zip. The copy records which part it holds.
+def copy_command(source: str, target: str | Path, examples: str | None, as_json: bool, verbosity: int, **chosen: Any) -> None:
+    """Copy a store from a folder, zip or URL to a new folder, zip or bucket (s3, gs, az). The copy records which part it holds.
 
-    The command reads the copy back before the copy gets its name. After an interruption or a network failure, the same command resumes a
-    copy to a folder; a copy to a zip starts again.
+    The command checks the copy before the copy gets its name. After an interruption or a network failure, the same command resumes a
+    copy to a folder or a bucket; a copy to a zip starts again.
 
     \b
     Example, after 'stratascope demo --out demo':
@@ -90,7 +90,7 @@ def copy_command(source: str, target: Path, examples: str | None, as_json: bool,
         opened = open_store(source)
         numbers = asked_examples(opened, examples)
         lines = [ids_line(opened, numbers)]
-    click.get_current_context().meta[STARTS_AGAIN] = target.suffix.lower() == ".zip"
+    click.get_current_context().meta[STARTS_AGAIN] = str(target).lower().endswith(".zip")
     with bar("copy", "block") as tell:
         taken = copy_store(source, target, progress=tell, examples=numbers, **chosen)
     record = {"target": str(target), "bytes": int(taken["bytes"].sum()), "examples": numbers, "arrays": taken.to_dict("records")}

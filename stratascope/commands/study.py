@@ -8,7 +8,9 @@ from pathlib import Path
 
 import click
 
+from stratascope.addresses import is_address
 from stratascope.commands import options
+from stratascope.commands.bucket_outputs import bucket_path
 from stratascope.commands.output import Output, print_record, verbosity_options
 from stratascope.commands.signature import options_in_errors, options_of
 from stratascope.commands.terminal import echo
@@ -16,6 +18,7 @@ from stratascope.errors import InvalidInputError
 from stratascope.preregistration import presets, read_plan
 from stratascope.probe.preregistered.preregistered_study import preregistered_study
 from stratascope.probe.preregistered.study_stores import study_stores
+from stratascope.store.io.store_files import inside
 
 
 @click.command(short_help="Run a pre-registered study; one sentence with its limits.")
@@ -65,7 +68,7 @@ def study_command(
             "--model MODEL --examples FILE --images DIR --boxes FILE --out DIR`"
         )
     stores = study_stores(plan, folder)
-    output = Output(out or Path(folder) / "results", as_json, verbosity)
+    output = Output(out or _results_of(folder), as_json, verbosity)
     done = preregistered_study(
         plan,
         stores,
@@ -83,6 +86,13 @@ def study_command(
         output.note(f"{output.folder} holds {others:,} results of other plans, which the report leaves out")
     output.page(page)
     output.finish()
+
+
+def _results_of(folder: str) -> Path:
+    """Folder of the results beside the stores of a study."""
+    if not is_address(folder):
+        return Path(folder) / "results"
+    return bucket_path(str(inside(folder, "results")), click.get_current_context(), writing=True)
 
 
 def _plan_and_folder(paths: tuple[str, ...], preset: str | None) -> tuple[str, str | None]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 STARTS_AGAIN = "stratascope.starts_again"
 """Key of click's context: whether the command that runs starts from the beginning after an interruption."""
 
+SHOWN_AS = "stratascope.shown_as"
+"""Key of click's context: path on this machine -> the address that it stands for."""
+
 
 def open_store(path: str) -> ActivationStore:
     """Open a store by path, zip or address."""
@@ -59,7 +62,11 @@ def echo(text: object, err: bool = False, colours: Mapping[str, str] | None = No
     colours
         Name -> colour of parts of the text in the form [NAME: ...].
     """
-    shown = visible(str(text))
+    context = click.get_current_context(silent=True)
+    plain = str(text)
+    for path, address in (context.find_root().meta.get(SHOWN_AS, {}) if context else {}).items():
+        plain = plain.replace(path, address)
+    shown = visible(plain)
     if colours:
         shown = re.sub(rf"\[({'|'.join(colours)}): [^\[\]]*\]", lambda part: click.style(part[0], fg=colours[part[1]]), shown)
     click.echo(shown, err=err)

@@ -6,8 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stratascope.datasets.benchmark_download import fetch_benchmark
+    from stratascope.datasets.benchmarks import BENCHMARKS, Benchmark
     from stratascope.datasets.boxes import BoxIndex, cells_in_box
     from stratascope.datasets.captions import CaptionParts, split_caption
+    from stratascope.datasets.conversion import ConversionReport, convert_benchmark
     from stratascope.datasets.example import Example
     from stratascope.datasets.examples import load_examples
     from stratascope.datasets.fetch import FetchChoice, FetchReport, fetch_vsr
@@ -17,8 +20,11 @@ if TYPE_CHECKING:
     from stratascope.datasets.scenes import write_scenes
 
 _MODULES = {
+    "BENCHMARKS": "benchmarks",
+    "Benchmark": "benchmarks",
     "BoxIndex": "boxes",
     "CaptionParts": "captions",
+    "ConversionReport": "conversion",
     "Example": "example",
     "FetchChoice": "fetch",
     "FetchReport": "fetch",
@@ -29,6 +35,8 @@ _MODULES = {
     "RELATIONS": "relations",
     "Relation": "relations",
     "cells_in_box": "boxes",
+    "convert_benchmark": "conversion",
+    "fetch_benchmark": "benchmark_download",
     "fetch_vsr": "fetch",
     "load_examples": "examples",
     "minimal_pairs": "pairs",
@@ -37,10 +45,13 @@ _MODULES = {
 }
 
 __all__ = [
+    "BENCHMARKS",
     "PROMPTS",
     "RELATIONS",
+    "Benchmark",
     "BoxIndex",
     "CaptionParts",
+    "ConversionReport",
     "Example",
     "FetchChoice",
     "FetchReport",
@@ -49,6 +60,8 @@ __all__ = [
     "Prompt",
     "Relation",
     "cells_in_box",
+    "convert_benchmark",
+    "fetch_benchmark",
     "fetch_vsr",
     "load_examples",
     "minimal_pairs",

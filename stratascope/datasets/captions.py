@@ -18,12 +18,14 @@ _END = re.compile(r"[\s.!?]*$")
 
 @dataclass(frozen=True)
 class CaptionParts:
-    """Character intervals of subject, relation and object in a caption."""
+    """Character intervals of subject, relation and object in a caption, or of subject and object in a question."""
 
-    subject: Interval
-    relation: Interval
+    subject: Interval | None
+    """None for a question whose subject is not known."""
+    relation: Interval | None
+    """None for a question: it states no relation."""
     object: Interval | None
-    """None for a caption about one object."""
+    """None for a caption or question about one object."""
 
 
 def split_caption(caption: str, relation: str) -> CaptionParts:

@@ -29,9 +29,11 @@ class Example:
     image: str
     """File name within the folder of images."""
     caption: str
+    """Caption or, where `parts` has no relation, a question."""
     relation: str
-    label: int
-    """1 for a true and 0 for a false caption; with `choices`, the number of the right one."""
+    """Relation that the caption states; of a question, the group by which answers are reported."""
+    label: int | None
+    """1 for a true and 0 for a false caption; with `choices`, the number of the right one; None where the file has no labels."""
     split: str
     """The row's own `split`, or the stem of its file."""
     parts: CaptionParts
@@ -46,13 +48,22 @@ class Example:
     """Answer choices that the label indexes; empty if the label is the caption's truth."""
     question: Question | None = None
     """The published wording, for prompts that ask for one of several choices; None: the prompt's template is filled."""
+    options: tuple[str, ...] = ()
+    """Texts of the lettered options of a question, as many as `choices`."""
+    full_question: str | None = None
+    """The question as published together with its options, for prompts that show it word for word."""
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """The row's other plain fields."""
 
     @property
+    def is_question(self) -> bool:
+        """Whether `caption` is a question, not a caption."""
+        return self.parts.relation is None
+
+    @property
     def subject(self) -> str:
-        """Subject of the caption, in the caption's words."""
-        return self.caption[slice(*self.parts.subject)]
+        """Subject of the caption, in the caption's words; empty for a question whose subject is not known."""
+        return self.caption[slice(*self.parts.subject)] if self.parts.subject else ""
 
     @property
     def object(self) -> str:

@@ -15,6 +15,8 @@ from stratascope.datasets.captions import split_caption
 from stratascope.datasets.example import Example
 from stratascope.datasets.image_files import image_path
 from stratascope.datasets.progress import progress_bar
+from stratascope.datasets.prompts import LETTERS
+from stratascope.datasets.question_rows import FIELDS, are_question_rows, question_example
 from stratascope.datasets.questions import add_questions, are_questions, load_captions
 from stratascope.datasets.table import Row, csv_table, is_csv, json_lines_table, read_text, text_field
 from stratascope.errors import InvalidInputError
@@ -28,7 +30,7 @@ _LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 """Spellings of labels in spreadsheets."""
 _PLAIN_NAME = re.compile(r"(?:\w[\w .-]*/)*\w[\w .-]*")
 """Names of images that cannot lead out of the folder: no part is `..`, a drive or empty."""
-_NEEDS = "a row needs image, caption, relation and label"
+_NEEDS = "a row needs image, caption and relation, and a label for the task truth"
 
 
 def load_examples(
@@ -40,10 +42,11 @@ def load_examples(
 ) -> list[Example]:
     """Load the examples of one or more files, in order.
 
-    Rows hold `image`, `caption`, `relation`, `label` (0/1 or true/false) and may hold `id` and `split`; the published VSR
-    files and those of `write_scenes` have this form. Other scalar fields are kept unchanged. A file that ends in .csv is a table
-    with these columns (see `stratascope.datasets.table`). A JSON list is read as one of What's Up's data sets, and a
-    file of questions after it sets their wording (see `stratascope.datasets.questions`).
+    Rows hold `image`, `caption` and `relation`; all of them or none hold a `label` (0/1 or true/false); they may hold `id` and `split`.
+    The published VSR files and those of `write_scenes` have this form. Other scalar fields are kept unchanged. A file that ends in .csv
+    is a table with these columns (see `stratascope.datasets.table`). JSON lines with `image`, `question` and `answer` hold questions (see
+    `stratascope.datasets.question_rows`). A JSON list is read as one of What's Up's data sets, and a file of questions after it sets their
+    wording (see `stratascope.datasets.questions`).
 
     Parameters
     ----------
@@ -51,7 +54,8 @@ def load_examples(
         Gold boxes, matched with images by file name and with subjects and objects by name.
     choices
         Answer choices of a multiple-choice prompt: each row of What's Up's data sets then becomes one example, labelled by
-        the index of the right choice. By default each caption becomes one example, true or false.
+        the index of the right choice; for questions with options, their letters. By default each caption becomes one example, true or
+        false, and questions are those answered by yes or no.
     progress
         Whether to show a progress bar.
 
@@ -59,7 +63,7 @@ def load_examples(
     ------
     InvalidInputError
         Naming file, line and reason: an unreadable file, a row that is not a JSON object, a missing or wrong field, a caption
-        without its relation, an id that occurs twice; or boxes of none of the images.
+        without its relation, an id that occurs twice, labels in some rows alone; or boxes of none of the images.
     """
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(f) for f in files]
     if not paths:
@@ -81,8 +85,16 @@ def load_examples(
             examples.append(example)
     if not examples:
         raise InvalidInputError(f"expected at least one row, found none in {', '.join(map(str, paths))}")
+    if len({example.is_question for example in examples}) > 1:
+        raise InvalidInputError("expected captions or questions, found both; load them apart")
     if len({bool(example.choices) for example in examples}) > 1:
         raise InvalidInputError("expected labels of one kind, found true or false captions beside questions with choices; load them apart")
+    unlabelled = [example for example in examples if example.label is None]
+    if 0 < len(unlabelled) < len(examples):
+        raise InvalidInputError(
+            f"{seen[unlabelled[0].id]}: expected a label in every row or in none, found none in {len(unlabelled):,} of {len(examples):,} "
+            "rows; label all, or leave the label out of all"
+        )
     if boxes is None:
         return examples
     boxes = boxes.of_images(example.image for example in examples)
@@ -120,10 +132,12 @@ def describe(examples: Sequence[Example]) -> str:
     """Lines of text: counts of examples, images, relations, labels and boxes."""
     images = len({e.image for e in examples})
     relations = len({e.relation for e in examples})
-    labels = f"{sum(e.label for e in examples) / len(examples):.1%} true"
+    known = [e.label for e in examples if e.label is not None]
+    labels = f"{sum(known) / len(known):.1%} true" if known else "no labels"
     if examples[0].choices:
-        right = Counter(e.choices[e.label] for e in examples)
-        labels = "right answers " + ", ".join(f"{choice} {right[choice]:,}" for choice in examples[0].choices)
+        right = Counter(e.choices[label] for e, label in zip(examples, known, strict=True))
+        offered = dict.fromkeys(choice for e in examples for choice in e.choices)
+        labels = "right answers " + ", ".join(f"{choice} {right[choice]:,}" for choice in offered)
     lines = [f"{len(examples):,} examples on {images:,} images, {relations} relations; {labels}"]
     if any(e.subject_instances is not None for e in examples):
         listed = {e.image for e in examples if e.subject_instances is not None}
@@ -143,9 +157,12 @@ def _of_file(path: Path, choices: Sequence[str] | None, before: Sequence[Example
     text, stem = read_text(path), path.stem
     if is_csv(path):
         table = csv_table(path, text, as_text=("id", "split", "label", *_NEEDED))
-        if not {*_NEEDED, "label"} <= set(table.columns):
+        if table.rows and are_question_rows(table.rows[0]):
+            table = csv_table(path, text, as_text=(*FIELDS, *LETTERS))
+            return [(row.where, _question(row, f"{stem}-{k:06d}", stem, choices)) for k, row in enumerate(table.rows, 1)]
+        if not set(_NEEDED) <= set(table.columns):
             raise InvalidInputError(
-                f"{path}: expected a table with each of the columns image, caption, relation and label once, found "
+                f"{path}: expected a table with each of the columns image, caption and relation once, found "
                 f"{', '.join(table.columns) or 'none'}; name them in the first line, separated by commas"
             )
         return [(row.where, _example(_labelled(row), f"{stem}-{k:06d}", stem)) for k, row in enumerate(table.rows, 1)]
@@ -158,12 +175,14 @@ def _of_file(path: Path, choices: Sequence[str] | None, before: Sequence[Example
         found = add_questions(path, rows, [example for example in before if example.split == last], choices)
         return [(f"{path}, row {k}", example) for k, example in enumerate(found)]
     shown = progress_bar(rows, "examples", unit="row", show=progress)
+    if rows and are_question_rows(rows[0]):
+        return [(row.where, _question(row, f"{stem}-{row.line:06d}", stem, choices)) for row in shown]
     return [(row.where, _example(row, f"{stem}-{row.line:06d}", stem)) for row in shown]
 
 
 def _labelled(row: Row) -> Row:
     """A row of CSV with its label as a number."""
-    label = row.fields.get("label", "")
+    label = row.fields.get("label", "")  # missing where the cell is empty
     return replace(row, fields={**row.fields, "label": _LABELS[label.lower()]}) if label.lower() in _LABELS else row
 
 
@@ -177,13 +196,22 @@ def _check_name(image: str) -> None:
         image_path(Path(), image)
 
 
+def _question(row: Row, default_id: str, stem: str, choices: Sequence[str] | None) -> Example:
+    example = question_example(row, default_id, stem, choices)
+    try:
+        _check_name(example.image)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{row.where}: {error}") from error
+    return example
+
+
 def _example(row: Row, default_id: str, default_split: str) -> Example:
     where, fields = row.where, row.fields
     for key in _NEEDED:
         if not isinstance(fields.get(key), str):
             raise InvalidInputError(f"{where}: expected text in field {key!r}, found {_shown(row, key)}; {_NEEDS}")
     label, image = fields.get("label"), fields["image"]
-    if isinstance(label, str) or label not in (0, 1):
+    if label is not None and (isinstance(label, str) or label not in (0, 1)):
         raise InvalidInputError(f"{where}: expected label 0 or 1, found {_shown(row, 'label')}; {_NEEDS}")
     try:
         _check_name(image)
@@ -196,7 +224,7 @@ def _example(row: Row, default_id: str, default_split: str) -> Example:
         image=image,
         caption=fields["caption"],
         relation=fields["relation"],
-        label=int(label),
+        label=None if label is None else int(label),
         split=default_split if split is None else split,
         parts=parts,
         extra={k: v for k, v in fields.items() if k not in _USED and isinstance(v, _SCALARS)},

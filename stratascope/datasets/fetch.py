@@ -177,7 +177,7 @@ def _fetch_rows(folder: Path, choice: FetchChoice) -> None:
             continue
         if path.exists() and path.name not in record["files"]:
             raise InvalidInputError(f"expected no {path} from elsewhere, found one; choose another folder, or remove it")
-        source = _from_hub(choice, path.name, record["revision"] or choice.revision)
+        source = from_hub(choice.repository, path.name, record["revision"] or choice.revision, choice.endpoint)
         data = source.read_bytes()
         partial = path.with_name(path.name + ".part")
         partial.write_bytes(data)
@@ -188,7 +188,16 @@ def _fetch_rows(folder: Path, choice: FetchChoice) -> None:
         _write_json(folder / RECORD, record)
 
 
-def _from_hub(choice: FetchChoice, name: str, revision: str | None) -> Path:
+def from_hub(repository: str, name: str, revision: str | None, endpoint: str | None) -> Path:
+    """File of a dataset of the Hub, in the Hub's cache.
+
+    Raises
+    ------
+    MissingExtraError
+        If huggingface_hub is not installed.
+    DownloadError
+        If the file cannot be fetched.
+    """
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
@@ -197,11 +206,11 @@ def _from_hub(choice: FetchChoice, name: str, revision: str | None) -> Path:
             "run pip install 'stratascope[extract]', or in a checkout pip install '.[extract]'"
         ) from error
     try:
-        return Path(hf_hub_download(choice.repository, name, repo_type="dataset", revision=revision, endpoint=choice.endpoint))
+        return Path(hf_hub_download(repository, name, repo_type="dataset", revision=revision, endpoint=endpoint))
     except Exception as error:  # the Hub's own errors, those of whichever HTTP library it uses, and plain OSErrors
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise DownloadError(
-            f"expected {name} of the Hub's dataset {choice.repository}, could not fetch it: {said}; is this machine online?"
+            f"expected {name} of the Hub's dataset {repository}, could not fetch it: {said}; is this machine online?"
         ) from error
 
 

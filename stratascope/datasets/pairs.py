@@ -176,6 +176,8 @@ def variant_of(example: Example, name: str) -> Variant:
     name
         One of `VARIANTS`.
     """
+    if example.label is None:
+        return Variant(None, "the caption has no label")
     relation = relation_of(example.relation)
     if relation is None:
         return Variant(None, f"the relation {example.relation!r} is not in the table of relations")
@@ -214,7 +216,9 @@ def _with_caption(example: Example, name: str, relation: str, label: int) -> Var
     """The example with subject and object exchanged around a relation."""
     caption, parts = example.caption, example.parts
     subject, object_ = example.subject, example.object
-    assert parts.object is not None
+    assert parts.subject
+    assert parts.relation
+    assert parts.object
     before = caption[parts.subject[1] : parts.relation[0]]
     if subject.lower() == object_.lower():
         return Variant(None, "subject and object have the same name")
@@ -262,6 +266,8 @@ def _presumes_viewer(variant: str, example: Example) -> bool:
 
 def _refuse_other_examples(examples: Iterable[Example]) -> None:
     for example in examples:
+        if example.is_question:
+            raise InvalidInputError(f"example {example.id}: expected a true or false caption, found the question {example.caption!r}")
         if example.choices:
             raise InvalidInputError(
                 f"example {example.id}: expected a true or false caption, found one of the choices {', '.join(example.choices)}"

@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from stratascope.datasets.captions import Interval
 from stratascope.datasets.example import Example
 from stratascope.errors import InvalidInputError
 
-_FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
+FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
+"""A field of a prompt."""
 PARTS = ("caption", "subject", "relation", "object")
-"""Fields of every example; other fields are columns of its file."""
+"""Fields that are spans of their own."""
+_OWN = (*PARTS, "question", "full_question", "options", "letters")
+"""Fields that are filled from the example; others are columns of its row."""
+_ASKED = ("question", "full_question")
+"""Fields that a question fills, and no caption."""
+LETTERS = tuple(ascii_uppercase)
+"""Letters of options, in their order."""
+_MOST_OPTIONS = 10
+"""Most lettered options of a question."""
 
 
 @dataclass(frozen=True)
 class Prompt:
     """Template of the user's turn after the image.
 
-    The fields {caption}, {subject}, {relation} and {object} are filled from the example, other fields from the column of that name.
+    The fields {caption}, {subject}, {relation} and {object} are filled from the example's caption. A template for questions has {question}
+    or, for those published together with their options, {full_question}; {options} are the options, one a line, and {letters} their
+    letters: "A, B, C". Other fields are filled from the column of that name.
     """
 
     name: str
     text: str
     choices: tuple[str, ...]
-    """Answers whose logits are recorded at the final token; each must be one token."""
+    """Answers whose logits are recorded at the final token; each must be one token. Letters A, B, ... for questions with options."""
     answers: tuple[str, str] | None = None
     """Right choices for a false and a true caption; None if the prompt asks for one of the choices."""
+    option: str = "{letter}. {text}"
+    """Form of one of the options."""
+    most_letters: int = _MOST_OPTIONS
+    """{letters} names at most this many."""
     spans: Mapping[str, str] = field(default_factory=dict)
     """Span (`caption`, `subject`, `relation` or `object`) -> the field that is this span."""
     system: str | None = None
@@ -40,7 +54,7 @@ class Prompt:
     """Whether the image follows the text in the user's turn."""
 
     def __post_init__(self) -> None:
-        if not _FIELD.search(self.text):
+        if not FIELD.search(self.text):
             raise InvalidInputError(f"expected a field such as {{caption}} in the prompt, found {self.text!r}")
         for span, column in self.spans.items():
             if span not in PARTS or column not in self.columns:
@@ -50,19 +64,38 @@ class Prompt:
         if len(self.choices) < 2 or len(set(self.choices)) != len(self.choices):
             raise InvalidInputError(f"expected at least two different answer choices, found {self.choices!r}")
 
+    @cached_property
+    def asks_question(self) -> bool:
+        """Whether the template shows a question instead of parts of a caption."""
+        return any(f"{{{name}}}" in self.text for name in _ASKED)
+
+    def for_examples(self, examples: Iterable[Example]) -> Prompt:
+        """The prompt with no more letters than the examples have options.
+
+        >>> from stratascope.datasets import CaptionParts, Example
+        >>> example = Example("1", "a.png", "Which?", "depth", 0, "test", CaptionParts(None, None, None), options=("left", "right"))
+        >>> PROMPTS["letters"].for_examples([example]).choices
+        ('A', 'B')
+        """
+        most = max((len(example.options) for example in examples), default=0)
+        return replace(self, choices=self.choices[:most]) if most else self
+
     def fill(self, example: Example) -> FilledPrompt:
         """Fill the template for one example, or use the example's published question.
 
         Raises
         ------
         InvalidInputError
-            If the prompt asks for the relation to an object that the example's caption does not have, or for a column that its row lacks.
+            If the prompt asks for the relation to an object that the example's caption does not have; a question is given to a prompt for
+            captions, or a caption to one for questions; or the template shows options or a column that the example does not have.
         """
-        if example.question is not None and self.answers is None:
+        if self.asks_question or example.is_question:
+            self._check_question(example)
+        elif example.question is not None and self.answers is None:
             asked = example.question
             stated = {"subject": asked.subject, "object": asked.object}
             return FilledPrompt(asked.text, {name: interval for name, interval in stated.items() if interval})
-        if "{object}" in self.text and example.parts.object is None:
+        elif "{object}" in self.text and example.parts.object is None:
             raise InvalidInputError(
                 f"example {example.id}: expected a caption about two objects for the prompt {self.name}, found {example.caption!r}; choose "
                 "four-way-photo, six-way-photo or true-false"
@@ -71,19 +104,47 @@ class Prompt:
         intervals: dict[str, Interval] = {}
         length = 0
         for fixed, name in self._fields[0]:
-            value = _value(example, name)
+            value = self._value(example, name)
             start = length + len(fixed)
-            for span in (name, *(span for span, column in self.spans.items() if column == name)):
-                if span in PARTS:
-                    intervals[span] = (start, start + len(value))
-            if name == "caption":
-                said = example.parts
-                for part, interval in (("subject", said.subject), ("relation", said.relation), ("object", said.object)):
-                    if interval is not None:
-                        intervals[part] = (start + interval[0], start + interval[1])
+            intervals |= _intervals(example, name, value, start)
+            intervals |= {span: (start, start + len(value)) for span, column in self.spans.items() if column == name}
             pieces += (fixed, value)
             length = start + len(value)
         return FilledPrompt("".join([*pieces, self._fields[1]]), intervals)
+
+    def _check_question(self, example: Example) -> None:
+        """Refuse an example that does not have what the template shows."""
+        if not self.asks_question:
+            raise InvalidInputError(
+                f"example {example.id}: expected a caption for the prompt {self.name}, found the question {example.caption!r}; choose "
+                f"{_named(prompt for prompt in PROMPTS.values() if prompt.asks_question)}"
+            )
+        if not example.is_question:
+            raise InvalidInputError(
+                f"example {example.id}: expected a question for the prompt {self.name}, found the caption {example.caption!r}; choose "
+                f"{_named(prompt for prompt in PROMPTS.values() if not prompt.asks_question)}"
+            )
+        if bool(example.options) == bool(self.answers):
+            wanted = f"without options for the prompt {self.name}" if self.answers else f"with options for the prompt {self.name}"
+            fitting = (prompt for prompt in PROMPTS.values() if prompt.asks_question and bool(prompt.answers) != bool(self.answers))
+            raise InvalidInputError(
+                f"example {example.id}: expected a question {wanted}, found {len(example.options)} options; choose {_named(fitting)}"
+            )
+        if "{full_question}" in self.text and example.full_question is None:
+            raise InvalidInputError(
+                f"example {example.id}: expected the field full_question for the prompt {self.name}, found none; choose letters, which "
+                "shows the question and its options"
+            )
+
+    def _value(self, example: Example, name: str) -> str:
+        if name == "question":
+            return example.caption
+        if name == "options":
+            pairs = zip(LETTERS, example.options, strict=False)
+            return "\n".join(self.option.replace("{letter}", letter).replace("{text}", text) for letter, text in pairs)
+        if name == "letters":
+            return ", ".join(LETTERS[: min(len(example.options), self.most_letters)])
+        return str(getattr(example, name)) if name in _OWN else _column(example, name)
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -91,8 +152,8 @@ class Prompt:
         return tuple(name for _, name in self._fields[0])
 
     def values(self, example: Example) -> tuple[Any, ...]:
-        """What an example has in the columns that the prompt reads besides `PARTS`."""
-        return tuple(example.extra.get(name) for name in self.columns if name not in PARTS)
+        """What an example has in the columns that the prompt reads."""
+        return tuple(example.extra.get(name) for name in self.columns if name not in _OWN)
 
     def provenance(self) -> dict[str, Any]:
         """What a store keeps of the prompt besides name, text and answers; empty for the built-in ones."""
@@ -102,15 +163,13 @@ class Prompt:
     def _fields(self) -> tuple[list[tuple[str, str]], str]:
         """The text before each field with the field's name, and the text after the last one."""
         found, end = [], 0
-        for match in _FIELD.finditer(self.text):
+        for match in FIELD.finditer(self.text):
             found.append((self.text[end : match.start()], match[1]))
             end = match.end()
         return found, self.text[end:]
 
 
-def _value(example: Example, name: str) -> str:
-    if name in PARTS:
-        return str(getattr(example, name))
+def _column(example: Example, name: str) -> str:
     found = example.extra.get(name)
     if found is None or (isinstance(found, float) and found != found):
         raise InvalidInputError(
@@ -122,122 +181,51 @@ def _value(example: Example, name: str) -> str:
 
 @dataclass(frozen=True)
 class FilledPrompt:
-    """Text of the user's turn, with the character intervals of caption, subject, relation and object."""
+    """Text of the user's turn, with the character intervals of caption (or question), subject, relation and object."""
 
     text: str
     intervals: dict[str, Interval]
 
 
-OWN = "own"
-"""Name of a prompt that is given as text."""
-_KEYS = ("name", "text", "answers", "choices", "spans", "system", "image")
-_DUPLICATE = "expected the answers of the prompt {}, which has its own, left out, found {}; leave `answers` out"
+def _intervals(example: Example, name: str, value: str, start: int) -> dict[str, Interval]:
+    """Intervals of a field whose value begins at `start`, and of the parts of the caption or question in it."""
+    if name in ("options", "letters") or name not in _OWN:
+        return {}
+    if name in ("subject", "relation", "object"):
+        return {name: (start, start + len(value))}
+    where = value.find(example.caption)
+    if where < 0:  # a published question that is worded otherwise together with its options
+        return {"caption": (start, start + len(value))}
+    start += where
+    said = example.parts
+    parts = {"subject": said.subject, "relation": said.relation, "object": said.object}
+    found = {part: (start + interval[0], start + interval[1]) for part, interval in parts.items() if interval is not None}
+    return {"caption": (start, start + len(example.caption)), **found}
 
 
-def find_prompt(prompt: str, answers: Sequence[str] | None = None) -> Prompt:
-    """A built-in prompt by name, one from a TOML file, or a text with fields.
-
-    Parameters
-    ----------
-    prompt
-        Name, path that ends in .toml, or text such as "Is it true that {caption} Answer Yes or No.".
-    answers
-        Answers of a text: the one to a true caption, then that to a false one; more than two are choices without a right one.
-
-    Raises
-    ------
-    InvalidInputError
-        If it is none of these, a file cannot be read or has unknown keys, or answers are missing or given twice.
-
-    Examples
-    --------
-    >>> find_prompt("Is it true that {caption} Answer Yes or No.", ("Yes", "No")).answers
-    ('No', 'Yes')
-    """
-    given = ", ".join(answers or ())
-    if prompt in PROMPTS:
-        if answers:
-            raise InvalidInputError(_DUPLICATE.format(prompt, given))
-        return PROMPTS[prompt]
-    if prompt.endswith(".toml"):
-        if answers:
-            raise InvalidInputError(_DUPLICATE.format(prompt, given))
-        return _read_prompt(prompt)
-    if not _FIELD.search(prompt):
-        raise InvalidInputError(
-            f"expected `prompt` to be among {', '.join(PROMPTS)}, a file that ends in .toml, or a text with a field such as {{caption}}, "
-            f"found {prompt!r}"
-        )
-    if not answers:
-        raise InvalidInputError(f"expected `answers` for a prompt of one's own, such as Yes,No, found none for {prompt!r}")
-    return _with_answers(OWN, prompt, tuple(answers))
-
-
-def _with_answers(name: str, text: str, answers: tuple[str, ...], **more: Any) -> Prompt:
-    return Prompt(name, text, answers, (answers[1], answers[0]) if len(answers) == 2 else None, **more)
-
-
-def _read_prompt(path: str) -> Prompt:
-    try:
-        found = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path}: expected a readable prompt in TOML, found: {error}") from error
-    unknown = sorted(set(found) - set(_KEYS))
-    if unknown:
-        raise InvalidInputError(f"{path}: expected the keys {', '.join(_KEYS)}, found {', '.join(unknown)}")
-    kinds = {"name": str, "text": str, "answers": list, "choices": list, "spans": dict, "system": str, "image": str}
-    for key, value in found.items():
-        if not isinstance(value, kinds[key]) or (isinstance(value, list) and not all(isinstance(each, str) for each in value)):
-            raise InvalidInputError(f"{path}: expected {key} to be {_KINDS[kinds[key]]}, found {value!r}")
-    if "text" not in found or ("answers" in found) == ("choices" in found):
-        raise InvalidInputError(f"{path}: expected text and one of answers (to a true and a false caption) and choices, found others")
-    if "answers" in found and len(found["answers"]) != 2:
-        raise InvalidInputError(f"{path}: expected two answers, to a true and to a false caption, found {found['answers']}; use choices")
-    if found.get("image", "before") not in ("before", "after"):
-        raise InvalidInputError(f"{path}: expected image to be before or after (the text), found {found['image']!r}")
-    more = {
-        "spans": found.get("spans", {}),
-        "system": found.get("system"),
-        "image_after": found.get("image") == "after",
-    }
-    name = found.get("name", Path(path).stem)
-    if name in PROMPTS:
-        raise InvalidInputError(f"{path}: expected a name that is not one of the built-in prompts, found {name!r}; set name in the file")
-    try:
-        if "answers" in found:
-            return _with_answers(name, found["text"], tuple(found["answers"]), **more)
-        return Prompt(name, found["text"], tuple(found["choices"]), **more)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{path}: {error}") from error
-
-
-_KINDS = {str: "a text", list: "a list of texts", dict: "a table"}
-
-
-def stored_prompt(held: Mapping[str, Any]) -> Prompt | None:
-    """The prompt of a store from `prompt` of its provenance, if it is not one of the built-in ones.
-
-    Examples
-    --------
-    >>> stored_prompt({"name": "yes-no"}) is None
-    True
-    """
-    name, text, choices, answers = (held.get(key) for key in ("name", "text", "choices", "answers"))
-    if name in PROMPTS or not isinstance(text, str) or not choices:
-        return None
-    pair = (str(answers[0]), str(answers[1])) if isinstance(answers, list) and len(choices) == len(answers) == 2 else None
-    return Prompt(str(name), text, tuple(choices), pair, held.get("spans") or {}, None, held.get("image") == "after")
+def _named(prompts: Iterable[Prompt]) -> str:
+    *names, last = (prompt.name for prompt in prompts)
+    return f"{', '.join(names)} or {last}" if names else last
 
 
 def _question(name: str, where: str, choices: str) -> Prompt:
     return Prompt(name, f"Where is the {{subject}} {where}? Answer with {choices}.", tuple(choices.replace(" or ", ", ").split(", ")))
 
 
+_OPTIONS = LETTERS[:_MOST_OPTIONS]
+_NOTE = "Note: You only need to respond with {letters} without providing any additional information.\n"
+
 PROMPTS: dict[str, Prompt] = {
     prompt.name: prompt
     for prompt in (
         Prompt("true-false", "True or false: {caption} Answer True or False.", ("True", "False"), ("False", "True")),
         Prompt("yes-no", "Does this caption describe the image? {caption} Answer Yes or No.", ("Yes", "No"), ("No", "Yes")),
+        Prompt(
+            "adaptvis-yes-no",
+            "Determine whether the description about the spatial relationship is correct or not. Answer with yes or no: {caption}",
+            ("Yes", "No"),
+            ("No", "Yes"),
+        ),
         Prompt(
             "where",
             "Where is the {subject} in relation to the {object}?",
@@ -249,7 +237,19 @@ PROMPTS: dict[str, Prompt] = {
         _question("six-way", "in relation to the {object}", "left, right, front, behind, above or below"),
         _question("four-way-photo", "in the photo", "left, right, top or bottom"),
         _question("six-way-photo", "in the photo", "left, right, front, behind, top or bottom"),
+        Prompt("pope", "{question}\nAnswer the question using a single word or phrase.", ("Yes", "No"), ("No", "Yes")),
+        Prompt("letters", "{question}\n{options}\nAnswer with the option's letter from the given choices directly.", _OPTIONS),
+        Prompt(
+            "vlmevalkit",
+            "Question: {question}\nOptions:\n{options}\nPlease select the correct answer from the options above. \n",
+            _OPTIONS,
+        ),
+        Prompt("embspatial", _NOTE + "{question}\n{options}", _OPTIONS, option="{letter}) {text}"),
+        Prompt("blink", _NOTE + "{full_question}", _OPTIONS, most_letters=5),
+        Prompt("cv-bench", _NOTE + "\n{full_question}", _OPTIONS, most_letters=5),
     )
 }
-"""The built-in prompts by name. `true-false` is the default; `where` and those after it do not name the relation. The four-way and
-six-way ones are AdaptVis's for the data sets of What's Up: COCO-two, controlled_images, controlled_clevr, VG-two, COCO-one, VG-one."""
+"""The built-in prompts by name. `true-false` is the default; `adaptvis-yes-no` is AdaptVis's for VSR; `where` and those after it do not
+name the relation. The four-way and six-way ones are AdaptVis's for the data sets of What's Up: COCO-two, controlled_images,
+controlled_clevr, VG-two, COCO-one, VG-one. Those from `pope` on show questions instead of captions: `pope` those answered by yes or no, the
+others those with lettered options; `pope`, `embspatial`, `blink` and `cv-bench` have lmms-eval's wording, `vlmevalkit` has VLMEvalKit's."""

@@ -76,6 +76,7 @@ def parse_caption(caption: str) -> tuple[CaptionParts, str, tuple[str, ...]]:
             parts = split_caption(caption, relation)
         except InvalidInputError:
             continue
+        assert parts.subject is not None
         if start < parts.subject[1]:
             return replace(parts, subject=(start, parts.subject[1])), relation, answers
     raise InvalidInputError(
@@ -202,7 +203,9 @@ def add_questions(path: Path, rows: Sequence[Row], examples: Sequence[Example], 
             raise InvalidInputError(f"{row.where}: expected each of the data set's rows 0 to {len(examples) - 1} once, found id {number}")
         asked[number] = question
         meanings = {*RELATIONS.values(), *PLACES.values()}
-        right = choices[examples[number].label]
+        label = examples[number].label
+        assert label is not None, "questions are labelled"
+        right = choices[label]
         if answer != right and not any(answer in words and right in words for words in meanings):
             wrong.append(f"id {number} ({answer} instead of {right})")
     if wrong or len(asked) < len(examples):

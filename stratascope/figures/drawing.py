@@ -24,6 +24,7 @@ METRIC_NAMES = {
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
     "r2": "R²",
+    "spearman": "Spearman correlation",
     "compression": "compression",
 }
 

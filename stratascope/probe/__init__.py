@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from stratascope.probe.study.study_plan import ProbeSettings
     from stratascope.probe.study.transfer import transfer_matrix, transfer_of
     from stratascope.probe.tasks.geometry import geometry_features
+    from stratascope.probe.tasks.numeric_values import ColumnTypes
     from stratascope.probe.tasks.task import Task, task_from_values
     from stratascope.probe.validation.folds import Folds, grouped_folds
     from stratascope.probe.validation.official_splits import Leakage, official_split, split_leakage
@@ -39,6 +40,7 @@ _MODULES = {
     "Advantage": "curve.advantage",
     "BilinearFeatures": "estimator",
     "Codelength": "study.codelength",
+    "ColumnTypes": "tasks.numeric_values",
     "CrossTransfer": "study.cross_transfer",
     "CurveSet": "curve.curve_set",
     "DetectionBySize": "study.detection_by_size",
@@ -89,6 +91,7 @@ __all__ = [
     "Advantage",
     "BilinearFeatures",
     "Codelength",
+    "ColumnTypes",
     "CrossTransfer",
     "CurveSet",
     "DetectionBySize",

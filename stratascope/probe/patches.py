@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError, TooFewExamplesError
 from stratascope.figures.drawing import draw_layer_curves, metric_name, new_figure
 from stratascope.figures.style import paper_style
-from stratascope.probe.curve.metrics import main_metric, score_layers, score_table
+from stratascope.probe.curve.metrics import advantage_range, main_metric, score_layers, score_table
+from stratascope.probe.curve.value_metrics import score_values
 from stratascope.probe.solver.blas_threads import one_blas_thread
 from stratascope.probe.solver.standardised_rows import Rows, suited_dtype
 from stratascope.probe.study.study import SCHEDULER
-from stratascope.probe.tasks.geometry import score_values
 from stratascope.probe.tasks.image_cells import CELL_TASKS, CellSample, CellTask
 from stratascope.probe.validation.cross_validation import classify, regress
 from stratascope.probe.validation.out_of_fold import OutOfFold
@@ -329,7 +329,7 @@ def _scored(
         gain: dict[str, Any] = dict.fromkeys(GAIN, np.nan)
         if alone:
             over = values[curve] - alone[metric]
-            ends = band(over, spread[curve] - drawn[metric], level=level)
+            ends = band(over, spread[curve] - drawn[metric], level=level).within(advantage_range(metric))
             gain = dict(zip(GAIN, (alone[metric][0], over, ends.low_simultaneous, ends.high_simultaneous), strict=True))
         found.append(rows.assign(curve=curve, rows=int(used.sum()), **gain))
     return [rows[ORDER] for rows in found]

@@ -203,6 +203,8 @@ def entanglement(
             own, other = PLACES[position]
             found = {"own place": _place(places, own, level), "other's place": _place(places, other, level)}
             try:
+                if not len(true):
+                    raise TooFewExamplesError("expected true captions for the relation, found none; label the examples")
                 (relation,) = probe_study(store, ("relation",), (position,), array=array, examples=true, **options)
                 found["relation"] = relation.rows("balanced_accuracy")[["layer", "value", "low", "high", "chance"]]
             except TooFewExamplesError as error:

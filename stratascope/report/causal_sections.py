@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from stratascope.causal import EncodingUse, Intervention
 from stratascope.report.blocks import Block, Cited, Drawing, Folded, Missing, Prose, Table
-from stratascope.report.headline import POSITION_WORDS, task_words
 from stratascope.report.result_set import ResultSet
+from stratascope.report.task_words import POSITION_WORDS, task_words
 from stratascope.results.stored_result import StoredResult
 
 EVIDENCE = {
@@ -42,7 +42,10 @@ def _words(found: StoredResult, position: str) -> list[str | Cited]:
     what = EVIDENCE[str(found.attributes["evidence"])]
     begin = f"{concept[:1].upper()}{concept[1:]} {where} is "
     if not used:
-        return [begin, Cited("not detected", -1, source), " as used at any layer."]
+        limits = result.use_limits(position)
+        if result.undecided(position):
+            return [f"Whether {concept} {where} is used is ", Cited("not decided", -1, source), f" ({limits})."]
+        return [begin, Cited("not detected", -1, source), f" as used at any layer ({limits})."]
     text: list[str | Cited] = [begin, "used at ", Cited(str(used), used.layers[0], source), f": there {what}"]
     ending = "" if found.attributes["evidence"] == "patch" else " more than random directions do"
     if not unused:

@@ -78,7 +78,7 @@ def _answer(found: ExampleExplanation, image: NDArray[np.uint8], boxes: Mapping[
     first, second = found.answers["choice"].iloc[:2]
     facts = [
         Fact(own["answer"], "answer of the model", f"probability {rows.loc[own['answer'], 'probability']:.1%} among the choices; {right}"),
-        Fact("true" if own["label"] else "false", "label of the caption", f"relation: {own['relation']}"),
+        Fact({0: "false", 1: "true"}.get(own["label"], "unknown"), "label of the caption", f"relation: {own['relation']}"),
         Fact(f"{own['difference']:+.2f}", f"logit({first}) − logit({second})", "at the final token"),
     ]
     alt = f"the image, with the boxes of {' and '.join(boxes)}" if boxes else "the image"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -16,7 +16,7 @@ from stratascope.figures.layer_profiles import draw_share_stack
 from stratascope.figures.predictions import draw_accuracies
 from stratascope.figures.score_grids import draw_score_grid
 from stratascope.probe.curve.metrics import main_metric
-from stratascope.report.result_set import ResultSet
+from stratascope.report.result_set import ResultSet, in_caption_text
 from stratascope.results.stored_result import StoredResult
 
 if TYPE_CHECKING:
@@ -47,6 +47,29 @@ class FigureSelection:
     def matches(self, found: StoredResult) -> bool:
         """Whether `found`, a result of a probe, is selected."""
         return self.task in (None, found.task) and self.position in (None, found.position)
+
+    def resolved(self, results: ResultSet) -> FigureSelection:
+        """The same selection with the full name of its task.
+
+        A name without a selection of examples stands for the one that was probed, such as `relation (label=1)`: where the same task was
+        also probed on all examples, it stands for these, unless the caption states their labels at every position.
+
+        Raises
+        ------
+        NotRecordedError
+            Several selections of examples were probed, and none without.
+        """
+        named = [task for task in results.tasks if task.startswith(f"{self.task} (")]
+        if not named:
+            return self
+        whole = [c for c in results.curves if c.task == self.task]
+        if whole and not all(map(in_caption_text, whole)):
+            return self
+        if len(named) > 1:
+            if whole:
+                return self
+            raise NotRecordedError(f"expected one task of {', '.join(named)}, found {self.task!r}, which could be each; give its full name")
+        return replace(self, task=named[0])
 
 
 FIRST = FigureSelection()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from stratascope.errors import InvalidInputError, NotRecordedError
@@ -168,12 +168,12 @@ def figure_of(
     width: float | None = None,
     height: float | None = None,
 ) -> Figure:
-    """A figure by its name, or by the name of a file that commands write, such as `rollout` or `probe-truth`.
+    """A figure by its name, or by the name of a file that commands write, such as `rollout`, `probe-truth` or `share.png`.
 
     Parameters
     ----------
     name
-        Name of a `NamedFigure`, of a results file without ending, or probe-TASK.
+        Name of a `NamedFigure`, of a results file or its figure or table, with or without ending and folder, or probe-TASK.
     results, selection
         Results of a store, and the task and position to show.
     store
@@ -191,8 +191,10 @@ def figure_of(
     for size in (width, height):
         if size is not None and not 1 <= size <= 20:
             raise InvalidInputError(f"expected a width and height of 1 to 20 inches, found {size:g}")
+    selection = selection.resolved(results)
     if name in FIGURES:
         return FIGURES[name].figure(results, selection, width=width or COLUMN_WIDTH, height=height)
+    name = PurePath(name).name.removesuffix(ENDING).removesuffix(".png").removesuffix(".csv")
     tasks = {file_name("probe", task): task for task in results.tasks}
     if name in tasks:
         of_task = FigureSelection(tasks[name], selection.position)
@@ -216,7 +218,7 @@ def draw_named(
     position: str | None = None,
     width: float | None = None,
     height: float | None = None,
-) -> tuple[Path, int]:
+) -> tuple[Path, ResultSet]:
     """Draw and save a figure.
 
     Parameters
@@ -231,11 +233,11 @@ def draw_named(
     Returns
     -------
     tuple
-        Path of the figure, and the number of results files left out because they are of other stores.
+        Path of the figure, and the results that it was drawn from.
     """
     first = sources[0]
     is_results = first.endswith(ENDING) or (Path(first).is_dir() and not (Path(first) / "zarr.json").exists())
     store = None if is_results else ActivationStore.open(first)
     results = gather_results(sources) if store is None else gather(store, sources[1:], where=first)
     figure = figure_of(name, results, FigureSelection(task, position), store=store, width=width, height=height)
-    return save_figure(figure, out), results.others
+    return save_figure(figure, out), results

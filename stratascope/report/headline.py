@@ -14,33 +14,9 @@ from stratascope.probe.curve.metrics import best_row
 from stratascope.report.blocks import Block, Cited, Fact, Facts, Prose
 from stratascope.report.figure_drawing import baseline_label, baseline_list, score_of
 from stratascope.report.result_set import ResultSet, in_caption_text
+from stratascope.report.task_words import POSITION_WORDS, task_words
 from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.stored_result import Source, StoredResult
-
-TASK_WORDS = {
-    "truth": "the truth of the caption",
-    "relation": "the relation in the caption",
-    "answer": "the answer of the model",
-    "category": "the category of the relation",
-    "geometry": "the boxes of subject and object",
-}
-"""Task -> what its probe decodes."""
-POSITION_WORDS = {
-    "final": "at the final token",
-    "subject": "at the last token of the subject",
-    "relation": "at the last token of the relation",
-    "object": "at the last token of the object",
-    "image": "in the mean over the image tokens",
-    "subject_box": "in the image tokens within the subject box",
-    "object_box": "in the image tokens within the object box",
-}
-
-
-def task_words(task: str) -> str:
-    """What a probe for a task decodes; the selection of examples follows in parentheses."""
-    name, _, chosen = task.partition(" (")
-    words = TASK_WORDS.get(name, f"the value of “{name}”")
-    return f"{words} (only {chosen.removesuffix(')')})" if chosen else words
 
 
 def headline(results: ResultSet) -> list[Block]:
@@ -117,6 +93,11 @@ def _claims(found: StoredResult) -> LayerClaims:
     return claims
 
 
+def _several(curve: StoredResult) -> bool:
+    """Whether a curve has more than one layer."""
+    return curve.table("table")["layer"].nunique() > 1
+
+
 def _where(curve: StoredResult) -> str:
     return POSITION_WORDS.get(curve.position, f"at {curve.position}" if curve.position else "")
 
@@ -133,7 +114,7 @@ def _detection(curve: StoredResult, claim: StoredResult) -> list[str | Cited]:
             begin,
             "is ",
             Cited("not detected", -1, claim.source("tables/events", "onset")),
-            f"{by} {_where(curve)} in any layer ({count}",
+            f"{by} {_where(curve)} {_anywhere(claims)} ({count}",
         ]
         chance = _claims(curve).detected
         source = curve.source("tables/table", "layers above chance")
@@ -176,13 +157,18 @@ def _detectable(claim: StoredResult, claims: LayerClaims) -> list[str | Cited]:
 
 
 def _absent_everywhere(claim: StoredResult, claims: LayerClaims) -> list[str | Cited]:
-    return [f"In every layer, {claims.most}. "] if len(claims.absent.layers) == len(claims.layers) else []
+    which = "this" if len(claims.layers) == 1 else "every"
+    return [f"In {which} layer, {claims.most}. "] if len(claims.absent.layers) == len(claims.layers) else []
+
+
+def _anywhere(claims: LayerClaims) -> str:
+    return "in any layer" if len(claims.layers) > 1 else f"in layer {claims.layers[0]}, the only one probed,"
 
 
 def _start(claim: StoredResult, claims: LayerClaims) -> list[str | Cited]:
-    """The interval of the first layer above the equivalence margin."""
+    """The interval of the first layer above the equivalence margin; nothing for a single layer."""
     event, first = claims.onset, int(claims.layers[0])
-    if event.low is None or event.low == event.high == first:
+    if len(claims.layers) == 1 or event.low is None or event.low == event.high == first:
         return []
     if event.high is None:
         return [f"In no layer is the {claims.amount(float(event.equivalence_margin or 0), 'significantly above ')}. "]
@@ -193,7 +179,9 @@ def _start(claim: StoredResult, claims: LayerClaims) -> list[str | Cited]:
 
 
 def _end(claim: StoredResult, claims: LayerClaims) -> list[str | Cited]:
-    """What holds after the last detected layer: still detected, absent, or not decided."""
+    """What holds after the last detected layer: still detected, absent, or not decided; nothing for a single layer."""
+    if len(claims.layers) == 1:
+        return []
     source = claim.source("tables/events", "offset")
     if claims.offset.layer is not None:
         layer = Cited(f"layer {claims.offset.layer}", claims.offset.layer, source)
@@ -239,13 +227,14 @@ def curve_band(curve: StoredResult) -> str:
 def _peak(curve: StoredResult) -> list[str | Cited]:
     row, metric = peak(curve), score_of(curve)
     which = f"{metric} at layer {row['layer']}"
+    probe = "The best probe, at " if _several(curve) else "The probe, at "
     ends = _ends(row["low_simultaneous"], row["high_simultaneous"], curve, f"{which}, simultaneous", metric)
     best = Cited(_score(row["value"], metric), float(row["value"]), curve.source("tables/table", which))
     layer = Cited(f"layer {row['layer']}", int(row["layer"]), curve.source("tables/table", which))
     if metric == "r2":
-        return ["The best probe, at ", layer, ", explains ", best, *ends, " of the variance (R²)."]
+        return [probe, layer, ", explains ", best, *ends, " of the variance (R²)."]
     chance = Cited(_score(row["chance"], metric), float(row["chance"]), curve.source("tables/table", f"{which}, chance"))
-    return ["The best probe, at ", layer, f", has {_article(metric)} ", best, *ends, "; chance level ", chance, "."]
+    return [probe, layer, f", has {_article(metric)} ", best, *ends, "; chance level ", chance, "."]
 
 
 def _advantage(curve: StoredResult, found: StoredResult, results: ResultSet) -> list[str | Cited]:
@@ -257,7 +246,12 @@ def _advantage(curve: StoredResult, found: StoredResult, results: ResultSet) -> 
     real = [" (detected in ", *_layer_words(detected, source), ")"] if detected else [" (", Cited("not detected", -1, source), ")"]
     if "of" in over:
         none = "" if detected else ", so there is no evidence beyond the baselines"
-        return [f"The advantage over the best baseline of each layer is, at layer {row['layer']}, ", *gained, *real, f"{none}."]
+        return [
+            f"The advantage over the best baseline{' of each layer' if _several(curve) else ''} is, at layer {row['layer']}, ",
+            *gained,
+            *real,
+            f"{none}.",
+        ]
     other = results.controls_of(curve) if control else results.baselines_of(curve)
     words: list[str | Cited] = []
     for baseline in other:
@@ -269,7 +263,7 @@ def _advantage(curve: StoredResult, found: StoredResult, results: ResultSet) -> 
             for end, value in (("lowest", rows.min()), ("highest", rows.max()))
         ]
         range_of = [ends[0]] if ends[0].text == ends[1].text else [ends[0], " to ", ends[1]]
-        words += [f"With {baseline_label(found)} the same probe scores ", *range_of, " over all layers. "]
+        words += [f"With {baseline_label(found)} the same probe scores ", *range_of, " over all layers. " if _several(curve) else ". "]
     words += [f"At layer {row['layer']} the advantage over {baseline_label(found)} is ", *gained, *real]
     if control:
         return [*words, "."]
@@ -311,8 +305,8 @@ def _curve_tiles(curve: StoredResult, claim: StoredResult) -> list[Fact]:
     ends = _ends(row["low_simultaneous"], row["high_simultaneous"], curve, f"{which}, simultaneous", metric)
     count = f"n = {len(curve.file.tables['examples']):,}"
     return [
-        Fact(first, f"first layer detected ({count}): {where}", []),
-        Fact(best, f"{metric_name(metric)} of the best probe, layer {row['layer']}", ends),
+        Fact(first, f"{'first layer' if _several(curve) else 'layer'} detected ({count}): {where}", []),
+        Fact(best, f"{metric_name(metric)} of the {'best ' if _several(curve) else ''}probe, layer {row['layer']}", ends),
     ]
 
 

@@ -31,7 +31,9 @@ class WrittenReport:
     def summary(self) -> str:
         """Path, number of results files and size."""
         count = len(self.results.own) + len(self.results.beside)
-        return f"report {self.path}: {count} results files, {self.path.stat().st_size / 1e6:.2f} MB, one file without external resources"
+        left = "".join(f"; left out: {line}" for line in self.results.left_out)
+        size = f"{self.path.stat().st_size / 1e6:.2f} MB"
+        return f"report {self.path}: {count} results files, {size}, one file without external resources{left}"
 
 
 def write_report(

@@ -41,7 +41,7 @@ def provenance(store: ActivationStore, results: ResultSet, command_line: Command
         if notes := python_notes(results, command_line):
             blocks.append(Remark("Python computed some results with settings that the commands lack: " + "; ".join(notes)))
     files = [[f.name, f.kind, f.condition, str(f.fingerprint)[:12]] for f in (*results.own, *results.beside)]
-    left = f" Left out: {results.others} files of other stores in the same folder." if results.others else ""
+    left = f" Left out: {'; '.join(results.left_out)}." if results.left_out else ""
     blocks.append(Folded(f"{len(files)} results files", [Table(["file", "kind", "condition", "store"], files, caption=left)]))
     return blocks
 

@@ -12,6 +12,7 @@ from stratascope.datasets.prompts import PROMPTS
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.probe.curve.curve_set import CurveGroup
 from stratascope.results.locations import ENDING, results_folders
+from stratascope.results.probe_runs import earlier_text, split_earlier
 from stratascope.results.stored_result import StoredResult, is_baseline, other_store, relation_to, store_name
 from stratascope.store import ActivationStore
 
@@ -30,6 +31,21 @@ class ResultSet:
     """Curves of baselines: the same architecture and examples under another condition."""
     others: int = 0
     """Number of files left out because they are of other stores."""
+    earlier: Sequence[StoredResult] = ()
+    """Results left out because a later run of `probe` replaced their curve."""
+
+    @property
+    def left_out(self) -> list[str]:
+        """What was left out, one line each."""
+        others = f"{self.others} results files of other stores in the same folder" if self.others else ""
+        return [line for line in (others, earlier_text(self.earlier)) if line]
+
+    @property
+    def current(self) -> ResultSet:
+        """The results without those whose curve a later run of `probe` replaced."""
+        kept, earlier = split_earlier([*self.own, *self.beside], self.own)
+        own = [found for found in self.own if found in kept]
+        return replace(self, own=own, beside=[found for found in self.beside if found in kept], earlier=earlier)
 
     def of(self, kind: str) -> list[StoredResult]:
         """Results of the store of one kind, those weighted by attention alone first.
@@ -104,7 +120,7 @@ def in_caption_text(curve: StoredResult) -> bool:
     prompt = (curve.attributes.get("provenance") or {}).get("prompt", {})
     known = PROMPTS.get(str(prompt.get("name")))
     text = str(prompt.get("text") or (known.text if known else "{caption}"))
-    return "{caption}" in text or "{relation}" in text
+    return any(f"{field}}}" in text for field in ("{caption", "{relation", "question"))
 
 
 def gather(
@@ -170,7 +186,7 @@ def gather(
             f"expected results of {store.name} in {', '.join(map(str, given))}, found none{text}; "
             f"make some with `stratascope probe {where or store.name}`"
         )
-    return ResultSet(own, beside, others)
+    return ResultSet(own, beside, others).current
 
 
 def gather_results(paths: Iterable[str | Path]) -> ResultSet:
@@ -201,7 +217,7 @@ def gather_results(paths: Iterable[str | Path]) -> ResultSet:
             f"expected results of one store and its baselines, found {len(own)} files of {store_name(own[0])} and {len(others)} of other "
             f"stores, such as {others[0].path} of {store_name(others[0])}; give the store before the results, or the files of one store"
         )
-    return ResultSet(own, beside)
+    return ResultSet(own, beside).current
 
 
 def _files(paths: Iterable[Path]) -> list[tuple[Path, Path]]:

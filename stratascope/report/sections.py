@@ -11,8 +11,10 @@ from stratascope.figures.drawing import metric_name
 from stratascope.report.blocks import Beside, Block, Drawing, Folded, Interval, Missing, Remark, Table
 from stratascope.report.figure_drawing import FigureSelection, accuracy_by_relation, score_of
 from stratascope.report.figure_registry import FIGURES
-from stratascope.report.headline import curve_band, peak, task_words
+from stratascope.report.headline import curve_band, peak
 from stratascope.report.result_set import ResultSet, in_caption_text
+from stratascope.report.task_words import task_words
+from stratascope.results.probe_runs import earlier_text, run_names
 from stratascope.results.stored_result import StoredResult
 
 WIDE, HALF = 6.6, 4.1
@@ -26,7 +28,7 @@ def curve_blocks(results: ResultSet, store: str) -> list[Block]:
     """Layer curves of each task with bands, controls and baselines; a folded table of their numbers."""
     if not results.curves:
         return [Missing("No layer curves yet; make them with", f"stratascope probe {store} --tasks truth --baseline BLANK.zarr")]
-    blocks: list[Block] = []
+    blocks: list[Block] = _runs(results)
     for task in results.tasks:
         curves = [c for c in results.curves if c.task == task]
         shown = [*curves, *results.controls_of(curves[0]), *results.baselines_of(curves[0])]
@@ -71,6 +73,18 @@ def curve_blocks(results: ResultSet, store: str) -> list[Block]:
         for f in results.of("detection_by_size")
     ]
     return [*blocks, Beside(sizes)] if sizes else blocks
+
+
+def _runs(results: ResultSet) -> list[Block]:
+    """Which curves are of which run of `probe`, where there are several, and what was left out."""
+    runs = run_names(results.curves)
+    text = []
+    if len(runs) > 1:
+        named = "; ".join(f"{f'run {run}' if run else 'made in Python'}: {', '.join(titles)}" for run, titles in runs.items())
+        text.append(f"The curves are of {len(runs)} runs of probe, and the simultaneous band of each covers its own curves alone. {named}.")
+    if results.earlier:
+        text.append(f"Left out: {earlier_text(results.earlier)}.")
+    return [Remark(" ".join(text))] if text else []
 
 
 def _trivial(curves: list[StoredResult]) -> str:

@@ -132,6 +132,8 @@ class ResultSchema:
                     yield f"expected array {name!r} by {', '.join(wanted.dims)}, found {', '.join(map(str, dims)) or 'no dimensions'}"
                 elif not _is(wanted.kind, values):
                     yield f"expected {wanted.kind} in array {name!r}, found {_range(values)}"
+                elif wanted.kind == "float" and any(map(math.isinf, extent_of(values))):
+                    yield f"expected finite numbers (NaN where unknown) in array {name!r}, found {_range(values)}"
                 else:
                     for dim, size in zip(dims, values.shape, strict=True):
                         yield from size_mismatch(dim, size, f"array {name!r}", sizes)

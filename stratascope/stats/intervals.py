@@ -36,6 +36,10 @@ class Band:
         """Ends of the intervals by the names in `INTERVALS`."""
         return {name: getattr(self, name) for name in INTERVALS}
 
+    def within(self, limits: tuple[float, float]) -> Band:
+        """The band without the values that are impossible: those outside the lowest and the highest possible one."""
+        return self.with_ends({name: np.clip(end, *limits) for name, end in self.ends.items()})
+
     def with_ends(self, ends: Mapping[str, Floats]) -> Band:
         """The band with other ends of the intervals, by name."""
         return Band(ends["low"], ends["high"], ends["low_simultaneous"], ends["high_simultaneous"], self.critical)

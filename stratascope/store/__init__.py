@@ -7,10 +7,11 @@ from typing import Any
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.layout import RECORDED, STATUS_CODES, StoreLayout
 from stratascope.store.format.packing import decode_maps, encode_maps
-from stratascope.store.format.provenance import VOLATILE, condition_of
+from stratascope.store.format.provenance import VOLATILE, condition_of, label_kind
 from stratascope.store.format.size_estimate import estimate_sizes
 from stratascope.store.io.create import create_store
 from stratascope.store.io.example_filter import checked_choice, choice_of, choice_options, choice_text, chosen_examples, column_texts
+from stratascope.store.io.offered_choices import offered_logits
 from stratascope.store.io.overview import describe
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.readout import Readout, stored_readout
@@ -46,6 +47,8 @@ __all__ = [
     "diff_stores",
     "encode_maps",
     "estimate_sizes",
+    "label_kind",
+    "offered_logits",
     "repair",
     "stored_readout",
     "verify",

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from stratascope.causal.answers import Answers
-from stratascope.causal.effects import SERIES, above_draws, banded, fewest_draws, restored, use_events, use_table
+from stratascope.causal.effects import SERIES, flip_shares, relative, restored
+from stratascope.causal.use import above_draws, fewest_draws, use_events, use_table
 from stratascope.stats.bootstrap import Bootstrap
 
 LAYERS, DRAWS = 7, 20
@@ -69,6 +70,25 @@ def test_an_effect_below_the_margin_is_no_use() -> None:
     assert not use(*made, margin=2.0)["used"].any()
 
 
+@pytest.mark.parametrize(("margin", "layer"), [(0.0, 5), (0.4, 2)])
+def test_an_effect_of_the_minimum_detectable_size_is_mostly_detected(margin: float, layer: int) -> None:
+    """Each study without use gives its size; the same study with an effect of that size has power 80 % or more."""
+    hits, sizes, reached = [], [], []
+    for seed in range(40):
+        none = use(*simulated(np.random.default_rng(seed)), margin=margin).iloc[layer]
+        sizes.append(none["minimum_detectable_effect"])
+        strength = sizes[-1] + none["control"]
+        found = use(*simulated(np.random.default_rng(seed), used=(layer,), strength=strength), margin=margin).iloc[layer]
+        reached.append(found["excess"])
+        hits.append(found["used"])
+    assert np.mean(reached) == pytest.approx(np.mean(sizes), rel=0.1)
+    assert np.mean(hits) >= 0.7
+    assert margin < np.median(sizes) < 1
+    few = simulated(np.random.default_rng(0))
+    kept = few[0].index[few[0]["draw"] < 10]
+    assert use(few[0].loc[kept].reset_index(drop=True), few[1][kept], *few[2:])["minimum_detectable_effect"].isna().all()
+
+
 def test_fewer_draws_than_the_level_needs_decide_nothing() -> None:
     assert fewest_draws(0.95) == 19
     assert fewest_draws(0.99) == 99
@@ -83,12 +103,73 @@ def test_bands_of_values_without_a_position_leave_those_out() -> None:
     values = rng.normal(1, 1, size=(3, 200))
     values[1, :50] = np.nan
     values[2] = np.nan
-    found = banded("effect", values, Bootstrap(np.arange(200), draws=500, seed=0), level=0.95)
+    bootstrap = Bootstrap(np.arange(200), draws=500, seed=0)
+    found = relative("effect", values, rng.choice([-1.0, 1.0], 200), bootstrap, level=0.95)
     assert found["effect"][:2] == pytest.approx([values[0].mean(), values[1, 50:].mean()])
     assert np.isnan(found["effect"][2])
     assert np.isnan(found["effect_low"][2])
     # the standard error of a mean, against the normal interval
     assert (found["effect_high"] - found["effect_low"])[:2] == pytest.approx(2 * 1.96 / np.sqrt([200, 150]), rel=0.15)
+
+
+def test_shares_of_few_examples_have_intervals_of_the_resamples_that_hold_some() -> None:
+    """Three measured examples: many resamples hold none of them. The floor is that of the images measured, not of all."""
+    values = np.full((1, 200), np.nan)
+    values[0, :3] = [0.0, 0.0, 1.0]
+    found = flip_shares(values, Bootstrap(np.arange(200), draws=2000, seed=0), level=0.95)
+    assert found["flipped"] == pytest.approx([1 / 3])
+    assert found["flipped_low"][0] == 0
+    assert found["flipped_high"][0] >= 1 / 3 + 1.96**2 / (3 + 1.96**2) - 1e-3
+    none = flip_shares(np.full((1, 5), np.nan), Bootstrap(np.arange(5), draws=10, seed=0), level=0.95)
+    assert np.isnan([none["flipped"], none["flipped_low"], none["flipped_high"]]).all()
+
+
+@pytest.mark.parametrize(("images", "each", "ratio"), [(60, 1, False), (40, 3, False), (60, 2, True)])
+def test_intervals_of_skewed_means_and_ratios_cover_their_expectation(images: int, each: int, ratio: bool) -> None:
+    """Log-normal sizes, alike within an image; the larger run is in benchmarks/."""
+    hits = []
+    for seed in range(120):
+        rng = np.random.default_rng([seed, images])
+        image, shared = rng.standard_normal(images).repeat(each), rng.standard_normal(images * each)
+        top = np.exp(np.sqrt(0.5) * image + np.sqrt(0.5) * rng.standard_normal((3, images * each)) + 0.3 * shared)
+        bottom = np.exp(0.6 * shared) if ratio else np.ones(images * each)
+        truth = np.exp((1 + 0.09 - (0.36 if ratio else 0)) / 2)
+        found = relative("effect", top, bottom, Bootstrap(np.arange(images).repeat(each), draws=400, seed=0), level=0.95)
+        low, high = found["effect_low_simultaneous"], found["effect_high_simultaneous"]
+        hits.append(bool(((low <= truth) & (truth <= high)).all()))
+    assert np.mean(hits) >= 0.95 - 2.5 * np.sqrt(0.05 * 0.95 / 120)
+
+
+def test_studentised_intervals_are_those_of_scipy() -> None:
+    """Of a symmetric mean of many independent values: Student's t."""
+    from scipy.stats import ttest_1samp
+
+    from stratascope.stats.mean_ratio import FEWEST_GROUPS, mean_ratio
+
+    values = np.random.default_rng(3).normal(2, 1, 50)
+    mean, _, bands = mean_ratio(values[None], np.ones((1, 50)), Bootstrap(np.arange(50), draws=20_000, seed=0))
+    wanted = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert [bands.low[0], bands.high[0]] == pytest.approx([wanted.low, wanted.high], abs=0.03)
+    assert [bands.low_simultaneous[0], bands.high_simultaneous[0]] == pytest.approx([bands.low[0], bands.high[0]])
+    same, _, bands = mean_ratio(np.full((1, 50), 2.0), np.ones((1, 50)), Bootstrap(np.arange(50), draws=50, seed=0))
+    assert [same[0], bands.low[0], bands.high[0]] == [2, 2, 2]
+    few = FEWEST_GROUPS - 1
+    mean, _, bands = mean_ratio(values[None, :few], np.ones((1, few)), Bootstrap(np.arange(few), draws=50, seed=0))
+    assert mean[0] == pytest.approx(values[:few].mean())
+    assert np.isnan([*bands.ends.values()]).all()
+
+
+def test_few_pairs_have_a_restored_share_without_interval() -> None:
+    rng = np.random.default_rng(0)
+    difference = rng.choice([-4.0, 4.0], 60)
+    for pairs, interval in ((9, False), (10, True)):
+        source = np.where(np.arange(60) < pairs, -difference, np.nan)
+        change = (0.5 + 0.1 * rng.standard_normal((2, 60))) * (source - difference)
+        found = restored(change, difference, source, Bootstrap(np.arange(60), draws=400, seed=0), level=0.95)
+        assert found["pairs"] == pairs
+        assert np.isfinite(found["restored"]).all()
+        assert np.isfinite(found["restored_low_simultaneous"]).all() == interval
+        assert np.isfinite(found["restored_high"]).all() == interval
 
 
 def test_the_restored_share_is_the_ratio_of_means_over_pairs_that_differ() -> None:

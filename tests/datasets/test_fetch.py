@@ -314,3 +314,29 @@ def test_the_command_prints_what_to_do_next_and_fails_in_one_line(hub: Site, tmp
     assert result.exit_code == 2
     assert len(result.stderr.strip().splitlines()) == 1
     assert "could not fetch it" in result.stderr
+
+
+def test_a_benchmark_arrives_unpacked(hub: Site, tmp_path: Path) -> None:
+    from published import BLINK, parquet
+
+    pytest.importorskip("pyarrow")
+    for k, task in enumerate(("Spatial_Relation", "Relative_Depth")):
+        rows = [{**row, "idx": f"val_{task}_{number}", "sub_task": task} for number, row in enumerate(BLINK[: k + 2])]
+        data = parquet(tmp_path / f"{task}.parquet", rows).read_bytes()
+        path = f"/datasets/BLINK-Benchmark/BLINK/resolve/main/{task}/val-00000-of-00001.parquet"
+        for where in (path, path.replace("main", COMMIT)):
+            hub.files[where], hub.headers[where] = data, {"X-Repo-Commit": COMMIT}
+    out = tmp_path / "blink"
+    asked = ["fetch", "blink", "--endpoint", hub.address, "--out"]
+    done = CliRunner().invoke(main, [*asked, str(out)])
+    assert done.exit_code == 0, done.output
+    assert "5 questions on 3 images; Spatial_Relation 2, Relative_Depth 3" in done.output
+    record = json.loads((out / "fetched.json").read_text())
+    assert (record["repository"], record["revision"], len(record["files"])) == ("BLINK-Benchmark/BLINK", COMMIT, 2)
+    assert len(load_examples(out / "rows.jsonl", choices=tuple("ABCDEFGHIJ"))) == 5
+    again = CliRunner().invoke(main, [*asked, str(out)])
+    assert again.exit_code == 2
+    assert "fetched.json from an earlier fetch" in again.stderr
+    of_vsr = CliRunner().invoke(main, [*asked, str(tmp_path / "b"), "--limit", "2"])
+    assert of_vsr.exit_code == 2
+    assert "expected no --limit for blink" in of_vsr.stderr

@@ -41,7 +41,11 @@ def test_a_table_is_read_as_json_lines_are(tmp_path: Path, labels: tuple[str, st
         ("image,caption,relation,label,label\n", "once, found 'label' again among image, caption, relation, label, label"),
         ("image,caption,relation,label\na.png,The a is on b, or c,on,1", "line 2: expected 4 cells, found more"),
         ("image,caption,relation,label\na.png,The a is on b,on,maybe", 'line 2: expected label 0 or 1, found "maybe"'),
-        ("image,caption,relation,label\na.png,The a is on b,on", "line 2: expected label 0 or 1, found none; a row needs image"),
+        ("image,caption,relation,label\na.png,The a is on b,on,2", 'line 2: expected label 0 or 1, found "2"; a row needs image'),
+        (
+            "image,caption,relation,label\na.png,The a is on b,on,1\na.png,The a is on c,on,",
+            "line 3: expected a label in every row or in none, found none in 1 of 2 rows",
+        ),
         ("image,caption,relation,label\n,The a is on b,on,1", "line 2: expected text in field 'image', found none"),
         ('image,caption,relation,label\na.png,"The a is on b,on,1', "expected a table in CSV, found: unexpected end of data"),
         ("image,caption,relation,label\n", "expected at least one row"),

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from stratascope.errors import CaptureError  # noqa: E402
-from stratascope.extract.run.attention_function import BlockAttention, fused_map  # noqa: E402
+from stratascope.extract.run.attention_function import BlockAttention  # noqa: E402
 from stratascope.extract.run.capture import (  # noqa: E402
     Capture,
     Pooling,
@@ -19,6 +19,7 @@ from stratascope.extract.run.capture import (  # noqa: E402
 )
 from stratascope.extract.run.logits import check_attributable, directions, logit_parts  # noqa: E402
 from tests.extract.families import FAMILIES, build, example, left_padded  # noqa: E402
+from tests.extract.unpacked import Unpacked, fused_map  # noqa: E402
 
 WANT = frozenset({"maps", "value_norms", "value_logits", "head_outputs"})
 PAIR = (30, 40)
@@ -37,7 +38,7 @@ def captured(name: str, fusion: str = "mean"):
     last = torch.full((3,), longest - 1)
     with torch.inference_mode():
         toward = directions(model, decoder, PAIR)
-    capture = Capture(last, Pooling(last[:, None, None], torch.ones(3, 1, 1)), WANT, fusion, toward=toward)
+    capture = Unpacked(last, Pooling(last[:, None, None], torch.ones(3, 1, 1)), WANT, fusion, toward=toward)
     with torch.inference_mode(), capturing(decoder, capture):
         output = model(**batch, use_cache=False, logits_to_keep=1)
     return model, decoder, batch, capture, output.logits[:, -1]

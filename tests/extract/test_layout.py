@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from stratascope.cli import main
-from stratascope.datasets import PROMPTS, Example, Prompt, split_caption
+from stratascope.datasets import PROMPTS, CaptionParts, Example, Prompt, split_caption
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.image_tokens import PatchGrid
 from stratascope.extract.families.model_families import image_rule
@@ -28,7 +30,9 @@ def example(caption: str = CAPTION, relation: str = "at the left side of") -> Ex
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prompt", [p for p in PROMPTS.values() if not {"front", "bottom"} & {*p.choices}], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "prompt", [p for p in PROMPTS.values() if not p.asks_question and not {"front", "bottom"} & {*p.choices}], ids=lambda p: p.name
+)
 @pytest.mark.parametrize("system", [None, "Answer briefly."])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_layout_equals_the_processor(prompt: Prompt, system: str | None, size: tuple[int, int]) -> None:
@@ -74,6 +78,26 @@ def test_spans_hold_exactly_their_words() -> None:
     assert set(layout.ids[slice(*layout.spans["image"])].tolist()) == {tokenizer.image_id}
     assert layout.spans["image"][1] - layout.spans["image"][0] == 36
     assert layout.spans["final"] == (len(layout.ids) - 1, len(layout.ids))
+
+
+def test_a_prompt_may_end_in_blanks_that_a_template_trims(tmp_path: Path) -> None:
+    source = resolve_model("demo")
+    asked = Example("x", "x.png", "Which?", "depth", 0, "test", CaptionParts(None, None, None), options=("left", "right"))
+    prompt = PROMPTS["vlmevalkit"].for_examples([asked])
+    shutil.copytree(source.folder, tmp_path / "model")
+    template = str(source.chat_template)
+    text = next(found for found in re.findall(r"\{\{[^{}]*\}\}", template) if "text" in found)
+    trimming = template.replace(text, "{{ (" + text.strip("{} ") + ") | trim }}")
+    (tmp_path / "model" / "chat_template.jinja").write_text(trimming)
+    shown = []
+    for one in (source, ModelSource("trimming", tmp_path / "model")):
+        tokenizer = PromptTokenizer(one, prompt, image_rule(one))
+        layout = tokenizer.layout(asked, (168, 168))
+        (ahead,) = tokenizer.layouts([(asked, (168, 168))])
+        assert isinstance(ahead, TokenLayout)
+        assert (ahead.ids.tolist(), ahead.spans) == (layout.ids.tolist(), layout.spans)
+        shown.append(tokenizer.tokenizer.decode(layout.ids[slice(*layout.spans["prompt"])].tolist(), skip_special_tokens=False))
+    assert shown == [prompt.fill(asked).text, prompt.fill(asked).text.rstrip()]
 
 
 def test_an_answer_of_several_tokens_is_refused() -> None:

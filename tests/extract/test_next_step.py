@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from stratascope.cli import main
-from stratascope.commands.extract import next_step
+from stratascope.commands.next_step import next_step
 from stratascope.store import ActivationStore
 
 

@@ -67,7 +67,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     costing(ExtractionSession, "load", "images", lambda *_: 0.02)
     costing(ExtractionSession, "compute_features", "vision tower", lambda *_: 0.05)
     costing(ExtractionSession, "launch", "model", model)
-    costing(ExtractionSession, "knock_out", "knockouts", lambda session, k, _: 0.01 * int(session.plan.token_counts[k]))
+    costing(ExtractionSession, "knock_out", "knockouts", lambda session, k, *_: 0.01 * int(session.plan.token_counts[k]))
     costing(blockwork, "fill", "filling", lambda plan, members, *_: 0.0002 * int(plan.token_counts[list(members)].sum()))
     costing(BlockWriter, "write", "writing", lambda _writer, _block, arrays: 0.03 * len(arrays["status"]))
     return made

@@ -47,7 +47,23 @@ ALL = (
     ["patches", "--cells", "36", "--draws", "100"],
     ["explain", "0"],
 )
-"""What makes a result of nearly every kind."""
+"""What makes a result of nearly every kind from one store."""
+INTERVENE = ("--layers", "3,4", "--examples", "12", "--controls", "2", "--factors", "1", "--kinds", "erase,reflect,steer,patch")
+PLAN = """
+title = "Truth"
+question = "Is truth decodable?"
+metric = "auroc"
+equivalence_margin = 0.05
+folds = 3
+draws = 200
+controls = ["shuffled"]
+control_draws = 2
+extraction = { prompt = "true-false", record = ["residual"] }
+stores = [{ name = "s", role = "original" }, { name = "mirror", role = "transfer", condition = "mirror" }]
+tasks = [{ task = "truth" }]
+probes = [{ positions = ["final", "subject"], layers = [0, 3, 4] }]
+primary = { task = "truth", position = "final", baseline = "all", hypothesis = "It is." }
+"""
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +83,19 @@ def made(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         out = ["-o", str(path.with_name("r") / "page.html")] if command == "explain" else ["--out", str(path.with_name("r"))]
         found = result_of(command, str(path), *words, *out)
         assert found.exit_code == 0, (command, found.stderr)
+    results, mirror, small = str(path.with_name("r")), str(path.with_name("mirror.zarr")), str(path.with_name("small.zarr"))
+    path.with_name("plan.toml").write_text(PLAN)
+    for words in (
+        ["extract", "--model", "demo", *files, "--limit", "64", "--condition", "mirror", "--record", "residual", "--out", mirror],
+        ["intervene", str(path), results, "--data", *files[1:], *INTERVENE, "--source", mirror],
+        ["causal", results],
+        ["study", str(path.with_name("plan.toml")), str(path.parent), "--out", results],
+        # at this resolution there are errors to predict
+        ["extract", "--model", "demo", *files, "--max-pixels", "20000", "--record", "attention_rows", "--out", small],
+        ["overlap", small, "--out", results],
+    ):
+        found = result_of(*words)
+        assert found.exit_code == 0, (words, found.stderr)
     return path
 
 
@@ -83,12 +112,7 @@ def finished(made: Path) -> list[Path]:
 
 @pytest.mark.slow
 def test_results_hold_what_their_kinds_declare(files: list[Path], finished: list[Path]) -> None:
-    assert {load_result(path).kind for path in files} == set(result_kinds()) - {
-        "answer_prediction",
-        "study",
-        "intervention",
-        "encoding_use",
-    }
+    assert {load_result(path).kind for path in files} == set(result_kinds())
     assert {read_file(path).kind for path in finished} == set(CACHES)
 
 

@@ -17,7 +17,7 @@ from stratascope.probe.tasks.controls import control_labels, shuffled_labels
 from stratascope.probe.validation.cross_validation import classify
 from stratascope.probe.validation.folds import Folds, grouped_folds
 from stratascope.probe.validation.out_of_fold import OutOfFold
-from stratascope.stats.auroc import Auroc, auroc
+from stratascope.stats.auroc import Auroc
 from stratascope.stats.bootstrap import Bootstrap
 from stratascope.stats.intervals import Band, band
 
@@ -117,37 +117,46 @@ class TypedSimulation:
             else control_labels(self.labels, kinds, self.folds, types=["relation", "subject"], **drawing)
         )
 
-    def selectivity(self, metric: str = "auroc") -> tuple[Band, float, float]:
-        """Score minus that of the control with its interval; the expected difference on fresh examples; the score of the control."""
+    def selectivity(self, metrics: Sequence[str] = ("auroc",)) -> dict[str, tuple[Band, float, float]]:
+        """Metric -> score minus that of the control with its interval; its exact expectation for fresh examples; score of the control."""
         tasks = np.stack([self.labels, *self.controls])
         answers = classify(Rows(self.x, self.folds.of), tasks, self.folds, classes=2, **self.options)
-        scores, influences = [], []
+        scored = []
         for labels, answer in zip(tasks[: 1 + self.control_draws], answers, strict=False):
             share, turned = (float(measured[0]) for measured in answer.shares(0, unknown=1.0))
-            score, influence = score_influences(answer.logits, labels, self.folds.of, 2, share, turned)[metric]
-            scores.append(score)
-            influences.append(np.bincount(self.bootstrap.groups, influence))
-        control, resamples = np.array(scores[1:]), self.bootstrap.weights
-        between = label_draw_weights("truth:control", len(control), len(resamples), self.seed) @ control
-        value = scores[0] - control.mean()
-        draws = value + resamples @ (influences[0] - np.mean(influences[1:], axis=0)) - between
-        found = band(np.array([value]), draws[:, None], **width_of(metric, self.bootstrap.count))
+            scored.append(score_influences(answer.logits, labels, self.folds.of, 2, share, turned))
+        resamples, found = self.bootstrap.weights, {}
+        weights = label_draw_weights("truth:control", self.control_draws, len(resamples), self.seed)
         others = range(len(tasks) - (len(tasks) - 1 - self.control_draws or self.control_draws), len(tasks))
-        limit = 0.5 if self.shuffled else np.mean([self._expected(answers[k], metric, tasks[k]) for k in others])
-        return found, self._expected(answers[0], metric) - float(limit), float(control.mean())
+        for metric in metrics:
+            scores, influences = zip(*(one[metric] for one in scored), strict=True)
+            influences = [np.bincount(self.bootstrap.groups, influence) for influence in influences]
+            control = np.array(scores[1:])
+            value = scores[0] - control.mean()
+            draws = value + resamples @ (influences[0] - np.mean(influences[1:], axis=0)) - weights @ control
+            bands = band(np.array([value]), draws[:, None], **width_of(metric, self.bootstrap.count))
+            limit = 0.5 if self.shuffled else np.mean([self._expected(answers[k], metric, tasks[k]) for k in others])
+            found[metric] = bands, self._expected(answers[0], metric) - float(limit), float(control.mean())
+        return found
 
     def _expected(self, answer: OutOfFold, metric: str, control: Any = None) -> float:
-        """Mean score of the fold models on 4,000 fresh examples, of the truth or of a control."""
-        rng = np.random.default_rng([self.seed, 13])
-        types, labels = rng.integers(0, len(self.places), 4000), rng.integers(0, 2, 4000)
-        x = rng.standard_normal((4000, self.x.shape[1])) + self.places[types]
-        x[:, 0] += self.shift * (2 * labels - 1)
+        """Mean expected score of the fold models, exactly: logits are normal given type and label; both labels are equally likely.
+
+        Of the truth, or of the labels that a control gives to the types.
+        """
+        shifted = np.array([-1.0, 1.0])[:, None]  # the label that shifts column 0
+        of_type = np.zeros(len(self.places), int)
         if control is not None:
-            of_type = np.zeros(len(self.places), int)
             of_type[self.types] = control
-            labels = of_type[types]
-        found = x @ answer.fold_directions[:, 0].T + answer.fold_intercepts[:, 0]
-        each = [auroc(row, labels == 1) if metric == "auroc" else ((row > 0) == labels).mean() for row in found.T]
+        labels = np.broadcast_to([[0], [1]] if control is None else of_type, (2, len(self.places)))
+        each = []
+        for weight, bias in zip(answer.fold_directions[:, 0].astype(float), answer.fold_intercepts[:, 0], strict=True):
+            size = max(float(np.linalg.norm(weight)), 1e-12)
+            mean = self.places @ weight + bias + self.shift * weight[0] * shifted
+            if metric == "auroc":
+                each.append(norm.cdf((mean[labels == 1][:, None] - mean[labels == 0]) / (np.sqrt(2) * size)).mean())
+            else:
+                each.append(norm.cdf((2 * labels - 1) * mean / size).mean())
         return float(np.mean(each))
 
 

@@ -12,6 +12,7 @@ from planted import planted_store
 
 from stratascope.errors import InvalidInputError, TooFewExamplesError
 from stratascope.probe import Advantage, CurveSet, LayerCurve, probe_study
+from stratascope.probe.curve.score_grid import ScoreGrid
 from stratascope.probe.study.detection_by_size import detection_by_size
 from stratascope.probe.study.probe_run import ProbeRun, run_probes
 from stratascope.probe.study.request import ProbeRequest
@@ -157,8 +158,37 @@ def test_a_null_result_gives_its_number_and_the_detectable_effect(tmp_path):
     assert found, done.lines
     assert 0.7 < float(found[1]) < 0.95
     assert "any layer (n = 60; not even the best possible advantage of 0.5 would have been detected with 80 % power; above chance" in text
-    one, _, _ = probed(tmp_path, store, tasks=("truth",), positions=("final",), layers=(1,))
+    one, _, text = probed(tmp_path / "one", store, tasks=("truth",), positions=("final",), layers=(1,))
+    assert "is not detected at the final token in layer 1, the only one probed, (n = 60; " in text
     assert re.search(r"above chance: not detected, by [+-]0\.\d{3} \[-0\.\d{3}, 0\.\d{3}\] \(n = 60; AUROC of at", "\n".join(one.lines))
+
+
+def test_null_results_of_grids_and_sizes_give_what_would_have_been_detected(tmp_path):
+    """The band over all cells of a grid is wider than that of a curve, and so is its effect."""
+    store = ActivationStore.open(planted_store(tmp_path / "a.zarr", onset=9, layers=2))
+    curves = probe_study(store, ("truth",), ("final", "relation"), **FAST)
+    grid = ScoreGrid.of(curves)
+    least = grid.table["minimum_detectable_effect"].max()
+    count = min(len(curve.examples) for curve in curves)
+    said = f"0 of 6 cells above chance in AUROC: none (n = {count}; AUROC of at least {0.5 + least:.2f} would have been detected with 80 %"
+    assert said in grid.summary()
+    assert least > max(curve.difference().minimum_detectable_effect.max() for curve in curves)
+    found = detection_by_size(store, sizes=(60,), subsets=2, scheduler="synchronous", **FAST)
+    assert re.search(r"n = 60: not detected \(AUROC of at least 0\.\d\d would have been with 80 % power\) in most of 2", found.summary())
+    few = replace(found, table=found.table.assign(minimum_detectable_effect=0.6))
+    assert "not detected (not even the best possible AUROC would have been with 80 % power)" in few.summary()
+
+
+def test_a_study_of_one_layer_says_nothing_about_others(stores, tmp_path):
+    _, results, text = probed(tmp_path, stores[0], tasks=("truth",), positions=("final",), layers=(4,), controls=("shuffled",))
+    assert re.match(
+        r"The truth of the caption is detected at the final token in layer 4 \(n = 400; [^)]*\)\. The probe, at layer 4, has an AUROC", text
+    )
+    assert re.search(r"With shuffled labels the same probe scores 0\.\d\d\. At layer 4 the advantage", text)
+    for other in ("last layer", "first above", "best probe", "all layers", "each layer", "any layer"):
+        assert other not in text, other
+    facts = next(block for block in headline(results) if isinstance(block, Facts))
+    assert [fact.label for fact in facts.facts[:2]] == ["layer detected (n = 400): truth at the final token", "AUROC of the probe, layer 4"]
 
 
 def test_the_lowest_log_loss_is_the_best(tmp_path):

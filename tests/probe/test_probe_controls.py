@@ -18,10 +18,13 @@ from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.probe import LayerCurve, ProbeSettings, codelength_of, layer_curve, plan_study, probe_study
 from stratascope.probe.curve.curve_set import CurveSet
 from stratascope.probe.curve.metrics import score_influences
+from stratascope.probe.curve.value_metrics import value_influences
+from stratascope.probe.solver.standardised_rows import Rows
 from stratascope.probe.study import cost
 from stratascope.probe.study.curve_assembly import label_draw_weights
 from stratascope.probe.tasks.controls import shuffled_labels
-from stratascope.probe.tasks.geometry import geometry_features, value_influences
+from stratascope.probe.tasks.geometry import geometry_features
+from stratascope.probe.validation.cross_validation import classify
 from stratascope.results.registry import load_result, save_result
 from stratascope.store import ActivationStore
 
@@ -144,9 +147,28 @@ def test_shuffled_labels_of_few_examples_are_stable_over_seeds(tmp_path):
 @pytest.mark.slow
 def test_intervals_of_selectivity_cover_the_expected_difference():
     """Over labellings that could have been drawn, on fresh examples."""
-    found = [TypedSimulation(seed, n=400, d=12, method="means", further=60).selectivity() for seed in range(30)]
-    inside = np.mean([interval.low[0] <= truth <= interval.high[0] for interval, truth, _ in found])
-    assert inside >= 0.83
+    inside = []
+    for seed in range(30):
+        interval, truth, _ = TypedSimulation(seed, n=400, d=12, method="means", further=60).selectivity()["auroc"]
+        inside.append(interval.low[0] <= truth <= interval.high[0])
+    assert np.mean(inside) >= 0.83
+
+
+def test_the_expected_scores_of_the_simulation_are_those_of_many_fresh_examples():
+    """Of the truth and of a control's labels, in both metrics: 200,000 fresh examples scored by scikit-learn."""
+    simulation = TypedSimulation(3, n=400, d=6, method="means", control_draws=1, further=0)
+    answer = classify(Rows(simulation.x, simulation.folds.of), simulation.labels, simulation.folds, classes=2, method="means")[0]
+    rng = np.random.default_rng(0)
+    types, shifted = rng.integers(0, 49, 200_000), rng.integers(0, 2, 200_000)
+    x = rng.standard_normal((200_000, 6)) + simulation.places[types]
+    x[:, 0] += simulation.shift * (2 * shifted - 1)
+    of_type = np.zeros(49, int)
+    of_type[simulation.types] = simulation.controls[0]
+    for control, labels in ((None, shifted), (simulation.controls[0], of_type[types])):
+        logits = x @ answer.fold_directions[:, 0].T + answer.fold_intercepts[:, 0]
+        auroc = np.mean([roc_auc_score(labels, fold) for fold in logits.T])
+        assert simulation._expected(answer, "auroc", control) == pytest.approx(auroc, abs=0.004)
+        assert simulation._expected(answer, "accuracy", control) == pytest.approx(((logits > 0) == labels[:, None]).mean(), abs=0.004)
 
 
 @pytest.fixture(scope="module")

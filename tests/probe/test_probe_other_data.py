@@ -110,9 +110,10 @@ def test_the_matrix_agrees_with_the_curve(stores, tmp_path):
     assert len(back.figure().axes) == 3, "curve, matrix and its colour bar"
     worse = replace(found, table=found.table.assign(low_simultaneous=0.1, high_simultaneous=0.2))
     last = int(found.table["layer"].max())
-    assert (
-        f"not detected (n = {found.attributes['tested']['examples']}); significantly below chance in layers 0-{last} (" in worse.summary()
+    said = (
+        f"not detected (n = 200); AUROC at most 0.53 in every layer; significantly below chance in layers 0-{last} (95% simultaneous band)"
     )
+    assert said in worse.summary()
     less = replace(worse, attributes={**found.attributes, "metric": "log_loss"})
     assert f"; above chance in layers 0-{last} (95% simultaneous band)" in less.summary()
     alone = cross_transfer(*stores, **QUICK)
@@ -170,3 +171,24 @@ def test_the_command_tests_on_another_store_and_reports_it(stores, tmp_path):
         main, ["probe", stores[0].name, *words, "--test-on", f"x={stores[1].name}", "--test-on", f"x={stores[1].name}"]
     )
     assert (twice.exit_code, "expected a name for each store, found 'x' twice" in twice.stderr) == (2, True)
+
+
+def test_a_null_result_has_the_minimum_detectable_effect_of_its_examples(stores):
+    """Nothing is planted at layer 0. The effect is that of an AUROC over chance: half-width and .84 standard errors at its own size."""
+    found = cross_transfer(*stores, layers=0, **QUICK)
+    row = found.rows().iloc[0]
+    least = row["minimum_detectable_effect"]
+    n = found.attributes["tested"]["examples"]
+    labels = both(stores, "final")[1][1]["label"]
+    many = int(labels.sum())
+    error = np.sqrt((n + 1) / (12 * many * (n - many)))  # of an AUROC without signal, for independent examples
+    above = 0.5 + least
+    shrunk = (above / (2 - above) + 2 * above**2 / (1 + above) - 2 * above**2) / (1 / 12 * 2)  # Hanley & McNeil, equal classes
+    assert least == pytest.approx((1.96 + 0.842) * error * np.sqrt(shrunk), rel=0.2)
+    assert f"not detected, by {row['value'] - 0.5:+.3f} [" in found.summary()
+    assert f"(n = 200; AUROC of at least {0.5 + least:.2f} would have been detected with 80 % power)" in found.summary()
+    losses = replace(found, attributes={**found.attributes, "metric": "log_loss"})
+    chance = losses.rows()["chance"].iloc[0]
+    assert losses.claims.value[0] == pytest.approx(chance - losses.rows()["value"].iloc[0])
+    assert losses.claims.bands.low_simultaneous[0] == pytest.approx(chance - losses.rows()["high_simultaneous"].iloc[0])
+    assert f"(n = 200); log loss at least {chance - 0.01:.2f} in this layer" in losses.summary(), "the upper bound excludes less than .01"

@@ -17,7 +17,7 @@ from stratascope.probe.validation.out_of_fold import decision_share, noise_share
 from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.stats.auroc import auroc
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import band, constant_within_folds, largest_deviation, wilson
+from stratascope.stats.intervals import INTERVALS, band, constant_within_folds, largest_deviation, wilson
 
 
 def test_auroc_is_scikit_learns_with_ties_and_weights():
@@ -406,3 +406,55 @@ def test_an_onset_is_a_property_and_may_still_be_called():
         assert advantage.offset() == advantage.offset
     with pytest.warns(DeprecationWarning, match="peak is a property"):
         assert advantage.peak() == advantage.peak
+
+
+@pytest.mark.parametrize(
+    ("metric", "chance", "possible"),
+    [
+        ("auroc", 0.5, (-0.5, 0.5)),
+        ("auroc", None, (-1, 1)),
+        ("balanced_accuracy", 0.125, (-0.125, 0.875)),
+        ("r2", 0.0, (-np.inf, 1)),
+        ("r2", None, (-np.inf, np.inf)),
+        ("log_loss", 0.69, (-np.inf, 0.69)),
+        ("log_loss", None, (-np.inf, np.inf)),
+    ],
+)
+def test_no_interval_holds_an_impossible_advantage(metric, chance, possible):
+    """Few examples: bands far wider than the range of the metric. Verdicts and minimum detectable effects stay those of the whole band."""
+    rng = np.random.default_rng(0)
+    largest = 0.6 if chance is None else min(0.68, 1 - chance if metric != "log_loss" else chance)
+    value = np.array([-0.1, 0.0, 0.2, 0.95 * largest])
+    sign = -1 if metric == "log_loss" else 1
+    draws = value + rng.normal(0, 0.3, (500, 4))
+    facts = {} if chance is None else {"chance": chance}
+    found = Advantage.of(np.arange(4), sign * value, sign * draws, metric=metric, name="a", baseline="b", attributes=facts)
+    whole = band(value, draws)
+    assert whole.high_simultaneous[3] > min(possible[1], 1), "the band without limits is wider"
+    for name in INTERVALS:
+        np.testing.assert_allclose(found.table[name], np.clip(getattr(whole, name), *possible))
+    error = draws.std(axis=0)
+    if (metric, chance) != ("auroc", 0.5):
+        np.testing.assert_allclose(found.minimum_detectable_effect, (whole.critical + norm.ppf(0.8)) * error)
+    best = Advantage.over_all([found, found])
+    np.testing.assert_allclose(best.bands.low_simultaneous, found.bands.low_simultaneous)
+    known = (best.bands.low_simultaneous > possible[0]) | (best.bands.high_simultaneous < possible[1])
+    np.testing.assert_allclose(best.minimum_detectable_effect[known], found.minimum_detectable_effect[known])
+    assert (best.minimum_detectable_effect >= found.minimum_detectable_effect).all(), "no smaller where both ends are limits"
+
+
+AUROC = {"metric": "auroc", "name": "a", "baseline": "b", "attributes": {"chance": 0.5}}
+
+
+def test_a_wider_family_stays_within_the_range_and_raises_the_detectable_effect():
+    rng = np.random.default_rng(1)
+    narrow = Advantage.of(np.arange(2), np.full(2, 0.45), 0.45 + rng.normal(0, 0.05, (500, 2)), **AUROC)
+    wide = Advantage.of(np.arange(2), np.full(2, 0.4), 0.4 + rng.normal(0, 0.05, (500, 2)), **AUROC)
+    both = Advantage.over_all([narrow, wide])
+    assert both.bands.critical > max(narrow.bands.critical, wide.bands.critical)
+    assert (both.bands.high_simultaneous <= 0.5).all()
+    joint = [norm.ppf(0.8) * one.draws.std(axis=0) + both.bands.critical * one.draws.std(axis=0) for one in (narrow, wide)]
+    plain = [one.minimum_detectable_effect for one in (narrow, wide)]
+    missing = [(both.bands.critical - one.bands.critical) * one.draws.std(axis=0) for one in (narrow, wide)]
+    np.testing.assert_allclose(both.minimum_detectable_effect, np.max(np.array(plain) + missing, axis=0))
+    assert (both.minimum_detectable_effect <= np.max(joint, axis=0)).all()

@@ -345,7 +345,7 @@ def test_codelengths_of_a_study_are_those_of_each_task_alone_whoever_computes_th
 
 
 def test_a_task_of_values_or_a_probe_for_each_head_has_no_codelength(store, tmp_path):
-    task = Task("coordinates", np.zeros(400, np.intp), (), np.zeros((400, 1)), ("x",))
+    task = Task("coordinates", np.zeros(400, np.intp), (), np.arange(400.0)[:, None], ("x",))
     with pytest.raises(InvalidInputError, match="tasks of values: coordinates"):
         codelength_by_layer(store, task)
     heads = plan_study(planted_store(tmp_path / "h.zarr", heads=True), array="head_outputs", by_head=True)
@@ -398,7 +398,7 @@ def test_refusals_say_what_to_change(store, tmp_path):
     with pytest.raises(InvalidInputError, match="control of shuffled, control"):
         layer_curve(store, "truth:random")
     with pytest.raises(InvalidInputError, match=r"fractions.*bin them"):
-        layer_curve(store, "brightness")
+        layer_curve(store, "brightness", categorical=("brightness",))
     with pytest.raises(InvalidInputError, match=r"by example id such as 'e00000', found none.*among 1 such as 'photo-1'"):
         layer_curve(store, "part", values={"part": {"photo-1": "a"}})
     with pytest.raises(NotRecordedError, match="boxes"):

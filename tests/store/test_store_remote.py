@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from stratascope.cli import INTERRUPTED, main
 from stratascope.errors import StoreError
 from stratascope.store import ActivationStore, copy_store, verify
 from stratascope.store.io import remote
-from stratascope.store.io.remote import UnreachableError
+from stratascope.store.io.remote_errors import UnreachableError
 
 pytest.importorskip("obstore")
 
@@ -258,7 +259,7 @@ def test_a_crash_of_the_client_library_is_one_line(no_cloud):
 
 @pytest.mark.slow
 def test_what_others_print_while_a_store_is_opened_is_not_lost():
-    code = "import os, sys\nfrom stratascope.store.io.remote import silenced_panics\nwith silenced_panics():\n    os.write(2, b'kept')\n"
+    code = "import os\nfrom stratascope.store.io.remote_errors import silenced_panics\nwith silenced_panics():\n    os.write(2, b'kept')\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stderr == "kept"
 
@@ -268,7 +269,9 @@ def test_a_copy_whose_terminal_closes_leaves_no_half_zip(tmp_path, source):
     name = f"/a.zarr/{LAYOUT.array('residual').key(1)}"
     with unwell(source.parent, lambda path, _: "silent" if path == name else None) as host:
         command = [sys.executable, "-m", "stratascope", "copy", f"{host.address}/a.zarr", str(tmp_path / "b.zip")]
-        running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        # a test run under nohup ignores the signal, and so would its children
+        restored = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+        running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=restored)
         while name not in host.asked and running.poll() is None:
             time.sleep(0.02)
         assert [p.suffix for p in tmp_path.iterdir()] == [".partial"]

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.results.file import ResultFile
+from stratascope.results.lazy_arrays import Arrays
 from stratascope.results.registry import load_result, save_result
+from stratascope.results.schema import ResultSchema, floats
 from stratascope.store import ActivationStore
 
 
@@ -169,3 +171,17 @@ def test_what_is_read_in_pieces_is_what_was_saved(shape, dims, tmp_path):
     _, read = load_result(tmp_path / "r.zarr.zip").arrays["x"]
     assert read.dtype == values.dtype
     np.testing.assert_array_equal(read, values)
+
+
+def test_infinite_numbers_are_refused_and_unknown_ones_kept():
+    schema = ResultSchema({}, arrays={"values": floats("example")})
+
+    def said(*values: float) -> str | None:
+        return schema.mismatch({}, {}, Arrays({"values": (("example",), np.array(values))}))
+
+    assert said(0.5, np.nan) is None
+    for value in (np.inf, -np.inf):
+        assert (
+            said(0.5, value)
+            == f"expected finite numbers (NaN where unknown) in array 'values', found {min(value, 0.5)} to {max(value, 0.5)}"
+        )

@@ -136,7 +136,7 @@ def test_copies_are_refused_with_what_there_is(tmp_path, source):
         copy_store(source, tmp_path / "a.zarr", examples=[1, 1])
     with pytest.raises(StoreError, match="existing one"):
         copy_store(source, source)
-    with pytest.raises(StoreError, match="found an address"):
+    with pytest.raises(InvalidInputError, match="found the address"):
         copy_store(source, "https://example.org/a.zarr")
     assert not list(tmp_path.iterdir())
 

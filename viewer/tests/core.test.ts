@@ -77,5 +77,11 @@ test("the golden store, by the arithmetic that it was made with", async () => {
     assert.deepEqual([...(await store.answerLogits(example))], [example + 0.5, 0 - example]);
   }
   await assert.rejects(store.requireRecorded(2), { kind: "unwritten" });
+  const read = store.arrays.read.bind(store.arrays);
+  const options = { data: BigInt64Array.of(1n), shape: [1] };
+  store.arrays.read = (async (name: string, ...rest: [never]) => (name === "examples/options" ? options : read(name, ...rest))) as typeof read;
+  assert.deepEqual([...(await store.answerLogits(1))], [1.5, -1]);
+  Object.assign(store.provenance, { data: { options: true } });
+  assert.deepEqual([...(await store.answerLogits(1))], [1.5, -Infinity]);
   await assert.rejects(store.arrays.read("residual_of_nothing", []), { kind: "absent-array" });
 });

@@ -33,7 +33,7 @@ THUMBNAIL_SAMPLE = 16
 def patch_counts(layouts: Sequence[TokenLayout], has_patches: np.ndarray) -> np.ndarray:
     """(example,) int32: image cells of the examples of a mask (example,), 0 for the others."""
     counts = np.zeros(len(layouts), np.int32)
-    for k in np.flatnonzero(has_patches):
+    for k in np.flatnonzero(has_patches).tolist():
         counts[k] = layouts[k].grid[0] * layouts[k].grid[1]
     return counts
 
@@ -251,7 +251,8 @@ class ExtractionPlan:
     @cached_property
     def readout_words(self) -> pd.DataFrame:
         """Words whose rows of the unembedding the store keeps, as `Readout.words`; none without the residual stream."""
-        words = readout_words(self.tokenizer.tokenizer, self.tokenizer.choice_ids, (example.relation for example in self.examples))
+        relations = (example.relation for example in self.examples if not example.is_question)
+        words = readout_words(self.tokenizer.tokenizer, self.tokenizer.choice_ids, relations)
         return words if "residual" in self.store.record else words.iloc[:0]
 
     @cached_property

@@ -10,6 +10,7 @@ from stratascope.extract.plan.duration import ExtractionTiming
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.image_boxes import alignment_cases, is_whole
 from stratascope.extract.plan.token_layout import TILES, token_texts
+from stratascope.extract.plan.unknown_words import vocabulary_notes
 from stratascope.store.io.overview import bytes_text
 
 SPAN_COLOURS = {
@@ -46,6 +47,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         f"condition  {plan.settings.condition}",
         f"tokens     {counts.min()} to {counts.max()}, mean {counts.mean():.1f}; "
         f"image {cells.min()} to {cells.max()}, mean {cells.mean():.1f}",
+        *vocabulary_notes(plan),
         *image_notes(plan),
         *_beyond_cells(plan),
         f"shards     {layout.blocks} of {layout.block} examples",

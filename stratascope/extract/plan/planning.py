@@ -34,6 +34,7 @@ from stratascope.extract.plan.positions import saved_positions, vision_positions
 from stratascope.extract.plan.settings import BOX_POSITIONS, TOP_TOKENS, ExtractionSettings
 from stratascope.extract.plan.token_layout import ANSWER_LOGITS, SPANS, TILES, PromptTokenizer, TokenLayout, answer_forms
 from stratascope.store import StoreLayout
+from stratascope.store.io.offered_choices import OPTIONS
 
 DEFAULT_PATCH_LAYERS = 5
 """Evenly spaced layers at which image tokens are saved by default."""
@@ -90,10 +91,11 @@ def build_plan(
     system = settings.asked.system if settings.system is None else settings.system
     general = load_general(source, system) if is_general(source) else None
     shape, rule = _shape_and_rule(source, settings, general)
-    tokenizer = PromptTokenizer(source, settings.asked, rule, system)
+    prompt = settings.asked
     boxes = BoxIndex.from_coco(settings.boxes) if settings.boxes else None
-    asked = None if tokenizer.prompt.answers else tokenizer.prompt.choices
+    asked = None if prompt.answers else prompt.choices
     examples = load_examples(settings.examples, boxes, asked, progress=progress)[: settings.limit]
+    tokenizer = PromptTokenizer(source, prompt.for_examples(examples), rule, system)
     names = [example.image for example in examples]
     shown = shown_images(names, settings.condition, settings.seed)
     if settings.image_size is not None:
@@ -172,7 +174,7 @@ def build_plan(
             "system": system,
             **tokenizer.prompt.provenance(),
             "choices": tokenizer.choice_ids,
-            "answers": list(tokenizer.prompt.answers or examples[0].choices) or None,
+            "answers": list(tokenizer.prompt.answers or (tokenizer.prompt.choices if examples[0].choices else ())) or None,
             "chat_template": source.chat_template,
             **({"dates": sorted(tokenizer.prompt_format.dates)} if tokenizer.prompt_format.dates else {}),
             **({"template_options": options} if (options := dict(tokenizer.prompt_format.template_options)) else {}),
@@ -182,7 +184,9 @@ def build_plan(
             "boxes": files_digest([settings.boxes]) if settings.boxes else None,
             "images": images_digest(facts),
             "limit": settings.limit,
-            **({"labels": "choice"} if examples[0].choices else {}),
+            **({"labels": "choice"} if examples[0].choices else {"labels": "none"} if examples[0].label is None else {}),
+            **({"questions": True} if examples[0].is_question else {}),
+            **({OPTIONS: True} if examples[0].options else {}),
             **({"box_alignment": cases} if (cases := alignment_cases(alignments)) else {}),
         },
         **({"vision": {"full_attention": list(shape.vision_whole)}} if shape.vision_layers else {}),

@@ -83,4 +83,5 @@ def _default_positions(
 
 
 def vision_positions(positions: Sequence[str]) -> tuple[str, ...]:
+    """Positions at which the vision tower is recorded: those that are made of image cells."""
     return ("image", *(name for name in BOX_POSITIONS if name in positions), *GRID_POSITIONS)

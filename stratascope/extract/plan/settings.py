@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stratascope.datasets.prompts import Prompt, find_prompt
+from stratascope.datasets.own_prompts import find_prompt
+from stratascope.datasets.prompts import Prompt
 from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.images import CONDITIONS
 from stratascope.extract.plan.knockout_plan import ALL_MODES, MODES

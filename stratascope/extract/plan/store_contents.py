@@ -14,6 +14,7 @@ from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.image_boxes import flipped, is_whole, scaled, view_size
 from stratascope.extract.plan.token_layout import token_texts
 from stratascope.store.format.tables import EXACT_AS_FLOAT
+from stratascope.store.io.offered_choices import OPTIONS
 
 _SIDES = ("x0", "y0", "x1", "y1")
 
@@ -47,7 +48,8 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
 
     If the model sees only a part of an image (centre crop of LLaVA-1.5) or padding, the columns `view_*` give that part in pixels of the
     file, and `file_width` and `file_height` the size of the file. `exif_orientation` is present if any image is rotated by its EXIF
-    orientation. Further plain fields of the examples follow as columns.
+    orientation. Questions with options have the columns `options` (their number) and `right_option` (text). Further plain fields of the
+    examples follow as columns.
     """
     partial = not all(is_whole(layout.view, *plan.file_size(k)) for k, layout in enumerate(plan.layouts))
     turned = any(fact.orientation != 1 for fact in plan.facts.values())
@@ -64,13 +66,15 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
             "image_phash": plan.facts[example.image].phash,
             "caption": example.caption,
             "relation": example.relation,
-            "label": int(example.label),
+            "label": -1 if example.label is None else int(example.label),
             "subject": example.subject,
             "object": example.object,
             "split": example.split,
             "image_width": size[0],
             "image_height": size[1],
         }
+        if example.options and example.label is not None:  # a question always has its answer
+            row |= {OPTIONS: len(example.options), "right_option": example.options[example.label]}
         if turned:
             row["exif_orientation"] = plan.facts[example.image].orientation
         if partial:

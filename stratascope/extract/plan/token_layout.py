@@ -296,8 +296,9 @@ class PromptTokenizer:
 
         ids = np.repeat(np.array(written, np.int32), repeats)
         spans = {**_image_spans([(at[k], at[k + 1]) for k in runs], image), "final": (len(ids) - 1, len(ids))}
-        start = text.rindex(filled.text)
-        for name, (a, b) in {"prompt": (0, len(filled.text)), **filled.intervals}.items():
+        shown = filled.text if filled.text in text else filled.text.rstrip()  # some templates trim it
+        start = text.rindex(shown)
+        for name, (a, b) in {"prompt": (0, len(shown)), **filled.intervals}.items():
             spans[name] = tokens_of(start + a, start + b, name)
         system = self.prompt_format.system_interval(text)
         if system is not None:
@@ -324,7 +325,8 @@ def _fill_frame(prompt_text: _PromptText, frame: Frame, encoded: Encoding) -> To
 def _key(example: Example, image_size: tuple[int, int]) -> Hashable:
     """Everything that a layout depends on, except further columns."""
     parts = example.parts
-    return example.caption, example.relation, parts.subject, parts.relation, parts.object, example.question, image_size
+    asked = example.question, example.options, example.full_question
+    return example.caption, example.relation, parts.subject, parts.relation, parts.object, asked, image_size
 
 
 def _image_spans(runs: Sequence[Interval], image: ImageTokens) -> dict[str, Interval]:

@@ -120,17 +120,17 @@ def attention_weights(
     batch, heads, _, width = query.shape
     groups, tokens, count = key.shape[1], key.shape[2], positions.shape[1]
     chosen = torch.gather(query, 2, positions[:, None, :, None].expand(batch, heads, count, width)).float()
-    scores = torch.matmul(chosen.reshape(batch, groups, heads // groups * count, width), key.float().transpose(2, 3)) * scaling
+    scores = torch.matmul(chosen.reshape(batch, groups, heads // groups * count, width), key.float().transpose(2, 3)).mul_(scaling)
     scores = scores.view(batch, heads, count, tokens)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if mask is None:
         visible = torch.arange(tokens, device=scores.device) <= positions[..., None]
-        scores = scores.masked_fill(~visible[:, None], float("-inf"))
+        scores = scores.masked_fill_(~visible[:, None], float("-inf"))
     else:
         mask = mask.expand(batch, *mask.shape[1:])
         picked = torch.gather(mask, 2, positions[:, None, :, None].expand(batch, mask.shape[1], count, mask.shape[3]))[..., :tokens]
-        scores = scores.masked_fill(~picked, float("-inf")) if picked.dtype == torch.bool else scores + picked.float()
+        scores = scores.masked_fill_(~picked, float("-inf")) if picked.dtype == torch.bool else scores.add_(picked.float())
     return torch.softmax(scores, dim=-1)
 
 
@@ -140,22 +140,26 @@ def _query_chunks(tokens: int, like: torch.Tensor) -> Iterator[torch.Tensor]:
         yield torch.arange(start, min(start + QUERY_CHUNK, tokens), device=like.device).expand(like.shape[0], -1)
 
 
-def fused_map(seen: BlockAttention, fusion: str = "mean") -> torch.Tensor:
-    """The attention map of a block aggregated over heads, (batch, query, key) float32, in chunks of queries.
+def fused_chunks(seen: BlockAttention, fusion: str = "mean") -> Iterator[tuple[int, torch.Tensor]]:
+    """First query, and (batch, n, key) float32 attention aggregated over heads, of successive chunks of queries.
 
-    With `max` and `min` rows do not sum to 1, so they are divided by their sums; an all-zero row puts weight 1 on the query itself.
+    Without a mask attention is causal, and the keys after a chunk are left out. With `max` and `min` rows do not sum to 1, so they are
+    divided by their sums; an all-zero row puts weight 1 on the query itself.
     """
-    parts = []
-    for chunk in _query_chunks(seen.query.shape[2], seen.query):
-        weights = seen.weights(chunk)
+    tokens = seen.query.shape[2]
+    for number, chunk in enumerate(_query_chunks(tokens, seen.query)):
+        first = number * QUERY_CHUNK
+        reach = tokens if seen.mask is not None else first + chunk.shape[1]
+        weights = attention_weights(seen.query, seen.key[:, :, :reach], seen.mask, seen.scaling, chunk, seen.softcap)
         if fusion == "mean":
-            parts.append(weights.mean(1))
-            continue
-        fused = weights.amax(1) if fusion == "max" else weights.amin(1)
-        total = fused.sum(-1, keepdim=True)
-        own = torch.nn.functional.one_hot(chunk, fused.shape[-1]).to(fused.dtype)
-        parts.append(torch.where(total > 0, fused / total.clamp_min(torch.finfo(fused.dtype).tiny), own))
-    return torch.cat(parts, 1)
+            fused = weights.mean(1)
+        else:
+            fused = weights.amax(1) if fusion == "max" else weights.amin(1)
+            total = fused.sum(-1, keepdim=True)
+            own = torch.nn.functional.one_hot(chunk, fused.shape[-1]).to(fused.dtype)
+            least = torch.finfo(fused.dtype).tiny  # smaller sums have lost their bits
+            fused = torch.where(total >= least, fused / total.clamp_min(least), own)
+        yield first, fused
 
 
 def _softcapped(

@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from stratascope.errors import CaptureError
-from stratascope.extract.run.attention_function import NAME, BlockAttention, fused_map, listening
+from stratascope.extract.run.attention_function import NAME, BlockAttention, listening
 from stratascope.extract.run.decoder import find_decoder, mark_blocks
+from stratascope.extract.run.device_copy import HostCopy, to_host
+from stratascope.extract.run.map_packing import packed_map
 
 
 @dataclass
@@ -35,6 +37,8 @@ class Capture:
     """Further positions at the entry of the first block."""
     entry: torch.Tensor | None = None
     """(batch, position, hidden) float32: result of `at_entry`."""
+    send: Callable[[Mapping[str, torch.Tensor]], HostCopy] = to_host
+    """Starts to copy the maps of a block to the host, so that the device holds those of one block."""
     toward: Mapping[int, torch.Tensor] = field(default_factory=dict)
     """Block -> (hidden,) float32: the direction of value_logits."""
     patches: PatchTokens | None = None
@@ -47,8 +51,8 @@ class Capture:
     """Layer -> (batch, hidden) float32: the residual stream at the final token."""
     rows: dict[int, torch.Tensor] = field(default_factory=dict)
     """Block -> (batch, head, token) float32."""
-    fused: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Block -> (batch, query, key) float32, aggregated over heads."""
+    maps: dict[int, HostCopy] = field(default_factory=dict)
+    """Block -> the tensors of its `PackedMap`, on their way to the host."""
     value_norms: dict[int, torch.Tensor] = field(default_factory=dict)
     """Block -> (batch, head, token) float32: norm of the head's output if it attended to that token only."""
     value_logits: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -73,7 +77,7 @@ class Capture:
             raise CaptureError(f"expected one self-attention in decoder block {block}, found two; open an issue with the model's name")
         self.rows[block] = seen.weights(self.last[:, None])[:, :, 0]
         if "maps" in self.want:
-            self.fused[block] = fused_map(seen, self.fusion)
+            self.maps[block] = self.send(packed_map(seen, self.last + 1, self.fusion).tensors)
         if "value_norms" in self.want:
             self.value_norms[block] = value_norms(seen.value, seen.projection.weight, heads)
         if "value_logits" in self.want:

@@ -72,7 +72,7 @@ def copy_stream(device: torch.device) -> CopyStream | None:
     return CudaCopyStream(device) if device.type == "cuda" else None
 
 
-def to_host(values: Mapping[str, torch.Tensor], stream: CopyStream | None) -> HostCopy:
+def to_host(values: Mapping[str, torch.Tensor], stream: CopyStream | None = None) -> HostCopy:
     """Start to copy results to the host; without a stream, copy them at once."""
     if stream is None:
         return HostCopy({name: each.cpu() for name, each in values.items()}, None)

@@ -24,6 +24,7 @@ from stratascope.extract.plan.planning import build_plan
 from stratascope.extract.plan.settings import ExtractionSettings
 from stratascope.extract.run.distributed import assigned_shard, visible_gpus
 from stratascope.extract.run.output_store import OutputStore, check_disk, check_files
+from stratascope.store.io.store_files import check_writable, place_of, store_exists
 
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "qwen-vl-utils", "numpy", "pillow", "zarr", "numcodecs", "stratascope")
 
@@ -35,14 +36,14 @@ BATCH_TOKENS = 8192
 class ExtractionReport:
     """What one run of an extraction wrote."""
 
-    store: Path
+    store: str | Path
     written_blocks: int
     written_examples: int
     blocks: int
     failed: dict[str, str]
     """Id of each example that failed in this run -> the reason."""
     halvings: int
-    """How often a batch was halved because GPU memory ran out."""
+    """How often a batch was halved because memory ran out."""
     tower_passes: int = 0
     """How often the vision tower ran: once per image when its features are kept for all its captions."""
     shard: tuple[int, int] = (0, 1)
@@ -50,7 +51,7 @@ class ExtractionReport:
 
     def summary(self) -> str:
         """One line: examples and blocks written in this run."""
-        if not self.store.exists():  # the process that owns the first block creates it
+        if not store_exists(self.store):  # the process that owns the first block creates it
             shard = "/".join(map(str, self.shard))
             return f"{self.store}: nothing to do for shard {shard}: the store has {self.blocks} blocks, none of them its own"
         if not self.written_blocks:
@@ -201,19 +202,23 @@ def extract(
         As `plan_extraction` and `run_extraction`.
     """
     from stratascope.extract.plan.plan_summary import image_notes, unanswered
+    from stratascope.extract.plan.unknown_words import vocabulary_notes
 
     require_extract_extra(load=False)
+    place = place_of(out)
+    if isinstance(place, str) and not store_exists(place):  # before planning, which reads every image
+        check_writable(place)
     (rank, of), settings, note = assigned_shard(os.environ, shard, settings)
     if note:
         on_note(note)
     plan = plan_extraction(settings, weights=True, progress=progress)
-    for line in filter(None, [unanswered(plan), *image_notes(plan)]):
+    for line in filter(None, [unanswered(plan), *vocabulary_notes(plan), *image_notes(plan)]):
         on_note(line)
-    report = run_extraction(plan, out, rank=rank, of=of, batch_tokens=batch_tokens, progress=progress, command=command)
+    report = run_extraction(plan, place, rank=rank, of=of, batch_tokens=batch_tokens, progress=progress, command=command)
     for example, reason in report.failed.items():
         on_note(f"failed: example {example}: {reason}")
     if report.halvings:
-        on_note(f"GPU memory ran out {report.halvings} times and batches were halved; lower `batch_tokens` to save time")
+        on_note(f"memory ran out {report.halvings} times and batches were halved; lower `batch_tokens` to save time")
     return report
 
 
@@ -234,7 +239,8 @@ def run_extraction(
     plan
         From `plan_extraction`.
     out
-        Folder of the store. A new one is created after the model's first batch; an existing one is continued if its provenance is the same.
+        Folder of the store, or its address in a bucket (s3, gs, az). A new one is created after the model's first batch; an existing one
+        is continued if its provenance is the same.
     rank, of
         This process takes the blocks b with b % of == rank.
     batch_tokens
@@ -254,7 +260,9 @@ def run_extraction(
     ProvenanceMismatchError
         If the store was made with other settings, data or model; the differing fields are named.
     StoreError
-        If `out` is something else than a store, or the disk is not writable.
+        If `out` is something else than a store, or cannot be written.
+    UnreachableError
+        If the server of `out` refuses or does not answer.
     CaptureError
         If the activations captured from the first batch do not agree with the model's own outputs.
     MissingExtraError
@@ -268,10 +276,10 @@ def run_extraction(
         raise InvalidInputError("expected real images for an extraction, found a plan with a stated image size; leave out `image_size`")
     if not 0 <= rank < of:
         raise InvalidInputError(f"expected a shard I/N with 0 <= I < N, found {rank}/{of}")
-    out = Path(out)
+    out = place_of(out)
     check_disk(plan, out)
     provenance = {**plan.provenance, **run_provenance(plan, command)}
-    with OutputStore(plan, out, provenance) as store:
+    with OutputStore(plan, out, provenance, rank, of) as store:
         pending = store.pending(rank, of)
         failed: dict[str, str] = {}
         halvings = passes = 0
@@ -281,6 +289,7 @@ def run_extraction(
             from stratascope.extract.run.shard_block import fill_blocks
 
             session = ExtractionSession(plan, batch_tokens)
+            session.kept = store.halvings
             check_files(plan)
 
             def checked() -> None:
@@ -299,9 +308,10 @@ def run_provenance(plan: ExtractionPlan, command: str | None) -> dict[str, Any]:
     import torch
 
     model = plan.provenance["model"]
-    hardware = torch.cuda.get_device_name(plan.device) if plan.device.startswith("cuda") and torch.cuda.is_available() else "cpu"
+    cuda = plan.device.startswith("cuda")
+    hardware = torch.cuda.get_device_name(plan.device) if cuda and torch.cuda.is_available() else "cpu"
     return {
-        "model": {**model, "hardware": hardware, "attention": "sdpa"},
+        "model": {**model, "hardware": hardware, "attention": "sdpa", **({"tf32": False} if cuda else {})},
         "libraries": library_versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from stratascope.errors import CaptureError
+from stratascope.extract.run.float32 import full_float32
 from stratascope.extract.run.knockout import Trace, tracing
 from stratascope.extract.run.model import Batch, CaptureModel
 from stratascope.extract.run.tail_pass import Segment, TailPass, segments
@@ -123,6 +124,7 @@ class InterventionRunner:
         self.model, self.choices, self.tokens = model, tuple(choices), tokens
         self.blocks: Any = model.decoder.layers
 
+    @full_float32()
     @torch.inference_mode()
     def trace(self, batch: Batch) -> Trace:
         """The unedited pass over one example."""
@@ -130,6 +132,7 @@ class InterventionRunner:
             self.model.model(**self.model.inputs(batch), use_cache=False, logits_to_keep=1)
         return trace
 
+    @full_float32()
     @torch.inference_mode()
     def measure(
         self, trace: Trace, tokens: Mapping[str, np.ndarray | None], chosen: Interventions, sources: np.ndarray | None, tolerance: float

@@ -12,6 +12,7 @@ from transformers.utils import logging as hf_logging
 
 from stratascope.errors import InvalidInputError, MissingExtraError, StratascopeError
 from stratascope.extract.model_files import ModelSource, check_weight_files
+from stratascope.extract.run.device_memory import OutOfMemory, attempt
 
 LONGEST_TEXT = 400
 """Longest text of a library's error that is shown."""
@@ -93,13 +94,13 @@ def on_device(model: Any, device: torch.device) -> Any:
     InvalidInputError
         If memory does not suffice.
     """
-    try:
-        return model.to(device)
-    except torch.OutOfMemoryError as error:
+    moved = attempt(lambda: model.to(device))
+    if isinstance(moved, OutOfMemory):
         raise InvalidInputError(
-            f"expected memory for the model's weights on {device}, found too little ({one_line(error)}); free it, take a larger GPU or "
+            f"expected memory for the model's weights on {device}, found too little ({moved.reason}); free it, take a larger GPU or "
             "`dtype` bfloat16"
-        ) from error
+        )
+    return moved
 
 
 def _random_weights(source: ModelSource, dtype: torch.dtype, seed: int) -> Any:
@@ -116,10 +117,10 @@ def explained(source: ModelSource, what: str = "weights that fit its configurati
 
     Raises
     ------
-    InvalidInputError
-        For an error within, with `what` was expected.
     MissingExtraError
-        If transformers needs a package that is not installed.
+        If transformers lacks a package.
+    InvalidInputError
+        For other errors.
     """
     try:
         yield

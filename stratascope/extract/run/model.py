@@ -19,12 +19,14 @@ from stratascope.extract.plan.knockout_plan import Knockouts
 from stratascope.extract.run.capture import Capture, PatchTokens, Pooling, capturing, use_captured_attention
 from stratascope.extract.run.decoder import kept_logits, takes
 from stratascope.extract.run.device_copy import HostCopy, copy_stream, to_host
+from stratascope.extract.run.float32 import full_float32
 from stratascope.extract.run.general_inputs import general_inputs
 from stratascope.extract.run.gradients import TokenGradients, token_gradients
 from stratascope.extract.run.inputs import PreparedImages, forward_inputs, joined, prepare_image
 from stratascope.extract.run.knockout import check_trace, knockout_effects, tracing
 from stratascope.extract.run.loading import load_image_processor, load_model, on_device, usable_device
 from stratascope.extract.run.logits import LogitParts, Unembedding, check_attributable, directions, logit_parts
+from stratascope.extract.run.map_packing import HostMaps
 from stratascope.extract.run.reference import Reference, run_reference
 from stratascope.extract.run.vision_features import (
     ImageFeatures,
@@ -71,8 +73,8 @@ class Captured:
     """(example, choice), computed in float32 from the output of the last block."""
     final: np.ndarray
     """(example, hidden) float32: output of the last block at the final token."""
-    fused: np.ndarray | None = None
-    """(example, block, query, key) float32."""
+    maps: HostMaps | None = None
+    """Packed attention maps."""
     value_norms: np.ndarray | None = None
     """(block, example, head, token) float32."""
     head_outputs: np.ndarray | None = None
@@ -100,13 +102,16 @@ class PendingCapture:
     """Captured activations of a batch that may still be copied to the host."""
 
     host_copy: HostCopy
+    maps: Sequence[HostCopy] = ()
+    """Of the packed maps of each block."""
 
     def result(self) -> Captured:
         """Wait for the copies; any thread may call this."""
         values = self.host_copy.result()
         parts = {each.name: values.pop(each.name, None) for each in fields(LogitParts)}
         made = {name: None if values is None else torch.from_numpy(values) for name, values in parts.items()}
-        return Captured(**values, parts=None if made["heads"] is None else LogitParts(**made))  # type: ignore[arg-type]
+        maps = HostMaps(tuple(each.result() for each in self.maps)) if self.maps else None
+        return Captured(**values, maps=maps, parts=None if made["heads"] is None else LogitParts(**made))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,7 @@ class CaptureModel:
         """Inputs of images from the family's own processor, one by one, so that an image is the same in every batch."""
         return joined([prepare_image(self.image_processor, self._rule, image) for image in images])
 
+    @full_float32()
     @torch.inference_mode()
     def features(self, prepared: PreparedImages, cells: Sequence[np.ndarray] = ()) -> ImageFeatures:
         """Features of one image from the vision tower, see `image_features`."""
@@ -183,6 +189,7 @@ class CaptureModel:
         """
         return self.launch(batch, request).result()
 
+    @full_float32()
     @torch.inference_mode()
     def launch(self, batch: Batch, request: CaptureRequest) -> PendingCapture:
         """Start a forward pass; its results are copied to the host while a GPU keeps computing."""
@@ -197,6 +204,7 @@ class CaptureModel:
             request.fusion,
             batch.entry and batch.entry.to(self.device),
             patches=batch.patches and batch.patches.to(self.device),
+            send=partial(to_host, stream=self._copy_stream),
             toward=directions(self.model, self.decoder, pair) if "value_logits" in request.arrays else {},
         )
         keep: Any = 1
@@ -215,7 +223,6 @@ class CaptureModel:
             "rows": _stack(capture.rows),
             "answer_logits": self.unembedding.logits(output_residual, request.choices),
             "final": output_residual,
-            "fused": _stack(capture.fused).transpose(0, 1) if "maps" in held else None,
             "value_norms": _stack(capture.value_norms) if "value_norms" in held else None,
             "head_outputs": _stack(capture.head_outputs) if "head_outputs" in held else None,
             "vision": _segments(batch) if batch.segments else None,
@@ -229,7 +236,8 @@ class CaptureModel:
         if has_terms:
             parts = logit_parts(self.model, self.decoder, capture, pair)
             found |= {each.name: getattr(parts, each.name) for each in fields(parts)}
-        return PendingCapture(to_host({name: values for name, values in found.items() if values is not None}, self._copy_stream))
+        coming = to_host({name: values for name, values in found.items() if values is not None}, self._copy_stream)
+        return PendingCapture(coming, [capture.maps[block] for block in sorted(capture.maps)])
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """Keywords of a forward pass, on the device."""
@@ -249,6 +257,7 @@ class CaptureModel:
             moved[name] = there.to(self.dtype) if there.is_floating_point() else there
         return moved
 
+    @full_float32()
     @torch.inference_mode()
     def knock_out(
         self, batch: Batch, pair: tuple[int, int], targets: Mapping[str, np.ndarray], knockouts: Knockouts, budget: int, check: float | None
@@ -274,6 +283,7 @@ class CaptureModel:
             check_trace(blocks, trace, check)
         return knockout_effects(blocks, trace, targets, knockouts, partial(self.unembedding.difference, pair=pair), budget)
 
+    @full_float32()
     def gradients(self, batch: Batch, pair: tuple[int, int]) -> TokenGradients:
         """Gradient attributions of the logit of the first answer minus that of the second, see `token_gradients`."""
         given = self.inputs(batch)
@@ -282,6 +292,7 @@ class CaptureModel:
             difference = partial(self.unembedding.difference, pair=pair)
             return token_gradients(lambda: self.model(**given, use_cache=False, **kept_logits(self.model, 1)), blocks, difference)
 
+    @full_float32()
     def reference(
         self,
         inputs: Mapping[str, torch.Tensor],
@@ -294,6 +305,7 @@ class CaptureModel:
         given = self._on_device({name: values for name, values in inputs.items() if name in known})
         return run_reference(self.model, self.decoder, given, positions, choices, order)
 
+    @full_float32()
     @torch.inference_mode()
     def readout(self, residual: np.ndarray, choice_ids: Sequence[int]) -> np.ndarray:
         """(example, hidden) output of the last block -> (example, choice) float32 logits."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +14,11 @@ import numpy as np
 from stratascope.errors import CaptureError, InvalidInputError, StoreError
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.store_contents import store_contents
+from stratascope.extract.run.halvings import Halvings
 from stratascope.store import BlockWriter, Readout, create_store
-from stratascope.store.io.overview import LENS, bytes_text
-from stratascope.store.io.readout import add_readout
+from stratascope.store.io.overview import bytes_text
+from stratascope.store.io.readout import add_readout, has_readout
+from stratascope.store.io.store_files import check_writable, store_exists
 
 
 class OutputStore:
@@ -26,25 +27,28 @@ class OutputStore:
     A start that fails (no such device, damaged weights, a wrong capture) therefore leaves nothing behind.
     """
 
-    def __init__(self, plan: ExtractionPlan, path: Path, provenance: dict[str, Any]) -> None:
+    def __init__(self, plan: ExtractionPlan, path: str | Path, provenance: dict[str, Any], rank: int = 0, of: int = 1) -> None:
         self._plan, self._path, self._provenance = plan, path, provenance
+        self.halvings = Halvings(rank, of)
+        """Where batches were halved, in this run and in earlier ones."""
         self._writer: BlockWriter | None = None
         self._opening = Lock()
-        if path.exists():
+        if store_exists(path):
             self.open()
         else:
-            _check_writable(path)
+            check_writable(path)
 
     def open(self) -> BlockWriter:
         """The store's writer; creates the store if there is none."""
         with self._opening:
             if self._writer is None:
-                if not self._path.exists():
+                if not store_exists(self._path):
                     self._create()
                 writer = BlockWriter(self._path)
                 try:
                     writer.check_provenance(self._provenance)
                     writer.check_layout(self._plan.store)
+                    self.halvings.keep_in(self._path)
                 except StoreError:
                     writer.close()
                     raise
@@ -55,12 +59,12 @@ class OutputStore:
         try:
             create_store(self._path, self._plan.store, **{**store_contents(self._plan), "provenance": self._provenance})
         except StoreError:
-            if not self._path.exists():
+            if not store_exists(self._path):
                 raise  # otherwise another process created it: join that store, if it is the same
 
     def add_readout(self, readout: Callable[[], Readout]) -> None:
         """Add the final norm and unembedding rows, unless the store has them or holds no residual stream."""
-        if "residual" in self._plan.store.record and not (self._path / LENS).exists():
+        if "residual" in self._plan.store.record and not has_readout(self._path):
             with contextlib.suppress(CaptureError):  # a norm of another form: the store goes without
                 add_readout(self._path, readout())
 
@@ -86,14 +90,6 @@ class OutputStore:
             self._writer.close()
 
 
-def _check_writable(out: Path) -> None:
-    """Refuse an unwritable folder before the model is loaded."""
-    place = next(folder for folder in out.absolute().parents if folder.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        found = "one without permission to write" if place.is_dir() else "a file"
-        raise StoreError(f"{out}: expected to create the store in the folder {place}, found {found}; choose another path")
-
-
 def check_files(plan: ExtractionPlan) -> None:
     """Check that the model's files did not change between planning and loading.
 
@@ -111,14 +107,18 @@ def check_files(plan: ExtractionPlan) -> None:
         )
 
 
-def check_disk(plan: ExtractionPlan, out: Path) -> None:
+def check_disk(plan: ExtractionPlan, out: str | Path) -> None:
     """Check before the model is loaded that the store fits on the disk; existing parts of it are not counted twice.
+
+    A bucket has no size that could be checked.
 
     Raises
     ------
     InvalidInputError
         With the free and the required bytes.
     """
+    if isinstance(out, str):
+        return
     needed = int(plan.estimate["estimated_bytes"].sum())
     held = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.exists() else 0
     place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())

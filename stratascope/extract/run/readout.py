@@ -13,6 +13,7 @@ from stratascope.store import ActivationStore, Readout
 from stratascope.store.format.provenance import same_model_files
 from stratascope.store.io.readout import add_readout, read_readout, remove_readout
 from stratascope.store.io.shard_reader import byte_source
+from stratascope.store.io.store_files import place_of
 
 TOLERANCE = 1e-4
 """Difference of the stored answer logits and those of the readout, relative to the largest: float32 rounding of both."""
@@ -26,7 +27,7 @@ def add_lens(out: Path | str, *, model: str | None = None) -> Readout:
     Parameters
     ----------
     out
-        Folder of the store.
+        Folder of the store, or its address in a bucket.
     model
         Folder or Hub id, if the model lies elsewhere now.
 
@@ -44,9 +45,10 @@ def add_lens(out: Path | str, *, model: str | None = None) -> Readout:
     InvalidInputError
         If the provenance does not name the model, or it cannot be loaded.
     """
-    if not Path(out).is_dir():
+    place = place_of(out)
+    if isinstance(place, Path) and not place.is_dir():
         raise StoreError(f"{out}: expected the folder of a store, found a file or nothing; unpack it, or copy it to a folder first")
-    store = ActivationStore.open(out)
+    store = ActivationStore.open(place)
     try:
         held = read_readout(byte_source(store.files_of), store.name)
     except StoreError:
@@ -56,8 +58,8 @@ def add_lens(out: Path | str, *, model: str | None = None) -> Readout:
     require_extract_extra()
     readout = _readout_of(store, model)
     _check_answers(store, readout)
-    remove_readout(Path(out))
-    add_readout(Path(out), readout)
+    remove_readout(place)
+    add_readout(place, readout)
     return readout
 
 
@@ -82,7 +84,8 @@ def _readout_of(store: ActivationStore, name: str | None) -> Readout:
             "`model` to the folder or Hub id that was extracted"
         )
     loaded = load_model(source, getattr(torch, str(held.get("dtype") or "float32")), untrained)
-    words = readout_words(source.tokenizer, choices, store.examples["relation"])
+    relations = () if store.provenance.get("data", {}).get("questions") else store.examples["relation"]
+    words = readout_words(source.tokenizer, choices, relations)
     return Unembedding(loaded, text_decoder(loaded)).readout(words)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from stratascope.extract.families.general_family import ProcessorRule
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.images import image_token_order
 from stratascope.extract.run.capture import PatchTokens, Pooling
+from stratascope.extract.run.device_memory import OutOfMemory, attempt
 from stratascope.extract.run.gradients import TokenGradients
+from stratascope.extract.run.halvings import Halving, Halvings, Work
 from stratascope.extract.run.inputs import LoadedImage, PreparedImages, check_cut, joined, load_image, shown_image
 from stratascope.extract.run.model import Batch, CaptureModel, CaptureRequest, PendingCapture
 from stratascope.extract.run.self_check import CHECKED, LIMITS, check_capture, check_patches, check_prompt, load_processor
@@ -31,11 +34,11 @@ class ExtractionSession:
     plan
         The plan of the extraction.
     batch_tokens
-        Tokens in a forward pass, at most, padding included; halved permanently when GPU memory runs out.
+        Tokens in a forward pass, at most, padding included; halved permanently when memory runs out.
     """
 
     def __init__(self, plan: ExtractionPlan, batch_tokens: int) -> None:
-        self.plan, self.batch_tokens = plan, batch_tokens
+        self.plan, self.batch_tokens, self._given_tokens = plan, batch_tokens, batch_tokens
         model = plan.provenance["model"]
         self.model = CaptureModel(
             plan.source, device=plan.device, dtype=model["dtype"], rule=plan.tokenizer.rule, untrained=plan.settings.untrained
@@ -48,8 +51,6 @@ class ExtractionSession:
             known_tokens=plan.tokenizer.tokenizer.get_vocab_size(),
             fusion=plan.store.fusion,
         )
-        self.knockout_tokens = batch_tokens
-        """Tokens of knockouts in a forward pass, at most."""
         self.features = FeatureCache((), 0)
         self.checked = self.knocked = False
         self.on_checked: Callable[[], object] = lambda: None
@@ -58,6 +59,8 @@ class ExtractionSession:
         """Example number -> why it failed."""
         self.halvings = 0
         """How often a batch was halved because memory ran out."""
+        self.kept = Halvings()
+        """Where batches were halved, in this run and in earlier ones of the same store."""
 
     @property
     def threads(self) -> tuple[int, int]:
@@ -79,40 +82,69 @@ class ExtractionSession:
         """Features of the image of an example, from the vision tower."""
         return self.model.features(prepared, self._vision_cells[0].get(self.plan.shown[example], ()))
 
-    def knock_out(self, example: int, batch: Batch) -> np.ndarray:
-        """Knockout effects of a batch of one example; sub-batches are halved permanently when memory runs out."""
+    def knock_out(self, example: int, batch: Callable[[], Batch], block: int, place: int) -> np.ndarray:
+        """Knockout effects of an example, from a batch of it alone; sub-batches are halved permanently when memory runs out.
+
+        Parameters
+        ----------
+        example, batch
+            Its number, and what makes the batch.
+        block, place
+            The example's block, and how many examples of the block came before it.
+
+        Raises
+        ------
+        InvalidInputError
+            If memory does not suffice for a sub-batch of one.
+        """
         knockouts = self.plan.knockouts
         assert knockouts is not None
         targets, pair = self.plan.masked_tokens(example), (self.request.choices[0], self.request.choices[1])
         check = None if self.knocked else LIMITS[self.plan.provenance["model"]["dtype"]].inner
         while True:
-            try:
-                found = self.model.knock_out(batch, pair, targets, knockouts, self.knockout_tokens, check)
-            except torch.OutOfMemoryError:
-                if self.knockout_tokens == 1:
-                    raise
-            else:
+            tokens = self.kept.limit("knockouts", block, place, self._given_tokens)
+            found = attempt(partial(self._knock_out, batch, pair, targets, knockouts, tokens, check))
+            if not isinstance(found, OutOfMemory):
                 self.knocked = True
                 return found
+            if tokens == 1:
+                raise self.too_little("a knockout of one example", found, "lower `max_pixels`, leave knockout out of `record`")
             torch.cuda.empty_cache()
-            self.halvings += 1
-            self.knockout_tokens = max(1, self.knockout_tokens // 2)
+            self.halve("knockouts", block, place, tokens // 2)
 
-    def token_gradients(self, example: int, batch: Batch) -> TokenGradients:
-        """Gradient attributions of each token, for a batch of one example.
+    def _knock_out(self, batch: Callable[[], Batch], *known: Any) -> np.ndarray:
+        return self.model.knock_out(batch(), *known)
+
+    def token_gradients(self, example: int, batch: Callable[[], Batch]) -> TokenGradients:
+        """Gradient attributions of each token of an example, from a batch of it alone.
 
         Raises
         ------
         InvalidInputError
             If memory does not suffice for the backward pass of one example.
         """
-        try:
-            return self.model.gradients(batch, (self.request.choices[0], self.request.choices[1]))
-        except torch.OutOfMemoryError as error:
-            raise InvalidInputError(
-                f"expected memory for the backward pass of one example of {batch.input_ids.shape[1]} tokens on {self.model.device}, found "
-                f"too little ({str(error).splitlines()[0]}); leave hiding_estimate out of `record`, or lower `max_pixels`"
-            ) from error
+        found = attempt(lambda: self.model.gradients(batch(), (self.request.choices[0], self.request.choices[1])))
+        if isinstance(found, OutOfMemory):
+            tokens = len(self.plan.layouts[example].ids)
+            raise self.too_little(
+                f"the backward pass of one example of {tokens} tokens", found, "leave hiding_estimate out of `record`, lower `max_pixels`"
+            )
+        return found
+
+    def move_on(self, block: int, place: int) -> None:
+        """Go on to an example of a block: batches are as large as memory allowed there, in this run or an earlier one."""
+        self.batch_tokens = self.kept.limit("capture", block, place, self._given_tokens)
+
+    def halve(self, work: Work, block: int, place: int, tokens: int) -> None:
+        """Lower the tokens in a forward pass from an example on, because memory ran out."""
+        self.halvings += 1
+        self.kept.add(Halving(work, block, place, tokens))
+
+    def too_little(self, what: str, found: OutOfMemory, remedy: str) -> InvalidInputError:
+        """The error for work that memory does not suffice for, although nothing smaller can be tried."""
+        return InvalidInputError(
+            f"expected memory for {what} on {self.model.device}, found too little ({found.reason}); {remedy}, or take a larger GPU"
+        )
 
     def next_batch(self, members: Sequence[int]) -> list[int]:
         """The first of `members` (sorted by length) that fit in a padded batch within the token budget; at least one.

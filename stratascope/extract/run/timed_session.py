@@ -12,6 +12,7 @@ import torch
 
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.gradients import TokenGradients
+from stratascope.extract.run.halvings import Work
 from stratascope.extract.run.inputs import LoadedImage, PreparedImages
 from stratascope.extract.run.model import Batch, PendingCapture
 from stratascope.extract.run.pipeline import BackgroundQueue
@@ -63,13 +64,16 @@ class TimedSession(ExtractionSession):
         super()._check(batch, pending)
         self.checking += self.clock() - begin
 
-    def token_gradients(self, example: int, batch: Batch) -> TokenGradients:
+    def halve(self, work: Work, block: int, place: int, tokens: int) -> None:
+        super().halve(work, 0, 0, tokens)  # for all batches: the sample jumps between blocks, and starts again
+
+    def token_gradients(self, example: int, batch: Callable[[], Batch]) -> TokenGradients:
         with self.timed("gradients"):
             return super().token_gradients(example, batch)
 
-    def knock_out(self, example: int, batch: Batch) -> np.ndarray:
+    def knock_out(self, example: int, batch: Callable[[], Batch], block: int, place: int) -> np.ndarray:
         with self.timed("knockouts"):
-            return super().knock_out(example, batch)
+            return super().knock_out(example, batch, block, place)
 
 
 class ImmediateQueue(BackgroundQueue):

@@ -20,6 +20,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from stratascope.errors import CaptureError
 from stratascope.extract.run.capture import reading_residuals
+from stratascope.extract.run.window_attention import windows_in_one_call
 
 
 @dataclass
@@ -158,7 +159,7 @@ def image_features(
     known = _feature_parameters(model)
     tower: Any = getattr(getattr(model, "model", None), "visual", None)
     seen = vision_capture(tower, image["image_grid_thw"], [(0, each) for each in cells]) if cells else None
-    with capturing_vision(tower, seen) if seen else nullcontext():
+    with windows_in_one_call(tower), capturing_vision(tower, seen) if seen else nullcontext():
         output = _feature_owners(model)[0].get_image_features(
             **{name: values for name, values in image.items() if name in known}, return_dict=True
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.claims import LayerClaims, band_text, detectable_effect, equivalence_margin_of
-from stratascope.probe.curve.metrics import width_of
+from stratascope.probe.curve.metrics import advantage_range, width_of
 from stratascope.probe.curve.onset_offset import EVENTS, LayerEvent, event_table, peak
 from stratascope.results.file import ResultFile
 from stratascope.results.layer_intervals import LayerIntervals
@@ -119,7 +119,9 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
         both = {"critical": family.get("critical", 0.0), "comparisons": family.get("comparisons")}
         bands = band(value, draws, level=level, **width_of(metric, groups), certain=certain, **both)
         columns = {"layer": layers, "metric": metric, "name": name, "baseline": baseline, "value": value}
-        table = pd.DataFrame(columns | bands.ends).assign(minimum_detectable_effect=detectable_effect(value, draws, bands, metric, facts))
+        least = detectable_effect(value, draws, bands, metric, facts)
+        bands = bands.within(advantage_range(metric, facts.get("chance")))
+        table = pd.DataFrame(columns | bands.ends).assign(minimum_detectable_effect=least)
         return cls(table=table, draws=draws, bands=bands, level=level, attributes=facts)
 
     @property
@@ -270,10 +272,7 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
         bands = wide[0].with_ends(ends)
         table = first[["layer", "metric", "name"]].assign(baseline=" and ".join(one.table["baseline"].iloc[0] for one in advantages))
         table = table.assign(value=np.min([one.table["value"] for one in advantages], axis=0), **bands.ends)
-        needed = [
-            one.table["minimum_detectable_effect"] + wider.ends["high_simultaneous"] - one.table["high_simultaneous"]
-            for one, wider in zip(advantages, wide, strict=True)
-        ]
+        needed = [one.table["minimum_detectable_effect"] + one._missing_reach(together) for one in advantages]
         table["minimum_detectable_effect"] = np.max(needed, axis=0)
         kept = ("task", "position", "fingerprint", "margin", "equivalence_margin", "examples", "family")
         facts = {key: advantages[0].attributes[key] for key in kept if key in advantages[0].attributes}
@@ -287,7 +286,15 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
             return self.bands
         value, reach = self.table["value"].to_numpy(), critical * self.draws.std(axis=0)
         low, high = np.minimum(self.bands.low_simultaneous, value - reach), np.maximum(self.bands.high_simultaneous, value + reach)
-        return replace(self.bands, low_simultaneous=low, high_simultaneous=high, critical=critical)
+        wider = replace(self.bands, low_simultaneous=low, high_simultaneous=high, critical=critical)
+        return wider.within(advantage_range(str(self.table["metric"].iloc[0]), self.attributes.get("chance")))
+
+    def _missing_reach(self, critical: float) -> Floats:
+        """(layer,) by how much the half-width of the band is below that of at least `critical` standard errors."""
+        value = self.table["value"].to_numpy()
+        # one end may be that of the metric's range; the other then shows the half-width
+        half = np.maximum(value - self.bands.low_simultaneous, self.bands.high_simultaneous - value)
+        return np.asarray(np.maximum(critical * self.draws.std(axis=0) - half, 0.0))
 
     @classmethod
     def schema(cls) -> ResultSchema:
@@ -311,40 +318,3 @@ class Advantage(Result, kind="advantage", command="probe", prefix="advantage"):
         if "minimum_detectable_effect" not in table:  # a file of version 0.1
             table = table.assign(minimum_detectable_effect=detectable_effect(value, draws, bands, str(table["metric"].iloc[0]), attributes))
         return cls(table, draws, bands, level, attributes)
-
-
-class Paired(Protocol):
-    """Part of a layer curve that decides whether another can be paired with it: layers, examples, and draws and seed of the bootstrap."""
-
-    @property
-    def layers(self) -> NDArray[np.intp]: ...
-
-    @property
-    def examples(self) -> pd.DataFrame: ...
-
-    @property
-    def attributes(self) -> Mapping[str, Any]: ...
-
-
-def refuse_unpaired(own: Paired, other: Paired) -> None:
-    """Check that two curves can be paired example by example.
-
-    Raises
-    ------
-    InvalidInputError
-        The curves are of other layers, groups or seeds, or of examples that differ in image, caption, relation or label.
-    """
-    if not np.array_equal(own.layers, other.layers):
-        raise InvalidInputError(f"expected curves of the same layers, found {own.layers.tolist()} and {other.layers.tolist()}")
-    keys = [(c.attributes.get("draws"), c.attributes.get("seed"), c.examples[["id", "group"]].to_numpy().tolist()) for c in (own, other)]
-    if keys[0] != keys[1]:
-        raise InvalidInputError(
-            f"expected curves of the same examples and seed, so that differences are paired, found {len(own.examples)} and "
-            f"{len(other.examples)} examples with seeds {keys[0][1]} and {keys[1][1]}; give both the same `examples` and `seed`"
-        )
-    mine, theirs = (c.examples.get("digest") for c in (own, other))
-    if mine is not None and theirs is not None and (unlike := np.flatnonzero(mine.to_numpy() != theirs.to_numpy())).size:
-        raise InvalidInputError(
-            f"expected curves of the same examples, found {len(unlike)} of {len(mine)} that differ in image, caption, relation or "
-            f"label, first at id {str(own.examples['id'].iloc[unlike[0]])!r}; extract the same examples again for the baseline"
-        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
@@ -107,6 +109,22 @@ class CurveSet(CurveGroup[LayerCurve]):
     def metric_of(self, curve: LayerCurve) -> str:
         """The metric of a curve in claims, figures and summaries: the requested one if the curve has it."""
         return curve.metric if self.metric is None or self.metric not in set(curve.table["metric"]) else self.metric
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits that name the set: those of equal curves, settings, controls and baselines are equal."""
+        kept = ("store", "provenance", "remarks", "duplicate_images", "run")
+        curves = {"": self.own, **self.baselines}
+        known = sorted(
+            json.dumps(
+                [name, c.task, c.position, c.layers.tolist(), {k: v for k, v in c.attributes.items() if k not in kept}],
+                sort_keys=True,
+                default=str,
+            )
+            for name, some in curves.items()
+            for c in some
+        )
+        return hashlib.sha256("\n".join(known).encode()).hexdigest()[:8]
 
     def with_family(self, *, margin: float = 0.0, equivalence_margin: float | None = None) -> CurveSet:
         """The same curves with one simultaneous band over all of them, so that all their claims hold together.

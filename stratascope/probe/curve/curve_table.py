@@ -31,7 +31,7 @@ class CurveTable(Result):
     @property
     def options(self) -> Mapping[str, Any]:
         """Task and position of the curve, and the parameters of the class."""
-        return {name: value for name, value in self.attributes.items() if name != "fingerprint"}
+        return {name: value for name, value in self.attributes.items() if name not in ("fingerprint", "run")}
 
     @property
     def name_parts(self) -> tuple[str | None, ...]:

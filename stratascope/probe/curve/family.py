@@ -11,7 +11,7 @@ from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.advantage import Advantage
 from stratascope.probe.curve.claims import detectable_effect
 from stratascope.probe.curve.layer_curve import LayerCurve
-from stratascope.probe.curve.metrics import width_of
+from stratascope.probe.curve.metrics import advantage_range, width_of
 from stratascope.stats.intervals import NO_SPREAD, Band, band
 
 ALL = "all"
@@ -33,6 +33,11 @@ def family_bands(curves: Sequence[LayerCurve], advantages: Sequence[Advantage], 
         In one metric.
     level
         Of the family.
+
+    Returns
+    -------
+    list of Band
+        Of each advantage; their simultaneous ends may lie beyond the range of the metric.
 
     Raises
     ------
@@ -93,12 +98,13 @@ def family_table(
     bands = family_bands([curve for curve, _, _ in flat], [one for _, _, one in flat], level=level)
     parts: list[pd.DataFrame] = []
     for (curve, name, one), own in zip(flat, bands, strict=True):
-        error = one.draws.std(axis=0)
-        least = margin + detectable_effect(one.table["value"].to_numpy(), one.draws, own, str(one.table["metric"].iloc[0]), one.attributes)
+        error, metric = one.draws.std(axis=0), str(one.table["metric"].iloc[0])
+        least = margin + detectable_effect(one.table["value"].to_numpy(), one.draws, own, metric, one.attributes)
+        ends = own.within(advantage_range(metric, one.attributes.get("chance"))).ends
         parts.append(
             pd.DataFrame(
                 {
-                    **_key(curve), "baseline": name, "layer": one.table["layer"], "value": one.table["value"], **own.ends,
+                    **_key(curve), "baseline": name, "layer": one.table["layer"], "value": one.table["value"], **ends,
                     "minimum_detectable_effect": np.where(error > NO_SPREAD, least, np.nan),
                 }
             )

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
 from stratascope.figures.drawing import metric_name
-from stratascope.probe.curve.advantage import Advantage, refuse_unpaired
+from stratascope.probe.curve.advantage import Advantage
 from stratascope.probe.curve.claims import LayerClaims, band_text
 from stratascope.probe.curve.layer_curve_schema import SCHEMA
 from stratascope.probe.curve.metrics import best_row, main_metric, prediction_table
 from stratascope.probe.curve.onset_offset import LayerEvent, event_table
+from stratascope.probe.curve.pairing import refuse_unpaired
 from stratascope.probe.validation.out_of_fold import fit_warnings
 from stratascope.results.file import ResultFile
 from stratascope.results.layer_intervals import LayerIntervals
@@ -153,8 +154,7 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
         value, draws = rows["value"].to_numpy(), self.draws[metric or self.metric].T
         if baseline is None:
             chance = rows["chance"].to_numpy()
-            level = {"chance": float(chance[0])}
-            return self._advantage(value - chance, draws - chance, metric, "chance", level, self.certain)
+            return self._advantage(value - chance, draws - chance, metric, "chance", {"chance": float(chance[0])}, self.certain)
         refuse_unpaired(self, baseline)
         other = baseline.rows(metric or self.metric)["value"].to_numpy()
         fact: dict[str, Any] = {"task": baseline.task, **{key: baseline.attributes.get(key) for key in ("store", "fingerprint")}}
@@ -272,7 +272,7 @@ class LayerCurve(Result, kind="layer_curve", command="probe", prefix="probe"):
     @property
     def options(self) -> Mapping[str, Any]:
         """Parameters of `layer_curve`: task, position, layers, and the settings of the study."""
-        held = {name: value for name, value in self.attributes.items() if name not in ("store", "fingerprint", "provenance")}
+        held = {name: value for name, value in self.attributes.items() if name not in ("store", "fingerprint", "provenance", "run")}
         return {"task": self.task, "position": self.position, "layers": self.layers.tolist(), **held}
 
     @property

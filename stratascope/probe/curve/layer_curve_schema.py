@@ -40,7 +40,7 @@ SCHEMA = ResultSchema(
             **each(int, "folds? seed? minimum? draws? control_draws? rank?"),
             **each(float, "level? tolerance? leakage? margin? equivalence_margin?"),
             "family?": FAMILY,
-            **each(list[str], "split? only? types?"),
+            **each(list[str], "split? only? types? numeric? categorical?"),
             "strengths?": list[float] | None,
             **each(bool, "directions? nonlinear?"),
             "provenance?": PROVENANCE,

@@ -46,6 +46,25 @@ def width_of(metric: str, groups: int | None) -> _Width:
     return {"groups": groups if counted or metric == "auroc" else None, "counted": counted}
 
 
+def score_range(metric: str) -> tuple[float, float]:
+    """Lowest and highest possible score of a metric."""
+    bottom = -np.inf if metric.startswith("r2") else -1.0 if metric.startswith("spearman") else 0.0
+    return bottom, np.inf if metric == "log_loss" else 1.0
+
+
+def advantage_range(metric: str, chance: float | None = None) -> tuple[float, float]:
+    """Smallest and largest possible advantage in a metric.
+
+    Over a constant score `chance`, it is limited by the range of the score alone. A measured baseline is uncertain itself: the best
+    possible score minus the measured one is no limit of the expected advantage.
+    """
+    low, high = score_range(metric)
+    if metric == "log_loss":  # lower is better
+        low, high = -high, low
+        chance = None if chance is None else -chance
+    return (low - high, high - low) if chance is None else (low - chance, high - chance)
+
+
 def chance_levels(codes: NDArray[np.intp], classes: int) -> dict[str, float]:
     """Chance level of each metric: a guess from the class frequencies alone."""
     share = np.bincount(codes, minlength=classes) / len(codes)
@@ -215,6 +234,4 @@ def score_band(
 ) -> dict[str, Floats]:
     """Ends of the intervals of a score by layer, within the range of its metric; `family` as of `CurveSet.with_family`."""
     wide = {name: family[name] for name in ("critical", "comparisons")} if family else {}
-    found = band(value, draws, level=level, **width_of(metric, groups), certain=certain, **wide)
-    bottom, top = -np.inf if metric.startswith("r2") else 0.0, np.inf if metric == "log_loss" else 1.0
-    return {name: np.clip(end, bottom, top) for name, end in found.ends.items()}
+    return band(value, draws, level=level, **width_of(metric, groups), certain=certain, **wide).within(score_range(metric)).ends

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +12,9 @@ import pandas as pd
 from stratascope.errors import InvalidInputError
 from stratascope.figures.drawing import LAYER_LABELS, metric_name, new_figure
 from stratascope.figures.style import paper_style
+from stratascope.probe.curve.claims import detectable_effect
 from stratascope.probe.curve.layer_curve import LayerCurve
-from stratascope.probe.curve.metrics import better_than_chance, width_of
+from stratascope.probe.curve.metrics import better_than_chance, score_range, width_of
 from stratascope.results.locations import file_name
 from stratascope.results.result import CHOICE, Result, new_axes, table_field
 from stratascope.results.schema import columns
@@ -37,6 +38,7 @@ class ScoreGrid(
         **each(str, "task metric"),
         **each(str | None, "array? fingerprint store"),
         **each(float, "level critical"),
+        "examples?": int,
         **CHOICE,
         "provenance?": (PROVENANCE, None),
     },
@@ -47,10 +49,11 @@ class ScoreGrid(
         columns(text="row metric", ints="layer", floats=f"value {INTERVAL} chance", flags="found", grid="metric row layer")
     )
     """One row per curve and layer: row (the position or head), layer, metric, value, low, high, low_simultaneous, high_simultaneous,
-    chance, found (whether the simultaneous lower bound exceeds chance)."""
+    chance, found (whether the simultaneous lower bound exceeds chance); since version 0.2 also minimum_detectable_effect (the advantage
+    over chance that would have been detected with 80 % power)."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """task, metric, level, critical (standard errors on each side of the band), array, only; fingerprint, name and provenance of the
-    store."""
+    """task, metric, level, critical (standard errors on each side of the band), examples (of the smallest curve), array, only;
+    fingerprint, name and provenance of the store."""
 
     @classmethod
     def of(cls, curves: Sequence[LayerCurve], metric: str | None = None) -> ScoreGrid:
@@ -93,10 +96,18 @@ class ScoreGrid(
         family = attributes.get("family") if name == curves[0].metric else None
         joint = {key: family[key] for key in ("critical", "comparisons")} if family else {}
         bands = band(table["value"].to_numpy(), draws, level=level, **width_of(name, groups), certain=certain, **joint)
+        chance = table["chance"].to_numpy()
+        over = replace(bands, low_simultaneous=bands.low_simultaneous - chance)
+        table["minimum_detectable_effect"] = detectable_effect(
+            table["value"].to_numpy() - chance, draws, over, name, {"chance": float(chance[0])}
+        )
+        bands = bands.within(score_range(name))
         table = table.assign(low_simultaneous=bands.low_simultaneous, high_simultaneous=bands.high_simultaneous)
         table["found"] = better_than_chance(table, name)
         columns = ["row", "layer", "metric", "value", "low", "high", "low_simultaneous", "high_simultaneous", "chance", "found"]
-        facts = {"task": tasks[0], "metric": name, "level": level, "critical": bands.critical}
+        columns += ["minimum_detectable_effect"]
+        facts: dict[str, Any] = {"task": tasks[0], "metric": name, "level": level, "critical": bands.critical}
+        facts["examples"] = min(len(curve.examples) for curve in curves)
         facts |= {key: attributes.get(key) for key in ("array", "fingerprint", "store", "provenance")}
         facts["only"] = list(attributes.get("only", ()))
         return cls(table[columns], facts)
@@ -135,7 +146,24 @@ class ScoreGrid(
             for row in self.best(3).itertuples()
         ]
         count = int(self.table["found"].sum())
-        return f"{self.attributes['task']:<16} {count} of {len(self.table)} {rows} above chance in {name}: {', '.join(best) or 'none'}"
+        found = ", ".join(best) or f"none{self._limits}"
+        return f"{self.attributes['task']:<16} {count} of {len(self.table)} {rows} above chance in {name}: {found}"
+
+    @property
+    def _limits(self) -> str:
+        """Number of examples and minimum detectable effect, of a file that holds them."""
+        if "minimum_detectable_effect" not in self.table or "examples" not in self.attributes:
+            return ""
+        metric, chance, least = (
+            str(self.attributes["metric"]),
+            float(self.table["chance"].max()),
+            float(self.table["minimum_detectable_effect"].max()),
+        )
+        size, lower = f"n = {self.attributes['examples']:,}", metric == "log_loss"
+        if least > (chance if lower else 1 - chance):
+            return f" ({size}; not even the best possible {metric_name(metric)} would have been detected with 80 % power)"
+        score = f"at most {chance - least:.2f}" if lower else f"at least {chance + least:.2f}"
+        return f" ({size}; {metric_name(metric)} of {score} would have been detected with 80 % power)"
 
     def to_frame(self) -> pd.DataFrame:
         """The table."""

@@ -174,14 +174,16 @@ class StudyResult(Result, kind="study", prefix="study", schema=_SCHEMA, rules=(_
         least = row["minimum_detectable_effect"]
         power = "" if np.isnan(least) else _power(row)
         limit = "; ".join([size, *([power] if power else [])])
+        mine = of_curve(self.layers, row[CURVE]).query("baseline == @row.baseline")
+        layers, absent = mine["layer"].to_numpy(), mine["verdict"].to_numpy() == "absent"
+        anywhere = "any layer" if len(layers) > 1 else f"layer {layers[0]}"
         words = [
             f"{what} is decodable in {row['detected']} ({size}): its {metric} exceeds {over}{more}"
             if detected
-            else f"{what} is not detected in any layer ({limit}): its {metric} is not significantly above {over}{more}",
-            f"largest advantage {row['peak']:+.3f} [{row['peak_low']:.3f}, {row['peak_high']:.3f}] at layer {row['peak_layer']}",
+            else f"{what} is not detected in {anywhere} ({limit}): its {metric} is not significantly above {over}{more}",
+            f"{'largest ' if len(layers) > 1 else ''}advantage {row['peak']:+.3f} [{row['peak_low']:.3f}, {row['peak_high']:.3f}] at "
+            f"layer {row['peak_layer']}",
         ]
-        mine = of_curve(self.layers, row[CURVE]).query("baseline == @row.baseline")
-        layers, absent = mine["layer"].to_numpy(), mine["verdict"].to_numpy() == "absent"
         # the advantage of a layer over itself is 0, whatever the data
         itself = (layers == 0) & (EMBEDDINGS in self.baselines and row["baseline"] in (ALL, EMBEDDINGS))
         if excluded := LayerIntervals.of(layers, absent & ~itself):
@@ -196,12 +198,24 @@ class StudyResult(Result, kind="study", prefix="study", schema=_SCHEMA, rules=(_
     @property
     def limits(self) -> list[str]:
         """What the sentence does not say: secondary curves, transfers, deviations."""
-        found = [f"{row['task']} at {_place(row)}: {_layers_of(row)}" for row in self._over_all() if not row["primary"]]
+        found = [f"{row['task']} at {_place(row)}: {self._verdict(row)}" for row in self._over_all() if not row["primary"]]
         lines = ["secondary, over every baseline:", *(f"  {line}" for line in found)] if found else []
         for store in dict.fromkeys(self.transfers["store"]):
             lines += [f"probes of the original images tested on {store} (labels unchanged): {text}" for text in self._transferred(store)]
         deviations = [f"  {text}" for text in self.deviations] or ["  none"]
         return [*lines, "deviations from the plan:", *deviations]
+
+    def _verdict(self, row: pd.Series[Any]) -> str:
+        """What a secondary curve shows."""
+        best = f"{row['peak']:+.3f} [{row['peak_low']:.3f}, {row['peak_high']:.3f}] at layer {row['peak_layer']}"
+        if row["detected"] != "no layer":
+            return f"detected in {row['detected']}; {best}"
+        if row["undecided"] == "no layer":
+            excluded = f"an advantage of {self.attributes['equivalence_margin']:g} or more is excluded in {row['absent']}"
+            return f"{excluded} (n = {row['examples']:,}); {best}"
+        least = row["minimum_detectable_effect"]
+        power = "" if np.isnan(least) else f"; {_power(row)}"
+        return f"not detected (n = {row['examples']:,}{power}); {best}"
 
     def summary(self) -> str:
         """The question, the sentence and its limits, and the digest of the plan."""
@@ -296,14 +310,3 @@ def _power(row: pd.Series[Any]) -> str:
 
 def _place(row: pd.Series[Any]) -> str:
     return str(row["position"]) if row["array"] == "residual" else f"{row['position']} of {row['array']}"
-
-
-def _layers_of(row: pd.Series[Any]) -> str:
-    best = f"{row['peak']:+.3f} [{row['peak_low']:.3f}, {row['peak_high']:.3f}] at layer {row['peak_layer']}"
-    if row["detected"] != "no layer":
-        return f"detected in {row['detected']}; {best}"
-    if row["undecided"] == "no layer":
-        return f"absent in {row['absent']} (n = {row['examples']:,}); {best}"
-    least = row["minimum_detectable_effect"]
-    power = "" if np.isnan(least) else f"; {_power(row)}"
-    return f"not detected (n = {row['examples']:,}{power}); {best}"

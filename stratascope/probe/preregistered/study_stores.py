@@ -13,6 +13,7 @@ from stratascope.store import ActivationStore
 from stratascope.store.format.prompt_parts import CELL_POSITION, TOKEN_POSITION
 from stratascope.store.format.provenance import same_model_files
 from stratascope.store.io.example_identity import refuse_other_examples
+from stratascope.store.io.store_files import inside, store_exists
 
 AGAIN = "record it with `stratascope extract --for PLAN.toml --out DIR`"
 
@@ -24,11 +25,13 @@ def study_stores(plan: StudyPlan, folder: str | Path) -> dict[str, ActivationSto
     ------
     NotRecordedError
         A store is missing.
+    UnreachableError
+        A server refuses or does not answer.
     """
     found = {}
     for store in plan.stores:
-        path = Path(folder) / f"{store.name}.zarr"
-        if not path.exists():
+        path = inside(folder, f"{store.name}.zarr")
+        if not store_exists(path):
             raise NotRecordedError(
                 f"expected the store {path} (condition {store.condition}{_drawn(store)}), found none; record it with "
                 f"`stratascope extract --for PLAN.toml --out {folder}`"

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from stratascope.probe.solver.quasi_newton import memory_for
 from stratascope.probe.solver.standardised_rows import CHUNK
-from stratascope.probe.study.study_plan import Batch, ProbeSettings
+from stratascope.probe.study.batch import Batch
+from stratascope.probe.study.study_plan import ProbeSettings
 from stratascope.probe.validation.cross_validation import RIDGE_STRENGTHS, STRENGTHS
 from stratascope.probe.validation.fold_design import design_for
 from stratascope.store.io.overview import bytes_text

@@ -14,21 +14,22 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError
 from stratascope.figures.drawing import draw_layer_curves, metric_name, new_figure
 from stratascope.figures.style import paper_style
-from stratascope.probe.curve.advantage import DERIVED
+from stratascope.probe.curve.advantage import DERIVED, Advantage
+from stratascope.probe.curve.claims import LayerClaims, equivalence_margin_of
 from stratascope.probe.curve.curve_table import CurveTable
 from stratascope.probe.curve.metrics import best_row, better_than_chance, chance_levels, main_metric, score_layers, score_table
+from stratascope.probe.curve.value_metrics import score_values
 from stratascope.probe.study.positions import Position, available_at, position_text, read_at
 from stratascope.probe.study.study import SCHEDULER, plan_study
 from stratascope.probe.study.study_plan import ProbeOptions, ProbeSettings, layers_of, shows_probe_options, wanted_examples
 from stratascope.probe.study.transfer import apply_probes, refuse_without_directions
-from stratascope.probe.tasks.geometry import score_values
 from stratascope.probe.tasks.matched_tasks import match_tasks, refuse_other_model, store_label
 from stratascope.probe.tasks.task import Task
 from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.result import new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import INTERVAL
+from stratascope.stats.intervals import INTERVAL, INTERVALS, Band
 from stratascope.store import ActivationStore, condition_of
 from stratascope.store.io.example_identity import group_labels
 
@@ -62,9 +63,12 @@ class CrossTransfer(CurveTable, kind="cross_transfer", command="probe", prefix="
     True
     """
 
-    table: pd.DataFrame = table_field(columns(text="metric", ints="layer", floats=f"value {INTERVAL} chance {OWN}", grid="metric layer"))
+    table: pd.DataFrame = table_field(
+        columns(text="metric", ints="layer", floats=f"value {INTERVAL} chance {OWN} minimum_detectable_effect", grid="metric layer")
+    )
     """Each layer's probe tested at the same layer: layer, metric, value, low, high, low_simultaneous, high_simultaneous, chance;
-    own_value, own_low, own_high: out-of-fold score in the store of training, on the same classes."""
+    own_value, own_low, own_high: out-of-fold score in the store of training, on the same classes; minimum_detectable_effect: the
+    advantage over chance that would have been detected with 80 % power."""
     matrix: pd.DataFrame = table_field(columns(text="metric", ints="layer to_layer", floats=f"value {INTERVAL} chance", empty=True))
     """layer (trained), to_layer (tested), metric, value, low, high, low_simultaneous, high_simultaneous (over all pairs), chance; no rows
     where only the same layers were tested."""
@@ -102,7 +106,7 @@ class CrossTransfer(CurveTable, kind="cross_transfer", command="probe", prefix="
         ends = f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]"
         score = f"{metric_name(self.metric)} {best['value']:.3f} {ends} at layer {int(best['layer'])}"
         above, below = (LayerIntervals.of(rows["layer"], better_than_chance(rows, self.metric, worse=worse)) for worse in (False, True))
-        where = f"above chance in {above}" if above else f"not detected (n = {tested['examples']:,})"
+        where = f"above chance in {above}" if above else self.claims.detection
         where += f"; significantly below chance in {below}" if below else ""
         lines = [
             f"{self.title}, trained on {trained['store']} ({trained['examples']:,} examples), tested on {self.attributes['to']} "
@@ -112,6 +116,27 @@ class CrossTransfer(CurveTable, kind="cross_transfer", command="probe", prefix="
             *(f"  {remark}" for remark in self.remarks),
         ]
         return "\n".join(lines)
+
+    @property
+    def claims(self) -> LayerClaims:
+        """Layers in which the score on the other store is above chance, and minimum detectable effects."""
+        rows, level = self.rows(), float(self.attributes["level"])
+        over = {name: rows[name].to_numpy() - rows["chance"].to_numpy() for name in ("value", *INTERVALS)}
+        low, high, low_all, high_all = (over[end] for end in INTERVALS)
+        if self.metric == "log_loss":  # lower is better
+            low, high, low_all, high_all = -high, -low, -high_all, -low_all
+        return LayerClaims.of(
+            rows["layer"].to_numpy(),
+            -over["value"] if self.metric == "log_loss" else over["value"],
+            Band(low, high, low_all, high_all, critical=float("nan")),
+            rows["minimum_detectable_effect"].to_numpy(),
+            metric=self.metric,
+            margin=0.0,
+            equivalence_margin=equivalence_margin_of(self.metric),
+            level=level,
+            chance=float(rows["chance"].iloc[0]),
+            examples=int(self.attributes["tested"]["examples"]),
+        )
 
     @property
     def remarks(self) -> list[str]:
@@ -222,7 +247,9 @@ def cross_transfer(
     refuse_without_directions(settings, place)
     refuse_other_model(source, target, array)
     usable = [wanted_examples(one, None, settings.only) & available_at(one, array, place) for one in (source, target)]
-    matched = match_tasks(source, target, task, usable, minimum=settings.minimum, folds=settings.folds, values=values)
+    matched = match_tasks(
+        source, target, task, usable, minimum=settings.minimum, folds=settings.folds, values=values, types=settings.column_types
+    )
     study = plan_study(source, (matched.source,), (place,), array=array, layers=layers, **options)
     held = layers_of(target, array, list(study.layers) if source.layout.array(array).layer_dim else None)
     answers = study.answers(scheduler=scheduler, workers=workers, progress=progress, output=output)[place]
@@ -240,7 +267,7 @@ def cross_transfer(
     own = curve.table.set_index(["metric", "layer"])[["value", "low", "high"]].add_prefix("own_")
     return CrossTransfer(
         table=table.join(own, on=["metric", "layer"]),
-        matrix=test.matrix(held, weights, biases, chosen) if matrix else _no_matrix(table),
+        matrix=test.matrix(held, weights, biases, chosen) if matrix else table.iloc[:0].assign(to_layer=np.zeros(0, np.int64)),
         attributes={
             "task": study.tasks[0],
             "position": place,
@@ -290,10 +317,19 @@ class _Test:
         return values, draws, chance_levels(codes, classes)
 
     def scores(self, layers: NDArray[np.intp], logits: Sequence[Floats]) -> pd.DataFrame:
-        """One row per metric and layer, with a simultaneous band over the layers."""
+        """One row per metric and layer, with a simultaneous band over the layers and the minimum detectable effect."""
         values, draws, chance = self._scored(np.stack(logits))
+        count, level = self.bootstrap.count, self.settings.level
         certain = np.array([(one == one[..., :1]).all() for one in logits])
-        return score_table(layers, values, draws, chance, self.bootstrap.count, self.settings.level, certain)
+        table = score_table(layers, values, draws, chance, count, level, certain)
+        least = [
+            Advantage.of(
+                layers, value - chance[metric], draws[metric] - chance[metric], metric=metric, name=self.task.name, baseline="chance",
+                level=level, attributes={"chance": chance[metric]}, groups=count, certain=certain,
+            ).minimum_detectable_effect
+            for metric, value in values.items()
+        ]  # fmt: skip
+        return table.assign(minimum_detectable_effect=np.concatenate(least))
 
     def matrix(self, layers: Sequence[int], weights: Floats, biases: Floats, metric: str) -> pd.DataFrame:
         """One row per pair of layers, with a simultaneous band over all pairs."""
@@ -303,10 +339,6 @@ class _Test:
         trained, tested = np.tile(layers, len(layers)), np.repeat(layers, len(layers))
         table = score_table(trained, value, draws, parts[0][2], self.bootstrap.count, self.settings.level)
         return table.assign(to_layer=tested)
-
-
-def _no_matrix(table: pd.DataFrame) -> pd.DataFrame:
-    return table.iloc[:0].assign(to_layer=np.zeros(0, np.int64))
 
 
 def _facts(store: ActivationStore) -> dict[str, Any]:

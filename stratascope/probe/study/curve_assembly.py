@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from stratascope.errors import NotRecordedError
 from stratascope.probe.curve.layer_curve import LayerCurve
 from stratascope.probe.curve.metrics import chance_levels, main_metric, predict, score_layers, score_table
+from stratascope.probe.curve.value_metrics import score_values
+from stratascope.probe.study.batch import Batch
 from stratascope.probe.study.layer_task import LayerAnswer, LayerTask, solve_features, unmeasured_share
 from stratascope.probe.study.positions import is_pair
-from stratascope.probe.study.study_plan import Batch, ProbeSettings
-from stratascope.probe.tasks.geometry import GEOMETRY, geometry_features, score_values
+from stratascope.probe.study.study_plan import ProbeSettings
+from stratascope.probe.tasks.geometry import GEOMETRY, geometry_features
 from stratascope.probe.validation.estimators import nonlinear_remark
 from stratascope.probe.validation.official_splits import split_leakage
 from stratascope.probe.validation.out_of_fold import OutOfFold
@@ -140,7 +142,7 @@ def _curve(
     shares = [answer.shares(len(batch.targets), unknown=unmeasured_share(batch)) for answer in found]
     share, turned = (np.array(measured) for measured in zip(*shares, strict=True))
     if batch.targets:
-        values, draws = score_values(logits, labels, batch.targets, bootstrap, share)
+        values, draws = score_values(logits, labels, batch.targets, bootstrap, share, folds)
         chance = dict.fromkeys(values, 0.0)
         examples |= {target: labels[:, number] for number, target in enumerate(batch.targets)}
     else:

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, TooFewExamplesError
-from stratascope.figures.drawing import LAYER_LABELS, new_figure
+from stratascope.figures.drawing import LAYER_LABELS, metric_name, new_figure
 from stratascope.figures.style import paper_style
 from stratascope.probe.curve.advantage import DERIVED
 from stratascope.probe.curve.curve_table import CurveTable, curve_facts
@@ -80,8 +80,18 @@ class DetectionBySize(
         for number, size in enumerate(shares.columns.to_numpy()):
             found = LayerIntervals.of(layers, share[:, number] > 0.5)
             many = f" in most of {counts[size]} subsets" if counts[size] > 1 else ""
-            words.append(f"n = {size:,}: {found if found else 'not detected'}{many}")
+            words.append(f"n = {size:,}: {found if found else self._null(size)}{many}")
         return f"{self.title}, layers detected over chance by number of examples: {'; '.join(words)}"
+
+    def _null(self, size: int) -> str:
+        """`not detected`, with the largest advantage over layers that would have been detected, mean over subsets."""
+        mine = self.table[self.table["size"] == size]
+        least, chance = float(mine.groupby("subset")["minimum_detectable_effect"].max().mean()), float(mine["chance"].mean())
+        lower, name = self.attributes["metric"] == "log_loss", metric_name(str(self.attributes["metric"]))
+        if least > (chance if lower else 1 - chance):
+            return f"not detected (not even the best possible {name} would have been with 80 % power)"
+        score = f"at most {chance - least:.2f}" if lower else f"at least {chance + least:.2f}"
+        return f"not detected ({name} of {score} would have been with 80 % power)"
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the share of subsets in which each layer is detected, by number of examples."""

@@ -86,7 +86,7 @@ class Finished(ABC, Generic[Answer]):
         }
         digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
         for batch in task.batches:
-            digest.update(json.dumps([batch.classes, batch.targets, batch.folds.test]).encode())
+            digest.update(json.dumps([batch.classes, [*batch.targets, *batch.metrics] if batch.targets else [], batch.folds.test]).encode())
             digest.update(np.ascontiguousarray(batch.folds.of, dtype=np.int64).tobytes())
             digest.update(np.ascontiguousarray(batch.folds.groups, dtype=np.int64).tobytes())
             digest.update(np.ascontiguousarray(batch.labels, dtype=np.float64).tobytes())

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.probe.curve.metrics import score_influences
+from stratascope.probe.curve.value_metrics import value_influences
 from stratascope.probe.solver.blas_threads import one_blas_thread
 from stratascope.probe.solver.standardised_rows import Eigenbasis, Rows, suited_dtype
+from stratascope.probe.study.batch import Batch
 from stratascope.probe.study.cost import labellings_at_once
 from stratascope.probe.study.positions import is_pair, read_at
-from stratascope.probe.study.study_plan import Batch, ProbeSettings
-from stratascope.probe.tasks.geometry import value_influences
+from stratascope.probe.study.study_plan import ProbeSettings
 from stratascope.probe.validation.cross_validation import METHODS, by_fold, classify, regress
 from stratascope.probe.validation.estimators import estimator_of, fit_out_of_fold
 from stratascope.probe.validation.out_of_fold import OutOfFold
@@ -176,7 +177,7 @@ def _scored(answer: OutOfFold, labels: NDArray[Any], batch: Batch, used: NDArray
     share, turned = answer.shares(len(batch.targets), unknown=unmeasured_share(batch))
     logits, labels, folds = answer.logits[:, tested], labels[tested], batch.folds.of[used][tested]
     scores = (
-        value_influences(logits, labels, batch.targets, share)
+        value_influences(logits, labels, batch.targets, share, folds)
         if batch.targets
         else score_influences(logits, labels, folds, len(batch.classes), float(share[0]), float(turned[0]))
     )

@@ -128,7 +128,15 @@ def run_probes(
     _add_measures(done, studies, run)
     _add_transfer(done, studies, run)
     _add_test_on(done, store, run)
+    run_name = done.curves.digest
+    done.results.update({name: _of_run(result, run_name) for name, result in done.results.items()})
     return done
+
+
+def _of_run(result: Result, run: str) -> Result:
+    """The result with the name of its run, so that results of several runs in one folder are told apart."""
+    with_run: Result = replace(result, attributes={**result.attributes, "run": run})  # type: ignore[type-var]
+    return with_run
 
 
 def plan_studies(store: ActivationStore, request: ProbeRequest) -> Studies:
@@ -165,7 +173,15 @@ def peak_text(curve: LayerCurve) -> str:
     score = f"{name} {best['value']:.3f} [{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}]{where}"
     alike = [layer for layer in curve.peak.candidates if layer != best["layer"]]
     rest = f", not significantly better than layer {', '.join(map(str, alike))}" if 0 < len(alike) <= 4 else ""
-    return f"{score}{rest} (chance {best['chance']:.3f})"
+    return f"{score}{rest} (chance {best['chance']:.3f}){_ranked(curve, int(best['layer']))}"
+
+
+def _ranked(curve: LayerCurve, layer: int) -> str:
+    """The Spearman correlation beside another metric of a task of values, at a layer; empty for classes."""
+    if not curve.targets or curve.metric != "r2":
+        return ""
+    row = curve.rows("spearman").set_index("layer").loc[layer]
+    return f"; {metric_name('spearman')} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def _cost(studies: Sequence[Study], scheduler: str | None, workers: int | None) -> str:

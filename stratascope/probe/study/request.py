@@ -17,6 +17,7 @@ from stratascope.probe.study.positions import available_at, is_pair, position_na
 from stratascope.probe.study.study import TASKS, Study
 from stratascope.probe.study.study_plan import ProbeSettings, positions_of, task_name
 from stratascope.probe.tasks.task import find_task
+from stratascope.results.probe_runs import earlier_text, split_earlier
 from stratascope.results.stored_result import relation_to, results_in
 from stratascope.store import ActivationStore, chosen_examples, column_texts
 from stratascope.store.io.example_identity import refuse_other_examples
@@ -34,7 +35,7 @@ class ProbeRequest:
     controls: tuple[str, ...] = ()
     """shuffled, control: added to every task."""
     values: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    """Task name -> mapping from example id to class."""
+    """Task name -> mapping from example id to class or number."""
     baselines: Mapping[str, ActivationStore] = field(default_factory=dict)
     """Name -> store of the same examples."""
     by: str = "relation"
@@ -117,6 +118,15 @@ def results_of_others(store: ActivationStore, request: ProbeRequest, folder: Pat
         )
 
 
+def results_of_earlier_runs(store: ActivationStore, folder: Path) -> Iterator[str]:
+    """Warning if a folder holds results of the store whose curve another run of `probe` replaced."""
+    fingerprint = store.fingerprint()
+    held = [found for found in results_in(folder) if found.task and relation_to(found, store, fingerprint) != "other"]
+    _, earlier = split_earlier(held, [found for found in held if found.fingerprint == fingerprint])
+    if earlier:
+        yield f"{folder} also holds {earlier_text(earlier)}: report and figures leave them out"
+
+
 def check_transfer(store: ActivationStore, request: ProbeRequest) -> None:
     """Check that each target of a transfer is a position of the array or a baseline; InvalidInputError otherwise."""
     known = [*(place for place in positions_of(store, request.array) if place), *request.baselines]
@@ -142,6 +152,9 @@ def check_asked(store: ActivationStore, request: ProbeRequest, studies: Mapping[
     asked = {task.partition(":")[0] for task in request.tasks}
     if idle := [name for name in request.values if name not in asked]:
         raise InvalidInputError(f"expected `tasks` with {idle[0]}, whose values are given, found {', '.join(request.tasks)}")
+    for option in ("numeric", "categorical"):
+        if idle := [name for name in request.settings.get(option, ()) if name not in asked]:
+            raise InvalidInputError(f"expected `tasks` with {idle[0]}, which `{option}` names, found {', '.join(request.tasks)}")
     try:
         column_texts(store, request.by)
     except InvalidInputError as error:
@@ -192,7 +205,7 @@ def rare_classes(store: ActivationStore, request: ProbeRequest, curve: LayerCurv
         if other not in request.baselines:
             wanted &= available_at(store, request.array, other)
     specs = {task_name(task, settings.only): task for task in request.tasks}
-    task, _ = find_task(store, specs[curve.task], wanted, request.values)
+    task, _ = find_task(store, specs[curve.task], wanted, request.values, settings.column_types)
     counts = np.bincount(task.codes[wanted & (task.codes >= 0)], minlength=len(task.classes))
     lost = [(int(count), name) for name, count in zip(task.classes, counts, strict=True) if count and name not in curve.classes]
     if not lost:

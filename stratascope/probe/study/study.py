@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
 from stratascope.probe.curve.layer_curve import LayerCurve
+from stratascope.probe.study.batch import Batch
 from stratascope.probe.study.cost import StudyCost, largest_task
 from stratascope.probe.study.curve_assembly import assemble, geometry_baseline
 from stratascope.probe.study.layer_cache import Answer, Finished, FinishedLayers, run_unfinished
 from stratascope.probe.study.layer_task import LayerAnswer, LayerTask, run_layer
 from stratascope.probe.study.positions import Position, columns_at, position_text
 from stratascope.probe.study.study_plan import (
-    Batch,
     ProbeOptions,
     ProbeSettings,
     layers_of,

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, UnwrittenBlockError
+from stratascope.probe.study.batch import Batch, batch_of
 from stratascope.probe.study.positions import PAIR_FORMS, PairForm, available_at
 from stratascope.probe.tasks.controls import CONTROL_DRAWS, TYPES, control_labels, shuffled_labels
+from stratascope.probe.tasks.numeric_values import ColumnTypes
 from stratascope.probe.tasks.task import MINIMUM_COUNT, Task, find_task
 from stratascope.probe.validation.cross_validation import METHODS, TOLERANCE
 from stratascope.probe.validation.estimators import Estimator, checked_method, method_text, refuse_unfit
@@ -54,6 +56,10 @@ class ProbeSettings:
     """COLUMN=VALUE: only examples with one of the values of each column; task names state the selection."""
     types: tuple[str, ...] = TYPES
     """Columns that define the type of an example in a control task."""
+    numeric: tuple[str, ...] = ()
+    """Columns of few whole numbers that are quantities: ridge regression, as for columns with fractions or more than ten whole numbers."""
+    categorical: tuple[str, ...] = ()
+    """Columns of many whole numbers that name classes."""
     control_draws: int = CONTROL_DRAWS
     """Draws of the labels of each control; its score is their mean, and its interval includes the variance between them."""
     tolerance: float = TOLERANCE
@@ -70,6 +76,11 @@ class ProbeSettings:
         """The fields as plain values: an estimator as its text."""
         return {one.name: getattr(self, one.name) for one in fields(self)} | {"method": method_text(self.method)}
 
+    @property
+    def column_types(self) -> ColumnTypes:
+        """The columns of numbers whose kind is given."""
+        return ColumnTypes(self.numeric, self.categorical)
+
     def __post_init__(self) -> None:
         if self.strengths is not None:
             object.__setattr__(self, "strengths", tuple(sorted(float(c) for c in self.strengths)))
@@ -79,6 +90,9 @@ class ProbeSettings:
                     f"expected strengths above 0, found {found}; give others (`strengths`), such as 1e-3, 1e-2 and 1e-1"
                 )
         object.__setattr__(self, "types", tuple(self.types))
+        object.__setattr__(self, "numeric", tuple(self.numeric))
+        object.__setattr__(self, "categorical", tuple(self.categorical))
+        _ = self.column_types
         object.__setattr__(self, "only", checked_choice(self.only))
         object.__setattr__(self, "split", tuple(self.split))
         checked_method(self.method)
@@ -123,6 +137,8 @@ class ProbeOptions(TypedDict, total=False):
     minimum: int
     only: tuple[str, ...]
     types: tuple[str, ...]
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...]
     control_draws: int
     tolerance: float
     draws: int
@@ -141,38 +157,6 @@ def shows_probe_options(function: Function) -> Function:
     named += [Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type) for f in options]
     function.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]
     return function
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Labellings of the same examples with the same folds, solved together."""
-
-    tasks: tuple[str, ...]
-    classes: tuple[str, ...]
-    folds: Folds
-    """Over all examples of the store."""
-    labels: NDArray[Any]
-    """(labelling, example) class codes, -1 for excluded examples; (labelling, example, target) of a task of values. One labelling for
-    each task, then further draws of the controls."""
-    targets: tuple[str, ...] = ()
-    further: tuple[int, ...] = ()
-    """(further labelling,) the number of its task in `tasks`."""
-
-    def draws_of(self, task: int) -> list[int]:
-        """Labellings of a task, by its number in `tasks`: several for a control."""
-        return [task, *(len(self.tasks) + k for k, owner in enumerate(self.further) if owner == task)]
-
-    @property
-    def used(self) -> NDArray[np.bool_]:
-        """(example,)"""
-        return self.folds.of >= 0
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Metrics of its curves."""
-        if self.targets:
-            return ("r2", *(f"r2_{target}" for target in self.targets))
-        return ("accuracy", "balanced_accuracy", *(("auroc",) if len(self.classes) == 2 else ()), "log_loss")
 
 
 def plan_position(
@@ -212,7 +196,7 @@ def plan_position(
     names: dict[str, list[str]] = {}
     labels: dict[str, list[NDArray[Any]]] = {}
     for spec in tasks:
-        found, control = find_task(store, spec, usable, values)
+        found, control = find_task(store, spec, usable, values, settings.column_types)
         found = replace(found, name=task_name(found.name, settings.only))
         if found.name not in tasks_of:
             kept = found.among(usable, settings.minimum, 0 if settings.split else settings.folds)
@@ -222,14 +206,7 @@ def plan_position(
         task, folds = tasks_of[found.name], folds_of[found.name]
         names[task.name].append(f"{task.name}:{control}" if control else task.name)
         labels[task.name].append(_labels(store, task, control, folds, settings))
-    return [_batch(names[n], t, folds_of[n], labels[n]) for n, t in tasks_of.items()]
-
-
-def _batch(names: Sequence[str], task: Task, folds: Folds, drawn: Sequence[NDArray[Any]]) -> Batch:
-    """The batch of a task and its controls from the (draw, example, ...) labels of each."""
-    labels = np.concatenate([np.stack([of_task[0] for of_task in drawn]), *(of_task[1:] for of_task in drawn)])
-    further = tuple(number for number, of_task in enumerate(drawn) for _ in range(len(of_task) - 1))
-    return Batch(tuple(names), task.classes, folds, labels, task.targets, further)
+    return [batch_of(names[n], t, folds_of[n], labels[n]) for n, t in tasks_of.items()]
 
 
 def task_name(task: str, only: Sequence[str]) -> str:

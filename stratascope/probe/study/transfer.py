@@ -17,9 +17,10 @@ from stratascope.figures.style import paper_style
 from stratascope.probe.curve.advantage import DERIVED
 from stratascope.probe.curve.curve_table import CurveTable
 from stratascope.probe.curve.metrics import chance_levels, main_metric, score_layers, score_table
+from stratascope.probe.study.batch import Batch
 from stratascope.probe.study.positions import Position, available_at, is_pair, position_text, read_at
 from stratascope.probe.study.study import SCHEDULER, Study, plan_study
-from stratascope.probe.study.study_plan import Batch, ProbeOptions, ProbeSettings, layers_of, shows_probe_options
+from stratascope.probe.study.study_plan import ProbeOptions, ProbeSettings, layers_of, shows_probe_options
 from stratascope.probe.tasks.task import Task
 from stratascope.probe.validation.cross_validation import METHODS
 from stratascope.results.result import new_axes, table_field

@@ -1,4 +1,4 @@
-"""Where subject and object are in the picture, and the scores of predicting it."""
+"""Where subject and object are in the picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.stats.bootstrap import Bootstrap
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -103,58 +102,3 @@ def geometry_features(store: ActivationStore, position: str) -> Floats:
     corners = _corners(store.examples, mirrored=store.provenance.get("condition") == "mirror")
     parts = [corners[name] for name in boxes]
     return np.concatenate([*parts, corners["subject_box"] - corners["object_box"]] if len(parts) > 1 else parts, axis=1)
-
-
-def score_values(
-    predicted: Floats, values: Floats, targets: tuple[str, ...], bootstrap: Bootstrap, noise_share: Floats
-) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """R2 by target and their mean `r2`: values (layer,) and draws (draw, layer), widened as in `score_layers`.
-
-    Parameters
-    ----------
-    predicted
-        (layer, target, example).
-    values
-        (example, target).
-    noise_share
-        (layer, target).
-    """
-    scores, draws = {}, {}
-    width = np.sqrt(1 + noise_share)
-    for number, target in enumerate(targets):
-        y = values[:, number]
-        squared = (predicted[:, number] - y).T.astype(np.float64) ** 2
-        centred = y - y.mean()
-        spread = bootstrap.mean(np.stack([centred**2, centred], axis=1).astype(np.float64))
-        variance = np.maximum(spread[:, :1] - spread[:, 1:] ** 2, 1e-300)
-        score = 1 - squared.mean(axis=0) / max(float((centred**2).mean()), 1e-300)
-        scores[f"r2_{target}"] = score
-        draws[f"r2_{target}"] = score + (1 - bootstrap.mean(squared) / variance - score) * width[:, number]
-    return (
-        {"r2": np.mean(list(scores.values()), axis=0), **scores},
-        {"r2": np.mean(list(draws.values()), axis=0), **draws},
-    )
-
-
-def value_influences(predicted: Floats, values: Floats, targets: tuple[str, ...], noise_share: Floats) -> dict[str, tuple[float, Floats]]:
-    """Metric -> its value, and the influence (example,) of each example on it, as `metrics.score_influences` of classes.
-
-    Parameters
-    ----------
-    predicted
-        (target, example).
-    values
-        (example, target).
-    noise_share
-        (target,).
-    """
-    found = {}
-    for number, target in enumerate(targets):
-        squared = (predicted[number] - values[:, number]).astype(np.float64) ** 2
-        deviation = (values[:, number] - values[:, number].mean()) ** 2
-        variance = max(float(deviation.mean()), 1e-300)
-        error = float(squared.mean())
-        influence = (error / variance * (deviation - deviation.mean()) - (squared - error)) / variance / len(values)
-        found[f"r2_{target}"] = (1 - error / variance, influence * np.sqrt(1 + noise_share[number]))
-    mean = (float(np.mean([value for value, _ in found.values()])), np.mean([influence for _, influence in found.values()], axis=0))
-    return {"r2": mean, **found}

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError
+from stratascope.probe.tasks.numeric_values import ColumnTypes
 from stratascope.probe.tasks.task import Task, find_task
 from stratascope.store import ActivationStore
 from stratascope.store.format.provenance import same_model_files
@@ -84,6 +85,7 @@ def match_tasks(
     minimum: int,
     folds: int,
     values: Mapping[str, Mapping[str, object]] | None = None,
+    types: ColumnTypes = ColumnTypes(),  # noqa: B008 (frozen)
 ) -> MatchedTasks:
     """The task of a name in two stores, on images that only one has and classes that both have.
 
@@ -91,7 +93,7 @@ def match_tasks(
     ----------
     source, target
         Stores of training and test.
-    name, values
+    name, values, types
         As of `find_task`.
     usable
         (example,) masks of the usable examples of both.
@@ -101,7 +103,8 @@ def match_tasks(
     Raises
     ------
     InvalidInputError
-        All images are shared, fewer than two classes are, or values are of ids that both stores have.
+        All images are shared, fewer than two classes are, the column is a quantity in one store alone, or values are of ids that both
+        stores have.
     NotRecordedError
         The target has no usable example.
     """
@@ -124,7 +127,13 @@ def match_tasks(
             f"expected other images in {theirs} than in {own}, found all {int(same.sum()):,} of them shared: for another condition of the "
             "same examples give it as a baseline and name it (`transfer_to`)"
         )
-    tasks = [_found(store, name, mask, values) for store, mask in zip((source, target), usable, strict=True)]
+    tasks = [_found(store, name, mask, values, types) for store, mask in zip((source, target), usable, strict=True)]
+    if (tasks[0].values is None) != (tasks[1].values is None):
+        of_numbers, of_classes = (own, theirs) if tasks[1].values is None else (theirs, own)
+        raise InvalidInputError(
+            f"task {name!r}: expected the same kind of column in both stores, found quantities in {of_numbers} and classes in "
+            f"{of_classes}; name it in `numeric` or in `categorical`"
+        )
     if tasks[0].values is not None:
         used = [replace(task, codes=np.where(mask, task.codes, -1)) for task, mask in zip(tasks, usable, strict=True)]
         return MatchedTasks(used[0], used[1], int(same.sum()), ({}, {}))
@@ -142,9 +151,15 @@ def match_tasks(
     return MatchedTasks(kept[0], kept[1], int(same.sum()), (alone[0], alone[1]))
 
 
-def _found(store: ActivationStore, name: str, usable: NDArray[np.bool_], values: Mapping[str, Mapping[str, object]] | None) -> Task:
+def _found(
+    store: ActivationStore,
+    name: str,
+    usable: NDArray[np.bool_],
+    values: Mapping[str, Mapping[str, object]] | None,
+    types: ColumnTypes,
+) -> Task:
     try:
-        return find_task(store, name, usable, values)[0]
+        return find_task(store, name, usable, values, types)[0]
     except (InvalidInputError, NotRecordedError) as error:
         raise type(error)(f"{store_label(store)}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Probe tasks: the truth label, the relation, the model's answer, box centres, or any column of the examples."""
+"""Probe tasks: the truth label, the relation, the model's answer, box centres, or any column of classes or numbers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 from stratascope.probe.tasks.geometry import TARGETS, geometry_targets
+from stratascope.probe.tasks.numeric_values import TARGET, ColumnTypes, quantity
 from stratascope.probe.validation.folds import FEWEST_FOLDS, MINIMUM_PER_FOLD
+from stratascope.store.format.provenance import label_kind
 from stratascope.store.io.example_filter import category_of
+from stratascope.store.io.offered_choices import offered_logits
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -44,10 +47,15 @@ class Task:
         Raises
         ------
         TooFewExamplesError
-            Fewer than two classes are left.
+            Fewer than two classes, or no two different values, are left.
         """
         codes = np.where(examples, self.codes, -1)
         if self.values is not None:
+            if (codes < 0).all() or not np.ptp(self.values[codes >= 0], axis=0).any():
+                found = "the same value in all" if (codes >= 0).any() else "no example"
+                raise TooFewExamplesError(
+                    f"task {self.name!r}: expected examples of different values, found {found}; choose another task, or other examples"
+                )
             return replace(self, codes=codes)
         counts = np.bincount(codes[codes >= 0], minlength=len(self.classes))
         kept = np.flatnonzero(counts >= max(minimum, 1))
@@ -73,8 +81,15 @@ def _too_few(classes: tuple[str, ...], counts: NDArray[np.intp], minimum: int, f
     return f"{wanted}; {', '.join(ways)}, or choose another task"
 
 
-def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[object], wanted: NDArray[np.bool_] | None = None) -> Task:
-    """Make a task from one value per example: text, truth values or integers.
+def task_from_values(
+    name: str,
+    values: pd.Series | NDArray[np.generic] | list[object],
+    wanted: NDArray[np.bool_] | None = None,
+    types: ColumnTypes = ColumnTypes(),  # noqa: B008 (frozen)
+) -> Task:
+    """Make a task from one value per example: text, truth values or numbers.
+
+    Numbers with fractions, and more than ten different whole numbers, are targets of a ridge regression; other values are classes.
 
     Parameters
     ----------
@@ -84,17 +99,21 @@ def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[o
         (example,) one value per example.
     wanted
         (example,) mask of the examples in use; only their values are checked.
+    types
+        Columns that are quantities, or classes, whatever their values.
 
     Raises
     ------
     InvalidInputError
-        A value is missing or infinite, or values are fractions.
+        A value is missing or infinite, values are of several kinds, or classes are fractions.
 
     Examples
     --------
     >>> task = task_from_values("side", ["left", "right", "left"])
     >>> task.classes, task.codes.tolist()
     (('left', 'right'), [0, 1, 0])
+    >>> task_from_values("metres", [0.5, 2.0, 1.25]).values.tolist()
+    [[0.5], [2.0], [1.25]]
     """
     series = (values if isinstance(values, pd.Series) else pd.Series(values, dtype=object)).reset_index(drop=True)
     used = np.ones(len(series), bool) if wanted is None else wanted
@@ -104,8 +123,10 @@ def task_from_values(name: str, values: pd.Series | NDArray[np.generic] | list[o
             f"task {name!r}: expected a value for every example, found {len(missing)} of {int(used.sum())} missing "
             f"(the first is example {missing[0]}); fill them, or leave these examples out (`only`; of `values` their rows)"
         )
-    kept = series[used]
     codes = np.full(len(series), -1, dtype=np.intp)
+    if types.is_quantity(name, series):
+        return Task(name, np.where(used, 0, codes), (), quantity(name, series, used), (TARGET,))
+    kept = series[used]
     codes[used], ordered = pd.factorize(_classes(name, kept), sort=True)
     return Task(name, codes, tuple(str(value) for value in ordered))
 
@@ -127,7 +148,7 @@ def _classes(name: str, values: pd.Series) -> pd.Series:
         if isinstance(value, float | np.floating) and not np.isfinite(value):
             raise _infinite(name, float(value), place)
         if value % 1 != 0:
-            raise InvalidInputError(f"task {name!r}: expected classes, found fractions such as {value:g}; bin them first")
+            raise InvalidInputError(f"task {name!r}: expected classes, found fractions such as {value:g}; bin them, or probe the numbers")
         whole.append(int(value))
     return pd.Series(whole, index=values.index, dtype=object)
 
@@ -155,14 +176,18 @@ def _kind(value: object) -> str:
 
 
 def find_task(
-    store: ActivationStore, task: str | Task, wanted: NDArray[np.bool_], values: Mapping[str, Mapping[str, object]] | None = None
+    store: ActivationStore,
+    task: str | Task,
+    wanted: NDArray[np.bool_],
+    values: Mapping[str, Mapping[str, object]] | None = None,
+    types: ColumnTypes = ColumnTypes(),  # noqa: B008 (frozen)
 ) -> tuple[Task, str | None]:
     """The task of a name, and the control after its colon.
 
     `truth` is the label if it is the truth of the caption, `choice` if it is the correct one of several answers, `relation` the
     caption's relation, `category` its meta category, `answer` the most likely of the recorded choices, `geometry` the centres of the
     gold boxes (under the condition `mirror` in the flipped image); any other name is a column of the examples. `values` adds tasks by
-    example id, such as from a CSV file; examples without a value are excluded.
+    example id, such as from a CSV file; examples without a value are excluded. `types`: columns of whole numbers whose kind is given.
 
     Raises
     ------
@@ -189,16 +214,21 @@ def find_task(
                 f"task {name!r}: expected values by example id such as {table['id'].iloc[0]!r}, found none of these examples' "
                 f"among {len(given)} such as {given[0] if given else ''!r}; give the ids that the store has"
             )
-        found = task_from_values(name, own, wanted & there)
+        found = task_from_values(name, own, wanted & there, types)
     elif name in ("truth", "choice"):
-        questions = store.provenance.get("data", {}).get("labels") == "choice"
+        if label_kind(store.provenance) == "none":
+            raise NotRecordedError(
+                f"task {name!r}: expected a store of labelled examples, found none with a label; give every row a label and extract "
+                "again, or probe another column"
+            )
+        questions = label_kind(store.provenance) == "choice"
         if questions != (name == "choice"):
             kind, other = ("right choices", "choice") if questions else ("the captions' truth", "truth")
             raise NotRecordedError(f"task {name!r}: expected a store labelled so, found labels that are {kind}; probe the task {other!r}")
         answers = store.provenance.get("prompt", {}).get("answers") or store.layout.choices
         names = answers if questions else ("False", "True")
         by_label = {str(label): text for label, text in enumerate(names)}
-        labels = task_from_values(name, table["label"], wanted)
+        labels = task_from_values(name, table["label"], wanted, ColumnTypes(categorical=(name,)))
         found = Task(name, labels.codes, tuple(by_label.get(c, c) for c in labels.classes))
     elif name == "category":
         found = task_from_values(name, table["relation"].map(category_of), wanted)
@@ -209,7 +239,7 @@ def find_task(
         known = np.asarray(np.isfinite(geometry).all(axis=1))
         found = Task(name, np.where(known, 0, -1), (), np.where(known[:, None], geometry, 0), TARGETS)
     elif name in table.columns:
-        found = task_from_values(name, table[name], wanted)
+        found = task_from_values(name, table[name], wanted, types)
     else:
         columns = ", ".join(c for c in table.columns if c not in ("id", "image", "caption"))
         raise NotRecordedError(
@@ -221,5 +251,5 @@ def find_task(
 def _answers(store: ActivationStore, wanted: NDArray[np.bool_]) -> Task:
     codes = np.full(len(wanted), -1, dtype=np.intp)
     index = np.flatnonzero(wanted)
-    codes[index] = store.read("answer_logits", examples=index).argmax(axis=1)
+    codes[index] = offered_logits(store, store.read("answer_logits", examples=index), index).argmax(axis=1)
     return Task("answer", codes, tuple(store.layout.choices))

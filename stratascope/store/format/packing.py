@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
 
-_TOLERANCE = 2e-3
+TOLERANCE = 2e-3
 """Tolerance of a row's sum; float16 weights over a thousand tokens stay well within."""
 
 
@@ -48,7 +48,7 @@ def encode_maps(maps: NDArray[Any], *, causal: bool = True) -> NDArray[np.uint8]
     values = values.astype(np.float32 if values.dtype.itemsize < 8 else np.float64, copy=False)
     off = np.abs(values.sum(-1, dtype=np.float64) - 1.0)
     # written so that NaN counts as wrong
-    wrong = ~(off <= _TOLERANCE) | (values < 0).any(-1)
+    wrong = ~(off <= TOLERANCE) | (values < 0).any(-1)
     if wrong.any():
         layer, row = np.argwhere(wrong)[0]
         found = f"row {row} of layer index {layer}, which sums to {values[layer, row].sum():.6g} (lowest {values[layer, row].min():.3g})"

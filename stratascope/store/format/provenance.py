@@ -225,3 +225,20 @@ def _told(value: Any) -> str:
         return f"{value[:12]}..."
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else f"{text[:80]}... ({len(text)} characters)"
+
+
+def label_kind(provenance: Mapping[str, Any]) -> str:
+    """What the labels of a store are: `truth` (of the caption), `choice` (number of the right answer) or `none` (all are -1).
+
+    Parameters
+    ----------
+    provenance
+        Of the store.
+
+    Examples
+    --------
+    >>> label_kind({"data": {}}), label_kind({"data": {"labels": "none"}})
+    ('truth', 'none')
+    """
+    data = provenance.get("data")
+    return str(data.get("labels") or "truth") if isinstance(data, Mapping) else "truth"

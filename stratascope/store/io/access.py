@@ -19,7 +19,8 @@ from stratascope.errors import StoreError, out_of_memory
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.limits import check_chunk, check_member, check_metadata_size, too_deep
 from stratascope.store.io.links import StoreFolder
-from stratascope.store.io.remote import UnreachableError, open_remote, silenced_panics
+from stratascope.store.io.remote import open_remote
+from stratascope.store.io.remote_errors import UnreachableError, silenced_panics
 
 __all__ = ["GuardedStore", "UnreachableError", "checked_array", "is_url", "open_root", "open_target"]
 

@@ -22,10 +22,11 @@ from zarr.storage import MemoryStore
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.store.format.arrays import LAYER_DIMS, NUMBER_ROWS, SHOWN_ROWS, TABLE_ROWS, WORD_ROWS, ArraySpec, paged
 from stratascope.store.format.layout import STATUS_CODES, StoreLayout
-from stratascope.store.format.provenance import store_attributes
+from stratascope.store.format.provenance import label_kind, store_attributes
 from stratascope.store.format.shards import ZSTD_LEVEL
 from stratascope.store.format.tables import put_array, put_table
 from stratascope.store.io.durable import PARTIAL, move_folder, write_file
+from stratascope.store.io.store_files import create_in_bucket, place_of
 
 ROOT_COLUMNS = {"id": "example", "relation": "relation", "label": "label"}
 """Columns of the table of examples that are arrays of the root group, for xarray's coordinates."""
@@ -51,7 +52,7 @@ def create_store(
     Parameters
     ----------
     path
-        Folder to create. It appears whole or not at all.
+        Folder to create, or an address in a bucket (s3, gs, az). It appears whole or not at all.
     examples
         One row an example: id (text, unique), relation (text), label (0 or 1; with several answers the number of the right one),
         and any further columns of numbers or text.
@@ -80,13 +81,19 @@ def create_store(
         An argument does not fit the layout; the message names it.
     StoreError
         `path` exists or cannot be written.
+    UnreachableError
+        A server refuses or does not answer.
     """
     known = {
         "spans": spans, "token_ids": token_ids, "n_tokens": n_tokens, "grid": grid,
         "position_present": position_present, "has_map": has_map,
         **({} if has_patches is None else {"has_patches": has_patches}),
     }  # fmt: skip
-    target = Path(path)
+    place = place_of(path)
+    if isinstance(place, str):
+        create_in_bucket(place, empty_store(layout, examples, known, vocabulary, provenance))
+        return
+    target = place
     if os.path.lexists(target):
         raise StoreError(f"{target}: expected a new path, found an existing one; choose another, resume extraction into it, or remove it")
     files = empty_store(layout, examples, known, vocabulary, provenance)
@@ -196,11 +203,11 @@ def _check_examples(layout: StoreLayout, examples: pd.DataFrame, provenance: Map
     twice = examples["id"][examples["id"].duplicated()]
     if len(twice):
         raise InvalidInputError(f"examples: expected unique ids, found {twice.iloc[0]!r} more than once")
-    # a caption's truth, or the number of the right one of the choices where the provenance says so
-    labels = len(layout.choices) if provenance.get("data", {}).get("labels") == "choice" else 2
-    odd = [v for v in examples["label"] if v not in range(labels)]
+    kind = label_kind(provenance)
+    known = range(len(layout.choices)) if kind == "choice" else range(-1, 0) if kind == "none" else range(2)
+    odd = [v for v in examples["label"] if v not in known]
     if odd:
-        expected = "0 or 1" if labels == 2 else f"0 to {labels - 1}"
+        expected = "0 or 1" if known == range(2) else "-1" if kind == "none" else f"0 to {len(known) - 1}"
         raise InvalidInputError(f"examples: expected label {expected}, found {odd[0]!r}")
 
 

@@ -177,9 +177,9 @@ def move_folder(partial: Path, target: Path, written: Mapping[str, bytes]) -> No
         raise StoreError(lost_files(target, len(written), missing, changed))
 
 
-def lost_files(target: Path, files: int, missing: list[str], changed: list[str]) -> str:
+def lost_files(target: str | Path, files: int, missing: list[str], changed: list[str]) -> str:
     """Message about a file system that lost or changed files."""
-    rest = f"; remove {target}, which is not whole" if os.path.lexists(target) else ""
+    rest = f"; remove {target}, which is not whole" if isinstance(target, Path) and os.path.lexists(target) else ""
     return (
         f"{target}: expected {files} files as they were written, found {len(missing)} missing and {len(changed)} changed, such as "
         f"{[*missing, *changed][0]}; this file system loses files, as some mounted buckets do: write to a local disk and upload that{rest}"

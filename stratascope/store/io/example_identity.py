@@ -127,7 +127,7 @@ def image_groups(examples: pd.DataFrame) -> ImageGroups:
 
 
 def _repeated_captions(examples: pd.DataFrame, images: pd.Series[str]) -> tuple[int, int, int]:
-    if not {"caption", "label"} <= set(examples.columns):
+    if not {"caption", "label"} <= set(examples.columns) or (examples["label"] < 0).all():
         return 0, 0, 0
     by_caption = pd.DataFrame({"image": images, "label": examples["label"]}).groupby(examples["caption"].astype(str))
     several = by_caption["image"].nunique() > 1

@@ -23,17 +23,20 @@ from stratascope.errors import InvalidInputError, NotRecordedError, StoreError, 
 from stratascope.store.format.limits import check_chunk, parse_json
 from stratascope.store.format.provenance import digest
 from stratascope.store.format.tables import as_numpy, get_table, put_array, put_table
+from stratascope.store.io.bucket import Bucket
 from stratascope.store.io.create import known_digest
 from stratascope.store.io.durable import PARTIAL, move_folder, write_file
 from stratascope.store.io.links import own_path
 from stratascope.store.io.overview import LENS
 from stratascope.store.io.recorded_examples import ReadableStore
 from stratascope.store.io.shard_reader import ByteSource, byte_source
+from stratascope.store.io.store_files import place_of
 
 NORMS = ("rms", "layer")
 KINDS = ("choice", "form", "relation")
 _ARRAYS: dict[str, tuple[str, ...]] = {"gain": ("hidden",), "shift": ("hidden",), "rows": ("word", "hidden"), "bias": ("word",)}
 _MOST_FILES = 64
+_HEAD = f"{LENS}/zarr.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,22 +223,38 @@ def stored_readout(store: ReadableStore) -> Readout:
     return found
 
 
-def add_readout(path: Path, readout: Readout) -> bool:
-    """Write the group `lens` into the folder of a store, whole or not at all; False where another process wrote it first.
+def add_readout(target: str | Path, readout: Readout) -> bool:
+    """Write the group `lens` into a store, whole or not at all; False where another process wrote it first.
+
+    Parameters
+    ----------
+    target
+        Folder of the store, or its address in a bucket.
+    readout
+        What to write.
 
     Raises
     ------
     StoreError
-        If the folder cannot be written.
+        If the store cannot be written.
+    UnreachableError
+        If a server refuses or does not answer.
     """
-    path = path.absolute()
-    target = own_path(path, LENS)
+    place = place_of(target)
+    if isinstance(place, str):
+        bucket, made = Bucket(place), readout_files(readout)
+        for key, data in made.items():
+            if key != _HEAD:
+                bucket.put(key, lambda data=data: [data])  # type: ignore[misc]
+        return bucket.create(_HEAD, made[_HEAD]) is not None
+    path = place.absolute()
+    goal = own_path(path, LENS)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     files = {key.removeprefix(f"{LENS}/"): data for key, data in readout_files(readout).items()}
     try:
         for key, data in files.items():
             write_file(partial / key, [data])
-        move_folder(partial, target, {key: hashlib.sha256(data).digest() for key, data in files.items()})
+        move_folder(partial, goal, {key: hashlib.sha256(data).digest() for key, data in files.items()})
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             return False
@@ -245,9 +264,20 @@ def add_readout(path: Path, readout: Readout) -> bool:
     return True
 
 
-def remove_readout(path: Path) -> None:
-    """Remove the group `lens` from the folder of a store, if it is there."""
-    shutil.rmtree(own_path(path, LENS), ignore_errors=True)
+def has_readout(target: str | Path) -> bool:
+    """Whether a store holds the group `lens`."""
+    place = place_of(target)
+    return Bucket(place).exists(_HEAD) if isinstance(place, str) else (place / LENS).exists()
+
+
+def remove_readout(target: str | Path) -> None:
+    """Remove the group `lens` from a store, if it is there."""
+    place = place_of(target)
+    if isinstance(place, str):
+        bucket = Bucket(place)
+        bucket.remove([_HEAD, *bucket.keys(LENS)])  # its metadata first: without them there is no group
+        return
+    shutil.rmtree(own_path(place, LENS), ignore_errors=True)
 
 
 def _nodes(head: bytes, name: str) -> Mapping[str, Any]:

@@ -1,29 +1,25 @@
-"""Remote stores over HTTP, S3, GCS and Azure: opening, retries, errors."""
+"""Remote stores over HTTP, S3, GCS and Azure: connecting, reading, retries."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import os
 import random
 import re
-import sys
-import tempfile
-import threading
 import time
 import urllib.parse
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
-from zarr.abc.store import ByteRequest, Store
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
 from stratascope.addresses import without_secrets
-from stratascope.errors import MissingExtraError, StoreError, UnreadError
+from stratascope.errors import InvalidInputError, MissingExtraError, StoreError
+from stratascope.store.io.remote_errors import CREDENTIALS, DOCS, Refusal, UnreachableError, first_line, is_panic, silenced_panics
 
 PATIENCE = 120.0
 """Seconds in total for retries of a request."""
@@ -37,33 +33,18 @@ SILENCE = 60.0
 CONNECT = 10.0
 """Seconds for a connection."""
 _NO_LIMIT = timedelta(days=30)
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
-"""HTTP statuses that are retried."""
-_METADATA_SERVICE = re.compile(r"latest/api/token|latest/meta-data|computeMetadata|metadata/identity|169\.254\.1[67]\d|fd00:ec2")
-"""Cloud metadata services, which provide credentials if none are set."""
 RETRIES = 2
 """Retries of the client library within each request."""
-
 SCHEMES = "http, https, s3, gs, az"
-CREDENTIALS = {
-    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN too where they are temporary), or AWS_SKIP_SIGNATURE=true "
-    "for a public bucket",
-    "gs": "set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account or run `gcloud auth application-default login`, or set "
-    "GOOGLE_SKIP_SIGNATURE=true for a public bucket",
-    "az": "set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_KEY, or AZURE_SKIP_SIGNATURE=true for a "
-    "public container",
-}
-"""Advice for a service without credentials."""
+WRITABLE = "s3, gs, az"
 _SERVICES = {"s3": "s3", "s3a": "s3", "gs": "gs", "az": "az", "azure": "az", "adl": "az", "abfs": "az", "abfss": "az"}
 _ENDPOINTS = {
     "gs": ("GOOGLE_BASE_URL",),
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
 }
-
-
-class UnreachableError(UnreadError):
-    """A server did not answer or refused; nothing shows that the store is damaged."""
+_OPTIONAL = ("written/c/", "lens/zarr.json")
+"""Keys that a store may lack."""
 
 
 def open_remote(url: str) -> Store:
@@ -76,9 +57,31 @@ def open_remote(url: str) -> Store:
     MissingExtraError
         Without obstore.
     """
+    client = connect(url)
+    from zarr.storage import ObjectStore
+
+    return PatientStore(ObjectStore(client, read_only=True), Server(url))
+
+
+def connect(url: str, *, retries: int | None = None) -> Any:
+    """Obstore's client for an address.
+
+    Parameters
+    ----------
+    url
+        Of a folder on a web host or a prefix in a bucket.
+    retries
+        Retries of the client library within each request; RETRIES by default.
+
+    Raises
+    ------
+    StoreError
+        For an address that cannot be used, and for credentials that are missing or cannot be used.
+    MissingExtraError
+        Without obstore.
+    """
     try:
         from obstore.store import HTTPStore, from_url
-        from zarr.storage import ObjectStore
     except ImportError as error:
         raise MissingExtraError("expected the package obstore for reading URLs, found none; run `pip install obstore`") from error
     scheme, _, rest = url.partition("://")
@@ -90,25 +93,22 @@ def open_remote(url: str) -> Store:
     }
     if scheme == "http" or _endpoint(service).startswith("http://"):
         client["allow_http"] = True
-    retries: Any = {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=PATIENCE)}
-    made: Any
+    again: Any = {"max_retries": RETRIES if retries is None else retries, "retry_timeout": timedelta(seconds=PATIENCE)}
     try:
         with silenced_panics():
             if scheme in ("http", "https"):
                 place, client["default_headers"] = _web_address(url)
                 signed = "?" in place
-                made = (HTTPStore.from_url if signed else from_url)(place, client_options=client, retry_config=retries)
-            else:
-                quoted = urllib.parse.quote(rest.rstrip("/"), safe="/:%@[]-._~")
-                made = from_url(f"{scheme}://{quoted}", client_options=client, retry_config=retries)
+                return (HTTPStore.from_url if signed else from_url)(place, client_options=client, retry_config=again)
+            quoted = urllib.parse.quote(rest.rstrip("/"), safe="/:%@[]-._~")
+            return from_url(f"{scheme}://{quoted}", client_options=client, retry_config=again)
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        found = _first_line(error)
+        found = first_line(error)
         if service and scheme in ("s3", "gs", "az") and "ecognise" not in found:
-            raise StoreError(f"{url}: expected settings of {scheme}://, found: {found}; {CREDENTIALS[service]}; {_DOCS}") from error
+            raise StoreError(f"{url}: expected settings of {scheme}://, found: {found}; {CREDENTIALS[service]}; {DOCS}") from error
         raise StoreError(f"{url}: expected an address that can be read ({SCHEMES}), found: {found}") from error
-    return PatientStore(ObjectStore(made, read_only=True), service)
 
 
 def service_of(url: str) -> str:
@@ -116,7 +116,18 @@ def service_of(url: str) -> str:
     return _SERVICES.get(url.partition("://")[0].lower(), "")
 
 
-_DOCS = "docs/remote.md lists all variables"
+def refuse_unwritable(address: str) -> None:
+    """InvalidInputError for an address of a kind that is read-only, or with a password or a query."""
+    shown = without_secrets(address)
+    if not service_of(address):
+        raise InvalidInputError(
+            f"expected a path on this machine or an address in a bucket ({WRITABLE}), found the address {shown}; write to a folder and "
+            "upload that (docs/remote.md)"
+        )
+    if shown != address:
+        raise InvalidInputError(
+            f"expected an address without a password or a query, found one with it: {shown}; set the variables of its service ({DOCS})"
+        )
 
 
 def _endpoint(service: str) -> str:
@@ -149,6 +160,63 @@ def _web_address(url: str) -> tuple[str, dict[str, str]]:
     return f"{parts.scheme}://{host}{path}{f'?{parts.query}' if parts.query else ''}", headers
 
 
+class Server:
+    """The server behind an address, and whether it ever answered.
+
+    Parameters
+    ----------
+    url
+        Of the store.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.service = service_of(url)
+        """Whose credentials it needs: s3, gs, az; empty for others."""
+        self.address = without_secrets(url).rstrip("/") if self.service else ""
+        """Of a store in a bucket; empty for a web host, whose errors name the address."""
+        self.answered = False
+
+    def request(self, purpose: str, key: str) -> Request:
+        """A request that is about to be sent: to `read`, `write`, `list` or `remove` a key."""
+        return Request(self, purpose, key)
+
+
+class Request:
+    """A request and its retries: exponential back-off with jitter, up to a total time."""
+
+    def __init__(self, server: Server, purpose: str, key: str) -> None:
+        self._server, self._purpose = server, purpose
+        self._what = f"{key} of {server.address}" if server.address else key
+        self._started, self._longest = time.monotonic(), FIRST_PAUSE
+        self.failures = 0
+        """How often it failed."""
+
+    def pause(self, error: BaseException) -> float:
+        """Seconds to wait before the request is sent again after an error.
+
+        Raises
+        ------
+        UnreachableError
+            Where trying again does not help, or the time is over.
+        """
+        if is_panic(error):
+            said = f"expected to {self._purpose} {self._what}, found that the client library obstore failed: {first_line(error)}"
+            raise UnreachableError(f"{said}; check the address and the variables of its service ({DOCS})") from error
+        if not type(error).__module__.startswith("obstore") and not isinstance(error, PermissionError):
+            raise error
+        server, refusal = self._server, Refusal(error, SILENCE)
+        server.answered |= refusal.status is not None
+        waited = time.monotonic() - self._started
+        pause = random.uniform(self._longest / 2, self._longest)
+        if not refusal.passing or waited + pause > (PATIENCE if server.answered else FIRST_PATIENCE):
+            tried = waited if server.answered else 0.0
+            sentence = refusal.sentence(self._purpose, self._what, server.service, tried)
+            raise UnreachableError(sentence, status=refusal.status) from error
+        self.failures += 1
+        self._longest = min(2 * self._longest, LONGEST_PAUSE)
+        return pause
+
+
 class PatientStore(WrapperStore[Store]):
     """A remote store that retries requests while the server is overloaded or unreachable.
 
@@ -156,47 +224,45 @@ class PatientStore(WrapperStore[Store]):
     ----------
     store
         The store on the server.
-    service
-        Whose credentials it needs: s3, gs, az; empty for others.
+    server
+        The server.
     """
 
-    def __init__(self, store: Store, service: str = "") -> None:
+    def __init__(self, store: Store, server: Server) -> None:
         super().__init__(store)
-        self._service = service
-        self._answered = False
+        self._server = server
 
     def _with_store(self, store: Store) -> PatientStore:
-        return PatientStore(store, self._service)
+        return PatientStore(store, self._server)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """The bytes of a key, None where there are none.
+
+        A host that answers 401 or 403 for a key that a store may lack, and serves the store's metadata, has no such key: object stores
+        answer so to readers who may not list a bucket.
 
         Raises
         ------
         UnreachableError
             Where the server refuses, or does not answer well for PATIENCE seconds.
         """
-        started = time.monotonic()
-        longest = FIRST_PAUSE
+        try:
+            return await self._get(key, prototype, byte_range)
+        except UnreachableError as error:
+            if error.status not in (401, 403) or not key.startswith(_OPTIONAL):
+                raise
+            await self._get("zarr.json", prototype, RangeByteRequest(0, 1))  # raises where the credentials expired
+            return None
+
+    async def _get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None) -> Buffer | None:
+        request = self._server.request("read", key)
         while True:
             try:
                 value = await self._store.get(key, prototype, byte_range)
             except BaseException as error:
-                if is_panic(error):
-                    said = f"expected to read {key}, found that the client library obstore failed: {_first_line(error)}"
-                    raise UnreachableError(f"{said}; check the address and the variables of its service ({_DOCS})") from error
-                if not type(error).__module__.startswith("obstore"):
-                    raise
-                refusal = _Refusal(error)
-                self._answered |= refusal.status is not None
-                waited = time.monotonic() - started
-                pause = random.uniform(longest / 2, longest)
-                if not refusal.passing or waited + pause > (PATIENCE if self._answered else FIRST_PATIENCE):
-                    raise UnreachableError(refusal.sentence(key, self._service, waited if self._answered else 0.0)) from error
-                longest = min(2 * longest, LONGEST_PAUSE)
-                await asyncio.sleep(pause)
+                await asyncio.sleep(request.pause(error))
             else:
-                self._answered = True
+                self._server.answered = True
                 return value
 
     async def get_partial_values(
@@ -205,105 +271,17 @@ class PatientStore(WrapperStore[Store]):
         """As `get`, for several keys."""
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
+    def names(self, folder: str) -> frozenset[str] | None:
+        """Names of the files in a folder of a bucket; None where they cannot be listed, as on a web host."""
+        if not self._server.service:
+            return None
+        import obstore
 
-class _Refusal:
-    """Reason of a failed request, parsed from obstore's message."""
-
-    def __init__(self, error: BaseException) -> None:
-        text = _first_line(error)
-        # of the answer itself only the error's code is kept: pages and XML are long and may hold what was signed
-        found = re.search(r"status code: (\d{3})(?: ([A-Za-z' -]+))?(.*)", text)
-        self.status = int(found[1]) if found else None
-        code = re.search(r"<Code>(\w{1,60})</Code>", found[3]) if found else None
-        address = re.search(r"performing \w+ (\S+)", text)
-        self.address = without_secrets(address[1]) if address and "REDACTED" not in address[1] else ""
-        self.ranges = "ange" in text and ("upport" in text or "artial" in text)
-        self.credentials = _METADATA_SERVICE.search(text) is not None or (self.status is None and "redential" in text)
-        self.passing = not self.ranges and not self.credentials and (self.status in _PASSING or self.status is None)
-        if found:
-            self.cause = f"the server answers {found[1]} {(found[2] or '').strip()}".rstrip() + (f" ({code[1]})" if code else "")
-        else:
-            self.cause = _cause(text, silent="TimedOut" in str(error))
-
-    def sentence(self, key: str, service: str, waited: float) -> str:
-        if self.ranges:
-            return (
-                f"expected a server that answers Range requests, found one that does not (asked for a part of {key}); "
-                "python -m http.server is such a one: use nginx, caddy or an object store, or fetch the whole store first"
-            )
-        if self.credentials:
-            return f"expected to read {key}, found no credentials: {CREDENTIALS.get(service, 'set them')}; {_DOCS}"
-        where = f" ({self.address})" if self.address else ""
-        long = f", after {waited:.0f} s of trying" if waited >= 1 else ""
-        advice = "check the address and the network, then run again"
-        if self.status in (401, 403):
-            advice = f"check the address and the credentials: some hosts answer so for files that do not exist; {_DOCS}"
-        elif self.status in _PASSING:
-            advice = "the host is overloaded or broken: run the same command again later"
-        return f"expected to read {key}, found: {self.cause}{where}{long}; {advice}"
-
-
-def _cause(text: str, *, silent: bool) -> str:
-    """Reason of a transport error without the client's retry statistics."""
-    cause = text.rpartition(" - ")[2].removeprefix("Generic ").partition("error: ")[2] or text.rpartition(" - ")[2]
-    cause = cause.removeprefix("HTTP error: ")
-    if silent:
-        return f"the server sends nothing for {SILENCE:.0f} s"
-    if "error sending request" in cause:
-        return "no server answers"
-    if "body error" in cause:
-        return "the server cuts its answer off"
-    if "builder error" in cause:
-        return "an address that cannot be asked for"
-    return without_secrets(cause)
-
-
-def _first_line(error: BaseException) -> str:
-    """The message without obstore's dump of the request."""
-    return without_secrets(" ".join(str(error).partition("Debug source")[0].split()))
-
-
-_REDIRECTING = threading.Lock()
-"""Held while standard error is redirected."""
-
-
-def is_panic(error: BaseException) -> bool:
-    """Whether an error is a panic of a Rust library; some panics are no `Exception`."""
-    return type(error).__module__.startswith("pyo3") or type(error).__name__ in ("PanicException", "RustPanic")
-
-
-@contextmanager
-def silenced_panics() -> Iterator[None]:
-    """Suppress what a Rust panic prints (a hundred lines); other output is printed at the end."""
-    alone = _REDIRECTING.acquire(blocking=False)
-    try:
-        kept = os.dup(2) if alone else -1
-    except OSError:  # no standard error at all
-        kept = -1
-    if kept < 0:
+        client = getattr(self._store, "store", None)
         try:
-            yield
-        finally:
-            if alone:
-                _REDIRECTING.release()
-        return
-    crashed = False
-    with tempfile.TemporaryFile() as said:
-        try:
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                sys.stderr.flush()
-            os.dup2(said.fileno(), 2)
-            yield
-        except BaseException as error:
-            crashed = is_panic(error) or (error.__cause__ is not None and is_panic(error.__cause__))
-            raise
-        finally:
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
-            _REDIRECTING.release()
-            said.seek(0)
-            text = b"" if crashed else said.read()
-            while text:
-                text = text[os.write(2, text) :]
+            found = [entry["path"] for page in obstore.list(client, prefix=folder) for entry in page]
+        except Exception as error:  # readers may be allowed to read a bucket and not to list it: each file is then asked for
+            if not type(error).__module__.startswith("obstore") and not isinstance(error, PermissionError):
+                raise
+            return None
+        return frozenset(path.rpartition("/")[2] for path in found if path.rpartition("/")[0] == folder)

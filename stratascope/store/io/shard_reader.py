@@ -25,6 +25,7 @@ from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.shards import ABSENT, chunk_counts, decode_chunk, decode_index, index_size
 from stratascope.store.io.access import GuardedStore
 from stratascope.store.io.links import StoreFolder
+from stratascope.store.io.remote import PatientStore
 from stratascope.store.io.selection import Selection, listing
 
 
@@ -87,6 +88,8 @@ class ZarrSource(ByteSource):
         return None if value is None else bytes(value.to_bytes())
 
     def names(self, folder: str) -> frozenset[str] | None:
+        if isinstance(self.store.wrapped, PatientStore):
+            return self.store.wrapped.names(folder)
         if not isinstance(self.store.wrapped, ZipStore):
             return None
         start = f"{self.store.folder}{folder}/"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +9,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.storage import LocalStore
 
 from stratascope.errors import InvalidInputError, StoreError
 from stratascope.store.format.block_checks import BlockFacts, checked_block
@@ -19,9 +17,9 @@ from stratascope.store.format.provenance import check_agreement, check_attribute
 from stratascope.store.format.shards import encode_chunk, encode_file
 from stratascope.store.format.tables import as_numpy
 from stratascope.store.io.access import GuardedStore, open_root
-from stratascope.store.io.durable import sweep, write_file
-from stratascope.store.io.links import own_path
-from stratascope.store.io.writer_locks import WriterPresence, block_claim
+from stratascope.store.io.bucket import Parts
+from stratascope.store.io.remote_errors import UnreachableError
+from stratascope.store.io.store_files import StoreFiles, place_of, store_files
 
 
 class BlockWriter:
@@ -33,23 +31,19 @@ class BlockWriter:
     Parameters
     ----------
     path
-        Folder of the store.
+        Folder of the store, or its address in a bucket (s3, gs, az).
 
     Raises
     ------
     StoreError
         There is no store of this format and version, or it cannot be written.
+    UnreachableError
+        A server refuses or does not answer.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not self.path.is_dir():
-            found = "a file" if self.path.exists() else "nothing"
-            raise StoreError(
-                f"{path}: expected the folder of a store to write into, found {found}; choose another folder; zips and URLs are read-only",
-                in_python="make one with create_store",
-            )
-        root = open_root(GuardedStore(LocalStore(self.path, read_only=True)), str(path))
+        self.path = place_of(path)
+        root = open_root(GuardedStore(store_files(self.path).zarr()), str(path))
         attributes: dict[str, Any] = dict(root.attrs)
         self.layout: StoreLayout = check_attributes(attributes, str(path))
         """Shapes of the store."""
@@ -60,13 +54,7 @@ class BlockWriter:
         self._present = as_numpy(root["position_present"])
         self._has_map = as_numpy(root["has_map"])
         self._patches = as_numpy(root["has_patches"]) * as_numpy(root["grid"]).prod(1) if "has_patches" in self._specs else None
-        try:
-            self._presence = WriterPresence(self.path)
-            if self._presence.alone:
-                sweep(self.path)
-            self._presence.share()
-        except OSError as error:
-            raise StoreError(f"{path}: expected a folder that can be written, found: {error}; change its permissions or copy it") from error
+        self._files: StoreFiles = store_files(self.path, presence=True)
 
     def check_provenance(self, expected: Mapping[str, Any]) -> None:
         """Compare an expected provenance with the store's, without `provenance.VOLATILE`.
@@ -101,7 +89,7 @@ class BlockWriter:
     def is_written(self, block: int) -> bool:
         """Whether a block is marked on disk."""
         self.layout.block_examples(block)
-        return os.path.lexists(self._marker(block))
+        return self._files.marked(block)
 
     def pending(self, rank: int = 0, of: int = 1) -> list[int]:
         """Blocks that are not marked yet and belong to this rank: those with block % of == rank.
@@ -113,8 +101,8 @@ class BlockWriter:
         """
         if of < 1 or not 0 <= rank < of:
             raise InvalidInputError(f"expected a rank within 0..{of - 1} of at least one, found rank {rank} of {of}")
-        markers = own_path(self.path, "written/c")
-        return [b for b in range(rank, self.layout.blocks, of) if not os.path.lexists(markers / str(b))]
+        marked = self._files.markers()
+        return [b for b in range(rank, self.layout.blocks, of) if str(b) not in marked]
 
     def block_examples(self, block: int) -> range:
         """Numbers of the examples of a block."""
@@ -139,6 +127,8 @@ class BlockWriter:
         StoreError
             The block is written already or being written by another process, or the disk is full. The block then stays unmarked, and
             a second run writes it.
+        UnreachableError
+            A server refuses or does not answer; the block stays unmarked, too.
         """
         members = self.layout.block_examples(block)
         part = slice(members.start, members.stop)
@@ -151,27 +141,32 @@ class BlockWriter:
         )
         values = checked_block(self.layout, facts, arrays)
         try:
-            with block_claim(self.path, block):
-                if os.path.lexists(self._marker(block)):
+            with self._files.claim(block) as check:
+                if self._files.marked(block):
                     raise StoreError(
-                        f"{self.path}: expected block {block} to be unwritten, found it marked: another process wrote it meanwhile; "
+                        f"{self._files.name}: expected block {block} to be unwritten, found it marked: another process wrote it meanwhile; "
                         "run the same command again, or unmark it with `stratascope verify --repair` if it is damaged",
                         in_python="go on with pending()",
                     )
-                for name, array in values.items():
-                    spec = self._specs[name]
-                    held = facts.held(spec) if spec.mask else None
-                    write_file(own_path(self.path, spec.key(block)), encode_file(spec, array, held))
-                write_file(self._marker(block), [encode_chunk(self._specs["written"], np.ones(1, np.uint8))])
+                self._files.put_all({self._specs[name].key(block): self._parts(name, array, facts) for name, array in values.items()})
+                check()
+                self._files.mark(block, encode_chunk(self._specs["written"], np.ones(1, np.uint8)))
+        except UnreachableError as error:
+            raise UnreachableError(f"{error.message}; block {block} stays unmarked, and is written by the next run") from error
         except OSError as error:
             raise StoreError(
-                f"{self.path}: expected to write block {block}, found: {error}; it stays unmarked, blocks that are marked are safe: "
+                f"{self._files.name}: expected to write block {block}, found: {error}; it stays unmarked, blocks that are marked are safe: "
                 "make room or fix permissions and run again"
             ) from error
 
+    def _parts(self, name: str, array: NDArray[Any], facts: BlockFacts) -> Parts:
+        spec = self._specs[name]
+        held = facts.held(spec) if spec.mask else None
+        return lambda: encode_file(spec, array, held)
+
     def close(self) -> None:
         """Release the writer's lock; later writes are not protected from removal as leftovers."""
-        self._presence.close()
+        self._files.close()
 
     def __enter__(self) -> Self:
         return self
@@ -180,11 +175,8 @@ class BlockWriter:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_presence"):
-            self._presence.close()
+        if hasattr(self, "_files"):
+            self._files.close()
 
     def __repr__(self) -> str:
         return f"BlockWriter({str(self.path)!r}: {len(self.pending())} of {self.layout.blocks} blocks pending)"
-
-    def _marker(self, block: int) -> Path:
-        return own_path(self.path, "written/c") / str(block)

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from stratascope.errors import StoreError
 from stratascope.store.io.links import own_path
@@ -84,8 +85,7 @@ def _signed(descriptor: int, path: Path) -> Iterator[None]:
     """Write the holder into a claim; remove the claim at the end."""
     try:
         os.ftruncate(descriptor, 0)
-        me = {"pid": os.getpid(), "host": socket.gethostname(), "processes": _processes(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        os.write(descriptor, json.dumps(me).encode())
+        os.write(descriptor, json.dumps(own_record()).encode())
         yield
     finally:
         path.unlink(missing_ok=True)  # while still held: whoever waits on this file sees that it is gone
@@ -175,15 +175,35 @@ def _take_by_existence(path: Path) -> tuple[int, Path] | None:
 def _died_here(path: Path) -> bool:
     """Whether the claiming process ran on this machine and has ended."""
     try:
-        who = json.loads(path.read_text())
-        if not who["processes"] or who["processes"] != _processes():
-            return False
-        os.kill(int(who["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError, KeyError, TypeError):
+        return runs_here(json.loads(path.read_text())) is False
+    except (OSError, ValueError):
         return False
-    return False
+
+
+def own_record() -> dict[str, Any]:
+    """What a claim says of its holder."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "processes": _processes(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+
+
+def runs_here(record: Any) -> bool | None:
+    """Whether the process of a claim's record runs on this machine; None where it ran on another, or that is unknown."""
+    try:
+        if not record["processes"] or record["processes"] != _processes():
+            return None
+        os.kill(int(record["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return True
+
+
+def holder_text(record: Any) -> str:
+    """The process of a claim's record, for messages."""
+    try:
+        return f"process {record['pid']} on {record['host']} since {record['since']}"
+    except (KeyError, TypeError):
+        return "another process"
 
 
 def _processes() -> str:
@@ -197,7 +217,6 @@ def _processes() -> str:
 def _holder(path: Path) -> str:
     try:
         held = path.with_name(f"{path.name}{_HOLDER}")
-        who = json.loads((held if held.exists() else path).read_text())
-        return f"process {who['pid']} on {who['host']} since {who['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        return holder_text(json.loads((held if held.exists() else path).read_text()))
+    except (OSError, ValueError):
         return "another process"

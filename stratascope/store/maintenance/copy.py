@@ -1,9 +1,10 @@
-"""Copy a store or a part of it to a folder or zip."""
+"""Copy a store or a part of it to a folder, zip or bucket."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.addresses import is_address
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
 from stratascope.store.format.arrays import ArraySpec
 from stratascope.store.format.layout import StoreLayout
@@ -22,9 +22,12 @@ from stratascope.store.io.overview import LENS, bytes_text
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.readout import stored_files
 from stratascope.store.io.recorded_examples import require_written
-from stratascope.store.io.remote import UnreachableError
+from stratascope.store.io.remote import refuse_unwritable
+from stratascope.store.io.remote_errors import UnreachableError
 from stratascope.store.io.selection import Examples, Layers, Positions, Selection, example_numbers, listing
 from stratascope.store.io.shard_reader import byte_source
+from stratascope.store.io.store_files import place_of
+from stratascope.store.maintenance.bucket_target import BucketTarget
 from stratascope.store.maintenance.copy_target import CopyTarget, FolderTarget, ZipTarget
 
 if TYPE_CHECKING:
@@ -48,14 +51,14 @@ def copy_store(
 
     The copy is a valid store with the same provenance; its attribute `taken` records which part of which store it holds. Every chunk is
     verified; a complete copy equals its source byte for byte. The copy is read back before it gets its name. After an interruption or
-    a network failure, the same call resumes a copy to a folder.
+    a network failure, the same call resumes a copy to a folder or a bucket.
 
     Parameters
     ----------
     source
         Folder, zip, URL, Zarr store or open store.
     target
-        New folder, or new zip if the name ends in .zip.
+        New folder, new zip if the name ends in .zip, or new address in a bucket (s3, gs, az).
     arrays
         Arrays besides answer_logits and status; None for all. Thumbnails are copied only if named or if `arrays` is None.
     layers
@@ -77,7 +80,7 @@ def copy_store(
     StoreError
         The target exists, cannot be written or loses files, or the source is damaged.
     UnreachableError
-        The source's server does not answer.
+        A server does not answer or refuses.
     NotRecordedError
         The source lacks an array, layer, position or example.
     UnwrittenBlockError
@@ -86,10 +89,13 @@ def copy_store(
         No example is selected, or one is named twice.
     """
     store = source if isinstance(source, ActivationStore) else ActivationStore.open(source)
-    if is_address(target):
-        raise StoreError(f"{target}: expected a folder or a zip to write, found an address; copy to a folder and upload that")
-    path = Path(target)
-    if os.path.lexists(path):
+    path = place_of(target)
+    zipped = str(path).lower().endswith(".zip")
+    if isinstance(path, str):
+        refuse_unwritable(path)
+        if zipped:
+            raise StoreError(f"{path}: expected a name that does not end in .zip, found a zip at an address; copy to a zip on a disk")
+    elif os.path.lexists(path):
         raise StoreError(f"{path}: expected a new path, found an existing one; choose another or remove it")
     numbers = example_numbers(store.layout.examples, examples)
     if not len(numbers):
@@ -108,10 +114,10 @@ def copy_store(
     blocks = [b for b in range(layout.blocks) if examples is not None or store.written[b]]
     done = 0
     try:
-        into = ZipTarget(path) if path.suffix.lower() == ".zip" else FolderTarget(path, whole)
+        into = BucketTarget(path, whole) if isinstance(path, str) else ZipTarget(path) if zipped else FolderTarget(path, whole)
         born, known = _known(store, layout, numbers)
         for key, data in empty_store(layout, born, known, store.vocabulary, store.provenance, taken).items():
-            into.put(key, [data])
+            into.put(key, partial(_whole, data))
         specs = {s.name: s for s in layout.arrays()}
         for block in blocks:
             members = layout.block_examples(block)
@@ -123,24 +129,26 @@ def copy_store(
                     size = _kept(into, spec, key, len(members), held)
                     if size is None:
                         values = store.fetch(_selection(store, layout, name, chosen if held is None else chosen[held]))
-                        size = into.put(key, encode_file(spec, values, held))
+                        size = into.put(key, partial(encode_file, spec, values, held))
                     sizes[name] = sizes.get(name, 0) + size
-            into.put(f"written/c/{block}", [encode_chunk(specs["written"], np.ones(1, np.uint8))])
+            into.put(f"written/c/{block}", partial(_whole, encode_chunk(specs["written"], np.ones(1, np.uint8))))
             done += 1
             if progress is not None:
                 progress(done, len(blocks))
         if "residual" in layout.record:
             for key, data in stored_files(byte_source(store.files_of), store.name).items():
-                sizes[LENS] = sizes.get(LENS, 0) + into.put(key, [data])
+                sizes[LENS] = sizes.get(LENS, 0) + into.put(key, partial(_whole, data))
         into.commit()
     except BaseException as error:
         # a server that is out of reach, and whoever stops the copy, lose nothing
         resumable = isinstance(error, UnreachableError) or not isinstance(error, Exception)
         if into is not None:
             into.discard(resumable=resumable)
-        if isinstance(error, UnreachableError) and isinstance(into, FolderTarget):
+        if isinstance(error, UnreachableError) and isinstance(into, FolderTarget | BucketTarget):
             copied = f"{done} of {len(blocks)} blocks are copied"
-            raise UnreachableError(f"{error}; {copied}: run the same command to continue from there ({into.partial} holds them)") from error
+            raise UnreachableError(
+                f"{error.message}; {copied}: run the same command to continue from there ({into.partial} holds them)"
+            ) from error
         if isinstance(error, OSError):
             raise StoreError(f"{path}: expected to write the copy, found: {error}; make room or choose another path") from error
         raise
@@ -155,6 +163,10 @@ def copy_summary(target: str | Path, taken: pd.DataFrame) -> str:
         for array, shape, size in zip(taken["array"], taken["shape"], taken["bytes"], strict=True)
     ]
     return "\n".join([*lines, f"{target}: {bytes_text(int(taken['bytes'].sum()))}"])
+
+
+def _whole(data: bytes) -> list[bytes]:
+    return [data]
 
 
 def _kept(into: CopyTarget, spec: ArraySpec, key: str, examples: int, held: NDArray[np.bool_] | None) -> int | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stratascope.errors import StoreError
+from stratascope.store.io.bucket import Parts
 from stratascope.store.io.durable import PARTIAL, flush_folder, lost_files, make_folder, move_folder, write_file, zip_entry
 from stratascope.store.io.writer_locks import file_claim
 
@@ -32,8 +33,8 @@ class CopyTarget(Protocol):
     def keep(self, key: str, data: bytes) -> int:
         """Take over what `kept` gave; the number of its bytes."""
 
-    def put(self, key: str, parts: Iterable[bytes]) -> int:
-        """Write a file; the number of its bytes."""
+    def put(self, key: str, parts: Parts) -> int:
+        """Write a file of the bytes that `parts` returns; the number of its bytes."""
 
     def commit(self) -> None:
         """Give the copy its name and read it back.
@@ -79,10 +80,10 @@ class FolderTarget(CopyTarget):
         self._written[key] = hashlib.sha256(data).digest()
         return len(data)
 
-    def put(self, key: str, parts: Iterable[bytes]) -> int:
+    def put(self, key: str, parts: Parts) -> int:
         self._renew()
         total = hashlib.sha256()
-        size = write_file(self.partial / key, _hashed(parts, total))
+        size = write_file(self.partial / key, _hashed(parts(), total))
         self._written[key] = total.digest()
         return size
 
@@ -127,12 +128,12 @@ class ZipTarget(CopyTarget):
         return None
 
     def keep(self, key: str, data: bytes) -> int:
-        return self.put(key, [data])
+        return self.put(key, lambda: [data])
 
-    def put(self, key: str, parts: Iterable[bytes]) -> int:
+    def put(self, key: str, parts: Parts) -> int:
         size, total = 0, hashlib.sha256()
         with self._zip.open(zip_entry(key), "w", force_zip64=True) as entry:
-            for part in _hashed(parts, total):
+            for part in _hashed(parts(), total):
                 entry.write(part)
                 size += len(part)
         self._written[key] = total.digest()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from stratascope.errors import StoreError
-from stratascope.store.io.durable import flush_folder
-from stratascope.store.io.links import check_no_links, own_path
+from stratascope.store.io.links import check_no_links
 from stratascope.store.io.reader import ActivationStore
-from stratascope.store.io.writer_locks import block_claim
+from stratascope.store.io.store_files import place_of, store_files
 from stratascope.store.maintenance.verify import Verification, verify
 
 
@@ -19,7 +17,7 @@ def repair(path: str | Path, found: Verification | None = None) -> list[int]:
     Parameters
     ----------
     path
-        Folder of the store.
+        Folder of the store, or its address in a bucket (s3, gs, az).
     found
         Result of `verify`; by default the store is checked now.
 
@@ -31,25 +29,22 @@ def repair(path: str | Path, found: Verification | None = None) -> list[int]:
     Raises
     ------
     StoreError
-        The store is no folder, a bad block is being written, or something is damaged that extraction cannot write again. Bad blocks
+        The store is neither a folder nor in a bucket, a bad block is being written, or something is damaged that extraction cannot write
+        again. Bad blocks
         are unmarked nevertheless.
     """
-    root = Path(path)
-    if not root.is_dir():
-        raise StoreError(f"{path}: expected a folder, found none; a zip or URL cannot be repaired in place: copy it to a folder first")
-    check_no_links(root)
-    found = found or verify(root)
-    layout = ActivationStore.open(root).layout
+    place = place_of(path)
+    if isinstance(place, Path):
+        if not place.is_dir():
+            raise StoreError(f"{path}: expected a folder, found none; a zip cannot be repaired in place: copy it to a folder first")
+        check_no_links(place)
+    files = store_files(place)
+    found = found or verify(place)
+    layout = ActivationStore.open(place).layout
     for block in found.bad_blocks:
         try:
-            with block_claim(root, block):
-                marker = own_path(root, f"written/c/{block}")
-                marker.unlink(missing_ok=True)  # first: no reader may trust the block while its files go
-                flush_folder(marker.parent)
-                for spec in layout.arrays():
-                    if spec.by_block:
-                        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                            own_path(root, spec.key(block)).unlink()
+            with files.claim(block):
+                files.unmark(block, [spec.key(block) for spec in layout.arrays() if spec.by_block])
         except OSError as error:
             raise StoreError(f"{path}: expected to unmark block {block}, found: {error}; fix permissions and run again") from error
     if found.beyond_repair:

@@ -180,7 +180,15 @@ export class Store {
     if (status !== 1) throw new Fault("damaged", `The status of example ${example} is ${status} in a written block.`, "Run `stratascope verify --repair`.");
   }
 
-  /** Logits of the answer choices of all examples of a block. */
+  /** Logits with -Infinity for choices that an example does not offer: questions may have different numbers of options. */
+  async #offered(logits: Float32Array, examples: readonly [number, number], signal?: AbortSignal): Promise<Float32Array> {
+    if (!(this.provenance["data"] as { options?: unknown } | null | undefined)?.options) return logits;
+    const { data: options } = await this.arrays.read<BigInt64Array>("examples/options", [examples], signal);
+    const width = this.layout.choices.length;
+    return logits.map((logit, k) => (k % width < Number(options[Math.floor(k / width)]) ? logit : -Infinity));
+  }
+
+  /** Logits of the answer choices of all examples of a block; -Infinity for choices that are not offered. */
   async blockLogits(block: number, signal?: AbortSignal): Promise<{ logits: Float32Array; status: Uint8Array } | null> {
     if (!(await this.written(block, signal))) return null;
     const range = this.#blockRange(block);
@@ -188,11 +196,11 @@ export class Store {
       this.arrays.read<Float32Array>("answer_logits", [range, null], signal),
       this.arrays.read<Uint8Array>("status", [range], signal),
     ]);
-    return { logits: logits.data, status: status.data };
+    return { logits: await this.#offered(logits.data, range, signal), status: status.data };
   }
 
   async answerLogits(example: number, signal?: AbortSignal): Promise<Float32Array> {
-    return this.blockRow<Float32Array>("answer_logits", example, signal);
+    return this.#offered(await this.blockRow<Float32Array>("answer_logits", example, signal), [example, example + 1], signal);
   }
 
   /** An example's values of an array whose pieces are whole blocks, with the example as its first axis. */

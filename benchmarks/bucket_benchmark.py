@@ -1,0 +1,160 @@
+"""Writing a store to a bucket beside raw puts of the same bytes: seconds, megabytes a second, peak memory.
+
+    python benchmarks/bucket_benchmark.py --examples 512 --layers 28 --hidden 3584
+
+Starts an S3 server (moto) in a process of its own, or writes to --url with the credentials of the environment. `raw puts` sends the files
+of the finished store with obstore, as many at once as the writer does; the writer also compresses, claims and marks every block, and
+`copy` reads, checks and compresses again. Each row runs in a process of its own, so that peak memory is its own; the median of --repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from stratascope.store import BlockWriter, StoreLayout, copy_store, create_store
+from stratascope.store.io.store_files import FILES_AT_ONCE
+
+BLOCK = 64
+TOKENS = 8
+
+
+def layout_of(options: argparse.Namespace) -> StoreLayout:
+    return StoreLayout(
+        examples=options.examples, layers=options.layers, hidden=options.hidden, heads=2, tokens=TOKENS, positions=("final", "image"),
+        spans=("image", "final"), choices=("True", "False"), record=frozenset({"residual"}), block=BLOCK, thumbnail=None,
+        computed_dtype="bfloat16",
+    )  # fmt: skip
+
+
+def known_of(layout: StoreLayout) -> dict[str, object]:
+    n = layout.examples
+    rows = pd.DataFrame(
+        {"id": [f"e{i}" for i in range(n)], "relation": "under", "label": np.arange(n) % 2, "image": "a.png", "caption": "c"}
+    )
+    return {
+        "examples": rows, "spans": np.tile([[0, 4], [TOKENS - 1, TOKENS]], (n, 1, 1)), "token_ids": np.ones((n, TOKENS), int),
+        "vocabulary": {1: "a"}, "n_tokens": np.full(n, TOKENS), "grid": np.tile([2, 2], (n, 1)),
+        "position_present": np.ones((n, 2), bool), "has_map": np.zeros(n, bool), "provenance": {"model": "benchmark"},
+    }  # fmt: skip
+
+
+def block_of(layout: StoreLayout, block: int) -> dict[str, np.ndarray]:
+    """Values with the distribution of bfloat16 activations: the low 16 bits of float32 are zero."""
+    rng = np.random.default_rng(block)
+    n = len(layout.block_examples(block))
+    values = rng.standard_t(4, (layout.layers + 1, 2, n, layout.hidden)).astype(np.float32)
+    (values.view(np.uint32))[...] &= 0xFFFF0000
+    return {"residual": values, "answer_logits": np.zeros((n, 2), np.float32), "status": np.ones(n, np.uint8)}
+
+
+def write(target: str, options: argparse.Namespace) -> float:
+    layout = layout_of(options)
+    blocks = {b: block_of(layout, b) for b in range(min(layout.blocks, 2))}  # drawn before the clock starts, as a model would yield them
+    begin = time.perf_counter()
+    create_store(target, layout, **known_of(layout))
+    with BlockWriter(target) as writer:
+        for block in writer.pending():
+            writer.write(block, blocks[block % len(blocks)])
+    return time.perf_counter() - begin
+
+
+def raw(source: Path, target: str) -> float:
+    import obstore
+    from obstore.store import from_url
+
+    client = from_url(target, client_options={"allow_http": True})
+    files = [path for path in sorted(source.rglob("*")) if path.is_file()]
+
+    def put(path: Path) -> None:
+        obstore.put(client, path.relative_to(source).as_posix(), path.read_bytes())
+
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        list(pool.map(put, files))
+    return time.perf_counter() - begin
+
+
+def task(name: str, source: Path, target: str, options: argparse.Namespace) -> float:
+    if name == "raw puts":
+        return raw(source, target)
+    if name == "writer":
+        return write(target, options)
+    begin = time.perf_counter()
+    copy_store(source, target)
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--hidden", type=int, default=3584)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--url", help="prefix in a bucket; default: a server of its own")
+    parser.add_argument("--task", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.task:
+        name, source, target = options.task
+        seconds = task(name, Path(source), target, options)
+        print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+        return
+    server = None
+    if options.url is None:
+        server, options.url = _server()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "local.zarr"
+            local = write(str(source), options)
+            size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+            print(f"{size / 1e6:.0f} MB in {sum(1 for p in source.rglob('*') if p.is_file())} files; written to a disk in {local:.1f} s")
+            reference = 0.0
+            for name in ("raw puts", "writer", "copy"):
+                runs = [_run(name, source, f"{options.url}/{uuid.uuid4().hex}.zarr", options) for _ in range(options.repeats)]
+                seconds, peak = (statistics.median(run[key] for run in runs) for key in ("seconds", "peak"))
+                reference = reference or seconds
+                rate = f"{size / 1e6 / seconds:7.0f} MB/s"
+                print(f"{name:<10} {seconds:7.2f} s {rate}  {seconds / reference:5.2f} x raw puts   peak memory {peak / 1e6:6.0f} MB")
+    finally:
+        if server is not None:
+            server.terminate()
+
+
+def _run(name: str, source: Path, target: str, options: argparse.Namespace) -> dict[str, float]:
+    numbers = ["--examples", options.examples, "--layers", options.layers, "--hidden", options.hidden]
+    command = [sys.executable, __file__, *map(str, numbers), "--task", name, str(source), target]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def _server() -> tuple[subprocess.Popen[bytes], str]:
+    """An S3 server in a process of its own, and the address of its bucket."""
+    code = (
+        "import logging, time; logging.getLogger('werkzeug').setLevel(logging.ERROR)\n"
+        "from moto.server import ThreadedMotoServer\nserver = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)\n"
+        "server.start(); print(*server.get_host_and_port(), flush=True)\nwhile True: time.sleep(1)"
+    )
+    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    host, port = server.stdout.readline().decode().split()
+    os.environ |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
+    os.environ["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT"), timeout=30).close()
+    return server, "s3://bucket"
+
+
+if __name__ == "__main__":
+    main()

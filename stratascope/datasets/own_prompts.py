@@ -1,0 +1,111 @@
+"""Prompts of one's own: a text with fields, or a TOML file; and the prompt of an existing store."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stratascope.datasets.prompts import FIELD, PROMPTS, Prompt
+from stratascope.errors import InvalidInputError
+
+OWN = "own"
+"""Name of a prompt that is given as text."""
+_KEYS = ("name", "text", "answers", "choices", "spans", "system", "image")
+_DUPLICATE = "expected the answers of the prompt {}, which has its own, left out, found {}; leave `answers` out"
+
+
+def find_prompt(prompt: str, answers: Sequence[str] | None = None) -> Prompt:
+    """A built-in prompt by name, one from a TOML file, or a text with fields.
+
+    Parameters
+    ----------
+    prompt
+        Name, path that ends in .toml, or text such as "Is it true that {caption} Answer Yes or No.".
+    answers
+        Answers of a text: the one to a true caption, then that to a false one; more than two are choices without a right one.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is none of these, a file cannot be read or has unknown keys, or answers are missing or given twice.
+
+    Examples
+    --------
+    >>> find_prompt("Is it true that {caption} Answer Yes or No.", ("Yes", "No")).answers
+    ('No', 'Yes')
+    """
+    given = ", ".join(answers or ())
+    if prompt in PROMPTS:
+        if answers:
+            raise InvalidInputError(_DUPLICATE.format(prompt, given))
+        return PROMPTS[prompt]
+    if prompt.endswith(".toml"):
+        if answers:
+            raise InvalidInputError(_DUPLICATE.format(prompt, given))
+        return _read_prompt(prompt)
+    if not FIELD.search(prompt):
+        raise InvalidInputError(
+            f"expected `prompt` to be among {', '.join(PROMPTS)}, a file that ends in .toml, or a text with a field such as {{caption}}, "
+            f"found {prompt!r}"
+        )
+    if not answers:
+        raise InvalidInputError(f"expected `answers` for a prompt of one's own, such as Yes,No, found none for {prompt!r}")
+    return _with_answers(OWN, prompt, tuple(answers))
+
+
+def _with_answers(name: str, text: str, answers: tuple[str, ...], **more: Any) -> Prompt:
+    return Prompt(name, text, answers, (answers[1], answers[0]) if len(answers) == 2 else None, **more)
+
+
+def _read_prompt(path: str) -> Prompt:
+    try:
+        found = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"{path}: expected a readable prompt in TOML, found: {error}") from error
+    unknown = sorted(set(found) - set(_KEYS))
+    if unknown:
+        raise InvalidInputError(f"{path}: expected the keys {', '.join(_KEYS)}, found {', '.join(unknown)}")
+    kinds = {"name": str, "text": str, "answers": list, "choices": list, "spans": dict, "system": str, "image": str}
+    for key, value in found.items():
+        if not isinstance(value, kinds[key]) or (isinstance(value, list) and not all(isinstance(each, str) for each in value)):
+            raise InvalidInputError(f"{path}: expected {key} to be {_KINDS[kinds[key]]}, found {value!r}")
+    if "text" not in found or ("answers" in found) == ("choices" in found):
+        raise InvalidInputError(f"{path}: expected text and one of answers (to a true and a false caption) and choices, found others")
+    if "answers" in found and len(found["answers"]) != 2:
+        raise InvalidInputError(f"{path}: expected two answers, to a true and to a false caption, found {found['answers']}; use choices")
+    if found.get("image", "before") not in ("before", "after"):
+        raise InvalidInputError(f"{path}: expected image to be before or after (the text), found {found['image']!r}")
+    more = {
+        "spans": found.get("spans", {}),
+        "system": found.get("system"),
+        "image_after": found.get("image") == "after",
+    }
+    name = found.get("name", Path(path).stem)
+    if name in PROMPTS:
+        raise InvalidInputError(f"{path}: expected a name that is not one of the built-in prompts, found {name!r}; set name in the file")
+    try:
+        if "answers" in found:
+            return _with_answers(name, found["text"], tuple(found["answers"]), **more)
+        return Prompt(name, found["text"], tuple(found["choices"]), **more)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{path}: {error}") from error
+
+
+_KINDS = {str: "a text", list: "a list of texts", dict: "a table"}
+
+
+def stored_prompt(held: Mapping[str, Any]) -> Prompt | None:
+    """The prompt of a store from `prompt` of its provenance, if it is not one of the built-in ones.
+
+    Examples
+    --------
+    >>> stored_prompt({"name": "yes-no"}) is None
+    True
+    """
+    name, text, choices, answers = (held.get(key) for key in ("name", "text", "choices", "answers"))
+    if name in PROMPTS or not isinstance(text, str) or not choices:
+        return None
+    pair = (str(answers[0]), str(answers[1])) if isinstance(answers, list) and len(answers) == 2 and answers != list(choices) else None
+    return Prompt(str(name), text, tuple(choices), pair, spans=held.get("spans") or {}, image_after=held.get("image") == "after")

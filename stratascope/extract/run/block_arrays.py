@@ -1,0 +1,144 @@
+"""Arrays of a shard block, and the results of batches that are copied into them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stratascope.extract.families.general_family import family_of
+from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.run.model import Captured
+from stratascope.store import RECORDED, STATUS_CODES, StoreLayout
+from stratascope.store.format.block_checks import BlockFacts, unstorable_examples
+
+
+def empty_arrays(layout: StoreLayout, count: int, patched: int = 0) -> dict[str, np.ndarray]:
+    """Arrays of a block with `count` examples and fill values, status `recorded`; floats as float32.
+
+    Arrays with a mask have the `patched` examples of the block alone.
+    """
+    arrays = {}
+    for spec in layout.arrays():
+        if spec.when == "block":
+            dtype = np.float32 if spec.dtype.startswith("float") else spec.dtype
+            shape = spec.block_shape(patched if spec.mask else count)
+            # zeros take no memory before they are written: maps of other examples
+            arrays[spec.name] = np.full(shape, spec.fill, dtype) if spec.fill else np.zeros(shape, dtype)
+    arrays["status"][:] = RECORDED
+    return arrays
+
+
+def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: np.ndarray, arrays: dict[str, np.ndarray]) -> dict[int, str]:
+    """Copy the results of a batch into the arrays of a block.
+
+    Parameters
+    ----------
+    plan
+        The plan of the extraction.
+    members
+        (batch,) example numbers.
+    captured
+        Results of the batch.
+    at
+        (batch,) indices of the members within the block.
+    arrays
+        As returned by `empty_arrays`; modified.
+
+    Returns
+    -------
+    dict
+        Example number -> why it failed.
+    """
+    by_example = {
+        "answer_logits": captured.answer_logits,
+        "form_logits": captured.form_logits,
+        "top_tokens": captured.top_tokens,
+        "top_logits": captured.top_logits,
+        "embedding_logits": None if captured.parts is None else captured.parts.embedding.numpy(),
+    }
+    by_layer = {
+        "head_outputs": captured.head_outputs,
+        "head_logits": None if captured.parts is None else captured.parts.heads.numpy(),
+        "mlp_logits": None if captured.parts is None else captured.parts.rest.numpy(),
+    }
+    by_token = {
+        "attention_rows": captured.rows,
+        "value_norms": captured.value_norms,
+        "value_logits": None if captured.parts is None or captured.parts.tokens is None else captured.parts.tokens.numpy(),
+    }
+    for name, values in by_example.items():
+        if name in arrays and values is not None:
+            arrays[name][at] = values
+    for name, values in by_layer.items():
+        if name in arrays and values is not None:
+            arrays[name][:, at] = values
+    if "residual" in arrays:
+        arrays["residual"][:, :, at] = captured.residual[:, : len(plan.store.positions)]
+        for row, k in enumerate(members):
+            arrays["residual"][:, ~plan.present[k], at[row]] = np.nan
+    _fill_vision(plan, members, captured, at, arrays)
+    _fill_patches(plan, members, captured, int(members[0] - at[0]), arrays)
+    failed, causal = {}, family_of(plan.source).causal
+    for row, k in enumerate(members):
+        tokens = len(plan.layouts[k].ids)
+        for name, values in by_token.items():
+            if name in arrays and values is not None:
+                arrays[name][:, at[row], :, :tokens] = values[:, row, :, :tokens]
+        maps = captured.maps if plan.has_map[k] else None
+        finite = all(np.isfinite(values).all() for values in (captured.final[row], captured.rows[:, row]))
+        if not finite or (maps is not None and not maps.check(row, causal=causal)):
+            arrays["status"][at[row]] = STATUS_CODES["non_finite"]
+            failed[k] = f"the model returned a value that is not finite in {plan.provenance['model']['dtype']}"
+        elif "attention_maps" in arrays and maps is not None:
+            maps.copy_into(row, arrays["attention_maps"][at[row], :, :tokens, :tokens])
+    return failed
+
+
+def leave_out_unstorable(plan: ExtractionPlan, first: int, arrays: dict[str, np.ndarray]) -> dict[int, str]:
+    """Mark examples of a filled block with values that the store cannot represent.
+
+    Parameters
+    ----------
+    plan
+        The plan of the extraction.
+    first
+        Number of the block's first example.
+    arrays
+        The filled arrays of the block; modified.
+
+    Returns
+    -------
+    dict
+        Example number -> why it failed.
+    """
+    members = range(first, first + len(arrays["status"]))
+    part = slice(members.start, members.stop)
+    tokens = plan.token_counts[part].astype(np.int32)
+    facts = BlockFacts(members, tokens, plan.present[part], plan.has_map[part], plan.patch_counts[part])
+    reasons = unstorable_examples(plan.store, facts, arrays)
+    for place in reasons:
+        arrays["status"][place] = STATUS_CODES["non_finite"]
+        if "attention_maps" in arrays:
+            arrays["attention_maps"][place] = 0
+    return {first + place: reason for place, reason in reasons.items()}
+
+
+def _fill_patches(plan: ExtractionPlan, members: Sequence[int], captured: Captured, first: int, arrays: dict[str, np.ndarray]) -> None:
+    """Copy image tokens; `first` is the number of the block's first example."""
+    if captured.patches is None or "patch_residual" not in arrays:
+        return
+    patched = [k for k in members if plan.has_patches[k]]
+    for row, k in enumerate(patched):
+        count, place = int(np.prod(plan.layouts[k].grid)), int(plan.has_patches[first:k].sum())
+        arrays["patch_residual"][:, place, :count] = captured.patches[:, row, :count]
+
+
+def _fill_vision(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+    names = plan.store.vision_positions
+    owners = [(row, name) for row, k in enumerate(members) for name in (plan.vision_cells(k) if names else ())]
+    for segment, (row, name) in enumerate(owners):
+        if captured.vision is not None:
+            arrays["vision_residual"][:, names.index(name), at[row]] = captured.vision[:, segment]
+        if captured.entry is not None:
+            arrays["vision_output"][names.index(name), at[row]] = captured.entry[row, names.index(name)]

@@ -1,0 +1,92 @@
+"""Attention within windows of a vision tower, all windows of a size in one call: transformers' own loop makes a call for each window.
+
+A photo has some 30 windows in each of 28 blocks for Qwen2.5-VL, of at most four sizes: those in the middle, at two edges, in the corner.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+NAME = "stratascope_flash_windows"
+"""Name of the attention function. Where it holds "flash", transformers passes the bounds of all windows in one call."""
+
+
+@dataclass
+class Windows:
+    """The windows of one image, by size; read from the device once."""
+
+    known: dict[int, tuple[torch.Tensor, list[torch.Tensor]]] = field(default_factory=dict)
+    """Id of a tensor of bounds -> the tensor, kept so that its id stays its own, and (window, patch) indices of each size."""
+
+    def by_size(self, bounds: torch.Tensor) -> list[torch.Tensor]:
+        """(window, patch) int64 indices, one tensor for each size; `bounds` are (window + 1,) first patches."""
+        if id(bounds) not in self.known:
+            places = bounds.tolist()
+            sizes: dict[int, list[int]] = {}
+            for start, stop in pairwise(places):
+                sizes.setdefault(stop - start, []).append(start)
+            made = [
+                torch.tensor(starts, device=bounds.device)[:, None] + torch.arange(size, device=bounds.device)
+                for size, starts in sizes.items()
+                if size
+            ]
+            self.known[id(bounds)] = bounds, made
+        return self.known[id(bounds)][1]
+
+
+_windows: ContextVar[Windows | None] = ContextVar("stratascope_windows", default=None)
+
+
+@contextmanager
+def windows_in_one_call(tower: nn.Module | None) -> Iterator[None]:
+    """While open, attention over several windows in `tower` is one call for each size of window; other towers are left as they are."""
+    kinds = {type(module): module for module in (tower.modules() if tower is not None else ())}
+    configs: dict[int, Any] = {
+        id(config): config
+        for kind, module in kinds.items()
+        if (config := getattr(module, "config", None)) is not None and "cu_seqlens" in inspect.signature(kind.forward).parameters
+    }
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    token = _windows.set(Windows())
+    try:
+        for key, config in configs.items():
+            if before[key] == "sdpa":
+                config._attn_implementation = NAME
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+        _windows.reset(token)
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    *,
+    cu_seq_lens_q: torch.Tensor,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """(1, patch, head, width): stock SDPA of (1, head, patch, width) within windows."""
+    out = torch.empty_like(value.transpose(1, 2), memory_format=torch.contiguous_format)
+    windows = _windows.get() or Windows()
+    for index in windows.by_size(cu_seq_lens_q):
+        q, k, v = (each[0][:, index].transpose(0, 1) for each in (query, key, value))  # (window, head, patch, width)
+        out[0, index] = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling).transpose(1, 2)
+    return out, None
+
+
+AttentionInterface.register(NAME, _attention)

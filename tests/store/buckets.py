@@ -1,0 +1,68 @@
+"""A real S3 server (moto) on a port of this machine, for tests."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+VARIABLES = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "zq-secret", "AWS_REGION": "us-east-1"}
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """Address of a server with an empty bucket named `bucket`; skips the test where moto is not installed."""
+    moto = pytest.importorskip("moto.server", reason="no S3 server: pip install 'moto[server]'")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    try:
+        # all servers of a process hold the same buckets
+        urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST"), timeout=30).close()
+        make_bucket(address)
+        yield address
+    finally:
+        server.stop()
+
+
+def make_bucket(address: str, name: str = "bucket") -> None:
+    urllib.request.urlopen(urllib.request.Request(f"{address}/{name}", method="PUT"), timeout=30).close()
+
+
+def environment(address: str) -> dict[str, str]:
+    """Variables with which a client reads and writes at a server."""
+    return {**VARIABLES, "AWS_ENDPOINT_URL": address}
+
+
+def objects(url: str) -> dict[str, bytes]:
+    """Key -> bytes of what lies under an address, read by another client than the package's own writer."""
+    import obstore
+    from obstore.store import from_url
+
+    client = from_url(url, client_options={"allow_http": True})
+    keys = [entry["path"] for page in obstore.list(client) for entry in page]
+    return {key: bytes(obstore.get(client, key).bytes()) for key in keys}
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """Key -> bytes of a store's folder, without claims."""
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file() and "claims" not in p.parts}
+
+
+def claim_of(pid: int, host: str = "elsewhere", processes: str = "another machine") -> bytes:
+    """What a claim says of a process of another machine."""
+    record = {"pid": pid, "host": host, "processes": processes, "since": "2026-01-01T00:00:00+0000", "token": "t", "renewed": 0}
+    return json.dumps(record).encode()
+
+
+def without_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith(("AWS_", "AZURE_", "GOOGLE_"))]:
+        monkeypatch.delenv(name)
