@@ -19,7 +19,7 @@ from stratascope.results.file import ResultFile
 from stratascope.results.result import CHOICE, Result, new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.auroc import Auroc
-from stratascope.stats.intervals import INTERVAL
+from stratascope.stats.intervals import INTERVAL, minimum_detectable_effect
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
 from stratascope.store.io.example_identity import image_groups
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FOLDS = 5
+LEAST = "minimum_detectable_effect"
 FEWEST = 20
 """Minimum number of right and of wrong answers for the baseline."""
 
@@ -55,7 +56,8 @@ class AnswerPrediction(
     )
     """layer, head (-1: fused over heads), auroc, low, high, low_simultaneous, high_simultaneous, undefined (share of examples
     without attention of the head on the image; they count as its mean), advantage (over the baseline, paired), advantage_low,
-    advantage_high (simultaneous: report these for the best head)."""
+    advantage_high (simultaneous: report these for the best head), minimum_detectable_effect (advantage, with 80 % power; not in files of
+    version 0.1)."""
     baseline: dict[str, float]
     """auroc, low, high of a logistic regression on the box geometry, out of fold, folds grouped by image."""
     attributes: Mapping[str, Any]
@@ -94,12 +96,24 @@ class AnswerPrediction(
     def summary(self) -> str:
         """AUROC of the best head and of the box geometry."""
         best, base = self.best, self.baseline
-        verdict = "significantly above" if best["advantage_low"] > 0 else "not significantly above"
+        count = f"n = {self.attributes['examples']:,}, {self.attributes['right']:,} right"
+        verdict = f"not significantly above the box geometry ({count}{self._power})"
+        if best["advantage_low"] > 0:
+            verdict = f"significantly above the box geometry ({count})"
         return (
             f"AUROC for a right answer: block {int(best['layer'])} head {int(best['head'])} {best['auroc']:.3f} "
             f"[{best['low_simultaneous']:.3f}, {best['high_simultaneous']:.3f}] (best of {len(self.table)} heads, simultaneous interval); "
-            f"box geometry {base['auroc']:.3f} [{base['low']:.3f}, {base['high']:.3f}]; best head {verdict} the box geometry"
+            f"box geometry {base['auroc']:.3f} [{base['low']:.3f}, {base['high']:.3f}]; best head {verdict}"
         )
+
+    @property
+    def _power(self) -> str:
+        """The advantage of any head that would have been detected, of a file that holds it."""
+        if LEAST not in self.table:
+            return ""
+        least, most = float(self.table[LEAST].max()), 1 - self.baseline["auroc"]
+        what = f"an advantage of {least:.2f} of any head" if least <= most else "not even an AUROC of 1 of every head"
+        return f"; {what} would have been detected with 80 % power"
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the AUROC of each head by decoder block, and the baseline."""
@@ -160,13 +174,16 @@ def answer_prediction(
     base = Auroc.of(_geometry_scores(geometry.to_numpy()[chosen], right, images, seed)[:, None], right, images)
     ahead = found.minus(base)
     index = pd.MultiIndex.from_product([layers, heads], names=["layer", "head"])
+    low_all, high_all = ahead.simultaneous(level, seed=seed)
     table = pd.DataFrame(
         {
             "auroc": found.value,
             **_ends(found, level, seed),
             "undefined": undefined.mean(0),
             "advantage": ahead.value,
-            **{f"advantage_{end}": value for end, value in zip(("low", "high"), ahead.simultaneous(level, seed=seed), strict=True)},
+            "advantage_low": np.maximum(low_all, -1),
+            "advantage_high": np.minimum(high_all, 1),
+            LEAST: minimum_detectable_effect(ahead.value - low_all, ahead.error),
         },
         index=index,
     ).reset_index()

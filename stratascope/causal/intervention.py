@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.causal.answers import Answers
-from stratascope.causal.design import InterventionDesign
+from stratascope.causal.design import KINDS, InterventionDesign
 from stratascope.causal.effects import effect_table
 from stratascope.causal.intervention_summary import event_label, summary_of
 from stratascope.causal.patching import PatchSource
@@ -39,10 +39,27 @@ def _bands(*names: str) -> str:
     return " ".join(f"{name} {' '.join(f'{name}_{end}' for end in INTERVALS)}" for name in names)
 
 
+def _measured_events(attributes: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], arrays: Any) -> str | None:
+    """Each event has rows in `use`, in `effects` and in `variants`, and each position has events."""
+    event_names = ["position", "kind", "method", "source"]
+    events = set(tables["events"][event_names].itertuples(index=False, name=None))
+    for name in ("use", "effects", "variants"):
+        held = set(tables[name][event_names].itertuples(index=False, name=None))
+        if lacking := sorted(map(str, events - held)):
+            return f"expected rows of table {name!r} for every one of the events, found none for {lacking[0]}"
+    if lacking := sorted(set(attributes["positions"]) - set(tables["events"]["position"])):
+        return f"expected events at every one of the positions, found none at {lacking[0]}"
+    return None
+
+
+_KINDS = {"kind": " ".join(KINDS)}
+
+
 class Intervention(
     Result,
     kind="intervention",
     command="intervene",
+    rules=(_measured_events,),
     schema={
         **each(str, "store condition concept"),
         **each(list[str], "classes choices positions kinds methods control_kinds sources"),
@@ -55,7 +72,7 @@ class Intervention(
     """Changes of the answers by edits of the residual stream: erasure, reflection, steering, patching, and random controls."""
 
     variants: pd.DataFrame = table_field(
-        columns("variant", text="position kind method control source", ints="layer last draw", floats="factor")
+        columns("variant", text="position kind method control source", ints="layer last draw", floats="factor", values=_KINDS)
     )
     """One row per variant: position, layer and last (of the window), kind, method, control (empty for the concept itself), factor
     (signed, of steering), draw (-1 for the concept), source (of patching)."""
@@ -80,6 +97,7 @@ class Intervention(
             ints="layer last examples pairs excluded",
             floats=f"factor {_bands('flipped', 'effect', 'restored')} effect_error restored_error restored_median change collateral "
             "divergence others",
+            values=_KINDS,
         )
     )
     """One row per series and layer, means over examples and draws: flipped (share of answers), effect (mean size of the change in units
@@ -91,11 +109,12 @@ class Intervention(
             ints="layer last",
             floats=f"effect control {_bands('excess')} excess_error score threshold minimum_detectable_effect",
             flags="used",
+            values=_KINDS,
         )
     )
     """One row per kind and layer: excess (effect minus that of matched random directions), score and threshold of `use.above_draws`,
     minimum_detectable_effect (the excess that would have been called used with 80 % power), used."""
-    events: pd.DataFrame = table_field(columns(text="position kind method source", ints="used_onset used_offset"))
+    events: pd.DataFrame = table_field(columns(text="position kind method source", ints="used_onset used_offset", values=_KINDS))
     """First layer used and first layer after the last one used, of each position and kind; -1 for none."""
     attributes: Mapping[str, Any]
     """store, condition, concept (task), classes, choices, settings of the design, level, draws, margin."""

@@ -74,7 +74,7 @@ def summary_of(made: Interventions) -> str:
 def too_few_pairs(made: Interventions, event: Event) -> str:
     """Why patching decides nothing, if there are too few pairs or images; else empty."""
     rows = made.series(str(event["position"]), "patch", source=str(event["source"]))
-    pairs = int(rows["pairs"].max())
+    pairs = int(rows["pairs"].max()) if len(rows) else 0
     if pairs < FEWEST_PAIRS:
         return f"too few pairs: n = {pairs}, {FEWEST_PAIRS} needed"
     return f"too few images of pairs: {FEWEST_GROUPS} needed" if rows["restored_low_simultaneous"].isna().all() else ""
@@ -120,8 +120,8 @@ def _layers_of_change(made: Interventions, event: Event) -> str:
 def _restored(made: Interventions, event: Event) -> str:
     """The largest share of the logit difference that a patch restores."""
     rows = made.series(str(event["position"]), "patch", source=str(event["source"]))
-    if not rows["pairs"].max():
-        return f"no pair differs ({int(rows['excluded'].max())} excluded)"
+    if rows.empty or not rows["pairs"].max():
+        return f"no pair differs ({int(rows['excluded'].max()) if len(rows) else 0} excluded)"
     best = rows.iloc[int(np.nan_to_num(rows["restored"].to_numpy(), nan=-np.inf).argmax())]
     low, high = best["restored_low_simultaneous"], best["restored_high_simultaneous"]
     interval = "" if np.isnan(low) or np.isnan(high) else f" [{low:.2f}, {high:.2f}]"
@@ -136,6 +136,8 @@ def _flips(made: Interventions, event: Event) -> str:
     position, kind = str(event["position"]), str(event["kind"])
     factor = made.control_factor if kind == "steer" else 0.0
     rows = made.series(position, kind, method=str(event["method"]), factor=factor)
+    if rows["flipped"].isna().all():
+        return "flipped answers not measured"
     best = rows.iloc[int(np.nan_to_num(rows["flipped"].to_numpy(), nan=-1).argmax())]
     interval = f"[{best['flipped_low_simultaneous']:.1%}, {best['flipped_high_simultaneous']:.1%}]"
     method = control_method(kind, str(event["method"]))

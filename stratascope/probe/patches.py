@@ -13,13 +13,10 @@ from numpy.typing import NDArray
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError, TooFewExamplesError
 from stratascope.figures.drawing import draw_layer_curves, metric_name, new_figure
 from stratascope.figures.style import paper_style
-from stratascope.probe.curve.metrics import advantage_range, main_metric, score_layers, score_table
-from stratascope.probe.curve.value_metrics import score_values
+from stratascope.probe.cell_scores import GAIN, LEAST, score_rows, solve
 from stratascope.probe.solver.blas_threads import one_blas_thread
-from stratascope.probe.solver.standardised_rows import Rows, suited_dtype
 from stratascope.probe.study.study import SCHEDULER
 from stratascope.probe.tasks.image_cells import CELL_TASKS, CellSample, CellTask
-from stratascope.probe.validation.cross_validation import classify, regress
 from stratascope.probe.validation.out_of_fold import OutOfFold
 from stratascope.results.file import made_from
 from stratascope.results.layer_intervals import LayerIntervals
@@ -27,7 +24,7 @@ from stratascope.results.result import Result, new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.scheduling import run_all
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import INTERVAL, INTERVALS, band, constant_within_folds
+from stratascope.stats.intervals import INTERVAL
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
 from stratascope.store.io.selection import listing
@@ -40,10 +37,6 @@ Floats = NDArray[Any]
 CELLS = 64
 """Cells of an example that are probed, and pairs of cells, at most."""
 FEWEST_CELLS, FEWEST_IMAGES = 2, 20
-GAIN = ("baseline", "advantage", "advantage_low", "advantage_high")
-"""Columns of the score of the cell's position alone, and of the difference to it."""
-ORDER = ["curve", "metric", "layer", "rows", "value", *INTERVALS, "chance", *GAIN]
-"""Columns of the table."""
 
 
 class PatchProbes(
@@ -64,14 +57,15 @@ class PatchProbes(
         columns(
             text="curve metric",
             ints="layer rows",
-            floats=f"value {INTERVAL} chance {' '.join(GAIN)}",
+            floats=f"value {INTERVAL} chance {' '.join(GAIN)} {LEAST}",
             keys=["curve layer"],
             values={"curve": "on_subject on_object row column direction", "metric": "auroc r2 balanced_accuracy"},
         )
     )
     """curve (`on_subject`, `on_object`; `row`, `column` of coordinates; `direction`), metric (auroc, r2, balanced_accuracy), layer, rows
     (cells or pairs), value with pointwise and simultaneous interval, chance, baseline (the same score from the position of the cell alone;
-    NaN where the label is a function of positions), advantage over it with its simultaneous interval."""
+    NaN where the label is a function of positions), advantage over it with its simultaneous interval; minimum_detectable_effect (over
+    the baseline where it is known, else over chance, with 80 % power)."""
     attributes: Mapping[str, Any]
     """store, condition, examples, images, cells (at most, of an example), tasks, layers, folds, seed, draws, level."""
     selects_examples: ClassVar[bool] = True
@@ -169,7 +163,11 @@ def _curve_text(rows: pd.DataFrame) -> str:
         text += f"position alone {best['baseline']:.3f}; "
         over, what = over & (rows["advantage_low"] > 0), "position alone"
     layers = LayerIntervals.of(rows["layer"], over)
-    return text + (f"significantly above {what} in {layers}" if layers else f"not detected above {what} in any layer")
+    if layers:
+        return f"{text}significantly above {what} in {layers}"
+    least = float(rows[LEAST].max())
+    power = f"an advantage of {least:.2f} would" if least <= 1 - best["chance"] else "not even the best possible score would"
+    return f"{text}not detected above {what} in any layer ({power} have been detected with 80 % power)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +263,7 @@ def patch_probes(
     answers = run_all(solve_layer, work, scheduler=scheduler, workers=workers, progress=progress, label="layers")
     parts = []
     for task, *found in zip(cell_tasks, *answers, strict=True):
-        parts += _scored(task, np.array(chosen), found, Bootstrap(sample.groups[task.folds.of >= 0], draws=draws, seed=seed), level)
+        parts += score_rows(task, np.array(chosen), found, Bootstrap(sample.groups[task.folds.of >= 0], draws=draws, seed=seed), level)
     attributes: dict[str, Any] = {
         **made_from(store),
         "examples": len(sample.numbers),
@@ -297,52 +295,5 @@ def solve_layer(work: PatchLayer) -> list[OutOfFold]:
         answers = []
         for task in work.tasks:
             x = found[id(task.cells[0])]
-            answers.append(_solve(task, x if len(task.cells) == 1 else x - found[id(task.cells[1])]))
+            answers.append(solve(task, x if len(task.cells) == 1 else x - found[id(task.cells[1])]))
         return answers
-
-
-def _solve(task: CellTask, x: Floats) -> OutOfFold:
-    rows = Rows(x, task.folds.of, dtype=suited_dtype(x))
-    if not task.classes:
-        return regress(rows, task.labels[None], task.folds)[0]
-    return classify(rows, task.labels[None], task.folds, classes=len(task.classes), basis=rows.eigenbasis())[0]
-
-
-def _scored(
-    task: CellTask, layers: NDArray[np.intp], answers: Sequence[OutOfFold], bootstrap: Bootstrap, level: float
-) -> list[pd.DataFrame]:
-    """Rows of the table of one task."""
-    values, spread = _scores(task, answers, bootstrap)
-    alone, drawn = _scores(task, [_solve(task, task.position)], bootstrap) if task.position.shape[1] else ({}, {})
-    if not task.classes:
-        values, spread = ({name: each[f"r2_{name}"] for name in ("row", "column")} for each in (values, spread))
-        metric, chance, curves = "r2", 0.0, ["row", "column"]
-    else:
-        metric, curves = main_metric(len(task.classes)), [task.name]
-        chance = 0.5 if metric == "auroc" else 1 / len(task.classes)
-        values, spread = {task.name: values[metric]}, {task.name: spread[metric]}
-    used = task.folds.of >= 0
-    certain = constant_within_folds(np.stack([answer.logits[:, used] for answer in answers]), task.folds.of[used])
-    found = []
-    for curve in curves:
-        rows = score_table(layers, {metric: values[curve]}, {metric: spread[curve]}, {metric: chance}, bootstrap.count, level, certain)
-        gain: dict[str, Any] = dict.fromkeys(GAIN, np.nan)
-        if alone:
-            over = values[curve] - alone[metric]
-            ends = band(over, spread[curve] - drawn[metric], level=level).within(advantage_range(metric))
-            gain = dict(zip(GAIN, (alone[metric][0], over, ends.low_simultaneous, ends.high_simultaneous), strict=True))
-        found.append(rows.assign(curve=curve, rows=int(used.sum()), **gain))
-    return [rows[ORDER] for rows in found]
-
-
-def _scores(task: CellTask, answers: Sequence[OutOfFold], bootstrap: Bootstrap) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Values (layer,) and draws (draw, layer) of each metric."""
-    used = task.folds.of >= 0
-    logits, labels, targets = np.stack([a.logits[:, used] for a in answers]), task.labels[used], 1 if task.classes else 2
-    noise, turned = (
-        np.array([np.nan_to_num(each, nan=1.0).reshape(targets, -1).mean(1) for each in shares])
-        for shares in ([a.noise_share for a in answers], [a.decision_share for a in answers])
-    )
-    if not task.classes:
-        return score_values(logits, labels, ("row", "column"), bootstrap, noise)
-    return score_layers(logits, labels, task.folds.of[used], len(task.classes), bootstrap, noise[:, 0], turned[:, 0])

@@ -280,6 +280,12 @@ def test_where_size_alone_decides_the_baseline_finds_it_and_attention_has_no_adv
     assert found.baseline["auroc"] > 0.95
     assert (found.table["auroc"] > 0.55).mean() > 0.5
     assert (found.table["advantage_high"] < 0).all()
+    base = found.baseline["auroc"]
+    said = f"best head not significantly above the box geometry (n = {found.attributes['examples']}, {found.attributes['right']} right; "
+    assert said in found.summary()
+    least = found.table["minimum_detectable_effect"]
+    assert ((least > found.table["advantage"] - found.table["advantage_low"]) & (least < 0.5)).all()
+    assert ("not even an AUROC of 1 of every head would" in found.summary()) == (least.max() > 1 - base)
 
 
 def test_a_model_that_is_always_right_is_refused_and_a_foreign_overlap_too(store, planted) -> None:

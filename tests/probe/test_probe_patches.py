@@ -116,7 +116,11 @@ def test_planted_layers_are_found_and_no_others(cells: ActivationStore, tmp_path
         assert (rows["low_simultaneous"] > rows["chance"]).tolist() == [False, True, True, True]
     assert "on_subject AUROC" in done.output
     assert "significantly above position alone in layer 2\n" in done.output
-    assert "not detected above position alone in any layer\n" in done.output
+    least = thing["minimum_detectable_effect"].max()
+    said = f"not detected above position alone in any layer (an advantage of {least:.2f} would have been detected with 80 % power)\n"
+    assert said in done.output
+    half = (thing["advantage_high"] - thing["advantage_low"]) / 2
+    assert (thing["minimum_detectable_effect"] > half).all()
     assert "above chance (0.25) in layers 1-3\n" in done.output
     assert (tmp_path / "patches.png").exists()
     again = patch_probes(cells, **{**found.options, "layers": (2,), "tasks": ("on_subject",)})
