@@ -16,7 +16,8 @@ from stratascope.analysis.localisation import Pointing, pointing
 from stratascope.analysis.logit_lens import LogitLens, logit_lens
 from stratascope.analysis.model_answers import AnswerConfidence, answer_confidence
 from stratascope.analysis.overlap import BoxOverlap, attention_overlap, box_overlap, cell_overlap
-from stratascope.analysis.rollout import RolloutResult, rollout, rollout_examples, rollout_packed, rollout_stops
+from stratascope.analysis.rollout import rollout, rollout_packed, rollout_stops
+from stratascope.analysis.rollout_result import RolloutResult, rollout_examples
 from stratascope.analysis.sinks import find_sinks
 from stratascope.analysis.weighting import norm_attention, token_attribution, weighted_rows
 

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from stratascope.analysis.attention_maps import Window, check_layer, checked_window, discard_weakest, require_maps, shaped_maps
-from stratascope.analysis.example_images import MOST_EXAMPLES, ON_IMAGE, answer_text, example_table, on_image, picture, relative_boxes
-from stratascope.analysis.parallel import held_examples, over_blocks
-from stratascope.analysis.sinks import places_of, sinks_of_maps
+from stratascope.analysis.attention_maps import Window, check_layer, checked_window, discard_weakest, shaped_maps
 from stratascope.errors import InvalidInputError
-from stratascope.figures.gallery import Tile, draw_gallery
-from stratascope.results.file import made_from
-from stratascope.results.result import Result, array_field, table_field
-from stratascope.store import ActivationStore, decode_maps
-from stratascope.store.format.json_schema import each
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 Floats = NDArray[np.float64]
 Form = Literal["raw", "dropped", "conditional"]
 FORMS: tuple[Form, ...] = ("raw", "dropped", "conditional")
 """`raw`: as defined. `dropped`: the rollout without the sinks, scaled to sum to 1. `conditional`: maps without attention to the sinks,
 rows scaled to sum to 1."""
-FOUND = "found"
-PIECE = 16
-"""Examples in one task."""
 
 Step = Callable[[Floats, int], Floats]
 """(..., token) above block `layer`, layer -> (..., token) below it."""
@@ -190,160 +177,3 @@ def _check_sinks(form: Form, sinks: Sequence[int], tokens: int) -> None:
     outside = [k for k in sinks if not 0 <= k < tokens - 1]
     if form != "raw" and outside:
         raise InvalidInputError(f"expected sinks among tokens 0..{tokens - 2} (the final token is never a sink), found {outside}")
-
-
-class RolloutResult(
-    Result,
-    kind="rollout",
-    command="rollout",
-    schema={
-        **each(str, "store condition fusion"),
-        **each(float, "discard"),
-        "window": tuple[int, int] | None,
-        "form": Literal["raw", "dropped", "conditional"],
-        "sinks": str | list[int],
-    },
-):
-    """Attention rollout of the final token, for several examples."""
-
-    selects_examples: ClassVar[bool] = True
-
-    examples: pd.DataFrame = table_field(ON_IMAGE)
-    """example (number), id, n_tokens, image_start, image_stop, rows, columns, sinks (token numbers of the sinks left out, as text)."""
-    values: NDArray[np.float64] = array_field("float", "example layer token", name="rollout")
-    """(example, layer, token) float64: row 0 is the rollout onto the inputs; NaN after the prompt."""
-    attributes: Mapping[str, Any]
-    """store, condition, fusion, window, form, discard."""
-
-    def onto_image(self, k: int, layer: int = 0) -> NDArray[np.float64]:
-        """(rows, columns): the k-th example's rollout onto its image cells at `layer`."""
-        return on_image(self.examples, self.values[:, layer], k)
-
-    @property
-    def window(self) -> tuple[int, int]:
-        """Half-open range of decoder blocks."""
-        first, stop = self.attributes["window"] or (0, self.values.shape[1] - 1)
-        return int(first), int(stop)
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """Parameters of `rollout_examples`."""
-        held = {name: self.attributes[name] for name in ("window", "form", "discard")}
-        return {"examples": self.examples["example"].tolist(), **held}
-
-    def to_frame(self) -> pd.DataFrame:
-        """example, id, n_tokens, onto_the_image (the rollout on the image)."""
-        return self.examples[["example", "id", "n_tokens"]].assign(onto_the_image=self._image_shares())
-
-    def summary(self) -> str:
-        """Rollout on the image and on the first token, mean over examples."""
-        first, stop = self.window
-        shares = self._image_shares()
-        return (
-            f"{self.attributes['form']} rollout, blocks {first} to {stop - 1}, {len(shares)} examples: "
-            f"{sum(shares) / len(shares):.1%} on the image, {float(self.values[:, 0, 0].mean()):.1%} on the first token"
-        )
-
-    def figure(self, store: ActivationStore | None = None) -> Figure | None:
-        """Up to eight examples: rollout on the image cells, caption, label, answer; None without the store or a grid of cells."""
-        if store is None or not self.examples["rows"].all():
-            return None
-        numbers = [int(number) for number in self.examples["example"].iloc[:MOST_EXAMPLES]]
-        tiles = []
-        for k, (number, boxes) in enumerate(zip(numbers, relative_boxes(store, numbers), strict=True)):
-            cells = self.onto_image(k)
-            caption = textwrap.fill(f"#{number} {store.examples['caption'].iloc[number]}", 34)
-            text = f"{caption}\n{textwrap.fill(answer_text(store, number), 40)}\n{cells.sum():.0%} on the image"
-            tiles.append(Tile(picture(store, number), cells, text, boxes))
-        first, stop = self.window
-        title = (
-            f"{self.attributes['form']} rollout of the final token, blocks {first} to {stop - 1}, {self.attributes['fusion']} over heads; "
-            "colour scale: 0 to the largest cell of each image"
-        )
-        columns = len(tiles) if len(tiles) <= 5 else min((4, 3), key=lambda n: -len(tiles) % n)
-        return draw_gallery(tiles, columns=columns, title=title)
-
-    def _image_shares(self) -> list[float]:
-        return [float(self.onto_image(k).sum()) for k in range(len(self.examples))]
-
-
-def rollout_examples(
-    store: ActivationStore,
-    examples: Sequence[int] | NDArray[Any] | None = None,
-    *,
-    window: Window | None = None,
-    form: Form = "raw",
-    sinks: Sequence[int] | str = FOUND,
-    discard: float = 0.0,
-    tower: str = "decoder",
-    scheduler: str | None = None,
-    progress: bool = False,
-) -> RolloutResult:
-    """Attention rollout of the final token, from stored maps.
-
-    Parameters
-    ----------
-    examples
-        Example numbers or a mask; all examples with maps by default.
-    window, form, discard
-        As of `rollout`.
-    sinks
-        Token numbers that the forms `dropped` and `conditional` leave out. "found": the sinks of each example at the first token and at
-        the image's edge, found by `sinks.find_sinks` from the final rows of all layers.
-    tower
-        `decoder`; `vision` raises with the reason.
-    scheduler
-        None or `synchronous`, `threads`, `processes`, or the address of a Dask scheduler.
-    progress
-        Show a progress bar where stderr is a terminal.
-
-    Raises
-    ------
-    NotRecordedError
-        If the store holds no maps, or none of an example. Final-token rows are not enough: rollout needs the rows of all tokens.
-    InvalidInputError
-        If `rollout` refuses a parameter, or there are no examples.
-    """
-    require_maps(store, "rollout", tower)
-    if isinstance(sinks, str) and sinks != FOUND:
-        raise InvalidInputError(f"expected token numbers or {FOUND!r} for sinks, found {sinks!r}")
-    first, last = checked_window(window, store.layout.layers)
-    chosen = held_examples(store, "attention_maps", examples)
-    options: dict[str, Any] = {"window": (first, last), "form": form, "sinks": sinks, "discard": discard}
-    parts = over_blocks(_rolled, store, chosen, at_most=PIECE, scheduler=scheduler, progress=progress, label="rollout", **options)
-    longest = int(store.n_tokens[chosen].max())
-    values = np.full((len(chosen), last - first + 1, longest), np.nan)
-    dropped = []
-    for k, (rolled, left_out) in enumerate(pair for part in parts for pair in part):
-        values[k, :, : rolled.shape[1]] = rolled
-        dropped.append(" ".join(map(str, left_out)))
-    attributes = {
-        **made_from(store),
-        "fusion": store.layout.fusion,
-        "window": [first, last] if window else None,
-        "form": form,
-        "sinks": sinks if isinstance(sinks, str) else list(sinks),
-        "discard": discard,
-    }
-    return RolloutResult(example_table(store, chosen).assign(sinks=dropped), values, attributes)
-
-
-def _rolled(
-    store: ActivationStore, numbers: NDArray[np.int64], *, window: Window, form: Form, sinks: Sequence[int] | str, discard: float
-) -> list[tuple[NDArray[np.float64], tuple[int, ...]]]:
-    places = places_of(store, numbers)
-    out = []
-    for k, number in enumerate(numbers):
-        tokens = int(store.n_tokens[number])
-        packed = store.read("attention_maps", examples=int(number))[:, :tokens, :tokens]
-        dropped: tuple[int, ...] = ()
-        if form != "raw":
-            rows = np.square(packed[:, -1], dtype=np.float64)
-            rows /= rows.sum(-1, keepdims=True)
-            dropped = sinks_of_maps(rows, places[k]) if isinstance(sinks, str) else tuple(sinks)
-        if discard:
-            rolled = rollout(decode_maps(packed, tokens), window=window, form=form, sinks=dropped, discard=discard)
-        else:
-            rolled = rollout_packed(packed, window=window, form=form, sinks=dropped)
-        out.append((rolled, dropped))
-    return out

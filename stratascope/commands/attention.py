@@ -54,6 +54,7 @@ def share_command(store: str, output: Output, **chosen: Any) -> None:
     rollout_examples,
     form="dropped: remove the sinks from the rollout; conditional: remove them from every map.",
     discard="Discard ratio: share of the smallest weights of each map to set to zero.",
+    gradient="Maps weighted by the gradient of the answer's logit difference (Chefer et al. 2021); needs gradient_rollout.",
     tower="decoder; vision raises an error with the reason.",
 )
 @results_output
@@ -67,8 +68,9 @@ def rollout_command(store: str, output: Output, examples: str | None, **chosen: 
       stratascope rollout demo/original.zarr --examples 0-3
     """
     opened = open_store(store)
-    asked = first_examples(opened, "attention_maps", examples) if chosen["tower"] == "decoder" else None
-    selected, left_out = recorded_among(opened, "attention_maps", asked)
+    array = "gradient_rollout" if chosen["gradient"] else "attention_maps"
+    asked = first_examples(opened, array, examples) if chosen["tower"] == "decoder" else None
+    selected, left_out = recorded_among(opened, array, asked)
     result = rollout_examples(opened, selected, progress=not output.quiet, **chosen)
     output.note(*left_out, ids_line(opened, result.examples["example"].tolist()))
     output.add(result, store=opened)

@@ -147,8 +147,8 @@ def _extracted(
         images=out / "scenes" / "images",
         boxes=out / "scenes" / "instances.json",
         condition=condition,
-        # all arrays, so that every command can run on the store
-        record=RECORDS if condition == "original" else ("residual",),
+        # all arrays, so that every command can run on the store; but no gradient rollout, for the time it takes
+        record=tuple(name for name in RECORDS if name != "gradient_rollout") if condition == "original" else ("residual",),
         knockouts=KNOCKOUTS,
         patches=PATCHES if condition == "original" else 0,
     )

@@ -163,7 +163,7 @@ def _knockouts(plan: ExtractionPlan) -> list[str]:
 
 def _estimates(plan: ExtractionPlan) -> list[str]:
     """Cost of the backward passes."""
-    if "hiding_estimate" not in plan.store.record:
+    if not plan.store.record & {"hiding_estimate", "gradient_rollout"}:
         return []
     return [
         f"estimates  {len(plan.examples):,} forward and backward passes, one example at a time, each the work of {GRADIENT_PASSES} passes"

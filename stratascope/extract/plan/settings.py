@@ -29,6 +29,7 @@ RECORDS = (
     "vision_residual",
     "vision_output",
     "hiding_estimate",
+    "gradient_rollout",
     "knockout",
 )
 """Arrays that can be saved; the answer logits always are."""

@@ -1,13 +1,15 @@
-"""Gradient attribution of every prompt token, from one backward pass through the decoder.
+"""Gradient attribution of every prompt token, and gradient rollout, from one backward pass through the decoder.
 
 For the difference d of two answer logits: gradient times input of each token (Simonyan et al. 2013), and a first-order estimate of the
 knockout effect of masking each token for all later queries (attribution patching of attention: Nanda 2023, Kramár et al. 2024). The latter
 approximates the knockout of mode `later` for every token at the cost of one pass; it is exact if everything after the attention is linear.
+
+Gradient rollout (Chefer et al. 2021, "Generic attention-model explainability") weights every attention map by its gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,18 +18,29 @@ import torch
 from stratascope.extract.run.attention_function import QUERY_CHUNK, BlockAttention, listening
 from stratascope.extract.run.capture import reading_residuals
 
+ARRAYS = frozenset({"gradient_input", "hiding_estimate", "gradient_rollout"})
+"""Arrays of a store that come from the backward pass."""
+
 LEAST_REMAINING = 1e-3
 """Least weight of a row outside a masked key; with less, the renormalised row is dominated by rounding."""
 
 
 @dataclass(frozen=True)
 class TokenGradients:
-    """Both attributions for the tokens of one example."""
+    """The attributions of one example."""
 
     inputs: torch.Tensor
     """(token,) float32: <x_j, dd/dx_j>, where x_j is the residual stream of token j at the entry of the first block."""
-    knockout_estimate: torch.Tensor
+    knockout_estimate: torch.Tensor | None
     """(token,) float32: first-order estimate of the change of d when token j is masked for all later queries in all blocks."""
+    rollout: torch.Tensor | None = None
+    """(layer + 1, token) float32: gradient rollout of the final token, see `gradient_rollout`."""
+
+    @property
+    def arrays(self) -> dict[str, torch.Tensor]:
+        """Array of a store -> its values."""
+        found = {"gradient_input": self.inputs, "hiding_estimate": self.knockout_estimate, "gradient_rollout": self.rollout}
+        return {name: values for name, values in found.items() if values is not None}
 
 
 @dataclass
@@ -38,7 +51,9 @@ class _Attentions:
         self.seen.append(seen)
 
 
-def token_gradients(forward: Callable[[], Any], blocks: Any, difference: Callable[[torch.Tensor], torch.Tensor]) -> TokenGradients:
+def token_gradients(
+    forward: Callable[[], Any], blocks: Any, difference: Callable[[torch.Tensor], torch.Tensor], want: frozenset[str] = ARRAYS
+) -> TokenGradients:
     """Run a forward and a backward pass of one example.
 
     Parameters
@@ -49,6 +64,8 @@ def token_gradients(forward: Callable[[], Any], blocks: Any, difference: Callabl
         The decoder blocks.
     difference
         (1, hidden) output of the last block at the final token -> (1,) logit of the first answer minus that of the second.
+    want
+        Arrays of `ARRAYS` to compute.
     """
     streams: dict[int, torch.Tensor] = {}
 
@@ -65,9 +82,14 @@ def token_gradients(forward: Callable[[], Any], blocks: Any, difference: Callabl
         entry, *outputs = torch.autograd.grad(found, [streams[0], *(seen.output for seen in listener.seen)])
     with torch.no_grad():
         inputs = (streams[0].float() * entry.float()).sum(-1)[0]
-        estimates = (knockout_estimates(seen, slope) for seen, slope in zip(listener.seen, outputs, strict=True))
-        estimate = sum(estimates, torch.zeros_like(inputs))
-    return TokenGradients(inputs.detach(), estimate)
+        estimate = rollout = None
+        if "hiding_estimate" in want:
+            estimates = (knockout_estimates(seen, slope) for seen, slope in zip(listener.seen, outputs, strict=True))
+            estimate = sum(estimates, torch.zeros_like(inputs))
+        if "gradient_rollout" in want:
+            sign = 1.0 if float(found) >= 0 else -1.0  # of the likelier of both answers
+            rollout = gradient_rollout(listener.seen, [sign * slope for slope in outputs])
+    return TokenGradients(inputs.detach(), estimate, rollout)
 
 
 def knockout_estimates(seen: BlockAttention, slope: torch.Tensor) -> torch.Tensor:
@@ -82,17 +104,53 @@ def knockout_estimates(seen: BlockAttention, slope: torch.Tensor) -> torch.Tenso
     slope
         (1, token, head, width) gradient of d with respect to the head outputs.
     """
-    _, heads, tokens, _ = seen.query.shape
-    groups, width = seen.value.shape[1], seen.value.shape[3]
-    value = seen.value[0].float().transpose(1, 2)  # (key head, width, token)
-    total = torch.zeros(tokens, dtype=torch.float32, device=value.device)
-    for start in range(0, tokens, QUERY_CHUNK):
-        queries = torch.arange(start, min(start + QUERY_CHUNK, tokens), device=value.device)
-        weights = seen.weights(queries[None])[0]  # (head, query, key)
-        asked = slope[0, queries].float().transpose(0, 1)  # (head, query, width)
-        gains = torch.matmul(asked.reshape(groups, -1, width), value).view(heads, len(queries), tokens)
+    total = torch.zeros(seen.query.shape[2], dtype=torch.float32, device=seen.value.device)
+    for queries, weights, gains in _weights_and_gradients(seen, slope):
         mean = (weights * gains).sum(-1, keepdim=True)
         moved = weights / (1 - weights).clamp_min(LEAST_REMAINING) * (mean - gains)
         moved[:, torch.arange(len(queries)), queries] = 0  # a token always sees itself
         total += moved.sum((0, 1))
     return total
+
+
+def gradient_rollout(attentions: Sequence[BlockAttention], slopes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Rollout of the final token through attention maps that are weighted by their gradients.
+
+    Chefer et al. 2021, self-attention layers: R <- R + E_h[(dd/dA * A)^+] R, from the first block to the last, with R = I before it. Here
+    the final row of that product is taken from the top down, which needs one vector a layer instead of a matrix.
+
+    Parameters
+    ----------
+    attentions
+        The attention of every block, of one example.
+    slopes
+        (1, token, head, width) gradient of d with respect to the head outputs of every block.
+
+    Returns
+    -------
+    torch.Tensor
+        (layer + 1, token) float32: row l is the final token's relevance of the tokens that enter block l; the last row is the final token.
+    """
+    tokens, device = attentions[0].query.shape[2], attentions[0].query.device
+    relevance = torch.zeros(tokens, dtype=torch.float32, device=device)
+    relevance[-1] = 1
+    rows = [relevance]
+    for seen, slope in zip(reversed(attentions), reversed(slopes), strict=True):
+        below = relevance.clone()
+        for queries, weights, gains in _weights_and_gradients(seen, slope):
+            below += relevance[queries] @ (weights * gains).clamp_min(0).mean(0)
+        relevance = below
+        rows.append(relevance)
+    return torch.stack(rows[::-1])
+
+
+def _weights_and_gradients(seen: BlockAttention, slope: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(query,) indices, and (head, query, key) attention weights and the gradient of d by them, of successive chunks of queries."""
+    _, heads, tokens, _ = seen.query.shape
+    groups, width = seen.value.shape[1], seen.value.shape[3]
+    value = seen.value[0].float().transpose(1, 2)  # (key head, width, token)
+    for start in range(0, tokens, QUERY_CHUNK):
+        queries = torch.arange(start, min(start + QUERY_CHUNK, tokens), device=value.device)
+        asked = slope[0, queries].float().transpose(0, 1)  # (head, query, width)
+        gains = torch.matmul(asked.reshape(groups, -1, width), value).view(heads, len(queries), tokens)
+        yield queries, seen.weights(queries[None])[0], gains

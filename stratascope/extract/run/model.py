@@ -284,13 +284,13 @@ class CaptureModel:
         return knockout_effects(blocks, trace, targets, knockouts, partial(self.unembedding.difference, pair=pair), budget)
 
     @full_float32()
-    def gradients(self, batch: Batch, pair: tuple[int, int]) -> TokenGradients:
+    def gradients(self, batch: Batch, pair: tuple[int, int], want: frozenset[str]) -> TokenGradients:
         """Gradient attributions of the logit of the first answer minus that of the second, see `token_gradients`."""
         given = self.inputs(batch)
         blocks: Any = self.decoder.layers
         with torch.no_grad():
             difference = partial(self.unembedding.difference, pair=pair)
-            return token_gradients(lambda: self.model(**given, use_cache=False, **kept_logits(self.model, 1)), blocks, difference)
+            return token_gradients(lambda: self.model(**given, use_cache=False, **kept_logits(self.model, 1)), blocks, difference, want)
 
     @full_float32()
     def reference(

@@ -18,7 +18,7 @@ from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.images import image_token_order
 from stratascope.extract.run.capture import PatchTokens, Pooling
 from stratascope.extract.run.device_memory import OutOfMemory, attempt
-from stratascope.extract.run.gradients import TokenGradients
+from stratascope.extract.run.gradients import ARRAYS, TokenGradients
 from stratascope.extract.run.halvings import Halving, Halvings, Work
 from stratascope.extract.run.inputs import LoadedImage, PreparedImages, check_cut, joined, load_image, shown_image
 from stratascope.extract.run.model import Batch, CaptureModel, CaptureRequest, PendingCapture
@@ -123,11 +123,14 @@ class ExtractionSession:
         InvalidInputError
             If memory does not suffice for the backward pass of one example.
         """
-        found = attempt(lambda: self.model.gradients(batch(), (self.request.choices[0], self.request.choices[1])))
+        pair, want = (self.request.choices[0], self.request.choices[1]), self.plan.store.record & ARRAYS
+        found = attempt(lambda: self.model.gradients(batch(), pair, want))
         if isinstance(found, OutOfMemory):
             tokens = len(self.plan.layouts[example].ids)
             raise self.too_little(
-                f"the backward pass of one example of {tokens} tokens", found, "leave hiding_estimate out of `record`, lower `max_pixels`"
+                f"the backward pass of one example of {tokens} tokens",
+                found,
+                "leave hiding_estimate and gradient_rollout out of `record`",
             )
         return found
 

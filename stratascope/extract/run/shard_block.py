@@ -14,6 +14,7 @@ import torch
 
 from stratascope.extract.run.block_arrays import empty_arrays, fill, leave_out_unstorable
 from stratascope.extract.run.device_memory import OutOfMemory, attempt
+from stratascope.extract.run.gradients import ARRAYS
 from stratascope.extract.run.inputs import LoadedImage, first_per_image, joined, shown_image
 from stratascope.extract.run.model import Batch, PendingCapture
 from stratascope.extract.run.pipeline import BackgroundQueue, prefetch
@@ -201,14 +202,15 @@ class ShardBlock:
         self.batches.append(self._filling.submit(self._fill, *coming))
         knockouts = session.plan.knockouts
         chosen = [] if knockouts is None else [k for k in members if knockouts.chosen[k]]
-        backward = members if "hiding_estimate" in self.arrays else []
+        backward = members if ARRAYS & self.arrays.keys() else []
         if chosen or backward:
             self._filling.drain()
         for k in backward:
             if k not in session.failed:
                 gradients, tokens = session.token_gradients(k, partial(self._batch, [k])), len(session.plan.layouts[k].ids)
-                self.arrays["gradient_input"][k - self._first, :tokens] = gradients.inputs.cpu().numpy()
-                self.arrays["hiding_estimate"][k - self._first, :tokens] = gradients.knockout_estimate.cpu().numpy()
+                for name, values in gradients.arrays.items():
+                    if name in self.arrays:
+                        self.arrays[name][k - self._first, ..., :tokens] = values.cpu().numpy()
         for place, k in enumerate(members, self._place):
             if k in chosen and k not in session.failed:
                 self.arrays["knockout"][k - self._first] = session.knock_out(k, partial(self._batch, [k]), self._block, place)

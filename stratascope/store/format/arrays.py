@@ -184,6 +184,11 @@ TABLE = (
         "gradient of that difference by what enters the first block at each token, times it; NaN beyond n_tokens", True,
     ),
     ArrayKind(
+        "gradient_rollout", ("example", "layer", "token"), "float32", _NAN, {"example": 1}, "zstd", "block",
+        "the final token's rollout onto the tokens of each layer, of attention maps weighted by the positive part of the gradient of the "
+        "answer's logit difference; NaN beyond n_tokens", True,
+    ),
+    ArrayKind(
         "knockout", ("example", "knockout_mode", "knockout_window", "knockout_target"), "float32", _NAN, {}, "zstd", "block",
         "difference of the first two choices' logits with the target hidden, less the same with nothing hidden; NaN if not measured",
         True, gaps=True,

@@ -110,7 +110,7 @@ def estimate_sizes(
             values = _maps(layout, spec, lengths, mapped)
         elif spec.name == "patch_residual":
             values = _patches(layout, spec, patches)
-        elif spec.name in ("gradient_input", "hiding_estimate"):
+        elif spec.name in ("gradient_input", "hiding_estimate", "gradient_rollout"):
             values = filled * _LOGITS["float32"]
         elif "token" in spec.dims:
             values = filled * _row_share(layout, spec, lengths)
