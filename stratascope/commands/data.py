@@ -45,6 +45,7 @@ def demo_command(out: Path, scenes: int, seed: int, as_json: bool, verbosity: in
         seed=seed,
         progress=sys.stderr.isatty() and not quiet,
         on_step=lambda step: None if quiet else echo(step),
+        on_result=None if quiet else echo,
         command_line=command_lines(),
     )
     files = [f"file {path}" for path in sorted((out / "results").glob("*.*"))]

@@ -40,6 +40,7 @@ def run_demo(
     seed: int = 0,
     progress: bool = False,
     on_step: Callable[[str], object] = lambda text: None,
+    on_result: Callable[[str], object] | None = None,
     command_line: CommandLine | None = None,
 ) -> str:
     """Generate scenes, extract them with original and blank images, train probes, run all analyses, write the report.
@@ -58,6 +59,8 @@ def run_demo(
         Show progress bars.
     on_step
         Receives a line for each step as it begins, or when it is kept from an earlier run.
+    on_result
+        Receives the summary of the curves as soon as the probes are trained; the returned text then leaves it out.
     command_line
         Writes the commands that the report lists; see `report.report_file.write_report`.
 
@@ -108,6 +111,10 @@ def run_demo(
         {"probes": lambda: _save_curves(stores["original"], stores["blank"], results, seed, progress)},
         lambda _: prints,
     )
+    summarised = {name: LayerCurve.load(results / f"probe-{name}{ENDING}") for name in SUMMARY_CURVES}
+    summary = _summary(stores["original"], summarised)
+    if on_result is not None:
+        on_result(f"\n{summary}\nfigure: {results / 'truth.png'}\n")
     step(
         "5/5 answers, attention, attribution, faithfulness and report",
         results,
@@ -120,8 +127,7 @@ def run_demo(
         f"report: {results / 'report.html'}\n"
         f"folder: {out} with the stores original.zarr and blank.zarr, and results/ with results (*.zarr.zip) and figures (*.png)"
     )
-    summarised = {name: LayerCurve.load(results / f"probe-{name}{ENDING}") for name in SUMMARY_CURVES}
-    return f"{_summary(stores['original'], summarised)}\n\n{where}"
+    return where if on_result is not None else f"{summary}\n\n{where}"
 
 
 def _extracted(

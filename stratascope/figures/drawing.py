@@ -28,6 +28,9 @@ METRIC_NAMES = {
     "compression": "compression",
 }
 
+MOST_BANDS = 3
+"""Bands that overlap in one figure: more of them hide each other."""
+
 LAYER_LABELS = {
     "residual": "Decoder layer (0: embeddings)",
     "vision_residual": "Vision layer (0: patch embeddings)",
@@ -55,7 +58,7 @@ def draw_layer_curves(
     muted: Sequence[str] = (),
     title: str | None = None,
 ) -> Axes:
-    """Score by layer of each named curve, with its 95 % interval as a band and the chance level.
+    """Score by layer of each named curve, with the 95 % intervals of the first three as bands, and the chance level.
 
     Parameters
     ----------
@@ -81,7 +84,7 @@ def draw_layer_curves(
 
     lively = 0
     dashes: list[Any] = ["--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
-    for name, table in curves.items():
+    for drawn, (name, table) in enumerate(curves.items()):
         rows = table[table["metric"] == metric].sort_values("layer")
         if rows.empty:
             raise InvalidInputError(f"expected rows of metric {metric!r} for {name!r}, found {sorted(table['metric'].unique())}")
@@ -91,7 +94,8 @@ def draw_layer_curves(
         else:
             colour, marker, line, width = COLOURS[lively % len(COLOURS)], MARKERS[lively % len(MARKERS)], "-", 1.4
             lively += 1
-        ax.fill_between(layer, rows["low"].to_numpy(float), rows["high"].to_numpy(float), color=colour, alpha=0.18, linewidth=0)
+        if drawn < MOST_BANDS:
+            ax.fill_between(layer, rows["low"].to_numpy(float), rows["high"].to_numpy(float), color=colour, alpha=0.18, linewidth=0)
         ax.plot(layer, value, color=colour, marker=marker, linestyle=line, linewidth=width, label=name)
     if chance is not None:
         ax.axhline(chance, color="black", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)

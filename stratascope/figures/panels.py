@@ -33,6 +33,7 @@ def draw_curve_panel(
     detected: Sequence[tuple[int, int]] = (),
     title: str | None = None,
     layers: str = "layer",
+    muted: Sequence[str] = (),
 ) -> Axes:
     """Layer curve with controls and baselines dashed in grey, and the layers in which it is detected.
 
@@ -52,8 +53,10 @@ def draw_curve_panel(
         (first, last) runs of layers in which the advantage is significant: bars below the curves.
     title, layers
         Over the axes, below them.
+    muted
+        Names of the controls and baselines of all panels, so that each has one line style; those of this one by default.
     """
-    draw_layer_curves({name: curve, **others}, ax, metric=metric, chance=chance, muted=list(others), title=title)
+    draw_layer_curves({name: curve, **others}, ax, metric=metric, chance=chance, muted=muted or list(others), title=title)
     ax.set_xlabel(layers)
     for number, (first, last) in enumerate(detected):
         place: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "color": COLOURS[0], "clip_on": False}
@@ -145,3 +148,36 @@ def span_of(tables: Sequence[pd.DataFrame], metric: str, *, room: float = 0.04) 
     rows = pd.concat([table[table["metric"] == metric] for table in tables])
     low, high = float(np.nanmin(rows["low"])), float(np.nanmax(rows["high"]))
     return low - 3 * room * (high - low), high + room * (high - low)
+
+
+def label_panels(figure: Figure, axes: Sequence[Axes], title: str) -> None:
+    """One legend below the panels of a figure, which also names the chance line, and a title above them."""
+    from matplotlib.lines import Line2D
+
+    named = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    handles = list(named.values())
+    if len(axes) > 1:
+        for text in [text for ax in axes for text in ax.texts if text.get_text() == "chance"]:
+            text.remove()
+        handles.append(Line2D([], [], color="black", linewidth=0.7, linestyle=(0, (1, 2)), label="chance"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=8.5, fontweight="bold")
+
+
+def mark_trivial(ax: Axes, values: Sequence[float]) -> None:
+    """Mark a panel whose labels the words before the position state: decoding them there is no finding.
+
+    Parameters
+    ----------
+    ax
+        The panel, with its final limits.
+    values
+        Scores of the curve, which the text stays away from.
+    """
+    from matplotlib.patches import Rectangle
+
+    ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, facecolor="#eeeeee", edgecolor="none", zorder=-5))
+    low, high = ax.get_ylim()
+    heights = (np.asarray(values, float) - low) / (high - low)
+    place = max((0.92, 0.5, 0.2), key=lambda y: float(np.abs(heights - y).min()))
+    ax.text(0.5, place, "stated by the caption", transform=ax.transAxes, ha="center", va="center", fontsize=6.5, fontstyle="italic")

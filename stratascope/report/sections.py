@@ -9,6 +9,7 @@ import pandas as pd
 
 from stratascope.figures.drawing import metric_name
 from stratascope.report.blocks import Beside, Block, Drawing, Folded, Interval, Missing, Remark, Table
+from stratascope.report.curve_panels import curve_panels
 from stratascope.report.figure_drawing import FigureSelection, accuracy_by_relation, score_of
 from stratascope.report.figure_registry import FIGURES
 from stratascope.report.headline import curve_band, peak
@@ -35,10 +36,10 @@ def curve_blocks(results: ResultSet, store: str) -> list[Block]:
         words = task_words(task)
         blocks.append(
             Drawing(
-                FIGURES["curves"].figure(results, FigureSelection(task), width=WIDE, height=2.7),
+                curve_panels(results, task),
                 f"{metric_name(score_of(curves[0]))} by layer of probes for {words}, by position, with baselines and chance level",
-                f"{_folds(curves[0])}Bands: 95 % CI (pointwise), bootstrap over images; "
-                "detection uses the wider simultaneous bands. Layer k: residual stream after k decoder blocks.",
+                f"{_folds(curves[0])}Bands: 95 % CI (pointwise) of the probe and the first two beside it, bootstrap over images; bars: "
+                "layers detected above all of these, by the wider simultaneous bands. Layer k: residual stream after k decoder blocks.",
                 f"{task}: {words}{_trivial(curves)}",
                 [c.source("tables/table") for c in shown],
             )

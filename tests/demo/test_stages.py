@@ -111,7 +111,11 @@ def test_run_again_only_what_is_missing_or_changed_is_made(demo: Path, tmp_path:
     monkeypatch.setattr("stratascope.probe.probe_study", None)
     monkeypatch.setattr("stratascope.analysis.faithfulness", None)
     steps: list[str] = []
-    run_demo(out, on_step=steps.append)
+    told: list[str] = []
+    text = run_demo(out, on_step=steps.append, on_result=lambda result: told.append(f"after {len(steps)} steps: {result}"))
+    assert len(told) == 1
+    assert told[0].startswith("after 4 steps: \nAt the final token, the truth of the caption")
+    assert "At the final token" not in text
     assert [step.endswith("finished before, kept") for step in steps] == [True, True, True, True, False]
     after = contents(out)
     assert {name: after[name] for name in before if name != "demo.json"} == {n: b for n, b in before.items() if n != "demo.json"}

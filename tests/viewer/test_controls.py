@@ -73,6 +73,8 @@ def try_the_view(c, store):
         lambda: (b.js("document.querySelector('canvas.over').focus()"), b.keys(RIGHT, RIGHT, DOWN)), "[role=status].sr", "row 2, column 2"
     )
     c.step(lambda: b.click("[data-value=attention]"))
+    c.step(lambda: b.click(".token button"), token="0")
+    c.step(lambda: b.click(".token button"), token=None)
 
 
 def try_playing(c):
@@ -110,7 +112,7 @@ def try_the_display(c):
         assert looks[-1] != looks[-2], wanted
 
     for label, value, wanted in [
-        (2, "all", {"scale": "all"}), (2, "log", {"scale": "log"}), (3, "cividis", {"palette": "cividis"}),
+        (2, "layer", {"scale": "layer"}), (2, "log", {"scale": "log"}), (3, "cividis", {"palette": "cividis"}),
         (3, "viridis", {"palette": "viridis"}),
         (1, "spotlight", {"overlay": "spotlight"}), (1, "off", {"overlay": "off"}), (1, "heat", {"overlay": None}),
     ]:  # fmt: skip

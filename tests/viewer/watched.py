@@ -15,7 +15,8 @@ window.place = (e) => e.type === "file" ? "page" : places.find((s) => e.closest(
 window.said = (e) => e.matches(".row") ? "row" : e.matches(".copy") ? "Copy link" : e.matches("canvas.over") ? "image"
   : e.matches(".chart") ? e.closest("section").querySelector("h2").firstChild.textContent
   : e.getAttribute("aria-label") || e.labels?.[0]?.firstChild.textContent || e.dataset.value || e.textContent.trim();
-window.named = (e) => `${place(e)} ${e.matches("[type=number]") ? "number " : ""}${said(e).replace(/\\(about.*\\)/, "").trim()}`;
+window.plain = (text) => text.replace(/\\(about.*\\)/, "").replace(/^.*: what does this/s, "what does a").trim();
+window.named = (e) => `${place(e)} ${e.matches("[type=number]") ? "number " : ""}${plain(said(e))}`;
 window.drawn = (e) => e.matches("[type=file]") || e.checkVisibility({visibilityProperty: true});
 window.seen = new Set();
 window.used = new Set();

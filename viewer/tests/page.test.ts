@@ -47,7 +47,7 @@ test("the strongest cell is one, or how many are alike", () => {
 test("a link says all of a view, and nothing but what differs", () => {
   assert.equal(toHash(START), "");
   const view: View = {
-    ...START, a: { example: 7, layer: 3, measure: "rollout", heads: "max", head: 2, mode: "", window: "" }, b: { example: 0, layer: 0, measure: "attention", heads: "one", head: 0, mode: "later", window: "0-5" },
+    ...START, a: { example: 7, layer: 3, measure: "rollout", heads: "max", head: 2, mode: "", window: "", token: -1 }, b: { example: 0, layer: 0, measure: "attention", heads: "one", head: 0, mode: "later", window: "0-5", token: -1 },
     active: "b", together: true, overlay: "off", scale: "log", palette: "viridis", strength: 0.35, smooth: true, boxes: true, grid: "object",
     task: "truth:shuffled", query: "a&b=c #1", relation: "left of", outcome: "wrong", store: "https://x.example/y?z=1#q",
   };

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from stratascope.figures.drawing import LAYER_LABELS, draw_layer_curves, new_figure
-from stratascope.figures.panels import TEXT_WIDTH, draw_curve_panel, draw_value_panel, label_outside, panel_figure, span_of
+from stratascope.figures.panels import TEXT_WIDTH, draw_curve_panel, draw_value_panel, label_outside, label_panels, panel_figure, span_of
 from stratascope.figures.reliability_diagrams import draw_codelength, draw_reliability
 from stratascope.figures.score_grids import draw_places
 from stratascope.figures.style import paper_style
@@ -54,11 +54,10 @@ def positions_figure(curves: CurveSet, mine: Sequence[LayerCurve]) -> Figure:
     mine
         Curves of one task, by position.
     """
-    from matplotlib.lines import Line2D
-
     metric, task = curves.metric_of(mine[0]), mine[0].task
     figure, axes = panel_figure(len(mine), height=1.6 if len(mine) > 1 else 2.4, titled=True)
     tables = []
+    muted = list(dict.fromkeys(name for curve in mine for name in curves.beside(curve)))
     with paper_style():
         for curve, ax in zip(mine, axes, strict=True):
             beside = curves.beside(curve)
@@ -68,18 +67,11 @@ def positions_figure(curves: CurveSet, mine: Sequence[LayerCurve]) -> Figure:
             draw_curve_panel(
                 curve.table, ax, others={name: other.table for name, other in beside.items()}, metric=metric, name="probe",
                 chance=float(curve.rows(metric)["chance"].iloc[0]), detected=list(detected), title=curve.position,
-                layers=layer_label(curve, len(mine)),
+                layers=layer_label(curve, len(mine)), muted=muted,
             )  # fmt: skip
         axes[0].set_ylim(*span_of(tables, metric))
         label_outside(axes, metric=metric)
-        named = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-        handles = list(named.values())
-        if len(axes) > 1:  # the legend names the chance line for all
-            for text in [text for ax in axes for text in ax.texts]:
-                text.remove()
-            handles.append(Line2D([], [], color="black", linewidth=0.7, linestyle=(0, (1, 2)), label="chance"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=4)
-        figure.suptitle(task, x=0.01, ha="left", fontsize=8.5, fontweight="bold")
+        label_panels(figure, axes, task)
     return figure
 
 

@@ -91,7 +91,7 @@ export class App {
       filter: () => ({ query: this.view.query, relation: this.view.relation, outcome: this.view.outcome }),
       search: (filter) => { this.set({ query: filter.query, relation: filter.relation, outcome: filter.outcome }); this.list.find(); },
     }, this.#client);
-    this.#strips = { a: new TokenStrip(""), b: new TokenStrip(" of B") };
+    this.#strips = { a: new TokenStrip("", (patch) => this.change(patch, "a")), b: new TokenStrip(" of B", (patch) => this.change(patch, "b")) };
     this.#grid = new HeadGrid({
       store, view: () => this.view, colourBy: (grid) => this.set({ grid }),
       pick: (layer, head) => this.change({ layer, head, heads: "one", measure: MEASURES[this.#pane.measure].perHead ? this.#pane.measure : "attention" }),
@@ -246,7 +246,7 @@ export class App {
     const [pane, view] = [this.#panes[which], this.view[which]];
     if (!pane || !view) return;
     if (what === "example") {
-      this.#strips[which].build(pane.shown);
+      this.#strips[which].build(pane.shown, this.store.has("attention_maps") && !!pane.shown?.prompt.hasMap);
       this.#caption(which);
     }
     this.#strips[which].tint(view, this.view);
@@ -276,9 +276,9 @@ export class App {
 
   async #shares(view: PaneView): Promise<void> {
     const shown = this.#panes[this.view.active]?.shown ?? null;
-    if (!shown?.logits) return this.#share.show(null, null, view, "attention");
-    const { rows, measure } = await toDivide(this.store, shown, view);
-    if (shown === this.#panes[this.view.active]?.shown) this.#share.show(shown, rows, view, measure);
+    if (!shown?.logits) return this.#share.show(null, null, view, "");
+    const { rows, how } = await toDivide(this.store, shown, view);
+    if (shown === this.#panes[this.view.active]?.shown && view === this.#pane) this.#share.show(shown, rows, view, how);
   }
 
   #askRows(): void {

@@ -2,7 +2,7 @@
 
 import { faultOf } from "../fault.ts";
 import type { Results } from "../results/results.ts";
-import { MEASURES, allLayers, unavailable } from "../store/measures.ts";
+import { MEASURES, allLayers, ofToken, unavailable, weightsOf } from "../store/measures.ts";
 import { PARTS, partName, shares } from "../store/parts.ts";
 import type { Store } from "../store/store.ts";
 import { drawChart, type DrawnChart, type Series } from "./charts.ts";
@@ -32,7 +32,7 @@ export class ShareCard {
   }
 
   /** `rows`: a map of every layer. */
-  show(shown: Shown | null, rows: Float64Array[] | null, pane: PaneView, measure: PaneView["measure"]): void {
+  show(shown: Shown | null, rows: Float64Array[] | null, pane: PaneView, how: string): void {
     if (!shown || !rows) {
       this.#plot.replaceChildren(h("p", { class: "missing" }, shown ? "No attention of all layers to divide." : ""));
       this.#chart = this.#drawnFor = null;
@@ -42,14 +42,13 @@ export class ShareCard {
     }
     if (this.#drawnFor !== rows) {
       this.#drawnFor = rows;
-      this.#draw(shown, rows, measure);
+      this.#draw(shown, rows, how);
     }
     this.#chart?.mark(pane.layer);
   }
 
-  #draw(shown: Shown, rows: Float64Array[], measure: PaneView["measure"]): void {
-    const facts = MEASURES[measure];
-    setText(this.#note, `${facts.name.toLowerCase()}${facts.perHead ? ", mean over heads" : ""}`);
+  #draw(shown: Shown, rows: Float64Array[], how: string): void {
+    setText(this.#note, how);
     const sums = rows.map((row) => {
       return shares(row, shown.parts);
     });
@@ -72,13 +71,26 @@ export class ShareCard {
   }
 }
 
-/** Shares of all layers: of the map shown where it is at hand, else of the mean attention. */
-export async function toDivide(store: Store, shown: Shown, view: PaneView): Promise<{ rows: Float64Array[] | null; measure: PaneView["measure"] }> {
+/** Bytes of rows of all heads and layers that are read without being asked for, and what zstd leaves of them. */
+const UNASKED = 1.5e6;
+const PACKED = 0.75;
+
+/** Maps of all layers and what they are: of the map and head shown where they are at hand or small, else of the mean attention. */
+export async function toDivide(store: Store, shown: Shown, view: PaneView): Promise<{ rows: Float64Array[] | null; how: string }> {
   const facts = MEASURES[view.measure];
-  if (shown.layers && facts.unit === "share" && facts.additive) return { rows: shown.layers, measure: view.measure };
-  const mean = { measure: "attention", heads: "mean", head: 0, mode: "", window: "" } as const;
+  const name = facts.name.toLowerCase();
+  if (shown.layers && facts.unit === "share" && facts.additive) {
+    return { rows: shown.layers, how: ofToken(view) ? `${name} of token ${view.token}` : `${name}${facts.perHead ? ", mean over heads" : ""}` };
+  }
+  const { layers, layout, arrays } = store;
+  const small = store.has("attention_rows") && layers.length * layout.heads * layout.tokens * 2 * PACKED * arrays.piece("attention_rows", 1) <= UNASKED;
+  if (view.measure === "attention" && view.heads === "one" && small) {
+    const rows = await Promise.all(layers.map((layer) => weightsOf(store, shown.prompt, layer, view))).catch(() => null);
+    if (rows) return { rows, how: `${name}, head ${view.head}` };
+  }
+  const mean = { measure: "attention", heads: "mean", head: 0, mode: "", window: "", token: -1 } as const;
   const held = store.has("attention_mean") && !unavailable(store, mean);
-  return { rows: held ? await allLayers(store, shown.prompt, mean).catch(() => null) : null, measure: "attention" };
+  return { rows: held ? await allLayers(store, shown.prompt, mean).catch(() => null) : null, how: "attention, mean over heads" };
 }
 
 export class ProbeCard {
@@ -168,7 +180,7 @@ export class ProbeCard {
         const best = probabilities[k]!.indexOf(Math.max(...probabilities[k]!));
         return `${named[n]}: ${percent(probabilities[k]![index]!, 3)}${best === index ? "" : ` (says ${classes[best]})`}`;
       });
-      showTip(event.clientX, event.clientY, [`after block ${layers[k]! - 1} (layer ${layers[k]})`, ...lines].join("\n"));
+      showTip(event.clientX, event.clientY, [`layer ${layers[k]}: ${k + 1 < layers.length ? `enters block ${layers[k]}` : "after the last block"}`, ...lines].join("\n"));
     });
     chart.svg.addEventListener("pointerleave", hideTip);
   }

@@ -5,7 +5,7 @@ import { PALETTES } from "./colour.ts";
 import type { View } from "./view.ts";
 
 const KEYS: readonly (readonly [keys: string[], what: string])[] = [
-  [["←", "→"], "layer below, above"], [["space"], "play through the layers"], [["j", "k"], "next, previous example"], [["/"], "search the captions"],
+  [["←", "→"], "layer below, above"], [["space"], "play through the layers"], [["j", "k"], "next, previous example"], [["/"], "search the captions, ids or #number"],
   [["m", "M"], "next, previous map"], [["h"], "mean, max or one head"], [["[", "]"], "previous, next head"], [["c"], "compare with a second view"],
   [["x"], "go to the other view"], [["o"], "overlay: heat, spotlight, off"], [["b"], "boxes of subject and object"], [["l"], "copy the link to this view"],
   [["p"], "download the picture"], [["v"], "download the numbers"], [["t"], "light or dark"], [["?"], "these keys"],
@@ -27,7 +27,7 @@ const within = (box: DOMRect, { clientX: x, clientY: y }: MouseEvent) => x >= bo
 export function helpDialog(): void {
   if (document.querySelector("dialog")) return;
   dialog("Keys", h("dl", { class: "keys" }, KEYS.flatMap(([keys, what]) => [h("dt", {}, keys.map((key) => h("kbd", {}, key))), h("dd", {}, what)])),
-    h("p", { class: "hint" }, "With the image in focus, arrow keys read single cells; with the grid in focus, they pick a head; in the list, they choose examples."));
+    h("p", { class: "hint" }, "With the image in focus, arrow keys read single cells; a click on a token shows what it reads, another one the final token again; with the grid in focus, they pick a head; in the list, they choose examples. Enter in the search opens the example of a #number, or the first one found."));
 }
 
 export interface Opening { address: (address: string) => void; folder: (files: (readonly [path: string, file: File])[]) => void }
@@ -66,7 +66,7 @@ export function displayMenu(view: () => View, change: (patch: Partial<View>) => 
   const strength = h("input", { type: "range", min: "0.2", max: "1", step: "0.05", oninput: () => change({ strength: Number(strength.value) }) });
   const rows = [
     select("Overlay", "overlay", [["heat", "heat"], ["spotlight", "spotlight"], ["off", "off"]]),
-    select("Colour scale", "scale", [["layer", "this layer"], ["all", "same for all layers"], ["log", "logarithmic"]]),
+    select("Colour scale", "scale", [["all", "same for all layers"], ["layer", "of each layer"], ["log", "logarithmic"]]),
     select("Colours", "palette", PALETTES.map((name) => [name, name] as const)),
     { row: h("label", {}, "Strength", strength), sync: () => (strength.value = String(view().strength)) },
     check("Smooth between cells", "smooth"), check("Boxes of subject and object", "boxes"), check("Move both layers together", "together"),

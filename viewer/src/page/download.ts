@@ -1,6 +1,6 @@
 /** Files for the reader of the page: the picture as PNG, the numbers as CSV. */
 
-import { MEASURES } from "../store/measures.ts";
+import { MEASURES, ofToken } from "../store/measures.ts";
 import { PARTS } from "../store/parts.ts";
 import { h } from "./dom.ts";
 import { aspect, drawPicture, drawRamp } from "./image.ts";
@@ -62,8 +62,9 @@ function fitted(on: CanvasRenderingContext2D, text: string, width: number): stri
   return `${text.slice(0, end)}…`;
 }
 
-export function describe({ measure, heads, head, layer, mode, window }: PaneView): string {
+export function describe({ measure, heads, head, layer, mode, window, token }: PaneView): string {
   const facts = MEASURES[measure];
+  if (ofToken({ measure, heads, token })) return `${facts.name} of token ${token}, layer ${layer}`;
   if (!facts.layered) return measure === "knockout" && window ? `${facts.name}, blocks ${window}, masked for the ${mode} token${mode === "later" ? "s" : ""}` : facts.name;
   const over = !facts.perHead ? "" : heads === "one" ? `, head ${head}` : heads === "max" ? ", largest over heads" : `, ${facts.fused.toLowerCase()} over heads`;
   return `${facts.name}, layer ${layer}${over}`;

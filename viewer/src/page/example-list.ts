@@ -45,6 +45,8 @@ export class ExampleList {
   #stepping = false;
   /** Whether the list has been scrolled to the example that the page began with. */
   #revealed = false;
+  /** Whether the first example found is to be opened. */
+  #opening = false;
   #typing: ReturnType<typeof setTimeout> | undefined;
 
   constructor(host: ListHost, client: ListClient) {
@@ -61,6 +63,14 @@ export class ExampleList {
     this.search.addEventListener("input", () => {
       clearTimeout(this.#typing);
       this.#typing = setTimeout(changed, TYPING);
+    });
+    this.search.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter") return;
+      clearTimeout(this.#typing);
+      const number = /^\s*#(\d+)\s*$/.exec(this.search.value);
+      if (number && Number(number[1]) < host.store.layout.examples) host.choose(Number(number[1]));
+      else this.#opening = !number;
+      changed();
     });
     this.#relation.addEventListener("change", changed);
     this.#outcome.addEventListener("change", changed);
@@ -155,6 +165,10 @@ export class ExampleList {
     this.#room.style.height = `${Math.min(TALLEST, count * ROW)}px`;
     this.#say();
     this.#window();
+    if (this.#opening && (count || done)) {
+      this.#opening = false;
+      if (count) this.#client.ask({ ask: "step", example: -1, by: 1, turn: this.#turn });
+    }
     if (this.#turn === 1 && !this.#revealed && count) {
       this.#revealed = this.#listed > this.#chosen;
       this.step(0);

@@ -14,5 +14,7 @@ export function fittedPane(pane: PaneView, store: Store): PaneView {
   // at two thirds of the depth is where most decoders look at the image
   const layer = layers.includes(pane.layer) ? pane.layer : pane.layer < 0 ? layers[Math.floor((layers.length * 2) / 3)]! : layers.at(-1)!;
   const hiding = pane.measure === "knockout" ? hidingOf(store, pane.mode, pane.window) : {};
-  return { ...pane, ...hiding, layer, head: clamp(pane.head, 0, heads - 1), example: clamp(pane.example, 0, layout.examples - 1) };
+  // only the attention, fused over heads, is kept for every token
+  const token = pane.measure === "attention" && pane.heads === "mean" ? Math.max(-1, pane.token) : -1;
+  return { ...pane, ...hiding, token, layer, head: clamp(pane.head, 0, heads - 1), example: clamp(pane.example, 0, layout.examples - 1) };
 }

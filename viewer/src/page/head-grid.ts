@@ -1,7 +1,7 @@
 /** Heads by layers: what each head gives to a part of the prompt; one is picked by a click or the arrow keys. */
 
 import { faultOf, isAbort } from "../fault.ts";
-import { headWeights } from "../store/measures.ts";
+import { MEASURES, headWeights, unavailable, type Measure } from "../store/measures.ts";
 import { PARTS, partName, shares, type Part } from "../store/parts.ts";
 import type { Store } from "../store/store.ts";
 import { colourOf, css } from "./colour.ts";
@@ -16,6 +16,8 @@ const UNASKED = 1.5e6;
 const PACKED = 0.75;
 const AT_ONCE = 4;
 const LOGIT = "logit";
+
+type HeadMeasure = Extract<Measure, "attention" | "norm" | "attribution">;
 
 interface GridHost {
   store: Store;
@@ -37,13 +39,14 @@ export class HeadGrid {
   /** (layer, head) numbers of the example at hand; NaN where not read. */
   #values = new Map<string, Float64Array>();
   #example = -1;
+  #measure: HeadMeasure = "attention";
   #stop: AbortController | undefined;
 
   constructor(host: GridHost) {
     this.#host = host;
     const { store } = host;
     const options: [string, string][] = PARTS.filter((part) => part === "template" || part === "caption_rest" || store.layout.spans.includes(part))
-      .map((part: Part) => [part, `share on ${partName(part)}`]);
+      .map((part: Part) => [part, `on ${partName(part)}`]);
     if (store.has("head_logits")) options.push([LOGIT, "direct effect on the logits"]);
     this.#by = h("select", { "aria-label": "What the grid shows", onchange: () => host.colourBy(this.#by.value) }, options.map(([value, text]) => h("option", { value }, text)));
     this.#ask.addEventListener("click", () => void this.#readAll());
@@ -71,6 +74,7 @@ export class HeadGrid {
     }
     const by = this.#host.view().grid;
     this.#by.value = [...this.#by.options].some((o) => o.value === by) ? by : "image";
+    this.#measure = this.#measureOf(pane);
     const holds = this.#by.value === LOGIT ? store.has("head_logits") : store.has("attention_rows");
     this.#note.hidden = holds;
     setWorded(this.#note, holds ? "" : "This store holds no rows of single heads: extract with `--record attention_rows`.");
@@ -80,6 +84,21 @@ export class HeadGrid {
     this.draw();
   }
 
+  /** The map of the pane where it has one for each head, else the attention. */
+  #measureOf(pane: PaneView): HeadMeasure {
+    const { store } = this.#host;
+    const { measure } = pane;
+    return (measure === "norm" || measure === "attribution") && !unavailable(store, { ...pane, heads: "one" }) ? measure : "attention";
+  }
+
+  get #kept(): string {
+    return this.#by.value === LOGIT ? LOGIT : `${this.#measure}:${this.#by.value}`;
+  }
+
+  get #signed(): boolean {
+    return this.#by.value === LOGIT || MEASURES[this.#measure].signed;
+  }
+
   get #bytes(): number {
     const { layout, layers, arrays } = this.#host.store;
     return layers.length * layout.heads * layout.tokens * 2 * PACKED * arrays.piece("attention_rows", 1);
@@ -87,7 +106,7 @@ export class HeadGrid {
 
   async #read(): Promise<void> {
     const by = this.#by.value;
-    if (this.#values.has(by)) return;
+    if (this.#values.has(this.#kept)) return;
     if (by === LOGIT) return this.#readLogits();
     if (this.#bytes <= UNASKED) return this.#readAll();
     this.#ask.hidden = false;
@@ -105,13 +124,14 @@ export class HeadGrid {
     const { store } = this.#host;
     const example = this.#example;
     const signal = (this.#stop = new AbortController()).signal;
+    const measure = this.#measure;
     const waiting = [...layers];
     const work = async () => {
       for (let layer = waiting.shift(); layer !== undefined; layer = waiting.shift()) {
-        const rows = await headWeights(store, shown.prompt, layer, "attention", signal);
+        const rows = await headWeights(store, shown.prompt, layer, measure, signal);
         if (example !== this.#example) return;
         rows.forEach((row, head) => shares(row, shown.parts).forEach((share, k) => {
-          this.#of(PARTS[k]!)[store.layers.indexOf(layer) * store.heads + head] = share;
+          this.#of(`${measure}:${PARTS[k]!}`)[store.layers.indexOf(layer) * store.heads + head] = share;
         }));
         this.draw();
       }
@@ -121,7 +141,7 @@ export class HeadGrid {
     } catch (error) {
       if (!isAbort(error)) this.#fail(error);
     }
-    if (layers.length < store.layers.length) for (const part of PARTS) if (this.#of(part).some(Number.isNaN)) this.#partial.add(part);
+    if (layers.length < store.layers.length) for (const part of PARTS) if (this.#of(`${measure}:${part}`).some(Number.isNaN)) this.#partial.add(part);
     this.draw();
   }
 
@@ -162,7 +182,7 @@ export class HeadGrid {
 
   /** Shares of the example at hand, for the numbers to be checked and downloaded. */
   value(layer: number, head: number): number {
-    return this.#values.get(this.#by.value)?.[this.#host.store.layers.indexOf(layer) * this.#host.store.heads + head] ?? NaN;
+    return this.#values.get(this.#kept)?.[this.#host.store.layers.indexOf(layer) * this.#host.store.heads + head] ?? NaN;
   }
 
   #geometry() {
@@ -183,8 +203,8 @@ export class HeadGrid {
     const on = canvas.getContext("2d")!;
     on.scale(density, density);
     const style = getComputedStyle(canvas);
-    const values = this.#values.get(this.#by.value);
-    const signed = this.#by.value === LOGIT;
+    const values = this.#values.get(this.#kept);
+    const signed = this.#signed;
     const known = values ? [...values].filter((v) => !Number.isNaN(v)).map(Math.abs).sort((a, b) => a - b) : [];
     const top = known.length ? Math.max(1e-9, signed ? known[Math.floor(known.length * 0.98)]! : known.at(-1)!) : 1;
     for (let layer = 0; layer < layers; layer++) {
@@ -204,7 +224,10 @@ export class HeadGrid {
     const across = Math.max(1, Math.ceil(heads / 8));
     for (let k = 0; k < heads; k += across) on.fillText(String(k), left + (k + 0.5) * w, height - 6);
     this.#outline(on);
-    setText(this.#range, !known.length ? "" : signed ? `±${top.toPrecision(2)}` : `0 to ${percent(top)}`);
+    const facts = MEASURES[this.#measure];
+    const name = this.#by.value === LOGIT || this.#measure === "attention" ? "" : `${facts.name.toLowerCase()}, `;
+    this.#range.title = this.#by.value === LOGIT ? "" : facts.explains;
+    setText(this.#range, !known.length ? "" : name + (signed ? `±${top.toPrecision(2)}` : `0 to ${facts.unit === "share" ? percent(top) : top.toPrecision(2)}`));
   }
 
   #outline(on: CanvasRenderingContext2D): void {
@@ -237,7 +260,9 @@ export class HeadGrid {
     const v = this.value(layer, head);
     const name = this.#by.selectedOptions[0]?.textContent ?? "";
     if (Number.isNaN(v)) return "not read yet";
-    return `${name}: ${this.#by.value === LOGIT ? v.toPrecision(3) : percent(v)}`;
+    const facts = MEASURES[this.#measure];
+    if (this.#by.value === LOGIT) return `${name}: ${v.toPrecision(3)}`;
+    return `${facts.name.toLowerCase()} ${name}: ${facts.unit === "share" ? percent(v) : v.toPrecision(3)}`;
   }
 
   #key(event: KeyboardEvent): void {

@@ -43,6 +43,8 @@ export class Pane {
   #turn = 0;
   #stop: AbortController | undefined;
   #scale: Scale | null = null;
+  /** Whether the colours are of this layer alone, because the others were not read. */
+  #own = false;
   #boxes: Box[] | null = null;
   #loading: { example: number; done: Promise<void> } | null = null;
   #exact: Float64Array | null = null;
@@ -193,6 +195,7 @@ export class Pane {
     slider.value = String(store.layers.indexOf(view.layer));
     slider.setAttribute("aria-valuetext", `layer ${view.layer}`);
     setText(layerName, `Layer ${view.layer}`);
+    layerName.title = `Attention of decoder block ${view.layer}, which layer ${view.layer} of the residual stream enters`;
     this.element.classList.toggle("unlayered", !facts.layered);
     slider.title = facts.layered ? "" : `${facts.name} is one map for all layers`;
   }
@@ -225,7 +228,8 @@ export class Pane {
     const { signed } = MEASURES[this.#now!.measure];
     const image = shown.prompt.spans.get("image");
     const others = view.scale === "all" && shown.layers && image ? shown.layers.map((row) => row.subarray(image[0], image[1])) : null;
-    this.#scale = cells && makeScale(view.scale, cells, signed, others);
+    this.#own = view.scale === "all" && !others && MEASURES[this.#now!.measure].layered;
+    this.#scale = cells && makeScale(this.#own ? "layer" : view.scale, cells, signed, others);
     return { thumbnail: shown.thumbnail, grid: shown.prompt.grid ?? [1, 1], cells, scale: this.#scale, signed, boxes: view.boxes ? this.#boxes ?? [] : [] };
   }
 
@@ -269,7 +273,7 @@ export class Pane {
     const summed = !facts.layered ? (facts.additive ? `image ${weight(sum, facts)} · ` : "") : !facts.additive ? (this.#exact ? "exact flow · " : "upper bound · ") : this.#now.heads === "max" && facts.perHead ? "" : `image ${weight(sum, facts)} · `;
     const where = alike > 1 ? `${alike} cells alike` : `row ${Math.floor(top / columns) + 1}, column ${(top % columns) + 1}`;
     const text = summed + (picture.cells[top] ? `most: ${where}, ${weight(picture.cells[top]!, facts)}` : "all cells 0");
-    setText(fact, text);
+    setText(fact, `${text}${this.#own ? " · colours of this layer" : ""}`);
     over.setAttribute("aria-label", `${facts.name}${facts.layered ? ` of layer ${this.#now.layer}` : ""} over ${picture.grid[0]} by ${columns} image cells: ${text}. Arrow keys read single cells.`);
   }
 

@@ -1,6 +1,6 @@
 /** The prompt's tokens, tinted by their weight; the image's are one chip. */
 
-import { MEASURES } from "../store/measures.ts";
+import { MEASURES, ofToken } from "../store/measures.ts";
 import { PARTS, partName } from "../store/parts.ts";
 import { colourOf, css, inkOn, mix, type Rgb } from "./colour.ts";
 import { describe } from "./download.ts";
@@ -20,13 +20,19 @@ export class TokenStrip {
   #chips: Chip[] = [];
   #shown: Shown | null = null;
   #tip: (chip: Chip) => string = () => "";
+  readonly #change: (patch: Partial<PaneView>) => void;
+  #readable = false;
+  #reader = -1;
 
-  constructor(name: string) {
+  /** A token that is clicked is shown with what it reads, where the store has that; the one that is shown gives way to the final token. */
+  constructor(name: string, change: (patch: Partial<PaneView>) => void) {
+    this.#change = change;
     this.element = h("section", { class: "card tokens", "aria-label": `Tokens${name}` }, h("h2", {}, `Tokens${name}`, this.#note), this.#list);
   }
 
-  build(shown: Shown | null): void {
+  build(shown: Shown | null, readable = false): void {
     this.#shown = shown;
+    this.#readable = readable;
     this.#chips = [];
     if (shown) {
       const image = shown.prompt.spans.get("image");
@@ -46,16 +52,31 @@ export class TokenStrip {
 
   #chip(start: number, stop: number, text: string, kind: string): Chip {
     const bar = h("i");
-    const element = h("li", { class: `token ${kind}` }, h("span", { dir: "auto" }, text), bar);
+    const name = this.#readable && stop - start === 1
+      ? h("button", { type: "button", dir: "auto", "aria-pressed": "false", "aria-label": `${text}: what does this token read?`, onclick: () => this.#read(start) }, text)
+      : h("span", { dir: "auto" }, text);
+    const element = h("li", { class: `token ${kind}` }, name, bar);
     const chip = { element, bar, start, stop, text };
     element.addEventListener("pointerenter", (event) => showTip(event.clientX, event.clientY, this.#tip(chip)));
     element.addEventListener("pointerleave", hideTip);
     return chip;
   }
 
+  #read(token: number): void {
+    const final = this.#shown!.prompt.tokens - 1;
+    this.#change({ token: token === this.#reader || token === final ? -1 : token, measure: "attention", heads: "mean" });
+  }
+
   tint(pane: PaneView, view: View): void {
     const shown = this.#shown;
     const facts = MEASURES[pane.measure];
+    const reader = shown ? (ofToken(pane) ? Math.min(pane.token, shown.prompt.tokens - 1) : shown.prompt.tokens - 1) : -1;
+    this.#reader = ofToken(pane) ? reader : -1;
+    for (const { element, start, stop } of this.#chips) {
+      const reads = stop - start === 1 && start === reader && facts.layered;
+      element.classList.toggle("reads", reads);
+      element.querySelector("button")?.setAttribute("aria-pressed", String(reads));
+    }
     if (!shown?.weights) {
       for (const { element, bar } of this.#chips) {
         Object.assign(element.style, { backgroundColor: "", color: "" });
@@ -67,9 +88,11 @@ export class TokenStrip {
     const weights = shown.weights;
     const total = ({ start, stop }: Chip) => weights.subarray(start, stop).reduce((a, b) => (facts.additive ? a + b : Math.abs(b) > Math.abs(a) ? b : a), 0);
     const sums = this.#chips.map(total);
-    const words = sums.filter((_, k) => this.#chips[k]!.stop - this.#chips[k]!.start === 1);
+    const word = (_: unknown, k: number) => this.#chips[k]!.stop - this.#chips[k]!.start === 1;
     // the first token is a sink: it alone would leave the others without colour
-    const scale = makeScale(view.scale === "log" ? "log" : "layer", words.length > 2 ? words.slice(1) : words, facts.signed);
+    const rest = (values: number[]) => (values.length > 2 ? values.slice(1) : values);
+    const all = view.scale === "all" && shown.layers ? shown.layers.map((row) => rest(this.#chips.map(({ start }) => row[start]!).filter(word))) : null;
+    const scale = makeScale(view.scale === "all" && !all ? "layer" : view.scale, rest(sums.filter(word)), facts.signed, all);
     const ground: Rgb = getComputedStyle(document.documentElement).getPropertyValue("--bg").trim() === "#101216" ? [16, 18, 22] : [244, 244, 241];
     this.#chips.forEach(({ element, bar, start, stop }, k) => {
       const t = scale.at(stop - start > 1 && facts.additive ? sums[k]! / (stop - start) : sums[k]!);
@@ -79,7 +102,7 @@ export class TokenStrip {
       const label = element.firstElementChild!;
       if (stop - start > 1) setText(label, `${this.#chips[k]!.text} · ${facts.additive ? "" : "up to "}${weight(sums[k]!, facts)}`);
     });
-    const how = !facts.layered ? "" : facts.perHead ? (pane.heads === "one" ? `, head ${pane.head}` : pane.heads === "max" ? ", largest over heads" : `, ${facts.fused.toLowerCase()} over heads`) : "";
+    const how = !facts.layered ? "" : ofToken(pane) ? `, read by token ${reader} ${visible(shown.words?.[reader] ?? "")}` : facts.perHead ? (pane.heads === "one" ? `, head ${pane.head}` : pane.heads === "max" ? ", largest over heads" : `, ${facts.fused.toLowerCase()} over heads`) : "";
     setText(this.#note, `${facts.layered ? `${facts.name.toLowerCase()}, layer ${pane.layer}${how}` : describe(pane).toLowerCase()} · full colour at ${facts.signed ? "±" : ""}${weight(scale.high, facts, 2).replace("+", "")}`);
     this.#tip = (chip) => {
       const { start, stop, text } = chip;

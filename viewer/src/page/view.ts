@@ -33,8 +33,8 @@ export interface View {
 }
 
 export const START: View = {
-  a: { example: 0, layer: -1, measure: "attention", heads: "mean", head: 0, mode: "", window: "" }, b: null, active: "a", together: false,
-  overlay: "heat", scale: "layer", palette: "inferno", strength: 0.8, smooth: false, boxes: false, grid: "image",
+  a: { example: 0, layer: -1, measure: "attention", heads: "mean", head: 0, mode: "", window: "", token: -1 }, b: null, active: "a", together: false,
+  overlay: "heat", scale: "all", palette: "inferno", strength: 0.8, smooth: false, boxes: false, grid: "image",
   task: "", query: "", relation: "", outcome: "", store: "",
 };
 

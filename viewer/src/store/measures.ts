@@ -2,7 +2,7 @@
 
 import { Fault } from "../fault.ts";
 import { effectsOf, hidingOf, notMeasured, overTokens } from "./knockouts.ts";
-import { decodeMap } from "./packing.ts";
+import { decodeMap, decodeRow } from "./packing.ts";
 import { tokenParts } from "./parts.ts";
 import { flowBounds, rollout } from "./rollout.ts";
 import type { Prompt, Store } from "./store.ts";
@@ -16,6 +16,8 @@ export interface Choice {
   /** Of knockouts: who could not see the target, and in which window of blocks; the store's first where they are empty. */
   mode: string;
   window: string;
+  /** Whose attention is shown, from the stored maps, fused over heads; -1: the final token's. Of the attention alone. */
+  token: number;
 }
 
 export interface MeasureFacts {
@@ -82,6 +84,10 @@ export const offered = (store: Store): Measure[] => (Object.keys(MEASURES) as Me
 
 /** Why a measure cannot be shown, or null. */
 export function unavailable(store: Store, choice: Choice, prompt?: Prompt): Fault | null {
+  if (ofToken(choice)) {
+    if (!store.has("attention_maps")) return new Fault("absent-array", "This store holds no attention maps, which show what single tokens read.", "Extract with `--record attention_maps`.");
+    return prompt && !prompt.hasMap ? noMap() : null;
+  }
   const mean = choice.measure === "attention" && choice.heads === "mean" && store.has("attention_mean");
   const lacking = mean ? [] : RECORD[choice.measure].filter((name) => !store.has(name));
   if (lacking.length) {
@@ -90,15 +96,29 @@ export function unavailable(store: Store, choice: Choice, prompt?: Prompt): Faul
       `Extract with \`--record ${RECORD[choice.measure].join(",")}\`${store.has("attention_mean") ? ", or choose another map" : ""}.`);
   }
   if (RECORD[choice.measure].includes("attention_maps") && prompt && !prompt.hasMap) {
-    return new Fault("absent-array", "The store holds no attention map of this example.", "It was extracted with `--maps N`: choose an example that has one, or extract without.");
+    return noMap();
   }
   return null;
+}
+
+const noMap = () => new Fault("absent-array", "The store holds no attention map of this example.", "It was extracted with `--maps N`: choose an example that has one, or extract without.");
+
+/** Whether what a single token reads is shown. */
+export const ofToken = (choice: Pick<Choice, "measure" | "heads" | "token">): boolean => choice.token >= 0 && choice.measure === "attention" && choice.heads === "mean";
+
+/** Bytes of an example's maps of all layers that are read without being asked for. */
+const MAPS_UNASKED = 8e6;
+
+/** What a token reads at a layer: its row of the map. */
+async function tokenRow(store: Store, prompt: Prompt, layer: number, token: number, signal?: AbortSignal): Promise<Float64Array> {
+  return decodeRow(await store.packedMap(layer, prompt.example, signal), store.layout.tokens, prompt.tokens, Math.min(token, prompt.tokens - 1));
 }
 
 /** Weights over an example's tokens, of one layer. Signed where the measure is. */
 export async function weightsOf(store: Store, prompt: Prompt, layer: number, choice: Choice, signal?: AbortSignal): Promise<Float64Array> {
   const fault = unavailable(store, choice, prompt);
   if (fault) throw fault;
+  if (ofToken(choice)) return tokenRow(store, prompt, layer, choice.token, signal);
   if (choice.measure === "rollout" || choice.measure === "flow") {
     const rows = await chained(store, prompt, choice.measure, signal);
     return rows[store.layers.indexOf(layer)]!;
@@ -149,6 +169,10 @@ export function fused(heads: readonly Float64Array[], { measure, heads: how, hea
 /** Of all layers at once where that needs no further request, for charts and steps of the slider; null where it would. */
 export async function allLayers(store: Store, prompt: Prompt, choice: Choice, signal?: AbortSignal): Promise<Float64Array[] | null> {
   if (choice.measure === "rollout" || choice.measure === "flow") return (await chained(store, prompt, choice.measure, signal)).slice(0, -1);
+  if (ofToken(choice)) {
+    if (store.layers.length * store.layout.tokens ** 2 > MAPS_UNASKED) return null;
+    return Promise.all(store.layers.map((layer) => tokenRow(store, prompt, layer, choice.token, signal)));
+  }
   if (choice.measure !== "attention" || choice.heads !== "mean" || !store.has("attention_mean")) return null;
   const rows = await store.attentionMean(prompt.example, signal);
   return rows.map((row) => Float64Array.from(row.subarray(0, prompt.tokens)));
