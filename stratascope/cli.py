@@ -33,6 +33,7 @@ SECTIONS = {
     "Extract": {
         "plan": ("extract", "Cost of an extraction: disk, time, memory; writes nothing."),
         "extract": ("extract", "Run every example through the model once, into a store."),
+        "import": ("imports", "Store activations that another program saved."),
     },
     "Store": {
         "info": ("stores", "Contents, completeness and provenance of a store."),
@@ -75,7 +76,7 @@ SHORT_HELP = {name: text for section in SECTIONS.values() for name, (_, text) in
 """Command -> its short help, in the order of `--help`."""
 
 FAULT = "internal error of Stratascope"
-RESUMED = frozenset({"demo", "fetch", "extract", "copy", "probe", "study", "intervene"})
+RESUMED = frozenset({"demo", "fetch", "extract", "import", "copy", "probe", "study", "intervene"})
 """Commands that keep finished parts; the same command continues after an interruption."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, SIGTERM or SIGHUP."""

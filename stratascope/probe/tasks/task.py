@@ -191,7 +191,10 @@ def find_task(
             )
         found = task_from_values(name, own, wanted & there)
     elif name in ("truth", "choice"):
-        questions = store.provenance.get("data", {}).get("labels") == "choice"
+        labels_are = store.provenance.get("data", {}).get("labels")
+        if labels_are == "none":
+            raise NotRecordedError(f"task {name!r}: expected a store with labels, found imported activations without; probe another column")
+        questions = labels_are == "choice"
         if questions != (name == "choice"):
             kind, other = ("right choices", "choice") if questions else ("the captions' truth", "truth")
             raise NotRecordedError(f"task {name!r}: expected a store labelled so, found labels that are {kind}; probe the task {other!r}")
