@@ -231,8 +231,8 @@ def main(debug: bool) -> None:
 
     Begin with 'stratascope demo --out demo'. The example in the --help of each command then works on it.
 
-    STORE is the output of `extract`: a folder, a zip of it, or an address (http, https, s3, gs, az). Results go to STORE-results next to
-    it; --out names another folder, or an address in a bucket.
+    STORE is the output of `extract`: a folder, a zip of it, or an address (http, https, s3, gs, az, hf). Results go to STORE-results next
+    to it; --out names another folder, or an address in a bucket.
 
     \b
     Shell completion of commands, options, tasks, positions, arrays and figures:
