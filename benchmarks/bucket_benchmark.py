@@ -2,21 +2,26 @@
 
     python benchmarks/bucket_benchmark.py --examples 512 --layers 28 --hidden 3584
 
-Starts an S3 server (moto) in a process of its own, or writes to --url with the credentials of the environment. `raw puts` sends the files
-of the finished store with obstore, as many at once as the writer does; the writer also compresses, claims and marks every block, and
-`copy` reads, checks and compresses again. Each row runs in a process of its own, so that peak memory is its own; the median of --repeats.
+Starts an S3 server (moto) in a process of its own, or writes to --url with the credentials of the environment. --rate puts a line of so
+many megabytes a second before that server: without it, server and writer compete for the same cores. `raw puts` sends the files of the
+finished store with obstore, as many at once as the writer does; the writer also compresses, claims and marks every block, two blocks at
+once as an extraction on a GPU does, and `copy` reads, checks and compresses again. Each row runs in a process of its own, so that peak
+memory is its own; the median of --repeats.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 import uuid
@@ -67,9 +72,8 @@ def write(target: str, options: argparse.Namespace) -> float:
     blocks = {b: block_of(layout, b) for b in range(min(layout.blocks, 2))}  # drawn before the clock starts, as a model would yield them
     begin = time.perf_counter()
     create_store(target, layout, **known_of(layout))
-    with BlockWriter(target) as writer:
-        for block in writer.pending():
-            writer.write(block, blocks[block % len(blocks)])
+    with BlockWriter(target) as writer, ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda block: writer.write(block, blocks[block % len(blocks)]), writer.pending()))
     return time.perf_counter() - begin
 
 
@@ -105,6 +109,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--hidden", type=int, default=3584)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rate", type=float, help="megabytes a second to the server, of all connections together")
     parser.add_argument("--url", help="prefix in a bucket; default: a server of its own")
     parser.add_argument("--task", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -115,7 +120,7 @@ def main() -> None:
         return
     server = None
     if options.url is None:
-        server, options.url = _server()
+        server, options.url = _server(options.rate)
     try:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "local.zarr"
@@ -140,7 +145,38 @@ def _run(name: str, source: Path, target: str, options: argparse.Namespace) -> d
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def _server() -> tuple[subprocess.Popen[bytes], str]:
+class Line:
+    """A line of limited bandwidth to a server: forwards connections, and lets so many bytes a second through to it in all."""
+
+    def __init__(self, port: int, rate: float) -> None:
+        self._port, self._rate, self._free, self._lock = port, rate, time.monotonic(), threading.Lock()
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._listening.accept()
+            far = socket.create_connection(("127.0.0.1", self._port))
+            for source, target, limited in ((near, far, True), (far, near, False)):
+                threading.Thread(target=self._pump, args=(source, target, limited), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket, limited: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if limited:
+                    self._wait(len(data))
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def _wait(self, count: int) -> None:
+        with self._lock:
+            self._free = max(self._free, time.monotonic()) + count / self._rate
+            until = self._free
+        time.sleep(max(0.0, until - time.monotonic()))
+
+
+def _server(rate: float | None) -> tuple[subprocess.Popen[bytes], str]:
     """An S3 server in a process of its own, and the address of its bucket."""
     code = (
         "import logging, time; logging.getLogger('werkzeug').setLevel(logging.ERROR)\n"
@@ -151,7 +187,7 @@ def _server() -> tuple[subprocess.Popen[bytes], str]:
     assert server.stdout is not None
     host, port = server.stdout.readline().decode().split()
     os.environ |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
-    os.environ["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+    os.environ["AWS_ENDPOINT_URL"] = f"http://{host}:{Line(int(port), rate * 1e6).port if rate else port}"
     urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT"), timeout=30).close()
     return server, "s3://bucket"
 

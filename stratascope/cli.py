@@ -34,6 +34,7 @@ SECTIONS = {
     "Extract": {
         "plan": ("extract", "Cost of an extraction: disk, time, memory; writes nothing."),
         "extract": ("extract", "Run every example through the model once, into a store."),
+        "import": ("imports", "Store activations that another program saved."),
     },
     "Store": {
         "info": ("stores", "Contents, completeness and provenance of a store."),
@@ -76,7 +77,7 @@ SHORT_HELP = {name: text for section in SECTIONS.values() for name, (_, text) in
 """Command -> its short help, in the order of `--help`."""
 
 FAULT = "internal error of Stratascope"
-RESUMED = frozenset({"demo", "fetch", "extract", "copy", "probe", "study", "intervene"})
+RESUMED = frozenset({"demo", "fetch", "extract", "import", "copy", "probe", "study", "intervene"})
 """Commands that keep finished parts; the same command continues after an interruption."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, SIGTERM or SIGHUP."""
@@ -231,8 +232,8 @@ def main(debug: bool) -> None:
 
     Begin with 'stratascope demo --out demo'. The example in the --help of each command then works on it.
 
-    STORE is the output of `extract`: a folder, a zip of it, or an address (http, https, s3, gs, az). Results go to STORE-results next to
-    it; --out names another folder, or an address in a bucket.
+    STORE is the output of `extract`: a folder, a zip of it, or an address (http, https, s3, gs, az, hf). Results go to STORE-results next
+    to it; --out names another folder, or an address in a bucket.
 
     \b
     Shell completion of commands, options, tasks, positions, arrays and figures:

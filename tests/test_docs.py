@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -141,6 +142,10 @@ def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "Controlled_Images_A_with_answer_four_options.jsonl").write_text(
         "".join(json.dumps({"id": k, "question": asked, "answer": [answer]}) + "\n" for k, answer in enumerate(answers))
     )
+    (root / "activations").mkdir()
+    for layer in range(2):
+        np.save(root / "activations" / f"layer_{layer}.npy", np.random.default_rng(layer).normal(size=(8, 16)))
+    (root / "activations.csv").write_text("id,label\n" + "".join(f"e{k},{k % 2}\n" for k in range(8)))
     return root
 
 

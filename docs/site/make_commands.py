@@ -23,7 +23,12 @@ from click.testing import CliRunner
 from stratascope.cli import all_commands, main
 
 PAGE = Path(__file__).resolve().parents[1] / "commands.md"
-NOT_RUN = {"fetch": "It needs the network.", "convert": "It needs published files.", "view": "It serves the page until it is interrupted."}
+NOT_RUN = {
+    "fetch": "It needs the network.",
+    "convert": "It needs published files.",
+    "import": "It needs arrays of another program.",
+    "view": "It serves the page until it is interrupted.",
+}
 """Commands whose output cannot stand here, and why."""
 SLOW = ("demo", "extract")
 """Run when the page is made, but not again by the tests."""

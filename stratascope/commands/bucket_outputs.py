@@ -138,10 +138,15 @@ class BucketOutput:
                 del self._sent[key]
 
     def _put(self, key: str) -> None:
+        path = self.local / key if key else self.local
+        parts = _parts(path)
+        if path.suffix == ".html":  # its commands name the folder: for the reader that is the address
+            page = path.read_bytes().replace(str(self.local).encode(), self.url.encode())
+            parts = lambda: [page]  # noqa: E731 - as of `_parts`
         if key:
-            self._folder.put(key, _parts(self.local / key))
+            self._folder.put(key, parts)
         else:
-            self._above.put(self._name, _parts(self.local))
+            self._above.put(self._name, parts)
 
     def _send_now_and_then(self) -> None:
         while not self._over.wait(SENT_EVERY):

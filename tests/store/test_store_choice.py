@@ -13,7 +13,7 @@ from stores import birth, small_layout
 from zarr.storage import MemoryStore
 
 from stratascope.errors import InvalidInputError
-from stratascope.extract.plan.store_contents import _column
+from stratascope.extract.plan.store_contents import field_column
 from stratascope.store import ActivationStore, chosen_examples, column_texts, create_store
 from stratascope.store.format.tables import get_table, put_table
 
@@ -34,7 +34,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
     path = tmp_path_factory.mktemp("choice") / "s.zarr"
     layout = small_layout(5)
     known = birth(layout)
-    known["examples"] = pd.concat([known["examples"], pd.DataFrame({name: _column(values) for name, values in COLUMNS.items()})], axis=1)
+    known["examples"] = pd.concat(
+        [known["examples"], pd.DataFrame({name: field_column(values) for name, values in COLUMNS.items()})], axis=1
+    )
     create_store(path, layout, **known)
     return ActivationStore.open(path)
 

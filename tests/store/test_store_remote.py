@@ -234,7 +234,7 @@ def test_missing_credentials_say_which_to_set(source, hurried, no_cloud, monkeyp
         ("s3://bucket/a.zarr", {"AWS_ACCESS_KEY_ID": "a"}, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         ("gs://bucket/a.zarr", {"GOOGLE_APPLICATION_CREDENTIALS": "/nowhere.json"}, "set GOOGLE_APPLICATION_CREDENTIALS"),
         ("s3://bucket/a.zarr", {"AWS_ENDPOINT_URL": "127.0.0.1:9000"}, "AWS_ENDPOINT_URL: expected an address that begins with http"),
-        ("ftp://host/a.zarr", {}, "expected an address that can be read (http, https, s3, gs, az)"),
+        ("ftp://host/a.zarr", {}, "expected an address that can be read (http, https, s3, gs, az, hf)"),
     ],
 )
 def test_settings_that_are_wrong_are_named(no_cloud, monkeypatch, address, variables, said):

@@ -90,11 +90,11 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
         rows.append(row)
     table = pd.DataFrame(rows)
     names = dict.fromkeys(name for example in plan.examples for name in example.extra if name not in table.columns)
-    fields = {name: _column([example.extra.get(name) for example in plan.examples]) for name in names}
+    fields = {name: field_column([example.extra.get(name) for example in plan.examples]) for name in names}
     return pd.concat([table, pd.DataFrame(fields)], axis=1) if fields else table
 
 
-def _column(values: Sequence[Any]) -> pd.Series[Any]:
+def field_column(values: Sequence[Any]) -> pd.Series[Any]:
     """A further field as a column: numbers or booleans if all rows have that type, otherwise text; missing values stay missing.
 
     Numbers that would lose precision become text: integers beyond 64 bits, or beyond 2^53 next to floats or missing values.

@@ -59,7 +59,7 @@ class StoreLayout:
     spans: tuple[str, ...]
     """Names of token intervals."""
     choices: tuple[str, ...]
-    """Answer choices whose logits `answer_logits` holds."""
+    """Answer choices whose logits `answer_logits` holds; () for a store without it, as of imported activations."""
     record: frozenset[str] = frozenset({"residual", "attention_rows"})
     """Optional arrays in the store; `attention_rows` implies `attention_mean`, which is alone only in copies."""
     fusion: str = "mean"
@@ -98,7 +98,7 @@ class StoreLayout:
         object.__setattr__(self, "record", frozenset(self.record))
         for name in ("positions", "spans", "choices", "vision_positions", "answer_forms", *KNOCKOUT_AXES):
             object.__setattr__(self, name, _distinct_names(name, getattr(self, name)))
-        for name in ("positions", "spans", "choices"):
+        for name in ("positions", "spans"):
             if not getattr(self, name):
                 raise InvalidInputError(f"{name}: expected at least one name, found none")
         for name in ("examples", "layers", "hidden", "heads", "tokens", "block"):
@@ -256,6 +256,8 @@ class StoreLayout:
     def _holds(self, row: ArrayKind) -> bool:
         if row.name == "thumbnail":
             return self.thumbnail is not None
+        if row.name in ("answer_logits", "choice") and not self.choices:
+            return False
         derived = row.name == "attention_mean" and "attention_rows" in self.record
         if row.optional and row.name not in self.record and not derived:
             return False

@@ -63,7 +63,7 @@ class ActivationStore:
         Parameters
         ----------
         target
-            Folder, zip, URL (http, https, s3, gs, az) or a Zarr store.
+            Folder, zip, URL (http, https, s3, gs, az, hf) or a Zarr store.
 
         Raises
         ------

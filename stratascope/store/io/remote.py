@@ -19,6 +19,7 @@ from zarr.storage import WrapperStore
 
 from stratascope.addresses import without_secrets
 from stratascope.errors import InvalidInputError, MissingExtraError, StoreError
+from stratascope.store.io.hub import hub_address
 from stratascope.store.io.remote_errors import CREDENTIALS, DOCS, Refusal, UnreachableError, first_line, is_panic, silenced_panics
 
 PATIENCE = 120.0
@@ -35,7 +36,7 @@ CONNECT = 10.0
 _NO_LIMIT = timedelta(days=30)
 RETRIES = 2
 """Retries of the client library within each request."""
-SCHEMES = "http, https, s3, gs, az"
+SCHEMES = "http, https, s3, gs, az, hf"
 WRITABLE = "s3, gs, az"
 _SERVICES = {"s3": "s3", "s3a": "s3", "gs": "gs", "az": "az", "azure": "az", "adl": "az", "abfs": "az", "abfss": "az"}
 _ENDPOINTS = {
@@ -77,6 +78,8 @@ def connect(url: str, *, retries: int | None = None) -> Any:
     ------
     StoreError
         For an address that cannot be used, and for credentials that are missing or cannot be used.
+    UnreachableError
+        Where the Hub knows no such repository.
     MissingExtraError
         Without obstore.
     """
@@ -86,16 +89,20 @@ def connect(url: str, *, retries: int | None = None) -> Any:
         raise MissingExtraError("expected the package obstore for reading URLs, found none; run `pip install obstore`") from error
     scheme, _, rest = url.partition("://")
     service = service_of(url)
+    hub, headers = hub_address(url) if scheme == "hf" else ("", {})
     client: dict[str, Any] = {
         "timeout": _NO_LIMIT,
         "read_timeout": timedelta(seconds=SILENCE),
         "connect_timeout": timedelta(seconds=CONNECT),
     }
-    if scheme == "http" or _endpoint(service).startswith("http://"):
+    if scheme == "http" or hub.startswith("http://") or _endpoint(service).startswith("http://"):
         client["allow_http"] = True
     again: Any = {"max_retries": RETRIES if retries is None else retries, "retry_timeout": timedelta(seconds=PATIENCE)}
     try:
         with silenced_panics():
+            if hub:
+                client["default_headers"] = headers
+                return HTTPStore.from_url(hub, client_options=client, retry_config=again)
             if scheme in ("http", "https"):
                 place, client["default_headers"] = _web_address(url)
                 signed = "?" in place

@@ -1,0 +1,1 @@
+"""Stores from activations that other programs saved."""
