@@ -17,7 +17,7 @@ from stratascope.results.file import ResultFile
 from stratascope.results.registry import save_result
 
 COMMANDS = all_commands().values()
-INPUTS = {"source", "probe", "boxes", "images", "examples", "results", "data"}
+INPUTS = {"source", "probe", "files", "boxes", "images", "examples", "results", "data"}
 """Options and arguments with paths that are read."""
 
 

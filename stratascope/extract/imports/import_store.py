@@ -284,8 +284,8 @@ def _examples(source: ActivationSource, given: pd.DataFrame | None, name: str) -
         raise InvalidInputError(f"{name}: expected unique ids, found {twice.iloc[0]!r} more than once")
     unlabelled = "label" not in table
     if unlabelled:
-        table["label"] = 0
-    odd = [one for one in table["label"] if pd.isna(one) or one not in (0, 1)]
+        table["label"] = -1
+    odd = [one for one in table["label"] if not unlabelled and (pd.isna(one) or one not in (0, 1))]
     if odd:
         raise InvalidInputError(f"{name}: expected label 0 or 1, found {odd[0]}; give classes another name, which probes take as task")
     for column, default in (("image", table["id"]), ("caption", ""), ("relation", "")):
