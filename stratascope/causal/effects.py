@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import INTERVALS, band
+from stratascope.stats.intervals import INTERVALS, band, clustered_wilson
 from stratascope.stats.mean_ratio import mean_ratio
 
 Floats = NDArray[Any]
@@ -80,7 +80,10 @@ def effect_table(
 
 
 def flip_shares(values: Floats, bootstrap: Bootstrap, *, level: float) -> dict[str, Floats]:
-    """Shares of flipped answers, means of (layer, example) values, with intervals of the measured examples' groups."""
+    """Shares of flipped answers, means of (layer, example) values, with intervals of the measured examples' groups.
+
+    Wilson's interval at each layer, on the effective sample size, and a simultaneous band over layers.
+    """
     value, draws = known_mean(values), bootstrap.mean_of_known(values).T
     known = np.isfinite(value)
     drawn = draws[:, known]
@@ -91,6 +94,11 @@ def flip_shares(values: Floats, bootstrap: Bootstrap, *, level: float) -> dict[s
         bands = band(value[known], drawn, level=level, groups=groups, counted=True).within((0, 1))
         for end, ends in bands.ends.items():
             found[f"flipped_{end}"][known] = ends
+    for layer in np.flatnonzero(known):
+        mine = np.isfinite(values[layer])
+        low, high = clustered_wilson(values[layer, mine], bootstrap.groups[mine], level)
+        if np.isfinite(low):  # of two groups or more
+            found["flipped_low"][layer], found["flipped_high"][layer] = low, high
     return found
 
 

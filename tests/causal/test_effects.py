@@ -10,6 +10,7 @@ from stratascope.causal.answers import Answers
 from stratascope.causal.effects import SERIES, flip_shares, relative, restored
 from stratascope.causal.use import above_draws, fewest_draws, use_events, use_table
 from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.intervals import wilson
 
 LAYERS, DRAWS = 7, 20
 
@@ -118,8 +119,9 @@ def test_shares_of_few_examples_have_intervals_of_the_resamples_that_hold_some()
     values[0, :3] = [0.0, 0.0, 1.0]
     found = flip_shares(values, Bootstrap(np.arange(200), draws=2000, seed=0), level=0.95)
     assert found["flipped"] == pytest.approx([1 / 3])
-    assert found["flipped_low"][0] == 0
-    assert found["flipped_high"][0] >= 1 / 3 + 1.96**2 / (3 + 1.96**2) - 1e-3
+    assert [found["flipped_low"][0], found["flipped_high"][0]] == pytest.approx(wilson(1 / 3, 2), abs=1e-4)
+    assert found["flipped_low_simultaneous"][0] == 0
+    assert found["flipped_high_simultaneous"][0] >= 1 / 3 + 1.96**2 / (3 + 1.96**2) - 1e-3
     none = flip_shares(np.full((1, 5), np.nan), Bootstrap(np.arange(5), draws=10, seed=0), level=0.95)
     assert np.isnan([none["flipped"], none["flipped_low"], none["flipped_high"]]).all()
 
