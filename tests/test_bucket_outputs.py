@@ -129,3 +129,12 @@ def test_a_bucket_that_is_not_there_is_refused_before_a_command_runs(store_path)
     assert done.stderr == (
         "stratascope: s3://nowhere/results: expected a bucket to write into, found none of that name; create it, or check the address\n"
     )
+
+
+def test_a_page_names_the_address_and_not_the_copy_on_this_machine():
+    def act(out):
+        out.mkdir()
+        (out / "report.html").write_text(f"stratascope report {out}/original.zarr")
+
+    assert CliRunner().invoke(command_that(act), ["--out", "s3://bucket/named"]).exception is None
+    assert objects("s3://bucket/named") == {"report.html": b"stratascope report s3://bucket/named/original.zarr"}
