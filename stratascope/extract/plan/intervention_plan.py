@@ -52,8 +52,13 @@ def settings_of_store(
     Raises
     ------
     InvalidInputError
-        If the data cannot be found, or the provenance does not name the model.
+        If the data cannot be found, the provenance does not name the model, or some of its blocks have no softmax attention.
     """
+    if store.layout.softmax_layers:
+        raise InvalidInputError(
+            f"{store.name}: expected softmax attention in all blocks, found blocks without it: an edit of one token cannot be rerun from "
+            "there on through linear attention; use another model"
+        )
     provenance = store.provenance
     held, prompt = provenance.get("model"), provenance.get("prompt") or {}
     if not isinstance(held, Mapping) or not held.get("name"):

@@ -19,6 +19,7 @@ from stratascope.errors import InvalidInputError, NotRecordedError  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
 from stratascope.extract.model_files import ModelSource  # noqa: E402
 from stratascope.extract.plan.images import open_image  # noqa: E402
+from stratascope.extract.plan.intervention_plan import settings_of_store  # noqa: E402
 from stratascope.extract.plan.token_layout import TILES, PromptTokenizer  # noqa: E402
 from stratascope.extract.run.decoder import find_decoder  # noqa: E402
 from stratascope.extract.run.general_model import general_model  # noqa: E402
@@ -210,6 +211,8 @@ def test_analyses_of_a_store_say_what_it_has_no_place_or_softmax_for(extracted: 
     if name == "qwen3_5":
         with pytest.raises(NotRecordedError, match="expected softmax attention in all 4 blocks, found it in 3"):
             rollout_examples(store)
+        with pytest.raises(InvalidInputError, match="expected softmax attention in all blocks"):
+            settings_of_store(store)
         return
     found = rollout_examples(store)
     start, stop = store.spans["image"][0]
