@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from stratascope.analysis.rollout import rollout_examples  # noqa: E402
+from stratascope.analysis.rollout_result import rollout_examples  # noqa: E402
 from stratascope.analysis.sinks import PLACES, places_of  # noqa: E402
 from stratascope.errors import InvalidInputError, NotRecordedError  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
