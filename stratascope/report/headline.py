@@ -162,7 +162,7 @@ def _absent_everywhere(claim: StoredResult, claims: LayerClaims) -> list[str | C
 
 
 def _anywhere(claims: LayerClaims) -> str:
-    return "in any layer" if len(claims.layers) > 1 else f"in layer {claims.layers[0]}, the only one probed,"
+    return "in any layer" if len(claims.layers) > 1 else f"in the only layer probed, layer {claims.layers[0]}"
 
 
 def _start(claim: StoredResult, claims: LayerClaims) -> list[str | Cited]:

@@ -69,7 +69,7 @@ def test_xor_is_found_by_a_network_alone_and_named_nonlinear(tmp_path):
     store = store_of(tmp_path / "x.zarr", x, label)
     done, _, text = probed(tmp_path / "linear", store, tasks=("truth",), layers=(1,))
     assert re.search(r"above chance: not detected, by [+-]0\.0\d\d \[.*\] \(n = 400; AUROC of at least 0\.6\d", "\n".join(done.lines))
-    assert "The truth of the caption is not detected at the final token in any layer (n = 400" in text
+    assert "The truth of the caption is not detected at the final token in the only layer probed, layer 1 (n = 400" in text
     done, _, text = probed(tmp_path / "mlp", store, tasks=("truth",), layers=(1,), settings={"draws": 400, "method": "mlp", "seed": 1})
     assert "a nonlinear probe (mlp) finds more than can be read linearly; compare it with the linear probe" in "\n".join(done.lines)
     assert re.search(r"above chance: detected, by \+0\.4\d\d \[0\.4", "\n".join(done.lines))

@@ -159,7 +159,7 @@ def test_a_null_result_gives_its_number_and_the_detectable_effect(tmp_path):
     assert 0.7 < float(found[1]) < 0.95
     assert "any layer (n = 60; not even the best possible advantage of 0.5 would have been detected with 80 % power; above chance" in text
     one, _, text = probed(tmp_path / "one", store, tasks=("truth",), positions=("final",), layers=(1,))
-    assert "is not detected at the final token in layer 1, the only one probed, (n = 60; " in text
+    assert "is not detected at the final token in the only layer probed, layer 1 (n = 60; " in text
     assert re.search(r"above chance: not detected, by [+-]0\.\d{3} \[-0\.\d{3}, 0\.\d{3}\] \(n = 60; AUROC of at", "\n".join(one.lines))
 
 
