@@ -13,12 +13,13 @@ from stratascope.analysis.model_answers import right_choices
 from stratascope.analysis.parallel import held_examples
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.results.file import made_from
+from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.lazy_arrays import Arrays
 from stratascope.results.result import CHOICE, Result, array_field, new_axes, table_field, titled
 from stratascope.results.schema import columns
 from stratascope.results.stored_result import StoredResult
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import band
+from stratascope.stats.intervals import band, minimum_detectable_effect, standard_error
 from stratascope.store import ActivationStore, Readout, label_kind, offered_logits, stored_readout
 from stratascope.store.format.json_schema import each as attributes_of
 from stratascope.store.io.example_identity import image_groups
@@ -125,14 +126,13 @@ class LogitLens(
         last = rows.iloc[-1]
         frequent = f"the most frequent one {last['baseline']:.1%}, {last['examples']:,} examples"
         if not decoded:
-            best = rows.iloc[int(rows["value"].argmax())]
-            return f"at no layer significantly above the baseline, at most {_share(best)} ({frequent})"
-        first = rows[rows["layer"] == decoded[0]].iloc[0]
-        until = "" if decoded[-1] == last["layer"] else f", last at layer {decoded[-1]}"
-        return (
-            f"significantly above the baseline from layer {decoded[0]} ({_share(first)}){until}; {_share(last)} at layer {last['layer']} "
-            f"({frequent})"
-        )
+            best, error = rows.iloc[int(rows["value"].argmax())], standard_error(rows["low"], rows["high"], self.attributes["level"])
+            least = rows["baseline"] + minimum_detectable_effect((rows["value"] - rows["low_simultaneous"]).to_numpy(), error)
+            power = f"{min(least.max(), 1):.1%} would have been detected with 80 % power"
+            return f"at no layer significantly above the baseline, at most {_share(best)} ({frequent}; {power})"
+        first, found = rows[rows["layer"] == decoded[0]].iloc[0], LayerIntervals.of(rows["layer"], rows["layer"].isin(decoded))
+        ends = f"{_share(first)} at layer {decoded[0]}, {_share(last)} at layer {last['layer']}"
+        return f"significantly above the baseline in {found}; {ends} ({frequent})"
 
     def _beside_probe(self, position: str) -> list[str]:
         probe = self.probe[self.probe["position"] == position]

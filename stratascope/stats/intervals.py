@@ -8,7 +8,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[Any]
 INTERVALS = ("low", "high", "low_simultaneous", "high_simultaneous")
@@ -192,6 +192,15 @@ def minimum_detectable_effect(half_width: Floats, error: Floats, *, power: float
         Probability of detection.
     """
     return np.asarray(half_width + NormalDist().inv_cdf(power) * error)
+
+
+def standard_error(low: ArrayLike, high: ArrayLike, level: float) -> Floats:
+    """(...,) standard error for which a normal distribution has the pointwise interval `low`..`high`.
+
+    >>> standard_error([0.4], [0.6], 0.95).round(3)
+    array([0.051])
+    """
+    return np.asarray((np.asarray(high) - np.asarray(low)) / (2 * NormalDist().inv_cdf(0.5 + level / 2)))
 
 
 def _at_least(reach: float, value: Floats, low: Floats, high: Floats, narrow: NDArray[np.bool_]) -> tuple[Floats, Floats]:
