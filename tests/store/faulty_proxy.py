@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import http.server
 import socket
 import struct
 import threading
-import time
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from tests.store.local_server import LocalHandler, serving_locally
 
 ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>No</Message><StringToSign>zq-signed</StringToSign></Error>"
 CODES = {400: "ExpiredToken", 403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}
@@ -52,10 +52,7 @@ def faulty_proxy(server: str) -> Iterator[Proxy]:
     proxy = Proxy()
     place = urllib.parse.urlsplit(server).netloc
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
+    class Handler(LocalHandler):
         def handle_any(self) -> None:
             path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -108,42 +105,12 @@ def faulty_proxy(server: str) -> Iterator[Proxy]:
             self.end_headers()
             if self.command == "HEAD":
                 return
-            if how == "cut":
-                self.wfile.write(data[: len(data) // 2])
-                self.close_connection = True
-            elif how == "drip":
-                step = max(1, -(-len(data) // 8))
-                for start in range(0, len(data), step):
-                    self.wfile.write(data[start : start + step])
-                    time.sleep(0.1)
-            else:
-                self.wfile.write(data)
+            self.write_body(data, how, pieces=8, pause=0.1)
 
         def reset(self) -> None:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             self.connection.close()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def finish(self) -> None:
-            with contextlib.suppress(OSError, ValueError):
-                super().finish()
-
-    class Server(http.server.ThreadingHTTPServer):
-        daemon_threads = True
-        block_on_close = False
-
-        def handle_error(self, *_: object) -> None:
-            pass
-
-    listening = Server(("127.0.0.1", 0), Handler)
-    proxy.address = f"http://127.0.0.1:{listening.server_port}"
-    threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
+    with serving_locally(Handler, proxy.stop) as proxy.address:
         yield proxy
-    finally:
-        proxy.stop.set()
-        listening.shutdown()
-        listening.server_close()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import socket
 import struct
 import threading
-import time
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.store.local_server import LocalHandler, serving_locally
 
 SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Reduce</Message><StringToSign>zq-signed</StringToSign></Error>"
 
@@ -39,10 +38,7 @@ def unwell(root: Path, ill: Callable[[str, int], object]) -> Iterator[Unwell]:
     host = Unwell(root, ill)
     counts: Counter[str] = Counter()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
+    class Handler(LocalHandler):
         def do_GET(self) -> None:
             path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
             host.asked.append(self.path)
@@ -90,37 +86,8 @@ def unwell(root: Path, ill: Callable[[str, int], object]) -> Iterator[Unwell]:
             if how == "silent":
                 host.stop.wait(60)
                 self.close_connection = True
-            elif how == "cut":
-                self.wfile.write(data[: len(data) // 2])
-                self.close_connection = True
-            elif how == "drip":
-                step = -(-len(data) // 12)
-                for start in range(0, len(data), step):
-                    self.wfile.write(data[start : start + step])
-                    time.sleep(0.15)
             else:
-                self.wfile.write(data)
+                self.write_body(data, how, pieces=12, pause=0.15)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def finish(self) -> None:
-            with contextlib.suppress(OSError, ValueError):  # cut by this server, or by who asked
-                super().finish()
-
-    class Server(http.server.ThreadingHTTPServer):
-        daemon_threads = True
-        block_on_close = False
-
-        def handle_error(self, *_: object) -> None:
-            pass
-
-    server = Server(("127.0.0.1", 0), Handler)
-    host.address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
+    with serving_locally(Handler, host.stop) as host.address:
         yield host
-    finally:
-        host.stop.set()
-        server.shutdown()
-        server.server_close()
