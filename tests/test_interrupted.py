@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,10 +182,7 @@ def test_worker_processes_end_with_their_parent(tmp_path: Path, how: signal.Sign
     script.write_text(PARENT)
     pids = tmp_path / "pids"
     pids.mkdir()
-    # a test run in the background ignores Ctrl-C, and so would its children
-    restored = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    command = [sys.executable, script, "work", str(pids)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=restored) as parent:
+    with subprocess.Popen([sys.executable, script, "work", str(pids)], stderr=subprocess.PIPE, text=True) as parent:
         begun = time.monotonic()
         while len(found := list(pids.glob("*.pid"))) < 2:
             assert parent.poll() is None
