@@ -94,6 +94,7 @@ def test_the_random_baseline_is_the_mean_of_twenty_draws(planted: ActivationStor
     assert found.attributes["random_draws"] == 20
 
 
+@pytest.mark.slow
 def test_the_distance_from_the_highest_holds_for_all_pairs_at_once() -> None:
     """With equal methods, choosing the highest by result calls it better in no more than 5 % of the studies."""
     rng, wrong, pointwise = np.random.default_rng(0), 0, 0

@@ -71,6 +71,7 @@ def test_an_effect_below_the_margin_is_no_use() -> None:
     assert not use(*made, margin=2.0)["used"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("margin", "layer"), [(0.0, 5), (0.4, 2)])
 def test_an_effect_of_the_minimum_detectable_size_is_mostly_detected(margin: float, layer: int) -> None:
     """Each study without use gives its size; the same study with an effect of that size has power 80 % or more."""

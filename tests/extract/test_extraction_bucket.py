@@ -18,6 +18,8 @@ from stratascope.store.io.bucket import Bucket
 
 torch = pytest.importorskip("torch")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def place(monkeypatch):

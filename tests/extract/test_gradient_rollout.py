@@ -66,6 +66,7 @@ def recorded(settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_store_holds_it_to_the_end_of_each_prompt(recorded: Path) -> None:
     assert verify(recorded).ok
     store = ActivationStore.open(recorded)

@@ -21,6 +21,8 @@ safetensors = pytest.importorskip("safetensors.torch")
 COUNT, LAYERS, HIDDEN = 80, 3, 16
 IDS = [f"e{k}" for k in range(COUNT)]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def values():

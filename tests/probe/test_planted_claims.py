@@ -17,6 +17,8 @@ from stratascope.store import ActivationStore, BlockWriter, StoreLayout, create_
 
 EXAMPLES = 400
 
+pytestmark = pytest.mark.slow
+
 
 def store_of(path: Path, x: NDArray[np.floating], label: NDArray[np.integer], **columns: object) -> ActivationStore:
     """Store of activations x (layer, example, column) at the final token; `columns` are further ones of its examples, or `condition`."""

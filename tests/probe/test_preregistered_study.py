@@ -147,6 +147,7 @@ def test_the_band_of_a_family_is_the_largest_deviation_over_all_of_its_curves() 
         family_bands([same] * 2, [some[0], replace(some[1], table=some[1].table.assign(metric="auroc"))], level=0.9)
 
 
+@pytest.mark.slow
 def test_of_noise_at_most_the_stated_share_of_families_claims_anything() -> None:
     """300 families of 6 curves in two sets of examples: 5 % +- 2.5 standard errors."""
     rng, wrong = np.random.default_rng(1), 0
@@ -175,6 +176,7 @@ def done(folder: Path):
     return plan, preregistered_study(plan, folder, scheduler="synchronous")
 
 
+@pytest.mark.slow
 def test_a_planted_signal_is_claimed_in_its_layers_and_nowhere_else(done, folder: Path) -> None:
     plan, run = done
     result = run.result
@@ -224,6 +226,7 @@ def test_a_study_is_saved_and_damaged_claims_are_refused(done, tmp_path: Path) -
             StudyResult.load(tmp_path / "damaged.zarr.zip")
 
 
+@pytest.mark.slow
 def test_without_a_signal_the_sentence_says_what_would_have_been_detected(folder: Path, tmp_path: Path) -> None:
     stores = {"original": planted_store(tmp_path / "original.zarr", onset=9, examples=200), "blank": folder / "blank.zarr"}
     opened = {name: ActivationStore.open(path) for name, path in stores.items()}
@@ -236,6 +239,7 @@ def test_without_a_signal_the_sentence_says_what_would_have_been_detected(folder
     )
 
 
+@pytest.mark.slow
 def test_stores_that_are_not_as_planned_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
     plan = parse_plan(PLAN)
     own = ActivationStore.open(folder / "original.zarr")
@@ -261,6 +265,7 @@ def test_stores_that_are_not_as_planned_are_refused_by_name(folder: Path, tmp_pa
     refused(InvalidInputError, "expected a primary baseline among all, chance, .*blank, found 'blnk'", unknown, blank=folder / "blank.zarr")
 
 
+@pytest.mark.slow
 def test_the_command_writes_results_figure_and_report_of_the_plan(folder: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     plan.write_text(f'{PLAN}\n[causal]\ntask = "truth"\npositions = ["final"]\n')

@@ -147,6 +147,7 @@ def test_the_best_position_leads_and_a_margin_reaches_every_file(stores, tmp_pat
         assert set(events.loc[events["kind"] != "peak", "equivalence_margin"]) == {0.2}
 
 
+@pytest.mark.slow
 def test_a_null_result_gives_its_number_and_the_detectable_effect(tmp_path):
     store = ActivationStore.open(planted_store(tmp_path / "a.zarr", examples=60, onset=9, layers=2))
     done, results, text = probed(tmp_path, store, tasks=("truth",), positions=("final",))
@@ -191,6 +192,7 @@ def test_a_study_of_one_layer_says_nothing_about_others(stores, tmp_path):
     assert [fact.label for fact in facts.facts[:2]] == ["layer detected (n = 400): truth at the final token", "AUROC of the probe, layer 4"]
 
 
+@pytest.mark.slow
 def test_the_lowest_log_loss_is_the_best(tmp_path):
     """With rare labels and little regularisation the first layers lose more than chance, the layers with the signal less."""
     store = ActivationStore.open(planted_store(tmp_path / "a.zarr", strength=2.0))
@@ -240,6 +242,7 @@ def test_default_sizes_leave_out_those_with_too_few_examples_of_a_class(stores):
     assert sorted(set(detection_by_size(stores[0], **given).table["size"])) == [200, 400]
 
 
+@pytest.mark.slow
 def test_old_files_without_claims_are_read(stores, tmp_path):
     """As version 0.1 wrote them: no margins, chance or detectable effects."""
     curves = CurveSet(probe_study(stores[0], ("truth", "truth:shuffled"), ("final",), **FAST))

@@ -27,6 +27,8 @@ from stratascope.store import ActivationStore
 
 FEW = {"layers": (0, 3), "draws": 200}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def boxed(tmp_path_factory: pytest.TempPathFactory) -> Path:

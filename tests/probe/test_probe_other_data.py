@@ -25,6 +25,8 @@ from stratascope.store import ActivationStore
 QUICK = {"strengths": (1e-2,), "draws": 300, "scheduler": "synchronous"}
 OTHER = {"examples": 260, "layers": 2, "onset": 1, "seed": 5, "hashed": True}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
@@ -157,7 +159,6 @@ def test_other_models_and_shared_examples_are_refused(stores, tmp_path):
         cross_transfer(*stores, "truth:shuffled")
 
 
-@pytest.mark.slow
 def test_the_command_tests_on_another_store_and_reports_it(stores, tmp_path):
     words = ["--tasks", "truth", "--positions", "final", "--strengths", "0.01", "--transfer", "--out", str(tmp_path / "r")]
     given = ["--test-on", stores[1].name, "--test-on", f"again={stores[1].name}"]

@@ -24,6 +24,8 @@ from stratascope.store import ActivationStore
 
 QUICK = {"draws": 200, "scheduler": "synchronous", "layers": 1}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> ActivationStore:
@@ -81,7 +83,6 @@ def test_values_are_predicted_by_a_regressor(store):
         layer_curve(store, "truth", method=LinearRegression(), **QUICK)
 
 
-@pytest.mark.slow
 def test_a_network_finds_a_product_and_says_that_it_is_not_linear(tmp_path):
     store = ActivationStore.open(planted_store(tmp_path / "a.zarr", layers=1, onset=1, strength=2.0, pair=True, examples=600))
     curve = layer_curve(store, "truth", "final+relation", method="mlp", **QUICK)

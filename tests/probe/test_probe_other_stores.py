@@ -39,6 +39,7 @@ def two_stores(probed_stores, tmp_path):
     return shutil.copytree(probed_stores, tmp_path, dirs_exist_ok=True)
 
 
+@pytest.mark.slow
 def test_results_of_another_store_are_refused(two_stores):
     for more in ((), ("--export", str(two_stores / "page"))):
         refused = CliRunner().invoke(

@@ -66,6 +66,7 @@ def test_labels_are_those_of_pixels(cells: ActivationStore, sample: CellSample) 
     assert all(len(set(task.folds.of[(sample.examples == k) & (task.labels >= 0)])) == 1 for k in sample.numbers)
 
 
+@pytest.mark.slow
 def test_out_of_fold_answers_are_those_of_scikit_learn(cells: ActivationStore, sample: CellSample) -> None:
     tasks = tuple(sample.task(name) for name in ("on_subject", "coordinates", "direction"))
     found = solve_layer(PatchLayer(cells, 2, sample.examples, tasks))

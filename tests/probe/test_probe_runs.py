@@ -31,6 +31,7 @@ def probe(stores: Path, out: Path, *options: str) -> str:
     return done.output
 
 
+@pytest.mark.slow
 def test_a_figure_of_a_task_shows_the_selection_that_was_asked_for(stores: Path, tmp_path: Path) -> None:
     store = ActivationStore.open(stores / "original.zarr")
     fast: dict[str, Any] = {"layers": (0, 3), "draws": 200, "strengths": (1e-2,)}

@@ -33,6 +33,7 @@ def hashed(tmp_path_factory) -> Path:
     return planted_store(tmp_path_factory.mktemp("hashed") / "h.zarr", layers=1, onset=1, examples=200, hashed=True)
 
 
+@pytest.mark.slow
 def test_the_same_photo_under_two_names_is_in_one_fold(twins, tmp_path):
     """Labels tossed for each photo cannot be read from a photo; a probe that has seen the photo under its other name reads them."""
     said = run(twins, *QUICK, "--out", tmp_path)
@@ -133,6 +134,7 @@ def test_a_baseline_of_other_rows_with_the_same_ids_is_refused(hashed, tmp_path,
         transfer_matrix(hashed, to=other, layers=(1,), strengths=(1e-2,))
 
 
+@pytest.mark.slow
 def test_a_baseline_whose_own_column_differs_is_refused_where_it_is_the_task(hashed, tmp_path):
     other = planted_store(
         tmp_path / "o.zarr", layers=1, onset=1, examples=200, hashed=True, condition="blank", changed={"subject": "horse"}

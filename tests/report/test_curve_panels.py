@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from stratascope.figures.drawing import MOST_BANDS, draw_layer_curves, new_figure
 from stratascope.probe import probe_study
@@ -15,6 +16,7 @@ from stratascope.results.locations import ENDING
 from stratascope.store import ActivationStore
 
 
+@pytest.mark.slow
 def test_every_position_has_a_panel_and_a_trivial_one_says_so(store: ActivationStore, tmp_path: Path) -> None:
     fast: dict[str, Any] = {"layers": (0, 5), "draws": 200, "strengths": (1e-2,), "minimum": 5, "control_draws": 2}
     for curve in probe_study(store, ("truth", "truth:shuffled", "relation"), ("final", "subject"), **fast):

@@ -27,6 +27,8 @@ from stratascope.store.io.store_files import BEGUN, check_writable
 
 LAYOUT = small_layout()
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server():

@@ -35,6 +35,8 @@ FAULTS = {
     "silent": "silence",
 }
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server():

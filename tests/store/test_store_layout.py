@@ -89,6 +89,7 @@ def _heavy_tailed(rng: np.random.Generator, examples: int, hidden: int, layer: i
     return ((rng.standard_t(6, (examples, hidden)) + rng.normal(size=hidden) * 0.7) * scale).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_estimate_of_a_realistic_store_is_within_ten_percent(shared_maps):
     """7B-shaped: bfloat16 residuals with outliers, rows of real attention made sharper and flatter by head, real maps."""
     rng = np.random.default_rng(0)

@@ -24,6 +24,8 @@ from stratascope.store.io.writer_locks import CLAIMS, block_claim
 LAYOUT = small_layout(5, record={"residual"})
 KNOWN = birth(LAYOUT)
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
@@ -60,7 +62,6 @@ def change_end_of_entry(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "spoil", "said"),
     [

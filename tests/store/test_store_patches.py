@@ -68,6 +68,7 @@ def test_each_example_reads_back_with_nan_beyond_its_image(patched: Path) -> Non
     np.testing.assert_array_equal(store["patch_residual"].sel(patch_layer=2)[6].values, patches_of(6)[1])
 
 
+@pytest.mark.slow
 def test_copies_keep_layers_and_examples(patched: Path, tmp_path: Path) -> None:
     copy_store(patched, tmp_path / "whole.zarr")
     assert diff_stores(patched, tmp_path / "whole.zarr").same

@@ -18,6 +18,8 @@ from stratascope.store import ActivationStore, BlockWriter, copy_store, create_s
 
 LAYOUT = small_layout()
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -165,7 +167,6 @@ def test_damage_does_not_travel(tmp_path, source):
     assert not (tmp_path / "b.zip").exists()
 
 
-@pytest.mark.slow
 def test_http_reads_what_the_folder_holds(tmp_path, source):
     pytest.importorskip("obstore")
     with serving(source.parent) as server:
@@ -214,7 +215,6 @@ def test_a_server_without_range_is_refused(source):
             store.read("residual", layer=1, position="final", examples=[0])
 
 
-@pytest.mark.slow
 def test_an_address_without_a_server_is_told_in_one_plain_sentence():
     pytest.importorskip("obstore")
     with socket.socket() as free:

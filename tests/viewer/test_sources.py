@@ -40,6 +40,7 @@ def test_the_committed_page_is_what_the_sources_build(node, tmp_path):
         assert (tmp_path / name).read_bytes() == page_file(name), f"{name}: run `npm run build` in viewer/ and commit what it writes"
 
 
+@pytest.mark.slow
 def test_the_sources_types_hold(node):
     run(node, "node", "node_modules/typescript/bin/tsc", "--noEmit")
 
