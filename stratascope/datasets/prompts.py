@@ -107,7 +107,8 @@ class Prompt:
             value = self._value(example, name)
             start = length + len(fixed)
             intervals |= _intervals(example, name, value, start)
-            intervals |= {span: (start, start + len(value)) for span, column in self.spans.items() if column == name}
+            for span in self._spans_of.get(name, ()):
+                intervals[span] = (start, start + len(value))
             pieces += (fixed, value)
             length = start + len(value)
         return FilledPrompt("".join([*pieces, self._fields[1]]), intervals)
@@ -143,7 +144,16 @@ class Prompt:
 
     def values(self, example: Example) -> tuple[Any, ...]:
         """What an example has in the columns that the prompt reads besides `PARTS`."""
-        return tuple(example.extra.get(name) for name in self.columns if name not in PARTS)
+        return tuple(map(example.extra.get, self._own_columns)) if self._own_columns else ()
+
+    @cached_property
+    def _own_columns(self) -> tuple[str, ...]:
+        return tuple(name for name in self.columns if name not in PARTS)
+
+    @cached_property
+    def _spans_of(self) -> Mapping[str, list[str]]:
+        """Field -> the spans that it is, besides its own."""
+        return {column: [span for span, one in self.spans.items() if one == column] for column in self.spans.values()}
 
     def provenance(self) -> dict[str, Any]:
         """What a store keeps of the prompt besides name, text and answers; empty for the built-in ones."""

@@ -10,6 +10,8 @@ from stratascope.extract.plan.extraction_plan import ExtractionPlan
 
 _WORD = re.compile(r"[^\W\d_]+")
 MOST_SHOWN = 8
+_AT_ONCE = 10_000
+"""Captions whose words are counted together."""
 
 
 def unknown_words(plan: ExtractionPlan) -> list[str]:
@@ -22,7 +24,12 @@ def unknown_words(plan: ExtractionPlan) -> list[str]:
     """
     if plan.source.name != BUILT_IN:
         return []
-    counts = Counter(word.lower() for example in plan.examples for word in _WORD.findall(example.caption))
+    written: Counter[str] = Counter()
+    for first in range(0, len(plan.examples), _AT_ONCE):
+        written.update(_WORD.findall("\n".join(example.caption for example in plan.examples[first : first + _AT_ONCE])))
+    counts: Counter[str] = Counter()
+    for word, count in written.items():
+        counts[word.lower()] += count
     tokenizer = plan.tokenizer.tokenizer
 
     def known(word: str) -> bool:
