@@ -26,10 +26,11 @@ def unknown_words(plan: ExtractionPlan) -> list[str]:
         return []
     written: Counter[str] = Counter()
     for first in range(0, len(plan.examples), _AT_ONCE):
-        written.update(_WORD.findall("\n".join(example.caption for example in plan.examples[first : first + _AT_ONCE])))
+        written.update(" ".join(example.caption for example in plan.examples[first : first + _AT_ONCE]).split())
     counts: Counter[str] = Counter()
-    for word, count in written.items():
-        counts[word.lower()] += count
+    for piece, count in written.items():
+        for word in _WORD.findall(piece):
+            counts[word.lower()] += count
     tokenizer = plan.tokenizer.tokenizer
 
     def known(word: str) -> bool:
