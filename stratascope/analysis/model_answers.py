@@ -241,7 +241,7 @@ def _summary(relation: str, rows: pd.DataFrame, level: float) -> dict[str, Any]:
 def _question_scores(store: ActivationStore, examples: NDArray[np.int64], answers: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
     """By example: whether yes is right and whether it is the answer; whether the likeliest next token is the answer."""
     found: dict[str, NDArray[np.bool_]] = {}
-    if store.provenance["data"].get("labels") != "choice":
+    if label_kind(store.provenance) != "choice":
         yes = store.layout.choices.index(store.provenance["prompt"]["answers"][1])
         found = {"yes": store.examples["label"].to_numpy()[examples] == 1, "said_yes": answers == yes}
     if "top_tokens" in store.arrays:

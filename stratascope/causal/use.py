@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from stratascope.causal.directions import MATCHED
 from stratascope.causal.effects import FEWEST_PAIRS, SERIES, by_layer, known_mean, relative, series
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import INTERVALS, minimum_detectable_effect
+from stratascope.stats.intervals import INTERVALS, POWER, minimum_detectable_effect
 
 Floats = NDArray[Any]
-POWER = 0.8
-"""Power at which a minimum detectable effect is given."""
 
 
 def fewest_draws(level: float) -> int:

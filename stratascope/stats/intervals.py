@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[Any]
+POWER = 0.8
+"""Power at which a minimum detectable effect is given."""
 INTERVALS = ("low", "high", "low_simultaneous", "high_simultaneous")
 INTERVAL = " ".join(INTERVALS)
 """Columns of a table with intervals, as a schema names them."""
@@ -179,7 +181,7 @@ def auroc_spread(value: Floats) -> Floats:
     return np.asarray(np.sqrt(np.maximum(variance, 0) * 6))
 
 
-def minimum_detectable_effect(half_width: Floats, error: Floats, *, power: float = 0.8) -> Floats:
+def minimum_detectable_effect(half_width: Floats, error: Floats, *, power: float = POWER) -> Floats:
     """(layer,) smallest effect whose lower bound lies above 0 with the given power: half-width + z_power * standard error.
 
     Parameters

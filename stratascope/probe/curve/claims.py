@@ -12,12 +12,9 @@ from numpy.typing import NDArray
 from stratascope.figures.drawing import metric_name
 from stratascope.probe.curve.onset_offset import LayerEvent, offset, onset
 from stratascope.results.layer_intervals import LayerIntervals
-from stratascope.stats.intervals import Band, auroc_spread, minimum_detectable_effect
+from stratascope.stats.intervals import POWER, Band, auroc_spread, minimum_detectable_effect
 
 Floats = NDArray[Any]
-
-POWER = 0.8
-"""Power at which a minimum detectable effect is given."""
 
 
 _TURNED = {"at most ": "at least ", "of at least ": "of at most ", "significantly above ": "significantly below "}

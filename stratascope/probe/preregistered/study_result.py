@@ -10,7 +10,6 @@ import pandas as pd
 
 from stratascope.figures.drawing import LAYER_LABELS, metric_name, new_figure
 from stratascope.figures.style import paper_style
-from stratascope.probe.curve.claims import POWER
 from stratascope.probe.curve.family import ALL, VERDICTS
 from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.lazy_arrays import Arrays
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from stratascope.store import ActivationStore
+    from stratascope.stats.intervals import POWER
+from stratascope.store import ActivationStore
 
 EMBEDDINGS = "embeddings"
 """Baseline that is layer 0 of the curve itself."""
