@@ -15,13 +15,12 @@ from stratascope.results.layer_intervals import LayerIntervals
 from stratascope.results.lazy_arrays import Arrays
 from stratascope.results.result import Result, new_axes, table_field
 from stratascope.results.schema import columns
+from stratascope.stats.intervals import POWER
+from stratascope.store import ActivationStore
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from stratascope.stats.intervals import POWER
-from stratascope.store import ActivationStore
 
 EMBEDDINGS = "embeddings"
 """Baseline that is layer 0 of the curve itself."""
