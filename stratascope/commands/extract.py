@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from stratascope.addresses import without_secrets
+from stratascope.causal import InterventionSettings
 from stratascope.commands import options
 from stratascope.commands.extraction_settings import extract_line, settings_of, study_lines, study_settings, study_time
 from stratascope.commands.next_step import next_step
@@ -22,6 +23,7 @@ from stratascope.commands.terminal import echo
 from stratascope.datasets.examples import describe
 from stratascope.extract import ExtractionPlan, ExtractionSettings, extract, plan_extraction
 from stratascope.extract.plan.images import CONDITIONS
+from stratascope.extract.plan.intervention_plan import later_cost
 from stratascope.extract.plan.plan_summary import SPAN_COLOURS, plan_summary, timing_text
 from stratascope.extract.plan.settings import DTYPES, FUSIONS
 from stratascope.extract.run.extraction import ExtractionReport, estimate_time
@@ -155,6 +157,9 @@ def plan_command(
         )
     elif not quiet:
         echo(with_option_names(text))
+        later = InterventionSettings()
+        if cost := later_cost(plan, len(later.slots()), later.examples):
+            echo(cost)
 
 
 @click.command(short_help="Run every example through the model once, into a store.")
