@@ -53,7 +53,13 @@ settings_options = options_of(
         "others (docs/question-sets.md); or a text with fields such as {caption} and {COLUMN}, or a file (docs/data.md).",
         "metavar": "NAME|TEXT|FILE.toml",
     },
-    answers="Answers to a prompt given as text: to a true caption, then to a false one.",
+    answers="Answers to a prompt given as text: to a true caption, then to a false one; or letters, for questions with options.",
+    shuffle_options={
+        "help": "Show the options of each question in a random order, drawn with SEED (default 0).",
+        "is_flag": False,
+        "flag_value": 0,
+        "metavar": "[SEED]",
+    },
     system="Text of the system turn; default: as the chat template has it.",
     condition={
         "help": "Change to the images: none, mean colour, flipped left-right, images exchanged between examples, or image tokens permuted "

@@ -82,6 +82,7 @@ def settings_of_store(
         images=images,
         boxes=boxes,
         **({"stored_prompt": own} if (own := stored_prompt(prompt)) else {"prompt": str(prompt.get("name"))}),
+        shuffle_options=facts.get("shuffle_options"),
         system=prompt.get("system"),
         condition=str(provenance.get("condition") or "original"),
         positions=store.layout.positions or None,
