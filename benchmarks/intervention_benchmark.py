@@ -20,7 +20,7 @@ from extraction_benchmark import build
 from stratascope.causal.design import EditStack
 from stratascope.causal.erasure import Erasure
 from stratascope.extract.run.capture import use_captured_attention
-from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner, Interventions
+from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner, Interventions, pass_tokens
 from stratascope.extract.run.knockout import tracing
 from stratascope.extract.run.logits import Unembedding
 
@@ -111,12 +111,12 @@ def main() -> None:
     stack = DeviceEdits.of(edits(hidden), torch.device("cpu"))
     windows = tuple((layer, layer) for layer in range(BLOCKS + 1))
     chosen = Interventions((("final",),), windows, {("final", layer): stack for layer in range(BLOCKS + 1)})
-    runner = InterventionRunner(Bare(ours, decoder), PAIR, tokens=8192)  # type: ignore[arg-type]
+    runner = InterventionRunner(Bare(ours, decoder), PAIR)  # type: ignore[arg-type]
 
     def all_variants() -> object:
         with torch.inference_mode(), tracing(decoder.layers) as trace:
             ours(**inputs)
-        return runner.measure(trace, {"final": np.array([LENGTH - 1])}, chosen, None, 1e-2)
+        return runner.measure(trace, {"final": np.array([LENGTH - 1])}, chosen, None, 1e-2, tokens_of_pass=pass_tokens(8192, LENGTH))
 
     plain = seconds(lambda: bare(**inputs), 3 * given.rounds)
     count = SLOTS * len(windows)

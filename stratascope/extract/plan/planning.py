@@ -13,6 +13,7 @@ from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.examples import Example, files_digest, load_examples
 from stratascope.datasets.progress import progress_bar
+from stratascope.datasets.question_rows import shuffled_options
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.general_family import (
     NO_GRID,
@@ -95,6 +96,8 @@ def build_plan(
     boxes = BoxIndex.from_coco(settings.boxes) if settings.boxes else None
     asked = None if prompt.answers else prompt.choices
     examples = load_examples(settings.examples, boxes, asked, progress=progress)[: settings.limit]
+    if settings.shuffle_options is not None:
+        examples = [shuffled_options(example, settings.shuffle_options, prompt.last) for example in examples]
     tokenizer = PromptTokenizer(source, prompt.for_examples(examples), rule, system)
     names = [example.image for example in examples]
     shown = shown_images(names, settings.condition, settings.seed)
@@ -186,7 +189,8 @@ def build_plan(
             "limit": settings.limit,
             **({"labels": "choice"} if examples[0].choices else {"labels": "none"} if examples[0].label is None else {}),
             **({"questions": True} if examples[0].is_question else {}),
-            **({OPTIONS: True} if examples[0].options else {}),
+            **({OPTIONS: True} if examples[0].lettered else {}),
+            **({} if settings.shuffle_options is None else {"shuffle_options": settings.shuffle_options}),
             **({"box_alignment": cases} if (cases := alignment_cases(alignments)) else {}),
         },
         **({"vision": {"full_attention": list(shape.vision_whole)}} if shape.vision_layers else {}),
