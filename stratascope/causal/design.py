@@ -22,6 +22,7 @@ from stratascope.causal.directions import (
 from stratascope.causal.erasure import Erasure, Whitening, mean_projection, orthonormal
 from stratascope.causal.labels import FoldLabels
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
+from stratascope.store.format.arrays import generated_number
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -160,6 +161,10 @@ class InterventionDesign:
         if unknown:
             raise InvalidInputError(
                 f"expected `positions` among {', '.join(store.layout.positions)}, found {', '.join(unknown)}; A+B changes both"
+            )
+        if written := [name for part in self.parts for name in part if generated_number(name) is not None]:
+            raise InvalidInputError(
+                f"expected `positions` of the prompt, found {', '.join(written)}: generated tokens come after the answer"
             )
         known = list(store.layers)
         layers = known if settings.layers is None else list(settings.layers)

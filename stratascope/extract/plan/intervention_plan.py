@@ -14,6 +14,7 @@ from stratascope.extract.families.general_family import family_of
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.settings import ExtractionSettings
 from stratascope.store import ActivationStore
+from stratascope.store.format.arrays import generated_number
 from stratascope.store.format.provenance import differences
 
 COMPARED = ("model", "processor", "prompt", "data", "condition", "seed", "answer_logits")
@@ -82,7 +83,7 @@ def settings_of_store(
         **({"stored_prompt": own} if (own := stored_prompt(prompt)) else {"prompt": str(prompt.get("name"))}),
         system=prompt.get("system"),
         condition=str(provenance.get("condition") or "original"),
-        positions=store.layout.positions or None,
+        positions=tuple(name for name in store.layout.positions if generated_number(name) is None) or None,
         record=("residual",),
         thumbnail=None,
         limit=facts.get("limit"),
