@@ -28,6 +28,7 @@ from stratascope.extract.families.image_tokens import ImageRule, PatchGrid
 from stratascope.extract.families.model_families import ModelShape, image_rule, logits_capped, model_shape
 from stratascope.extract.model_files import ModelSource, check_weight_form, quantization, resolve_model
 from stratascope.extract.plan.extraction_plan import ExtractionPlan, patch_counts
+from stratascope.extract.plan.generated_answers import end_of_turn, generation_provenance
 from stratascope.extract.plan.image_boxes import aligned_examples, alignment_cases, stretched_examples
 from stratascope.extract.plan.images import PLACEHOLDER_SIZE, ImageFacts, images_digest, inspect_images, shown_images, stated_images
 from stratascope.extract.plan.knockout_plan import ALL_MODES, Knockouts, layer_windows, ordered_targets
@@ -117,11 +118,11 @@ def build_plan(
     elif boxes is not None:
         examples, alignments = aligned_examples(examples, boxes, facts, strict=settings.strict)
     longest = max(range(len(layouts)), key=lambda k: len(layouts[k].ids))
-    if len(layouts[longest].ids) > shape.context:
-        fact = facts[shown[longest]]
+    if len(layouts[longest].ids) + settings.generate > shape.context:
+        fact, more = facts[shown[longest]], f" and {settings.generate} to generate" if settings.generate else ""
         raise InvalidInputError(
             f"example {examples[longest].id}: expected at most {shape.context} tokens (the model's context), "
-            f"found {len(layouts[longest].ids)}, {_image_tokens(layouts[longest])} of them for an image of "
+            f"found {len(layouts[longest].ids)}{more}, {_image_tokens(layouts[longest])} of them for an image of "
             f"{fact.width} x {fact.height}; " + ("lower `max_pixels`" if isinstance(rule, PatchGrid) else "shrink the image")
         )
     has_map = _evenly_spaced(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
@@ -158,6 +159,7 @@ def build_plan(
         block=settings.block,
         thumbnail=None if settings.condition == "patch-shuffle" else settings.thumbnail and settings.thumbnail[::-1],
         computed_dtype=dtype,
+        generated=settings.generate,
     )
     provenance = {
         "model": {
@@ -200,6 +202,7 @@ def build_plan(
         "fusion": store.fusion,
         "maps": settings.maps,
         **({"patches": settings.patches} if patched.any() else {}),
+        **generation_provenance(settings.generate, end_of_turn(source)),
     }
     plan = ExtractionPlan(
         settings, source, shape, tokenizer, examples, shown, facts, alignments, layouts, has_map, patched, forms, None, store, provenance
