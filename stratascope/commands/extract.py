@@ -53,7 +53,8 @@ settings_options = options_of(
         "others (docs/question-sets.md); or a text with fields such as {caption} and {COLUMN}, or a file (docs/data.md).",
         "metavar": "NAME|TEXT|FILE.toml",
     },
-    answers="Answers to a prompt given as text: to a true caption, then to a false one; or letters, for questions with options.",
+    answers="Answers to a prompt given as text, of one or several tokens: to a true caption, then to a false one; or, for questions with "
+    "options, letters or options (their words).",
     shuffle_options={
         "help": "Show the options of each question in a random order, drawn with SEED (default 0).",
         "is_flag": False,

@@ -63,6 +63,11 @@ def settings_of_store(
             "there on through linear attention; use another model"
         )
     provenance = store.provenance
+    if (provenance.get("answer_logits") or {}).get("score"):
+        raise InvalidInputError(
+            f"{store.name}: expected answers of one token each, whose logits an intervention changes, found answers that are scored by "
+            "several tokens; extract with other answer words"
+        )
     held, prompt = provenance.get("model"), provenance.get("prompt") or {}
     if not isinstance(held, Mapping) or not held.get("name"):
         raise InvalidInputError(f"{store.name}: expected a store whose provenance names its model, found none; extract again")
