@@ -35,7 +35,8 @@ class Prompt:
     name: str
     text: str
     choices: tuple[str, ...]
-    """Answers whose logits are recorded at the final token; each must be one token. Letters A, B, ... for questions with options."""
+    """Answers whose logits are recorded at the final token, or whose log-probabilities if some have several tokens. Letters A, B, ... for
+    questions with options."""
     answers: tuple[str, str] | None = None
     """Right choices for a false and a true caption; None if the prompt asks for one of the choices."""
     spans: Mapping[str, str] = field(default_factory=dict)
@@ -48,6 +49,8 @@ class Prompt:
     """Form of one of the options."""
     separator: str = "\n"
     """Text between two options."""
+    own_options: bool = False
+    """Whether the answers are each question's own options in words; `choices` are then the letters that name them."""
     last: tuple[str, ...] = ()
     """Options that stay behind the others when the order is shuffled, such as "neither"."""
     most_letters: int = MOST_OPTIONS
@@ -192,7 +195,7 @@ class Prompt:
         return found, self.text[end:]
 
 
-OPTION_KEYS = ("option", "separator", "last")
+OPTION_KEYS = ("option", "separator", "last", "own_options")
 """How a prompt shows options."""
 _DEFAULTS = {each.name: each.default for each in fields(Prompt)}
 

@@ -114,6 +114,17 @@ def test_bands_of_values_without_a_position_leave_those_out() -> None:
     assert (found["effect_high"] - found["effect_low"])[:2] == pytest.approx(2 * 1.96 / np.sqrt([200, 150]), rel=0.15)
 
 
+@pytest.mark.slow
+def test_simultaneous_bands_of_few_flipped_answers_cover_their_expectation() -> None:
+    """A share of .05 of 256 images at six layers, where standard errors of resamples alone are too small."""
+    hits = []
+    for seed in range(300):
+        flipped = (np.random.default_rng([seed, 7]).random((6, 256)) < 0.05).astype(float)
+        found = flip_shares(flipped, Bootstrap(np.arange(256), draws=400, seed=0), level=0.95)
+        hits.append(bool(((found["flipped_low_simultaneous"] <= 0.05) & (found["flipped_high_simultaneous"] >= 0.05)).all()))
+    assert np.mean(hits) >= 0.95 - 2.5 * np.sqrt(0.05 * 0.95 / 300)
+
+
 def test_shares_of_few_examples_have_intervals_of_the_resamples_that_hold_some() -> None:
     """Three measured examples: many resamples hold none of them. The floor is that of the images measured, not of all."""
     values = np.full((1, 200), np.nan)
