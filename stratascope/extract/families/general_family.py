@@ -39,14 +39,16 @@ REFUSED = {
     "gemma3n": "it has several residual streams",
     "git": "it has no registered attention function",
     "glm5_next": "it has several residual streams",
-    "hy_v4_vl": "its attention has sinks, so that rows do not sum to 1",
+    "hy_v4_vl": "it has several residual streams",
+    "inkling2": "each block reads a weighted sum of the states before it: there is no single residual stream",
+    "inkling2_loop": "each block reads a weighted sum of the states before it: there is no single residual stream",
     "idefics": "its images enter by cross-attention between the blocks",
     "instructblipvideo": "its inputs are videos",
     "mistral4": "it takes no images",
-    "mllama": "images enter by cross-attention in blocks of their own",
     "pi0": "it predicts actions and has no unembedding",
     "pix2struct": "it is an encoder-decoder model: the prompt is drawn into the image",
     "pp_formulanet": "it is an encoder-decoder model that reads formulas",
+    "qwen4_exp": "it has several residual streams",
     "t5gemma2": "it is an encoder-decoder model: the prompt is in the encoder",
     "udop": "it is an encoder-decoder model",
     "vision-encoder-decoder": "it is an encoder-decoder model: it has no prompt",
@@ -56,6 +58,10 @@ REFUSED = {
 
 BIDIRECTIONAL = frozenset({"gemma4_unified", "molmo2", "shieldgemma2"})
 """Types whose image tokens attend to later image tokens unless their configuration says otherwise, so that maps are not causal."""
+
+
+WHOLE_RERUNS = frozenset({"llama4"})
+"""Types whose last tokens cannot run alone, as knockouts do, because their attention is scaled by position."""
 
 
 class ImageProbe(Protocol):
@@ -173,6 +179,11 @@ def check_records(source: ModelSource, shape: ModelShape, record: Sequence[str],
         raise InvalidInputError(
             f"expected `record` without {' and '.join(mixed)} for a model of the type {kind}, {shape.layers - softmax} of whose "
             f"{shape.layers} blocks have no softmax attention, found it; leave it out"
+        )
+    if kind in WHOLE_RERUNS and "knockout" in record:
+        raise InvalidInputError(
+            f"expected `record` without knockout for a model of the type {kind}, whose attention is scaled by position, found it; leave it "
+            "out"
         )
     if max_pixels is not None:
         raise InvalidInputError(

@@ -21,6 +21,8 @@ from tests.extract.general.tiny import Tiny, build, image_processor, photo, word
 ROWS, INNER = 1e-5, 2e-4
 """Differences of attention weights; of residual streams and logits, relative to their size."""
 PAIR = (300, 301)
+RANKS = 5
+"""Most likely next tokens that are compared."""
 PROJECTIONS = ("attn.proj", "attn.o_proj", "attn.out_proj", "attention.o_proj", "attn.wo", "attention.proj")
 """Output projections of attention in vision towers."""
 LENGTHS = ((9, 3), (4, 7))
@@ -59,9 +61,10 @@ def prove(name: str, tiny: Tiny, *, rows: bool = True) -> Proved:
     expected = [_eager(model, case) for case in cases]
     ours = CaptureModel.of(model, ProcessorRule("", "", "", _no_probe))
     attending, count = attention_blocks(ours.decoder.config), len(ours.decoder.layers)
-    alone = [_captured(ours, [case]) for case in cases]
+    vocabulary = len(expected[0].logits)
+    alone = [_captured(ours, [case], vocabulary) for case in cases]
     batches = (
-        [*((each, [k]) for k, each in enumerate(alone)), (_captured(ours, cases), [0, 1])]
+        [*((each, [k]) for k, each in enumerate(alone)), (_captured(ours, cases, vocabulary), [0, 1])]
         if ours.accepts_features
         else [(each, [k]) for k, each in enumerate(alone)]
     )
@@ -125,7 +128,11 @@ def _eager(model: Any, case: Case) -> Expected:
     finally:
         for hook in hooks:
             hook.remove()
-    weights = [each[0, :, -1].numpy() for each in output.attentions or () if each is not None]
+    attentions = getattr(output, "attentions", None) or getattr(output.get("language_model_outputs"), "attentions", None)
+    kept = [each for each in attentions or () if each is not None]
+    if len(kept) == len(decoder.layers):  # with the weights of cross-attention, over the image
+        kept = [kept[block] for block in attention_blocks(decoder.config)]
+    weights = [each[0, :, -1].numpy() for each in kept]
     return Expected(
         torch.stack([each[-1] for each in seen]).numpy(),
         torch.stack([each.mean(0) for each in seen]).numpy(),
@@ -138,7 +145,7 @@ def _pooling(cases: list[Case]) -> Pooling:
     return Pooling.of([[np.array([len(case.ids) - 1]), np.arange(len(case.ids))] for case in cases])
 
 
-def _captured(ours: CaptureModel, cases: list[Case]) -> Captured:
+def _captured(ours: CaptureModel, cases: list[Case], vocabulary: int) -> Captured:
     lengths = torch.tensor([len(case.ids) for case in cases])
     ids = torch.zeros(len(cases), int(lengths.max()), dtype=torch.long)
     for row, case in enumerate(cases):
@@ -146,7 +153,7 @@ def _captured(ours: CaptureModel, cases: list[Case]) -> Captured:
     features = [ours.features(PreparedImages(case.image, ((),))) for case in cases] if ours.accepts_features else []
     images = {} if features else cases[0].image
     batch = Batch(tuple(range(len(cases))), ids, lengths, images, _pooling(cases), features)
-    return ours.run(batch, CaptureRequest(PAIR, frozenset({"maps"}), model_logits=True))
+    return ours.run(batch, CaptureRequest(PAIR, frozenset({"maps"}), ranks=RANKS, known_tokens=vocabulary, model_logits=True))
 
 
 def _close(found: np.ndarray, expected: np.ndarray, tolerance: float, what: str) -> None:
@@ -162,6 +169,8 @@ def _compare(found: Captured, row: int, expected: Expected, *, rows: bool, token
     _close(found.model_logits[row], pair, INNER, "the model's own logits")
     _close(found.answer_logits[row], pair, INNER, "last residual stream through norm and unembedding")
     assert np.abs(expected.logits[list(PAIR)]).max() > 1e-4
+    assert found.top_logits is not None
+    _close(found.top_logits[row], np.sort(expected.logits)[: -RANKS - 1 : -1], INNER, "logits of the most likely tokens")
     if rows:
         assert len(found.rows) == len(expected.rows), f"{len(found.rows)} blocks with rows, {len(expected.rows)} with eager weights"
         for k, own in enumerate(expected.rows):
