@@ -228,7 +228,7 @@ def _requests_of_cells(settings: ExtractionSettings) -> dict[str, list[str]]:
     return {
         "boxes": [str(settings.boxes)] if settings.boxes else [],
         "positions": placed,
-        "record": [name for name in settings.record if name == "vision_output"],
+        "record": [name for name in settings.record if name in ("vision_output", "vision_residual")],
         "patches": [str(settings.patches)] if settings.patches else [],
     }
 

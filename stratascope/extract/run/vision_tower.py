@@ -21,6 +21,7 @@ from stratascope.extract.families.model_families import Tower
 from stratascope.extract.run.capture import reading_residuals
 
 _TOWERS = ("visual", "vision_tower", "vision_model")
+_BLOCKS = ("blocks", "layers", "layer")
 _CLASS_TOKENS = ("class_embedding", "cls_token")
 
 
@@ -53,6 +54,8 @@ class VisionCapture:
                     "vision_residual out of `record`"
                 )
             hidden = hidden[view, first:]
+        elif hidden.ndim == 3 and len(hidden) == 1:  # MiniMax M3
+            hidden = hidden[0]
         self.residual[layer] = torch.segment_reduce(hidden[self.index].float(), "mean", lengths=self.lengths, axis=0)
 
 
@@ -98,7 +101,8 @@ def tower_blocks(tower: nn.Module) -> nn.ModuleList:
     """
     config: Any = getattr(tower, "config", None)
     depth = getattr(config, "depth", None) or getattr(config, "num_hidden_layers", None)
-    found = [each for each in tower.modules() if isinstance(each, nn.ModuleList) and len(each) == depth]
+    lists = [each for name, each in tower.named_modules() if isinstance(each, nn.ModuleList) and name.split(".")[-1] in _BLOCKS]
+    found = [each for each in lists if len(each) == depth]
     if len(found) != 1 or len({type(block) for block in found[0]}) != 1:
         raise CaptureError(
             f"expected one list of {depth} equal blocks in the vision tower {type(tower).__name__}, found {len(found)}; leave "

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from stratascope.extract.families.general_family import ProcessorRule
+from stratascope.extract.families.general_family import MERGED_TOWERS, ProcessorRule
 from stratascope.extract.families.image_tokens import ImageTokens
 from stratascope.extract.run.capture import Capture, Pooling, capturing
 from stratascope.extract.run.decoder import attention_blocks, find_decoder
 from stratascope.extract.run.general_inputs import general_inputs, image_tensors, image_token_id
 from stratascope.extract.run.inputs import PreparedImages
 from stratascope.extract.run.model import Batch, Captured, CaptureModel, CaptureRequest
+from stratascope.extract.run.vision_tower import CellRequest, find_tower, tower_blocks
 from tests.extract.general.tiny import Tiny, build, image_processor, photo, words
 
 ROWS, INNER = 1e-5, 2e-4
@@ -200,7 +201,10 @@ def _left_padded(ours: CaptureModel, cases: list[Case], expected: list[Expected]
 
 
 def misplaced_cells(name: str, tiny: Tiny) -> list[str]:
-    """Cells of an image whose token is not the only one that a change in their centre changes, with the tower's attention removed."""
+    """Cells of an image whose token, or entry of the tower where it is captured, is not the only one that a change in their centre changes.
+
+    The tower's attention is removed.
+    """
     model, asked = build(name, tiny), image_processor(name, tiny)
     decoder = set(find_decoder(model).modules())
     for path, module in model.named_modules():
@@ -211,17 +215,26 @@ def misplaced_cells(name: str, tiny: Tiny) -> list[str]:
     grid = asked(images=[image], return_tensors="pt")["image_grid_thw"][0].tolist()
     merge = int(getattr(asked, "merge_size", 1))
     rows, columns = grid[1] // merge, grid[2] // merge
-    before, wrong = _tokens_of(ours, asked, image), []
+    request = CellRequest([np.array([k]) for k in range(rows * columns)], (rows, columns), "merged") if name in MERGED_TOWERS else None
+    before, wrong = _features_of(ours, asked, image, request), []
     for row, column in ((0, 0), (1, 2), (rows - 2, 1), (rows - 1, columns - 1), (2, columns - 1)):
         other = image.copy()
         x, y = (int((column + 0.5) * 256 / columns), int((row + 0.5) * 192 / rows))
         other.paste((255, 0, 255), (x - 2, y - 2, x + 3, y + 3))
-        changed = torch.nonzero((_tokens_of(ours, asked, other) - before).abs().amax(-1) > 1e-5)[:, 0].tolist()
-        if changed != [row * columns + column]:
-            wrong.append(f"cell {row}, {column} of {rows} x {columns} changes {changed}")
+        found = _features_of(ours, asked, other, request)
+        for what in found:
+            changed = torch.nonzero((found[what] - before[what]).abs().amax(-1) > 1e-5)[:, 0].tolist()
+            if changed != [row * columns + column]:
+                wrong.append(f"cell {row}, {column} of {rows} x {columns} changes {what} of {changed}")
     return wrong
 
 
-def _tokens_of(ours: CaptureModel, asked: Any, image: Any) -> torch.Tensor:
-    features = ours.features(PreparedImages(image_tensors(asked(images=[image], return_tensors="pt")), ((),)))
-    return features.pooled.reshape(features.tokens, -1)
+def _features_of(ours: CaptureModel, asked: Any, image: Any, request: CellRequest | None) -> dict[str, torch.Tensor]:
+    """(cell, hidden) image tokens, and (cell, vision hidden) residual stream of the tower at its entry and its exit."""
+    features = ours.features(PreparedImages(image_tensors(asked(images=[image], return_tensors="pt")), ((),)), request)
+    found = {"tokens": features.pooled.reshape(features.tokens, -1)}
+    if request is not None:
+        assert features.vision is not None
+        assert len(features.vision) == len(tower_blocks(find_tower(ours.model))) + 1
+        found |= {"the entry": features.vision[0], "the exit": features.vision[-1]}
+    return found

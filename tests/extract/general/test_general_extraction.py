@@ -249,6 +249,26 @@ def test_a_layout_without_softmax_layers_is_as_earlier_releases_wrote_it() -> No
         layout.subset(softmax_layers=(4,))
 
 
+def test_the_tower_is_recorded_where_the_cells_of_its_patches_are_known(extracted: tuple[str, Path, Any], photos: Path) -> None:
+    name, folder, _ = extracted
+    asked = _settings(folder, photos, record=("residual", "vision_residual"), limit=1)
+    if not name.startswith("qwen"):
+        with pytest.raises(InvalidInputError, match="expected a model with a known vision tower for vision_residual"):
+            plan_extraction(asked)
+        return
+    plan = plan_extraction(asked)
+    run_extraction(plan, folder / "tower.zarr")
+    held = ActivationStore.open(folder / "tower.zarr").read("vision_residual", position="image", examples=[0])[:, 0]
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    seen: list[torch.Tensor] = []
+    for block in model.model.visual.blocks:
+        block.register_forward_pre_hook(lambda m, args, kwargs: seen.append(args[0].mean(0)), with_kwargs=True)
+    model.model.visual.blocks[-1].register_forward_hook(lambda m, args, output: seen.append(output.mean(0)))
+    with torch.inference_mode():
+        model(**_official(folder, plan, 0))
+    np.testing.assert_allclose(held, torch.stack(seen).numpy(), atol=1e-4)
+
+
 def test_analyses_of_a_store_say_what_it_has_no_place_or_softmax_for(extracted: tuple[str, Path, Any]) -> None:
     name, folder, _ = extracted
     store = ActivationStore.open(folder / "store.zarr")
