@@ -105,11 +105,11 @@ def _shape(config: Any, source: ModelSource) -> ModelShape:
 def _tower(config: Any) -> dict[str, Any]:
     """Sizes of a vision tower that can be captured."""
     vision: Any = config.vision_config if config.model_type in MERGED_TOWERS else None
-    depth = int(getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", 0))
-    hidden = getattr(vision, "embed_dim", None) or getattr(vision, "hidden_size", 0)
+    depth: Any = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", 0)
+    hidden: Any = getattr(vision, "embed_dim", None) or getattr(vision, "hidden_size", 0)
     whole = getattr(vision, "fullatt_block_indexes", None)
     return {
-        "vision_layers": depth,
+        "vision_layers": int(depth),
         "vision_hidden": int(hidden),
         "vision_whole": tuple(range(depth)) if whole is None else tuple(map(int, whole)),
     }
