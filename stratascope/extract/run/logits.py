@@ -19,7 +19,7 @@ from torch import nn
 
 from stratascope.errors import CaptureError
 from stratascope.extract.run.capture import Capture
-from stratascope.extract.run.decoder import logit_scale, unembedding_of
+from stratascope.extract.run.decoder import excluded_tokens, logit_scale, unembedding_of
 from stratascope.store import Readout
 
 ROWS = 16_384
@@ -42,6 +42,10 @@ class Unembedding:
         self._scale = logit_scale(model, decoder.config)
         self.norm: nn.Module = copy.deepcopy(decoder.norm).float()
         """The final norm in float32."""
+        self._excluded: torch.Tensor | None = None
+        if tokens := excluded_tokens(model):
+            self._excluded = torch.zeros(len(self._head.weight), dtype=torch.bool, device=self._head.weight.device)
+            self._excluded[tokens] = True
         self.cap = self._scale.cap
         """Soft cap of the logits; None for none."""
 
@@ -128,7 +132,11 @@ class Unembedding:
         if getattr(self._head, "bias", None) is not None:
             bias = self._head.bias[rows].to(normed.dtype)
             logits = logits + (bias[..., None, :] if bias.ndim > 1 else bias)
-        return self._scale(logits).float()
+        found = self._scale(logits).float()
+        if self._excluded is None:
+            return found
+        excluded = self._excluded[rows]
+        return found.masked_fill(excluded[..., None, :] if excluded.ndim > 1 else excluded, torch.finfo(found.dtype).min)
 
 
 @dataclass(frozen=True)
