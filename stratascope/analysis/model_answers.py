@@ -44,11 +44,11 @@ class AnswerConfidence(
     `confidence` with _low and _high. confidence: mean probability of the answer, over the choices; of_right, of_wrong: the same over right
     and wrong answers (NaN without any); right_choice: mean probability of the right choice; margin: mean of its logit minus the largest
     other. Sorted by number of examples. For questions answered by yes or no also precision, recall and f1 of yes, and said_yes: share of
-    these answers; NaN where undefined. For questions whose likeliest next tokens are recorded, first_token: share of examples whose
-    likeliest next token is the answer, so that the text that the model generates begins with it. With generated tokens also
-    generated_accuracy with _low and _high: share of examples whose generated text names the right choice; unparsed: share whose text
-    names none, or several, which count as wrong; agreement: share of the others whose choice is the answer. With `together`: groups,
-    their number, and all_right, the share of groups whose answers are all right."""
+    these answers; NaN where undefined. For questions with answers of one token whose likeliest next tokens are recorded, first_token:
+    share of examples whose likeliest next token is the answer, so that the text that the model generates begins with it. With generated
+    tokens also generated_accuracy with _low and _high: share of examples whose generated text names the right choice; unparsed: share
+    whose text names none, or several, which count as wrong; agreement: share of the others whose choice is the answer. With `together`:
+    groups, their number, and all_right, the share of groups whose answers are all right."""
     answers: pd.DataFrame = table_field(
         columns(text="id relation answer", ints="example label", shares="confidence", floats="margin", flags="right", keys=["example"])
     )
@@ -262,7 +262,7 @@ def _question_scores(store: ActivationStore, examples: NDArray[np.int64], answer
     if label_kind(store.provenance) != "choice":
         yes = store.layout.choices.index(store.provenance["prompt"]["answers"][1])
         found = {"yes": store.examples["label"].to_numpy()[examples] == 1, "said_yes": answers == yes}
-    if "top_tokens" in store.arrays:
+    if "top_tokens" in store.arrays and not (store.provenance.get("answer_logits") or {}).get("score"):
         words = [store.vocabulary[int(token)].strip().casefold() for token in store.read("top_tokens", examples=examples)[:, 0]]
         wanted = [store.layout.choices[k].strip().casefold() for k in answers]
         found["first_token"] = np.array(words) == np.array(wanted)

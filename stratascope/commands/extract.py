@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from stratascope.addresses import without_secrets
+from stratascope.causal import InterventionSettings
 from stratascope.commands import options
 from stratascope.commands.extraction_settings import extract_line, settings_of, study_lines, study_settings, study_time
 from stratascope.commands.next_step import next_step
@@ -23,6 +24,7 @@ from stratascope.datasets.examples import describe
 from stratascope.extract import ExtractionPlan, ExtractionSettings, extract, plan_extraction
 from stratascope.extract.model_files import QUANTIZE
 from stratascope.extract.plan.images import CONDITIONS
+from stratascope.extract.plan.intervention_plan import later_cost
 from stratascope.extract.plan.plan_summary import SPAN_COLOURS, plan_summary, timing_text
 from stratascope.extract.plan.settings import DEVICE_MAPS, DTYPES, FUSIONS
 from stratascope.extract.run.extraction import ExtractionReport, estimate_time
@@ -52,7 +54,14 @@ settings_options = options_of(
         "others (docs/question-sets.md); or a text with fields such as {caption} and {COLUMN}, or a file (docs/data.md).",
         "metavar": "NAME|TEXT|FILE.toml",
     },
-    answers="Answers to a prompt given as text: to a true caption, then to a false one.",
+    answers="Answers to a prompt given as text, of one or several tokens: to a true caption, then to a false one; or, for questions with "
+    "options, letters or options (their words).",
+    shuffle_options={
+        "help": "Show the options of each question in a random order, drawn with SEED (default 0).",
+        "is_flag": False,
+        "flag_value": 0,
+        "metavar": "[SEED]",
+    },
     system="Text of the system turn; default: as the chat template has it.",
     condition={
         "help": "Change to the images: none, mean colour, flipped left-right, images exchanged between examples, or image tokens permuted "
@@ -163,6 +172,9 @@ def plan_command(
         )
     elif not quiet:
         echo(with_option_names(text))
+        later = InterventionSettings()
+        if cost := later_cost(plan, len(later.slots()), later.examples):
+            echo(cost)
 
 
 @click.command(short_help="Run every example through the model once, into a store.")

@@ -284,10 +284,12 @@ def test_tokens_that_are_not_the_processors_stop_an_extraction(planned: Planned,
         check_prompt(plan, 0, planned.request(0)[1])
 
 
-def test_an_answer_of_several_tokens_is_refused(planned: Planned) -> None:
+def test_an_answer_of_several_tokens_is_scored(planned: Planned) -> None:
     tokenizer = planned.plan.tokenizer
-    with pytest.raises(InvalidInputError, match=r"expected each answer to be one token of .*, found 'Undoubtedly' = \["):
-        PromptTokenizer(planned.plan.source, Prompt("x", "{caption}", ("True", "Undoubtedly")), tokenizer.rule)
+    found = PromptTokenizer(planned.plan.source, Prompt("x", "{caption}", ("True", "Undoubtedly")), tokenizer.rule)
+    assert (found.scored, tokenizer.scored) == (True, False)
+    assert tokenizer.tokenizer.decode(list(found.answer_tokens["Undoubtedly"])).strip() == "Undoubtedly"
+    assert found.choice_ids["Undoubtedly"] == found.answer_tokens["Undoubtedly"][0]
 
 
 def test_answers_are_the_tokens_that_follow_the_prompt(planned: Planned) -> None:

@@ -263,7 +263,8 @@ class ExtractionPlan:
     def readout_words(self) -> pd.DataFrame:
         """Words whose rows of the unembedding the store keeps, as `Readout.words`; none without the residual stream."""
         relations = (example.relation for example in self.examples if not example.is_question)
-        words = readout_words(self.tokenizer.tokenizer, self.tokenizer.choice_ids, relations)
+        choices = {} if self.tokenizer.scored else self.tokenizer.answer_tokens
+        words = readout_words(self.tokenizer.tokenizer, {choice: tokens[0] for choice, tokens in choices.items()}, relations)
         return words if "residual" in self.store.record else words.iloc[:0]
 
     @cached_property

@@ -44,8 +44,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         f"{model['dtype']} on {model['device']}{'' if drawn is None else f'; untrained, weights drawn with seed {drawn}'}"
         + ("; device assumed, because torch is not installed (`device`)" if assumed else ""),
         *_weights(plan),
-        f"prompt     {plan.prompt.name}: {plan.prompt.text!r}; answers "
-        + ", ".join(f"{c!r} = token {t}" for c, t in plan.tokenizer.choice_ids.items()),
+        f"prompt     {plan.prompt.name}: {plan.prompt.text!r}; answers " + _answers(plan),
         *(f"           {line}" for line in [unanswered(plan), _without_thinking(plan)] if line),
         f"condition  {plan.settings.condition}",
         f"tokens     {counts.min()} to {counts.max()}, mean {counts.mean():.1f}; "
@@ -80,6 +79,14 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     shown = range(min(show, len(plan.examples)))
     lines += ["", *(f"{plan.examples[k].id}: {example_tokens(plan, k)}" for k in shown)]
     return "\n".join(lines)
+
+
+def _answers(plan: ExtractionPlan) -> str:
+    held = plan.tokenizer.answer_tokens
+    if not held:
+        return "each question's options, scored by summed log-probability"
+    texts = [f"{c!r} = token{'s' if len(tokens) > 1 else ''} {' '.join(map(str, tokens))}" for c, tokens in held.items()]
+    return ", ".join(texts) + ("; scored by summed log-probability" if plan.tokenizer.scored else "")
 
 
 def image_notes(plan: ExtractionPlan) -> list[str]:

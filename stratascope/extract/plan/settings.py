@@ -85,6 +85,8 @@ class ExtractionSettings:
     """Name of one of `datasets.PROMPTS`, a file that ends in .toml, or a text with fields such as {caption}."""
     answers: tuple[str, ...] | None = None
     """Answers of a prompt that is a text: to a true caption, then to a false one."""
+    shuffle_options: int | None = None
+    """Seed of the order in which each question's options are shown; None: as published."""
     system: str | None = None
     """Text of the system turn; None: as the chat template has it; empty: no system turn."""
     condition: str = "original"
@@ -145,7 +147,11 @@ class ExtractionSettings:
             raise InvalidInputError(
                 "expected a folder of images, found none; set `images`, or `image_size` to plan before they are downloaded"
             )
-        self.asked  # noqa: B018  # raises its own error
+        if self.shuffle_options is not None and "{options}" not in self.asked.text:
+            raise InvalidInputError(
+                f"expected a prompt that shows {{options}} for `shuffle_options`, found {self.asked.name}: {self.asked.text!r}; choose "
+                "letters, vlmevalkit or embspatial, or leave the order as published"
+            )
         _expect_among("condition", self.condition, CONDITIONS)
         for name in self.record:
             _expect_among("record", name, RECORDS)

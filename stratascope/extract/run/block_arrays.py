@@ -52,7 +52,7 @@ def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: n
         Example number -> why it failed.
     """
     by_example = {
-        "answer_logits": captured.answer_logits,
+        "answer_logits": None if plan.tokenizer.scored else captured.answer_logits,
         "form_logits": captured.form_logits,
         "top_tokens": captured.top_tokens,
         "top_logits": captured.top_logits,

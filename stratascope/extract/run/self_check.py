@@ -122,7 +122,9 @@ def check_prompt(plan: ExtractionPlan, example: int, image: Image.Image, process
     return made
 
 
-def check_capture(plan: ExtractionPlan, model: CaptureModel, captured: Captured, references: Mapping[int, Reference]) -> None:
+def check_capture(
+    plan: ExtractionPlan, model: CaptureModel, captured: Captured, references: Mapping[int, Reference], choices: Sequence[int]
+) -> None:
     """Refuse captured activations that disagree with the plain model or with each other.
 
     Parameters
@@ -133,6 +135,8 @@ def check_capture(plan: ExtractionPlan, model: CaptureModel, captured: Captured,
         A batch whose first positions are those of the plan, with the model's own logits.
     references
         Row of the batch -> its example through the plain model, at the positions of the batch.
+    choices
+        Tokens whose logits were captured.
 
     Raises
     ------
@@ -154,7 +158,7 @@ def check_capture(plan: ExtractionPlan, model: CaptureModel, captured: Captured,
         list(references.values()),
     )
     scale = max(logit_scale(each) for each in references.values())
-    choices, answers = tuple(plan.tokenizer.choice_ids.values()), captured.answer_logits[members]
+    answers = captured.answer_logits[members]
     own = model.readout(captured.final[members], choices)
     _expect_close("the last captured residual to give the model's own logits", own, captured.model_logits[members], limits.rounding * scale)
     exact = LIMITS["float32"].logits * scale

@@ -29,6 +29,7 @@ from stratascope.store.io.shard_reader import byte_source
 from stratascope.store.io.store_files import place_of
 from stratascope.store.maintenance.bucket_target import BucketTarget
 from stratascope.store.maintenance.copy_target import CopyTarget, FolderTarget, ZipTarget
+from stratascope.store.maintenance.hub_copies import HubTarget
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -39,7 +40,7 @@ ALWAYS = ("answer_logits", "status")
 
 def copy_store(
     source: str | Path | Store | ActivationStore,
-    target: str | Path,
+    target: str | Path | HubTarget,
     *,
     arrays: str | Sequence[str] | None = None,
     layers: Layers = None,
@@ -58,7 +59,7 @@ def copy_store(
     source
         Folder, zip, URL, Zarr store or open store.
     target
-        New folder, new zip if the name ends in .zip, or new address in a bucket (s3, gs, az).
+        New folder, new zip if the name ends in .zip, new address in a bucket (s3, gs, az), or a target in a repository of the Hub.
     arrays
         Arrays besides answer_logits and status; None for all. Thumbnails are copied only if named or if `arrays` is None.
     layers
@@ -89,13 +90,14 @@ def copy_store(
         No example is selected, or one is named twice.
     """
     store = source if isinstance(source, ActivationStore) else ActivationStore.open(source)
-    path = place_of(target)
-    zipped = str(path).lower().endswith(".zip")
-    if isinstance(path, str):
+    hub = target if isinstance(target, HubTarget) else None
+    path = place_of(target.partial if isinstance(target, HubTarget) else target)
+    zipped = hub is None and str(path).lower().endswith(".zip")
+    if isinstance(path, str) and hub is None:
         refuse_unwritable(path)
         if zipped:
             raise StoreError(f"{path}: expected a name that does not end in .zip, found a zip at an address; copy to a zip on a disk")
-    elif os.path.lexists(path):
+    elif hub is None and os.path.lexists(path):
         raise StoreError(f"{path}: expected a new path, found an existing one; choose another or remove it")
     numbers = example_numbers(store.layout.examples, examples)
     if not len(numbers):
@@ -114,7 +116,11 @@ def copy_store(
     blocks = [b for b in range(layout.blocks) if examples is not None or store.written[b]]
     done = 0
     try:
-        into = BucketTarget(path, whole) if isinstance(path, str) else ZipTarget(path) if zipped else FolderTarget(path, whole)
+        if hub is not None:
+            into = hub
+            hub.begin(whole)
+        else:
+            into = BucketTarget(path, whole) if isinstance(path, str) else ZipTarget(path) if zipped else FolderTarget(path, whole)
         born, known = _known(store, layout, numbers)
         for key, data in empty_store(layout, born, known, store.vocabulary, store.provenance, taken).items():
             into.put(key, partial(_whole, data))
@@ -144,7 +150,7 @@ def copy_store(
         resumable = isinstance(error, UnreachableError) or not isinstance(error, Exception)
         if into is not None:
             into.discard(resumable=resumable)
-        if isinstance(error, UnreachableError) and isinstance(into, FolderTarget | BucketTarget):
+        if isinstance(error, UnreachableError) and isinstance(into, FolderTarget | BucketTarget | HubTarget):
             copied = f"{done} of {len(blocks)} blocks are copied"
             raise UnreachableError(
                 f"{error.message}; {copied}: run the same command to continue from there ({into.partial} holds them)"
