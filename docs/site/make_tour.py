@@ -131,9 +131,14 @@ probe.fit(x[train], table.label[train]).score(x[test], table.label[test])""",
         "markdown",
         """## Two positions at once
 
-A pair probe reads two vectors together, here those of the boxes of subject and object.""",
+A pair probe reads two vectors together, here those of the boxes of subject and object. The captions are true, so that the relation
+is that of the image. At boxes the place of the box tells much by itself: `stratascope probe` compares with the baseline `box geometry`.""",
     ),
-    ("code", 'ss.probe.layer_curve(store, task="truth", position="subject_box+object_box", pair="difference", layers=[0, 3, 6])'),
+    (
+        "code",
+        """true = np.flatnonzero(table.label == 1)
+ss.probe.layer_curve(store, "relation", "subject_box+object_box", pair="difference", examples=true, layers=[0, 3, 6])""",
+    ),
     (
         "markdown",
         """## Data of your own, with a number as target
