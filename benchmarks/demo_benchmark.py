@@ -3,8 +3,8 @@
     python benchmarks/demo_benchmark.py --scenes 512
 
 cold: no compiled Python files, no cache of numba or matplotlib, and with --drop nothing in the page cache of the whole machine, where the
-system lets this process empty it. warm: the same caches again, a new folder. again: the same folder. Times are wall seconds, and processor seconds (user and
-system) of the demo and its finished children, which other load on the machine does not change much.
+system lets this process empty it. warm: the same caches again, a new folder. again: the same folder. Times are wall seconds, and processor
+seconds (user and system) of the demo and its finished children, which other load on the machine does not change much.
 """
 
 from __future__ import annotations

@@ -196,7 +196,8 @@ def try_the_overview(c):
     """All examples at once: what is chosen is in the link, Enter opens an example."""
     b = c.browser
     c.step(lambda: b.click("header [title^='All examples']"), page="overview")
-    c.step(lambda: b.choose("[aria-label='Task of the probes']", "relation"), task="relation")
+    for task in ("truth", "relation"):
+        c.step(lambda task=task: b.choose("[aria-label='Task of the probes']", task), task=task)
     c.step(lambda: b.choose("[aria-label='Order of the examples']", "probability"), order="probability")
     c.step(lambda: b.choose("[aria-label='What the map shows']", "right"), shade="right")
     c.step(lambda: (b.click("[aria-label='Position of the probes']"), b.keys(ESCAPE)), page="overview")
