@@ -41,6 +41,8 @@ SECTIONS = {
         "verify": ("stores", "Check every stored number against its checksum."),
         "copy": ("stores", "Copy a store or a part of it to a folder, zip or bucket."),
         "diff": ("stores", "Compare two stores."),
+        "push": ("hub", "Copy a store or a part of it to the Hugging Face Hub."),
+        "pull": ("hub", "Download a store from the Hugging Face Hub."),
     },
     "Probe": {
         "probe": ("probe", "Cross-validated linear probes by layer and position."),
@@ -78,7 +80,7 @@ SHORT_HELP = {name: text for section in SECTIONS.values() for name, (_, text) in
 """Command -> its short help, in the order of `--help`."""
 
 FAULT = "internal error of Stratascope"
-RESUMED = frozenset({"demo", "fetch", "extract", "import", "copy", "probe", "study", "intervene"})
+RESUMED = frozenset({"demo", "fetch", "extract", "import", "copy", "push", "pull", "probe", "study", "intervene"})
 """Commands that keep finished parts; the same command continues after an interruption."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, SIGTERM or SIGHUP."""

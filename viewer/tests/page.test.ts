@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { webAddress } from "../src/bytes/http.ts";
 import { Corpus } from "../src/list/corpus.ts";
 import { strongest } from "../src/page/image.ts";
 import { percent } from "../src/page/numbers.ts";
@@ -36,6 +37,12 @@ test("shares are written as they are: nearly all is not all", () => {
   const written = [0, 0.00005, 0.0123, 0.138, 0.9, 0.994, 0.996, 0.9994, 0.9996, 1].map((v) => percent(v));
   assert.deepEqual(written, ["0%", "<0.01%", "1.2%", "14%", "90%", "99%", "99.6%", "99.9%", "100%", "100%"]);
   assert.equal(percent(0.9991, 4), "99.91%");
+});
+
+test("an address of the Hub is a web address", () => {
+  assert.equal(webAddress("hf://datasets/me/vsr/run.zarr"), "https://huggingface.co/datasets/me/vsr/resolve/main/run.zarr");
+  assert.equal(webAddress("hf://me/model@refs%2Fpr%2F1/a/run.zarr/"), "https://huggingface.co/me/model/resolve/refs%2Fpr%2F1/a/run.zarr/");
+  for (const other of ["hf://datasets/me", "https://host/a@b/c", "../run.zarr"]) assert.equal(webAddress(other), other);
 });
 
 test("the strongest cell is one, or how many are alike", () => {
