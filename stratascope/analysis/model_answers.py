@@ -44,9 +44,9 @@ class AnswerConfidence(
     `confidence` with _low and _high. confidence: mean probability of the answer, over the choices; of_right, of_wrong: the same over right
     and wrong answers (NaN without any); right_choice: mean probability of the right choice; margin: mean of its logit minus the largest
     other. Sorted by number of examples. For questions answered by yes or no also precision, recall and f1 of yes, and said_yes: share of
-    these answers; NaN where undefined. For questions with answers of one token whose likeliest next tokens are recorded, first_token: share of
-    examples whose likeliest next token is the answer, so that the text that the model generates begins with it. With `together`: groups, their number, and
-    all_right, the share of groups whose answers are all right."""
+    these answers; NaN where undefined. For questions with answers of one token whose likeliest next tokens are recorded, first_token:
+    share of examples whose likeliest next token is the answer, so that the text that the model generates begins with it. With `together`:
+    groups, their number, and all_right, the share of groups whose answers are all right."""
     answers: pd.DataFrame = table_field(
         columns(text="id relation answer", ints="example label", shares="confidence", floats="margin", flags="right", keys=["example"])
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
-from stratascope.datasets.captions import Interval
+from stratascope.datasets.captions import Interval, without_marks
 from stratascope.datasets.example import LETTERS, Example
 from stratascope.errors import InvalidInputError
 
@@ -29,7 +29,8 @@ class Prompt:
 
     The fields {caption}, {subject}, {relation} and {object} are filled from the example's caption, other fields from the column of that
     name. A template for questions has {question} or, for those published together with their options, {full_question}; {options} are the
-    options, one a line, and {letters} their letters: "A, B, C".
+    options, one a line, and {letters} their letters: "A, B, C". [subject]...[/subject] around a part of the text, or in a column, makes it
+    the span `subject`; so do [relation] and [object].
     """
 
     name: str
@@ -104,10 +105,10 @@ class Prompt:
             asked = example.question
             stated = {"subject": asked.subject, "object": asked.object}
             return FilledPrompt(asked.text, {name: interval for name, interval in stated.items() if interval})
-        elif "{object}" in self.text and example.parts.object is None:
+        elif self._named_parts and (lacking := [part for part in self._named_parts if getattr(example.parts, part) is None]):
             raise InvalidInputError(
-                f"example {example.id}: expected a caption about two objects for the prompt {self.name}, found {example.caption!r}; choose "
-                "four-way-photo, six-way-photo or true-false"
+                f"example {example.id}: expected a caption with {' and '.join(lacking)} for the prompt {self.name}, found "
+                f"{example.caption!r}; choose " + ("four-way-photo, six-way-photo or true-false" if lacking == ["object"] else "true-false")
             )
         pieces: list[str] = []
         intervals: dict[str, Interval] = {}
@@ -120,7 +121,8 @@ class Prompt:
                 intervals[span] = (start, start + len(value))
             pieces += (fixed, value)
             length = start + len(value)
-        return FilledPrompt("".join([*pieces, self._fields[1]]), intervals)
+        text = "".join([*pieces, self._fields[1]])
+        return _unmarked(example, text, intervals) if "[/" in text else FilledPrompt(text, intervals)
 
     def _check_question(self, example: Example) -> None:
         """Refuse an example that does not have what the template shows."""
@@ -154,6 +156,11 @@ class Prompt:
     def values(self, example: Example) -> tuple[Any, ...]:
         """What an example has in the columns that the prompt reads besides `PARTS`."""
         return tuple(map(example.extra.get, self._own_columns)) if self._own_columns else ()
+
+    @cached_property
+    def _named_parts(self) -> tuple[str, ...]:
+        """Those of subject and object that are fields."""
+        return tuple(part for part in ("subject", "object") if part in self.columns)
 
     @cached_property
     def _own_columns(self) -> tuple[str, ...]:
@@ -233,6 +240,20 @@ def _intervals(example: Example, name: str, value: str, start: int) -> dict[str,
     parts = {"subject": said.subject, "relation": said.relation, "object": said.object}
     found = {part: (start + interval[0], start + interval[1]) for part, interval in parts.items() if interval is not None}
     return {"caption": (start, start + len(example.caption)), **found}
+
+
+def _unmarked(example: Example, text: str, intervals: Mapping[str, Interval]) -> FilledPrompt:
+    """The prompt without marks such as [subject]; what they mark goes before a part of the caption with this name."""
+    try:
+        plain, marked, marks = without_marks(text)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"example {example.id}: {error}") from error
+
+    def moved(place: int) -> int:
+        return place - sum(min(b, place) - a for a, b in marks if a < place)
+
+    shown = {name: (moved(a), moved(b)) for name, (a, b) in intervals.items()}
+    return FilledPrompt(plain, {**shown, **marked})
 
 
 def _named(prompts: Iterable[Prompt]) -> str:
