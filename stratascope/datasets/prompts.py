@@ -299,10 +299,12 @@ PROMPTS: dict[str, Prompt] = {
         ),
         Prompt("embspatial", _NOTE + "{question}\n{options}", _OPTIONS, option="{letter}) {text}"),
         Prompt("blink", _NOTE + "{full_question}", _OPTIONS, most_letters=5),
+        Prompt("spatialeval", "{full_question}\nAnswer:", _OPTIONS),
         Prompt("cv-bench", _NOTE + "\n{full_question}", _OPTIONS, most_letters=5),
     )
 }
 """The built-in prompts by name. `true-false` is the default; `adaptvis-yes-no` is AdaptVis's for VSR; `where` and those after it do not
 name the relation. The four-way and six-way ones are AdaptVis's for the data sets of What's Up: COCO-two, controlled_images,
 controlled_clevr, VG-two, COCO-one, VG-one. Those from `pope` on show questions instead of captions: `pope` those answered by yes or no, the
-others those with lettered options; `pope`, `embspatial`, `blink` and `cv-bench` have lmms-eval's wording, `vlmevalkit` has VLMEvalKit's."""
+others those with lettered options; `pope`, `embspatial`, `blink` and `cv-bench` have lmms-eval's wording, `vlmevalkit` has
+VLMEvalKit's, `spatialeval` that of SpatialEval's program with `--completion`."""
