@@ -52,6 +52,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         f"shards     {layout.blocks} of {layout.block} examples",
         *_knockouts(plan),
         *_estimates(plan),
+        *_generated(plan),
         *_patches(plan),
         "",
         f"{'array':<18} {'shape':<58} {'raw':>9} {'on disk':>9}",
@@ -174,6 +175,22 @@ def _estimates(plan: ExtractionPlan) -> list[str]:
         return []
     return [
         f"estimates  {len(plan.examples):,} forward and backward passes, one example at a time, each the work of {GRADIENT_PASSES} passes"
+    ]
+
+
+def _generated(plan: ExtractionPlan) -> list[str]:
+    """Cost of the generated tokens."""
+    tokens, shape = plan.store.generated, plan.shape
+    if not tokens:
+        return []
+    last = max(plan.generated_positions, default=-1) + 1 == tokens
+    cached = 2 * shape.layers * shape.heads * shape.head_dim * (2 if plan.store.computed_dtype != "float32" else 4)
+    passes = tokens if last else tokens - 1
+    until = "until its turn ends" if plan.provenance["generation"]["end"] else "(the model's settings name no token that ends a turn)"
+    return [
+        f"generate   at most {tokens} tokens an example {until}: {passes} more passes a batch, each over one token of every "
+        f"example; the key-value cache takes at most {bytes_text(cached)} a token; residual stream at {len(plan.generated_positions)} of "
+        "them (fewer with `generate`, `positions`)"
     ]
 
 

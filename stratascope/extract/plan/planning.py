@@ -29,6 +29,7 @@ from stratascope.extract.families.model_families import ModelShape, image_rule, 
 from stratascope.extract.model_files import ModelSource, check_weight_form, quantization, resolve_model
 from stratascope.extract.plan.answer_tokens import ANSWER_LOGITS, SUMMED, answer_forms
 from stratascope.extract.plan.extraction_plan import ExtractionPlan, patch_counts
+from stratascope.extract.plan.generated_answers import end_of_turn, generation_provenance
 from stratascope.extract.plan.image_boxes import aligned_examples, alignment_cases, stretched_examples
 from stratascope.extract.plan.images import PLACEHOLDER_SIZE, ImageFacts, images_digest, inspect_images, shown_images, stated_images
 from stratascope.extract.plan.knockout_plan import ALL_MODES, Knockouts, layer_windows, ordered_targets
@@ -122,12 +123,12 @@ def build_plan(
     if tokenizer.scored:
         _check_scored(tokenizer, settings.record)
         beyond = max(len(tokens) for example in examples for tokens in tokenizer.answers(example)) - 1
-    if len(layouts[longest].ids) + beyond > shape.context:
-        fact = facts[shown[longest]]
+    if len(layouts[longest].ids) + max(beyond, settings.generate) > shape.context:
+        fact, more = facts[shown[longest]], f" and {settings.generate} to generate" if settings.generate else ""
         raise InvalidInputError(
             f"example {examples[longest].id}: expected at most {shape.context - beyond} tokens (the model's context"
             f"{' without the longest answer' if beyond else ''}), "
-            f"found {len(layouts[longest].ids)}, {_image_tokens(layouts[longest])} of them for an image of "
+            f"found {len(layouts[longest].ids)}{more}, {_image_tokens(layouts[longest])} of them for an image of "
             f"{fact.width} x {fact.height}; " + ("lower `max_pixels`" if isinstance(rule, PatchGrid) else "shrink the image")
         )
     has_map = _evenly_spaced(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
@@ -164,6 +165,7 @@ def build_plan(
         block=settings.block,
         thumbnail=None if settings.condition == "patch-shuffle" else settings.thumbnail and settings.thumbnail[::-1],
         computed_dtype=dtype,
+        generated=settings.generate,
     )
     provenance = {
         "model": {
@@ -207,6 +209,7 @@ def build_plan(
         "fusion": store.fusion,
         "maps": settings.maps,
         **({"patches": settings.patches} if patched.any() else {}),
+        **generation_provenance(settings.generate, end_of_turn(source)),
     }
     plan = ExtractionPlan(
         settings, source, shape, tokenizer, examples, shown, facts, alignments, layouts, has_map, patched, forms, None, store, provenance

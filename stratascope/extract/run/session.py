@@ -19,11 +19,21 @@ from stratascope.extract.plan.images import image_token_order
 from stratascope.extract.run.answer_scores import ABSENT, answer_scores
 from stratascope.extract.run.capture import PatchTokens, Pooling
 from stratascope.extract.run.device_memory import OutOfMemory, attempt
+from stratascope.extract.run.generation import Generation
 from stratascope.extract.run.gradients import ARRAYS, TokenGradients
 from stratascope.extract.run.halvings import Halving, Halvings, Work
 from stratascope.extract.run.inputs import LoadedImage, PreparedImages, check_cut, joined, load_image, shown_image
 from stratascope.extract.run.model import Batch, CaptureModel, CaptureRequest, PendingCapture
-from stratascope.extract.run.self_check import CHECKED, LIMITS, check_capture, check_patches, check_prompt, load_processor
+from stratascope.extract.run.self_check import (
+    CHECKED,
+    LIMITS,
+    check_capture,
+    check_generated,
+    check_patches,
+    check_prompt,
+    image_token_order_of,
+    load_processor,
+)
 from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures
 
 
@@ -51,6 +61,9 @@ class ExtractionSession:
             ranks=plan.store.ranks,
             known_tokens=plan.tokenizer.tokenizer.get_vocab_size(),
             fusion=plan.store.fusion,
+            generation=Generation(plan.store.generated, tuple(plan.provenance["generation"]["end"]), plan.generated_positions)
+            if plan.store.generated
+            else None,
         )
         self.features = FeatureCache((), 0)
         self.checked = self.knocked = self.scored = False
@@ -176,9 +189,10 @@ class ExtractionSession:
     def next_batch(self, members: Sequence[int]) -> list[int]:
         """The first of `members` (sorted by length) that fit in a padded batch within the token budget; at least one.
 
-        Pixels of unknown processors are not joined: without precomputed features such a model runs one example at a time.
+        Pixels of unknown processors are not joined: without precomputed features such a model runs one example at a time, as does one
+        that generates and does not `decodes_together`.
         """
-        if self._alone:
+        if self._alone or (self.request.generation is not None and not self.model.decodes_together):
             return [members[0]]
         counts, batch = self.plan.token_counts, [members[0]]
         for example in members[1:]:
@@ -240,9 +254,9 @@ class ExtractionSession:
             example = batch.members[row]
             made = check_prompt(self.plan, example, shown_image(self.plan, self.plan.shown[example]), processor)
             tokens = [self.plan.position_tokens(example, name) for name in self._pooled]
-            order = None
-            if self.plan.settings.condition == "patch-shuffle":
-                order = self._order(example, int((made["input_ids"] == self.model.model.config.image_token_id).sum()))
+            order = image_token_order_of(self.plan, self.model, example, made)
+            if captured.generated is not None:
+                check_generated(self.plan, self.model, captured, row, example, made)
             references[row] = self.model.reference(made, tokens, self.request.choices, order)
         check_capture(self.plan, self.model, captured, references, self.request.choices)
         check_patches(self.plan, batch.members, captured, self._pooled.index("image"))
@@ -253,7 +267,7 @@ class ExtractionSession:
     @property
     def _pooled(self) -> tuple[str, ...]:
         """Positions of the captured residual stream; the first batch is also compared at the final and the image tokens."""
-        positions = self.plan.store.positions
+        positions = self.plan.prompt_positions
         return positions if self.checked else (*positions, *(name for name in ("final", "image") if name not in positions))
 
     def _image_tokens(self, members: Sequence[int]) -> dict[int, np.ndarray]:
