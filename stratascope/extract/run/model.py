@@ -63,8 +63,6 @@ class Batch:
     """Further positions at the entry of the first block; None: none."""
     patches: PatchTokens | None = None
     """Image tokens that are kept one by one; None: none."""
-    prompts: torch.Tensor | None = None
-    """(batch,) tokens of the prompts, where tokens of answers follow; None: all are of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -280,8 +278,6 @@ class CaptureModel:
         sizes = image_sizes if general else image_grids
         images = sizes(batch.features) if batch.features else batch.images
         made = (general_inputs if general else forward_inputs)(self.model, batch.input_ids, batch.lengths, images)
-        if batch.prompts is not None and self.model.config.model_type == "paligemma":  # answers are read causally, unlike its prompts
-            made["token_type_ids"] = (torch.arange(batch.input_ids.shape[1]) >= batch.prompts[:, None]).long()
         return {**self._on_device(made), **given}
 
     def _on_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
