@@ -17,6 +17,7 @@ FEWEST_GROUPS = 8
 FEWEST_SKEWED = 16
 """The same of sizes as unequal as log-normal ones with `SKEWED`."""
 SKEWED = 1.1
+_SHARES = (0.75, 0.95)
 _EQUAL, _STEEPNESS, _MOST = 0.6, 2.5, 1.6
 """Spread of the logarithm of sizes (`log_spread`) from which and up to which intervals are widened, and how fast: chosen by simulation."""
 
@@ -30,6 +31,9 @@ def mean_ratio(top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: floa
 
     Where sizes are so unequal that a few groups decide the mean, most samples lack the largest, and bootstrap-t intervals of a nominal
     95 % cover in 85 to 90 %. There the nominal level is higher: from 95 % at a spread of the logarithm of .6 to 99.6 % at 1.6.
+
+    The simultaneous band is balanced (Beran 1988): each row excludes the same share of its own resamples, as many as leave the level to all
+    rows together. A row whose few large values make its distances extreme does not widen the others.
 
     Parameters
     ----------
@@ -71,11 +75,10 @@ def mean_ratio(top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: floa
     critical = 0.0
     if spread.any():
         tail = (1 - level) / 2
-        own = tail * np.exp(-_STEEPNESS * (np.clip(unequal[spread], _EQUAL, _MOST) - _EQUAL))
         apart = apart[:, spread]
-        # (end, row): pointwise from the row's own distances, simultaneous from the largest and smallest of all rows
-        low, high = np.array([np.nanquantile(row, (1 - share, share)) for row, share in zip(apart.T, own, strict=True)]).T
-        low_all, high_all = np.nanquantile(np.fmax.reduce(apart, axis=1), 1 - own), np.nanquantile(np.fmin.reduce(apart, axis=1), own)
+        caution = np.exp(-_STEEPNESS * (np.clip(unequal[spread], _EQUAL, _MOST) - _EQUAL))
+        low, high = (sign * _quantiles(sign * apart, tail * caution) for sign in (1, -1))
+        low_all, high_all = (sign * _quantiles(sign * apart, _joint_tail(sign * apart, tail) * caution) for sign in (1, -1))
         for end, reach in zip(ends, (low, high, low_all, high_all), strict=True):
             end[spread] -= reach * error[spread]
         critical = float(max(low_all.max(), -high_all.min()))
@@ -85,8 +88,19 @@ def mean_ratio(top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: floa
     return value, error, Band(ends[0], ends[1], ends[2], ends[3], critical)
 
 
+def _quantiles(apart: Floats, tails: Floats) -> Floats:
+    """(row,) values of (draw, row) distances that a share `tails`, (row,), of the draws exceeds."""
+    return np.array([np.nanquantile(row, 1 - share) for row, share in zip(apart.T, tails, strict=True)])
+
+
+def _joint_tail(apart: Floats, tail: float) -> float:
+    """Share of its own draws that each row may exceed so that a share `tail` of the draws exceeds any."""
+    ranks = np.where(np.isnan(apart), -np.inf, apart).argsort(0).argsort(0)
+    return float(1 - np.quantile(ranks.max(1) + 1, 1 - tail) / len(apart))
+
+
 def log_spread(values: Floats, present: NDArray[np.bool_]) -> Floats:
-    """(row,) standard deviation that the logarithm of log-normal sizes with the same median and upper decile would have.
+    """(row,) standard deviation of the logarithm of log-normal sizes whose quantiles of .75 and .95 are as far apart.
 
     Parameters
     ----------
@@ -104,8 +118,10 @@ def log_spread(values: Floats, present: NDArray[np.bool_]) -> Floats:
     """
     found = np.zeros(len(values))
     for k, (row, there) in enumerate(zip(np.abs(values), present, strict=True)):
-        middle, upper = np.quantile(row[there], (0.5, 0.9)) if there.any() else (1.0, 1.0)
-        found[k] = 0.0 if upper == 0 else np.inf if middle == 0 else np.log(upper / middle) / NormalDist().inv_cdf(0.9)
+        lower, upper = np.quantile(row[there], _SHARES) if there.any() else (1.0, 1.0)
+        found[k] = (
+            0.0 if upper == 0 else np.inf if lower == 0 else np.log(upper / lower) / np.diff([*map(NormalDist().inv_cdf, _SHARES)])[0]
+        )
     return found
 
 
