@@ -16,6 +16,7 @@ from stratascope.extract.families.general_family import family_of
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.settings import ExtractionSettings
 from stratascope.store import ActivationStore
+from stratascope.store.format.arrays import generated_number
 from stratascope.store.format.provenance import differences
 
 COMPARED = ("model", "processor", "prompt", "data", "condition", "seed", "answer_logits")
@@ -62,6 +63,11 @@ def settings_of_store(
             "there on through linear attention; use another model"
         )
     provenance = store.provenance
+    if (provenance.get("answer_logits") or {}).get("score"):
+        raise InvalidInputError(
+            f"{store.name}: expected answers of one token each, whose logits an intervention changes, found answers that are scored by "
+            "several tokens; extract with other answer words"
+        )
     held, prompt = provenance.get("model"), provenance.get("prompt") or {}
     if not isinstance(held, Mapping) or not held.get("name"):
         raise InvalidInputError(f"{store.name}: expected a store whose provenance names its model, found none; extract again")
@@ -82,9 +88,10 @@ def settings_of_store(
         images=images,
         boxes=boxes,
         **({"stored_prompt": own} if (own := stored_prompt(prompt)) else {"prompt": str(prompt.get("name"))}),
+        shuffle_options=facts.get("shuffle_options"),
         system=prompt.get("system"),
         condition=str(provenance.get("condition") or "original"),
-        positions=store.layout.positions or None,
+        positions=tuple(name for name in store.layout.positions if generated_number(name) is None) or None,
         record=("residual",),
         thumbnail=None,
         limit=facts.get("limit"),
