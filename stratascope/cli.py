@@ -48,6 +48,7 @@ SECTIONS = {
         "probe": ("probe", "Cross-validated linear probes by layer and position."),
         "entanglement": ("probe", "Probes on single image cells of the vision tower."),
         "patches": ("probe", "Probes on single image tokens of the decoder."),
+        "pca": ("probe", "Principal components of the residual stream, by layer."),
         "study": ("study", "Run a pre-registered study; one sentence with its limits."),
     },
     "Attention": {

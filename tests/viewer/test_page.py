@@ -143,7 +143,7 @@ def test_search_and_filters_find_what_the_table_holds(browser, small, small_serv
 @pytest.mark.slow
 def test_a_link_shows_the_same_again(browser, small_server):
     second = "b.example=9&b.layer=1&b.measure=norm&b.heads=one&b.head=3"
-    link = f"example=130&layer=2&measure=rollout&{second}&overlay=spotlight&palette=viridis&query=the"
+    link = f"example=130&layer=2&measure=rollout&{second}&overlay=spotlight&palette=inferno&query=the"
     browser.open(f"{small_server.address}#{link}")
     seen = [browser.texts(".caption"), browser.texts(".fact"), browser.texts(".tokens small"), browser.view()]
     assert [browser.view()[key] for key in ("b.measure", "b.head", "overlay", "query")] == ["norm", "3", "spotlight", "the"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from stratascope.extract.run.decoder import kept_logits, takes
 from stratascope.extract.run.device_copy import HostCopy, copy_stream, to_host
 from stratascope.extract.run.float32 import full_float32
 from stratascope.extract.run.general_inputs import general_inputs
+from stratascope.extract.run.generation import Generation, KeptCache, decodes_together, generate
 from stratascope.extract.run.gradients import TokenGradients, token_gradients
 from stratascope.extract.run.inputs import PreparedImages, forward_inputs, joined, prepare_image
 from stratascope.extract.run.knockout import check_trace, knockout_effects, tracing
@@ -59,6 +61,8 @@ class Batch:
     """Further positions at the entry of the first block; None: none."""
     patches: PatchTokens | None = None
     """Image tokens that are kept one by one; None: none."""
+    prompts: torch.Tensor | None = None
+    """(batch,) tokens of the prompts, where tokens of answers follow; None: all are of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,10 @@ class Captured:
     """(example, rank) float32."""
     model_logits: np.ndarray | None = None
     """(example, choice): logits of the model in its own precision."""
+    generated: np.ndarray | None = None
+    """(example, generated) token ids, -1 after the end of the turn."""
+    generated_residual: np.ndarray | None = None
+    """(layer, kept, example, hidden) float32: the residual stream at generated tokens, NaN from the end of the turn on."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,8 @@ class CaptureRequest:
     """How maps are aggregated over heads."""
     model_logits: bool = False
     """Whether to keep the model's own logits, to compare the float32 logits with them."""
+    generation: Generation | None = None
+    """How tokens are generated; None: none."""
 
 
 class CaptureModel:
@@ -167,6 +177,8 @@ class CaptureModel:
         self.unembedding = Unembedding(self.model, self.decoder)
         self.accepts_features = accepts_features(self.model)
         """Whether a forward pass accepts precomputed image features."""
+        self.decodes_together = decodes_together(self.model, self.decoder)
+        """Whether prompts of different lengths can be continued in one batch."""
         self._copy_stream = copy_stream(self.device)
 
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
@@ -209,12 +221,18 @@ class CaptureModel:
         )
         keep: Any = 1
         rows, which = torch.arange(len(last), device=self.device), last
-        if request.model_logits and takes(self.model, "logits_to_keep"):
+        if (request.model_logits or request.generation) and takes(self.model, "logits_to_keep"):
             keep, index = torch.unique(batch.lengths - 1, return_inverse=True)  # on the host: on a GPU this would synchronise
             keep, which = keep.to(self.device), index.to(self.device)
-        with capturing(self.decoder, capture):
-            output = self.model(**self.inputs(batch), use_cache=False, **kept_logits(self.model, keep))
+        inputs = self.inputs(batch)
+        cache = KeptCache(self.model, self.decoder, self.decodes_together) if request.generation else None
+        with capturing(self.decoder, capture), cache.watching() if cache else nullcontext():
+            output = self.model(**inputs, use_cache=cache is not None, **(cache.given if cache else {}), **kept_logits(self.model, keep))
         own = output.logits[rows, which][:, list(request.choices)].float() if request.model_logits else None
+        generated = None
+        if cache is not None and request.generation is not None:
+            first = output.logits[rows, which]
+            generated = generate(self.model, self.decoder, cache, output, first, batch.lengths, request.generation)
         output_residual = capture.final[max(capture.final)]
         top = self.unembedding.most_likely(output_residual, request.ranks, request.known_tokens) if request.ranks else None
         held = capture.want
@@ -232,6 +250,8 @@ class CaptureModel:
             "top_tokens": None if top is None else top[1],
             "top_logits": None if top is None else top[0],
             "model_logits": own,
+            "generated": None if generated is None else generated.tokens,
+            "generated_residual": None if generated is None else generated.residual,
         }
         if has_terms:
             parts = logit_parts(self.model, self.decoder, capture, pair)
@@ -246,6 +266,8 @@ class CaptureModel:
         sizes = image_sizes if general else image_grids
         images = sizes(batch.features) if batch.features else batch.images
         made = (general_inputs if general else forward_inputs)(self.model, batch.input_ids, batch.lengths, images)
+        if batch.prompts is not None and self.model.config.model_type == "paligemma":  # answers are read causally, unlike its prompts
+            made["token_type_ids"] = (torch.arange(batch.input_ids.shape[1]) >= batch.prompts[:, None]).long()
         return {**self._on_device(made), **given}
 
     def _on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -310,6 +332,12 @@ class CaptureModel:
     def readout(self, residual: np.ndarray, choice_ids: Sequence[int]) -> np.ndarray:
         """(example, hidden) output of the last block -> (example, choice) float32 logits."""
         return _host(self.unembedding.logits(torch.from_numpy(residual).to(self.device), choice_ids))
+
+    @full_float32()
+    @torch.inference_mode()
+    def all_logits(self, residual: np.ndarray) -> np.ndarray:
+        """(n, hidden) output of the last block -> (n, vocabulary) float32 logits."""
+        return _host(self.unembedding.all_logits(torch.from_numpy(residual).to(self.device)))
 
 
 def _stack(by_layer: Mapping[int, torch.Tensor]) -> torch.Tensor:

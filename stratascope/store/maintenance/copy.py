@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
-from stratascope.store.format.arrays import ArraySpec
+from stratascope.store.format.arrays import GENERATED, ArraySpec, generated_number
 from stratascope.store.format.layout import StoreLayout
 from stratascope.store.format.provenance import digest
 from stratascope.store.format.shards import decode_file, encode_chunk, encode_file
@@ -209,7 +209,10 @@ def _taken_layout(
         unknown = [a for a in arrays if a not in held]
         if unknown:
             raise NotRecordedError(f"expected arrays that the store holds, found {', '.join(unknown)}; it holds {', '.join(held)}")
-        changes["record"] = frozenset(arrays) - {*ALWAYS, "thumbnail"}
+        changes["record"] = frozenset(arrays) - {*ALWAYS, *GENERATED, "thumbnail"}
+        answers = any(generated_number(name) is not None for name in changes.get("positions", layout.positions))
+        if not (set(arrays) & set(GENERATED) or (answers and "residual" in arrays)):
+            changes["generated"] = 0
         if "thumbnail" not in arrays:
             changes["thumbnail"] = None
     return layout.subset(**changes)
@@ -240,7 +243,7 @@ def _known(store: ActivationStore, layout: StoreLayout, numbers: NDArray[np.int6
     if "has_patches" in {s.name for s in layout.arrays()}:
         known["has_patches"] = store.patch_counts[numbers] > 0
     columns = [store.layout.positions.index(p) for p in layout.positions]
-    known["position_present"] = store.position_present[numbers][:, columns]
+    known["position_present"] = store.read("position_present", examples=numbers)[:, columns]
     examples = store.examples.drop(columns="status").iloc[numbers].reset_index(drop=True)
     return examples, known
 
