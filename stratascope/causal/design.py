@@ -24,6 +24,7 @@ from stratascope.causal.erasure import Erasure, Whitening, mean_projection, orth
 from stratascope.causal.labels import FoldLabels
 from stratascope.causal.patching import PatchSource, patch_layers
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
+from stratascope.store.format.arrays import generated_number
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -202,6 +203,10 @@ class InterventionDesign:
         if unknown:
             raise InvalidInputError(
                 f"expected `positions` among {', '.join(store.layout.positions)}, found {', '.join(unknown)}; A+B changes both"
+            )
+        if written := [name for part in self.parts for name in part if generated_number(name) is not None]:
+            raise InvalidInputError(
+                f"expected `positions` of the prompt, found {', '.join(written)}: generated tokens come after the answer"
             )
         known = list(store.layers)
         if outside := [layer for layer in settings.layers or () if layer not in known]:

@@ -52,7 +52,7 @@ def report_command(store: str, results: tuple[Path, ...], out: Path | None, titl
 
 @click.command(short_help="Draw one figure by name.")
 @click.argument("name", required=False)
-@click.argument("results", nargs=-1, metavar="[STORE|RESULTS]...")
+@click.argument("results", nargs=-1, type=options.STORE_OR_RESULTS, metavar="[STORE|RESULTS]...")
 @click.option("-o", "--out", type=options.OUTPUT, help="File to write: .pdf, .svg or .png; default: NAME.pdf.")
 @click.option("--list", "listed", is_flag=True, help="List all figures, with the commands that compute their results.")
 @click.option("--task", "--tasks", "task", help="Task of a probe figure; default: truth, or the first task.")
@@ -140,7 +140,10 @@ def view_command(store: str, results: Path | None, port: int, no_browser: bool, 
     from stratascope.report.viewer.files import files_of
     from stratascope.report.viewer.page_files import results_shown
     from stratascope.results.locations import results_folders
+    from stratascope.store.io.hub import HubAddress
 
+    if store.startswith("hf://"):
+        store = HubAddress.parse(store).web()
     if is_address(store):
         check_page_can_ask(store)
     elif "imported" in open_store(store).provenance:

@@ -15,6 +15,8 @@ OWN = "own"
 """Name of a prompt that is given as text."""
 LETTERED = "letters"
 """Answers that are the letters of a question's options."""
+WORDED = "options"
+"""Answers that are a question's own options, in words."""
 _KEYS = ("name", "text", "answers", "choices", "spans", "system", "image", "option", "separator", "last")
 _DUPLICATE = "expected the answers of the prompt {}, which has its own, left out, found {}; leave `answers` out"
 
@@ -27,8 +29,8 @@ def find_prompt(prompt: str, answers: Sequence[str] | None = None) -> Prompt:
     prompt
         Name, path that ends in .toml, or text such as "Is it true that {caption} Answer Yes or No.".
     answers
-        Answers of a text: the one to a true caption, then that to a false one; more than two are choices, and `letters` alone are the
-        letters of a question's options.
+        Answers of a text: the one to a true caption, then that to a false one; more than two are choices, and `letters` or `options` alone
+        are the letters of a question's options, or their words.
 
     Raises
     ------
@@ -56,7 +58,9 @@ def find_prompt(prompt: str, answers: Sequence[str] | None = None) -> Prompt:
         )
     if not answers:
         raise InvalidInputError(f"expected `answers` for a prompt of one's own, such as Yes,No, found none for {prompt!r}")
-    return _with_answers(OWN, prompt, LETTERS[:MOST_OPTIONS] if tuple(answers) == (LETTERED,) else tuple(answers))
+    if tuple(answers) in ((LETTERED,), (WORDED,)):
+        return Prompt(OWN, prompt, LETTERS[:MOST_OPTIONS], own_options=answers[0] == WORDED)
+    return _with_answers(OWN, prompt, tuple(answers))
 
 
 def _with_answers(name: str, text: str, answers: tuple[str, ...], **more: Any) -> Prompt:
@@ -71,9 +75,9 @@ def _read_prompt(path: str) -> Prompt:
     unknown = sorted(set(found) - set(_KEYS))
     if unknown:
         raise InvalidInputError(f"{path}: expected the keys {', '.join(_KEYS)}, found {', '.join(unknown)}")
-    kinds = {"answers": list, "choices": list, "spans": dict, "last": list}
-    if found.get("choices") == LETTERED:
-        found["choices"] = list(LETTERS[:MOST_OPTIONS])
+    kinds = {"answers": list, "choices": list, "spans": dict, "last": list, "own_options": bool}
+    if found.get("choices") in (LETTERED, WORDED):
+        found |= {"own_options": found["choices"] == WORDED, "choices": list(LETTERS[:MOST_OPTIONS])}
     for key, value in found.items():
         kind = kinds.get(key, str)
         if not isinstance(value, kind) or (isinstance(value, list) and not all(isinstance(each, str) for each in value)):
@@ -107,7 +111,7 @@ def _option_form(found: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(found[key]) if isinstance(found[key], list) else found[key] for key in OPTION_KEYS if key in found}
 
 
-_KINDS = {str: "a text", list: "a list of texts", dict: "a table"}
+_KINDS = {bool: "true or false", str: "a text", list: "a list of texts", dict: "a table"}
 
 
 def stored_prompt(held: Mapping[str, Any]) -> Prompt | None:

@@ -114,6 +114,17 @@ def test_bands_of_values_without_a_position_leave_those_out() -> None:
     assert (found["effect_high"] - found["effect_low"])[:2] == pytest.approx(2 * 1.96 / np.sqrt([200, 150]), rel=0.15)
 
 
+@pytest.mark.slow
+def test_simultaneous_bands_of_few_flipped_answers_cover_their_expectation() -> None:
+    """A share of .05 of 256 images at six layers, where standard errors of resamples alone are too small."""
+    hits = []
+    for seed in range(300):
+        flipped = (np.random.default_rng([seed, 7]).random((6, 256)) < 0.05).astype(float)
+        found = flip_shares(flipped, Bootstrap(np.arange(256), draws=400, seed=0), level=0.95)
+        hits.append(bool(((found["flipped_low_simultaneous"] <= 0.05) & (found["flipped_high_simultaneous"] >= 0.05)).all()))
+    assert np.mean(hits) >= 0.95 - 2.5 * np.sqrt(0.05 * 0.95 / 300)
+
+
 def test_shares_of_few_examples_have_intervals_of_the_resamples_that_hold_some() -> None:
     """Three measured examples: many resamples hold none of them. The floor is that of the images measured, not of all."""
     values = np.full((1, 200), np.nan)
@@ -137,6 +148,23 @@ def test_pointwise_intervals_of_sizes_of_which_few_are_large_cover_their_expecta
         found = relative("effect", top, np.ones(32), Bootstrap(np.arange(32), draws=800, seed=0), level=0.95)
         hits.append(bool(found["effect_low"][0] <= np.exp(spread**2 / 2) <= found["effect_high"][0]))
     assert np.mean(hits) >= 0.95 - 2.5 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def test_a_row_with_extreme_distances_does_not_widen_the_band_of_the_others_without_limit() -> None:
+    """Beside a row of one large value other rows reach little further than their own most extreme resample."""
+    from stratascope.stats.mean_ratio import mean_ratio
+
+    rng = np.random.default_rng(0)
+    calm = rng.normal(1, 1, (4, 40))
+    wild = np.where(np.arange(40) == 0, 1.0, 1e-3 * rng.standard_normal(40))
+    bootstrap = Bootstrap(np.arange(40), draws=2000, seed=0)
+    value, error, beside = mean_ratio(np.concatenate([calm, wild[None]]), np.ones((5, 40)), bootstrap)
+    reach = np.stack([value - beside.low_simultaneous, beside.high_simultaneous - value]) / error
+    assert reach[:, 4].max() > 20
+    assert reach[:, :4].max() < 9
+    alone = mean_ratio(calm, np.ones_like(calm), bootstrap)[2]
+    assert (alone.low_simultaneous < alone.low).all()
+    assert (alone.high_simultaneous > alone.high).all()
 
 
 def test_very_unequal_sizes_of_few_images_have_no_interval() -> None:
@@ -176,7 +204,7 @@ def test_studentised_intervals_are_those_of_scipy() -> None:
     mean, _, bands = mean_ratio(values[None], np.ones((1, 50)), Bootstrap(np.arange(50), draws=20_000, seed=0))
     wanted = ttest_1samp(values, 0).confidence_interval(0.95)
     assert [bands.low[0], bands.high[0]] == pytest.approx([wanted.low, wanted.high], abs=0.03)
-    assert [bands.low_simultaneous[0], bands.high_simultaneous[0]] == pytest.approx([bands.low[0], bands.high[0]])
+    assert [bands.low_simultaneous[0], bands.high_simultaneous[0]] == pytest.approx([bands.low[0], bands.high[0]], abs=1e-4)
     same, _, bands = mean_ratio(np.full((1, 50), 2.0), np.ones((1, 50)), Bootstrap(np.arange(50), draws=50, seed=0))
     assert [same[0], bands.low[0], bands.high[0]] == [2, 2, 2]
     few = FEWEST_GROUPS - 1

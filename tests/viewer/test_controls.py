@@ -113,7 +113,7 @@ def try_the_display(c):
 
     for label, value, wanted in [
         (2, "layer", {"scale": "layer"}), (2, "log", {"scale": "log"}), (3, "cividis", {"palette": "cividis"}),
-        (3, "viridis", {"palette": "viridis"}),
+        (3, "inferno", {"palette": "inferno"}),
         (1, "spotlight", {"overlay": "spotlight"}), (1, "off", {"overlay": "off"}), (1, "heat", {"overlay": None}),
     ]:  # fmt: skip
         drawn_anew(lambda label=label, value=value: b.choose(f"details.menu label:nth-child({label}) select", value), **wanted)
@@ -190,6 +190,23 @@ def try_comparing(c):
     c.step(lambda: b.click(".pane:nth-child(2) [data-value=one]"), b_heads="one")
     c.gather()
     c.step(lambda: (b.js("document.activeElement.blur()"), b.keys("c")), b_example=None)
+
+
+def try_the_overview(c):
+    """All examples at once: what is chosen is in the link, Enter opens an example."""
+    b = c.browser
+    c.step(lambda: b.click("header [title^='All examples']"), page="overview")
+    for task in ("truth", "relation"):
+        c.step(lambda task=task: b.choose("[aria-label='Task of the probes']", task), task=task)
+    c.step(lambda: b.choose("[aria-label='Order of the examples']", "probability"), order="probability")
+    c.step(lambda: b.choose("[aria-label='What the map shows']", "right"), shade="right")
+    c.step(lambda: (b.click("[aria-label='Position of the probes']"), b.keys(ESCAPE)), page="overview")
+    c.step(lambda: b.click("[aria-label='Layer of the residual stream']", (0.01, 0.5)), residual="0")
+    c.step(lambda: b.click(".overview .chart", (0.79, 0.5)), residual="6")
+    c.step(lambda: (b.js("document.querySelector('.drawing canvas').focus()"), b.keys(LEFT)), residual="5")
+    c.step(lambda: b.keys(ENTER), page="example")
+    c.step(lambda: b.keys("e"), page="overview")
+    c.step(lambda: b.keys("e"), page="example")
 
 
 def try_what_leaves_the_page(c):
@@ -291,7 +308,7 @@ def test_every_control_of_the_page_does_what_it_says(browser, questions, results
     (tmp_path / "small.zarr").symlink_to(small)
     golden = shutil.copytree(Path(__file__).parents[1] / "store" / "golden" / "v1.zarr", tmp_path / "v1.zarr")
     with ViewServer(str(questions), results=results) as running, hosting(tmp_path, cors=True) as host:
-        c.open(f"{running.address}#zoom=3")
+        c.open(f"{running.address}#zoom=3&page=example")
         assert "“zoom”" in browser.text(".notice")
         c.step(lambda: browser.click(".notice button"))
         assert not browser.text(".notice")
@@ -301,6 +318,7 @@ def test_every_control_of_the_page_does_what_it_says(browser, questions, results
         try_the_cards(c)
         try_the_list(c)
         try_comparing(c)
+        try_the_overview(c)
         try_what_leaves_the_page(c)
         assert browser.errors() == []
         try_the_header(c, f"{host.address}none.zarr")

@@ -13,14 +13,16 @@ import numpy as np
 from stratascope.datasets.own_prompts import stored_prompt
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError
 from stratascope.extract.families.general_family import family_of
+from stratascope.extract.model_files import QUANTIZE, on_loading
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.settings import ExtractionSettings
 from stratascope.store import ActivationStore
+from stratascope.store.format.arrays import generated_number
 from stratascope.store.format.provenance import differences
 
 COMPARED = ("model", "processor", "prompt", "data", "condition", "seed", "answer_logits")
 """Parts of the provenance that must be those of the store; what was saved besides may differ."""
-_MACHINE = ("model.device", "model.hardware", "model.attention")
+_MACHINE = ("model.device", "model.device_map", "model.hardware", "model.attention")
 
 
 def settings_of_store(
@@ -62,6 +64,11 @@ def settings_of_store(
             "there on through linear attention; use another model"
         )
     provenance = store.provenance
+    if (provenance.get("answer_logits") or {}).get("score"):
+        raise InvalidInputError(
+            f"{store.name}: expected answers of one token each, whose logits an intervention changes, found answers that are scored by "
+            "several tokens; extract with other answer words"
+        )
     held, prompt = provenance.get("model"), provenance.get("prompt") or {}
     if not isinstance(held, Mapping) or not held.get("name"):
         raise InvalidInputError(f"{store.name}: expected a store whose provenance names its model, found none; extract again")
@@ -85,7 +92,7 @@ def settings_of_store(
         shuffle_options=facts.get("shuffle_options"),
         system=prompt.get("system"),
         condition=str(provenance.get("condition") or "original"),
-        positions=store.layout.positions or None,
+        positions=tuple(name for name in store.layout.positions if generated_number(name) is None) or None,
         record=("residual",),
         thumbnail=None,
         limit=facts.get("limit"),
@@ -93,6 +100,7 @@ def settings_of_store(
         device=device,
         revision=held.get("revision"),
         untrained=held.get("untrained"),
+        quantize=next((bits for bits in QUANTIZE if held.get("quantization") == on_loading(bits)), None),
         seed=int(provenance.get("seed") or 0),
         max_pixels=None,
     )

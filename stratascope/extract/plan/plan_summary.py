@@ -6,11 +6,13 @@ from importlib.util import find_spec
 
 import numpy as np
 
+from stratascope.extract.model_files import QUANTIZE
 from stratascope.extract.plan.duration import ExtractionTiming
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.image_boxes import alignment_cases, is_whole
 from stratascope.extract.plan.token_layout import TILES, token_texts
 from stratascope.extract.plan.unknown_words import vocabulary_notes
+from stratascope.extract.plan.weights_memory import weight_bytes
 from stratascope.store.io.overview import bytes_text
 
 SPAN_COLOURS = {
@@ -41,8 +43,8 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         f"{plan.shape.heads} heads; "
         f"{model['dtype']} on {model['device']}{'' if drawn is None else f'; untrained, weights drawn with seed {drawn}'}"
         + ("; device assumed, because torch is not installed (`device`)" if assumed else ""),
-        f"prompt     {plan.prompt.name}: {plan.prompt.text!r}; answers "
-        + ", ".join(f"{c!r} = token {t}" for c, t in plan.tokenizer.choice_ids.items()),
+        *_weights(plan),
+        f"prompt     {plan.prompt.name}: {plan.prompt.text!r}; answers " + _answers(plan),
         *(f"           {line}" for line in [unanswered(plan), _without_thinking(plan)] if line),
         f"condition  {plan.settings.condition}",
         f"tokens     {counts.min()} to {counts.max()}, mean {counts.mean():.1f}; "
@@ -53,6 +55,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         f"shards     {layout.blocks} of {layout.block} examples",
         *_knockouts(plan),
         *_estimates(plan),
+        *_generated(plan),
         *_patches(plan),
         "",
         f"{'array':<18} {'shape':<58} {'raw':>9} {'on disk':>9}",
@@ -76,6 +79,14 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     shown = range(min(show, len(plan.examples)))
     lines += ["", *(f"{plan.examples[k].id}: {example_tokens(plan, k)}" for k in shown)]
     return "\n".join(lines)
+
+
+def _answers(plan: ExtractionPlan) -> str:
+    held = plan.tokenizer.answer_tokens
+    if not held:
+        return "each question's options, scored by summed log-probability"
+    texts = [f"{c!r} = token{'s' if len(tokens) > 1 else ''} {' '.join(map(str, tokens))}" for c, tokens in held.items()]
+    return ", ".join(texts) + ("; scored by summed log-probability" if plan.tokenizer.scored else "")
 
 
 def image_notes(plan: ExtractionPlan) -> list[str]:
@@ -167,6 +178,38 @@ def _estimates(plan: ExtractionPlan) -> list[str]:
         return []
     return [
         f"estimates  {len(plan.examples):,} forward and backward passes, one example at a time, each the work of {GRADIENT_PASSES} passes"
+    ]
+
+
+def _weights(plan: ExtractionPlan) -> list[str]:
+    """Memory of the weights as chosen, and quantised on loading."""
+    dtype, chosen = plan.provenance["model"]["dtype"], plan.settings.quantize
+    if (found := weight_bytes(plan.source, dtype, chosen)) is None:
+        return []
+    form = plan.provenance["model"]["quantization"] or dtype
+    where = "over all GPUs, then the host's memory and the disk" if plan.settings.device_map else f"on {plan.device}"
+    others = (
+        []
+        if plan.provenance["model"]["quantization"] or not plan.source.weights_here
+        else [f"{bytes_text(weight_bytes(plan.source, dtype, bits) or 0)} with {bits}" for bits in QUANTIZE]
+    )
+    more = f"; `quantize`: {', '.join(others)}" if others else ""
+    return [f"weights    {bytes_text(found)} ({form}) {where}{more}"]
+
+
+def _generated(plan: ExtractionPlan) -> list[str]:
+    """Cost of the generated tokens."""
+    tokens, shape = plan.store.generated, plan.shape
+    if not tokens:
+        return []
+    last = max(plan.generated_positions, default=-1) + 1 == tokens
+    cached = 2 * shape.layers * shape.heads * shape.head_dim * (2 if plan.store.computed_dtype != "float32" else 4)
+    passes = tokens if last else tokens - 1
+    until = "until its turn ends" if plan.provenance["generation"]["end"] else "(the model's settings name no token that ends a turn)"
+    return [
+        f"generate   at most {tokens} tokens an example {until}: {passes} more passes a batch, each over one token of every "
+        f"example; the key-value cache takes at most {bytes_text(cached)} a token; residual stream at {len(plan.generated_positions)} of "
+        "them (fewer with `generate`, `positions`)"
     ]
 
 

@@ -29,7 +29,7 @@ def store_contents(plan: ExtractionPlan) -> dict[str, Any]:
         token_ids[k, : len(layout.ids)] = layout.ids
         for name, interval in layout.spans.items():
             spans[k, names.index(name)] = interval
-    used = None if "top_tokens" in plan.store.record else np.unique(token_ids[token_ids >= 0])
+    used = None if "top_tokens" in plan.store.record or plan.store.generated else np.unique(token_ids[token_ids >= 0])
     return {
         "examples": example_table(plan),
         "spans": spans,

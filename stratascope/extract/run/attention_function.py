@@ -20,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 from stratascope.errors import CaptureError
 from stratascope.extract.run.decoder import block_of, output_projection
+from stratascope.extract.run.weights import linear_weight
 
 NAME = "stratascope_rows"
 """Name of the attention function; it must not contain sdpa, flash or flex, which transformers matches by pattern."""
@@ -48,9 +49,9 @@ class BlockAttention:
     """(batch, token, head, width), before W_O."""
 
     @property
-    def projection(self) -> Any:
-        """W_O, as a module."""
-        return output_projection(self.module)
+    def output_weight(self) -> torch.Tensor:
+        """(hidden, heads x width): W_O, dequantised."""
+        return linear_weight(output_projection(self.module), self.output.shape[2] * self.output.shape[3])
 
     def weights(self, positions: torch.Tensor) -> torch.Tensor:
         """Attention rows of selected queries, see `attention_weights`."""
@@ -196,6 +197,10 @@ def _attention(
     if options.get("s_aux") is not None or options.get("position_bias") is not None:
         raise CaptureError(f"expected attention that is a softmax of scaled scores, found {type(module).__name__} with sinks or a bias")
     if block is None or key.shape[2] != query.shape[2]:
+        if softcap is not None:  # a generated token, which sees all that came before it unless a mask says otherwise
+            seen = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+            factor = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
+            return _softcapped(query, key, value, seen if attention_mask is None else attention_mask, factor, softcap), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)[0], None
     override, listener = _override.get(), _listener.get()
     if override is not None:
