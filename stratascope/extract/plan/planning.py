@@ -21,7 +21,6 @@ from stratascope.extract.families.general_family import (
     GeneralModel,
     check_cells,
     check_records,
-    family_of,
     is_general,
 )
 from stratascope.extract.families.image_tokens import ImageRule, PatchGrid
@@ -221,10 +220,10 @@ def build_plan(
 def _shape_and_rule(source: ModelSource, settings: ExtractionSettings, general: GeneralModel | None) -> tuple[ModelShape, ImageRule]:
     """The model's sizes and how it writes images; InvalidInputError for records that it does not have."""
     shape = model_shape(source) if general is None else general.shape
-    if "vision_residual" in settings.record and not family_of(source).tower:
+    if "vision_residual" in settings.record and not shape.vision_layers:
         raise InvalidInputError(
-            f"expected a model of the Qwen families for vision_residual, found {source.config['model_type']!r}, whose vision tower "
-            "cannot be captured; leave vision_residual out of `record`"
+            f"expected a model with a known vision tower for vision_residual, found {source.config['model_type']!r}; leave "
+            "vision_residual out of `record`"
         )
     apart = sorted({"head_logits", "value_logits"} & set(settings.record))
     if apart and general is None and logits_capped(source):
@@ -256,7 +255,7 @@ def _requests_of_cells(settings: ExtractionSettings) -> dict[str, list[str]]:
     return {
         "boxes": [str(settings.boxes)] if settings.boxes else [],
         "positions": placed,
-        "record": [name for name in settings.record if name == "vision_output"],
+        "record": [name for name in settings.record if name in ("vision_output", "vision_residual")],
         "patches": [str(settings.patches)] if settings.patches else [],
     }
 

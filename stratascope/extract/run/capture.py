@@ -296,6 +296,8 @@ def text_decoder(model: nn.Module) -> Any:
 def use_captured_attention(model: nn.Module) -> Any:
     """Set the attention function `NAME` in the text decoder, stock SDPA in the vision tower; returns the decoder.
 
+    A model without softmax attention is left as transformers loads it.
+
     Raises
     ------
     CaptureError
@@ -305,13 +307,15 @@ def use_captured_attention(model: nn.Module) -> Any:
     mark_blocks(decoder)
     set_text_attention(model, NAME)
     found = decoder.config._attn_implementation
-    if found != NAME:
+    if found != NAME and attention_blocks(decoder.config):
         raise CaptureError(f"expected {type(model).__name__} to accept the attention function {NAME!r}, found it using {found!r}")
     return decoder
 
 
 def set_text_attention(model: Any, name: str) -> None:
-    """Set the attention function of the text decoder; the vision tower uses stock SDPA."""
+    """Set the attention function of the text decoder, if it has softmax attention; the vision tower uses stock SDPA."""
+    if not attention_blocks(text_decoder(model).config):
+        return
     stock = "sdpa" if getattr(model, "_supports_sdpa", True) else "eager"  # Gemma 2 has no stock SDPA, for its soft cap
     with suppress(ValueError):  # a part without SDPA keeps the attention with which it was loaded
         model.set_attn_implementation({"": stock, "text_config": name, "vision_config": "sdpa"})

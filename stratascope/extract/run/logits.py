@@ -18,7 +18,7 @@ from torch import nn
 
 from stratascope.errors import CaptureError
 from stratascope.extract.run.capture import Capture
-from stratascope.extract.run.decoder import logit_scale, unembedding_of
+from stratascope.extract.run.decoder import excluded_tokens, logit_scale, unembedding_of
 from stratascope.extract.run.weights import execution_device, linear_weight, loaded, plain_copy, unembedding_weight
 from stratascope.store import Readout
 
@@ -48,6 +48,10 @@ class Unembedding:
         self._scale = logit_scale(model, decoder.config)
         self.norm: nn.Module = plain_copy(decoder.norm).float().to(place)
         """The final norm in float32."""
+        self._excluded: torch.Tensor | None = None
+        if tokens := excluded_tokens(model):
+            self._excluded = torch.zeros(len(self._weight), dtype=torch.bool, device=self._weight.device)
+            self._excluded[tokens] = True
         self.cap = self._scale.cap
         """Soft cap of the logits; None for none."""
 
@@ -134,7 +138,11 @@ class Unembedding:
         if self._bias is not None:
             bias = self._bias[rows].to(normed.dtype)
             logits = logits + (bias[..., None, :] if bias.ndim > 1 else bias)
-        return self._scale(logits).float()
+        found = self._scale(logits).float()
+        if self._excluded is None:
+            return found
+        excluded = self._excluded[rows]
+        return found.masked_fill(excluded[..., None, :] if excluded.ndim > 1 else excluded, torch.finfo(found.dtype).min)
 
 
 @dataclass(frozen=True)

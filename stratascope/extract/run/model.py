@@ -18,7 +18,7 @@ from stratascope.extract.families.image_tokens import ImageRule
 from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.knockout_plan import Knockouts
 from stratascope.extract.run.capture import Capture, PatchTokens, Pooling, capturing, stacked, use_captured_attention
-from stratascope.extract.run.decoder import kept_logits, takes
+from stratascope.extract.run.decoder import complete_outputs, kept_logits, takes
 from stratascope.extract.run.device_copy import HostCopy, copy_stream, to_host
 from stratascope.extract.run.float32 import full_float32
 from stratascope.extract.run.general_inputs import general_inputs
@@ -39,6 +39,7 @@ from stratascope.extract.run.vision_features import (
     image_sizes,
     segment_residual,
 )
+from stratascope.extract.run.vision_tower import CellRequest
 from stratascope.extract.run.weights import execution_device
 
 
@@ -63,8 +64,6 @@ class Batch:
     """Further positions at the entry of the first block; None: none."""
     patches: PatchTokens | None = None
     """Image tokens that are kept one by one; None: none."""
-    prompts: torch.Tensor | None = None
-    """(batch,) tokens of the prompts, where tokens of answers follow; None: all are of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Captured:
     residual: np.ndarray
     """(layer, position, example, hidden) float32."""
     rows: np.ndarray
-    """(block, example, head, token) float32, zero beyond an example's own tokens."""
+    """(block, example, head, token) float32, zero beyond an example's own tokens; no block of a model without softmax attention."""
     answer_logits: np.ndarray
     """(example, choice), computed in float32 from the output of the last block."""
     final: np.ndarray
@@ -186,6 +185,7 @@ class CaptureModel:
     def _use(self, model: Any, rule: ImageRule, device: torch.device, dtype: torch.dtype) -> None:
         self.model = (model if is_arranged(model) else on_device(model, device)).requires_grad_(False)
         self.device, self.dtype, self._rule = execution_device(self.model.get_input_embeddings()), dtype, rule
+        complete_outputs(self.model)
         self.decoder = use_captured_attention(self.model)
         self.unembedding = Unembedding(self.model, self.decoder, self.device)
         self.accepts_features = accepts_features(self.model)
@@ -200,7 +200,7 @@ class CaptureModel:
 
     @full_float32()
     @torch.inference_mode()
-    def features(self, prepared: PreparedImages, cells: Sequence[np.ndarray] = ()) -> ImageFeatures:
+    def features(self, prepared: PreparedImages, cells: CellRequest | None = None) -> ImageFeatures:
         """Features of one image from the vision tower, see `image_features`."""
         return image_features(self.model, self._on_device(prepared.tensors), prepared.tensors, cells)
 
@@ -251,7 +251,7 @@ class CaptureModel:
         held = capture.want
         found = {
             "residual": stacked(capture.residual).transpose(1, 2),
-            "rows": stacked(capture.rows),
+            "rows": stacked(capture.rows) if capture.rows else torch.zeros(0, len(last), 1, batch.input_ids.shape[1]),
             "answer_logits": self.unembedding.logits(output_residual, request.choices),
             "final": output_residual,
             "value_norms": stacked(capture.value_norms) if "value_norms" in held else None,
@@ -279,14 +279,15 @@ class CaptureModel:
         sizes = image_sizes if general else image_grids
         images = sizes(batch.features) if batch.features else batch.images
         made = (general_inputs if general else forward_inputs)(self.model, batch.input_ids, batch.lengths, images)
-        if batch.prompts is not None and self.model.config.model_type == "paligemma":  # answers are read causally, unlike its prompts
-            made["token_type_ids"] = (torch.arange(batch.input_ids.shape[1]) >= batch.prompts[:, None]).long()
         return {**self._on_device(made), **given}
 
-    def _on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _on_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Move tensors to the device, floats in the model's precision; pinned memory avoids synchronising a GPU."""
-        moved = {}
+        moved: dict[str, Any] = {}
         for name, values in tensors.items():
+            if values is None:
+                moved[name] = None
+                continue
             given = values.pin_memory() if self.device.type == "cuda" else values
             there = given.to(self.device, non_blocking=True)
             moved[name] = there.to(self.dtype) if there.is_floating_point() else there

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from stratascope.errors import CaptureError, InvalidInputError
-from stratascope.extract.families.general_family import ProcessorRule
+from stratascope.extract.families.general_family import ProcessorRule, family_of
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.images import image_token_order
 from stratascope.extract.run.answer_scores import ABSENT, answer_scores
@@ -36,6 +36,7 @@ from stratascope.extract.run.self_check import (
     load_processor,
 )
 from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures
+from stratascope.extract.run.vision_tower import CellRequest
 
 
 class ExtractionSession:
@@ -100,7 +101,9 @@ class ExtractionSession:
 
     def compute_features(self, example: int, prepared: PreparedImages) -> ImageFeatures:
         """Features of the image of an example, from the vision tower."""
-        return self.model.features(prepared, self._vision_cells[0].get(self.plan.shown[example], ()))
+        cells, tower = self._vision_cells[0].get(self.plan.shown[example]), family_of(self.plan.source).tower
+        request = CellRequest(cells, self.plan.layouts[example].grid, tower) if cells and tower else None
+        return self.model.features(prepared, request)
 
     def knock_out(self, example: int, batch: Callable[[], Batch], block: int, place: int) -> np.ndarray:
         """Knockout effects of an example, from a batch of it alone; sub-batches are halved permanently when memory runs out.
