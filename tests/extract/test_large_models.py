@@ -18,7 +18,7 @@ pytest.importorskip("accelerate")
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
-from stratascope.errors import CaptureError, InvalidInputError  # noqa: E402
+from stratascope.errors import CaptureError, InvalidInputError, MissingExtraError  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
 from stratascope.extract.model_files import ModelSource, check_weight_form, quantization, resolve_model  # noqa: E402
 from stratascope.extract.plan.intervention_plan import settings_of_store  # noqa: E402
@@ -229,6 +229,15 @@ def test_weights_are_not_quantised_twice(tmp_path: Path, more: dict[str, Any], a
     assert quantization(source) == "gptq, 4 bits"
     with pytest.raises(InvalidInputError, match=rf"not quantised for {asked}, .*\(gptq, 4 bits\)"):
         check_weight_form(source, **more)
+
+
+@pytest.mark.parametrize(("arrangement", "package"), [(Arrangement("auto"), "accelerate"), (Arrangement(quantize="8bit"), "bitsandbytes")])
+def test_packages_that_are_not_installed_are_named_with_their_extra(
+    monkeypatch: pytest.MonkeyPatch, arrangement: Arrangement, package: str
+) -> None:
+    monkeypatch.setattr(loading, "find_spec", lambda name: None if name == package else name)
+    with pytest.raises(MissingExtraError, match=rf"expected {package} for .* pip install 'stratascope\[large\]'"):
+        load_model(resolve_model("demo"), torch.float32, None, arrangement)
 
 
 def test_a_block_that_uses_another_kernel_is_refused(settings: ExtractionSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

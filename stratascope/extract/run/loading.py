@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -94,6 +95,11 @@ def is_arranged(model: Any) -> bool:
 def _arranged(source: ModelSource, dtype: torch.dtype, arrangement: Arrangement, device: torch.device) -> dict[str, Any]:
     """Arguments of `from_pretrained`."""
     made: dict[str, Any] = {}
+    packages = (["accelerate"] if arrangement != WHOLE else []) + (["bitsandbytes"] if arrangement.quantize else [])
+    if absent := [name for name in packages if find_spec(name) is None]:
+        raise MissingExtraError(
+            f"expected {' and '.join(absent)} for `device_map` and `quantize`, found none; run pip install 'stratascope[large]'"
+        )
     if arrangement.device_map is not None:
         limits = memory_limits()
         made |= {"device_map": arrangement.device_map, **({"max_memory": limits} if limits else {})}

@@ -37,6 +37,7 @@ from stratascope.extract.run.vision_features import (
     image_features,
     image_grids,
     image_sizes,
+    segment_residual,
 )
 from stratascope.extract.run.vision_tower import CellRequest
 from stratascope.extract.run.weights import execution_device
@@ -255,7 +256,7 @@ class CaptureModel:
             "final": output_residual,
             "value_norms": stacked(capture.value_norms) if "value_norms" in held else None,
             "head_outputs": stacked(capture.head_outputs) if "head_outputs" in held else None,
-            "vision": _segments(batch) if batch.segments else None,
+            "vision": segment_residual(batch.features, batch.segments) if batch.segments else None,
             "entry": capture.entry,
             "patches": stacked(capture.patch_residual) if capture.patch_residual else None,
             "form_logits": self.unembedding.logits(output_residual, request.forms) if request.forms else None,
@@ -346,9 +347,3 @@ class CaptureModel:
         """(example, hidden) output of the last block -> (example, choice) float32 logits; None: of the whole vocabulary."""
         given, head = torch.from_numpy(residual).to(self.device), self.unembedding
         return on_host(head.all_logits(given) if choice_ids is None else head.logits(given, choice_ids))
-
-
-def _segments(batch: Batch) -> torch.Tensor:
-    """(layer, segment, vision hidden) float32."""
-    kept = [batch.features[row].vision for row, _ in batch.segments]
-    return torch.stack([vision[:, segment] for vision, (_, segment) in zip(kept, batch.segments, strict=True) if vision is not None], 1)

@@ -162,6 +162,11 @@ def image_sizes(features: Sequence[ImageFeatures]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([each.sizes[name] for each in features]) for name, found in shapes.items() if len(found) == 1}
 
 
+def segment_residual(features: Sequence[ImageFeatures], segments: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """(layer, segment, vision hidden) float32 of (example, segment) pairs."""
+    return torch.stack([vision[:, k] for row, k in segments if (vision := features[row].vision) is not None], 1)
+
+
 class FeatureCache:
     """Cache of image features that evicts those needed furthest in the future (Belady 1966).
 
