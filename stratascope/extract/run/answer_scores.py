@@ -118,7 +118,7 @@ def _residual(model: CaptureModel, batch_of: Callable[[list[int]], Batch], membe
     found: list[torch.Tensor] = []
     with reading_residuals(blocks, lambda layer, hidden: found.append(hidden) if layer == len(blocks) else None):
         model.model(**given, use_cache=False, **kept_logits(model.model, 1))
-    return found[0]
+    return found[0].to(model.device)
 
 
 def _own_logits(model: CaptureModel, batch_of: Callable[[list[int]], Batch], members: Sequence[int], row: Row) -> torch.Tensor:
