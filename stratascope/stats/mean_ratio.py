@@ -24,7 +24,9 @@ _EQUAL, _STEEPNESS, _MOST = 0.6, 2.5, 1.6
 """Spread of the logarithm of sizes (`log_spread`) from which and up to which intervals are widened, and how fast: chosen by simulation."""
 
 
-def mean_ratio(top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: float = 0.95) -> tuple[Floats, Floats, Band]:
+def mean_ratio(
+    top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: float = 0.95, bounded: bool = False
+) -> tuple[Floats, Floats, Band]:
     """Ratio of two means over the same examples, with pointwise intervals and a simultaneous band over rows.
 
     Bootstrap-t (Hall 1988) over groups: each resample's distance from the ratio is divided by the resample's own standard error, which is
@@ -45,6 +47,8 @@ def mean_ratio(top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: floa
         Resamples of the examples' groups.
     level
         Of the intervals.
+    bounded
+        Whether values have limits, as correlations do: then no few groups decide the mean, and the nominal level is `level`.
 
     Returns
     -------
@@ -72,7 +76,7 @@ def mean_ratio(top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: floa
         spread = error > NO_SPREAD * np.maximum(np.abs(value), 1)
         # a resample of a single group has no standard error of its own
         apart = np.where(errors > 0, (drawn - value) / errors, np.nan)
-    unequal = log_spread(above, present)
+    unequal = np.zeros(len(above)) if bounded else log_spread(above, present)
     ends = [np.array(value) for _ in range(4)]
     critical = 0.0
     if spread.any():
