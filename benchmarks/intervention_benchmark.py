@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from extraction_benchmark import build
 
-from stratascope.causal.design import EditStack, InterventionSettings
+from stratascope.causal import InterventionSettings
+from stratascope.causal.design import EditStack
 from stratascope.causal.erasure import Erasure
 from stratascope.extract.run.capture import use_captured_attention
 from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner, Interventions, pass_tokens

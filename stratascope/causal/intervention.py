@@ -11,8 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.causal.answers import Answers
-from stratascope.causal.design import KINDS, InterventionDesign
+from stratascope.causal.design import InterventionDesign
 from stratascope.causal.effects import effect_table
+from stratascope.causal.intervention_settings import KINDS
 from stratascope.causal.intervention_summary import event_label, summary_of
 from stratascope.causal.patching import PatchSource
 from stratascope.causal.use import control_method, use_events, use_table
