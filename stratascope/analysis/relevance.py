@@ -50,6 +50,7 @@ METHODS = (
     Method("carried", "token attribution with rollout", (*_ROWS, *_PARTS, *_MAPS), signed=True),
     Method("estimate", "estimated knockout effect", ("hiding_estimate",), signed=True, role="reference", blocks="all"),
     Method("gradient", "gradient times input", ("gradient_input",), signed=True, blocks="all"),
+    Method("gradient_rollout", "gradient rollout", ("gradient_rollout",), blocks="all"),
     Method("rollout", "rollout, all blocks", _MAPS, blocks="all"),
     Method("rollout_window", "rollout, few blocks", _MAPS),
     Method("flow", "flow, all blocks", _MAPS, blocks="all"),
@@ -87,6 +88,8 @@ def methods_of(store: ActivationStore, names: Sequence[str] | None = None) -> tu
     held = {spec.name for spec in store.layout.arrays()}
     if store.layout.attention_layers != tuple(range(store.layout.layers)):
         held -= {"attention_maps"}  # rollout and flow need every block
+    if 0 not in store.layout.residual_layers:
+        held -= {"gradient_rollout"}  # a copy without the relevance of the inputs
     chosen = METHODS if names is None else tuple(known[name] for name in names)
     lacking = {m.name: ",".join(sorted({COMES_WITH.get(a, a) for a in set(m.needs) - held})) for m in chosen if set(m.needs) - held}
     if lacking and names is not None:
@@ -146,6 +149,9 @@ def group_scores(
             # a knockout removes the contribution of the tokens
             values = store.read(array, examples=example)[:tokens].astype(np.float64) * (-1 if name == "estimate" else 1)
             out[name] = np.broadcast_to(values @ inside, (len(windows), groups))
+    if "gradient_rollout" in wanted:
+        values = store.read("gradient_rollout", layer=0, examples=example)[:tokens].astype(np.float64)
+        out["gradient_rollout"] = np.broadcast_to(values @ inside, (len(windows), groups))
     if wanted & {"carried", "rollout", "rollout_window", "flow", "flow_window"}:
         maps = store.maps(example)
         if "carried" in wanted:

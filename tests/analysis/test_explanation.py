@@ -96,6 +96,7 @@ def test_what_was_not_recorded_is_named_on_the_page(store, store_path: Path, tmp
         "carried": "head_logits,value_logits",
         "estimate": "hiding_estimate",
         "gradient": "hiding_estimate",
+        "gradient_rollout": "gradient_rollout",
     }
     done = CliRunner().invoke(main, ["explain", str(store_path), "3", "-o", str(tmp_path / "e.html")])
     assert done.exit_code == 0, done.output

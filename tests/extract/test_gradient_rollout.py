@@ -12,6 +12,7 @@ from click.testing import CliRunner
 torch = pytest.importorskip("torch")
 
 from stratascope.analysis import RolloutResult, rollout_examples  # noqa: E402
+from stratascope.analysis.relevance import group_scores, methods_of  # noqa: E402
 from stratascope.cli import main  # noqa: E402
 from stratascope.errors import InvalidInputError, NotRecordedError  # noqa: E402
 from stratascope.extract import plan_extraction, run_extraction  # noqa: E402
@@ -108,6 +109,22 @@ def test_the_result_is_saved_drawn_and_made_again(recorded: Path, tmp_path: Path
 def test_what_does_not_apply_is_refused(recorded: Path, options: dict, named: str) -> None:
     with pytest.raises(InvalidInputError, match=named):
         rollout_examples(ActivationStore.open(recorded), gradient=True, **options)
+
+
+def test_it_is_a_method_that_scores_groups_by_the_relevance_of_their_tokens(recorded: Path, store: ActivationStore) -> None:
+    held = ActivationStore.open(recorded)
+    (method,), _ = methods_of(held, ["gradient_rollout"])
+    tokens = int(held.n_tokens[1])
+    members = np.zeros((2, tokens), bool)
+    members[0, 3:9], members[1, tokens - 4 :] = True, True
+    scores = group_scores(held, 1, members, [method], windows=[(0, 6), (2, 4)], few=[(3, 6), (3, 4)])["gradient_rollout"]
+    onto = rollout_examples(held, [1], gradient=True).values[0, 0]
+    expected = [onto[3:9].sum(), onto[tokens - 4 : tokens].sum()]
+    np.testing.assert_allclose(scores, [expected, expected], rtol=1e-6)
+    assert method in methods_of(held)[0]
+    assert methods_of(store)[1]["gradient_rollout"] == "gradient_rollout"
+    with pytest.raises(NotRecordedError, match="expected gradient_rollout in the store for the method 'gradient_rollout'"):
+        methods_of(store, ["gradient_rollout"])
 
 
 def test_a_store_without_it_says_what_to_record(recorded: Path, store: ActivationStore, tmp_path: Path) -> None:

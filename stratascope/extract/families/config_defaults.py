@@ -27,15 +27,20 @@ VISION_DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"depth": 32, "embed_dim": 1280},
     "qwen2_5_vl": {"depth": 32, "hidden_size": 3584, "fullatt_block_indexes": (7, 15, 23, 31)},
     "qwen3_vl": {"depth": 27, "hidden_size": 1152},
-    "clip_vision_model": {"image_size": 224, "patch_size": 32},
-    "siglip_vision_model": {"image_size": 224, "patch_size": 16},
+    "clip_vision_model": {"image_size": 224, "patch_size": 32, "num_hidden_layers": 12, "hidden_size": 768},
+    "siglip_vision_model": {"image_size": 224, "patch_size": 16, "num_hidden_layers": 12, "hidden_size": 768},
+    "gemma3": {"num_hidden_layers": 12, "hidden_size": 768},
+    "idefics3": {"num_hidden_layers": 12, "hidden_size": 1152},
+    "smolvlm": {"num_hidden_layers": 12, "hidden_size": 1152},
+    "internvl": {"num_hidden_layers": 24, "hidden_size": 1024},
 }
 """`model_type` of the vision tower -> the fields that planning reads."""
 
+_LLAVA = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, "num_hidden_layers": 24, "hidden_size": 1024}
 TOWERS: dict[str, dict[str, Any]] = {
-    "llava": {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14},
-    "llava_next": {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14},
-    "paligemma": {"model_type": "siglip_vision_model", "image_size": 224, "patch_size": 14},
+    "llava": _LLAVA,
+    "llava_next": _LLAVA,
+    "paligemma": {"model_type": "siglip_vision_model", "image_size": 224, "patch_size": 14, "num_hidden_layers": 27, "hidden_size": 1152},
 }
 """Family -> vision tower of a config.json without `vision_config`."""
 

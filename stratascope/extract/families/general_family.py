@@ -18,8 +18,17 @@ from stratascope.extract.model_files import ModelSource
 NO_GRID = (0, 0)
 """Grid of an image whose tokens have no known place in it."""
 
-RECORDS = ("residual", "attention_rows", "attention_maps", "form_logits", "top_tokens", "knockout")
-"""Arrays that can be saved for such types."""
+RECORDS = (
+    "residual",
+    "attention_rows",
+    "attention_maps",
+    "form_logits",
+    "top_tokens",
+    "knockout",
+    "vision_residual",
+    "vision_output",
+)
+"""Arrays that can be saved for such types, the last two of those with a grid."""
 
 RASTER = frozenset({
     "cohere_compass", "cosmos3_edge", "cosmos3_omni", "ernie4_5_vl_moe", "exaone4_5", "glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga",
@@ -31,6 +40,9 @@ RASTER = frozenset({
 `tests/extract/general` changes single cells of an image and looks for the tokens that change. The other types have no grid.
 """
 
+MERGED_TOWERS = RASTER - {"muse_glimmer", "muse_spark", "paddleocr_vl", "video_llama_3"}
+"""Types whose vision tower holds one list of patches, those of a cell together, so that its residual stream can be recorded."""
+
 REFUSED = {
     "blip": "its decoder attends to the image by cross-attention in every block",
     "diffusion_gemma": "it denoises blocks of tokens: there is no next token",
@@ -39,14 +51,16 @@ REFUSED = {
     "gemma3n": "it has several residual streams",
     "git": "it has no registered attention function",
     "glm5_next": "it has several residual streams",
-    "hy_v4_vl": "its attention has sinks, so that rows do not sum to 1",
+    "hy_v4_vl": "it has several residual streams",
+    "inkling2": "each block reads a weighted sum of the states before it: there is no single residual stream",
+    "inkling2_loop": "each block reads a weighted sum of the states before it: there is no single residual stream",
     "idefics": "its images enter by cross-attention between the blocks",
     "instructblipvideo": "its inputs are videos",
     "mistral4": "it takes no images",
-    "mllama": "images enter by cross-attention in blocks of their own",
     "pi0": "it predicts actions and has no unembedding",
     "pix2struct": "it is an encoder-decoder model: the prompt is drawn into the image",
     "pp_formulanet": "it is an encoder-decoder model that reads formulas",
+    "qwen4_exp": "it has several residual streams",
     "t5gemma2": "it is an encoder-decoder model: the prompt is in the encoder",
     "udop": "it is an encoder-decoder model",
     "vision-encoder-decoder": "it is an encoder-decoder model: it has no prompt",
@@ -56,6 +70,10 @@ REFUSED = {
 
 BIDIRECTIONAL = frozenset({"gemma4_unified", "molmo2", "shieldgemma2"})
 """Types whose image tokens attend to later image tokens unless their configuration says otherwise, so that maps are not causal."""
+
+
+WHOLE_RERUNS = frozenset({"llama4"})
+"""Types whose last tokens cannot run alone, as knockouts do, because their attention is scaled by position."""
 
 
 class ImageProbe(Protocol):
@@ -125,7 +143,7 @@ def family_of(source: ModelSource) -> Family:
     """The model's family; for a type without one, what planning and running need of it."""
     kind, text = str(source.config.get("model_type")), source.config.get("text_config") or {}
     together = text.get("use_bidirectional_attention", "vision" if kind in BIDIRECTIONAL else None)  # a field of Gemma 4
-    return FAMILIES.get(kind) or Family(_no_rule, -1, causal=not together)
+    return FAMILIES.get(kind) or Family(_no_rule, -1, tower="merged" if kind in MERGED_TOWERS else None, causal=not together)
 
 
 def _no_rule(source: ModelSource, family: Family) -> ImageRule:
@@ -161,10 +179,10 @@ def check_records(source: ModelSource, shape: ModelShape, record: Sequence[str],
         Naming them.
     """
     kind = source.config.get("model_type")
-    beyond = [name for name in record if name not in (*RECORDS, "vision_output")]
+    beyond = [name for name in record if name not in RECORDS]
     if beyond:
         raise InvalidInputError(
-            f"expected `record` among {', '.join((*RECORDS, 'vision_output'))} for a model of the type {kind}, which has no family of its "
+            f"expected `record` among {', '.join(RECORDS)} for a model of the type {kind}, which has no family of its "
             f"own, found {', '.join(beyond)}; leave {'it' if len(beyond) == 1 else 'them'} out"
         )
     softmax = len(shape.attention or ())
@@ -173,6 +191,11 @@ def check_records(source: ModelSource, shape: ModelShape, record: Sequence[str],
         raise InvalidInputError(
             f"expected `record` without {' and '.join(mixed)} for a model of the type {kind}, {shape.layers - softmax} of whose "
             f"{shape.layers} blocks have no softmax attention, found it; leave it out"
+        )
+    if kind in WHOLE_RERUNS and "knockout" in record:
+        raise InvalidInputError(
+            f"expected `record` without knockout for a model of the type {kind}, whose attention is scaled by position, found it; leave it "
+            "out"
         )
     if max_pixels is not None:
         raise InvalidInputError(

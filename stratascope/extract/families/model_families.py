@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.config_defaults import image_processor_config, model_config, text_config, vision_config
@@ -32,7 +32,7 @@ class ModelShape:
     context: int
     """Longest sequence in tokens."""
     vision_layers: int
-    """Blocks of the vision tower; 0 if the family's tower cannot be captured."""
+    """Blocks of the vision tower; 0 if its residual stream cannot be captured."""
     vision_hidden: int
     dtype: str
     """Precision of the stored weights."""
@@ -40,6 +40,11 @@ class ModelShape:
     """Blocks of the vision tower with full attention, counted from 0; the others use windows."""
     attention: tuple[int, ...] | None = None
     """Decoder blocks with softmax attention; None: all."""
+
+
+Tower = Literal["merged", "first", "last"]
+"""How a vision tower holds the patches of the whole image: `merged`, one list of patches, those of a cell together (Qwen); otherwise one
+list for each view, of which the `first` or the `last` is the whole image, in raster order."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ class Family:
     """Id of the image token, if config.json omits it."""
     text: str = ""
     """`model_type` of the text model, if config.json omits it."""
-    tower: bool = False
-    """Whether the vision tower can be captured."""
+    tower: Tower | None = None
+    """How the vision tower holds the patches of the whole image; None if it cannot be captured."""
     causal: bool = True
     """Whether attention is causal; otherwise attention flow is undefined and refused."""
     prefix: bool = False
@@ -147,16 +152,16 @@ def _paligemma(source: ModelSource, family: Family) -> StretchedSquare:
 
 
 FAMILIES: dict[str, Family] = {
-    "qwen2_5_vl": Family(_qwen, 151655, tower=True),
-    "qwen2_vl": Family(_qwen, 151655, tower=True),
-    "qwen3_vl": Family(_qwen, 151655, tower=True),
-    "llava": Family(_llava, 32000, "llama"),
-    "llava_next": Family(_llava_next, 32000, "llama"),
-    "idefics3": Family(_idefics3, 128257, "llama"),
-    "smolvlm": Family(_idefics3, 128257, "llama"),
-    "gemma3": Family(_gemma3, 262144, "gemma3_text", causal=False),
-    "internvl": Family(_internvl, 151667, "qwen2"),
-    "paligemma": Family(_paligemma, 256000, "gemma", causal=False, prefix=True),
+    "qwen2_5_vl": Family(_qwen, 151655, tower="merged"),
+    "qwen2_vl": Family(_qwen, 151655, tower="merged"),
+    "qwen3_vl": Family(_qwen, 151655, tower="merged"),
+    "llava": Family(_llava, 32000, "llama", "first"),
+    "llava_next": Family(_llava_next, 32000, "llama", "first"),
+    "idefics3": Family(_idefics3, 128257, "llama", "last"),
+    "smolvlm": Family(_idefics3, 128257, "llama", "last"),
+    "gemma3": Family(_gemma3, 262144, "gemma3_text", "first", causal=False),
+    "internvl": Family(_internvl, 151667, "qwen2", "last"),
+    "paligemma": Family(_paligemma, 256000, "gemma", "first", causal=False, prefix=True),
 }
 """`model_type` in config.json -> the family."""
 
@@ -189,8 +194,9 @@ def model_shape(source: ModelSource) -> ModelShape:
     family, name = check_family(source), str(source.config["model_type"])
     inner: Mapping[str, Any] = source.config.get("text_config") or {}
     try:
-        vision = vision_config(source.config, name) if family.tower else {}
-        given = {**(source.config if family.tower else {}), **inner}
+        vision, merged = vision_config(source.config, name), family.tower == "merged"
+        given = {**(source.config if merged else {}), **inner}
+        depth = int(vision["depth"] if merged else vision.get("num_hidden_layers", 0))
         text = text_config(given, str(inner.get("model_type") or family.text or f"{name}_text"))
         return ModelShape(
             layers=int(text["num_hidden_layers"]),
@@ -198,22 +204,15 @@ def model_shape(source: ModelSource) -> ModelShape:
             heads=int(text["num_attention_heads"]),
             head_dim=int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]),
             context=int(text["max_position_embeddings"]),
-            vision_layers=int(vision["depth"]) if family.tower else 0,
-            vision_hidden=int(vision["embed_dim"] if name == "qwen2_vl" else vision["hidden_size"]) if family.tower else 0,
+            vision_layers=depth,
+            vision_hidden=int(vision["embed_dim"] if name == "qwen2_vl" else vision["hidden_size"]) if depth else 0,
             dtype=str(source.config.get("dtype") or source.config.get("torch_dtype") or text.get("dtype") or "float32"),
-            vision_whole=_whole_image_blocks(source, vision) if family.tower else (),
+            vision_whole=tuple(map(int, vision["fullatt_block_indexes"])) if name == "qwen2_5_vl" else tuple(range(depth)),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InvalidInputError(
             f"{source.name}: expected the sizes of decoder and vision tower in config.json, missing or wrong: {error}"
         ) from error
-
-
-def _whole_image_blocks(source: ModelSource, vision: Mapping[str, Any]) -> tuple[int, ...]:
-    """Vision blocks with full attention: all, except in Qwen2.5-VL, whose config.json lists them."""
-    if source.config["model_type"] != "qwen2_5_vl":
-        return tuple(range(int(vision["depth"])))
-    return tuple(int(k) for k in vision["fullatt_block_indexes"])
 
 
 def logits_capped(source: ModelSource) -> bool:

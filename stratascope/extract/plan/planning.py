@@ -21,12 +21,11 @@ from stratascope.extract.families.general_family import (
     GeneralModel,
     check_cells,
     check_records,
-    family_of,
     is_general,
 )
 from stratascope.extract.families.image_tokens import ImageRule, PatchGrid
 from stratascope.extract.families.model_families import ModelShape, image_rule, logits_capped, model_shape
-from stratascope.extract.model_files import ModelSource, check_weight_form, quantization, resolve_model
+from stratascope.extract.model_files import ModelSource, check_weight_form, on_loading, quantization, resolve_model
 from stratascope.extract.plan.answer_tokens import ANSWER_LOGITS, SUMMED, answer_forms
 from stratascope.extract.plan.extraction_plan import ExtractionPlan, patch_counts
 from stratascope.extract.plan.generated_answers import end_of_turn, generation_provenance
@@ -90,7 +89,7 @@ def build_plan(
     """
     trained = settings.untrained is None
     source = resolve_model(settings.model, revision=settings.revision, weights=weights and trained)
-    check_weight_form(source)
+    check_weight_form(source, quantize=settings.quantize, untrained=not trained)
     system = settings.asked.system if settings.system is None else settings.system
     general = load_general(source, system) if is_general(source) else None
     shape, rule = _shape_and_rule(source, settings, general)
@@ -174,7 +173,8 @@ def build_plan(
             "family": str(source.config["model_type"]),
             "dtype": dtype,
             "device": device.partition(":")[0],
-            "quantization": quantization(source),
+            "quantization": quantization(source) if settings.quantize is None else on_loading(settings.quantize),
+            **({"device_map": settings.device_map} if settings.device_map else {}),
             "files": source.digests(weights=trained, progress=progress),
             **({} if trained else {"untrained": settings.untrained}),
         },
@@ -220,10 +220,10 @@ def build_plan(
 def _shape_and_rule(source: ModelSource, settings: ExtractionSettings, general: GeneralModel | None) -> tuple[ModelShape, ImageRule]:
     """The model's sizes and how it writes images; InvalidInputError for records that it does not have."""
     shape = model_shape(source) if general is None else general.shape
-    if "vision_residual" in settings.record and not family_of(source).tower:
+    if "vision_residual" in settings.record and not shape.vision_layers:
         raise InvalidInputError(
-            f"expected a model of the Qwen families for vision_residual, found {source.config['model_type']!r}, whose vision tower "
-            "cannot be captured; leave vision_residual out of `record`"
+            f"expected a model with a known vision tower for vision_residual, found {source.config['model_type']!r}; leave "
+            "vision_residual out of `record`"
         )
     apart = sorted({"head_logits", "value_logits"} & set(settings.record))
     if apart and general is None and logits_capped(source):
@@ -255,7 +255,7 @@ def _requests_of_cells(settings: ExtractionSettings) -> dict[str, list[str]]:
     return {
         "boxes": [str(settings.boxes)] if settings.boxes else [],
         "positions": placed,
-        "record": [name for name in settings.record if name == "vision_output"],
+        "record": [name for name in settings.record if name in ("vision_output", "vision_residual")],
         "patches": [str(settings.patches)] if settings.patches else [],
     }
 

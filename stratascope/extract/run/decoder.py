@@ -10,13 +10,22 @@ import torch
 from torch import nn
 
 from stratascope.errors import CaptureError
+from stratascope.extract.run.weights import execution_device
 
 BLOCK = "stratascope_block"
 """Attribute of every module within a decoder block: the block's number."""
-SOFTMAX = ("attention", "full_attention", "sliding_attention", "chunked_attention", "global_attention", "local_attention")
+SOFTMAX = (
+    "attention",
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "global_attention",
+    "local_attention",
+    "reference_sliding_attention",
+)
 """Kinds of layers, as configurations name them, whose attention weights are a softmax over tokens."""
 _LISTS = ("layers", "h", "blocks")
-_NORMS = ("norm", "final_layernorm", "final_layer_norm", "embedding_norm", "ln_f", "layer_norm", "final_norm")
+_NORMS = ("norm", "final_layernorm", "final_layer_norm", "embedding_norm", "ln_f", "layer_norm", "final_norm", "norm_f")
 _PROJECTIONS = ("o_proj", "out_proj", "dense", "wo", "c_proj", "attn_out", "proj")
 _CAPS = ("final_logit_softcapping", "final_logit_softcap", "logits_soft_cap")
 
@@ -86,6 +95,12 @@ def attention_blocks(config: Any) -> tuple[int, ...]:
     return tuple(k for k, kind in enumerate(kinds) if kind in SOFTMAX and k not in crossed)
 
 
+def complete_outputs(model: Any) -> None:
+    """Give the outputs of Llama 4's text model the field `image_outputs`, which its outer model of transformers 5.24 reads."""
+    if model.config.model_type == "llama4":
+        model.language_model.register_forward_hook(lambda module, args, output: setattr(output, "image_outputs", None))
+
+
 def takes(model: Any, name: str) -> bool:
     """Whether the forward pass of a model has a parameter."""
     return name in inspect.signature(model.forward).parameters
@@ -97,9 +112,9 @@ def kept_logits(model: Any, keep: Any) -> dict[str, Any]:
 
 
 def mark_blocks(decoder: Any) -> None:
-    """Give every module within a block the block's number, so that the attention function knows where it runs."""
-    for number, block in enumerate(decoder.layers):
-        for module in block.modules():
+    """Give every module in a block with softmax self-attention the block's number, so that the attention function knows where it runs."""
+    for number in attention_blocks(decoder.config):
+        for module in decoder.layers[number].modules():
             setattr(module, BLOCK, number)
 
 
@@ -117,7 +132,7 @@ def output_projection(module: nn.Module) -> Any:
         If it has none of a known name.
     """
     for name in _PROJECTIONS:
-        if isinstance(found := getattr(module, name, None), nn.Module) and hasattr(found, "weight"):
+        if isinstance(found := getattr(module, name, None), nn.Module) and (hasattr(found, "weight") or hasattr(found, "qweight")):
             return found
     raise CaptureError(
         f"expected an output projection ({', '.join(_PROJECTIONS)}) in {type(module).__name__}, found none; leave value_norms, "
@@ -135,9 +150,15 @@ def unembedding_of(model: Any) -> Any:
     """
     head = getattr(model, "lm_head", None)
     head = model.get_output_embeddings() if head is None else head
+    head = getattr(getattr(model, "language_model", None), "lm_head", None) if head is None else head
     if head is None:
         raise CaptureError(f"expected a model with an unembedding, found {type(model).__name__}, which has none")
     return head
+
+
+def excluded_tokens(model: Any) -> list[int]:
+    """Tokens whose logits the model replaces by the least number, so that it never writes them: the image tokens of Chameleon."""
+    return list(model.model.vocabulary_mapping.image_tokens) if model.config.model_type == "chameleon" else []
 
 
 @dataclass(frozen=True)
@@ -156,7 +177,7 @@ class LogitScale:
 def logit_scale(model: Any, config: Any) -> LogitScale:
     """The scale of a model's logits: that of its configuration, if the model applies it.
 
-    Cohere multiplies by `logit_scale`, Muse by `output_multiplier`, Granite divides by `logits_scaling`, Gemma 2 has a soft cap; models
+    Cohere multiplies by `logit_scale`, Muse by `output_multiplier`, Granite and Inkling divide, Gemma 2 has a soft cap; models
     that embed such a decoder do this or leave it out. A pass over three tokens decides.
 
     Raises
@@ -168,6 +189,8 @@ def logit_scale(model: Any, config: Any) -> LogitScale:
     for name in ("logit_scale", "output_multiplier"):
         factor *= float(found) if (found := getattr(config, name, None)) is not None else 1.0
     factor /= float(found) if (found := getattr(config, "logits_scaling", None)) is not None else 1.0
+    if (width := getattr(config, "logits_mup_width_multiplier", None)) is not None:  # Inkling divides the input of its unembedding
+        return LogitScale(factor / float(width))
     cap = next((float(found) for name in _CAPS if (found := getattr(config, name, None))), None)
     if factor == 1 and cap is None:
         return LogitScale()
@@ -176,13 +199,13 @@ def logit_scale(model: Any, config: Any) -> LogitScale:
     hook = head.register_forward_hook(lambda module, args, output: written.append(output))
     try:
         with torch.inference_mode():
-            ids = torch.tensor([[1, 2, 3]], device=head.weight.device)
+            ids = torch.tensor([[1, 2, 3]], device=execution_device(model.get_input_embeddings()))
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, -1].float()
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # a model that needs an image
         return LogitScale(factor, cap)
     finally:
         hook.remove()
-    output = written[-1].reshape(-1, logits.shape[-1])[-1].float()
+    output = written[-1].reshape(-1, logits.shape[-1])[-1].float().to(logits.device)
     for scale in (LogitScale(factor, cap), LogitScale(), LogitScale(factor), LogitScale(cap=cap)):
         if float((scale(output) - logits).abs().max()) <= 0.02 * float(logits.abs().max()):
             return scale

@@ -11,7 +11,16 @@ import torch
 from stratascope.errors import InvalidInputError
 
 BY_TOKEN = frozenset(
-    {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "position_ids", "special_tokens_mask"}
+    {
+        "input_ids",
+        "attention_mask",
+        "cross_attention_mask",
+        "token_type_ids",
+        "mm_token_type_ids",
+        "labels",
+        "position_ids",
+        "special_tokens_mask",
+    }
 )
 """Outputs of processors by token, which a batch of prompts makes anew; all others belong to the images."""
 _IMAGE_IDS = ("image_token_id", "image_token_index", "image_patch_id", "media_placeholder_token_id")
@@ -51,7 +60,7 @@ def image_tensors(made: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return found
 
 
-def general_inputs(model: Any, ids: torch.Tensor, lengths: torch.Tensor, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def general_inputs(model: Any, ids: torch.Tensor, lengths: torch.Tensor, images: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Keywords of a forward pass over right-padded prompts with one image each.
 
     Parameters
@@ -67,4 +76,8 @@ def general_inputs(model: Any, ids: torch.Tensor, lengths: torch.Tensor, images:
     real = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
     kinds = (ids == image_token_id(model.config)).long()
     made = {"input_ids": ids, "attention_mask": real, **{name: values for name, values in images.items() if name in known}}
-    return {**made, **{name: kinds for name in ("token_type_ids", "mm_token_type_ids") if name in known}}
+    if "cross_attention_mask" in known and "aspect_ratio_mask" in images:  # Mllama: tokens from the image token on attend to its tiles
+        tiles = images["aspect_ratio_mask"].to(ids.device)
+        made["cross_attention_mask"] = kinds.cummax(1).values[:, :, None, None] * tiles[:, None]
+    needed = {name: None for name, each in known.items() if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD}
+    return {**needed, **made, **{name: kinds for name in ("token_type_ids", "mm_token_type_ids") if name in known}}

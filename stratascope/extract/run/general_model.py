@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from stratascope.errors import CaptureError, InvalidInputError
-from stratascope.extract.families.general_family import RASTER, GeneralModel, ProcessorRule, tokens_in_grid
+from stratascope.extract.families.general_family import MERGED_TOWERS, RASTER, GeneralModel, ProcessorRule, tokens_in_grid
 from stratascope.extract.families.image_tokens import ImageTokens, whole
 from stratascope.extract.families.model_families import FAMILIES, ModelShape
 from stratascope.extract.model_files import ModelSource
@@ -91,8 +91,7 @@ def _shape(config: Any, source: ModelSource) -> ModelShape:
             heads=heads,
             head_dim=int(getattr(text, "head_dim", None) or hidden // heads),
             context=int(context),
-            vision_layers=0,
-            vision_hidden=0,
+            **_tower(config),
             dtype=str(config.dtype or text.dtype or "float32").removeprefix("torch."),
             attention=attention_blocks(text),
         )
@@ -101,6 +100,19 @@ def _shape(config: Any, source: ModelSource) -> ModelShape:
             f"{source.name}: expected one number of layers, heads and hidden channels in its text configuration, found: {error}; use "
             "another model"
         ) from error
+
+
+def _tower(config: Any) -> dict[str, Any]:
+    """Sizes of a vision tower that can be captured."""
+    vision: Any = config.vision_config if config.model_type in MERGED_TOWERS else None
+    depth: Any = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", 0)
+    hidden: Any = getattr(vision, "embed_dim", None) or getattr(vision, "hidden_size", 0)
+    whole = getattr(vision, "fullatt_block_indexes", None)
+    return {
+        "vision_layers": int(depth),
+        "vision_hidden": int(hidden),
+        "vision_whole": tuple(range(depth)) if whole is None else tuple(map(int, whole)),
+    }
 
 
 def _capped(config: Any) -> bool:

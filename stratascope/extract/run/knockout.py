@@ -263,7 +263,7 @@ def tail_arguments(arguments: Mapping[str, Any], start: int, length: int, copies
     """
     made = dict(arguments)
     rotary = made.get("position_embeddings")
-    if rotary is None or any(part.shape[-2] != length for part in rotary):
+    if not isinstance(rotary, tuple) or any(part.shape[-2] != length for part in rotary):
         raise CaptureError("expected decoder blocks with rotary embeddings of all tokens, found others; leave knockout out of `record`")
     made["position_embeddings"] = tuple(part[..., start:, :].repeat(*[1] * (part.ndim - 2), copies, 1) for part in rotary)
     for name in ("position_ids", "cache_position"):

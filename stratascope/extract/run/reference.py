@@ -31,6 +31,10 @@ REFERENCE = "stratascope_plain"
 """Name of the attention function of reference runs."""
 
 
+LEAST_LOGIT = -1e30
+"""Logits below are those of tokens that the model never writes."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """Results of the plain model for one example, on the host, in float32."""
@@ -97,8 +101,13 @@ def run_reference(
             f"expected {len(blocks)} decoder blocks that each run once, and attention weights of {len(attending)}, found "
             f"{len(residual) - 1} runs and weights of {len(rows)} in {type(model).__name__}; report this with the model's name"
         )
-    chosen, spread = logits[list(choices)].cpu().numpy(), float(logits.std())
-    return Reference(torch.stack(residual).numpy(), torch.stack([rows[k] for k in sorted(rows)]).numpy(), chosen, spread)
+    chosen, spread = logits[list(choices)].cpu().numpy(), float(logits[logits > LEAST_LOGIT].std())
+    return Reference(torch.stack(residual).numpy(), _stacked(rows), chosen, spread)
+
+
+def _stacked(rows: Mapping[int, torch.Tensor]) -> np.ndarray:
+    """(block, head, token); no block of a model without softmax attention."""
+    return torch.stack([rows[k] for k in sorted(rows)]).numpy() if rows else np.zeros((0, 1, 1), np.float32)
 
 
 def _reorder(

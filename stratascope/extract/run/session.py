@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from stratascope.errors import CaptureError, InvalidInputError
-from stratascope.extract.families.general_family import ProcessorRule
+from stratascope.extract.families.general_family import ProcessorRule, family_of
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.images import image_token_order
 from stratascope.extract.run.answer_scores import ABSENT, answer_scores
@@ -23,18 +23,20 @@ from stratascope.extract.run.generation import Generation
 from stratascope.extract.run.gradients import ARRAYS, TokenGradients
 from stratascope.extract.run.halvings import Halving, Halvings, Work
 from stratascope.extract.run.inputs import LoadedImage, PreparedImages, check_cut, joined, load_image, shown_image
+from stratascope.extract.run.loading import Arrangement
 from stratascope.extract.run.model import Batch, CaptureModel, CaptureRequest, PendingCapture
 from stratascope.extract.run.self_check import (
     CHECKED,
-    LIMITS,
     check_capture,
     check_generated,
     check_patches,
     check_prompt,
     image_token_order_of,
+    limits_of,
     load_processor,
 )
 from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures
+from stratascope.extract.run.vision_tower import CellRequest
 
 
 class ExtractionSession:
@@ -52,7 +54,12 @@ class ExtractionSession:
         self.plan, self.batch_tokens, self._given_tokens = plan, batch_tokens, batch_tokens
         model = plan.provenance["model"]
         self.model = CaptureModel(
-            plan.source, device=plan.device, dtype=model["dtype"], rule=plan.tokenizer.rule, untrained=plan.settings.untrained
+            plan.source,
+            device=plan.device,
+            dtype=model["dtype"],
+            rule=plan.tokenizer.rule,
+            untrained=plan.settings.untrained,
+            arrangement=Arrangement(plan.settings.device_map, plan.settings.quantize),
         )
         self.request = CaptureRequest(
             choices=_compared_tokens(plan),
@@ -94,7 +101,9 @@ class ExtractionSession:
 
     def compute_features(self, example: int, prepared: PreparedImages) -> ImageFeatures:
         """Features of the image of an example, from the vision tower."""
-        return self.model.features(prepared, self._vision_cells[0].get(self.plan.shown[example], ()))
+        cells, tower = self._vision_cells[0].get(self.plan.shown[example]), family_of(self.plan.source).tower
+        request = CellRequest(cells, self.plan.layouts[example].grid, tower) if cells and tower else None
+        return self.model.features(prepared, request)
 
     def knock_out(self, example: int, batch: Callable[[], Batch], block: int, place: int) -> np.ndarray:
         """Knockout effects of an example, from a batch of it alone; sub-batches are halved permanently when memory runs out.
@@ -114,7 +123,7 @@ class ExtractionSession:
         knockouts = self.plan.knockouts
         assert knockouts is not None
         targets, pair = self.plan.masked_tokens(example), (self.request.choices[0], self.request.choices[1])
-        check = None if self.knocked else LIMITS[self.plan.provenance["model"]["dtype"]].inner
+        check = None if self.knocked else limits_of(self.plan).inner
         while True:
             tokens = self.kept.limit("knockouts", block, place, self._given_tokens)
             found = attempt(partial(self._knock_out, batch, pair, targets, knockouts, tokens, check))
@@ -139,7 +148,7 @@ class ExtractionSession:
         """
         answers = [self.plan.tokenizer.answers(self.plan.examples[k]) for k in members]
         lengths = self._counts[list(members)]
-        tolerance = None if self.scored else LIMITS[self.plan.provenance["model"]["dtype"]].logits
+        tolerance = None if self.scored else limits_of(self.plan).logits
         while True:
             tokens = 1 if self._alone else self.kept.limit("answers", block, place, self._given_tokens)
             found = attempt(partial(answer_scores, self.model, members, answers, lengths, batch_of, tokens, tolerance))

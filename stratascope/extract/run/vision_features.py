@@ -1,85 +1,26 @@
 """Image features of the vision tower, computed once for all captions of an image, and its residual stream over image cells.
 
 The tower processes one image at a time, so its features are bitwise the same in every batch, on every such machine, and after an
-interruption: caching them changes no number. The blocks of Qwen2.5-VL process patches in window order, which is undone here.
+interruption: caching them changes no number.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from transformers.vision_utils import get_vision_window_index
 
-from stratascope.errors import CaptureError
-from stratascope.extract.run.capture import reading_residuals
+from stratascope.extract.run.vision_tower import CellRequest, capturing_vision, find_tower
 from stratascope.extract.run.window_attention import windows_in_one_call
 
-
-@dataclass
-class VisionCapture:
-    """Activations of one pass through the vision tower."""
-
-    index: torch.Tensor
-    """(total,) patches of all segments, concatenated, in the order of the blocks."""
-    lengths: torch.Tensor
-    """(segment,) patches of each segment; a segment is one position of one example, absent ones are left out."""
-    residual: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Layer -> (segment, vision hidden) float32: mean over the patches of the segment after that many blocks."""
-
-    def pool(self, layer: int, hidden: torch.Tensor) -> None:
-        """Keep the means of `hidden`, (patch, vision hidden)."""
-        self.residual[layer] = torch.segment_reduce(hidden[self.index].float(), "mean", lengths=self.lengths, axis=0)
-
-
-def vision_capture(tower: nn.Module, grid: torch.Tensor, segments: Sequence[tuple[int, np.ndarray]]) -> VisionCapture:
-    """Prepare the capture of a batch.
-
-    Parameters
-    ----------
-    tower
-        Qwen's vision model.
-    grid
-        (image, 3): frames, rows and columns of patches.
-    segments
-        (image, cells): raster indices of merged cells whose patches are averaged.
-
-    Raises
-    ------
-    CaptureError
-        If the tower has no `.blocks` over merged patches.
-    """
-    config: Any = getattr(tower, "config", None)
-    if not hasattr(tower, "blocks") or not hasattr(config, "spatial_merge_size"):
-        raise CaptureError(f"expected Qwen's vision tower, found {type(tower).__name__}; leave vision_residual out of `record`")
-    unit = config.spatial_merge_size**2
-    cells = (grid.prod(-1) // unit).cpu()
-    offsets = torch.cat([torch.zeros(1, dtype=cells.dtype), cells.cumsum(0)])
-    place = torch.arange(int(offsets[-1]))
-    if getattr(config, "window_size", None):
-        order, _ = get_vision_window_index(
-            grid.cpu(), spatial_merge_size=config.spatial_merge_size, window_size=config.window_size, patch_size=config.patch_size
-        )
-        place = torch.argsort(order)
-    chosen = [place[offsets[image] + torch.from_numpy(np.asarray(which, np.int64))] for image, which in segments]
-    index = torch.cat([(units[:, None] * unit + torch.arange(unit)).flatten() for units in chosen])
-    lengths = torch.tensor([len(units) * unit for units in chosen])
-    return VisionCapture(index.to(grid.device), lengths.to(grid.device))
-
-
-@contextmanager
-def capturing_vision(tower: nn.Module, capture: VisionCapture) -> Iterator[VisionCapture]:
-    """While open, a pass through the tower fills `capture`: layer k is the input of block k, the last layer the output."""
-    with reading_residuals(tower.blocks, capture.pool):
-        yield capture
-
+COUNTED = frozenset({"hunyuan_vl"})
+"""Types that number the images of a batch across its examples in their position ids: they run one example at a time."""
 
 DEVICE_SHARE = 0.25
 """Share of free GPU memory for cached features."""
@@ -98,7 +39,7 @@ class ImageFeatures:
     pooled: torch.Tensor
     """As the family returns them, ending in (token, hidden)."""
     deep: tuple[torch.Tensor, ...]
-    """Features that Qwen3-VL adds after each of its first blocks, (token, hidden); otherwise empty."""
+    """Features that Qwen3-VL adds after each of its first blocks, Granite 4 before some, (token, hidden); otherwise empty."""
     vision: torch.Tensor | None
     """(layer, segment, vision hidden) float32: residual stream of the tower."""
     grid: torch.Tensor | None
@@ -109,6 +50,8 @@ class ImageFeatures:
     """Whether that output holds a list of images or one tensor."""
     output: str = "pooler_output"
     """Field of the output class with the features."""
+    deep_layers: tuple[int, ...] = ()
+    """Blocks before which Granite 4 adds the features `deep`."""
     sizes: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """On the host: all whole numbers that the processor made of the image, such as its patch grid and size."""
 
@@ -131,7 +74,9 @@ class ImageFeatures:
 
 
 def accepts_features(model: Any) -> bool:
-    """Whether the forward pass of a family accepts precomputed image features."""
+    """Whether the forward pass of a family accepts precomputed image features, in batches that equal single examples."""
+    if model.config.model_type in COUNTED:
+        return False
     return "mm_encoder_outputs" in inspect.signature(model.forward).parameters and bool(_feature_owners(model))
 
 
@@ -141,7 +86,7 @@ def _feature_owners(model: Any) -> list[Any]:
 
 
 def image_features(
-    model: Any, image: Mapping[str, torch.Tensor], on_host: Mapping[str, torch.Tensor], cells: Sequence[np.ndarray] = ()
+    model: Any, image: Mapping[str, torch.Tensor], on_host: Mapping[str, torch.Tensor], cells: CellRequest | None = None
 ) -> ImageFeatures:
     """Run the vision tower on one image.
 
@@ -154,27 +99,32 @@ def image_features(
     on_host
         The same on the host.
     cells
-        Raster indices of the cells over which the residual stream is averaged; only for the tower of Qwen.
+        The cells over which the tower's residual stream is averaged; None: it is not captured.
     """
     known = _feature_parameters(model)
-    tower: Any = getattr(getattr(model, "model", None), "visual", None)
-    seen = vision_capture(tower, image["image_grid_thw"], [(0, each) for each in cells]) if cells else None
-    with windows_in_one_call(tower), capturing_vision(tower, seen) if seen else nullcontext():
+    seen = cells.capture(model, image) if cells else None
+    with (
+        windows_in_one_call(getattr(getattr(model, "model", None), "visual", None)),
+        capturing_vision(find_tower(model), seen) if seen else nullcontext(),
+    ):
         output = _feature_owners(model)[0].get_image_features(
             **{name: values for name, values in image.items() if name in known}, return_dict=True
         )
-    name = "pooler_output" if getattr(output, "pooler_output", None) is not None else "last_hidden_state"
-    pooled = output[name]
+    found = getattr(output, "deepstack_features", None) or ()
+    layers = tuple(level[0] for level in found if isinstance(level[0], int))
+    deep = tuple(_only(level[1] if layers else level) for level in found)
+    name = "pooler_output" if layers or getattr(output, "pooler_output", None) is not None else "last_hidden_state"
+    pooled = deep[0] if layers else output[name]
     listed = isinstance(pooled, list | tuple)
-    deep = getattr(output, "deepstack_features", None) or ()
     return ImageFeatures(
         torch.cat([each.reshape(-1, each.shape[-1]) for each in pooled]) if listed else pooled,
-        tuple(_only(level) for level in deep),
+        deep,
         torch.stack([seen.residual[layer] for layer in sorted(seen.residual)]) if seen else None,
         on_host.get("image_grid_thw"),
         type(output),
         listed,
         name,
+        layers,
         {key: values for key, values in on_host.items() if not values.is_floating_point()},
     )
 
@@ -192,9 +142,11 @@ def feature_inputs(features: Sequence[ImageFeatures]) -> dict[str, Any]:
         joined = torch.cat(pooled, 1)
     else:
         joined = torch.cat(pooled)
-    output = features[0].kind(**{features[0].output: pooled if features[0].listed else joined})
+    needed = {each.name: None for each in fields(features[0].kind) if each.default is MISSING and each.default_factory is MISSING}
+    output = features[0].kind(**{**needed, features[0].output: pooled if features[0].listed else joined})
     if features[0].deep:
-        output.deepstack_features = [tuple(each.deep[level] for each in features) for level in range(len(features[0].deep))]
+        levels = [tuple(each.deep[level] for each in features) for level in range(len(features[0].deep))]
+        output.deepstack_features = list(zip(features[0].deep_layers, levels, strict=True)) if features[0].deep_layers else levels
     return {"mm_encoder_outputs": {"image": output}}
 
 

@@ -30,6 +30,8 @@ class Files:
     """Arguments of the processor."""
     more: tuple[str, ...] = ()
     """Further special tokens."""
+    begin: str = ""
+    """What the chat template writes first."""
     video: str = ""
     """Class of the video processor."""
 
@@ -52,7 +54,12 @@ def tokenizer(config: Any, files: Files) -> hf.PreTrainedTokenizerFast:
     made.post_processor = processors.ByteLevel(trim_offsets=False)
     assert made.get_vocab_size() <= VOCABULARY
     return hf.PreTrainedTokenizerFast(
-        tokenizer_object=made, eos_token=SPECIAL[2], pad_token=SPECIAL[0], additional_special_tokens=[], extra_special_tokens=names
+        tokenizer_object=made,
+        eos_token=SPECIAL[2],
+        pad_token=SPECIAL[0],
+        bos_token="<a>",
+        additional_special_tokens=[],
+        extra_special_tokens=names,
     )
 
 
@@ -68,6 +75,6 @@ def save(name: str, tiny: Tiny, files: Files, folder: Path) -> Path:
     parts: dict[str, Any] = {"image_processor": image_processor(name, tiny), "tokenizer": words}
     if files.video:
         parts["video_processor"] = getattr(hf, files.video)()
-    template = CHATML.replace("IMAGE", files.template)
+    template = files.begin + CHATML.replace("IMAGE", files.template)
     getattr(hf, files.processor)(**parts, chat_template=template, **files.settings).save_pretrained(folder)
     return folder

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from stratascope.extract.families.general_family import ProcessorRule
+from stratascope.extract.families.general_family import MERGED_TOWERS, ProcessorRule
 from stratascope.extract.families.image_tokens import ImageTokens
 from stratascope.extract.run.capture import Capture, Pooling, capturing
 from stratascope.extract.run.decoder import attention_blocks, find_decoder
@@ -18,11 +18,14 @@ from stratascope.extract.run.general_inputs import general_inputs, image_tensors
 from stratascope.extract.run.generation import Generation
 from stratascope.extract.run.inputs import PreparedImages
 from stratascope.extract.run.model import Batch, Captured, CaptureModel, CaptureRequest
+from stratascope.extract.run.vision_tower import CellRequest, find_tower, tower_blocks
 from tests.extract.general.tiny import Tiny, build, image_processor, photo, words
 
 ROWS, INNER = 1e-5, 2e-4
 """Differences of attention weights; of residual streams and logits, relative to their size."""
 PAIR = (300, 301)
+RANKS = 5
+"""Most likely next tokens that are compared."""
 PROJECTIONS = ("attn.proj", "attn.o_proj", "attn.out_proj", "attention.o_proj", "attn.wo", "attention.proj")
 """Output projections of attention in vision towers."""
 GENERATED = 4
@@ -63,9 +66,10 @@ def prove(name: str, tiny: Tiny, *, rows: bool = True) -> Proved:
     expected = [_eager(model, case) for case in cases]
     ours = CaptureModel.of(model, ProcessorRule("", "", "", _no_probe))
     attending, count = attention_blocks(ours.decoder.config), len(ours.decoder.layers)
-    alone = [_captured(ours, [case]) for case in cases]
+    vocabulary = len(expected[0].logits)
+    alone = [_captured(ours, [case], vocabulary) for case in cases]
     batches = (
-        [*((each, [k]) for k, each in enumerate(alone)), (_captured(ours, cases), [0, 1])]
+        [*((each, [k]) for k, each in enumerate(alone)), (_captured(ours, cases, vocabulary), [0, 1])]
         if ours.accepts_features
         else [(each, [k]) for k, each in enumerate(alone)]
     )
@@ -130,7 +134,11 @@ def _eager(model: Any, case: Case) -> Expected:
     finally:
         for hook in hooks:
             hook.remove()
-    weights = [each[0, :, -1].numpy() for each in output.attentions or () if each is not None]
+    attentions = getattr(output, "attentions", None) or getattr(output.get("language_model_outputs"), "attentions", None)
+    kept = [each for each in attentions or () if each is not None]
+    if len(kept) == len(decoder.layers):  # with the weights of cross-attention, over the image
+        kept = [kept[block] for block in attention_blocks(decoder.config)]
+    weights = [each[0, :, -1].numpy() for each in kept]
     return Expected(
         torch.stack([each[-1] for each in seen]).numpy(),
         torch.stack([each.mean(0) for each in seen]).numpy(),
@@ -148,7 +156,7 @@ def prove_generation(model: Any, cases: list[Case]) -> bool:
     ours = CaptureModel.of(model, ProcessorRule("", "", "", _no_probe))
     asked = Generation(GENERATED, (), tuple(range(GENERATED)))
     groups = [[case] for case in cases] + ([cases] if ours.accepts_features and ours.decodes_together else [])
-    found = [(_captured(ours, group, asked), group) for group in groups]
+    found = [(_captured(ours, group, generation=asked), group) for group in groups]
     model.set_attn_implementation("eager")
     for case in cases:
         kinds = _inputs(model, case.ids, case.image, 0)
@@ -193,7 +201,7 @@ def _entries(model: Any, inputs: Mapping[str, Any]) -> np.ndarray:
     return torch.stack(seen).numpy()
 
 
-def _captured(ours: CaptureModel, cases: list[Case], generation: Generation | None = None) -> Captured:
+def _captured(ours: CaptureModel, cases: list[Case], vocabulary: int | None = None, generation: Generation | None = None) -> Captured:
     lengths = torch.tensor([len(case.ids) for case in cases])
     ids = torch.zeros(len(cases), int(lengths.max()), dtype=torch.long)
     for row, case in enumerate(cases):
@@ -201,7 +209,8 @@ def _captured(ours: CaptureModel, cases: list[Case], generation: Generation | No
     features = [ours.features(PreparedImages(case.image, ((),))) for case in cases] if ours.accepts_features else []
     images = {} if features else cases[0].image
     batch = Batch(tuple(range(len(cases))), ids, lengths, images, _pooling(cases), features)
-    return ours.run(batch, CaptureRequest(PAIR, frozenset({"maps"}), model_logits=True, generation=generation))
+    request = CaptureRequest(PAIR, frozenset({"maps"}), ranks=RANKS, known_tokens=vocabulary, model_logits=True, generation=generation)
+    return ours.run(batch, request)
 
 
 def _close(found: np.ndarray, expected: np.ndarray, tolerance: float, what: str) -> None:
@@ -217,6 +226,8 @@ def _compare(found: Captured, row: int, expected: Expected, *, rows: bool, token
     _close(found.model_logits[row], pair, INNER, "the model's own logits")
     _close(found.answer_logits[row], pair, INNER, "last residual stream through norm and unembedding")
     assert np.abs(expected.logits[list(PAIR)]).max() > 1e-4
+    assert found.top_logits is not None
+    _close(found.top_logits[row], np.sort(expected.logits)[: -RANKS - 1 : -1], INNER, "logits of the most likely tokens")
     if rows:
         assert len(found.rows) == len(expected.rows), f"{len(found.rows)} blocks with rows, {len(expected.rows)} with eager weights"
         for k, own in enumerate(expected.rows):
@@ -246,7 +257,10 @@ def _left_padded(ours: CaptureModel, cases: list[Case], expected: list[Expected]
 
 
 def misplaced_cells(name: str, tiny: Tiny) -> list[str]:
-    """Cells of an image whose token is not the only one that a change in their centre changes, with the tower's attention removed."""
+    """Cells of an image whose token, or entry of the tower where it is captured, is not the only one that a change in their centre changes.
+
+    The tower's attention is removed.
+    """
     model, asked = build(name, tiny), image_processor(name, tiny)
     decoder = set(find_decoder(model).modules())
     for path, module in model.named_modules():
@@ -257,17 +271,26 @@ def misplaced_cells(name: str, tiny: Tiny) -> list[str]:
     grid = asked(images=[image], return_tensors="pt")["image_grid_thw"][0].tolist()
     merge = int(getattr(asked, "merge_size", 1))
     rows, columns = grid[1] // merge, grid[2] // merge
-    before, wrong = _tokens_of(ours, asked, image), []
+    request = CellRequest([np.array([k]) for k in range(rows * columns)], (rows, columns), "merged") if name in MERGED_TOWERS else None
+    before, wrong = _features_of(ours, asked, image, request), []
     for row, column in ((0, 0), (1, 2), (rows - 2, 1), (rows - 1, columns - 1), (2, columns - 1)):
         other = image.copy()
         x, y = (int((column + 0.5) * 256 / columns), int((row + 0.5) * 192 / rows))
         other.paste((255, 0, 255), (x - 2, y - 2, x + 3, y + 3))
-        changed = torch.nonzero((_tokens_of(ours, asked, other) - before).abs().amax(-1) > 1e-5)[:, 0].tolist()
-        if changed != [row * columns + column]:
-            wrong.append(f"cell {row}, {column} of {rows} x {columns} changes {changed}")
+        found = _features_of(ours, asked, other, request)
+        for what in found:
+            changed = torch.nonzero((found[what] - before[what]).abs().amax(-1) > 1e-5)[:, 0].tolist()
+            if changed != [row * columns + column]:
+                wrong.append(f"cell {row}, {column} of {rows} x {columns} changes {what} of {changed}")
     return wrong
 
 
-def _tokens_of(ours: CaptureModel, asked: Any, image: Any) -> torch.Tensor:
-    features = ours.features(PreparedImages(image_tensors(asked(images=[image], return_tensors="pt")), ((),)))
-    return features.pooled.reshape(features.tokens, -1)
+def _features_of(ours: CaptureModel, asked: Any, image: Any, request: CellRequest | None) -> dict[str, torch.Tensor]:
+    """(cell, hidden) image tokens, and (cell, vision hidden) residual stream of the tower at its entry and its exit."""
+    features = ours.features(PreparedImages(image_tensors(asked(images=[image], return_tensors="pt")), ((),)), request)
+    found = {"tokens": features.pooled.reshape(features.tokens, -1)}
+    if request is not None:
+        assert features.vision is not None
+        assert len(features.vision) == len(tower_blocks(find_tower(ours.model))) + 1
+        found |= {"the entry": features.vision[0], "the exit": features.vision[-1]}
+    return found

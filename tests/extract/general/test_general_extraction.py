@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,16 @@ from stratascope.extract import ExtractionSettings, plan_extraction, run_extract
 from stratascope.extract.model_files import ModelSource  # noqa: E402
 from stratascope.extract.plan.images import open_image  # noqa: E402
 from stratascope.extract.plan.intervention_plan import settings_of_store  # noqa: E402
+from stratascope.extract.plan.settings import TOP_TOKENS  # noqa: E402
 from stratascope.extract.plan.token_layout import TILES, PromptTokenizer  # noqa: E402
-from stratascope.extract.run.decoder import find_decoder  # noqa: E402
+from stratascope.extract.run.decoder import attention_blocks, complete_outputs, find_decoder  # noqa: E402
 from stratascope.extract.run.general_model import general_model  # noqa: E402
 from stratascope.store import ActivationStore, StoreLayout, verify  # noqa: E402
 from tests.extract import saved  # noqa: E402
 from tests.extract.general.folders import save  # noqa: E402
 from tests.extract.general.processors import FILES  # noqa: E402
 from tests.extract.general.tiny import photo  # noqa: E402
-from tests.extract.general.types import TYPES  # noqa: E402
+from tests.extract.general.types import RESIDUALS, TYPES  # noqa: E402
 
 SIZES = [(120, 80), (80, 120), (97, 61), (200, 60)]
 CAPTIONS = [
@@ -51,9 +53,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 FEW = ("mistral3", "qwen3_5")
 """Without a grid; with one, and with linear attention."""
+SOME = {"mllama": 2, "qwen3_5": 1}
+"""Types with softmax self-attention in some blocks -> their number."""
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in sorted(FILES)])
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in sorted(set(FILES) & set(TYPES))]
+)
 def extracted(request: pytest.FixtureRequest, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
     """Name, folder and plan of a type whose store is in the folder."""
     name = request.param
@@ -94,8 +100,18 @@ def test_a_store_holds_the_residual_stream_and_rows_of_the_plain_model(extracted
     name, folder, plan = extracted
     verify(folder / "store.zarr")
     store = ActivationStore.open(folder / "store.zarr")
-    attending = (3,) if name == "qwen3_5" else (0, 1, 2, 3)
+    attending = {"qwen3_5": (3,), "mllama": (0, 2)}.get(name, (0, 1, 2, 3))
     assert store.layout.attention_layers == attending
+    for k, (residual, rows, logits) in enumerate(_plain(folder, plan)):
+        assert len(rows) == len(attending)
+        for place, block in enumerate(attending):
+            held = store.read("attention_rows", layer=block, examples=[k])[0]
+            np.testing.assert_allclose(held[:, : len(plan.layouts[k].ids)], rows[place], atol=6e-4)  # stored as float16
+        _compare_residual(store, k, residual, logits, plan)
+
+
+def _plain(folder: Path, plan: Any) -> Iterator[tuple[np.ndarray, list[np.ndarray], np.ndarray]]:
+    """(layer, hidden) residual stream, (head, token) rows of each block with self-attention and logits of the final token, by example."""
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     decoder = find_decoder(model)
     for k in range(len(plan.examples)):
@@ -106,20 +122,18 @@ def test_a_store_holds_the_residual_stream_and_rows_of_the_plain_model(extracted
             )
             for module in (*decoder.layers, decoder.norm)
         ]
+        complete_outputs(model)
         with torch.inference_mode():
-            output = model(**_official(folder, plan, k), output_attentions=True)
+            output = model(**_official(folder, plan, k).to(torch.float32), output_attentions=True)  # Llama 4 has pixels in bfloat16
         for hook in hooks:
             hook.remove()
         weights = [each for each in output.attentions if each is not None]
-        assert len(weights) == len(attending)
-        for place, block in enumerate(attending):
-            rows = store.read("attention_rows", layer=block, examples=[k])[0]
-            np.testing.assert_allclose(rows[:, : len(plan.layouts[k].ids)], weights[place][0, :, -1], atol=6e-4)  # stored as float16
-        for layer, hidden in enumerate(seen):
-            held = store.read("residual", layer=layer, position="final", examples=[k])[0]
-            np.testing.assert_allclose(held, hidden[0, -1], rtol=2e-3, atol=2e-3)
-        np.testing.assert_allclose(
-            store.read("answer_logits", examples=[k])[0], output.logits[0, -1, list(plan.tokenizer.choice_ids.values())], atol=2e-3
+        if len(weights) == len(decoder.layers):  # with those of cross-attention, over the image
+            weights = [weights[block] for block in attention_blocks(decoder.config)]
+        yield (
+            torch.stack([hidden[0, -1] for hidden in seen]).numpy(),
+            [each[0, :, -1].numpy() for each in weights],
+            output.logits[0, -1].numpy(),
         )
 
 
@@ -134,6 +148,32 @@ def test_generated_tokens_are_those_of_transformers(extracted: tuple[str, Path, 
         whole = model.generate(**inputs, do_sample=False, max_new_tokens=3, eos_token_id=ends or None)
         tokens = whole[0, inputs["input_ids"].shape[1] :].tolist()
         assert store.read("generated_tokens", examples=k).tolist() == tokens + [-1] * (3 - len(tokens))
+
+
+def _compare_residual(store: ActivationStore, k: int, residual: np.ndarray, logits: np.ndarray, plan: Any) -> None:
+    for layer, hidden in enumerate(residual):
+        held = store.read("residual", layer=layer, position="final", examples=[k])[0]
+        np.testing.assert_allclose(held, hidden, rtol=2e-3, atol=2e-3)
+    answers = logits[list(plan.tokenizer.choice_ids.values())]
+    np.testing.assert_allclose(store.read("answer_logits", examples=[k])[0], answers, atol=2e-3)
+
+
+def test_a_model_without_softmax_attention_has_all_but_the_arrays_of_attention(photos: Path, tmp_path: Path) -> None:
+    folder = save("mistral_large4", RESIDUALS["mistral_large4"], FILES["mistral_large4"], tmp_path)
+    with pytest.raises(
+        InvalidInputError, match=r"without attention_rows and attention_maps .* 4 of whose 4 blocks have no softmax attention"
+    ):
+        plan_extraction(_settings(folder, photos))
+    plan = plan_extraction(_settings(folder, photos, record=("residual", "form_logits", "top_tokens")))
+    assert not run_extraction(plan, folder / "store.zarr").failed
+    verify(folder / "store.zarr")
+    store = ActivationStore.open(folder / "store.zarr")
+    for k, (residual, _, logits) in enumerate(_plain(folder, plan)):
+        _compare_residual(store, k, residual, logits, plan)
+        top = np.sort(logits[: plan.tokenizer.tokenizer.get_vocab_size()])[: -TOP_TOKENS - 1 : -1]
+        np.testing.assert_allclose(store.read("top_logits", examples=[k])[0], top, atol=2e-3)
+    with pytest.raises(NotRecordedError, match="attention_rows"):
+        store.read("attention_rows", layer=0)
 
 
 def test_the_grid_is_known_where_one_run_of_tokens_fills_it(extracted: tuple[str, Path, Any]) -> None:
@@ -175,8 +215,12 @@ def _reason(more: dict[str, Any]) -> str:
 def test_knockouts_are_refused_for_blocks_without_softmax_attention(extracted: tuple[str, Path, Any], photos: Path) -> None:
     name, folder, _ = extracted
     asked = _settings(folder, photos, record=("residual", "knockout"), knockouts=1)
-    if name == "qwen3_5":
-        with pytest.raises(InvalidInputError, match="3 of whose 4 blocks have no softmax attention"):
+    if name in SOME:
+        with pytest.raises(InvalidInputError, match=f"{4 - SOME[name]} of whose 4 blocks have no softmax attention"):
+            plan_extraction(asked)
+        return
+    if name == "llama4":
+        with pytest.raises(InvalidInputError, match=r"without knockout .* whose attention is scaled by position"):
             plan_extraction(asked)
         return
     plan = plan_extraction(replace(asked, limit=1))
@@ -218,11 +262,31 @@ def test_a_layout_without_softmax_layers_is_as_earlier_releases_wrote_it() -> No
         layout.subset(softmax_layers=(4,))
 
 
+def test_the_tower_is_recorded_where_the_cells_of_its_patches_are_known(extracted: tuple[str, Path, Any], photos: Path) -> None:
+    name, folder, _ = extracted
+    asked = _settings(folder, photos, record=("residual", "vision_residual"), limit=1)
+    if not name.startswith("qwen"):
+        with pytest.raises(InvalidInputError, match="expected a model with a known vision tower for vision_residual"):
+            plan_extraction(asked)
+        return
+    plan = plan_extraction(asked)
+    run_extraction(plan, folder / "tower.zarr")
+    held = ActivationStore.open(folder / "tower.zarr").read("vision_residual", position="image", examples=[0])[:, 0]
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    seen: list[torch.Tensor] = []
+    for block in model.model.visual.blocks:
+        block.register_forward_pre_hook(lambda m, args, kwargs: seen.append(args[0].mean(0)), with_kwargs=True)
+    model.model.visual.blocks[-1].register_forward_hook(lambda m, args, output: seen.append(output.mean(0)))
+    with torch.inference_mode():
+        model(**_official(folder, plan, 0))
+    np.testing.assert_allclose(held, torch.stack(seen).numpy(), atol=1e-4)
+
+
 def test_analyses_of_a_store_say_what_it_has_no_place_or_softmax_for(extracted: tuple[str, Path, Any]) -> None:
     name, folder, _ = extracted
     store = ActivationStore.open(folder / "store.zarr")
-    if name == "qwen3_5":
-        with pytest.raises(NotRecordedError, match="expected softmax attention in all 4 blocks, found it in 3"):
+    if name in SOME:
+        with pytest.raises(NotRecordedError, match="expected softmax attention in all 4 blocks, found it in"):
             rollout_examples(store)
         with pytest.raises(InvalidInputError, match="expected softmax attention in all blocks"):
             settings_of_store(store)
