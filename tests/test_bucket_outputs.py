@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from stratascope.cli import main
 from stratascope.commands import bucket_outputs
 from stratascope.commands.options import OUTPUT, RESULTS_INPUT
 from stratascope.commands.terminal import echo
-from stratascope.store import copy_store
+from stratascope.store import ActivationStore, copy_store, verify
 from stratascope.store.io.bucket import Bucket
 from stratascope.store.io.remote_errors import UnreachableError
 
@@ -65,6 +66,26 @@ def test_results_in_a_bucket_are_those_on_a_disk(store_path, tmp_path):
     assert (tmp_path / "d.pdf").read_bytes() == (tmp_path / "a.pdf").read_bytes()
     run("view", store_path, "--results", url, "--export", tmp_path / "page")
     assert (tmp_path / "page" / "results" / "share.zarr.zip").read_bytes() == there["share.zarr.zip"]
+
+
+@pytest.mark.slow
+def test_the_whole_demo_in_a_bucket_is_what_it_wrote_here(monkeypatch, tmp_path):
+    """Beside the folder on which the command worked: a second run would differ in dates and seconds."""
+    pytest.importorskip("torch")
+    send = bucket_outputs.BucketOutput._send
+
+    def kept(self):
+        send(self)
+        shutil.copytree(self.local, tmp_path / "here", dirs_exist_ok=True)
+
+    monkeypatch.setattr(bucket_outputs.BucketOutput, "_send", kept)
+    said = run("demo", "--scenes", 160, "--out", "s3://bucket/demo")
+    assert "report: s3://bucket/demo/results/report.html" in said
+    here, there = files(tmp_path / "here"), objects("s3://bucket/demo")
+    assert here.keys() == there.keys()
+    assert {name for name in here if here[name] != there[name]} <= {"results/report.html"}  # it names the address in its commands
+    assert len(ActivationStore.open("s3://bucket/demo/original.zarr")) == len(ActivationStore.open(tmp_path / "here" / "original.zarr"))
+    assert verify("s3://bucket/demo/original.zarr").complete
 
 
 def command_that(act):
