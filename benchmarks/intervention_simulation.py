@@ -5,7 +5,8 @@
 Effects of single examples are drawn by image, correlated within an image and from layer to layer, and given to the code that makes the
 tables of `intervene`. Flipped answers are rare or frequent, sizes of changes are skewed (log-normal), and pairs restore a share of their
 difference that varies from pair to pair. Intervals should cover the expectation in 95 % of data sets: pointwise at a layer, and
-simultaneous at all layers together.
+simultaneous at all layers together. `--faithfulness`: where no method ranks better than another, the table of `faithfulness` should call
+some method lower than the highest in at most 5 % of data sets.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from stratascope.analysis.faithfulness_table import with_intervals
 from stratascope.causal.effects import effect_table
 from stratascope.causal.use import use_table
 from stratascope.stats.bootstrap import Bootstrap
+from stratascope.stats.rank_correlation import rank_correlations
 
 Floats = NDArray[Any]
 LAYERS = 6
@@ -128,11 +131,34 @@ def coverage(repeats: int, **options: Any) -> dict[str, float]:
     return {str(name): float(share) for name, share in found.mean().items()}
 
 
+def equal_methods(repeats: int, *, methods: int, images: int, targets: int = 8, alike: float = 0.5) -> dict[str, float]:
+    """Shares of data sets with a false statement about methods that rank `targets` at random, alike by `alike`; two examples an image."""
+    rows = pd.DataFrame({"targets": "spans", "mode": "later", "window": "0-5", "effect": "size", "role": "method"}, index=range(methods))
+    groups, lower, nonzero = np.arange(2 * images) // 2, 0, 0
+    for seed in range(repeats):
+        rng = np.random.default_rng([seed, methods, images])
+        within = rng.standard_normal((2, methods, images, targets))[..., groups, :] * np.sqrt(WITHIN)
+        effects = within[0, 0] + np.sqrt(1 - WITHIN) * rng.standard_normal((2 * images, targets))
+        own, shared = rng.standard_normal((methods, 2 * images, targets)), rng.standard_normal((2 * images, targets))
+        scores = within[1] + np.sqrt(1 - WITHIN) * (np.sqrt(1 - alike) * own + np.sqrt(alike) * shared)
+        values = np.stack([rank_correlations(score, effects) for score in scores])
+        table = with_intervals(rows.copy(), values, groups, 0.95, 1000, seed)
+        lower += bool((table["behind_low"] > 0).any())
+        nonzero += bool(((table["low_simultaneous"] > 0) | (table["high_simultaneous"] < 0)).any())
+    return {"lower": lower / repeats, "correlation not 0": nonzero / repeats}
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=400)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--faithfulness", action="store_true", help="only the comparison of methods with equal faithfulness")
+    given = parser.parse_args()
+    repeats = given.repeats
+    if given.faithfulness:
+        for methods, images in ((8, 60), (12, 30), (12, 128)):
+            print(f"{methods} equal methods, {images} images:", equal_methods(repeats, methods=methods, images=images), flush=True)
+        return
     for images, each in ((32, 1), (64, 1), (64, 3), (256, 1)):
         for flips, skew in ((0.01, 0.5), (0.05, 1.0), (0.3, 1.5)):
             found = coverage(repeats, images=images, each=each, flips=flips, skew=skew)

@@ -82,6 +82,8 @@ COURSES = {
     "step to .65": np.repeat([0.0, 0.15], [4, 8]),
     "ramp to .70": np.concatenate([np.zeros(4), np.linspace(0.025, 0.2, 8)]),
     "peak .65": np.repeat([0.0, 0.15, 0.0], [5, 3, 4]),
+    "ramp to .56": np.concatenate([[0.0], np.linspace(0.005, 0.06, 11)]),
+    "step from .529 to .65": np.repeat([0.029, 0.15], [4, 8]),
 }
 """Name -> expected AUROC over chance by layer."""
 
@@ -90,6 +92,7 @@ def claims(name: str, repeats: int, *, n: int, same: float = 0.9) -> dict[str, f
     """Shares of data sets with a false or a right claim about a course of `COURSES`."""
     effects = COURSES[name]
     found: dict[str, list[bool]] = {}
+    layers: list[tuple[int, int]] = []
     for seed in range(repeats):
         advantage = scored_advantage([seed, n, list(COURSES).index(name)], effects, n=n, same=same)
         claim = advantage.claims
@@ -98,17 +101,32 @@ def claims(name: str, repeats: int, *, n: int, same: float = 0.9) -> dict[str, f
         first, last = (int(above[0]), int(above[-1])) if len(above) else (len(effects), -1)
         low = len(effects) if claim.onset.low is None else claim.onset.low
         high = len(effects) if claim.onset.high is None else claim.onset.high
+        possible = np.flatnonzero(claim.bands.high > margin)
+        alone = int(possible[0]) if len(possible) else len(effects)
+        layers.append((high - low, high - alone))
         held = {
             "false detection": any(effects[layer] <= 0 for layer in claim.detected.layers),
             "false offset": claim.offset.layer is not None and claim.offset.layer <= last,
             "false absence": any(effects[layer] > margin for layer in claim.absent.layers),
             "interval of the first layer": low <= first <= high,
+            "the same with a pointwise lower end": alone <= first <= high,
             "detected": bool(claim.detected),
             "offset": claim.offset.layer is not None,
         }
         for key, value in held.items():
             found.setdefault(key, []).append(value)
-    return {key: float(np.mean(values)) for key, values in found.items()}
+    wide, narrow = np.mean(layers, axis=0)
+    return {key: float(np.mean(values)) for key, values in found.items()} | {"layers": float(wide), "layers, pointwise": float(narrow)}
+
+
+def power_curve(repeats: int, *, n: int, layers: int = 12) -> dict[float, float]:
+    """Expected AUROC of one of the layers, the others noise -> share of data sets in which that layer is detected."""
+    found = {}
+    for effect in (0.03, 0.05, 0.1, 0.15, 0.2):
+        effects = effect * (np.arange(layers) == layers // 2)
+        hits = [layers // 2 in scored_advantage([seed, n, 98], effects, n=n).detected.layers for seed in range(repeats)]
+        found[0.5 + effect] = float(np.mean(hits))
+    return found
 
 
 def power(repeats: int, *, n: int, layers: int = 12) -> dict[str, float]:
@@ -183,6 +201,9 @@ def print_claims(repeats: int) -> None:
         for name in COURSES:
             found = claims(name, repeats if n <= 1000 else max(repeats // 2, 20), n=n)
             print(f"{name}, n {n}: " + ", ".join(f"{key} {value:.3f}" for key, value in found.items()), flush=True)
+    for n in (200, 400, 1000, 3000):
+        curve = power_curve(repeats, n=n)
+        print(f"power, n {n}: " + ", ".join(f"AUROC {auroc:g} {share:.3f}" for auroc, share in curve.items()), flush=True)
     for n in (40, 400, 3000):
         print(f"minimum detectable effect, n {n}:", power(repeats, n=n), flush=True)
     for n, d in ((60, 8), (400, 16)):

@@ -41,11 +41,14 @@ SECTIONS = {
         "verify": ("stores", "Check every stored number against its checksum."),
         "copy": ("stores", "Copy a store or a part of it to a folder, zip or bucket."),
         "diff": ("stores", "Compare two stores."),
+        "push": ("hub", "Copy a store or a part of it to the Hugging Face Hub."),
+        "pull": ("hub", "Download a store from the Hugging Face Hub."),
     },
     "Probe": {
         "probe": ("probe", "Cross-validated linear probes by layer and position."),
         "entanglement": ("probe", "Probes on single image cells of the vision tower."),
         "patches": ("probe", "Probes on single image tokens of the decoder."),
+        "pca": ("probe", "Principal components of the residual stream, by layer."),
         "study": ("study", "Run a pre-registered study; one sentence with its limits."),
     },
     "Attention": {
@@ -77,7 +80,7 @@ SHORT_HELP = {name: text for section in SECTIONS.values() for name, (_, text) in
 """Command -> its short help, in the order of `--help`."""
 
 FAULT = "internal error of Stratascope"
-RESUMED = frozenset({"demo", "fetch", "extract", "import", "copy", "probe", "study", "intervene"})
+RESUMED = frozenset({"demo", "fetch", "extract", "import", "copy", "push", "pull", "probe", "study", "intervene"})
 """Commands that keep finished parts; the same command continues after an interruption."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, SIGTERM or SIGHUP."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what they use; those in a browser, of the whole demo and with random inputs are slow."""
+    """Mark tests by what they use; those in a browser, of the whole demo and with random inputs are slow. Files with slow tests first."""
     for item in items:
         used = getattr(item, "fixturenames", ())
         in_browser = "browser" in used
@@ -28,6 +29,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("fuzz")
         if in_browser or at_random or "demo" in used:
             item.add_marker("slow")
+    # a long file that begins last would keep one process busy while the others wait
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,9 @@ NOT_RUN = {
     "stratascope fetch": "it needs the network; tests/datasets/test_fetch.py runs it on a server of its own",
     "stratascope info https://host.example/": "nobody serves this address; tests/store/test_store_remote.py serves one",
     "stratascope copy s3://bucket/": "nobody serves this address; tests/store/test_store_remote.py serves one",
+    "stratascope push": "it needs an account on the Hub; tests/store/test_store_hub_copies.py has a server",
+    "stratascope pull": "it needs a repository on the Hub; tests/store/test_store_hub_copies.py has a server",
+    "hf ": "it needs an account on the Hub",
     "stratascope study --preset relation study": "too few examples here; test_preregistered_study.py runs it",
     "stratascope study plan.toml": "too few examples here; test_preregistered_study.py runs it",
     "stratascope intervene demo/minimal-pairs": "it finds the data by the extraction's command line, which is that of these tests; "

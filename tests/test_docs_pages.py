@@ -118,7 +118,7 @@ def test_the_page_of_questions_names_commands_and_options_that_exist() -> None:
         known = {option for param in commands[name].params for option in param.opts}
         assert not set(re.findall(r"--[\w-]+", words)) - known, words
     told = {words.split()[1] for words in named}
-    assert set(commands) - told <= {"demo", "fetch", "convert", "import", "pairs", "extract", "info", "copy", "report"}
+    assert set(commands) - told <= {"demo", "fetch", "convert", "import", "pairs", "extract", "info", "copy", "push", "pull", "report"}
 
 
 REPOSITORY = load("repository")

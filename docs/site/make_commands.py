@@ -27,6 +27,8 @@ NOT_RUN = {
     "fetch": "It needs the network.",
     "convert": "It needs published files.",
     "import": "It needs arrays of another program.",
+    "push": "It needs an account on the Hub.",
+    "pull": "It needs a repository on the Hub.",
     "view": "It serves the page until it is interrupted.",
 }
 """Commands whose output cannot stand here, and why."""

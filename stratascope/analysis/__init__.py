@@ -16,6 +16,7 @@ from stratascope.analysis.localisation import Pointing, pointing
 from stratascope.analysis.logit_lens import LogitLens, logit_lens
 from stratascope.analysis.model_answers import AnswerConfidence, answer_confidence
 from stratascope.analysis.overlap import BoxOverlap, attention_overlap, box_overlap, cell_overlap
+from stratascope.analysis.principal_components import PrincipalComponents, principal_components
 from stratascope.analysis.rollout import rollout, rollout_packed, rollout_stops
 from stratascope.analysis.rollout_result import RolloutResult, rollout_examples
 from stratascope.analysis.sinks import find_sinks
@@ -36,6 +37,7 @@ __all__ = [
     "LogitLens",
     "MinimumCut",
     "Pointing",
+    "PrincipalComponents",
     "RolloutResult",
     "answer_confidence",
     "answer_prediction",
@@ -60,6 +62,7 @@ __all__ = [
     "minimum_cut",
     "norm_attention",
     "pointing",
+    "principal_components",
     "rank_heads",
     "rollout",
     "rollout_examples",

@@ -80,10 +80,11 @@ class Faithfulness(
     """targets (cells or spans), mode (masked queries: `final`, the final token, or `later`, every later token), window (of blocks, of the
     knockout), effect, method, label, role (method; baseline; reference: the first-order estimate of the knockout effect, not ranked),
     blocks (those that the scores are of: the window, or all for a method without scores by block; empty for baselines), correlation (mean
-    over examples of Spearman's), low, high (cluster bootstrap by image), low_simultaneous, high_simultaneous (over the methods of the
-    setting, so that choosing the highest is allowed for), behind (mean of the highest method minus this one's), behind_low, behind_high
-    (paired; simultaneous over all pairs of the setting), examples, images, effect_size (mean absolute knockout effect of one target, in
-    logits; small effects are hard to rank). `effect`: `size` compares absolute values; `signed`, for methods with a sign, signed values."""
+    over examples of Spearman's), low, high (bootstrap-t by image; NaN for fewer than eight), low_simultaneous, high_simultaneous (over the
+    methods of the setting, so that choosing the highest is allowed for), behind (mean difference of the highest method from this one, in
+    the examples of both), behind_low, behind_high (simultaneous over all pairs of the setting), examples, images, effect_size (mean
+    absolute knockout effect of one target, in logits; small effects are hard to rank). `effect`: `size` compares absolute values;
+    `signed`, for methods with a sign, signed values."""
     correlations: Floats = array_field("float", "row example", name="correlation")
     """(row of the table, example); NaN without a knockout effect, or with too few targets. Of the random baseline: mean over its draws."""
     examples: NDArray[np.int64] = array_field("int", "example", name="example")
@@ -231,7 +232,7 @@ def faithfulness(
 
     The knockout effect is the change of the logit difference when a target is masked. Within an example, targets are ranked by the
     absolute effect and by the absolute score of the same tokens in the same blocks; signed methods are also ranked with their sign. Means
-    are over examples, intervals by cluster bootstrap over images.
+    are over examples, intervals by bootstrap-t over images.
 
     The leading setting is fixed beforehand, whatever the results: spans, masked for all later tokens, in all blocks. An attribution claims
     how much the answer depends on a token. Masked for all later tokens, a target is cut off on every path, direct or through other tokens,
@@ -257,7 +258,7 @@ def faithfulness(
     NotRecordedError
         If the store holds no knockouts, or lacks an array of a method in `methods`.
     TooFewExamplesError
-        If fewer than two images have a knockout effect.
+        If fewer than eight images have a knockout effect.
     """
     require_recorded(store, ("knockout",), "faithfulness")
     layout = store.layout

@@ -13,7 +13,8 @@ from stratascope.analysis.knockout_targets import kind_of_target
 from stratascope.analysis.relevance import Method
 from stratascope.errors import TooFewExamplesError
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import band, percentiles
+from stratascope.stats.intervals import Band
+from stratascope.stats.mean_ratio import FEWEST_GROUPS, mean_ratio
 from stratascope.stats.rank_correlation import FEWEST_TARGETS, rank_correlations
 
 TARGETS = ("spans", "cells")
@@ -101,55 +102,54 @@ def with_intervals(rows: pd.DataFrame, correlations: Floats, images: NDArray[Any
     Raises
     ------
     TooFewExamplesError
-        If fewer than two images have a correlation.
+        If no row of the first window has correlations in `FEWEST_GROUPS` images.
     """
     known = np.isfinite(correlations)
-    if not known.any() or len(np.unique(images[known.any(0)])) < 2:
-        raise TooFewExamplesError("expected knockout effects in at least two images, found fewer; measure more examples")
-    count = known.sum(1)
-    rows["correlation"] = mean = np.where(count > 0, np.where(known, correlations, 0).sum(1) / np.maximum(count, 1), np.nan)
-    drawn = Bootstrap(images, draws=draws, seed=seed).mean_of_known(correlations)
-    rows["low"], rows["high"] = percentiles(drawn, level)
-    role, clusters = rows["role"].to_numpy(), len(np.unique(images[known.any(0)]))
+    rows["examples"] = known.sum(1)
+    rows["images"] = counted = np.array([len(np.unique(images[row])) for row in known])
+    most = int(counted[rows["window"] == rows["window"].iloc[0]].max())
+    if most < FEWEST_GROUPS:
+        raise TooFewExamplesError(f"expected knockout effects in at least {FEWEST_GROUPS} images, found {most}; measure more examples")
+    bootstrap = Bootstrap(images, draws=draws, seed=seed)
+    mean, alone = _means(correlations, bootstrap, level)
+    rows["correlation"], rows["low"], rows["high"] = mean, alone.low, alone.high
+    role = rows["role"].to_numpy()
     together, behind = np.full((2, len(rows)), np.nan), np.full((3, len(rows)), np.nan)
     for _, part in rows.groupby([*SETTING, "effect"], sort=False):
-        places = part.index[count[part.index] > 0].to_numpy()
-        kept = np.isfinite(drawn[places]).all(0)
-        if not kept.any():
-            continue
+        places = part.index[counted[part.index] >= FEWEST_GROUPS].to_numpy()
         ranked = places[role[places] != "reference"]
         for family in (ranked, places[role[places] == "reference"]):
             if len(family):
-                reach = _critical(drawn[family][:, kept], level, clusters) * drawn[family][:, kept].std(1)
-                together[:, family] = mean[family] - reach, mean[family] + reach
-        methods = np.flatnonzero(role[ranked] == "method")
+                bands = _means(correlations[family], bootstrap, level)[1]
+                together[:, family] = bands.low_simultaneous, bands.high_simultaneous
+        methods = ranked[role[ranked] == "method"]
         if len(methods):
-            best = int(methods[mean[ranked][methods].argmax()])
-            behind[:, ranked] = _behind(mean[ranked], drawn[ranked][:, kept], best, level, clusters)
+            best = int(np.flatnonzero(ranked == methods[mean[methods].argmax()])[0])
+            behind[:, ranked] = _behind(correlations[ranked], best, bootstrap, level)
     rows["low_simultaneous"], rows["high_simultaneous"] = together
     rows["behind"], rows["behind_low"], rows["behind_high"] = behind
-    rows["examples"] = count
-    rows["images"] = [len(np.unique(images[row])) for row in known]
     return rows
 
 
-def _behind(mean: Floats, drawn: Floats, best: int, level: float, clusters: int) -> Floats:
-    """(3, row) paired difference of the row `best` minus each row, with ends that hold at once for all pairs of rows."""
-    first, second = np.triu_indices(len(mean), 1)
-    difference = mean[best] - mean
-    reach = _critical(drawn[first] - drawn[second], level, clusters) * (drawn[best] - drawn).std(1)
-    return np.stack([difference, difference - reach, difference + reach])
+def _means(values: Floats, bootstrap: Bootstrap, level: float) -> tuple[Floats, Band]:
+    """(row,) means over the examples with a value, and their band over rows (bootstrap-t)."""
+    mean, _, bands = mean_ratio(values, np.ones_like(values), bootstrap, level=level)
+    return mean, bands
 
 
-def _critical(drawn: Floats, level: float, clusters: int) -> float:
-    """Standard errors that the deviations of all (row, draw) values stay within, in `level` of the draws.
+def _behind(values: Floats, best: int, bootstrap: Bootstrap, level: float) -> Floats:
+    """(3, row) mean difference of the row `best` from each row, with ends that hold at once for all pairs of rows.
 
-    The quantile of a normal distribution is exchanged for that of Student's t with `clusters` - 1 degrees of freedom.
+    Differences are of the examples with values in both rows.
     """
-    from scipy.stats import norm, t
-
-    critical = band(drawn.mean(1), drawn.T, level=level).critical if len(drawn) else 0.0
-    return float(t.isf(norm.sf(critical), clusters - 1) * np.sqrt(clusters / (clusters - 1)))
+    first, second = np.triu_indices(len(values), 1)
+    found = np.zeros((3, len(values)))
+    if len(first):
+        mean, bands = _means(values[first] - values[second], bootstrap, level)
+        ends = np.stack([mean, bands.low_simultaneous, bands.high_simultaneous])
+        found[:, second[first == best]] = ends[:, first == best]
+        found[:, first[second == best]] = -ends[[0, 2, 1]][:, second == best]
+    return found
 
 
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
@@ -161,6 +161,8 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 def highest(rows: pd.DataFrame) -> dict[str, Any]:
     """The highest method of a setting, its distance from the next and from the baselines, and the reference."""
     rows = in_order(rows)
+    known = rows["low_simultaneous"].notna()
+    rows = rows[known] if known.any() else rows  # the others have too few images
     methods, baselines, references = (rows[rows["role"] == role] for role in ROLES)
     if methods.empty:
         methods, baselines = baselines, baselines.iloc[:0]
@@ -171,13 +173,13 @@ def highest(rows: pd.DataFrame) -> dict[str, Any]:
         other = rest.iloc[0] if len(rest) else None
         found |= {name: "" if other is None else other["method"], f"{name}_label": "" if other is None else other["label"]}
         found |= {f"{prefix}{end}": np.nan if other is None else other[f"behind{end}"] for end in ("", "_low", "_high")}
-    known = references.iloc[0] if len(references) else dict.fromkeys(("correlation", "low", "high"), np.nan)
-    return found | {"reference": known["correlation"], "reference_low": known["low"], "reference_high": known["high"]}
+    reference = references.iloc[0] if len(references) else dict.fromkeys(("correlation", "low", "high"), np.nan)
+    return found | {"reference": reference["correlation"], "reference_low": reference["low"], "reference_high": reference["high"]}
 
 
 def leading_record(table: pd.DataFrame) -> dict[str, Any]:
     """The highest method for the first of `TARGETS` and of `MODES` that the store holds, masked in all blocks."""
-    wanted = table[(table["effect"] == "size") & (table["window"] == table["window"].iloc[0])]
+    wanted = table[(table["effect"] == "size") & (table["window"] == table["window"].iloc[0]) & table["low_simultaneous"].notna()]
     for name, order in (("targets", TARGETS), ("mode", MODES)):
         wanted = wanted[wanted[name] == min(wanted[name].unique(), key=order.index)]
     found = highest(wanted)

@@ -18,7 +18,8 @@ from stratascope.results.file import made_from
 from stratascope.results.result import CHOICE, Result, array_field, new_axes, table_field, titled
 from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import INTERVAL, INTERVALS, band
+from stratascope.stats.intervals import INTERVAL
+from stratascope.stats.mean_ratio import FEWEST_GROUPS, mean_ratio
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import each
 from stratascope.store.io.example_identity import image_groups
@@ -157,8 +158,8 @@ def knockout_effects(
     """Effect of attention knockouts on the model's answer, by reading tokens, target and window of blocks (Geva et al. 2023).
 
     The sign is that of the answer: with d the logit of the first choice minus that of the second, the effect is sign(d) times the change of
-    d. Groups of image cells are left out; `pointing` and the viewer show them. Intervals are by cluster bootstrap over images; the
-    simultaneous ones hold for all pairs and windows together.
+    d. Groups of image cells are left out; `pointing` and the viewer show them. Intervals are by bootstrap-t over images; the simultaneous
+    ones hold for all pairs and windows together. Pairs with fewer than eight images are left out.
 
     Parameters
     ----------
@@ -176,7 +177,7 @@ def knockout_effects(
     NotRecordedError
         If the store holds no knockouts.
     TooFewExamplesError
-        If fewer than two images have a knockout effect.
+        If fewer than eight images have a knockout effect.
     """
     require_recorded(store, ("knockout",), "knockouts")
     layout = store.layout
@@ -187,10 +188,10 @@ def knockout_effects(
     measured = np.isfinite(effects).any((1, 2, 3))
     chosen, effects = chosen[measured], effects[measured]
     images = image_groups(store.examples).labels[chosen]
-    if len(np.unique(images)) < 2:
+    if len(np.unique(images)) < FEWEST_GROUPS:
         raise TooFewExamplesError(
-            f"expected measured knockouts in at least two images, found {len(np.unique(images))}; extract with knockout in `record` and "
-            "a larger `knockouts`"
+            f"expected measured knockouts in at least {FEWEST_GROUPS} images, found {len(np.unique(images))}; extract with knockout in "
+            "`record` and a larger `knockouts`"
         )
     logits = np.asarray(store.read("answer_logits", examples=chosen), np.float64)
     difference = logits[:, 0] - logits[:, 1]
@@ -200,7 +201,7 @@ def knockout_effects(
     rows, values, turned = [], [], []
     for m, reader in enumerate(layout.knockout_modes):
         for t, place in enumerate(named):
-            if len(np.unique(images[np.isfinite(toward[:, m, 0, t])])) < 2:
+            if len(np.unique(images[np.isfinite(toward[:, m, 0, t])])) < FEWEST_GROUPS:
                 continue  # absent, or no reading token may see it
             for w, window in enumerate(layout.knockout_windows):
                 first, stop = parse_window(window, layout.layers)
@@ -209,15 +210,13 @@ def knockout_effects(
                 rows.append({**about, "examples": int(held.sum()), "images": len(np.unique(images[held]))})
                 values.append(toward[:, m, w, t])
                 turned.append(float(np.nanmean(flipped[:, m, w, t])))
-    drawn = Bootstrap(images, draws=draws, seed=seed).mean_of_known(np.stack(values)) if values else np.full((0, 0), np.nan)
-    drawn = drawn[:, np.isfinite(drawn).all(0)]
-    if not drawn.size:
+    if not rows:
         raise TooFewExamplesError(
-            "expected two images or more with each pair of reader and target, found too few; extract with a larger `knockouts`"
+            f"expected at least {FEWEST_GROUPS} images with a pair of reader and target, found fewer; extract with a larger `knockouts`"
         )
-    means = np.nanmean(np.stack(values), axis=1)
-    ends = band(means, drawn.T, level=level).ends
-    table = pd.DataFrame(rows).assign(effect=means, **{name: ends[name] for name in INTERVALS}, flipped=turned)
+    changes = np.stack(values)
+    means, _, bands = mean_ratio(changes, np.ones_like(changes), Bootstrap(images, draws=draws, seed=seed), level=level)
+    table = pd.DataFrame(rows).assign(effect=means, **bands.ends, flipped=turned)
     attributes = {
         **made_from(store),
         "choices": list(layout.choices[:2]),

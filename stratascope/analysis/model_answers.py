@@ -15,7 +15,7 @@ from stratascope.results.file import made_from
 from stratascope.results.result import CHOICE, Result, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.intervals import clustered_wilson
-from stratascope.store import ActivationStore, column_texts, offered_logits
+from stratascope.store import ActivationStore, column_texts, generated_texts, offered_logits
 from stratascope.store.format.json_schema import each
 from stratascope.store.format.provenance import label_kind
 from stratascope.store.io.example_identity import image_groups
@@ -44,13 +44,16 @@ class AnswerConfidence(
     `confidence` with _low and _high. confidence: mean probability of the answer, over the choices; of_right, of_wrong: the same over right
     and wrong answers (NaN without any); right_choice: mean probability of the right choice; margin: mean of its logit minus the largest
     other. Sorted by number of examples. For questions answered by yes or no also precision, recall and f1 of yes, and said_yes: share of
-    these answers; NaN where undefined. For questions whose likeliest next tokens are recorded, first_token: share of examples whose
-    likeliest next token is the answer, so that the text that the model generates begins with it. With `together`: groups, their number, and
-    all_right, the share of groups whose answers are all right."""
+    these answers; NaN where undefined. For questions with answers of one token whose likeliest next tokens are recorded, first_token:
+    share of examples whose likeliest next token is the answer, so that the text that the model generates begins with it. With generated
+    tokens also generated_accuracy with _low and _high: share of examples whose generated text names the right choice; unparsed: share
+    whose text names none, or several, which count as wrong; agreement: share of the others whose choice is the answer. With `together`:
+    groups, their number, and all_right, the share of groups whose answers are all right."""
     answers: pd.DataFrame = table_field(
         columns(text="id relation answer", ints="example label", shares="confidence", floats="margin", flags="right", keys=["example"])
     )
-    """One row per example: example (number), id, relation, label, answer (choice with the highest logit), right, confidence, margin."""
+    """One row per example: example (number), id, relation, label, answer (choice with the highest logit), right, confidence, margin;
+    with generated tokens also generated (choice, "" where unparsed), generated_right and text."""
     attributes: Mapping[str, Any]
     """store, condition, choices, only, level; together: the column of the groups, if any."""
 
@@ -83,6 +86,12 @@ class AnswerConfidence(
             )
         if "first_token" in self.table:
             lines.append(f"{'next token':<16} the likeliest one is the answer in {whole['first_token']:.1%} of the examples")
+        if "unparsed" in self.table:
+            lines.append(
+                f"{'generated':<16} accuracy {whole['generated_accuracy']:6.1%} [{whole['generated_accuracy_low']:.1%}, "
+                f"{whole['generated_accuracy_high']:.1%}], {whole['unparsed']:.1%} name no single choice and count as wrong, "
+                f"{whole['agreement']:.1%} of the others are the answer by logits"
+            )
         if "all_right" in self.table:
             name = self.attributes["together"]
             lines.append(f"{'all right':<16} {whole['all_right']:6.1%} of {int(whole['groups']):,} groups with the same {name}")
@@ -184,6 +193,13 @@ def answer_confidence(
     )
     if store.provenance.get("data", {}).get("questions"):
         scores = scores.assign(**_question_scores(store, chosen, logits.argmax(-1)))
+    written = pd.DataFrame()
+    if store.layout.generated:
+        number = store.read("generated_choice", examples=chosen)
+        names = np.asarray([*store.layout.choices, ""], object)[number]
+        written = pd.DataFrame({"generated": names, "generated_right": number == right, "text": generated_texts(store, chosen)})
+        parsed = np.where(number >= 0, number == logits.argmax(-1), np.nan)
+        scores = scores.assign(generated_accuracy=(number == right).astype(float), unparsed=(number < 0).astype(float), agreement=parsed)
     if together is not None:
         groups = column_texts(store, together).iloc[chosen]
         if groups.isna().any():
@@ -212,13 +228,13 @@ def answer_confidence(
             "margin": scores["margin"],
         }
     )
-    return AnswerConfidence(pd.DataFrame(rows), answers, attributes)
+    return AnswerConfidence(pd.DataFrame(rows), pd.concat([answers, written], axis=1), attributes)
 
 
 def _summary(relation: str, rows: pd.DataFrame, level: float) -> dict[str, Any]:
     images = rows["image"].nunique()
     out: dict[str, Any] = {"relation": relation, "examples": len(rows), "images": images}
-    for name in ("accuracy", "confidence"):
+    for name in ("accuracy", "confidence", *(["generated_accuracy"] if "unparsed" in rows else [])):
         low, high = clustered_wilson(rows[name].to_numpy(), rows["image"].to_numpy(), level)
         out |= {name: float(rows[name].mean()), f"{name}_low": low, f"{name}_high": high}
     right = rows["accuracy"] == 1
@@ -232,6 +248,8 @@ def _summary(relation: str, rows: pd.DataFrame, level: float) -> dict[str, Any]:
         out["said_yes"] = float(said.mean())
     if "first_token" in rows:
         out["first_token"] = float(rows["first_token"].mean())
+    if "unparsed" in rows:
+        out |= {name: float(rows[name].mean()) for name in ("unparsed", "agreement")}
     if "group" in rows:
         all_right = rows.groupby("group")["accuracy"].min()
         out |= {"groups": len(all_right), "all_right": float(all_right.mean())}
@@ -244,7 +262,7 @@ def _question_scores(store: ActivationStore, examples: NDArray[np.int64], answer
     if label_kind(store.provenance) != "choice":
         yes = store.layout.choices.index(store.provenance["prompt"]["answers"][1])
         found = {"yes": store.examples["label"].to_numpy()[examples] == 1, "said_yes": answers == yes}
-    if "top_tokens" in store.arrays:
+    if "top_tokens" in store.arrays and not (store.provenance.get("answer_logits") or {}).get("score"):
         words = [store.vocabulary[int(token)].strip().casefold() for token in store.read("top_tokens", examples=examples)[:, 0]]
         wanted = [store.layout.choices[k].strip().casefold() for k in answers]
         found["first_token"] = np.array(words) == np.array(wanted)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stratascope.causal.directions import (
     CONTROLS,
+    DEFAULT_CONTROLS,
     RandomConcepts,
     class_mean_difference,
     concept_values,
@@ -21,7 +22,9 @@ from stratascope.causal.directions import (
 )
 from stratascope.causal.erasure import Erasure, Whitening, mean_projection, orthonormal
 from stratascope.causal.labels import FoldLabels
+from stratascope.causal.patching import PatchSource, patch_layers
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
+from stratascope.store.format.arrays import generated_number
 
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
@@ -56,7 +59,7 @@ class InterventionSettings:
     """Steering in distances of the class means; each is run with both signs."""
     controls: int = 20
     """Draws of each kind of random direction."""
-    control_kinds: tuple[str, ...] = CONTROLS
+    control_kinds: tuple[str, ...] = DEFAULT_CONTROLS
     """Kinds of random directions, of `CONTROLS`."""
     examples: int | None = 256
     """Number of evenly spaced examples that are changed; None: all of the task. Directions are fitted on all."""
@@ -81,6 +84,43 @@ class InterventionSettings:
     def control_factor(self) -> float:
         """The factor of random directions."""
         return min(self.factors, key=lambda factor: (abs(factor - CONTROL_FACTOR), factor))
+
+    def slots(self, sources: Sequence[str] = ()) -> pd.DataFrame:
+        """One row for each variant of a position and window: kind, method, control, factor, draw, source.
+
+        Patches come last. `factor` is signed, 0 for kinds without one; `draw` is -1 and `control` empty for the concept itself.
+
+        Parameters
+        ----------
+        sources
+            Names of the sources of patching.
+        """
+        rows = []
+
+        def row(kind: str, method: str, control: str = "", factor: float = 0.0, draw: int = -1, source: str = "") -> None:
+            rows.append((kind, method, control, factor, draw, source))
+
+        draws = [(control, draw) for control in self.control_kinds for draw in range(self.controls)]
+        if "erase" in self.kinds:
+            for method in self.methods:
+                row("erase", method)
+            for control, draw in draws if "leace" in self.methods else ():
+                row("erase", "leace", control, 0.0, draw)
+            for draw in range(self.controls) if set(self.methods) - {"leace"} else ():
+                row("erase", "projection", "covariance", 0.0, draw)
+        if "reflect" in self.kinds:
+            row("reflect", "means")
+            for draw in range(self.controls):
+                row("reflect", "means", "covariance", 0.0, draw)
+        if "steer" in self.kinds:
+            for factor in self.factors:
+                row("steer", "means", "", factor)
+                row("steer", "means", "", -factor)
+            for control, draw in draws:
+                row("steer", "means", control, self.control_factor, draw)
+        for source in sources:
+            row("patch", "source", source=source)
+        return pd.DataFrame(rows, columns=["kind", "method", "control", "factor", "draw", "source"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,21 +161,24 @@ class InterventionDesign:
         Folds and labels of the task.
     settings
         Which interventions to run.
-    sources
-        Name -> (n tested,) example numbers in the source's store (-1: none) of patching; see `sources.PatchSource`.
+    patches
+        Sources of patching. Image tokens are patched one by one, at the layers of the sources' `patch_residual`: by default at these alone.
 
     Raises
     ------
     InvalidInputError
         If kind and task do not go together, or a layer or position is not in the store.
     NotRecordedError
-        If the store lacks the residual stream.
+        If the store lacks the residual stream, or a source what is patched.
     TooFewExamplesError
         If there are fewer than two folds.
     """
 
-    def __init__(self, store: ActivationStore, labels: FoldLabels, settings: InterventionSettings, sources: Sequence[str] = ()) -> None:
-        self.store, self.labels, self.settings, self.sources = store, labels, settings, tuple(sources)
+    def __init__(
+        self, store: ActivationStore, labels: FoldLabels, settings: InterventionSettings, patches: Sequence[PatchSource] = ()
+    ) -> None:
+        self.store, self.labels, self.settings, self.patches = store, labels, settings, tuple(patches)
+        self.sources = tuple(source.name for source in patches)
         if "residual" not in store.layout.record:
             raise NotRecordedError(f"{store.name}: expected the residual stream, found none; extract with `record` residual")
         binary = len(labels.classes) == 2
@@ -148,7 +191,7 @@ class InterventionDesign:
             raise InvalidInputError(
                 f"expected a task of two classes for {' and '.join(unfit)}, found {labels.task!r}; leave them out of `methods`"
             )
-        if ("patch" in settings.kinds) != bool(sources):
+        if ("patch" in settings.kinds) != bool(patches):
             raise InvalidInputError(
                 "expected `source` or `pairs` exactly with the kind patch, found "
                 + ("none" if "patch" in settings.kinds else "some without it; add patch to `kinds`")
@@ -161,10 +204,16 @@ class InterventionDesign:
             raise InvalidInputError(
                 f"expected `positions` among {', '.join(store.layout.positions)}, found {', '.join(unknown)}; A+B changes both"
             )
+        if written := [name for part in self.parts for name in part if generated_number(name) is not None]:
+            raise InvalidInputError(
+                f"expected `positions` of the prompt, found {', '.join(written)}: generated tokens come after the answer"
+            )
         known = list(store.layers)
-        layers = known if settings.layers is None else list(settings.layers)
-        if outside := [layer for layer in layers if layer not in known]:
+        if outside := [layer for layer in settings.layers or () if layer not in known]:
             raise InvalidInputError(f"expected `layers` among {known}, found {outside}; a copied store may hold fewer")
+        for source in patches:
+            known = patch_layers(source, self.parts, labels.examples, known, settings.layers)
+        layers = known if settings.layers is None else list(settings.layers)
         wide = [(layer, layer + settings.window - 1) for layer in sorted(layers)]
         self.windows = [window for window in wide if set(range(window[0], window[1] + 1)) <= set(known)]
         """First and last layer of each window, ascending."""
@@ -173,36 +222,8 @@ class InterventionDesign:
 
     @cached_property
     def slots(self) -> pd.DataFrame:
-        """One row for each variant of a position and window: kind, method, control, factor, draw, source.
-
-        Patches come last. `factor` is signed, 0 for kinds without one; `draw` is -1 and `control` empty for the concept itself.
-        """
-        chosen, rows = self.settings, []
-
-        def row(kind: str, method: str, control: str = "", factor: float = 0.0, draw: int = -1, source: str = "") -> None:
-            rows.append((kind, method, control, factor, draw, source))
-
-        draws = [(control, draw) for control in chosen.control_kinds for draw in range(chosen.controls)]
-        if "erase" in chosen.kinds:
-            for method in chosen.methods:
-                row("erase", method)
-            for control, draw in draws if "leace" in chosen.methods else ():
-                row("erase", "leace", control, 0.0, draw)
-            for draw in range(chosen.controls) if set(chosen.methods) - {"leace"} else ():
-                row("erase", "projection", "covariance", 0.0, draw)
-        if "reflect" in chosen.kinds:
-            row("reflect", "means")
-            for draw in range(chosen.controls):
-                row("reflect", "means", "covariance", 0.0, draw)
-        if "steer" in chosen.kinds:
-            for factor in chosen.factors:
-                row("steer", "means", "", factor)
-                row("steer", "means", "", -factor)
-            for control, draw in draws:
-                row("steer", "means", control, chosen.control_factor, draw)
-        for source in self.sources:
-            row("patch", "source", source=source)
-        return pd.DataFrame(rows, columns=["kind", "method", "control", "factor", "draw", "source"])
+        """One row for each variant of a position and window, as of `InterventionSettings.slots`."""
+        return self.settings.slots(self.sources)
 
     @property
     def edited(self) -> int:
@@ -233,6 +254,8 @@ class InterventionDesign:
         names = list(self.store.layout.positions)
         has = np.stack([present[:, [names.index(name) for name in part]].all(1) for part in self.parts]).any(0)
         has &= np.asarray(self.store.available("residual"))
+        if self.settings.kinds == ("patch",):
+            has &= np.stack([source.held(part) for source in self.patches for part in self.parts]).any(0)
         places = np.flatnonzero((self.labels.folds >= 0) & has[self.labels.examples])
         wanted = self.settings.examples
         if not len(places):
@@ -240,6 +263,23 @@ class InterventionDesign:
         if wanted is not None and wanted < len(places):
             places = places[(np.arange(wanted) * len(places)) // wanted]
         return places
+
+    @cached_property
+    def reruns(self) -> list[tuple[tuple[str, ...], int]]:
+        """Positions and first layer of each position and window that is rerun: not those at which no edit changes anything.
+
+        Such is layer 0 of the final token, which is the same token in all examples.
+        """
+        return [(part, first) for part in self.parts for first, last in self.windows if last or self.sources or not self._same_token(part)]
+
+    def _same_token(self, part: Sequence[str]) -> bool:
+        """Whether all examples enter the first block with the same residual stream at some positions."""
+        for name in part:
+            present = self.store.available("residual", name)[self.labels.examples] & (self.labels.folds >= 0)
+            x = self.store.read("residual", layer=0, position=name, examples=self.labels.examples[present])
+            if len(x) > 1 and not Whitening(x).constant:
+                return False
+        return True
 
     def folds(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Each fold with the (n,) numbers of its tested examples."""
@@ -266,27 +306,29 @@ class InterventionDesign:
         x = self.store.read("residual", layer=layer, position=position, examples=labels.examples[training]).astype(np.float64)
         z = self._values[training]
         whitening = Whitening(x)
+        nothing = whitening.nothing()
+        if whitening.constant:  # rows differ by rounding alone, and so would random directions
+            return EditStack.of([(nothing, None)] * self.edited)
         own = whitening.covariance_with(z)
         drawn = {
             control: self._concepts.covariances(control, whitening, training, own, layer)
             for control in dict.fromkeys((*chosen.control_kinds, "covariance"))
         }
-        nothing = whitening.nothing()
         edits: dict[tuple[str, str, str, int], Erasure] = {}
         if "erase" in chosen.kinds:
             keys = [("erase", "leace", control, draw) for control in chosen.control_kinds for draw in range(chosen.controls)]
             found = whitening.erasures([own, *(drawn[control][draw] for _, _, control, draw in keys)])
             edits |= dict(zip([("erase", "leace", "", -1), *keys], found, strict=True))
-            edits["erase", "means", "", -1] = nothing if whitening.constant else mean_projection(x, z)
+            edits["erase", "means", "", -1] = mean_projection(x, z)
             for draw in range(chosen.controls):
                 basis = orthonormal(drawn["covariance"][draw])
                 edits["erase", "projection", "covariance", draw] = Erasure(basis, basis, whitening.centre)
         delta = np.zeros(x.shape[1])
         if len(labels.classes) == 2:
             codes = labels.labels[training]
-            delta = delta if whitening.constant else class_mean_difference(x, codes)
+            delta = class_mean_difference(x, codes)
             for method in {"pattern", "logistic"} & set(chosen.methods):
-                weights = np.zeros(x.shape[1]) if whitening.constant else logistic_direction(x, codes)
+                weights = logistic_direction(x, codes)
                 along = weights if method == "logistic" else haufe_pattern(x, weights)
                 edits["erase", method, "", -1] = _projection(along, whitening.centre)
             middle = np.mean([x[codes == code].mean(0) for code in np.unique(codes)], axis=0)

@@ -16,6 +16,8 @@ Floats = NDArray[np.float64]
 CONTROLS = ("covariance", "shuffled", "isotropic", "orthogonal")
 """Random directions: drawn from the covariance within classes; of shuffled labels, within classes; isotropic; drawn from the covariance in
 the orthogonal complement of the concept."""
+DEFAULT_CONTROLS = ("covariance", "shuffled", "orthogonal")
+"""Those that are run by default."""
 MATCHED = ("covariance", "shuffled")
 """Controls that vary as the activations do, without the concept; isotropic directions hardly touch what varies."""
 

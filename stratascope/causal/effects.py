@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -82,16 +83,19 @@ def effect_table(
 def flip_shares(values: Floats, bootstrap: Bootstrap, *, level: float) -> dict[str, Floats]:
     """Shares of flipped answers, means of (layer, example) values, with intervals of the measured examples' groups.
 
-    Wilson's interval at each layer, on the effective sample size, and a simultaneous band over layers.
+    Wilson's interval at each layer, on the effective sample size, and a simultaneous band over layers that is nowhere narrower than
+    Wilson's interval with its critical value: around few flipped answers the standard errors of resamples are too small.
     """
     value, draws = known_mean(values), bootstrap.mean_of_known(values).T
     known = np.isfinite(value)
     drawn = draws[:, known]
     drawn = drawn[np.isfinite(drawn).all(1)]  # without the resamples that draw no measured example
     found = {"flipped": value, **{f"flipped_{end}": np.full(len(value), np.nan) for end in INTERVALS}}
+    together = level
     if known.any() and len(drawn) > 1:
         groups = min(len(np.unique(bootstrap.groups[np.isfinite(row)])) for row in values[known])
         bands = band(value[known], drawn, level=level, groups=groups, counted=True).within((0, 1))
+        together = max(level, 2 * NormalDist().cdf(bands.critical) - 1)
         for end, ends in bands.ends.items():
             found[f"flipped_{end}"][known] = ends
     for layer in np.flatnonzero(known):
@@ -99,6 +103,9 @@ def flip_shares(values: Floats, bootstrap: Bootstrap, *, level: float) -> dict[s
         low, high = clustered_wilson(values[layer, mine], bootstrap.groups[mine], level)
         if np.isfinite(low):  # of two groups or more
             found["flipped_low"][layer], found["flipped_high"][layer] = low, high
+            low, high = clustered_wilson(values[layer, mine], bootstrap.groups[mine], together)
+            found["flipped_low_simultaneous"][layer] = np.fmin(found["flipped_low_simultaneous"][layer], low)
+            found["flipped_high_simultaneous"][layer] = np.fmax(found["flipped_high_simultaneous"][layer], high)
     return found
 
 

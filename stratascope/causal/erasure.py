@@ -186,6 +186,7 @@ def mean_projection(x: NDArray[Any], z: NDArray[Any]) -> Erasure:
     rows = np.asarray(x, np.float64)
     classes = is_one_hot(values)
     if classes:
+        values = values[:, values.any(0)]
         means = values.T @ rows / values.sum(0)[:, None]
         centre = means.mean(0)
         spread = means - centre

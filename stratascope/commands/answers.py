@@ -56,7 +56,7 @@ def lens_command(store: str, output: Output, probe: Path | None, positions: tupl
 
     \b
     Example, after 'stratascope demo --out demo':
-      stratascope lens demo/original.zarr
+      stratascope lens demo/original.zarr --probe demo/results
     """
     opened = open_store(store)
     if probe is not None and not probe.exists():

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from stratascope.addresses import without_secrets
+from stratascope.causal import InterventionSettings
 from stratascope.commands import options
 from stratascope.commands.extraction_settings import extract_line, settings_of, study_lines, study_settings, study_time
 from stratascope.commands.next_step import next_step
@@ -22,6 +23,7 @@ from stratascope.commands.terminal import echo
 from stratascope.datasets.examples import describe
 from stratascope.extract import ExtractionPlan, ExtractionSettings, extract, plan_extraction
 from stratascope.extract.plan.images import CONDITIONS
+from stratascope.extract.plan.intervention_plan import later_cost
 from stratascope.extract.plan.plan_summary import SPAN_COLOURS, plan_summary, timing_text
 from stratascope.extract.plan.settings import DTYPES, FUSIONS
 from stratascope.extract.run.extraction import ExtractionReport, estimate_time
@@ -51,7 +53,14 @@ settings_options = options_of(
         "others (docs/question-sets.md); or a text with fields such as {caption} and {COLUMN}, or a file (docs/data.md).",
         "metavar": "NAME|TEXT|FILE.toml",
     },
-    answers="Answers to a prompt given as text: to a true caption, then to a false one.",
+    answers="Answers to a prompt given as text, of one or several tokens: to a true caption, then to a false one; or, for questions with "
+    "options, letters or options (their words).",
+    shuffle_options={
+        "help": "Show the options of each question in a random order, drawn with SEED (default 0).",
+        "is_flag": False,
+        "flag_value": 0,
+        "metavar": "[SEED]",
+    },
     system="Text of the system turn; default: as the chat template has it.",
     condition={
         "help": "Change to the images: none, mean colour, flipped left-right, images exchanged between examples, or image tokens permuted "
@@ -60,7 +69,7 @@ settings_options = options_of(
     },
     positions="Positions at which the residual stream is saved: final, image, subject, relation, object, subject_box, object_box (default: "
     "those that the examples have), names such as caption_mean, subject_0, after_caption_0, cell_0_0, and the groups default, means, "
-    "tokens (every text token by its role) and cells (groups of image cells); see docs/recording.md.",
+    "tokens (every text token by its role), cells (groups of image cells) and answers (all generated tokens); see docs/recording.md.",
     record="Arrays to save besides the answer logits (docs/recording.md); also value_norms, value_logits, head_outputs, head_logits, "
     "vision_residual, vision_output, hiding_estimate, gradient_rollout, knockout.",
     fusion={"help": "How attention maps are aggregated over heads.", "type": click.Choice(FUSIONS)},
@@ -73,6 +82,8 @@ settings_options = options_of(
     knockout_window="Decoder blocks in a sliding window of knockouts, besides that of all blocks; 0: none; default: a quarter of all.",
     thumbnail="Size of the thumbnails in the store.",
     limit="Use the first N examples.",
+    generate="Generate up to N greedy tokens after the prompt, until the turn ends: saves them, their text, the answer choice that it "
+    "names, and the residual stream at positions answer_0, answer_1, ...",
     max_pixels="Shrink larger images to this many pixels; default: the processor's limit.",
     dtype={"help": "Precision of the model; default: that of its weights on a GPU, float32 on a CPU.", "type": click.Choice(DTYPES)},
     device={"help": "Device of the model: auto, cpu, cuda, cuda:1, ...", "metavar": "DEVICE"},
@@ -155,6 +166,9 @@ def plan_command(
         )
     elif not quiet:
         echo(with_option_names(text))
+        later = InterventionSettings()
+        if cost := later_cost(plan, len(later.slots()), later.examples):
+            echo(cost)
 
 
 @click.command(short_help="Run every example through the model once, into a store.")

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import click
 import numpy as np
 
 from stratascope.causal import EncodingUse, FoldLabels, Intervention, InterventionDesign, InterventionSettings, encoding_use
-from stratascope.causal.patching import PatchSource, pair_sources, patch_refusals, same_ids
+from stratascope.causal.patching import PatchSource, pair_sources, same_ids
 from stratascope.commands import options
 from stratascope.commands.output import Output, verbosity_options
 from stratascope.commands.signature import options_in_errors, options_of
@@ -94,11 +94,9 @@ def intervene_command(
     settings = InterventionSettings(**{**chosen, "examples": chosen["examples"] or None})
     labels = saved_labels(opened, results, settings.task)
     patches = patch_sources(opened, sources, pairs)
-    if patches:
-        patch_refusals(settings.positions)
     if patches and "patch" not in settings.kinds and click.get_current_context().get_parameter_source("kinds").name == "DEFAULT":  # type: ignore[union-attr]
         settings = replace(settings, kinds=(*settings.kinds, "patch"))
-    design = InterventionDesign(opened, labels, settings, [source.name for source in patches])
+    design = InterventionDesign(opened, labels, settings, patches)
     name = file_name(Intervention.file_prefix, *Intervention.name_parts_of(settings.task, settings.window))
     file = out or (results if results.is_dir() else results.parent) / f"{name}{ENDING}"
     if not file.name.endswith(ENDING):
@@ -107,7 +105,7 @@ def intervene_command(
     output = Output(file.parent, as_json, verbosity)
     tested = labels.examples[design.tested]
     if not output.quiet:
-        passes = bare_passes(plan, tested.tolist(), design.parts, design.windows, len(design.slots))
+        passes = bare_passes(plan, tested.tolist(), design.reruns, len(design.slots))
         echo(f"{len(design.variants):,} variants of each of {len(tested):,} examples, about {passes:.1f} forward passes an example")
     cache = file.with_name(f"{file.name.removesuffix(ENDING)}-unfinished")
     measured = run_interventions(
@@ -116,10 +114,12 @@ def intervene_command(
         design,
         cache=cache,
         key=_key(opened, labels, settings, patches, batch_tokens),
-        source_vectors=functools.partial(_vectors, patches) if patches else None,
+        source_vectors=functools.partial(stacked_vectors, patches) if patches else None,
         batch_tokens=batch_tokens,
         progress=sys.stderr.isatty() and not output.quiet,
     )
+    if measured.halvings and not output.quiet:
+        echo(f"memory ran out {measured.halvings} times and passes were halved; lower --batch-tokens to save time", err=True)
     result = Intervention.of(
         design,
         measured.examples,
@@ -224,8 +224,12 @@ def patch_sources(store: ActivationStore, sources: Sequence[str], pairs: bool) -
     return found
 
 
-def _vectors(sources: Sequence[PatchSource], example: int, positions: Sequence[str], layers: Sequence[int]) -> np.ndarray[Any, Any]:
-    return np.stack([source.vectors(example, positions, layers) for source in sources], 2)
+def stacked_vectors(
+    sources: Sequence[PatchSource], example: int, tokens: Mapping[str, np.ndarray[Any, Any] | None], layers: Sequence[int]
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Position -> (layer, source, token, d) residual streams of the sources of an example."""
+    found = [source.vectors(example, tokens, layers) for source in sources]
+    return {name: np.stack([vectors[name] for vectors in found], 1) for name in tokens}
 
 
 def _key(

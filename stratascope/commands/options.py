@@ -145,6 +145,18 @@ def seed(said: str) -> Callable[[Any], Any]:
     return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help=said)
 
 
+def part_of_a_store(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options --arrays, --layers, --positions and --examples."""
+    for option in (
+        click.option("--examples", metavar="ID,N,M-K", help="Ids or numbers of examples, an id first; default: all."),
+        click.option("--positions", callback=names, metavar="NAME,NAME", help="Positions; default: all."),
+        click.option("--layers", callback=numbers, metavar="N,M-K", help="Layers; default: all."),
+        click.option("--arrays", callback=names, metavar="NAME,NAME", help="Arrays, such as residual,attention_rows; default: all."),
+    ):
+        command = option(command)
+    return command
+
+
 SCHEDULER_HELP = "Where layers are solved: synchronous, threads, processes, or the address of a Dask scheduler."
 workers = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads or processes at once; default: one per core.")
 only = click.option(

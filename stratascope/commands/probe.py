@@ -1,4 +1,4 @@
-"""Commands that train probes: probe, entanglement, patches."""
+"""Commands on what activations encode: probe, entanglement, patches, pca."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stratascope.analysis import principal_components
 from stratascope.commands import options
 from stratascope.commands.output import Output, results_output
 from stratascope.commands.signature import options_in_errors, options_of
@@ -190,6 +191,24 @@ def patches_command(store: str, output: Output, **chosen: Any) -> None:
     """
     opened = open_store(store)
     output.add(patch_probes(opened, progress=_progress(output), **chosen), store=opened)
+
+
+@click.command()
+@click.argument("store")
+@options_of(principal_components, position="Position of the residual stream.")
+@options.only
+@results_output
+def pca_command(store: str, output: Output, position: str, only: tuple[str, ...]) -> None:
+    """First two principal components of the residual stream at one position, by layer.
+
+    The viewer shows them as a scatter plot of all examples.
+
+    \b
+    Example, after 'stratascope demo --out demo':
+      stratascope pca demo/original.zarr
+    """
+    opened = open_store(store)
+    output.add(principal_components(opened, position=position, only=only, progress=_progress(output)), store=opened)
 
 
 def _progress(output: Output) -> bool:

@@ -140,7 +140,10 @@ def view_command(store: str, results: Path | None, port: int, no_browser: bool, 
     from stratascope.report.viewer.files import files_of
     from stratascope.report.viewer.page_files import results_shown
     from stratascope.results.locations import results_folders
+    from stratascope.store.io.hub import HubAddress
 
+    if store.startswith("hf://"):
+        store = HubAddress.parse(store).web()
     if is_address(store):
         check_page_can_ask(store)
     elif "imported" in open_store(store).provenance:

@@ -67,10 +67,7 @@ def verify_command(store: str, images: Path | None, repair: bool, as_json: bool,
 @click.command(short_help="Copy a store or a part of it to a folder, zip or bucket.")
 @click.argument("source")
 @click.argument("target", type=options.STORE_OUTPUT)
-@click.option("--arrays", callback=options.names, metavar="NAME,NAME", help="Arrays, such as residual,attention_rows; default: all.")
-@click.option("--layers", callback=options.numbers, metavar="N,M-K", help="Layers; default: all.")
-@click.option("--positions", callback=options.names, metavar="NAME,NAME", help="Positions; default: all.")
-@click.option("--examples", metavar="ID,N,M-K", help="Ids or numbers of examples, an id first; default: all.")
+@options.part_of_a_store
 @partial(verbosity_options, verbose_help="Also print the fingerprint of the copy.")
 def copy_command(source: str, target: str | Path, examples: str | None, as_json: bool, verbosity: int, **chosen: Any) -> None:
     """Copy a store from a folder, zip or URL to a new folder, zip or bucket (s3, gs, az). The copy records which part it holds.

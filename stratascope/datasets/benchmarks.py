@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stratascope.datasets.prompts import LETTERS
+from stratascope.datasets.example import LETTERS
 from stratascope.datasets.question_rows import FIELDS, pope_question
 from stratascope.errors import InvalidInputError
 

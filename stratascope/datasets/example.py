@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from string import ascii_uppercase
 from typing import Any
 
 from stratascope.datasets.boxes import Box
 from stratascope.datasets.captions import CaptionParts, Interval
+
+LETTERS = tuple(ascii_uppercase)
+"""Letters of options, in their order."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,9 @@ class Example:
     question: Question | None = None
     """The published wording, for prompts that ask for one of several choices; None: the prompt's template is filled."""
     options: tuple[str, ...] = ()
-    """Texts of the lettered options of a question, as many as `choices`."""
+    """Texts of the options of a question, in the order in which they are shown."""
+    option_order: str = ""
+    """Published letter of each option as it is shown, such as "CAB"; empty for options in their published order."""
     full_question: str | None = None
     """The question as published together with its options, for prompts that show it word for word."""
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -59,6 +65,18 @@ class Example:
     def is_question(self) -> bool:
         """Whether `caption` is a question, not a caption."""
         return self.parts.relation is None
+
+    @property
+    def lettered(self) -> bool:
+        """Whether the label is the number of one of the options, not of a word that the prompt asks for."""
+        return bool(self.options) and self.choices == LETTERS[: len(self.options)]
+
+    @property
+    def right_option(self) -> str | None:
+        """Text of the right option; None without options or label."""
+        if not self.options or self.label is None:
+            return None
+        return self.options[self.label] if self.lettered else self.choices[self.label]
 
     @property
     def subject(self) -> str:

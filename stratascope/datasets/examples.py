@@ -12,10 +12,9 @@ from pathlib import Path
 
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.captions import split_caption
-from stratascope.datasets.example import Example
+from stratascope.datasets.example import LETTERS, Example
 from stratascope.datasets.image_files import image_path
 from stratascope.datasets.progress import progress_bar
-from stratascope.datasets.prompts import LETTERS
 from stratascope.datasets.question_rows import FIELDS, are_question_rows, question_example
 from stratascope.datasets.questions import add_questions, are_questions, load_captions
 from stratascope.datasets.table import Row, csv_table, is_csv, json_lines_table, read_text, text_field

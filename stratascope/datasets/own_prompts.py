@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stratascope.datasets.prompts import FIELD, PROMPTS, Prompt
+from stratascope.datasets.example import LETTERS
+from stratascope.datasets.prompts import FIELD, MOST_OPTIONS, OPTION_KEYS, PROMPTS, Prompt
 from stratascope.errors import InvalidInputError
 
 OWN = "own"
 """Name of a prompt that is given as text."""
-_KEYS = ("name", "text", "answers", "choices", "spans", "system", "image")
+LETTERED = "letters"
+"""Answers that are the letters of a question's options."""
+WORDED = "options"
+"""Answers that are a question's own options, in words."""
+_KEYS = ("name", "text", "answers", "choices", "spans", "system", "image", "option", "separator", "last")
 _DUPLICATE = "expected the answers of the prompt {}, which has its own, left out, found {}; leave `answers` out"
 
 
@@ -24,7 +29,8 @@ def find_prompt(prompt: str, answers: Sequence[str] | None = None) -> Prompt:
     prompt
         Name, path that ends in .toml, or text such as "Is it true that {caption} Answer Yes or No.".
     answers
-        Answers of a text: the one to a true caption, then that to a false one; more than two are choices without a right one.
+        Answers of a text: the one to a true caption, then that to a false one; more than two are choices, and `letters` or `options` alone
+        are the letters of a question's options, or their words.
 
     Raises
     ------
@@ -52,6 +58,8 @@ def find_prompt(prompt: str, answers: Sequence[str] | None = None) -> Prompt:
         )
     if not answers:
         raise InvalidInputError(f"expected `answers` for a prompt of one's own, such as Yes,No, found none for {prompt!r}")
+    if tuple(answers) in ((LETTERED,), (WORDED,)):
+        return Prompt(OWN, prompt, LETTERS[:MOST_OPTIONS], own_options=answers[0] == WORDED)
     return _with_answers(OWN, prompt, tuple(answers))
 
 
@@ -67,33 +75,43 @@ def _read_prompt(path: str) -> Prompt:
     unknown = sorted(set(found) - set(_KEYS))
     if unknown:
         raise InvalidInputError(f"{path}: expected the keys {', '.join(_KEYS)}, found {', '.join(unknown)}")
-    kinds = {"name": str, "text": str, "answers": list, "choices": list, "spans": dict, "system": str, "image": str}
+    kinds = {"answers": list, "choices": list, "spans": dict, "last": list, "own_options": bool}
+    if found.get("choices") in (LETTERED, WORDED):
+        found |= {"own_options": found["choices"] == WORDED, "choices": list(LETTERS[:MOST_OPTIONS])}
     for key, value in found.items():
-        if not isinstance(value, kinds[key]) or (isinstance(value, list) and not all(isinstance(each, str) for each in value)):
-            raise InvalidInputError(f"{path}: expected {key} to be {_KINDS[kinds[key]]}, found {value!r}")
-    if "text" not in found or ("answers" in found) == ("choices" in found):
-        raise InvalidInputError(f"{path}: expected text and one of answers (to a true and a false caption) and choices, found others")
+        kind = kinds.get(key, str)
+        if not isinstance(value, kind) or (isinstance(value, list) and not all(isinstance(each, str) for each in value)):
+            raise InvalidInputError(f"{path}: expected {key} to be {_KINDS[kind]}, found {value!r}")
+    if "text" not in found or not {"answers", "choices"} & found.keys():
+        raise InvalidInputError(f"{path}: expected text, and answers (to a true and a false caption) or choices, found others")
     if "answers" in found and len(found["answers"]) != 2:
         raise InvalidInputError(f"{path}: expected two answers, to a true and to a false caption, found {found['answers']}; use choices")
+    if not set(found.get("answers", ())) <= set(found.get("choices", found.get("answers", ()))):
+        raise InvalidInputError(f"{path}: expected answers that are among the choices, found {found['answers']} and {found['choices']}")
     if found.get("image", "before") not in ("before", "after"):
         raise InvalidInputError(f"{path}: expected image to be before or after (the text), found {found['image']!r}")
     more = {
         "spans": found.get("spans", {}),
         "system": found.get("system"),
         "image_after": found.get("image") == "after",
+        **_option_form(found),
     }
     name = found.get("name", Path(path).stem)
     if name in PROMPTS:
         raise InvalidInputError(f"{path}: expected a name that is not one of the built-in prompts, found {name!r}; set name in the file")
     try:
-        if "answers" in found:
-            return _with_answers(name, found["text"], tuple(found["answers"]), **more)
-        return Prompt(name, found["text"], tuple(found["choices"]), **more)
+        pair = tuple(found.get("answers", ())[::-1])
+        return Prompt(name, found["text"], tuple(found.get("choices", pair[::-1])), pair or None, **more)
     except InvalidInputError as error:
         raise InvalidInputError(f"{path}: {error}") from error
 
 
-_KINDS = {str: "a text", list: "a list of texts", dict: "a table"}
+def _option_form(found: Mapping[str, Any]) -> dict[str, Any]:
+    """How the prompt shows options, as keywords of `Prompt`."""
+    return {key: tuple(found[key]) if isinstance(found[key], list) else found[key] for key in OPTION_KEYS if key in found}
+
+
+_KINDS = {bool: "true or false", str: "a text", list: "a list of texts", dict: "a table"}
 
 
 def stored_prompt(held: Mapping[str, Any]) -> Prompt | None:
@@ -107,5 +125,8 @@ def stored_prompt(held: Mapping[str, Any]) -> Prompt | None:
     name, text, choices, answers = (held.get(key) for key in ("name", "text", "choices", "answers"))
     if name in PROMPTS or not isinstance(text, str) or not choices:
         return None
-    pair = (str(answers[0]), str(answers[1])) if isinstance(answers, list) and len(choices) == len(answers) == 2 else None
-    return Prompt(str(name), text, tuple(choices), pair, spans=held.get("spans") or {}, image_after=held.get("image") == "after")
+    pair = None
+    if isinstance(answers, list) and len(answers) == 2 and list(choices) != answers:  # otherwise they are two choices
+        pair = (str(answers[0]), str(answers[1]))
+    more = {"spans": held.get("spans") or {}, "image_after": held.get("image") == "after", **_option_form(held)}
+    return Prompt(str(name), text, tuple(choices), pair, **more)

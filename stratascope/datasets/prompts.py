@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from string import ascii_uppercase
 from typing import Any
 
 from stratascope.datasets.captions import Interval
-from stratascope.datasets.example import Example
+from stratascope.datasets.example import LETTERS, Example
 from stratascope.errors import InvalidInputError
 
 FIELD = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -20,9 +19,7 @@ PARTS = ("caption", "subject", "relation", "object")
 _OF_QUESTIONS = ("question", "full_question", "options", "letters")
 _ASKED = ("question", "full_question")
 """Fields that a question fills, and no caption."""
-LETTERS = tuple(ascii_uppercase)
-"""Letters of options, in their order."""
-_MOST_OPTIONS = 10
+MOST_OPTIONS = 10
 """Most lettered options of a question."""
 
 
@@ -38,7 +35,8 @@ class Prompt:
     name: str
     text: str
     choices: tuple[str, ...]
-    """Answers whose logits are recorded at the final token; each must be one token. Letters A, B, ... for questions with options."""
+    """Answers whose logits are recorded at the final token, or whose log-probabilities if some have several tokens. Letters A, B, ... for
+    questions with options."""
     answers: tuple[str, str] | None = None
     """Right choices for a false and a true caption; None if the prompt asks for one of the choices."""
     spans: Mapping[str, str] = field(default_factory=dict)
@@ -49,7 +47,13 @@ class Prompt:
     """Whether the image follows the text in the user's turn."""
     option: str = "{letter}. {text}"
     """Form of one of the options."""
-    most_letters: int = _MOST_OPTIONS
+    separator: str = "\n"
+    """Text between two options."""
+    own_options: bool = False
+    """Whether the answers are each question's own options in words; `choices` are then the letters that name them."""
+    last: tuple[str, ...] = ()
+    """Options that stay behind the others when the order is shuffled, such as "neither"."""
+    most_letters: int = MOST_OPTIONS
     """{letters} names at most this many."""
 
     def __post_init__(self) -> None:
@@ -77,7 +81,12 @@ class Prompt:
         ('A', 'B')
         """
         most = max((len(example.options) for example in examples), default=0)
-        return replace(self, choices=self.choices[:most]) if most else self
+        return replace(self, choices=self.choices[:most]) if most and self.lettered else self
+
+    @property
+    def lettered(self) -> bool:
+        """Whether the answers are the letters of options."""
+        return self.choices == LETTERS[: len(self.choices)]
 
     def fill(self, example: Example) -> FilledPrompt:
         """Fill the template for one example, or use the example's published question.
@@ -157,7 +166,12 @@ class Prompt:
 
     def provenance(self) -> dict[str, Any]:
         """What a store keeps of the prompt besides name, text and answers; empty for the built-in ones."""
-        return {**({"spans": dict(self.spans)} if self.spans else {}), **({"image": "after"} if self.image_after else {})}
+        shown = {} if self.name in PROMPTS else {key: getattr(self, key) for key in OPTION_KEYS if getattr(self, key) != _DEFAULTS[key]}
+        return {
+            **({"spans": dict(self.spans)} if self.spans else {}),
+            **({"image": "after"} if self.image_after else {}),
+            **{key: list(value) if isinstance(value, tuple) else value for key, value in shown.items()},
+        }
 
     def _value(self, example: Example, name: str) -> str:
         if name not in PARTS and not (example.is_question and name in _OF_QUESTIONS):
@@ -166,7 +180,7 @@ class Prompt:
             return example.caption
         if name == "options":
             pairs = zip(LETTERS, example.options, strict=False)
-            return "\n".join(self.option.replace("{letter}", letter).replace("{text}", text) for letter, text in pairs)
+            return self.separator.join(self.option.replace("{letter}", letter).replace("{text}", text) for letter, text in pairs)
         if name == "letters":
             return ", ".join(LETTERS[: min(len(example.options), self.most_letters)])
         return str(getattr(example, name))
@@ -179,6 +193,11 @@ class Prompt:
             found.append((self.text[end : match.start()], match[1]))
             end = match.end()
         return found, self.text[end:]
+
+
+OPTION_KEYS = ("option", "separator", "last", "own_options")
+"""How a prompt shows options."""
+_DEFAULTS = {each.name: each.default for each in fields(Prompt)}
 
 
 @dataclass(frozen=True)
@@ -225,7 +244,7 @@ def _question(name: str, where: str, choices: str) -> Prompt:
     return Prompt(name, f"Where is the {{subject}} {where}? Answer with {choices}.", tuple(choices.replace(" or ", ", ").split(", ")))
 
 
-_OPTIONS = LETTERS[:_MOST_OPTIONS]
+_OPTIONS = LETTERS[:MOST_OPTIONS]
 _NOTE = "Note: You only need to respond with {letters} without providing any additional information.\n"
 
 PROMPTS: dict[str, Prompt] = {

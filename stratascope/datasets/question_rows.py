@@ -6,15 +6,15 @@ letter of the right one ("B" or "(B)") or its text. POPE's published rows, with 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from stratascope.datasets.captions import CaptionParts, Interval
-from stratascope.datasets.example import Example
-from stratascope.datasets.prompts import LETTERS
+from stratascope.datasets.example import LETTERS, Example
 from stratascope.datasets.table import Row, text_field
 from stratascope.errors import InvalidInputError
 
@@ -46,7 +46,7 @@ def question_example(row: Row, default_id: str, default_split: str, choices: Seq
     default_id, default_split
         Of rows that name none.
     choices
-        Letters of a prompt that asks for one of several options; None for one that asks for yes or no.
+        Letters of a prompt that asks for one of several options, or the options themselves; None for one that asks for yes or no.
 
     Raises
     ------
@@ -66,10 +66,10 @@ def question_example(row: Row, default_id: str, default_split: str, choices: Seq
         image=_text(row, "image"),
         caption=question,
         relation=UNGROUPED if group is None else group,
-        label=_right_option(row, options) if options else _yes_or_no(row),
+        label=_label(row, options, choices),
         split=default_split if split is None else split,
         parts=parts,
-        choices=tuple(choices or ())[: len(options)],
+        choices=tuple(choices or ())[: len(options)],  # all of them where they are words
         options=options,
         full_question=whole,
         extra={k: v for k, v in fields.items() if k not in (*FIELDS, *_lettered(row)) and isinstance(v, str | int | float | bool)},
@@ -125,10 +125,13 @@ def _check_choices(row: Row, options: tuple[str, ...], choices: Sequence[str] | 
                 "lettered options, such as letters"
             )
         return
-    if tuple(choices) != LETTERS[: len(choices)]:
+    if not _are_letters(choices):
+        if sorted(options) == sorted(choices):
+            return
         raise InvalidInputError(
-            f"{row.where}: expected a prompt for questions, found one that asks for {', '.join(choices)}; choose "
-            + ("a prompt for lettered options, such as letters" if options else "pope")
+            f"{row.where}: expected a question whose options are the prompt's choices {', '.join(choices)}, found "
+            + (f"the options {', '.join(options)}" if options else "one without options")
+            + f"; choose {'a prompt for lettered options, such as letters' if options else 'pope'}"
         )
     if not options:
         raise InvalidInputError(
@@ -139,6 +142,19 @@ def _check_choices(row: Row, options: tuple[str, ...], choices: Sequence[str] | 
         raise InvalidInputError(
             f"{row.where}: expected at most {len(choices)} options, the prompt's letters up to {choices[-1]}, found {len(options)}"
         )
+
+
+def _label(row: Row, options: tuple[str, ...], choices: Sequence[str] | None) -> int:
+    """Number of the right answer among the choices, or the truth of yes."""
+    if not options:
+        return _yes_or_no(row)
+    right = _right_option(row, options)
+    assert choices is not None, "options come with choices"
+    return right if _are_letters(choices) else list(choices).index(options[right])
+
+
+def _are_letters(choices: Sequence[str]) -> bool:
+    return tuple(choices) == LETTERS[: len(choices)]
 
 
 def _right_option(row: Row, options: tuple[str, ...]) -> int:
@@ -180,3 +196,56 @@ def _words(row: Row, question: str, name: str) -> Interval | None:
 
 def _shown(value: Any) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False)[:160]
+
+
+_ABOVE = re.compile(r"\bof the (?:above|others?)\b|\b\(?[A-J]\)?,? (?:and|or|nor|&) \(?[A-J]\b\)?", re.IGNORECASE)
+"""Words of an option that refer to other options by their place."""
+
+
+def shuffled_options(example: Example, seed: int, last: Collection[str] = ()) -> Example:
+    """The question with its options in a random order; the label follows.
+
+    The order depends on the seed and the example's id alone: that of the SHA-256 of `SEED/ID/NUMBER`, with the options numbered from 0.
+
+    Parameters
+    ----------
+    example
+        A question with options; another example is returned as it is.
+    seed
+        Of the order.
+    last
+        Options that stay behind the others, such as "neither".
+
+    Raises
+    ------
+    InvalidInputError
+        If an option refers to the others by their letters or as those above, and is not among `last`.
+
+    Examples
+    --------
+    >>> from stratascope.datasets import CaptionParts
+    >>> parts, options = CaptionParts(None, None, None), ("left", "right", "neither")
+    >>> example = Example("1", "a.png", "Which?", "side", 1, "test", parts, choices=("A", "B", "C"), options=options)
+    >>> shown = shuffled_options(example, 1, ("neither",))
+    >>> shown.options, shown.option_order, shown.label
+    (('right', 'left', 'neither'), 'BAC', 0)
+    """
+    placed = next((text for text in example.options if text not in last and _ABOVE.search(text)), None)
+    if placed is not None:
+        raise InvalidInputError(
+            f"example {example.id}: expected options that keep their meaning in any order, found {placed!r}; name it as `last` in the "
+            "prompt's file, or leave the order as published"
+        )
+
+    def rank(number: int) -> tuple[bool, str]:
+        if example.options[number] in last:
+            return True, f"{number:02d}"
+        return False, hashlib.sha256(f"{seed}/{example.id}/{number}".encode()).hexdigest()
+
+    order = sorted(range(len(example.options)), key=rank)
+    return replace(
+        example,
+        options=tuple(example.options[number] for number in order),
+        option_order="".join(LETTERS[number] for number in order),
+        label=order.index(example.label) if example.lettered and example.label is not None else example.label,
+    )

@@ -189,6 +189,7 @@ def _analyses(store: ActivationStore, out: Path, seed: int, command_line: Comman
         "rollout": lambda: save(analysis.rollout_examples(store, mapped)),
         "overlap": lambda: _save_overlap(store, results, seed),
         "attribution": lambda: save(analysis.logit_attribution(store)),
+        "components": lambda: save(analysis.principal_components(store)),
         "faithfulness": lambda: save(analysis.faithfulness(store, seed=seed)),
         "pointing": point,
         "report": lambda: write_report(store, [results], results / "report.html", where=out / "original.zarr", command_line=command_line),

@@ -94,3 +94,30 @@ def draw_prediction(table: pd.DataFrame, baseline: Mapping[str, float], ax: Axes
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="best", fontsize=6)
     return ax
+
+
+def draw_components(scores: NDArray[Any], labels: NDArray[Any], explained: NDArray[Any], ax: Axes, *, title: str = "") -> Axes:
+    """Two principal components, one dot per example in the colour and shape of its label.
+
+    Parameters
+    ----------
+    scores
+        (2, example).
+    labels
+        (example,) numbers; a negative one is unknown and grey.
+    explained
+        (2,) shares of the variance.
+    ax
+        Where to draw.
+    title
+        Over the axes.
+    """
+    for k, label in enumerate(np.unique(labels)):
+        of, known = labels == label, label >= 0
+        colour, marker = (COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]) if known else (GREY, ".")
+        name = f"label {label}" if known else "no label"
+        ax.scatter(scores[0, of], scores[1, of], s=5, color=colour, marker=marker, alpha=0.6, linewidths=0, label=name)
+    for axis, share, number in zip((ax.xaxis, ax.yaxis), explained, (1, 2), strict=True):
+        axis.set_label_text(f"PC {number} ({share:.0%})" if np.isfinite(share) else f"PC {number}")
+    ax.set_title(title)
+    return ax

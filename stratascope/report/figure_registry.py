@@ -120,6 +120,10 @@ FIGURES: dict[str, NamedFigure] = {
             "stratascope faithfulness STORE", height=3.2,
         ),
         NamedFigure("pointing", "localisation of attribution methods on the named objects", "pointing", _POINTING, height=3.2),
+        NamedFigure(
+            "components", "first two principal components of the residual stream, last layer", "principal_components",
+            "stratascope pca STORE",
+        ),
         NamedFigure("lens", "accuracy of the logit lens by layer, with that of the probe", "logit_lens", "stratascope lens STORE"),
         NamedFigure(
             "carried", "direct logit attribution by decoder block", "logit_attribution", "stratascope attribution STORE"

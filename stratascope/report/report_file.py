@@ -117,6 +117,13 @@ def _block(results: ResultSet, store: ActivationStore) -> int | None:
     return int(own["layers"][int(image.argmax())])
 
 
+def image_cells(store: ActivationStore, weights: NDArray[Any], number: int) -> NDArray[Any] | None:
+    """(row, column) of an example's image cells in values of its tokens; None where the image's tokens are no grid."""
+    start, stop = (int(k) for k in store.spans["image"][number])
+    rows, columns = (int(k) for k in store.grid[number])
+    return weights[start:stop].reshape(rows, columns) if start >= 0 and 0 < rows * columns == stop - start else None
+
+
 def _card(
     store: ActivationStore, row: pd.Series[Any], boxes: Mapping[str, Sequence[float]], block: int | None, answers: StoredResult
 ) -> Card:
@@ -127,8 +134,7 @@ def _card(
     if block is not None and store.available("attention_mean")[number]:
         weights = store.read("attention_mean", layer=block, examples=number)[: int(store.n_tokens[number])]
         start, stop = (int(k) for k in store.spans["image"][number])
-        rows, columns = (int(k) for k in store.grid[number])
-        cells = weights[start:stop].reshape(rows, columns) if start >= 0 and rows else None
+        cells = image_cells(store, weights, number)
         first, last = (int(k) for k in store.spans["caption"][number])
         share = float(weights[start:stop].sum()) if start >= 0 else 0.0
         source = Source(PurePath(store.name).name, "attention_mean", f"block {block}, example {number}, tokens of the image")

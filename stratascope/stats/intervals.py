@@ -85,14 +85,6 @@ def clustered_wilson(values: Floats, groups: NDArray[Any], level: float = 0.95) 
     return wilson(mean, mean * (1 - mean) / variance if variance > 1e-12 else float(count), level)
 
 
-def percentiles(draws: Floats, level: float) -> tuple[Floats, Floats]:
-    """(row,) ends of the percentile interval of (row, draw) values, NaN left out; NaN for a row without values."""
-    lost = np.asarray(np.isnan(draws).all(1))
-    ends = np.nanquantile(np.where(lost[:, None], 0, draws), [0.5 - level / 2, 0.5 + level / 2], axis=1)
-    low, high = np.where(lost, np.nan, ends)
-    return low, high
-
-
 def zero_count_bound(n: int, level: float = 0.95) -> float:
     """Upper confidence bound of a share with zero events in n independent trials: z^2 / (n + z^2).
 

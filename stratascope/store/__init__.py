@@ -11,7 +11,7 @@ from stratascope.store.format.provenance import VOLATILE, condition_of, label_ki
 from stratascope.store.format.size_estimate import estimate_sizes
 from stratascope.store.io.create import create_store
 from stratascope.store.io.example_filter import checked_choice, choice_of, choice_options, choice_text, chosen_examples, column_texts
-from stratascope.store.io.offered_choices import offered_logits
+from stratascope.store.io.offered_choices import generated_texts, offered_logits
 from stratascope.store.io.overview import describe
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.readout import Readout, stored_readout
@@ -47,6 +47,7 @@ __all__ = [
     "diff_stores",
     "encode_maps",
     "estimate_sizes",
+    "generated_texts",
     "label_kind",
     "offered_logits",
     "repair",

@@ -112,7 +112,7 @@ def test_the_distance_from_the_highest_holds_for_all_pairs_at_once() -> None:
 
 @pytest.mark.slow
 def test_without_noise_the_planted_method_is_perfect_in_every_setting(tmp_path: Path) -> None:
-    found = faithfulness(attributed_store(tmp_path / "exact.zarr", examples=12), methods=["attribution", "attention"], draws=50)
+    found = faithfulness(attributed_store(tmp_path / "exact.zarr", examples=16), methods=["attribution", "attention"], draws=50)
     right = found.table[found.table["method"] == "attribution"]
     # halves round: two groups may change places
     assert right["correlation"].min() > 0.99
@@ -181,7 +181,7 @@ def test_what_cannot_be_compared_is_refused(store, planted: ActivationStore, tmp
         faithfulness(store)
     with pytest.raises(InvalidInputError, match="methods of attention"):
         faithfulness(planted, methods=["chefer"])
-    with pytest.raises(TooFewExamplesError, match="two images"):
+    with pytest.raises(TooFewExamplesError, match="at least 8 images, found 1"):
         faithfulness(planted, [0, 1], methods=["attention"])
     with pytest.raises(TooFewExamplesError, match="--knockouts N"):
         faithfulness(planted, [60])

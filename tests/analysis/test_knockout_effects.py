@@ -47,7 +47,7 @@ def test_effects_are_towards_the_answer_with_intervals_over_images(planted: Acti
 
 
 def test_stores_without_knockouts_and_single_images_are_refused(planted: ActivationStore, tmp_path: Path) -> None:
-    with pytest.raises(TooFewExamplesError, match="two images, found 1"):
+    with pytest.raises(TooFewExamplesError, match="8 images, found 1"):
         knockout_effects(planted, [0, 1])
     with pytest.raises(NotRecordedError, match="knockout"):
         knockout_effects(planted_store(tmp_path / "b.zarr", examples=8))

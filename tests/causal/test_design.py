@@ -69,8 +69,8 @@ def test_slots_steer_by_the_distance_of_the_class_means_and_controls_by_its_leng
     for slot in steered:
         assert stack.shift[slot] == pytest.approx(slots["factor"][slot] * delta, abs=1e-5)
     random = slots.index[(slots["kind"] == "steer") & (slots["control"] != "")]
-    assert len(random) == 16
-    assert np.linalg.norm(stack.shift[random], axis=1) == pytest.approx(np.full(16, np.linalg.norm(delta)), rel=1e-5)
+    assert len(random) == 12
+    assert np.linalg.norm(stack.shift[random], axis=1) == pytest.approx(np.full(12, np.linalg.norm(delta)), rel=1e-5)
     (reflected,) = slots.index[(slots["kind"] == "reflect") & (slots["control"] == "")]
     middle = (x[y == 1].mean(0) + x[y == 0].mean(0)) / 2
     point = middle + 0.7 * delta

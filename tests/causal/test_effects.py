@@ -114,6 +114,17 @@ def test_bands_of_values_without_a_position_leave_those_out() -> None:
     assert (found["effect_high"] - found["effect_low"])[:2] == pytest.approx(2 * 1.96 / np.sqrt([200, 150]), rel=0.15)
 
 
+@pytest.mark.slow
+def test_simultaneous_bands_of_few_flipped_answers_cover_their_expectation() -> None:
+    """A share of .05 of 256 images at six layers, where standard errors of resamples alone are too small."""
+    hits = []
+    for seed in range(300):
+        flipped = (np.random.default_rng([seed, 7]).random((6, 256)) < 0.05).astype(float)
+        found = flip_shares(flipped, Bootstrap(np.arange(256), draws=400, seed=0), level=0.95)
+        hits.append(bool(((found["flipped_low_simultaneous"] <= 0.05) & (found["flipped_high_simultaneous"] >= 0.05)).all()))
+    assert np.mean(hits) >= 0.95 - 2.5 * np.sqrt(0.05 * 0.95 / 300)
+
+
 def test_shares_of_few_examples_have_intervals_of_the_resamples_that_hold_some() -> None:
     """Three measured examples: many resamples hold none of them. The floor is that of the images measured, not of all."""
     values = np.full((1, 200), np.nan)
@@ -125,6 +136,29 @@ def test_shares_of_few_examples_have_intervals_of_the_resamples_that_hold_some()
     assert found["flipped_high_simultaneous"][0] >= 1 / 3 + 1.96**2 / (3 + 1.96**2) - 1e-3
     none = flip_shares(np.full((1, 5), np.nan), Bootstrap(np.arange(5), draws=10, seed=0), level=0.95)
     assert np.isnan([none["flipped"], none["flipped_low"], none["flipped_high"]]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", [1.0, 1.5])
+def test_pointwise_intervals_of_sizes_of_which_few_are_large_cover_their_expectation(spread: float) -> None:
+    """At one layer, where no band is wider than the interval; a plain bootstrap-t interval covers in 88 % at a spread of 1.5."""
+    hits = []
+    for seed in range(300):
+        top = np.exp(spread * np.random.default_rng([seed, 5]).standard_normal((1, 32)))
+        found = relative("effect", top, np.ones(32), Bootstrap(np.arange(32), draws=800, seed=0), level=0.95)
+        hits.append(bool(found["effect_low"][0] <= np.exp(spread**2 / 2) <= found["effect_high"][0]))
+    assert np.mean(hits) >= 0.95 - 2.5 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def test_very_unequal_sizes_of_few_images_have_no_interval() -> None:
+    from stratascope.stats.mean_ratio import FEWEST_SKEWED, log_spread
+
+    sizes = np.exp(1.5 * np.random.default_rng(0).standard_normal((1, FEWEST_SKEWED)))
+    assert log_spread(sizes[:, 1:], np.ones((1, FEWEST_SKEWED - 1), bool))[0] > 1.1
+    for count, interval in ((FEWEST_SKEWED - 1, False), (FEWEST_SKEWED, True)):
+        found = relative("effect", sizes[:, -count:], np.ones(count), Bootstrap(np.arange(count), draws=200, seed=0), level=0.95)
+        assert np.isfinite(found["effect_low"]).all() == interval
+        assert np.isfinite(found["effect"]).all()
 
 
 @pytest.mark.parametrize(("images", "each", "ratio"), [(60, 1, False), (40, 3, False), (60, 2, True)])

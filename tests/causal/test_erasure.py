@@ -98,6 +98,14 @@ def test_a_constant_layer_holds_no_concept_and_is_left_alone() -> None:
         assert erasure.rank == 0
 
 
+def test_a_class_without_examples_changes_nothing() -> None:
+    """As in training folds that lack one."""
+    x, z, _ = drawn("classes", 300, 6)
+    empty = np.c_[z, np.zeros(300)]
+    for erase in (leace, mean_projection):
+        assert erase(x, empty)(x) == pytest.approx(erase(x, z)(x), abs=1e-9)
+
+
 def test_random_concepts_vary_as_the_rows_do_and_hold_nothing_of_the_concept() -> None:
     x, z, labels = drawn("binary", 400, 12)
     x[:, 0] += 100 * labels

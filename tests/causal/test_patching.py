@@ -9,25 +9,38 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stratascope.causal.patching import pair_sources, patch_refusals, same_ids
+from stratascope.causal.patching import PatchSource, pair_sources, patch_layers, same_ids
 from stratascope.errors import InvalidInputError, NotRecordedError, TooFewExamplesError
 
 MODEL = {"files": {"model.safetensors": "ab"}, "dtype": "float32"}
 
 
-def stood_in(table: dict[str, Any], *, lacking: tuple[int, ...] = (), prompt: str = "True or false: {caption}") -> Any:
-    """What patching reads of a store; the residual stream of example k is k everywhere, its logits are (k, 0)."""
+def stood_in(
+    table: dict[str, Any], *, lacking: tuple[int, ...] = (), prompt: str = "True or false: {caption}", wide: tuple[int, ...] = ()
+) -> Any:
+    """What patching reads of a store; the residual stream of example k is k everywhere, its logits are (k, 0).
+
+    Image token t of example k, the t-th of the image that starts at token 3, is 100 k + t. Examples `wide` have 2 x 3 of them, others
+    2 x 2; the second example has none.
+    """
     examples = pd.DataFrame(table)
     usable = ~np.isin(np.arange(len(examples)), lacking)
 
     def read(array: str, *, examples: Any, layers: Any = (), position: str = "") -> Any:
         if array == "answer_logits":
             return np.stack([np.asarray(examples, float), np.zeros(len(examples))], 1)
+        if array == "patch_residual":
+            return np.tile((100.0 * examples + np.arange(6))[:, None], (len(layers), 1, 4))
         return np.full((len(layers), 4), float(examples))
 
-    layout = SimpleNamespace(record={"residual"}, hidden=4, choices=("True", "False"))
+    count = len(examples)
+    grid = np.where(np.isin(np.arange(count), wide)[:, None], (2, 3), (2, 2))
+    layout = SimpleNamespace(record={"residual", "patch_residual"}, hidden=4, choices=("True", "False"), layers_of=lambda name: (0, 4))
     provenance = {"model": MODEL, "prompt": {"text": prompt}}
-    return SimpleNamespace(name="a.zarr", examples=examples, layout=layout, provenance=provenance, read=read, available=lambda *_: usable)
+    return SimpleNamespace(
+        name="a.zarr", examples=examples, layout=layout, provenance=provenance, read=read, available=lambda *_: usable, grid=grid,
+        patch_counts=grid.prod(1) * (np.arange(count) != 1), layers=(0, 2, 4), spans={"image": np.tile((3, 7), (count, 1))},
+    )  # fmt: skip
 
 
 def test_variants_of_a_pair_are_patched_into_each_other_in_both_directions() -> None:
@@ -42,10 +55,12 @@ def test_variants_of_a_pair_are_patched_into_each_other_in_both_directions() -> 
     assert "5-swapped" not in of["swapped"], "none is patched with itself"
     assert "3-original" not in of["mirrored"], "which pair 3 lacks"
     assert "0-original" not in of["swapped"], "whose residual stream was not recorded"
-    vectors = sources["swapped"].vectors(ids.index("5-original"), ("final", "object"), (0, 2, 4))
-    assert vectors.shape == (2, 3, 4)
-    assert (vectors == ids.index("5-swapped")).all()
-    assert np.isnan(sources["swapped"].vectors(0, ("final",), (0,))).all()
+    tokens = {"final": np.array([9]), "object": np.array([5])}
+    vectors = sources["swapped"].vectors(ids.index("5-original"), tokens, (0, 2, 4))
+    assert {name: rows.shape for name, rows in vectors.items()} == {"final": (3, 1, 4), "object": (3, 1, 4)}
+    assert all((rows == ids.index("5-swapped")).all() for rows in vectors.values())
+    assert np.isnan(sources["swapped"].vectors(0, tokens, (0,))["final"]).all()
+    assert np.isnan(sources["swapped"].vectors(ids.index("5-original"), {"object": None}, (0,))["object"]).all()
     logits = sources["swapped"].answer_logits(np.array([0, ids.index("5-original")]))
     assert np.isnan(logits[0]).all()
     assert logits[1].tolist() == [ids.index("5-swapped"), 0]
@@ -69,5 +84,30 @@ def test_refusals() -> None:
     twice = stood_in({"id": list("abcd"), "pair": list("0011"), "variant": ["original", "original", "original", "swapped"]})
     with pytest.raises(InvalidInputError, match="several 'original' in pair '0'"):
         pair_sources(twice)
-    with pytest.raises(InvalidInputError, match="found image, object_box"):
-        patch_refusals(("final", "image", "final+object_box"))
+
+
+def test_image_tokens_come_from_the_same_places_of_the_source_at_its_recorded_layers() -> None:
+    """Example 0 has no source with image tokens, 2 one with more of them."""
+    store = stood_in({"id": [f"e{k}" for k in range(16)]})
+    source = PatchSource("next", store, stood_in({"id": [f"e{k}" for k in range(16)]}, wide=(3,)), (np.arange(16) + 1) % 16)
+    assert source.held(("image",))[[0, 1, 2, 3]].tolist() == [False, True, False, True]
+    assert source.held(("final",)).all()
+    tokens = {"object_box": np.array([4, 6]), "final": np.array([9])}
+    found = source.vectors(5, tokens, (0, 4))
+    assert found["object_box"][:, :, 0].tolist() == [[601, 603], [601, 603]]
+    assert found["final"][:, :, 0].tolist() == [[6], [6]]
+    assert np.isnan(source.vectors(2, tokens, (0, 4))["object_box"]).all()
+    assert not np.isnan(source.vectors(2, tokens, (0, 4))["final"]).any()
+    every = np.arange(16)
+    assert patch_layers(source, [("final",)], every, (0, 2, 4), None) == [0, 2, 4]
+    assert patch_layers(source, [("final", "cell_0_1"), ("final",)], every, (0, 2, 4), None) == [0, 4]
+    with pytest.raises(
+        NotRecordedError, match=r"'next', image: expected all image tokens at layers 2, found them at 0, 4; extract it again"
+    ):
+        patch_layers(source, [("image",)], every, (0, 2, 4), (2, 4))
+    with pytest.raises(
+        NotRecordedError, match="at least 10 examples of the task, found 9, and 1 whose images have other numbers of tokens"
+    ):
+        patch_layers(source, [("subject_box",)], every[:11], (0, 2, 4), None)
+    with pytest.raises(InvalidInputError, match="found caption_mean, object_mean: the store holds the mean"):
+        patch_layers(source, [("final",), ("caption_mean", "object_mean")], every, (0, 2, 4), None)

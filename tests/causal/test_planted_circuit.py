@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -17,10 +18,20 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from PIL import Image  # noqa: E402
+from sklearn.linear_model import LogisticRegression  # noqa: E402
+from sklearn.metrics import roc_auc_score  # noqa: E402
+from sklearn.model_selection import StratifiedKFold, cross_val_predict  # noqa: E402
+from sklearn.pipeline import make_pipeline  # noqa: E402
+from sklearn.preprocessing import StandardScaler  # noqa: E402
 
-from stratascope.causal import EncodingUse, Intervention  # noqa: E402
+from stratascope.causal import EncodingUse, Intervention, leace, mean_projection, one_hot  # noqa: E402
+from stratascope.causal.use import use_table  # noqa: E402
 from stratascope.cli import main  # noqa: E402
+from stratascope.commands.interventions import saved_labels  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
+from stratascope.stats.bootstrap import Bootstrap  # noqa: E402
+from stratascope.stats.intervals import band  # noqa: E402
+from stratascope.stats.mean_ratio import mean_ratio  # noqa: E402
 from stratascope.store import ActivationStore  # noqa: E402
 from tests.extract.saved import save  # noqa: E402
 
@@ -136,6 +147,55 @@ def test_a_concept_readable_at_one_layer_and_used_at_a_later_one_is_told_so(plan
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("erase", [leace, mean_projection])
+def test_after_erasure_a_probe_refitted_on_other_images_is_at_chance(planted: Path, erase) -> None:
+    """Erasure fitted on three folds; scikit-learn's probe refitted and tested within the two others, in which it was perfect before."""
+    store = ActivationStore.open(planted / "store.zarr")
+    labels = saved_labels(store, planted / "results", "truth")
+    known, truth = labels.folds < 3, labels.labels
+    bootstrap = Bootstrap(labels.groups[~known], draws=1000)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+
+    def refitted(rows: np.ndarray) -> np.ndarray:
+        return cross_val_predict(probe, rows, truth[~known], method="decision_function", cv=StratifiedKFold(5))
+
+    after = []
+    for layer in (1, 2, 3, 4):
+        x = store.read("residual", layer=layer, position="final", examples=labels.examples).astype(float)
+        assert roc_auc_score(truth[~known], refitted(x[~known])) > 0.99
+        after.append(refitted(erase(x[known], one_hot(truth[known]))(x[~known])))
+    values = np.array([roc_auc_score(truth[~known], score) for score in after])
+    found = band(values, np.stack([bootstrap.auroc(score, truth[~known] == 1) for score in after], 1))
+    assert (found.low_simultaneous <= 0.5).all(), values
+    assert (found.high_simultaneous >= 0.5).all(), values
+    assert found.low_simultaneous.min() > 0.2, "an interval that holds everything shows nothing"
+
+
+@pytest.mark.slow
+def test_erasing_a_random_direction_has_an_effect_of_0_within_its_interval_and_is_not_called_use(planted: Path) -> None:
+    """In each of 40 draws in the place of the concept, beside the others of its kind."""
+    made = Intervention.load(planted / "results" / "intervene-truth.zarr.zip")
+    difference = made.examples["difference"].to_numpy()
+    bootstrap = Bootstrap(made.examples["group"].to_numpy(), draws=1000)
+    claimed, inside = 0, {}
+    for control in ("covariance", "isotropic"):
+        kept = made.variants.query("kind == 'erase' and method == 'leace' and control == @control")
+        assert sorted(set(kept["draw"])) == list(range(20))
+        signed = made.change[kept.index] * np.sign(difference)
+        _, _, bands = mean_ratio(signed, np.broadcast_to(np.abs(difference), signed.shape), bootstrap)
+        inside[control] = np.mean((bands.low_simultaneous <= 1e-9) & (bands.high_simultaneous >= -1e-9))
+        for draw in range(20):
+            rows = kept.assign(control=np.where(kept["draw"] == draw, "", "covariance")).reset_index(drop=True)
+            given = {"level": 0.95, "margin": 0.0, "control_factor": 1.0}
+            table = use_table(rows, made.change[kept.index], pd.DataFrame(), difference, bootstrap, **given)
+            assert np.isfinite(table["threshold"]).all()
+            claimed += bool(table["used"].any())
+    assert inside["isotropic"] == 1
+    assert inside["covariance"] >= 0.95, "which vary as the activations do"
+    assert claimed <= 4, "of 40: 5 % at most are expected"
+
+
+@pytest.mark.slow
 def test_an_interrupted_run_continues_to_the_same_bytes(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stratascope.extract.run import intervention_session as session
 
@@ -176,7 +236,9 @@ def test_what_is_not_the_stores_is_refused(planted: Path, tmp_path: Path) -> Non
         "intervene", store, results, *data(planted), "--task", "category", code=2
     )
     words = ("--source", f"same={store}", "--positions", "image", "--kinds", "patch")
-    assert "which cannot replace the tokens" in run("intervene", store, results, *data(planted), *words, code=2)
+    assert "expected all image tokens at layers 0..4, found them at none; extract it again" in run(
+        "intervene", store, results, *data(planted), *words, code=2
+    )
     assert "exactly with the kind patch" in run("intervene", store, results, *data(planted), "--kinds", "patch", code=2)
     for kind, words in (("erase", ("--kinds", "erase,delete")), ("20", ("--controls", "1,2"))):
         assert run("intervene", store, results, *words, code=2), kind

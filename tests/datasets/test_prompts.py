@@ -64,7 +64,7 @@ def test_a_prompt_in_a_file(tmp_path: Path) -> None:
     ("text", "found"),
     [
         ("text = 3", "expected text to be a text, found 3"),
-        ('text = "{caption}"', "expected text and one of answers"),
+        ('text = "{caption}"', "expected text, and answers"),
         ('text = "{caption}"\nanswers = ["Yes"]', "expected two answers"),
         ('text = "{caption}"\nanswers = ["Yes", "No"]\nimage = "left"', "expected image to be before or after"),
         ('text = "{caption}"\nanswers = ["Yes", "No"]\nsize = 3', "expected the keys name, text"),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import chisquare
 
 from stratascope.datasets import PROMPTS, BoxIndex, Example, load_examples, minimal_pairs
-from stratascope.datasets.own_prompts import find_prompt
+from stratascope.datasets.own_prompts import find_prompt, stored_prompt
+from stratascope.datasets.question_rows import shuffled_options
 from stratascope.errors import InvalidInputError
 
 LETTERS = PROMPTS["letters"].choices
@@ -106,7 +111,10 @@ def test_answers_are_letters_or_texts(tmp_path: Path, options: list[str], answer
         ({"options": None}, "found one without options; choose a prompt for yes or no, such as pope"),
         ({"options": None, "answer": "maybe", "choices": None}, "expected the answer yes or no"),
         ({"choices": None}, "found one with 2 options; choose a prompt for lettered options"),
-        ({"choices": ("left", "right")}, "asks for left, right; choose a prompt for lettered options"),
+        (
+            {"choices": ("left", "right")},
+            "the prompt's choices left, right, found the options cup, key; choose a prompt for lettered",
+        ),
         ({"subject": "dog"}, "expected the subject 'dog' in the question"),
         ({"image": "../a.png"}, "a.png"),
         ({"image": 7}, "expected text in field 'image', found 7"),
@@ -299,3 +307,89 @@ def test_only_offered_letters_are_answers(tmp_path: Path) -> None:
     explained = explain_example(store, 0)
     assert explained.answers["choice"].tolist() == ["A", "B"]
     assert explained.answers["probability"].sum() == pytest.approx(1)
+
+
+FOUR = {"image": "a.png", "question": "Where is the cup?", "options": ["left", "right", "above", "neither"], "answer": "above"}
+
+
+def test_shuffled_options_keep_the_right_text(tmp_path: Path) -> None:
+    """Every order of three options occurs equally often; the label names the same text; the order depends on seed and id alone."""
+    rows = [{**FOUR, "id": f"q{k}", "answer": FOUR["options"][k % 4]} for k in range(600)]
+    examples = load_examples(written(tmp_path, rows), choices=LETTERS)
+    shown = [shuffled_options(example, 3, ("neither",)) for example in examples]
+    assert [one.right_option for one in shown] == [row["answer"] for row in rows]
+    assert [one.options[one.label] for one in shown] == [row["answer"] for row in rows]
+    for example, one in zip(examples, shown, strict=True):
+        assert one.options == tuple(example.options["ABCD".index(letter)] for letter in one.option_order)
+    counts = Counter(one.option_order for one in shown)
+    assert sorted(counts) == sorted("".join(order) + "D" for order in permutations("ABC"))
+    assert chisquare(list(counts.values())).pvalue > 0.01
+    assert [shuffled_options(example, 3, ("neither",)).option_order for example in examples[::-1]] == [o.option_order for o in shown[::-1]]
+    assert [shuffled_options(example, 4, ("neither",)).option_order for example in examples] != [one.option_order for one in shown]
+    text = PROMPTS["letters"].fill(shown[0]).text
+    assert text.splitlines()[1:5] == [f"{letter}. {option}" for letter, option in zip("ABCD", shown[0].options, strict=True)]
+
+
+@pytest.mark.parametrize("option", ["None of the above", "Both A and B", "neither (A) nor (B)", "one of the others"])
+def test_options_that_refer_to_others_are_not_shuffled(tmp_path: Path, option: str) -> None:
+    example = one(tmp_path, options=["left", "right", option], answer="left")
+    with pytest.raises(InvalidInputError, match="expected options that keep their meaning in any order, found '"):
+        shuffled_options(example, 0)
+    assert shuffled_options(example, 0, (option,)).options[-1] == option
+
+
+def test_options_in_words_are_the_choices_of_the_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "words.toml"
+    file.write_text(
+        'text = "{question} Answer {options}."\nchoices = ["left", "right", "neither"]\noption = "{text}"\nseparator = " or "\n'
+        'last = ["neither"]\n'
+    )
+    asked = find_prompt(str(file))
+    row = {**FOUR, "options": ["right", "left", "neither"], "answer": "B"}
+    example = shuffled_options(one(tmp_path, choices=asked.choices, **row), 0, asked.last)
+    assert (example.choices, example.label, example.right_option) == (asked.choices, 0, "left")
+    assert asked.fill(example).text == f"Where is the cup? Answer {' or '.join(example.options)}."
+    assert example.options[-1] == "neither"
+    held = {"name": asked.name, "text": asked.text, "choices": dict.fromkeys(asked.choices, 1), "answers": list(asked.choices)}
+    assert stored_prompt({**held, **asked.provenance()}) == asked
+    with pytest.raises(InvalidInputError, match="expected a question whose options are the prompt's choices left, right, neither, found"):
+        one(tmp_path, choices=asked.choices, **FOUR)
+
+
+def test_a_third_answer_is_offered_beside_yes_and_no(tmp_path: Path) -> None:
+    file = tmp_path / "third.toml"
+    file.write_text('text = "{caption} Yes, No or Neither?"\nanswers = ["Yes", "No"]\nchoices = ["Yes", "No", "Neither"]\n')
+    asked = find_prompt(str(file))
+    assert (asked.choices, asked.answers) == (("Yes", "No", "Neither"), ("No", "Yes"))
+    held = {"name": asked.name, "text": asked.text, "choices": dict.fromkeys(asked.choices, 1), "answers": ["No", "Yes"]}
+    assert stored_prompt(held) == asked
+    file.write_text('text = "{caption}"\nanswers = ["Yes", "No"]\nchoices = ["Yes", "Neither"]\n')
+    with pytest.raises(InvalidInputError, match="expected answers that are among the choices"):
+        find_prompt(str(file))
+
+
+def test_stores_say_which_option_each_letter_was(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from stratascope.extract import plan_extraction
+    from stratascope.extract.model_files import resolve_model
+    from stratascope.extract.plan.intervention_plan import check_same_extraction, settings_of_store
+
+    images, tokenizer = pictures(tmp_path, 2), resolve_model("demo").tokenizer
+    rows = [{**FOUR, "image": f"{k % 2}.png", "options": FOUR["options"][: 3 + k % 2]} for k in range(8)]
+    file = tmp_path / "own.toml"
+    file.write_text('text = "{question}\\n{options}"\nchoices = "letters"\noption = "{letter}) {text}"\nlast = ["neither"]\n')
+    store = extracted(tmp_path, rows, str(file), images, shuffle_options=5, record=("residual",))
+    table = store.examples
+    assert store.provenance["data"]["shuffle_options"] == 5
+    assert table["option_order"].nunique() > 1
+    for k, row in table.iterrows():
+        letters = "ABCD"[: row["options"]]
+        assert [row[f"option_{letter}"] for letter in letters] == [FOUR["options"]["ABCD".index(was)] for was in row["option_order"]]
+        assert row[f"option_{'ABCD'[row['label']]}"] == row["right_option"] == "above"
+        shown = "\n".join(f"{letter}) {row[f'option_{letter}']}" for letter in letters)
+        ids = store.read("token_ids", examples=[k])[0]
+        assert shown in tokenizer.decode(ids[ids >= 0].tolist())
+    again = settings_of_store(store, data=(tmp_path / "rows.jsonl",), images=images, device="cpu")
+    check_same_extraction(plan_extraction(again), store)
+    with pytest.raises(InvalidInputError, match=r"expected a prompt that shows \{options\} for `shuffle_options`, found cv-bench"):
+        replace(again, stored_prompt=None, prompt="cv-bench")

@@ -29,6 +29,7 @@ from stratascope.extract.plan.settings import RECORDS  # noqa: E402
 from stratascope.extract.plan.store_contents import store_contents  # noqa: E402
 from stratascope.extract.plan.token_layout import TILES, PromptTokenizer  # noqa: E402
 from stratascope.extract.run.capture import text_decoder  # noqa: E402
+from stratascope.extract.run.generation import with_generated_tokens  # noqa: E402
 from stratascope.extract.run.inputs import forward_inputs  # noqa: E402
 from stratascope.extract.run.self_check import check_prompt  # noqa: E402
 from stratascope.extract.run.session import ExtractionSession  # noqa: E402
@@ -283,10 +284,12 @@ def test_tokens_that_are_not_the_processors_stop_an_extraction(planned: Planned,
         check_prompt(plan, 0, planned.request(0)[1])
 
 
-def test_an_answer_of_several_tokens_is_refused(planned: Planned) -> None:
+def test_an_answer_of_several_tokens_is_scored(planned: Planned) -> None:
     tokenizer = planned.plan.tokenizer
-    with pytest.raises(InvalidInputError, match=r"expected each answer to be one token of .*, found 'Undoubtedly' = \["):
-        PromptTokenizer(planned.plan.source, Prompt("x", "{caption}", ("True", "Undoubtedly")), tokenizer.rule)
+    found = PromptTokenizer(planned.plan.source, Prompt("x", "{caption}", ("True", "Undoubtedly")), tokenizer.rule)
+    assert (found.scored, tokenizer.scored) == (True, False)
+    assert tokenizer.tokenizer.decode(list(found.answer_tokens["Undoubtedly"])).strip() == "Undoubtedly"
+    assert found.choice_ids["Undoubtedly"] == found.answer_tokens["Undoubtedly"][0]
 
 
 def test_answers_are_the_tokens_that_follow_the_prompt(planned: Planned) -> None:
@@ -344,6 +347,36 @@ def test_everything_is_recorded_of_every_family(planned: Planned, tmp_path: Path
         for m, mode in enumerate(("final", "later")):
             moved = eager_difference(model, inputs, hidden, mode, (0, 3), pair) - untouched
             assert effects[m, 0, names.index(target)] == pytest.approx(moved, abs=2e-3), (target, mode)
+
+
+@pytest.mark.slow
+def test_generated_tokens_and_their_residual_stream_are_those_of_transformers(planned: Planned, tmp_path: Path) -> None:
+    plan = plan_extraction(dataclasses.replace(planned.plan.settings, record=("residual",), generate=5))
+    run_extraction(plan, tmp_path / "generated.zarr")
+    store, model = ActivationStore.open(tmp_path / "generated.zarr"), stock_model(planned.folder)
+    ends, blocks = plan.provenance["generation"]["end"], text_decoder(model)
+    assert verify(tmp_path / "generated.zarr").ok
+    for k in range(4):
+        inputs = planned.stock_inputs(k)
+        length = inputs["input_ids"].shape[1]
+        whole = model.generate(**inputs, do_sample=False, max_new_tokens=5, eos_token_id=ends or None)
+        tokens = whole[0, length:].tolist()
+        assert store.read("generated_tokens", examples=k).tolist() == tokens + [-1] * (5 - len(tokens))
+        own = [token for token in tokens if token not in ends]
+        assert store.read("generated_count", examples=k) == len(own)
+        entered: list[torch.Tensor] = []
+        hooks = [module.register_forward_pre_hook(_keep(entered), with_kwargs=True) for module in (*blocks.layers, blocks.norm)]
+        with torch.inference_mode():
+            model(**with_generated_tokens(inputs, own, prefix=planned.name.startswith("paligemma")))
+        for hook in hooks:
+            hook.remove()
+        for j in range(5):
+            place = store.positions.index(f"answer_{j}")
+            assert store.position_present[k, place] == (j < len(own))
+            if j < len(own):
+                expected = np.stack([each[0, length + j].numpy() for each in entered])
+                found = store.read("residual", position=f"answer_{j}", examples=k)
+                np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_token_texts_keep_their_blanks(planned: Planned) -> None:

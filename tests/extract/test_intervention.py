@@ -19,7 +19,7 @@ from stratascope.causal.design import EditStack  # noqa: E402
 from stratascope.causal.erasure import Erasure  # noqa: E402
 from stratascope.causal.patching import pair_sources  # noqa: E402
 from stratascope.cli import main  # noqa: E402
-from stratascope.commands.interventions import saved_labels  # noqa: E402
+from stratascope.commands.interventions import saved_labels, stacked_vectors  # noqa: E402
 from stratascope.datasets import write_scenes  # noqa: E402
 from stratascope.extract.run.capture import text_decoder, use_captured_attention  # noqa: E402
 from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner, Interventions  # noqa: E402
@@ -32,6 +32,8 @@ from stratascope.store import ActivationStore  # noqa: E402
 from tests.extract.families import FAMILIES, IMAGE, build, example, left_padded  # noqa: E402
 
 PAIR = (30, 40)
+PASS = 10_000
+"""Tokens of a pass: all variants of a position in one."""
 WINDOWS = ((0, 0), (1, 2), (2, 2), (4, 4))
 """The tiny models have four blocks; layer 4 is the output of the last."""
 PARTS = (("final",), ("word", "image"))
@@ -103,13 +105,14 @@ def test_changes_equal_those_of_plain_hooks(name: str) -> None:
     d = text_decoder(stock).config.hidden_size
     stacks = {(position, layer): drawn_edits(3, d, layer, 0.3) for position in places for layer in range(5)}
     decoder = use_captured_attention(ours)
-    runner = InterventionRunner(Bare(ours, decoder), PAIR, tokens=10_000)  # type: ignore[arg-type]
+    runner = InterventionRunner(Bare(ours, decoder), PAIR)  # type: ignore[arg-type]
     with torch.inference_mode(), tracing(decoder.layers) as trace:
         ours(**batch, use_cache=False, logits_to_keep=1)
     device = torch.device("cpu")
-    patches = np.random.default_rng(5).normal(size=(3, 4, 1, d)).astype(np.float32)  # layers 0, 1, 2, 4
+    rng = np.random.default_rng(5)
+    patches = {q: rng.normal(size=(4, 1, len(tokens), d)).astype(np.float32) for q, tokens in places.items()}  # layers 0, 1, 2, 4
     chosen = Interventions(PARTS, WINDOWS, {place: DeviceEdits.of(stack, device) for place, stack in stacks.items()}, sources=1)
-    measured = runner.measure(trace, places, chosen, patches, 1e-3)
+    measured = runner.measure(trace, places, chosen, patches, 1e-3, tokens_of_pass=PASS)
     untouched = hooked_logits(stock, batch, {}, {}, (0, -1))
     assert measured.logits == pytest.approx(untouched[list(PAIR)].numpy(), abs=1e-4)
     largest = 0.0
@@ -119,7 +122,7 @@ def test_changes_equal_those_of_plain_hooks(name: str) -> None:
                 edits = {(position, layer): plain_edit(stack, slot) for (position, layer), stack in stacks.items() if slot < 3}
                 if slot == 3:
                     for k, layer in enumerate((0, 1, 2, 4)):
-                        edits |= {(q, layer): lambda x, row=patches[i, k, 0]: torch.from_numpy(row) for i, q in enumerate(places)}
+                        edits |= {(q, layer): lambda x, rows=patches[q][k, 0]: torch.from_numpy(rows) for q in places}
                 logits = hooked_logits(stock, batch, {q: places[q] for q in part}, edits, window)
                 expected = (logits - untouched)[list(PAIR)].numpy()
                 assert measured.change[p, w, slot] == pytest.approx(expected, abs=1e-4, rel=1e-4), (part, window, slot)
@@ -136,30 +139,33 @@ def test_patching_an_example_with_itself_changes_no_bit() -> None:
         k: v.bfloat16() if v.is_floating_point() else v for k, v in left_padded("qwen2_5_vl", [example("qwen2_5_vl", model, 9, 0)]).items()
     }
     decoder = use_captured_attention(model)
-    runner = InterventionRunner(Bare(model, decoder), PAIR, tokens=10_000)  # type: ignore[arg-type]
+    runner = InterventionRunner(Bare(model, decoder), PAIR)  # type: ignore[arg-type]
     with torch.inference_mode(), tracing(decoder.layers) as trace:
         model(**batch, use_cache=False, logits_to_keep=1)
-    places = {"final": np.array([trace.length - 1]), "word": np.array([trace.length - 4])}
-    own = np.stack([np.stack([trace.inputs[layer][0, t[0]].float().numpy() for layer in range(5)]) for t in places.values()])[:, :, None]
-    parts = (("final",), ("word", "final"))
+    ids = batch["input_ids"][0].numpy()
+    places = {"final": np.array([trace.length - 1]), "word": np.array([trace.length - 4]), "image": np.flatnonzero(ids == IMAGE)}
+    own = {q: np.stack([trace.inputs[layer][0, t].float().numpy() for layer in range(5)])[:, None] for q, t in places.items()}
+    moved = {q: 1.01 * rows for q, rows in own.items()}
+    parts = (("final",), ("word", "final"), ("image",))
     windows = tuple((layer, layer) for layer in range(5))
     chosen = Interventions(parts, windows, {}, sources=1)
-    same = runner.measure(trace, places, chosen, own, 0.1)
+    same = runner.measure(trace, places, chosen, own, 0.1, tokens_of_pass=PASS)
     for values in (same.change, same.collateral, same.divergence, same.others):
         assert not values.any()
-    other = runner.measure(trace, places, chosen, own * 1.01, 0.1)
-    assert np.abs(other.change).max() > 0
-    beside = runner.measure(trace, places, replace(chosen, sources=2), np.concatenate([own * np.nan, own * 1.01], 2), 0.1)
+    other = runner.measure(trace, places, chosen, moved, 0.1, tokens_of_pass=PASS)
+    assert (np.abs(other.change).max((1, 2, 3)) > 0).all()
+    both = {q: np.concatenate([rows * np.nan, moved[q]], 1) for q, rows in own.items()}
+    beside = runner.measure(trace, places, replace(chosen, sources=2), both, 0.1, tokens_of_pass=PASS)
     assert np.isnan(beside.change[:, :, 0]).all(), "an example without that source"
     assert beside.change[:, :, 1] == pytest.approx(other.change[:, :, 0], abs=0.1)
-    absent = runner.measure(trace, {**places, "word": None}, chosen, own, 0.1)
+    absent = runner.measure(trace, {**places, "word": None}, chosen, own, 0.1, tokens_of_pass=PASS)
     assert np.isnan(absent.change[1]).all()
     assert not np.isnan(absent.change[0]).any()
 
 
 def test_passes_hold_every_variant_once_and_its_unedited_row() -> None:
     for slots, rows in ((5, 4), (5, 100), (1, 2), (7, 8)):
-        made = list(segments(WINDOWS, slots, rows))
+        made = list(segments([(number, *window) for number, window in enumerate(WINDOWS)], slots, rows))
         taken = [(s.window, k) for batch in made for s in batch for k in range(s.slots.start, s.slots.stop)]
         assert taken == [(w, k) for w in range(len(WINDOWS)) for k in range(slots)]
         assert all(batch[-1].edited.stop <= max(rows, 2) for batch in made)
@@ -185,16 +191,21 @@ def test_the_plan_counts_the_tokens_that_are_computed(plan, monkeypatch: pytest.
     parts, windows, length = (("final",), ("object", "final")), ((0, 0), (3, 4), (5, 5)), len(plan.layouts[3].ids)
     stack = DeviceEdits.of(drawn_edits(4, plan.shape.hidden, 0, 0.1), torch.device("cpu"))
     chosen = Interventions(parts, windows, {(name, layer): stack for name in ("final", "object") for layer in range(7)})
-    runner = InterventionRunner(session.model, session.request.choices, tokens=8192)
+    runner = InterventionRunner(session.model, session.request.choices)
     image = session.load(3).prepared
     assert image is not None
     trace = runner.trace(session.batch([3], image.tensors))
-    runner.measure(trace, {name: plan.position_tokens(3, name) for name in ("final", "object")}, chosen, None, 1e-3)
-    assert 1 + sum(computed) / length / plan.shape.layers == pytest.approx(bare_passes(plan, [3], parts, windows, 4))
+    runner.measure(trace, {name: plan.position_tokens(3, name) for name in ("final", "object")}, chosen, None, 1e-3, tokens_of_pass=PASS)
+    assert 1 + sum(computed) / length / plan.shape.layers == pytest.approx(
+        bare_passes(plan, [3], [(part, first) for part in parts for first, _ in windows], 4)
+    )
 
 
 def data(folder: Path) -> dict[str, Path]:
     return {"data": folder / "pairs" / "pairs.jsonl", "images": folder / "pairs" / "images", "boxes": folder / "pairs" / "instances.json"}
+
+
+PATCHES = ("--patches", 200, "--patch-layers", "2,4")
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +217,19 @@ def paired(tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = ("--images", scenes / "images", "--boxes", scenes / "instances.json", "--variants", "swapped,mirrored,inverse")
     run("pairs", scenes / "scenes.jsonl", *given, "--out", pairs)
     given = ("--images", pairs / "images", "--boxes", pairs / "instances.json", "--record", "residual")
-    run("extract", "--model", "demo", "--device", "cpu", "--examples", pairs / "pairs.jsonl", *given, "--out", folder / "pairs.zarr")
+    run(
+        "extract",
+        "--model",
+        "demo",
+        "--device",
+        "cpu",
+        "--examples",
+        pairs / "pairs.jsonl",
+        *given,
+        *PATCHES,
+        "--out",
+        folder / "pairs.zarr",
+    )
     run("probe", folder / "pairs.zarr", "--positions", "final", "--tasks", "truth", "-o", folder / "results")
     return folder
 
@@ -258,35 +281,50 @@ def test_pairs_are_made_extracted_and_patched_by_the_commands(paired: Path) -> N
     assert "encoded at layer" in run("causal", paired / "results")
 
 
+class Stock:
+    """The stock model on the examples of a plan."""
+
+    def __init__(self, plan) -> None:
+        self.plan, self.session = plan, ExtractionSession(plan, 8192)
+        loaded = transformers.AutoModelForImageTextToText
+        self.model = loaded.from_pretrained(plan.source.folder, attn_implementation="eager", dtype=torch.float32).eval()
+        self.inputs = functools.cache(self._inputs)
+
+    def _inputs(self, k: int):
+        return self.session.model.inputs(self.session.batch([k], self.session.load(k).prepared.tensors))
+
+    def answers(self, k: int, tokens=None, edit=None, layer: int = 0) -> torch.Tensor:
+        """Answer logits of example k, untouched or with an edit of some tokens at a layer."""
+        given = ({}, {}, (0, -1)) if edit is None else ({"here": tokens}, {("here", layer): edit}, (layer, layer))
+        return hooked_logits(self.model, self.inputs(k), *given)[list(self.session.request.choices)]
+
+    def residual(self, k: int, tokens, layer: int) -> torch.Tensor:
+        """(token, d) residual stream of example k."""
+        kept: list[torch.Tensor] = []
+        self.answers(k, tokens, lambda x: kept.append(x.clone()) or x, layer)
+        return kept[0]
+
+
+@pytest.fixture(scope="module")
+def stock(paired: Path) -> Stock:
+    store = ActivationStore.open(paired / "pairs.zarr")
+    return Stock(plan_of_store(store, paired / "pairs.zarr", **{**data(paired), "data": (data(paired)["data"],)}, device="cpu"))
+
+
 @pytest.mark.slow
-def test_changes_of_the_built_in_model_equal_those_of_plain_hooks(paired: Path, tmp_path: Path) -> None:
+def test_changes_of_the_built_in_model_equal_those_of_plain_hooks(paired: Path, stock: Stock, tmp_path: Path) -> None:
     """Edits as defined, from the class means of other folds; patches from a hooked pass over a partner with another number of tokens."""
     store = ActivationStore.open(paired / "pairs.zarr")
     labels, sources = saved_labels(store, paired / "results", "truth"), pair_sources(store)
     positions, kinds = ("final", "object"), ("erase", "reflect", "steer", "patch")
     settings = InterventionSettings(positions=positions, kinds=kinds, factors=(1.0,), controls=0, examples=5)
-    design = InterventionDesign(store, labels, settings, [source.name for source in sources])
-    plan = plan_of_store(store, paired / "pairs.zarr", **{**data(paired), "data": (data(paired)["data"],)}, device="cpu")
-
-    def vectors(example: int, names, layers) -> np.ndarray:
-        return np.stack([source.vectors(example, names, layers) for source in sources], 2)
-
-    measured = run_interventions(plan, store, design, cache=tmp_path / "cache", key="", source_vectors=vectors)
-    stock = transformers.AutoModelForImageTextToText.from_pretrained(plan.source.folder, attn_implementation="eager", dtype=torch.float32)
-    stock, session = stock.eval(), ExtractionSession(plan, 8192)
+    design, plan = InterventionDesign(store, labels, settings, sources), stock.plan
+    given = {"cache": tmp_path / "cache", "key": "", "source_vectors": functools.partial(stacked_vectors, sources)}
+    measured = run_interventions(plan, store, design, **given)
     folds = dict(zip(labels.examples.tolist(), labels.folds.tolist(), strict=True))
-    answers = list(session.request.choices)
-
-    @functools.cache
-    def inputs(k: int):
-        return session.model.inputs(session.batch([k], session.load(k).prepared.tensors))
-
-    def hooked(k: int, tokens, edit, layer: int) -> torch.Tensor:
-        return hooked_logits(stock, inputs(k), {"here": tokens}, {("here", layer): edit}, (layer, layer))[answers]
-
     largest, lengths = 0.0, 0
     for row, k in enumerate(measured.examples.tolist()):
-        untouched = hooked_logits(stock, inputs(k), {}, {}, (0, -1))[answers]
+        untouched = stock.answers(k)
         for v, variant in enumerate(design.variants.itertuples()):
             tokens = plan.position_tokens(k, variant.position)
             if variant.kind == "patch":
@@ -294,24 +332,74 @@ def test_changes_of_the_built_in_model_equal_those_of_plain_hooks(paired: Path, 
                 if other is None:
                     assert np.isnan(measured.change[row, v]).all()
                     continue
-                kept: list[torch.Tensor] = []
-                hooked(
-                    other, plan.position_tokens(other, variant.position), lambda x, kept=kept: kept.append(x.clone()) or x, variant.layer
-                )
+                rows = stock.residual(other, plan.position_tokens(other, variant.position), variant.layer)
                 lengths += len(plan.layouts[other].ids) != len(plan.layouts[k].ids)
 
-                def edit(x: torch.Tensor, kept=kept) -> torch.Tensor:
-                    return kept[0]
+                def edit(x: torch.Tensor, rows=rows) -> torch.Tensor:
+                    return rows
             else:
                 training = labels.examples[
                     (labels.folds != folds[k]) & np.isin(labels.examples, np.flatnonzero(store.available("residual", variant.position)))
                 ]
                 edit = defined_edit(variant, store, labels, training)
-            expected = (hooked(k, tokens, edit, variant.layer) - untouched).numpy()
+            expected = (stock.answers(k, tokens, edit, variant.layer) - untouched).numpy()
             assert measured.change[row, v] == pytest.approx(expected, abs=1e-4), (k, variant)
             largest = max(largest, float(np.abs(expected).max()))
     assert largest > 1
     assert lengths, "no pair differs in its number of tokens"
+
+
+@pytest.mark.slow
+def test_image_tokens_are_replaced_one_by_one_as_by_plain_hooks(paired: Path, stock: Stock, tmp_path: Path) -> None:
+    """Those of a hooked pass over the partner at the same places of the image; by default at the layers that hold them all."""
+    store = ActivationStore.open(paired / "pairs.zarr")
+    labels, sources = (
+        saved_labels(store, paired / "results", "truth"),
+        [s for s in pair_sources(store) if s.name in ("swapped", "mirrored")],
+    )
+    positions = ("image", "object_box", "subject_box+final")
+    settings = InterventionSettings(positions=positions, kinds=("patch",), examples=6)
+    design, plan = InterventionDesign(store, labels, settings, sources), stock.plan
+    assert design.windows == [(2, 2), (4, 4)]
+    given = {"cache": tmp_path / "cache", "key": "", "source_vectors": functools.partial(stacked_vectors, sources)}
+    measured = run_interventions(plan, store, design, **given)
+    largest = dict.fromkeys(positions, 0.0)
+    for row, k in enumerate(measured.examples.tolist()):
+        untouched = stock.answers(k)
+        for v, variant in enumerate(design.variants.itertuples()):
+            other, names = partner(store.examples, k, variant.source), variant.position.split("+")
+            if other is None:
+                assert np.isnan(measured.change[row, v]).all()
+                continue
+            mine = np.concatenate([plan.position_tokens(k, name) for name in names])
+            final = len(plan.layouts[k].ids) - 1
+            theirs = np.where(mine == final, len(plan.layouts[other].ids) - 1, mine)
+            rows = stock.residual(other, theirs, variant.layer)
+            expected = (stock.answers(k, mine, lambda x, rows=rows: rows, variant.layer) - untouched).numpy()
+            assert measured.change[row, v] == pytest.approx(expected, abs=1e-4), (k, variant)
+            if variant.source == "mirrored":
+                largest[variant.position] = max(largest[variant.position], float(np.abs(expected).max()))
+            elif "final" not in names:
+                assert np.abs(expected).max() < 1e-4, "captions come after the image"
+    assert min(largest.values()) > 0.1, largest
+
+
+@pytest.mark.slow
+def test_image_tokens_that_a_source_lacks_are_refused_with_the_command_that_saves_them(paired: Path, tmp_path: Path) -> None:
+    words = ("intervene", paired / "pairs.zarr", paired / "results", "--kinds", "patch", "--device", "cpu")
+    given = [word for name, path in data(paired).items() for word in (f"--{name}", path)]
+
+    def refused(*more: object) -> str:
+        result = CliRunner().invoke(main, list(map(str, (*words, *more, *given))))
+        assert result.exit_code == 2
+        return result.output
+
+    found = refused("--pairs", "--positions", "final,image", "--layers", "2,3")
+    assert "source 'original', image: expected all image tokens at layers 3, found them at 2, 4; extract it again with" in found
+    assert "--patches N --patch-layers 2,3" in found
+    run("copy", paired / "pairs.zarr", tmp_path / "plain.zarr", "--arrays", "residual,answer_logits")
+    found = refused("--positions", "object_box", "--source", f"plain={tmp_path / 'plain.zarr'}")
+    assert "source 'plain', object_box: expected all image tokens at layers 0..6, found them at none; extract it again" in found
 
 
 def defined_edit(variant, store: ActivationStore, labels, training: np.ndarray):

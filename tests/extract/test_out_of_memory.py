@@ -14,13 +14,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from stratascope.causal import FoldLabels, InterventionDesign, InterventionSettings  # noqa: E402
 from stratascope.errors import CaptureError, InvalidInputError, StoreError  # noqa: E402
 from stratascope.extract import plan_extraction, run_extraction  # noqa: E402
+from stratascope.extract.run import intervention_session as session  # noqa: E402
 from stratascope.extract.run.device_memory import OutOfMemory, attempt  # noqa: E402
 from stratascope.extract.run.halvings import Halving, Halvings, read_halvings  # noqa: E402
+from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner  # noqa: E402
+from stratascope.extract.run.intervention_session import run_interventions  # noqa: E402
 from stratascope.extract.run.loading import on_device  # noqa: E402
 from stratascope.extract.run.model import CaptureModel  # noqa: E402
 from stratascope.extract.run.shard_block import ShardBlock  # noqa: E402
+from stratascope.extract.run.tail_pass import TailPass  # noqa: E402
 from stratascope.store import ActivationStore, verify  # noqa: E402
 from tests.extract.test_extraction import contents  # noqa: E402
 
@@ -234,3 +239,118 @@ def test_a_damaged_note_of_halvings_is_refused(tmp_path: Path, text: str) -> Non
         Halvings().keep_in(tmp_path)
     path.write_text(json.dumps([]))
     assert read_halvings(tmp_path) == {(0, 1): []}
+
+
+@pytest.fixture(scope="module")
+def probed(settings, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A plan, its store, and a design of interventions on the truth at two positions."""
+    folder = tmp_path_factory.mktemp("probed")
+    plan = plan_extraction(dataclasses.replace(settings, limit=40, record=("residual",), thumbnail=None))
+    run_extraction(plan, folder / "s.zarr")
+    store = ActivationStore.open(folder / "s.zarr")
+    truth = np.arange(40) // 2 % 2
+    labels = FoldLabels("truth", np.arange(40), np.arange(40) % 2, np.arange(40).astype(str), truth, ("False", "True"))
+    chosen = InterventionSettings(positions=("final", "object"), kinds=("erase",), controls=6, layers=(0, 3, 6), examples=36)
+    return plan, store, InterventionDesign(store, labels, chosen)
+
+
+def passes(monkeypatch: pytest.MonkeyPatch, error: BaseException, most: int, since: int) -> list[tuple[int, int]]:
+    """From the example number `since` on, passes of variants with more tokens find no memory; (example, tokens) of those that ran."""
+    ran: list[tuple[int, int]] = []
+    begun: list[int] = []
+    trace, real = InterventionRunner.trace, TailPass.run
+
+    def started(self: Any, batch: Any) -> Any:
+        begun.append(batch.members[0])
+        return trace(self, batch)
+
+    def short(self: Any, made: Any, edit: Any) -> Any:
+        tokens = made[-1].edited.stop * (self.trace.length - self.start)
+        if tokens > most and len(set(begun)) > since:
+            raise error
+        ran.append((begun[-1], tokens))
+        return real(self, made, edit)
+
+    monkeypatch.setattr(InterventionRunner, "trace", started)
+    monkeypatch.setattr(TailPass, "run", short)
+    return ran
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["caching allocator", "cuBLAS workspace", "pinned host memory", "numpy"])
+def test_passes_of_interventions_are_halved_whoever_reports_the_shortage(
+    probed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    plan, store, design = probed
+    whole = run_interventions(plan, store, design, cache=tmp_path / "whole", key="a")
+    assert whole.halvings == 0
+    ran = passes(monkeypatch, SHORT[kind], 100, 5)
+    short = run_interventions(plan, store, design, cache=tmp_path / "short", key="a")
+    assert short.halvings == 2  # of 256 tokens
+    before, after = ([tokens for example, tokens in ran if (example in design_order(design)[:5]) == early] for early in (True, False))
+    assert max(before) > 100
+    assert max(after) <= 64
+    for name in ("logits", "change", "collateral", "divergence", "others"):
+        assert getattr(short, name) == pytest.approx(getattr(whole, name), abs=1e-4, nan_ok=True)
+
+
+def design_order(design: Any) -> list[int]:
+    return [int(k) for _, numbers in design.folds() for k in numbers]
+
+
+@pytest.mark.slow
+def test_interventions_resumed_after_a_halving_have_the_bytes_of_an_uninterrupted_run(
+    probed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the block after the halving; when resumed, there is memory enough, and passes are small nevertheless."""
+    plan, store, design = probed
+
+    def run(cache: Path, most: int, stop: int | None = None) -> list[tuple[int, int]]:
+        with monkeypatch.context() as patch:
+            ran = passes(patch, SHORT["cuBLAS handle"], most, 3)
+            written = []
+
+            def write(path: Path, results: Any, real: Any = session._write) -> None:
+                if len(written) == stop:
+                    raise KeyboardInterrupt
+                written.append(path)
+                real(path, results)
+
+            patch.setattr(session, "_write", write)
+            if stop is None:
+                run_interventions(plan, store, design, cache=cache, key="a")
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    run_interventions(plan, store, design, cache=cache, key="a")
+            return ran
+
+    whole = run(tmp_path / "whole", 100)
+    run(tmp_path / "part", 100, stop=1)
+    assert [halving.tokens for halving in read_halvings(tmp_path / "part")[0, 1]] == [128, 64]
+    after = run(tmp_path / "part", 10_000)
+    assert after == whole[-len(after) :]
+    assert max(tokens for _, tokens in after) <= 64
+    files = sorted(path.name for path in (tmp_path / "whole").glob("*.npz"))
+    assert len(files) >= 3
+    for name in files:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "part" / name).read_bytes()
+
+
+def test_a_variant_that_does_not_fit_is_refused_with_what_to_do(probed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, store, design = probed
+    passes(monkeypatch, SHORT["cuDNN"], 0, 0)
+    words = (
+        r"expected memory for one variant of an example of \d+ tokens on cpu, found too little \(cuDNN error: CUDNN_STATUS_ALLOC_FAILED\)"
+    )
+    with pytest.raises(InvalidInputError, match=words):
+        run_interventions(plan, store, design, cache=tmp_path / "cache", key="a")
+    monkeypatch.setattr(DeviceEdits, "of", lambda *_: raising(SHORT["caching allocator"])())
+    with pytest.raises(InvalidInputError, match=r"expected memory for the directions of a fold on cpu, .*; lower `controls`"):
+        run_interventions(plan, store, design, cache=tmp_path / "other", key="a")
+
+
+def test_another_error_of_the_device_ends_the_interventions(probed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, store, design = probed
+    passes(monkeypatch, OTHER["illegal access"], 0, 0)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run_interventions(plan, store, design, cache=tmp_path / "cache", key="a")

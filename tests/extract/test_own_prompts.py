@@ -72,5 +72,5 @@ def test_positions_that_the_prompt_does_not_have_are_refused(asked: ExtractionSe
         plan_extraction(bare)
     with pytest.raises(InvalidInputError, match=r"example r0: expected a column 'colour' for the field \{colour\}"):
         plan_extraction(replace(asked, prompt="Is it {colour}?"))
-    with pytest.raises(InvalidInputError, match="expected each answer to be one token"):
-        plan_extraction(replace(asked, answers=("Certainly so", "No")))
+    with pytest.raises(InvalidInputError, match="expected each answer to be known tokens of demo behind those of the prompt, found ''"):
+        plan_extraction(replace(asked, answers=("", "No")))

@@ -42,6 +42,7 @@ ALL = (
     ["faithfulness"],
     ["knockouts"],
     ["lens"],
+    ["pca"],
     ["pointing"],
     ["entanglement"],
     ["patches", "--cells", "36", "--draws", "100"],

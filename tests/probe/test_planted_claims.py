@@ -62,6 +62,32 @@ def drawn(seed: int, *, layers: int = 2, hidden: int = 12) -> tuple[np.random.Ge
     return rng, rng.standard_normal((layers, EXAMPLES, hidden)), rng.integers(0, 2, EXAMPLES)
 
 
+UNDECIDED = "whether it is still decodable in layers 4-5 cannot be decided with n = 400"
+STILL = "still detected in the last layer"
+
+
+@pytest.mark.parametrize(
+    ("signal", "where", "first", "end"),
+    [
+        ([0, 0, 0, 2, 0, 0], "layer 3", "layers 0-3", UNDECIDED),
+        ([0, 2, 2, 0, 0, 2], "layers 1-2 and 5", "layers 0-1", STILL),
+        ([0, 0.1, 0.3, 0.6, 1, 2], "layers 3-5", "layers 0-3", STILL),
+        ([0, 2, 1, 0.6, 0.05, 0.05], "layers 1-3", "layers 0-1", UNDECIDED),
+        ([0, 0.5, 0.5, 0.5, 0.5, 0.5], "layers 1-5", "layers 0-1", STILL),
+    ],
+    ids=["single layer", "two stretches", "ramp", "decay", "constant"],
+)
+def test_courses_over_layers_are_said_as_they_are(tmp_path, signal, where, first, end):
+    """The label shifts one of twelve columns by `signal` in each layer; an offset is claimed nowhere."""
+    _, x, label = drawn(6, layers=6)
+    x[..., 0] += np.array(signal)[:, None] * (2 * label - 1)
+    done, _, text = probed(tmp_path, store_of(tmp_path / "s.zarr", x, label), tasks=("truth",))
+    said = f"  above chance: detected in {where}; AUROC first above 0.53 in one of {first}; {end}"
+    assert said in "\n".join(done.lines)
+    assert f"The truth of the caption is detected at the final token in {where.replace('-', '–')} (n = 400; above chance" in text
+    assert ("It is still detected in the last layer." in text) == (end == STILL)
+
+
 def test_xor_is_found_by_a_network_alone_and_named_nonlinear(tmp_path):
     """The label is the product of two signs along two directions of one vector."""
     rng, x, label = drawn(0, hidden=4)

@@ -113,7 +113,7 @@ def try_the_display(c):
 
     for label, value, wanted in [
         (2, "layer", {"scale": "layer"}), (2, "log", {"scale": "log"}), (3, "cividis", {"palette": "cividis"}),
-        (3, "viridis", {"palette": "viridis"}),
+        (3, "inferno", {"palette": "inferno"}),
         (1, "spotlight", {"overlay": "spotlight"}), (1, "off", {"overlay": "off"}), (1, "heat", {"overlay": None}),
     ]:  # fmt: skip
         drawn_anew(lambda label=label, value=value: b.choose(f"details.menu label:nth-child({label}) select", value), **wanted)
@@ -291,7 +291,7 @@ def test_every_control_of_the_page_does_what_it_says(browser, questions, results
     (tmp_path / "small.zarr").symlink_to(small)
     golden = shutil.copytree(Path(__file__).parents[1] / "store" / "golden" / "v1.zarr", tmp_path / "v1.zarr")
     with ViewServer(str(questions), results=results) as running, hosting(tmp_path, cors=True) as host:
-        c.open(f"{running.address}#zoom=3")
+        c.open(f"{running.address}#zoom=3&page=example")
         assert "“zoom”" in browser.text(".notice")
         c.step(lambda: browser.click(".notice button"))
         assert not browser.text(".notice")

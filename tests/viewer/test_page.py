@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 import shutil
 import time
 from contextlib import contextmanager
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -17,6 +19,9 @@ from stratascope.analysis import rollout_packed
 from stratascope.analysis.flow import flow
 from stratascope.report.viewer import ViewServer, export_page, server
 from stratascope.store import ActivationStore, decode_maps
+from stratascope.store.io.hub import HubAddress
+from tests.store.buckets import files
+from tests.store.hub_server import Repository, hub_server, hub_settings
 from tests.viewer.hosts import hosting
 from tests.viewer.numbers import numbers, weights
 
@@ -138,7 +143,7 @@ def test_search_and_filters_find_what_the_table_holds(browser, small, small_serv
 @pytest.mark.slow
 def test_a_link_shows_the_same_again(browser, small_server):
     second = "b.example=9&b.layer=1&b.measure=norm&b.heads=one&b.head=3"
-    link = f"example=130&layer=2&measure=rollout&{second}&overlay=spotlight&palette=viridis&query=the"
+    link = f"example=130&layer=2&measure=rollout&{second}&overlay=spotlight&palette=inferno&query=the"
     browser.open(f"{small_server.address}#{link}")
     seen = [browser.texts(".caption"), browser.texts(".fact"), browser.texts(".tokens small"), browser.view()]
     assert [browser.view()[key] for key in ("b.measure", "b.head", "overlay", "query")] == ["norm", "3", "spotlight", "the"]
@@ -260,6 +265,30 @@ def test_a_store_at_another_host_that_allows_it(browser, tmp_path, small, small_
             weights(numbers(browser)[2]), store.read("attention_mean", layer=2, examples=8)[: int(store.n_tokens[8])]
         )
         assert browser.errors() == []
+
+
+@pytest.mark.slow
+def test_a_store_on_the_hub(browser, tmp_path, small, small_server, monkeypatch):
+    """Its host redirects to another, as the Hub does: `view hf://...`, and a page anywhere that is given the web address in a link."""
+    with hub_server() as hub, hub_settings(hub, monkeypatch, tmp_path / "home"):
+        repository = hub.repositories.setdefault("me/data", Repository(private=False))
+        held = {f"small.zarr/{key}": (data, not key.endswith(".json")) for key, data in files(small).items()}
+        hub.content.update({hashlib.sha256(data).hexdigest(): data for data, outside in held.values() if outside})
+        repository.commit(held, "all")
+        web = HubAddress.parse("hf://datasets/me/data/small.zarr").web()
+        store = ActivationStore.open(small)
+        expected = store.read("attention_mean", layer=2, examples=8)[: int(store.n_tokens[8])]
+        export_page(tmp_path / "space", web)
+        with ViewServer(web) as running, hosting(tmp_path) as host:
+            for address in (
+                f"{running.address}#",
+                f"{host.address}space/index.html#",
+                f"{small_server.address}#store={quote(web, safe='')}&",
+            ):
+                browser.open(f"{address}example=8")
+                np.testing.assert_array_equal(weights(numbers(browser)[2]), expected)
+                assert browser.errors() == []
+    assert any(path.startswith("/") and "X-Signature" in path for _, path in hub.asked)  # it came from the content network
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import { h, worded } from "./page/dom.ts";
 import { header } from "./page/header.ts";
 import { listenToKeys } from "./page/keys.ts";
 import { onTheme } from "./page/theme.ts";
-import { fromHash, toHash } from "./page/view.ts";
+import { fromHash, namesExample, toHash } from "./page/view.ts";
 import { Results } from "./results/results.ts";
 import { departure } from "./store/provenance.ts";
 import { Store, type Unwritten } from "./store/store.ts";
@@ -70,6 +70,8 @@ async function open(source: Source, { results, note, unwritten }: Beside): Promi
     if (mine !== attempt) return;
     if (!store.layout.examples) throw new Fault("metadata", "The store holds no example.", "Open another one.");
     const { view, ignored } = asked();
+    if (results && !view.page && !namesExample(location.hash)) view.page = "overview";
+    if (!results) view.page = "";
     app = new App(root, store, source, view, meter, opening);
     app.leaveOut(view, ignored);
     document.title = [store.files.name, departure(store.provenance), "Stratascope"].filter(Boolean).join(" · ");

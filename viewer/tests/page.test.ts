@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { webAddress } from "../src/bytes/http.ts";
 import { Corpus } from "../src/list/corpus.ts";
 import { strongest } from "../src/page/image.ts";
 import { percent } from "../src/page/numbers.ts";
@@ -38,6 +39,12 @@ test("shares are written as they are: nearly all is not all", () => {
   assert.equal(percent(0.9991, 4), "99.91%");
 });
 
+test("an address of the Hub is a web address", () => {
+  assert.equal(webAddress("hf://datasets/me/vsr/run.zarr"), "https://huggingface.co/datasets/me/vsr/resolve/main/run.zarr");
+  assert.equal(webAddress("hf://me/model@refs%2Fpr%2F1/a/run.zarr/"), "https://huggingface.co/me/model/resolve/refs%2Fpr%2F1/a/run.zarr/");
+  for (const other of ["hf://datasets/me", "https://host/a@b/c", "../run.zarr"]) assert.equal(webAddress(other), other);
+});
+
 test("the strongest cell is one, or how many are alike", () => {
   assert.deepEqual(strongest([0.1, -0.7, 0.2]), { cell: 1, alike: 1 });
   assert.deepEqual(strongest([0.1, -0.7, 0.7, 0.7]), { cell: 1, alike: 3 });
@@ -47,8 +54,8 @@ test("the strongest cell is one, or how many are alike", () => {
 test("a link says all of a view, and nothing but what differs", () => {
   assert.equal(toHash(START), "");
   const view: View = {
-    ...START, a: { example: 7, layer: 3, measure: "rollout", heads: "max", head: 2, mode: "", window: "", token: -1 }, b: { example: 0, layer: 0, measure: "attention", heads: "one", head: 0, mode: "later", window: "0-5", token: -1 },
-    active: "b", together: true, overlay: "off", scale: "log", palette: "viridis", strength: 0.35, smooth: true, boxes: true, grid: "object",
+    ...START, page: "overview", position: "object", residual: 3, order: "probability", shade: "right", a: { example: 7, layer: 3, measure: "rollout", heads: "max", head: 2, mode: "", window: "", token: -1 }, b: { example: 0, layer: 0, measure: "attention", heads: "one", head: 0, mode: "later", window: "0-5", token: -1 },
+    active: "b", together: true, overlay: "off", scale: "log", palette: "cividis", strength: 0.35, smooth: true, boxes: true, grid: "object",
     task: "truth:shuffled", query: "a&b=c #1", relation: "left of", outcome: "wrong", store: "https://x.example/y?z=1#q",
   };
   assert.deepEqual(fromHash(`#${toHash(view)}`), view);
@@ -59,7 +66,7 @@ test("a hostile link gives a view all the same", () => {
   assert.equal(view.a.example, 0);
   assert.equal(view.a.measure, "attention");
   assert.equal(view.strength, 1);
-  assert.equal(view.palette, "inferno");
+  assert.equal(view.palette, "viridis");
   assert.equal(view.b?.example, 0);
 });
 

@@ -24,6 +24,7 @@ from stratascope.extract.plan.readout_words import readout_words
 from stratascope.extract.plan.settings import BOX_POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
 from stratascope.store import StoreLayout, estimate_sizes
+from stratascope.store.format.arrays import generated_number
 from stratascope.store.format.prompt_parts import grouped_cells
 
 THUMBNAIL_SAMPLE = 16
@@ -83,6 +84,16 @@ class ExtractionPlan:
     def prompt(self) -> Prompt:
         """The question to the model."""
         return self.tokenizer.prompt
+
+    @property
+    def prompt_positions(self) -> tuple[str, ...]:
+        """Saved positions of the prompt; those of generated tokens follow them."""
+        return tuple(name for name in self.store.positions if generated_number(name) is None)
+
+    @property
+    def generated_positions(self) -> tuple[int, ...]:
+        """Numbers of the generated tokens whose residual stream is saved."""
+        return tuple(number for name in self.store.positions if (number := generated_number(name)) is not None)
 
     @property
     def token_counts(self) -> np.ndarray:
@@ -229,11 +240,11 @@ class ExtractionPlan:
 
     @cached_property
     def present(self) -> np.ndarray:
-        """(example, position) bool: positions that each example has."""
+        """(example, position) bool: positions that each example has, or may have for generated tokens."""
         examples = range(len(self.examples))
         columns = []
         for position in self.store.positions:
-            if position in ("final", "image"):
+            if position in ("final", "image") or generated_number(position) is not None:
                 columns.append([True] * len(examples))
             elif position in TEXT_POSITIONS:
                 columns.append([position in layout.spans for layout in self.layouts])
@@ -252,7 +263,8 @@ class ExtractionPlan:
     def readout_words(self) -> pd.DataFrame:
         """Words whose rows of the unembedding the store keeps, as `Readout.words`; none without the residual stream."""
         relations = (example.relation for example in self.examples if not example.is_question)
-        words = readout_words(self.tokenizer.tokenizer, self.tokenizer.choice_ids, relations)
+        choices = {} if self.tokenizer.scored else self.tokenizer.answer_tokens
+        words = readout_words(self.tokenizer.tokenizer, {choice: tokens[0] for choice, tokens in choices.items()}, relations)
         return words if "residual" in self.store.record else words.iloc[:0]
 
     @cached_property

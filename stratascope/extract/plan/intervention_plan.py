@@ -8,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stratascope.datasets.own_prompts import stored_prompt
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError
 from stratascope.extract.families.general_family import family_of
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.settings import ExtractionSettings
 from stratascope.store import ActivationStore
+from stratascope.store.format.arrays import generated_number
 from stratascope.store.format.provenance import differences
 
 COMPARED = ("model", "processor", "prompt", "data", "condition", "seed", "answer_logits")
@@ -60,6 +63,11 @@ def settings_of_store(
             "there on through linear attention; use another model"
         )
     provenance = store.provenance
+    if (provenance.get("answer_logits") or {}).get("score"):
+        raise InvalidInputError(
+            f"{store.name}: expected answers of one token each, whose logits an intervention changes, found answers that are scored by "
+            "several tokens; extract with other answer words"
+        )
     held, prompt = provenance.get("model"), provenance.get("prompt") or {}
     if not isinstance(held, Mapping) or not held.get("name"):
         raise InvalidInputError(f"{store.name}: expected a store whose provenance names its model, found none; extract again")
@@ -80,9 +88,10 @@ def settings_of_store(
         images=images,
         boxes=boxes,
         **({"stored_prompt": own} if (own := stored_prompt(prompt)) else {"prompt": str(prompt.get("name"))}),
+        shuffle_options=facts.get("shuffle_options"),
         system=prompt.get("system"),
         condition=str(provenance.get("condition") or "original"),
-        positions=store.layout.positions or None,
+        positions=tuple(name for name in store.layout.positions if generated_number(name) is None) or None,
         record=("residual",),
         thumbnail=None,
         limit=facts.get("limit"),
@@ -175,17 +184,52 @@ def tail_length(plan: ExtractionPlan, example: int, positions: Sequence[str]) ->
     return length - (start if start <= first < stop else first)
 
 
-def bare_passes(
-    plan: ExtractionPlan, examples: Sequence[int], parts: Sequence[Sequence[str]], windows: Sequence[tuple[int, int]], slots: int
-) -> float:
+def bare_passes(plan: ExtractionPlan, examples: Sequence[int], reruns: Sequence[tuple[Sequence[str], int]], slots: int) -> float:
     """Computed tokens times blocks of all variants of an example, as forward passes over its prompt; mean over examples.
 
     Includes the unedited pass, and the unedited rerun of each position and window that variants are compared with.
+
+    Parameters
+    ----------
+    plan
+        The plan.
+    examples
+        Their numbers.
+    reruns
+        Positions that are changed together, and the first layer, of each position and window.
+    slots
+        Variants of each.
     """
     blocks, total = plan.shape.layers, 0.0
-    depth = sum(blocks - first for first, _ in windows)
+    depths: dict[tuple[str, ...], int] = {}
+    for part, first in reruns:
+        depths[tuple(part)] = depths.get(tuple(part), 0) + blocks - first
     for example in examples:
-        length = len(plan.layouts[example].ids)
-        tails = [tail_length(plan, example, part) or 0 for part in parts]
-        total += 1 + sum(tails) * depth * (slots + 1) / (length * blocks)
+        tails = sum((tail_length(plan, example, part) or 0) * depth for part, depth in depths.items())
+        total += 1 + tails * (slots + 1) / (len(plan.layouts[example].ids) * blocks)
     return total / max(len(examples), 1)
+
+
+def later_cost(plan: ExtractionPlan, variants: int, examples: int | None) -> str:
+    """Cost of interventions at the final token of all layers, as a line of a plan; empty if they cannot be run on its store.
+
+    Parameters
+    ----------
+    plan
+        Of the extraction.
+    variants
+        Variants of a position and layer.
+    examples
+        How many are changed; None: all.
+    """
+    known = np.flatnonzero([k not in plan.failed for k in range(len(plan.examples))])
+    if not len(known) or "residual" not in plan.store.record or plan.store.softmax_layers:
+        return ""
+    count = len(known) if examples is None else min(examples, len(known))
+    chosen = known[np.arange(count) * len(known) // count].tolist()
+    same = len({plan.layouts[k].ids[-1] for k in known}) == 1  # what enters the first block there
+    passes = bare_passes(plan, chosen, [(("final",), layer) for layer in range(int(same), plan.shape.layers + 1)], variants)
+    return (
+        f"intervene  {variants} variants a layer at final, for each of {count:,} examples: the work of {passes:.1f} forward passes an "
+        "example (a later command)"
+    )

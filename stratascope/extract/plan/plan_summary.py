@@ -41,8 +41,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         f"{plan.shape.heads} heads; "
         f"{model['dtype']} on {model['device']}{'' if drawn is None else f'; untrained, weights drawn with seed {drawn}'}"
         + ("; device assumed, because torch is not installed (`device`)" if assumed else ""),
-        f"prompt     {plan.prompt.name}: {plan.prompt.text!r}; answers "
-        + ", ".join(f"{c!r} = token {t}" for c, t in plan.tokenizer.choice_ids.items()),
+        f"prompt     {plan.prompt.name}: {plan.prompt.text!r}; answers " + _answers(plan),
         *(f"           {line}" for line in [unanswered(plan), _without_thinking(plan)] if line),
         f"condition  {plan.settings.condition}",
         f"tokens     {counts.min()} to {counts.max()}, mean {counts.mean():.1f}; "
@@ -53,6 +52,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         f"shards     {layout.blocks} of {layout.block} examples",
         *_knockouts(plan),
         *_estimates(plan),
+        *_generated(plan),
         *_patches(plan),
         "",
         f"{'array':<18} {'shape':<58} {'raw':>9} {'on disk':>9}",
@@ -76,6 +76,14 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
     shown = range(min(show, len(plan.examples)))
     lines += ["", *(f"{plan.examples[k].id}: {example_tokens(plan, k)}" for k in shown)]
     return "\n".join(lines)
+
+
+def _answers(plan: ExtractionPlan) -> str:
+    held = plan.tokenizer.answer_tokens
+    if not held:
+        return "each question's options, scored by summed log-probability"
+    texts = [f"{c!r} = token{'s' if len(tokens) > 1 else ''} {' '.join(map(str, tokens))}" for c, tokens in held.items()]
+    return ", ".join(texts) + ("; scored by summed log-probability" if plan.tokenizer.scored else "")
 
 
 def image_notes(plan: ExtractionPlan) -> list[str]:
@@ -167,6 +175,22 @@ def _estimates(plan: ExtractionPlan) -> list[str]:
         return []
     return [
         f"estimates  {len(plan.examples):,} forward and backward passes, one example at a time, each the work of {GRADIENT_PASSES} passes"
+    ]
+
+
+def _generated(plan: ExtractionPlan) -> list[str]:
+    """Cost of the generated tokens."""
+    tokens, shape = plan.store.generated, plan.shape
+    if not tokens:
+        return []
+    last = max(plan.generated_positions, default=-1) + 1 == tokens
+    cached = 2 * shape.layers * shape.heads * shape.head_dim * (2 if plan.store.computed_dtype != "float32" else 4)
+    passes = tokens if last else tokens - 1
+    until = "until its turn ends" if plan.provenance["generation"]["end"] else "(the model's settings name no token that ends a turn)"
+    return [
+        f"generate   at most {tokens} tokens an example {until}: {passes} more passes a batch, each over one token of every "
+        f"example; the key-value cache takes at most {bytes_text(cached)} a token; residual stream at {len(plan.generated_positions)} of "
+        "them (fewer with `generate`, `positions`)"
     ]
 
 

@@ -13,6 +13,7 @@ from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.examples import Example, files_digest, load_examples
 from stratascope.datasets.progress import progress_bar
+from stratascope.datasets.question_rows import shuffled_options
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.general_family import (
     NO_GRID,
@@ -25,13 +26,15 @@ from stratascope.extract.families.general_family import (
 from stratascope.extract.families.image_tokens import ImageRule, PatchGrid
 from stratascope.extract.families.model_families import ModelShape, image_rule, logits_capped, model_shape
 from stratascope.extract.model_files import ModelSource, check_weight_form, quantization, resolve_model
+from stratascope.extract.plan.answer_tokens import ANSWER_LOGITS, SUMMED, answer_forms
 from stratascope.extract.plan.extraction_plan import ExtractionPlan, patch_counts
+from stratascope.extract.plan.generated_answers import end_of_turn, generation_provenance
 from stratascope.extract.plan.image_boxes import aligned_examples, alignment_cases, stretched_examples
 from stratascope.extract.plan.images import PLACEHOLDER_SIZE, ImageFacts, images_digest, inspect_images, shown_images, stated_images
 from stratascope.extract.plan.knockout_plan import ALL_MODES, Knockouts, layer_windows, ordered_targets
 from stratascope.extract.plan.positions import saved_positions, vision_positions
 from stratascope.extract.plan.settings import BOX_POSITIONS, TOP_TOKENS, ExtractionSettings
-from stratascope.extract.plan.token_layout import ANSWER_LOGITS, SPANS, TILES, PromptTokenizer, TokenLayout, answer_forms
+from stratascope.extract.plan.token_layout import SPANS, TILES, PromptTokenizer, TokenLayout
 from stratascope.store import StoreLayout
 from stratascope.store.io.offered_choices import OPTIONS
 
@@ -80,7 +83,7 @@ def build_plan(
     ------
     InvalidInputError
         For anything that would make the extraction fail or mean nothing: bad rows, missing or unreadable images, an answer
-        that is not one token, a prompt longer than the model's context, a position that no example has.
+        without known tokens, a prompt longer than the model's context, a position that no example has.
     MissingExtraError
         If the model is on the Hub and the `extract` extra is not installed.
     """
@@ -94,6 +97,8 @@ def build_plan(
     boxes = BoxIndex.from_coco(settings.boxes) if settings.boxes else None
     asked = None if prompt.answers else prompt.choices
     examples = load_examples(settings.examples, boxes, asked, progress=progress)[: settings.limit]
+    if settings.shuffle_options is not None:
+        examples = [shuffled_options(example, settings.shuffle_options, prompt.last) for example in examples]
     tokenizer = PromptTokenizer(source, prompt.for_examples(examples), rule, system)
     names = [example.image for example in examples]
     shown = shown_images(names, settings.condition, settings.seed)
@@ -113,11 +118,16 @@ def build_plan(
     elif boxes is not None:
         examples, alignments = aligned_examples(examples, boxes, facts, strict=settings.strict)
     longest = max(range(len(layouts)), key=lambda k: len(layouts[k].ids))
-    if len(layouts[longest].ids) > shape.context:
-        fact = facts[shown[longest]]
+    beyond = 0
+    if tokenizer.scored:
+        _check_scored(tokenizer, settings.record)
+        beyond = max(len(tokens) for example in examples for tokens in tokenizer.answers(example)) - 1
+    if len(layouts[longest].ids) + max(beyond, settings.generate) > shape.context:
+        fact, more = facts[shown[longest]], f" and {settings.generate} to generate" if settings.generate else ""
         raise InvalidInputError(
-            f"example {examples[longest].id}: expected at most {shape.context} tokens (the model's context), "
-            f"found {len(layouts[longest].ids)}, {_image_tokens(layouts[longest])} of them for an image of "
+            f"example {examples[longest].id}: expected at most {shape.context - beyond} tokens (the model's context"
+            f"{' without the longest answer' if beyond else ''}), "
+            f"found {len(layouts[longest].ids)}{more}, {_image_tokens(layouts[longest])} of them for an image of "
             f"{fact.width} x {fact.height}; " + ("lower `max_pixels`" if isinstance(rule, PatchGrid) else "shrink the image")
         )
     has_map = _evenly_spaced(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
@@ -154,6 +164,7 @@ def build_plan(
         block=settings.block,
         thumbnail=None if settings.condition == "patch-shuffle" else settings.thumbnail and settings.thumbnail[::-1],
         computed_dtype=dtype,
+        generated=settings.generate,
     )
     provenance = {
         "model": {
@@ -173,6 +184,7 @@ def build_plan(
             "system": system,
             **tokenizer.prompt.provenance(),
             "choices": tokenizer.choice_ids,
+            **({"answer_tokens": tokenizer.answer_tokens} if tokenizer.scored else {}),
             "answers": list(tokenizer.prompt.answers or (tokenizer.prompt.choices if examples[0].choices else ())) or None,
             "chat_template": source.chat_template,
             **({"dates": sorted(tokenizer.prompt_format.dates)} if tokenizer.prompt_format.dates else {}),
@@ -185,16 +197,18 @@ def build_plan(
             "limit": settings.limit,
             **({"labels": "choice"} if examples[0].choices else {"labels": "none"} if examples[0].label is None else {}),
             **({"questions": True} if examples[0].is_question else {}),
-            **({OPTIONS: True} if examples[0].options else {}),
+            **({OPTIONS: True} if examples[0].lettered else {}),
+            **({} if settings.shuffle_options is None else {"shuffle_options": settings.shuffle_options}),
             **({"box_alignment": cases} if (cases := alignment_cases(alignments)) else {}),
         },
         **({"vision": {"full_attention": list(shape.vision_whole)}} if shape.vision_layers else {}),
-        "answer_logits": dict(ANSWER_LOGITS),
+        "answer_logits": {**ANSWER_LOGITS, **({"score": SUMMED} if tokenizer.scored else {})},
         "condition": settings.condition,
         "seed": settings.seed,
         "fusion": store.fusion,
         "maps": settings.maps,
         **({"patches": settings.patches} if patched.any() else {}),
+        **generation_provenance(settings.generate, end_of_turn(source)),
     }
     plan = ExtractionPlan(
         settings, source, shape, tokenizer, examples, shown, facts, alignments, layouts, has_map, patched, forms, None, store, provenance
@@ -220,6 +234,18 @@ def _shape_and_rule(source: ModelSource, settings: ExtractionSettings, general: 
         return shape, image_rule(source, settings.max_pixels)
     check_records(source, shape, settings.record, settings.max_pixels)
     return shape, general.rule
+
+
+def _check_scored(tokenizer: PromptTokenizer, record: Sequence[str]) -> None:
+    """Refuse records about the logits of two answers, where answers have several tokens."""
+    found = [name for name in record if name in ("knockout", "head_logits", "value_logits", "hiding_estimate", "gradient_rollout")]
+    if found:
+        held = tokenizer.answer_tokens.items()
+        answers = ", ".join(f"{choice!r} ({len(tokens)})" for choice, tokens in held) or "each question's options"
+        raise InvalidInputError(
+            f"expected answers of one token each for `record` {', '.join(found)}, which are about the logits of two answers, found "
+            f"{answers}; choose other answer words, or leave {'it' if len(found) == 1 else 'them'} out"
+        )
 
 
 def _requests_of_cells(settings: ExtractionSettings) -> dict[str, list[str]]:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from stratascope.datasets.examples import Example
 from stratascope.errors import InvalidInputError
+from stratascope.extract.plan.generated_answers import DEFAULT_ANSWERS
 from stratascope.extract.plan.settings import BOX_POSITIONS, GRID_POSITIONS, GROUPS, POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.plan.token_layout import TokenLayout
 from stratascope.store.format.prompt_parts import MEANS, ROLES, TOKEN_POSITION, grouped_cells
 
 
 def saved_positions(settings: ExtractionSettings, examples: Sequence[Example], layouts: Sequence[TokenLayout]) -> tuple[str, ...]:
-    """Names of the positions to save: the default ones, means, text tokens by role, then groups of image cells.
+    """Names of the positions to save: the default ones, means, text tokens by role, groups of image cells, then generated tokens.
 
     Raises
     ------
@@ -20,6 +21,14 @@ def saved_positions(settings: ExtractionSettings, examples: Sequence[Example], l
         If no example has a position that is asked for.
     """
     asked = set(("default",) if settings.positions is None else settings.positions)
+    generated = [(k, f"answer_{k}") for k in range(settings.generate)]
+    answers = [name for k, name in generated if asked & {name, "answers"} or ("default" in asked and k < DEFAULT_ANSWERS)]
+    return (*_prompt_positions(settings, asked - {"answers", *answers}, examples, layouts), *answers)
+
+
+def _prompt_positions(
+    settings: ExtractionSettings, asked: set[str], examples: Sequence[Example], layouts: Sequence[TokenLayout]
+) -> tuple[str, ...]:
     if asked <= {"default", *POSITIONS}:
         return _default_positions(settings, asked, examples, layouts)
     roles = _roles(layouts)

@@ -14,6 +14,7 @@ from stratascope.datasets.prompts import Prompt
 from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.images import CONDITIONS
 from stratascope.extract.plan.knockout_plan import ALL_MODES, MODES
+from stratascope.store.format.arrays import generated_number
 from stratascope.store.format.prompt_parts import CELL_POSITION, MEANS, TOKEN_POSITION
 
 RECORDS = (
@@ -53,9 +54,9 @@ BOX_POSITIONS = ("subject_box", "object_box")
 POSITIONS = ("final", "image", *TEXT_POSITIONS, *BOX_POSITIONS)
 """Positions that are saved by default, in the order in which they are stored; each is one token or a mean of tokens."""
 
-GROUPS = ("default", "means", "tokens", "cells")
+GROUPS = ("default", "means", "tokens", "cells", "answers")
 """Groups of positions: `POSITIONS`; means over the spans of `MEANS`; every text token from image or prompt on, by its role; groups of image
-cells."""
+cells; all generated tokens (the first few of them are in `default`, too)."""
 
 GRID_POSITIONS = tuple(f"grid_{row}_{column}" for row in range(4) for column in range(4))
 """Sixteenths of the image, for the vision tower."""
@@ -80,6 +81,8 @@ class ExtractionSettings:
     """Name of one of `datasets.PROMPTS`, a file that ends in .toml, or a text with fields such as {caption}."""
     answers: tuple[str, ...] | None = None
     """Answers of a prompt that is a text: to a true caption, then to a false one."""
+    shuffle_options: int | None = None
+    """Seed of the order in which each question's options are shown; None: as published."""
     system: str | None = None
     """Text of the system turn; None: as the chat template has it; empty: no system turn."""
     condition: str = "original"
@@ -118,6 +121,8 @@ class ExtractionSettings:
     """Branch, tag or commit of a Hub model."""
     untrained: int | None = None
     """Seed of random initial weights in the model's architecture, for a baseline; None: trained weights."""
+    generate: int = 0
+    """Greedy tokens to generate after the prompt, at most; 0: none."""
     block: int = 64
     """Examples in a shard block: the unit of writing and resuming."""
     seed: int = 0
@@ -134,7 +139,11 @@ class ExtractionSettings:
             raise InvalidInputError(
                 "expected a folder of images, found none; set `images`, or `image_size` to plan before they are downloaded"
             )
-        self.asked  # noqa: B018  # raises its own error
+        if self.shuffle_options is not None and "{options}" not in self.asked.text:
+            raise InvalidInputError(
+                f"expected a prompt that shows {{options}} for `shuffle_options`, found {self.asked.name}: {self.asked.text!r}; choose "
+                "letters, vlmevalkit or embspatial, or leave the order as published"
+            )
         _expect_among("condition", self.condition, CONDITIONS)
         for name in self.record:
             _expect_among("record", name, RECORDS)
@@ -143,6 +152,12 @@ class ExtractionSettings:
                 raise InvalidInputError(
                     f"expected `positions` to be among {', '.join((*POSITIONS, *GROUPS))}, or one such as caption_mean, subject_0, "
                     f"after_caption_0 or cell_0_0, found {name!r}"
+                )
+        for name in self.positions or ():
+            number = 0 if name == "answers" else generated_number(name)
+            if number is not None and number >= self.generate:
+                raise InvalidInputError(
+                    f"expected `generate` of at least {number + 1} for the position {name}, found {self.generate}; raise it"
                 )
         if self.condition == "patch-shuffle":
             self._expect_no_cells()
@@ -160,6 +175,7 @@ class ExtractionSettings:
             ("knockouts", self.knockouts),
             ("knockout_window", self.knockout_window),
             ("untrained", self.untrained),
+            ("generate", self.generate),
         ):
             if value is not None and value < 0:
                 raise InvalidInputError(f"expected `{name}` to be 0 or more, found {value}")
@@ -204,7 +220,8 @@ class ExtractionSettings:
 def is_position(name: str) -> bool:
     """Whether a prompt can have a position of this name, or it names a group of positions."""
     mean = name.endswith("_mean") and name.removesuffix("_mean") in MEANS
-    return name in POSITIONS or name in GROUPS or mean or bool(TOKEN_POSITION.fullmatch(name) or CELL_POSITION.fullmatch(name))
+    patterned = TOKEN_POSITION.fullmatch(name) or CELL_POSITION.fullmatch(name)
+    return name in POSITIONS or name in GROUPS or mean or bool(patterned) or generated_number(name) is not None
 
 
 def _expect_among(parameter: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:

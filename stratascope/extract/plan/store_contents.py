@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stratascope.datasets.boxes import Box
+from stratascope.datasets.example import LETTERS
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.image_boxes import flipped, is_whole, scaled, view_size
 from stratascope.extract.plan.token_layout import token_texts
@@ -28,7 +29,7 @@ def store_contents(plan: ExtractionPlan) -> dict[str, Any]:
         token_ids[k, : len(layout.ids)] = layout.ids
         for name, interval in layout.spans.items():
             spans[k, names.index(name)] = interval
-    used = None if "top_tokens" in plan.store.record else np.unique(token_ids[token_ids >= 0])
+    used = None if "top_tokens" in plan.store.record or plan.store.generated else np.unique(token_ids[token_ids >= 0])
     return {
         "examples": example_table(plan),
         "spans": spans,
@@ -48,8 +49,9 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
 
     If the model sees only a part of an image (centre crop of LLaVA-1.5) or padding, the columns `view_*` give that part in pixels of the
     file, and `file_width` and `file_height` the size of the file. `exif_orientation` is present if any image is rotated by its EXIF
-    orientation. Questions with options have the columns `options` (their number) and `right_option` (text). Further plain fields of the
-    examples follow as columns.
+    orientation. Questions with options have the columns `options` (their number), `right_option` (text), `option_A`, `option_B`, ... (texts
+    in the order in which they are shown) and, where this is not the published one, `option_order`. Further plain fields of the examples
+    follow as columns.
     """
     partial = not all(is_whole(layout.view, *plan.file_size(k)) for k, layout in enumerate(plan.layouts))
     turned = any(fact.orientation != 1 for fact in plan.facts.values())
@@ -73,8 +75,11 @@ def example_table(plan: ExtractionPlan) -> pd.DataFrame:
             "image_width": size[0],
             "image_height": size[1],
         }
-        if example.options and example.label is not None:  # a question always has its answer
-            row |= {OPTIONS: len(example.options), "right_option": example.options[example.label]}
+        if example.right_option is not None:
+            row |= {OPTIONS: len(example.options), "right_option": example.right_option}
+            if example.option_order:
+                row["option_order"] = example.option_order
+            row |= {f"option_{letter}": text for letter, text in zip(LETTERS, example.options, strict=False)}
         if turned:
             row["exif_orientation"] = plan.facts[example.image].orientation
         if partial:

@@ -23,38 +23,17 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract.families.general_family import NO_GRID
 from stratascope.extract.families.image_tokens import ImageRule, ImageTokens
 from stratascope.extract.model_files import ModelSource
+from stratascope.extract.plan.answer_tokens import BLANKS, tokens_after
 from stratascope.extract.plan.chat_template import PromptFormat, prompt_format
 from stratascope.extract.plan.template_framing import Frame, frame_of, tokens_within
 from stratascope.store.format.prompt_parts import token_roles
-
-ANSWER_FORMS = tuple(blank + word for word in ("True", "False", "Yes", "No") for blank in ("", " "))
-
-ANSWER_LOGITS = {"precision": "float32", "read_from": "final norm and unembedding of the residual stream after the last block"}
-"""How logits of answers and top tokens are computed, for the provenance. Stores without it hold the model's own logits."""
-
-_BLANKS = ("Ġ", "▁", " ")
-
-
-def answer_forms(tokenizer: Tokenizer) -> dict[str, int]:
-    """`ANSWER_FORMS` that are one token of the vocabulary -> token id.
-
-    They are looked up, not encoded, because sentencepiece adds a leading space to "True".
-    """
-    found: dict[str, int] = {}
-    for form in ANSWER_FORMS:
-        written = [blank + form[1:] for blank in _BLANKS] if form.startswith(" ") else [form]
-        ids = [tokenizer.token_to_id(text) for text in written]
-        known = [int(i) for i in ids if i is not None]
-        if known:
-            found[form] = known[0]
-    return found
 
 
 def token_texts(tokenizer: Tokenizer, used: np.ndarray | None) -> dict[int, str]:
     """Token id -> text with its leading space, for the ids `used` or the whole vocabulary."""
     ids = sorted(tokenizer.get_vocab(with_added_tokens=True).values()) if used is None else [int(t) for t in used]
     texts = tokenizer.decode_batch([[t] for t in ids], skip_special_tokens=False)
-    blank = _BLANKS[1]  # of SentencePiece; decoding a single token removes it
+    blank = BLANKS[1]  # of SentencePiece; decoding a single token removes it
     raw = [tokenizer.id_to_token(t) or "" for t in ids]
     return {t: written.replace(blank, " ") if blank in written else text for t, written, text in zip(ids, raw, texts, strict=True)}
 
@@ -125,12 +104,16 @@ class PromptTokenizer:
     Raises
     ------
     InvalidInputError
-        If an answer choice is not exactly one token, or the chat template has no final model turn.
+        If an answer choice has no tokens behind the prompt, or the chat template has no final model turn.
 
     Attributes
     ----------
+    answer_tokens
+        Answer choice -> token ids after the prompt; empty if the answers are each example's own options.
     choice_ids
-        Answer choice -> token id after the prompt.
+        Answer choice -> the first of them, or None.
+    scored
+        Whether answers have several tokens, so that their log-probabilities are summed.
     """
 
     def __init__(self, source: ModelSource, prompt: Prompt, rule: ImageRule, system: str | None = None) -> None:
@@ -147,23 +130,25 @@ class PromptTokenizer:
         special = {token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special}
         self._control_begins = frozenset(text[0] for text in (*special, rule.token, rule.placeholder) if text)
         self._control = re.compile("|".join(map(re.escape, sorted({*special, rule.token, rule.placeholder}, key=len, reverse=True))))
-        self.choice_ids = self._one_token_each()
+        self._ask = self.prompt_format.render("x")
+        self._answer = lru_cache(maxsize=65536)(self._answered)
+        self.answer_tokens = {} if prompt.own_options else {choice: self._answer(choice) for choice in prompt.choices}
+        self.choice_ids = {choice: self.answer_tokens[choice][0] if choice in self.answer_tokens else None for choice in prompt.choices}
+        self.scored = prompt.own_options or any(len(tokens) > 1 for tokens in self.answer_tokens.values())
 
-    def _one_token_each(self) -> dict[str, int]:
-        """The token that each answer adds to a prompt, at the answer position of the chat template."""
-        prompt = self.prompt_format.render("x")
-        before = self._encode(prompt).ids
-        ids: dict[str, int] = {}
-        for choice in self.prompt.choices:
-            encoded = self._encode(prompt + self.prompt_format.answer_gap + choice)
-            if len(encoded.ids) != len(before) + 1 or encoded.ids[:-1] != before:
-                common = next((k for k, (a, b) in enumerate(zip(before, encoded.ids, strict=False)) if a != b), len(before))
-                raise InvalidInputError(
-                    f"expected each answer to be one token of {self._source.name}, found {choice!r} = {encoded.tokens[common:]} after "
-                    f"{prompt[-22:]!r}; choose other answer words"
-                )
-            ids[choice] = int(encoded.ids[-1])
-        return ids
+    def _answered(self, answer: str) -> tuple[int, ...]:
+        unknown = self._source.named_token("unk_token")
+        return tokens_after(self._ask, self.prompt_format.answer_gap, answer, self._encode, unknown, self._source.name)
+
+    def answers(self, example: Example) -> tuple[tuple[int, ...], ...]:
+        """Tokens of each answer to an example's prompt: the prompt's choices, or the example's own options.
+
+        Raises
+        ------
+        InvalidInputError
+            As `tokens_after`.
+        """
+        return tuple(map(self._answer, example.options if self.prompt.own_options else self.prompt.choices))
 
     def _encode(self, text: str) -> Encoding:
         return self.tokenizer.encode(text, add_special_tokens=self.prompt_format.adds_special)

@@ -196,6 +196,10 @@ def _attention(
     if options.get("s_aux") is not None or options.get("position_bias") is not None:
         raise CaptureError(f"expected attention that is a softmax of scaled scores, found {type(module).__name__} with sinks or a bias")
     if block is None or key.shape[2] != query.shape[2]:
+        if softcap is not None:  # a generated token, which sees all that came before it unless a mask says otherwise
+            seen = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+            factor = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
+            return _softcapped(query, key, value, seen if attention_mask is None else attention_mask, factor, softcap), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)[0], None
     override, listener = _override.get(), _listener.get()
     if override is not None:

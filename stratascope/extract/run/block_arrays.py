@@ -8,6 +8,7 @@ import numpy as np
 
 from stratascope.extract.families.general_family import family_of
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.plan.generated_answers import UNPARSED, parse_answer
 from stratascope.extract.run.model import Captured
 from stratascope.store import RECORDED, STATUS_CODES, StoreLayout
 from stratascope.store.format.block_checks import BlockFacts, unstorable_examples
@@ -51,7 +52,7 @@ def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: n
         Example number -> why it failed.
     """
     by_example = {
-        "answer_logits": captured.answer_logits,
+        "answer_logits": None if plan.tokenizer.scored else captured.answer_logits,
         "form_logits": captured.form_logits,
         "top_tokens": captured.top_tokens,
         "top_logits": captured.top_logits,
@@ -74,9 +75,13 @@ def fill(plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: n
         if name in arrays and values is not None:
             arrays[name][:, at] = values
     if "residual" in arrays:
-        arrays["residual"][:, :, at] = captured.residual[:, : len(plan.store.positions)]
+        count = len(plan.prompt_positions)
+        arrays["residual"][:, :count, at] = captured.residual[:, :count]
+        if captured.generated_residual is not None:
+            arrays["residual"][:, count:, at] = captured.generated_residual
         for row, k in enumerate(members):
             arrays["residual"][:, ~plan.present[k], at[row]] = np.nan
+    _fill_generated(plan, members, captured, at, arrays)
     _fill_vision(plan, members, captured, at, arrays)
     _fill_patches(plan, members, captured, int(members[0] - at[0]), arrays)
     failed, causal = {}, family_of(plan.source).causal
@@ -122,6 +127,27 @@ def leave_out_unstorable(plan: ExtractionPlan, first: int, arrays: dict[str, np.
         if "attention_maps" in arrays:
             arrays["attention_maps"][place] = 0
     return {first + place: reason for place, reason in reasons.items()}
+
+
+def _fill_generated(
+    plan: ExtractionPlan, members: Sequence[int], captured: Captured, at: np.ndarray, arrays: dict[str, np.ndarray]
+) -> None:
+    """Copy generated tokens, their text, and the choice that it names."""
+    if captured.generated is None:
+        return
+    ends = plan.provenance["generation"]["end"]
+    arrays["generated_tokens"][at] = captured.generated
+    for row, (k, place) in enumerate(zip(members, at, strict=True)):
+        tokens = captured.generated[row]
+        own = tokens[(tokens >= 0) & ~np.isin(tokens, ends)].tolist()
+        text = plan.tokenizer.tokenizer.decode(own, skip_special_tokens=True)
+        options = plan.examples[k].options
+        choice = parse_answer(text, plan.store.choices[: len(options) or None])
+        stored = text.encode()[: arrays["generated_text"].shape[-1]].decode(errors="ignore").encode()
+        arrays["generated_count"][place] = len(own)
+        arrays["generated_choice"][place] = parse_answer(text, options) if choice == UNPARSED and options else choice
+        arrays["generated_text"][place] = 0
+        arrays["generated_text"][place, : len(stored)] = np.frombuffer(stored, np.uint8)
 
 
 def _fill_patches(plan: ExtractionPlan, members: Sequence[int], captured: Captured, first: int, arrays: dict[str, np.ndarray]) -> None:

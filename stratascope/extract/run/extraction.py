@@ -103,7 +103,7 @@ def plan_extraction(settings: ExtractionSettings, *, weights: bool = False, prog
     ------
     InvalidInputError
         For anything that would make the extraction fail or its numbers meaningless: bad rows, missing or unreadable images, an answer
-        that is not one token, a prompt longer than the model's context, a position that no example has.
+        without known tokens, a prompt longer than the model's context, a position that no example has.
     MissingExtraError
         If the model is on the Hub and the `extract` extra is not installed.
 

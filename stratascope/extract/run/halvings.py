@@ -14,7 +14,7 @@ from stratascope.store.io.store_files import inside, store_files
 FOLDER = "written/halvings"
 """Where they lie: inside an array's folder, where no Zarr reader looks for groups."""
 
-Work = Literal["capture", "knockouts"]
+Work = Literal["capture", "knockouts", "interventions", "answers"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def read_halvings(store: str | Path) -> dict[tuple[int, int], list[Halving]]:
         try:
             rank, _, of = name.removesuffix(".json").partition("-of-")
             rows = json.loads(data.decode("utf-8"))
-            schema = {"work": Literal["capture", "knockouts"], "block": int, "place": int, "tokens": int}
+            schema = {"work": Literal["capture", "knockouts", "interventions", "answers"], "block": int, "place": int, "tokens": int}
             if not isinstance(rows, list) or any(record_mismatch(row, schema, "halving") for row in rows):
                 raise TypeError("other fields")
             found[int(rank), int(of)] = [Halving(**row) for row in rows]

@@ -56,6 +56,11 @@ class DeviceEdits:
         """Number of slots."""
         return len(self.shift)
 
+    @cached_property
+    def idle(self) -> bool:
+        """Whether they change nothing, whatever the residual stream."""
+        return not (self.write.any() or self.shift.any())
+
     def __call__(self, x: torch.Tensor, slots: slice) -> torch.Tensor:
         """(slot, token, d) -> the same, edited."""
         read = (x - self.centre[slots][:, None]) @ self.read[slots]
@@ -84,6 +89,19 @@ class Interventions:
     def slots(self) -> int:
         """Variants of a position and window."""
         return (next(iter(self.edits.values())).count if self.edits else 0) + self.sources
+
+    def moving(self, part: Sequence[str]) -> list[int]:
+        """Numbers of the windows in which some edit at the positions of a part can change anything."""
+        return [
+            number
+            for number, (first, last) in enumerate(self.windows)
+            if self.sources or not all(self.edits[name, layer].idle for name in part for layer in self.layers if first <= layer <= last)
+        ]
+
+
+def pass_tokens(most: int, length: int) -> int:
+    """Tokens of variants in a forward pass: as many as a prompt of `length` has, `LEAST_TOKENS` if it has fewer, and `most` at most."""
+    return min(most, max(LEAST_TOKENS, length))
 
 
 def changed_layers(windows: Sequence[tuple[int, int]]) -> tuple[int, ...]:
@@ -116,12 +134,10 @@ class InterventionRunner:
         The model.
     choices
         Token ids of the answers.
-    tokens
-        Tokens of variants in a forward pass, at most.
     """
 
-    def __init__(self, model: CaptureModel, choices: Sequence[int], *, tokens: int) -> None:
-        self.model, self.choices, self.tokens = model, tuple(choices), tokens
+    def __init__(self, model: CaptureModel, choices: Sequence[int]) -> None:
+        self.model, self.choices = model, tuple(choices)
         self.blocks: Any = model.decoder.layers
 
     @full_float32()
@@ -135,7 +151,14 @@ class InterventionRunner:
     @full_float32()
     @torch.inference_mode()
     def measure(
-        self, trace: Trace, tokens: Mapping[str, np.ndarray | None], chosen: Interventions, sources: np.ndarray | None, tolerance: float
+        self,
+        trace: Trace,
+        tokens: Mapping[str, np.ndarray | None],
+        chosen: Interventions,
+        sources: Mapping[str, np.ndarray] | None,
+        tolerance: float,
+        *,
+        tokens_of_pass: int,
     ) -> Measured:
         """Run all variants of an example.
 
@@ -148,10 +171,11 @@ class InterventionRunner:
         chosen
             What to run.
         sources
-            (position of `tokens` in order, layer of `chosen.layers`, source, d) residual streams to patch in; NaN: not measured. None
-            without patches.
+            Position -> (layer of `chosen.layers`, source, token, d) residual streams to patch in; NaN: not measured. None without patches.
         tolerance
             Largest distance of an unedited rerun from the pass, relative to its norm.
+        tokens_of_pass
+            Tokens of variants in a forward pass, at most; never fewer than one variant and its unedited rerun.
 
         Raises
         ------
@@ -161,8 +185,7 @@ class InterventionRunner:
         shape = (len(chosen.parts), len(chosen.windows), chosen.slots)
         change = np.full((*shape, len(self.choices)), np.nan, np.float32)
         single = [np.full(shape, np.nan, np.float32) for _ in range(3)]
-        names = list(tokens)
-        patches = None if sources is None else torch.from_numpy(sources).to(trace.inputs[0].device)
+        patches = {name: torch.from_numpy(found).to(trace.inputs[0].device) for name, found in (sources or {}).items()}
         for p, part in enumerate(chosen.parts):
             places = {name: tokens[name] for name in part}
             if any(found is None or not len(found) for found in places.values()):
@@ -170,8 +193,12 @@ class InterventionRunner:
             index = {name: torch.from_numpy(np.asarray(found)).to(trace.inputs[0].device) for name, found in places.items()}
             start = trace.first_reached(min(int(found.min()) for found in index.values()))
             tail = TailPass(self.blocks, trace, start)
-            limit = min(self.tokens, max(LEAST_TOKENS, trace.length)) // (trace.length - start)
-            for made in segments(chosen.windows, chosen.slots, max(2, limit)):
+            limit = tokens_of_pass // (trace.length - start)
+            moving = chosen.moving(part)
+            still = np.setdiff1d(np.arange(len(chosen.windows)), moving)
+            for values in (change, *single):
+                values[p, still] = 0.0
+            for made in segments([(number, *chosen.windows[number]) for number in moving], chosen.slots, max(2, limit)):
                 sizes = trace.inputs[0].new_zeros(made[-1].edited.stop, 2, dtype=torch.float32)
 
                 def edit(
@@ -180,7 +207,7 @@ class InterventionRunner:
                     after = before.clone()
                     for name, found in index.items():
                         x = before[:, found - start]
-                        patch = None if patches is None else patches[names.index(name), chosen.layers.index(layer)]
+                        patch = patches[name][chosen.layers.index(layer)] if patches else None
                         y = edited(x, segment.slots, chosen, (name, layer), patch)
                         after[:, found - start] = y
                         if layer == segment.first:
@@ -203,15 +230,14 @@ class InterventionRunner:
                     for values, mine in zip(single, found, strict=True):
                         values[at] = mine.cpu().numpy()
         if sources is not None:
-            self._leave_out(chosen, sources, names, change, single)
+            self._leave_out(chosen, sources, change, single)
         base = self.model.unembedding.logits(trace.inputs[len(self.blocks)][:, -1], self.choices)[0]
         return Measured(base.cpu().numpy(), change, *single)
 
-    def _leave_out(self, chosen: Interventions, sources: np.ndarray, names: list[str], change: Any, single: list[Any]) -> None:
+    def _leave_out(self, chosen: Interventions, sources: Mapping[str, np.ndarray], change: Any, single: list[Any]) -> None:
         """NaN where a source is missing at a position."""
-        missing = np.isnan(sources).any((1, 3))  # (position, source)
         for p, part in enumerate(chosen.parts):
-            for s in np.flatnonzero(missing[[names.index(name) for name in part]].any(0)):
+            for s in np.flatnonzero(np.any([np.isnan(sources[name]).any((0, 2, 3)) for name in part], 0)):
                 slot = chosen.slots - chosen.sources + int(s)
                 for values in (change, *single):
                     values[p, :, slot] = np.nan
@@ -238,7 +264,7 @@ class InterventionRunner:
 
 
 def edited(x: torch.Tensor, slots: slice, chosen: Interventions, key: tuple[str, int], patch: torch.Tensor | None) -> torch.Tensor:
-    """Edits of some slots, (slot, token, d) in the model's precision; the last slots are patches, (source, d)."""
+    """Edits of some slots, (slot, token, d) in the model's precision; the last slots are patches, (source, token, d)."""
     count = chosen.slots - chosen.sources
     parts = []
     if slots.start < count:
@@ -246,7 +272,7 @@ def edited(x: torch.Tensor, slots: slice, chosen: Interventions, key: tuple[str,
         parts.append(chosen.edits[key](x[: own.stop - own.start].float(), own).to(x.dtype))
     if slots.stop > count:
         assert patch is not None
-        new = patch[max(slots.start, count) - count : slots.stop - count][:, None].to(x.dtype)
+        new = patch[max(slots.start, count) - count : slots.stop - count].to(x.dtype)
         # a missing source changes nothing: NaN would reach the other copies, whose attention to it is 0 times NaN
         parts.append(torch.where(new.isnan(), x[-len(new) :], new))
     return torch.cat(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,8 +41,8 @@ class Design(Protocol):
     def stacks(self, fold: int) -> Mapping[tuple[str, int], Edits]: ...
 
 
-SourceVectors = Callable[[int, Sequence[str], Sequence[int]], np.ndarray]
-"""(example, positions, layers) -> (position, layer, source, d) residual streams to patch in."""
+SourceVectors = Callable[[int, Mapping[str, np.ndarray | None], Sequence[int]], Mapping[str, np.ndarray]]
+"""(example, position -> its tokens, layers) -> position -> (layer, source, token, d) residual streams to patch in."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class MeasuredExamples:
     """(example, variant) float32: KL divergence of the next-token distribution, in nats."""
     others: np.ndarray
     """(example, variant) float32: the same among all tokens but the answers."""
+    halvings: int = 0
+    """How often passes were halved because memory ran out, in this run."""
 
 
 def plan_of_store(store: ActivationStore, where: Path | None = None, **given: Any) -> ExtractionPlan:
@@ -120,7 +123,7 @@ def run_interventions(
     source_vectors
         Residual streams to patch in, where the design has sources.
     batch_tokens
-        Tokens of variants in a forward pass, at most.
+        Tokens of variants in a forward pass, at most; halved permanently when memory runs out.
     progress
         Show a progress bar.
 
@@ -128,52 +131,71 @@ def run_interventions(
     ------
     StoreError
         If the cache is of other settings, or damaged.
+    InvalidInputError
+        If memory does not suffice for a single variant.
     ProvenanceMismatchError
         If the model does not give the store's answers or residual streams.
     CaptureError
         If an unedited rerun does not reproduce the pass.
     """
     _check_cache(cache, key)
-    work = [
-        (fold, block, numbers[start : start + BLOCK])
-        for fold, numbers in design.folds()
-        for block, start in enumerate(range(0, len(numbers), BLOCK))
-    ]
-    paths = {(fold, block): cache / f"fold-{fold}-block-{block}.npz" for fold, block, _ in work}
-    pending = [item for item in work if not paths[item[:2]].exists()]
-    if pending:
-        _fill(plan, store, design, pending, paths, source_vectors, batch_tokens, progress, sum(len(n) for *_, n in work))
+    blocks: list[Block] = []
+    for fold, numbers in design.folds():
+        for block, start in enumerate(range(0, len(numbers), BLOCK)):
+            path = cache / f"fold-{fold}-block-{block}.npz"
+            blocks.append(Block(len(blocks), fold, numbers[start : start + BLOCK], path))
+    pending = [block for block in blocks if not block.path.exists()]
+    total = sum(len(block.examples) for block in blocks)
+    halvings = _fill(plan, store, design, pending, cache, source_vectors, batch_tokens, progress, total) if pending else 0
     found: dict[str, list[np.ndarray]] = {name: [] for name in ARRAYS}
-    for fold, block, numbers in work:
-        arrays = _read(paths[fold, block], len(numbers))
+    for each in blocks:
+        arrays = _read(each.path, len(each.examples))
         for name in ARRAYS:
             found[name].append(arrays[name])
-    numbers = np.concatenate([numbers for *_, numbers in work])
+    numbers = np.concatenate([block.examples for block in blocks])
     order = np.argsort(numbers)
-    return MeasuredExamples(numbers[order], **{name: np.concatenate(parts)[order] for name, parts in found.items()})
+    return MeasuredExamples(numbers[order], **{name: np.concatenate(parts)[order] for name, parts in found.items()}, halvings=halvings)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Examples of a fold whose results are cached together."""
+
+    number: int
+    """Its place among all blocks, finished or not."""
+    fold: int
+    examples: np.ndarray
+    path: Path
+    """File of its results."""
 
 
 def _fill(
     plan: ExtractionPlan,
     store: ActivationStore,
     design: Design,
-    pending: Sequence[tuple[int, int, np.ndarray]],
-    paths: Mapping[tuple[int, int], Path],
+    pending: Sequence[Block],
+    cache: Path,
     source_vectors: SourceVectors | None,
     batch_tokens: int,
     progress: bool,
     total: int,
-) -> None:
+) -> int:
+    """Run and cache blocks; the number of halvings."""
+    import torch
+
+    from stratascope.extract.run.device_memory import OutOfMemory, attempt
+    from stratascope.extract.run.halvings import Halvings, read_halvings
     from stratascope.extract.run.inputs import check_cut, shown_image
-    from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner, Interventions
+    from stratascope.extract.run.intervention import DeviceEdits, InterventionRunner, Interventions, pass_tokens
     from stratascope.extract.run.self_check import LIMITS
     from stratascope.extract.run.session import ExtractionSession
     from stratascope.extract.run.vision_features import FeatureCache, feature_budget
 
     session = ExtractionSession(plan, batch_tokens)
+    session.kept = Halvings(by_shard=read_halvings(cache), path=cache)
     model, limits = session.model, LIMITS[str(plan.provenance["model"]["dtype"])]
-    runner = InterventionRunner(model, session.request.choices, tokens=batch_tokens)
-    order = [int(k) for *_, numbers in pending for k in numbers]
+    runner = InterventionRunner(model, session.request.choices)
+    order = [int(k) for block in pending for k in block.examples]
     session.features = FeatureCache([plan.shown[k] for k in order], feature_budget(model.device))
     names = list(dict.fromkeys(name for part in design.parts for name in part))
 
@@ -189,24 +211,54 @@ def _fill(
             return session.batch([example], {}, [session.features.obtain(name, lambda: session.compute_features(example, prepared()))])
         return session.batch([example], prepared().tensors)
 
+    def edits_of(fold: int) -> Interventions:
+        edits = {place: DeviceEdits.of(stack, model.device) for place, stack in design.stacks(fold).items()}
+        return Interventions(tuple(design.parts), tuple(design.windows), edits, len(design.sources))
+
+    def measured(example: int, batch: Any, chosen: Interventions, first: bool, most: int) -> Measured:
+        tokens = {name: plan.position_tokens(example, name) for name in names}
+        sources = None if source_vectors is None else source_vectors(example, tokens, chosen.layers)
+        trace = runner.trace(batch)
+        if first:
+            _check_residual(store, example, trace, tokens, limits.inner)
+        return runner.measure(trace, tokens, chosen, sources, limits.inner, tokens_of_pass=most)
+
+    def free() -> None:
+        session.features.clear()
+        torch.cuda.empty_cache()
+
     ready: tuple[int, Interventions] | None = None
     with tqdm(total=total, initial=total - len(order), desc="intervene", unit="example", disable=not progress) as bar:
-        for fold, block, numbers in pending:
-            if ready is None or ready[0] != fold:
-                ready = None  # the edits of one fold at a time fill the memory
-                edits = {place: DeviceEdits.of(stack, model.device) for place, stack in design.stacks(fold).items()}
-                ready = fold, Interventions(tuple(design.parts), tuple(design.windows), edits, len(design.sources))
-            chosen, results = ready[1], []
-            for place, k in enumerate(map(int, numbers)):
-                tokens = {name: plan.position_tokens(k, name) for name in names}
-                sources = None if source_vectors is None else source_vectors(k, names, chosen.layers)
-                trace = runner.trace(batch_of(k))
-                if place == 0:
-                    _check_residual(store, k, trace, tokens, limits.inner)
-                results.append(runner.measure(trace, tokens, chosen, sources, limits.inner))
+        for block in pending:
+            if ready is None or ready[0] != block.fold:
+                ready = edits = None  # the edits of one fold at a time fill the memory
+                edits = attempt(partial(edits_of, block.fold))
+                if isinstance(edits, OutOfMemory):
+                    raise session.too_little("the directions of a fold", edits, "lower `controls`, choose fewer `layers`")
+                ready = block.fold, edits
+            results: list[Measured] = []
+            for place, k in enumerate(map(int, block.examples)):
+                length = len(plan.layouts[k].ids)
+                batch = attempt(partial(batch_of, k))
+                if isinstance(batch, OutOfMemory):  # the second time with nothing else in the device's memory
+                    free()
+                    batch = attempt(partial(batch_of, k))
+                if isinstance(batch, OutOfMemory):
+                    raise session.too_little(f"the image {plan.shown[k]}", batch, "extract with lower `max_pixels`")
+                while len(results) == place:
+                    most = pass_tokens(session.kept.limit("interventions", block.number, place, batch_tokens), length)
+                    found = attempt(partial(measured, k, batch, ready[1], place == 0, most))
+                    if not isinstance(found, OutOfMemory):
+                        results.append(found)
+                    elif most == 1:
+                        raise session.too_little(f"one variant of an example of {length} tokens", found, "choose later `positions`")
+                    else:
+                        free()
+                        session.halve("interventions", block.number, place, most // 2)
                 _check_answers(store, k, results[-1].logits, limits.logits)
                 bar.update(1)
-            _write(paths[fold, block], results)
+            _write(block.path, results)
+    return session.halvings
 
 
 def _check_answers(store: ActivationStore, example: int, logits: np.ndarray, tolerance: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -17,10 +18,11 @@ from stratascope.extract.families.image_tokens import ImageRule
 from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.knockout_plan import Knockouts
 from stratascope.extract.run.capture import Capture, PatchTokens, Pooling, capturing, use_captured_attention
-from stratascope.extract.run.decoder import complete_outputs, kept_logits, takes
+from stratascope.extract.run.decoder import kept_logits, takes
 from stratascope.extract.run.device_copy import HostCopy, copy_stream, to_host
 from stratascope.extract.run.float32 import full_float32
 from stratascope.extract.run.general_inputs import general_inputs
+from stratascope.extract.run.generation import Generation, KeptCache, decodes_together, generate
 from stratascope.extract.run.gradients import TokenGradients, token_gradients
 from stratascope.extract.run.inputs import PreparedImages, forward_inputs, joined, prepare_image
 from stratascope.extract.run.knockout import check_trace, knockout_effects, tracing
@@ -35,6 +37,7 @@ from stratascope.extract.run.vision_features import (
     image_features,
     image_grids,
     image_sizes,
+    vision_segments,
 )
 from stratascope.extract.run.vision_tower import CellRequest
 
@@ -60,6 +63,8 @@ class Batch:
     """Further positions at the entry of the first block; None: none."""
     patches: PatchTokens | None = None
     """Image tokens that are kept one by one; None: none."""
+    prompts: torch.Tensor | None = None
+    """(batch,) tokens of the prompts, where tokens of answers follow; None: all are of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,10 @@ class Captured:
     """(example, rank) float32."""
     model_logits: np.ndarray | None = None
     """(example, choice): logits of the model in its own precision."""
+    generated: np.ndarray | None = None
+    """(example, generated) token ids, -1 after the end of the turn."""
+    generated_residual: np.ndarray | None = None
+    """(layer, kept, example, hidden) float32: the residual stream at generated tokens, NaN from the end of the turn on."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,8 @@ class CaptureRequest:
     """How maps are aggregated over heads."""
     model_logits: bool = False
     """Whether to keep the model's own logits, to compare the float32 logits with them."""
+    generation: Generation | None = None
+    """How tokens are generated; None: none."""
 
 
 class CaptureModel:
@@ -164,11 +175,12 @@ class CaptureModel:
     def _use(self, model: Any, rule: ImageRule, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype, self._rule = device, dtype, rule
         self.model = on_device(model, self.device).requires_grad_(False)
-        complete_outputs(self.model)
         self.decoder = use_captured_attention(self.model)
         self.unembedding = Unembedding(self.model, self.decoder)
         self.accepts_features = accepts_features(self.model)
         """Whether a forward pass accepts precomputed image features."""
+        self.decodes_together = decodes_together(self.model, self.decoder)
+        """Whether prompts of different lengths can be continued in one batch."""
         self._copy_stream = copy_stream(self.device)
 
     def prepare(self, images: Sequence[Image.Image]) -> PreparedImages:
@@ -211,12 +223,18 @@ class CaptureModel:
         )
         keep: Any = 1
         rows, which = torch.arange(len(last), device=self.device), last
-        if request.model_logits and takes(self.model, "logits_to_keep"):
+        if (request.model_logits or request.generation) and takes(self.model, "logits_to_keep"):
             keep, index = torch.unique(batch.lengths - 1, return_inverse=True)  # on the host: on a GPU this would synchronise
             keep, which = keep.to(self.device), index.to(self.device)
-        with capturing(self.decoder, capture):
-            output = self.model(**self.inputs(batch), use_cache=False, **kept_logits(self.model, keep))
+        inputs = self.inputs(batch)
+        cache = KeptCache(self.model, self.decoder, self.decodes_together) if request.generation else None
+        with capturing(self.decoder, capture), cache.watching() if cache else nullcontext():
+            output = self.model(**inputs, use_cache=cache is not None, **(cache.given if cache else {}), **kept_logits(self.model, keep))
         own = output.logits[rows, which][:, list(request.choices)].float() if request.model_logits else None
+        generated = None
+        if cache is not None and request.generation is not None:
+            first = output.logits[rows, which]
+            generated = generate(self.model, self.decoder, cache, output, first, batch.lengths, request.generation)
         output_residual = capture.final[max(capture.final)]
         top = self.unembedding.most_likely(output_residual, request.ranks, request.known_tokens) if request.ranks else None
         held = capture.want
@@ -227,13 +245,15 @@ class CaptureModel:
             "final": output_residual,
             "value_norms": _stack(capture.value_norms) if "value_norms" in held else None,
             "head_outputs": _stack(capture.head_outputs) if "head_outputs" in held else None,
-            "vision": _segments(batch) if batch.segments else None,
+            "vision": vision_segments(batch.features, batch.segments) if batch.segments else None,
             "entry": capture.entry,
             "patches": _stack(capture.patch_residual) if capture.patch_residual else None,
             "form_logits": self.unembedding.logits(output_residual, request.forms) if request.forms else None,
             "top_tokens": None if top is None else top[1],
             "top_logits": None if top is None else top[0],
             "model_logits": own,
+            "generated": None if generated is None else generated.tokens,
+            "generated_residual": None if generated is None else generated.residual,
         }
         if has_terms:
             parts = logit_parts(self.model, self.decoder, capture, pair)
@@ -248,15 +268,14 @@ class CaptureModel:
         sizes = image_sizes if general else image_grids
         images = sizes(batch.features) if batch.features else batch.images
         made = (general_inputs if general else forward_inputs)(self.model, batch.input_ids, batch.lengths, images)
-        return {**self._on_device(made), **given}
+        if batch.prompts is not None and self.model.config.model_type == "paligemma":  # answers are read causally, unlike its prompts
+            made["token_type_ids"] = (torch.arange(batch.input_ids.shape[1]) >= batch.prompts[:, None]).long()
+        return {**dict.fromkeys(made), **self._on_device({name: each for name, each in made.items() if each is not None}), **given}
 
-    def _on_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    def _on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Move tensors to the device, floats in the model's precision; pinned memory avoids synchronising a GPU."""
-        moved: dict[str, Any] = {}
+        moved = {}
         for name, values in tensors.items():
-            if values is None:
-                moved[name] = None
-                continue
             given = values.pin_memory() if self.device.type == "cuda" else values
             there = given.to(self.device, non_blocking=True)
             moved[name] = there.to(self.dtype) if there.is_floating_point() else there
@@ -316,15 +335,15 @@ class CaptureModel:
         """(example, hidden) output of the last block -> (example, choice) float32 logits."""
         return _host(self.unembedding.logits(torch.from_numpy(residual).to(self.device), choice_ids))
 
+    @full_float32()
+    @torch.inference_mode()
+    def all_logits(self, residual: np.ndarray) -> np.ndarray:
+        """(n, hidden) output of the last block -> (n, vocabulary) float32 logits."""
+        return _host(self.unembedding.all_logits(torch.from_numpy(residual).to(self.device)))
+
 
 def _stack(by_layer: Mapping[int, torch.Tensor]) -> torch.Tensor:
     return torch.stack([by_layer[k].float() for k in sorted(by_layer)])
-
-
-def _segments(batch: Batch) -> torch.Tensor:
-    """(layer, segment, vision hidden) float32."""
-    kept = [batch.features[row].vision for row, _ in batch.segments]
-    return torch.stack([vision[:, segment] for vision, (_, segment) in zip(kept, batch.segments, strict=True) if vision is not None], 1)
 
 
 def _host(values: torch.Tensor) -> np.ndarray:

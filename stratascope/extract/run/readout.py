@@ -75,6 +75,8 @@ def _readout_of(store: ActivationStore, name: str | None) -> Readout:
     choices = (store.provenance.get("prompt") or {}).get("choices")
     if not isinstance(held, dict) or not held.get("name") or not isinstance(choices, dict) or list(choices) != list(store.layout.choices):
         raise InvalidInputError(f"{store.name}: expected a store whose provenance names its model and answer choices, found none")
+    if (store.provenance.get("answer_logits") or {}).get("score"):
+        raise InvalidInputError(f"{store.name}: expected answers of one token each for the logit lens, found answers of several tokens")
     untrained = held.get("untrained")
     source = resolve_model(name or str(held["name"]), revision=held.get("revision"), weights=untrained is None)
     now = {"name": held["name"], "revision": source.revision, "files": source.digests(weights=untrained is None)}

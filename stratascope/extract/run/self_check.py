@@ -12,8 +12,11 @@ from qwen_vl_utils import fetch_image
 from transformers import AutoProcessor
 
 from stratascope.errors import CaptureError, InvalidInputError, MissingExtraError
+from stratascope.extract.families.general_family import family_of
 from stratascope.extract.families.image_tokens import PatchGrid
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
+from stratascope.extract.plan.images import image_token_order
+from stratascope.extract.run.generation import with_generated_tokens
 from stratascope.extract.run.model import Captured, CaptureModel
 from stratascope.extract.run.reference import Reference
 
@@ -112,7 +115,9 @@ def check_prompt(plan: ExtractionPlan, example: int, image: Image.Image, process
     return made
 
 
-def check_capture(plan: ExtractionPlan, model: CaptureModel, captured: Captured, references: Mapping[int, Reference]) -> None:
+def check_capture(
+    plan: ExtractionPlan, model: CaptureModel, captured: Captured, references: Mapping[int, Reference], choices: Sequence[int]
+) -> None:
     """Refuse captured activations that disagree with the plain model or with each other.
 
     Parameters
@@ -123,6 +128,8 @@ def check_capture(plan: ExtractionPlan, model: CaptureModel, captured: Captured,
         A batch whose first positions are those of the plan, with the model's own logits.
     references
         Row of the batch -> its example through the plain model, at the positions of the batch.
+    choices
+        Tokens whose logits were captured.
 
     Raises
     ------
@@ -144,7 +151,7 @@ def check_capture(plan: ExtractionPlan, model: CaptureModel, captured: Captured,
         list(references.values()),
     )
     scale = max(logit_scale(each) for each in references.values())
-    choices, answers = tuple(plan.tokenizer.choice_ids.values()), captured.answer_logits[members]
+    answers = captured.answer_logits[members]
     own = model.readout(captured.final[members], choices)
     _expect_close("the last captured residual to give the model's own logits", own, captured.model_logits[members], limits.rounding * scale)
     exact = LIMITS["float32"].logits * scale
@@ -166,6 +173,55 @@ def check_capture(plan: ExtractionPlan, model: CaptureModel, captured: Captured,
             raise CaptureError(
                 "expected the logits of the most likely tokens to be sorted, and no answer logit above them, found otherwise"
             )
+
+
+def check_generated(plan: ExtractionPlan, model: CaptureModel, captured: Captured, row: int, example: int, made: Mapping[str, Any]) -> None:
+    """Refuse generated tokens that differ from one pass over prompt and tokens, without a cache.
+
+    Parameters
+    ----------
+    plan, model
+        The plan and the model.
+    captured, row
+        A batch, and the row of the example in it.
+    example
+        Its number.
+    made
+        Output of the processor for its prompt.
+
+    Raises
+    ------
+    CaptureError
+        If a token is not the likeliest after those before it, or the residual stream differs by more than rounding.
+    """
+    assert captured.generated is not None
+    assert captured.generated_residual is not None
+    tokens, limits = captured.generated[row], LIMITS[plan.provenance["model"]["dtype"]]
+    chosen = tokens[tokens >= 0]
+    own = chosen[~np.isin(chosen, plan.provenance["generation"]["end"])]
+    length = len(plan.layouts[example].ids)
+    inputs = with_generated_tokens(made, own.tolist(), prefix=family_of(plan.source).prefix)
+    order = image_token_order_of(plan, model, example, made)
+    reference = model.reference(inputs, [np.array([length - 1 + k]) for k in range(len(own) + 1)], chosen[:1], order)
+    logits = model.all_logits(reference.residual[-1, : len(chosen)])
+    short = float((logits.max(-1) - logits[np.arange(len(chosen)), chosen]).max())
+    if not short <= limits.logits * max(float(np.abs(logits).max()), 2 * reference.spread):
+        raise CaptureError(
+            f"expected each generated token of example {plan.examples[example].id} to be the likeliest in a pass without a cache, found "
+            f"one {short:.3g} below it; report this with the model's name"
+        )
+    kept = [(place, k) for place, k in enumerate(plan.generated_positions) if k < len(own)]
+    for place, k in kept:
+        alone, found = reference.residual[:, 1 + k], captured.generated_residual[:, place, row]
+        apart = np.linalg.norm(found - alone, axis=-1) / np.linalg.norm(alone, axis=-1)
+        _expect_within(f"residual stream at answer_{k}", "apart at layer", apart, limits)
+
+
+def image_token_order_of(plan: ExtractionPlan, model: CaptureModel, example: int, made: Mapping[str, Any]) -> np.ndarray | None:
+    """Image token in each slot of an example under `patch-shuffle`; None under other conditions."""
+    if plan.settings.condition != "patch-shuffle":
+        return None
+    return image_token_order(int((made["input_ids"] == model.model.config.image_token_id).sum()), plan.settings.seed, example)
 
 
 def check_patches(plan: ExtractionPlan, members: Sequence[int], captured: Captured, image: int) -> None:

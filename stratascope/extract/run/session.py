@@ -16,13 +16,24 @@ from stratascope.errors import CaptureError, InvalidInputError
 from stratascope.extract.families.general_family import ProcessorRule, family_of
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.images import image_token_order
+from stratascope.extract.run.answer_scores import ABSENT, answer_scores
 from stratascope.extract.run.capture import PatchTokens, Pooling
 from stratascope.extract.run.device_memory import OutOfMemory, attempt
+from stratascope.extract.run.generation import Generation
 from stratascope.extract.run.gradients import ARRAYS, TokenGradients
 from stratascope.extract.run.halvings import Halving, Halvings, Work
 from stratascope.extract.run.inputs import LoadedImage, PreparedImages, check_cut, joined, load_image, shown_image
 from stratascope.extract.run.model import Batch, CaptureModel, CaptureRequest, PendingCapture
-from stratascope.extract.run.self_check import CHECKED, LIMITS, check_capture, check_patches, check_prompt, load_processor
+from stratascope.extract.run.self_check import (
+    CHECKED,
+    LIMITS,
+    check_capture,
+    check_generated,
+    check_patches,
+    check_prompt,
+    image_token_order_of,
+    load_processor,
+)
 from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures
 from stratascope.extract.run.vision_tower import CellRequest
 
@@ -45,15 +56,18 @@ class ExtractionSession:
             plan.source, device=plan.device, dtype=model["dtype"], rule=plan.tokenizer.rule, untrained=plan.settings.untrained
         )
         self.request = CaptureRequest(
-            choices=tuple(plan.tokenizer.choice_ids.values()),
+            choices=_compared_tokens(plan),
             arrays=plan.store.record & {"value_norms", "value_logits", "head_outputs", "head_logits"},
             forms=tuple(plan.forms.values()),
             ranks=plan.store.ranks,
             known_tokens=plan.tokenizer.tokenizer.get_vocab_size(),
             fusion=plan.store.fusion,
+            generation=Generation(plan.store.generated, tuple(plan.provenance["generation"]["end"]), plan.generated_positions)
+            if plan.store.generated
+            else None,
         )
         self.features = FeatureCache((), 0)
-        self.checked = self.knocked = False
+        self.checked = self.knocked = self.scored = False
         self.on_checked: Callable[[], object] = lambda: None
         """Called once, after the first batch agreed with the model."""
         self.failed: dict[int, str] = {}
@@ -118,6 +132,29 @@ class ExtractionSession:
     def _knock_out(self, batch: Callable[[], Batch], *known: Any) -> np.ndarray:
         return self.model.knock_out(batch(), *known)
 
+    def score_answers(self, members: Sequence[int], batch_of: Callable[[list[int]], Batch], block: int, place: int) -> np.ndarray:
+        """(example, choice) float32: log-probabilities of the examples' answers, see `answer_scores`; arguments as of `knock_out`.
+
+        Raises
+        ------
+        InvalidInputError
+            If memory does not suffice for a single answer.
+        """
+        answers = [self.plan.tokenizer.answers(self.plan.examples[k]) for k in members]
+        lengths = self._counts[list(members)]
+        tolerance = None if self.scored else LIMITS[self.plan.provenance["model"]["dtype"]].logits
+        while True:
+            tokens = 1 if self._alone else self.kept.limit("answers", block, place, self._given_tokens)
+            found = attempt(partial(answer_scores, self.model, members, answers, lengths, batch_of, tokens, tolerance))
+            if not isinstance(found, OutOfMemory):
+                self.scored = True
+                missing = len(self.plan.store.choices) - found.shape[1]
+                return np.pad(found, ((0, 0), (0, missing)), constant_values=ABSENT)
+            if tokens == 1:
+                raise self.too_little("an answer of one example", found, "lower `max_pixels`")
+            torch.cuda.empty_cache()
+            self.halve("answers", block, place, tokens // 2)
+
     def token_gradients(self, example: int, batch: Callable[[], Batch]) -> TokenGradients:
         """Gradient attributions of each token of an example, from a batch of it alone.
 
@@ -155,9 +192,10 @@ class ExtractionSession:
     def next_batch(self, members: Sequence[int]) -> list[int]:
         """The first of `members` (sorted by length) that fit in a padded batch within the token budget; at least one.
 
-        Pixels of unknown processors are not joined: without precomputed features such a model runs one example at a time.
+        Pixels of unknown processors are not joined: without precomputed features such a model runs one example at a time, as does one
+        that generates and does not `decodes_together`.
         """
-        if isinstance(self.plan.tokenizer.rule, ProcessorRule) and not self.model.accepts_features:
+        if self._alone or (self.request.generation is not None and not self.model.decodes_together):
             return [members[0]]
         counts, batch = self.plan.token_counts, [members[0]]
         for example in members[1:]:
@@ -165,6 +203,11 @@ class ExtractionSession:
                 break
             batch.append(example)
         return batch
+
+    @property
+    def _alone(self) -> bool:
+        """Whether a forward pass takes one image."""
+        return isinstance(self.plan.tokenizer.rule, ProcessorRule) and not self.model.accepts_features
 
     def in_order(self, members: Sequence[int]) -> list[int]:
         """Sort examples by length, so that batches have little padding; the same in every run."""
@@ -214,11 +257,11 @@ class ExtractionSession:
             example = batch.members[row]
             made = check_prompt(self.plan, example, shown_image(self.plan, self.plan.shown[example]), processor)
             tokens = [self.plan.position_tokens(example, name) for name in self._pooled]
-            order = None
-            if self.plan.settings.condition == "patch-shuffle":
-                order = self._order(example, int((made["input_ids"] == self.model.model.config.image_token_id).sum()))
+            order = image_token_order_of(self.plan, self.model, example, made)
+            if captured.generated is not None:
+                check_generated(self.plan, self.model, captured, row, example, made)
             references[row] = self.model.reference(made, tokens, self.request.choices, order)
-        check_capture(self.plan, self.model, captured, references)
+        check_capture(self.plan, self.model, captured, references, self.request.choices)
         check_patches(self.plan, batch.members, captured, self._pooled.index("image"))
 
     def _order(self, example: int, count: int) -> np.ndarray:
@@ -227,7 +270,7 @@ class ExtractionSession:
     @property
     def _pooled(self) -> tuple[str, ...]:
         """Positions of the captured residual stream; the first batch is also compared at the final and the image tokens."""
-        positions = self.plan.store.positions
+        positions = self.plan.prompt_positions
         return positions if self.checked else (*positions, *(name for name in ("final", "image") if name not in positions))
 
     def _image_tokens(self, members: Sequence[int]) -> dict[int, np.ndarray]:
@@ -278,3 +321,11 @@ class ExtractionSession:
             entry,
             PatchTokens.of(self._image_tokens(members), plan.store.patch_layers),
         )
+
+
+def _compared_tokens(plan: ExtractionPlan) -> tuple[int, ...]:
+    """Tokens whose logits every pass gives: the answers, or first tokens of some where answers have several."""
+    if not plan.tokenizer.scored:
+        return tuple(tokens[0] for tokens in plan.tokenizer.answer_tokens.values())
+    first = dict.fromkeys(tokens[0] for tokens in plan.tokenizer.answers(plan.examples[0]))
+    return (*first, *first)[:2]  # two in any case, as their difference is taken

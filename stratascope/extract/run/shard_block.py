@@ -202,6 +202,9 @@ class ShardBlock:
         self.batches.append(self._filling.submit(self._fill, *coming))
         knockouts = session.plan.knockouts
         chosen = [] if knockouts is None else [k for k in members if knockouts.chosen[k]]
+        if session.plan.tokenizer.scored:
+            found = session.score_answers(members, self._batch, self._block, self._place)
+            self.arrays["answer_logits"][np.array(members) - self._first] = found
         backward = members if ARRAYS & self.arrays.keys() else []
         if chosen or backward:
             self._filling.drain()

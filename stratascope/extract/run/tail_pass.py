@@ -33,11 +33,14 @@ class Segment:
         return slice(self.row + 1, self.row + 1 + self.slots.stop - self.slots.start)
 
 
-def segments(windows: Sequence[tuple[int, int]], slots: int, rows: int) -> Iterator[list[Segment]]:
-    """The variants of a position in passes of at most `rows` rows, in the order of their first layers."""
+def segments(windows: Sequence[tuple[int, int, int]], slots: int, rows: int) -> Iterator[list[Segment]]:
+    """The variants of a position in passes of at most `rows` rows, in the order of their first layers.
+
+    `windows` are (number, first layer, last layer).
+    """
     made: list[Segment] = []
     used = 0
-    for window, (first, last) in enumerate(windows):
+    for window, first, last in windows:
         begin = 0
         while begin < slots:
             if used + 2 > rows and made:

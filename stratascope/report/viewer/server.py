@@ -19,6 +19,7 @@ from stratascope.report.viewer.address import check_page_can_ask
 from stratascope.report.viewer.files import FolderFiles, ServedFiles, Stretch, UnsatisfiableRangeError, byte_range, files_of
 from stratascope.report.viewer.page_files import PAGE_FILES, page_config, page_file, result_index
 from stratascope.results.locations import ENDING
+from stratascope.store.io.hub import hub_endpoint
 
 HOST = "127.0.0.1"
 _CORS_NOTE = (
@@ -155,7 +156,9 @@ class _Routes:
         self._folder, self._shown = results, shown
         if served is None:
             parts = urllib.parse.urlsplit(store)
-            self.policy = _POLICY.format(connect=f"'self' {parts.scheme}://{parts.netloc}")
+            # the Hub redirects to hosts of its own choice
+            hub = parts.netloc == urllib.parse.urlsplit(hub_endpoint()).netloc
+            self.policy = _POLICY.format(connect="'self' http: https:" if hub else f"'self' {parts.scheme}://{parts.netloc}")
             self._config = page_config(store if store.endswith(".zip") else store.rstrip("/") + "/", self._address, _CORS_NOTE)
         else:
             self.policy = _POLICY.format(connect="'self' http: https:")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 Codec = Literal["floats", "zstd", "text", "marker"]
 When = Literal["creation", "block", "derived", "marker"]
@@ -36,7 +38,7 @@ class ArraySpec:
     """`creation`: known before the model runs; `block`: passed to the writer; `derived`: computed by the writer; `marker`: `written`."""
     description: str
     gaps: bool = False
-    """Whether recorded examples may have NaN."""
+    """Whether recorded examples may have NaN, or the fill of whole numbers."""
     mask: str = ""
     """Array that says which examples have values; others are neither passed to the writer nor returned. Empty: all examples."""
 
@@ -202,6 +204,22 @@ TABLE = (
     ),
     ArrayKind("top_logits", ("example", "rank"), "float32", _NAN, {}, "zstd", "block", "logits of top_tokens", True),
     ArrayKind("answer_logits", ("example", "choice"), "float32", _NAN, {}, "zstd", "block", "logits of the answer choices"),
+    ArrayKind(
+        "generated_tokens", ("example", "generated"), "int32", -1, {}, "zstd", "block",
+        "greedy tokens after the prompt, with the one that ends the turn; -1 after it", True, gaps=True,
+    ),
+    ArrayKind(
+        "generated_count", ("example",), "int32", -1, {}, "zstd", "block",
+        "generated tokens before the end of the turn: positions answer_0 to answer_(count - 1) exist", True,
+    ),
+    ArrayKind(
+        "generated_choice", ("example",), "int32", -1, {}, "zstd", "block",
+        "choice that the generated text names; -1: none, or several", True, gaps=True,
+    ),
+    ArrayKind(
+        "generated_text", ("example", "byte"), "uint8", 0, {"example": 64}, "zstd", "block",
+        "the generated text in UTF-8, zeros after it", True,
+    ),
     ArrayKind("status", ("example",), "uint8", 0, {}, "zstd", "block", "what became of the example, see flag_meanings"),
     ArrayKind(
         "thumbnail", ("example", "height", "width", "rgb"), "uint8", 0, {"example": 1}, "zstd", "block",
@@ -255,8 +273,12 @@ TABLE = (
     ArrayKind("label", ("example",), "int64", -1, _PAGE, "zstd", "creation", "1: true caption, 0: false one; or the right choice"),
     ArrayKind("written", ("block",), "uint8", 0, {"block": 1}, "marker", "marker", "1 where every array holds the block"),
 )  # fmt: skip
-RECORDABLE = tuple(a.name for a in TABLE if a.optional and a.name != "thumbnail")
+GENERATED = ("generated_tokens", "generated_count", "generated_choice", "generated_text")
+"""Arrays of a store with generated tokens."""
+RECORDABLE = tuple(a.name for a in TABLE if a.optional and a.name not in ("thumbnail", *GENERATED))
 """Names allowed in a layout's `record`."""
+ANSWER_POSITION = re.compile(r"answer_(\d+)")
+"""Name of the position of one generated token, counted from 0, such as `answer_0`."""
 SHOWN_ROWS = _PAGE["example"]
 """Captions per chunk; a list of examples shows one page at a time."""
 TABLE_ROWS = 2048
@@ -265,6 +287,37 @@ NUMBER_ROWS = 1024
 """Rows per chunk of numeric columns."""
 WORD_ROWS = 1024
 """Rows per chunk of the vocabulary."""
+
+
+def generated_number(position: str) -> int | None:
+    """Which generated token a position is, counted from 0; None for a position of the prompt.
+
+    Examples
+    --------
+    >>> generated_number("answer_2"), generated_number("final")
+    (2, None)
+    """
+    found = ANSWER_POSITION.fullmatch(position)
+    return None if found is None else int(found[1])
+
+
+def with_generated(positions: Sequence[str], present: NDArray[np.bool_], count: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """(example, position) which positions exist, once the number of generated tokens is known.
+
+    Parameters
+    ----------
+    positions
+        Names.
+    present
+        (example, position) which may exist, as `position_present` says.
+    count
+        (example,) generated tokens before the end of the turn.
+    """
+    found = present.copy()
+    for column, name in enumerate(positions):
+        if (number := generated_number(name)) is not None:
+            found[:, column] &= number < count
+    return found
 
 
 def paged(least: int, examples: int) -> int:

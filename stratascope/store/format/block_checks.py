@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError
-from stratascope.store.format.arrays import ArraySpec
+from stratascope.store.format.arrays import ArraySpec, with_generated
 from stratascope.store.format.layout import RECORDED, STATUS_CODES, StoreLayout
 
 ROW_TOLERANCE = 2e-3
@@ -71,6 +71,7 @@ def checked_block(layout: StoreLayout, facts: BlockFacts, arrays: Mapping[str, A
             f"expected the arrays {', '.join(sorted(specs))}, found {', '.join(sorted(arrays))}"
             + (f"; missing: {', '.join(missing)}" if missing else "") + (f"; not of this store: {', '.join(extra)}" if extra else "")
         )  # fmt: skip
+    facts = _answered(layout, facts, arrays)
     n = len(facts.examples)
     status = _status(np.asarray(arrays["status"]), n)
     recorded = status == RECORDED
@@ -113,6 +114,7 @@ def unstorable_examples(layout: StoreLayout, facts: BlockFacts, arrays: Mapping[
     dict
         Place within the block, of examples whose status is `recorded` -> which number cannot be stored, and where.
     """
+    facts = _answered(layout, facts, arrays)
     recorded = np.asarray(arrays["status"]) == RECORDED
     reasons: dict[int, str] = {}
     for spec in layout.arrays():
@@ -127,6 +129,16 @@ def unstorable_examples(layout: StoreLayout, facts: BlockFacts, arrays: Mapping[
                 at = np.argwhere(bad & (np.arange(bad.shape[spec.example_axis]) == row).reshape(_example_shape(spec)))[0]
                 reasons[int(places[row])] = _unstored(layout, spec, values, at, own)
     return reasons
+
+
+def _answered(layout: StoreLayout, facts: BlockFacts, arrays: Mapping[str, Any]) -> BlockFacts:
+    """The facts with the positions of generated tokens that each example has."""
+    if not layout.generated:
+        return facts
+    count = np.asarray(arrays["generated_count"])
+    if count.shape != (len(facts.examples),):
+        raise InvalidInputError(f"generated_count: expected shape ({len(facts.examples)},), found {count.shape}")
+    return replace(facts, position_present=with_generated(layout.positions, facts.position_present, count))
 
 
 def _status(values: NDArray[Any], n: int) -> NDArray[np.uint8]:
@@ -147,10 +159,10 @@ def _bytes(name: str, values: NDArray[Any]) -> NDArray[np.uint8]:
 def _integers(spec: ArraySpec, values: NDArray[Any], recorded: NDArray[np.bool_]) -> NDArray[Any]:
     if values.dtype.kind not in "iu":
         raise InvalidInputError(f"{spec.name}: expected whole numbers, found {values.dtype}")
-    held = _along_examples(spec, recorded)
-    if (held & (values < 0)).any():
+    held, least = _along_examples(spec, recorded), spec.fill if spec.gaps else 0
+    if (held & (values < least)).any():
         raise InvalidInputError(
-            f"{spec.name}: expected numbers of at least 0, found {int(values[np.broadcast_to(held, values.shape)].min())}"
+            f"{spec.name}: expected numbers of at least {least}, found {int(values[np.broadcast_to(held, values.shape)].min())}"
         )
     return np.where(held, values, np.asarray(spec.fill)).astype(spec.dtype)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError
-from stratascope.store.format.arrays import RECORDABLE, TABLE, ArrayKind, ArraySpec
+from stratascope.store.format.arrays import GENERATED, RECORDABLE, TABLE, ArrayKind, ArraySpec, generated_number
 from stratascope.store.format.limits import MOST_SIDE, check_layout_sizes
 
 FORMAT = "stratascope-activations"
@@ -18,6 +18,8 @@ FORMAT_VERSION = 1
 
 STATUS_CODES = {"unwritten": 0, "recorded": 1, "unreadable_image": 2, "image_mismatch": 3, "non_finite": 4, "too_long": 5}
 """Name -> code in the array `status`; all but the first two are reasons why an example failed."""
+TOKEN_BYTES = 16
+"""Bytes that `generated_text` has for a token; longer texts are cut, their tokens are not."""
 RECORDED = STATUS_CODES["recorded"]
 """Code of an example whose activations are in the store."""
 
@@ -32,7 +34,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "knockout": KNOCKOUT_AXES,
     "patch_residual": ("patches", "patch_layers"),
 }
-_UNSAID = ("patches", "patch_layers", "softmax_layers")
+_UNSAID = ("patches", "patch_layers", "softmax_layers", "generated")
 """Fields of later releases, which a layout leaves out where they are empty: earlier ones refuse unknown fields."""
 """Array -> fields that it requires."""
 
@@ -93,6 +95,8 @@ class StoreLayout:
     """Layers in a copy of some layers; None for all."""
     softmax_layers: tuple[int, ...] = ()
     """Blocks with softmax attention, whose rows and maps the store holds; empty for all."""
+    generated: int = 0
+    """Generated tokens of an example, at most; 0: none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "record", frozenset(self.record))
@@ -103,7 +107,7 @@ class StoreLayout:
                 raise InvalidInputError(f"{name}: expected at least one name, found none")
         for name in ("examples", "layers", "hidden", "heads", "tokens", "block"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("head_dim", "vision_layers", "vision_hidden", "ranks", "patches"):
+        for name in ("head_dim", "vision_layers", "vision_hidden", "ranks", "patches", "generated"):
             _at_least(name, getattr(self, name), 0)
         check_layout_sizes(vars(self), self.blocks)
         unknown = self.record - set(RECORDABLE)
@@ -121,6 +125,9 @@ class StoreLayout:
                 raise InvalidInputError(f"thumbnail: expected height and width in pixels, or None, found {self.thumbnail}")
         object.__setattr__(self, "patch_layers", _rising("patch_layers", self.patch_layers, self.layers))
         object.__setattr__(self, "softmax_layers", _rising("softmax_layers", self.softmax_layers, self.layers - 1))
+        beyond = [name for name in self.positions if (generated_number(name) or 0) >= self.generated and generated_number(name) is not None]
+        if beyond and "residual" in self.record:
+            raise InvalidInputError(f"positions: expected at most {self.generated} generated tokens (`generated`), found {beyond[0]}")
         if self.kept_layers is not None:
             object.__setattr__(self, "kept_layers", _rising("kept_layers", self.kept_layers, self.layers, least=1))
 
@@ -174,6 +181,7 @@ class StoreLayout:
             "answer_form": len(self.answer_forms), "rank": self.ranks, "knockout_mode": len(self.knockout_modes),
             "knockout_window": len(self.knockout_windows), "knockout_target": len(self.knockout_targets),
             "patch": self.patches, "patch_layer": len(self.layers_of("patch_layer")),
+            "generated": self.generated, "byte": self.generated * TOKEN_BYTES,
         }  # fmt: skip
 
     def arrays(self) -> tuple[ArraySpec, ...]:
@@ -258,6 +266,8 @@ class StoreLayout:
             return self.thumbnail is not None
         if row.name in ("answer_logits", "choice") and not self.choices:
             return False
+        if row.name in GENERATED:
+            return self.generated > 0
         derived = row.name == "attention_mean" and "attention_rows" in self.record
         if row.optional and row.name not in self.record and not derived:
             return False

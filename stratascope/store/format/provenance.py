@@ -28,7 +28,7 @@ PROVENANCE = {
     "prompt?": {"name?": str, "answers?": list[str] | None},
     "data?": {"labels?": str, "examples?": Any, "images?": Any},
     "vision?": ({"full_attention?": list[int] | None}, None),
-    "answer_logits?": ({"precision?": str, "read_from?": str}, None),
+    "answer_logits?": ({"precision?": str, "read_from?": str, "score?": str}, None),
     **each(str | None, "condition? command? created?"),
 }
 """Schema of provenance; every field is optional."""

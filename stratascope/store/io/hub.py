@@ -8,17 +8,69 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 from stratascope.errors import StoreError
 from stratascope.store.io.remote_errors import UnreachableError
 
 _ADDRESS = re.compile(
-    r"hf://(?:(?P<kind>datasets/)|(?!datasets/|spaces/))(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?/(?P<path>[^?#]+)"
+    r"hf://(?:(?P<kind>datasets/)|(?!datasets/|spaces/))(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>[^?#]+))?"
 )
 FORM = "hf://datasets/USER/NAME[@REVISION]/run.zarr"
 TIMEOUT = 60.0
 """Seconds for the answer that names the commit."""
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """Parts of an address on the Hub."""
+
+    url: str
+    """The address as it was given."""
+    kind: str
+    """`dataset` or `model`."""
+    name: str
+    """USER/NAME of the repository."""
+    revision: str
+    """Branch, tag or commit; main by default."""
+    path: str
+    """Folder in the repository; empty for none."""
+
+    @classmethod
+    def parse(cls, url: str) -> HubAddress:
+        """Read an address.
+
+        Raises
+        ------
+        StoreError
+            For an address of another form.
+
+        Examples
+        --------
+        >>> HubAddress.parse("hf://datasets/me/vsr@v2/run.zarr").revision
+        'v2'
+        """
+        found = _ADDRESS.fullmatch(url.rstrip("/"))
+        path = (found["path"] or "").strip("/") if found else ""
+        if found is None or any(part in ("", ".", "..") for part in path.split("/") if path):
+            raise StoreError(f"{url}: expected an address such as {FORM}, found another form")
+        revision = urllib.parse.unquote(found["revision"] or "main")
+        return cls(url.rstrip("/"), "dataset" if found["kind"] else "model", found["name"], revision, path)
+
+    def web(self, revision: str = "") -> str:
+        """Web address of the folder's files, at this or another revision."""
+        quoted = urllib.parse.quote(revision or self.revision, safe="")
+        path = urllib.parse.quote(self.path, safe="/:%@[]-._~")
+        return f"{hub_endpoint()}/{self._prefix}{self.name}/resolve/{quoted}/{path}"
+
+    def api(self) -> str:
+        """Address of the API that describes the revision."""
+        return f"{hub_endpoint()}/api/{self.kind}s/{self.name}/revision/{urllib.parse.quote(self.revision, safe='')}"
+
+    @property
+    def _prefix(self) -> str:
+        return "datasets/" if self.kind == "dataset" else ""
 
 
 def hub_address(url: str) -> tuple[str, dict[str, str]]:
@@ -31,20 +83,24 @@ def hub_address(url: str) -> tuple[str, dict[str, str]]:
     UnreachableError
         Where the Hub does not answer, or knows no such repository or revision.
     """
-    found = _ADDRESS.fullmatch(url.rstrip("/"))
-    if found is None:
-        raise StoreError(f"{url}: expected an address such as {FORM}, found another form")
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        raise StoreError(f"{url}: expected access to the Hub, found HF_HUB_OFFLINE set; unset it, or give a copy on a disk")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    found = HubAddress.parse(url)
+    if not found.path:
+        raise StoreError(f"{url}: expected an address such as {FORM}, found one without the path of a store")
+    check_online(url)
     token = hub_token()
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    revision = found["revision"] or "main"
-    quoted = urllib.parse.quote(urllib.parse.unquote(revision), safe="")
-    kind = found["kind"] or ""
-    commit = _commit(f"{endpoint}/api/{kind or 'models/'}{found['name']}/revision/{quoted}", headers, url)
-    path = urllib.parse.quote(found["path"], safe="/:%@[]-._~")
-    return f"{endpoint}/{kind}{found['name']}/resolve/{commit}/{path}", headers
+    return found.web(_commit(found.api(), headers, url)), headers
+
+
+def check_online(url: str) -> None:
+    """StoreError where the Hub is switched off by HF_HUB_OFFLINE."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise StoreError(f"{url}: expected access to the Hub, found HF_HUB_OFFLINE set; unset it, or give a copy on a disk")
+
+
+def hub_endpoint() -> str:
+    """Address of the Hub, or of the one that HF_ENDPOINT names."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
 def hub_token() -> str:

@@ -1,4 +1,4 @@
-"""Which answer choices an example offers, where questions have different numbers of options."""
+"""Which answer choices an example offers, where questions have different numbers of options; texts of generated answers."""
 
 from __future__ import annotations
 
@@ -31,3 +31,21 @@ def offered_logits(store: ActivationStore, logits: NDArray[Any], examples: Seque
         return logits
     offered = np.arange(logits.shape[-1]) < store.examples[OPTIONS].to_numpy()[np.asarray(examples)][:, None]
     return np.where(offered, logits, -np.inf)
+
+
+def generated_texts(store: ActivationStore, examples: Sequence[int] | NDArray[np.int64]) -> list[str]:
+    """Texts that the model generated, without the end of the turn.
+
+    Parameters
+    ----------
+    store
+        A store with generated tokens.
+    examples
+        (example,) numbers.
+
+    Raises
+    ------
+    NotRecordedError
+        If the store has none.
+    """
+    return [row[row > 0].tobytes().decode("utf-8", "replace") for row in store.read("generated_text", examples=examples)]

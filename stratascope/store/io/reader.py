@@ -22,7 +22,7 @@ from stratascope.store.format.tables import get_table, whole_values
 from stratascope.store.io.access import GuardedStore, checked_array, is_url, open_root, open_target
 from stratascope.store.io.lazy import dataset, lazy_array, reopened
 from stratascope.store.io.overview import as_html, as_text, disk_sizes
-from stratascope.store.io.recorded_examples import held_examples, require_recorded, require_written, written_examples
+from stratascope.store.io.recorded_examples import held_examples, present_positions, require_recorded, require_written, written_examples
 from stratascope.store.io.selection import Examples, Layers, Positions, Selection, one_of, select
 from stratascope.store.io.shard_reader import BlockFiles, byte_source
 
@@ -125,8 +125,8 @@ class ActivationStore:
 
     @cached_property
     def position_present(self) -> NDArray[np.bool_]:
-        """(example, position) whether each position exists."""
-        return self.read("position_present")
+        """(example, position) whether each position exists; of generated tokens once an example is recorded."""
+        return present_positions(self)
 
     @cached_property
     def has_map(self) -> NDArray[np.bool_]:

@@ -9,9 +9,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import NotRecordedError, UnwrittenBlockError
+from stratascope.store.format.arrays import with_generated
 from stratascope.store.format.layout import RECORDED, StoreLayout
 from stratascope.store.io.access import GuardedStore
-from stratascope.store.io.selection import Selection, listing
+from stratascope.store.io.selection import Selection, listing, select
 
 
 class ReadableStore(Protocol):
@@ -53,6 +54,16 @@ class ReadableStore(Protocol):
 def written_examples(store: ReadableStore) -> NDArray[np.bool_]:
     """(example,) whether the block of each example is written."""
     return np.repeat(store.written, store.layout.block)[: store.layout.examples]
+
+
+def present_positions(store: ReadableStore) -> NDArray[np.bool_]:
+    """(example, position) whether each position exists: those of generated tokens where an example has that many."""
+    present = store.read("position_present")
+    if not store.layout.generated:
+        return present
+    count, there = np.zeros(store.layout.examples, np.int32), np.flatnonzero(written_examples(store))
+    count[there] = store.fetch(select(store.layout, "generated_count", None, None, there))
+    return with_generated(store.layout.positions, present, count)
 
 
 def held_examples(store: ReadableStore, selection: Selection) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
-from stratascope.store.format.arrays import ArraySpec
+from stratascope.store.format.arrays import GENERATED, ArraySpec, generated_number
 from stratascope.store.format.layout import StoreLayout
 from stratascope.store.format.provenance import digest
 from stratascope.store.format.shards import decode_file, encode_chunk, encode_file
@@ -29,6 +29,7 @@ from stratascope.store.io.shard_reader import byte_source
 from stratascope.store.io.store_files import place_of
 from stratascope.store.maintenance.bucket_target import BucketTarget
 from stratascope.store.maintenance.copy_target import CopyTarget, FolderTarget, ZipTarget
+from stratascope.store.maintenance.hub_copies import HubTarget
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -39,7 +40,7 @@ ALWAYS = ("answer_logits", "status")
 
 def copy_store(
     source: str | Path | Store | ActivationStore,
-    target: str | Path,
+    target: str | Path | HubTarget,
     *,
     arrays: str | Sequence[str] | None = None,
     layers: Layers = None,
@@ -58,7 +59,7 @@ def copy_store(
     source
         Folder, zip, URL, Zarr store or open store.
     target
-        New folder, new zip if the name ends in .zip, or new address in a bucket (s3, gs, az).
+        New folder, new zip if the name ends in .zip, new address in a bucket (s3, gs, az), or a target in a repository of the Hub.
     arrays
         Arrays besides answer_logits and status; None for all. Thumbnails are copied only if named or if `arrays` is None.
     layers
@@ -89,13 +90,14 @@ def copy_store(
         No example is selected, or one is named twice.
     """
     store = source if isinstance(source, ActivationStore) else ActivationStore.open(source)
-    path = place_of(target)
-    zipped = str(path).lower().endswith(".zip")
-    if isinstance(path, str):
+    hub = target if isinstance(target, HubTarget) else None
+    path = place_of(target.partial if isinstance(target, HubTarget) else target)
+    zipped = hub is None and str(path).lower().endswith(".zip")
+    if isinstance(path, str) and hub is None:
         refuse_unwritable(path)
         if zipped:
             raise StoreError(f"{path}: expected a name that does not end in .zip, found a zip at an address; copy to a zip on a disk")
-    elif os.path.lexists(path):
+    elif hub is None and os.path.lexists(path):
         raise StoreError(f"{path}: expected a new path, found an existing one; choose another or remove it")
     numbers = example_numbers(store.layout.examples, examples)
     if not len(numbers):
@@ -114,7 +116,11 @@ def copy_store(
     blocks = [b for b in range(layout.blocks) if examples is not None or store.written[b]]
     done = 0
     try:
-        into = BucketTarget(path, whole) if isinstance(path, str) else ZipTarget(path) if zipped else FolderTarget(path, whole)
+        if hub is not None:
+            into = hub
+            hub.begin(whole)
+        else:
+            into = BucketTarget(path, whole) if isinstance(path, str) else ZipTarget(path) if zipped else FolderTarget(path, whole)
         born, known = _known(store, layout, numbers)
         for key, data in empty_store(layout, born, known, store.vocabulary, store.provenance, taken).items():
             into.put(key, partial(_whole, data))
@@ -144,7 +150,7 @@ def copy_store(
         resumable = isinstance(error, UnreachableError) or not isinstance(error, Exception)
         if into is not None:
             into.discard(resumable=resumable)
-        if isinstance(error, UnreachableError) and isinstance(into, FolderTarget | BucketTarget):
+        if isinstance(error, UnreachableError) and isinstance(into, FolderTarget | BucketTarget | HubTarget):
             copied = f"{done} of {len(blocks)} blocks are copied"
             raise UnreachableError(
                 f"{error.message}; {copied}: run the same command to continue from there ({into.partial} holds them)"
@@ -203,7 +209,10 @@ def _taken_layout(
         unknown = [a for a in arrays if a not in held]
         if unknown:
             raise NotRecordedError(f"expected arrays that the store holds, found {', '.join(unknown)}; it holds {', '.join(held)}")
-        changes["record"] = frozenset(arrays) - {*ALWAYS, "thumbnail"}
+        changes["record"] = frozenset(arrays) - {*ALWAYS, *GENERATED, "thumbnail"}
+        answers = any(generated_number(name) is not None for name in changes.get("positions", layout.positions))
+        if not (set(arrays) & set(GENERATED) or (answers and "residual" in arrays)):
+            changes["generated"] = 0
         if "thumbnail" not in arrays:
             changes["thumbnail"] = None
     return layout.subset(**changes)
@@ -234,7 +243,7 @@ def _known(store: ActivationStore, layout: StoreLayout, numbers: NDArray[np.int6
     if "has_patches" in {s.name for s in layout.arrays()}:
         known["has_patches"] = store.patch_counts[numbers] > 0
     columns = [store.layout.positions.index(p) for p in layout.positions]
-    known["position_present"] = store.position_present[numbers][:, columns]
+    known["position_present"] = store.read("position_present", examples=numbers)[:, columns]
     examples = store.examples.drop(columns="status").iloc[numbers].reset_index(drop=True)
     return examples, known
 

@@ -227,7 +227,7 @@ class _Check:
         store = self.store
         try:
             patches = store.patch_counts if "has_patches" in store else None
-            return BlockFacts(range(store.layout.examples), store.n_tokens, store.position_present, store.has_map, patches)
+            return BlockFacts(range(store.layout.examples), store.n_tokens, store.read("position_present"), store.has_map, patches)
         except UnreadError:
             raise
         except Exception as error:  # reported by `creation`

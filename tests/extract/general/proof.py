@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from transformers import GenerationConfig
 
+from stratascope.errors import CaptureError
 from stratascope.extract.families.general_family import MERGED_TOWERS, ProcessorRule
 from stratascope.extract.families.image_tokens import ImageTokens
 from stratascope.extract.run.capture import Capture, Pooling, capturing
 from stratascope.extract.run.decoder import attention_blocks, find_decoder
 from stratascope.extract.run.general_inputs import general_inputs, image_tensors, image_token_id
+from stratascope.extract.run.generation import Generation
 from stratascope.extract.run.inputs import PreparedImages
 from stratascope.extract.run.model import Batch, Captured, CaptureModel, CaptureRequest
 from stratascope.extract.run.vision_tower import CellRequest, find_tower, tower_blocks
@@ -26,6 +30,10 @@ RANKS = 5
 """Most likely next tokens that are compared."""
 PROJECTIONS = ("attn.proj", "attn.o_proj", "attn.out_proj", "attention.o_proj", "attn.wo", "attention.proj")
 """Output projections of attention in vision towers."""
+WITHOUT_CACHE = ("blip-2",)
+"""Types that return no key-value cache, so that nothing can be generated."""
+GENERATED = 4
+"""Tokens that are generated."""
 LENGTHS = ((9, 3), (4, 7))
 """Words before and after the image, of each example."""
 
@@ -78,6 +86,11 @@ def prove(name: str, tiny: Tiny, *, rows: bool = True) -> Proved:
                 causal &= not any(block["later"][row].any() for block in found.maps.blocks)
     if ours.accepts_features:
         _left_padded(ours, cases, expected, rows=rows)
+    if name in WITHOUT_CACHE:
+        with pytest.raises(CaptureError, match="returns its key-value cache"):
+            prove_generation(model, cases)
+    else:
+        prove_generation(model, cases)
     return Proved(count, attending, causal)
 
 
@@ -146,7 +159,57 @@ def _pooling(cases: list[Case]) -> Pooling:
     return Pooling.of([[np.array([len(case.ids) - 1]), np.arange(len(case.ids))] for case in cases])
 
 
-def _captured(ours: CaptureModel, cases: list[Case], vocabulary: int) -> Captured:
+def prove_generation(model: Any, cases: list[Case]) -> bool:
+    """Tokens against transformers' `generate`, their residual stream against one pass over prompt and tokens; whether in one batch."""
+    ours = CaptureModel.of(model, ProcessorRule("", "", "", _no_probe))
+    asked = Generation(GENERATED, (), tuple(range(GENERATED)))
+    groups = [[case] for case in cases] + ([cases] if ours.accepts_features and ours.decodes_together else [])
+    found = [(_captured(ours, group, generation=asked), group) for group in groups]
+    model.set_attn_implementation("eager")
+    for case in cases:
+        kinds = _inputs(model, case.ids, case.image, 0)
+        options = GenerationConfig(do_sample=False, max_new_tokens=GENERATED, pad_token_id=0, eos_token_id=None)
+        made = model.generate(**kinds, generation_config=options)
+        tokens = made[0, len(case.ids) :].tolist()
+        inputs = _inputs(model, [*case.ids, *tokens], case.image, GENERATED)
+        seen = _entries(model, inputs)[:, len(case.ids) :]
+        for captured, group in found:
+            for row in (row for row, member in enumerate(group) if member is case):
+                assert captured.generated is not None
+                assert captured.generated_residual is not None
+                assert captured.generated[row].tolist() == tokens
+                _close(captured.generated_residual[:, :, row], seen, INNER, "residual stream at generated tokens")
+    return len(groups) > len(cases)
+
+
+def _inputs(model: Any, ids: list[int], image: Mapping[str, torch.Tensor], generated: int) -> dict[str, Any]:
+    """Keywords of a pass over one prompt, whose last tokens are `generated`."""
+    given = {name: values.to(model.dtype) if values.is_floating_point() else values for name, values in image.items()}
+    made = general_inputs(model, torch.tensor([ids]), torch.tensor([len(ids)]), given)
+    if generated and model.config.model_type == "paligemma":  # their prompts attend to all of the prompt, answers to what is before
+        made["token_type_ids"][:, -generated:] = 1
+    return made
+
+
+def _entries(model: Any, inputs: Mapping[str, Any]) -> np.ndarray:
+    """(layer, token, hidden): what enters each block and the final norm."""
+    seen: list[torch.Tensor] = []
+
+    def keep(module: Any, args: Any, kwargs: Any) -> None:
+        seen.append((args[0] if args else kwargs["hidden_states"])[0].clone())
+
+    decoder = find_decoder(model)
+    hooks = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in (*decoder.layers, decoder.norm)]
+    try:
+        with torch.inference_mode():
+            model(**inputs, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(seen).numpy()
+
+
+def _captured(ours: CaptureModel, cases: list[Case], vocabulary: int | None = None, generation: Generation | None = None) -> Captured:
     lengths = torch.tensor([len(case.ids) for case in cases])
     ids = torch.zeros(len(cases), int(lengths.max()), dtype=torch.long)
     for row, case in enumerate(cases):
@@ -154,7 +217,8 @@ def _captured(ours: CaptureModel, cases: list[Case], vocabulary: int) -> Capture
     features = [ours.features(PreparedImages(case.image, ((),))) for case in cases] if ours.accepts_features else []
     images = {} if features else cases[0].image
     batch = Batch(tuple(range(len(cases))), ids, lengths, images, _pooling(cases), features)
-    return ours.run(batch, CaptureRequest(PAIR, frozenset({"maps"}), ranks=RANKS, known_tokens=vocabulary, model_logits=True))
+    request = CaptureRequest(PAIR, frozenset({"maps"}), ranks=RANKS, known_tokens=vocabulary, model_logits=True, generation=generation)
+    return ours.run(batch, request)
 
 
 def _close(found: np.ndarray, expected: np.ndarray, tolerance: float, what: str) -> None:

@@ -4,6 +4,13 @@ import { Fault } from "../fault.ts";
 import type { Files, Meter } from "./files.ts";
 
 const TRIES = 3;
+const HUB = /^hf:\/\/((?:datasets\/)?[^/@]+\/[^/@]+)(?:@([^/]+))?\/(.+)$/;
+
+/** The web address of a folder on the Hugging Face Hub; any other address as it is. */
+export function webAddress(address: string): string {
+  const [, repository, revision = "main", path] = HUB.exec(address) ?? [];
+  return path === undefined ? address : `https://huggingface.co/${repository}/resolve/${encodeURIComponent(decodeURIComponentSafely(revision))}/${path}`;
+}
 
 export class HttpFiles implements Files {
   readonly name: string;
@@ -16,7 +23,7 @@ export class HttpFiles implements Files {
   constructor(address: string, page: string, meter: Meter, single = false) {
     let base: URL;
     try {
-      base = new URL(address, page);
+      base = new URL(webAddress(address), page);
     } catch {
       throw new Fault("address", `“${address}” is no address.`, "Give one that begins with https:// or http://.");
     }

@@ -25,6 +25,7 @@ import { clamp } from "./numbers.ts";
 import { LinkNotice } from "./notice.ts";
 import { Pane } from "./pane.ts";
 import type { PaneHost } from "./pane-layout.ts";
+import { Overview } from "./overview.ts";
 import { Player } from "./player.ts";
 import { RowCard } from "./row-card.ts";
 import { TokenStrip } from "./tokens.ts";
@@ -47,6 +48,7 @@ export class App {
   readonly #knockouts: KnockoutCard;
   readonly #next: NextCard;
   readonly #row: RowCard;
+  readonly #overview: Overview;
   readonly #live = h("div", { class: "sr", role: "status", "aria-live": "polite" });
   readonly #notice = new LinkNotice();
   readonly #stage = h("div", { class: "stage" });
@@ -54,6 +56,8 @@ export class App {
   readonly #main: HTMLElement;
   readonly #display: ReturnType<typeof displayMenu>;
   readonly #compare: HTMLButtonElement;
+  readonly #toOverview: HTMLButtonElement;
+  readonly #side: HTMLElement;
   readonly #header: HTMLElement;
   readonly exports: Exports;
   readonly #captions = new Captions();
@@ -102,12 +106,19 @@ export class App {
     this.#knockouts = new KnockoutCard(store, (patch) => this.change(patch));
     this.#next = new NextCard(store);
     this.#row = new RowCard(store);
+    this.#overview = new Overview({
+      view: () => this.view, set: (patch) => this.set(patch), say: (text) => setText(this.#live, text), condition: conditionOf(store.provenance),
+      // layer k of the residual stream is what enters block k: the last has no block
+      open: (example, layer) => this.change({ example, layer: Math.min(layer, store.layers.at(-1)!) }),
+    }, () => this.#shownFirst());
     this.#display = displayMenu(() => this.view, (patch) => this.set(patch));
     this.#compare = h("button", { class: "button", type: "button", "aria-pressed": "false", title: "Two examples or layers side by side (c)", onclick: () => this.compare() }, "Compare");
+    this.#toOverview = h("button", { class: "button", type: "button", "aria-pressed": "false", hidden: true, title: "All examples, or one (e)", onclick: () => this.turn() }, "Overview");
     this.#header = header(titleOf(store), {
-      meter, opening, copy: () => void this.copyLink(), before: [this.#compare, this.#display.element, actionMenu("Download", [["Picture (PNG)", () => void this.exports.png()], ["Numbers (CSV)", () => this.exports.csv()]])],
+      meter, opening, copy: () => void this.copyLink(), before: [this.list.toggle, this.#toOverview, this.#compare, this.#display.element, actionMenu("Download", [["Picture (PNG)", () => void this.exports.png()], ["Numbers (CSV)", () => this.exports.csv()]])],
     });
-    this.#main = h("main", {}, this.list.element, this.#stage, h("div", { class: "side" }, this.#grid.element, this.#share.element, this.#probe.element, this.#knockouts.element, this.#next.element, this.#row.element), this.#tokens);
+    this.#side = h("div", { class: "side" }, this.#grid.element, this.#share.element, this.#probe.element, this.#knockouts.element, this.#next.element, this.#row.element);
+    this.#main = h("main", {}, this.list.element, this.#stage, this.#side, this.#tokens, this.#overview.element);
     root.replaceChildren(this.#header, this.#main, this.#notice.element, this.#live);
     onMapsRead((done, total) => setText(this.#live, done < total ? `reading maps, ${done} of ${total}` : "maps read"));
     this.#arrange();
@@ -121,6 +132,10 @@ export class App {
   offerResults(results: Results | null, why?: string): void {
     this.#results = results;
     this.#probe.offer(results, why);
+    this.#overview.offer(results);
+    this.#toOverview.hidden = !results?.tasks.length;
+    if (this.#all) this.set({ page: results?.tasks.length ? "overview" : "example" });
+    if (this.#all) return;
     void this.#probe.show(this.#pane.example, this.#pane.layer, this.view.task);
     // flows shown so far are bounds
     for (const which of ["a", "b"] as const) if (this.view[which]?.measure === "flow") void this.#panes[which]?.show(this.view[which]!);
@@ -132,7 +147,9 @@ export class App {
     if (!target) return;
     const other = this.view[which === "a" ? "b" : "a"];
     const next = fittedPane({ ...target, ...patch }, this.store);
-    const view = { ...this.view, [which]: next };
+    const view: View = { ...this.view, [which]: next };
+    if (this.#all && patch.example !== undefined) view.page = "example";
+    if (patch.example !== undefined) this.list.unfold(false);
     if (this.view.together && other && patch.layer !== undefined) view[which === "a" ? "b" : "a"] = { ...other, layer: next.layer };
     this.view = view;
     this.#update();
@@ -156,8 +173,21 @@ export class App {
     this.#update();
   }
 
+  /** From all examples to one, or back. */
+  turn(): void {
+    if (!this.#results?.tasks.length) return;
+    this.stop();
+    this.set({ page: this.#all ? "example" : "overview" });
+    setText(this.#live, this.#all ? "Overview of all examples." : "One example.");
+  }
+
+  get #all(): boolean {
+    return this.view.page === "overview";
+  }
+
   compare(): void {
     this.stop();
+    if (this.#all) this.view = { ...this.view, page: "example" };
     this.view = this.view.b ? { ...this.view, b: null, active: "a" } : { ...this.view, b: { ...this.view.a }, active: "b" };
     this.#arrange();
     this.#update();
@@ -169,11 +199,13 @@ export class App {
   }
 
   step(by: number, which: Which = this.view.active): void {
+    if (this.#all) return this.#overview.step(by);
     const k = clamp(this.store.layers.indexOf(this.#layerOf(which)) + by, 0, this.store.layers.length - 1);
     this.change({ layer: this.store.layers[k]! }, which);
   }
 
   play(which: Which = this.view.active): void {
+    if (this.#all) return;
     this.#player.toggle(which);
   }
 
@@ -223,18 +255,27 @@ export class App {
   }
 
   #update(): void {
+    this.#overview.element.hidden = !this.#all;
+    for (const part of [this.#stage, this.#side, this.#tokens]) part.hidden = this.#all;
+    for (const button of [this.#compare, this.#display.element]) button.hidden = this.#all;
+    this.#toOverview.setAttribute("aria-pressed", String(this.#all));
+    if (this.#all) void this.#overview.show();
+    else this.#showPanes();
+    this.list.choose(this.#pane.example);
+    this.#askRows();
+    clearTimeout(this.#writing);
+    this.#writing = setTimeout(() => this.#write(), WRITE_MS);
+  }
+
+  #showPanes(): void {
     for (const which of ["a", "b"] as const) {
       const pane = this.#panes[which];
       if (!pane) continue;
       pane.element.classList.toggle("active", this.view.active === which && this.view.b !== null);
       void pane.show(this.view[which]!);
     }
-    this.list.choose(this.#pane.example);
     this.#display.sync();
     this.#cards();
-    this.#askRows();
-    clearTimeout(this.#writing);
-    this.#writing = setTimeout(() => this.#write(), WRITE_MS);
   }
 
   #write(): void {
@@ -253,12 +294,18 @@ export class App {
     if (which !== this.view.active) return;
     this.#cards();
     if (pane.shown && what === "weights") setText(this.#live, summary(pane.shown, view));
-    if (this.#first && (what === "weights" || pane.fault)) {
-      this.#first = false;
-      this.#client.ask({ ask: "more" });
-      document.documentElement.dataset["ready"] = "first-view";
+    if (what === "weights" || pane.fault) {
+      this.#shownFirst();
       void this.#row.show(view.example);
     }
+  }
+
+  /** The rest of the list is read once something is shown. */
+  #shownFirst(): void {
+    if (!this.#first) return;
+    this.#first = false;
+    this.#client.ask({ ask: "more" });
+    document.documentElement.dataset["ready"] = "first-view";
   }
 
   #cards(): void {

@@ -2,7 +2,7 @@
 
 import { s } from "./dom.ts";
 
-export interface Series { name: string; colour: string; dash?: string; values: readonly number[]; strong?: boolean }
+export interface Series { name: string; colour: string; dash?: string; values: readonly number[]; strong?: boolean; low?: readonly number[]; high?: readonly number[] }
 
 interface LayerChart {
   layers: readonly number[];
@@ -57,11 +57,17 @@ type Place = (value: number) => number;
 
 function lines(chart: LayerChart, x: Place, y: Place) {
   const ends = chart.series.map(({ values }) => values.at(-1) ?? 0);
+  const path = (values: readonly number[]) => values.map((v, k) => `${k ? "L" : "M"}${x(k).toFixed(1)} ${y(v).toFixed(1)}`).join("");
+  const bands = chart.series.flatMap(({ low, high, colour }) => {
+    if (!low?.every(Number.isFinite) || !high?.every(Number.isFinite)) return [];
+    const back = low.map((v, k) => `L${x(k).toFixed(1)} ${y(v).toFixed(1)}`).reverse().join("");
+    return [s("path", { d: `${path(high)}${back}Z`, fill: colour, class: "band" })];
+  });
   const shapes = chart.series.map(({ values, colour, dash, strong }) => s("path", {
-    d: values.map((v, k) => `${k ? "L" : "M"}${x(k).toFixed(1)} ${y(v).toFixed(1)}`).join(""), fill: "none", stroke: colour,
+    d: path(values), fill: "none", stroke: colour,
     "stroke-width": strong ? 2.4 : 1.5, "stroke-dasharray": dash, "stroke-linejoin": "round",
   }));
-  return { shapes, ends };
+  return { shapes: [...bands, ...shapes], ends };
 }
 
 function stacked(chart: LayerChart, x: Place, y: Place) {

@@ -4,7 +4,7 @@ import { interpolateCividis, interpolateInferno, interpolatePuOr, interpolateVir
 
 export type Rgb = readonly [red: number, green: number, blue: number];
 export type Palette = "inferno" | "viridis" | "cividis";
-export const PALETTES: readonly Palette[] = ["inferno", "viridis", "cividis"];
+export const PALETTES: readonly Palette[] = ["viridis", "inferno", "cividis"];
 
 const STEPS = 256;
 

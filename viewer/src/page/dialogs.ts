@@ -6,7 +6,7 @@ import type { View } from "./view.ts";
 
 const KEYS: readonly (readonly [keys: string[], what: string])[] = [
   [["←", "→"], "layer below, above"], [["space"], "play through the layers"], [["j", "k"], "next, previous example"], [["/"], "search the captions, ids or #number"],
-  [["m", "M"], "next, previous map"], [["h"], "mean, max or one head"], [["[", "]"], "previous, next head"], [["c"], "compare with a second view"],
+  [["m", "M"], "next, previous map"], [["h"], "mean, max or one head"], [["[", "]"], "previous, next head"], [["e"], "all examples, or one"], [["c"], "compare with a second view"],
   [["x"], "go to the other view"], [["o"], "overlay: heat, spotlight, off"], [["b"], "boxes of subject and object"], [["l"], "copy the link to this view"],
   [["p"], "download the picture"], [["v"], "download the numbers"], [["t"], "light or dark"], [["?"], "these keys"],
 ];
@@ -27,7 +27,7 @@ const within = (box: DOMRect, { clientX: x, clientY: y }: MouseEvent) => x >= bo
 export function helpDialog(): void {
   if (document.querySelector("dialog")) return;
   dialog("Keys", h("dl", { class: "keys" }, KEYS.flatMap(([keys, what]) => [h("dt", {}, keys.map((key) => h("kbd", {}, key))), h("dd", {}, what)])),
-    h("p", { class: "hint" }, "With the image in focus, arrow keys read single cells; a click on a token shows what it reads, another one the final token again; with the grid in focus, they pick a head; in the list, they choose examples. Enter in the search opens the example of a #number, or the first one found."));
+    h("p", { class: "hint" }, "With the image in focus, arrow keys read single cells; a click on a token shows what it reads, another one the final token again; with the grid in focus, they pick a head; in the list, they choose examples; in the overview, they choose layers and examples, and Enter opens one. Enter in the search opens the example of a #number, or the first one found."));
 }
 
 export interface Opening { address: (address: string) => void; folder: (files: (readonly [path: string, file: File])[]) => void }

@@ -25,6 +25,8 @@ interface ListHost {
 export class ExampleList {
   readonly element: HTMLElement;
   readonly search: HTMLInputElement;
+  /** On a narrow screen the list lies over the page, and this shows it. */
+  readonly toggle = h("button", { class: "button list-toggle", type: "button", "aria-expanded": "false", onclick: () => this.unfold(true) }, "Examples");
   readonly #host: ListHost;
   readonly #client: ListClient;
   readonly #relation: HTMLSelectElement;
@@ -82,7 +84,7 @@ export class ExampleList {
     });
     this.#box.addEventListener("keydown", (event) => this.#key(event));
     this.element = h("section", { class: "card examples", "aria-label": "Examples" },
-      h("div", { class: "find" }, this.search, h("div", { class: "pair" }, this.#relation, this.#outcome)), this.#box, this.#progress, this.#count);
+      h("div", { class: "find" }, h("button", { class: "button list-toggle", type: "button", onclick: () => this.unfold(false) }, "Close the list"), this.search, h("div", { class: "pair" }, this.#relation, this.#outcome)), this.#box, this.#progress, this.#count);
     new ResizeObserver(() => this.#window()).observe(this.#box);
     client.on("listed", ({ rows, of, relations }) => this.#hearListed(rows, of, relations));
     client.on("judged", ({ blocks, of }) => { this.#judged = { blocks, of }; this.#say(); });
@@ -105,6 +107,12 @@ export class ExampleList {
       setWorded(this.#count, `${message} ${todo}`);
     });
     this.find();
+  }
+
+  unfold(open: boolean): void {
+    this.element.classList.toggle("open", open);
+    this.toggle.setAttribute("aria-expanded", String(open));
+    if (open) this.#box.focus();
   }
 
   /** Search again, by what the view says. */

@@ -36,9 +36,9 @@ function actions(app: App): Record<string, () => void> {
   const overlays = ["heat", "spotlight", "off"] as const;
   return {
     ArrowRight: () => app.step(1), ArrowLeft: () => app.step(-1), " ": () => app.play(), j: () => app.list.step(1), k: () => app.list.step(-1),
-    "/": () => app.list.search.focus(), m: () => app.change({ measure: nextMeasure(measures, pane.measure) }), M: () => app.change({ measure: nextMeasure(measures, pane.measure, -1) }),
-    h: () => app.change({ heads: nextHeads(pane.heads) }), "[": () => head(-1), "]": () => head(1), c: () => app.compare(), x: () => app.swap(),
+    "/": () => { app.list.unfold(true); app.list.search.focus(); }, m: () => app.change({ measure: nextMeasure(measures, pane.measure) }), M: () => app.change({ measure: nextMeasure(measures, pane.measure, -1) }),
+    h: () => app.change({ heads: nextHeads(pane.heads) }), "[": () => head(-1), "]": () => head(1), e: () => app.turn(), c: () => app.compare(), x: () => app.swap(),
     o: () => app.set({ overlay: overlays[(overlays.indexOf(view.overlay) + 1) % 3]! }), b: () => app.set({ boxes: !view.boxes }),
-    l: () => void app.copyLink(), p: () => void app.exports.png(), v: () => app.exports.csv(), Escape: () => app.stop(),
+    l: () => void app.copyLink(), p: () => void app.exports.png(), v: () => app.exports.csv(), Escape: () => { app.stop(); app.list.unfold(false); },
   };
 }

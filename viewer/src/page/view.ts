@@ -2,6 +2,7 @@
 
 import { MEASURES, type Choice, type Heads, type Measure } from "../store/measures.ts";
 import { PALETTES, type Palette } from "./colour.ts";
+import type { Order, Shade } from "./example-map.ts";
 import type { ScaleKind } from "./scale.ts";
 
 export interface PaneView extends Choice {
@@ -10,6 +11,8 @@ export interface PaneView extends Choice {
 }
 
 export interface View {
+  /** All examples or one of them; empty: all where there are results and the link names no example. */
+  page: "" | "overview" | "example";
   a: PaneView;
   /** The second example or layer, beside the first. */
   b: PaneView | null;
@@ -25,6 +28,11 @@ export interface View {
   /** What the grid of heads is coloured by: a part of the prompt, or `logit`. */
   grid: string;
   task: string;
+  /** Position of the probes in the overview, and the layer of the residual stream that it marks; -1: the last. */
+  position: string;
+  residual: number;
+  order: Order;
+  shade: Shade;
   query: string;
   relation: string;
   outcome: "" | "right" | "wrong";
@@ -33,14 +41,16 @@ export interface View {
 }
 
 export const START: View = {
+  page: "",
   a: { example: 0, layer: -1, measure: "attention", heads: "mean", head: 0, mode: "", window: "", token: -1 }, b: null, active: "a", together: false,
-  overlay: "heat", scale: "all", palette: "inferno", strength: 0.8, smooth: false, boxes: false, grid: "image",
-  task: "", query: "", relation: "", outcome: "", store: "",
+  overlay: "heat", scale: "all", palette: "viridis", strength: 0.8, smooth: false, boxes: false, grid: "image",
+  task: "", position: "", residual: -1, order: "number", shade: "probability", query: "", relation: "", outcome: "", store: "",
 };
 
 const ONE_OF = {
   measure: Object.keys(MEASURES), heads: ["mean", "max", "one"], overlay: ["heat", "spotlight", "off"], scale: ["layer", "all", "log"],
   palette: PALETTES, outcome: ["", "right", "wrong"],
+  page: ["", "overview", "example"], order: ["number", "probability"], shade: ["probability", "right"],
 } as const;
 
 /** Of a text in a link: a longer one is no search of a person, and no address. */
@@ -101,6 +111,11 @@ function taken(given: URLSearchParams, prefix: string, start: Plain, ignored: (w
     else out[key] = typeof value === "boolean" ? text === "1" : text;
   }
   return out;
+}
+
+/** Whether a link says anything of an example. */
+export function namesExample(hash: string): boolean {
+  return [...new URLSearchParams(hash.replace(/^#/, "")).keys()].some((key) => key.replace(/^b\./, "") in START.a);
 }
 
 export const nextMeasure = (all: readonly Measure[], measure: Measure, by = 1): Measure => cycled(all, measure, by);

@@ -8,7 +8,7 @@ import { Arrays } from "../store/arrays.ts";
 import type { ArrayMeta } from "../store/metadata.ts";
 
 /** A line of the index that `stratascope view` gives of a folder of results. */
-interface ResultEntry { name: string; bytes: number; kind: string; task?: string; position?: string; condition?: string }
+export interface ResultEntry { name: string; bytes: number; kind: string; task?: string; position?: string; condition?: string }
 
 interface ProbeOfExample {
   task: string;
@@ -31,7 +31,7 @@ export class Results {
   readonly #address: string;
   readonly #page: string;
   readonly #meter: Meter;
-  readonly #open = new Map<string, Promise<ResultArrays>>();
+  readonly #opened = new Map<string, Promise<ResultArrays>>();
 
   constructor(address: string, page: string, entries: readonly ResultEntry[], meter: Meter) {
     this.#address = address.endsWith("/") ? address : `${address}/`;
@@ -54,9 +54,14 @@ export class Results {
     return found.sort((a, b) => rank(a) - rank(b));
   }
 
+  /** Files of a task's curves, one for each position and condition. */
+  curves(task: string): ResultEntry[] {
+    return this.entries.filter((e) => e.kind === "layer_curve" && e.task === task);
+  }
+
   /** What the probes of a task read from an example, one for each position; those that did not see the example are left out. */
   async probes(task: string, example: number): Promise<ProbeOfExample[]> {
-    const entries = this.entries.filter((e) => e.kind === "layer_curve" && e.task === task);
+    const entries = this.curves(task);
     const found = await Promise.all(entries.map((entry) => this.#probe(entry, example)));
     return found.filter((probe) => probe !== null);
   }
@@ -64,7 +69,7 @@ export class Results {
   /** (token) exact flow onto what enters a block, through it and all above it, from a result of `stratascope flow`; or null. */
   async flow(example: number, first: number, layers: number, condition: string): Promise<Float64Array | null> {
     for (const entry of this.entries.filter((e) => e.kind === "flow" && (e.condition ?? condition) === condition)) {
-      const result = await this.#result(entry);
+      const result = await this.open(entry);
       const { window, exact } = result.attributes as { window?: [number, number]; exact?: boolean };
       if (!exact || window?.[0] !== first || window[1] !== layers) continue;
       const numbers = await result.read<BigInt64Array>("tables/examples/example");
@@ -78,7 +83,7 @@ export class Results {
   }
 
   async #probe(entry: ResultEntry, example: number): Promise<ProbeOfExample | null> {
-    const result = await this.#result(entry);
+    const result = await this.open(entry);
     const { classes, targets } = result.attributes as { classes?: string[]; targets?: string[] };
     if (!classes?.length || targets?.length) return null;
     const [numbers, labels, layers] = await Promise.all([
@@ -97,12 +102,12 @@ export class Results {
     };
   }
 
-  #result(entry: ResultEntry): Promise<ResultArrays> {
-    let open = this.#open.get(entry.name);
+  open(entry: ResultEntry): Promise<ResultArrays> {
+    let open = this.#opened.get(entry.name);
     if (!open) {
       const file = new HttpFiles(this.#address + encodeURIComponent(entry.name), this.#page, this.#meter, true);
-      this.#open.set(entry.name, (open = ResultArrays.open(file, entry)));
-      open.catch(() => this.#open.delete(entry.name));
+      this.#opened.set(entry.name, (open = ResultArrays.open(file, entry)));
+      open.catch(() => this.#opened.delete(entry.name));
     }
     return open;
   }
@@ -120,7 +125,7 @@ export function chances(logits: readonly number[]): number[] {
   return powers.map((p) => p / total);
 }
 
-class ResultArrays {
+export class ResultArrays {
   readonly attributes: Record<string, unknown>;
   readonly #zip: ZipFiles;
   readonly #name: string;
@@ -142,9 +147,9 @@ class ResultArrays {
   }
 
   /** All of an array, or what it holds at a place along its last axis. */
-  async read<V extends BigInt64Array | Float32Array | Float64Array>(path: string, last?: number): Promise<{ data: V; shape: number[] }> {
+  async read<V extends BigInt64Array | Float32Array | Float64Array | Uint8Array | string[]>(path: string, last?: number): Promise<{ data: V; shape: number[] }> {
     let opening = this.#arrays.get(path);
-    if (!opening) this.#arrays.set(path, (opening = this.#opened(path)));
+    if (!opening) this.#arrays.set(path, (opening = this.#opening(path)));
     const arrays = await opening;
     const shape = arrays.shape(path);
     const axis = shape.length - 1;
@@ -154,10 +159,10 @@ class ResultArrays {
     const first = Math.floor(last / piece) * piece;
     const read = await arrays.read<V>(path, [...shape.slice(1).map(() => null), [first, Math.min(first + piece, shape[axis]!)]]);
     const held = read.shape[axis]!;
-    return { data: read.data.filter((_, at) => at % held === last - first) as V, shape: shape.slice(0, -1) };
+    return { data: (read.data as Float64Array).filter((_, at) => at % held === last - first) as V, shape: shape.slice(0, -1) };
   }
 
-  async #opened(path: string): Promise<Arrays> {
+  async #opening(path: string): Promise<Arrays> {
     const meta = await json<ArrayMeta>(this.#zip, `${path}/zarr.json`);
     if (!meta) throw new Fault("missing", `${this.#name} lacks ${path}.`, "Make the result again.");
     // of each piece that is read at once
