@@ -136,6 +136,9 @@ def with_generated_tokens(made: Mapping[str, Any], tokens: Sequence[int], *, pre
         if isinstance(found[name], torch.Tensor) and found[name].shape[1:] == (count,):
             more = found[name].new_zeros(1, added) + values.get(name, 0)
             found[name] = torch.cat([found[name], more], 1)
+    if isinstance(found.get("cross_attention_mask"), torch.Tensor):  # Mllama: generated tokens attend to the tiles as the last one does
+        mask = found["cross_attention_mask"]
+        found["cross_attention_mask"] = torch.cat([mask, mask[:, -1:].expand(-1, added, *mask.shape[2:])], 1)
     found.pop("position_ids", None)
     return found
 
