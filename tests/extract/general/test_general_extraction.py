@@ -170,7 +170,7 @@ def test_generated_tokens_are_those_of_transformers(extracted: tuple[str, Path, 
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     ends = plan.provenance["generation"]["end"]
     for k in range(len(plan.examples)):
-        inputs = _official(folder, plan, k)
+        inputs = _official(folder, plan, k).to(torch.float32)
         whole = model.generate(**inputs, do_sample=False, max_new_tokens=3, eos_token_id=ends or None)
         tokens = whole[0, inputs["input_ids"].shape[1] :].tolist()
         assert store.read("generated_tokens", examples=k).tolist() == tokens + [-1] * (3 - len(tokens))
