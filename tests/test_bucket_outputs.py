@@ -16,6 +16,7 @@ from stratascope.cli import main
 from stratascope.commands import bucket_outputs
 from stratascope.commands.options import OUTPUT, RESULTS_INPUT
 from stratascope.commands.terminal import echo
+from stratascope.store import copy_store
 from stratascope.store.io.bucket import Bucket
 from stratascope.store.io.remote_errors import UnreachableError
 
@@ -56,6 +57,14 @@ def test_results_in_a_bucket_are_those_on_a_disk(store_path, tmp_path):
     assert any(name.endswith(".zarr.zip") for name in there)
     pages = objects("s3://bucket")["page.html"], (tmp_path / "page.html").read_bytes()
     assert pages[0].replace(url.encode(), b"X") == pages[1].replace(str(here).encode(), b"X")
+    for place, goal in ((url, "a"), (here, "b"), (f"{url}/share.zarr.zip", "c")):
+        run("figure", "share", place, "-o", tmp_path / f"{goal}.pdf")
+        assert (tmp_path / f"{goal}.pdf").read_bytes() == (tmp_path / "a.pdf").read_bytes()
+    copy_store(store_path, "s3://bucket/store.zarr")
+    run("figure", "share", "s3://bucket/store.zarr", url, "-o", tmp_path / "d.pdf")
+    assert (tmp_path / "d.pdf").read_bytes() == (tmp_path / "a.pdf").read_bytes()
+    run("view", store_path, "--results", url, "--export", tmp_path / "page")
+    assert (tmp_path / "page" / "results" / "share.zarr.zip").read_bytes() == there["share.zarr.zip"]
 
 
 def command_that(act):

@@ -207,7 +207,7 @@ def test_probe_tells_and_draws_values_by_r2(store_path: Path, tmp_path: Path) ->
     [
         (["info", "nothing.zarr"], "nothing.zarr: expected a store"),
         (["probe", "nothing.zarr"], "nothing.zarr: expected a store"),
-        (["demo", "--scenes", "0"], "at least 160 scenes"),
+        (["demo", "--scenes", "0"], "at least 64 scenes"),
         (["plan", "--model", "bla", "--examples", "x", "--images", "y"], "expected 'demo', a folder or a Hub id"),
         (["plan", "--model", "demo", "--examples", "x.jsonl", "--images", "y"], r"x\.jsonl: expected a readable"),
     ],

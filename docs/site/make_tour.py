@@ -2,6 +2,9 @@
 
     python docs/site/make_tour.py DEMO
 
+The first cell installs the package, and is not run here. Where the address of the repository is known, the notebook begins with a badge
+that opens it in Colab.
+
 DEMO is a folder that `stratascope demo --out DEMO` filled. tests/test_docs_pages.py runs the cells again.
 """
 
@@ -9,9 +12,12 @@ from __future__ import annotations
 
 import ast
 import base64
+import importlib.util
 import io
 import json
 import os
+import shlex
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,12 +30,17 @@ CELLS: list[tuple[str, str]] = [
         "markdown",
         """# A tour of Stratascope
 
-From opening a store to a probe of your own, on the demo: `stratascope demo --out demo` makes it in about a minute. No model and no
-torch is needed from here on.""",
+From a fresh machine to a figure for a paper, on the demo: a small built-in model that reads generated scenes. The extra `extract`
+brings torch, which only the demo, the extraction of your own data and the intervention need. In a checkout of the repository, install by
+`pip install -e ".[extract]"`.""",
     ),
+    ("code", '%pip install -q "stratascope[extract]"'),
+    ("code", "!stratascope demo --out demo --quiet"),
     (
         "code",
-        """import numpy as np
+        """import json
+
+import numpy as np
 import pandas as pd
 
 import stratascope as ss
@@ -39,7 +50,8 @@ store""",
     ),
     (
         "markdown",
-        "Each example is an image, a caption, and whether the caption is true. The model read them once; the store is what it thought.",
+        """Each example is an image, a caption, and whether the caption is true. The model read each once; the store holds its
+activations and attention.""",
     ),
     ("code", 'store.examples[["image", "caption", "relation", "label"]].head()'),
     (
@@ -49,13 +61,15 @@ x.shape, x.dtype""",
     ),
     (
         "markdown",
-        "## Where can the caption's truth be read?\n\nOne probe a layer, folds that never split an image, intervals by bootstrap.",
+        """## In which layers is the truth of the caption decodable?
+
+One probe a layer, folds that never split an image, intervals by bootstrap.""",
     ),
     ("code", 'truth = ss.probe.layer_curve(store, task="truth", position="final")\ntruth'),
     (
         "markdown",
-        """A curve means something beside its controls: the same probe on images that were replaced by their mean colour, and on labels
-that were shuffled. The difference is paired, example by example.""",
+        """Interpret a curve only against its controls: the same probe on images that were replaced by their mean colour, and on shuffled
+labels. The difference is paired, example by example.""",
     ),
     (
         "code",
@@ -84,8 +98,7 @@ ss.report.draw_overlay(store.thumbnail(example), cells, ax, title=store.examples
     ),
     (
         "markdown",
-        """Which of these maps to believe is measured, not assumed: parts of the image were hidden one by one, and the answer's
-logits compared.""",
+        "Faithfulness: which attribution methods agree with knockouts of parts of the image, by rank correlation.",
     ),
     (
         "code",
@@ -94,11 +107,9 @@ faith.rows()[["label", "correlation", "low", "high"]].round(2)""",
     ),
     (
         "markdown",
-        """## A probe of your own
+        """## Tasks of your own
 
-Any column of classes, or any classes by example id, are a task; cut numbers into classes first, as here (only `geometry`, where the things
-are, is predicted as numbers). is the first-named thing in the left half of the image? It is asked where the
-model writes that thing's name.""",
+Any classes by example id are a task. Is the subject in the left half of the image? The probe reads the token of the subject.""",
     ),
     (
         "code",
@@ -118,13 +129,76 @@ probe.fit(x[train], table.label[train]).score(x[test], table.label[test])""",
     ),
     (
         "markdown",
+        """## Two positions at once
+
+A pair probe reads two vectors together, here those of the boxes of subject and object. The captions are true, so that the relation
+is that of the image. At boxes the place of the box tells much by itself: `stratascope probe` compares with the baseline `box geometry`.""",
+    ),
+    (
+        "code",
+        """true = np.flatnonzero(table.label == 1)
+ss.probe.layer_curve(store, "relation", "subject_box+object_box", pair="difference", examples=true, layers=[0, 3, 6])""",
+    ),
+    (
+        "markdown",
+        """## Data of your own, with a number as target
+
+A row needs an image and a caption; a column of numbers is a regression task. Here `distance` is how far apart
+both objects are. [The page on data](data.md) has the columns and boxes.""",
+    ),
+    (
+        "code",
+        """some = table.head(160)
+x_gap = (some.subject_x0 + some.subject_x1 - some.object_x0 - some.object_x1) / 2
+y_gap = (some.subject_y0 + some.subject_y1 - some.object_y0 - some.object_y1) / 2
+own = some[["id", "image", "caption", "relation"]].assign(distance=np.hypot(x_gap, y_gap).round(1))
+with open("own.jsonl", "w") as file:
+    file.writelines(json.dumps(row) + "\\n" for row in own.to_dict("records"))""",
+    ),
+    ("code", "!stratascope extract --model demo --examples own.jsonl --images demo/scenes/images --out own.zarr --quiet"),
+    (
+        "code",
+        """distance = ss.probe.layer_curve("own.zarr", task="distance", position="final")
+distance""",
+    ),
+    (
+        "markdown",
+        """## Is it used?
+
+A probe shows what can be decoded. An intervention erases the direction in one layer, runs the model again, and counts the answers that
+change, beside random directions.""",
+    ),
+    (
+        "code",
+        """!stratascope intervene demo/original.zarr demo/results --examples 16 --layers 4-6 --kinds erase --methods leace \\
+    --out use.zarr.zip --quiet""",
+    ),
+    ("code", 'ss.causal.Intervention.load("use.zarr.zip")'),
+    (
+        "markdown",
+        """## A figure for a paper
+
+One column wide, as PDF, SVG or PNG, from saved results; `stratascope figure --list` names all figures.""",
+    ),
+    ("code", "!stratascope figure curves demo/original.zarr --task truth --position final --out curves.pdf --quiet"),
+    (
+        "markdown",
         """All of it on one page: `stratascope report demo/original.zarr`. Every result has `save` and `load`.""",
     ),
 ]
 
 
 def run_cell(source: str, names: dict[str, Any]) -> Any:
-    """The value of a cell's last expression, None where it has none."""
+    """The value of a cell's last expression, None where it has none.
+
+    A line that begins with ! is a command, as in Jupyter; one that begins with % concerns the notebook's own environment and is left out.
+    """
+    if source.startswith("%"):
+        return None
+    if source.startswith("!"):
+        program, *arguments = shlex.split(source[1:].replace("\\\n", " "))
+        subprocess.run([sys.executable, "-m", program, *arguments], check=True, stdout=subprocess.DEVNULL)
+        return None
     body = ast.parse(source).body
     last = body.pop() if isinstance(body[-1], ast.Expr) else None
     exec(compile(ast.Module(body, []), "cell", "exec"), names)
@@ -148,12 +222,27 @@ def output_of(value: Any, count: int) -> list[dict[str, Any]]:
     return [{"output_type": "execute_result", "execution_count": count, "metadata": {}, "data": data}]
 
 
+def badge() -> str:
+    """A link that opens the notebook in Colab, as Markdown; empty where the address of the repository is not known."""
+    spec = importlib.util.spec_from_file_location("repository", Path(__file__).with_name("repository.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    repository = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(repository)
+    url = repository.repository_url(Path(__file__).resolve().parents[2])
+    if not url or "github.com/" not in url:
+        return ""
+    place = f"https://colab.research.google.com/github/{url.partition('github.com/')[2]}/blob/main/docs/tour.ipynb"
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({place})\n\n"
+
+
 def notebook() -> dict[str, Any]:
     """The notebook, run in the working folder, which holds `demo`."""
     names: dict[str, Any] = {}
     cells: list[dict[str, Any]] = []
     count = 0
-    for number, (kind, source) in enumerate(CELLS):
+    for number, (kind, text) in enumerate(CELLS):
+        source = text if number else badge() + text
         cell: dict[str, Any] = {"cell_type": kind, "id": f"cell-{number}", "metadata": {}, "source": source.splitlines(keepends=True)}
         if kind == "code":
             count += 1

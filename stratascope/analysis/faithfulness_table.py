@@ -133,7 +133,7 @@ def with_intervals(rows: pd.DataFrame, correlations: Floats, images: NDArray[Any
 
 def _means(values: Floats, bootstrap: Bootstrap, level: float) -> tuple[Floats, Band]:
     """(row,) means over the examples with a value, and their band over rows (bootstrap-t)."""
-    mean, _, bands = mean_ratio(values, np.ones_like(values), bootstrap, level=level)
+    mean, _, bands = mean_ratio(values, np.ones_like(values), bootstrap, level=level, bounded=True)
     return mean, bands
 
 

@@ -159,7 +159,8 @@ def knockout_effects(
 
     The sign is that of the answer: with d the logit of the first choice minus that of the second, the effect is sign(d) times the change of
     d. Groups of image cells are left out; `pointing` and the viewer show them. Intervals are by bootstrap-t over images; the simultaneous
-    ones hold for all pairs and windows together. Pairs with fewer than eight images are left out.
+    ones hold for all pairs and windows together. Pairs with fewer than eight images are left
+    out; very unequal effects need 16 for an interval.
 
     Parameters
     ----------
@@ -235,4 +236,5 @@ def _title(reader: str) -> str:
 
 def _effect_text(row: Mapping[str, Any] | pd.Series[Any]) -> str:
     low, high = float(row["low_simultaneous"]), float(row["high_simultaneous"])
-    return f"{row['effect']:+.2f} [{low:+.2f}, {high:+.2f}]{'*' if low > 0 or high < 0 else ' '}"
+    ends = f"[{low:+.2f}, {high:+.2f}]" if np.isfinite(low) else "(few images)"
+    return f"{row['effect']:+.2f} {ends}{'*' if low > 0 or high < 0 else ' '}"

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.causal.intervention import Intervention
-from stratascope.causal.intervention_summary import event_label, null_limits, sample_size, too_few_pairs
+from stratascope.causal.intervention_summary import event_label, null_limits, sample_size, undecided_use
 from stratascope.causal.use import control_method
 from stratascope.errors import InvalidInputError, NotRecordedError
 from stratascope.figures.drawing import metric_name
@@ -259,10 +259,6 @@ def _layer_rows(curve: ClaimedCurve, made: Intervention, event: Mapping[Hashable
     rows = rows[rows["layer"].isin(kept["layer"])].reset_index(drop=True)
     use = kept.set_index("layer").loc[rows["layer"]]
     used = use["used"].to_numpy(bool)
-    if event["kind"] == "patch":
-        undecided = too_few_pairs(made, event)
-    else:
-        undecided = "too few random directions" if np.isinf(use["threshold"]).all() else ""
     return pd.DataFrame(
         {
             "position": event["position"],
@@ -278,7 +274,7 @@ def _layer_rows(curve: ClaimedCurve, made: Intervention, event: Mapping[Hashable
             "changed": sample_size(made, event),
             "detectable_score": rows["least"],
             "detectable_use": use["minimum_detectable_effect"].to_numpy(),
-            "undecided": undecided,
+            "undecided": undecided_use(made, event),
         }
     )
 

@@ -12,9 +12,10 @@ from stratascope.causal.directions import MATCHED
 from stratascope.causal.effects import FEWEST_PAIRS
 from stratascope.causal.use import control_method, fewest_draws
 from stratascope.results.layer_intervals import LayerIntervals
-from stratascope.stats.mean_ratio import FEWEST_GROUPS
+from stratascope.stats.mean_ratio import FEWEST_GROUPS, FEWEST_SKEWED
 
 Event = Mapping[Hashable, Any]
+_IMAGES = f"{FEWEST_GROUPS} needed, {FEWEST_SKEWED} where a few of them decide the mean"
 
 
 class Interventions(Protocol):
@@ -77,7 +78,17 @@ def too_few_pairs(made: Interventions, event: Event) -> str:
     pairs = int(rows["pairs"].max()) if len(rows) else 0
     if pairs < FEWEST_PAIRS:
         return f"too few pairs: n = {pairs}, {FEWEST_PAIRS} needed"
-    return f"too few images of pairs: {FEWEST_GROUPS} needed" if rows["restored_low_simultaneous"].isna().all() else ""
+    return f"too few images of pairs: {_IMAGES}" if rows["restored_low_simultaneous"].isna().all() else ""
+
+
+def undecided_use(made: Interventions, event: Event) -> str:
+    """Why an event decides nothing: too few pairs, random directions or images; else empty."""
+    if event["kind"] == "patch":
+        return too_few_pairs(made, event)
+    use = made.use_of(event)
+    if np.isinf(use["threshold"]).all():
+        return "too few random directions"
+    return f"too few images: {_IMAGES}" if use["excess_low_simultaneous"].isna().all() else ""
 
 
 def sample_size(made: Interventions, event: Event) -> int:
@@ -112,6 +123,8 @@ def _layers_of_change(made: Interventions, event: Event) -> str:
         return f"{moved} at {layers}" if layers else f"not detected at any layer that it {moved} ({detectable_use(made, event)})"
     if np.isinf(rows["threshold"]).all():
         return "not compared with random directions"
+    if few := undecided_use(made, event):
+        return f"not decided whether it changes answers beyond random directions ({few})"
     if layers:
         return f"changes answers beyond random directions at {layers}"
     return f"no change of answers beyond random directions detected ({detectable_use(made, event)})"

@@ -34,6 +34,7 @@ from stratascope.errors import TooFewExamplesError
     weighing="attention, or norm: attention times the norm of the transformed value vector (needs value_norms).",
 )
 @options.only
+@options.scheduler
 @results_output
 def share_command(store: str, output: Output, **chosen: Any) -> None:
     """Attention of the final token by part of the prompt, layer and head, with and without sinks.
@@ -57,6 +58,7 @@ def share_command(store: str, output: Output, **chosen: Any) -> None:
     gradient="Maps weighted by the gradient of the answer's logit difference (Chefer et al. 2021); needs gradient_rollout.",
     tower="decoder; vision raises an error with the reason.",
 )
+@options.scheduler
 @results_output
 def rollout_command(store: str, output: Output, examples: str | None, **chosen: Any) -> None:
     """Attention rollout of the final token onto the image, for selected examples.

@@ -22,10 +22,11 @@ from stratascope.commands.signature import options_in_errors, options_of, with_o
 from stratascope.commands.terminal import echo
 from stratascope.datasets.examples import describe
 from stratascope.extract import ExtractionPlan, ExtractionSettings, extract, plan_extraction
+from stratascope.extract.model_files import QUANTIZE
 from stratascope.extract.plan.images import CONDITIONS
 from stratascope.extract.plan.intervention_plan import later_cost
 from stratascope.extract.plan.plan_summary import SPAN_COLOURS, plan_summary, timing_text
-from stratascope.extract.plan.settings import DTYPES, FUSIONS
+from stratascope.extract.plan.settings import DEVICE_MAPS, DTYPES, FUSIONS
 from stratascope.extract.run.extraction import ExtractionReport, estimate_time
 from stratascope.extract.run.readout import add_lens
 from stratascope.preregistration import read_plan
@@ -87,6 +88,11 @@ settings_options = options_of(
     max_pixels="Shrink larger images to this many pixels; default: the processor's limit.",
     dtype={"help": "Precision of the model; default: that of its weights on a GPU, float32 on a CPU.", "type": click.Choice(DTYPES)},
     device={"help": "Device of the model: auto, cpu, cuda, cuda:1, ...", "metavar": "DEVICE"},
+    device_map={
+        "help": "Spread the weights over all GPUs, then the host's memory and the disk (needs the extra large).",
+        "type": click.Choice(DEVICE_MAPS),
+    },
+    quantize={"help": "Quantise the weights on loading, with bitsandbytes (needs the extra large).", "type": click.Choice(QUANTIZE)},
     strict="Stop at unreadable images and at boxes that do not fit their image; default: leave them out.",
     revision="Branch, tag or commit of a Hub model.",
     untrained={

@@ -46,6 +46,17 @@ class ResultPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class StoreOrResultPath(ResultPath):
+    """A store, or results to read: an address in a bucket that holds no store is one of results, which are fetched."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from stratascope.store.io.remote import service_of
+        from stratascope.store.io.store_files import store_exists
+
+        results = is_address(value) and service_of(str(value)) and not store_exists(str(value))
+        return str(super().convert(value, param, ctx) if results else value)
+
+
 class StorePath(OutputPath):
     """A store to write: a path on this machine, or an address in a bucket, which stays text."""
 
@@ -75,6 +86,8 @@ OUTPUT = OutputPath()
 """Of every option and argument that names what is written."""
 RESULTS_INPUT = ResultPath()
 """Of every option and argument that names results to read."""
+STORE_OR_RESULTS = StoreOrResultPath()
+"""Of the arguments of `figure`."""
 STORE_OUTPUT = StorePath()
 """Of every option and argument that names a store to write."""
 

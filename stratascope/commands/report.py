@@ -52,7 +52,7 @@ def report_command(store: str, results: tuple[Path, ...], out: Path | None, titl
 
 @click.command(short_help="Draw one figure by name.")
 @click.argument("name", required=False)
-@click.argument("results", nargs=-1, metavar="[STORE|RESULTS]...")
+@click.argument("results", nargs=-1, type=options.STORE_OR_RESULTS, metavar="[STORE|RESULTS]...")
 @click.option("-o", "--out", type=options.OUTPUT, help="File to write: .pdf, .svg or .png; default: NAME.pdf.")
 @click.option("--list", "listed", is_flag=True, help="List all figures, with the commands that compute their results.")
 @click.option("--task", "--tasks", "task", help="Task of a probe figure; default: truth, or the first task.")

@@ -172,6 +172,31 @@ def _sphere(fields: Fields) -> dict[str, Any] | None:
     }
 
 
+def _spatialeval(fields: Fields) -> dict[str, Any]:
+    name, text = _text(fields, "id"), _text(fields, "text")
+    question, found, offered = text.rpartition("Available options:")
+    lines = [line.strip() for line in offered.strip().splitlines() if line.strip()]
+    options = [line[2:].strip() for line, letter in zip(lines, LETTERS, strict=False) if line.startswith(f"{letter}.")]
+    if not found or not question.strip() or len(options) < 2 or len(options) != len(lines) or not all(options):
+        raise ValueError(f"expected 'Available options:' and lines such as 'A. Northeast' at the end of 'text', found {_shown(text)}")
+    options[-1] = options[-1].removesuffix(".")  # of the sentence
+    letter, answer = _text(fields, "oracle_option").rstrip("."), _text(fields, "oracle_answer")
+    right = dict(zip(LETTERS, options, strict=False)).get(letter)
+    if right is None or right.rstrip(".").casefold() != answer.rstrip(".").casefold():
+        raise ValueError(f"expected the letter of the option {_shown(answer)} in column 'oracle_option', found {_shown(letter)}")
+    task, mode, *_, number = name.split(".")
+    return {
+        "id": name,
+        "question": question.strip(),
+        "options": options,
+        "answer": f"({letter})",
+        "full_question": text,
+        "relation": task,
+        "mode": mode,
+        "question_number": number,
+    }
+
+
 def _shown(value: Any) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False, default=lambda other: type(other).__name__)[:120]
 
@@ -224,6 +249,15 @@ BENCHMARKS: dict[str, Benchmark] = {
             ("3dsrbench_v1_vlmevalkit_circular.tsv",),
             ("index", "qid", "question", "A", "B", "C", "D", "answer", "category", "image"),
             _three_d_sr,
+        ),
+        Benchmark(
+            "spatialeval",
+            "SpatialEval, questions about images (Wang et al. 2024)",
+            "spatialeval",
+            "MilaWang/SpatialEval",
+            ("vqa/test-00000-of-00002.parquet", "vqa/test-00001-of-00002.parquet"),
+            ("id", "text", "image", "oracle_answer", "oracle_option"),
+            _spatialeval,
         ),
         Benchmark(
             "sphere",

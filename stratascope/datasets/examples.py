@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from stratascope.datasets.boxes import BoxIndex
-from stratascope.datasets.captions import split_caption
+from stratascope.datasets.captions import marked_caption, split_caption
 from stratascope.datasets.example import LETTERS, Example
 from stratascope.datasets.image_files import image_path
 from stratascope.datasets.progress import progress_bar
@@ -214,15 +214,19 @@ def _example(row: Row, default_id: str, default_split: str) -> Example:
         raise InvalidInputError(f"{where}: expected label 0 or 1, found {_shown(row, 'label')}; {_NEEDS}")
     try:
         _check_name(image)
-        parts = split_caption(fields["caption"], fields["relation"])
+        caption, relation = fields["caption"], fields["relation"]
+        if "[/" in caption:
+            caption, parts = marked_caption(caption, relation)
+        else:
+            parts = split_caption(caption, relation)
     except InvalidInputError as error:
         raise InvalidInputError(f"{where}: {error}") from error
     name, split = text_field(row, "id"), text_field(row, "split")
     return Example(
         id=default_id if name is None else name,
         image=image,
-        caption=fields["caption"],
-        relation=fields["relation"],
+        caption=caption,
+        relation=relation,
         label=None if label is None else int(label),
         split=default_split if split is None else split,
         parts=parts,

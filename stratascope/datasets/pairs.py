@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from stratascope.datasets.box_alignment import align_image
 from stratascope.datasets.boxes import Box, BoxIndex
-from stratascope.datasets.captions import split_caption
+from stratascope.datasets.captions import split_caption, written_caption
 from stratascope.datasets.example import Example
 from stratascope.datasets.examples import load_examples
 from stratascope.datasets.image_files import image_path, read_image_file
@@ -190,6 +190,9 @@ def variant_of(example: Example, name: str) -> Variant:
         return Variant(replace(example, id=f"{example.id}-mirrored", image=mirrored_name(example.image), label=label))
     if example.parts.object is None:
         return Variant(None, "the caption is about one object")
+    marked = example.parts.subject, example.parts.relation, example.parts.object
+    if None in marked or list(marked) != sorted(marked):  # type: ignore[type-var]
+        return Variant(None, "the caption is not of the form SUBJECT RELATION OBJECT")
     if name == "inverse":
         if relation.swap == "symmetric":
             return Variant(None, "the inverse of a symmetric relation is the relation itself: see the swapped variant")
@@ -281,6 +284,7 @@ def _refuse_other_examples(examples: Iterable[Example]) -> None:
 
 def _row(example: Example, pair: str, variant: str) -> dict[str, Any]:
     own = {name: getattr(example, name) for name in ("id", "image", "caption", "relation", "label", "split")}
+    own["caption"] = written_caption(example.caption, example.relation, example.parts)
     return {**own, "pair": pair, "variant": variant, **example.extra}
 
 

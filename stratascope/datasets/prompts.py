@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
-from stratascope.datasets.captions import Interval
+from stratascope.datasets.captions import Interval, without_marks
 from stratascope.datasets.example import LETTERS, Example
 from stratascope.errors import InvalidInputError
 
@@ -29,7 +29,8 @@ class Prompt:
 
     The fields {caption}, {subject}, {relation} and {object} are filled from the example's caption, other fields from the column of that
     name. A template for questions has {question} or, for those published together with their options, {full_question}; {options} are the
-    options, one a line, and {letters} their letters: "A, B, C".
+    options, one a line, and {letters} their letters: "A, B, C". [subject]...[/subject] around a part of the text, or in a column, makes it
+    the span `subject`; so do [relation] and [object].
     """
 
     name: str
@@ -104,10 +105,10 @@ class Prompt:
             asked = example.question
             stated = {"subject": asked.subject, "object": asked.object}
             return FilledPrompt(asked.text, {name: interval for name, interval in stated.items() if interval})
-        elif "{object}" in self.text and example.parts.object is None:
+        elif self._named_parts and (lacking := [part for part in self._named_parts if getattr(example.parts, part) is None]):
             raise InvalidInputError(
-                f"example {example.id}: expected a caption about two objects for the prompt {self.name}, found {example.caption!r}; choose "
-                "four-way-photo, six-way-photo or true-false"
+                f"example {example.id}: expected a caption with {' and '.join(lacking)} for the prompt {self.name}, found "
+                f"{example.caption!r}; choose " + ("four-way-photo, six-way-photo or true-false" if lacking == ["object"] else "true-false")
             )
         pieces: list[str] = []
         intervals: dict[str, Interval] = {}
@@ -120,7 +121,8 @@ class Prompt:
                 intervals[span] = (start, start + len(value))
             pieces += (fixed, value)
             length = start + len(value)
-        return FilledPrompt("".join([*pieces, self._fields[1]]), intervals)
+        text = "".join([*pieces, self._fields[1]])
+        return _unmarked(example, text, intervals) if "[/" in text else FilledPrompt(text, intervals)
 
     def _check_question(self, example: Example) -> None:
         """Refuse an example that does not have what the template shows."""
@@ -154,6 +156,11 @@ class Prompt:
     def values(self, example: Example) -> tuple[Any, ...]:
         """What an example has in the columns that the prompt reads besides `PARTS`."""
         return tuple(map(example.extra.get, self._own_columns)) if self._own_columns else ()
+
+    @cached_property
+    def _named_parts(self) -> tuple[str, ...]:
+        """Those of subject and object that are fields."""
+        return tuple(part for part in ("subject", "object") if part in self.columns)
 
     @cached_property
     def _own_columns(self) -> tuple[str, ...]:
@@ -235,6 +242,20 @@ def _intervals(example: Example, name: str, value: str, start: int) -> dict[str,
     return {"caption": (start, start + len(example.caption)), **found}
 
 
+def _unmarked(example: Example, text: str, intervals: Mapping[str, Interval]) -> FilledPrompt:
+    """The prompt without marks such as [subject]; what they mark goes before a part of the caption with this name."""
+    try:
+        plain, marked, marks = without_marks(text)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"example {example.id}: {error}") from error
+
+    def moved(place: int) -> int:
+        return place - sum(min(b, place) - a for a, b in marks if a < place)
+
+    shown = {name: (moved(a), moved(b)) for name, (a, b) in intervals.items()}
+    return FilledPrompt(plain, {**shown, **marked})
+
+
 def _named(prompts: Iterable[Prompt]) -> str:
     *names, last = (prompt.name for prompt in prompts)
     return f"{', '.join(names)} or {last}" if names else last
@@ -278,10 +299,12 @@ PROMPTS: dict[str, Prompt] = {
         ),
         Prompt("embspatial", _NOTE + "{question}\n{options}", _OPTIONS, option="{letter}) {text}"),
         Prompt("blink", _NOTE + "{full_question}", _OPTIONS, most_letters=5),
+        Prompt("spatialeval", "{full_question}\nAnswer:", _OPTIONS),
         Prompt("cv-bench", _NOTE + "\n{full_question}", _OPTIONS, most_letters=5),
     )
 }
 """The built-in prompts by name. `true-false` is the default; `adaptvis-yes-no` is AdaptVis's for VSR; `where` and those after it do not
 name the relation. The four-way and six-way ones are AdaptVis's for the data sets of What's Up: COCO-two, controlled_images,
 controlled_clevr, VG-two, COCO-one, VG-one. Those from `pope` on show questions instead of captions: `pope` those answered by yes or no, the
-others those with lettered options; `pope`, `embspatial`, `blink` and `cv-bench` have lmms-eval's wording, `vlmevalkit` has VLMEvalKit's."""
+others those with lettered options; `pope`, `embspatial`, `blink` and `cv-bench` have lmms-eval's wording, `vlmevalkit` has
+VLMEvalKit's, `spatialeval` that of SpatialEval's program with `--completion`."""

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from stratascope.datasets.captions import CaptionParts, Interval
+from stratascope.datasets.captions import CaptionParts, Interval, without_marks
 from stratascope.datasets.example import LETTERS, Example
 from stratascope.datasets.table import Row, text_field
 from stratascope.errors import InvalidInputError
@@ -57,10 +57,19 @@ def question_example(row: Row, default_id: str, default_split: str, choices: Seq
     fields = pope_question(row.fields) if "question" not in row.fields and row.fields.keys() >= _POPE else row.fields
     row = replace(row, fields=dict(fields))
     question, options = _text(row, "question"), _options(row)
+    marked: dict[str, Interval] = {}
+    if "[/" in question:
+        try:
+            question, marked, _ = without_marks(question)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{row.where}: {error}") from error
+        if "relation" in marked:
+            raise InvalidInputError(f"{row.where}: expected marks of subject and object in a question, found [relation] in {question!r}")
     _check_choices(row, options, choices)
     name, split, group = text_field(row, "id"), text_field(row, "split"), text_field(row, "relation")
     whole = None if fields.get("full_question") is None else _text(row, "full_question")
-    parts = CaptionParts(_words(row, question, "subject"), None, _words(row, question, "object"))
+    subject, other = (marked.get(name) or _words(row, question, name) for name in ("subject", "object"))
+    parts = CaptionParts(subject, None, other)
     return Example(
         id=default_id if name is None else name,
         image=_text(row, "image"),

@@ -26,7 +26,9 @@ KNOCKOUTS = 32
 """Scenes whose knockouts are measured; each costs about twenty forward passes."""
 PATCHES = 64
 """Scenes whose residual stream is saved at every image token."""
-FEWEST_SCENES = 160
+FEWEST_SCENES = 64
+FEWEST_OF_RELATIONS = 160
+"""Scenes with which every relation has the examples that a probe needs; with fewer, the demo leaves the task out."""
 CONDITIONS = ("original", "blank")
 SUMMARY_CURVES = ("truth-final", "truth-final-blank", "truth-shuffled-final")
 """Curves in the demo's summary."""
@@ -52,7 +54,7 @@ def run_demo(
     out
         Folder to fill: `scenes/`, `original.zarr`, `blank.zarr`, `results/`.
     scenes
-        Number of scenes, with one caption each.
+        Number of scenes, with one caption each; with fewer than 160 there are no probes of the relation.
     seed
         Seed of scenes, folds and resamples.
     progress
@@ -84,7 +86,7 @@ def run_demo(
 
     require_extract_extra(load=False)
     if scenes < FEWEST_SCENES:
-        raise TooFewExamplesError(f"expected at least {FEWEST_SCENES} scenes for probes of relations, found {scenes}")
+        raise TooFewExamplesError(f"expected at least {FEWEST_SCENES} scenes for probes, found {scenes}")
     stages, drawn, results = Stages(out, {"scenes": scenes, "seed": seed}), out / "scenes", out / "results"
 
     def step(text: str, folder: Path, parts: Mapping[str, Callable[[], object]], made_of: Callable[[str], Any]) -> None:
@@ -221,9 +223,10 @@ def _save_curves(original: ActivationStore, blank: ActivationStore, results: Pat
 
     joint = _probe(original, blank, results / LAYERS, seed, progress)
     curves = _by_name(joint)
+    related = "relation-final" in curves
     for name, curve in curves.items():
         save_with_figure(curve, results, name=file_name(curve.file_name, "blank" if name.endswith("blank") else None), draw=False)
-    for name in ("truth-final", "relation-final"):
+    for name in ("truth-final", *(["relation-final"] if related else [])):
         for over, advantage in joint.advantages_of(curves[name]).items():
             if over != "chance":  # the curve's own file holds it
                 save_with_figure(advantage, results, name=file_name("advantage", name, "over", over), draw=False)
@@ -238,8 +241,9 @@ def _probe(original: ActivationStore, blank: ActivationStore, layers: Path, seed
     from stratascope.probe import CurveSet, probe_study
 
     options: dict[str, Any] = {"seed": seed, "scheduler": "threads", "progress": progress, "output": layers}
-    found = probe_study(original, ("truth", SHUFFLED, "relation"), ("final", "subject", "object"), **options)
-    return CurveSet(found, {"blank": probe_study(blank, ("truth", "relation"), ("final",), **options)}).with_family()
+    relation = ("relation",) if original.layout.examples >= FEWEST_OF_RELATIONS else ()
+    found = probe_study(original, ("truth", SHUFFLED, *relation), ("final", "subject", "object"), **options)
+    return CurveSet(found, {"blank": probe_study(blank, ("truth", *relation), ("final",), **options)}).with_family()
 
 
 def _by_name(joint: CurveSet) -> dict[str, LayerCurve]:
@@ -257,12 +261,14 @@ def _draw(curves: dict[str, LayerCurve], folder: Path) -> None:
         muted={"blank image, final": curves["truth-final-blank"], "shuffled labels, final": curves[f"{SHUFFLED}-final"]},
         title="Truth of the caption",
     )
+    save_figure(truth, folder / "truth.png")
+    if "relation-final" not in curves:
+        return
     relation = curves_figure(
         {"final token": curves["relation-final"], "object": curves["relation-object"]},
         muted={"blank image, final": curves["relation-final-blank"]},
         title="Relation in the caption",
     )
-    save_figure(truth, folder / "truth.png")
     save_figure(relation, folder / "relation.png")
 
 
@@ -281,8 +287,8 @@ def _summary(store: ActivationStore, curves: dict[str, LayerCurve]) -> str:
     return (
         f"At the final token, the truth of the caption {rises} (n = {count:,}): the AUROC of a linear probe is {start:.2f} in the "
         f"embeddings (chance level 0.5) and reaches {best['value']:.2f} {interval} at layer {layer}; the model itself answers {right:.1%} "
-        f"of the scenes correctly. With blank images the AUROC is {_range(blank)}, with shuffled labels {_range(shuffled)}: the probe "
-        "relies on the image.\n\n"
+        f"of the scenes correctly. With blank images the AUROC is {_range(blank)}, with shuffled labels {_range(shuffled)}"
+        f"{': the probe relies on the image' if detected else ''}.\n\n"
         "(The built-in model was trained to attend from a noun to its object, so this attention is not a finding.)"
     )
 

@@ -1,4 +1,4 @@
-"""Files of a model: the built-in one, a folder, or the Hub; refusal of quantised, partial and damaged weights. No torch."""
+"""Files of a model: the built-in one, a folder, or the Hub; refusal of partial and damaged weights. No torch."""
 
 from __future__ import annotations
 
@@ -225,19 +225,50 @@ def quantization(source: ModelSource) -> str | None:
     return None
 
 
-def check_weight_form(source: ModelSource) -> None:
-    """Refuse quantised weights and adapters.
+QUANTIZE = ("4bit", "8bit")
+"""Forms into which weights can be quantised on loading, by bitsandbytes."""
+METHODS = ("bitsandbytes", "gptq", "awq", "fp8", "compressed-tensors")
+"""Methods of checkpoints that are quantised already: modules that transformers loads and whose weights can be read."""
+
+
+def on_loading(bits: str) -> str:
+    """Quantisation on loading, as provenance names it.
+
+    Examples
+    --------
+    >>> on_loading("4bit")
+    'bitsandbytes, 4 bits (nf4), on loading'
+    """
+    return f"bitsandbytes, {bits.removesuffix('bit')} bits{' (nf4)' if bits == '4bit' else ''}, on loading"
+
+
+def check_weight_form(source: ModelSource, *, quantize: str | None = None, untrained: bool = False) -> None:
+    """Refuse adapters, and quantised weights whose numbers would be another thing than asked for.
+
+    Parameters
+    ----------
+    source
+        The model.
+    quantize
+        How the weights are quantised on loading; None: as they are.
+    untrained
+        Whether random initial weights replace those of the files.
 
     Raises
     ------
     InvalidInputError
-        If the weights are quantised, or the folder holds an adapter.
+        If the weights are quantised by an unknown method, quantised twice, drawn anew in a quantised form, or the folder holds an adapter.
     """
     if method := quantization(source):
-        raise InvalidInputError(
-            f"{source.name}: expected weights that are not quantised, found quantization_config in config.json ({method}): logits by head "
-            "and value norms need plain weights; use the float16 or bfloat16 files of the model"
-        )
+        where = f"found quantization_config in config.json ({method})"
+        if method.partition(",")[0] not in METHODS:
+            raise InvalidInputError(
+                f"{source.name}: expected weights that are not quantised, or by {', '.join(METHODS)}, {where}; use the float16 or bfloat16 "
+                "files of the model"
+            )
+        if quantize is not None or untrained:
+            asked = "`quantize`" if quantize is not None else "`untrained`"
+            raise InvalidInputError(f"{source.name}: expected weights that are not quantised for {asked}, {where}; leave {asked} out")
     if (source.folder / "adapter_config.json").exists():
         raise InvalidInputError(
             f"{source.name}: expected the weights of a complete model, found an adapter (adapter_config.json) in {source.folder}; merge it "
@@ -246,7 +277,7 @@ def check_weight_form(source: ModelSource) -> None:
 
 
 def check_weight_files(source: ModelSource) -> None:
-    """Refuse damaged, missing or quantised weight files; reads only their headers.
+    """Refuse damaged or missing weight files, and quantised ones that config.json does not describe; reads only their headers.
 
     Raises
     ------
@@ -270,15 +301,16 @@ def check_weight_files(source: ModelSource) -> None:
                 f"{path}: expected a complete safetensors file, found {path.stat().st_size:,} bytes that cannot be read "
                 f"({error}): damaged or incomplete; download it again"
             ) from error
-        _check_types(path, kinds)
+        if not (source.folder / "config.json").exists() or quantization(source) is None:
+            _check_types(path, kinds)
 
 
 def _check_types(path: Path, kinds: Mapping[str, str]) -> None:
     for name, kind in kinds.items():
         if kind not in PLAIN_TYPES and "weight" in name.rpartition(".")[2]:
             raise InvalidInputError(
-                f"{path}: expected weights of type {', '.join(PLAIN_TYPES)}, found {name} of type {kind}: quantised weights are not "
-                "supported; use the float16 or bfloat16 files of the model"
+                f"{path}: expected weights of type {', '.join(PLAIN_TYPES)}, found {name} of type {kind}, and no quantization_config in "
+                "config.json; use files of a complete model"
             )
 
 

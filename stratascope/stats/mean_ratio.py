@@ -17,11 +17,16 @@ FEWEST_GROUPS = 8
 FEWEST_SKEWED = 16
 """The same of sizes as unequal as log-normal ones with `SKEWED`."""
 SKEWED = 1.1
+FURTHEST = 1.5
+"""How far a simultaneous band reaches at most, in distances of the row's own most extreme resample."""
+_SHARES = ((0.5, 0.9), (0.75, 0.95))
 _EQUAL, _STEEPNESS, _MOST = 0.6, 2.5, 1.6
 """Spread of the logarithm of sizes (`log_spread`) from which and up to which intervals are widened, and how fast: chosen by simulation."""
 
 
-def mean_ratio(top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: float = 0.95) -> tuple[Floats, Floats, Band]:
+def mean_ratio(
+    top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: float = 0.95, bounded: bool = False
+) -> tuple[Floats, Floats, Band]:
     """Ratio of two means over the same examples, with pointwise intervals and a simultaneous band over rows.
 
     Bootstrap-t (Hall 1988) over groups: each resample's distance from the ratio is divided by the resample's own standard error, which is
@@ -31,6 +36,9 @@ def mean_ratio(top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: floa
     Where sizes are so unequal that a few groups decide the mean, most samples lack the largest, and bootstrap-t intervals of a nominal
     95 % cover in 85 to 90 %. There the nominal level is higher: from 95 % at a spread of the logarithm of .6 to 99.6 % at 1.6.
 
+    The simultaneous band takes the largest distance of a resample over rows, but at most `FURTHEST` times the largest of a row's own: a row
+    whose few large values make its distances extreme would else widen all others without limit.
+
     Parameters
     ----------
     top, bottom
@@ -39,6 +47,8 @@ def mean_ratio(top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: floa
         Resamples of the examples' groups.
     level
         Of the intervals.
+    bounded
+        Whether values have limits, as correlations do: then no few groups decide the mean, and the nominal level is `level`.
 
     Returns
     -------
@@ -66,16 +76,20 @@ def mean_ratio(top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: floa
         spread = error > NO_SPREAD * np.maximum(np.abs(value), 1)
         # a resample of a single group has no standard error of its own
         apart = np.where(errors > 0, (drawn - value) / errors, np.nan)
-    unequal = log_spread(above, present)
+    unequal = np.zeros(len(above)) if bounded else log_spread(above, present)
     ends = [np.array(value) for _ in range(4)]
     critical = 0.0
     if spread.any():
         tail = (1 - level) / 2
-        own = tail * np.exp(-_STEEPNESS * (np.clip(unequal[spread], _EQUAL, _MOST) - _EQUAL))
         apart = apart[:, spread]
-        # (end, row): pointwise from the row's own distances, simultaneous from the largest and smallest of all rows
-        low, high = np.array([np.nanquantile(row, (1 - share, share)) for row, share in zip(apart.T, own, strict=True)]).T
-        low_all, high_all = np.nanquantile(np.fmax.reduce(apart, axis=1), 1 - own), np.nanquantile(np.fmin.reduce(apart, axis=1), own)
+        caution = np.exp(-_STEEPNESS * (np.clip(unequal[spread], _EQUAL, _MOST) - _EQUAL))
+        # (row,) how far the ends reach: pointwise, and together with all rows, within a limit of the row's own
+        alone, together = [], []
+        for side in (apart, -apart):
+            largest = np.fmax.reduce(side, axis=1)
+            alone.append([np.nanquantile(row, 1 - share) for row, share in zip(side.T, tail * caution, strict=True)])
+            together.append(np.minimum(np.nanquantile(largest, 1 - tail * caution), FURTHEST * np.nanmax(side, axis=0)))
+        (low, high), (low_all, high_all) = np.array(alone) * [[1], [-1]], np.array(together) * [[1], [-1]]
         for end, reach in zip(ends, (low, high, low_all, high_all), strict=True):
             end[spread] -= reach * error[spread]
         critical = float(max(low_all.max(), -high_all.min()))
@@ -86,7 +100,7 @@ def mean_ratio(top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: floa
 
 
 def log_spread(values: Floats, present: NDArray[np.bool_]) -> Floats:
-    """(row,) standard deviation that the logarithm of log-normal sizes with the same median and upper decile would have.
+    """(row,) standard deviation of the logarithm of log-normal sizes with the same upper quantiles, mean over two pairs; at most 1.6 each.
 
     Parameters
     ----------
@@ -98,14 +112,17 @@ def log_spread(values: Floats, present: NDArray[np.bool_]) -> Floats:
     Examples
     --------
     >>> import numpy as np
-    >>> sizes = np.random.default_rng(0).lognormal(sigma=1.5, size=(1, 10_000))
+    >>> sizes = np.random.default_rng(0).lognormal(sigma=1.2, size=(1, 10_000))
     >>> float(log_spread(sizes, np.ones_like(sizes, bool))[0].round(1))
-    1.5
+    1.2
     """
     found = np.zeros(len(values))
+    normal = np.vectorize(NormalDist().inv_cdf)(_SHARES)
     for k, (row, there) in enumerate(zip(np.abs(values), present, strict=True)):
-        middle, upper = np.quantile(row[there], (0.5, 0.9)) if there.any() else (1.0, 1.0)
-        found[k] = 0.0 if upper == 0 else np.inf if middle == 0 else np.log(upper / middle) / NormalDist().inv_cdf(0.9)
+        if there.any():
+            quantiles = np.maximum(np.quantile(row[there], _SHARES), np.finfo(float).tiny)
+            each = np.diff(np.log(quantiles)) / np.diff(normal)
+            found[k] = np.minimum(each, _MOST).mean()
     return found
 
 

@@ -37,7 +37,9 @@ def test_effects_are_towards_the_answer_with_intervals_over_images(planted: Acti
         if row["window"] == "1-2" and row["target"] == "image":
             by_image = gained.reshape(-1, 2).mean(1)  # two examples an image
             ends = bootstrap((by_image,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(0)).confidence_interval
-            assert [row["low"], row["high"]] == pytest.approx(list(ends), abs=0.1 * (ends.high - ends.low))
+            # Student's t for 30 images, and wider where sizes are unequal
+            assert 1 <= (row["high"] - row["low"]) / (ends.high - ends.low) <= 1.6
+            assert row["low"] + row["high"] == pytest.approx(ends.low + ends.high, abs=0.2 * (ends.high - ends.low))
             assert row["low_simultaneous"] < row["low"] < row["high"] < row["high_simultaneous"]
     found.save(tmp_path / "k.zarr.zip")
     again = KnockoutEffects.load(tmp_path / "k.zarr.zip")

@@ -15,8 +15,8 @@ from stratascope.stats.bootstrap import Bootstrap
 from tests.causal.test_effects import simulated
 
 
-def intervention(*, pairs: int = 0, draws: int = 20, used: tuple[int, ...] = ()) -> Intervention:
-    """Simulated erasures of 80 examples in 40 images; with `pairs`, patches that restore half of the difference of so many of them."""
+def intervention(*, pairs: int = 0, draws: int = 20, used: tuple[int, ...] = (), images: int = 40) -> Intervention:
+    """Simulated erasures of 80 examples of some images; with `pairs`, patches that restore half of the difference of so many of them."""
     variants, change, difference, _ = simulated(np.random.default_rng(5), used=used)
     kept = variants["draw"].to_numpy() < draws
     variants, change, kinds, sources = variants[kept].reset_index(drop=True), change[kept], ["erase"], {}
@@ -30,10 +30,11 @@ def intervention(*, pairs: int = 0, draws: int = 20, used: tuple[int, ...] = ())
         change = 0.05 * np.random.default_rng(1).standard_normal((len(layers), 80)) * gap
     flipped = np.where(np.isnan(change), np.nan, 0.0)
     arrays = {"change": change, "flipped": flipped, **dict.fromkeys(("collateral", "divergence", "others"), np.zeros_like(change))}
-    bootstrap = Bootstrap(np.arange(40).repeat(2), draws=400, seed=0)
+    groups = np.arange(80) * images // 80
+    bootstrap = Bootstrap(groups, draws=400, seed=0)
     effects = effect_table(variants, arrays, difference, bootstrap, sources, level=0.95)
     use = use_table(variants, change, effects, difference, bootstrap, level=0.95, margin=0.1, control_factor=1.0)
-    examples = {"example": np.arange(80), "id": "a", "group": np.arange(40).repeat(2).astype(str), "answer": "True", "fold": 0}
+    examples = {"example": np.arange(80), "id": "a", "group": groups.astype(str), "answer": "True", "fold": 0}
     facts = {"store": "f", "condition": "original", "concept": "truth", "kinds": kinds, "controls": draws, "level": 0.95, "margin": 0.1}
     return Intervention(
         variants=variants, examples=pd.DataFrame({**examples, "difference": difference}), effects=effects, use=use,
@@ -86,6 +87,14 @@ def test_too_few_random_directions_decide_nothing() -> None:
     made = intervention(draws=10)
     assert "not compared with random directions" in made.summary()
     assert "use not decided (erase; too few random directions)" in encoding_use([Curve(0.2)], made).summary()
+
+
+def test_too_few_images_decide_nothing() -> None:
+    """80 examples of seven images have no interval."""
+    made = intervention(images=7, used=(5,))
+    why = "too few images: 8 needed, 16 where a few of them decide the mean"
+    assert f"not decided whether it changes answers beyond random directions ({why})" in made.summary()
+    assert f"use not decided (erase; {why})" in encoding_use([Curve(0.2)], made).summary()
 
 
 @pytest.mark.parametrize("pairs", [4, 30])

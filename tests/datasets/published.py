@@ -65,6 +65,19 @@ EMBSPATIAL = [
     }
     for k, relation in enumerate(("left", "right"))
 ]  # fmt: skip
+SPATIALEVAL = [
+    {
+        "id": f"spatialmap.vqa.2000.{k}", "image": held(70), "oracle_answer": answer, "oracle_option": option,
+        "oracle_full_answer": f"{option}. {answer}",
+        "text": "Consider a map with multiple objects.\n\nPlease answer the following multiple-choice question based on the provided "
+        f"information. {asked} Available options:\nA. {options[0]}\nB. {options[1]}\nC. {options[2]}\nD. {options[3]}.",
+    }
+    for k, (asked, options, option, answer) in enumerate((
+        ("In which direction is Gale Gifts of Mr. A. Books?", ("Northeast", "Northwest", "Southwest", "Southeast"), "A", "Northeast"),
+        ("Which object is Southwest of Gale Gifts?", ("Narwhal's", "Dr. B. Lee", "Oz Oddities", "Mr. A. Books"), "D", "Mr. A. Books"),
+        ("How many objects are in the North of Gale Gifts?", ("2", "5", "0", "1"), "B", "5"),
+    ))
+]  # fmt: skip
 POPE = [
     {
         "id": str(k), "question_id": str(1 + k), "question": f"Is there a {thing} in the image?", "answer": answer,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from published import BLINK, CV_BENCH_2D, CV_BENCH_3D, EMBSPATIAL, POPE, SPHERE, THREE_D_SR, parquet, photo, tsv
+from published import BLINK, CV_BENCH_2D, CV_BENCH_3D, EMBSPATIAL, POPE, SPATIALEVAL, SPHERE, THREE_D_SR, parquet, photo, tsv
 
 from stratascope.cli import main
 from stratascope.datasets import BENCHMARKS, PROMPTS, Example, convert_benchmark, fetch_benchmark, load_examples
@@ -62,6 +62,19 @@ def test_embspatial_bench(tmp_path: Path) -> None:
         "How are the chair and the lamp positioned in relation to each other in the image?\nA) The chair is left of the lamp.\n"
         "B) The chair is right of the lamp.\nC) The chair is above the lamp.\nD) The chair is under the lamp."
     )
+
+
+def test_spatialeval(tmp_path: Path) -> None:
+    examples = unpacked(tmp_path / "out", "spatialeval", parquet(tmp_path / "test-00000-of-00002.parquet", SPATIALEVAL))
+    assert [example.right_option for example in examples] == ["Northeast", "Mr. A. Books", "5"]
+    assert [example.label for example in examples] == [0, 3, 1]
+    assert examples[1].options == ("Narwhal's", "Dr. B. Lee", "Oz Oddities", "Mr. A. Books")
+    assert {(example.relation, example.split, example.extra["mode"]) for example in examples} == {("spatialmap", "test", "vqa")}
+    assert [example.extra["question_number"] for example in examples] == ["0", "1", "2"]
+    assert len({example.image for example in examples}) == 1
+    shown = PROMPTS["spatialeval"].fill(examples[0])
+    assert shown.text == f"{SPATIALEVAL[0]['text']}\nAnswer:"
+    assert shown.text[slice(*shown.intervals["caption"])] == SPATIALEVAL[0]["text"].split(" Available")[0]
 
 
 def test_pope_with_photos(tmp_path: Path) -> None:
@@ -136,6 +149,9 @@ def test_equal_names_with_other_pictures_are_numbered(tmp_path: Path) -> None:
         ("blink", BLINK, {"image_2": BLINK[0]["image_1"]}, "one image a question, found image_2"),
         ("blink", BLINK, {"answer": "hidden"}, "found \"hidden\""),
         ("embspatial", EMBSPATIAL, {"answer": 4}, "index of one of 4 options"),
+        ("spatialeval", SPATIALEVAL, {"oracle_option": "A"}, "letter of the option .Mr. A. Books. in column 'oracle_option', found .A."),
+        ("spatialeval", SPATIALEVAL, {"text": "Where? A. here B. there"}, "expected 'Available options:' and lines such as"),
+        ("spatialeval", SPATIALEVAL, {"text": "Where? Available options:\nA. here\nC. there"}, "expected 'Available options:' and lines"),
         ("pope", POPE, {"answer": "maybe"}, "expected yes or no"),
         ("3dsrbench", THREE_D_SR, {"B": "", "C": "x"}, "found some in A, C"),
         ("3dsrbench", THREE_D_SR, {"answer": "D"}, "expected one of A, B in column 'answer'"),

@@ -1,9 +1,14 @@
+import json
+import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from stratascope.datasets import PROMPTS, Example, Prompt, split_caption
+from stratascope.datasets import PROMPTS, Example, Prompt, load_examples, minimal_pairs, split_caption
+from stratascope.datasets.captions import without_marks
 from stratascope.datasets.own_prompts import find_prompt, stored_prompt
 from stratascope.errors import InvalidInputError
 
@@ -88,3 +93,89 @@ def test_texts_that_are_no_prompt_are_refused() -> None:
         find_prompt("yes-no", ("Yes", "No"))
     with pytest.raises(InvalidInputError, match="readable prompt"):
         find_prompt("absent.toml")
+
+
+WORDS = ("cup", "red cup", "left of", "tree", "the", "a", "ü ", "[x]")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_marks_are_removed_and_name_what_they_enclose(seed: int) -> None:
+    """Random texts with marks in random order: each span holds the words that were put into it."""
+    draw = random.Random(seed)
+    expected, pieces = {}, []
+    for part in draw.sample(("subject", "relation", "object"), draw.randint(0, 3)):
+        expected[part] = draw.choice(WORDS)
+        pieces.append(f"[{part}]{expected[part]}[/{part}]")
+    for _ in range(4):
+        pieces.insert(draw.randint(0, len(pieces)), draw.choice(WORDS))
+    marked = "".join(pieces)
+    plain, spans, _ = without_marks(marked)
+    assert plain == re.sub(r"\[/?(subject|relation|object)\]", "", marked)
+    assert {part: plain[slice(*span)] for part, span in spans.items()} == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[subject]cup",
+        "cup[/subject]",
+        "[/subject]cup[subject]",
+        "[subject][/subject]",
+        "[subject]a[/subject] [subject]b[/subject]",
+        "[subject]a [object]b[/object][/subject]",
+    ],
+)
+def test_broken_marks_are_refused(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="expected each of the marks"):
+        without_marks(text)
+
+
+def test_a_marked_template_names_the_spans_of_its_fields() -> None:
+    """Marks around fields and fixed words, a column with marks of its own, and a caption whose parts move with them."""
+    caption = "The cat is under the bed."
+    row = {"thing": "red cup", "landmark": "the old [object]tree[/object]"}
+    example = Example("1", "a.png", caption, "under", 1, "t", split_caption(caption, "under"), extra=row)
+    asked = Prompt("m", "Is the [subject]{thing}[/subject] [relation]left of[/relation] {landmark}? {caption}", ("Yes", "No"))
+    filled = asked.fill(example)
+    assert filled.text == f"Is the red cup left of the old tree? {caption}"
+    assert {name: filled.text[slice(*span)] for name, span in filled.intervals.items()} == {
+        "subject": "red cup",
+        "relation": "left of",
+        "object": "tree",
+        "caption": caption,
+    }
+    spanned = replace(asked, text="{landmark}: {thing}", spans={"subject": "landmark"})
+    filled = spanned.fill(example)
+    assert {name: filled.text[slice(*span)] for name, span in filled.intervals.items()} == {"subject": "the old tree", "object": "tree"}
+    broken = replace(example, extra={"thing": "cup[/subject]"})
+    with pytest.raises(InvalidInputError, match="example 1: expected each of the marks"):
+        replace(asked, text="{thing}").fill(broken)
+
+
+def test_marked_captions_need_no_usual_form(tmp_path: Path) -> None:
+    rows = [
+        {"image": "a.png", "caption": "Under [object]the bed[/object] sleeps the [subject]cat[/subject].", "relation": "under", "label": 1},
+        {"image": "a.png", "caption": "There [relation]lies[/relation] a [subject]cat[/subject].", "relation": "presence", "label": 1},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    first, second = load_examples(tmp_path / "rows.jsonl")
+    assert (first.caption, first.subject, first.object) == ("Under the bed sleeps the cat.", "cat", "the bed")
+    assert first.caption[slice(*first.parts.relation)] == "Under"
+    assert (second.subject, second.parts.object, second.is_question) == ("cat", None, False)
+    assert set(PROMPTS["true-false"].fill(second).intervals) == {"caption", "subject", "relation"}
+    with pytest.raises(InvalidInputError, match=r"expected a caption with object for the prompt four-way, found 'There lies"):
+        PROMPTS["four-way"].fill(second)
+    question = {"image": "a.png", "question": "Is the [subject]cat[/subject] asleep?", "answer": "yes"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(question))
+    (asked,) = load_examples(tmp_path / "q.jsonl")
+    assert (asked.caption, asked.subject, asked.object, asked.is_question) == ("Is the cat asleep?", "cat", "", True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]))
+    report = minimal_pairs(tmp_path / "rows.jsonl", tmp_path, tmp_path / "pairs")
+    pairs = load_examples(tmp_path / "pairs" / "pairs.jsonl")
+    assert [(pair.caption, pair.parts) for pair in pairs] == [(first.caption, first.parts)] * 2
+    assert report.excluded["swapped"] == {"the caption is not of the form SUBJECT RELATION OBJECT": 1}
+    rows[0]["caption"] = "Below [object]the bed[/object]."
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]))
+    with pytest.raises(InvalidInputError, match="expected the relation 'under' in the caption, or marked in it"):
+        load_examples(tmp_path / "rows.jsonl")

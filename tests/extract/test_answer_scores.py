@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from stratascope.extract.plan.images import open_image  # noqa: E402
 from stratascope.extract.plan.intervention_plan import settings_of_store  # noqa: E402
 from stratascope.extract.plan.plan_summary import plan_summary  # noqa: E402
 from stratascope.extract.run import session  # noqa: E402
+from stratascope.extract.run.block_arrays import _fill_generated  # noqa: E402
 from stratascope.extract.run.logits import Unembedding  # noqa: E402
 from stratascope.store import ActivationStore, verify  # noqa: E402
 from tests.extract.general.folders import save as save_general  # noqa: E402
@@ -158,6 +160,16 @@ def test_each_question_is_answered_by_its_own_options(settings: ExtractionSettin
     assert said == best
     assert result.answers["right"].tolist() == [text == row["answer"] for text, row in zip(best, asked, strict=True)]
     assert np.isfinite(result.answers["margin"]).all()
+    texts = [f"The answer is {'a' if k else 'A'} place {example.options[1]}." for k, example in enumerate(plan.examples)]
+    tokens = [plan.tokenizer.tokenizer.encode(text).ids for text in texts]
+    made = np.full((len(texts), max(map(len, tokens))), -1, np.int32)
+    for row, ids in zip(made, tokens, strict=True):
+        row[: len(ids)] = ids
+    written = {"generated_tokens": made.copy(), "generated_text": np.zeros((len(texts), 99), np.uint8)}
+    written |= {name: np.zeros(len(texts), np.int64) for name in ("generated_count", "generated_choice")}
+    told = replace(plan, provenance={**plan.provenance, "generation": {"end": []}})
+    _fill_generated(told, range(len(texts)), SimpleNamespace(generated=made), np.arange(len(texts)), written)
+    assert (written["generated_choice"] == 1).all(), "a letter in a sentence is no answer to options in words"
 
 
 def test_wrong_logits_of_answers_stop_an_extraction(settings: ExtractionSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

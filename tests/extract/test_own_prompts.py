@@ -66,6 +66,21 @@ def test_an_extraction_with_the_image_after_the_text_agrees_with_the_processor(a
         check_same_extraction(plan_extraction(replace(settings, prompt="yes-no")), store)
 
 
+def test_marks_in_the_prompt_are_positions(asked: ExtractionSettings, tmp_path: Path) -> None:
+    marked = replace(asked, prompt="Is the [subject]{thing}[/subject] under the [object]red cup[/object]?")
+    plan = plan_extraction(marked)
+    for k in range(len(plan.examples)):
+        words = _words(plan, k)
+        assert (words["subject"], words["object"]) == (f"thing {k}", "red cup")
+        assert words["prompt"] == f"Is the thing {k} under the red cup?"
+    assert plan.store.positions == ("final", "image", "subject", "object")
+    run_extraction(plan, tmp_path / "marked.zarr")  # compares the first batch with the processor
+    store = ActivationStore.open(tmp_path / "marked.zarr")
+    check_same_extraction(plan_extraction(settings_of_store(store, data=marked.examples, images=marked.images, device="cpu")), store)
+    with pytest.raises(InvalidInputError, match="expected an example with position 'relation', found none"):
+        plan_extraction(replace(marked, positions=("relation",)))
+
+
 def test_positions_that_the_prompt_does_not_have_are_refused(asked: ExtractionSettings) -> None:
     bare = replace(asked, prompt="Is it {weather}?", positions=("final", "subject"))
     with pytest.raises(InvalidInputError, match="expected an example with position 'subject', found none"):

@@ -57,14 +57,20 @@ def refused_in_one_line(result, told: str) -> None:
     assert "Traceback" not in result.output
 
 
+KNOWN = ("bitsandbytes", "fp8", "gptq", "awq", "compressed-tensors")
+
+
 @pytest.mark.parametrize(("config", "told"), QUANTIZED, ids=[told for _, told in QUANTIZED])
-def test_quantised_models_are_refused_by_the_method(settings, folder: Path, config: dict[str, Any], told: str) -> None:
+def test_quantised_models_are_planned_or_refused_by_the_method(settings, folder: Path, config: dict[str, Any], told: str) -> None:
     held = json.loads((folder / "config.json").read_text())
     for name, value in config.items():
         held[name] = {**held.get(name, {}), **value}
     (folder / "config.json").write_text(json.dumps(held))
-    for untrained in (None, 0):
-        with pytest.raises(InvalidInputError, match=rf"weights that are not quantised, found quantization_config .*\({told}\)"):
+    if told.partition(",")[0] in KNOWN:
+        plan = plan_extraction(dataclasses.replace(settings, model=str(folder)))
+        assert plan.provenance["model"]["quantization"] == told
+    for untrained in (0,) if told.partition(",")[0] in KNOWN else (None, 0):
+        with pytest.raises(InvalidInputError, match=rf"weights that are not quantised.*, found quantization_config .*\({told}\)"):
             plan_extraction(dataclasses.replace(settings, model=str(folder), untrained=untrained))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,12 @@ FAULTS = {
     "reset": "connection reset",
     "lost": "done, but the answer is lost",
     "cut": "body cut off",
+    "range": "bytes of another range",
     "drip": "slow bytes, longer in all than the silence that is allowed",
     "silent": "silence",
 }
+PART = ("--layers", "1", "--positions", "final")
+"""Of a copy that asks for ranges."""
 
 pytestmark = pytest.mark.slow
 
@@ -87,10 +91,10 @@ def outcome(result: object) -> str:
     return f'exit 2, "{said[1].strip()}{f" ({said[2]})" if said[2] else ""}"'
 
 
-def tried(way: str, proxy: Proxy, local: Path, folder: Path, name: str) -> str:
-    """What a copy of the store to or from a bucket comes to; afterwards the same command without the fault must end well."""
+def tried(way: str, proxy: Proxy, local: Path, folder: Path, name: str, part: Sequence[str] = ()) -> str:
+    """What a copy of the store, or a part, to or from a bucket comes to; the same command without the fault must then end well."""
     url, goal = f"s3://bucket/{name if way == 'writing' else 'source'}/a.zarr", folder / name
-    words = ["copy", str(local), url] if way == "writing" else ["copy", url, str(goal)]
+    words = ["copy", str(local), url] if way == "writing" else ["copy", url, str(goal), *part]
     found = outcome(CliRunner().invoke(main, words))
     if found.startswith("exit 2"):
         assert not goal.exists()
@@ -100,7 +104,10 @@ def tried(way: str, proxy: Proxy, local: Path, folder: Path, name: str) -> str:
                 ActivationStore.open(url)
         again = CliRunner().invoke(main, words)
         assert again.exit_code == 0, again.output
-    assert (objects(url) if way == "writing" else files(goal)) == files(local)
+    if part:
+        copy_store(local, folder / f"{name}-part", layers=[1], positions=["final"])
+    expected = files(folder / f"{name}-part" if part else local)
+    assert (objects(url) if way == "writing" else files(goal)) == expected
     return found
 
 
@@ -112,13 +119,14 @@ def test_each_fault_has_the_outcome_of_the_table(proxy, local, tmp_path, hurried
         found = {}
         for way in ("writing", "reading"):
             for times in (2, 1e9):
-                if what == "drip" and way == "writing":
+                if what in ("drip", "range") and way == "writing":
                     found[way, times] = ""
                     continue
                 method = {"writing": "PUT", "reading": "GET"}[way]
                 proxy.forget()
                 proxy.ill = hit(what, times, method=method)
-                found[way, times] = tried(way, proxy, local, tmp_path, f"{number}-{way}-{times}")
+                found[way, times] = tried(way, proxy, local, tmp_path, f"{number}-{way}-{times}", PART if what == "range" else ())
+                assert what != "range" or "range" in proxy.done
         passes = {found[way, 2] for way in ("writing", "reading")} - {""}
         assert len(passes) == 1, (text, found)
         rows.append((text, passes.pop(), found["writing", 1e9] or "-", found["reading", 1e9]))
@@ -145,15 +153,17 @@ def test_bytes_of_another_range_are_never_taken_for_values(proxy, hurried, tmp_p
 
 
 @pytest.mark.slow
-def test_an_outage_is_waited_for(proxy, local, tmp_path, monkeypatch):
-    """A server that is away for two seconds in the middle of a copy, in both directions."""
-    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.1)
-    url = "s3://bucket/outage/a.zarr"
+@pytest.mark.parametrize("seconds", [2, 60])
+def test_an_outage_is_waited_for(proxy, local, tmp_path, monkeypatch, seconds):
+    """A server that is away in the middle of a copy, in both directions; the minute with the times of the policy as they are."""
+    if seconds < 10:
+        monkeypatch.setattr(remote, "FIRST_PAUSE", 0.1)
+    url = f"s3://bucket/outage-{seconds}/a.zarr"
 
     def away(method, path, count, began=[]):  # noqa: B006 - the moment of the first request for the file
         if path.endswith(FILE) and not began:
             began.append(time.monotonic())
-        return "reset" if began and time.monotonic() - began[0] < 2 else None
+        return "reset" if began and time.monotonic() - began[0] < seconds else None
 
     proxy.ill = lambda *asked, began=[]: away(*asked, began=began)
     copy_store(local, url)

@@ -192,6 +192,23 @@ def try_comparing(c):
     c.step(lambda: (b.js("document.activeElement.blur()"), b.keys("c")), b_example=None)
 
 
+def try_the_overview(c):
+    """All examples at once: what is chosen is in the link, Enter opens an example."""
+    b = c.browser
+    c.step(lambda: b.click("header [title^='All examples']"), page="overview")
+    for task in ("truth", "relation"):
+        c.step(lambda task=task: b.choose("[aria-label='Task of the probes']", task), task=task)
+    c.step(lambda: b.choose("[aria-label='Order of the examples']", "probability"), order="probability")
+    c.step(lambda: b.choose("[aria-label='What the map shows']", "right"), shade="right")
+    c.step(lambda: (b.click("[aria-label='Position of the probes']"), b.keys(ESCAPE)), page="overview")
+    c.step(lambda: b.click("[aria-label='Layer of the residual stream']", (0.01, 0.5)), residual="0")
+    c.step(lambda: b.click(".overview .chart", (0.79, 0.5)), residual="6")
+    c.step(lambda: (b.js("document.querySelector('.drawing canvas').focus()"), b.keys(LEFT)), residual="5")
+    c.step(lambda: b.keys(ENTER), page="example")
+    c.step(lambda: b.keys("e"), page="overview")
+    c.step(lambda: b.keys("e"), page="example")
+
+
 def try_what_leaves_the_page(c):
     """Links, pictures and numbers."""
     b = c.browser
@@ -301,6 +318,7 @@ def test_every_control_of_the_page_does_what_it_says(browser, questions, results
         try_the_cards(c)
         try_the_list(c)
         try_comparing(c)
+        try_the_overview(c)
         try_what_leaves_the_page(c)
         assert browser.errors() == []
         try_the_header(c, f"{host.address}none.zarr")

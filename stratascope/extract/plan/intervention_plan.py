@@ -13,6 +13,7 @@ import numpy as np
 from stratascope.datasets.own_prompts import stored_prompt
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError
 from stratascope.extract.families.general_family import family_of
+from stratascope.extract.model_files import QUANTIZE, on_loading
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.settings import ExtractionSettings
 from stratascope.store import ActivationStore
@@ -21,7 +22,7 @@ from stratascope.store.format.provenance import differences
 
 COMPARED = ("model", "processor", "prompt", "data", "condition", "seed", "answer_logits")
 """Parts of the provenance that must be those of the store; what was saved besides may differ."""
-_MACHINE = ("model.device", "model.hardware", "model.attention")
+_MACHINE = ("model.device", "model.device_map", "model.hardware", "model.attention")
 
 
 def settings_of_store(
@@ -99,6 +100,7 @@ def settings_of_store(
         device=device,
         revision=held.get("revision"),
         untrained=held.get("untrained"),
+        quantize=next((bits for bits in QUANTIZE if held.get("quantization") == on_loading(bits)), None),
         seed=int(provenance.get("seed") or 0),
         max_pixels=None,
     )

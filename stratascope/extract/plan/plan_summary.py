@@ -6,11 +6,13 @@ from importlib.util import find_spec
 
 import numpy as np
 
+from stratascope.extract.model_files import QUANTIZE
 from stratascope.extract.plan.duration import ExtractionTiming
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.image_boxes import alignment_cases, is_whole
 from stratascope.extract.plan.token_layout import TILES, token_texts
 from stratascope.extract.plan.unknown_words import vocabulary_notes
+from stratascope.extract.plan.weights_memory import weight_bytes
 from stratascope.store.io.overview import bytes_text
 
 SPAN_COLOURS = {
@@ -41,6 +43,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         f"{plan.shape.heads} heads; "
         f"{model['dtype']} on {model['device']}{'' if drawn is None else f'; untrained, weights drawn with seed {drawn}'}"
         + ("; device assumed, because torch is not installed (`device`)" if assumed else ""),
+        *_weights(plan),
         f"prompt     {plan.prompt.name}: {plan.prompt.text!r}; answers " + _answers(plan),
         *(f"           {line}" for line in [unanswered(plan), _without_thinking(plan)] if line),
         f"condition  {plan.settings.condition}",
@@ -176,6 +179,22 @@ def _estimates(plan: ExtractionPlan) -> list[str]:
     return [
         f"estimates  {len(plan.examples):,} forward and backward passes, one example at a time, each the work of {GRADIENT_PASSES} passes"
     ]
+
+
+def _weights(plan: ExtractionPlan) -> list[str]:
+    """Memory of the weights as chosen, and quantised on loading."""
+    dtype, chosen = plan.provenance["model"]["dtype"], plan.settings.quantize
+    if (found := weight_bytes(plan.source, dtype, chosen)) is None:
+        return []
+    form = plan.provenance["model"]["quantization"] or dtype
+    where = "over all GPUs, then the host's memory and the disk" if plan.settings.device_map else f"on {plan.device}"
+    others = (
+        []
+        if plan.provenance["model"]["quantization"] or not plan.source.weights_here
+        else [f"{bytes_text(weight_bytes(plan.source, dtype, bits) or 0)} with {bits}" for bits in QUANTIZE]
+    )
+    more = f"; `quantize`: {', '.join(others)}" if others else ""
+    return [f"weights    {bytes_text(found)} ({form}) {where}{more}"]
 
 
 def _generated(plan: ExtractionPlan) -> list[str]:

@@ -25,7 +25,7 @@ from stratascope.extract.families.general_family import (
 )
 from stratascope.extract.families.image_tokens import ImageRule, PatchGrid
 from stratascope.extract.families.model_families import ModelShape, image_rule, logits_capped, model_shape
-from stratascope.extract.model_files import ModelSource, check_weight_form, quantization, resolve_model
+from stratascope.extract.model_files import ModelSource, check_weight_form, on_loading, quantization, resolve_model
 from stratascope.extract.plan.answer_tokens import ANSWER_LOGITS, SUMMED, answer_forms
 from stratascope.extract.plan.extraction_plan import ExtractionPlan, patch_counts
 from stratascope.extract.plan.generated_answers import end_of_turn, generation_provenance
@@ -89,7 +89,7 @@ def build_plan(
     """
     trained = settings.untrained is None
     source = resolve_model(settings.model, revision=settings.revision, weights=weights and trained)
-    check_weight_form(source)
+    check_weight_form(source, quantize=settings.quantize, untrained=not trained)
     system = settings.asked.system if settings.system is None else settings.system
     general = load_general(source, system) if is_general(source) else None
     shape, rule = _shape_and_rule(source, settings, general)
@@ -173,7 +173,8 @@ def build_plan(
             "family": str(source.config["model_type"]),
             "dtype": dtype,
             "device": device.partition(":")[0],
-            "quantization": quantization(source),
+            "quantization": quantization(source) if settings.quantize is None else on_loading(settings.quantize),
+            **({"device_map": settings.device_map} if settings.device_map else {}),
             "files": source.digests(weights=trained, progress=progress),
             **({} if trained else {"untrained": settings.untrained}),
         },

@@ -12,6 +12,7 @@ from typing import Any
 from stratascope.datasets.own_prompts import find_prompt
 from stratascope.datasets.prompts import Prompt
 from stratascope.errors import InvalidInputError
+from stratascope.extract.model_files import QUANTIZE
 from stratascope.extract.plan.images import CONDITIONS
 from stratascope.extract.plan.knockout_plan import ALL_MODES, MODES
 from stratascope.store.format.arrays import generated_number
@@ -60,6 +61,9 @@ cells; all generated tokens (the first few of them are in `default`, too)."""
 
 GRID_POSITIONS = tuple(f"grid_{row}_{column}" for row in range(4) for column in range(4))
 """Sixteenths of the image, for the vision tower."""
+
+DEVICE_MAPS = ("auto",)
+"""How the weights can be spread over devices."""
 
 DEVICES = r"auto|cpu|mps|(cuda|xpu)(:\d+)?"
 """Valid devices, as a regular expression."""
@@ -117,6 +121,10 @@ class ExtractionSettings:
     """float32, bfloat16 or float16; None: float32 on a CPU, that of the weights on a GPU."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
+    device_map: str | None = None
+    """`auto`: spread the weights over all GPUs, then the host's memory and the disk (needs accelerate); None: on `device` alone."""
+    quantize: str | None = None
+    """4bit or 8bit: quantise the weights on loading (needs bitsandbytes); None: as they are in the files."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     untrained: int | None = None
@@ -164,6 +172,11 @@ class ExtractionSettings:
         _expect_among("fusion", self.fusion, FUSIONS)
         if self.dtype is not None:
             _expect_among("dtype", self.dtype, DTYPES)
+        if self.quantize is not None:
+            _expect_among("quantize", self.quantize, QUANTIZE)
+        if self.device_map is not None:
+            _expect_among("device_map", self.device_map, DEVICE_MAPS)
+        self._expect_whole_weights()
         if not re.fullmatch(DEVICES, self.device):
             raise InvalidInputError(f"expected `device` auto, cpu, cuda, cuda:N, mps or xpu, found {self.device!r}")
         for name, value in (("limit", self.limit), ("block", self.block), ("max_pixels", self.max_pixels)):
@@ -185,6 +198,19 @@ class ExtractionSettings:
             _expect_among("knockout_modes", name, ALL_MODES)
         if "knockout" in self.record and not self.knockout_modes:
             raise InvalidInputError(f"expected `knockout_modes` among {', '.join(ALL_MODES)}, found none")
+
+    def _expect_whole_weights(self) -> None:
+        """Refuse what needs plain weights on one device."""
+        if self.untrained is not None and (self.device_map or self.quantize):
+            raise InvalidInputError(
+                "expected `untrained` without `device_map` and `quantize`, as random weights are drawn on the host, found both"
+            )
+        alone = [name for name in self.record if name in ("hiding_estimate", "gradient_rollout", "knockout")]
+        if self.device_map and alone:
+            raise InvalidInputError(
+                f"expected `record` without {' and '.join(alone)} for `device_map`, as these run single blocks on one device, found "
+                f"{'it' if len(alone) == 1 else 'them'}; leave {'it' if len(alone) == 1 else 'them'} out, or set `quantize` instead"
+            )
 
     def _expect_no_cells(self) -> None:
         """Refuse what has a place in the image, which permuted image tokens do not have."""

@@ -98,31 +98,34 @@ def _fitting(lengths: Sequence[int], most_tokens: int) -> int:
     return len(lengths)
 
 
-def _with_suffixes(batch: Batch, suffixes: Sequence[tuple[int, ...]]) -> Batch:
-    """The batch with tokens behind each prompt."""
+def _inputs(model: CaptureModel, batch: Batch, suffixes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    """Keywords of a forward pass over a batch with tokens behind each prompt."""
     lengths = batch.lengths + torch.tensor([len(suffix) for suffix in suffixes])
     ids = batch.input_ids.new_zeros(len(suffixes), int(lengths.max()))
     for k, (suffix, length) in enumerate(zip(suffixes, batch.lengths.tolist(), strict=True)):
         ids[k, :length] = batch.input_ids[k, :length]
         ids[k, length : length + len(suffix)] = torch.tensor(suffix, dtype=ids.dtype)
-    return replace(batch, input_ids=ids, lengths=lengths, prompts=batch.lengths)
+    given = model.inputs(replace(batch, input_ids=ids, lengths=lengths))
+    if model.model.config.model_type == "paligemma":  # its prompts are read in both directions, answers are not
+        given["token_type_ids"] = (torch.arange(ids.shape[1]) >= batch.lengths[:, None]).long().to(model.device)
+    return given
 
 
 def _residual(model: CaptureModel, batch_of: Callable[[list[int]], Batch], members: Sequence[int], rows: Sequence[Row]) -> torch.Tensor:
     """(row, token, hidden) output of the last block."""
-    batch = _with_suffixes(batch_of([members[place] for place, *_ in rows]), [suffix for _, suffix, _ in rows])
+    given = _inputs(model, batch_of([members[place] for place, *_ in rows]), [suffix for _, suffix, _ in rows])
     blocks: Any = model.decoder.layers
     found: list[torch.Tensor] = []
     with reading_residuals(blocks, lambda layer, hidden: found.append(hidden) if layer == len(blocks) else None):
-        model.model(**model.inputs(batch), use_cache=False, **kept_logits(model.model, 1))
-    return found[0]
+        model.model(**given, use_cache=False, **kept_logits(model.model, 1))
+    return found[0].to(model.device)
 
 
 def _own_logits(model: CaptureModel, batch_of: Callable[[list[int]], Batch], members: Sequence[int], row: Row) -> torch.Tensor:
     """(token, vocabulary) float32: the model's own logits at the end of the prompt and behind it, of one row alone."""
-    batch = _with_suffixes(batch_of([members[row[0]]]), [row[1]])
+    given = _inputs(model, batch_of([members[row[0]]]), [row[1]])
     keep = len(row[1]) + 1
-    logits: torch.Tensor = model.model(**model.inputs(batch), use_cache=False, **kept_logits(model.model, keep)).logits
+    logits: torch.Tensor = model.model(**given, use_cache=False, **kept_logits(model.model, keep)).logits
     return logits[0, -keep:].float()
 
 

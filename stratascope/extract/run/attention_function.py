@@ -20,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 from stratascope.errors import CaptureError
 from stratascope.extract.run.decoder import block_of, output_projection
+from stratascope.extract.run.weights import linear_weight
 
 NAME = "stratascope_rows"
 """Name of the attention function; it must not contain sdpa, flash or flex, which transformers matches by pattern."""
@@ -48,9 +49,9 @@ class BlockAttention:
     """(batch, token, head, width), before W_O."""
 
     @property
-    def projection(self) -> Any:
-        """W_O, as a module."""
-        return output_projection(self.module)
+    def output_weight(self) -> torch.Tensor:
+        """(hidden, heads x width): W_O, dequantised."""
+        return linear_weight(output_projection(self.module), self.output.shape[2] * self.output.shape[3])
 
     def weights(self, positions: torch.Tensor) -> torch.Tensor:
         """Attention rows of selected queries, see `attention_weights`."""

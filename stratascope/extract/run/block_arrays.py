@@ -142,7 +142,7 @@ def _fill_generated(
         own = tokens[(tokens >= 0) & ~np.isin(tokens, ends)].tolist()
         text = plan.tokenizer.tokenizer.decode(own, skip_special_tokens=True)
         options = plan.examples[k].options
-        choice = parse_answer(text, plan.store.choices[: len(options) or None])
+        choice = UNPARSED if plan.prompt.own_options else parse_answer(text, plan.store.choices[: len(options) or None])
         stored = text.encode()[: arrays["generated_text"].shape[-1]].decode(errors="ignore").encode()
         arrays["generated_count"][place] = len(own)
         arrays["generated_choice"][place] = parse_answer(text, options) if choice == UNPARSED and options else choice

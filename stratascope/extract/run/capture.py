@@ -60,31 +60,54 @@ class Capture:
     head_outputs: dict[int, torch.Tensor] = field(default_factory=dict)
     """Block -> (batch, head, head width) float32: head outputs at the final token, before W_O."""
 
+    _places: dict[torch.device, _Places] = field(default_factory=dict)
+
     def pool(self, layer: int, hidden: torch.Tensor) -> None:
         """Keep the requested positions of the residual stream `hidden`, (batch, token, hidden), at a layer."""
-        self.residual[layer] = self.pooling(hidden)
-        rows = torch.arange(len(self.last), device=hidden.device)
-        self.final[layer] = hidden[rows, self.last].float()
-        if self.patches is not None and layer in self.patches.layers:
-            self.patch_residual[layer] = hidden[self.patches.rows[:, None], self.patches.index].float()
+        main, here = self.last.device, self._at(hidden.device)
+        self.residual[layer] = here.pooling(hidden).to(main)
+        rows = torch.arange(len(here.last), device=hidden.device)
+        self.final[layer] = hidden[rows, here.last].float().to(main)
+        if here.patches is not None and layer in here.patches.layers:
+            self.patch_residual[layer] = hidden[here.patches.rows[:, None], here.patches.index].float().to(main)
         if layer == 0 and self.at_entry is not None:
-            self.entry = self.at_entry(hidden)
+            self.entry = self.at_entry.to(hidden.device)(hidden).to(main)
+
+    def _at(self, device: torch.device) -> _Places:
+        """Where the positions are, on the device of a block."""
+        if device not in self._places:
+            self._places[device] = _Places(
+                self.last.to(device), self.pooling.to(device), None if self.patches is None else self.patches.to(device)
+            )
+        return self._places[device]
 
     def on_attention(self, seen: BlockAttention) -> None:
         """Keep the requested arrays of one block's attention; CaptureError if the block attends twice."""
-        block, heads = seen.block, seen.query.shape[1]
+        block, heads, main = seen.block, seen.query.shape[1], self.last.device
+        last = self._at(seen.query.device).last
         if block in self.rows:
             raise CaptureError(f"expected one self-attention in decoder block {block}, found two; open an issue with the model's name")
-        self.rows[block] = seen.weights(self.last[:, None])[:, :, 0]
+        self.rows[block] = seen.weights(last[:, None])[:, :, 0].to(main)
         if "maps" in self.want:
-            self.maps[block] = self.send(packed_map(seen, self.last + 1, self.fusion).tensors)
+            packed = packed_map(seen, last + 1, self.fusion).tensors
+            self.maps[block] = self.send({name: values.to(main) for name, values in packed.items()})
         if "value_norms" in self.want:
-            self.value_norms[block] = value_norms(seen.value, seen.projection.weight, heads)
+            self.value_norms[block] = value_norms(seen.value, seen.output_weight, heads).to(main)
         if "value_logits" in self.want:
-            self.value_logits[block] = value_logits(seen.value, seen.projection.weight, heads, self.toward[block])
+            toward = self.toward[block].to(seen.value.device)
+            self.value_logits[block] = value_logits(seen.value, seen.output_weight, heads, toward).to(main)
         if "head_outputs" in self.want:
-            rows = torch.arange(len(self.last), device=seen.output.device)
-            self.head_outputs[block] = seen.output[rows, self.last].float()
+            rows = torch.arange(len(last), device=seen.output.device)
+            self.head_outputs[block] = seen.output[rows, last].float().to(main)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Positions of a batch on one device."""
+
+    last: torch.Tensor
+    pooling: Pooling
+    patches: PatchTokens | None
 
 
 @dataclass(frozen=True)
@@ -156,6 +179,11 @@ class PatchTokens:
     def to(self, device: torch.device) -> PatchTokens:
         """The same on another device."""
         return PatchTokens(self.rows.to(device), self.index.to(device), self.layers)
+
+
+def stacked(by_layer: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """(layer, ...) float32, ascending."""
+    return torch.stack([by_layer[k].float() for k in sorted(by_layer)])
 
 
 def value_norms(value: torch.Tensor, output_weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -239,9 +267,19 @@ def capturing(decoder: nn.Module, capture: Capture) -> Iterator[Capture]:
     """While open, a forward pass through `decoder` (the text model that owns `.layers`) fills `capture`.
 
     Residual layer k is the input of block k, and layer L the output of the last block, before the final norm.
+
+    Raises
+    ------
+    CaptureError
+        If a block with softmax attention used another attention kernel.
     """
     with listening(capture), reading_residuals(decoder.layers, capture.pool):
         yield capture
+    if absent := sorted(set(attention_blocks(decoder.config)) - set(capture.rows)):
+        raise CaptureError(
+            f"expected the attention of all softmax blocks to pass through the function {NAME!r}, found another kernel in block "
+            f"{absent[0]} and {len(absent) - 1} more; report this with the model's name"
+        )
 
 
 def text_decoder(model: nn.Module) -> Any:

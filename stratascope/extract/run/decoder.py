@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from stratascope.errors import CaptureError
+from stratascope.extract.run.weights import execution_device
 
 BLOCK = "stratascope_block"
 """Attribute of every module within a decoder block: the block's number."""
@@ -131,7 +132,7 @@ def output_projection(module: nn.Module) -> Any:
         If it has none of a known name.
     """
     for name in _PROJECTIONS:
-        if isinstance(found := getattr(module, name, None), nn.Module) and hasattr(found, "weight"):
+        if isinstance(found := getattr(module, name, None), nn.Module) and (hasattr(found, "weight") or hasattr(found, "qweight")):
             return found
     raise CaptureError(
         f"expected an output projection ({', '.join(_PROJECTIONS)}) in {type(module).__name__}, found none; leave value_norms, "
@@ -198,13 +199,13 @@ def logit_scale(model: Any, config: Any) -> LogitScale:
     hook = head.register_forward_hook(lambda module, args, output: written.append(output))
     try:
         with torch.inference_mode():
-            ids = torch.tensor([[1, 2, 3]], device=head.weight.device)
+            ids = torch.tensor([[1, 2, 3]], device=execution_device(model.get_input_embeddings()))
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, -1].float()
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # a model that needs an image
         return LogitScale(factor, cap)
     finally:
         hook.remove()
-    output = written[-1].reshape(-1, logits.shape[-1])[-1].float()
+    output = written[-1].reshape(-1, logits.shape[-1])[-1].float().to(logits.device)
     for scale in (LogitScale(factor, cap), LogitScale(), LogitScale(factor), LogitScale(cap=cap)):
         if float((scale(output) - logits).abs().max()) <= 0.02 * float(logits.abs().max()):
             return scale

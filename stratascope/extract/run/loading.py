@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.utils import logging as hf_logging
 
 from stratascope.errors import InvalidInputError, MissingExtraError, StratascopeError
-from stratascope.extract.model_files import ModelSource, check_weight_files
+from stratascope.extract.model_files import ModelSource, check_weight_files, quantization
 from stratascope.extract.run.device_memory import OutOfMemory, attempt
 
+HOST = torch.device("cpu")
 LONGEST_TEXT = 400
 """Longest text of a library's error that is shown."""
 
 
-def load_model(source: ModelSource, dtype: torch.dtype, untrained: int | None = None) -> Any:
-    """Load a model on the host, in evaluation mode.
+@dataclass(frozen=True)
+class Arrangement:
+    """On which devices the weights of a model lie, and how they are quantised on loading."""
+
+    device_map: str | None = None
+    """`auto`: over all GPUs, then the host's memory, then the disk; None: on one device."""
+    quantize: str | None = None
+    """`4bit` or `8bit` of bitsandbytes; None: as they are in the files."""
+
+
+WHOLE = Arrangement()
+"""All weights on one device, as they are in the files."""
+
+
+def load_model(
+    source: ModelSource,
+    dtype: torch.dtype,
+    untrained: int | None = None,
+    arrangement: Arrangement = WHOLE,
+    device: torch.device = HOST,
+) -> Any:
+    """Load a model in evaluation mode: on the host, or where its arrangement puts it.
 
     Parameters
     ----------
@@ -30,11 +55,15 @@ def load_model(source: ModelSource, dtype: torch.dtype, untrained: int | None = 
     untrained
         Seed of random initial weights from the architecture's own initialisation; weight files are not read and need not exist.
         None: trained weights.
+    arrangement
+        On which devices the weights lie, and how they are quantised.
+    device
+        Where a quantised model goes that is not spread over devices.
 
     Raises
     ------
     InvalidInputError
-        If the weights do not fit the configuration, a file is damaged or missing.
+        If the weights do not fit the configuration, a file is damaged or missing, or the memory does not hold them.
     MissingExtraError
         If transformers needs a package that is not installed.
     """
@@ -43,13 +72,45 @@ def load_model(source: ModelSource, dtype: torch.dtype, untrained: int | None = 
     with _quiet(), explained(source):
         if untrained is not None:
             return _random_weights(source, dtype, untrained)
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            source.folder, dtype=dtype, output_loading_info=True, local_files_only=True
+        options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "local_files_only": True}
+        options |= _arranged(source, dtype, arrangement, device)
+        made = attempt(lambda: AutoModelForImageTextToText.from_pretrained(source.folder, **options))
+    if isinstance(made, OutOfMemory):
+        raise InvalidInputError(
+            f"{source.name}: expected memory for the model's weights, found too little ({made.reason}); set `quantize` or `device_map`"
         )
+    model, info = made
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise InvalidInputError(f"{source.name}: expected all weights, found {len(missing)} missing, the first {missing[0]!r}")
     return model.eval()
+
+
+def is_arranged(model: Any) -> bool:
+    """Whether a model is where its weights belong already: it is spread over devices, or quantised."""
+    return hasattr(model, "hf_device_map") or getattr(model, "hf_quantizer", None) is not None
+
+
+def _arranged(source: ModelSource, dtype: torch.dtype, arrangement: Arrangement, device: torch.device) -> dict[str, Any]:
+    """Arguments of `from_pretrained`."""
+    made: dict[str, Any] = {}
+    if arrangement.device_map is not None:
+        limits = memory_limits()
+        made |= {"device_map": arrangement.device_map, **({"max_memory": limits} if limits else {})}
+        made["offload_folder"] = tempfile.mkdtemp(prefix="stratascope-offload-")
+        atexit.register(shutil.rmtree, made["offload_folder"], ignore_errors=True)
+    elif arrangement.quantize is not None or quantization(source) is not None:
+        made["device_map"] = {"": str(device)}
+    if arrangement.quantize is not None:
+        four = arrangement.quantize == "4bit"
+        more = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype} if four else {}
+        made["quantization_config"] = BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four, **more)
+    return made
+
+
+def memory_limits() -> dict[int | str, int | str] | None:
+    """Memory of each device that weights may take, for `device_map`; None: all that is free."""
+    return None
 
 
 def load_image_processor(source: ModelSource) -> Any:

@@ -6,7 +6,6 @@ only a few values. The output of the last block has a finer resolution.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import nn
 from stratascope.errors import CaptureError
 from stratascope.extract.run.capture import Capture
 from stratascope.extract.run.decoder import excluded_tokens, logit_scale, unembedding_of
+from stratascope.extract.run.weights import execution_device, linear_weight, loaded, plain_copy, unembedding_weight
 from stratascope.store import Readout
 
 ROWS = 16_384
@@ -35,16 +35,22 @@ class Unembedding:
         Has the unembedding `lm_head`; its bias and the soft cap of its logits (Gemma 2) apply.
     decoder
         Has the final norm.
+    device
+        Where logits are computed; None: where the model starts.
     """
 
-    def __init__(self, model: Any, decoder: Any) -> None:
-        self._head = unembedding_of(model)
+    def __init__(self, model: Any, decoder: Any, device: torch.device | None = None) -> None:
+        head, place = unembedding_of(model), device or _start(model)
+        self._weight = unembedding_weight(head, place)
+        with loaded(head):
+            bias = getattr(head, "bias", None)
+            self._bias = None if bias is None else bias.detach().to(place)
         self._scale = logit_scale(model, decoder.config)
-        self.norm: nn.Module = copy.deepcopy(decoder.norm).float()
+        self.norm: nn.Module = plain_copy(decoder.norm).float().to(place)
         """The final norm in float32."""
         self._excluded: torch.Tensor | None = None
         if tokens := excluded_tokens(model):
-            self._excluded = torch.zeros(len(self._head.weight), dtype=torch.bool, device=self._head.weight.device)
+            self._excluded = torch.zeros(len(self._weight), dtype=torch.bool, device=self._weight.device)
             self._excluded[tokens] = True
         self.cap = self._scale.cap
         """Soft cap of the logits; None for none."""
@@ -66,19 +72,19 @@ class Unembedding:
         norm: Any = self.norm
         tokens, layer = words["token"].tolist(), isinstance(norm, nn.LayerNorm)
         gain: torch.Tensor = norm.weight if layer else norm_gain(norm)
-        bias, added = getattr(self._head, "bias", None), getattr(norm, "bias", None) if layer else None
+        bias, added = self._bias, getattr(norm, "bias", None) if layer else None
         found = Readout(
             norm="layer" if layer else "rms",
             epsilon=norm_epsilon(norm),
-            gain=_host(gain),
-            shift=_host(torch.zeros_like(gain) if added is None else added),
-            rows=_host(self._head.weight[tokens]) * np.float32(self._scale.factor),
-            bias=np.zeros(len(tokens), np.float32) if bias is None else _host(bias[tokens]) * np.float32(self._scale.factor),
+            gain=on_host(gain),
+            shift=on_host(torch.zeros_like(gain) if added is None else added),
+            rows=on_host(self._weight[tokens]) * np.float32(self._scale.factor),
+            bias=np.zeros(len(tokens), np.float32) if bias is None else on_host(bias[tokens]) * np.float32(self._scale.factor),
             words=words,
             cap=self.cap,
         )
         x = 3 * torch.randn(4, len(gain), generator=torch.Generator().manual_seed(0))
-        own = _host(self.logits(x.to(gain.device), tokens))
+        own = on_host(self.logits(x.to(gain.device), tokens))
         if not np.allclose(found.logits(x.numpy()), own, rtol=0, atol=1e-5 * float(np.abs(own).max(initial=1))):
             raise CaptureError(f"expected a root-mean-square norm or a layer norm before the logits, found {type(norm).__name__}")
         return found
@@ -97,7 +103,7 @@ class Unembedding:
 
     def all_logits(self, residual: torch.Tensor) -> torch.Tensor:
         """(n, hidden) output of the last block -> (n, vocabulary) float32 logits of all tokens."""
-        normed, count = self.norm(residual.float()), self._head.weight.shape[0]
+        normed, count = self.norm(residual.float()), self._weight.shape[0]
         return torch.cat([self._unembed(normed, slice(start, start + ROWS)) for start in range(0, count, ROWS)], 1)
 
     def most_likely(self, residual: torch.Tensor, ranks: int, known: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,7 +119,7 @@ class Unembedding:
             Use only this many first tokens of the vocabulary; None: all.
         """
         normed = self.norm(residual.float())
-        count = self._head.weight.shape[0] if known is None else min(known, self._head.weight.shape[0])
+        count = self._weight.shape[0] if known is None else min(known, self._weight.shape[0])
         best = normed.new_empty(len(normed), 0)
         ids = torch.empty(len(normed), 0, dtype=torch.long, device=normed.device)
         for start in range(0, count, ROWS):
@@ -128,9 +134,9 @@ class Unembedding:
 
     def _unembed(self, normed: torch.Tensor, rows: list[int] | slice | torch.Tensor) -> torch.Tensor:
         """(..., n, row) float32 logits of rows of the unembedding, summed in the precision of `normed`, (..., n, hidden)."""
-        logits = normed @ self._head.weight[rows].to(normed.dtype).mT
-        if getattr(self._head, "bias", None) is not None:
-            bias = self._head.bias[rows].to(normed.dtype)
+        logits = normed @ self._weight[rows].to(normed.dtype).mT
+        if self._bias is not None:
+            bias = self._bias[rows].to(normed.dtype)
             logits = logits + (bias[..., None, :] if bias.ndim > 1 else bias)
         found = self._scale(logits).float()
         if self._excluded is None:
@@ -189,7 +195,10 @@ def directions(model: nn.Module, decoder: Any, choices: tuple[int, int]) -> dict
     Includes the gain of a norm after the heads (Gemma 3)."""
     through = _through_head(model, decoder, choices)
     blocks: Any = decoder.layers
-    return {k: through * norm_gain(after) if (after := _norm_after(block)) is not None else through for k, block in enumerate(blocks)}
+    return {
+        k: through * norm_gain(after).to(through.device) if (after := _norm_after(block)) is not None else through
+        for k, block in enumerate(blocks)
+    }
 
 
 def logit_parts(model: nn.Module, decoder: Any, capture: Capture, choices: tuple[int, int]) -> LogitParts:
@@ -217,11 +226,11 @@ def logit_parts(model: nn.Module, decoder: Any, capture: Capture, choices: tuple
     for block in sorted(capture.head_outputs):
         z = capture.head_outputs[block]  # (example, head, width)
         projection = blocks[block].self_attn.o_proj
-        weight = projection.weight.float()
+        weight = linear_weight(projection, z.shape[1] * z.shape[2]).float().to(z.device)
         after = _norm_after(blocks[block])
         scale = final_scale
         if after is not None:
-            written = z.flatten(1) @ weight.T + (0 if projection.bias is None else projection.bias.float())
+            written = z.flatten(1) @ weight.T + (0 if projection.bias is None else projection.bias.float().to(z.device))
             scale = final_scale * _inverse_rms(after, written)
         by_head = (along[block] @ weight).view(z.shape[1], z.shape[2])
         own = (by_head * z).sum(-1) * scale
@@ -238,9 +247,14 @@ def logit_parts(model: nn.Module, decoder: Any, capture: Capture, choices: tuple
 
 def _through_head(model: nn.Module, decoder: Any, choices: tuple[int, int]) -> torch.Tensor:
     """(hidden,) float32: difference of the unembedding rows of both answers, times the gain of the final norm."""
-    weight: Any = unembedding_of(model).weight
-    apart: torch.Tensor = weight[choices[0]].float() - weight[choices[1]].float()
-    return apart * norm_gain(decoder.norm)
+    head, place = unembedding_of(model), _start(model)
+    rows = unembedding_weight(head, place, list(choices)).float()
+    return (rows[0] - rows[1]) * norm_gain(decoder.norm).to(place)
+
+
+def _start(model: Any) -> torch.device:
+    """Device on which a model's input enters."""
+    return execution_device(model.get_input_embeddings())
 
 
 def _norm_after(block: Any) -> Any | None:
@@ -255,7 +269,7 @@ def norm_epsilon(norm: Any) -> float:
 
 def norm_gain(norm: Any) -> torch.Tensor:
     """(hidden,) float32 gain, measured by calling the norm: some families store the gain, others the gain minus one."""
-    ones = torch.ones(1, len(norm.weight), device=norm.weight.device)
+    ones = torch.ones(1, len(norm.weight), device=execution_device(norm))
     gain: torch.Tensor = norm(ones).float()[0]
     return gain * math.sqrt(1 + norm_epsilon(norm))
 
@@ -266,5 +280,6 @@ def _inverse_rms(norm: Any, x: torch.Tensor) -> torch.Tensor:
     return scale
 
 
-def _host(values: torch.Tensor) -> np.ndarray:
+def on_host(values: torch.Tensor) -> np.ndarray:
+    """Values as float32 on the host."""
     return np.asarray(values.float().cpu().numpy())

@@ -17,7 +17,7 @@ from stratascope.extract.families.general_family import ProcessorRule
 from stratascope.extract.families.image_tokens import ImageRule
 from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.knockout_plan import Knockouts
-from stratascope.extract.run.capture import Capture, PatchTokens, Pooling, capturing, use_captured_attention
+from stratascope.extract.run.capture import Capture, PatchTokens, Pooling, capturing, stacked, use_captured_attention
 from stratascope.extract.run.decoder import kept_logits, takes
 from stratascope.extract.run.device_copy import HostCopy, copy_stream, to_host
 from stratascope.extract.run.float32 import full_float32
@@ -26,8 +26,8 @@ from stratascope.extract.run.generation import Generation, KeptCache, decodes_to
 from stratascope.extract.run.gradients import TokenGradients, token_gradients
 from stratascope.extract.run.inputs import PreparedImages, forward_inputs, joined, prepare_image
 from stratascope.extract.run.knockout import check_trace, knockout_effects, tracing
-from stratascope.extract.run.loading import load_image_processor, load_model, on_device, usable_device
-from stratascope.extract.run.logits import LogitParts, Unembedding, check_attributable, directions, logit_parts
+from stratascope.extract.run.loading import WHOLE, Arrangement, is_arranged, load_image_processor, load_model, on_device, usable_device
+from stratascope.extract.run.logits import LogitParts, Unembedding, check_attributable, directions, logit_parts, on_host
 from stratascope.extract.run.map_packing import HostMaps
 from stratascope.extract.run.reference import Reference, run_reference
 from stratascope.extract.run.vision_features import (
@@ -40,6 +40,7 @@ from stratascope.extract.run.vision_features import (
     vision_segments,
 )
 from stratascope.extract.run.vision_tower import CellRequest
+from stratascope.extract.run.weights import execution_device
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,6 @@ class Batch:
     """Further positions at the entry of the first block; None: none."""
     patches: PatchTokens | None = None
     """Image tokens that are kept one by one; None: none."""
-    prompts: torch.Tensor | None = None
-    """(batch,) tokens of the prompts, where tokens of answers follow; None: all are of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +152,8 @@ class CaptureModel:
     ----------
     untrained
         Seed of random initial weights; None: trained weights.
+    arrangement
+        On which devices the weights lie, and how they are quantised.
 
     Raises
     ------
@@ -160,9 +161,18 @@ class CaptureModel:
         If the weights do not fit the configuration, the device does not exist or its memory does not hold them.
     """
 
-    def __init__(self, source: ModelSource, *, device: str, dtype: str, rule: ImageRule, untrained: int | None = None) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        *,
+        device: str,
+        dtype: str,
+        rule: ImageRule,
+        untrained: int | None = None,
+        arrangement: Arrangement = WHOLE,
+    ) -> None:
         place, precision = usable_device(device), getattr(torch, dtype)
-        self._use(load_model(source, precision, untrained), rule, place, precision)
+        self._use(load_model(source, precision, untrained, arrangement, place), rule, place, precision)
         self.image_processor = None if isinstance(rule, ProcessorRule) else load_image_processor(source)
 
     @classmethod
@@ -173,10 +183,10 @@ class CaptureModel:
         return made
 
     def _use(self, model: Any, rule: ImageRule, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype, self._rule = device, dtype, rule
-        self.model = on_device(model, self.device).requires_grad_(False)
+        self.model = (model if is_arranged(model) else on_device(model, device)).requires_grad_(False)
+        self.device, self.dtype, self._rule = execution_device(self.model.get_input_embeddings()), dtype, rule
         self.decoder = use_captured_attention(self.model)
-        self.unembedding = Unembedding(self.model, self.decoder)
+        self.unembedding = Unembedding(self.model, self.decoder, self.device)
         self.accepts_features = accepts_features(self.model)
         """Whether a forward pass accepts precomputed image features."""
         self.decodes_together = decodes_together(self.model, self.decoder)
@@ -239,15 +249,15 @@ class CaptureModel:
         top = self.unembedding.most_likely(output_residual, request.ranks, request.known_tokens) if request.ranks else None
         held = capture.want
         found = {
-            "residual": _stack(capture.residual).transpose(1, 2),
-            "rows": _stack(capture.rows) if capture.rows else torch.zeros(0, len(last), 1, batch.input_ids.shape[1]),
+            "residual": stacked(capture.residual).transpose(1, 2),
+            "rows": stacked(capture.rows) if capture.rows else torch.zeros(0, len(last), 1, batch.input_ids.shape[1]),
             "answer_logits": self.unembedding.logits(output_residual, request.choices),
             "final": output_residual,
-            "value_norms": _stack(capture.value_norms) if "value_norms" in held else None,
-            "head_outputs": _stack(capture.head_outputs) if "head_outputs" in held else None,
+            "value_norms": stacked(capture.value_norms) if "value_norms" in held else None,
+            "head_outputs": stacked(capture.head_outputs) if "head_outputs" in held else None,
             "vision": vision_segments(batch.features, batch.segments) if batch.segments else None,
             "entry": capture.entry,
-            "patches": _stack(capture.patch_residual) if capture.patch_residual else None,
+            "patches": stacked(capture.patch_residual) if capture.patch_residual else None,
             "form_logits": self.unembedding.logits(output_residual, request.forms) if request.forms else None,
             "top_tokens": None if top is None else top[1],
             "top_logits": None if top is None else top[0],
@@ -268,14 +278,15 @@ class CaptureModel:
         sizes = image_sizes if general else image_grids
         images = sizes(batch.features) if batch.features else batch.images
         made = (general_inputs if general else forward_inputs)(self.model, batch.input_ids, batch.lengths, images)
-        if batch.prompts is not None and self.model.config.model_type == "paligemma":  # answers are read causally, unlike its prompts
-            made["token_type_ids"] = (torch.arange(batch.input_ids.shape[1]) >= batch.prompts[:, None]).long()
-        return {**dict.fromkeys(made), **self._on_device({name: each for name, each in made.items() if each is not None}), **given}
+        return {**self._on_device(made), **given}
 
-    def _on_device(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _on_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Move tensors to the device, floats in the model's precision; pinned memory avoids synchronising a GPU."""
-        moved = {}
+        moved: dict[str, Any] = {}
         for name, values in tensors.items():
+            if values is None:
+                moved[name] = None
+                continue
             given = values.pin_memory() if self.device.type == "cuda" else values
             there = given.to(self.device, non_blocking=True)
             moved[name] = there.to(self.dtype) if there.is_floating_point() else there
@@ -331,20 +342,7 @@ class CaptureModel:
 
     @full_float32()
     @torch.inference_mode()
-    def readout(self, residual: np.ndarray, choice_ids: Sequence[int]) -> np.ndarray:
-        """(example, hidden) output of the last block -> (example, choice) float32 logits."""
-        return _host(self.unembedding.logits(torch.from_numpy(residual).to(self.device), choice_ids))
-
-    @full_float32()
-    @torch.inference_mode()
-    def all_logits(self, residual: np.ndarray) -> np.ndarray:
-        """(n, hidden) output of the last block -> (n, vocabulary) float32 logits."""
-        return _host(self.unembedding.all_logits(torch.from_numpy(residual).to(self.device)))
-
-
-def _stack(by_layer: Mapping[int, torch.Tensor]) -> torch.Tensor:
-    return torch.stack([by_layer[k].float() for k in sorted(by_layer)])
-
-
-def _host(values: torch.Tensor) -> np.ndarray:
-    return np.asarray(values.cpu().numpy())
+    def readout(self, residual: np.ndarray, choice_ids: Sequence[int] | None) -> np.ndarray:
+        """(example, hidden) output of the last block -> (example, choice) float32 logits; None: of the whole vocabulary."""
+        given, head = torch.from_numpy(residual).to(self.device), self.unembedding
+        return on_host(head.all_logits(given) if choice_ids is None else head.logits(given, choice_ids))

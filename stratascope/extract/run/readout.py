@@ -66,9 +66,9 @@ def add_lens(out: Path | str, *, model: str | None = None) -> Readout:
 def _readout_of(store: ActivationStore, name: str | None) -> Readout:
     import torch
 
-    from stratascope.extract.model_files import resolve_model
+    from stratascope.extract.model_files import QUANTIZE, on_loading, resolve_model
     from stratascope.extract.run.capture import text_decoder
-    from stratascope.extract.run.loading import load_model
+    from stratascope.extract.run.loading import Arrangement, load_model
     from stratascope.extract.run.logits import Unembedding
 
     held = store.provenance.get("model")
@@ -85,7 +85,8 @@ def _readout_of(store: ActivationStore, name: str | None) -> Readout:
             f"expected the model of {store.name}, {held['name']} {held.get('revision') or ''}, found other files in {source.folder}; set "
             "`model` to the folder or Hub id that was extracted"
         )
-    loaded = load_model(source, getattr(torch, str(held.get("dtype") or "float32")), untrained)
+    quantize = next((bits for bits in QUANTIZE if str(held.get("quantization")) == on_loading(bits)), None)
+    loaded = load_model(source, getattr(torch, str(held.get("dtype") or "float32")), untrained, Arrangement(None, quantize))
     relations = () if store.provenance.get("data", {}).get("questions") else store.examples["relation"]
     words = readout_words(source.tokenizer, choices, relations)
     return Unembedding(loaded, text_decoder(loaded)).readout(words)

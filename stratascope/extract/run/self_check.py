@@ -51,6 +51,13 @@ In bfloat16 the residual stream of the former differs by .023 at layer 1 and .04
 rows by .008 in block 0 and .049 in block 3; in float16 by an eighth of that. Shifting the text after the image by one position changes
 layer 1 of the built-in model by .056, of SmolLM2 by .17."""
 
+
+def limits_of(plan: ExtractionPlan) -> Limits:
+    """Tolerances for a plan: those of bfloat16 for quantised models, whose activations are rounded, too."""
+    model = plan.provenance["model"]
+    return LIMITS["bfloat16" if model["quantization"] else model["dtype"]]
+
+
 CHECKED = 6
 """Examples of the first batch that are compared, at most; evenly spaced, including the shortest and the longest."""
 
@@ -137,7 +144,7 @@ def check_capture(
         If attention rows do not sum to 1; residual vectors, rows or logits differ from the references by more than rounding or belong to
         another layer or example; or the last residual or the logit terms do not give the model's logits.
     """
-    limits, members = LIMITS[plan.provenance["model"]["dtype"]], list(references)
+    limits, members = limits_of(plan), list(references)
     rows = captured.rows[:, members]
     sums = rows.sum(-1)
     if not np.allclose(sums, 1, atol=1e-3):
@@ -196,14 +203,14 @@ def check_generated(plan: ExtractionPlan, model: CaptureModel, captured: Capture
     """
     assert captured.generated is not None
     assert captured.generated_residual is not None
-    tokens, limits = captured.generated[row], LIMITS[plan.provenance["model"]["dtype"]]
+    tokens, limits = captured.generated[row], limits_of(plan)
     chosen = tokens[tokens >= 0]
     own = chosen[~np.isin(chosen, plan.provenance["generation"]["end"])]
     length = len(plan.layouts[example].ids)
     inputs = with_generated_tokens(made, own.tolist(), prefix=family_of(plan.source).prefix)
     order = image_token_order_of(plan, model, example, made)
     reference = model.reference(inputs, [np.array([length - 1 + k]) for k in range(len(own) + 1)], chosen[:1], order)
-    logits = model.all_logits(reference.residual[-1, : len(chosen)])
+    logits = model.readout(reference.residual[-1, : len(chosen)], None)
     short = float((logits.max(-1) - logits[np.arange(len(chosen)), chosen]).max())
     if not short <= limits.logits * max(float(np.abs(logits).max()), 2 * reference.spread):
         raise CaptureError(

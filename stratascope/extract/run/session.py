@@ -23,15 +23,16 @@ from stratascope.extract.run.generation import Generation
 from stratascope.extract.run.gradients import ARRAYS, TokenGradients
 from stratascope.extract.run.halvings import Halving, Halvings, Work
 from stratascope.extract.run.inputs import LoadedImage, PreparedImages, check_cut, joined, load_image, shown_image
+from stratascope.extract.run.loading import Arrangement
 from stratascope.extract.run.model import Batch, CaptureModel, CaptureRequest, PendingCapture
 from stratascope.extract.run.self_check import (
     CHECKED,
-    LIMITS,
     check_capture,
     check_generated,
     check_patches,
     check_prompt,
     image_token_order_of,
+    limits_of,
     load_processor,
 )
 from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures
@@ -53,7 +54,12 @@ class ExtractionSession:
         self.plan, self.batch_tokens, self._given_tokens = plan, batch_tokens, batch_tokens
         model = plan.provenance["model"]
         self.model = CaptureModel(
-            plan.source, device=plan.device, dtype=model["dtype"], rule=plan.tokenizer.rule, untrained=plan.settings.untrained
+            plan.source,
+            device=plan.device,
+            dtype=model["dtype"],
+            rule=plan.tokenizer.rule,
+            untrained=plan.settings.untrained,
+            arrangement=Arrangement(plan.settings.device_map, plan.settings.quantize),
         )
         self.request = CaptureRequest(
             choices=_compared_tokens(plan),
@@ -117,7 +123,7 @@ class ExtractionSession:
         knockouts = self.plan.knockouts
         assert knockouts is not None
         targets, pair = self.plan.masked_tokens(example), (self.request.choices[0], self.request.choices[1])
-        check = None if self.knocked else LIMITS[self.plan.provenance["model"]["dtype"]].inner
+        check = None if self.knocked else limits_of(self.plan).inner
         while True:
             tokens = self.kept.limit("knockouts", block, place, self._given_tokens)
             found = attempt(partial(self._knock_out, batch, pair, targets, knockouts, tokens, check))
@@ -142,7 +148,7 @@ class ExtractionSession:
         """
         answers = [self.plan.tokenizer.answers(self.plan.examples[k]) for k in members]
         lengths = self._counts[list(members)]
-        tolerance = None if self.scored else LIMITS[self.plan.provenance["model"]["dtype"]].logits
+        tolerance = None if self.scored else limits_of(self.plan).logits
         while True:
             tokens = 1 if self._alone else self.kept.limit("answers", block, place, self._given_tokens)
             found = attempt(partial(answer_scores, self.model, members, answers, lengths, batch_of, tokens, tolerance))

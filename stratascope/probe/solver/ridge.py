@@ -32,7 +32,8 @@ class RidgeSolver:
         self.absent = np.zeros((count, 0), dtype=bool)
         nan = np.full(count, np.nan)
         self.report = Report(nan.copy(), np.zeros(count), np.zeros(count), np.zeros(count, np.intp), np.ones(count, bool))
-        self._masks, self._mask_of = np.unique(self.training, axis=0, return_inverse=True)
+        self._masks, mask_of = np.unique(self.training, axis=0, return_inverse=True)
+        self._mask_of = mask_of.ravel()  # numpy 2.0 gives it a second axis
         self._grams: list[Floats] | None = None
         self._kernels: dict[int, Floats] = {}
 

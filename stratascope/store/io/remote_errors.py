@@ -104,6 +104,8 @@ def _cause(text: str, silence: float | None) -> str:
     cause = cause.removeprefix("HTTP error: ")
     if silence is not None:
         return f"the server sends nothing for {silence:.0f} s"
+    if re.search(r"Requested \d+\.\.\d+, got \d+\.\.\d+", cause):
+        return "the server sends other bytes than were asked for"
     if "error sending request" in cause:
         return "no server answers"
     if "body error" in cause:

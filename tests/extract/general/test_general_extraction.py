@@ -168,6 +168,7 @@ def test_generated_tokens_are_those_of_transformers(extracted: tuple[str, Path, 
     _, folder, plan = extracted
     store = ActivationStore.open(folder / "store.zarr")
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    complete_outputs(model)
     ends = plan.provenance["generation"]["end"]
     for k in range(len(plan.examples)):
         inputs = _official(folder, plan, k).to(torch.float32)

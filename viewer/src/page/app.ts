@@ -6,13 +6,12 @@ import { ListClient } from "../list/client.ts";
 import type { Row } from "../list/protocol.ts";
 import { Results } from "../results/results.ts";
 import { Answers } from "../store/answers.ts";
-import { MEASURES, onMapsRead } from "../store/measures.ts";
+import { onMapsRead } from "../store/measures.ts";
 import { conditionOf } from "../store/provenance.ts";
 import type { Store } from "../store/store.ts";
 import { boxesOf } from "./boxes.ts";
-import { KnockoutCard, NextCard } from "./answer-cards.ts";
 import { Captions } from "./captions.ts";
-import { ProbeCard, ShareCard, summary, toDivide } from "./cards.ts";
+import { summary } from "./cards.ts";
 import { actionMenu, displayMenu, type Opening } from "./dialogs.ts";
 import { h, setText } from "./dom.ts";
 import type { Named } from "./download.ts";
@@ -20,14 +19,13 @@ import { ExampleList } from "./example-list.ts";
 import { Exports } from "./exports.ts";
 import { fitted, fittedPane } from "./fitted.ts";
 import { header, titleOf } from "./header.ts";
-import { HeadGrid } from "./head-grid.ts";
 import { clamp } from "./numbers.ts";
 import { LinkNotice } from "./notice.ts";
 import { Pane } from "./pane.ts";
 import type { PaneHost } from "./pane-layout.ts";
 import { Overview } from "./overview.ts";
 import { Player } from "./player.ts";
-import { RowCard } from "./row-card.ts";
+import { Side } from "./side.ts";
 import { TokenStrip } from "./tokens.ts";
 import { toHash, type PaneView, type View } from "./view.ts";
 
@@ -42,12 +40,6 @@ export class App {
   readonly #client: ListClient;
   readonly #panes: Record<Which, Pane | null> = { a: null, b: null };
   readonly #strips: Record<Which, TokenStrip>;
-  readonly #grid: HeadGrid;
-  readonly #share: ShareCard;
-  readonly #probe: ProbeCard;
-  readonly #knockouts: KnockoutCard;
-  readonly #next: NextCard;
-  readonly #row: RowCard;
   readonly #overview: Overview;
   readonly #live = h("div", { class: "sr", role: "status", "aria-live": "polite" });
   readonly #notice = new LinkNotice();
@@ -57,7 +49,7 @@ export class App {
   readonly #display: ReturnType<typeof displayMenu>;
   readonly #compare: HTMLButtonElement;
   readonly #toOverview: HTMLButtonElement;
-  readonly #side: HTMLElement;
+  readonly #side: Side;
   readonly #header: HTMLElement;
   readonly exports: Exports;
   readonly #captions = new Captions();
@@ -96,29 +88,21 @@ export class App {
       search: (filter) => { this.set({ query: filter.query, relation: filter.relation, outcome: filter.outcome }); this.list.find(); },
     }, this.#client);
     this.#strips = { a: new TokenStrip("", (patch) => this.change(patch, "a")), b: new TokenStrip(" of B", (patch) => this.change(patch, "b")) };
-    this.#grid = new HeadGrid({
-      store, view: () => this.view, colourBy: (grid) => this.set({ grid }),
-      pick: (layer, head) => this.change({ layer, head, heads: "one", measure: MEASURES[this.#pane.measure].perHead ? this.#pane.measure : "attention" }),
+    this.#side = new Side({
+      store, view: () => this.view, pane: () => this.#pane, shown: () => this.#panes[this.view.active]?.shown ?? null,
+      change: (patch) => this.change(patch), set: (patch) => this.set(patch),
     });
-    this.#share = new ShareCard(store.layers, (layer) => this.change({ layer }));
-    // layer k of the residual stream is what enters block k: the last has no block
-    this.#probe = new ProbeCard(conditionOf(store.provenance), (layer) => this.change({ layer: Math.min(layer, store.layers.at(-1)!) }), (task) => this.set({ task }));
-    this.#knockouts = new KnockoutCard(store, (patch) => this.change(patch));
-    this.#next = new NextCard(store);
-    this.#row = new RowCard(store);
     this.#overview = new Overview({
       view: () => this.view, set: (patch) => this.set(patch), say: (text) => setText(this.#live, text), condition: conditionOf(store.provenance),
-      // layer k of the residual stream is what enters block k: the last has no block
       open: (example, layer) => this.change({ example, layer: Math.min(layer, store.layers.at(-1)!) }),
     }, () => this.#shownFirst());
     this.#display = displayMenu(() => this.view, (patch) => this.set(patch));
     this.#compare = h("button", { class: "button", type: "button", "aria-pressed": "false", title: "Two examples or layers side by side (c)", onclick: () => this.compare() }, "Compare");
     this.#toOverview = h("button", { class: "button", type: "button", "aria-pressed": "false", hidden: true, title: "All examples, or one (e)", onclick: () => this.turn() }, "Overview");
     this.#header = header(titleOf(store), {
-      meter, opening, copy: () => void this.copyLink(), before: [this.list.toggle, this.#toOverview, this.#compare, this.#display.element, actionMenu("Download", [["Picture (PNG)", () => void this.exports.png()], ["Numbers (CSV)", () => this.exports.csv()]])],
+      meter, opening, copy: () => void this.copyLink(), before: [this.list.toggle, this.#compare, this.#toOverview, this.#display.element, actionMenu("Download", [["Picture (PNG)", () => void this.exports.png()], ["Numbers (CSV)", () => this.exports.csv()]])],
     });
-    this.#side = h("div", { class: "side" }, this.#grid.element, this.#share.element, this.#probe.element, this.#knockouts.element, this.#next.element, this.#row.element);
-    this.#main = h("main", {}, this.list.element, this.#stage, this.#side, this.#tokens, this.#overview.element);
+    this.#main = h("main", {}, this.list.element, this.#stage, this.#side.element, this.#tokens, this.#overview.element);
     root.replaceChildren(this.#header, this.#main, this.#notice.element, this.#live);
     onMapsRead((done, total) => setText(this.#live, done < total ? `reading maps, ${done} of ${total}` : "maps read"));
     this.#arrange();
@@ -131,12 +115,12 @@ export class App {
 
   offerResults(results: Results | null, why?: string): void {
     this.#results = results;
-    this.#probe.offer(results, why);
+    this.#side.offer(results, why);
     this.#overview.offer(results);
     this.#toOverview.hidden = !results?.tasks.length;
     if (this.#all) this.set({ page: results?.tasks.length ? "overview" : "example" });
     if (this.#all) return;
-    void this.#probe.show(this.#pane.example, this.#pane.layer, this.view.task);
+    this.#side.probe();
     // flows shown so far are bounds
     for (const which of ["a", "b"] as const) if (this.view[which]?.measure === "flow") void this.#panes[which]?.show(this.view[which]!);
   }
@@ -160,9 +144,7 @@ export class App {
     this.#update();
   }
 
-  leaveOut(given: View, ignored: readonly string[]): void {
-    this.#notice.tell(ignored, given, this.view);
-  }
+  readonly leaveOut = (given: View, ignored: readonly string[]): void => this.#notice.tell(ignored, given, this.view);
 
   /** A link was followed: show all that it says. */
   follow(view: View): void {
@@ -205,13 +187,10 @@ export class App {
   }
 
   play(which: Which = this.view.active): void {
-    if (this.#all) return;
-    this.#player.toggle(which);
+    if (!this.#all) this.#player.toggle(which);
   }
 
-  stop(): void {
-    this.#player.stop();
-  }
+  readonly stop = (): void => this.#player.stop();
 
   #layerOf(which: Which): number {
     return (this.view[which] ?? this.view.a).layer;
@@ -256,26 +235,22 @@ export class App {
 
   #update(): void {
     this.#overview.element.hidden = !this.#all;
-    for (const part of [this.#stage, this.#side, this.#tokens]) part.hidden = this.#all;
+    for (const part of [this.#stage, this.#side.element, this.#tokens]) part.hidden = this.#all;
     for (const button of [this.#compare, this.#display.element]) button.hidden = this.#all;
     this.#toOverview.setAttribute("aria-pressed", String(this.#all));
     if (this.#all) void this.#overview.show();
-    else this.#showPanes();
-    this.list.choose(this.#pane.example);
-    this.#askRows();
-    clearTimeout(this.#writing);
-    this.#writing = setTimeout(() => this.#write(), WRITE_MS);
-  }
-
-  #showPanes(): void {
     for (const which of ["a", "b"] as const) {
-      const pane = this.#panes[which];
+      const pane = this.#all ? null : this.#panes[which];
       if (!pane) continue;
       pane.element.classList.toggle("active", this.view.active === which && this.view.b !== null);
       void pane.show(this.view[which]!);
     }
     this.#display.sync();
-    this.#cards();
+    if (!this.#all) this.#side.show(!this.#first);
+    this.list.choose(this.#pane.example);
+    this.#askRows();
+    clearTimeout(this.#writing);
+    this.#writing = setTimeout(() => this.#write(), WRITE_MS);
   }
 
   #write(): void {
@@ -292,11 +267,11 @@ export class App {
     }
     this.#strips[which].tint(view, this.view);
     if (which !== this.view.active) return;
-    this.#cards();
+    this.#side.show(!this.#first);
     if (pane.shown && what === "weights") setText(this.#live, summary(pane.shown, view));
     if (what === "weights" || pane.fault) {
       this.#shownFirst();
-      void this.#row.show(view.example);
+      this.#side.show(true);
     }
   }
 
@@ -306,26 +281,6 @@ export class App {
     this.#first = false;
     this.#client.ask({ ask: "more" });
     document.documentElement.dataset["ready"] = "first-view";
-  }
-
-  #cards(): void {
-    const pane = this.#panes[this.view.active];
-    const shown = pane?.shown ?? null;
-    const view = this.#pane;
-    this.#grid.show(shown, view);
-    void this.#probe.show(view.example, view.layer, this.view.task);
-    void this.#shares(view);
-    const recorded = shown?.logits && shown.prompt.example === view.example ? view.example : null;
-    void this.#knockouts.show(recorded, view);
-    void this.#next.show(recorded);
-    if (!this.#first) void this.#row.show(view.example);
-  }
-
-  async #shares(view: PaneView): Promise<void> {
-    const shown = this.#panes[this.view.active]?.shown ?? null;
-    if (!shown?.logits) return this.#share.show(null, null, view, "");
-    const { rows, how } = await toDivide(this.store, shown, view);
-    if (shown === this.#panes[this.view.active]?.shown && view === this.#pane) this.#share.show(shown, rows, view, how);
   }
 
   #askRows(): void {

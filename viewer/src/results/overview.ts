@@ -53,7 +53,8 @@ export async function scoreCurve(results: Results, entry: ResultEntry): Promise<
   const [layer, metrics, value, low, high, chance] = await Promise.all([
     column(result, "table", "layer"), words(result, "table", "metric"), ...["value", "low_simultaneous", "high_simultaneous", "chance"].map((name) => column(result, "table", name)),
   ] as [Promise<number[]>, Promise<string[]>, ...Promise<number[]>[]]) as [number[], string[], number[], number[], number[], number[]];
-  const metric = settings?.metric ?? (classes.length === 2 ? "auroc" : classes.length ? "balanced_accuracy" : "r2");
+  const usual = settings?.metric || (classes.length === 2 ? "auroc" : classes.length ? "balanced_accuracy" : "r2");
+  const metric = metrics.includes(usual) ? usual : metrics[0] ?? usual;
   const rows = rowsBy(layer, (row) => metrics[row] === metric);
   return {
     position: entry.position ?? "", condition: entry.condition ?? "", metric, layers: kept(layer, rows), value: kept(value, rows), low: kept(low, rows), high: kept(high, rows),
