@@ -17,7 +17,7 @@ from torch import nn
 
 from stratascope.errors import CaptureError
 from stratascope.extract.run.attention_function import NAME, BlockAttention, listening
-from stratascope.extract.run.decoder import attention_blocks, find_decoder, mark_blocks
+from stratascope.extract.run.decoder import attention_blocks, complete_outputs, find_decoder, mark_blocks
 from stratascope.extract.run.device_copy import HostCopy, to_host
 from stratascope.extract.run.map_packing import packed_map
 
@@ -305,6 +305,7 @@ def use_captured_attention(model: nn.Module) -> Any:
     """
     decoder = text_decoder(model)
     mark_blocks(decoder)
+    complete_outputs(model)
     set_text_attention(model, NAME)
     found = decoder.config._attn_implementation
     if found != NAME and attention_blocks(decoder.config):

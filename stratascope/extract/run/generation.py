@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from stratascope.errors import CaptureError
 from stratascope.extract.run.capture import reading_residuals
 from stratascope.extract.run.decoder import attention_blocks, kept_logits, takes
 from stratascope.extract.run.general_inputs import BY_TOKEN
@@ -94,8 +95,17 @@ class KeptCache:
             Of the forward pass.
         lengths
             (batch,) tokens of each prompt.
+
+        Raises
+        ------
+        CaptureError
+            If the model returns no cache (BLIP-2).
         """
-        cache = getattr(output, self.name)
+        cache = getattr(output, self.name, None)
+        if cache is None:
+            raise CaptureError(
+                f"expected a model that returns its key-value cache, found {type(output).__name__} without; set `generate` to 0"
+            )
         if not self.together:
             return cache
         for layer in cache.layers:
@@ -126,6 +136,9 @@ def with_generated_tokens(made: Mapping[str, Any], tokens: Sequence[int], *, pre
         if isinstance(found[name], torch.Tensor) and found[name].shape[1:] == (count,):
             more = found[name].new_zeros(1, added) + values.get(name, 0)
             found[name] = torch.cat([found[name], more], 1)
+    if isinstance(found.get("cross_attention_mask"), torch.Tensor):  # Mllama: generated tokens attend to the tiles as the last one does
+        mask = found["cross_attention_mask"]
+        found["cross_attention_mask"] = torch.cat([mask, mask[:, -1:].expand(-1, added, *mask.shape[2:])], 1)
     found.pop("position_ids", None)
     return found
 

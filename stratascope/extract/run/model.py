@@ -18,7 +18,7 @@ from stratascope.extract.families.image_tokens import ImageRule
 from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.knockout_plan import Knockouts
 from stratascope.extract.run.capture import Capture, PatchTokens, Pooling, capturing, stacked, use_captured_attention
-from stratascope.extract.run.decoder import complete_outputs, kept_logits, takes
+from stratascope.extract.run.decoder import kept_logits, takes
 from stratascope.extract.run.device_copy import HostCopy, copy_stream, to_host
 from stratascope.extract.run.float32 import full_float32
 from stratascope.extract.run.general_inputs import general_inputs
@@ -37,7 +37,7 @@ from stratascope.extract.run.vision_features import (
     image_features,
     image_grids,
     image_sizes,
-    segment_residual,
+    vision_segments,
 )
 from stratascope.extract.run.vision_tower import CellRequest
 from stratascope.extract.run.weights import execution_device
@@ -185,7 +185,6 @@ class CaptureModel:
     def _use(self, model: Any, rule: ImageRule, device: torch.device, dtype: torch.dtype) -> None:
         self.model = (model if is_arranged(model) else on_device(model, device)).requires_grad_(False)
         self.device, self.dtype, self._rule = execution_device(self.model.get_input_embeddings()), dtype, rule
-        complete_outputs(self.model)
         self.decoder = use_captured_attention(self.model)
         self.unembedding = Unembedding(self.model, self.decoder, self.device)
         self.accepts_features = accepts_features(self.model)
@@ -256,7 +255,7 @@ class CaptureModel:
             "final": output_residual,
             "value_norms": stacked(capture.value_norms) if "value_norms" in held else None,
             "head_outputs": stacked(capture.head_outputs) if "head_outputs" in held else None,
-            "vision": segment_residual(batch.features, batch.segments) if batch.segments else None,
+            "vision": vision_segments(batch.features, batch.segments) if batch.segments else None,
             "entry": capture.entry,
             "patches": stacked(capture.patch_residual) if capture.patch_residual else None,
             "form_logits": self.unembedding.logits(output_residual, request.forms) if request.forms else None,

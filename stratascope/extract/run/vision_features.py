@@ -162,9 +162,10 @@ def image_sizes(features: Sequence[ImageFeatures]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([each.sizes[name] for each in features]) for name, found in shapes.items() if len(found) == 1}
 
 
-def segment_residual(features: Sequence[ImageFeatures], segments: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """(layer, segment, vision hidden) float32 of (example, segment) pairs."""
-    return torch.stack([vision[:, k] for row, k in segments if (vision := features[row].vision) is not None], 1)
+def vision_segments(features: Sequence[ImageFeatures], segments: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """(layer, segment, vision hidden) float32: residual stream of the tower at (example, segment) pairs."""
+    kept = [features[row].vision for row, _ in segments]
+    return torch.stack([vision[:, segment] for vision, (_, segment) in zip(kept, segments, strict=True) if vision is not None], 1)
 
 
 class FeatureCache:

@@ -137,19 +137,6 @@ def _plain(folder: Path, plan: Any) -> Iterator[tuple[np.ndarray, list[np.ndarra
         )
 
 
-def test_generated_tokens_are_those_of_transformers(extracted: tuple[str, Path, Any]) -> None:
-    """Of linear attention too, whose states would include the padding of a batch."""
-    _, folder, plan = extracted
-    store = ActivationStore.open(folder / "store.zarr")
-    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    ends = plan.provenance["generation"]["end"]
-    for k in range(len(plan.examples)):
-        inputs = _official(folder, plan, k)
-        whole = model.generate(**inputs, do_sample=False, max_new_tokens=3, eos_token_id=ends or None)
-        tokens = whole[0, inputs["input_ids"].shape[1] :].tolist()
-        assert store.read("generated_tokens", examples=k).tolist() == tokens + [-1] * (3 - len(tokens))
-
-
 def _compare_residual(store: ActivationStore, k: int, residual: np.ndarray, logits: np.ndarray, plan: Any) -> None:
     for layer, hidden in enumerate(residual):
         held = store.read("residual", layer=layer, position="final", examples=[k])[0]
@@ -174,6 +161,20 @@ def test_a_model_without_softmax_attention_has_all_but_the_arrays_of_attention(p
         np.testing.assert_allclose(store.read("top_logits", examples=[k])[0], top, atol=2e-3)
     with pytest.raises(NotRecordedError, match="attention_rows"):
         store.read("attention_rows", layer=0)
+
+
+def test_generated_tokens_are_those_of_transformers(extracted: tuple[str, Path, Any]) -> None:
+    """Of linear attention too, whose states would include the padding of a batch."""
+    _, folder, plan = extracted
+    store = ActivationStore.open(folder / "store.zarr")
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    complete_outputs(model)
+    ends = plan.provenance["generation"]["end"]
+    for k in range(len(plan.examples)):
+        inputs = _official(folder, plan, k).to(torch.float32)
+        whole = model.generate(**inputs, do_sample=False, max_new_tokens=3, eos_token_id=ends or None)
+        tokens = whole[0, inputs["input_ids"].shape[1] :].tolist()
+        assert store.read("generated_tokens", examples=k).tolist() == tokens + [-1] * (3 - len(tokens))
 
 
 def test_the_grid_is_known_where_one_run_of_tokens_fills_it(extracted: tuple[str, Path, Any]) -> None:
