@@ -26,6 +26,7 @@ from stratascope.results.file import made_from
 from stratascope.results.result import Result, array_field, new_axes, table_field
 from stratascope.results.schema import columns
 from stratascope.stats.bootstrap import Bootstrap, repetition_weights
+from stratascope.stats.mean_ratio import FEWEST_SKEWED, mean_ratio
 from stratascope.store import ActivationStore
 from stratascope.store.format.json_schema import Along, each
 from stratascope.store.io.example_identity import image_groups
@@ -77,9 +78,9 @@ class Pointing(
         name="methods",
     )
     """method, label, named, others, ground (mean absolute score per cell, over examples), over_others, over_others_low, over_others_high
-    (ratio named / others; bootstrap interval over images), over_ground with the same ends, wins (share of examples with a larger score on
-    named cells than on others; than on the ground where others are unknown), examples, images. Measured knockout effects come first, then
-    methods by decreasing ratio."""
+    (ratio named / others over the examples with both; interval by bootstrap-t over images, NaN below 16 of them), over_ground with
+    the same ends, wins (share of examples with a larger score on named cells than on others; than on the ground where others are unknown),
+    examples, images. Measured knockout effects come first, then methods by decreasing ratio."""
     values: Floats = array_field("float", "row example place")
     """(row of the table, example, place): mean absolute score per cell at each of `PLACES`; NaN without such a cell."""
     examples: NDArray[np.int64] = array_field("int", "example", name="example")
@@ -112,7 +113,8 @@ class Pointing(
         ]
         for row in self.table.to_dict("records"):
             value, low, high = (row[f"over_{against}{end}"] for end in ("", "_low", "_high"))
-            lines.append(f"  {value:6.2f} [{low:.2f}, {high:.2f}]  {row['wins']:4.0%}  {row['label']}")
+            ends = f"[{low:.2f}, {high:.2f}]" if np.isfinite(low) else "(few images)"
+            lines.append(f"  {value:6.2f} {ends}  {row['wins']:4.0%}  {row['label']}")
         lines += _alignment_text(self.attributes.get("box_alignment", {}))
         if against == "ground":
             lines.append("other objects are unknown and count as background; give the boxes of all objects in the images")
@@ -157,7 +159,8 @@ def pointing(
     """Localisation of each method: mean absolute score on cells of the named objects, of other objects and of the ground.
 
     A cell has the measured knockout effect of its group of cells. The ratio divides means over examples, so that examples with large
-    effects weigh more; `wins` counts each example once.
+    effects weigh more; `wins` counts each example once. Intervals are by bootstrap-t over images of the logarithm of the ratio, those of
+    random scores by percentiles; below 16 images there are none.
 
     Parameters
     ----------
@@ -288,9 +291,10 @@ def _means(sizes: Floats, places: NDArray[np.bool_]) -> Floats:
 
 def _summarised(values: Floats, *, bootstrap: Bootstrap, images: NDArray[Any], level: float, others: bool) -> pd.DataFrame:
     """The columns of the table from (row, example, place) means."""
-    columns, drawn = _ratios(values, bootstrap, others)
-    for name, resampled in drawn.items():
-        columns[f"{name}_low"], columns[f"{name}_high"] = np.nanquantile(resampled, [0.5 - level / 2, 0.5 + level / 2], axis=1)
+    columns = _ratios(values, others)
+    for k, place in enumerate(PLACES[1:], start=1):
+        bands = mean_ratio(values[..., 0], values[..., k], bootstrap, level=level, positive=True)[2]
+        columns[f"over_{place}_low"], columns[f"over_{place}_high"] = bands.low, bands.high
     both = np.isfinite(values[..., 0]) & np.isfinite(values[..., 1 if others else 2])
     columns["examples"] = both.sum(1)
     columns["images"] = [len(set(images[row])) for row in both]
@@ -299,23 +303,24 @@ def _summarised(values: Floats, *, bootstrap: Bootstrap, images: NDArray[Any], l
     return pd.DataFrame(columns)
 
 
-def _ratios(values: Floats, bootstrap: Bootstrap, others: bool) -> tuple[dict[str, Any], dict[str, Floats]]:
-    """Means at the places, their ratios and wins, (row,) each; and the (row, draw) resamples of the ratios."""
-    count = len(values)
-    drawn = bootstrap.mean_of_known(np.moveaxis(values, 2, 1).reshape(3 * count, -1)).reshape(count, 3, -1)
+def _ratios(values: Floats, others: bool) -> dict[str, Any]:
+    """Means at the places, their ratios over the examples with both, and wins, (row,) each."""
     known = np.isfinite(values)
-    means = np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1)
-    columns: dict[str, Any] = {place: np.where(known[..., k].any(1), means[:, k], np.nan) for k, place in enumerate(PLACES)}
-    resampled = {}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for k, place in enumerate(PLACES[1:], start=1):
-            columns[f"over_{place}"] = columns["named"] / columns[place]
-            resampled[f"over_{place}"] = _finite(drawn[:, 0] / drawn[:, k])
-        against = values[..., 1 if others else 2]
-        won = np.where(values[..., 0] == against, 0.5, values[..., 0] > against)
+    columns: dict[str, Any] = {place: _mean_known(values[..., k], known[..., k]) for k, place in enumerate(PLACES)}
+    for k, place in enumerate(PLACES[1:], start=1):
+        both = known[..., 0] & known[..., k]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            columns[f"over_{place}"] = _mean_known(values[..., 0], both) / _mean_known(values[..., k], both)
+    against = values[..., 1 if others else 2]
     both = known[..., 0] & np.isfinite(against)
+    won = np.where(values[..., 0] == against, 0.5, values[..., 0] > against)
     columns["wins"] = np.where(both, won, 0).sum(1) / np.maximum(both.sum(1), 1)
-    return columns, resampled
+    return columns
+
+
+def _mean_known(values: Floats, known: NDArray[np.bool_]) -> Floats:
+    """(row,) means over the known examples; NaN without."""
+    return np.where(known.any(1), np.where(known, values, 0).sum(1) / np.maximum(known.sum(1), 1), np.nan)
 
 
 def _random_means(store: ActivationStore, numbers: NDArray[np.int64], places: NDArray[np.bool_], seed: int) -> Floats:
@@ -327,19 +332,18 @@ def _random_means(store: ActivationStore, numbers: NDArray[np.int64], places: ND
     return np.moveaxis(_means(scores, places), 1, 0)
 
 
-def _random_summary(values: Floats, *, bootstrap: Bootstrap, level: float, others: bool, seed: int, **_: Any) -> dict[str, float]:
+def _random_summary(
+    values: Floats, *, bootstrap: Bootstrap, images: NDArray[Any], level: float, others: bool, seed: int
+) -> dict[str, float]:
     """Means over draws of their ratios and wins; intervals include the variance between draws over their number."""
-    columns, drawn = _ratios(values, bootstrap, others)
+    columns = _ratios(values, others)
     weights = repetition_weights(len(values), len(bootstrap.weights), [seed, len(values)])
     found = {"wins": float(columns["wins"].mean())}
-    for name in [name for name in drawn if others or name != "over_others"]:
-        ends = np.nanquantile(drawn[name].mean(0) + weights @ columns[name], [0.5 - level / 2, 0.5 + level / 2])
-        found |= {name: float(columns[name].mean()), f"{name}_low": float(ends[0]), f"{name}_high": float(ends[1])}
+    for k, place in enumerate(PLACES[1:], start=1):
+        ratios, ends = columns[f"over_{place}"], np.full(2, np.nan)
+        both = np.isfinite(values[..., 0]) & np.isfinite(values[..., k])
+        if len(set(images[both.all(0)])) >= FEWEST_SKEWED:
+            top, bottom = (bootstrap.mean_of_known(np.where(both, values[..., side], np.nan)) for side in (0, k))
+            ends = np.nanquantile((top / bottom).mean(0) + weights @ ratios, [0.5 - level / 2, 0.5 + level / 2])
+        found |= {f"over_{place}": float(ratios.mean()), f"over_{place}_low": float(ends[0]), f"over_{place}_high": float(ends[1])}
     return found
-
-
-def _finite(ratios: Floats) -> Floats:
-    """Ratios with infinite ones as NaN; a row without finite ones begins with 0, so that quantiles do not warn."""
-    out = np.where(np.isfinite(ratios), ratios, np.nan)
-    out[np.isnan(out).all(1), 0] = 0
-    return out

@@ -149,7 +149,7 @@ def localisation_blocks(results: ResultSet, store: str) -> list[Block]:
     result = found[0].result
     table, beside = result.table, result.against
     rows = [
-        [r["label"], f"{r[f'over_{beside}']:.3g}", f"{r[f'over_{beside}_low']:.3g} to {r[f'over_{beside}_high']:.3g}", f"{r['wins']:.0%}"]
+        [r["label"], f"{r[f'over_{beside}']:.3g}", _ratio_ends(r[f"over_{beside}_low"], r[f"over_{beside}_high"]), f"{r['wins']:.0%}"]
         for r in table.to_dict("records")
     ]
     source = [found[0].source("tables/methods")]
@@ -161,7 +161,7 @@ def localisation_blocks(results: ResultSet, store: str) -> list[Block]:
         Drawing(
             FIGURES["pointing"].figure(results, width=WIDE, height=0.7 + 0.24 * len(table)),
             f"score of each method on cells of the named objects over that on cells of {AGAINST[beside]}, with 95 % intervals",
-            "Mean absolute score of a cell over examples; 95 % CI from a bootstrap over images. Measured: knockout effects.",
+            "Mean absolute score of a cell over examples; 95 % CI by bootstrap-t over images. Measured: knockout effects.",
             "",
             source,
         ),
@@ -280,6 +280,10 @@ def attribution_blocks(results: ResultSet, store: str, recorded: Collection[str]
             sources=[found[0].source("tables/heads")],
         ),
     ]
+
+
+def _ratio_ends(low: float, high: float) -> str:
+    return f"{low:.3g} to {high:.3g}" if low == low else "few images"
 
 
 def _behind(row: Mapping[Hashable, Any]) -> str:

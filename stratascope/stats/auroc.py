@@ -96,6 +96,10 @@ class Auroc:
     """(score,)"""
     influence: Floats
     """(group, score) influence of each group of examples; columns sum to 0."""
+    fewest: int = 0
+    """Groups with an example of the class that fewer groups hold; 0 where unknown, then intervals are normal."""
+    difference: bool = False
+    """Whether values are differences of AUROCs: intervals of AUROCs are symmetric on the logit scale, those of differences on their own."""
 
     @classmethod
     def of(cls, scores: NDArray[Any], positive: NDArray[np.bool_], groups: NDArray[Any]) -> Auroc:
@@ -134,7 +138,7 @@ class Auroc:
         each = (won - value) / np.where(positive, many, few)[:, None]
         influence = np.zeros((count, scores.shape[1]))
         np.add.at(influence, codes, each)
-        return cls(value, influence)
+        return cls(value, influence, min(len(np.unique(codes[positive])), len(np.unique(codes[~positive]))))
 
     @property
     def error(self) -> Floats:
@@ -144,21 +148,33 @@ class Auroc:
 
     def minus(self, other: Auroc) -> Auroc:
         """Paired differences from an `Auroc` of as many scores of the same examples, or of one."""
-        return Auroc(self.value - other.value, self.influence - other.influence)
+        return Auroc(self.value - other.value, self.influence - other.influence, self.fewest, difference=True)
 
     def interval(self, level: float = 0.95) -> tuple[Floats, Floats]:
-        """(score,) lower and upper end of each score's own normal interval."""
-        half = NormalDist().inv_cdf(0.5 + level / 2) * self.error
-        return self.value - half, self.value + half
+        """(score,) lower and upper end of each score's own interval."""
+        return self._ends(NormalDist().inv_cdf(0.5 + level / 2))
 
     def simultaneous(self, level: float = 0.95, *, draws: int = 1000, seed: int = 0) -> tuple[Floats, Floats]:
         """(score,) ends of a simultaneous band over all scores: quote it for the best of many heads.
 
-        Multiplier bootstrap of the largest deviation: Gaussian multipliers on the groups (Giné & Zinn 1990).
+        Multiplier bootstrap of the largest deviation: Gaussian multipliers on the groups (Giné & Zinn 1990). Standard errors are estimated
+        too: the deviation is taken for the normal quantile that Student's t, with the groups of the rarer class, exceeds as rarely.
         """
         error = self.error
         spread = error > 0
         scaled = self.influence[:, spread] / error[spread]
         drawn = np.random.default_rng(seed).standard_normal((draws, len(scaled))) @ scaled
         critical = float(np.quantile(np.abs(drawn).max(1), level)) if spread.any() else 0.0
-        return self.value - critical * error, self.value + critical * error
+        return self._ends(critical)
+
+    def _ends(self, critical: float) -> tuple[Floats, Floats]:
+        """(score,) ends as many standard errors from the values as Student's t needs for a normal quantile."""
+        from scipy.special import expit, logit, stdtrit
+
+        half = (stdtrit(self.fewest - 1, NormalDist().cdf(critical)) if self.fewest > 1 else critical) * self.error
+        if self.difference:
+            return self.value - half, self.value + half
+        inside = (self.value > 0) & (self.value < 1)
+        value = np.where(inside, self.value, 0.5)
+        middle, reach = logit(value), half / (value * (1 - value))
+        return np.where(inside, expit(middle - reach), self.value), np.where(inside, expit(middle + reach), self.value)

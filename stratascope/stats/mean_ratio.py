@@ -19,13 +19,17 @@ FEWEST_SKEWED = 16
 SKEWED = 1.1
 FURTHEST = 1.5
 """How far a simultaneous band reaches at most, in distances of the row's own most extreme resample."""
+LONGEST = 12.0
+"""How far an interval reaches at most, in standard errors."""
+LONGEST_LOG = 4.0
+"""The same of a pointwise interval of the logarithm of a ratio."""
 _SHARES = ((0.5, 0.9), (0.75, 0.95))
 _EQUAL, _STEEPNESS, _MOST = 0.6, 2.5, 1.6
 """Spread of the logarithm of sizes (`log_spread`) from which and up to which intervals are widened, and how fast: chosen by simulation."""
 
 
 def mean_ratio(
-    top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: float = 0.95, bounded: bool = False
+    top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: float = 0.95, bounded: bool = False, positive: bool = False
 ) -> tuple[Floats, Floats, Band]:
     """Ratio of two means over the same examples, with pointwise intervals and a simultaneous band over rows.
 
@@ -37,7 +41,9 @@ def mean_ratio(
     95 % cover in 85 to 90 %. There the nominal level is higher: from 95 % at a spread of the logarithm of .6 to 99.6 % at 1.6.
 
     The simultaneous band takes the largest distance of a resample over rows, but at most `FURTHEST` times the largest of a row's own: a row
-    whose few large values make its distances extreme would else widen all others without limit.
+    whose few large values make its distances extreme would else widen all others without limit. No end is farther than `LONGEST` standard
+    errors from the ratio (`LONGEST_LOG` on a log scale, where values are less skewed): resamples without the few large values have tiny
+    errors of their own, and their distances no limit.
 
     Parameters
     ----------
@@ -49,12 +55,16 @@ def mean_ratio(
         Of the intervals.
     bounded
         Whether values have limits, as correlations do: then no few groups decide the mean, and the nominal level is `level`.
+    positive
+        Whether all values are at least 0: then distances are those of the logarithm of the ratio, so that the ends are above 0, and the
+        sizes of `bottom` count like those of `top`. They need `FEWEST_SKEWED` groups: fewer cover too rarely, and do not show how unequal
+        sizes are.
 
     Returns
     -------
     tuple
         (row,) ratios and their standard errors, NaN for rows without examples, and their band, whose ends are NaN for rows with fewer
-        than `FEWEST_GROUPS` groups, or `FEWEST_SKEWED` of very unequal sizes.
+        than `FEWEST_GROUPS` groups, or `FEWEST_SKEWED` of very unequal sizes or of `positive` values.
 
     Examples
     --------
@@ -75,8 +85,11 @@ def mean_ratio(
         value, error = value[0], error[0]
         spread = error > NO_SPREAD * np.maximum(np.abs(value), 1)
         # a resample of a single group has no standard error of its own
-        apart = np.where(errors > 0, (drawn - value) / errors, np.nan)
+        distance = drawn * np.log(drawn / value) if positive else drawn - value
+        apart = np.where(errors > 0, distance / errors, np.nan)
     unequal = np.zeros(len(above)) if bounded else log_spread(above, present)
+    if positive:
+        unequal = np.maximum(unequal, log_spread(below, present))
     ends = [np.array(value) for _ in range(4)]
     critical = 0.0
     if spread.any():
@@ -90,10 +103,12 @@ def mean_ratio(
             alone.append([np.nanquantile(row, 1 - share) for row, share in zip(side.T, tail * caution, strict=True)])
             together.append(np.minimum(np.nanquantile(largest, 1 - tail * caution), FURTHEST * np.nanmax(side, axis=0)))
         (low, high), (low_all, high_all) = np.array(alone) * [[1], [-1]], np.array(together) * [[1], [-1]]
-        for end, reach in zip(ends, (low, high, low_all, high_all), strict=True):
-            end[spread] -= reach * error[spread]
-        critical = float(max(low_all.max(), -high_all.min()))
-    few = present.sum(1) < np.where(unequal > SKEWED, FEWEST_SKEWED, FEWEST_GROUPS)
+        limits = (LONGEST_LOG if positive else LONGEST,) * 2 + (LONGEST,) * 2
+        for end, reach, limit in zip(ends, (low, high, low_all, high_all), limits, strict=True):
+            far = np.clip(reach, -limit, limit) * error[spread]
+            end[spread] = value[spread] * np.exp(-far / value[spread]) if positive else value[spread] - far
+        critical = float(min(max(low_all.max(), -high_all.min()), LONGEST))
+    few = present.sum(1) < np.where(positive | (unequal > SKEWED), FEWEST_SKEWED, FEWEST_GROUPS)
     for end in ends:
         end[few] = np.nan
     return value, error, Band(ends[0], ends[1], ends[2], ends[3], critical)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from analysis_stores import random_maps
 from click.testing import CliRunner
@@ -13,10 +14,12 @@ from click.testing import CliRunner
 from stratascope.analysis import Pointing, carried_back, pointing, rollout
 from stratascope.analysis.box_cells import other_tokens
 from stratascope.analysis.knockout_targets import cell_groups
+from stratascope.analysis.localisation import _random_summary, _summarised
 from stratascope.analysis.relevance import METHODS, RANDOM_DRAWS, random_scores, token_scores
 from stratascope.cli import main
 from stratascope.datasets.boxes import BoxIndex, cells_in_box
 from stratascope.errors import InvalidInputError, TooFewExamplesError
+from stratascope.stats.bootstrap import Bootstrap
 from stratascope.store import ActivationStore
 
 SIDE, GRID = 168, (6, 6)
@@ -171,6 +174,25 @@ def test_the_command_says_it_and_draws_it(measured: ActivationStore, scenes: Pat
     drawn = CliRunner().invoke(main, ["figure", "pointing", str(tmp_path), "-o", str(tmp_path / "named.png")])
     assert drawn.exit_code == 0, drawn.output
     assert (tmp_path / "named.png").exists()
+
+
+def test_ratios_of_skewed_scores_cover_their_expectation_and_need_16_images() -> None:
+    """Percentile intervals cover in 89 % of these data sets of 24 images; the larger run is in benchmarks/."""
+    hits, options = [], {"level": 0.95, "others": True}
+    for seed in range(120):
+        shared, own, other, ground = np.random.default_rng([seed, 3]).standard_normal((4, 24))
+        values = np.exp(np.stack([np.sqrt(0.5) * (shared + own), np.sqrt(0.5) * (shared + other), ground], -1))[None]
+        found = _summarised(values, bootstrap=Bootstrap(np.arange(24), draws=400, seed=0), images=np.arange(24), **options)
+        assert found["over_others"][0] == pytest.approx(values[0, :, 0].sum() / values[0, :, 1].sum())
+        assert 0 < found["over_others_low"][0] < found["over_others"][0] < found["over_others_high"][0]
+        hits.append(found["over_others_low"][0] <= 1 <= found["over_others_high"][0])
+    assert np.mean(hits) >= 0.95 - 2.5 * np.sqrt(0.05 * 0.95 / 120)
+    for count in (15, 16):
+        own = {"bootstrap": Bootstrap(np.arange(count), draws=400, seed=0), "images": np.arange(count), **options}
+        tables = _summarised(values[:, :count], **own), pd.DataFrame([_random_summary(np.repeat(values[:, :count], 20, 0), seed=0, **own)])
+        for table in tables:
+            assert np.isfinite(table["over_others"][0])
+            assert np.isfinite(table[["over_others_low", "over_others_high", "over_ground_low"]].to_numpy()).all() == (count == 16)
 
 
 def test_attribution_that_is_carried_back_adds_up_and_goes_the_way_of_rollout() -> None:
