@@ -160,7 +160,8 @@ def knockout_effects(
     The sign is that of the answer: with d the logit of the first choice minus that of the second, the effect is sign(d) times the change of
     d. Groups of image cells are left out; `pointing` and the viewer show them. Intervals are by bootstrap-t over images; the simultaneous
     ones hold for all pairs and windows together. Pairs with fewer than eight images are left
-    out; very unequal effects need 16 for an interval.
+    out; very unequal effects need 16 for an interval. Many skewed effects of few images exceed their far simultaneous end more often than
+    in 5 % of data sets (docs/benchmarks.md).
 
     Parameters
     ----------
