@@ -150,8 +150,8 @@ def span_of(tables: Sequence[pd.DataFrame], metric: str, *, room: float = 0.04) 
     return low - 3 * room * (high - low), high + room * (high - low)
 
 
-def label_panels(figure: Figure, axes: Sequence[Axes], title: str) -> None:
-    """One legend below the panels of a figure, which also names the chance line, and a title above them."""
+def label_panels(figure: Figure, axes: Sequence[Axes], title: str = "") -> None:
+    """One legend below the panels of a figure, which also names the chance line, and a title above them, where there is one."""
     from matplotlib.lines import Line2D
 
     named = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -161,7 +161,8 @@ def label_panels(figure: Figure, axes: Sequence[Axes], title: str) -> None:
             text.remove()
         handles.append(Line2D([], [], color="black", linewidth=0.7, linestyle=(0, (1, 2)), label="chance"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=8.5, fontweight="bold")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=8.5, fontweight="bold")
 
 
 def mark_trivial(ax: Axes, values: Sequence[float]) -> None:

@@ -14,6 +14,9 @@ from stratascope.figures.style import COLOURS, GREY, MARKERS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_DOTS = 1000
+"""Dots of a scatter above which vector formats hold them as pixels."""
+
 
 def draw_overlap(values: NDArray[Any], layers: Sequence[int], ax: Axes, *, label: str, even: float | None = None) -> Axes:
     """Mean overlap with the boxes by decoder block: one dot per head, a line for their mean.
@@ -112,11 +115,12 @@ def draw_components(scores: NDArray[Any], labels: NDArray[Any], explained: NDArr
     title
         Over the axes.
     """
+    pixels = len(labels) > MOST_DOTS
     for k, label in enumerate(np.unique(labels)):
         of, known = labels == label, label >= 0
         colour, marker = (COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]) if known else (GREY, ".")
         name = f"label {label}" if known else "no label"
-        ax.scatter(scores[0, of], scores[1, of], s=5, color=colour, marker=marker, alpha=0.6, linewidths=0, label=name)
+        ax.scatter(scores[0, of], scores[1, of], s=5, color=colour, marker=marker, alpha=0.6, linewidths=0, label=name, rasterized=pixels)
     for axis, share, number in zip((ax.xaxis, ax.yaxis), explained, (1, 2), strict=True):
         axis.set_label_text(f"PC {number} ({share:.0%})" if np.isfinite(share) else f"PC {number}")
     ax.set_title(title)

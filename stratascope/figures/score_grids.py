@@ -64,7 +64,7 @@ def draw_score_grid(table: pd.DataFrame, ax: Axes, *, title: str | None = None, 
     _name_axes(ax, names, list(value.columns), rows, layers)
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
     bar.outline.set_visible(False)
-    dot = " (dot: above chance)" if found.any() else ""
+    dot = "\n(dot: above chance)" if found.any() else ""
     bar.set_label(metric_label(metric[0]) + dot, fontsize=7)
     return _finish(ax, title)
 

@@ -35,7 +35,7 @@ def curve_panels(results: ResultSet, task: str) -> Figure:
     metric = score_of(curves[0])
     beside = [_beside(results, curve) for curve in curves]
     muted = list(dict.fromkeys(name for others in beside for name in others))
-    figure, axes = panel_figure(len(curves), columns=COLUMNS, height=1.7, titled=True)
+    figure, axes = panel_figure(len(curves), columns=COLUMNS, height=1.7)
     with paper_style():
         for curve, others, ax in zip(curves, beside, axes, strict=True):
             draw_curve_panel(
@@ -48,7 +48,7 @@ def curve_panels(results: ResultSet, task: str) -> Figure:
             if in_caption_text(curve):
                 mark_trivial(ax, curve.rows(metric)["value"].tolist())
         label_outside(axes, metric=metric, columns=COLUMNS)
-        label_panels(figure, axes, task)
+        label_panels(figure, axes)
     return figure
 
 

@@ -137,6 +137,21 @@ def position_blocks(results: ResultSet, store: str) -> list[Block]:
     return [Beside(blocks)] if blocks else [Missing("No task with probes at two positions yet; make the curves with", command)]
 
 
+def component_blocks(results: ResultSet) -> list[Block]:
+    """First two principal components by layer, coloured by label: one figure a position; empty without any."""
+    return [
+        Drawing(
+            found.result.figure(),
+            f"two principal components of the residual stream at {found.attributes['position']}, one panel a layer, coloured by label",
+            "One dot per example; PC: principal component, with its share of the variance of the layer. The components show what varies "
+            "most, which need not be what a probe or the model reads.",
+            "",
+            [found.source("arrays/scores"), found.source("arrays/explained")],
+        )
+        for found in results.of("principal_components")
+    ]
+
+
 def transfer_blocks(results: ResultSet) -> list[Block]:
     """Probes tested on the examples of other stores: one figure and its summary each; empty without any."""
     blocks: list[Block] = []

@@ -22,7 +22,7 @@ from stratascope.report.page import Page
 from stratascope.report.patch_sections import patch_blocks
 from stratascope.report.reproduction import provenance
 from stratascope.report.result_set import ResultSet
-from stratascope.report.sections import curve_blocks, position_blocks, relation_blocks, remark_blocks, transfer_blocks
+from stratascope.report.sections import component_blocks, curve_blocks, position_blocks, relation_blocks, remark_blocks, transfer_blocks
 from stratascope.report.study_page import study_blocks
 from stratascope.store import ActivationStore, condition_of
 from stratascope.store.io.recorded_examples import written_examples
@@ -68,6 +68,7 @@ def report_page(
         *([Section("Pre-registered study", study, "study")] if (study := study_blocks(results)) else []),
         Section("Probe scores by layer", curve_blocks(results, command_name), "curves"),
         Section("Probe scores by position and layer", position_blocks(results, command_name), "positions"),
+        *([Section("Principal components by layer", components, "components")] if (components := component_blocks(results)) else []),
         *([Section("Single image tokens", patches, "patches")] if (patches := patch_blocks(results)) else []),
         *([Section("Transfer to other data sets", transfers, "transfer")] if (transfers := transfer_blocks(results)) else []),
         Section("Encoded and used: interventions", causal_blocks(results, command_name), "causal"),

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("torch")
 
-from stratascope.analysis import answer_confidence, attention_share, pointing, rollout_examples
+from stratascope.analysis import answer_confidence, attention_share, pointing, principal_components, rollout_examples
 from stratascope.cli import all_commands, main
 from stratascope.commands.command_line import CommandLines
 from stratascope.errors import InvalidInputError, NotRecordedError
@@ -61,6 +61,7 @@ def results(settings, store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_with_figure(attention_share(store), folder / "results")
     save_with_figure(rollout_examples(store, (0, 1)), folder / "results")
     save_with_figure(pointing(store), folder / "results")
+    save_with_figure(principal_components(store), folder / "results")
     return folder / "results"
 
 
@@ -177,6 +178,17 @@ def test_a_store_with_few_examples_shows_all_of_them_once(store, results: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_principal_components_are_drawn_with_their_shares_of_the_variance(store, page: str) -> None:
+    section = page.partition('<section id="components">')[2].partition("</section>")[0]
+    x = store.read("residual", layer=6, position="final").astype(np.float64)
+    sizes = np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2
+    first, second = sizes[:2] / sizes.sum()
+    assert f">PC 1 ({first:.0%})<" in section
+    assert f">PC 2 ({second:.0%})<" in section
+    assert section.count("<use ") >= 4 * len(x), "a dot for each example in each of four layers"
+
+
 def test_absent_results_name_the_command_that_makes_them(store, results: Path, tmp_path: Path) -> None:
     shutil.copy(results / "rollout.zarr.zip", tmp_path)
     html = report_page(store, gather(store, [tmp_path]), command_name="my.zarr").html()
@@ -405,7 +417,14 @@ def test_it_prints_on_a4_with_nothing_beyond_the_margin(page: str, tmp_path: Pat
         browser.driver.get((tmp_path / "report.html").as_uri())
         beyond = "[...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1)"
         assert browser.js(f"return {beyond}.map((e) => e.outerHTML)") == []
-        assert max(browser.js("return [...document.querySelectorAll('figure svg')].map((e) => e.getBoundingClientRect().height)")) < 311
+        assert (
+            max(browser.js("return [...document.querySelectorAll('figure svg')].map((e) => e.getBoundingClientRect().height)"))
+            <= 170 / 25.4 * 96 + 1
+        )
+        sizes = "return [...document.querySelectorAll('TAG')].map((e) => parseFloat(getComputedStyle(e).fontSize))"
+        assert max(browser.js(sizes.replace("TAG", "figcaption"))) < min(browser.js(sizes.replace("TAG", "section > p:not([class])")))
+        drawn = "return [...document.querySelectorAll('main > section > figure svg text')].map((e) => e.getBoundingClientRect().height)"
+        assert min(browser.js(drawn)) > 6
         assert browser.js("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         printed = base64.b64decode(browser.driver.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
     finally:

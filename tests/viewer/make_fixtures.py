@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import matplotlib as mpl
 import numpy as np
 from numcodecs import VLenUTF8
 
 from stratascope.analysis import rollout_packed
 from stratascope.analysis.flow import flow
+from stratascope.figures.style import DIVERGING, SEQUENTIAL
 from stratascope.store import decode_maps, encode_maps
 from stratascope.store.format.prompt_parts import PARTS, token_parts
 from tests.viewer.viewer_stores import HOSTILE
@@ -46,6 +48,10 @@ def fixtures() -> dict[str, Any]:
             "layers": layers, "tokens": tokens, "padded": padded, "packed": text_of(packed.tobytes()), "decoded": maps.ravel().tolist(),
             "rollout": rollout_packed(packed[:, :tokens, :tokens]).tolist(),
             "bounds": [flow(maps, window=(first, layers), tokens=()).bound.tolist() for first in range(layers)],
+        },
+        "colours": {
+            name: np.round(255 * mpl.colormaps[colour_map](np.linspace(0, 1, 17))[:, :3]).astype(int).tolist()
+            for name, colour_map in (("sequential", SEQUENTIAL), ("diverging", DIVERGING))
         },
         "parts": {"spans": spans, "tokens": 14, "names": list(PARTS), "parts": token_parts(arrays, np.array([14]), 14)[0].tolist()},
     }  # fmt: skip

@@ -6,6 +6,7 @@ import { test } from "node:test";
 import { decodeTexts } from "../src/bytes/codecs.ts";
 import { crc32c } from "../src/bytes/crc32c.ts";
 import { fromHalf } from "../src/bytes/half.ts";
+import { colourOf } from "../src/page/colour.ts";
 import { decodeMap } from "../src/store/packing.ts";
 import { PARTS, tokenParts, type Span } from "../src/store/parts.ts";
 import { flowBounds, rollout } from "../src/store/rollout.ts";
@@ -22,6 +23,18 @@ function close(found: ArrayLike<number>, wanted: ArrayLike<number>): void {
 
 test("CRC-32C", () => {
   for (const [data, value] of made.crc32c) assert.equal(crc32c(bytes(data)), value);
+});
+
+test("colours are those of the figures", () => {
+  const { sequential, diverging } = made.colours;
+  // d3 draws a spline through the colours of the diverging map, matplotlib straight lines
+  for (const [wanted, signed, most] of [[sequential, false, 3], [diverging, true, 16]]) {
+    for (let k = 0; k < wanted.length; k++) {
+      const place = k / (wanted.length - 1);
+      const found = colourOf(signed ? 2 * place - 1 : place, "viridis", signed);
+      for (let c = 0; c < 3; c++) assert.ok(Math.abs(found[c]! - wanted[k][c]) <= most, `${k}: ${found} ${wanted[k]}`);
+    }
+  }
 });
 
 test("half floats, to the last bit", () => {

@@ -185,23 +185,21 @@ class ExtractionPlan:
         boxes = {name: tokens - layout.spans["image"][0] for name, tokens in self._box_tokens(example).items()}
         return cells | {name: inside for name, inside in boxes.items() if name in self.store.vision_positions}
 
-    def vision_tokens(self, example: int, position: str) -> np.ndarray | None:
-        """Tokens of the image cells of a vision position.
+    def vision_tokens(self, example: int) -> list[np.ndarray | None]:
+        """Tokens of the image cells of each vision position.
 
         Parameters
         ----------
         example
             Its number.
-        position
-            Such as `image` or `subject_box`.
 
         Returns
         -------
-        numpy.ndarray or None
-            (k,) token indices; None if the example lacks the position.
+        list
+            (k,) token indices for each vision position of the store; None where the example lacks it.
         """
-        cells = self.vision_cells(example).get(position)
-        return None if cells is None else self.layouts[example].spans["image"][0] + cells
+        cells, first = self.vision_cells(example), self.layouts[example].spans["image"][0]
+        return [first + cells[name] if name in cells else None for name in self.store.vision_positions]
 
     def masked_tokens(self, example: int) -> dict[str, np.ndarray]:
         """Tokens that each knockout target masks.

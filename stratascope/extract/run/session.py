@@ -315,7 +315,7 @@ class ExtractionSession:
             segments = [(row, segment) for row, k in enumerate(members) for segment in self._vision_cells[1][k]]
         entry = None
         if "vision_output" in plan.store.record:
-            entry = Pooling.of([[plan.vision_tokens(k, name) for name in plan.store.vision_positions] for k in members])
+            entry = Pooling.of([plan.vision_tokens(k) for k in members])
         return Batch(
             tuple(members),
             torch.from_numpy(ids),

@@ -24,7 +24,7 @@ const TABLES: Record<Palette, Rgb[]> = {
   cividis: table(interpolateCividis),
 };
 /** Below zero violet, above orange. */
-const DIVERGING = table(interpolatePuOr, 0.06, 0.94);
+const DIVERGING = table(interpolatePuOr);
 
 /** Colour of a weight on the scale from 0 to 1, or from -1 to 1 where it is signed. */
 export function colourOf(t: number, palette: Palette, signed: boolean): Rgb {
