@@ -30,6 +30,9 @@ from stratascope.results.stored_result import StoredResult, results_in
 if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
+MEASUREMENT_VERSION = 2
+"""Rises when the same settings measure other numbers: unfinished interventions of an earlier version are not continued."""
+
 
 @click.command(short_help="Erase, steer and patch what probes read; measure the answers.")
 @click.argument("store")
@@ -236,7 +239,14 @@ def _key(
     store: ActivationStore, labels: FoldLabels, settings: InterventionSettings, sources: Sequence[PatchSource], batch_tokens: int
 ) -> str:
     """Digest of everything that decides the numbers of a run."""
-    facts = [store.fingerprint(), asdict(settings), [(s.name, s.store.fingerprint()) for s in sources], batch_tokens, labels.classes]
+    facts = [
+        MEASUREMENT_VERSION,
+        store.fingerprint(),
+        asdict(settings),
+        [(s.name, s.store.fingerprint()) for s in sources],
+        batch_tokens,
+        labels.classes,
+    ]
     arrays = [labels.examples, labels.folds, labels.labels, *(source.of for source in sources)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for array in arrays:
