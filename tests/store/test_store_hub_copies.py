@@ -228,6 +228,7 @@ def test_a_commit_whose_answer_is_lost_is_made_once(hub, source, monkeypatch, lo
         if method == "POST" and "/commit/" in path:
             sent.append(path)
             return "lost" if len(sent) == lost + 1 else None
+        return None
 
     hub.ill = ill
     result = run("push", source, ADDRESS)
@@ -245,6 +246,7 @@ def test_a_lost_answer_does_not_hide_another_program(hub, source):
             if not count:
                 hub.repositories["me/data"].commit(hub.repositories["me/data"].commits[-1][1], "another program")
             return None if count else "reset"
+        return None
 
     hub.ill = ill
     result = run("push", source, ADDRESS)
