@@ -146,8 +146,6 @@ def view_command(store: str, results: Path | None, port: int, no_browser: bool, 
         store = HubAddress.parse(store).web()
     if is_address(store):
         check_page_can_ask(store)
-    elif "imported" in open_store(store).provenance:
-        raise InvalidInputError(f"{store}: expected a store of prompts and images, found imported activations, which have none to show")
     default = [folder for folder in results_folders(store) if not is_address(store) and folder.is_dir()]
     given, results = results, results or next(iter(default), None)
     shown = None

@@ -181,7 +181,6 @@ def test_what_an_import_is_not(values, table, tmp_path):
         (["answers", store], "answer_logits"),
         (["rollout", store], "attention_maps"),
         (["lens", store], "answer"),
-        (["view", store, "--no-browser"], "imported"),
     ):
         result = CliRunner().invoke(main, words)
         assert result.exit_code == 2, (words, result.output)

@@ -213,12 +213,45 @@ def test_without_a_server_or_online_mode_nothing_is_waited_for(hub, source, monk
 def test_a_lost_answer_and_an_overloaded_hub_are_waited_for(hub, source):
     hub.ill = lambda method, path, count: {0: 503, 1: "reset"}.get(count) if "/api/" in path else None
     assert run("push", source, ADDRESS).exit_code == 0
-    hub.ill, hub.counts = (lambda method, path, count: "lost" if "/commit/" in path and not count else None), type(hub.counts)()
-    del hub.repositories["me/data"]
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2, 3, 4])
+def test_a_commit_whose_answer_is_lost_is_made_once(hub, source, monkeypatch, lost):
+    """The first, which names its parent, those of blocks, and the last, which removes a file."""
+    monkeypatch.setattr(hub_copies, "COMMIT_FILES", 1)
+    assert run("push", source, ADDRESS).exit_code == 0
+    messages = hub.repositories.pop("me/data").messages
+    assert len(messages) == 3 + LAYOUT.blocks
+    sent = []
+
+    def ill(method, path, count):
+        if method == "POST" and "/commit/" in path:
+            sent.append(path)
+            return "lost" if len(sent) == lost + 1 else None
+        return None
+
+    hub.ill = ill
     result = run("push", source, ADDRESS)
-    # the first commit names its parent: an answer that was lost is taken for another program's, and the command is run again
-    assert result.exit_code == 0 or run("push", source, ADDRESS).exit_code == 0
+    assert result.exit_code == 0, result.output
     assert stored(hub) == files(source)
+    assert hub.repositories["me/data"].messages == messages
+    assert len(sent) == len(messages) - 1  # the repository's own first commit is none of the command
+
+
+def test_a_lost_answer_does_not_hide_another_program(hub, source):
+    """The first commit does not land, and another program changes the repository before it is sent again."""
+
+    def ill(method, path, count):
+        if method == "POST" and path.endswith("/commit/main"):
+            if not count:
+                hub.repositories["me/data"].commit(hub.repositories["me/data"].commits[-1][1], "another program")
+            return None if count else "reset"
+        return None
+
+    hub.ill = ill
+    result = run("push", source, ADDRESS)
+    assert result.exit_code == 2
+    assert "another program changed the repository meanwhile" in result.stderr
 
 
 def test_pull_goes_on_finds_the_only_store_and_refuses_damage(hub, source, tmp_path, monkeypatch):

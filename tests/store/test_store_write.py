@@ -6,16 +6,19 @@ import errno
 import multiprocessing
 import os
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import zarr
+from buckets import files
 from stores import birth, block_arrays, make_store, small_layout
 
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError, StoreError
 from stratascope.store import ActivationStore, BlockWriter, create_store, verify
+from stratascope.store.io import create as creation
 from stratascope.store.io import durable as durable_files
 from stratascope.store.io.writer_locks import CLAIMS, block_claim
 
@@ -51,6 +54,21 @@ def test_a_store_that_contradicts_itself_is_not_created(tmp_path, name, value, w
     with pytest.raises(InvalidInputError, match=words):
         create_store(tmp_path / "a.zarr", LAYOUT, **{**KNOWN, name: value})
     assert not list(tmp_path.iterdir())
+
+
+def test_prompts_are_checked_and_counted_in_pieces(tmp_path, monkeypatch):
+    create_store(tmp_path / "whole.zarr", LAYOUT, **KNOWN)
+    monkeypatch.setattr(creation, "AT_ONCE", 3 * KNOWN["token_ids"][0].nbytes)
+    create_store(tmp_path / "pieces.zarr", LAYOUT, **KNOWN)
+    assert files(tmp_path / "pieces.zarr") == files(tmp_path / "whole.zarr")
+    counts = Counter(KNOWN["token_ids"][KNOWN["token_ids"] >= 0].tolist())
+    words = zarr.open_group(tmp_path / "pieces.zarr", mode="r")["vocabulary/id"][...].tolist()
+    unused = sorted(set(KNOWN["vocabulary"]) - set(counts))
+    assert words == [*sorted(counts, key=lambda word: (-counts[word], word)), *unused]
+    unknown = KNOWN["token_ids"].copy()
+    unknown[-1, 0] = 10**6
+    with pytest.raises(InvalidInputError, match=r"found none for \[1000000\]"):
+        create_store(tmp_path / "unknown.zarr", LAYOUT, **{**KNOWN, "token_ids": unknown})
 
 
 def test_an_existing_path_is_refused(path):

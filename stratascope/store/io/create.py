@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from stratascope.store.format.arrays import LAYER_DIMS, NUMBER_ROWS, SHOWN_ROWS,
 from stratascope.store.format.layout import STATUS_CODES, StoreLayout
 from stratascope.store.format.provenance import label_kind, store_attributes
 from stratascope.store.format.shards import ZSTD_LEVEL
-from stratascope.store.format.tables import put_array, put_table
+from stratascope.store.format.tables import AT_ONCE, put_array, put_table
 from stratascope.store.io.durable import PARTIAL, move_folder, write_file
 from stratascope.store.io.store_files import create_in_bucket, place_of
 
@@ -133,7 +133,8 @@ def empty_store(
     for spec in layout.arrays():
         if spec.when == "creation":
             dtype = object if spec.dtype == "str" else spec.dtype
-            put_array(group, spec.name, np.asarray(values[spec.name]).astype(dtype), spec.dims, chunk=spec.chunk, fill=spec.fill,
+            known_values = np.asarray(values[spec.name]).astype(dtype, copy=False)
+            put_array(group, spec.name, known_values, spec.dims, chunk=spec.chunk, fill=spec.fill,
                       attributes=_attributes(layout, spec))  # fmt: skip
         else:
             _declare(group, layout, spec)
@@ -222,13 +223,13 @@ def _check_known(layout: StoreLayout, values: Mapping[str, NDArray[Any]], vocabu
         most = int((np.asarray(values["grid"]).prod(1) * np.asarray(values["has_patches"])).max())
         if most > layout.patches:
             raise InvalidInputError(f"patches: expected the most image cells of an example with patches, {most}, found {layout.patches}")
-    ids = np.asarray(values["token_ids"])
-    inside = np.arange(layout.tokens) < lengths[:, None]
-    if (ids[inside] < 0).any() or (ids[~inside] != -1).any():
-        raise InvalidInputError("token_ids: expected ids up to n_tokens and -1 beyond, found otherwise; pad on the right with -1")
-    unknown = np.setdiff1d(ids[inside], vocabulary)
-    if unknown.size:
-        raise InvalidInputError(f"vocabulary: expected the text of every token id, found none for {unknown[:5].tolist()}")
+    for rows, ids in _row_pieces(np.asarray(values["token_ids"])):
+        inside = np.arange(layout.tokens) < lengths[rows, None]
+        if (ids[inside] < 0).any() or (ids[~inside] != -1).any():
+            raise InvalidInputError("token_ids: expected ids up to n_tokens and -1 beyond, found otherwise; pad on the right with -1")
+        unknown = np.setdiff1d(ids[inside], vocabulary)
+        if unknown.size:
+            raise InvalidInputError(f"vocabulary: expected the text of every token id, found none for {unknown[:5].tolist()}")
     spans = np.asarray(values["spans"])
     absent = (spans == -1).all(-1)
     good = absent | ((spans[..., 0] >= 0) & (spans[..., 0] <= spans[..., 1]) & (spans[..., 1] <= lengths[:, None]))
@@ -242,9 +243,21 @@ def _check_known(layout: StoreLayout, values: Mapping[str, NDArray[Any]], vocabu
 
 def _by_use(vocabulary: NDArray[np.int32], token_ids: NDArray[Any]) -> NDArray[np.int32]:
     """Ids that prompts use come first, the most used at the start: a reader of one prompt needs the first words alone."""
-    used, counts = np.unique(token_ids[token_ids >= 0], return_counts=True)
-    first = used[np.argsort(-counts, kind="stable")]
-    return np.concatenate([first, np.setdiff1d(vocabulary, first)]).astype(np.int32)
+    counts = np.zeros(len(vocabulary), np.int64)
+    for _, ids in _row_pieces(token_ids):
+        used, of_piece = np.unique(ids[ids >= 0], return_counts=True)
+        counts[np.searchsorted(vocabulary, used)] += of_piece
+    used = counts > 0
+    first = vocabulary[used][np.argsort(-counts[used], kind="stable")]
+    return np.concatenate([first, vocabulary[~used]]).astype(np.int32)
+
+
+def _row_pieces(values: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Some rows of an array at a time, because the temporary arrays of a check are as large as what is checked."""
+    step = max(1, AT_ONCE // max(1, values[:1].nbytes))
+    for start in range(0, len(values), step):
+        rows = slice(start, start + step)
+        yield rows, values[rows]
 
 
 _SILENT: dict[str, Any] = {"storage_transformers": [], "attributes": {}, "consolidated_metadata": None}

@@ -45,6 +45,14 @@ class HubFile:
                 total.update(piece)
             return total.hexdigest() == self.blob
 
+    def is_of(self, addition: Any) -> bool:
+        """Whether it has the bytes of an uploaded addition."""
+        if self.sha256:
+            return bool(addition.upload_info.sha256.hex() == self.sha256)
+        content = addition.path_or_fileobj  # files that git holds itself are kept as bytes
+        blob = isinstance(content, bytes) and hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        return blob == self.blob
+
 
 class HubRepository:
     """A data set's repository on the Hub.
@@ -133,6 +141,8 @@ class HubRepository:
     def commit(self, additions: Sequence[Any], message: str, *, parent: str | None = None, remove: Sequence[str] = ()) -> str:
         """Commit uploaded files and remove others, all at once; the new commit.
 
+        Where the answer is lost, the commit is sent again only if the revision lacks what it does.
+
         Parameters
         ----------
         additions
@@ -153,7 +163,27 @@ class HubRepository:
 
         operations = [*additions, *(CommitOperationDelete(path) for path in remove)]
         settings: dict[str, Any] = {"revision": self.address.revision, "commit_message": message, "parent_commit": parent}
-        return str(self._asked(lambda: self._api.create_commit(**self._which, operations=operations, **settings)).oid)
+        lost = False
+
+        def send() -> str:
+            nonlocal lost
+            if lost and (landed := self._landed(additions, remove)):
+                return landed
+            try:
+                return str(self._api.create_commit(**self._which, operations=operations, **settings).oid)
+            except Exception as error:
+                status = _status(error)
+                lost |= status is None or status in PASSING
+                raise
+
+        return self._asked(send)
+
+    def _landed(self, additions: Sequence[Any], remove: Sequence[str]) -> str:
+        """Commit at which the revision has all that a commit adds and nothing that it removes; empty where it does not."""
+        head = self.head()
+        held = self.files("", head, recursive=False) | self.files(self.address.path, head)
+        there = all((file := held.get(one.path_in_repo)) is not None and file.is_of(one) for one in additions)
+        return head if there and not any(path in held for path in remove) else ""
 
     def download(self, folder: Path, revision: str) -> None:
         """Download all files of the address into a folder; files that are there and whole are kept."""

@@ -102,7 +102,7 @@ export class App {
     this.#header = header(titleOf(store), {
       meter, opening, copy: () => void this.copyLink(), before: [this.list.toggle, this.#compare, this.#toOverview, this.#display.element, actionMenu("Download", [["Picture (PNG)", () => void this.exports.png()], ["Numbers (CSV)", () => this.exports.csv()]])],
     });
-    this.#main = h("main", {}, this.list.element, this.#stage, this.#side.element, this.#tokens, this.#overview.element);
+    this.#main = h("main", { class: store.imported ? "imported" : "" }, this.list.element, this.#stage, this.#side.element, this.#tokens, this.#overview.element);
     root.replaceChildren(this.#header, this.#main, this.#notice.element, this.#live);
     onMapsRead((done, total) => setText(this.#live, done < total ? `reading maps, ${done} of ${total}` : "maps read"));
     this.#arrange();
@@ -236,7 +236,8 @@ export class App {
   #update(): void {
     this.#overview.element.hidden = !this.#all;
     for (const part of [this.#stage, this.#side.element, this.#tokens]) part.hidden = this.#all;
-    for (const button of [this.#compare, this.#display.element]) button.hidden = this.#all;
+    this.#compare.hidden = this.#all;
+    this.#display.element.hidden = this.#all || !!this.store.imported;
     this.#toOverview.setAttribute("aria-pressed", String(this.#all));
     if (this.#all) void this.#overview.show();
     for (const which of ["a", "b"] as const) {

@@ -28,7 +28,7 @@ export class ShareCard {
   constructor(layers: readonly number[], pick: (layer: number) => void) {
     this.#layers = layers;
     this.#pick = pick;
-    this.element = h("section", { class: "card" }, h("h2", {}, "Share by span", this.#note), this.#plot, h("div", { class: "sr" }, this.#table));
+    this.element = h("section", { class: "card shares" }, h("h2", {}, "Share by span", this.#note), this.#plot, h("div", { class: "sr" }, this.#table));
   }
 
   /** `rows`: a map of every layer. */

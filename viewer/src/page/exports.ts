@@ -40,12 +40,18 @@ export class Exports {
 
   async png(): Promise<void> {
     const { store, view, named } = this.#host;
+    if (store.imported) return this.#nothing();
     const foot = [store.files.name, modelName(store.provenance), departure(store.provenance), "Stratascope"].filter(Boolean).join(" · ");
     save(await picturePng(named(), view(), foot), `${this.#fileName}.png`);
   }
 
   csv(): void {
+    if (this.#host.store.imported) return this.#nothing();
     save(new Blob([numbersCsv(this.#host.named(), this.#host.store.layers)], { type: "text/csv" }), `${this.#fileName}.csv`);
+  }
+
+  #nothing(): void {
+    this.#host.say("Imported activations have no picture and no weights of tokens to save.");
   }
 
   get #fileName(): string {

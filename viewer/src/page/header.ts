@@ -13,8 +13,9 @@ interface HeaderParts { meter?: Meter; opening: Opening; copy?: () => void; befo
 interface Title { name: string; about: string; departure?: string }
 
 /** What is open: its name, what sets it apart from the trained model on untouched images, and its size. */
-export function titleOf({ files, layout, provenance }: Store): Title {
-  const about = [modelName(provenance), `${counted(layout.examples)} examples`, `${layout.layers} layers`, `${layout.heads} heads`];
+export function titleOf({ files, imported, layers, layout, provenance }: Store): Title {
+  const held = imported ? [`imported from ${imported}`, `${layers.length} ${layers.length === 1 ? "layer" : "layers"}`] : [`${layout.layers} layers`, `${layout.heads} heads`];
+  const about = [modelName(provenance), `${counted(layout.examples)} examples`, ...held];
   return { name: files.name, departure: departure(provenance), about: about.filter(Boolean).join(" · ") };
 }
 

@@ -102,7 +102,7 @@ export class Pane {
     // where another example is chosen meanwhile nobody waits for them
     words.catch(() => {});
     const [thumbnail, logits] = why ? [null, null] : await Promise.all([
-      settled(store.thumbnail(example, signal)), settled(store.answerLogits(example, signal)),
+      settled(store.thumbnail(example, signal)), store.imported ? null : settled(store.answerLogits(example, signal)),
       // the mean over heads is what the slider steps through without a further request
       store.has("attention_mean") ? settled(store.attentionMean(example, signal)) : null,
     ]);
@@ -195,7 +195,7 @@ export class Pane {
     slider.value = String(store.layers.indexOf(view.layer));
     slider.setAttribute("aria-valuetext", `layer ${view.layer}`);
     setText(layerName, `Layer ${view.layer}`);
-    layerName.title = `Attention of decoder block ${view.layer}, which layer ${view.layer} of the residual stream enters`;
+    layerName.title = store.imported ? `Layer ${view.layer} of the imported activations` : `Attention of decoder block ${view.layer}, which layer ${view.layer} of the residual stream enters`;
     this.element.classList.toggle("unlayered", !facts.layered);
     slider.title = facts.layered ? "" : `${facts.name} is one map for all layers`;
   }

@@ -84,6 +84,10 @@ export const offered = (store: Store): Measure[] => (Object.keys(MEASURES) as Me
 
 /** Why a measure cannot be shown, or null. */
 export function unavailable(store: Store, choice: Choice, prompt?: Prompt): Fault | null {
+  if (store.imported) {
+    return new Fault("absent-array", "These activations were imported: the store has no image, prompt, tokens, attention, answers or knockouts of any example.",
+      "Probes and principal components are shown from results: run `stratascope probe STORE` or `stratascope pca STORE`.");
+  }
   if (ofToken(choice)) {
     if (!store.has("attention_maps")) return new Fault("absent-array", "This store holds no attention maps, which show what single tokens read.", "Extract with `--record attention_maps`.");
     return prompt && !prompt.hasMap ? noMap() : null;

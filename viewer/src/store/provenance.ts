@@ -17,6 +17,12 @@ export function conditionOf(provenance: Provenance): string {
   return condition === "original" ? "untrained" : `untrained, ${condition}`;
 }
 
+/** What activations of another program were imported from; empty for those that this package extracted. */
+export function importedFrom(provenance: Provenance): string {
+  const imported = provenance["imported"];
+  return imported && typeof imported === "object" ? String((imported as { form?: unknown }).form ?? "other files") : "";
+}
+
 const PLAIN: Record<string, string> = {
   blank: "blank images", mirror: "mirrored images", "shuffled-image": "shuffled images",
 };

@@ -6,6 +6,7 @@ import { Fault } from "../fault.ts";
 import { Arrays, type Select } from "./arrays.ts";
 import { readRoot, type Layout, type RootMeta } from "./metadata.ts";
 import type { Span } from "./parts.ts";
+import { importedFrom } from "./provenance.ts";
 
 /** What is known of an example before the model ran. */
 export interface Prompt {
@@ -34,7 +35,9 @@ export class Store {
   readonly provenance: Record<string, unknown>;
   readonly meta: RootMeta;
   readonly arrays: Arrays;
-  /** Number of the decoder block of each attention layer held. */
+  /** What the activations were imported from; empty for those that were extracted. */
+  readonly imported: string;
+  /** Number of the decoder block of each attention layer held; of imported activations, each layer of the residual stream. */
   readonly layers: number[];
   readonly #markers = new Map<number, Promise<boolean>>();
   readonly #words = new Map<number, string>();
@@ -53,12 +56,13 @@ export class Store {
     const held = this.layout.kept_layers;
     const all = Array.from({ length: this.layout.layers }, (_, k) => k);
     // a copy's attention layers are those of its layers that are blocks, as its own coordinate says; see attentionLayers
-    this.layers = held ? held.filter((k) => k < this.layout.layers) : all;
+    this.imported = importedFrom(this.provenance);
+    this.layers = this.imported ? held ?? [...all, this.layout.layers] : held ? held.filter((k) => k < this.layout.layers) : all;
   }
 
   static async open(files: Files, unwritten: Unwritten = [], signal?: AbortSignal): Promise<Store> {
     const store = new Store(files, await readRoot(files, signal), { unwritten });
-    const axis = store.arrays.shape("attention_layer")[0] ?? store.layers.length;
+    const axis = store.imported ? store.layers.length : store.arrays.shape("attention_layer")[0] ?? store.layers.length;
     if (axis !== store.layers.length) {
       const { data } = await store.arrays.read<Int32Array>("attention_layer", [null], signal);
       store.layers.splice(0, Infinity, ...data);
