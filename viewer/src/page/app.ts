@@ -235,8 +235,7 @@ export class App {
 
   #update(): void {
     this.#overview.element.hidden = !this.#all;
-    for (const part of [this.#stage, this.#side.element, this.#tokens]) part.hidden = this.#all;
-    this.#compare.hidden = this.#all;
+    for (const part of [this.#stage, this.#side.element, this.#tokens, this.#compare]) part.hidden = this.#all;
     this.#display.element.hidden = this.#all || !!this.store.imported;
     this.#toOverview.setAttribute("aria-pressed", String(this.#all));
     if (this.#all) void this.#overview.show();
