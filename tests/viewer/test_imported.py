@@ -79,7 +79,7 @@ def test_any_choice_of_layers_opens_without_results(browser, layers, tmp_path):
         assert LACKING in browser.text(".pane .note")
         assert "No results are given" in browser.text(".probe")
         browser.keys("j")
-        assert browser.view()["example"] == "1"
+        browser.until(lambda: browser.view_now().get("example") == "1")
         assert browser.errors() == []
 
 
