@@ -171,10 +171,10 @@ def plan_command(
             record if study is None else {"stores": {name: _plan_record(one) for name, one in plans.items()}, "time": record["time"]}
         )
     elif not quiet:
-        echo(with_option_names(text))
         later = InterventionSettings()
         if cost := later_cost(plan, len(later.slots()), later.examples):
             echo(cost)
+        echo(with_option_names(text))
 
 
 @click.command(short_help="Run every example through the model once, into a store.")

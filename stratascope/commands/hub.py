@@ -66,7 +66,7 @@ def push_command(
 
 @click.command(short_help="Download a store from the Hugging Face Hub.")
 @click.argument("address", metavar="hf://datasets/USER/NAME[@REVISION][/PATH]")
-@click.argument("target", required=False, type=click.Path(path_type=Path))
+@click.argument("target", required=False, type=options.FolderPath())
 @partial(verbosity_options, verbose_help="Also print the fingerprint of the store.")
 def pull_command(address: str, target: Path | None, as_json: bool, verbosity: int) -> None:
     """Download a store from the Hugging Face Hub to a new folder and verify it. After an interruption the same command resumes.

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from stratascope.addresses import is_address, was_address
+from stratascope.addresses import is_address, was_address, without_secrets
 
 MOST_NUMBERS = 1_000_000
 """In a range of the command line."""
@@ -29,6 +29,16 @@ class OutputPath(click.Path):
             return converted(value, param, ctx, self, writing=True)
         if was_address(Path(value)):
             self.fail(f"expected a path on this machine, found the address {value}; write it with two slashes", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class FolderPath(OutputPath):
+    """A path to write to on this machine alone."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if is_address(value):
+            shown = without_secrets(str(value))
+            self.fail(f"expected a path on this machine, found the address {shown}; to a bucket: stratascope copy", param, ctx)
         return super().convert(value, param, ctx)
 
 

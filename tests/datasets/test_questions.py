@@ -145,7 +145,7 @@ def test_questions_that_do_not_fit_are_refused(tmp_path: Path, make: Any, messag
         ([[True, "A tv above a chair", "A tv below a chair"]], "caption_options"),
         ([[1, "A tv above a chair", "A TV above a  chair"]], "one twice"),
         ([[1, "A tv sings", "A tv above a chair"]], "row 0: expected a caption such as"),
-        ([[1, "A tv on the left", "A tv on the right"]], "means one of the prompt's choices|two objects"),
+        ([[1, "A tv on the left", "A tv on the right"]], "means one of the prompt's choices|a caption with object"),
         ([[1, "A tv inside a chair", "A tv below a chair"]], "expected a caption such as"),
     ],
 )

@@ -147,9 +147,10 @@ class ExtractionSettings:
             raise InvalidInputError(
                 "expected a folder of images, found none; set `images`, or `image_size` to plan before they are downloaded"
             )
-        if self.shuffle_options is not None and "{options}" not in self.asked.text:
+        asked = self.asked  # raises its own error
+        if self.shuffle_options is not None and "{options}" not in asked.text:
             raise InvalidInputError(
-                f"expected a prompt that shows {{options}} for `shuffle_options`, found {self.asked.name}: {self.asked.text!r}; choose "
+                f"expected a prompt that shows {{options}} for `shuffle_options`, found {asked.name}: {asked.text!r}; choose "
                 "letters, vlmevalkit or embspatial, or leave the order as published"
             )
         _expect_among("condition", self.condition, CONDITIONS)

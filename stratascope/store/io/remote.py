@@ -127,7 +127,10 @@ def refuse_unwritable(address: str) -> None:
     """InvalidInputError for an address of a kind that is read-only, or with a password or a query."""
     shown = without_secrets(address)
     if address.startswith("hf://"):
-        raise InvalidInputError(f"expected a path or an address in a bucket, found {shown}; share a store there with `stratascope push`")
+        raise InvalidInputError(
+            f"expected a path on this machine or an address in a bucket ({WRITABLE}), found the address {shown}; share a store there with "
+            "`stratascope push`"
+        )
     if not service_of(address):
         raise InvalidInputError(
             f"expected a path on this machine or an address in a bucket ({WRITABLE}), found the address {shown}; write to a folder and "
