@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -133,6 +134,20 @@ def _refuse(ctx: click.Context, error: click.UsageError) -> NoReturn:
     ctx.exit(2)
 
 
+def _from_panic(error: BaseException | None) -> bool:
+    """Whether a panic of a Rust library led to an error."""
+    while error is not None and type(error).__name__ not in ("PanicException", "RustPanic"):
+        error = error.__cause__
+    return error is not None
+
+
+def _exit_at_once(code: int) -> None:
+    """End without the interpreter's clean-up, in which threads of a library that panicked can abort the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 class Commands(click.Group):
     """Commands that load on demand; errors become one line on stderr and exit code 2, an interruption 130."""
 
@@ -180,6 +195,8 @@ class Commands(click.Group):
             if isinstance(error, RecursionError):
                 error = InvalidInputError("expected plain data, found lists or records nested too deeply in a file")
             _say(with_option_names(error.message, self._command_run(ctx)) if isinstance(error, StratascopeError) else str(error))
+            if _from_panic(error):
+                atexit.register(_exit_at_once, 2)
             ctx.exit(2)
         except Exception as error:
             if debug:
