@@ -23,7 +23,7 @@ from stratascope.addresses import without_secrets
 from stratascope.commands.completion import complete_values
 from stratascope.commands.signature import with_option_names
 from stratascope.commands.terminal import STARTS_AGAIN, echo, visible
-from stratascope.errors import InvalidInputError, StratascopeError, out_of_memory
+from stratascope.errors import InvalidInputError, StratascopeError, is_panic, out_of_memory
 
 SECTIONS = {
     "Data": {
@@ -136,7 +136,7 @@ def _refuse(ctx: click.Context, error: click.UsageError) -> NoReturn:
 
 def _from_panic(error: BaseException | None) -> bool:
     """Whether a panic of a Rust library led to an error."""
-    while error is not None and type(error).__name__ not in ("PanicException", "RustPanic"):
+    while error is not None and not is_panic(error):
         error = error.__cause__
     return error is not None
 

@@ -104,3 +104,8 @@ def out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is a panic of a Rust library; some panics are no `Exception`."""
+    return type(error).__module__.startswith("pyo3") or type(error).__name__ in ("PanicException", "RustPanic")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from stratascope.store.io.bucket import Bucket
+
 VARIABLES = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "zq-secret", "AWS_REGION": "us-east-1"}
 
 
@@ -66,3 +68,17 @@ def claim_of(pid: int, host: str = "elsewhere", processes: str = "another machin
 def without_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in os.environ if n.startswith(("AWS_", "AZURE_", "GOOGLE_"))]:
         monkeypatch.delenv(name)
+
+
+def check_writing(bucket: Bucket) -> None:
+    """Objects `k`, written on conditions, and `large`, written in parts, are what was written last."""
+    assert bucket.conditional("check")
+    first = bucket.create("k", b"1")
+    assert first is not None
+    assert bucket.create("k", b"2") is None
+    assert bucket.replace("k", b"3", first) is not None
+    assert bucket.replace("k", b"4", first) is None
+    assert bucket.get("k") == b"3"
+    pieces = [bytes([k]) * 700_000 for k in range(7)]
+    bucket.put("large", lambda: pieces)
+    assert bucket.get("large") == b"".join(pieces)

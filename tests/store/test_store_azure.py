@@ -15,7 +15,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from buckets import files, objects, without_cloud
+from buckets import check_writing, files, objects, without_cloud
 from stores import make_store, small_layout
 
 from stratascope.store import copy_store, diff_stores, verify
@@ -91,16 +91,7 @@ def test_a_store_in_azure_has_the_bytes_of_one_on_a_disk(tmp_path):
 def test_conditions_and_parts_are_those_of_azure(monkeypatch):
     monkeypatch.setattr(bucket_module, "PART_BYTES", 1 << 20)
     bucket = Bucket("az://bucket/conditions")
-    assert bucket.conditional("check")
-    first = bucket.create("k", b"1")
-    assert first is not None
-    assert bucket.create("k", b"2") is None
-    assert bucket.replace("k", b"3", first) is not None
-    assert bucket.replace("k", b"4", first) is None
-    assert bucket.get("k") == b"3"
-    pieces = [bytes([k]) * 700_000 for k in range(7)]
-    bucket.put("large", lambda: pieces)
-    assert bucket.get("large") == b"".join(pieces)
+    check_writing(bucket)
     bucket.remove(["k", "large", "absent"])
     assert bucket.keys() == {}
     with pytest.raises(UnreachableError, match="expected a bucket to write into, found none of that name"):

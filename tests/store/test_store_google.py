@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from xml.sax.saxutils import escape
 
 import pytest
-from buckets import files, objects, without_cloud
+from buckets import check_writing, files, objects, without_cloud
 from local_server import LocalHandler, serving_locally
 from stores import make_store, small_layout
 
@@ -154,16 +154,7 @@ def test_a_store_at_google_has_the_bytes_of_one_on_a_disk(asked, tmp_path):
 def test_conditions_and_parts_are_those_of_google(asked, monkeypatch):
     monkeypatch.setattr(bucket_module, "PART_BYTES", 1 << 20)
     bucket = Bucket("gs://bucket/conditions")
-    assert bucket.conditional("check")
-    first = bucket.create("k", b"1")
-    assert first is not None
-    assert bucket.create("k", b"2") is None
-    assert bucket.replace("k", b"3", first) is not None
-    assert bucket.replace("k", b"4", first) is None
-    assert bucket.get("k") == b"3"
-    pieces = [bytes([k]) * 700_000 for k in range(7)]
-    bucket.put("large", lambda: pieces)
-    assert bucket.get("large") == b"".join(pieces)
+    check_writing(bucket)
     many = [f"many/{k:03d}" for k in range(2 * PAGE + 1)]
     for key in many:
         bucket.put(key, lambda: [b"1"])

@@ -18,9 +18,9 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
 from stratascope.addresses import without_secrets
-from stratascope.errors import InvalidInputError, MissingExtraError, StoreError
+from stratascope.errors import InvalidInputError, MissingExtraError, StoreError, is_panic
 from stratascope.store.io.hub import hub_address
-from stratascope.store.io.remote_errors import CREDENTIALS, DOCS, Refusal, UnreachableError, first_line, is_panic, silenced_panics
+from stratascope.store.io.remote_errors import CREDENTIALS, DOCS, Refusal, UnreachableError, first_line, silenced_panics
 
 PATIENCE = 120.0
 """Seconds in total for retries of a request."""

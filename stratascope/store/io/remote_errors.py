@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stratascope.addresses import without_secrets
-from stratascope.errors import UnreadError
+from stratascope.errors import UnreadError, is_panic
 
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
 """HTTP statuses that are retried."""
@@ -122,11 +122,6 @@ def first_line(error: BaseException) -> str:
 
 _REDIRECTING = threading.Lock()
 """Held while standard error is redirected."""
-
-
-def is_panic(error: BaseException) -> bool:
-    """Whether an error is a panic of a Rust library; some panics are no `Exception`."""
-    return type(error).__module__.startswith("pyo3") or type(error).__name__ in ("PanicException", "RustPanic")
 
 
 @contextmanager
