@@ -12,10 +12,10 @@ from stratascope.causal.directions import MATCHED
 from stratascope.causal.effects import FEWEST_PAIRS
 from stratascope.causal.use import control_method, fewest_draws
 from stratascope.results.layer_intervals import LayerIntervals
-from stratascope.stats.mean_ratio import FEWEST_GROUPS, FEWEST_SKEWED
+from stratascope.stats.mean_ratio import FEWEST_DECIDING, FEWEST_GROUPS
 
 Event = Mapping[Hashable, Any]
-_IMAGES = f"{FEWEST_GROUPS} needed, {FEWEST_SKEWED} where a few of them decide the mean"
+_IMAGES = f"{FEWEST_GROUPS} needed, and {FEWEST_DECIDING} that decide the mean"
 
 
 class Interventions(Protocol):
