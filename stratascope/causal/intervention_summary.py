@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 
 from stratascope.causal.directions import MATCHED
-from stratascope.causal.effects import FEWEST_PAIRS
+from stratascope.causal.effects import FEWEST_IMAGES, FEWEST_PAIRS
 from stratascope.causal.use import control_method, fewest_draws
 from stratascope.results.layer_intervals import LayerIntervals
-from stratascope.stats.mean_ratio import FEWEST_GROUPS, FEWEST_SKEWED
 
 Event = Mapping[Hashable, Any]
-_IMAGES = f"{FEWEST_GROUPS} needed, {FEWEST_SKEWED} where a few of them decide the mean"
+_IMAGES = f"{FEWEST_IMAGES} needed for an interval"
 
 
 class Interventions(Protocol):
