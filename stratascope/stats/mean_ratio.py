@@ -28,6 +28,10 @@ LONGEST_LOG = 4.0
 """The same of a pointwise interval of the logarithm of a ratio."""
 _LARGE, _LARGEST, _NOTABLE = 0.95, 0.99, 0.1
 """Quantiles of the deviations in a family, and the share of the largest that a deciding group exceeds."""
+_FULL, _FALL = 64, 0.4
+"""Groups up to which intervals are widened in full, and the power with which this falls beyond."""
+_JOINT = 0.5
+"""Share of the widening, on a log scale, that the simultaneous band has."""
 _SHARES = ((0.5, 0.9), (0.75, 0.95))
 _EQUAL, _STEEPNESS, _MOST = 0.6, 2.5, 1.6
 """Spread of the logarithm of sizes (`log_spread`) from which and up to which intervals are widened, and how fast: chosen by simulation."""
@@ -50,7 +54,8 @@ def mean_ratio(
     percentiles cover them too rarely. Rows without spread over groups have intervals without width.
 
     Where sizes are so unequal that a few groups decide the mean, most samples lack the largest, and bootstrap-t intervals of a nominal
-    95 % cover in 85 to 90 %. There the nominal level is higher: from 95 % at a spread of the logarithm of .6 to 99.6 % at 1.6.
+    95 % cover in 85 to 90 %. There the nominal level is higher: from 95 % at a spread of the logarithm of .6 to 99.6 % at 1.6. More than
+    `_FULL` groups hold enough of the largest, and the level is closer to 95 %.
 
     The simultaneous band takes the largest distance of a resample over rows, but at most `FURTHEST` times the largest of a row's own: a row
     whose few large values make its distances extreme would else widen all others without limit. No end is farther than `LONGEST` standard
@@ -124,14 +129,15 @@ def mean_ratio(
     if spread.any():
         tail = (1 - level) / 2
         apart = apart[:, spread]
-        caution = np.exp(-_STEEPNESS * (np.clip(unequal[spread], _EQUAL, _MOST) - _EQUAL))
+        steepness = _STEEPNESS * np.minimum(1, (_FULL / present.sum(1)[spread]) ** _FALL)
+        caution = np.exp(-steepness * (np.clip(unequal[spread], _EQUAL, _MOST) - _EQUAL))
         # (row,) how far the ends reach: pointwise, and together with all rows, within a limit of the row's own
         alone, together = [], []
         for side in (apart, -apart):
             largest = np.fmax.reduce(side, axis=1)
             alone.append([np.nanquantile(row, 1 - share) for row, share in zip(side.T, tail * caution, strict=True)])
-            together.append(np.minimum(np.nanquantile(largest, 1 - tail * caution), FURTHEST * np.nanmax(side, axis=0)))
-        (low, high), (low_all, high_all) = np.array(alone) * [[1], [-1]], np.array(together) * [[1], [-1]]
+            together.append(np.minimum(np.nanquantile(largest, 1 - tail * caution**_JOINT), FURTHEST * np.nanmax(side, axis=0)))
+        (low, high), (low_all, high_all) = (np.array(reach) * [[1], [-1]] for reach in (alone, np.maximum(alone, together)))
         limits = (LONGEST_LOG if positive else LONGEST,) * 2 + (LONGEST,) * 2
         for end, reach, limit in zip(ends, (low, high, low_all, high_all), limits, strict=True):
             far = np.clip(reach, -limit, limit) * error[spread]

@@ -140,17 +140,19 @@ def test_shares_of_few_examples_have_intervals_of_the_resamples_that_hold_some()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spread", [1.0, 1.5])
-def test_pointwise_intervals_of_sizes_of_which_few_are_large_cover_their_expectation(spread: float) -> None:
-    """At one layer, where no band is wider than the interval; a plain bootstrap-t interval covers in 88 % at a spread of 1.5."""
-    missed, refused = [], 0
+@pytest.mark.parametrize(("images", "spread"), [(32, 1.0), (32, 1.5), (32, 2.0), (256, 1.0), (256, 1.5)])
+def test_pointwise_intervals_of_sizes_of_which_few_are_large_seldom_miss_their_expectation(images: int, spread: float) -> None:
+    """At one layer, where no band is wider than the interval; plain bootstrap-t intervals of 32 images miss in 12 % at a spread of 1.5."""
+    missed, refused, bootstrap = [], 0, Bootstrap(np.arange(images), draws=1000, seed=0)
     for seed in range(300):
-        top = np.exp(spread * np.random.default_rng([seed, 5]).standard_normal((1, 32)))
-        found = relative("effect", top, np.ones(32), Bootstrap(np.arange(32), draws=800, seed=0), level=0.95)
-        missed.append(bool(found["effect_low"][0] > np.exp(spread**2 / 2)) or bool(np.exp(spread**2 / 2) > found["effect_high"][0]))
-        refused += np.isnan(found["effect_low"][0])
+        top = np.exp(spread * np.random.default_rng([seed, 5]).standard_normal((1, images)))
+        found = relative("effect", top, np.ones(images), bootstrap, level=0.95)
+        low, high = found["effect_low"][0], found["effect_high"][0]
+        refused += np.isnan(low)
+        assert np.isnan(low) or found["effect_low_simultaneous"][0] <= low
+        missed.append(low > np.exp(spread**2 / 2) or np.exp(spread**2 / 2) > high)
     assert np.mean(missed) <= 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / 300)
-    assert refused <= 0.2 * 300
+    assert refused <= (0.2 if spread < 2 else 0.4) * 300
 
 
 def test_a_row_with_extreme_distances_does_not_widen_the_band_of_the_others_without_limit() -> None:
