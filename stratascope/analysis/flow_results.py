@@ -174,7 +174,7 @@ def flow_examples(
     MissingExtraError
         If `exact` is asked for without numba.
     """
-    require_maps(store, "flow", tower)
+    require_maps(store, "flow")
     window = checked_window(window, store.layout.layers)
     chosen = held_examples(store, "attention_maps", examples)
     options: dict[str, Any] = {"window": window, "exact": exact}

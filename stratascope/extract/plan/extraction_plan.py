@@ -16,6 +16,7 @@ from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import Prompt
 from stratascope.extract.families.general_family import family_of
 from stratascope.extract.families.model_families import ModelShape
+from stratascope.extract.families.tower_views import TowerViews, View
 from stratascope.extract.model_files import ModelSource, resolve_model
 from stratascope.extract.plan.image_boxes import flipped, in_view, view_size
 from stratascope.extract.plan.images import ImageFacts, apply_condition, open_image, thumbnail
@@ -24,7 +25,7 @@ from stratascope.extract.plan.readout_words import readout_words
 from stratascope.extract.plan.settings import BOX_POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
 from stratascope.store import StoreLayout, estimate_sizes
-from stratascope.store.format.arrays import generated_number
+from stratascope.store.format.generated_positions import generated_number
 from stratascope.store.format.prompt_parts import grouped_cells
 
 THUMBNAIL_SAMPLE = 16
@@ -64,6 +65,8 @@ class ExtractionPlan:
     """None without knockouts."""
     store: StoreLayout
     provenance: dict[str, Any]
+    tower: TowerViews | None = None
+    """Views of the vision tower; None if its attention maps are not saved."""
 
     def __repr__(self) -> str:
         arrays = ", ".join(sorted(self.store.record))
@@ -104,6 +107,35 @@ class ExtractionPlan:
     def patch_counts(self) -> np.ndarray:
         """(example,) int32: image tokens of each example in patch_residual, 0 for examples without."""
         return patch_counts(self.layouts, self.has_patches)
+
+    def views(self, example: int) -> tuple[View, ...]:
+        """Views of an image in the vision tower, whose attention maps are saved.
+
+        Parameters
+        ----------
+        example
+            Its number.
+        """
+        assert self.tower is not None, "there are views where maps of the vision tower are saved"
+        return self.tower.of(*self.file_size(example))
+
+    def parents(self, example: int) -> np.ndarray:
+        """Prompt token that each token of the vision tower is part of.
+
+        Parameters
+        ----------
+        example
+            Its number.
+
+        Returns
+        -------
+        numpy.ndarray
+            (view, token) int32; -1: none.
+        """
+        assert self.tower is not None, "there are views where maps of the vision tower are saved"
+        own = np.append(np.flatnonzero(self.layouts[example].ids == self.tokenizer.image_id), -1)
+        first = np.full(self.tower.class_tokens, -1)
+        return np.stack([np.concatenate([first, own[view.tokens]]) for view in self.views(example)]).astype(np.int32)
 
     def position_tokens(self, example: int, position: str) -> np.ndarray | None:
         """Tokens whose mean is a position.
@@ -280,7 +312,15 @@ class ExtractionPlan:
             knocked,
             self.patch_counts,
             len(self.readout_words),
+            self._vision_weights,
         )
+
+    @property
+    def _vision_weights(self) -> np.ndarray | None:
+        """(example,) weights of the vision tower's maps that are not zero: within windows, where there are any."""
+        if self.tower is None:
+            return None
+        return np.array([self.tower.weights(*self.file_size(k)) if mapped else 0 for k, mapped in enumerate(self.has_map)])
 
     def _sample_thumbnails(self) -> np.ndarray | None:
         if self.settings.image_size is not None or self.store.thumbnail is None:

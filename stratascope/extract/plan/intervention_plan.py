@@ -17,7 +17,7 @@ from stratascope.extract.model_files import QUANTIZE, on_loading
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.settings import ExtractionSettings
 from stratascope.store import ActivationStore
-from stratascope.store.format.arrays import generated_number
+from stratascope.store.format.generated_positions import generated_number
 from stratascope.store.format.provenance import differences
 
 COMPARED = ("model", "processor", "prompt", "data", "condition", "seed", "answer_logits")

@@ -35,6 +35,7 @@ from stratascope.extract.run.self_check import (
     limits_of,
     load_processor,
 )
+from stratascope.extract.run.tower_maps import TowerMapRequest
 from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures
 from stratascope.extract.run.vision_tower import CellRequest
 
@@ -103,7 +104,19 @@ class ExtractionSession:
         """Features of the image of an example, from the vision tower."""
         cells, tower = self._vision_cells[0].get(self.plan.shown[example]), family_of(self.plan.source).tower
         request = CellRequest(cells, self.plan.layouts[example].grid, tower) if cells and tower else None
-        return self.model.features(prepared, request)
+        return self.model.features(prepared, request, self._map_request(example))
+
+    def _map_request(self, example: int) -> TowerMapRequest | None:
+        """How the vision tower's maps of the image of an example are captured; None where no example with that image needs them."""
+        plan, name = self.plan, self.plan.shown[example]
+        if plan.tower is None or name not in self._mapped_images:
+            return None
+        grids = tuple(view.grid for view in plan.views(example))
+        return TowerMapRequest(plan.tower.blocks, plan.tower.class_tokens, grids, plan.store.fusion)
+
+    @cached_property
+    def _mapped_images(self) -> set[str]:
+        return {name for name, mapped in zip(self.plan.shown, self.plan.has_map, strict=True) if mapped}
 
     def knock_out(self, example: int, batch: Callable[[], Batch], block: int, place: int) -> np.ndarray:
         """Knockout effects of an example, from a batch of it alone; sub-batches are halved permanently when memory runs out.
