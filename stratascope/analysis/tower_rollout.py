@@ -116,6 +116,21 @@ def stored_tower_rollout(store: ActivationStore, example: int, onto: NDArray[np.
     return np.where(np.arange(found.shape[1]) < counts[:, None], found, np.nan)
 
 
+def tower_maps(store: ActivationStore, example: int) -> Floats:
+    """(block, view, query, key) attention maps of the vision tower, decoded: rows sum to 1, or to 0 beyond the tokens of a view.
+
+    Parameters
+    ----------
+    store
+        With `TOWER_ARRAYS`.
+    example
+        Its number.
+    """
+    weights = np.square(store.read("vision_maps", examples=example), dtype=np.float64)
+    totals = weights.sum(-1, keepdims=True)
+    return np.asarray(np.divide(weights, totals, out=weights, where=totals > 0))
+
+
 def patch_picture(values: NDArray[np.floating], grids: NDArray[np.integer], boxes: NDArray[np.floating]) -> Floats:
     """(row, column) sums of the values of all views over cells of the image as fine as the finest view.
 

@@ -83,6 +83,11 @@ def rollout_command(store: str, output: Output, examples: str | None, **chosen: 
 @click.argument("store")
 @options.examples
 @options.window
+@options_of(
+    flow_examples,
+    tower="How far down: decoder (to the prompt's tokens), vision (also through the vision tower to the image's patches; needs "
+    "vision_maps).",
+)
 @options.scheduler
 @results_output
 def flow_command(store: str, output: Output, examples: str | None, **chosen: Any) -> None:

@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import networkx
 import numpy as np
 import pytest
+from networkx.algorithms.flow import dinitz
 from PIL import Image
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from stratascope.analysis import rollout_examples  # noqa: E402
+from stratascope.analysis import flow_examples, rollout_examples  # noqa: E402
+from stratascope.analysis.flow import UNIT  # noqa: E402
+from stratascope.analysis.tower_flow import tower_flow  # noqa: E402
 from stratascope.errors import CaptureError, InvalidInputError, NotRecordedError  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
 from stratascope.extract.plan.extraction_plan import ExtractionPlan  # noqa: E402
@@ -33,6 +37,7 @@ from stratascope.store import ActivationStore, copy_store, diff_stores, encode_m
 from tests.extract.families import FAMILIES  # noqa: E402
 from tests.extract.saved import save  # noqa: E402
 from tests.extract.unpacked import fused_map  # noqa: E402
+from tests.tower_network import network  # noqa: E402
 
 TOWERS = [name for name in FAMILIES if name not in ("qwen3_vl", "paligemma2")]
 """Families whose image tokens are made of known patches; PaliGemma 2 has the tower of PaliGemma."""
@@ -256,7 +261,7 @@ def _with_change(found: Towered, image: Image.Image, view: int, token: int) -> n
         handle.remove()
 
 
-def test_the_store_holds_the_maps_of_mapped_examples(towered: Towered, tmp_path: Path) -> None:
+def test_the_store_holds_the_maps_of_mapped_examples(towered: Towered) -> None:
     plan, store = towered.plan, towered.store
     assert verify(towered.path).ok
     assert store.available("vision_maps").tolist() == [True, True, False]
@@ -269,6 +274,12 @@ def test_the_store_holds_the_maps_of_mapped_examples(towered: Towered, tmp_path:
         np.testing.assert_allclose(store.read("vision_box", examples=k)[: len(views)], [view.box for view in views], atol=1e-6)
     estimate = plan.estimate.set_index("array")["estimated_bytes"]
     assert 0.5 < estimate["vision_maps"] / sum(p.stat().st_size for p in (towered.path / "vision_maps").rglob("*") if p.is_file()) < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("towered", ["llava_next"], indirect=True)
+def test_copies_keep_the_maps(towered: Towered, tmp_path: Path) -> None:
+    store = towered.store
     copy_store(towered.path, tmp_path / "copy.zarr")
     assert diff_stores(towered.path, tmp_path / "copy.zarr").same
     copy_store(towered.path, tmp_path / "part.zarr", examples=[1], layers=[0])
@@ -314,6 +325,28 @@ def test_rollout_runs_through_the_tower_as_the_product_of_all_maps(towered: Towe
             assert result.onto_patches(k).sum() == pytest.approx(np.nansum(result.patches[k]))
     assert rollout_examples(towered.store, tower="decoder").patches is None
     assert result.figure(towered.store) is not None
+
+
+@pytest.mark.parametrize("towered", ["llava", "qwen2_5_vl"], indirect=True)
+def test_flow_runs_through_the_tower_as_networkx_says(towered: Towered) -> None:
+    """Over the nodes of decoder and tower with eager attention, as whole numbers."""
+    decoder, made, tower = composed(towered, 0)
+    parents = np.where(made.any(0), made.argmax(0), -1)
+    found, graph = tower_flow(decoder, np.stack(tower), parents), network(decoder, np.stack(tower), parents)
+    for token in (towered.plan.tower.class_tokens, parents.shape[1] - 1):
+        expected = networkx.maximum_flow_value(
+            graph, ("decoder", len(decoder), len(decoder[0]) - 1), ("tower", 0, 0, token), flow_func=dinitz
+        )
+        assert round(found.value[0, token] * UNIT) == expected
+    result = flow_examples(towered.store, [0], tower="vision")
+    patches = found.value[:, towered.plan.tower.class_tokens :]
+    np.testing.assert_allclose(result.patches[0, : len(patches), : patches.shape[1]], patches, rtol=0.05)
+    (rows, columns), cells = towered.plan.views(0)[0].grid, result.onto_patches(0)
+    np.testing.assert_array_equal(cells.ravel(), result.patches[0, 0, : rows * columns])
+    assert "through the vision tower to the image's patches" in result.summary()
+    assert result.figure(towered.store) is not None
+    with pytest.raises(InvalidInputError, match="expected a `window` of all blocks for flow through the vision tower"):
+        flow_examples(towered.store, [0], tower="vision", window=(1, 3))
 
 
 def test_what_cannot_be_told_is_refused_by_name(photos: Path, tmp_path: Path) -> None:
