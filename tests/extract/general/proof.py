@@ -201,7 +201,7 @@ def prove_interventions(model: Any, name: str, case: Case) -> None:
     runner = InterventionRunner(ours, whole=reruns_whole(source, shape))
     image = np.flatnonzero(np.array(case.ids) == image_token_id(model.config))[:3]
     places = {"final": np.array([length - 1]), "word": np.array([length - 4]), "image": image}
-    windows = ((1, 2), (0, 0), (count, count))[: 1 if length > LONG else 3]
+    windows = ((1, 2),) if length > LONG else ((0, 0), (1, 2), (count, count))
     layers = changed_layers(windows)
     stacks = {(position, layer): drawn_edits(2, hidden, layer, 0.3) for position in places for layer in layers}
     patches = {
@@ -250,7 +250,7 @@ def prove_interventions(model: Any, name: str, case: Case) -> None:
                 expected = logits(*edit) - plain
                 assert one.change[p, w, slot] == pytest.approx(expected, abs=1e-4, rel=1e-4), (part, window, slot)
                 moved = max(moved, float(np.abs(expected).max()))
-                if w == 0 and slot == 1:
+                if window == (1, 2) and slot == 1:
                     expected = np.array(scores(*edit)) - summed
                     assert several.change[p, w, slot, :3] == pytest.approx(expected, abs=2e-4, rel=1e-4), (part, window, slot)
     assert moved > 0.01, "a test in which nothing moves would show little"
