@@ -24,12 +24,23 @@ LONGEST = 12.0
 LONGEST_LOG = 4.0
 """The same of a pointwise interval of the logarithm of a ratio."""
 _SHARES = ((0.5, 0.9), (0.75, 0.95))
+_FULL, _FALL = 64, 0.4
+"""Groups up to which intervals are widened in full, and the power with which this falls beyond."""
 _EQUAL, _STEEPNESS, _MOST = 0.6, 2.5, 1.6
 """Spread of the logarithm of sizes (`log_spread`) from which and up to which intervals are widened, and how fast: chosen by simulation."""
 
 
 def mean_ratio(
-    top: Floats, bottom: Floats, bootstrap: Bootstrap, *, level: float = 0.95, bounded: bool = False, positive: bool = False
+    top: Floats,
+    bottom: Floats,
+    bootstrap: Bootstrap,
+    *,
+    level: float = 0.95,
+    bounded: bool = False,
+    positive: bool = False,
+    fewest: int | None = None,
+    longest: float | None = None,
+    joint: float = 1.0,
 ) -> tuple[Floats, Floats, Band]:
     """Ratio of two means over the same examples, with pointwise intervals and a simultaneous band over rows.
 
@@ -38,7 +49,8 @@ def mean_ratio(
     percentiles cover them too rarely. Rows without spread over groups have intervals without width.
 
     Where sizes are so unequal that a few groups decide the mean, most samples lack the largest, and bootstrap-t intervals of a nominal
-    95 % cover in 85 to 90 %. There the nominal level is higher: from 95 % at a spread of the logarithm of .6 to 99.6 % at 1.6.
+    95 % cover in 85 to 90 %. There the nominal level is higher: from 95 % at a spread of the logarithm of .6 to 99.6 % at 1.6. More than
+    `_FULL` groups hold enough of the largest, and the level is closer to 95 %.
 
     The simultaneous band takes the largest distance of a resample over rows, but at most `FURTHEST` times the largest of a row's own: a row
     whose few large values make its distances extreme would else widen all others without limit. No end is farther than `LONGEST` standard
@@ -59,12 +71,18 @@ def mean_ratio(
         Whether all values are at least 0: then distances are those of the logarithm of the ratio, so that the ends are above 0, and the
         sizes of `bottom` count like those of `top`. They need `FEWEST_SKEWED` groups: fewer cover too rarely, and do not show how unequal
         sizes are.
+    fewest
+        Groups below which a row has no interval; None: `FEWEST_GROUPS`, or `FEWEST_SKEWED`.
+    longest
+        How far an interval reaches at most, in standard errors; None: `LONGEST`.
+    joint
+        Share of the higher level, on a log scale, that the simultaneous band has.
 
     Returns
     -------
     tuple
         (row,) ratios and their standard errors, NaN for rows without examples, and their band, whose ends are NaN for rows with fewer
-        than `FEWEST_GROUPS` groups, or `FEWEST_SKEWED` of very unequal sizes or of `positive` values.
+        than `FEWEST_GROUPS` groups, or `FEWEST_SKEWED` of very unequal sizes or of `positive` values, or than `fewest`.
 
     Examples
     --------
@@ -95,20 +113,22 @@ def mean_ratio(
     if spread.any():
         tail = (1 - level) / 2
         apart = apart[:, spread]
-        caution = np.exp(-_STEEPNESS * (np.clip(unequal[spread], _EQUAL, _MOST) - _EQUAL))
+        steepness = _STEEPNESS * np.minimum(1, (_FULL / present.sum(1)[spread]) ** _FALL)
+        caution = np.exp(-steepness * (np.clip(unequal[spread], _EQUAL, _MOST) - _EQUAL))
         # (row,) how far the ends reach: pointwise, and together with all rows, within a limit of the row's own
         alone, together = [], []
         for side in (apart, -apart):
             largest = np.fmax.reduce(side, axis=1)
             alone.append([np.nanquantile(row, 1 - share) for row, share in zip(side.T, tail * caution, strict=True)])
-            together.append(np.minimum(np.nanquantile(largest, 1 - tail * caution), FURTHEST * np.nanmax(side, axis=0)))
-        (low, high), (low_all, high_all) = np.array(alone) * [[1], [-1]], np.array(together) * [[1], [-1]]
-        limits = (LONGEST_LOG if positive else LONGEST,) * 2 + (LONGEST,) * 2
+            together.append(np.minimum(np.nanquantile(largest, 1 - tail * caution**joint), FURTHEST * np.nanmax(side, axis=0)))
+        (low, high), (low_all, high_all) = (np.array(reach) * [[1], [-1]] for reach in (alone, np.maximum(alone, together)))
+        far_most = LONGEST if longest is None else longest
+        limits = (LONGEST_LOG if positive else far_most,) * 2 + (far_most,) * 2
         for end, reach, limit in zip(ends, (low, high, low_all, high_all), limits, strict=True):
             far = np.clip(reach, -limit, limit) * error[spread]
             end[spread] = value[spread] * np.exp(-far / value[spread]) if positive else value[spread] - far
-        critical = float(min(max(low_all.max(), -high_all.min()), LONGEST))
-    few = present.sum(1) < np.where(positive | (unequal > SKEWED), FEWEST_SKEWED, FEWEST_GROUPS)
+        critical = float(min(max(low_all.max(), -high_all.min()), far_most))
+    few = present.sum(1) < (np.where(positive | (unequal > SKEWED), FEWEST_SKEWED, FEWEST_GROUPS) if fewest is None else fewest)
     for end in ends:
         end[few] = np.nan
     return value, error, Band(ends[0], ends[1], ends[2], ends[3], critical)
