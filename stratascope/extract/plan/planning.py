@@ -13,6 +13,7 @@ from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import BoxIndex
 from stratascope.datasets.examples import Example, files_digest, load_examples
 from stratascope.datasets.progress import progress_bar
+from stratascope.datasets.prompts import Prompt
 from stratascope.datasets.question_rows import shuffled_options
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.general_family import (
@@ -25,7 +26,7 @@ from stratascope.extract.families.general_family import (
 )
 from stratascope.extract.families.image_tokens import ImageRule, PatchGrid
 from stratascope.extract.families.model_families import ModelShape, image_rule, logits_capped, model_shape
-from stratascope.extract.model_files import ModelSource, check_weight_form, on_loading, quantization, resolve_model
+from stratascope.extract.model_files import ModelSource, check_weight_form, on_loading, quantization
 from stratascope.extract.plan.answer_tokens import ANSWER_LOGITS, SUMMED, answer_forms
 from stratascope.extract.plan.extraction_plan import ExtractionPlan, patch_counts
 from stratascope.extract.plan.generated_answers import end_of_turn, generation_provenance
@@ -33,6 +34,7 @@ from stratascope.extract.plan.image_boxes import aligned_examples, alignment_cas
 from stratascope.extract.plan.images import PLACEHOLDER_SIZE, ImageFacts, images_digest, inspect_images, shown_images, stated_images
 from stratascope.extract.plan.knockout_plan import ALL_MODES, Knockouts, layer_windows, ordered_targets
 from stratascope.extract.plan.positions import saved_positions, vision_positions
+from stratascope.extract.plan.published_models import PublishedModel, model_to_plan
 from stratascope.extract.plan.settings import BOX_POSITIONS, TOP_TOKENS, ExtractionSettings
 from stratascope.extract.plan.token_layout import SPANS, TILES, PromptTokenizer, TokenLayout
 from stratascope.store import StoreLayout
@@ -88,7 +90,7 @@ def build_plan(
         If the model is on the Hub and the `extract` extra is not installed.
     """
     trained = settings.untrained is None
-    source = resolve_model(settings.model, revision=settings.revision, weights=weights and trained)
+    source = model_to_plan(settings.model, revision=settings.revision, weights=weights and trained)
     check_weight_form(source, quantize=settings.quantize, untrained=not trained)
     system = settings.asked.system if settings.system is None else settings.system
     general = load_general(source, system) if is_general(source) else None
@@ -99,6 +101,8 @@ def build_plan(
     examples = load_examples(settings.examples, boxes, asked, progress=progress)[: settings.limit]
     if settings.shuffle_options is not None:
         examples = [shuffled_options(example, settings.shuffle_options, prompt.last) for example in examples]
+    if isinstance(source, PublishedModel):
+        source = source.with_texts(_texts(prompt.for_examples(examples), examples, system))
     tokenizer = PromptTokenizer(source, prompt.for_examples(examples), rule, system)
     names = [example.image for example in examples]
     shown = shown_images(names, settings.condition, settings.seed)
@@ -235,6 +239,12 @@ def _shape_and_rule(source: ModelSource, settings: ExtractionSettings, general: 
         return shape, image_rule(source, settings.max_pixels)
     check_records(source, shape, settings.record, settings.max_pixels)
     return shape, general.rule
+
+
+def _texts(prompt: Prompt, examples: Sequence[Example], system: str | None) -> set[str]:
+    """All texts of the prompts and answers."""
+    answers = {f" {answer}" for example in examples for answer in (*prompt.choices, *example.options)}
+    return {prompt.fill(example).text for example in examples} | answers | {system or ""}
 
 
 def _check_scored(tokenizer: PromptTokenizer, record: Sequence[str]) -> None:
