@@ -22,11 +22,6 @@ LEAST_DIFFERENCE = 0.2
 """A pair is used for patching if its logit differences differ by at least this share of their root mean square over all pairs."""
 
 
-FEWEST_IMAGES = 32
-"""Images below which sizes of effects have no interval. Fewer may lack the large values that decide a mean, and do not show that they do:
-intervals that are printed where the values look even cover more rarely still (docs/benchmarks.md)."""
-_OPTIONS: dict[str, Any] = {"fewest": FEWEST_IMAGES, "longest": 50.0, "joint": 0.5}
-"""Of `mean_ratio`, by simulation."""
 FEWEST_PAIRS = 10
 """Pairs below which patching decides nothing, and the restored share has no interval."""
 
@@ -116,7 +111,7 @@ def flip_shares(values: Floats, bootstrap: Bootstrap, *, level: float) -> dict[s
 
 def relative(name: str, values: Floats, difference: Floats, bootstrap: Bootstrap, *, level: float) -> dict[str, Floats]:
     """Means of (layer, example) changes in units of the mean size of the logit difference of the same examples, with intervals."""
-    value, error, bands = mean_ratio(values, np.broadcast_to(np.abs(difference), values.shape), bootstrap, level=level, **_OPTIONS)
+    value, error, bands = mean_ratio(values, np.broadcast_to(np.abs(difference), values.shape), bootstrap, level=level)
     return {name: value, f"{name}_error": error, **{f"{name}_{end}": ends for end, ends in bands.ends.items()}}
 
 
@@ -151,7 +146,7 @@ def restored(
     sign = np.sign(gap)
     top = np.where(kept, change * sign, np.nan)
     bottom = np.broadcast_to(np.where(kept, np.abs(gap), np.nan), top.shape)
-    value, error, bands = mean_ratio(top, bottom, bootstrap, level=level, **_OPTIONS)
+    value, error, bands = mean_ratio(top, bottom, bootstrap, level=level)
     found |= {"restored": value, "restored_error": error}
     if kept.sum() >= FEWEST_PAIRS:
         found |= {f"restored_{end}": ends for end, ends in bands.ends.items()}
