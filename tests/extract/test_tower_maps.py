@@ -25,6 +25,7 @@ from stratascope.analysis.flow import UNIT  # noqa: E402
 from stratascope.analysis.tower_flow import tower_flow  # noqa: E402
 from stratascope.errors import CaptureError, InvalidInputError, NotRecordedError  # noqa: E402
 from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction  # noqa: E402
+from stratascope.extract.families.tower_views import View  # noqa: E402
 from stratascope.extract.plan.extraction_plan import ExtractionPlan  # noqa: E402
 from stratascope.extract.plan.images import open_image  # noqa: E402
 from stratascope.extract.run import tower_maps  # noqa: E402
@@ -72,7 +73,7 @@ class Towered:
         return flat[patch_places(self.tower, grid)][None].numpy()
 
     def request(self) -> TowerMapRequest:
-        return self.session._map_request(0)
+        return self.session.tower_maps.request(0)
 
 
 def settings_of(folder: Path, model: Path, **more: Any) -> ExtractionSettings:
@@ -100,6 +101,14 @@ def towered(request: pytest.FixtureRequest, photos: Path, tmp_path_factory: pyte
     plan = dataclasses.replace(plan, has_map=np.array([True, True, False]))
     run_extraction(plan, folder / "s.zarr")
     return Towered(plan, ActivationStore.open(folder / "s.zarr"), ExtractionSession(plan, batch_tokens=1), folder / "s.zarr")
+
+
+def views_of(plan: ExtractionPlan, k: int) -> tuple[View, ...]:
+    return plan.tower.of(*plan.file_size(k))
+
+
+def parents_of(plan: ExtractionPlan, k: int) -> np.ndarray:
+    return plan.tower.parents(plan.layouts[k].ids, plan.tokenizer.image_id, plan.file_size(k))
 
 
 def photo(found: Towered, k: int = 0) -> Image.Image:
@@ -157,7 +166,7 @@ def test_maps_are_those_of_eager_attention(towered: Towered, monkeypatch: pytest
     monkeypatch.setattr(tower_maps, "packed_map", kept)
     for k in (0, 1):
         image, fused[:] = photo(towered, k), []
-        towered.session.model.features(towered.session.prepare(image), maps=towered.session._map_request(k))
+        towered.session.model.features(towered.session.prepare(image), maps=towered.session.tower_maps.request(k))
         eager = eager_maps(towered, image)
         assert len(eager) == plan.tower.blocks == plan.store.vision_blocks
         windows = sorted(fused, key=len)
@@ -189,7 +198,7 @@ def test_each_patch_shows_its_part_of_the_image(towered: Towered) -> None:
     for x, y in ((0.05, 0.07), (0.93, 0.9), (0.4, 0.62)):
         before, after = (_entry(towered, each) for each in (image, _painted(towered, x, y)))
         moved = np.abs(after - before).max(-1) > 1e-5
-        for k, view in enumerate(towered.plan.views(0)):
+        for k, view in enumerate(views_of(towered.plan, 0)):
             (rows, columns), (x0, y0, x1, y1) = view.grid, view.box
             row, column = int((y - y0) / (y1 - y0) * rows // 1), int((x - x0) / (x1 - x0) * columns // 1)
             inside = 0 <= row < rows and 0 <= column < columns
@@ -223,7 +232,7 @@ def _entry(found: Towered, image: Image.Image) -> np.ndarray:
 def test_an_image_token_is_made_of_its_own_patches_alone(towered: Towered, k: int) -> None:
     """Every token that leaves the last block is changed in turn: the features that move are those of its prompt token."""
     plan, image = towered.plan, photo(towered, k)
-    plain, parents = towered.features(image), plan.parents(k)
+    plain, parents = towered.features(image), parents_of(plan, k)
     positions = np.flatnonzero(plan.layouts[k].ids == plan.tokenizer.image_id)
     assert len(plain) == len(positions)
     grid = towered.session.prepare(image).tensors.get("image_grid_thw")
@@ -268,7 +277,7 @@ def test_the_store_holds_the_maps_of_mapped_examples(towered: Towered) -> None:
     with pytest.raises(NotRecordedError, match="have no map: 2"):
         store.read("vision_maps", examples=2)
     for k in (0, 1):
-        views = plan.views(k)
+        views = views_of(plan, k)
         assert store.read("vision_grid", examples=k)[: len(views)].tolist() == [list(view.grid) for view in views]
         assert (store.read("vision_grid", examples=k)[len(views) :] == -1).all()
         np.testing.assert_allclose(store.read("vision_box", examples=k)[: len(views)], [view.box for view in views], atol=1e-6)
@@ -292,14 +301,14 @@ def composed(found: Towered, k: int) -> tuple[np.ndarray, np.ndarray, list[np.nd
     plan, image = found.plan, photo(found, k)
     model = transformers.AutoModelForImageTextToText.from_pretrained(plan.source.folder, dtype=torch.float32, attn_implementation="eager")
     known = set(inspect.signature(model.forward).parameters) - {"labels"}
-    inputs = {name: each for name, each in check_prompt(plan, k, image, load_processor(plan)).items() if name in known}
+    inputs = {name: each for name, each in check_prompt(plan, k, [image], load_processor(plan)).items() if name in known}
     with torch.inference_mode():
         attentions = model.eval()(**inputs, output_attentions=True).attentions
     tower, grid = eager_maps(found, image), inputs.get("image_grid_thw")
     if grid is not None:
         order = patch_places(found.tower, grid)
         tower = [each[:, order][:, :, order] for each in tower]
-    made = plan.parents(k)[None] == np.arange(len(plan.layouts[k].ids))[:, None, None]
+    made = parents_of(plan, k)[None] == np.arange(len(plan.layouts[k].ids))[:, None, None]
     return np.stack([each[0].double().mean(0).numpy() for each in attentions]), made, tower
 
 
@@ -341,7 +350,7 @@ def test_flow_runs_through_the_tower_as_networkx_says(towered: Towered) -> None:
     result = flow_examples(towered.store, [0], tower="vision")
     patches = found.value[:, towered.plan.tower.class_tokens :]
     np.testing.assert_allclose(result.patches[0, : len(patches), : patches.shape[1]], patches, rtol=0.05)
-    (rows, columns), cells = towered.plan.views(0)[0].grid, result.onto_patches(0)
+    (rows, columns), cells = views_of(towered.plan, 0)[0].grid, result.onto_patches(0)
     np.testing.assert_array_equal(cells.ravel(), result.patches[0, 0, : rows * columns])
     assert "through the vision tower to the image's patches" in result.summary()
     assert result.figure(towered.store) is not None

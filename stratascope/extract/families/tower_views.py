@@ -7,7 +7,7 @@ of one view. A family whose image tokens are made otherwise is refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -99,8 +99,26 @@ class TowerViews:
             "vision_class_tokens": self.class_tokens,
         }
 
-    def weights(self, width: int, height: int) -> int:
-        """Attention weights of an image with this size that are not zero by design: in all blocks before the features are taken."""
+    def weights(self, sizes: Iterable[tuple[int, int]], held: Sequence[bool] | NDArray[np.bool_]) -> NDArray[np.int64]:
+        """(image,) attention weights of images with these sizes that are not zero: within windows, where there are any; 0 if not held."""
+        return np.array([self._weights(*size) if kept else 0 for size, kept in zip(sizes, held, strict=True)])
+
+    def parents(self, ids: NDArray[np.integer], image_id: int, size: tuple[int, int]) -> NDArray[np.int32]:
+        """(view, token) prompt token that each token of the tower is part of; -1: none.
+
+        Parameters
+        ----------
+        ids
+            (token,) of the prompt.
+        image_id
+            Id of the image token.
+        size
+            (width, height) of the image in pixels.
+        """
+        own, first = np.append(np.flatnonzero(ids == image_id), -1), np.full(self.class_tokens, -1)
+        return np.stack([np.concatenate([first, own[view.tokens]]) for view in self.of(*size)]).astype(np.int32)
+
+    def _weights(self, width: int, height: int) -> int:
         window = (int(self._vision.get("window_size", 112)) // int(self._vision.get("patch_size", 14))) ** 2 if self._windowed else 0
         tokens = [self.class_tokens + math.prod(view.grid) for view in self.of(width, height)]
         return sum(n * ((self.blocks - self._windowed) * n + self._windowed * min(n, window)) for n in tokens)

@@ -200,7 +200,8 @@ def fill_vision_maps(
         own = maps[row] if row < len(maps) else None
         if own is None:
             raise CaptureError("expected a model that takes precomputed image features for vision_maps, found another; leave it out")
-        place, views, parents = int(plan.has_map[first:k].sum()), plan.views(k), plan.parents(k)
+        place, size = int(plan.has_map[first:k].sum()), plan.file_size(k)
+        views, parents = plan.tower.of(*size), plan.tower.parents(plan.layouts[k].ids, plan.tokenizer.image_id, size)
         arrays["vision_maps"][place, :, : own.shape[1], : own.shape[2], : own.shape[3]] = own
         arrays["vision_parent"][place, : len(views), : parents.shape[1]] = parents
         arrays["vision_grid"][place, : len(views)] = [view.grid for view in views]

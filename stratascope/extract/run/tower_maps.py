@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from stratascope.errors import CaptureError
+from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.run.attention_function import BlockAttention
 from stratascope.extract.run.map_packing import packed_map
 from stratascope.extract.run.vision_tower import find_tower, patch_places, tower_blocks
@@ -52,6 +53,28 @@ class TowerMapRequest:
                 f"expected the attention of {self.blocks} blocks of the vision tower {type(tower).__name__}, found another kernel in block "
                 f"{absent[0]}; leave vision_maps out of `record`"
             )
+
+
+class TowerMapRequests:
+    """How the vision tower's maps of the images of a plan are captured.
+
+    Parameters
+    ----------
+    plan
+        The plan of the extraction.
+    """
+
+    def __init__(self, plan: ExtractionPlan) -> None:
+        self._plan = plan
+        self._mapped = {name for name, mapped in zip(plan.shown, plan.has_map, strict=True) if mapped}
+
+    def request(self, example: int) -> TowerMapRequest | None:
+        """For the image of an example; None where no example with that image needs its maps."""
+        plan = self._plan
+        if plan.tower is None or plan.shown[example] not in self._mapped:
+            return None
+        grids = tuple(view.grid for view in plan.tower.of(*plan.file_size(example)))
+        return TowerMapRequest(plan.tower.blocks, plan.tower.class_tokens, grids, plan.store.fusion)
 
 
 @dataclass
