@@ -119,11 +119,13 @@ class RolloutResult(
     def figure(self, store: ActivationStore | None = None) -> Figure | None:
         """Up to eight examples: rollout on the image cells, caption, label, answer; None without the store or a grid of cells.
 
-        Through the vision tower: up to four examples, each with the rollout on its cells and on its patches.
+        Through the vision tower: up to four examples, each with the rollout on its cells and on its patches, or on its patches alone where
+        image tokens have no known place.
         """
-        if store is None or not self.examples["rows"].all():
+        placed = bool(self.examples["rows"].all())
+        if store is None or not (placed or self.patches is not None):
             return None
-        most = MOST_EXAMPLES if self.patches is None else MOST_EXAMPLES // 2
+        most = MOST_EXAMPLES if self.patches is None or not placed else MOST_EXAMPLES // 2
         numbers = [int(number) for number in self.examples["example"].iloc[:most]]
         tiles = []
         for k, (number, boxes) in enumerate(zip(numbers, relative_boxes(store, numbers), strict=True)):
@@ -131,16 +133,19 @@ class RolloutResult(
             caption = textwrap.fill(f"#{number} {store.examples['caption'].iloc[number]}", 34)
             share = cells.sum() / self._totals()[k]
             text = f"{caption}\n{textwrap.fill(answer_text(store, number), 40)}\n{share:.0%} on the image"
-            tiles.append(Tile(picture(store, number), cells, text, boxes))
+            shown = picture(store, number)
+            if placed:
+                tiles.append(Tile(shown, cells, text, boxes))
             if self.patches is not None:
-                tiles.append(Tile(tiles[-1].image, self.onto_patches(k), f"{self._patch_shares()[k]:.0%} on the patches", boxes))
+                share_text = f"{self._patch_shares()[k]:.0%} on the patches"
+                tiles.append(Tile(shown, self.onto_patches(k), share_text if placed else f"{caption}\n{share_text}", boxes))
         first, stop = self.window
         title = (
             f"{self.attributes['form']} rollout of the final token, blocks {first} to {stop - 1}, {self.attributes['fusion']} over heads; "
             "colour scale: 0 to the largest cell of each image"
         )
         columns = len(tiles) if len(tiles) <= 5 else min((4, 3), key=lambda n: -len(tiles) % n)
-        heads = [] if self.patches is None else ["onto image tokens", "onto patches"] * 2
+        heads = ["onto image tokens", "onto patches"] * 2 if placed and self.patches is not None else []
         return draw_gallery(tiles, columns=4 if heads else columns, title=title, heads=heads)
 
     def _image_shares(self) -> list[float]:

@@ -40,6 +40,8 @@ class ImageTokens:
     """The part of the image that the grid covers, in pixels."""
     cut: tuple[int, ...]
     """Tiling or size that the processor reports, to compare with the plan during extraction."""
+    patches: tuple[int, int] | None = None
+    """(rows, columns) of patches of the vision tower over the whole image, of types without a rule; None where unknown."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from stratascope.datasets.boxes import Box
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.config_defaults import vision_config
+from stratascope.extract.families.general_family import PATCHED, ProcessorRule
 from stratascope.extract.families.image_tokens import (
     AnyResolution,
     CanvasTiles,
@@ -64,12 +65,13 @@ class TowerViews:
     """
 
     def __init__(self, source: ModelSource, rule: ImageRule, shape: ModelShape) -> None:
-        self._source, self._rule, depth = source, rule, shape.vision_layers
+        self._source, self._rule, depth = source, rule, shape.vision_layers or shape.vision_depth
         self.of = lru_cache(maxsize=4096)(self._of)
         """(width, height) of an image in pixels -> its views."""
         name = str(source.config["model_type"])
-        if not depth or not isinstance(rule, PatchGrid | CroppedSquare | AnyResolution | SplitTiles | CanvasTiles | StretchedSquare):
-            raise self._unknown("the patches of its image tokens are not known")
+        known = PatchGrid | CroppedSquare | AnyResolution | SplitTiles | CanvasTiles | StretchedSquare
+        if not depth or not (isinstance(rule, known) or name in PATCHED):
+            raise self._unknown("the patches of its image tokens are not known, or enter several decoder blocks (deepstack)")
         self._vision = vision_config(source.config, name)
         if name == "qwen3_vl" and self._vision.get("deepstack_visual_indexes", True):
             raise self._unknown("features of several blocks of its vision tower enter several decoder blocks (deepstack)")
@@ -80,7 +82,7 @@ class TowerViews:
             raise self._unknown(f"its image tokens are made of several blocks of the vision tower, vision_feature_layer {chosen}")
         self.blocks = chosen if chosen >= 0 else depth + 1 + chosen
         """Blocks of the tower before the features are taken."""
-        self._windowed = self.blocks - sum(block < self.blocks for block in shape.vision_whole)
+        self._windowed = sum(block not in shape.vision_whole for block in range(self.blocks)) if shape.vision_layers else 0
         if not 1 <= self.blocks <= depth:
             raise self._unknown(f"its image tokens are taken before the first block, vision_feature_layer {chosen}")
         self.class_tokens = int(self._vision["model_type"] in ("clip_vision_model", "internvl_vision", "internvl"))
@@ -136,6 +138,13 @@ class TowerViews:
                 View((side, side), box, k * rule.cells**2 + _merged((side, side), (rule.cells, rule.cells)))
                 for k, box in enumerate([*boxes, WHOLE])
             )
+        if isinstance(rule, ProcessorRule):
+            grid, count = image.patches or (0, 0), sum(image.runs)
+            merge = math.isqrt(math.prod(grid) // count)
+            cells = grid[0] // max(merge, 1), grid[1] // max(merge, 1)
+            if not merge or math.prod(cells) != count or (cells[0] * merge, cells[1] * merge) != grid:
+                raise self._unknown(f"its processor makes {count} image tokens of {grid[0]} x {grid[1]} patches")
+            return (View(grid, WHOLE, _merged(grid, cells)),)
         merge = rule.merge if isinstance(rule, PatchGrid) else self._side // image.grid[0]
         grid = image.grid[0] * merge, image.grid[1] * merge
         return (View(grid, WHOLE, _merged(grid, image.grid)),)

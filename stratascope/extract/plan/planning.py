@@ -146,7 +146,7 @@ def build_plan(
     has_map = _evenly_spaced(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
     record = settings.held - (frozenset() if has_map.any() else {"attention_maps", "vision_maps", *COMPANIONS["vision_maps"]})
     tower = TowerViews(source, rule, shape) if "vision_maps" in record else None
-    if tower and shots:
+    if tower and images + len(shots) > 1:
         check_single_images(images + len(shots), {"record": ["vision_maps"]})
     forms = answer_forms(tokenizer.tokenizer) if "form_logits" in record else {}
     record -= frozenset() if forms else {"form_logits"}
@@ -281,7 +281,7 @@ def _requests_of_cells(settings: ExtractionSettings) -> dict[str, list[str]]:
     return {
         "boxes": [str(settings.boxes)] if settings.boxes else [],
         "positions": placed,
-        "record": [name for name in settings.record if name in ("vision_output", "vision_residual", "vision_maps")],
+        "record": [name for name in settings.record if name in ("vision_output", "vision_residual")],
         "patches": [str(settings.patches)] if settings.patches else [],
     }
 
