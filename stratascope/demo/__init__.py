@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 SHUFFLED = "truth:shuffled"
-KNOCKOUTS = 32
-"""Scenes whose knockouts are measured; each costs about twenty forward passes."""
+KNOCKOUTS = 48
+"""Scenes whose knockouts are measured, enough for intervals also of those with other objects; each costs about twenty forward passes."""
 PATCHES = 64
 """Scenes whose residual stream is saved at every image token."""
 FEWEST_SCENES = 64
