@@ -41,6 +41,7 @@ def mean_ratio(
     fewest: int | None = None,
     longest: float | None = None,
     joint: float = 1.0,
+    sizes: Floats | None = None,
 ) -> tuple[Floats, Floats, Band]:
     """Ratio of two means over the same examples, with pointwise intervals and a simultaneous band over rows.
 
@@ -77,6 +78,8 @@ def mean_ratio(
         How far an interval reaches at most, in standard errors; None: `LONGEST`.
     joint
         Share of the higher level, on a log scale, that the simultaneous band has.
+    sizes
+        (row, example) values whose inequality decides on the nominal level, where `top` is what is left of them; None: `top`.
 
     Returns
     -------
@@ -105,7 +108,9 @@ def mean_ratio(
         # a resample of a single group has no standard error of its own
         distance = drawn * np.log(drawn / value) if positive else drawn - value
         apart = np.where(errors > 0, distance / errors, np.nan)
-    unequal = np.zeros(len(above)) if bounded else log_spread(above, present)
+    unequal = np.zeros(len(above))
+    if not bounded:
+        unequal = log_spread(above if sizes is None else np.where(known, sizes, 0) @ member, present)
     if positive:
         unequal = np.maximum(unequal, log_spread(below, present))
     ends = [np.array(value) for _ in range(4)]

@@ -141,14 +141,21 @@ def test_shares_of_few_examples_have_intervals_of_the_resamples_that_hold_some()
 @pytest.mark.slow
 @pytest.mark.parametrize(("images", "spread"), [(FEWEST_IMAGES, 1.0), (FEWEST_IMAGES, 1.5), (FEWEST_IMAGES, 2.0), (256, 1.0), (256, 1.5)])
 def test_pointwise_intervals_of_sizes_of_which_few_are_large_cover_their_expectation(images: int, spread: float) -> None:
-    """At one layer, where no band is wider than the interval; plain bootstrap-t intervals of 32 images cover in 88 % at a spread of 1.5."""
+    """At one layer, where no band is wider than the interval. Plain bootstrap-t intervals of 32 images cover in 88 % at a spread of 1.5."""
     hits, bootstrap = [], Bootstrap(np.arange(images), draws=1000, seed=0)
     for seed in range(300):
         top = np.exp(spread * np.random.default_rng([seed, 5]).standard_normal((1, images)))
         found = relative("effect", top, np.ones(images), bootstrap, level=0.95)
         assert found["effect_low_simultaneous"][0] <= found["effect_low"][0]
-        hits.append(bool(found["effect_low"][0] <= np.exp(spread**2 / 2) <= found["effect_high"][0]))
-    assert np.mean(hits) == pytest.approx(0.95, abs=2.5 * np.sqrt(0.05 * 0.95 / 300))
+        truth = np.exp(spread**2 / 2)
+        hits.append([found["effect_low"][0] <= truth, not found["effect_high"][0] < truth, np.isfinite(found["effect_high"][0])])
+    low, high, printed = np.mean(hits, axis=0)
+    assert low >= 0.975, "claims of use rest on lower ends"
+    assert low + high - 1 >= 0.95 - 2.5 * np.sqrt(0.05 * 0.95 / 300)
+    if images == 256:
+        assert printed == 1
+        assert low + high - 1 == pytest.approx(0.95, abs=2.5 * np.sqrt(0.05 * 0.95 / 300))
+    assert printed > 0.5 or spread > 1.1, "even sizes have an upper end"
 
 
 def test_a_row_with_extreme_distances_does_not_widen_the_band_of_the_others_without_limit() -> None:
@@ -190,7 +197,7 @@ def test_intervals_of_skewed_means_and_ratios_cover_their_expectation(images: in
         truth = np.exp((1 + 0.09 - (0.36 if ratio else 0)) / 2)
         found = relative("effect", top, bottom, Bootstrap(np.arange(images).repeat(each), draws=400, seed=0), level=0.95)
         low, high = found["effect_low_simultaneous"], found["effect_high_simultaneous"]
-        hits.append(bool(((low <= truth) & (truth <= high)).all()))
+        hits.append(bool(((low <= truth) & ~(high < truth)).all()))
     assert np.mean(hits) >= 0.95 - 2.5 * np.sqrt(0.05 * 0.95 / 120)
 
 
