@@ -22,14 +22,9 @@ LEAST_DIFFERENCE = 0.2
 """A pair is used for patching if its logit differences differ by at least this share of their root mean square over all pairs."""
 
 
-FEWEST_IMAGES = 32
-"""Images below which sizes of effects have no interval. Fewer may lack the large values that decide a mean, and do not show that they do:
-intervals that are printed where the values look even cover more rarely still (docs/benchmarks.md)."""
-MOST_UNEQUAL = ((64, 1.1), (128, 1.3))
+MOST_UNEQUAL = ((64, 1.3), (128, 1.5))
 """(images, spread of the logarithm of sizes): fewer images of more unequal sizes have a lower end of the interval, but no upper one: the
 large sizes that a sample lacks have no limit."""
-_OPTIONS: dict[str, Any] = {"fewest": FEWEST_IMAGES, "longest": 50.0, "joint": 0.5}
-"""Of `mean_ratio`, by simulation."""
 FEWEST_PAIRS = 10
 """Pairs below which patching decides nothing, and the restored share has no interval."""
 
@@ -125,7 +120,7 @@ def relative(
     `sizes` are those of the changes, where `values` are their excess: what a random direction moves too hides how unequal they are.
     """
     bottom = np.broadcast_to(np.abs(difference), values.shape)
-    value, error, bands = mean_ratio(values, bottom, bootstrap, level=level, sizes=sizes, **_OPTIONS)
+    value, error, bands = mean_ratio(values, bottom, bootstrap, level=level)
     unknown = _without_upper_end(values if sizes is None else sizes, bootstrap)
     ends = {end: np.where(unknown & end.startswith("high"), np.nan, found) for end, found in bands.ends.items()}
     return {name: value, f"{name}_error": error, **{f"{name}_{end}": found for end, found in ends.items()}}
@@ -171,7 +166,7 @@ def restored(
     sign = np.sign(gap)
     top = np.where(kept, change * sign, np.nan)
     bottom = np.broadcast_to(np.where(kept, np.abs(gap), np.nan), top.shape)
-    value, error, bands = mean_ratio(top, bottom, bootstrap, level=level, **_OPTIONS)
+    value, error, bands = mean_ratio(top, bottom, bootstrap, level=level)
     found |= {"restored": value, "restored_error": error}
     if kept.sum() >= FEWEST_PAIRS:
         found |= {f"restored_{end}": ends for end, ends in bands.ends.items()}

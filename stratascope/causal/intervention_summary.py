@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 
 from stratascope.causal.directions import MATCHED
-from stratascope.causal.effects import FEWEST_IMAGES, FEWEST_PAIRS
+from stratascope.causal.effects import FEWEST_PAIRS
 from stratascope.causal.refitted_probe import completeness
 from stratascope.causal.use import control_method, fewest_draws
 from stratascope.results.layer_intervals import LayerIntervals
+from stratascope.stats.mean_ratio import FEWEST_DECIDING, FEWEST_GROUPS
 
 Event = Mapping[Hashable, Any]
-_IMAGES = f"{FEWEST_IMAGES} needed for an interval"
+_IMAGES = f"{FEWEST_GROUPS} needed, and {FEWEST_DECIDING} that decide the mean"
 
 
 class Interventions(Protocol):

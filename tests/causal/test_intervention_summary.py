@@ -92,7 +92,7 @@ def test_too_few_random_directions_decide_nothing() -> None:
 def test_too_few_images_decide_nothing() -> None:
     """80 examples of 31 images have no interval."""
     made = intervention(images=31, used=(5,))
-    why = "too few images: 32 needed for an interval"
+    why = "too few images: 32 needed, and 5 that decide the mean"
     assert f"not decided whether it changes answers beyond random directions ({why})" in made.summary()
     assert f"use not decided (erase; {why})" in encoding_use([Curve(0.2)], made).summary()
 

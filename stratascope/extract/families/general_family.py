@@ -11,12 +11,9 @@ from typing import Any, Protocol
 
 from stratascope.datasets.captions import Interval
 from stratascope.errors import InvalidInputError
-from stratascope.extract.families.image_tokens import ImageRule, ImageTokens
+from stratascope.extract.families.image_tokens import NO_GRID, ImageRule, ImageTokens
 from stratascope.extract.families.model_families import FAMILIES, Family, ModelShape
 from stratascope.extract.model_files import ModelSource
-
-NO_GRID = (0, 0)
-"""Grid of an image whose tokens have no known place in it."""
 
 RECORDS = (
     "residual",
@@ -83,6 +80,9 @@ class ImageProbe(Protocol):
 
     def prepare(self, image: Any) -> Any:
         """Inputs of the model that belong to an image."""
+
+    def check_together(self, images: int) -> None:
+        """Refuse a processor that writes one of several images in another way than a single one, with InvalidInputError."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from stratascope.extract.model_files import QUANTIZE
 from stratascope.extract.plan.images import CONDITIONS
 from stratascope.extract.plan.knockout_plan import ALL_MODES, MODES
 from stratascope.store.format.arrays import generated_number
-from stratascope.store.format.prompt_parts import CELL_POSITION, MEANS, TOKEN_POSITION
+from stratascope.store.format.prompt_parts import CELL_POSITION, IMAGE_POSITION, MEANS, TOKEN_POSITION
 
 RECORDS = (
     "residual",
@@ -247,7 +247,7 @@ class ExtractionSettings:
 def is_position(name: str) -> bool:
     """Whether a prompt can have a position of this name, or it names a group of positions."""
     mean = name.endswith("_mean") and name.removesuffix("_mean") in MEANS
-    patterned = TOKEN_POSITION.fullmatch(name) or CELL_POSITION.fullmatch(name)
+    patterned = TOKEN_POSITION.fullmatch(name) or CELL_POSITION.fullmatch(name) or IMAGE_POSITION.fullmatch(name)
     return name in POSITIONS or name in GROUPS or mean or bool(patterned) or generated_number(name) is not None
 
 

@@ -24,7 +24,7 @@ from stratascope.extract.model_files import ModelSource
 from stratascope.extract.plan.chat_template import ChatFormat
 from stratascope.extract.run.decoder import attention_blocks
 from stratascope.extract.run.general_inputs import image_tensors, image_token_id
-from stratascope.extract.run.inputs import PreparedImages
+from stratascope.extract.run.inputs import PreparedImages, given_images
 from stratascope.extract.run.loading import explained
 
 _ASKED = "WHETHER"
@@ -150,15 +150,15 @@ class AskedProcessor:
         self._copies = threading.local()
         tokenizer.__class__ = _telling(type(tokenizer), self._given)
 
-    def __call__(self, text: str, image: Image.Image, *, special: bool) -> Asked:
-        """Process one prompt and image.
+    def __call__(self, text: str, *images: Image.Image, special: bool) -> Asked:
+        """Process one prompt and its images.
 
         Parameters
         ----------
         text
             The rendered chat template.
-        image
-            The image.
+        images
+            The images.
         special
             Whether the tokenizer adds its initial special tokens.
 
@@ -168,8 +168,9 @@ class AskedProcessor:
             If the processor does not accept them.
         """
         self._given.clear()
-        with explained(self.source, f"a processor that accepts an image of {image.width} x {image.height}"):
-            made = self.processor(text=[text], images=[image], return_tensors="pt", add_special_tokens=special)
+        sizes = " and ".join(f"{image.width} x {image.height}" for image in images)
+        with explained(self.source, f"a processor that accepts {'an image' if len(images) == 1 else 'images'} of {sizes}"):
+            made = self.processor(text=[text], images=given_images(images), return_tensors="pt", add_special_tokens=special)
         return Asked(self._given[-1] if self._given else "", [int(k) for k in made["input_ids"][0]], made)
 
     def prepare(self, text: str, image: Image.Image, *, special: bool) -> PreparedImages:
@@ -242,6 +243,29 @@ class _Probe:
             )
         cells, grid = tokens_in_grid(self._grid(found.made), runs)
         return ImageTokens(text, runs, cells, grid, whole(width, height), runs)
+
+    def check_together(self, images: int) -> None:
+        """Refuse a processor that writes one of several images in another way than a single one.
+
+        Raises
+        ------
+        InvalidInputError
+            If it does, or takes one image alone.
+        """
+        sizes = [(64 + 32 * k, 64) for k in range(images)]
+        source, template = self.asked.source, ChatFormat(self.asked.source, self.template.placeholder, self.template.system, images=images)
+        rendered, special = template.render(_ASKED), template.adds_special
+        found = self.asked(rendered, *(Image.new("RGB", size, _GREY) for size in sizes), special=special)
+        each = [self(*size) for size in sizes]
+        first, *rest = rendered.split(template.placeholder)
+        own = source.tokenizer.encode(first + "".join(a.text + b for a, b in zip(each, rest, strict=True)), add_special_tokens=special).ids
+        runs = iter([count for image in each for count in image.runs])
+        expanded = [[token] * next(runs) if token == self.asked.image_id else [token] for token in own]
+        if found.ids != [token for part in expanded for token in part]:
+            raise InvalidInputError(
+                f"{source.name}: expected a processor that writes each of {images} images as it writes a single one, found "
+                f"{type(self.asked.processor).__name__}, which does not; use another model, or one image an example"
+            )
 
     def prepare(self, image: Image.Image) -> PreparedImages:
         """Inputs of the model that belong to an image."""
