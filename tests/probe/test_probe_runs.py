@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,17 +46,20 @@ def test_a_figure_of_a_task_shows_the_selection_that_was_asked_for(stores: Path,
     # the caption states every label of the task on all examples
     assert FigureSelection("relation").resolved(results).task == "relation (label=1)"
     assert FigureSelection("truth").resolved(results).task == "truth"
-    # nor does a position before the relation, at which it is no label of the caption, keep the selection that was asked for away
-    whole = layer_curve(store, "relation", "relation", minimum=5, **fast)
-    whole = replace(whole, attributes={**whole.attributes, "position": "subject"})
-    whole.save(tmp_path / f"{whole.file_name}.zarr.zip")
-    assert FigureSelection("relation").resolved(gather(store, [tmp_path])).task == "relation (label=1)"
     out = ["-o", str(tmp_path / "c.svg")]
     done = CliRunner().invoke(main, ["figure", "curves", str(tmp_path), "--task", "relation", *out])
     assert "stated by the caption" in (tmp_path / "c.svg").read_text()
     assert "task: relation (label=1); of all examples: stratascope figure probe-relation" in done.output
     for name in ("probe-relation", "probe-relation-relation.zarr.zip", str(tmp_path / "probe-relation.png")):
         assert CliRunner().invoke(main, ["figure", name, str(tmp_path), *out]).exit_code == 0, name
+
+
+@pytest.mark.parametrize(("places", "shown"), [(("final", "subject"), "relation (label=1)"), (("subject",), "relation")])
+def test_all_examples_are_shown_where_the_caption_states_no_label(places: tuple[str, ...], shown: str) -> None:
+    """The subject precedes the relation in the caption."""
+    curves = [SimpleNamespace(task="relation", position=place, attributes={}) for place in places]
+    results = SimpleNamespace(tasks=["relation", "relation (label=1)"], curves=curves)
+    assert FigureSelection("relation").resolved(results).task == shown  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
