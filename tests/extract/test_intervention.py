@@ -143,7 +143,7 @@ def test_the_plan_counts_the_tokens_that_are_computed(plan, monkeypatch: pytest.
     stack = DeviceEdits.of(drawn_edits(4, plan.shape.hidden, 0, 0.1), torch.device("cpu"))
     chosen = Interventions(parts, windows, {(name, layer): stack for name in ("final", "object") for layer in range(7)})
     runner = InterventionRunner(session.model)
-    image = session.load(3).prepared
+    image = session.load((3, 0)).prepared
     assert image is not None
     tracked, places = runner.trace(session.batch([3], image.tensors)), {name: plan.position_tokens(3, name) for name in ("final", "object")}
     runner.measure(tracked, session.request.choices, places, chosen, None, 1e-3, tokens_of_pass=PASS)
@@ -242,7 +242,7 @@ class Stock:
         self.inputs = functools.cache(self._inputs)
 
     def _inputs(self, k: int):
-        return self.session.model.inputs(self.session.batch([k], self.session.load(k).prepared.tensors))
+        return self.session.model.inputs(self.session.batch([k], self.session.load((k, 0)).prepared.tensors))
 
     def answers(self, k: int, tokens=None, edit=None, layer: int = 0) -> torch.Tensor:
         """Answer logits of example k, untouched or with an edit of some tokens at a layer."""

@@ -206,20 +206,24 @@ def _fill(
     whole = reruns_whole_prompts(plan)
     runner = InterventionRunner(model, whole=whole)
     order = [int(k) for block in pending for k in block.examples]
-    session.features = FeatureCache([plan.shown[k] for k in order], feature_budget(model.device))
+    session.features = FeatureCache([name for k in order for name in plan.images_of(k)], feature_budget(model.device))
     names = list(dict.fromkeys(name for part in design.parts for name in part))
 
     def batch_of(example: int) -> Any:
-        name = plan.shown[example]
+        names = plan.images_of(example)
 
-        def prepared() -> Any:
-            made = session.prepare(shown_image(plan, name))
-            check_cut(plan, example, made)
+        def prepared(number: int) -> Any:
+            made = session.prepare(shown_image(plan, names[number]))
+            check_cut(plan, example, made, number)
             return made
 
+        def features(number: int) -> Any:
+            return session.compute_features(example, prepared(number), names[number])
+
         if model.accepts_features:
-            return session.batch([example], {}, [session.features.obtain(name, lambda: session.compute_features(example, prepared()))])
-        return session.batch([example], prepared().tensors)
+            obtain = session.features.obtain
+            return session.batch([example], {}, [obtain(name, partial(features, number)) for number, name in enumerate(names)])
+        return session.batch([example], prepared(0).tensors)
 
     def edits_of(fold: int) -> Interventions:
         edits = {place: DeviceEdits.of(stack, model.device) for place, stack in design.stacks(fold).items()}
