@@ -25,7 +25,11 @@ MOST_OPTIONS = 10
 
 @dataclass(frozen=True)
 class Shot:
-    """A turn of the user with the right answer, which the model sees before an example."""
+    """A turn of the user with the right answer, which the model sees before an example.
+
+    >>> Shot(("a.png",), "True or false: The cat is on the car. Answer True or False.", "True").answer
+    'True'
+    """
 
     images: tuple[str, ...]
     """File names within the folder of images."""

@@ -268,6 +268,11 @@ def example_tokens(plan: ExtractionPlan, example: int) -> str:
     while k < len(layout.ids):
         name = starts.get(k)
         a, b = layout.spans[name] if name else (k, k + 1)
+        if name is None and layout.ids[k] == plan.tokenizer.image_id:  # of a few-shot turn
+            b = k + int(np.argmax(np.append(layout.ids[k:] != plan.tokenizer.image_id, True)))
+            pieces.append(f"[{b - a} image tokens]")
+            k = b
+            continue
         text = "|".join(texts[int(t)] for t in layout.ids[a:b]).replace("\n", "\\n")
         if name == "image":
             rows, columns = layout.grid

@@ -118,8 +118,8 @@ def build_plan(
     if images == 1 and any(layout.grid == NO_GRID for layout in layouts):
         check_cells(source, _requests_of_cells(settings))
     unusable = [fact.problem for fact in facts.values() if fact.problem]
-    if len(unusable) == len(facts):
-        raise InvalidInputError(f"expected at least one readable image, found none of {len(facts):,}: {unusable[0]}")
+    if len(unusable) == len(facts) - len(context):
+        raise InvalidInputError(f"expected at least one readable image, found none of {len(unusable):,}: {unusable[0]}")
     alignments: dict[str, BoxAlignment] = {}
     if boxes is not None and settings.image_size is not None:
         examples = stretched_examples(examples, boxes, settings.image_size)

@@ -302,7 +302,7 @@ def test_analyses_of_a_store_say_what_it_has_no_place_or_softmax_for(extracted: 
     assert (places == PLACES.index("image_inside")).any() or name == "qwen3_vl_moe"
 
 
-TWO = ("aya_vision", "llama4", *FEW)
+TWO = ("aya_vision", "llama4", "qwen3_vl_moe", *FEW)
 
 
 @pytest.fixture(scope="module")
