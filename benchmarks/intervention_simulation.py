@@ -274,7 +274,7 @@ def main() -> None:
             print(images, held.mean().mul(100).round(1).to_dict(), flush=True)
         return
     for images, each in ((32, 1), (64, 1), (64, 3), (256, 1)):
-        for flips, skew in ((0.01, 0.5), (0.05, 1.0), (0.3, 1.5)):
+        for flips, skew in ((0.01, 0.5), (0.05, 1.0), (0.3, 1.5), (0.5, 2.0)):
             found = coverage(repeats, images=images, each=each, flips=flips, skew=skew)
             said = ", ".join(f"{name} {100 * share:.1f}" for name, share in found.items())
             print(f"{images} images of {each}, flips {flips}, skew {skew}: {said}", flush=True)

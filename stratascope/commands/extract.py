@@ -26,6 +26,7 @@ from stratascope.extract.model_files import QUANTIZE
 from stratascope.extract.plan.images import CONDITIONS
 from stratascope.extract.plan.intervention_plan import later_cost
 from stratascope.extract.plan.plan_summary import SPAN_COLOURS, plan_summary, timing_text
+from stratascope.extract.plan.published_models import PublishedModel
 from stratascope.extract.plan.settings import DEVICE_MAPS, DTYPES, FUSIONS
 from stratascope.extract.run.extraction import ExtractionReport, estimate_time
 from stratascope.extract.run.readout import add_lens
@@ -295,4 +296,5 @@ def _plan_record(plan: ExtractionPlan) -> dict[str, Any]:
         "raw_bytes": int(estimate["raw_bytes"].sum()),
         "estimated_bytes": int(estimate["estimated_bytes"].sum()),
         "provenance": plan.provenance,
+        **({"bundled_description": plan.source.note} if isinstance(plan.source, PublishedModel) else {}),
     }

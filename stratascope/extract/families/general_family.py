@@ -69,8 +69,8 @@ BIDIRECTIONAL = frozenset({"gemma4_unified", "molmo2", "shieldgemma2"})
 """Types whose image tokens attend to later image tokens unless their configuration says otherwise, so that maps are not causal."""
 
 
-WHOLE_RERUNS = frozenset({"llama4"})
-"""Types whose last tokens cannot run alone, as knockouts do, because their attention is scaled by position."""
+WHOLE_RERUNS = frozenset({"blip-2", "llama4", "muse_glimmer", "muse_spark"})
+"""Types whose last tokens cannot run alone, as knockouts do: not all of their blocks have rotary embeddings of single tokens."""
 
 
 class ImageProbe(Protocol):
@@ -146,6 +146,12 @@ def family_of(source: ModelSource) -> Family:
     return FAMILIES.get(kind) or Family(_no_rule, -1, tower="merged" if kind in MERGED_TOWERS else None, causal=not together)
 
 
+def reruns_whole(source: ModelSource, shape: ModelShape) -> bool:
+    """Whether interventions rerun whole prompts, as the last tokens cannot run alone."""
+    mixed = shape.attention is not None and len(shape.attention) < shape.layers
+    return mixed or source.config.get("model_type") in WHOLE_RERUNS
+
+
 def _no_rule(source: ModelSource, family: Family) -> ImageRule:
     raise InvalidInputError(f"{source.name}: expected a family with a rule for image tokens, found {source.config.get('model_type')!r}")
 
@@ -194,8 +200,8 @@ def check_records(source: ModelSource, shape: ModelShape, record: Sequence[str],
         )
     if kind in WHOLE_RERUNS and "knockout" in record:
         raise InvalidInputError(
-            f"expected `record` without knockout for a model of the type {kind}, whose attention is scaled by position, found it; leave it "
-            "out"
+            f"expected `record` without knockout for a model of the type {kind}, whose last tokens cannot run alone, as not all of its "
+            "blocks have rotary embeddings, found it; leave it out"
         )
     if max_pixels is not None:
         raise InvalidInputError(

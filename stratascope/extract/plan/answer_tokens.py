@@ -17,6 +17,9 @@ ANSWER_LOGITS = {"precision": "float32", "read_from": "final norm and unembeddin
 SUMMED = "log-probability of the answer's tokens after the prompt, summed"
 """`score` of the provenance where answers have several tokens: what `answer_logits` then holds."""
 
+ABSENT = float(np.finfo(np.float32).min)
+"""Stored score of a choice that an example does not offer: its probability is 0."""
+
 BLANKS = ("Ġ", "▁", " ")
 """How tokenizers write a leading space."""
 

@@ -14,12 +14,14 @@ from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import Box, cells_in_box, grid_cells
 from stratascope.datasets.examples import Example
 from stratascope.datasets.prompts import Prompt
+from stratascope.errors import InvalidInputError
 from stratascope.extract.families.general_family import family_of
 from stratascope.extract.families.model_families import ModelShape
 from stratascope.extract.model_files import ModelSource, resolve_model
 from stratascope.extract.plan.image_boxes import flipped, in_view, view_size
 from stratascope.extract.plan.images import ImageFacts, apply_condition, open_image, thumbnail
 from stratascope.extract.plan.knockout_plan import MODES, Knockouts, computed_tokens, masked_tokens
+from stratascope.extract.plan.published_models import PublishedModel
 from stratascope.extract.plan.readout_words import readout_words
 from stratascope.extract.plan.settings import BOX_POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
@@ -283,7 +285,7 @@ class ExtractionPlan:
     @cached_property
     def estimate(self) -> pd.DataFrame:
         """Bytes by array, raw and on disk, see `StoreLayout.estimate`; thumbnails are estimated from a few images."""
-        words = self.tokenizer.tokenizer.get_vocab_size() if "top_tokens" in self.store.record else 0
+        words = self.source.vocabulary_size if "top_tokens" in self.store.record else 0
         knocked = 0.0 if self.knockouts is None else float(self.knockouts.chosen.mean())
         return estimate_sizes(
             self.store,
@@ -310,8 +312,17 @@ class ExtractionPlan:
         """Whether the weights are available on this machine; untrained models need none."""
         return self.settings.untrained is not None or self.source.weights_here
 
+    def check_files(self) -> None:
+        """Raise InvalidInputError if the plan was made without the model's files."""
+        if isinstance(self.source, PublishedModel):
+            raise InvalidInputError(
+                f"{self.source.name}: expected the model's files, found a plan {self.source.note}; plan again where the Hub can be "
+                "reached, or set `model` to a folder"
+            )
+
     def with_weights(self) -> ExtractionPlan:
         """The same plan after downloading the weights of a Hub model."""
         if self.weights_here:
             return self
+        self.check_files()
         return replace(self, source=resolve_model(self.settings.model, revision=self.source.revision, weights=True))

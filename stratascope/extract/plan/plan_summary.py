@@ -12,6 +12,7 @@ from stratascope.extract.plan.answer_tokens import token_texts
 from stratascope.extract.plan.duration import ExtractionTiming
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.image_boxes import alignment_cases, is_whole
+from stratascope.extract.plan.published_models import PublishedModel
 from stratascope.extract.plan.token_layout import TokenLayout
 from stratascope.extract.plan.unknown_words import vocabulary_notes
 from stratascope.extract.plan.weights_memory import weight_bytes
@@ -46,6 +47,7 @@ def plan_summary(plan: ExtractionPlan, show: int = 1) -> str:
         f"{plan.shape.heads} heads; "
         f"{model['dtype']} on {model['device']}{'' if drawn is None else f'; untrained, weights drawn with seed {drawn}'}"
         + ("; device assumed, because torch is not installed (`device`)" if assumed else ""),
+        *_origin(plan),
         *_weights(plan),
         f"prompt     {plan.prompt.name}: {plan.prompt.text!r}; answers " + _answers(plan),
         *(f"           {line}" for line in [unanswered(plan), _without_thinking(plan)] if line),
@@ -102,6 +104,8 @@ def _answers(plan: ExtractionPlan) -> str:
     held = plan.tokenizer.answer_tokens
     if not held:
         return "each question's options, scored by summed log-probability"
+    if isinstance(plan.source, PublishedModel):
+        return ", ".join(map(repr, held))
     texts = [f"{c!r} = token{'s' if len(tokens) > 1 else ''} {' '.join(map(str, tokens))}" for c, tokens in held.items()]
     return ", ".join(texts) + ("; scored by summed log-probability" if plan.tokenizer.scored else "")
 
@@ -195,6 +199,16 @@ def _estimates(plan: ExtractionPlan) -> list[str]:
         return []
     return [
         f"estimates  {len(plan.examples):,} forward and backward passes, one example at a time, each the work of {GRADIENT_PASSES} passes"
+    ]
+
+
+def _origin(plan: ExtractionPlan) -> list[str]:
+    """Says that the numbers come from a bundled description, if so, and which of them are estimates."""
+    if not isinstance(plan.source, PublishedModel):
+        return []
+    return [
+        f"           {plan.source.note}",
+        "           sizes and image tokens as published; text tokens ESTIMATED as one for each word, digit and punctuation mark",
     ]
 
 

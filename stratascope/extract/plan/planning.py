@@ -11,7 +11,8 @@ import numpy as np
 
 from stratascope.datasets.box_alignment import BoxAlignment
 from stratascope.datasets.boxes import BoxIndex
-from stratascope.datasets.examples import files_digest, load_examples
+from stratascope.datasets.examples import Example, files_digest, load_examples
+from stratascope.datasets.prompts import Prompt
 from stratascope.datasets.question_rows import shuffled_options
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.general_family import (
@@ -23,7 +24,7 @@ from stratascope.extract.families.general_family import (
 )
 from stratascope.extract.families.image_tokens import NO_GRID, TILES, ImageRule, PatchGrid
 from stratascope.extract.families.model_families import ModelShape, image_rule, logits_capped, model_shape
-from stratascope.extract.model_files import ModelSource, check_weight_form, on_loading, quantization, resolve_model
+from stratascope.extract.model_files import ModelSource, check_weight_form, on_loading, quantization
 from stratascope.extract.plan.answer_tokens import ANSWER_LOGITS, SUMMED, answer_forms
 from stratascope.extract.plan.extraction_plan import ExtractionPlan, patch_counts
 from stratascope.extract.plan.generated_answers import end_of_turn, generation_provenance
@@ -32,6 +33,7 @@ from stratascope.extract.plan.images import images_digest, shown_images
 from stratascope.extract.plan.knockout_plan import ALL_MODES, Knockouts, layer_windows, ordered_targets
 from stratascope.extract.plan.positions import saved_positions, vision_positions
 from stratascope.extract.plan.prompt_layouts import check_shots, check_single_images, image_facts, planned_layouts
+from stratascope.extract.plan.published_models import PublishedModel, model_to_plan
 from stratascope.extract.plan.settings import BOX_POSITIONS, TOP_TOKENS, ExtractionSettings
 from stratascope.extract.plan.token_layout import SPANS, PromptTokenizer, TokenLayout
 from stratascope.store import StoreLayout
@@ -88,7 +90,7 @@ def build_plan(
         If the model is on the Hub and the `extract` extra is not installed.
     """
     trained = settings.untrained is None
-    source = resolve_model(settings.model, revision=settings.revision, weights=weights and trained)
+    source = model_to_plan(settings.model, revision=settings.revision, weights=weights and trained)
     check_weight_form(source, quantize=settings.quantize, untrained=not trained)
     system = settings.asked.system if settings.system is None else settings.system
     general = load_general(source, system) if is_general(source) else None
@@ -105,6 +107,8 @@ def build_plan(
     shots = [name for shot in prompt.shots for name in shot.images]
     if general is not None and images + len(shots) > 1:
         general.rule.probe.check_together(images + len(shots))
+    if isinstance(source, PublishedModel):
+        source = source.with_texts(_texts(prompt.for_examples(examples), examples, system))
     context = image_facts(settings, shots, strict=True)
     shot_sizes = [(context[name].width, context[name].height) for name in shots]
     tokenizer = PromptTokenizer(source, prompt.for_examples(examples), rule, system, images, shot_sizes)
@@ -245,6 +249,13 @@ def _shape_and_rule(source: ModelSource, settings: ExtractionSettings, general: 
         return shape, image_rule(source, settings.max_pixels)
     check_records(source, shape, settings.record, settings.max_pixels)
     return shape, general.rule
+
+
+def _texts(prompt: Prompt, examples: Sequence[Example], system: str | None) -> set[str]:
+    """All texts of the prompts and answers."""
+    answers = {f" {answer}" for example in examples for answer in (*prompt.choices, *example.options)}
+    shots = {text for shot in prompt.shots for text in (shot.text, shot.answer)}
+    return {prompt.fill(example).text for example in examples} | shots | answers | {system or ""}
 
 
 def _check_scored(tokenizer: PromptTokenizer, record: Sequence[str]) -> None:

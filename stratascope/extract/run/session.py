@@ -14,9 +14,10 @@ from PIL import Image
 
 from stratascope.errors import CaptureError, InvalidInputError
 from stratascope.extract.families.general_family import ProcessorRule, family_of
+from stratascope.extract.plan.answer_tokens import ABSENT
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.images import image_token_order
-from stratascope.extract.run.answer_scores import ABSENT, answer_scores
+from stratascope.extract.run.answer_scores import answer_scores
 from stratascope.extract.run.capture import PatchTokens, Pooling
 from stratascope.extract.run.device_memory import OutOfMemory, attempt
 from stratascope.extract.run.generation import Generation

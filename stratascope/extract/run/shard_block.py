@@ -54,7 +54,13 @@ class BlockStore(Protocol):
 
 
 def fill_blocks(
-    session: ExtractionSession, store: BlockStore, blocks: Sequence[int], bar: Any, on_checked: Callable[[], object] = lambda: None
+    session: ExtractionSession,
+    store: BlockStore,
+    blocks: Sequence[int],
+    bar: Any,
+    on_checked: Callable[[], object] = lambda: None,
+    *,
+    in_bucket: bool = False,
 ) -> None:
     """Fill blocks in order: threads prepare images ahead of the model and store its results behind it.
 
@@ -73,10 +79,13 @@ def fill_blocks(
         A progress bar; updated by the number of finished examples.
     on_checked
         Called once, after the first batch agreed with the model and before anything is written.
+    in_bucket
+        Whether the store is in a bucket: two blocks are then sent at once, so that the line is busy while one of them is claimed, finished
+        or marked.
     """
     session.on_checked = on_checked
     readers, writers = session.threads
-    writing_threads, waiting = writing_room(session.plan.store, writers)
+    writing_threads, waiting = writing_room(session.plan.store, max(writers, 2) if in_bucket else writers)
     members = {block: session.in_order(store.block_examples(block)) for block in blocks}
     session.features = FeatureCache(
         (name for each in members.values() for k in each for name in session.plan.images_of(k)), feature_budget(session.model.device)

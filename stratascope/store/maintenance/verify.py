@@ -323,8 +323,7 @@ class _Check:
         data = self.source.get(key)
         if data is None:
             raise StoreError("expected a file, found none")
-        self.seen[array][0] += 1
-        self.seen[array][1] += len(data)
+        self.seen[array] = [self.seen[array][0] + 1, self.seen[array][1] + len(data)]
         if not data:
             raise StoreError("expected a file, found an empty one")
         return data
@@ -339,6 +338,7 @@ class _Check:
 
     def _problem(self, block: int, array: str, file: str, problem: str) -> None:
         self.problems.append((block, array, file, problem))
+        self.source.forget(file if block >= 0 else None)
 
 
 def _chunk_keys(path: str, array: dict[str, Any]) -> list[str]:

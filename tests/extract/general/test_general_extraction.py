@@ -21,17 +21,20 @@ from stratascope.extract import ExtractionSettings, plan_extraction, run_extract
 from stratascope.extract.families.image_tokens import TILES  # noqa: E402
 from stratascope.extract.model_files import ModelSource  # noqa: E402
 from stratascope.extract.plan.images import open_image  # noqa: E402
-from stratascope.extract.plan.intervention_plan import settings_of_store  # noqa: E402
+from stratascope.extract.plan.intervention_plan import bare_passes, later_cost, reruns_whole_prompts  # noqa: E402
 from stratascope.extract.plan.settings import TOP_TOKENS  # noqa: E402
 from stratascope.extract.plan.token_layout import PromptTokenizer  # noqa: E402
 from stratascope.extract.run.decoder import attention_blocks, complete_outputs, find_decoder  # noqa: E402
 from stratascope.extract.run.general_model import AskedProcessor, general_model  # noqa: E402
+from stratascope.extract.run.intervention_session import plan_of_store, run_interventions  # noqa: E402
+from stratascope.extract.run.whole_pass import WholePass  # noqa: E402
 from stratascope.store import ActivationStore, StoreLayout, verify  # noqa: E402
 from tests.extract import saved  # noqa: E402
 from tests.extract.general.folders import save  # noqa: E402
 from tests.extract.general.processors import FILES  # noqa: E402
 from tests.extract.general.tiny import photo  # noqa: E402
 from tests.extract.general.types import RESIDUALS, TYPES  # noqa: E402
+from tests.extract.hooked import DrawnDesign  # noqa: E402
 
 SIZES = [(120, 80), (80, 120), (97, 61), (200, 60)]
 CAPTIONS = [
@@ -264,6 +267,37 @@ def test_a_layout_without_softmax_layers_is_as_earlier_releases_wrote_it() -> No
         layout.subset(softmax_layers=(4,))
 
 
+def test_interventions_on_a_store_equal_plain_hooks_at_the_planned_cost(
+    extracted: tuple[str, Path, Any], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where some block has no softmax attention, or no positions of single tokens, each variant is a whole prompt."""
+    name, folder, _ = extracted
+    store = ActivationStore.open(folder / "store.zarr")
+    plan = plan_of_store(store, folder / "store.zarr", data=(photos / "rows.jsonl",), images=photos, device="cpu")
+    assert reruns_whole_prompts(plan) == (name in (*SOME, "llama4"))
+    design, rows, inner = DrawnDesign(plan, (2,)), [], WholePass.run
+
+    def counted(self: WholePass, made: Any, *given: Any) -> Any:
+        rows.append(made[-1].edited.stop)
+        return inner(self, made, *given)
+
+    monkeypatch.setattr(WholePass, "run", counted)
+    measured = run_interventions(plan, store, design, cache=tmp_path / "cache", key="a")
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    complete_outputs(model)
+    choices = list(plan.tokenizer.choice_ids.values())
+    for row, k in enumerate(design.examples):
+        inputs = _official(folder, plan, k).to(torch.float32)
+        plain, changed = design.hooked(lambda k, inputs=inputs: inputs, model, k, 1)
+        np.testing.assert_allclose(measured.logits[row], plain[0, choices], atol=2e-4)
+        np.testing.assert_allclose(measured.change[row], (changed - plain)[:, 0, choices], rtol=1e-4, atol=1e-4)
+        assert np.abs(measured.change[row]).max() > 0.05
+    planned = bare_passes(plan, design.examples, [(part, first) for part in design.parts for first, _ in design.windows], design.slots)
+    if reruns_whole_prompts(plan):
+        assert planned == pytest.approx(1 + sum(rows) / len(design.examples))
+    assert later_cost(plan, 10, None)
+
+
 def test_the_tower_is_recorded_where_the_cells_of_its_patches_are_known(extracted: tuple[str, Path, Any], photos: Path) -> None:
     name, folder, _ = extracted
     asked = _settings(folder, photos, record=("residual", "vision_residual"), limit=1)
@@ -290,8 +324,6 @@ def test_analyses_of_a_store_say_what_it_has_no_place_or_softmax_for(extracted: 
     if name in SOME:
         with pytest.raises(NotRecordedError, match="expected softmax attention in all 4 blocks, found it in"):
             rollout_examples(store)
-        with pytest.raises(InvalidInputError, match="expected softmax attention in all blocks"):
-            settings_of_store(store)
         return
     found = rollout_examples(store)
     start, stop = store.spans["image"][0]
