@@ -309,6 +309,7 @@ def test_what_needs_a_single_image_is_refused(photos: Path) -> None:
         ({"condition": "patch-shuffle"}, "expected one image an example for `condition` patch-shuffle"),
         ({"boxes": photos / "boxes.json"}, "expected one image an example for `boxes`, found 2"),
         ({"images": photos / "none"}, "expected a folder of images"),
+        ({"prompt": "In {image_2} {caption}", "answers": ("a", "b")}, r"before or after the text, found the field \{image_2\}"),
     ):
         with pytest.raises(InvalidInputError, match=message):
             plan_extraction(settings_of("demo", photos, **more))
