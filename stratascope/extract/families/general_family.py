@@ -24,8 +24,9 @@ RECORDS = (
     "knockout",
     "vision_residual",
     "vision_output",
+    "vision_maps",
 )
-"""Arrays that can be saved for such types, the last two of those with a grid."""
+"""Arrays that can be saved for such types; `vision_residual` and `vision_output` of those with a grid, `vision_maps` of `PATCHED`."""
 
 RASTER = frozenset({
     "cohere_compass", "cosmos3_edge", "cosmos3_omni", "ernie4_5_vl_moe", "exaone4_5", "glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga",
@@ -39,6 +40,12 @@ RASTER = frozenset({
 
 MERGED_TOWERS = RASTER - {"muse_glimmer", "muse_spark", "paddleocr_vl", "video_llama_3"}
 """Types whose vision tower holds one list of patches, those of a cell together, so that its residual stream can be recorded."""
+
+PATCHED = frozenset({
+    "cosmos3_edge", "exaone4_5", "glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga", "mistral3", "qwen3_5", "qwen3_5_moe",
+})  # fmt: skip
+"""Types whose image tokens are squares of patches of one view over the whole image, in raster order, and enter the decoder once: attention
+maps of their vision tower can be recorded."""
 
 REFUSED = {
     "blip": "its decoder attends to the image by cross-attention in every block",
@@ -71,6 +78,10 @@ BIDIRECTIONAL = frozenset({"gemma4_unified", "molmo2", "shieldgemma2"})
 
 WHOLE_RERUNS = frozenset({"blip-2", "llama4", "muse_glimmer", "muse_spark"})
 """Types whose last tokens cannot run alone, as knockouts do: not all of their blocks have rotary embeddings of single tokens."""
+
+
+ONE_IMAGE = frozenset({"hunyuan_vl", "mllama"})
+"""Types without precomputed image features, or that number the images of a batch: a forward pass takes one image."""
 
 
 class ImageProbe(Protocol):

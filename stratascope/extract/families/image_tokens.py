@@ -40,6 +40,8 @@ class ImageTokens:
     """The part of the image that the grid covers, in pixels."""
     cut: tuple[int, ...]
     """Tiling or size that the processor reports, to compare with the plan during extraction."""
+    patches: tuple[int, int] | None = None
+    """(rows, columns) of patches of the vision tower over the whole image, of types without a rule; None where unknown."""
 
 
 @dataclass(frozen=True)
@@ -191,14 +193,14 @@ class AnyResolution(ImageRule):
 
     def tokens(self, width: int, height: int) -> ImageTokens:
         cells = self.side // self.patch
-        rows, columns = self._tiled(width, height)
+        rows, columns = self.tiled(width, height)
         base = cells**2
         runs = (base + rows * (columns + 1),)
         return ImageTokens(self.token, runs, (0, base), (cells, cells), whole(width, height), (height, width))
 
-    def _tiled(self, width: int, height: int) -> tuple[int, int]:
+    def tiled(self, width: int, height: int) -> tuple[int, int]:
         """Rows and columns of tile patches without padding."""
-        best = self._canvas(width, height)
+        best = self.canvas(width, height)
         cells = self.side // self.patch
         rows, columns = (side // self.side * cells for side in best)
         if width / height > columns / rows:
@@ -207,7 +209,7 @@ class AnyResolution(ImageRule):
             columns -= 2 * ((columns - int(round(width * (rows / height), 7))) // 2)
         return rows, columns
 
-    def _canvas(self, width: int, height: int) -> tuple[int, int]:
+    def canvas(self, width: int, height: int) -> tuple[int, int]:
         """The canvas that keeps most pixels, then wastes least."""
 
         def kept_and_wasted(canvas: tuple[int, int]) -> tuple[int, int]:

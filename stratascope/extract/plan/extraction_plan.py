@@ -17,6 +17,7 @@ from stratascope.datasets.prompts import Prompt
 from stratascope.errors import InvalidInputError
 from stratascope.extract.families.general_family import family_of
 from stratascope.extract.families.model_families import ModelShape
+from stratascope.extract.families.tower_views import TowerViews
 from stratascope.extract.model_files import ModelSource, resolve_model
 from stratascope.extract.plan.image_boxes import flipped, in_view, view_size
 from stratascope.extract.plan.images import ImageFacts, apply_condition, open_image, thumbnail
@@ -26,7 +27,7 @@ from stratascope.extract.plan.readout_words import readout_words
 from stratascope.extract.plan.settings import BOX_POSITIONS, TEXT_POSITIONS, ExtractionSettings
 from stratascope.extract.plan.token_layout import PromptTokenizer, TokenLayout
 from stratascope.store import StoreLayout, estimate_sizes
-from stratascope.store.format.arrays import generated_number
+from stratascope.store.format.generated_positions import generated_number
 from stratascope.store.format.prompt_parts import IMAGE_POSITION, grouped_cells
 
 THUMBNAIL_SAMPLE = 16
@@ -68,6 +69,8 @@ class ExtractionPlan:
     provenance: dict[str, Any]
     further: Sequence[tuple[str, ...]] = ()
     """Images after the first one that the model sees for each example; empty where examples have one."""
+    tower: TowerViews | None = None
+    """Views of the vision tower; None if its attention maps are not saved."""
 
     def __repr__(self) -> str:
         arrays = ", ".join(sorted(self.store.record))
@@ -297,6 +300,7 @@ class ExtractionPlan:
             knocked,
             self.patch_counts,
             len(self.readout_words),
+            None if self.tower is None else self.tower.weights(map(self.file_size, range(len(self.examples))), self.has_map),
         )
 
     def _sample_thumbnails(self) -> np.ndarray | None:

@@ -24,6 +24,7 @@ from stratascope.extract.families.general_family import (
 )
 from stratascope.extract.families.image_tokens import NO_GRID, TILES, ImageRule, PatchGrid
 from stratascope.extract.families.model_families import ModelShape, image_rule, logits_capped, model_shape
+from stratascope.extract.families.tower_views import TowerViews
 from stratascope.extract.model_files import ModelSource, check_weight_form, on_loading, quantization
 from stratascope.extract.plan.answer_tokens import ANSWER_LOGITS, SUMMED, answer_forms
 from stratascope.extract.plan.extraction_plan import ExtractionPlan, patch_counts
@@ -34,7 +35,7 @@ from stratascope.extract.plan.knockout_plan import ALL_MODES, Knockouts, layer_w
 from stratascope.extract.plan.positions import saved_positions, vision_positions
 from stratascope.extract.plan.prompt_layouts import check_shots, check_single_images, image_facts, planned_layouts
 from stratascope.extract.plan.published_models import PublishedModel, model_to_plan
-from stratascope.extract.plan.settings import BOX_POSITIONS, TOP_TOKENS, ExtractionSettings
+from stratascope.extract.plan.settings import BOX_POSITIONS, COMPANIONS, TOP_TOKENS, ExtractionSettings
 from stratascope.extract.plan.token_layout import SPANS, PromptTokenizer, TokenLayout
 from stratascope.store import StoreLayout
 from stratascope.store.format.prompt_parts import numbered_images
@@ -143,7 +144,10 @@ def build_plan(
             f"{fact.width} x {fact.height}; " + ("lower `max_pixels`" if isinstance(rule, PatchGrid) else "shrink the image")
         )
     has_map = _evenly_spaced(len(examples), settings.maps) if "attention_maps" in settings.record else np.zeros(len(examples), bool)
-    record = settings.held - (frozenset() if has_map.any() else {"attention_maps"})
+    record = settings.held - (frozenset() if has_map.any() else {"attention_maps", "vision_maps", *COMPANIONS["vision_maps"]})
+    tower = TowerViews(source, rule, shape) if "vision_maps" in record else None
+    if tower and images + len(shots) > 1:
+        check_single_images(images + len(shots), {"record": ["vision_maps"]})
     forms = answer_forms(tokenizer.tokenizer) if "form_logits" in record else {}
     record -= frozenset() if forms else {"form_logits"}
     knocked = _evenly_spaced(len(examples), settings.knockouts) if "knockout" in record else np.zeros(len(examples), bool)
@@ -177,6 +181,7 @@ def build_plan(
         thumbnail=None if settings.condition == "patch-shuffle" else settings.thumbnail and settings.thumbnail[::-1],
         computed_dtype=dtype,
         generated=settings.generate,
+        **({} if tower is None else tower.sizes([(facts[shown[k]].width, facts[shown[k]].height) for k in np.flatnonzero(has_map)])),
     )
     provenance = {
         "model": {
@@ -226,7 +231,7 @@ def build_plan(
     }
     plan = ExtractionPlan(
         settings, source, shape, tokenizer, examples, shown, facts, alignments, layouts, has_map, patched, forms, None, store, provenance,
-        further if images > 1 else []
+        further if images > 1 else [], tower,
     )  # fmt: skip
     return _with_knockouts(plan, knocked) if knocked.any() else plan
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from stratascope.errors import CaptureError, InvalidInputError
-from stratascope.extract.families.general_family import MERGED_TOWERS, RASTER, GeneralModel, ProcessorRule, tokens_in_grid
+from stratascope.extract.families.general_family import MERGED_TOWERS, PATCHED, RASTER, GeneralModel, ProcessorRule, tokens_in_grid
 from stratascope.extract.families.image_tokens import ImageTokens, whole
 from stratascope.extract.families.model_families import FAMILIES, ModelShape
 from stratascope.extract.model_files import ModelSource
@@ -109,7 +109,10 @@ def _tower(config: Any) -> dict[str, Any]:
     depth: Any = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", 0)
     hidden: Any = getattr(vision, "embed_dim", None) or getattr(vision, "hidden_size", 0)
     whole = getattr(vision, "fullatt_block_indexes", None)
+    patched: Any = config.vision_config if config.model_type in PATCHED else None
+    blocks: Any = getattr(patched, "depth", None) or getattr(patched, "num_hidden_layers", 0)
     return {
+        "vision_depth": int(blocks),
         "vision_layers": int(depth),
         "vision_hidden": int(hidden),
         "vision_whole": tuple(range(depth)) if whole is None else tuple(map(int, whole)),
@@ -243,7 +246,7 @@ class _Probe:
                 f"{type(self.asked.processor).__name__}, which writes {found.text[:120]!r}; the type needs a rule of its own"
             )
         cells, grid = tokens_in_grid(self._grid(found.made), runs)
-        return ImageTokens(text, runs, cells, grid, whole(width, height), runs)
+        return ImageTokens(text, runs, cells, grid, whole(width, height), runs, self._patches(found.made))
 
     def check_together(self, images: int) -> None:
         """Refuse a processor that writes one of several images in another way than a single one.
@@ -278,6 +281,17 @@ class _Probe:
     def prepare(self, image: Image.Image) -> PreparedImages:
         """Inputs of the model that belong to an image."""
         return self.asked.prepare(self._rendered, image, special=self.template.adds_special)
+
+    def _patches(self, made: Mapping[str, Any]) -> tuple[int, int] | None:
+        """(rows, columns) of patches of the image, where the processor's output says so."""
+        values, sizes = made.get("image_grid_thw"), made.get("image_sizes")
+        if isinstance(values, torch.Tensor) and values.shape == (1, 3) and int(values[0, 0]) == 1:
+            return int(values[0, 1]), int(values[0, 2])
+        patch = getattr(self.asked.processor, "patch_size", None)
+        if patch and sizes is not None and torch.as_tensor(sizes).shape == (1, 2):
+            height, width = torch.as_tensor(sizes)[0].tolist()
+            return height // int(patch), width // int(patch)
+        return None
 
     def _grid(self, made: Mapping[str, Any]) -> tuple[int, int] | None:
         values = made.get("image_grid_thw")

@@ -36,6 +36,7 @@ from stratascope.extract.run.self_check import (
     limits_of,
     load_processor,
 )
+from stratascope.extract.run.tower_maps import TowerMapRequests
 from stratascope.extract.run.vision_features import FeatureCache, ImageFeatures
 from stratascope.extract.run.vision_tower import CellRequest
 
@@ -78,7 +79,7 @@ class ExtractionSession:
             if plan.store.generated
             else None,
         )
-        self.features = FeatureCache((), 0)
+        self.features, self.tower_maps = FeatureCache((), 0), TowerMapRequests(plan)
         self.checked = self.knocked = self.scored = False
         self.on_checked: Callable[[], object] = lambda: None
         """Called once, after the first batch agreed with the model."""
@@ -109,7 +110,7 @@ class ExtractionSession:
         """Features of the image `name` of an example, from the vision tower."""
         cells, tower = self._vision_cells[0].get(name), family_of(self.plan.source).tower
         request = CellRequest(cells, self.plan.layouts[example].grid, tower) if cells and tower else None
-        return self.model.features(prepared, request)
+        return self.model.features(prepared, request, self.tower_maps.request(example))
 
     def knock_out(self, example: int, batch: Callable[[], Batch], block: int, place: int) -> np.ndarray:
         """Knockout effects of an example, from a batch of it alone; sub-batches are halved permanently when memory runs out.

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from stratascope.extract.run.block_arrays import empty_arrays, fill, leave_out_unstorable
+from stratascope.extract.run.block_arrays import empty_arrays, fill, fill_vision_maps, leave_out_unstorable
 from stratascope.extract.run.device_memory import OutOfMemory, attempt
 from stratascope.extract.run.gradients import ARRAYS
 from stratascope.extract.run.inputs import LoadedImage, first_per_image, joined, shown_image, side_by_side
@@ -140,7 +140,7 @@ class ShardBlock:
         self._block, self._place = first // session.plan.store.block, 0
         self._loaded: dict[str, LoadedImage] = {}
         self._features: dict[int, list[ImageFeatures]] = {}
-        self.arrays = empty_arrays(session.plan.store, count, int(session.plan.has_patches[first : first + count].sum()))
+        self.arrays = empty_arrays(session.plan, first, count)
         """All arrays of the block; complete once all `batches` are done."""
         self.batches: list[Future[Any]] = []
 
@@ -243,6 +243,7 @@ class ShardBlock:
     def _fill(self, batch: Batch, coming: PendingCapture) -> bool:
         at = np.array(batch.members) - self._first
         self._session.failed |= fill(self._session.plan, batch.members, coming.result(), at, self.arrays)
+        fill_vision_maps(self._session.plan, batch.members, [each.maps for each in batch.features], self._first, self.arrays)
         self._bar.update(len(batch.members))
         return True
 

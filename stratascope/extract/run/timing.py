@@ -16,6 +16,7 @@ from stratascope.errors import InvalidInputError
 from stratascope.extract.plan.duration import ExtractionTiming, Sample, Stage
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
 from stratascope.extract.plan.store_contents import store_contents
+from stratascope.extract.run.block_arrays import held_examples
 from stratascope.extract.run.inputs import first_per_image
 from stratascope.extract.run.session import ExtractionSession
 from stratascope.extract.run.shard_block import ShardBlock
@@ -158,10 +159,10 @@ class _Run:
         work.run(members)
         seconds = session.clock() - begin - sum(map(sum, session.spent.values()))
         at, found = np.array(members) - place.start, {}
-        held = plan.has_patches[place.start : place.stop]
         for spec in plan.store.arrays():
             if spec.name in work.arrays:
-                rows = np.array([int(held[:k].sum()) for k in at if held[k]], np.intp) if spec.mask else at
+                held = held_examples(plan, spec)[place.start : place.stop]
+                rows = np.array([int(held[:k].sum()) for k in at if held[k]], np.intp)
                 found[spec.name] = work.arrays[spec.name].take(rows, spec.example_axis)
         return found, seconds
 

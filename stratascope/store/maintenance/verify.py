@@ -263,7 +263,7 @@ class _Check:
             if spec.by_block:
                 if spec.mask and facts is None:  # no facts about it: `creation` reports that
                     continue
-                held = None if facts is None or facts.patches is None or not spec.mask else facts.patches[part] > 0
+                held = None if facts is None or not spec.mask else facts.held(spec)[part]
                 found = self._file(spec, block, len(members), held)
                 if found is not None:
                     values[spec.name] = found

@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig
 
 from stratascope.errors import CaptureError
-from stratascope.extract.families.general_family import MERGED_TOWERS, ProcessorRule, reruns_whole
+from stratascope.extract.families.general_family import MERGED_TOWERS, ONE_IMAGE, ProcessorRule, reruns_whole
 from stratascope.extract.families.image_tokens import ImageTokens
 from stratascope.extract.plan.answer_tokens import ABSENT
 from stratascope.extract.run.capture import Capture, Pooling, capturing
@@ -24,7 +24,8 @@ from stratascope.extract.run.inputs import PreparedImages
 from stratascope.extract.run.intervention import Answers, InterventionRunner
 from stratascope.extract.run.model import Batch, Captured, CaptureModel, CaptureRequest
 from stratascope.extract.run.residual_edits import DeviceEdits, Interventions, changed_layers
-from stratascope.extract.run.vision_tower import CellRequest, find_tower, tower_blocks
+from stratascope.extract.run.tower_maps import TowerMapRequest
+from stratascope.extract.run.vision_tower import CellRequest, find_tower, patch_places, tower_blocks
 from tests.extract.general.tiny import Tiny, build, image_processor, photo, words
 from tests.extract.hooked import drawn_edits, hooked_logits, plain_edit
 
@@ -198,6 +199,7 @@ def prove_interventions(model: Any, name: str, case: Case) -> None:
     count, hidden, length = len(ours.decoder.layers), int(ours.decoder.config.hidden_size), len(case.ids)
     shape: Any = SimpleNamespace(attention=attention_blocks(ours.decoder.config), layers=count)
     source: Any = SimpleNamespace(config={"model_type": name})
+    assert ours.accepts_features == (name not in ONE_IMAGE)
     runner = InterventionRunner(ours, whole=reruns_whole(source, shape))
     image = np.flatnonzero(np.array(case.ids) == image_token_id(model.config))[:3]
     places = {"final": np.array([length - 1]), "word": np.array([length - 4]), "image": image}
@@ -364,6 +366,34 @@ def misplaced_cells(name: str, tiny: Tiny) -> list[str]:
             changed = torch.nonzero((found[what] - before[what]).abs().amax(-1) > 1e-5)[:, 0].tolist()
             if changed != [row * columns + column]:
                 wrong.append(f"cell {row}, {column} of {rows} x {columns} changes {what} of {changed}")
+    return wrong
+
+
+def misplaced_patches(name: str, tiny: Tiny) -> list[str]:
+    """Patches that leave the tower and whose change moves other image tokens than the one of their square."""
+    model, asked = build(name, tiny), image_processor(name, tiny)
+    ours = CaptureModel.of(model, ProcessorRule("", "", "", _no_probe))
+    made = image_tensors(asked(images=[photo(0, 256, 192)], return_tensors="pt"))
+    rows, columns = made["image_grid_thw"][0, 1:].tolist()
+    tower = find_tower(model)
+    blocks, order = tower_blocks(tower), patch_places(tower, made["image_grid_thw"])
+    request = TowerMapRequest(len(blocks), 0, ((rows, columns),))
+    plain = ours.features(PreparedImages(made, ((),)), maps=request)
+    merge, wrong = int(asked.merge_size), []
+    assert plain.maps.shape == (len(blocks), 1, rows * columns, rows * columns)
+    for row, column in ((0, 0), (1, 2), (rows - 1, columns - 1), (rows // 2, 1)):
+        place = int(order[row * columns + column])
+
+        def change(module: Any, args: Any, output: Any, place: int = place) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            hidden.view(-1, hidden.shape[-1])[place] += torch.linspace(-3, 2, hidden.shape[-1])
+
+        handle = blocks[-1].register_forward_hook(change)
+        moved = ours.features(PreparedImages(made, ((),))).pooled
+        handle.remove()
+        found = torch.nonzero((moved - plain.pooled).reshape(plain.tokens, -1).abs().amax(-1) > 1e-5)[:, 0].tolist()
+        if found != [row // merge * (columns // merge) + column // merge]:
+            wrong.append(f"patch {row}, {column} of {rows} x {columns} changes {found}")
     return wrong
 
 
