@@ -305,6 +305,7 @@ def test_what_needs_a_single_image_is_refused(photos: Path) -> None:
         ({"positions": ("image_3",)}, "among image_1, image_2, as examples have 2 images, found image_3"),
         ({"positions": ("final", "cells")}, "expected one image an example for `positions` cells, found 2"),
         ({"record": ("residual", "vision_output")}, "expected one image an example for `record` vision_output"),
+        ({"record": ("attention_maps", "vision_maps")}, "expected one image an example for `record` vision_maps"),
         ({"patches": 2}, "expected one image an example for `patches` 2"),
         ({"condition": "patch-shuffle"}, "expected one image an example for `condition` patch-shuffle"),
         ({"boxes": photos / "boxes.json"}, "expected one image an example for `boxes`, found 2"),

@@ -14,10 +14,18 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoProcessor
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from stratascope.errors import CaptureError, InvalidInputError
-from stratascope.extract.families.general_family import MERGED_TOWERS, PATCHED, RASTER, GeneralModel, ProcessorRule, tokens_in_grid
+from stratascope.extract.families.general_family import (
+    MERGED_TOWERS,
+    ONE_IMAGE,
+    PATCHED,
+    RASTER,
+    GeneralModel,
+    ProcessorRule,
+    tokens_in_grid,
+)
 from stratascope.extract.families.image_tokens import ImageTokens, whole
 from stratascope.extract.families.model_families import FAMILIES, ModelShape
 from stratascope.extract.model_files import ModelSource
@@ -26,7 +34,6 @@ from stratascope.extract.run.decoder import attention_blocks
 from stratascope.extract.run.general_inputs import image_tensors, image_token_id
 from stratascope.extract.run.inputs import PreparedImages, given_images
 from stratascope.extract.run.loading import explained
-from stratascope.extract.run.vision_features import class_accepts_features
 
 _ASKED = "WHETHER"
 """The user's text while the processor is asked for an image's tokens."""
@@ -257,12 +264,10 @@ class _Probe:
             If it does, or the model takes one image alone.
         """
         source, sizes = self.asked.source, [(64 + 32 * k, 64) for k in range(images)]
-        with explained(source, "a configuration"):
-            config = AutoConfig.from_pretrained(source.folder, local_files_only=True)
-        if not class_accepts_features(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)], config.model_type):
+        if (kind := source.config.get("model_type")) in ONE_IMAGE:
             raise InvalidInputError(
                 f"{source.name}: expected a model that accepts precomputed image features for several images in a prompt, found the type "
-                f"{config.model_type}, which takes one; use another model, or one image an example"
+                f"{kind}, which takes one; use another model, or one image an example"
             )
         template = ChatFormat(source, self.template.placeholder, self.template.system, images=images)
         rendered, special = template.render(_ASKED), template.adds_special

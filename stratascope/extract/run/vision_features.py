@@ -79,12 +79,9 @@ class ImageFeatures:
 
 def accepts_features(model: Any) -> bool:
     """Whether the forward pass of a family accepts precomputed image features, in batches that equal single examples."""
-    return class_accepts_features(type(model), model.config.model_type) and bool(_feature_owners(model))
-
-
-def class_accepts_features(kind: type[Any], name: str) -> bool:
-    """The same of a class of models and its `model_type`, as far as its forward pass tells."""
-    return name not in COUNTED and "mm_encoder_outputs" in inspect.signature(kind.forward).parameters
+    if model.config.model_type in COUNTED:
+        return False
+    return "mm_encoder_outputs" in inspect.signature(model.forward).parameters and bool(_feature_owners(model))
 
 
 def _feature_owners(model: Any) -> list[Any]:
