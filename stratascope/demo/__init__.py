@@ -156,7 +156,9 @@ def _extracted(
         boxes=out / "scenes" / "instances.json",
         condition=condition,
         # all arrays, so that every command can run on the store; but no gradient rollout, for the time it takes
-        record=tuple(name for name in RECORDS if name != "gradient_rollout") if condition == "original" else ("residual",),
+        record=tuple(name for name in RECORDS if name not in ("gradient_rollout", "vision_maps"))
+        if condition == "original"
+        else ("residual",),
         knockouts=KNOCKOUTS,
         patches=PATCHES if condition == "original" else 0,
     )

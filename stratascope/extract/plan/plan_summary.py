@@ -265,8 +265,8 @@ def _vision_maps(plan: ExtractionPlan) -> list[str]:
     memory = most * store.vision_blocks * store.vision_views * store.vision_tokens**2
     return [
         f"vision     attention maps of {plan.has_map.sum():,} examples in {store.vision_blocks} blocks of the vision tower, at most "
-        f"{store.vision_views} views of {store.vision_tokens:,} tokens: a shard takes up to {bytes_text(memory)} of the host's memory (less "
-        "with `maps`, `block`)"
+        f"{store.vision_views} views of {store.vision_tokens:,} tokens: a shard takes up to {bytes_text(memory)} of the host's memory "
+        "(less with `maps`, `block`)"
     ]
 
 
