@@ -196,7 +196,7 @@ def _knockouts(plan: ExtractionPlan) -> list[str]:
 
 def _estimates(plan: ExtractionPlan) -> list[str]:
     """Cost of the backward passes."""
-    if not plan.store.record & {"hiding_estimate", "gradient_rollout"}:
+    if not plan.store.record & {"hiding_estimate", "gradient_rollout", "gradient_maps"}:
         return []
     return [
         f"estimates  {len(plan.examples):,} forward and backward passes, one example at a time, each the work of {GRADIENT_PASSES} passes"
