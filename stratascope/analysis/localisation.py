@@ -162,7 +162,7 @@ def pointing(
 
     A cell has the measured knockout effect of its group of cells. The ratio divides means over examples, so that examples with large
     effects weigh more; `wins` counts each example once. Intervals are by bootstrap-t over images of the logarithm of the ratio, those of
-    random scores by percentiles; below 24 images (16 of random scores), and where fewer than five decide the ratio, there are none.
+    random scores by percentiles; below 24 images (16 of random scores) there are none.
 
     Parameters
     ----------

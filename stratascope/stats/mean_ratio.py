@@ -80,7 +80,7 @@ def mean_ratio(
         `FEWEST_BOUNDED` groups are enough.
     positive
         Whether all values are at least 0: then distances are those of the logarithm of the ratio, so that the ends are above 0, and the
-        sizes of `bottom` count like those of `top`, and `FEWEST_RATIO` groups are enough.
+        sizes of `bottom` count like those of `top`, and `FEWEST_RATIO` groups are enough, whatever number decides.
     families
         (row,) number of the family of each row, chosen before looking at the values; one family by default.
 
@@ -153,7 +153,7 @@ def mean_ratio(
                 np.fmax(pair[1][spread], value[spread] + unseen),
             )
     few = count < (FEWEST_BOUNDED if bounded else FEWEST_RATIO if positive else FEWEST_GROUPS)
-    if not bounded and spread.any():
+    if not (bounded or positive) and spread.any():
         few |= deciding_groups(deviations[spread]) < FEWEST_DECIDING
     for end in ends:
         end[few] = np.nan

@@ -13,9 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 
+from stratascope.probe.curve.metrics import score_band, score_layers
+from stratascope.probe.curve.value_metrics import score_values
+from stratascope.probe.study.codelength_study import compression_ends
+from stratascope.probe.vision_tower import r2_interval
+from stratascope.stats.auroc import Auroc
 from stratascope.stats.bootstrap import Bootstrap
-from stratascope.stats.intervals import Band
+from stratascope.stats.intervals import Band, clustered_wilson, share_band
 from stratascope.stats.mean_ratio import mean_ratio
+from stratascope.stats.rank_correlation import rank_correlation, spearman_interval
 
 Floats = NDArray[Any]
 Outcome = tuple[float, float]
@@ -90,3 +96,98 @@ def means(seed: int, images: int, shape: str, rows: int = 6, bounded: bool = Fal
     values, expected = rows_of(shape, np.random.default_rng([seed, images, 9]), rows, images)
     bootstrap = Bootstrap(np.arange(images), draws=DRAWS, seed=0)
     return outcomes(mean_ratio(values, np.ones_like(values), bootstrap, bounded=bounded)[2], expected)
+
+
+def ratios(seed: int, images: int, skew: float, beside: float) -> dict[str, Outcome]:
+    """Ratio of two log-normal means, correlated by .5, as of `pointing`."""
+    shared, own, other = np.random.default_rng([seed, images, 3]).standard_normal((3, 1, images)) * np.sqrt(0.5)
+    top, bottom = np.exp(skew * (shared + own)), np.exp(beside * (shared + other))
+    bands = mean_ratio(top, bottom, Bootstrap(np.arange(images), draws=DRAWS, seed=0), positive=True)[2]
+    return {"pointwise": outcomes(bands, np.exp((skew**2 - beside**2) / 2))["pointwise"]}
+
+
+class Clustered:
+    """Normal values of examples in images, correlated by .5 within an image, and between neighbouring rows."""
+
+    def __init__(self, seed: int, images: int, each: int = 2) -> None:
+        self.rng = np.random.default_rng([seed, images, each, 31])
+        self.images, self.groups = images, np.repeat(np.arange(images), each)
+        self.bootstrap = Bootstrap(self.groups, draws=DRAWS, seed=0)
+
+    def normal(self, rows: int = 1) -> Floats:
+        """(row, example)"""
+        shared, own = self.rng.standard_normal((rows, self.images))[:, self.groups], self.rng.standard_normal((rows, len(self.groups)))
+        made = np.sqrt(0.5) * (shared + own)
+        for row in range(1, rows):
+            made[row] = ALIKE * made[row - 1] + np.sqrt(1 - ALIKE**2) * made[row]
+        return np.asarray(made)
+
+
+def _single(low: float, expected: float, high: float) -> Outcome:
+    return float(np.isfinite(low)), float(low > expected or high < expected)
+
+
+def shares(seed: int, images: int, share: float) -> dict[str, Outcome]:
+    """Shares of right answers at six layers (`lens`), and of all answers (`answers`)."""
+    right = (Clustered(seed, images).normal(6) < norm.ppf(share)).astype(float)
+    groups = np.repeat(np.arange(images), 2)
+    found = outcomes(share_band(right, Bootstrap(groups, draws=DRAWS, seed=0)), share)
+    low, high = clustered_wilson(right[0], groups)
+    return found | {"answers": _single(low, share, high)}
+
+
+def heads(seed: int, images: int, auroc: float) -> dict[str, Outcome]:
+    """AUROC of 36 heads for a right answer, given by .7 of the examples, and its advantage over a baseline of AUROC .7 (`overlap`)."""
+    made = Clustered(seed, images)
+    right = made.rng.random(len(made.groups)) < 0.7
+    scores = made.normal(36).T + np.sqrt(2) * norm.ppf(auroc) * right[:, None]
+    base = made.normal().T + np.sqrt(2) * norm.ppf(0.7) * right[:, None]
+    area, other = (Auroc.of(each, right, made.groups) for each in (scores, base))
+    found = {}
+    for name, one, expected in (("", area, auroc), ("advantage, ", area.minus(other), auroc - 0.7)):
+        (low, high), (low_all, high_all) = one.interval(), one.simultaneous()
+        found |= {name + which: each for which, each in outcomes(Band(low, high, low_all, high_all, 0.0), expected).items()}
+    return found
+
+
+def scores(seed: int, images: int, auroc: float, each: int = 2) -> dict[str, Outcome]:
+    """AUROC and balanced accuracy at six layers, given the predictions (`probe --test-on`, `patches`), and R2 of about the same signal.
+
+    The AUROC is that within five folds, of a multiple of five images; pairs of an image share half of their variance.
+    """
+    made = Clustered(seed, images, each)
+    shift = np.sqrt(2) * norm.ppf(auroc)
+    labels = made.rng.random(len(made.groups)) < 0.5
+    logits = made.normal(6) + shift * (labels - 0.5)
+    values, draws = score_layers(logits[:, None], labels.astype(int), made.groups % 5, 2, made.bootstrap)
+    of_image = (each - 1) / (images // 5 * each - 1)
+    expected = {"auroc": (1 - of_image) * auroc + of_image * norm.cdf(shift), "balanced_accuracy": norm.cdf(shift / 2)}
+    y, rest = made.normal()[0], 1 / (1 + shift**2 / 2)
+    predicted = y + np.sqrt(rest) * made.normal(6)
+    more, further = score_values(predicted[:, None], y[:, None], ("y",), made.bootstrap, np.zeros((6, 1)))
+    expected["r2"] = 1 - rest
+    found = {}
+    for metric, wanted in expected.items():
+        given, drawn = (values, draws) if metric in values else (more, further)
+        bands = score_band(given[metric], drawn[metric], metric, images, 0.95)
+        found |= {f"{metric}, {which}": outcome for which, outcome in outcomes(bands, wanted).items()}
+    return found
+
+
+def others(seed: int, images: int) -> dict[str, Outcome]:
+    """Compression (`--measures mdl`), R2 of a place (`entanglement`), and the rank correlation of heads (`heads`)."""
+    made = Clustered(seed, images)
+    codes = np.log2(1 + np.exp(-1.5 * made.normal() - 1.5))
+    grid = np.linspace(-8, 8, 20_001)
+    expected = np.average(np.log2(1 + np.exp(-1.5 * grid - 1.5)), weights=norm.pdf(grid))
+    low, high = compression_ends(codes, codes.mean(1, keepdims=True), 2, made.bootstrap, 0.95)
+    found = {"compression": _single(low[0], 1 / expected, high[0])}
+    for r2 in (0.1, 0.6, 0.9):
+        place = made.normal(2)
+        predicted = (place + np.sqrt(1 - r2) * made.normal(2))[None]
+        _, low, high = r2_interval(place, predicted, made.bootstrap, 0.95, np.zeros(1))
+        found[f"R2 {r2} of a place"] = _single(low[0], r2, high[0])
+    first, second = made.rng.standard_normal((2, images))
+    second = 0.7 * first + np.sqrt(1 - 0.49) * second
+    ends = spearman_interval(rank_correlation(first, second), images)
+    return found | {"rank correlation of heads": _single(ends[0], 6 / np.pi * np.arcsin(0.35), ends[1])}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stratascope.errors import StoreError
+from stratascope.store.format.limits import MOST_METADATA
 from stratascope.store.io.hub_cache import RepositoryCache, hub_home
 from stratascope.store.io.remote_errors import UnreachableError
 
@@ -155,7 +156,7 @@ def hub_token() -> str:
 def _commit(address: str, headers: dict[str, str], url: str) -> str:
     try:
         with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=TIMEOUT) as answer:
-            commit = json.load(answer)["sha"]
+            commit = json.loads(answer.read(MOST_METADATA))["sha"]
     except urllib.error.HTTPError as error:
         advice = "check the name and the revision; for a private repository set HF_TOKEN, or run `hf auth login`"
         raise UnreachableError(

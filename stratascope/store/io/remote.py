@@ -15,10 +15,11 @@ from typing import Any
 
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import MemoryStore, WrapperStore
+from zarr.storage import MemoryStore, ObjectStore, WrapperStore
 
 from stratascope.addresses import without_secrets
 from stratascope.errors import InvalidInputError, MissingExtraError, StoreError, is_panic
+from stratascope.store.format.limits import check_file_size
 from stratascope.store.io.hub import HubFolder, hub_folder
 from stratascope.store.io.hub_cache import CachedStore
 from stratascope.store.io.remote_errors import CREDENTIALS, DOCS, Refusal, UnreachableError, first_line, silenced_panics
@@ -59,12 +60,10 @@ def open_remote(url: str) -> Store:
     MissingExtraError
         Without obstore.
     """
-    from zarr.storage import ObjectStore
-
     if not url.startswith("hf://"):
-        return PatientStore(ObjectStore(connect(url), read_only=True), Server(url))
+        return PatientStore(BoundedStore(connect(url), read_only=True), Server(url))
     hub = hub_folder(url)
-    store: Store = MemoryStore(read_only=True) if hub.offline else ObjectStore(connect(url, hub=hub), read_only=True)
+    store: Store = MemoryStore(read_only=True) if hub.offline else BoundedStore(connect(url, hub=hub), read_only=True)
     return PatientStore(CachedStore(store, hub.cache, hub.commit, hub.path, hub.offline), Server(url))
 
 
@@ -230,6 +229,29 @@ class Request:
         self.failures += 1
         self._longest = min(2 * self._longest, LONGEST_PAUSE)
         return pause
+
+
+class BoundedStore(ObjectStore[Any]):
+    """Objects on a server, of which those of an absurd size are refused before their bytes are read."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """The bytes of a key, None where there are none.
+
+        Raises
+        ------
+        StoreError
+            For a whole file that is larger than a store's can be.
+        """
+        if byte_range is not None:
+            return await super().get(key, prototype, byte_range)
+        import obstore
+
+        try:
+            answer = await obstore.get_async(self.store, key)
+        except FileNotFoundError:
+            return None
+        check_file_size(answer.meta["size"], key)
+        return prototype.buffer.from_bytes(await answer.bytes_async())
 
 
 class PatientStore(WrapperStore[Store]):
