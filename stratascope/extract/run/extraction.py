@@ -298,7 +298,7 @@ def run_extraction(
                 store.add_readout(lambda: session.model.unembedding.readout(plan.readout_words))
 
             with tqdm(total=count, desc="extract", unit="example", disable=not progress) as bar:
-                fill_blocks(session, store, pending, bar, on_checked=checked)
+                fill_blocks(session, store, pending, bar, on_checked=checked, in_bucket=isinstance(out, str))
             failed = {plan.examples[k].id: reason for k, reason in session.failed.items()}
             halvings, passes = session.halvings, session.features.computed
     return ExtractionReport(out, len(pending), count, plan.store.blocks, failed, halvings, passes, (rank, of))
