@@ -111,17 +111,22 @@ class SimulatedEffects:
         return effects, use_table(*given, level=0.95, margin=0.1, control_factor=1.0)
 
     def covered(self) -> dict[str, float]:
-        """Name of an interval -> whether it holds the expectation, NaN where there is none; of simultaneous ones, at all layers."""
+        """Name of an interval -> whether it holds the expectation, NaN where none is given; of simultaneous ones, at all layers.
+
+        An upper end that is not given misses nothing; how often it is given is counted, too.
+        """
         effects, use = self.tables()
         kinds = {"flipped": "erase", "effect": "erase", "restored": "patch"}
-        found = {}
+        found: dict[str, float] = {}
         for name, truth in self.truth.items():
             rows = use[use["kind"] == "erase"] if name == "excess" else effects[effects["kind"] == kinds[name]]
             rows = rows if name == "excess" else rows[rows["control"] == ""]
             low, high = rows[f"{name}_low"].to_numpy(), rows[f"{name}_high"].to_numpy()
-            found[name] = float(low[2] <= truth <= high[2]) if np.isfinite(low[2]) else np.nan
+            found[name] = np.nan if np.isnan(low[2]) else float(low[2] <= truth and not high[2] < truth)
+            if name in ("effect", "excess"):
+                found[f"{name} with an upper end"] = np.mean(np.isfinite(high))
             low, high = rows[f"{name}_low_simultaneous"].to_numpy(), rows[f"{name}_high_simultaneous"].to_numpy()
-            found[f"{name} simultaneous"] = float(not ((low > truth) | (truth > high)).any()) if np.isfinite(low).any() else np.nan
+            found[f"{name} simultaneous"] = np.nan if np.isnan(low).any() else float(((low <= truth) & ~(high < truth)).all())
         return found
 
 

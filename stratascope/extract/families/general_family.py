@@ -80,6 +80,10 @@ WHOLE_RERUNS = frozenset({"blip-2", "llama4", "muse_glimmer", "muse_spark"})
 """Types whose last tokens cannot run alone, as knockouts do: not all of their blocks have rotary embeddings of single tokens."""
 
 
+ONE_IMAGE = frozenset({"hunyuan_vl", "mllama"})
+"""Types without precomputed image features, or that number the images of a batch: a forward pass takes one image."""
+
+
 class ImageProbe(Protocol):
     """Asks a processor for the tokens of an image with a given size."""
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from stratascope.datasets.own_prompts import stored_prompt
 from stratascope.errors import InvalidInputError, ProvenanceMismatchError
-from stratascope.extract.families.general_family import family_of, reruns_whole
+from stratascope.extract.families.general_family import ONE_IMAGE, family_of, reruns_whole
 from stratascope.extract.model_files import QUANTIZE, on_loading
 from stratascope.extract.plan.answer_tokens import scored_rows
 from stratascope.extract.plan.extraction_plan import ExtractionPlan
@@ -224,6 +224,7 @@ def bare_passes(
         for behind in scored_rows(plan.tokenizer.answers(plan.examples[example])) if plan.tokenizer.scored else ((),):
             ran = length + len(behind)
             unedited = max(1.0, slots / max(1, batch_tokens // ran - 1)) if whole else 1.0
+            unedited = 0.0 if whole and plan.source.config.get("model_type") in ONE_IMAGE else unedited  # that is the unedited pass
             computed = sum((tail + len(behind)) * depths[part] for part, tail in tails.items() if tail is not None)
             total += (computed * (slots + unedited) / blocks + (ran if behind else 0)) / length
     return total / max(len(examples), 1)

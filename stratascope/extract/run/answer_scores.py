@@ -104,7 +104,8 @@ def inputs_behind(model: CaptureModel, batch: Batch, suffixes: Sequence[tuple[in
         ids[k, length : length + len(suffix)] = torch.tensor(suffix, dtype=ids.dtype)
     given = model.inputs(replace(batch, input_ids=ids, lengths=lengths))
     if model.model.config.model_type == "paligemma":  # its prompts are read in both directions, answers are not
-        given["token_type_ids"] = (torch.arange(ids.shape[1]) >= batch.lengths[:, None]).long().to(model.device)
+        answers = (torch.arange(ids.shape[1]) >= batch.lengths[:, None]).to(model.device)
+        given["token_type_ids"] = given["token_type_ids"].masked_fill(answers, 1)
     return given
 
 

@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig
 
 from stratascope.errors import CaptureError
-from stratascope.extract.families.general_family import MERGED_TOWERS, ProcessorRule, reruns_whole
+from stratascope.extract.families.general_family import MERGED_TOWERS, ONE_IMAGE, ProcessorRule, reruns_whole
 from stratascope.extract.families.image_tokens import ImageTokens
 from stratascope.extract.plan.answer_tokens import ABSENT
 from stratascope.extract.run.capture import Capture, Pooling, capturing
@@ -199,6 +199,7 @@ def prove_interventions(model: Any, name: str, case: Case) -> None:
     count, hidden, length = len(ours.decoder.layers), int(ours.decoder.config.hidden_size), len(case.ids)
     shape: Any = SimpleNamespace(attention=attention_blocks(ours.decoder.config), layers=count)
     source: Any = SimpleNamespace(config={"model_type": name})
+    assert ours.accepts_features == (name not in ONE_IMAGE)
     runner = InterventionRunner(ours, whole=reruns_whole(source, shape))
     image = np.flatnonzero(np.array(case.ids) == image_token_id(model.config))[:3]
     places = {"final": np.array([length - 1]), "word": np.array([length - 4]), "image": image}
