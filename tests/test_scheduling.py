@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stratascope.errors import InvalidInputError
-from stratascope.scheduling import LOCAL, run_all, workers_of
+from stratascope.scheduling import LOCAL, run_all, shared_processes, workers_of
 
 WORK: list[Any] = [[3, [1, 2]], {"a": (4, 5)}, "text", range(3), 7]
 """Containers too: Dask would look into them, if it were let."""
@@ -50,3 +50,35 @@ def test_what_cannot_be_is_refused_before_any_work() -> None:
         run_all(described, WORK, workers=0)
     assert workers_of("threads", 3) == 3
     assert workers_of(None) == 1
+
+
+def imported(name: str) -> tuple[bool, int]:
+    return name in sys.modules, os.getpid()
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_shared_processes_have_their_modules_serve_several_calls_and_end(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", platform)  # darwin: spawned
+    with shared_processes(2, ["wave"]):
+        found = [run_all(imported, ["wave"] * 4, scheduler="processes", workers=2) for _ in range(2)]
+        with pytest.raises(ZeroDivisionError):
+            run_all(divided, [1, 0], scheduler="processes", workers=2)
+        with pytest.raises(InvalidInputError):
+            run_all(refused, [1], scheduler="processes")
+        found.append(run_all(imported, ["wave"] * 4, scheduler="processes", workers=2))
+    processes = {process for answers in found for _, process in answers}
+    assert any(there for answers in found for there, _ in answers)
+    assert len(processes) <= 2
+    assert os.getpid() not in processes
+    for process in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+    assert {process for _, process in run_all(imported, ["wave"], scheduler="processes")}.isdisjoint(processes)
+
+
+def divided(item: int) -> float:
+    return 1 / item
+
+
+def refused(item: int) -> None:
+    raise InvalidInputError(f"expected another item than {item}")

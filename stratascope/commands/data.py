@@ -21,8 +21,11 @@ from stratascope.datasets.conversion import ConversionReport, convert_benchmark
 from stratascope.datasets.fetch import FetchChoice
 from stratascope.datasets.pairs import minimal_pairs
 from stratascope.errors import InvalidInputError
+from stratascope.scheduling import workers_of
 
 SHOWN_FAILURES = 10
+MOST_PROCESSES = 4
+"""Processes of the demo, each with its own torch."""
 
 
 @click.command(short_help="Full pipeline on generated scenes with the built-in model.")
@@ -47,6 +50,7 @@ def demo_command(out: Path, scenes: int, seed: int, as_json: bool, verbosity: in
         on_step=lambda step: None if quiet else echo(step),
         on_result=None if quiet else echo,
         command_line=command_lines(),
+        processes=min(MOST_PROCESSES, workers_of("processes")),
     )
     files = [f"file {path}" for path in sorted((out / "results").glob("*.*"))]
     record = {"folder": out, "report": out / "results" / "report.html", "summary": text}

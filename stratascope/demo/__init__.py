@@ -13,6 +13,7 @@ from stratascope.demo.stages import LAYERS, Stages, digest
 from stratascope.errors import TooFewExamplesError
 from stratascope.report.blocks import CommandLine
 from stratascope.results.locations import ENDING
+from stratascope.scheduling import shared_processes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from stratascope.store import ActivationStore
 
 SHUFFLED = "truth:shuffled"
-KNOCKOUTS = 32
-"""Scenes whose knockouts are measured; each costs about twenty forward passes."""
+KNOCKOUTS = 48
+"""Scenes whose knockouts are measured, enough for intervals also of those with other objects; each costs about twenty forward passes."""
 PATCHES = 64
 """Scenes whose residual stream is saved at every image token."""
 FEWEST_SCENES = 64
@@ -32,6 +33,8 @@ FEWEST_OF_RELATIONS = 160
 CONDITIONS = ("original", "blank")
 SUMMARY_CURVES = ("truth-final", "truth-final-blank", "truth-shuffled-final")
 """Curves in the demo's summary."""
+MODULES = ("stratascope.extract.run.shard_block", "stratascope.probe.study.study", "scipy.stats", "sklearn.base", "dask.threaded")
+"""What extraction and probes import; the import starts before the scenes are drawn."""
 KEPT = ": finished before, kept"
 
 
@@ -44,6 +47,7 @@ def run_demo(
     on_step: Callable[[str], object] = lambda text: None,
     on_result: Callable[[str], object] | None = None,
     command_line: CommandLine | None = None,
+    processes: int = 1,
 ) -> str:
     """Generate scenes, extract them with original and blank images, train probes, run all analyses, write the report.
 
@@ -65,6 +69,8 @@ def run_demo(
         Receives the summary of the curves as soon as the probes are trained; the returned text then leaves it out.
     command_line
         Writes the commands that the report lists; see `report.report_file.write_report`.
+    processes
+        Processes that extract and probe; 1: this one alone. With more, a script needs the guard `if __name__ == "__main__":`.
 
     Returns
     -------
@@ -80,14 +86,32 @@ def run_demo(
     InvalidInputError
         If the folder has other content, or was filled with other settings.
     """
-    from stratascope.datasets.scenes import write_scenes
     from stratascope.extract.run.extraction import require_extract_extra
-    from stratascope.probe import LayerCurve
 
     require_extract_extra(load=False)
     if scenes < FEWEST_SCENES:
         raise TooFewExamplesError(f"expected at least {FEWEST_SCENES} scenes for probes, found {scenes}")
-    stages, drawn, results = Stages(out, {"scenes": scenes, "seed": seed}), out / "scenes", out / "results"
+    stages = Stages(out, {"scenes": scenes, "seed": seed})
+    if processes == 1 or all(stages.noted(condition) for condition in CONDITIONS):
+        return _run_stages(stages, 1, progress, on_step, on_result, command_line)
+    with shared_processes(processes, MODULES):
+        return _run_stages(stages, processes, progress, on_step, on_result, command_line)
+
+
+def _run_stages(
+    stages: Stages,
+    processes: int,
+    progress: bool,
+    on_step: Callable[[str], object],
+    on_result: Callable[[str], object] | None,
+    command_line: CommandLine | None,
+) -> str:
+    """Run or keep each stage; parameters and result as of `run_demo`."""
+    from stratascope.datasets.scenes import write_scenes
+    from stratascope.probe import LayerCurve
+
+    out, scenes, seed = stages.out, stages.settings["scenes"], stages.settings["seed"]
+    drawn, results = out / "scenes", out / "results"
 
     def step(text: str, folder: Path, parts: Mapping[str, Callable[[], object]], made_of: Callable[[str], Any]) -> None:
         kept = all(stages.kept(name, made_of(name)) for name in parts)
@@ -100,7 +124,10 @@ def run_demo(
     step(f"1/5 drawing {scenes} scenes in {drawn}", drawn, drawing, lambda _: [scenes, seed])
     again = f"stratascope demo --out . --scenes {scenes} --seed {seed}"
     before = {condition: stages.noted(condition) for condition in CONDITIONS}
-    stores = {condition: _extracted(stages, condition, f"{k + 2}/5", again, progress, on_step) for k, condition in enumerate(CONDITIONS)}
+    stores = {
+        condition: _extracted(stages, condition, f"{k + 2}/5", again, processes, progress, on_step)
+        for k, condition in enumerate(CONDITIONS)
+    }
     prints = {condition: store.fingerprint() for condition, store in stores.items()}
     if None not in before.values() and before != prints and results.exists():
         aside = next(path for k in range(1000) if not (path := out / f"results-before-{k + 1}").exists())
@@ -110,7 +137,7 @@ def run_demo(
     step(
         "4/5 probing every layer",
         results,
-        {"probes": lambda: _save_curves(stores["original"], stores["blank"], results, seed, progress)},
+        {"probes": lambda: _save_curves(stores["original"], stores["blank"], results, seed, processes, progress)},
         lambda _: prints,
     )
     summarised = {name: LayerCurve.load(results / f"probe-{name}{ENDING}") for name in SUMMARY_CURVES}
@@ -133,11 +160,12 @@ def run_demo(
 
 
 def _extracted(
-    stages: Stages, condition: str, step: str, command: str, progress: bool, on_step: Callable[[str], object]
+    stages: Stages, condition: str, step: str, command: str, processes: int, progress: bool, on_step: Callable[[str], object]
 ) -> ActivationStore:
     """The store of a condition, kept from an earlier run or extracted now."""
-    from stratascope.extract import ExtractionSettings, plan_extraction, run_extraction
+    from stratascope.extract import ExtractionSettings
     from stratascope.extract.plan.settings import RECORDS
+    from stratascope.extract.run.local_processes import extract_in_processes
     from stratascope.store import ActivationStore
 
     out = stages.out
@@ -160,7 +188,7 @@ def _extracted(
         knockouts=KNOCKOUTS,
         patches=PATCHES if condition == "original" else 0,
     )
-    run_extraction(plan_extraction(settings), path, progress=progress, command=command)
+    extract_in_processes(settings, path, processes, progress=progress, command=command)
     store = ActivationStore.open(path)
     stages.note(condition, store.fingerprint())
     return store
@@ -215,13 +243,13 @@ def _save_overlap(store: ActivationStore, results: Path, seed: int) -> None:
     save_figure(overlap.figure(prediction=prediction), results / f"{overlap.file_name}.png")
 
 
-def _save_curves(original: ActivationStore, blank: ActivationStore, results: Path, seed: int, progress: bool) -> None:
+def _save_curves(original: ActivationStore, blank: ActivationStore, results: Path, seed: int, processes: int, progress: bool) -> None:
     """Curves, advantages over baselines and controls, accuracy by relation, and figures."""
     from stratascope.probe.curve.breakdown import AccuracyBy
     from stratascope.results.locations import file_name
     from stratascope.results.saved_files import save_with_figure
 
-    joint = _probe(original, blank, results / LAYERS, seed, progress)
+    joint = _probe(original, blank, results / LAYERS, seed, processes, progress)
     curves = _by_name(joint)
     related = "relation-final" in curves
     for name, curve in curves.items():
@@ -236,11 +264,12 @@ def _save_curves(original: ActivationStore, blank: ActivationStore, results: Pat
     _draw(curves, results)
 
 
-def _probe(original: ActivationStore, blank: ActivationStore, layers: Path, seed: int, progress: bool) -> CurveSet:
+def _probe(original: ActivationStore, blank: ActivationStore, layers: Path, seed: int, processes: int, progress: bool) -> CurveSet:
     """Curves of both stores with one band over all of them; `layers` is the cache of layers."""
     from stratascope.probe import CurveSet, probe_study
 
-    options: dict[str, Any] = {"seed": seed, "scheduler": "threads", "progress": progress, "output": layers}
+    where = {"scheduler": "processes", "workers": processes} if processes > 1 else {"scheduler": "threads"}
+    options: dict[str, Any] = {"seed": seed, "progress": progress, "output": layers, **where}
     relation = ("relation",) if original.layout.examples >= FEWEST_OF_RELATIONS else ()
     found = probe_study(original, ("truth", SHUFFLED, *relation), ("final", "subject", "object"), **options)
     return CurveSet(found, {"blank": probe_study(blank, ("truth", *relation), ("final",), **options)}).with_family()

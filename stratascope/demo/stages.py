@@ -47,7 +47,7 @@ class Stages:
         if found != settings:
             asked, was = (", ".join(f"{name} {value}" for name, value in some.items()) for some in (settings, found))
             raise InvalidInputError(f"{out}: expected the settings of this folder ({was}), found {asked}; choose another folder")
-        self._settings, self._held = dict(settings), held
+        self.settings, self._held = dict(settings), held
 
     def kept(self, name: str, inputs: Any) -> bool:
         """Whether a stage is finished with the same inputs and version, and its files are unchanged."""
@@ -104,7 +104,7 @@ class Stages:
             self._write()
 
     def _write(self) -> None:
-        text = json.dumps({"settings": self._settings, "stages": self._held}, indent=1)
+        text = json.dumps({"settings": self.settings, "stages": self._held}, indent=1)
         write_file(self.out / NAME, [text.encode()])
 
 

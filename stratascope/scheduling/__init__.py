@@ -11,8 +11,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
+from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -24,6 +26,7 @@ LOCAL = ("synchronous", "threads", "processes")
 _PR_SET_PDEATHSIG = 1
 _ORPHANED = 1
 """Exit code of a worker whose parent is gone."""
+_shared: ContextVar[ProcessPoolExecutor | None] = ContextVar("stratascope_processes", default=None)
 
 
 def run_all(
@@ -134,7 +137,10 @@ def _here(
         dask.delayed(partial(function, item), pure=False, traverse=False)(dask_key_name=key) for item, key in zip(work, names, strict=True)
     ]
     count = min(workers_of(name, workers), len(work))
-    with Callback(posttask=after), process_pool(count) if name == "processes" else nullcontext() as pool:
+    processes: AbstractContextManager[ProcessPoolExecutor | None] = nullcontext()
+    if name == "processes":
+        processes = process_pool(count) if (shared := _shared.get()) is None else nullcontext(shared)
+    with Callback(posttask=after), processes as pool:
         try:
             # one task at a time: Dask would give the first process six of them
             dask.compute(*tasks, scheduler=name, num_workers=count, optimize_graph=False, chunksize=1, **({"pool": pool} if pool else {}))
@@ -147,19 +153,69 @@ def _here(
 
 
 @contextmanager
-def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of spawned processes that end with the context, with an error, or with this process.
+def shared_processes(workers: int, modules: Sequence[str] = ()) -> Iterator[ProcessPoolExecutor]:
+    """A pool that calls of `run_all` with `processes` use while it is open, instead of starting processes each time.
+
+    Parameters
+    ----------
+    workers
+        Processes at once; they start with the first task.
+    modules
+        Names of modules that take seconds to import, and whose import starts nothing. The import begins at once, in the background; on
+        Linux once for all processes, which are forked from the one that imported them (multiprocessing's server, which this process
+        starts once: later names are imported by each worker).
+    """
+    forked = bool(modules) and sys.platform == "linux"
+    if forked:
+        from multiprocessing import forkserver, resource_tracker  # not on Windows
+
+        resource_tracker.ensure_running()  # it unblocks signals
+        multiprocessing.set_forkserver_preload(list(modules))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C would interrupt the import
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with process_pool(workers, forked=forked) as pool:
+        for _ in range(workers):
+            for module in modules:
+                pool.submit(_import, module)
+        token = _shared.set(pool)
+        try:
+            yield pool
+        finally:
+            _shared.reset(token)
+
+
+def _import(module: str) -> None:
+    import_module(module)
+
+
+@contextmanager
+def process_pool(workers: int, *, forked: bool = False) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes that end with the context, with an error, or with this process.
 
     Each worker holds the reading end of a pipe whose writing end is here alone: the system closes it when this process ends, whatever
-    ended it. On Linux the system also kills them itself, even while a worker's interpreter is locked by a long computation.
+    ended it. On Linux the system also kills spawned workers itself, even while a worker's interpreter is locked by a long computation.
+
+    Parameters
+    ----------
+    workers
+        Processes at once.
+    forked
+        Fork workers from multiprocessing's server instead of spawning them.
     """
-    context = multiprocessing.get_context("spawn")  # a forked worker would hold the writing end, too
+    # one that is forked from this process would hold the writing end, too
+    context = multiprocessing.get_context("forkserver" if forked else "spawn")
     watched, held = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent, initargs=(watched, os.getpid()))
+    parent = None if forked else os.getpid()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent, initargs=(watched, parent))
     try:
         yield pool
     except BaseException:
         held.close()  # workers end at once, in the middle of their tasks
+        if forked:
+            _end_server()
         pool.shutdown(cancel_futures=True)
         raise
     else:
@@ -169,7 +225,16 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         watched.close()
 
 
-def end_with_parent(watched: Connection, parent: int) -> None:
+def _end_server() -> None:
+    """Kill multiprocessing's server: workers that it has not started yet would fail with a traceback. It is started anew when needed."""
+    from multiprocessing import forkserver
+
+    pid = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
+
+
+def end_with_parent(watched: Connection, parent: int | None) -> None:
     """Make this worker process end when its parent does.
 
     Parameters
@@ -177,14 +242,15 @@ def end_with_parent(watched: Connection, parent: int) -> None:
     watched
         Reading end of a pipe that only the parent holds open.
     parent
-        Its process id.
+        Its process id; None if it did not start this process itself.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the parent handles it
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the line above
-        os._exit(_ORPHANED)
+    if parent is not None:
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError, AttributeError):
+                ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before the line above
+            os._exit(_ORPHANED)
     threading.Thread(target=_exit_at_end, args=(watched,), daemon=True).start()
 
 

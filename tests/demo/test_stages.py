@@ -107,7 +107,7 @@ def test_run_again_only_what_is_missing_or_changed_is_made(demo: Path, tmp_path:
     results = out / "results"
     (results / "rollout.png").unlink()
     (results / "share.png").write_bytes((results / "overlap.png").read_bytes())
-    monkeypatch.setattr("stratascope.extract.run_extraction", None)
+    monkeypatch.setattr("stratascope.extract.run.local_processes.extract_in_processes", None)
     monkeypatch.setattr("stratascope.probe.probe_study", None)
     monkeypatch.setattr("stratascope.analysis.faithfulness", None)
     steps: list[str] = []

@@ -26,6 +26,8 @@ from stratascope.extract import run_extraction
 from stratascope.extract.plan.images import open_image
 from stratascope.extract.plan.plan_summary import plan_summary, unanswered
 from stratascope.extract.plan.store_contents import store_contents
+from stratascope.extract.run.local_processes import extract_in_processes
+from stratascope.scheduling import shared_processes
 
 
 def packed(captured) -> np.ndarray:
@@ -54,6 +56,15 @@ def test_the_store_holds_what_the_model_gives(plan, store: ActivationStore) -> N
         np.testing.assert_allclose(rows, alone.rows[:, 0, :, :tokens], atol=5e-4)
         np.testing.assert_array_equal(store.read("attention_maps", examples=k)[:, :tokens, :tokens], packed(alone))
         np.testing.assert_allclose(store.read("answer_logits", examples=[k])[0], alone.answer_logits[0], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_several_processes_write_the_bytes_of_one(settings: ExtractionSettings, store_path: Path, tmp_path: Path) -> None:
+    with shared_processes(2, ["stratascope.extract.run.shard_block"]):
+        extract_in_processes(settings, tmp_path / "s.zarr", 2)
+        with pytest.raises(ProvenanceMismatchError, match="the store has"):
+            extract_in_processes(dataclasses.replace(settings, condition="blank"), tmp_path / "s.zarr", 2)
+    assert contents(tmp_path / "s.zarr") == contents(store_path)
 
 
 def test_the_tables_describe_the_examples(plan, store: ActivationStore) -> None:

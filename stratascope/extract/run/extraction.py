@@ -268,9 +268,10 @@ def run_extraction(
     MissingExtraError
         If torch, torchvision, transformers or qwen-vl-utils is not installed.
     InvalidInputError
-        If the plan has only a stated image size, `rank` is not below `of`, the device or the weights cannot be used, or the model's files
-        changed since planning.
+        If the plan has only a stated image size or was made from a bundled description, `rank` is not below `of`, the device or the
+        weights cannot be used, or the model's files changed since planning.
     """
+    plan.check_files()
     require_extract_extra()
     if plan.settings.image_size is not None:
         raise InvalidInputError("expected real images for an extraction, found a plan with a stated image size; leave out `image_size`")

@@ -16,7 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stratascope.errors import InvalidInputError, NotRecordedError, StoreError
-from stratascope.store.format.arrays import GENERATED, ArraySpec, generated_number
+from stratascope.store.format.arrays import GENERATED, ArraySpec
+from stratascope.store.format.generated_positions import generated_number
 from stratascope.store.format.layout import StoreLayout
 from stratascope.store.format.provenance import digest
 from stratascope.store.format.shards import decode_file, encode_chunk, encode_file
@@ -24,7 +25,7 @@ from stratascope.store.io.create import empty_store
 from stratascope.store.io.overview import LENS, bytes_text
 from stratascope.store.io.reader import ActivationStore
 from stratascope.store.io.readout import stored_files
-from stratascope.store.io.recorded_examples import require_written
+from stratascope.store.io.recorded_examples import masked_examples, require_written
 from stratascope.store.io.remote import refuse_unwritable
 from stratascope.store.io.remote_errors import UnreachableError
 from stratascope.store.io.selection import Examples, Layers, Positions, Selection, example_numbers, listing
@@ -178,7 +179,7 @@ def _copy_file(
     """Copy the values of an array of a block; the bytes of its file."""
     members = layout.block_examples(block)
     chosen = numbers[members.start : members.stop]
-    held = store.patch_counts[chosen] > 0 if spec.mask else None
+    held = masked_examples(store, spec)[chosen] if spec.mask else None
     size = _kept(into, spec, spec.key(block), len(members), held)
     if size is not None:
         return size
