@@ -12,6 +12,7 @@ import datetime
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import socket
 import subprocess
@@ -27,7 +28,8 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import pytest
-from buckets import check_writing, files, objects, without_cloud
+from buckets import check_faults, check_writing, files, objects, without_cloud
+from faulty_proxy import faulty_proxy
 from local_server import LocalHandler, serving_locally
 from stores import make_store, small_layout
 
@@ -259,3 +261,10 @@ def test_conditions_and_parts_are_those_of_google(asked, monkeypatch):
     with pytest.raises(UnreachableError, match="expected a bucket to write into, found none of that name") as caught:
         Bucket("gs://nowhere/a.zarr").put("k", lambda: [b"1"])
     assert "zq" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_faults_before_google_have_the_outcome_of_those_before_s3(asked, tmp_path, monkeypatch):
+    with faulty_proxy(os.environ["GOOGLE_BASE_URL"]) as proxy:
+        monkeypatch.setenv("GOOGLE_BASE_URL", proxy.address)
+        check_faults(proxy, "gs://bucket/faults", tmp_path, monkeypatch)
